@@ -1,0 +1,109 @@
+"""The seams. Everything behind one of these is final: implemented in one place, never subclassed again."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+
+import numpy as np
+from torch import Tensor, nn
+
+from opendino.core.types import Clock, Features, StepOutput, Views
+
+
+class Source(abc.ABC):
+    """A finite, indexable set of images. Must be picklable: loader workers get a copy.
+
+    Attributes:
+        classes: Names of the classes, empty where the source names none.
+    """
+
+    classes: tuple[str, ...] = ()
+
+    @abc.abstractmethod
+    def __len__(self) -> int: ...
+
+    @abc.abstractmethod
+    def key(self, index: int) -> str:
+        """A stable name, unique in the source: a path, or a member's name in its archive."""
+
+    @abc.abstractmethod
+    def label(self, index: int) -> int:
+        """Index into `classes`, -1 where unknown. Cheap: opens no file."""
+
+    @abc.abstractmethod
+    def read(self, index: int) -> bytes | np.ndarray:
+        """The encoded file, or an RGB uint8 array `[H W 3]` for images that were never encoded.
+
+        Raises:
+            BadImage: The bytes cannot be read (vanished, no permission, not a regular file).
+        """
+
+
+class Backbone(nn.Module, abc.ABC):
+    """A network from images to features.
+
+    Attributes:
+        embed_dim: D, the width of `Features.cls`.
+        name: What rebuilds it: `models.build.backbone(name, **kwargs)`.
+        kwargs: The keyword arguments that go with `name`, plain JSON values.
+    """
+
+    embed_dim: int
+    name: str
+    kwargs: dict[str, object]
+
+    @abc.abstractmethod
+    def forward(self, images: Sequence[Tensor]) -> list[Tensor]:
+        """Image features of several batches, each of its own size, in one pass over the weights.
+
+        Args:
+            images: Each float `[B_i C H_i W_i]`, normalised.
+
+        Returns:
+            Each `[B_i D]`: `Features.cls` of that batch.
+        """
+
+    @abc.abstractmethod
+    def features(self, images: Tensor) -> Features:
+        """All tokens of one batch `[B C H W]`."""
+
+    def attention(self, images: Tensor) -> Tensor:
+        """Self-attention of the last block, `[B heads tokens tokens]`, rows summing to 1; tokens as in the network.
+
+        Raises:
+            NotImplementedError: The backbone has no self-attention.
+        """
+        raise NotImplementedError(f"{self.name} has no self-attention")
+
+
+class Method(nn.Module, abc.ABC):
+    """A student that learns by gradients and a teacher that does not.
+
+    A method's file has three public names: `Config` (a frozen dataclass with `resolved(facts) -> (Config, reasons)`,
+    which turns every "auto" into a number and says why), `views(config) -> ViewSpec`, and
+    `build(config, make_backbone) -> Method`.
+
+    Attributes:
+        student: Has "backbone" and, where the method needs one, "head"; gets gradients.
+        teacher: The same keys; `requires_grad` False throughout, equal to the student at step 0.
+    """
+
+    student: nn.ModuleDict
+    teacher: nn.ModuleDict
+
+    @abc.abstractmethod
+    def forward(self, views: Views, clock: Clock) -> StepOutput:
+        """Loss and metrics of one batch. Changes no weight and no state that outlives the step."""
+
+    def before_step(self, clock: Clock) -> None:
+        """After the gradients of an optimiser step are complete, before they are clipped and used."""
+
+    def after_step(self, clock: Clock, ok: Tensor) -> None:
+        """After the optimiser's step, once per step however many batches it accumulated.
+
+        Args:
+            clock: The clock of the step just done.
+            ok: Scalar bool on the device. Where False the step was void (a non-finite loss on some rank) and
+                nothing may change. A tensor, so that no host waits for it.
+        """

@@ -1,0 +1,168 @@
+"""The values that travel between layers, and the letters used for their shapes.
+
+Letters: `V` views, `B` images in a batch, `C` channels, `H W` pixels, `N` patches, `R` registers, `D` feature width,
+`K` prototypes, `S` side of a square canvas in pixels. `num_` counts, `_px` pixels, `_frac` shares in [0, 1].
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One decoded image at working size.
+
+    Attributes:
+        index: Position in its source.
+        image: uint8 `[C H W]`, RGB, upright.
+        label: Class index, -1 where unknown.
+    """
+
+    index: int
+    image: Tensor
+    label: int
+
+
+@dataclass(frozen=True)
+class Augment:
+    """How one view is drawn: crop, then flip, jitter, grey, blur, solarise (BYOL, appendix B; DINO v1).
+
+    Attributes:
+        scale: Area of the crop as a share of the image, uniform in this range.
+        ratio: Aspect (width / height) of the crop, log-uniform in this range.
+        flip: Probability of a horizontal flip.
+        jitter: Probability of colour jitter.
+        brightness, contrast, saturation: Factor uniform in [1 - x, 1 + x].
+        hue: Shift uniform in [-x, x] turns of the colour wheel, x ≤ 0.5.
+        grey: Probability of grey.
+        blur: Probability of a Gaussian blur; its sigma in pixels of the crop is uniform in `sigma_px`.
+        solarise: Probability of inverting every value at or above one half.
+    """
+
+    scale: tuple[float, float]
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: float = 0.5
+    jitter: float = 0.8
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.2
+    hue: float = 0.1
+    grey: float = 0.2
+    blur: float = 0.0
+    sigma_px: tuple[float, float] = (0.1, 2.0)
+    solarise: float = 0.0
+
+
+@dataclass(frozen=True)
+class ViewGroup:
+    """Views of one size, e.g. the two global ones.
+
+    Attributes:
+        name: "global" or "local" for multi-crop.
+        size_px: Side of the square crops.
+        views: One `Augment` a view; may be empty.
+    """
+
+    name: str
+    size_px: int
+    views: tuple[Augment, ...]
+
+
+@dataclass(frozen=True)
+class ViewSpec:
+    """All the views a method asks for, and the normalisation of their pixels."""
+
+    groups: tuple[ViewGroup, ...]
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+
+@dataclass(frozen=True)
+class Views:
+    """The views of one batch on the training device.
+
+    Attributes:
+        crops: Group name → float `[V B C H W]`, normalised; a group without views is absent.
+        labels: int64 `[B]`, -1 where unknown (self-supervised methods never look).
+        indices: int64 `[B]`, positions in the source.
+    """
+
+    crops: dict[str, Tensor]
+    labels: Tensor
+    indices: Tensor
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a backbone makes of images of one size.
+
+    Attributes:
+        cls: float `[B D]`, the CLS token after the last norm (ViT) or the pooled map (others): the image's feature.
+        registers: float `[B R D]`, R may be 0.
+        patches: float `[B N D]`, row by row.
+        grid: (rows, columns), rows · columns = N.
+    """
+
+    cls: Tensor
+    registers: Tensor
+    patches: Tensor
+    grid: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Where a run stands. Schedules are functions of it.
+
+    Attributes:
+        step: Optimiser steps done so far, so 0 during the first.
+        total_steps: Length of the run.
+        steps_per_epoch: Optimiser steps in one pass over the data.
+    """
+
+    step: int
+    total_steps: int
+    steps_per_epoch: int
+
+    @property
+    def epoch(self) -> int:
+        """Passes over the data completed so far."""
+        return self.step // self.steps_per_epoch
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What an `auto` value may depend on; measured once, before the run starts.
+
+    Attributes:
+        num_images: Images in the source.
+        short_side_px: Median shorter side of a sample of the images as stored.
+        num_classes: Classes the source names, 0 for none.
+        batch: Images per optimiser step over all devices.
+        total_steps, steps_per_epoch: Length of the run and of an epoch.
+    """
+
+    num_images: int
+    short_side_px: int
+    num_classes: int
+    batch: int
+    total_steps: int
+    steps_per_epoch: int
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """What a method returns for one batch.
+
+    Attributes:
+        loss: Scalar tensor to differentiate.
+        metrics: Name → detached scalar tensor, left on the device.
+    """
+
+    loss: Tensor
+    metrics: dict[str, Tensor] = field(default_factory=dict)

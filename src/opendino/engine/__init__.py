@@ -1,0 +1,1 @@
+"""What turns a method into a run: optimiser, precision, checkpoints, monitors, meters."""

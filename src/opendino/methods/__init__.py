@@ -1,0 +1,1 @@
+"""One training method a file: `Config`, `views`, `build`. `ls` is the list."""

@@ -1,0 +1,1 @@
+"""Backbones, heads, and the teacher that follows the student."""
