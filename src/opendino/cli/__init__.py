@@ -1,0 +1,76 @@
+"""The command line: one verb a file, imported only when that verb runs.
+
+A verb's file has a docstring (its first line is the help text) and `run(args) -> Outcome`.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from opendino import __version__
+from opendino.core import registry
+from opendino.core.errors import UserError, unknown
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a verb came to: `text` for people, `fields` for scripts."""
+
+    text: str
+    fields: dict[str, Any]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a verb; returns the exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted (state saved)."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    as_json = "--json" in args
+    args = [arg for arg in args if arg != "--json"]
+    try:
+        if not args or args[0] in ("-h", "--help", "help"):
+            print(_help())
+            return 0
+        if args[0] == "--version":
+            print(__version__)
+            return 0
+        if args[0] not in registry.names("opendino.cli"):
+            raise unknown("verb", args[0], registry.names("opendino.cli"))
+        outcome: Outcome | None = importlib.import_module(f"opendino.cli.{args[0]}").run(args[1:])
+    except UserError as error:
+        if as_json:
+            print(json.dumps({"error": {"message": error.message, "hint": error.hint}}))
+        print(f"opendino: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("opendino: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone, e.g. `| head`
+        sys.stderr.close()
+        return 0
+    if outcome is not None and _is_leader():
+        print(json.dumps(outcome.fields) if as_json else outcome.text)
+    return 0
+
+
+def _help() -> str:
+    lines = ["opendino: a folder of unlabelled images in, a vision model out.", "", "usage: opendino VERB ... [--json]", ""]
+    lines += [f"  {verb:<8} {_summary(verb)}" for verb in registry.names("opendino.cli")]
+    return "\n".join([*lines, "", "`opendino VERB --help` says more. Start with: opendino demo"])
+
+
+def _summary(verb: str) -> str:
+    """The first line of a verb's docstring, read without importing the verb."""
+    spec = importlib.util.find_spec(f"opendino.cli.{verb}")
+    assert spec is not None and spec.origin is not None
+    with open(spec.origin, encoding="utf-8") as file:
+        return (ast.get_docstring(ast.parse(file.read())) or "").partition("\n")[0]
+
+
+def _is_leader() -> bool:
+    import os
+
+    return os.environ.get("RANK", "0") == "0"

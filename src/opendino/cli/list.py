@@ -1,0 +1,46 @@
+"""What there is: opendino list methods|backbones|recipes|evals|sources"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+
+from opendino.cli import Outcome
+from opendino.core import registry
+from opendino.core.errors import UsageError, unknown
+
+_FOLDERS = {
+    "methods": "opendino.methods",
+    "recipes": "opendino.recipes",
+    "evals": "opendino.evals",
+    "sources": "opendino.data.sources",
+}
+_KINDS = sorted([*_FOLDERS, "backbones"])
+
+
+def run(args: list[str]) -> Outcome | None:
+    """List one kind of thing, each with the first line of its own description."""
+    usage = f"usage: opendino list {'|'.join(_KINDS)} [--json]"
+    if args in (["-h"], ["--help"]):
+        print(usage)
+        return None
+    if len(args) != 1:
+        raise UsageError(f"list takes one kind, not {' '.join(args) or 'nothing'}", usage)
+    kind = args[0]
+    if kind not in _KINDS:
+        raise unknown("kind", kind, _KINDS)
+    if kind == "backbones":
+        from opendino.models.build import backbone_names
+
+        found = dict.fromkeys(backbone_names(), "ours") | {"any timm name": "e.g. resnet50, convnext_tiny, resnet18/3x3"}
+    else:
+        found = {name: _first_line(f"{_FOLDERS[kind]}.{name}") for name in registry.names(_FOLDERS[kind])}
+    width = max(map(len, found))
+    return Outcome("\n".join(f"{name:<{width}}  {text}" for name, text in found.items()), {kind: found})
+
+
+def _first_line(module: str) -> str:
+    spec = importlib.util.find_spec(module)
+    assert spec is not None and spec.origin is not None
+    with open(spec.origin, encoding="utf-8") as file:
+        return (ast.get_docstring(ast.parse(file.read())) or "").partition("\n")[0]

@@ -1,0 +1,187 @@
+"""The settings of a run: one tree of every part's own Config, as dataclass, YAML and command line alike."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal, cast, get_args
+
+import msgspec
+
+from opendino.core import registry
+from opendino.core.errors import UsageError, nearest
+from opendino.core.types import Facts
+from opendino.data.cache import Cache
+from opendino.engine import optim
+from opendino.engine.precision import Precision
+from opendino.methods import dino
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides a run. "auto" values are decided from the data when it starts, and printed."""
+
+    data: str
+    """Images: a folder, a .tar or .zip, a text file of paths, or toy:KIND."""
+    val: str | None = None
+    """Labelled images for the k-NN shown while training; without it a part of DATA is used where folders name classes."""
+    out: str | None = None
+    """Run folder to make; runs/NAME-DATE where absent."""
+    backbone: str = "vit_small/16"
+    """vit_tiny|small|base/PATCH, any timm name (resnet50, convnext_tiny), or a timm ResNet with a stem for small
+    images (resnet18/3x3)."""
+    backbone_options: dict[str, int | float | bool] = field(default_factory=dict)
+    """Further arguments of the backbone's constructor, e.g. num_registers 4."""
+    drop_path: float = 0.1
+    """Stochastic depth of the student, linear over blocks; the teacher has none."""
+    method: Any = field(default_factory=dino.Config)
+    """Settings of the training method."""
+    optim: optim.Config = field(default_factory=optim.Config)
+    """Settings of the optimiser."""
+    epochs: float | None = None
+    """Length in passes over the data; give this or steps."""
+    steps: int | None = None
+    """Length in optimiser steps; give this or epochs."""
+    batch: int | Literal["auto"] = "auto"
+    """Images per optimiser step over all devices."""
+    seed: int = 0
+    """Decides initial weights, order and every augmentation."""
+    device: str = "auto"
+    """cuda, mps or cpu; auto takes the first there is."""
+    precision: Precision = "auto"
+    """Of the networks; softmax and losses are float32 in any case."""
+    workers: int | Literal["auto"] = "auto"
+    """Processes that decode images; changes nothing but speed."""
+    cache: Cache = "auto"
+    """Where decoded images are kept after the first epoch."""
+    max_bad_frac: float = 0.5
+    """The run stops when more than this share of the images cannot be read."""
+    eval_every: str = "10%"
+    """How often features are judged (k-NN, effective rank)."""
+    eval_images: int | Literal["auto"] = "auto"
+    """How many images they are judged on; 0 for never."""
+    knn_k: int = 10
+    """Neighbours of the k-NN shown while training."""
+    checkpoint_every: str = "10%"
+    """How often the whole state is saved."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints kept."""
+    max_nonfinite: int = 10
+    """Steps in a row whose loss is not finite before the run stops."""
+
+    def __post_init__(self) -> None:
+        if self.epochs is not None and self.steps is not None:
+            raise UsageError(f"epochs={self.epochs} and steps={self.steps} were both given", "Give one of them")
+        for name, least in (("epochs", 0), ("steps", 1), ("batch", 1), ("workers", 0), ("eval_images", 0), ("seed", 0)):
+            value = getattr(self, name)
+            if isinstance(value, int | float) and (value < least or (name == "epochs" and value == 0)):
+                raise UsageError(f"{name} is {value}", f"Use {'more than 0' if name == 'epochs' else f'{least} or more'}")
+
+
+def method_module(config: Config) -> ModuleType:
+    """The file of the method that `config.method` belongs to: `views`, `build`."""
+    return importlib.import_module(type(config.method).__module__)
+
+
+def method_name(config: Config) -> str:
+    """e.g. "dino"."""
+    return type(config.method).__module__.rpartition(".")[2]
+
+
+def method_config(name: str) -> Any:
+    """The default Config of a method.
+
+    Raises:
+        UsageError: No such method.
+    """
+    return registry.load("opendino.methods", name).Config()
+
+
+def resolve(config: Config, facts: Facts) -> tuple[Config, list[str]]:
+    """Let the method and the optimiser decide their "auto" values; with the reasons."""
+    method, why = config.method.resolved(facts)
+    optimiser, why_optim = config.optim.resolved(facts)
+    return replace(config, method=method, optim=optimiser), [f"method.{r}" for r in why] + [f"optim.{r}" for r in why_optim]
+
+
+def to_tree(config: Config) -> dict[str, Any]:
+    """Plain dicts, lists and scalars, e.g. for YAML."""
+    tree = cast(dict[str, Any], msgspec.to_builtins(config))
+    tree["method"] = {"name": method_name(config)} | cast(dict[str, Any], msgspec.to_builtins(config.method))
+    return tree
+
+
+def from_tree(tree: dict[str, Any], base: Config | None = None) -> Config:
+    """A Config from plain values laid over `base`.
+
+    Raises:
+        UsageError: An unknown key (names the nearest), a value of the wrong kind, or no `data`.
+    """
+    tree = dict(tree)
+    name = None
+    if isinstance(tree.get("method"), dict):
+        name = tree["method"].get("name")
+        tree["method"] = {key: value for key, value in tree["method"].items() if key != "name"}
+    if base is None:
+        if not isinstance(tree.get("data"), str):
+            raise UsageError("The settings name no data", "Add a line such as data: ~/photos")
+        base = Config(data=tree["data"])
+    if name is not None and name != method_name(base):
+        base = replace(base, method=method_config(name))
+    return _overlay(base, tree, "")
+
+
+def read_tree(path: str | Path) -> dict[str, Any]:
+    """The settings in a YAML file.
+
+    Raises:
+        UsageError: No such file, or no mapping in it.
+    """
+    try:
+        tree = msgspec.yaml.decode(Path(path).expanduser().read_bytes())
+    except OSError as error:
+        raise UsageError(f"Cannot read {path}: {error.strerror}") from None
+    except msgspec.DecodeError as error:
+        raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise UsageError(f"{path} holds no settings", "Write lines such as epochs: 100")
+    return tree
+
+
+def dump(config: Config) -> str:
+    """The YAML text that `read_tree` and `from_tree` turn back into this Config."""
+    return msgspec.yaml.encode(to_tree(config)).decode()
+
+
+def _overlay(base: Any, tree: dict[str, Any], path: str) -> Any:
+    """A copy of a dataclass with the values of `tree` checked and put in."""
+    fields = {f.name: f for f in dataclasses.fields(base)}
+    kinds = _kinds(type(base))
+    changes = {}
+    for key, value in tree.items():
+        where = f"{path}{key}"
+        if key not in fields:
+            raise UsageError(f"Unknown key '{where}'", nearest(str(key), fields))
+        current = getattr(base, key)
+        if dataclasses.is_dataclass(current) and isinstance(value, dict):
+            changes[key] = _overlay(current, value, f"{where}.")
+            continue
+        try:
+            changes[key] = msgspec.convert(value, kinds[key])
+        except msgspec.ValidationError as error:
+            raise UsageError(f"{where} is {value!r}: {str(error)[0].lower()}{str(error)[1:]}", _choices(kinds[key])) from None
+    return replace(base, **changes)
+
+
+def _kinds(kind: type) -> dict[str, Any]:
+    import typing
+
+    return typing.get_type_hints(kind)
+
+
+def _choices(kind: Any) -> str:
+    choices = [str(c) for c in get_args(kind) if isinstance(c, str)]
+    return f"Choose from {', '.join(choices)}" if choices else ""

@@ -1,0 +1,56 @@
+"""One path for one device and many: rank, world size, reductions. No-ops when alone."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def active() -> bool:
+    """Whether several processes train together."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def rank() -> int:
+    """This process's number, 0 when alone."""
+    return dist.get_rank() if active() else 0
+
+
+def world() -> int:
+    """How many processes train together, 1 when alone."""
+    return dist.get_world_size() if active() else 1
+
+
+def mean(tensor: Tensor) -> Tensor:
+    """Mean over ranks, elementwise; the tensor itself when alone."""
+    if not active():
+        return tensor
+    tensor = tensor.clone()
+    dist.all_reduce(tensor)
+    return tensor / world()
+
+
+def everywhere(flag: Tensor) -> Tensor:
+    """Scalar bool: whether it is True on every rank. Stays on the device."""
+    if not active():
+        return flag
+    votes = flag.to(torch.float32)
+    dist.all_reduce(votes, op=dist.ReduceOp.MIN)
+    return votes > 0
+
+
+def anywhere(flag: bool) -> bool:
+    """Whether a host-side flag is True on some rank; a host sync, for rare decisions such as stopping."""
+    if not active():
+        return flag
+    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
+    votes = torch.tensor(float(flag), device=device)
+    dist.all_reduce(votes, op=dist.ReduceOp.MAX)
+    return bool(votes > 0)
+
+
+def barrier() -> None:
+    """Wait for the others."""
+    if active():
+        dist.barrier()

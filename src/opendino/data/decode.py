@@ -1,0 +1,206 @@
+"""Bytes → pixels: RGB, upright, shrunk once to working size. Whatever is wrong with a file becomes a `BadImage`."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import math
+import os
+import threading
+import warnings
+from collections.abc import Iterator
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from opendino.core.errors import BadImage
+from opendino.core.types import ViewSpec
+
+MAX_PIXELS = 250_000_000
+"""Larger images are refused before a pixel is decoded: a small file can claim any size."""
+
+# fmt: off
+SUFFIXES = frozenset({
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm",
+    ".pnm", ".jp2", ".j2k", ".jpx", ".avif", ".tga",
+})
+# fmt: on
+"""Endings, in lower case, of the files that count as images."""
+
+# Only what the suffixes stand for. Among the rest of Pillow's formats are some that start other programs (EPS).
+_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "PPM", "JPEG2000", "AVIF", "TGA")
+
+_TURN = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_ORIENTATION = 0x0112
+
+
+def decode(data: bytes | np.ndarray, max_area_px: int | None = None, min_side_px: int | None = None) -> np.ndarray:
+    """Decode an image, upright, and shrink it as far as every given limit allows; it is never enlarged.
+
+    Animations and documents give their first frame or page. Transparent pixels lie on white. Greys of more than 8 bits
+    are scaled linearly, all images of one depth alike so that their brightness stays comparable: whole numbers from
+    0..255, 0..4095 (microscopes, X-rays) or 0..65535, whichever is the first to hold the largest value; floats from
+    0..1 if they lie within; anything else from its own smallest to its own largest value.
+
+    Args:
+        data: An encoded file, or uint8 `[H W 3]`.
+        max_area_px: Shrink until H · W is at most this.
+        min_side_px: Shrink until the shorter side is this. With both limits the weaker shrinking wins: the area may
+            then stay above `max_area_px`.
+
+    Returns:
+        uint8 `[H W 3]`, RGB, C-contiguous and writeable; the memory of `data` where that is such an array and fits.
+
+    Raises:
+        BadImage: Not an image, damaged, cut short, or of more than `MAX_PIXELS` pixels.
+    """
+    if isinstance(data, np.ndarray):
+        return _checked(data, max_area_px, min_side_px)
+    try:
+        with _pillow_guarded(), Image.open(io.BytesIO(data), formats=_formats()) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise BadImage(f"{width} x {height} pixels, more than {MAX_PIXELS // 10**6} million")
+            size = _working_size(image.size, max_area_px, min_side_px)
+            image.draft(None, size)  # a JPEG is decoded at 1/2, 1/4 or 1/8 scale, but never below `size`
+            image.load()
+            turn = _TURN.get(_orientation(image))
+            image = _rgb(image)
+            if image.size != size:
+                image = image.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0)
+            return np.array(image if turn is None else image.transpose(turn))
+    except BadImage:
+        raise
+    except UnidentifiedImageError:
+        raise BadImage(_what_else(data)) from None
+    except Exception as error:  # Pillow's parsers raise whatever a damaged file leads them to
+        reason = " ".join(str(error).split())[:200]
+        raise BadImage(reason or type(error).__name__) from error
+
+
+def working_area_px(spec: ViewSpec) -> int:
+    """The area of image at which even the smallest crop of every view has native pixels: `size_px² / min scale`."""
+    return max(math.ceil(group.size_px**2 / v.scale[0] - 1e-6) for group in spec.groups for v in group.views)
+
+
+def _working_size(size: tuple[int, int], max_area_px: int | None, min_side_px: int | None) -> tuple[int, int]:
+    scales = []
+    if max_area_px is not None:
+        scales.append(math.sqrt(max_area_px / (size[0] * size[1])))
+    if min_side_px is not None:
+        scales.append(min_side_px / min(size))
+    scale = max(scales, default=1.0)
+    if scale >= 1:
+        return size
+    width, height = (max(1, int(side * scale + 1e-6)) for side in size)
+    if max_area_px is not None and min_side_px is None:  # a hair-thin image, whose short side cannot shrink
+        width, height = min(width, max(1, max_area_px // height)), min(height, max(1, max_area_px // width))
+    return width, height
+
+
+def _checked(array: np.ndarray, max_area_px: int | None, min_side_px: int | None) -> np.ndarray:
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or array.size == 0:
+        raise BadImage(f"array of {array.dtype} {list(array.shape)}, not uint8 [H W 3]")
+    size = (array.shape[1], array.shape[0])
+    target = _working_size(size, max_area_px, min_side_px)
+    if target == size:
+        return np.require(array, requirements=["C", "W"])
+    return np.array(Image.fromarray(array).resize(target, Image.Resampling.BICUBIC, reducing_gap=2.0))
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # a broken note on how to turn the picture does not spoil the picture
+        return 1
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode in ("I", "F") or image.mode.startswith("I;"):
+        image = Image.fromarray(_eight_bits(np.asarray(image)))
+    elif image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _eight_bits(grey: np.ndarray) -> np.ndarray:
+    """A grey image of any depth as uint8, by the rule in `decode`."""
+    values = grey.astype(np.float32)
+    values[~np.isfinite(values)] = np.nan
+    if np.isnan(values).all():
+        return np.zeros(values.shape, np.uint8)
+    low, high = float(np.nanmin(values)), float(np.nanmax(values))
+    scales = (1,) if grey.dtype.kind == "f" else (255, 4095, 65535)
+    full = next((scale for scale in scales if low >= 0 and high <= scale), None)
+    if full is not None:
+        low, high = 0.0, float(full)
+    with np.errstate(all="ignore"):  # floats of any size
+        values = (values - low) * (255 / max(high - low, 1e-30))
+    return np.rint(np.nan_to_num(values, nan=0.0)).clip(0, 255).astype(np.uint8)
+
+
+def _what_else(data: bytes) -> str:
+    """Why Pillow did not know the bytes, where that is easily said."""
+    if not data:
+        return "empty file"
+    if data[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftyphevc"):
+        return "HEIC is not supported: convert it to JPEG or PNG"
+    if data.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer, not the image itself: run git lfs pull"
+    if data[:256].lstrip().lower().startswith((b"<!doctype html", b"<html")):
+        return "a web page, not an image"
+    return "not an image in a known format"
+
+
+@functools.cache
+def _formats() -> list[str]:
+    Image.init()
+    return [name for name in _FORMATS if name in Image.OPEN]
+
+
+_guard = threading.Lock()
+_guarded = contextlib.ExitStack()
+_num_inside = 0
+
+
+@contextlib.contextmanager
+def _pillow_guarded() -> Iterator[None]:
+    """Pillow without its warnings and with our size limit, as long as any thread is inside; nothing stays changed.
+
+    Counted, since `catch_warnings` by itself restores the wrong filters where threads overlap.
+    """
+    global _num_inside
+    with _guard:
+        if _num_inside == 0:
+            _guarded.enter_context(warnings.catch_warnings())
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+            _guarded.callback(setattr, Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+            Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # Pillow refuses twice this, also in frames met later
+        _num_inside += 1
+    try:
+        yield
+    finally:
+        with _guard:
+            _num_inside -= 1
+            if _num_inside == 0:
+                _guarded.close()
+
+
+def _in_forked_child() -> None:  # threads that were inside are gone and will never leave
+    global _guard, _num_inside
+    _guard, _num_inside = threading.Lock(), 0
+    _guarded.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_forked_child)

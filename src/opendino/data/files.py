@@ -1,0 +1,127 @@
+"""What the sources made of files have in common: reading one safely, safe keys, classes from folders."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+from opendino.core.errors import BadImage, UserError
+from opendino.data.decode import SUFFIXES
+
+MAX_BYTES = 512 * 2**20
+"""No image file is larger; reading one would only fill the memory."""
+
+_SPLITS = frozenset({"train", "val", "valid", "validation", "test"})
+
+
+def suffix(name: str) -> str:
+    """The ending with its dot, in lower case: `.jpg`, or "" without a dot."""
+    dot = name.rfind(".")
+    return name[dot:].lower() if dot > name.rfind("/") else ""
+
+
+def is_image(name: str) -> bool:
+    """Whether the name ends like an image's, in upper or lower case."""
+    return suffix(name) in SUFFIXES
+
+
+# pathlib's counterparts raise for names that are too long or not allowed to be looked at, which DATA may well be.
+
+
+def exists(path: str) -> bool:
+    """Whether there is anything at a path, links followed."""
+    return os.path.exists(path)  # noqa: PTH110
+
+
+def is_folder(path: str) -> bool:
+    """Whether there is a folder at a path, links followed."""
+    return os.path.isdir(path)  # noqa: PTH112
+
+
+def is_file(path: str) -> bool:
+    """Whether there is a regular file at a path, links followed."""
+    return os.path.isfile(path)  # noqa: PTH113
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is one that its owner does not look at: `.git`, `._photo.jpg`, `__MACOSX`."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def printable(path: str) -> str:
+    r"""The path as text that UTF-8 can hold: bytes of a name that are not UTF-8 are written `\xff`."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def read_regular(path: Path) -> bytes:
+    """The bytes of a regular file; pipes and devices, which could block for ever, are never opened.
+
+    Raises:
+        BadImage: Vanished, unreadable, too large, or not a regular file.
+    """
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise BadImage("not a regular file")
+        check_size(status.st_size)
+        return path.read_bytes()
+    except OSError as error:
+        raise BadImage(error.strerror or type(error).__name__) from error
+    except ValueError as error:  # a name that no file can have
+        raise BadImage(str(error)) from error
+
+
+def check_size(num_bytes: int) -> None:
+    """Refuse what cannot be an image.
+
+    Raises:
+        BadImage: More than `MAX_BYTES`.
+    """
+    if num_bytes > MAX_BYTES:
+        raise BadImage(f"{num_bytes / 2**20:.0f} MB, more than {MAX_BYTES // 2**20}")
+
+
+def class_level(paths: Iterable[str]) -> tuple[int, tuple[str, ...]]:
+    """Which folder of a path names its class, by the one rule for folders and archives.
+
+    The first-level folder does, where images lie in two or more of them and none beside them. Where the first level is
+    only `train`, `val`, `test` and the like, which are no classes, the same holds of the second level.
+
+    Args:
+        paths: Relative, separated by "/".
+
+    Returns:
+        The level (0 or 1) and the sorted names of the classes; no names where the images have no classes.
+    """
+    level, paths = 0, list(paths)
+    if {_folder(path, 0).lower() for path in paths}.issubset(_SPLITS):
+        level = 1
+    classes = {_folder(path, level) for path in paths}
+    return level, tuple(sorted(classes)) if len(classes) > 1 and "" not in classes else ()
+
+
+def _folder(path: str, level: int) -> str:
+    parts = path.split("/", level + 1)
+    return parts[level] if len(parts) > level + 1 else ""
+
+
+def no_images(place: str, others: Counter[str]) -> UserError:
+    """The error for a place without images: what was there instead, and what counts.
+
+    Args:
+        place: "folder ..." or "archive ...".
+        others: Suffix → number of files that were seen.
+    """
+    if not others:
+        return UserError(f"No files in {place}", "Give a folder or an archive with images in it, at any depth")
+    seen = ", ".join(f"{count} {ending or 'without suffix'}" for ending, count in others.most_common(5))
+    files = "1 file" if others.total() == 1 else f"{others.total()} files"
+    hint = f"Images end in {' '.join(sorted(SUFFIXES))}"
+    if others.keys() & {".heic", ".heif"}:
+        hint = f"Convert HEIC to JPEG or PNG first. {hint}"
+    elif others.keys() & {".tar", ".zip"}:
+        hint = f"Give an archive by its own path. {hint}"
+    return UserError(f"No images in {place}: {files} seen ({seen})", hint)

@@ -1,0 +1,152 @@
+"""Batches as a pure function of their number: which images, and every random choice made about them.
+
+So the number of workers changes nothing, and a run resumes by starting to count where it stopped.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from opendino.core.errors import BadImage, UserError
+from opendino.core.types import ViewSpec
+from opendino.data.cache import Images
+from opendino.data.draw import GroupDraw, draw
+
+_TRIES = 100  # unreadable images in a row before a set counts as broken
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Whole images and what is to be done with them.
+
+    Attributes:
+        canvas: uint8 `[B 3 H W]`, each image in the top left corner.
+        sizes: int32 `[B 2]`, its true height and width.
+        labels: int64 `[B]`, -1 where unknown.
+        indices: int64 `[B]`, positions in the source.
+        draws: The random choices for every view.
+        bad: (key, reason) of images that could not be read and were replaced by their successors.
+    """
+
+    canvas: Tensor
+    sizes: Tensor
+    labels: Tensor
+    indices: Tensor
+    draws: dict[str, GroupDraw]
+    bad: tuple[tuple[str, str], ...] = ()
+
+    def pin_memory(self) -> Batch:
+        """Called by the loader where the batch goes on to a GPU."""
+        draws = {name: each.pin_memory() for name, each in self.draws.items()}
+        return replace(self, canvas=self.canvas.pin_memory(), labels=self.labels.pin_memory(), draws=draws)
+
+    def to(self, device: torch.device) -> Batch:
+        """What the device needs, sent without waiting."""
+        draws = {name: each.to(device, non_blocking=True) for name, each in self.draws.items()}
+        canvas, labels = (x.to(device, non_blocking=True) for x in (self.canvas, self.labels))
+        return replace(self, canvas=canvas, labels=labels, draws=draws)
+
+
+class Batches(Dataset[Batch]):
+    """The batches of a whole run, in order; item n is part n % accumulate of optimiser step n // accumulate.
+
+    Epoch e visits the images in the order of a permutation keyed by (seed, e) and drops what does not fill a batch.
+
+    Args:
+        images: Decoded images.
+        spec: The views to draw.
+        seed: Of the run.
+        batch: Images per optimiser step, over all ranks.
+        accumulate: Parts a rank's share of a step is worked off in.
+        rank, world: This process and their number.
+    """
+
+    def __init__(
+        self, images: Images, spec: ViewSpec, seed: int, batch: int, accumulate: int = 1, rank: int = 0, world: int = 1
+    ) -> None:
+        assert batch % (accumulate * world) == 0 and batch <= len(images)
+        self.images, self.spec, self.seed = images, spec, seed
+        self.batch, self.accumulate, self.rank, self.world = batch, accumulate, rank, world
+        self.steps_per_epoch = len(images) // batch
+        self._order: tuple[int, np.ndarray] | None = None
+
+    def __getitem__(self, n: int) -> Batch:
+        step, part = divmod(n, self.accumulate)
+        epoch, within = divmod(step, self.steps_per_epoch)
+        if self._order is None or self._order[0] != epoch:
+            self._order = epoch, permutation(len(self.images), self.seed, epoch)
+        wanted = self._order[1][within * self.batch : (within + 1) * self.batch]
+        wanted = wanted[self.rank :: self.world][part :: self.accumulate]
+
+        found, pixels, bad = [], [], []
+        for index in wanted:
+            actual, image = self._read(int(index), bad)
+            found.append(actual)
+            pixels.append(image)
+        canvas, sizes = to_canvas(pixels)
+        return Batch(
+            canvas=canvas,
+            sizes=sizes,
+            labels=torch.tensor([self.images.source.label(i) for i in found]),
+            indices=torch.tensor(found),
+            # Keyed by the image asked for, so that a stand-in is drawn unlike its own turn in the epoch.
+            draws=draw(self.spec, self.seed, epoch, wanted, sizes.numpy()),
+            bad=tuple(bad),
+        )
+
+    def _read(self, index: int, bad: list[tuple[str, str]]) -> tuple[int, np.ndarray]:
+        for offset in range(min(_TRIES, len(self.images))):
+            candidate = (index + offset) % len(self.images)
+            try:
+                return candidate, self.images.read(candidate)
+            except BadImage as error:
+                bad.append((self.images.source.key(candidate), str(error)))
+        key, reason = bad[-1]
+        raise UserError(f"{offset + 1} images in a row cannot be read, last {key}: {reason}", "Check that the folder holds intact images")
+
+
+def permutation(num: int, seed: int, epoch: int) -> np.ndarray:
+    """The order of an epoch, int64 `[num]`: a function of (seed, epoch) alone."""
+    return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(num)
+
+
+def batches(dataset: Batches, first: int, last: int, workers: int, pin: bool) -> Iterator[Batch]:
+    """Items first … last - 1, made ahead by `workers` processes (0: by this one)."""
+    loader = DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=range(first, last),
+        num_workers=workers,
+        pin_memory=pin,
+        collate_fn=_as_is,
+        worker_init_fn=_ignore_interrupt,
+        generator=torch.Generator(),  # its own, so that making an iterator leaves the global stream alone
+    )
+    return iter(loader)
+
+
+def _as_is(batch: Batch) -> Batch:
+    return batch
+
+
+def _ignore_interrupt(_: int) -> None:
+    # Ctrl-C reaches every process of the terminal; the main one decides when the workers end.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def to_canvas(pixels: list[np.ndarray]) -> tuple[Tensor, Tensor]:
+    """Images of any size `[H W 3]` on one canvas `[B 3 H' W']`, its sides multiples of 32, and their sizes `[B 2]`."""
+    sizes = np.array([image.shape[:2] for image in pixels], np.int32)
+    height, width = (-(-int(side) // 32) * 32 for side in sizes.max(0))
+    canvas = np.zeros((len(pixels), 3, height, width), np.uint8)
+    for row, image in zip(canvas, pixels, strict=True):
+        row[:, : image.shape[0], : image.shape[1]] = image.transpose(2, 0, 1)
+    return torch.from_numpy(canvas), torch.from_numpy(sizes)

@@ -1,0 +1,72 @@
+"""From what a user writes after `opendino train` to a source of images."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from pathlib import Path
+
+from opendino.core import registry
+from opendino.core.contracts import Source
+from opendino.core.errors import UsageError, UserError, unknown
+from opendino.data.files import exists, is_image, printable
+
+_SOURCES = "opendino.data.sources"
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9_+-]+):")  # two letters or more: one is a Windows drive
+
+
+def open_source(data: str | os.PathLike[str]) -> Source:
+    """Open a folder, an archive, a list of paths, or `scheme:rest` with any module of `data/sources` as the scheme.
+
+    A path that exists wins over a scheme. `~` stands for the home folder.
+
+    Raises:
+        UserError: There is nothing there that can be used; one line, with what to do next.
+        UsageError: Unknown scheme or option.
+    """
+    data = _home(os.fspath(data))
+    if not data:
+        raise UsageError("No images were named", "Give a folder, an archive, a list of paths, or toy:")
+    available = registry.names(_SOURCES)
+    scheme = _SCHEME.match(data) if not exists(data) else None
+    if scheme and scheme[1] in available:
+        return registry.load(_SOURCES, scheme[1]).build(_home(data[scheme.end() :]))
+    for name in available:
+        module = registry.load(_SOURCES, name)
+        if module.matches(data):
+            return module.build(data)
+    raise unknown("source", scheme[1], available) if scheme else _explained(data)
+
+
+def _home(data: str) -> str:
+    return os.path.expanduser(data)  # noqa: PTH111 - pathlib would also tidy the slashes of a URL
+
+
+def _explained(data: str) -> UserError:
+    """Why no source wanted a path."""
+    path, shown = Path(data), printable(data)
+    if not exists(data):
+        if os.path.lexists(data):
+            return UserError(f"{shown} is a link to something that does not exist", "Mend the link or give its target")
+        return _missing(path)
+    if is_image(data):
+        return UserError(f"{shown} is a single image", f"Give the folder it lies in: {printable(str(path.parent))}")
+    return UserError(f"{shown} is no source of images", "Give a folder, a .tar or .zip, or a .txt list of paths")
+
+
+def _missing(path: Path) -> UserError:
+    """The first part of the path that does not exist, and its neighbour with the most similar name."""
+    first = path
+    while not exists(str(first.parent)) and first.parent != first:
+        first = first.parent
+    try:
+        neighbours = {other.name.lower(): other for other in first.parent.iterdir()}
+    except OSError:
+        neighbours = {}
+    close = difflib.get_close_matches(first.name.lower(), neighbours, n=1)
+    if close:
+        hint = f"Did you mean {printable(str(neighbours[close[0]]))}?"
+    else:
+        hint = f"There is no '{printable(first.name)}' in {printable(str(first.parent.absolute()))}"
+    return UserError(f"{printable(str(path))} does not exist", hint)

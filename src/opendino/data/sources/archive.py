@@ -1,0 +1,168 @@
+"""Images in one .tar or .zip, read in place: nothing is ever unpacked to disk."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import tarfile
+import zipfile
+from collections import Counter
+from collections.abc import Iterator
+from typing import BinaryIO, final
+
+import numpy as np
+
+from opendino.core.contracts import Source
+from opendino.core.errors import BadImage, UserError
+from opendino.data.files import check_size, class_level, is_file, is_hidden, is_image, no_images, printable, suffix
+
+_COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
+_COMPRESSED_MAGIC = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
+
+
+@final
+class ArchiveSource(Source):
+    """The images in an archive, in the archive's order; of members with the same name the last counts.
+
+    Classes are the names of the first-level folders as in a folder, after the path that all images share.
+
+    Args:
+        path: A .zip or an uncompressed .tar.
+
+    Raises:
+        UserError: It cannot be read, is compressed as a whole, or has no images.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._handle: BinaryIO | zipfile.ZipFile | None = None
+        self._pid = 0
+        self.path = path
+        self._zip = path.lower().endswith(".zip")
+        members, others = _index(path, self._zip)
+        if not members:
+            raise no_images(f"archive {printable(path)}", others)
+        self._keys = list(members)
+        self._names = [name for name, _, _ in members.values()]
+        self._spans = np.array([span for _, *span in members.values()], np.int64)  # offset (tar only) and size
+        self._shared = len(_shared_folder(self._keys))
+        self._level, self.classes = class_level(key[self._shared :] for key in self._keys)
+        self._label = {name: label for label, name in enumerate(self.classes)}
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def key(self, index: int) -> str:
+        """The member's name."""
+        return printable(self._keys[index])
+
+    def label(self, index: int) -> int:
+        """From the member's name alone."""
+        return self._label[self._keys[index][self._shared :].split("/", 2)[self._level]] if self._label else -1
+
+    def read(self, index: int) -> bytes:
+        """The member's bytes.
+
+        Raises:
+            BadImage: The archive vanished or is damaged here, the member is encrypted or larger than 512 MB.
+        """
+        offset, size = (int(value) for value in self._spans[index])
+        check_size(size)
+        try:
+            handle = self._opened()
+            if isinstance(handle, zipfile.ZipFile):
+                return handle.read(self._names[index])
+            data = os.pread(handle.fileno(), size, offset)
+        except Exception as error:  # zipfile and its decompressors raise many kinds
+            raise BadImage(" ".join(str(error).split()) or type(error).__name__) from error
+        if len(data) < size:
+            raise BadImage("the archive ends within this member")
+        return data
+
+    def _opened(self) -> BinaryIO | zipfile.ZipFile:
+        """A handle of this process alone: two processes must not share the position in one."""
+        if self._handle is None or self._pid != os.getpid():
+            self._close()
+            self._handle = zipfile.ZipFile(self.path) if self._zip else open(self.path, "rb")  # noqa: SIM115
+            self._pid = os.getpid()
+        return self._handle
+
+    def _close(self) -> None:
+        if self._handle is not None:
+            self._handle.close()
+        self._handle = None
+
+    def __getstate__(self) -> dict[str, object]:
+        return self.__dict__ | {"_handle": None}
+
+    def __del__(self) -> None:
+        self._close()
+
+
+def _index(path: str, is_zip: bool) -> tuple[dict[str, tuple[str, int, int]], Counter[str]]:
+    """Key → (name, offset, size) of the images, and how many other files there are of each suffix."""
+    members: dict[str, tuple[str, int, int]] = {}
+    others: Counter[str] = Counter()
+    try:
+        for name, offset, size in _zip_members(path) if is_zip else _tar_members(path):
+            key = name.removeprefix("./").lstrip("/")
+            if any(is_hidden(part) for part in key.split("/") if part not in (".", "..")):
+                continue
+            if is_image(name):
+                members[key] = (name, offset, size)
+            else:
+                others[suffix(name)] += 1
+    except OSError as error:
+        raise UserError(f"Cannot open {printable(path)}: {error.strerror or error}", "Give one you can read") from error
+    except Exception as error:  # a damaged table of contents raises many kinds
+        raise _unreadable(path, error) from error
+    return members, others
+
+
+def _unreadable(path: str, error: Exception) -> UserError:
+    with open(path, "rb") as file:
+        if file.read(6).startswith(_COMPRESSED_MAGIC):
+            return UserError(
+                f"{printable(path)} is compressed as a whole, so that no image can be read without all before it",
+                f"Unpack it and give the folder: mkdir images && tar -xf '{printable(path)}' -C images",
+            )
+    return UserError(
+        f"{printable(path)} is damaged, cut short or no archive: {' '.join(str(error).split())}",
+        "Copy or download it again, or unpack what can be saved and give the folder",
+    )
+
+
+def _zip_members(path: str) -> Iterator[tuple[str, int, int]]:
+    with zipfile.ZipFile(path) as archive:
+        for info in archive.infolist():
+            if not info.is_dir():
+                yield info.filename, 0, info.file_size
+
+
+def _tar_members(path: str) -> Iterator[tuple[str, int, int]]:
+    with tarfile.open(path, "r:") as archive:
+        while (member := archive.next()) is not None:
+            # Else it keeps a kilobyte for each of perhaps a million members.
+            archive.members.clear()  # pyright: ignore[reportAttributeAccessIssue]
+            if member.isreg() and not member.issparse():
+                yield member.name, member.offset_data, member.size
+
+
+def _shared_folder(keys: list[str]) -> str:
+    """The longest folder, "a/b/" or "", that all keys lie in."""
+    low, high = min(keys).split("/")[:-1], max(keys).split("/")[:-1]
+    shared = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(low, high, strict=False))
+    return "".join(f"{folder}/" for folder, _ in shared)
+
+
+def matches(data: str) -> bool:
+    """Whether DATA is an existing .tar or .zip, or a compressed .tar, which `build` refuses with the way on."""
+    return data.lower().endswith((".tar", ".zip", *_COMPRESSED)) and is_file(data)
+
+
+def build(data: str) -> ArchiveSource:
+    """The source for an archive.
+
+    Raises:
+        UserError: It cannot be read, is compressed as a whole, or has no images.
+    """
+    return ArchiveSource(data)

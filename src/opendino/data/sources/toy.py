@@ -1,0 +1,190 @@
+"""Images drawn on the spot, for demos, tests and lessons: `toy:KIND?n=2000&size=32&seed=0&split=train`.
+
+Kinds:
+    textures: Ten grey textures. A class is a *structure* (bricks, cells, dots, ...); position, angle, scale, contrast
+        and polarity change from image to image, so comparing pixels says little about the class, while any crop
+        of a fair size still shows it. That is what multi-crop training rewards, so a method that works soon leaves
+        the pixels behind.
+    forms: Ten grey forms (disc, star, heart, ...) of any place, size and angle on textured ground. Has masks
+        (`mask`) and films (`video`).
+    colourful: The very images of `textures`, each in two colours of its own. A lesson: which two colours an image
+        has is visible in every crop of it and tells it from all others, and colour jitter blurs that only a little.
+        So self-distillation takes the easy way, sorts images by colour, and its features fall to chance on the
+        classes. What the augmentations do not remove is what is learnt.
+
+Image i is a pure function of (kind, seed, split, i) and shows the same scene at every size; its class is i mod 10.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, cast, final, get_args
+from urllib.parse import parse_qsl
+
+import numpy as np
+from numpy.random import Generator, Philox
+
+from opendino.core.contracts import Source
+from opendino.core.errors import UsageError, unknown
+from opendino.data.drawings import FORMS, TAU, TEXTURES, form, ground, local_axes, pixels, saw, texture
+
+Kind = Literal["textures", "forms", "colourful"]
+Split = Literal["train", "val"]
+
+_DEFAULTS = {"n": "2000", "size": "32", "seed": "0", "split": "train"}
+_LIMITS = {"n": (1, 10**9), "size": (8, 1024), "seed": (0, 2**63 - 1)}
+_IMAGE, _VIDEO = 0, 1  # streams of chance
+
+
+@final
+class ToySource(Source):
+    """Drawn images, uint8 `[size size 3]`.
+
+    Args:
+        kind: What is drawn, see above.
+        n: Number of images; image i does not depend on it.
+        size: Side in pixels, 8 .. 1024.
+        seed: Another seed, another set of images of the same kind.
+        split: "train" or "val": the same distribution, no image in common.
+    """
+
+    def __init__(
+        self, kind: Kind = "textures", n: int = 2000, size: int = 32, seed: int = 0, split: Split = "train"
+    ) -> None:
+        self.kind, self.n, self.size, self.seed, self.split = kind, n, size, seed, split
+        self.classes = tuple(FORMS if kind == "forms" else TEXTURES)
+
+    def __len__(self) -> int:
+        return self.n
+
+    def key(self, index: int) -> str:
+        """Such as `textures/train/bricks/000010`."""
+        return f"{self.kind}/{self.split}/{self.classes[self.label(index)]}/{self._checked(index):06d}"
+
+    def label(self, index: int) -> int:
+        """`index` mod 10."""
+        return self._checked(index) % len(self.classes)
+
+    def read(self, index: int) -> np.ndarray:
+        """The drawing, uint8 `[H W 3]`; grey kinds have three equal channels."""
+        rng, name = self._rng(index), self.classes[self.label(index)]
+        if self.kind == "forms":
+            grey, _ = self._scene(rng, name)
+            return np.repeat(pixels(grey)[..., None], 3, axis=2)
+        pattern = texture(rng, name, self.size)
+        if rng.random() < 0.5:
+            pattern = 1 - pattern
+        contrast, middle = rng.uniform(100, 180), rng.uniform(110, 145)
+        if self.kind == "textures":
+            return np.repeat(pixels(middle + contrast * (pattern - 0.5))[..., None], 3, axis=2)
+        one, other = self._two_colours(rng)
+        return pixels(one + (other - one) * pattern[..., None])
+
+    def mask(self, index: int) -> np.ndarray:
+        """Where the form of an image of `toy:forms` is: uint8 `[H W]`, 0 ground, 1 form.
+
+        Raises:
+            UsageError: The kind has no forms.
+        """
+        self._needs_forms()
+        _, cover = self._scene(self._rng(index), self.classes[self.label(index)])
+        return (cover > 0.5).astype(np.uint8)
+
+    def video(self, index: int, num_frames: int) -> tuple[np.ndarray, np.ndarray]:
+        """One or two forms that drift, turn and bounce off the borders before a still, textured ground.
+
+        Args:
+            index: Which film, any number from 0 up, independent of `len(self)`; odd ones have two forms.
+            num_frames: T. A longer film begins with the shorter one.
+
+        Returns:
+            Frames uint8 `[T H W 3]` and masks uint8 `[T H W]`: 0 ground, 1 and 2 the forms, 2 before 1.
+
+        Raises:
+            UsageError: The kind has no forms.
+        """
+        self._needs_forms()
+        rng = self._rng(index, stream=_VIDEO)
+        sign = rng.choice((-1, 1))
+        scenery = ground(rng, self.size, 128 - sign * rng.uniform(20, 60))
+        names = rng.permutation(self.classes)[: 1 + index % 2]
+        frames = np.repeat(scenery[None], num_frames, axis=0)
+        masks = np.zeros(frames.shape, np.uint8)
+        time = np.arange(num_frames)
+        for number, name in enumerate(names, start=1):
+            radius, angle, spin = rng.uniform(0.13, 0.2), rng.uniform(0, TAU), rng.uniform(-0.08, 0.08)
+            fill = ground(rng, self.size, 128 + sign * rng.uniform(35, 85))
+            room = 0.5 - radius
+            start = np.array([rng.uniform(0, room) * (2 * number - 3), rng.uniform(-room, room)])
+            heading, pace = rng.uniform(0, TAU), rng.uniform(0.01, 0.03)
+            free = start + pace * time[:, None] * np.array([np.cos(heading), np.sin(heading)])
+            places = room * (4 * saw(free / (4 * room) + 0.25) - 1)  # a free path, folded at the borders
+            for t in range(num_frames):
+                x, y = local_axes(self.size, places[t], angle + spin * t)
+                cover = form(str(name), x, y, radius)
+                rows, columns = (np.clip((axis + 0.5) * self.size, 0, self.size - 1).astype(np.intp) for axis in (y, x))
+                frames[t] += cover * (fill[rows, columns] - frames[t])  # the fill moves and turns with its form
+                masks[t][cover > 0.5] = number
+        return np.repeat(pixels(frames)[..., None], 3, axis=3), masks
+
+    def _scene(self, rng: Generator, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """One form on textured ground: grey `[H W]` and its cover `[H W]` in 0 .. 1."""
+        sign = rng.choice((-1, 1))
+        scenery = ground(rng, self.size, 128 - sign * rng.uniform(20, 60))
+        fill = ground(rng, self.size, 128 + sign * rng.uniform(35, 85))
+        radius = rng.uniform(0.22, 0.4)
+        place = rng.uniform(-1, 1, 2) * (0.48 - radius)
+        cover = form(name, *local_axes(self.size, place, rng.uniform(0, TAU)), radius)
+        return scenery + cover * (fill - scenery), cover
+
+    def _two_colours(self, rng: Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Two colours far enough apart to see the pattern."""
+        while True:
+            one, other = rng.uniform(20, 235, (2, 3))
+            if np.abs(one - other).sum() > 150:
+                return one, other
+
+    def _rng(self, index: int, stream: int = _IMAGE) -> Generator:
+        # A counter-based generator: streams that differ in an upper word of the counter never meet.
+        # `colourful` shares its word with `textures`, so that it draws the same patterns.
+        word = 2 * (self.kind == "forms") + (self.split == "val")
+        return Generator(Philox(key=self.seed, counter=[0, index, word, stream]))
+
+    def _checked(self, index: int) -> int:
+        if not 0 <= index < self.n:
+            raise IndexError(f"image {index} of {self.n}")
+        return index
+
+    def _needs_forms(self) -> None:
+        if self.kind != "forms":
+            raise UsageError(f"toy:{self.kind} has no masks and no films", "Use toy:forms")
+
+
+def matches(data: str) -> bool:
+    """Whether DATA is `toy` or begins with `toy:`."""
+    return data == "toy" or data.startswith("toy:")
+
+
+def build(data: str) -> ToySource:
+    """The source for `toy:KIND?n=...&size=...&seed=...&split=...`, each part optional, "toy:" too.
+
+    Raises:
+        UsageError: Unknown kind or option, or a value out of range.
+    """
+    kind, _, query = ("" if data == "toy" else data.removeprefix("toy:")).partition("?")
+    kind = kind or "textures"
+    if kind not in get_args(Kind):
+        raise unknown("kind of toy image", kind, get_args(Kind))
+    options = _DEFAULTS | dict(parse_qsl(query, keep_blank_values=True))
+    for name in options.keys() - _DEFAULTS.keys():
+        raise unknown("toy option", name, _DEFAULTS)
+    if options["split"] not in get_args(Split):
+        raise unknown("toy split", options["split"], get_args(Split))
+    numbers = {name: _number(name, options[name]) for name in _LIMITS}
+    return ToySource(cast(Kind, kind), split=cast(Split, options["split"]), **numbers)
+
+
+def _number(name: str, text: str) -> int:
+    low, high = _LIMITS[name]
+    if not (text.isascii() and text.isdigit() and len(text) < 20 and low <= int(text) <= high):
+        raise UsageError(f"toy:...?{name}={text}", f"{name} is a whole number from {low} to {high}")
+    return int(text)

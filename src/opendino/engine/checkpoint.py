@@ -1,0 +1,97 @@
+"""The whole state of a run as plain tensors and JSON, written so that a crash at any byte loses nothing.
+
+A checkpoint is a folder `step_00012000/` with `tensors.safetensors` and `state.json`. It is written under a temporary
+name, forced to disk, and renamed; only then does `latest` name it. Nothing is ever pickled.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from opendino.core import files
+from opendino.core.contracts import Method
+from opendino.models.load import load_weights
+
+
+def save(folder: Path, method: Method, optimizer: torch.optim.Optimizer, state: dict[str, Any], keep: int = 2) -> Path:
+    """Write a checkpoint and drop all but the newest `keep`.
+
+    Args:
+        folder: The run's folder.
+        method: Student, teacher, heads and what else it registers, e.g. DINO's centre.
+        optimizer: Its moments.
+        state: JSON values: `step` (int) and whatever the run needs to go on.
+        keep: Checkpoints kept, at least 1.
+
+    Returns:
+        The checkpoint's folder.
+    """
+    home = folder / "checkpoints"
+    home.mkdir(exist_ok=True)
+    name = f"step_{state['step']:08d}"
+    partial, final = home / f".{name}.partial", home / name
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    tensors = {f"method.{key}": value for key, value in method.state_dict().items()}
+    for index, moments in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{key}": value for key, value in moments.items() if isinstance(value, Tensor)}
+    tensors["rng.cpu"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        tensors["rng.cuda"] = torch.cuda.get_rng_state()
+    save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, partial / "tensors.safetensors")
+    files.write(partial / "state.json", json.dumps(state, indent=1))
+    for path in (partial / "tensors.safetensors", partial, home):
+        files.sync(path)
+    shutil.rmtree(final, ignore_errors=True)
+    partial.rename(final)
+    files.sync(home)
+    files.write(folder / "latest", f"checkpoints/{name}\n")
+    for old in _all(folder)[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def newest(folder: Path) -> Path | None:
+    """The newest checkpoint that reads, None where there is none. A damaged one is passed over."""
+    for path in reversed(_all(folder)):
+        try:
+            json.loads((path / "state.json").read_text(encoding="utf-8"))
+            load_file(path / "tensors.safetensors")
+        except (OSError, ValueError, SafetensorError):
+            continue
+        return path
+    return None
+
+
+def load(path: Path, method: Method, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Put a checkpoint's tensors back into place; returns its `state`.
+
+    Raises:
+        UserError: It is of another network.
+    """
+    tensors = load_file(path / "tensors.safetensors")
+    weights = {key.removeprefix("method."): value for key, value in tensors.items() if key.startswith("method.")}
+    load_weights(method, weights, str(path))
+    moments: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        if key.startswith("optimizer."):
+            _, index, name = key.split(".", 2)
+            moments.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+    torch.set_rng_state(tensors["rng.cpu"])
+    if "rng.cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors["rng.cuda"])
+    return json.loads((path / "state.json").read_text(encoding="utf-8"))
+
+
+def _all(folder: Path) -> list[Path]:
+    return sorted((folder / "checkpoints").glob("step_*"), key=lambda path: int(path.name.removeprefix("step_")))
+

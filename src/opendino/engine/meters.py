@@ -1,0 +1,87 @@
+"""What a run measures: every step into metrics.jsonl, and into TensorBoard.
+
+Values stay on the device until `flush`, which fetches all of them at once.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Meters:
+    """The measurements of a run folder.
+
+    Args:
+        folder: The run's folder.
+        step: Steps already done; rows beyond it (of a run that was cut off) are dropped.
+    """
+
+    def __init__(self, folder: Path, step: int = 0) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # costs a second, so only when a run starts
+
+        path = folder / "metrics.jsonl"
+        kept = _rows_until(path, step) if path.exists() else []
+        path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115, lives as long as the run
+        self._board = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+        self._waiting: list[tuple[int, dict[str, Tensor], dict[str, float]]] = []
+
+    def add(self, step: int, tensors: dict[str, Tensor], numbers: dict[str, float]) -> None:
+        """Remember a step's scalars; nothing is fetched yet."""
+        self._waiting.append((step, tensors, numbers))
+
+    def flush(self) -> list[dict[str, Any]]:
+        """Fetch and write what is waiting; returns it as rows."""
+        if not self._waiting:
+            return []
+        scalars = [value.float() for _, tensors, _ in self._waiting for value in tensors.values()]
+        values = iter(torch.stack(scalars).tolist())
+        rows = [{"step": step, **{name: next(values) for name in tensors}, **numbers} for step, tensors, numbers in self._waiting]
+        self._waiting.clear()
+        for row in rows:
+            self._write(row)
+        self._file.flush()
+        return rows
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        """Write a row of its own at once, e.g. an evaluation."""
+        self._write({"step": step, **values})
+        self._file.flush()
+
+    def close(self) -> None:
+        """Write what is waiting and close the files."""
+        self.flush()
+        self._file.close()
+        self._board.close()
+
+    def _write(self, row: dict[str, Any]) -> None:
+        self._file.write(json.dumps(row) + "\n")
+        for name, value in _flat(row):
+            self._board.add_scalar(name, value, row["step"])
+
+
+def _flat(row: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:
+    pairs = []
+    for name, value in row.items():
+        if isinstance(value, dict):
+            pairs += _flat(value, f"{prefix}{name}/")
+        elif isinstance(value, int | float) and name != "step":
+            pairs.append((prefix + name, float(value)))
+    return pairs
+
+
+def _rows_until(path: Path, step: int) -> list[str]:
+    """The whole lines up to a step; a line torn by a crash is not JSON and goes."""
+    kept = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except (ValueError, KeyError, TypeError):
+            continue
+    return kept

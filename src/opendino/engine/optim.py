@@ -1,0 +1,154 @@
+"""Optimisers, parameter groups, clipping and the schedules of learning rate and weight decay.
+
+Nothing here waits for the device: a void step (`found_inf`) is skipped on the device itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from opendino.core import schedule, span
+from opendino.core.errors import UsageError
+from opendino.core.types import Clock, Facts
+
+
+@dataclass(frozen=True)
+class Config:
+    """How the student is optimised. Defaults are DINO v1's for ViTs."""
+
+    name: Literal["adamw", "sgd", "lars"] = "adamw"
+    lr: float = 5e-4
+    """Peak learning rate for a batch of 256; scaled linearly with the batch."""
+    min_lr: float = 1e-6
+    """Where the cosine ends; not scaled."""
+    lr_warmup: str = "10ep"
+    """Linear warm-up (at most a fifth of the run)."""
+    weight_decay: float = 0.04
+    weight_decay_end: float = 0.4
+    """Half cosine from start to end. Biases and one-dimensional parameters are never decayed."""
+    clip: float = 3.0
+    """Largest gradient norm; 0 for none."""
+    clip_by: Literal["tensor", "global"] = "tensor"
+    """Norm of each parameter tensor on its own (DINO v1), or of all together."""
+    accumulate: int | Literal["auto"] = "auto"
+    """A step's batch is worked off in this many parts, to save memory; one EMA and centre update a step all
+    the same. BatchNorm sees one part at a time. auto: as few parts as fit."""
+
+    def __post_init__(self) -> None:
+        if self.accumulate != "auto" and self.accumulate < 1:
+            raise UsageError(f"accumulate is {self.accumulate}", "Use 1 or more")
+        if self.lr <= 0:
+            raise UsageError(f"lr is {self.lr}", "Use a learning rate above 0, e.g. 5e-4")
+
+    def resolved(self, facts: Facts) -> tuple[Config, list[str]]:
+        """The warm-up within its share of the run; with the reason."""
+        warmup = span.capped(self.lr_warmup, 0.2, total_steps=facts.total_steps, steps_per_epoch=facts.steps_per_epoch)
+        if warmup == self.lr_warmup:
+            return self, []
+        return replace(self, lr_warmup=warmup), [f"lr_warmup = {warmup} steps: {self.lr_warmup} is more than 20% of the run"]
+
+
+class LARS(torch.optim.Optimizer):
+    """SGD with momentum and a trust ratio per tensor (You et al. 2017, arXiv:1708.03888), as DINO v1 uses it.
+
+    For tensors of two or more dimensions: g ← g + wd·p, then g ← g · eta·‖p‖/‖g‖ where both norms are above 0.
+    Then v ← momentum·v + g and p ← p - lr·v. Biases and norms get neither decay nor ratio.
+    """
+
+    _step_supports_amp_scaling = True  # `found_inf` is honoured, see step()
+
+    def __init__(self, params: Iterable[Any], lr: float, momentum: float = 0.9, eta: float = 0.001) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "eta": eta, "weight_decay": 0.0})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """One update of every parameter that has a gradient; none where `found_inf` is set and above 0."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        found_inf: Tensor | None = getattr(self, "found_inf", None)
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                update = p.grad
+                if p.ndim > 1:
+                    update = update + group["weight_decay"] * p
+                    p_norm, g_norm = p.norm(), update.norm()
+                    ratio = torch.where((p_norm > 0) & (g_norm > 0), group["eta"] * p_norm / g_norm, 1.0)
+                    update = update * ratio
+                velocity = self.state[p].setdefault("velocity", torch.zeros_like(p))
+                moved = group["momentum"] * velocity + update
+                if found_inf is None:
+                    velocity.copy_(moved)
+                    p.sub_(velocity, alpha=group["lr"])
+                else:
+                    velocity.copy_(torch.where(found_inf > 0, velocity, moved))
+                    p.copy_(torch.where(found_inf > 0, p, p - group["lr"] * velocity))
+        return loss
+
+
+def param_groups(module: nn.Module) -> list[dict[str, Any]]:
+    """Two groups of the parameters that train: decayed, and (biases and one-dimensional ones) not decayed."""
+    decayed, plain = [], []
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            (plain if name.endswith(".bias") or parameter.ndim == 1 else decayed).append(parameter)
+    return [{"params": decayed, "decayed": True}, {"params": plain, "decayed": False, "weight_decay": 0.0}]
+
+
+def build(config: Config, student: nn.Module) -> torch.optim.Optimizer:
+    """The optimiser of a student. Its learning rate and weight decay are set by `set_schedules` before each step."""
+    groups = param_groups(student)
+    if config.name == "adamw":
+        return torch.optim.AdamW(groups, lr=0.0, fused=True)
+    if config.name == "sgd":
+        return torch.optim.SGD(groups, lr=0.0, momentum=0.9, fused=True)
+    return LARS(groups, lr=0.0)
+
+
+def set_schedules(optimizer: torch.optim.Optimizer, config: Config, clock: Clock, batch: int) -> tuple[float, float]:
+    """Set this step's learning rate and weight decay; returns both.
+
+    Args:
+        optimizer: From `build`.
+        config: Its settings.
+        clock: The step about to be done.
+        batch: Images per step over all devices; the rate is `lr · batch / 256`.
+    """
+    total = clock.total_steps
+    warmup = span.steps(config.lr_warmup, total_steps=total, steps_per_epoch=clock.steps_per_epoch)
+    lr = schedule.cosine(clock.step, config.lr * batch / 256, config.min_lr, total, warmup)
+    weight_decay = schedule.cosine(clock.step, config.weight_decay, config.weight_decay_end, total)
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+        if group["decayed"]:
+            group["weight_decay"] = weight_decay
+    return lr, weight_decay
+
+
+@torch.no_grad()
+def clip(student: nn.Module, max_norm: float, by: Literal["tensor", "global"]) -> Tensor:
+    """Scale gradients down to `max_norm`; returns their norm before (over all tensors), a scalar on the device."""
+    grads = [p.grad for p in student.parameters() if p.grad is not None]
+    norms = torch._foreach_norm(grads)
+    total = torch.linalg.vector_norm(torch.stack(norms))
+    if max_norm > 0:
+        # The original's rule, with its 1e-6: g · min(1, c / (‖g‖ + 1e-6)).
+        each = norms if by == "tensor" else [total] * len(grads)
+        torch._foreach_mul_(grads, [(max_norm / (norm + 1e-6)).clamp(max=1.0) for norm in each])
+    return total
+
+
+def step(optimizer: torch.optim.Optimizer, ok: Tensor) -> None:
+    """The optimiser's step, void where `ok` (scalar bool on the device) is False. The host does not wait."""
+    # The protocol of torch's own GradScaler: fused optimisers read `found_inf` and skip on the device.
+    optimizer.found_inf = (~ok).to(torch.float32)  # pyright: ignore[reportAttributeAccessIssue]
+    optimizer.step()
+    del optimizer.found_inf  # pyright: ignore[reportAttributeAccessIssue]

@@ -1,0 +1,64 @@
+"""The same training on one device or many: `torchrun` starts the processes, DDP averages their gradients."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+import torch
+import torch.distributed as torch_dist
+from torch import nn
+
+from opendino.core import dist
+from opendino.core.contracts import Method
+from opendino.core.errors import UsageError
+
+
+def device(name: str) -> torch.device:
+    """The device of this process: `auto` is CUDA, else MPS, else the CPU.
+
+    Raises:
+        UsageError: Not a device, or not one of this machine's.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        chosen = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"Unknown device '{name}'", "Use auto, cuda, mps or cpu") from None
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not available.get(chosen.type, False):
+        raise UsageError(f"This machine has no {chosen.type} device", "Use --device auto")
+    if chosen.type == "cuda":
+        chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", chosen.index or 0)))
+        torch.cuda.set_device(chosen)
+    return chosen
+
+
+@contextlib.contextmanager
+def processes(device: torch.device):  # noqa: ANN201, a generator made a context manager
+    """Join the other processes where torchrun started several."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.active():
+        yield
+        return
+    torch_dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield
+    finally:
+        torch_dist.destroy_process_group()
+
+
+def wrap(method: Method) -> nn.Module:
+    """What to call in place of the method: itself when alone, else itself with gradients averaged over ranks."""
+    if not dist.active():
+        return method
+    # BatchNorm of the student sees all ranks' images, as in DINO v1; buffers such as the centre are reduced by the
+    # method itself.
+    return nn.parallel.DistributedDataParallel(method, broadcast_buffers=False)
+
+
+def accumulating(model: nn.Module, last: bool) -> contextlib.AbstractContextManager[object]:
+    """The context of one part of a step: ranks talk only after the last part."""
+    if last or not isinstance(model, nn.parallel.DistributedDataParallel):
+        return contextlib.nullcontext()
+    return model.no_sync()

@@ -1,0 +1,54 @@
+"""The line a person watches while a run goes on: live on a terminal, now and then a plain line elsewhere."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from opendino.core import log
+
+_EVERY_SECONDS = 15.0
+
+
+class Progress:
+    """Shows loss, teacher entropy, k-NN, speed, data-wait share and time left. Writes to stderr only.
+
+    Args:
+        total: Steps of the run.
+        done: Steps already done.
+        show: False on ranks that stay silent.
+    """
+
+    def __init__(self, total: int, done: int, show: bool = True) -> None:
+        self._total, self._first, self._done = total, done, done
+        self._began = self._said = time.monotonic()
+        self._bar: Any = None
+        if show and log.console().is_terminal:
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bar
+
+            columns = (MofNCompleteColumn(), BarColumn(20), TextColumn("{task.description}"), TimeRemainingColumn())
+            self._bar = Bar(*columns, console=log.console(), refresh_per_second=4)
+            self._task = self._bar.add_task("starting", total=total, completed=done)
+            self._bar.start()
+        self._show = show
+
+    def update(self, done: int, text: str) -> None:
+        """Show where the run stands."""
+        self._done = done
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, description=text)
+        elif self._show and (time.monotonic() - self._said > _EVERY_SECONDS or done == self._total):
+            self._said = time.monotonic()
+            log.say(f"step {done}/{self._total}  {text}  {self._left()} left")
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        if self._bar is not None:
+            self._bar.stop()
+
+    def _left(self) -> str:
+        rate = (time.monotonic() - self._began) / max(1, self._done - self._first)
+        seconds = round(rate * (self._total - self._done))
+        hours, minutes = divmod(seconds // 60, 60)
+        return f"{hours}h{minutes:02d}" if hours else f"{minutes}m{seconds % 60:02d}"

@@ -1,0 +1,70 @@
+"""How many images a step holds, in how many parts it is worked off, and how many workers feed it."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from opendino.core import dist
+from opendino.core.errors import UserError
+from opendino.core.types import ViewSpec
+
+# Activations kept for the backward pass, in bytes per pixel of all views of an image: measured on ViT-S/16 in float32
+# (240 MB for 2·224² + 10·96² pixels); a network twice as wide keeps twice as much.
+_BYTES_PER_PIXEL = 1300 / 384
+
+
+def batch(wanted: int | str, num_images: int, device: torch.device) -> tuple[int, str]:
+    """Images per step over all devices, and why.
+
+    Raises:
+        UserError: More than the set has.
+    """
+    world = dist.world()
+    if isinstance(wanted, int):
+        if wanted > num_images:
+            raise UserError(
+                f"The set has {num_images} images, fewer than one batch of {wanted}",
+                f"Use --batch {num_images} or less, or leave it to auto",
+            )
+        if wanted % world:
+            raise UserError(f"A batch of {wanted} does not divide over {world} processes", f"Use a multiple of {world}")
+        return wanted, "as asked"
+    most = 256 if device.type == "cuda" else 64
+    size = world
+    while size * 2 <= min(most * world, max(2, num_images // 4)):
+        size *= 2
+    return max(size, min(2, num_images)), f"{num_images:,} images on {world} {device.type} device{'s' * (world > 1)}"
+
+
+def accumulate(wanted: int | str, batch: int, spec: ViewSpec, embed_dim: int, device: torch.device) -> tuple[int, str]:
+    """In how many parts a rank works off its share of a step, and why.
+
+    Raises:
+        UserError: The share does not divide into that many parts.
+    """
+    share = batch // dist.world()
+    if isinstance(wanted, int):
+        if share % wanted:
+            raise UserError(f"{share} images do not divide into accumulate={wanted} parts", f"Use a divisor of {share}")
+        return wanted, "as asked"
+    pixels = sum(group.size_px**2 * len(group.views) for group in spec.groups)
+    each = _BYTES_PER_PIXEL * pixels * embed_dim
+    if device.type == "cuda":
+        free, what = 0.6 * torch.cuda.mem_get_info(device)[0], "60% of the free GPU memory"
+    else:
+        free, what = 0.25 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "a quarter of the memory"
+    parts = next(n for n in range(1, share + 1) if share % n == 0 and (share // n * each <= free or n == share))
+    return parts, f"an image's views need about {each / 2**20:.0f} MiB, and {what} is {free / 2**30:.1f} GiB"
+
+
+def workers(wanted: int | str, device: torch.device) -> tuple[int, str]:
+    """Loader processes of this rank, and why."""
+    if isinstance(wanted, int):
+        return wanted, "as asked"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if device.type == "cpu":
+        return max(1, cores // (4 * local)), f"a quarter of {cores} cores; the rest train"
+    return max(1, cores // local - 1), f"{cores} cores for {local} device{'s' * (local > 1)}"

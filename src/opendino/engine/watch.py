@@ -1,0 +1,169 @@
+"""Looks after a run: writes its numbers, keeps its time, names what goes wrong and stops what cannot go well."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from opendino.core import dist, files, log
+from opendino.core.contracts import Source
+from opendino.core.errors import UserError
+from opendino.engine import checkpoint
+from opendino.engine.meters import Meters
+from opendino.engine.monitors import Monitor, Verdict
+
+_FEWEST = 32  # images seen before a share of unreadable ones means anything
+
+
+class Watch:
+    """The steps since the last look, and what is known of the run.
+
+    Args:
+        folder: The run's folder.
+        meters: Where numbers go; None on ranks that write nothing.
+        source: Names the images of a failed step.
+        batch: Images per step.
+        total_steps: Length of the run.
+        bad: key → reason of unreadable images, shared with the run's state.
+        max_bad_frac: Largest share of them.
+        max_nonfinite: Void steps in a row before the run stops.
+
+    Attributes:
+        verdict: A collapse that stands, or None.
+        quality: The last evaluation, shown in `line`.
+    """
+
+    def __init__(
+        self, folder: Path, meters: Meters | None, source: Source, batch: int, total_steps: int,
+        bad: dict[str, str], max_bad_frac: float, max_nonfinite: int,
+    ) -> None:  # fmt: skip
+        self._folder, self._meters, self._source, self._batch, self._bad = folder, meters, source, batch, bad
+        self._max_bad_frac, self._max_nonfinite = max_bad_frac, max_nonfinite
+        self._steps: list[tuple[int, dict[str, Tensor], dict[str, float], list[Tensor]]] = []
+        self._void = self._seen = self._known_bad = 0
+        self._last: dict[str, Any] = {}
+        self._monitor = Monitor(total_steps)
+        self._began = self._looked = time.monotonic()
+        self._waited = self._rested = 0.0
+        self.verdict: Verdict | None = None
+        self.quality: dict[str, Any] = {}
+
+    def step(self, done: int, tensors: dict[str, Tensor], numbers: dict[str, float], indices: list[Tensor]) -> None:
+        """Remember a step; nothing is fetched from the device.
+
+        Args:
+            done: Steps done so far, this one included.
+            tensors: Scalars on the device; "ok" says whether the step counted.
+            numbers: Scalars of the host.
+            indices: The images it used.
+        """
+        self._steps.append((done, tensors, numbers, indices))
+        self._seen += self._batch
+
+    def due(self) -> bool:
+        """Whether it is time to look: every second when alone, every tenth step when ranks must look together."""
+        return len(self._steps) >= 10 or (not dist.active() and time.monotonic() - self._looked > 1)
+
+    def look(self) -> None:
+        """Fetch and write the steps since the last look.
+
+        Raises:
+            UserError: Too many void steps in a row, or too many unreadable images.
+        """
+        if self._meters is not None:
+            for done, tensors, numbers, _ in self._steps:
+                self._meters.add(done, tensors, numbers)
+            rows = self._meters.flush()
+            for row, (_, _, _, indices) in zip(rows, self._steps, strict=True):
+                self._check_finite(row, indices)
+                self._check_collapse(row)
+            self._last = rows[-1] if rows else self._last
+        self._steps.clear()
+        self._looked = time.monotonic()
+        self._check_bad()
+
+    def judged(self, done: int, quality: dict[str, Any]) -> None:
+        """Write an evaluation."""
+        self.quality = quality
+        if self._meters is not None:
+            self._meters.write(done, quality)
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Entered while waiting for images."""
+        began = time.monotonic()
+        yield
+        self._waited += time.monotonic() - began
+
+    @contextlib.contextmanager
+    def resting(self) -> Iterator[None]:
+        """Entered while evaluating or saving, which is not training."""
+        began = time.monotonic()
+        yield
+        self._rested += time.monotonic() - began
+
+    @property
+    def images_per_second(self) -> float:
+        """Over this call's training."""
+        return self._seen / self._trained()
+
+    @property
+    def data_wait(self) -> float:
+        """Share of this call's training spent waiting for images."""
+        return self._waited / self._trained()
+
+    def line(self) -> str:
+        """The figures a person watches."""
+        shown = [f"loss {self._last['loss']:.3f}"] if "loss" in self._last else []
+        if "teacher_entropy" in self._last:
+            shown.append(f"entropy {self._last['teacher_entropy']:.2f} ({self._last['entropy_frac']:.0%} of ln K)")
+        if "knn" in self.quality:
+            shown.append(f"k-NN {self.quality['knn']['teacher']:.1f}%")
+        if "effective_rank" in self.quality:
+            shown.append(f"rank {self.quality['effective_rank']:.0f}")
+        return "  ".join([*shown, f"{self.images_per_second:.3g} images/s", f"wait {self.data_wait:.0%}"])
+
+    def _trained(self) -> float:
+        return max(1e-9, time.monotonic() - self._began - self._rested)
+
+    def _check_finite(self, row: dict[str, Any], indices: list[Tensor]) -> None:
+        self._void = 0 if row["ok"] else self._void + 1
+        if self._void:
+            keys = [self._source.key(int(i)) for i in torch.cat(indices)]
+            log.warn(f"step {row['step']} was skipped, its loss is not finite; its images: {', '.join(keys)}")
+        if self._void >= self._max_nonfinite:
+            raise UserError(
+                f"The loss was not finite for {self._void} steps in a row; last good checkpoint: {checkpoint.newest(self._folder)}",
+                "Lower --optim.lr or --optim.clip, or take --precision float32, and start anew",
+            )
+
+    def _check_collapse(self, row: dict[str, Any]) -> None:
+        before, self.verdict = self.verdict, self._monitor.watch(row)
+        now = self.verdict
+        if now is not None and (before is None or before.name != now.name):
+            log.warn(f"step {row['step']}: {now.name} collapse: {now.evidence}. {now.cure}")
+        if now is None and before is not None:
+            log.say(f"step {row['step']}: no longer {before.name}")
+
+    def _check_bad(self) -> None:
+        bad, table = self._bad, self._folder / "bad_files.csv"
+        if len(bad) > self._known_bad and self._meters is not None:
+            self._known_bad = len(bad)
+            text = io.StringIO()
+            csv.writer(text).writerows([("file", "reason"), *sorted(bad.items())])
+            files.write(table, text.getvalue())
+            log.warn(f"{len(bad)} unreadable images so far, see {table}")
+        if len(bad) > self._max_bad_frac * min(len(self._source), max(self._seen, _FEWEST)):
+            key, reason = next(iter(bad.items()))
+            raise UserError(
+                f"{len(bad)} images cannot be read, more than {self._max_bad_frac:.0%} of those seen, e.g. {key}: {reason}",
+                f"See {table}; remove or convert them, or raise --max-bad-frac",
+            )

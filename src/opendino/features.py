@@ -1,0 +1,62 @@
+"""One pass of a network over a set of images → a table of features."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from opendino.core.contracts import Backbone
+
+RGB = tuple[float, float, float]
+
+
+@torch.no_grad()
+def extract(backbone: Backbone, crops: Tensor, mean: RGB, std: RGB, device: torch.device, batch: int = 64) -> Tensor:
+    """The image features (`Features.cls`) of crops, in eval mode; the network's mode is put back as it was.
+
+    Args:
+        backbone: Any.
+        crops: uint8 `[M 3 H W]` on the host.
+        mean, std: Normalisation of pixels in [0, 1].
+        device: Where the backbone is.
+        batch: Images at a time.
+
+    Returns:
+        float32 `[M D]` on the host.
+    """
+    was_training = backbone.training
+    backbone.eval()
+    table = torch.cat([backbone([part])[0].float().cpu() for part in _normalised(crops, mean, std, device, batch)])
+    backbone.train(was_training)
+    return table
+
+
+@torch.no_grad()
+def settle(backbone: Backbone, crops: Tensor, mean: RGB, std: RGB, device: torch.device, batch: int = 64) -> None:
+    """Let a network's BatchNorm gather its statistics from images, so that an untrained one is judged fairly."""
+    backbone.train()
+    for part in _normalised(crops, mean, std, device, batch):
+        if len(part) > 1:  # BatchNorm cannot learn a variance from one image
+            backbone([part])
+
+
+def pixels(crops: Tensor, side: int = 16) -> Tensor:
+    """The baseline any feature must beat: the pixels themselves, shrunk.
+
+    Args:
+        crops: uint8 `[M 3 H W]`.
+        side: Pixels a side after shrinking with antialias.
+
+    Returns:
+        float32 `[M 3·side·side]`, values in [0, 1].
+    """
+    shrunk = torch.nn.functional.interpolate(crops.float() / 255, (side, side), mode="bilinear", antialias=True)
+    return shrunk.flatten(1)
+
+
+def _normalised(crops: Tensor, mean: RGB, std: RGB, device: torch.device, batch: int) -> Iterator[Tensor]:
+    shift, scale = (torch.tensor(values, device=device).view(3, 1, 1) for values in (mean, std))
+    for part in crops.split(batch):
+        yield (part.to(device).float() / 255 - shift) / scale

@@ -1,0 +1,261 @@
+"""DINO: self-distillation with no labels (Caron et al. 2021, arXiv:2104.14294).
+
+A student learns to predict, from any view of an image, what its teacher says of the two global views. The teacher is
+a moving average of the student. Two forces keep the pair from agreeing on nothing: centring (subtract a running mean,
+so that no prototype wins everywhere; alone it drifts to the uniform distribution) and sharpening (a low teacher
+temperature; alone it collapses onto one prototype). `reference` numbers: tests/story/test_golden.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from opendino.core import dist, schedule, span
+from opendino.core.contracts import Backbone, Method
+from opendino.core.errors import UsageError
+from opendino.core.types import Augment, Clock, Facts, StepOutput, ViewGroup, Views, ViewSpec
+from opendino.models.heads import ProjectionHead
+from opendino.models.teacher import copy_from, ema_
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of DINO. Defaults are the paper's for ViT-S/16 with two global and ten local crops."""
+
+    student_views: Literal["all", "local"] = "all"
+    """all: the student sees every view (paper, original code). local: it sees only local ones (Kirch's article)."""
+    global_size_px: int | Literal["auto"] = 224
+    local_size_px: int | Literal["auto"] = 96
+    local_crops: int = 10
+    """Number of local views, 0 or more."""
+    global_scale: tuple[float, float] = (0.25, 1.0)
+    """Area of a global crop as a share of the image."""
+    local_scale: tuple[float, float] = (0.05, 0.25)
+    """Area of a local crop as a share of the image."""
+    flip: float = 0.5
+    """Probability of a horizontal flip."""
+    jitter: float = 0.8
+    """Probability of colour jitter."""
+    jitter_strength: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)
+    """Brightness, contrast, saturation, hue."""
+    grey: float = 0.2
+    """Probability of grey."""
+    blur: tuple[float, float, float] = (1.0, 0.1, 0.5)
+    """Probability of a blur in the first global, the second global, a local view."""
+    solarise: float = 0.2
+    """Probability of solarisation in the second global view."""
+
+    out_dim: int | Literal["auto"] = 65536
+    """K, the number of prototypes."""
+    hidden_dim: int = 2048
+    bottleneck_dim: int = 256
+    head_layers: int = 3
+    head_batch_norm: bool = False
+    norm_last_layer: bool = True
+    """Fix the prototypes' lengths at 1. False can gain accuracy on small ViTs and is less stable."""
+    freeze_last_layer: str = "1ep"
+    """The prototypes stand still this long (at most a tenth of the run)."""
+
+    centering: bool = True
+    center_momentum: float = 0.9
+    sharpening: bool = True
+    """False: the teacher's temperature equals the student's."""
+    student_temp: float = 0.1
+    teacher_temp: float = 0.07
+    teacher_temp_start: float = 0.04
+    teacher_temp_warmup: str = "30ep"
+    """From start to final temperature in this time (at most 30 % of the run); stated in epochs it moves once an
+    epoch, as the original, else every step."""
+    momentum: float | Literal["auto"] = 0.996
+    """EMA momentum of the teacher at the start; follows a half cosine to `momentum_end`."""
+    momentum_end: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("student_temp", "teacher_temp", "teacher_temp_start"):
+            if getattr(self, name) <= 0:
+                raise UsageError(f"{name} is {getattr(self, name)}", "A temperature is above 0, e.g. 0.04 to 0.1")
+        for name in ("momentum", "momentum_end", "center_momentum"):
+            value = getattr(self, name)
+            if value != "auto" and not 0 <= value <= 1:
+                raise UsageError(f"{name} is {value}", "A momentum lies between 0 and 1")
+        if self.local_crops < 0:
+            raise UsageError(f"local_crops is {self.local_crops}", "Use 0 or more")
+        if self.student_views == "local" and self.local_crops == 0:
+            raise UsageError("student_views=local leaves the student nothing to see with local_crops=0", "Use local_crops=1 or more, or student_views=all")
+        for name in ("global_scale", "local_scale"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high <= 1:
+                raise UsageError(f"{name} is {(low, high)}", "Give two shares with 0 < low <= high <= 1, e.g. 0.25 1.0")
+        if self.out_dim != "auto" and self.out_dim < 2:
+            raise UsageError(f"out_dim is {self.out_dim}", "Use 2 prototypes or more")
+
+    def resolved(self, facts: Facts) -> tuple[Config, list[str]]:
+        """Every "auto" as a number and every duration within its share of the run; with the reasons, one line each."""
+        changes, reasons = {}, []
+
+        def decide(name: str, value: object, reason: str) -> None:
+            changes[name] = value
+            reasons.append(f"{name} = {value}: {reason}")
+
+        if self.global_size_px == "auto":
+            size = max(32, min(224, facts.short_side_px // 32 * 32))
+            decide("global_size_px", size, f"the images' shorter side is about {facts.short_side_px} px")
+        else:
+            size = self.global_size_px
+        if self.local_size_px == "auto":
+            decide("local_size_px", max(16, round(size * 96 / 224 / 16) * 16), "96/224 of the global size, as in the paper")
+        if self.out_dim == "auto":
+            # Prototypes beyond what a small set can fill only slow the start; the steps follow lightly-train's rule.
+            steps = ((20_000, 1024), (50_000, 2048), (100_000, 4096), (200_000, 16384), (500_000, 32768))
+            decide("out_dim", next((k for limit, k in steps if facts.num_images < limit), 65536), f"{facts.num_images:,} images")
+        if self.momentum == "auto":
+            # The teacher should remember a fixed share of the run, whatever its length: 1/(1-m) = 1/250 of the steps
+            # gives the original's 0.996 at 62,500 steps and a teacher that still moves in a run of a few hundred.
+            value = min(0.996, max(0.9, 1 - 250 / facts.total_steps))
+            decide("momentum", round(value, 4), f"{facts.total_steps:,} steps")
+        timing = {"total_steps": facts.total_steps, "steps_per_epoch": facts.steps_per_epoch}
+        for name, share in (("freeze_last_layer", 0.1), ("teacher_temp_warmup", 0.3)):
+            value = span.capped(getattr(self, name), share, **timing)
+            if value != getattr(self, name):
+                decide(name, value, f"{getattr(self, name)} is more than {share:.0%} of {facts.total_steps:,} steps")
+        return replace(self, **changes), reasons
+
+
+def views(config: Config) -> ViewSpec:
+    """Two global and `local_crops` local views with BYOL's augmentations."""
+    brightness, contrast, saturation, hue = config.jitter_strength
+    base = Augment(
+        scale=config.global_scale, flip=config.flip, jitter=config.jitter, brightness=brightness, contrast=contrast,
+        saturation=saturation, hue=hue, grey=config.grey,
+    )  # fmt: skip
+    first = replace(base, blur=config.blur[0])
+    second = replace(base, blur=config.blur[1], solarise=config.solarise)
+    local = replace(base, blur=config.blur[2], scale=config.local_scale)
+    assert config.global_size_px != "auto" and config.local_size_px != "auto"
+    return ViewSpec(
+        (
+            ViewGroup("global", config.global_size_px, (first, second)),
+            ViewGroup("local", config.local_size_px, (local,) * config.local_crops),
+        )
+    )
+
+
+def build(config: Config, make_backbone: Callable[[Literal["student", "teacher"]], Backbone]) -> Method:
+    """A student, and a teacher equal to it. `config` must be resolved."""
+    return _DINO(config, make_backbone)
+
+
+class _DINO(Method):
+    center: Tensor
+
+    def __init__(self, config: Config, make_backbone: Callable[[Literal["student", "teacher"]], Backbone]) -> None:
+        super().__init__()
+        assert config.out_dim != "auto" and config.momentum != "auto"
+        self.config, self.momentum = config, config.momentum
+
+        def network(role: Literal["student", "teacher"]) -> nn.ModuleDict:
+            backbone = make_backbone(role)
+            head = ProjectionHead(
+                backbone.embed_dim, config.out_dim, config.hidden_dim, config.bottleneck_dim, config.head_layers,
+                batch_norm=config.head_batch_norm, norm_last_layer=config.norm_last_layer,
+            )  # fmt: skip
+            return nn.ModuleDict({"backbone": backbone, "head": head})
+
+        self.student, self.teacher = network("student"), network("teacher")
+        copy_from(self.teacher, self.student)
+        self.register_buffer("center", torch.zeros(1, config.out_dim))
+        self._teacher_means: list[Tensor] = []  # of the batches of the current step
+
+    def forward(self, views: Views, clock: Clock) -> StepOutput:
+        crops = {name: group.flatten(0, 1) for name, group in views.crops.items()}
+        batch, num_global = len(views.indices), len(views.crops["global"])
+
+        with torch.no_grad():
+            embedding = self.teacher["backbone"]([crops["global"]])[0]
+            teacher = _float(self.teacher["head"](embedding)).unflatten(0, (num_global, batch))
+            targets = torch.softmax((teacher - self.center * self.config.centering) / self.temperature(clock), dim=-1)
+            self._teacher_means.append(teacher.mean((0, 1))[None])
+
+        seen = [crop for name, crop in crops.items() if name == "local" or self.config.student_views == "all"]
+        student = self.student["head"](torch.cat(self.student["backbone"](seen)))
+        student = _float(student).unflatten(0, (-1, batch)) / self.config.student_temp
+        loss = cross_entropy(student, targets, same_views=self.config.student_views == "all")
+
+        entropy = _entropy(targets).mean()
+        most = torch.tensor(float(targets.shape[-1]), device=loss.device).log()
+        spread = torch.nn.functional.normalize(_float(embedding), dim=-1).std(0).norm()
+        metrics = {
+            "loss": loss.detach(),
+            "teacher_entropy": entropy,
+            "kl": loss.detach() - entropy,
+            "entropy_frac": entropy / most,
+            "marginal_frac": _entropy(targets.mean((0, 1))) / most,
+            "feature_spread": spread,
+        }
+        return StepOutput(loss, metrics)
+
+    def before_step(self, clock: Clock) -> None:
+        """Hold the prototypes still at the start: without a gradient the optimiser skips them, weight decay included."""
+        if clock.step < _steps(self.config.freeze_last_layer, clock):
+            for parameter in self.student["head"].last_layer.parameters():
+                parameter.grad = None
+
+    def after_step(self, clock: Clock, ok: Tensor) -> None:
+        """Move the teacher towards the student and the centre towards what the teacher said."""
+        momentum = schedule.cosine(clock.step, self.momentum, self.config.momentum_end, clock.total_steps)
+        ema_(self.teacher, self.student, momentum, ok)
+        mean = dist.mean(torch.stack(self._teacher_means).mean(0))
+        self._teacher_means.clear()
+        moved = self.config.center_momentum * self.center + (1 - self.config.center_momentum) * mean
+        self.center.copy_(torch.where(ok, moved, self.center))
+
+    def temperature(self, clock: Clock) -> float:
+        """τ_t at this time."""
+        config = self.config
+        if not config.sharpening:
+            return config.student_temp
+        if span.in_epochs(config.teacher_temp_warmup):
+            position, length = clock.epoch, round(span.parse(config.teacher_temp_warmup)[0])
+        else:
+            position, length = clock.step, _steps(config.teacher_temp_warmup, clock)
+        return schedule.ramp(position, config.teacher_temp_start, config.teacher_temp, length)
+
+
+def cross_entropy(student: Tensor, targets: Tensor, *, same_views: bool) -> Tensor:
+    """Mean of H(teacher view, student view) over images and pairs of different views (eq. 2 of the paper).
+
+    The targets of each student view are summed before they meet its log-softmax: the same value and gradient as one
+    term a pair, with one pass over the student's outputs.
+
+    Args:
+        student: `[V_s B K]` logits already divided by τ_s, float32 or float64.
+        targets: `[V_t B K]` teacher probabilities.
+        same_views: The first V_t student views are the teacher's own; a view is not compared with itself.
+    """
+    num_student, num_teacher = len(student), len(targets)
+    total = targets.sum(0)
+    wanted = total.expand(num_student, -1, -1)
+    if same_views:
+        wanted = torch.cat([total - targets, wanted[num_teacher:]])
+    num_pairs = num_student * num_teacher - (num_teacher if same_views else 0)
+    # Σ_k q log p = Σ_k q·x - (Σ_k q)·logsumexp(x): nothing of size V·B·K is kept but the logits themselves.
+    terms = wanted.sum(-1) * student.logsumexp(-1) - (wanted * student).sum(-1)
+    return terms.sum() / (num_pairs * student.shape[1])
+
+
+def _entropy(probabilities: Tensor) -> Tensor:
+    return torch.special.entr(probabilities).sum(-1)
+
+
+def _float(x: Tensor) -> Tensor:
+    """At least float32: softmax and losses are never computed in half precision."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _steps(duration: str, clock: Clock) -> int:
+    return span.steps(duration, total_steps=clock.total_steps, steps_per_epoch=clock.steps_per_epoch)

@@ -1,0 +1,78 @@
+"""The projection head of DINO (Caron et al. 2021, section 3.2 and appendix C)."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear, normalize
+
+
+class ProjectionHead(nn.Module):
+    """MLP to a bottleneck, L2 normalisation, then cosine-like scores against K prototypes.
+
+    State-dict keys are DINO v1's: mlp.0, mlp.2, mlp.4 (mlp.0, .1, .3, .4, .6 with batch norm),
+    last_layer.weight_g, last_layer.weight_v.
+
+    Args:
+        in_dim: D, width of the features.
+        out_dim: K, number of prototypes.
+        hidden_dim: Width of the hidden layers.
+        bottleneck_dim: Width of what is normalised.
+        num_layers: Linear layers of the MLP, at least 1.
+        batch_norm: Batch norm after each hidden layer (DINO v1 does so for ResNet); rows then depend on each other.
+        norm_last_layer: Prototypes have length 1, fixed; otherwise their lengths are learnt (better, less stable).
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        out_dim: int,
+        hidden_dim: int = 2048,
+        bottleneck_dim: int = 256,
+        num_layers: int = 3,
+        batch_norm: bool = False,
+        norm_last_layer: bool = True,
+    ) -> None:
+        super().__init__()
+        assert num_layers >= 1
+        widths = [in_dim] + [hidden_dim] * (num_layers - 1)
+        layers: list[nn.Module] = []
+        for before, after in itertools.pairwise(widths):
+            layers += [nn.Linear(before, after), *([nn.BatchNorm1d(after)] if batch_norm else []), nn.GELU()]
+        self.mlp = nn.Sequential(*layers, nn.Linear(widths[-1], bottleneck_dim))
+        for module in self.mlp:
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+        self.last_layer = Prototypes(bottleneck_dim, out_dim, norm_last_layer)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features `[B D]` → logits `[B K]`, each in [-1, 1] where prototypes are normalised.
+
+        Call it once on the rows of all views: it is as large as a small ViT.
+        """
+        bottleneck = self.mlp(features)
+        full = bottleneck.to(torch.promote_types(bottleneck.dtype, torch.float32))  # half a mantissa is too short here
+        return self.last_layer(normalize(full, dim=-1, eps=1e-12))
+
+
+class Prototypes(nn.Module):
+    """Linear layer without bias whose K rows are g · v / |v| (weight normalisation, Salimans & Kingma 2016).
+
+    Attributes:
+        weight_g: `[K 1]`, length of each prototype; starts at 1, fixed if `normed`.
+        weight_v: `[K D]`, direction of each prototype.
+    """
+
+    def __init__(self, in_dim: int, num_prototypes: int, normed: bool) -> None:
+        super().__init__()
+        self.weight_g = nn.Parameter(torch.ones(num_prototypes, 1), requires_grad=not normed)
+        self.weight_v = nn.Parameter(torch.empty(num_prototypes, in_dim))
+        nn.init.kaiming_uniform_(self.weight_v, a=math.sqrt(5))  # PyTorch's default for a linear layer
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """`[B D]` → `[B K]`."""
+        return linear(rows, self.weight_v * (self.weight_g / self.weight_v.norm(dim=1, keepdim=True)))

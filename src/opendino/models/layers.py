@@ -1,0 +1,151 @@
+"""The parts of a vision transformer, written for several batches of different sizes at once.
+
+All tokens of all batches lie packed in one tensor `[T D]`, sample after sample, and `Shapes` says whose they are.
+Norms and linear layers never ask; only attention (which must not cross samples) and drop path do. So a step with
+global and local crops is one pass over the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import gelu, linear, scaled_dot_product_attention
+
+Shapes = Sequence[tuple[int, int]]
+"""(samples, tokens per sample) of each packed batch."""
+
+
+def pack(batches: Sequence[Tensor]) -> tuple[Tensor, Shapes]:
+    """Batches `[B_i T_i D]` → all their tokens `[ΣB_i·T_i D]`, and whose they are."""
+    return torch.cat([batch.flatten(0, 1) for batch in batches]), [(len(batch), batch.shape[1]) for batch in batches]
+
+
+def unpack(tokens: Tensor, shapes: Shapes) -> list[Tensor]:
+    """The inverse of `pack`, as views."""
+    pieces = tokens.split([samples * length for samples, length in shapes])
+    return [piece.unflatten(0, shape) for piece, shape in zip(pieces, shapes, strict=True)]
+
+
+def leading(tokens: Tensor, shapes: Shapes, count: int) -> tuple[Tensor, Shapes]:
+    """Only the first `count` tokens of every sample, packed again."""
+    return pack([batch[:, :count] for batch in unpack(tokens, shapes)])
+
+
+class DropPath(nn.Module):
+    """Stochastic depth (Huang et al. 2016): in training, a sample skips the branch with probability `rate`.
+
+    Survivors are scaled by 1 / (1 - rate), so the mean is preserved.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, tokens: Tensor, shapes: Shapes) -> Tensor:
+        """Packed tokens `[T D]` → the same shape and dtype; all tokens of a sample share one draw."""
+        if not self.training or self.rate == 0.0:
+            return tokens
+        keep = 1.0 - self.rate
+        draws = [tokens.new_empty(samples, 1).bernoulli_(keep).expand(samples, length) for samples, length in shapes]
+        return tokens.div(keep) * torch.cat([draw.flatten() for draw in draws]).unsqueeze(1)
+
+    def extra_repr(self) -> str:
+        """Shown when the module is printed."""
+        return f"rate={self.rate:.3g}"
+
+
+class PatchEmbed(nn.Module):
+    """One token a patch, row by row."""
+
+    def __init__(self, patch_px: int, in_chans: int, embed_dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(in_chans, embed_dim, kernel_size=patch_px, stride=patch_px)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """`[B C H W]` → `[B N D]`; rows and columns that fill no patch would be cut off, so callers refuse them."""
+        return self.proj(images).flatten(2).transpose(1, 2)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention (Vaswani et al. 2017) within each sample of the packed tokens."""
+
+    def __init__(self, embed_dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.embed_dim, self.num_heads = embed_dim, num_heads
+        self.qkv = nn.Linear(embed_dim, 3 * embed_dim)
+        self.proj = nn.Linear(embed_dim, embed_dim)
+
+    def forward(self, tokens: Tensor, shapes: Shapes, asking: int | None = None) -> Tensor:
+        """Packed `[T D]` → `[T D]`.
+
+        Args:
+            tokens: Packed, normed.
+            shapes: Whose they are.
+            asking: Only the first so many tokens of each sample attend (to all of them); None for all. The result
+                then holds just those.
+        """
+        if asking is None:
+            heads = [self._heads(batch) for batch in unpack(self.qkv(tokens), shapes)]
+        else:
+            heads = self._heads_of_few(tokens, shapes, asking)
+        mixed = [scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2) for q, k, v in heads]
+        return self.proj(pack(mixed)[0])
+
+    def weights(self, tokens: Tensor, shapes: Shapes) -> list[Tensor]:
+        """How much each token (row) takes from each: `[B heads T_i T_i]` a batch, rows summing to 1."""
+        heads = [self._heads(batch) for batch in unpack(self.qkv(tokens), shapes)]
+        return [(q @ k.mT * q.shape[-1] ** -0.5).softmax(dim=-1) for q, k, _ in heads]
+
+    def _heads(self, batch: Tensor) -> tuple[Tensor, ...]:
+        """`[B T n·D]` → n tensors `[B heads T D/heads]`."""
+        count = batch.shape[-1] // self.embed_dim
+        return batch.unflatten(-1, (count, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind()
+
+    def _heads_of_few(self, tokens: Tensor, shapes: Shapes, asking: int) -> list[tuple[Tensor, ...]]:
+        """Queries of the leading tokens, keys and values of all."""
+        sizes = [self.embed_dim, 2 * self.embed_dim]
+        (weight_q, weight_kv), (bias_q, bias_kv) = self.qkv.weight.split(sizes), self.qkv.bias.split(sizes)
+        few, few_shapes = leading(tokens, shapes, asking)
+        queries = unpack(linear(few, weight_q, bias_q), few_shapes)
+        keys_values = unpack(linear(tokens, weight_kv, bias_kv), shapes)
+        return [(*self._heads(q), *self._heads(kv)) for q, kv in zip(queries, keys_values, strict=True)]
+
+
+class Mlp(nn.Module):
+    """Linear, exact GELU, linear, token by token."""
+
+    def __init__(self, embed_dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(embed_dim, hidden_dim)
+        self.fc2 = nn.Linear(hidden_dim, embed_dim)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """`[T D]` → `[T D]`."""
+        return self.fc2(gelu(self.fc1(tokens)))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: attention, then MLP, each added to what came in."""
+
+    def __init__(self, embed_dim: int, num_heads: int, mlp_ratio: float, drop_path: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(embed_dim, eps=1e-6)
+        self.attn = Attention(embed_dim, num_heads)
+        self.norm2 = nn.LayerNorm(embed_dim, eps=1e-6)
+        self.mlp = Mlp(embed_dim, int(embed_dim * mlp_ratio))
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, tokens: Tensor, shapes: Shapes, asking: int | None = None) -> Tensor:
+        """Packed `[T D]` → `[T D]`; with `asking`, only the first so many tokens of each sample come out.
+
+        What the others would have become is then never computed: in a last block of which only CLS is used, five
+        sixths of the work.
+        """
+        normed = self.norm1(tokens)
+        source_shapes = shapes
+        if asking is not None:
+            tokens, shapes = leading(tokens, shapes, asking)
+        tokens = tokens + self.drop_path(self.attn(normed, source_shapes, asking), shapes)
+        return tokens + self.drop_path(self.mlp(self.norm2(tokens)), shapes)

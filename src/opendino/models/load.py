@@ -1,0 +1,220 @@
+"""Trained models on disk: `backbone.safetensors` and `backbone.json`, left by a run or an export, read by all else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor, nn
+
+import opendino
+from opendino.core import files
+from opendino.core.contracts import Backbone
+from opendino.core.errors import UsageError, UserError, nearest
+from opendino.core.types import IMAGENET_MEAN, IMAGENET_STD, Features
+from opendino.models.build import backbone as build_backbone
+
+FILES = {"teacher": "backbone.safetensors", "student": "backbone_student.safetensors"}
+DESCRIPTION = "backbone.json"
+Images = Image.Image | Sequence[Image.Image] | Tensor
+_FORMS = "A model is a run folder, an imported or exported model folder, or timm:NAME"
+
+
+class Model:
+    """A trained backbone with the preprocessing it was trained for. Gradients are off in every method.
+
+    Wherever `images` are asked for, give one PIL image, several, or a normalised float tensor `[B C H W]` of any size
+    the backbone takes.
+
+    Attributes:
+        backbone: In eval mode.
+        preprocessing: image_px, resize_px, interpolation, mean, std.
+        description: All of backbone.json; empty for timm's own weights.
+    """
+
+    def __init__(self, backbone: Backbone, preprocessing: dict[str, Any], description: dict[str, Any]) -> None:
+        self.backbone = backbone.eval()
+        self.preprocessing, self.description = preprocessing, description
+
+    def preprocess(self, image: Image.Image) -> Tensor:
+        """Upright, RGB, shorter side to `resize_px` (antialiased), centre crop of `image_px`, normalised.
+
+        Returns:
+            float32 `[3 H W]`.
+        """
+        image = ImageOps.exif_transpose(image).convert("RGB")
+        crop_px, short_px = self.preprocessing["image_px"], self.preprocessing["resize_px"]
+        short = min(image.size)
+        width, height = (max(short_px, int(short_px * side / short)) for side in image.size)
+        image = image.resize((width, height), Image.Resampling[self.preprocessing["interpolation"].upper()])
+        left, top = round((width - crop_px) / 2), round((height - crop_px) / 2)
+        image = image.crop((left, top, left + crop_px, top + crop_px))
+        pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+        mean, std = (torch.tensor(self.preprocessing[key]).view(3, 1, 1) for key in ("mean", "std"))
+        return (pixels.view(crop_px, crop_px, 3).permute(2, 0, 1) / 255 - mean) / std
+
+    def embed(self, images: Images, batch: int = 64) -> Tensor:
+        """Image features `[B D]` on the backbone's device, `batch` at a time; raw, not scaled to unit length."""
+        several = [images] if isinstance(images, Image.Image) else images
+        if not len(several):
+            raise UserError("There are no images to embed")
+        chunks = [several[start : start + batch] for start in range(0, len(several), batch)]
+        return torch.cat([self._run(lambda tensor: self.backbone([tensor])[0], chunk) for chunk in chunks])
+
+    def features(self, images: Images) -> Features:
+        """All tokens, in one pass."""
+        return self._run(self.backbone.features, images)
+
+    def attention(self, images: Images) -> Tensor:
+        """Self-attention of the last block `[B heads T T]`.
+
+        Raises:
+            NotImplementedError: The backbone has none.
+        """
+        return self._run(self.backbone.attention, images)
+
+    def to(self, device: str | torch.device) -> Model:
+        """Move the backbone; returns the same model."""
+        self.backbone.to(device)
+        return self
+
+    @torch.no_grad()
+    def _run(self, function: Callable[[Tensor], Any], images: Images) -> Any:
+        weight = next(self.backbone.parameters())
+        if not isinstance(images, Tensor):
+            several = [images] if isinstance(images, Image.Image) else images
+            images = torch.stack([self.preprocess(image) for image in several])
+        return function(images.to(weight.device, weight.dtype))
+
+
+def preprocessing(
+    image_px: int = 224, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD
+) -> dict[str, Any]:
+    """The usual evaluation transform: the crop keeps 224/256 of the shorter side."""
+    resize_px = round(image_px * 256 / 224)
+    return {
+        "image_px": image_px, "resize_px": resize_px, "interpolation": "bicubic", "mean": list(mean), "std": list(std)
+    }  # fmt: skip
+
+
+def save_backbone(
+    folder: Path,
+    backbone: Backbone,
+    *,
+    preprocessing: Mapping[str, Any],
+    extra: Mapping[str, Any] | None = None,
+    student: Backbone | None = None,
+) -> None:
+    """Write a model folder, each file at once or not at all, the description last.
+
+    Args:
+        folder: Made if absent; other files in it are left alone.
+        backbone: The network to use: the teacher's.
+        preprocessing: As from `preprocessing()`.
+        extra: Anything JSON to remember with it: method, step, data.
+        student: The other network, of the same architecture, if it is to be kept.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    networks = {"teacher": backbone, **({"student": student} if student is not None else {})}
+    for which, network in networks.items():
+        state = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
+        files.write(folder / FILES[which], safetensors.torch.save(state, metadata={"format": "pt"}))
+    if student is None:
+        (folder / FILES["student"]).unlink(missing_ok=True)
+    description = {
+        "format": 1,
+        "name": backbone.name,
+        "kwargs": backbone.kwargs,
+        "embed_dim": backbone.embed_dim,
+        "preprocessing": dict(preprocessing),
+        "networks": list(networks),
+        "versions": {"opendino": opendino.__version__, "torch": torch.__version__},
+        "extra": dict(extra or {}),
+    }
+    files.write(folder / DESCRIPTION, json.dumps(description, indent=2, allow_nan=False).encode() + b"\n")
+
+
+def load(model: str | Path, which: str = "teacher") -> Model:
+    """Open a trained model, on the CPU, in eval mode.
+
+    Args:
+        model: A run folder, an imported or exported model folder, or `timm:NAME` for timm's weights.
+        which: "teacher" (the network to use) or "student".
+
+    Raises:
+        UsageError: `which` is neither, or no such timm model.
+        UserError: No model there, no such network in it, or files that do not fit together.
+    """
+    if which not in FILES:
+        raise UsageError(f"Unknown network '{which}'", nearest(which, FILES))
+    if str(model).startswith("timm:"):
+        return _load_timm(str(model).removeprefix("timm:"), which)
+    folder = Path(model).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"There is no folder '{model}'", _FORMS)
+    if not (folder / DESCRIPTION).is_file():
+        raise UserError(f"'{model}' holds no {DESCRIPTION}", f"{_FORMS}; a run has one from its first checkpoint on")
+    weights = folder / FILES[which]
+    if not weights.is_file():
+        have = [network for network, file in FILES.items() if (folder / file).is_file()]
+        raise UserError(f"'{model}' holds no {weights.name}, the {which}", f"It has: {', '.join(have) or 'no weights'}")
+    description = _read_description(folder / DESCRIPTION)
+    network = build_backbone(description["name"], **description["kwargs"])
+    try:
+        state = safetensors.torch.load_file(weights)
+    except safetensors.SafetensorError as error:
+        raise UserError(f"{weights} cannot be read: {error}", "The file is damaged; copy or export it again") from error
+    load_weights(network, state, str(weights))
+    return Model(network, description["preprocessing"], description)
+
+
+def load_weights(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Load weights into a module; every key and shape must fit. Floating-point dtypes follow the module.
+
+    Raises:
+        UserError: They do not; says which, a few of each kind.
+    """
+    own = module.state_dict()
+    both = [key for key in own if key in state]
+    findings = {
+        "lacks": [key for key in own if key not in state],
+        "has besides": [key for key in state if key not in own],
+        "has in another shape": [
+            f"{key} {tuple(state[key].shape)} for {tuple(own[key].shape)}"
+            for key in both
+            if state[key].shape != own[key].shape
+        ],
+    }
+    if any(findings.values()):
+        parts = "; ".join(f"{what} {_some(items)}" for what, items in findings.items() if items)
+        raise UserError(f"{source} does not fit {type(module).__name__}: it {parts}", "Is it of another architecture?")
+    module.load_state_dict(dict(state))
+
+
+def _load_timm(name: str, which: str) -> Model:
+    from opendino.models.timm_backbone import TimmBackbone, published_preprocessing  # timm takes seconds to import
+
+    if which != "teacher":
+        raise UserError(f"timm:{name} has no {which}", "Only runs have one")
+    return Model(TimmBackbone(name, image_px=None, pretrained=True), published_preprocessing(name), {})
+
+
+def _read_description(path: Path) -> dict[str, Any]:
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+        missing = {"name", "kwargs", "preprocessing"} - description.keys()
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{path} is not a model's description: {error}") from error
+    if missing:
+        raise UserError(f"{path} lacks {', '.join(sorted(missing))}")
+    return description
+
+
+def _some(items: Sequence[str], limit: int = 4) -> str:
+    return ", ".join(items[:limit]) + (f" and {len(items) - limit} more" if len(items) > limit else "")

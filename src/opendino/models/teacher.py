@@ -1,0 +1,38 @@
+"""The only two ways a teacher changes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+@torch.no_grad()
+def copy_from(teacher: nn.Module, student: nn.Module) -> None:
+    """Make the teacher equal to the student, parameters and buffers, and take it out of gradient descent.
+
+    The two must be of one architecture.
+    """
+    teacher.requires_grad_(False)
+    for targets, sources in ((teacher.parameters(), student.parameters()), (teacher.buffers(), student.buffers())):
+        for target, source in zip(targets, sources, strict=True):
+            assert target.shape == source.shape, f"teacher has {tuple(target.shape)}, student {tuple(source.shape)}"
+            target.copy_(source)
+
+
+def ema_(teacher: nn.Module, student: nn.Module, momentum: float, ok: Tensor) -> None:
+    """One step of the moving average: teacher ← momentum · teacher + (1 - momentum) · student, where `ok`.
+
+    Parameters only. Buffers are batch norm's running statistics, and those the teacher gathers itself, in train mode
+    with its own weights, as in DINO v1.
+
+    Args:
+        teacher: Changed in place.
+        student: Same architecture, finite weights: where `ok` is False they are multiplied by 0, not skipped.
+        momentum: In [0, 1].
+        ok: Scalar bool on the device. Where False the teacher stays as it is. The host never waits for it.
+    """
+    targets, sources = ([parameter.detach() for parameter in net.parameters()] for net in (teacher, student))
+    # A few kernels for all tensors, instead of a few for each; a temporary copy of the parameters is the price.
+    change = torch._foreach_sub(sources, targets)  # pyright: ignore[reportPrivateImportUsage]
+    torch._foreach_mul_(change, ok.to(targets[0].dtype) * (1.0 - momentum))  # pyright: ignore[reportPrivateImportUsage]
+    torch._foreach_add_(targets, change)  # pyright: ignore[reportPrivateImportUsage]

@@ -1,0 +1,179 @@
+"""Any model of timm behind our contract. The one file that imports timm, and only when a model is asked for."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from opendino.core.contracts import Backbone
+from opendino.core.errors import UsageError, UserError, unknown
+from opendino.core.types import Features
+from opendino.models.vit import SIZES
+
+
+class TimmBackbone(Backbone):
+    """A timm model without its classifier.
+
+    `Features.cls` is what timm's own classifier would see: the CLS token after the last norm for vision transformers
+    that have one and pool by it, the pooled map for others. Weights are under `model.` in the state dict, below that
+    with timm's own keys.
+
+    Args:
+        name: A name of `timm.list_models()`, a pretrained tag allowed; `hf-hub:…`; or a ResNet followed by `/3x3`: its
+            stem becomes one 3×3 convolution of stride 1 without max-pooling, for images of some 32 to 64 px
+            (He et al. 2016, section 4.2).
+        image_px: Side of the images the position embeddings are made for; None for the model's own. Convolutional
+            networks need none and ignore it.
+        drop_path: Stochastic depth; families without it ignore it.
+        pretrained: Start from timm's weights.
+        **kwargs: For `timm.create_model`, e.g. `in_chans`, `global_pool`.
+
+    Raises:
+        UsageError: No such name or option, or `/3x3` where there is no such stem.
+        UserError: The pretrained weights could not be had.
+    """
+
+    def __init__(
+        self, name: str, *, image_px: int | None = 224, drop_path: float = 0.0, pretrained: bool = False, **kwargs: Any
+    ) -> None:
+        super().__init__()
+        timm_name = name.removesuffix("/3x3")
+        image_px = image_px or _published_config(timm_name)["input_size"][-1]
+        self.name, self.kwargs = name, dict(kwargs, image_px=image_px, drop_path=drop_path)
+        optional = {"img_size": image_px, "dynamic_img_size": True, "drop_path_rate": drop_path}
+        self.model = _create(timm_name, pretrained, kwargs, optional)
+        if name != timm_name:
+            _small_stem(self.model, name)
+        self.embed_dim = int(getattr(self.model, "head_hidden_size", None) or self.model.num_features)
+
+    def forward(self, images: Sequence[Tensor]) -> list[Tensor]:
+        """Each batch float `[B_i C H_i W_i]` → `[B_i D]`; one pass a batch."""
+        return [self._pooled(self._final(batch)) for batch in images]
+
+    def features(self, images: Tensor) -> Features:
+        """All tokens of images `[B C H W]`; patches are the tokens or positions of the last feature map.
+
+        A patch may be narrower than D where timm widens the features after pooling (MobileNetV3).
+
+        Raises:
+            NotImplementedError: Its tokens are not one grid of patches.
+        """
+        final = self._final(images)
+        cls = self._pooled(final)
+        if final.ndim == 4:
+            final = final if getattr(self.model, "output_fmt", "NCHW") == "NHWC" else final.permute(0, 2, 3, 1)
+            _, rows, columns, width = final.shape
+            return Features(cls, final.new_empty(len(cls), 0, width), final.flatten(1, 2), (rows, columns))
+        num_prefix = getattr(self.model, "num_prefix_tokens", 0)
+        first_register = min(num_prefix, int(getattr(self.model, "has_class_token", True)))
+        patches, (height, width) = final[:, num_prefix:], images.shape[2:]
+        rows = round((patches.shape[1] * height / width) ** 0.5)  # patches are square
+        if not rows or patches.shape[1] % rows:
+            raise NotImplementedError(f"{self.name} leaves {patches.shape[1]} tokens, no grid over {height}×{width} px")
+        grid = rows, patches.shape[1] // rows
+        return Features(cls, final[:, first_register:num_prefix], patches, grid)
+
+    def attention(self, images: Tensor) -> Tensor:
+        """Self-attention of the last block of a vision transformer, `[B heads T T]`.
+
+        Raises:
+            NotImplementedError: The last block's attention is not the plain one of Dosovitskiy et al.
+        """
+        # timm's oldest version we support has it only there
+        from timm.models.vision_transformer import Attention  # pyright: ignore[reportPrivateImportUsage]
+
+        blocks = getattr(self.model, "blocks", None)
+        last = getattr(blocks[-1], "attn", None) if isinstance(blocks, nn.Sequential | nn.ModuleList) else None
+        if not isinstance(last, Attention):
+            raise NotImplementedError(f"{self.name} has no plain self-attention in a last block")
+        seen: list[Tensor] = []
+        hook = last.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        try:
+            self._final(images)
+        finally:
+            hook.remove()
+        q, k, _ = last.qkv(seen[0]).unflatten(-1, (3, last.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind()
+        return (last.q_norm(q) * last.scale @ last.k_norm(k).mT).softmax(dim=-1)
+
+    def _final(self, images: Tensor) -> Tensor:
+        try:
+            return self.model.forward_features(images)
+        except AssertionError as error:  # how timm's fixed-size models refuse another size
+            size = "×".join(map(str, images.shape[2:]))
+            raise UserError(
+                f"{self.name} cannot take images of {size} px: {error}", "Change the size of the crops"
+            ) from error
+
+    def _pooled(self, final: Tensor) -> Tensor:
+        return self.model.forward_head(final, pre_logits=True)
+
+
+def published_preprocessing(name: str) -> dict[str, Any]:
+    """How timm's weights of that name want their images, in the form of `models.load`."""
+    config = _published_config(name)
+    image_px = config["input_size"][-1]
+    return {
+        "image_px": image_px,
+        "resize_px": int(image_px / config["crop_pct"]),
+        "interpolation": config["interpolation"],
+        "mean": list(config["mean"]),
+        "std": list(config["std"]),
+    }
+
+
+def _published_config(name: str) -> dict[str, Any]:
+    import timm
+    from timm.data.config import resolve_data_config
+
+    _check_name(name)
+    config = timm.get_pretrained_cfg(name)
+    return resolve_data_config(pretrained_cfg=config.to_dict() if config else {})
+
+
+def _check_name(name: str) -> None:
+    import timm
+
+    if not name.startswith("hf-hub:") and not timm.is_model(name):
+        ours = [f"{family}/16" for family in SIZES]
+        every = [*ours, *timm.list_models()]
+        raise unknown("backbone", name, every if difflib.get_close_matches(name, every, cutoff=0.5) else ours)
+
+
+def _create(name: str, pretrained: bool, required: dict[str, Any], optional: dict[str, Any]) -> Any:
+    """A model with all `required` options and those of the `optional` ones that its family knows."""
+    import timm
+
+    _check_name(name)
+    while True:
+        try:
+            return timm.create_model(name, pretrained=pretrained, num_classes=0, **{**optional, **required})
+        except TypeError as error:  # timm has no other way to ask what a family takes
+            refused = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+            if refused is None:
+                raise
+            if refused[1] in required:
+                raise UsageError(f"Backbone {name} takes no option '{refused[1]}'") from error
+            if refused[1] not in optional:
+                raise
+            optional = {key: value for key, value in optional.items() if key != refused[1]}
+        except Exception as error:
+            if not pretrained and not name.startswith("hf-hub:"):
+                raise
+            reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+            raise UserError(
+                f"'{name}' could not be had from timm's hub: {reason}", "Check the name and the network"
+            ) from error
+
+
+def _small_stem(model: Any, name: str) -> None:
+    """Put a 3×3 stem of stride 1 in place of a ResNet's 7×7 of stride 2 and its max-pooling."""
+    stem = getattr(model, "conv1", None)
+    if not isinstance(stem, nn.Conv2d) or not hasattr(model, "maxpool"):
+        raise UsageError(f"'{name}' has no plain ResNet stem to make small", "Use e.g. resnet18/3x3 or resnet50/3x3")
+    model.conv1 = nn.Conv2d(stem.in_channels, stem.out_channels, kernel_size=3, padding=1, bias=False)
+    nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+    model.maxpool = nn.Identity()

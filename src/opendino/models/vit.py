@@ -1,0 +1,164 @@
+"""Vision transformer (Dosovitskiy et al. 2021) as DINO uses it: any input size, several sizes in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from opendino.core.contracts import Backbone
+from opendino.core.errors import UserError
+from opendino.core.types import Features
+from opendino.models.layers import Block, PatchEmbed, Shapes, pack, unpack
+
+SIZES: dict[str, dict[str, int]] = {
+    "vit_tiny": {"embed_dim": 192, "depth": 12, "num_heads": 3},
+    "vit_small": {"embed_dim": 384, "depth": 12, "num_heads": 6},
+    "vit_base": {"embed_dim": 768, "depth": 12, "num_heads": 12},
+}
+
+
+class VisionTransformer(Backbone):
+    """Patches, a class token, optional registers (Darcet et al. 2024), then pre-norm blocks.
+
+    Tokens run CLS, registers, patches row by row. State-dict keys are those of DINO v1 and timm. Inputs may have any
+    size whose sides are multiples of `patch_px`; position embeddings are resampled to it.
+
+    Args:
+        image_px: Side of the images that `pos_embed` is stored for.
+        patch_px: Side of a patch.
+        in_chans: C.
+        embed_dim: D, a multiple of `num_heads`.
+        depth: Blocks.
+        num_heads: Attention heads.
+        mlp_ratio: Hidden width of the MLP over D.
+        num_registers: R; registers have no position.
+        drop_path: Stochastic depth of the last block; rises linearly from 0 at the first.
+
+    Raises:
+        UserError: `image_px` is not a multiple of `patch_px`, or D not one of `num_heads`.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_px: int = 224,
+        patch_px: int = 16,
+        in_chans: int = 3,
+        embed_dim: int = 384,
+        depth: int = 12,
+        num_heads: int = 6,
+        mlp_ratio: float = 4.0,
+        num_registers: int = 0,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if embed_dim % num_heads:
+            raise UserError(f"embed_dim {embed_dim} cannot be shared equally by num_heads {num_heads}")
+        self.embed_dim, self.patch_px, self.num_registers = embed_dim, patch_px, num_registers
+        self.native_grid = self._grid(image_px, image_px)
+        self.name = f"vit/{patch_px}"
+        self.kwargs = {
+            "image_px": image_px, "in_chans": in_chans, "embed_dim": embed_dim, "depth": depth, "num_heads": num_heads,
+            "mlp_ratio": mlp_ratio, "num_registers": num_registers, "drop_path": drop_path,
+        }  # fmt: skip
+
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.native_grid[0] * self.native_grid[1], embed_dim))
+        if num_registers:
+            self.reg_token = nn.Parameter(torch.zeros(1, num_registers, embed_dim))
+        self.patch_embed = PatchEmbed(patch_px, in_chans, embed_dim)
+        rates = [drop_path * i / max(1, depth - 1) for i in range(depth)]
+        self.blocks = nn.ModuleList(Block(embed_dim, num_heads, mlp_ratio, rate) for rate in rates)
+        self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
+        self._initialise()
+
+    def forward(self, images: Sequence[Tensor]) -> list[Tensor]:
+        """CLS tokens after the last norm.
+
+        Args:
+            images: Batches float `[B_i C H_i W_i]`, normalised, each of its own size.
+
+        Returns:
+            Each `[B_i D]`.
+
+        Raises:
+            UserError: A side is not a multiple of `patch_px`.
+        """
+        tokens, shapes = self._embed(images)
+        for block in self.blocks[:-1]:
+            tokens = block(tokens, shapes)
+        cls = self.blocks[-1](tokens, shapes, asking=1)  # nobody will read the other tokens
+        return list(self.norm(cls).split([samples for samples, _ in shapes]))
+
+    def features(self, images: Tensor) -> Features:
+        """All tokens of the last block after the last norm, of images `[B C H W]`."""
+        return self.intermediate(images, 1)[0]
+
+    def intermediate(self, images: Tensor, n: int) -> list[Features]:
+        """The tokens of the last `n` blocks, first to last, each after the last norm."""
+        tokens, shapes = self._embed([images])
+        outputs = [tokens := block(tokens, shapes) for block in self.blocks][-n:]
+        grid, first_patch = self._grid(*images.shape[2:]), 1 + self.num_registers
+        normed = [unpack(self.norm(output), shapes)[0] for output in outputs]
+        return [Features(x[:, 0], x[:, 1:first_patch], x[:, first_patch:], grid) for x in normed]
+
+    def attention(self, images: Tensor) -> Tensor:
+        """Self-attention of the last block, `[B heads T T]` with T = 1 + R + N; row 0 is what CLS looks at."""
+        tokens, shapes = self._embed([images])
+        for block in self.blocks[:-1]:
+            tokens = block(tokens, shapes)
+        last: Any = self.blocks[-1]
+        return last.attn.weights(last.norm1(tokens), shapes)[0]
+
+    def _embed(self, images: Sequence[Tensor]) -> tuple[Tensor, Shapes]:
+        """Batches of images → packed tokens that know their places."""
+        return pack([self._tokens(batch) for batch in images])
+
+    def _tokens(self, images: Tensor) -> Tensor:
+        """`[B C H W]` → `[B 1+R+N D]`."""
+        positions = self._positions(self._grid(*images.shape[2:]))
+        cls = (self.cls_token + positions[:, :1]).expand(len(images), -1, -1)
+        patches = self.patch_embed(images) + positions[:, 1:]
+        registers = [self.reg_token.expand(len(images), -1, -1)] if self.num_registers else []
+        return torch.cat([cls, *registers, patches], dim=1)
+
+    def _positions(self, grid: tuple[int, int]) -> Tensor:
+        """Position embeddings for a grid of patches, `[1 1+N D]`.
+
+        The bicubic scale is (n + 0.1) / n₀ and not n / n₀: DINO v1's guard against rounding down became part of its
+        numbers, since the samples shift with it (by up to a standard deviation of an untrained embedding).
+        """
+        if grid == self.native_grid:
+            return self.pos_embed
+        cls, patches = self.pos_embed[:, :1], self.pos_embed[:, 1:]
+        scale = [(side + 0.1) / native for side, native in zip(grid, self.native_grid, strict=True)]
+        square = patches.mT.unflatten(2, self.native_grid)
+        resampled = interpolate(square, scale_factor=scale, mode="bicubic")
+        assert resampled.shape[2:] == grid, f"positions came out as {tuple(resampled.shape[2:])} for a grid of {grid}"
+        return torch.cat([cls, resampled.flatten(2).mT], dim=1)
+
+    def _grid(self, height: int, width: int) -> tuple[int, int]:
+        """(rows, columns) of patches."""
+        p = self.patch_px
+        if height % p or width % p or not height or not width:
+            near_h, near_w = (max(p, round(side / p) * p) for side in (height, width))
+            raise UserError(
+                f"Images of {height}×{width} px cannot be cut into patches of {p} px",
+                f"Make each side a multiple of {p}, e.g. {near_h}×{near_w}",
+            )
+        return height // p, width // p
+
+    def _initialise(self) -> None:
+        """As DINO v1: truncated normals of 0.02, zero biases; the patch projection keeps PyTorch's default."""
+        for tokens in (self.pos_embed, self.cls_token):
+            nn.init.trunc_normal_(tokens, std=0.02)
+        if self.num_registers:
+            nn.init.normal_(self.reg_token, std=1e-6)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)

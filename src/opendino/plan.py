@@ -1,0 +1,92 @@
+"""Before a run: look at the data and turn every "auto" into a value, saying why."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from opendino import config as configs
+from opendino.config import Config
+from opendino.core import log
+from opendino.core.contracts import Backbone, Source
+from opendino.core.errors import UserError
+from opendino.core.types import Facts, ViewSpec
+from opendino.data.cache import decide as decide_cache
+from opendino.data.open import open_source
+from opendino.data.survey import survey
+from opendino.engine import precision, sizing
+from opendino.models import build
+
+
+def decide(config: Config, device: torch.device) -> tuple[Config, Source]:
+    """The run's settings without any "auto", and its images.
+
+    Raises:
+        UserError: The images cannot be trained on, or settings contradict each other.
+    """
+    source = open_source(config.data)
+    looked = survey(source, config.max_bad_frac)
+    batch, why_batch = sizing.batch(config.batch, len(source), device)
+    steps_per_epoch = len(source) // batch
+    steps = config.steps or max(1, round((config.epochs or 100) * steps_per_epoch))
+    facts = Facts(len(source), looked.short_side_px, len(source.classes), batch, steps, steps_per_epoch)
+    dtype, why_dtype = precision.choose(config.precision, device)
+    workers, why_workers = sizing.workers(config.workers, device)
+    cache, why_cache = decide_cache(config.cache, len(source), 3 * looked.area_px, steps / steps_per_epoch)
+    config, reasons = configs.resolve(config, facts)
+    spec: ViewSpec = configs.method_module(config).views(config.method)
+    with torch.device("meta"):  # only its width is asked for
+        width = make_backbone(config, spec, "teacher").embed_dim
+    parts, why_parts = sizing.accumulate(config.optim.accumulate, batch, spec, width, device)
+    judged, why_judged = _eval_images(config.eval_images, len(source), steps * batch)
+    reasons += [
+        f"batch = {batch}: {why_batch}",
+        f"optim.accumulate = {parts}: {why_parts}",
+        f"precision = {str(dtype).removeprefix('torch.')}: {why_dtype}",
+        f"workers = {workers}: {why_workers}",
+        f"cache = {cache}: {why_cache}",
+        f"eval_images = {judged}: {why_judged}",
+    ]
+    log.say(f"{len(source):,} images, {len(source.classes) or 'no'} classes named; {steps:,} steps of {batch} on {device}")
+    for reason in reasons:
+        if not reason.endswith(": as asked"):
+            log.say(f"  {reason}")
+    config = replace(
+        config, batch=batch, steps=steps, epochs=None, cache=cache, workers=workers, device=device.type,
+        eval_images=judged, precision=str(dtype).removeprefix("torch."), optim=replace(config.optim, accumulate=parts),
+    )  # fmt: skip
+    return config, source
+
+
+def new_folder(config: Config) -> Path:
+    """Where the run will live; made later, once it can start.
+
+    Raises:
+        UserError: Something is there already.
+    """
+    if config.out is None:
+        name = Path(config.data.partition("?")[0].rstrip("/:")).name.replace(":", "-") or "images"
+        folder = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    else:
+        folder = Path(config.out).expanduser()
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise UserError(f"'{folder}' exists already", f"Go on with: opendino resume {folder}; or choose another --out")
+    return folder
+
+
+def make_backbone(config: Config, spec: ViewSpec, role: str) -> Backbone:
+    """A fresh network of the run's architecture; only the student's has stochastic depth."""
+    options: dict[str, Any] = dict(config.backbone_options)
+    drop_path = config.drop_path if role == "student" else 0.0
+    return build.backbone(config.backbone, image_px=spec.groups[0].size_px, drop_path=drop_path, **options)
+
+
+def _eval_images(wanted: int | str, num_images: int, num_trained: int) -> tuple[int, str]:
+    if isinstance(wanted, int):
+        return wanted, "as asked"
+    number = min(num_images, max(200, min(10_000, num_trained // 20)))
+    return number, f"a twentieth of the {num_trained:,} images the run trains on, within 200 and 10,000"

@@ -1,0 +1,311 @@
+"""The story of training, top to bottom: decide, build, restore, loop."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import resource
+import shutil
+import sys
+import time
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from opendino import config as configs
+from opendino import plan
+from opendino.config import Config
+from opendino.core import dist, files, log, span
+from opendino.core.contracts import Backbone, Method, Source
+from opendino.core.errors import UserError
+from opendino.core.types import Clock, Views, ViewSpec
+from opendino.data import loader
+from opendino.data.cache import Images
+from opendino.data.crops import crops
+from opendino.data.decode import working_area_px
+from opendino.data.open import open_source
+from opendino.engine import checkpoint, optim, parallel, precision
+from opendino.engine.interrupt import Interrupt, Interrupted
+from opendino.engine.meters import Meters
+from opendino.engine.progress import Progress
+from opendino.engine.watch import Watch
+from opendino.judge import Judge
+from opendino.models import load
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run came to.
+
+    Attributes:
+        run: Its folder.
+        steps: Optimiser steps done in all.
+        seconds: Wall time of this call.
+        images_per_second: Training speed of this call, evaluations and checkpoints left out.
+        data_wait: Share of that time spent waiting for images.
+        peak_memory_bytes: Of the GPU where there is one, else of this process.
+        knn: k-NN accuracy in percent of "teacher", "student", raw "pixels" and the "untrained" network; None without
+            labels.
+        effective_rank: Of the teacher's features.
+        collapse: Name of a collapse that stood at the end, None for a healthy run.
+    """
+
+    run: str
+    steps: int
+    seconds: float
+    images_per_second: float
+    data_wait: float
+    peak_memory_bytes: int
+    knn: dict[str, float] | None
+    effective_rank: float | None
+    collapse: str | None
+
+
+def train(config: Config) -> Result:
+    """Start a run.
+
+    Raises:
+        UserError: It cannot start (nothing is left behind), or had to stop (its last state is saved).
+    """
+    folder = plan.new_folder(config)
+    device = parallel.device(config.device)
+    with parallel.processes(device):
+        config, source = plan.decide(config, device)
+        return _run(config, source, folder, device, new=True)
+
+
+def resume(run: str | Path) -> Result:
+    """Go on where a run stopped, exactly: weights, order of images, random choices.
+
+    Raises:
+        UserError: There is no such run, its data has changed, or it had to stop again.
+    """
+    folder = Path(run).expanduser()
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"'{run}' is no run folder: it has no config.yaml", "Start one with: opendino train DATA")
+    config = configs.from_tree(configs.read_tree(folder / "config.yaml"))
+    device = parallel.device(config.device)
+    with parallel.processes(device):
+        return _run(config, open_source(config.data), folder, device, new=False)
+
+
+def _run(config: Config, source: Source, folder: Path, device: torch.device, new: bool) -> Result:
+    began = time.monotonic()
+    assert config.steps and isinstance(config.batch, int) and isinstance(config.optim.accumulate, int)
+    assert isinstance(config.workers, int)
+    total, parts, leader = config.steps, config.optim.accumulate, dist.rank() == 0
+
+    # ---- networks: a student that learns and a teacher that follows it
+    torch.manual_seed(config.seed)
+    method_file = configs.method_module(config)
+    spec: ViewSpec = method_file.views(config.method)
+    method: Method = method_file.build(config.method, lambda role: plan.make_backbone(config, spec, role)).to(device)
+    model, optimizer = parallel.wrap(method.train()), optim.build(config.optim, method.student)
+    torch.manual_seed(config.seed + dist.rank())  # from here on chance is drop-path, which differs between ranks
+
+    with contextlib.ExitStack() as closing:
+        claim = closing.enter_context(_Claim(folder, new and leader))
+
+        # ---- data: whole images, and random choices that depend on (seed, epoch, image) alone
+        images = Images(source, working_area_px(spec), config.cache, folder)
+        batches = loader.Batches(images, spec, config.seed, config.batch, parts, dist.rank(), dist.world())
+        judge = Judge(config, images, spec, device) if leader and config.eval_images else None
+
+        # ---- where the run stands
+        state: dict[str, Any] = {"step": 0, "bad": {}, "baselines": {}, "images": _fingerprint(source)}
+        if not new:
+            state = _restore(folder, method, optimizer, source)
+        first: int = state["step"]
+        stream = loader.batches(batches, first * parts, total * parts, config.workers, device.type == "cuda")
+        head = [next(stream)] if first < total else []  # the proof that images can be read: before it nothing is written
+        stream = itertools.chain(head, stream)
+
+        meters = None
+        if leader:
+            files.write(folder / "config.yaml", configs.dump(config))
+            log.write_to(folder / "log.txt")
+            closing.callback(log.write_to, None)
+            meters = closing.enter_context(contextlib.closing(Meters(folder, first)))
+        watch = Watch(folder, meters, source, config.batch, total, state["bad"], config.max_bad_frac, config.max_nonfinite)
+
+        def judge_and_save(done: int, judging: bool, saving: bool) -> None:
+            with watch.resting():
+                if judge and judging:
+                    judge.baselines = state["baselines"]
+                    watch.judged(done, judge(method))
+                    state["baselines"] = judge.baselines
+                if leader and saving:
+                    state["step"] = done
+                    _save_model(folder, config, method, spec, done)
+                    checkpoint.save(folder, method, optimizer, state, config.keep_checkpoints)
+                dist.barrier()
+
+        if new:
+            judge_and_save(0, judging=True, saving=True)
+        start = Clock(first, total, batches.steps_per_epoch)
+        judge_every, save_every = (max(1, _steps(every, start)) for every in (config.eval_every, config.checkpoint_every))
+        log.say(f"run folder {folder}, from step {first}")
+        progress = closing.enter_context(contextlib.closing(Progress(total, first, leader)))
+        interrupt = closing.enter_context(Interrupt())
+
+        # ---- the loop
+        dtype = getattr(torch, config.precision)
+        for clock in (Clock(n, total, batches.steps_per_epoch) for n in range(first, total)):
+            taken: list[loader.Batch] = []
+            views = _views(stream, taken, parts, spec, device, watch)
+            tensors, numbers = step(model, method, optimizer, config.optim, config.batch, clock, views, parts, dtype)
+            done = clock.step + 1
+            watch.step(done, tensors, numbers, [batch.indices for batch in taken])
+            state["bad"].update(pair for batch in taken for pair in batch.bad)
+            judging, saving = (done % every == 0 or done == total for every in (judge_every, save_every))
+            if judging or saving or watch.due():
+                watch.look()
+                claim.keep()
+                stopping = dist.anywhere(interrupt.asked)
+                judge_and_save(done, judging and not stopping, saving or stopping)
+                progress.update(done, watch.line())
+                if stopping and done < total:
+                    raise Interrupted(f"Stopped at step {done} of {total}, state saved", f"Go on with: opendino resume {folder}")
+
+        # ---- the end
+        if first == total:  # resumed after its last step
+            judge_and_save(total, judging=True, saving=False)
+        images.discard()
+        return Result(
+            run=str(folder),
+            steps=total,
+            seconds=time.monotonic() - began,
+            images_per_second=watch.images_per_second,
+            data_wait=watch.data_wait,
+            peak_memory_bytes=_peak_memory_bytes(device),
+            knn=watch.quality.get("knn"),
+            effective_rank=watch.quality.get("effective_rank"),
+            collapse=watch.verdict.name if watch.verdict else None,
+        )
+
+
+def step(
+    model: nn.Module,
+    method: Method,
+    optimizer: torch.optim.Optimizer,
+    settings: optim.Config,
+    batch: int,
+    clock: Clock,
+    views: Iterable[Views],
+    parts: int = 1,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """One optimiser step. The host never waits for the device.
+
+    Args:
+        model: The method, or its data-parallel wrapper.
+        method: The method itself.
+        optimizer: From `engine.optim.build`.
+        settings: Learning rate, weight decay, clipping.
+        batch: Images per step over all ranks, which scales the learning rate.
+        clock: The step to do.
+        views: `parts` batches of views.
+        parts: In how many the step is worked off.
+        dtype: Of the networks' matrix products.
+
+    Returns:
+        Scalars on the device (the method's metrics, "grad_norm", "ok": whether the step counted), and of the host
+        ("lr", "weight_decay").
+    """
+    lr, weight_decay = optim.set_schedules(optimizer, settings, clock, batch)
+    outputs = []
+    for number, part in enumerate(views, start=1):
+        with parallel.accumulating(model, last=number == parts):
+            with precision.autocast(part.labels.device, dtype):
+                output = model(part, clock)
+            (output.loss / parts).backward()
+        outputs.append(output)
+    method.before_step(clock)
+    norm = optim.clip(method.student, settings.clip, settings.clip_by)
+    finite = torch.stack([output.loss.detach() for output in outputs]).isfinite().all() & norm.isfinite()
+    ok = dist.everywhere(finite)  # one rank's bad batch voids the step of all, so that they stay equal
+    optim.step(optimizer, ok)
+    optimizer.zero_grad()
+    method.after_step(clock, ok)
+    means = {name: torch.stack([output.metrics[name] for output in outputs]).mean() for name in outputs[0].metrics}
+    return {**means, "grad_norm": norm, "ok": ok}, {"lr": lr, "weight_decay": weight_decay}
+
+
+def _views(
+    stream: Iterator[loader.Batch], taken: list[loader.Batch], parts: int, spec: ViewSpec, device: torch.device, watch: Watch
+) -> Iterator[Views]:
+    """The next `parts` batches as views on the device; the batches themselves are noted in `taken`."""
+    for _ in range(parts):
+        with watch.waiting():
+            batch = next(stream)
+        taken.append(batch)
+        there = batch.to(device)
+        yield Views(crops(there.canvas, there.draws, spec), there.labels, there.indices)
+
+
+class _Claim:
+    """Holds a run's new folder; takes it away again if the run fails before its first step."""
+
+    def __init__(self, folder: Path, mine: bool) -> None:
+        self._folder, self._kept = folder, not mine
+        missing = [path for path in (folder, *folder.parents) if not path.exists()]
+        self._top = missing[-1] if missing else folder  # parents made for it go too
+
+    def keep(self) -> None:
+        """From now on the folder stays."""
+        self._kept = True
+
+    def __enter__(self) -> _Claim:
+        if not self._kept:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and not self._kept:
+            shutil.rmtree(self._top, ignore_errors=True)
+
+
+def _restore(folder: Path, method: Method, optimizer: torch.optim.Optimizer, source: Source) -> dict[str, Any]:
+    path = checkpoint.newest(folder)
+    if path is None:
+        raise UserError(f"'{folder}' has no readable checkpoint", "Start anew with another --out")
+    state = checkpoint.load(path, method, optimizer)
+    if state["images"] != _fingerprint(source):
+        raise UserError(
+            f"The images have changed since {path} was written ({state['images'][0]:,} then, {len(source):,} now)",
+            "Put them back, or start a new run",
+        )
+    return state
+
+
+def _fingerprint(source: Source) -> list[int]:
+    """The number of images, and a checksum of a thousand of their names."""
+    sample = np.unique(np.linspace(0, len(source) - 1, 1000).round().astype(int)).tolist()
+    return [len(source), zlib.crc32("\n".join(source.key(i) for i in sample).encode("utf-8", "surrogateescape"))]
+
+
+def _save_model(folder: Path, config: Config, method: Method, spec: ViewSpec, done: int) -> None:
+    load.save_backbone(
+        folder,
+        cast(Backbone, method.teacher["backbone"]),
+        preprocessing=load.preprocessing(spec.groups[0].size_px, spec.mean, spec.std),
+        extra={"method": configs.method_name(config), "data": config.data, "step": done},
+        student=cast(Backbone, method.student["backbone"]),
+    )
+
+
+def _steps(duration: str, clock: Clock) -> int:
+    return span.steps(duration, total_steps=clock.total_steps, steps_per_epoch=clock.steps_per_epoch)
+
+
+def _peak_memory_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

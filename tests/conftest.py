@@ -1,0 +1,32 @@
+"""What all tests share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def golden_file() -> Path:
+    path = Path(os.environ.get("OPENDINO_GOLDEN", ROOT / "../shared/golden/dino_v1_golden.npz"))
+    if not path.is_file():
+        pytest.skip(f"no golden recording at {path}; set OPENDINO_GOLDEN")
+    return path
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    path = Path(os.environ.get("OPENDINO_DATA", ROOT / "../shared/data"))
+    if not path.is_dir():
+        pytest.skip(f"no image packs at {path}; set OPENDINO_DATA")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _same_chance_for_every_test() -> None:
+    torch.manual_seed(0)

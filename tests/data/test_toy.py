@@ -1,0 +1,129 @@
+"""The drawn images: pure in their arguments, balanced, hard for pixels, with true masks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from opendino.core.errors import UsageError
+from opendino.data.sources import toy
+
+
+def images(spec: str, indices: range) -> np.ndarray:
+    source = toy.build(spec)
+    return np.stack([source.read(index) for index in indices])
+
+
+def pixels(spec: str) -> tuple[np.ndarray, np.ndarray]:
+    """16 × 16 grey pixels of unit length, and labels."""
+    source = toy.build(spec)
+    grey = images(spec, range(len(source)))[..., :3].mean(3)
+    small = grey.reshape(-1, 16, 2, 16, 2).mean((2, 4)).reshape(len(grey), 256)
+    return small / np.linalg.norm(small, axis=1, keepdims=True), np.array([source.label(i) for i in range(len(source))])
+
+
+@pytest.mark.parametrize("kind", ["textures", "forms", "colourful"])
+def test_an_image_depends_on_seed_split_and_index_only(kind: str) -> None:
+    base = images(f"{kind}?n=30", range(30))
+    assert base.shape == (30, 32, 32, 3)
+    assert base.dtype == np.uint8
+    np.testing.assert_array_equal(base[::-1], images(f"{kind}?n=1000", range(29, -1, -1)))
+    for other in (f"{kind}?seed=1", f"{kind}?split=val"):
+        assert (images(other, range(30)) != base).any(axis=(1, 2, 3)).all()
+    assert len({image.tobytes() for image in base}) == 30
+
+
+@pytest.mark.parametrize("kind", ["textures", "forms", "colourful"])
+def test_the_same_scene_at_every_size(kind: str) -> None:
+    small, large = (images(f"{kind}?size={size}", range(20)).astype(float) for size in (32, 128))
+    reduced = large.reshape(20, 32, 4, 32, 4, 3).mean((2, 4))
+    for one, same, another in zip(small, reduced, np.roll(reduced, 1, axis=0), strict=True):
+        assert np.corrcoef(one.ravel(), same.ravel())[0, 1] > 0.8 > abs(np.corrcoef(one.ravel(), another.ravel())[0, 1])
+
+
+def test_classes_are_balanced_and_colour_is_only_in_colourful() -> None:
+    source = toy.build("toy:")
+    assert (len(source), source.size, len(source.classes)) == (2000, 32, 10)
+    assert np.bincount([source.label(i) for i in range(2000)]).tolist() == [200] * 10
+    assert source.key(12) == "textures/train/chequers/000012"
+    for kind in ("textures", "forms"):
+        grey = images(kind, range(20))
+        assert (grey == grey[..., :1]).all()
+    assert (np.ptp(images("colourful", range(20)).astype(int).mean((1, 2)), axis=1) > 5).mean() > 0.9
+
+
+def test_colourful_draws_the_patterns_of_textures() -> None:
+    grey, colour = images("textures", range(20)), images("colourful", range(20)).astype(float)
+    for one, other in zip(grey[..., 0], colour, strict=True):
+        channel = other[..., other.std((0, 1)).argmax()]
+        assert abs(np.corrcoef(one.ravel(), channel.ravel())[0, 1]) > 0.97
+
+
+def test_pixels_say_little_about_the_class() -> None:
+    train, labels = pixels("textures?n=1000")
+    val, truth = pixels("textures?n=500&split=val")
+    similarity = val @ train.T
+    nearest = np.argsort(-similarity, axis=1)[:, :10]
+    votes = np.zeros((500, 10))
+    np.add.at(
+        votes, (np.arange(500)[:, None], labels[nearest]), np.exp(np.take_along_axis(similarity, nearest, 1) / 0.07)
+    )
+    assert 12 < 100 * (votes.argmax(1) == truth).mean() < 50
+
+
+def test_masks_cover_the_form() -> None:
+    source = toy.build("forms?size=64&n=200")
+    for index in range(0, 200, 7):
+        image, mask = source.read(index)[..., 0].astype(float), source.mask(index)
+        assert mask.shape == (64, 64)
+        assert set(np.unique(mask)) == {0, 1}
+        assert 0.02 < mask.mean() < 0.6
+        assert mask.sum() == mask[1:-1, 1:-1].sum(), "the form is whole"
+        assert abs(image[mask == 1].mean() - image[mask == 0].mean()) > 30, "the form stands out"
+
+
+def test_films_move_and_begin_alike() -> None:
+    source = toy.build("forms?size=48")
+    for index in (0, 1):
+        frames, masks = source.video(index, 30)
+        assert (frames.shape, masks.shape) == ((30, 48, 48, 3), (30, 48, 48))
+        assert set(np.unique(masks[0])) == set(range(2 + index % 2)), "all forms are to be seen at first"
+        short_frames, short_masks = source.video(index, 7)
+        np.testing.assert_array_equal(short_frames, frames[:7])
+        np.testing.assert_array_equal(short_masks, masks[:7])
+        centres = np.array([np.argwhere(mask == 1).mean(0) for mask in masks if (mask == 1).sum() > 20])
+        steps = np.linalg.norm(np.diff(centres, axis=0), axis=1)
+        assert np.ptp(centres, axis=0).max() > 4, "it moves"
+        assert np.median(steps) < 3, "smoothly"
+        met = (masks > 0).any(0)
+        met = np.any([np.roll(met, shift, (0, 1)) for shift in np.ndindex(3, 3)], axis=0)
+        near = np.roll(met, (-1, -1), (0, 1))  # forms have soft edges one pixel wide
+        assert 0.2 < near.mean() < 0.8
+        assert (frames[:, ~near] == frames[0, ~near]).all(), "the ground stays"
+
+
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        ("toy:texture", "textures"),
+        ("toy:forms?sise=3", "size"),
+        ("toy:forms?split=vall", "val"),
+        ("toy:forms?size=4", "from 8 to 1024"),
+        ("toy:?n=many", "n=many"),
+        ("toy:?n=0", "n is a whole number"),
+        ("toy:?seed=", "seed is a whole number"),
+    ],
+)
+def test_a_wrong_word_is_named(spec: str, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        toy.build(spec)
+
+
+def test_only_forms_have_masks() -> None:
+    source = toy.build("toy:textures")
+    with pytest.raises(UsageError, match="toy:forms"):
+        source.mask(0)
+    with pytest.raises(UsageError, match="toy:forms"):
+        source.video(0, 2)
+    with pytest.raises(IndexError):
+        source.read(2000)

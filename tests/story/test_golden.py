@@ -1,0 +1,145 @@
+"""The recorded numbers of DINO v1, to 1e-10 in float64, through the package's own pieces."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from opendino.core import schedule
+from opendino.core.contracts import Backbone, Method
+from opendino.core.types import Clock, Features, Views
+from opendino.engine import optim
+from opendino.evals.knn import knn
+from opendino.methods import dino
+from opendino.models.vit import VisionTransformer
+from opendino.train import step
+
+TOLERANCE = 1e-10
+
+
+@pytest.fixture(scope="module")
+def golden(golden_file: Path) -> Mapping[str, np.ndarray]:
+    return np.load(golden_file, allow_pickle=False)
+
+
+@pytest.fixture(autouse=True)
+def _float64() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def close(actual: Tensor | np.ndarray | float, wanted: np.ndarray) -> None:
+    np.testing.assert_allclose(np.asarray(actual.detach() if isinstance(actual, Tensor) else actual), wanted, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+def names(golden: Mapping[str, np.ndarray], kind: str) -> list[str]:
+    return sorted({key.split(".")[1] for key in golden if key.startswith(kind + ".") and key.endswith(".args")})
+
+
+def test_golden_schedules(golden: Mapping[str, np.ndarray]) -> None:
+    assert names(golden, "schedule")
+    for name in names(golden, "schedule"):
+        base, final, epochs, per_epoch, warmup = golden[f"schedule.{name}.args"].tolist()
+        total = int(epochs * per_epoch)
+        ours = [schedule.cosine(i, base, final, total, int(warmup * per_epoch)) for i in range(total)]
+        close(np.array(ours), golden[f"schedule.{name}.values"])
+
+
+class Recorded(Backbone):
+    """Stands in for backbone and head: the outputs are given."""
+
+    embed_dim, name, kwargs = 1, "recorded", {}
+
+    def __init__(self, output: Tensor) -> None:
+        super().__init__()
+        self.output = nn.Parameter(output)
+
+    def forward(self, images):  # type: ignore[no-untyped-def]
+        return [self.output]
+
+    def features(self, images: Tensor) -> Features:
+        raise NotImplementedError
+
+
+def test_golden_loss_gradient_and_centre(golden: Mapping[str, np.ndarray]) -> None:
+    assert names(golden, "loss")
+    for name in names(golden, "loss"):
+        batch, num_local, k, start, temp, warmup, epochs, student_temp, momentum, epoch = golden[f"loss.{name}.args"].tolist()
+        batch, num_local = int(batch), int(num_local)
+        config = dino.Config(
+            local_crops=num_local, out_dim=int(k), hidden_dim=1, bottleneck_dim=1, student_temp=student_temp,
+            teacher_temp=temp, teacher_temp_start=start, teacher_temp_warmup=f"{int(warmup)}ep", center_momentum=momentum, momentum=0.5,
+        )  # fmt: skip
+        method = dino.build(config, lambda role: Recorded(torch.zeros(1, 1)))
+        for network, which in ((method.student, "student"), (method.teacher, "teacher")):
+            network["backbone"] = Recorded(torch.from_numpy(golden[f"loss.{name}.{which}"]))
+            network["head"] = nn.Identity()
+        method.get_buffer("center").copy_(torch.from_numpy(golden[f"loss.{name}.center_before"]))
+        crops = {"global": torch.zeros(2, batch, 3, 1, 1)}
+        if num_local:
+            crops["local"] = torch.zeros(num_local, batch, 3, 1, 1)
+        views = Views(crops, torch.zeros(batch, dtype=torch.long), torch.zeros(batch, dtype=torch.long))
+        clock = Clock(int(epoch) * 7, int(epochs) * 7, 7)
+
+        output = method(views, clock)
+        close(method.get_buffer("center"), golden[f"loss.{name}.center_before"])  # used before it moves
+        output.loss.backward()
+        close(output.loss, golden[f"loss.{name}.value"])
+        close(method.student["backbone"].output.grad, golden[f"loss.{name}.student_grad"])
+        method.after_step(clock, torch.tensor(True))
+        close(method.get_buffer("center"), golden[f"loss.{name}.center_after"])
+
+
+def golden_method(golden: Mapping[str, np.ndarray]) -> tuple[Method, optim.Config, int]:
+    """The method of the recorded run, with its first weights, and its optimiser's settings."""
+    args = golden["run.args"].tolist()
+    batch, num_local, k, epochs, per_epoch, start, temp, temp_warmup, lr, min_lr, lr_warmup, wd, wd_end, m, clip, freeze = args
+    state = {key.removeprefix("run.init."): torch.from_numpy(golden[key]) for key in golden if key.startswith("run.init.")}
+    config = dino.Config(
+        local_crops=int(num_local), out_dim=int(k), hidden_dim=len(state["head.mlp.0.bias"]), bottleneck_dim=len(state["head.mlp.4.bias"]),
+        teacher_temp=temp, teacher_temp_start=start, teacher_temp_warmup=f"{int(temp_warmup)}ep",
+        freeze_last_layer=f"{int(freeze)}ep", momentum=m,
+    )  # fmt: skip
+    width = state["backbone.cls_token"].shape[-1]
+    depth = len([key for key in state if key.endswith("norm1.weight")])
+    method = dino.build(config, lambda role: VisionTransformer(image_px=16, patch_px=4, embed_dim=width, depth=depth, num_heads=3))
+    for network in (method.student, method.teacher):
+        network.load_state_dict(state)
+    settings = optim.Config(
+        lr=lr * 256 / batch, min_lr=min_lr, lr_warmup=f"{int(lr_warmup)}ep", weight_decay=wd, weight_decay_end=wd_end, clip=clip, accumulate=1
+    )  # fmt: skip
+    return method, settings, int(per_epoch)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_golden_run_through_the_real_training_step(golden: Mapping[str, np.ndarray], parts: int) -> None:
+    method, settings, per_epoch = golden_method(golden)
+    optimizer = optim.build(settings, method.student)
+    crops = {"global": torch.from_numpy(golden["run.global"]), "local": torch.from_numpy(golden["run.local"])}
+    total, batch = crops["global"].shape[0], crops["global"].shape[2]
+    for number in range(total):
+        indices = torch.arange(batch).chunk(parts)  # accumulation is the same run, worked off in parts
+        views = (Views({name: crop[number][:, part] for name, crop in crops.items()}, part, part) for part in indices)
+        tensors, _ = step(method, method, optimizer, settings, batch, Clock(number, total, per_epoch), views, parts, torch.float64)
+        close(tensors["loss"], golden["run.losses"][number])
+        close(method.get_buffer("center")[0], golden["run.centers"][number])
+        assert tensors["ok"]
+    for which, network in (("student", method.student), ("teacher", method.teacher)):
+        state = network.state_dict()
+        wanted = [key for key in golden if key.startswith(f"run.{which}_final.")]
+        assert len(wanted) == len(state)
+        for key in wanted:
+            close(state[key.removeprefix(f"run.{which}_final.")], golden[key])
+
+
+def test_golden_knn(golden: Mapping[str, np.ndarray]) -> None:
+    k = golden["knn.k"].tolist()
+    sides = [torch.from_numpy(golden[f"knn.{name}"]) for name in ("train", "train_labels", "test", "test_labels")]
+    accuracy = knn(*sides, k=k, temperature=float(golden["knn.temperature"]))
+    close(np.array([accuracy[each] for each in k]), golden["knn.top1_top5"])
