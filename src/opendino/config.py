@@ -7,9 +7,10 @@ import importlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, cast, get_args
+from typing import Annotated, Any, Literal, cast, get_args
 
 import msgspec
+from tyro.conf import Positional
 
 from opendino.core import registry
 from opendino.core.errors import UsageError, nearest
@@ -24,7 +25,7 @@ from opendino.methods import dino
 class Config:
     """Everything that decides a run. "auto" values are decided from the data when it starts, and printed."""
 
-    data: str
+    data: Annotated[str, Positional]
     """Images: a folder, a .tar or .zip, a text file of paths, or toy:KIND."""
     val: str | None = None
     """Labelled images for the k-NN shown while training; without it a part of DATA is used where folders name classes."""

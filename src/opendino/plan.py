@@ -74,7 +74,8 @@ def new_folder(config: Config) -> Path:
     else:
         folder = Path(config.out).expanduser()
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise UserError(f"'{folder}' exists already", f"Go on with: opendino resume {folder}; or choose another --out")
+        go_on = f"Go on with: opendino resume {folder}; or choose" if (folder / "config.yaml").exists() else "Choose"
+        raise UserError(f"'{folder}' exists already", f"{go_on} another --out")
     return folder
 
 

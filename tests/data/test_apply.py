@@ -43,9 +43,11 @@ def permutations() -> torch.Tensor:
 
 def test_views_have_their_shape_and_normalisation(canvas: torch.Tensor):
     views = crops(canvas, drawn(SPEC, list(range(6))), SPEC)
-    assert views["global"].shape == (2, 6, 3, 24, 24) and views["local"].shape == (3, 6, 3, 12, 12)
+    assert views["global"].shape == (2, 6, 3, 24, 24)
+    assert views["local"].shape == (3, 6, 3, 12, 12)
     for x in views.values():
-        assert x.dtype == torch.float32 and x.is_contiguous()
+        assert x.dtype == torch.float32
+        assert x.is_contiguous()
     black = crops(torch.zeros_like(canvas), {k: still(d) for k, d in drawn(SPEC, list(range(6))).items()}, SPEC)
     expected = -torch.tensor(SPEC.mean) / torch.tensor(SPEC.std)
     assert torch.equal(black["local"], expected[:, None, None].expand(3, 6, 3, 12, 12))
@@ -89,6 +91,17 @@ def test_every_field_reaches_every_view(canvas: torch.Tensor, field: str):
         assert (before[name] != after[name]).flatten(2).any(-1).all()  # each view of each image
 
 
+def test_stages_follow_each_other_in_the_papers_order(canvas: torch.Tensor):
+    wide = dataclasses.replace(EVERYTHING, sigma_px=(3.0, 4.0))
+    spec = ViewSpec((ViewGroup("global", 24, (wide, EVERYTHING)),))
+    d = drawn(spec, list(range(6)))["global"]
+    x = apply.jitter(apply.crop_resize(canvas, d.box, d.flip, 24) / 255, d.factors, d.order)
+    x = apply.solarise(apply.blur(apply.grey(x, d.grey), d.sigma, reach_px=100), d.solarise)
+    # The tails beyond 5 sigma weigh 6e-7 per axis, over std ≥ 0.22. No value here is that near to 128/255.
+    expected = apply.normalise(x, spec.mean, spec.std)
+    torch.testing.assert_close(crops(canvas, {"global": d}, spec)["global"], expected, atol=1e-5, rtol=0)
+
+
 def test_neutral_numbers_change_no_bit(images: torch.Tensor):
     none = torch.zeros(2, 3, dtype=torch.bool)
     for order in permutations():
@@ -123,7 +136,8 @@ def test_values_stay_in_range(images: torch.Tensor):
     factors = torch.tensor([2.0, 2.0, 2.0, 0.5]).expand(2, 3, 4)
     for order in permutations():
         x = apply.jitter(images, factors, order.expand(2, 3, 4))
-        assert x.amin() >= 0 and x.amax() <= 1
+        assert x.amin() >= 0
+        assert x.amax() <= 1
     assert apply.blur(images, torch.full((2, 3), 2.0)).amax() <= 1 + 1e-6  # weights sum to 1 up to rounding
 
 

@@ -83,11 +83,20 @@ def _tyro(args: list[str], base: Config, description: str) -> Config:
     except SystemExit as stop:
         if not stop.code:
             raise
-        text = " ".join(re.sub(r"\x1b\[[0-9;]*m|[│╭╮╰╯─]", " ", errors.getvalue()).split())
-        if "data" in text.lower() and "required" in text.lower():
-            raise UsageError("No images were named", "Give a folder: opendino train ~/photos") from None
-        text = text.partition("For full helptext")[0].removeprefix("Parsing error").strip()
-        raise UsageError(text, "See opendino train --help") from None
+        raise _one_line(errors.getvalue()) from None
+
+
+def _one_line(framed: str) -> UsageError:
+    """Tyro's framed complaint as one of ours."""
+    text = " ".join(re.sub(r"\x1b\[[0-9;]*m|[│╭╮╰╯─]", " ", framed).split())
+    if "Missing from opendino train: STR" in text:
+        return UsageError("No images were named", "Give a folder: opendino train ~/photos")
+    if wrong := re.search(r"Error parsing (--\S+): .*\|?\b(\w+) could be instantiated from \['(.*?)'\]", text):
+        return UsageError(f"{wrong[1]} is '{wrong[3]}', not a value of type {wrong[2].lower()}", "See opendino train --help")
+    if ours := re.search(r"Error parsing Config\w*: (.*)", text):  # raised by a Config itself, already in our words
+        return UsageError(ours[1])
+    text = re.sub(r"^(Parsing error|Value error|Invalid choice|Unrecognized options) ", "", text)
+    return UsageError(text.partition("For full helptext")[0].strip(" ."), "See opendino train --help")
 
 
 def _take(args: list[str], *names: str) -> tuple[list[str], dict[str, str | None]]:

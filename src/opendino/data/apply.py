@@ -110,7 +110,8 @@ def _filters(start: Tensor, length: Tensor, flip: Tensor, size: int, side: int) 
     0, each row sums to 1. Only the few pixels within the support are computed, then written into zeros.
 
     Args:
-        start, length: int32 `[V B]`, the box along this axis.
+        start: int32 `[V B]`, first pixel of the box along this axis.
+        length: int32 `[V B]`, its pixels.
         flip: bool `[V B]`, reverse the rows.
         size: Output pixels.
         side: Pixels of the canvas along this axis.
@@ -179,7 +180,7 @@ def _luma(x: Tensor) -> Tensor:
 
 
 def _gaussian(sigma: Tensor, side: int, reach: int) -> Tensor:
-    """Blurring matrices `[... side side]`: row i is the Gaussian around i, its tails beyond an edge added to the edge."""
+    """Blurring matrices `[... side side]`: row i is the Gaussian around i, tails beyond an edge added to the edge."""
     offset = torch.arange(-reach, reach + 1, device=sigma.device)
     variance = sigma.clamp(min=1e-3).square()[..., None, None]
     weight = torch.exp(offset.square() / (-2 * variance))  # [... 1 taps]

@@ -74,7 +74,8 @@ def draw(spec: ViewSpec, seed: int, epoch: int, indices: Iterable[int], sizes: A
 
     Args:
         spec: The views asked for.
-        seed, epoch: 0 … 2^64 - 1.
+        seed: The run's, 0 … 2^64 - 1.
+        epoch: Passes over the data so far, 0 … 2^64 - 1.
         indices: Positions of the B images in their source, each 0 … 2^64 - 1.
         sizes: int `[B 2]`, true (height, width) of each image on its canvas, both ≥ 1.
 

@@ -1,0 +1,222 @@
+"""Whole runs on small images: what they leave behind, that they go on exactly, and how they end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+import opendino
+from opendino.config import Config, dump
+from opendino.core.errors import UserError
+from opendino.engine import checkpoint, optim
+from opendino.methods import dino
+from opendino.recipes import demo
+
+TIMED = ("images_per_second", "data_wait", "seconds")
+
+
+def tiny(out: Path, **changes: object) -> Config:
+    """A run of seconds, with everything a run has: drop path, frozen prototypes, schedules, evaluations."""
+    recipe = demo.config("toy:textures?n=48&size=32")
+    small = replace(recipe.method, out_dim=32, hidden_dim=16, bottleneck_dim=8, local_crops=2, freeze_last_layer="2")
+    base = replace(
+        recipe, val="toy:textures?n=20&split=val", out=str(out), backbone="vit/8", drop_path=0.2,
+        backbone_options={"embed_dim": 24, "depth": 2, "num_heads": 2}, method=small, steps=10, batch=16, workers=0,
+        precision="float32", eval_every="5", checkpoint_every="4", eval_images=40, knn_k=3,
+    )  # fmt: skip
+    return replace(base, **changes)
+
+
+def tensors(run: Path, step: int) -> dict[str, torch.Tensor]:
+    return load_file(run / "checkpoints" / f"step_{step:08d}" / "tensors.safetensors")
+
+
+def assert_same_run(a: Path, b: Path, step: int) -> None:
+    ours, theirs = tensors(a, step), tensors(b, step)
+    assert ours.keys() == theirs.keys()
+    for key, value in ours.items():
+        assert torch.equal(value, theirs[key]), key
+    assert (a / "metrics.jsonl").read_text() == (b / "metrics.jsonl").read_text()
+    states = [json.loads((run / "checkpoints" / f"step_{step:08d}" / "state.json").read_text()) for run in (a, b)]
+    assert states[0] == states[1]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "whole"
+    opendino.train(tiny(run))
+    return run
+
+
+def test_what_a_run_leaves(finished: Path) -> None:
+    left = {path.name for path in finished.iterdir()}
+    assert {"config.yaml", "metrics.jsonl", "log.txt", "checkpoints", "latest", "backbone.safetensors", "backbone.json"} <= left
+    assert any(name.startswith("events.out.tfevents") for name in left)
+    assert (finished / "latest").read_text().strip() == "checkpoints/step_00000010"
+    assert not [path for path in finished.rglob("*") if "partial" in path.name]
+    rows = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    steps = [row for row in rows if "loss" in row]
+    assert [row["step"] for row in steps] == list(range(1, 11))
+    assert all(np.isfinite(row["loss"]) and row["kl"] >= 0 and 0 <= row["entropy_frac"] <= 1 for row in steps)
+    judged = [row for row in rows if "effective_rank" in row]
+    assert [row["step"] for row in judged] == [0, 5, 10]
+    assert judged[0]["knn"]["teacher"] == judged[0]["knn"]["student"]
+    assert judged[0]["knn"].keys() == {"teacher", "student", "pixels", "untrained"}
+
+
+def test_the_model_of_a_run_opens(finished: Path) -> None:
+    for which in ("teacher", "student"):
+        model = opendino.load(finished, which=which)
+        saved = {k.removeprefix(f"method.{which}.backbone."): v for k, v in tensors(finished, 10).items() if k.startswith(f"method.{which}.backbone.")}
+        assert all(torch.equal(value, saved[key]) for key, value in model.backbone.state_dict().items())
+        assert model.embed([Image.new("RGB", (40, 60))] * 2).shape == (2, 24)
+
+
+def test_workers_and_cache_change_nothing(finished: Path, tmp_path: Path) -> None:
+    opendino.train(tiny(tmp_path / "run", workers=2, cache="disk"))
+    assert_same_run(finished, tmp_path / "run", 10)
+    assert not (tmp_path / "run" / "cache.u8").exists()
+
+
+@pytest.mark.parametrize("kill_at", [1, 4, 6, 9])
+def test_killed_at_any_step_and_resumed_is_the_same_run(finished: Path, tmp_path: Path, kill_at: int) -> None:
+    run = tmp_path / "run"
+    config = tmp_path / "config.yaml"
+    config.write_text(dump(tiny(run)))
+    program = f"""
+import os, signal
+from opendino import config, train
+from opendino.engine import optim
+real, done = optim.step, 0
+def step(*args):
+    global done
+    real(*args)
+    done += 1
+    if done == {kill_at}:
+        os.kill(os.getpid(), signal.SIGKILL)
+optim.step = step
+train(config.from_tree(config.read_tree({str(config)!r})))
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=300)
+    assert ended.returncode == -signal.SIGKILL
+    opendino.resume(run)
+    assert_same_run(finished, run, 10)
+
+
+def test_a_damaged_checkpoint_is_passed_over(finished: Path, tmp_path: Path) -> None:
+    import shutil
+
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    newest = run / "checkpoints" / "step_00000010" / "tensors.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-100])
+    assert checkpoint.newest(run) == run / "checkpoints" / "step_00000008"
+    opendino.resume(run)
+    assert_same_run(finished, run, 10)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_asked_to_stop_it_saves_and_goes_on_later(tmp_path: Path, number: signal.Signals) -> None:
+    run = tmp_path / "run"
+    config = tmp_path / "config.yaml"
+    config.write_text(dump(tiny(run, steps=100_000, workers=1, eval_every="100%", checkpoint_every="100%")))
+    command = [sys.executable, "-m", "opendino", "train", "toy:textures?n=48", "--config", str(config), "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        for _ in range(1200):
+            if (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").read_text().count('"loss"') > 3:
+                break
+            time.sleep(0.1)
+        os.killpg(process.pid, number)  # as a terminal does: loader workers get it too
+        stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert "Traceback" not in stderr
+    assert f"opendino resume {run}" in json.loads(stdout)["error"]["hint"]
+    state = json.loads((run / (run / "latest").read_text().strip() / "state.json").read_text())
+    assert state["step"] > 0
+    assert state["step"] == json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+
+
+def test_bad_files_are_skipped_counted_and_listed(tmp_path: Path) -> None:
+    folder = photos(tmp_path / "photos", 12)
+    (folder / "broken.jpg").write_bytes(b"no image at all")
+    (folder / "empty.png").touch()
+    run = tmp_path / "run"
+    opendino.train(tiny(run, data=str(folder), val=None, batch=4, steps=8))
+    lines = (run / "bad_files.csv").read_text().splitlines()
+    assert lines[0] == "file,reason"
+    assert [line.split(",")[0] for line in lines[1:]] == ["broken.jpg", "empty.png"]
+
+
+def test_too_many_bad_files_stop_the_start_and_leave_nothing(tmp_path: Path) -> None:
+    folder = photos(tmp_path / "photos", 3)
+    for number in range(7):
+        (folder / f"broken{number}.jpg").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"7 of 10 images looked at cannot be read, e\.g\. broken0\.jpg"):
+        opendino.train(tiny(tmp_path / "runs" / "run", data=str(folder), val=None, batch=2))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_failure_in_the_first_step_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def explode(*_: object) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(optim, "step", explode)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        opendino.train(tiny(tmp_path / "runs" / "run"))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_non_finite_steps_change_nothing_and_then_stop_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = dino.cross_entropy
+    monkeypatch.setattr(dino, "cross_entropy", lambda *args, **kwargs: real(*args, **kwargs) * float("nan"))
+    run = tmp_path / "run"
+    with pytest.raises(UserError, match=r"not finite for 3 steps in a row; last good checkpoint: .*step_0000000"):
+        opendino.train(tiny(run, max_nonfinite=3, checkpoint_every="1", keep_checkpoints=20))
+    saved = sorted((run / "checkpoints").iterdir())
+    first, last = (load_file(path / "tensors.safetensors") for path in (saved[0], saved[-1]))
+    weights = [key for key in first if key.startswith("method.")]
+    assert len(saved) > 1
+    assert all(torch.equal(first[key], last[key]) for key in weights)
+    assert "was skipped, its loss is not finite; its images: textures/train/" in (run / "log.txt").read_text()
+
+
+def test_resume_refuses_changed_images(tmp_path: Path) -> None:
+    folder = photos(tmp_path / "photos", 12)
+    run = tmp_path / "run"
+    opendino.train(tiny(run, data=str(folder), val=None, batch=4, steps=4))
+    (folder / "0.png").unlink()
+    with pytest.raises(UserError, match=r"The images have changed .*\(12 then, 11 now\)"):
+        opendino.resume(run)
+
+
+def test_accumulation_is_the_same_run(tmp_path: Path) -> None:
+    # No drop path: it draws per part. Then only the order of float32 sums differs, amplified by ten AdamW steps of at
+    # most lr each; parameters that move by less than 1 % of that are equal for this purpose.
+    whole, parts = (tiny(tmp_path / name, drop_path=0.0, optim=replace(tiny(tmp_path).optim, accumulate=n)) for name, n in (("a", 1), ("b", 4)))
+    results = [opendino.train(config) for config in (whole, parts)]
+    a, b = (tensors(Path(result.run), 10) for result in results)
+    lr = whole.optim.lr * 16 / 256
+    for key in (key for key in a if key.startswith("method.") and "center" not in key):
+        assert (a[key] - b[key]).abs().max() < 0.01 * 10 * lr, key
+    assert (a["method.center"] - b["method.center"]).abs().max() < 1e-4
+
+
+def photos(folder: Path, count: int) -> Path:
+    """A flat folder of noise."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        Image.fromarray(rng.integers(0, 255, (40, 50, 3), np.uint8)).save(folder / f"{number}.png")
+    return folder
