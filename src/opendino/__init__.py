@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
 __all__ = ["Config", "load", "resume", "train"]
 
 if TYPE_CHECKING:
@@ -26,6 +25,10 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("opendino")
     if name not in _HOMES:
         raise AttributeError(f"module 'opendino' has no attribute {name!r}; it has {', '.join(__all__)}")
     import importlib

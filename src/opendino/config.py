@@ -28,7 +28,7 @@ class Config:
     data: Annotated[str, Positional]
     """Images: a folder, a .tar or .zip, a text file of paths, or toy:KIND."""
     val: str | None = None
-    """Labelled images for the k-NN shown while training; without it a part of DATA is used where folders name classes."""
+    """Labelled images for the k-NN shown while training; without it a part of DATA, where folders name classes."""
     out: str | None = None
     """Run folder to make; runs/NAME-DATE where absent."""
     backbone: str = "vit_small/16"
@@ -79,7 +79,9 @@ class Config:
         for name, least in (("epochs", 0), ("steps", 1), ("batch", 1), ("workers", 0), ("eval_images", 0), ("seed", 0)):
             value = getattr(self, name)
             if isinstance(value, int | float) and (value < least or (name == "epochs" and value == 0)):
-                raise UsageError(f"{name} is {value}", f"Use {'more than 0' if name == 'epochs' else f'{least} or more'}")
+                raise UsageError(
+                    f"{name} is {value}", f"Use {'more than 0' if name == 'epochs' else f'{least} or more'}"
+                )
 
 
 def method_module(config: Config) -> ModuleType:
@@ -105,7 +107,9 @@ def resolve(config: Config, facts: Facts) -> tuple[Config, list[str]]:
     """Let the method and the optimiser decide their "auto" values; with the reasons."""
     method, why = config.method.resolved(facts)
     optimiser, why_optim = config.optim.resolved(facts)
-    return replace(config, method=method, optim=optimiser), [f"method.{r}" for r in why] + [f"optim.{r}" for r in why_optim]
+    return replace(config, method=method, optim=optimiser), [f"method.{r}" for r in why] + [
+        f"optim.{r}" for r in why_optim
+    ]
 
 
 def to_tree(config: Config) -> dict[str, Any]:
@@ -173,7 +177,9 @@ def _overlay(base: Any, tree: dict[str, Any], path: str) -> Any:
         try:
             changes[key] = msgspec.convert(value, kinds[key])
         except msgspec.ValidationError as error:
-            raise UsageError(f"{where} is {value!r}: {str(error)[0].lower()}{str(error)[1:]}", _choices(kinds[key])) from None
+            raise UsageError(
+                f"{where} is {value!r}: {str(error)[0].lower()}{str(error)[1:]}", _choices(kinds[key])
+            ) from None
     return replace(base, **changes)
 
 

@@ -51,7 +51,9 @@ def decide(config: Config, device: torch.device) -> tuple[Config, Source]:
         f"cache = {cache}: {why_cache}",
         f"eval_images = {judged}: {why_judged}",
     ]
-    log.say(f"{len(source):,} images, {len(source.classes) or 'no'} classes named; {steps:,} steps of {batch} on {device}")
+    log.say(
+        f"{len(source):,} images, {len(source.classes) or 'no'} classes named; {steps:,} steps of {batch} on {device}"
+    )
     for reason in reasons:
         if not reason.endswith(": as asked"):
             log.say(f"  {reason}")

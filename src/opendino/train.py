@@ -123,7 +123,9 @@ def _run(config: Config, source: Source, folder: Path, device: torch.device, new
             state = _restore(folder, method, optimizer, source)
         first: int = state["step"]
         stream = loader.batches(batches, first * parts, total * parts, config.workers, device.type == "cuda")
-        head = [next(stream)] if first < total else []  # the proof that images can be read: before it nothing is written
+        head = (
+            [next(stream)] if first < total else []
+        )  # the proof that images can be read: before it nothing is written
         stream = itertools.chain(head, stream)
 
         meters = None
@@ -132,7 +134,9 @@ def _run(config: Config, source: Source, folder: Path, device: torch.device, new
             log.write_to(folder / "log.txt")
             closing.callback(log.write_to, None)
             meters = closing.enter_context(contextlib.closing(Meters(folder, first)))
-        watch = Watch(folder, meters, source, config.batch, total, state["bad"], config.max_bad_frac, config.max_nonfinite)
+        watch = Watch(
+            folder, meters, source, config.batch, total, state["bad"], config.max_bad_frac, config.max_nonfinite
+        )
 
         def judge_and_save(done: int, judging: bool, saving: bool) -> None:
             with watch.resting():
@@ -149,7 +153,9 @@ def _run(config: Config, source: Source, folder: Path, device: torch.device, new
         if new:
             judge_and_save(0, judging=True, saving=True)
         start = Clock(first, total, batches.steps_per_epoch)
-        judge_every, save_every = (max(1, _steps(every, start)) for every in (config.eval_every, config.checkpoint_every))
+        judge_every, save_every = (
+            max(1, _steps(every, start)) for every in (config.eval_every, config.checkpoint_every)
+        )
         log.say(f"run folder {folder}, from step {first}")
         progress = closing.enter_context(contextlib.closing(Progress(total, first, leader)))
         interrupt = closing.enter_context(Interrupt())
@@ -171,7 +177,9 @@ def _run(config: Config, source: Source, folder: Path, device: torch.device, new
                 judge_and_save(done, judging and not stopping, saving or stopping)
                 progress.update(done, watch.line())
                 if stopping and done < total:
-                    raise Interrupted(f"Stopped at step {done} of {total}, state saved", f"Go on with: opendino resume {folder}")
+                    raise Interrupted(
+                        f"Stopped at step {done} of {total}, state saved", f"Go on with: opendino resume {folder}"
+                    )
 
         # ---- the end
         if first == total:  # resumed after its last step
@@ -238,7 +246,12 @@ def step(
 
 
 def _views(
-    stream: Iterator[loader.Batch], taken: list[loader.Batch], parts: int, spec: ViewSpec, device: torch.device, watch: Watch
+    stream: Iterator[loader.Batch],
+    taken: list[loader.Batch],
+    parts: int,
+    spec: ViewSpec,
+    device: torch.device,
+    watch: Watch,
 ) -> Iterator[Views]:
     """The next `parts` batches as views on the device; the batches themselves are noted in `taken`."""
     for _ in range(parts):

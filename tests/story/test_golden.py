@@ -36,7 +36,9 @@ def _float64() -> Iterator[None]:
 
 
 def close(actual: Tensor | np.ndarray | float, wanted: np.ndarray) -> None:
-    np.testing.assert_allclose(np.asarray(actual.detach() if isinstance(actual, Tensor) else actual), wanted, rtol=TOLERANCE, atol=TOLERANCE)
+    np.testing.assert_allclose(
+        np.asarray(actual.detach() if isinstance(actual, Tensor) else actual), wanted, rtol=TOLERANCE, atol=TOLERANCE
+    )
 
 
 def names(golden: Mapping[str, np.ndarray], kind: str) -> list[str]:
@@ -71,7 +73,9 @@ class Recorded(Backbone):
 def test_golden_loss_gradient_and_centre(golden: Mapping[str, np.ndarray]) -> None:
     assert names(golden, "loss")
     for name in names(golden, "loss"):
-        batch, num_local, k, start, temp, warmup, epochs, student_temp, momentum, epoch = golden[f"loss.{name}.args"].tolist()
+        batch, num_local, k, start, temp, warmup, epochs, student_temp, momentum, epoch = golden[
+            f"loss.{name}.args"
+        ].tolist()
         batch, num_local = int(batch), int(num_local)
         config = dino.Config(
             local_crops=num_local, out_dim=int(k), hidden_dim=1, bottleneck_dim=1, student_temp=student_temp,
@@ -120,7 +124,9 @@ def first_weights(golden: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
     the seed is the one whose first draws lie within twelve small Adam steps of the trained patch projection; the weights
     drawn from it are checked to be as near everywhere. The replayed losses then leave no doubt.
     """
-    init = {key.removeprefix("run.init."): torch.from_numpy(golden[key]) for key in golden if key.startswith("run.init.")}
+    init = {
+        key.removeprefix("run.init."): torch.from_numpy(golden[key]) for key in golden if key.startswith("run.init.")
+    }
     if any((value.numpy() != golden[f"run.student_final.{key}"]).any() for key, value in init.items()):
         return init
     trained = init["backbone.patch_embed.proj.weight"].flatten()[:16]
@@ -142,7 +148,24 @@ def first_weights(golden: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
 def golden_method(golden: Mapping[str, np.ndarray]) -> tuple[Method, optim.Config, int]:
     """The method of the recorded run, with its first weights, and its optimiser's settings."""
     args = golden["run.args"].tolist()
-    batch, num_local, k, epochs, per_epoch, start, temp, temp_warmup, lr, min_lr, lr_warmup, wd, wd_end, m, clip, freeze = args
+    (
+        batch,
+        num_local,
+        k,
+        epochs,
+        per_epoch,
+        start,
+        temp,
+        temp_warmup,
+        lr,
+        min_lr,
+        lr_warmup,
+        wd,
+        wd_end,
+        m,
+        clip,
+        freeze,
+    ) = args
     state = first_weights(golden)
     config = dino.Config(
         local_crops=int(num_local), out_dim=int(k), hidden_dim=len(state["head.mlp.0.bias"]), bottleneck_dim=len(state["head.mlp.4.bias"]),
@@ -167,7 +190,9 @@ def test_golden_run_through_the_real_training_step(golden: Mapping[str, np.ndarr
     for number in range(total):
         indices = torch.arange(batch).chunk(parts)  # accumulation is the same run, worked off in parts
         views = (Views({name: crop[number][:, part] for name, crop in crops.items()}, part, part) for part in indices)
-        tensors, _ = step(method, method, optimizer, settings, batch, Clock(number, total, per_epoch), views, parts, torch.float64)
+        tensors, _ = step(
+            method, method, optimizer, settings, batch, Clock(number, total, per_epoch), views, parts, torch.float64
+        )
         close(tensors["loss"], golden["run.losses"][number])
         close(method.get_buffer("center")[0], golden["run.centers"][number])
         assert tensors["ok"]

@@ -62,7 +62,15 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_what_a_run_leaves(finished: Path) -> None:
     left = {path.name for path in finished.iterdir()}
-    assert {"config.yaml", "metrics.jsonl", "log.txt", "checkpoints", "latest", "backbone.safetensors", "backbone.json"} <= left
+    assert {
+        "config.yaml",
+        "metrics.jsonl",
+        "log.txt",
+        "checkpoints",
+        "latest",
+        "backbone.safetensors",
+        "backbone.json",
+    } <= left
     assert any(name.startswith("events.out.tfevents") for name in left)
     assert (finished / "latest").read_text().strip() == "checkpoints/step_00000010"
     assert not [path for path in finished.rglob("*") if "partial" in path.name]
@@ -79,7 +87,11 @@ def test_what_a_run_leaves(finished: Path) -> None:
 def test_the_model_of_a_run_opens(finished: Path) -> None:
     for which in ("teacher", "student"):
         model = opendino.load(finished, which=which)
-        saved = {k.removeprefix(f"method.{which}.backbone."): v for k, v in tensors(finished, 10).items() if k.startswith(f"method.{which}.backbone.")}
+        saved = {
+            k.removeprefix(f"method.{which}.backbone."): v
+            for k, v in tensors(finished, 10).items()
+            if k.startswith(f"method.{which}.backbone.")
+        }
         assert all(torch.equal(value, saved[key]) for key, value in model.backbone.state_dict().items())
         assert model.embed([Image.new("RGB", (40, 60))] * 2).shape == (2, 24)
 
@@ -133,7 +145,9 @@ def test_asked_to_stop_it_saves_and_goes_on_later(tmp_path: Path, number: signal
     config = tmp_path / "config.yaml"
     config.write_text(dump(tiny(run, steps=100_000, workers=1, eval_every="100%", checkpoint_every="100%")))
     command = [sys.executable, "-m", "opendino", "train", "toy:textures?n=48", "--config", str(config), "--json"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
         for _ in range(1200):
             if (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").read_text().count('"loss"') > 3:
                 break
@@ -204,7 +218,10 @@ def test_resume_refuses_changed_images(tmp_path: Path) -> None:
 def test_accumulation_is_the_same_run(tmp_path: Path) -> None:
     # No drop path: it draws per part. Then only the order of float32 sums differs, amplified by ten AdamW steps of at
     # most lr each; parameters that move by less than 1 % of that are equal for this purpose.
-    whole, parts = (tiny(tmp_path / name, drop_path=0.0, optim=replace(tiny(tmp_path).optim, accumulate=n)) for name, n in (("a", 1), ("b", 4)))
+    whole, parts = (
+        tiny(tmp_path / name, drop_path=0.0, optim=replace(tiny(tmp_path).optim, accumulate=n))
+        for name, n in (("a", 1), ("b", 4))
+    )
     results = [opendino.train(config) for config in (whole, parts)]
     a, b = (tensors(Path(result.run), 10) for result in results)
     lr = whole.optim.lr * 16 / 256

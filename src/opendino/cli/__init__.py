@@ -10,9 +10,9 @@ import importlib.util
 import json
 import sys
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
-from opendino import __version__
 from opendino.core import registry
 from opendino.core.errors import UserError, unknown
 
@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
             print(_help())
             return 0
         if args[0] == "--version":
-            print(__version__)
+            print(version("opendino"))
             return 0
         if args[0] not in registry.names("opendino.cli"):
             raise unknown("verb", args[0], registry.names("opendino.cli"))
@@ -57,7 +57,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _help() -> str:
-    lines = ["opendino: a folder of unlabelled images in, a vision model out.", "", "usage: opendino VERB ... [--json]", ""]
+    lines = [
+        "opendino: a folder of unlabelled images in, a vision model out.",
+        "",
+        "usage: opendino VERB ... [--json]",
+        "",
+    ]
     lines += [f"  {verb:<8} {_summary(verb)}" for verb in registry.names("opendino.cli")]
     return "\n".join([*lines, "", "`opendino VERB --help` says more. Start with: opendino demo"])
 

@@ -32,7 +32,9 @@ def run(args: list[str]) -> Outcome | None:
     if kind == "backbones":
         from opendino.models.build import backbone_names
 
-        found = dict.fromkeys(backbone_names(), "ours") | {"any timm name": "e.g. resnet50, convnext_tiny, resnet18/3x3"}
+        found = dict.fromkeys(backbone_names(), "ours") | {
+            "any timm name": "e.g. resnet50, convnext_tiny, resnet18/3x3"
+        }
     else:
         found = {name: _first_line(f"{_FOLDERS[kind]}.{name}") for name in registry.names(_FOLDERS[kind])}
     width = max(map(len, found))

@@ -11,7 +11,7 @@ USAGE = "usage: opendino resume RUN [--json]"
 def run(args: list[str]) -> Outcome | None:
     """Resume; every setting comes from the run folder."""
     if args in (["-h"], ["--help"]):
-        print(f"{USAGE}\n\n{__doc__}\nA run is a folder that `opendino train` made. Nothing else can be set: the run goes on exactly as it began.")
+        print(f"{USAGE}\n\nRUN is a folder that `opendino train` made. The run goes on exactly as it began.")
         return None
     if len(args) != 1 or args[0].startswith("-"):
         raise UsageError(f"resume takes one run folder, not {' '.join(args) or 'nothing'}", USAGE)

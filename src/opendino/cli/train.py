@@ -28,7 +28,10 @@ def run(args: list[str]) -> Outcome:
 
 def report(result: Any) -> Outcome:
     """What a finished run says."""
-    lines = [f"{result.steps:,} steps, {result.seconds:.0f} s, {result.images_per_second:.3g} images/s, data wait {result.data_wait:.0%}"]
+    lines = [
+        f"{result.steps:,} steps, {result.seconds:.0f} s, {result.images_per_second:.3g} images/s, "
+        f"data wait {result.data_wait:.0%}"
+    ]
     if result.knn is not None:
         lines += [f"{'k-NN on':<12}{'top-1':>8}"] + [f"{name:<12}{value:>7.1f}%" for name, value in result.knn.items()]
     if result.effective_rank is not None:
@@ -79,7 +82,14 @@ def _tyro(args: list[str], base: Config, description: str) -> Config:
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
-            return tyro.cli(Config, prog="opendino train", description=description, args=args, default=base, config=(tyro.conf.FlagConversionOff,))
+            return tyro.cli(
+                Config,
+                prog="opendino train",
+                description=description,
+                args=args,
+                default=base,
+                config=(tyro.conf.FlagConversionOff,),
+            )
     except SystemExit as stop:
         if not stop.code:
             raise
@@ -92,7 +102,9 @@ def _one_line(framed: str) -> UsageError:
     if "Missing from opendino train: STR" in text:
         return UsageError("No images were named", "Give a folder: opendino train ~/photos")
     if wrong := re.search(r"Error parsing (--\S+): .*\|?\b(\w+) could be instantiated from \['(.*?)'\]", text):
-        return UsageError(f"{wrong[1]} is '{wrong[3]}', not a value of type {wrong[2].lower()}", "See opendino train --help")
+        return UsageError(
+            f"{wrong[1]} is '{wrong[3]}', not a value of type {wrong[2].lower()}", "See opendino train --help"
+        )
     if ours := re.search(r"Error parsing Config\w*: (.*)", text):  # raised by a Config itself, already in our words
         return UsageError(ours[1])
     text = re.sub(r"^(Parsing error|Value error|Invalid choice|Unrecognized options) ", "", text)
@@ -133,5 +145,3 @@ def _flags(part: Any, prefix: str) -> list[str]:
         elif name != "data":
             found.append("--" + name.replace("_", "-"))
     return found
-
-

@@ -17,7 +17,9 @@ def parse(span: str) -> tuple[float, str]:
     """
     match = _FORM.fullmatch(str(span).strip().lower())
     if match is None:
-        raise UsageError(f"'{span}' is not a duration", "Write epochs as 10ep, a share of the run as 5%, steps as 1500 or 20k")
+        raise UsageError(
+            f"'{span}' is not a duration", "Write epochs as 10ep, a share of the run as 5%, steps as 1500 or 20k"
+        )
     number, unit = float(match["number"]), match["unit"]
     if unit in ("k", "m"):
         return number * {"k": 1e3, "m": 1e6}[unit], ""

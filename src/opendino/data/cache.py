@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -49,7 +49,7 @@ class Images:
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getstate__(self) -> dict[str, object]:
+    def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_memory": None}
 
     def read(self, index: int) -> np.ndarray:
@@ -99,7 +99,9 @@ def decide(cache: Cache, num_images: int, bytes_per_image: float, num_epochs: fl
     needed, free = num_images * bytes_per_image, _free_ram_bytes()
     size = f"{num_images:,} images of about {bytes_per_image / 1024:.0f} KiB"
     if cache == "ram" and needed > free:
-        raise UserError(f"cache=ram needs {needed / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free", "Use --cache disk")
+        raise UserError(
+            f"cache=ram needs {needed / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free", "Use --cache disk"
+        )
     if cache != "auto":
         return cache, "as asked"
     if num_epochs <= 1:

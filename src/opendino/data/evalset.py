@@ -12,7 +12,7 @@ from torch import Tensor
 from opendino.core.errors import BadImage
 from opendino.data.apply import crop_resize
 from opendino.data.cache import Images
-from opendino.data.loader import to_canvas, permutation
+from opendino.data.loader import permutation, to_canvas
 
 CENTRE_FRAC = 224 / 256  # of the shorter side: the usual "resize to 256, crop 224"
 

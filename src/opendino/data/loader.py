@@ -102,14 +102,18 @@ class Batches(Dataset[Batch]):
         )
 
     def _read(self, index: int, bad: list[tuple[str, str]]) -> tuple[int, np.ndarray]:
-        for offset in range(min(_TRIES, len(self.images))):
+        tries = min(_TRIES, len(self.images))
+        for offset in range(tries):
             candidate = (index + offset) % len(self.images)
             try:
                 return candidate, self.images.read(candidate)
             except BadImage as error:
                 bad.append((self.images.source.key(candidate), str(error)))
         key, reason = bad[-1]
-        raise UserError(f"{offset + 1} images in a row cannot be read, last {key}: {reason}", "Check that the folder holds intact images")
+        raise UserError(
+            f"{tries} images in a row cannot be read, last {key}: {reason}",
+            "Check that the folder holds intact images",
+        )
 
 
 def permutation(num: int, seed: int, epoch: int) -> np.ndarray:
@@ -125,7 +129,7 @@ def batches(dataset: Batches, first: int, last: int, workers: int, pin: bool) ->
         sampler=range(first, last),
         num_workers=workers,
         pin_memory=pin,
-        collate_fn=_as_is,
+        collate_fn=_as_is,  # pyright: ignore[reportArgumentType], one item, no list
         worker_init_fn=_ignore_interrupt,
         generator=torch.Generator(),  # its own, so that making an iterator leaves the global stream alone
     )

@@ -46,7 +46,9 @@ def save(folder: Path, method: Method, optimizer: torch.optim.Optimizer, state: 
     tensors["rng.cpu"] = torch.get_rng_state()
     if torch.cuda.is_available():
         tensors["rng.cuda"] = torch.cuda.get_rng_state()
-    save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, partial / "tensors.safetensors")
+    save_file(
+        {key: value.detach().cpu().contiguous() for key, value in tensors.items()}, partial / "tensors.safetensors"
+    )
     files.write(partial / "state.json", json.dumps(state, indent=1))
     for path in (partial / "tensors.safetensors", partial, home):
         files.sync(path)
@@ -94,4 +96,3 @@ def load(path: Path, method: Method, optimizer: torch.optim.Optimizer) -> dict[s
 
 def _all(folder: Path) -> list[Path]:
     return sorted((folder / "checkpoints").glob("step_*"), key=lambda path: int(path.name.removeprefix("step_")))
-

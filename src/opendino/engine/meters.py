@@ -41,7 +41,10 @@ class Meters:
             return []
         scalars = [value.float() for _, tensors, _ in self._waiting for value in tensors.values()]
         values = iter(torch.stack(scalars).tolist())
-        rows = [{"step": step, **{name: next(values) for name in tensors}, **numbers} for step, tensors, numbers in self._waiting]
+        rows = [
+            {"step": step, **{name: next(values) for name in tensors}, **numbers}
+            for step, tensors, numbers in self._waiting
+        ]
         self._waiting.clear()
         for row in rows:
             self._write(row)

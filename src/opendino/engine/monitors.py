@@ -42,7 +42,7 @@ class Monitor:
         self._names: deque[str | None] = deque(maxlen=max(2, min(PATIENCE, total_steps // 10)))
 
     def watch(self, row: Mapping[str, float]) -> Verdict | None:
-        """The verdict after one more step's numbers (`entropy_frac`, `marginal_frac`, `feature_spread`; any may lack)."""
+        """The verdict after one more step's numbers, see `diagnose`."""
         verdict = diagnose(row)
         self._names.append(verdict.name if verdict else None)
         agreed = len(self._names) == self._names.maxlen and len(set(self._names)) == 1
@@ -61,13 +61,14 @@ def diagnose(row: Mapping[str, float]) -> Verdict | None:
         return Verdict(
             "one-hot",
             f"the teacher's mean output has {marginal:.1%} of the entropy it could have",
-            "One prototype wins for every image: keep centring on, lower center_momentum towards 0.9, or raise teacher_temp_start",
+            "One prototype wins for every image: keep centring on, lower center_momentum towards 0.9, "
+            "or raise teacher_temp_start",
         )
     if entropy is not None and entropy > _UNIFORM_FRAC:
         return Verdict(
             "uniform",
             f"the teacher's entropy is {entropy:.1%} of ln K",
-            "The teacher says nothing: keep sharpening on, lower teacher_temp (e.g. 0.04, then 0.02), or the learning rate",
+            "The teacher says nothing: keep sharpening on, lower teacher_temp (to 0.04, then 0.02) or the learning rate",
         )
     if spread is not None and spread < _DEAD_SPREAD:
         return Verdict(

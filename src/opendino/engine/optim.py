@@ -50,7 +50,9 @@ class Config:
         warmup = span.capped(self.lr_warmup, 0.2, total_steps=facts.total_steps, steps_per_epoch=facts.steps_per_epoch)
         if warmup == self.lr_warmup:
             return self, []
-        return replace(self, lr_warmup=warmup), [f"lr_warmup = {warmup} steps: {self.lr_warmup} is more than 20% of the run"]
+        return replace(self, lr_warmup=warmup), [
+            f"lr_warmup = {warmup} steps: {self.lr_warmup} is more than 20% of the run"
+        ]
 
 
 class LARS(torch.optim.Optimizer):
@@ -137,12 +139,13 @@ def set_schedules(optimizer: torch.optim.Optimizer, config: Config, clock: Clock
 def clip(student: nn.Module, max_norm: float, by: Literal["tensor", "global"]) -> Tensor:
     """Scale gradients down to `max_norm`; returns their norm before (over all tensors), a scalar on the device."""
     grads = [p.grad for p in student.parameters() if p.grad is not None]
-    norms = torch._foreach_norm(grads)
+    norms = torch._foreach_norm(grads)  # pyright: ignore[reportPrivateImportUsage]
     total = torch.linalg.vector_norm(torch.stack(norms))
     if max_norm > 0:
         # The original's rule, with its 1e-6: g · min(1, c / (‖g‖ + 1e-6)).
         each = norms if by == "tensor" else [total] * len(grads)
-        torch._foreach_mul_(grads, [(max_norm / (norm + 1e-6)).clamp(max=1.0) for norm in each])
+        shares = [(max_norm / (norm + 1e-6)).clamp(max=1.0) for norm in each]
+        torch._foreach_mul_(grads, shares)  # pyright: ignore[reportPrivateImportUsage]
     return total
 
 

@@ -36,7 +36,7 @@ def device(name: str) -> torch.device:
 
 
 @contextlib.contextmanager
-def processes(device: torch.device):  # noqa: ANN201, a generator made a context manager
+def processes(device: torch.device):
     """Join the other processes where torchrun started several."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.active():
         yield

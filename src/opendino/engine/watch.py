@@ -141,7 +141,8 @@ class Watch:
             log.warn(f"step {row['step']} was skipped, its loss is not finite; its images: {', '.join(keys)}")
         if self._void >= self._max_nonfinite:
             raise UserError(
-                f"The loss was not finite for {self._void} steps in a row; last good checkpoint: {checkpoint.newest(self._folder)}",
+                f"The loss was not finite for {self._void} steps in a row; "
+                f"last good checkpoint: {checkpoint.newest(self._folder)}",
                 "Lower --optim.lr or --optim.clip, or take --precision float32, and start anew",
             )
 
@@ -164,6 +165,7 @@ class Watch:
         if len(bad) > self._max_bad_frac * min(len(self._source), max(self._seen, _FEWEST)):
             key, reason = next(iter(bad.items()))
             raise UserError(
-                f"{len(bad)} images cannot be read, more than {self._max_bad_frac:.0%} of those seen, e.g. {key}: {reason}",
+                f"{len(bad)} images cannot be read, more than {self._max_bad_frac:.0%} of those seen, "
+                f"e.g. {key}: {reason}",
                 f"See {table}; remove or convert them, or raise --max-bad-frac",
             )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -86,7 +86,10 @@ class Config:
         if self.local_crops < 0:
             raise UsageError(f"local_crops is {self.local_crops}", "Use 0 or more")
         if self.student_views == "local" and self.local_crops == 0:
-            raise UsageError("student_views=local leaves the student nothing to see with local_crops=0", "Use local_crops=1 or more, or student_views=all")
+            raise UsageError(
+                "student_views=local leaves the student nothing to see with local_crops=0",
+                "Use local_crops=1 or more, or student_views=all",
+            )
         for name in ("global_scale", "local_scale"):
             low, high = getattr(self, name)
             if not 0 < low <= high <= 1:
@@ -108,11 +111,17 @@ class Config:
         else:
             size = self.global_size_px
         if self.local_size_px == "auto":
-            decide("local_size_px", max(16, round(size * 96 / 224 / 16) * 16), "96/224 of the global size, as in the paper")
+            decide(
+                "local_size_px", max(16, round(size * 96 / 224 / 16) * 16), "96/224 of the global size, as in the paper"
+            )
         if self.out_dim == "auto":
             # Prototypes beyond what a small set can fill only slow the start; the steps follow lightly-train's rule.
             steps = ((20_000, 1024), (50_000, 2048), (100_000, 4096), (200_000, 16384), (500_000, 32768))
-            decide("out_dim", next((k for limit, k in steps if facts.num_images < limit), 65536), f"{facts.num_images:,} images")
+            decide(
+                "out_dim",
+                next((k for limit, k in steps if facts.num_images < limit), 65536),
+                f"{facts.num_images:,} images",
+            )
         if self.momentum == "auto":
             # The teacher should remember a fixed share of the run, whatever its length: 1/(1-m) = 1/250 of the steps
             # gives the original's 0.996 at 62,500 steps and a teacher that still moves in a run of a few hundred.
@@ -156,19 +165,19 @@ class _DINO(Method):
     def __init__(self, config: Config, make_backbone: Callable[[Literal["student", "teacher"]], Backbone]) -> None:
         super().__init__()
         assert config.out_dim != "auto" and config.momentum != "auto"
-        self.config, self.momentum = config, config.momentum
+        self.config, self.momentum, out_dim = config, config.momentum, config.out_dim
 
         def network(role: Literal["student", "teacher"]) -> nn.ModuleDict:
             backbone = make_backbone(role)
             head = ProjectionHead(
-                backbone.embed_dim, config.out_dim, config.hidden_dim, config.bottleneck_dim, config.head_layers,
+                backbone.embed_dim, out_dim, config.hidden_dim, config.bottleneck_dim, config.head_layers,
                 batch_norm=config.head_batch_norm, norm_last_layer=config.norm_last_layer,
             )  # fmt: skip
             return nn.ModuleDict({"backbone": backbone, "head": head})
 
         self.student, self.teacher = network("student"), network("teacher")
         copy_from(self.teacher, self.student)
-        self.register_buffer("center", torch.zeros(1, config.out_dim))
+        self.register_buffer("center", torch.zeros(1, out_dim))
         self._teacher_means: list[Tensor] = []  # of the batches of the current step
 
     def forward(self, views: Views, clock: Clock) -> StepOutput:
@@ -200,9 +209,9 @@ class _DINO(Method):
         return StepOutput(loss, metrics)
 
     def before_step(self, clock: Clock) -> None:
-        """Hold the prototypes still at the start: without a gradient the optimiser skips them, weight decay included."""
+        """Hold the prototypes still at first: without a gradient the optimiser skips them, weight decay included."""
         if clock.step < _steps(self.config.freeze_last_layer, clock):
-            for parameter in self.student["head"].last_layer.parameters():
+            for parameter in cast(ProjectionHead, self.student["head"]).last_layer.parameters():
                 parameter.grad = None
 
     def after_step(self, clock: Clock, ok: Tensor) -> None:

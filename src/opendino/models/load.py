@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
-import opendino
 from opendino.core import files
 from opendino.core.contracts import Backbone
 from opendino.core.errors import UsageError, UserError, nearest
@@ -134,7 +134,7 @@ def save_backbone(
         "embed_dim": backbone.embed_dim,
         "preprocessing": dict(preprocessing),
         "networks": list(networks),
-        "versions": {"opendino": opendino.__version__, "torch": torch.__version__},
+        "versions": {"opendino": version("opendino"), "torch": torch.__version__},
         "extra": dict(extra or {}),
     }
     files.write(folder / DESCRIPTION, json.dumps(description, indent=2, allow_nan=False).encode() + b"\n")

@@ -9,7 +9,6 @@ from opendino.config import Config
 from opendino.engine import optim
 from opendino.methods import dino
 
-
 DATA = "toy:textures?n=2000&size=32"
 
 
