@@ -33,7 +33,7 @@ class Config:
     """Run folder to make; runs/NAME-DATE where absent."""
     backbone: str = "vit_small/16"
     """vit_tiny|small|base/PATCH, any timm name (resnet50, convnext_tiny), or a timm ResNet with a stem for small
-    images (resnet18/3x3)."""
+    images (resnet18/3x3). auto: what the device can bear."""
     backbone_options: dict[str, int | float | bool] = field(default_factory=dict)
     """Further arguments of the backbone's constructor, e.g. num_registers 4."""
     drop_path: float = 0.1

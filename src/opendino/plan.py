@@ -33,11 +33,15 @@ def decide(config: Config, device: torch.device) -> tuple[Config, Source]:
     batch, why_batch = sizing.batch(config.batch, len(source), device)
     steps_per_epoch = len(source) // batch
     steps = config.steps or max(1, round((config.epochs or 100) * steps_per_epoch))
-    facts = Facts(len(source), looked.short_side_px, len(source.classes), batch, steps, steps_per_epoch)
+    num_classes = len(source.classes)
+    facts = Facts(len(source), looked.short_side_px, num_classes, batch, steps, steps_per_epoch, device.type)
     dtype, why_dtype = precision.choose(config.precision, device)
     workers, why_workers = sizing.workers(config.workers, device)
     cache, why_cache = decide_cache(config.cache, len(source), 3 * looked.area_px, steps / steps_per_epoch)
     config, reasons = configs.resolve(config, facts)
+    if config.backbone == "auto":
+        config = replace(config, backbone="vit_tiny/16" if device.type == "cpu" else "vit_small/16")
+        reasons.append(f"backbone = {config.backbone}: a {device.type} device")
     spec: ViewSpec = configs.method_module(config).views(config.method)
     with torch.device("meta"):  # only its width is asked for
         width = make_backbone(config, spec, "teacher").embed_dim

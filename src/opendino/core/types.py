@@ -145,6 +145,7 @@ class Facts:
         num_classes: Classes the source names, 0 for none.
         batch: Images per optimiser step over all devices.
         total_steps, steps_per_epoch: Length of the run and of an epoch.
+        device: "cpu", "cuda" or "mps".
     """
 
     num_images: int
@@ -153,6 +154,7 @@ class Facts:
     batch: int
     total_steps: int
     steps_per_epoch: int
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)

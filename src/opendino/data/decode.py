@@ -41,10 +41,11 @@ _TURN = {
     8: Image.Transpose.ROTATE_90,
 }
 _ORIENTATION = 0x0112
+_MAX_ELONGATION = 4
 
 
-def decode(data: bytes | np.ndarray, max_area_px: int | None = None, min_side_px: int | None = None) -> np.ndarray:
-    """Decode an image, upright, and shrink it as far as every given limit allows; it is never enlarged.
+def decode(data: bytes | np.ndarray, max_area_px: int | None = None) -> np.ndarray:
+    """Decode an image, upright, and shrink it to working size; it is never enlarged.
 
     Animations and documents give their first frame or page. Transparent pixels lie on white. Greys of more than 8 bits
     are scaled linearly, all images of one depth alike so that their brightness stays comparable: whole numbers from
@@ -53,9 +54,8 @@ def decode(data: bytes | np.ndarray, max_area_px: int | None = None, min_side_px
 
     Args:
         data: An encoded file, or uint8 `[H W 3]`.
-        max_area_px: Shrink until H · W is at most this.
-        min_side_px: Shrink until the shorter side is this. With both limits the weaker shrinking wins: the area may
-            then stay above `max_area_px`.
+        max_area_px: Shrink until H · W is at most this, and the longer side at most four times its root: one
+            hair-thin image must not stretch the canvas of a whole batch.
 
     Returns:
         uint8 `[H W 3]`, RGB, C-contiguous and writeable; the memory of `data` where that is such an array and fits.
@@ -64,13 +64,13 @@ def decode(data: bytes | np.ndarray, max_area_px: int | None = None, min_side_px
         BadImage: Not an image, damaged, cut short, or of more than `MAX_PIXELS` pixels.
     """
     if isinstance(data, np.ndarray):
-        return _checked(data, max_area_px, min_side_px)
+        return _checked(data, max_area_px)
     try:
         with _pillow_guarded(), Image.open(io.BytesIO(data), formats=_formats()) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise BadImage(f"{width} x {height} pixels, more than {MAX_PIXELS // 10**6} million")
-            size = _working_size(image.size, max_area_px, min_side_px)
+            size = _working_size(image.size, max_area_px)
             image.draft(None, size)  # a JPEG is decoded at 1/2, 1/4 or 1/8 scale, but never below `size`
             image.load()
             turn = _TURN.get(_orientation(image))
@@ -92,26 +92,22 @@ def working_area_px(spec: ViewSpec) -> int:
     return max(math.ceil(group.size_px**2 / v.scale[0] - 1e-6) for group in spec.groups for v in group.views)
 
 
-def _working_size(size: tuple[int, int], max_area_px: int | None, min_side_px: int | None) -> tuple[int, int]:
-    scales = []
-    if max_area_px is not None:
-        scales.append(math.sqrt(max_area_px / (size[0] * size[1])))
-    if min_side_px is not None:
-        scales.append(min_side_px / min(size))
-    scale = max(scales, default=1.0)
+def _working_size(size: tuple[int, int], max_area_px: int | None) -> tuple[int, int]:
+    if max_area_px is None:
+        return size
+    scale = min(math.sqrt(max_area_px / (size[0] * size[1])), _MAX_ELONGATION * math.sqrt(max_area_px) / max(size))
     if scale >= 1:
         return size
     width, height = (max(1, int(side * scale + 1e-6)) for side in size)
-    if max_area_px is not None and min_side_px is None:  # a hair-thin image, whose short side cannot shrink
-        width, height = min(width, max(1, max_area_px // height)), min(height, max(1, max_area_px // width))
-    return width, height
+    # a hair-thin image, whose short side cannot shrink
+    return min(width, max(1, max_area_px // height)), min(height, max(1, max_area_px // width))
 
 
-def _checked(array: np.ndarray, max_area_px: int | None, min_side_px: int | None) -> np.ndarray:
+def _checked(array: np.ndarray, max_area_px: int | None) -> np.ndarray:
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or array.size == 0:
         raise BadImage(f"array of {array.dtype} {list(array.shape)}, not uint8 [H W 3]")
     size = (array.shape[1], array.shape[0])
-    target = _working_size(size, max_area_px, min_side_px)
+    target = _working_size(size, max_area_px)
     if target == size:
         return np.require(array, requirements=["C", "W"])
     return np.array(Image.fromarray(array).resize(target, Image.Resampling.BICUBIC, reducing_gap=2.0))

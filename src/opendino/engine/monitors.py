@@ -68,7 +68,7 @@ def diagnose(row: Mapping[str, float]) -> Verdict | None:
         return Verdict(
             "uniform",
             f"the teacher's entropy is {entropy:.1%} of ln K",
-            "The teacher says nothing: keep sharpening on, lower teacher_temp (to 0.04, then 0.02) or the learning rate",
+            "The teacher says nothing: keep sharpening on, lower teacher_temp (0.04, then 0.02) or the learning rate",
         )
     if spread is not None and spread < _DEAD_SPREAD:
         return Verdict(

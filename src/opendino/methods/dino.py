@@ -106,8 +106,10 @@ class Config:
             reasons.append(f"{name} = {value}: {reason}")
 
         if self.global_size_px == "auto":
-            size = max(32, min(224, facts.short_side_px // 32 * 32))
-            decide("global_size_px", size, f"the images' shorter side is about {facts.short_side_px} px")
+            most = 224 if facts.device != "cpu" else 96  # on a CPU a network of 224 px learns an image a second
+            size = max(32, min(most, facts.short_side_px // 32 * 32))
+            why = f"images of about {facts.short_side_px} px on a {facts.device} device"
+            decide("global_size_px", size, why)
         else:
             size = self.global_size_px
         if self.local_size_px == "auto":

@@ -17,7 +17,7 @@ def config(data: str = DATA) -> Config:
     return Config(
         data=data,
         val="toy:textures?n=1000&size=32&split=val",
-        backbone="test_resnet/3x3",
+        backbone="conv4",
         drop_path=0.0,
         steps=600,
         batch=64,
@@ -33,6 +33,7 @@ def config(data: str = DATA) -> Config:
             bottleneck_dim=64,
             teacher_temp=0.04,
             momentum=0.95,
+            momentum_end=0.99,
         ),
         optim=optim.Config(lr=1.2e-2, min_lr=1e-5, weight_decay=0.04, weight_decay_end=0.04, clip=3.0),
         eval_images=3000,
