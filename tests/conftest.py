@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+os.environ["OMP_NUM_THREADS"] = "1"  # tests are small, and processes they start must compute as they do: bit by bit
+torch.set_num_threads(1)
+
 ROOT = Path(__file__).parents[1]
 
 

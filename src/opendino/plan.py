@@ -11,11 +11,12 @@ import torch
 
 from opendino import config as configs
 from opendino.config import Config
-from opendino.core import log
+from opendino.core import dist, log
 from opendino.core.contracts import Backbone, Source
 from opendino.core.errors import UserError
 from opendino.core.types import Facts, ViewSpec
 from opendino.data.cache import decide as decide_cache
+from opendino.data.decode import working_area_px
 from opendino.data.open import open_source
 from opendino.data.survey import survey
 from opendino.engine import precision, sizing
@@ -37,12 +38,13 @@ def decide(config: Config, device: torch.device) -> tuple[Config, Source]:
     facts = Facts(len(source), looked.short_side_px, num_classes, batch, steps, steps_per_epoch, device.type)
     dtype, why_dtype = precision.choose(config.precision, device)
     workers, why_workers = sizing.workers(config.workers, device)
-    cache, why_cache = decide_cache(config.cache, len(source), 3 * looked.area_px, steps / steps_per_epoch)
     config, reasons = configs.resolve(config, facts)
     if config.backbone == "auto":
         config = replace(config, backbone="vit_tiny/16" if device.type == "cpu" else "vit_small/16")
         reasons.append(f"backbone = {config.backbone}: a {device.type} device")
     spec: ViewSpec = configs.method_module(config).views(config.method)
+    area_px = min(looked.area_px, working_area_px(spec))
+    cache, why_cache = decide_cache(config.cache, len(source), 3 * area_px, steps / steps_per_epoch)
     with torch.device("meta"):  # only its width is asked for
         width = make_backbone(config, spec, "teacher").embed_dim
     parts, why_parts = sizing.accumulate(config.optim.accumulate, batch, spec, width, device)
@@ -65,7 +67,7 @@ def decide(config: Config, device: torch.device) -> tuple[Config, Source]:
         config, batch=batch, steps=steps, epochs=None, cache=cache, workers=workers, device=device.type,
         eval_images=judged, precision=str(dtype).removeprefix("torch."), optim=replace(config.optim, accumulate=parts),
     )  # fmt: skip
-    return config, source
+    return dist.agreed(config), source
 
 
 def new_folder(config: Config) -> Path:
@@ -82,7 +84,7 @@ def new_folder(config: Config) -> Path:
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         go_on = f"Go on with: opendino resume {folder}; or choose" if (folder / "config.yaml").exists() else "Choose"
         raise UserError(f"'{folder}' exists already", f"{go_on} another --out")
-    return folder
+    return dist.agreed(folder)
 
 
 def make_backbone(config: Config, spec: ViewSpec, role: str) -> Backbone:

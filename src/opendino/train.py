@@ -73,9 +73,9 @@ def train(config: Config) -> Result:
     Raises:
         UserError: It cannot start (nothing is left behind), or had to stop (its last state is saved).
     """
-    folder = plan.new_folder(config)
     device = parallel.device(config.device)
     with parallel.processes(device):
+        folder = plan.new_folder(config)
         config, source = plan.decide(config, device)
         return _run(config, source, folder, device, new=True)
 
@@ -92,7 +92,8 @@ def resume(run: str | Path) -> Result:
     config = configs.from_tree(configs.read_tree(folder / "config.yaml"))
     device = parallel.device(config.device)
     with parallel.processes(device):
-        return _run(config, open_source(config.data), folder, device, new=False)
+        # Killed before its first checkpoint, a run has lost nothing and begins again.
+        return _run(config, open_source(config.data), folder, device, new=not (folder / "latest").exists())
 
 
 def _run(config: Config, source: Source, folder: Path, device: torch.device, new: bool) -> Result:
@@ -107,10 +108,9 @@ def _run(config: Config, source: Source, folder: Path, device: torch.device, new
     spec: ViewSpec = method_file.views(config.method)
     method: Method = method_file.build(config.method, lambda role: plan.make_backbone(config, spec, role)).to(device)
     model, optimizer = parallel.wrap(method.train()), optim.build(config.optim, method.student)
-    torch.manual_seed(config.seed + dist.rank())  # from here on chance is drop-path, which differs between ranks
 
     with contextlib.ExitStack() as closing:
-        claim = closing.enter_context(_Claim(folder, new and leader))
+        claim = closing.enter_context(_Claim(folder, leader))
 
         # ---- data: whole images, and random choices that depend on (seed, epoch, image) alone
         images = Images(source, working_area_px(spec), config.cache, folder)
@@ -123,9 +123,7 @@ def _run(config: Config, source: Source, folder: Path, device: torch.device, new
             state = _restore(folder, method, optimizer, source)
         first: int = state["step"]
         stream = loader.batches(batches, first * parts, total * parts, config.workers, device.type == "cuda")
-        head = (
-            [next(stream)] if first < total else []
-        )  # the proof that images can be read: before it nothing is written
+        head = [next(stream)] if first < total else []  # proof that images can be read; only then is anything written
         stream = itertools.chain(head, stream)
 
         meters = None
@@ -133,7 +131,7 @@ def _run(config: Config, source: Source, folder: Path, device: torch.device, new
             files.write(folder / "config.yaml", configs.dump(config))
             log.write_to(folder / "log.txt")
             closing.callback(log.write_to, None)
-            meters = closing.enter_context(contextlib.closing(Meters(folder, first)))
+            meters = closing.enter_context(contextlib.closing(Meters(folder, -1 if new else first)))
         watch = Watch(
             folder, meters, source, config.batch, total, state["bad"], config.max_bad_frac, config.max_nonfinite
         )
@@ -153,9 +151,7 @@ def _run(config: Config, source: Source, folder: Path, device: torch.device, new
         if new:
             judge_and_save(0, judging=True, saving=True)
         start = Clock(first, total, batches.steps_per_epoch)
-        judge_every, save_every = (
-            max(1, _steps(every, start)) for every in (config.eval_every, config.checkpoint_every)
-        )
+        judge_every, save_every = (_interval(every, start) for every in (config.eval_every, config.checkpoint_every))
         log.say(f"run folder {folder}, from step {first}")
         progress = closing.enter_context(contextlib.closing(Progress(total, first, leader)))
         interrupt = closing.enter_context(Interrupt())
@@ -165,14 +161,15 @@ def _run(config: Config, source: Source, folder: Path, device: torch.device, new
         for clock in (Clock(n, total, batches.steps_per_epoch) for n in range(first, total)):
             taken: list[loader.Batch] = []
             views = _views(stream, taken, parts, spec, device, watch)
+            torch.manual_seed(_chance(config.seed, clock.step, dist.rank()))
             tensors, numbers = step(model, method, optimizer, config.optim, config.batch, clock, views, parts, dtype)
             done = clock.step + 1
             watch.step(done, tensors, numbers, [batch.indices for batch in taken])
             state["bad"].update(pair for batch in taken for pair in batch.bad)
             judging, saving = (done % every == 0 or done == total for every in (judge_every, save_every))
             if judging or saving or watch.due():
-                watch.look()
                 claim.keep()
+                watch.look()
                 stopping = dist.anywhere(interrupt.asked)
                 judge_and_save(done, judging and not stopping, saving or stopping)
                 progress.update(done, watch.line())
@@ -183,7 +180,7 @@ def _run(config: Config, source: Source, folder: Path, device: torch.device, new
 
         # ---- the end
         if first == total:  # resumed after its last step
-            judge_and_save(total, judging=True, saving=False)
+            watch.quality = judge(method) if judge else {}
         images.discard()
         return Result(
             run=str(folder),
@@ -227,7 +224,7 @@ def step(
         ("lr", "weight_decay").
     """
     lr, weight_decay = optim.set_schedules(optimizer, settings, clock, batch)
-    outputs = []
+    outputs, buffers = [], [(buffer, buffer.clone()) for buffer in method.buffers()]
     for number, part in enumerate(views, start=1):
         with parallel.accumulating(model, last=number == parts):
             with precision.autocast(part.labels.device, dtype):
@@ -240,6 +237,8 @@ def step(
     ok = dist.everywhere(finite)  # one rank's bad batch voids the step of all, so that they stay equal
     optim.step(optimizer, ok)
     optimizer.zero_grad()
+    for buffer, before in buffers:  # BatchNorm's statistics, which a void step must not spoil either
+        buffer.copy_(torch.where(ok, buffer, before))
     method.after_step(clock, ok)
     means = {name: torch.stack([output.metrics[name] for output in outputs]).mean() for name in outputs[0].metrics}
     return {**means, "grad_norm": norm, "ok": ok}, {"lr": lr, "weight_decay": weight_decay}
@@ -263,10 +262,10 @@ def _views(
 
 
 class _Claim:
-    """Holds a run's new folder; takes it away again if the run fails before its first step."""
+    """Makes a run's folder where there is none; takes it away again if the run fails before its first step."""
 
-    def __init__(self, folder: Path, mine: bool) -> None:
-        self._folder, self._kept = folder, not mine
+    def __init__(self, folder: Path, leader: bool) -> None:
+        self._folder, self._kept = folder, not leader or (folder / "config.yaml").exists()
         missing = [path for path in (folder, *folder.parents) if not path.exists()]
         self._top = missing[-1] if missing else folder  # parents made for it go too
 
@@ -313,8 +312,15 @@ def _save_model(folder: Path, config: Config, method: Method, spec: ViewSpec, do
     )
 
 
-def _steps(duration: str, clock: Clock) -> int:
-    return span.steps(duration, total_steps=clock.total_steps, steps_per_epoch=clock.steps_per_epoch)
+def _chance(seed: int, step: int, rank: int) -> int:
+    """The seed of a step's drop-path: so chance too depends on where a run stands, not on how it got there."""
+    return int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _interval(every: str, clock: Clock) -> int:
+    """Steps between two occasions; a share of a run means ten steps at least, so that short runs are not all pauses."""
+    number = span.steps(every, total_steps=clock.total_steps, steps_per_epoch=clock.steps_per_epoch)
+    return max(number, 10 if span.parse(every)[1] == "%" else 1)
 
 
 def _peak_memory_bytes(device: torch.device) -> int:

@@ -182,7 +182,7 @@ def golden_method(golden: Mapping[str, np.ndarray]) -> tuple[Method, optim.Confi
 
 
 @pytest.mark.parametrize("parts", [1, 2])
-def test_golden_run_through_the_real_training_step(golden: Mapping[str, np.ndarray], parts: int) -> None:
+def test_golden_run_through_the_training_step(golden: Mapping[str, np.ndarray], parts: int) -> None:
     method, settings, per_epoch = golden_method(golden)
     optimizer = optim.build(settings, method.student)
     crops = {"global": torch.from_numpy(golden["run.global"]), "local": torch.from_numpy(golden["run.local"])}

@@ -102,29 +102,59 @@ def test_workers_and_cache_change_nothing(finished: Path, tmp_path: Path) -> Non
     assert not (tmp_path / "run" / "cache.u8").exists()
 
 
-@pytest.mark.parametrize("kill_at", [1, 4, 6, 9])
-def test_killed_at_any_step_and_resumed_is_the_same_run(finished: Path, tmp_path: Path, kill_at: int) -> None:
-    run = tmp_path / "run"
-    config = tmp_path / "config.yaml"
-    config.write_text(dump(tiny(run)))
-    program = f"""
-import os, signal
+KILLER = """
+import os, pathlib, signal, sys
+import torch._dynamo, torch.utils.tensorboard  # slow to import, so once and not in every child
 from opendino import config, train
-from opendino.engine import optim
-real, done = optim.step, 0
-def step(*args):
-    global done
-    real(*args)
-    done += 1
-    if done == {kill_at}:
-        os.kill(os.getpid(), signal.SIGKILL)
-optim.step = step
-train(config.from_tree(config.read_tree({str(config)!r})))
+from opendino.engine import optim, checkpoint
+
+def killing(function, when):
+    calls = 0
+    def wrapped(*args, **kwargs):
+        nonlocal calls
+        result = function(*args, **kwargs) if after else None
+        calls += 1
+        if calls == when:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result if after else function(*args, **kwargs)
+    return wrapped
+
+for line in sys.stdin:  # one child a line: forked here, before anything has started a thread
+    place, when, path = line.split()
+    if (child := os.fork()) == 0:
+        after = place == "step"
+        if place == "step":
+            optim.step = killing(optim.step, int(when))
+        else:
+            pathlib.Path.rename = killing(pathlib.Path.rename, int(when))
+        train(config.from_tree(config.read_tree(path)))
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=300)
-    assert ended.returncode == -signal.SIGKILL
-    opendino.resume(run)
-    assert_same_run(finished, run, 10)
+"""Kills a run by SIGKILL after an optimiser step, or in a checkpoint that is written but not yet in its place."""
+
+KILLS = [("step", n) for n in range(1, 11)] + [("checkpoint", n) for n in range(1, 5)]
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], Path]:
+    home, lines = tmp_path_factory.mktemp("killed"), []
+    for place, when in KILLS:
+        path = home / f"{place}{when}.yaml"
+        path.write_text(dump(tiny(home / f"{place}{when}")))
+        lines.append(f"{place} {when} {path}")
+    command = [sys.executable, "-W", "ignore", "-c", KILLER]
+    ended = subprocess.run(command, input="\n".join(lines), capture_output=True, text=True, timeout=500)
+    assert ended.stdout.split() == [str(-signal.SIGKILL)] * len(KILLS), ended.stderr
+    return {kill: home / "".join(map(str, kill)) for kill in KILLS}
+
+
+@pytest.mark.parametrize("kill", KILLS, ids=lambda kill: "".join(map(str, kill)))
+def test_killed_at_any_step_and_resumed_is_the_same_run(
+    finished: Path, killed: dict[tuple[str, int], Path], kill: tuple[str, int]
+) -> None:
+    opendino.resume(killed[kill])
+    assert_same_run(finished, killed[kill], 10)
 
 
 def test_a_damaged_checkpoint_is_passed_over(finished: Path, tmp_path: Path) -> None:

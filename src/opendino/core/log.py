@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import os
 import time
 from pathlib import Path
 from typing import Any
 
 _file: Path | None = None
+_earlier: list[str] = []  # said before the run had a folder
 
 
 @functools.cache
@@ -19,11 +21,12 @@ def console() -> Any:
 
 
 def say(text: str, style: str = "") -> None:
-    """One line to people."""
+    """One line to people; of several processes that train together only the first speaks."""
+    if os.environ.get("RANK", "0") != "0":
+        return
     console().print(text, style=style or None, markup=False)
-    if _file is not None:
-        with open(_file, "a", encoding="utf-8") as file:
-            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+    _earlier.append(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+    _write()
 
 
 def warn(text: str) -> None:
@@ -32,6 +35,14 @@ def warn(text: str) -> None:
 
 
 def write_to(path: Path | None) -> None:
-    """From now on also append to this file; None stops."""
+    """From now on also append to this file, with what was said since the last one; None stops."""
     global _file
     _file = path
+    _write() if path else _earlier.clear()
+
+
+def _write() -> None:
+    if _file is not None:
+        with open(_file, "a", encoding="utf-8") as file:
+            file.writelines(_earlier)
+        _earlier.clear()

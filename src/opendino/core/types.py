@@ -90,7 +90,7 @@ class Views:
     Attributes:
         crops: Group name → float `[V B C H W]`, normalised; a group without views is absent.
         labels: int64 `[B]`, -1 where unknown (self-supervised methods never look).
-        indices: int64 `[B]`, positions in the source.
+        indices: int64 `[B]`, positions in the source; on the host.
     """
 
     crops: dict[str, Tensor]

@@ -31,9 +31,6 @@ class Images:
         max_area_px: Working size.
         cache: "ram", "disk" or "off"; "auto" must have been decided by `decide`.
         folder: Where a `disk` cache keeps its file.
-
-    Raises:
-        UserError: The disk has no room for the cache.
     """
 
     def __init__(self, source: Source, max_area_px: int, cache: Cache = "off", folder: Path | None = None) -> None:

@@ -141,9 +141,9 @@ def _as_is(batch: Batch) -> Batch:
 
 
 def _ignore_interrupt(_: int) -> None:
-    # Ctrl-C reaches every process of the terminal; the main one decides when the workers end.
+    # Ctrl-C and a scheduler's SIGTERM reach every process of a run; the main one decides when the workers end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def to_canvas(pixels: list[np.ndarray]) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,8 @@
 """The whole state of a run as plain tensors and JSON, written so that a crash at any byte loses nothing.
 
 A checkpoint is a folder `step_00012000/` with `tensors.safetensors` and `state.json`. It is written under a temporary
-name, forced to disk, and renamed; only then does `latest` name it. Nothing is ever pickled.
+name, forced to disk, and renamed; only then does `latest` name it. Nothing is ever pickled. There is no state of a
+random generator to keep: every choice is a function of the seed and of where the run stands.
 """
 
 from __future__ import annotations
@@ -43,9 +44,6 @@ def save(folder: Path, method: Method, optimizer: torch.optim.Optimizer, state: 
     tensors = {f"method.{key}": value for key, value in method.state_dict().items()}
     for index, moments in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{key}": value for key, value in moments.items() if isinstance(value, Tensor)}
-    tensors["rng.cpu"] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        tensors["rng.cuda"] = torch.cuda.get_rng_state()
     save_file(
         {key: value.detach().cpu().contiguous() for key, value in tensors.items()}, partial / "tensors.safetensors"
     )
@@ -88,9 +86,6 @@ def load(path: Path, method: Method, optimizer: torch.optim.Optimizer) -> dict[s
             _, index, name = key.split(".", 2)
             moments.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
-    torch.set_rng_state(tensors["rng.cpu"])
-    if "rng.cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["rng.cuda"])
     return json.loads((path / "state.json").read_text(encoding="utf-8"))
 
 

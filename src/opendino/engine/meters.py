@@ -18,17 +18,17 @@ class Meters:
 
     Args:
         folder: The run's folder.
-        step: Steps already done; rows beyond it (of a run that was cut off) are dropped.
+        step: Steps already done; rows beyond it (of a run that was cut off) are dropped, all of them where it is -1.
     """
 
-    def __init__(self, folder: Path, step: int = 0) -> None:
+    def __init__(self, folder: Path, step: int = -1) -> None:
         from torch.utils.tensorboard import SummaryWriter  # costs a second, so only when a run starts
 
         path = folder / "metrics.jsonl"
         kept = _rows_until(path, step) if path.exists() else []
         path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115, lives as long as the run
-        self._board = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+        self._board = SummaryWriter(str(folder), purge_step=step + 1 if step >= 0 else None)
         self._waiting: list[tuple[int, dict[str, Tensor], dict[str, float]]] = []
 
     def add(self, step: int, tensors: dict[str, Tensor], numbers: dict[str, float]) -> None:

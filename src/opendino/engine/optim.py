@@ -111,7 +111,13 @@ def build(config: Config, student: nn.Module) -> torch.optim.Optimizer:
     if config.name == "adamw":
         return torch.optim.AdamW(groups, lr=0.0, fused=True)
     if config.name == "sgd":
-        return torch.optim.SGD(groups, lr=0.0, momentum=0.9, fused=True)
+        sgd = torch.optim.SGD(groups, lr=0.0, momentum=0.9, fused=True)
+        # Made here and not at the first step: torch's fused SGD wants all or none of a group's to exist, while the
+        # prototypes join later, and leaves memory as it finds it where that first step is void.
+        for group in sgd.param_groups:
+            for parameter in group["params"]:
+                sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return sgd
     return LARS(groups, lr=0.0)
 
 

@@ -52,8 +52,7 @@ def wrap(method: Method) -> nn.Module:
     """What to call in place of the method: itself when alone, else itself with gradients averaged over ranks."""
     if not dist.active():
         return method
-    # BatchNorm of the student sees all ranks' images, as in DINO v1; buffers such as the centre are reduced by the
-    # method itself.
+    # Buffers are left alone: a method reduces its own (the centre), and BatchNorm's are each rank's.
     return nn.parallel.DistributedDataParallel(method, broadcast_buffers=False)
 
 

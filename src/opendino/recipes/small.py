@@ -3,8 +3,8 @@
 Command: `opendino train FOLDER`
 Network, crop sizes, prototypes, momentum and batch follow the device, the set and its images ("auto"), and the run
 says why. Six local crops.
-Price at 224 px: about 90 GFLOP an image and epoch for ViT-S/16, so hours for a set of this size on one GPU. On a CPU the
-recipe takes ViT-Ti/16 and 96 px: about 5 GFLOP. No figure is claimed yet.
+Price at 224 px: about 90 GFLOP an image and epoch for ViT-S/16, so hours for a set of this size on one GPU. On a
+CPU the recipe takes ViT-Ti/16 and 96 px: about 5 GFLOP. No figure is claimed yet.
 """
 
 from __future__ import annotations

@@ -1,0 +1,141 @@
+"""Remembered images are the images, wherever they are remembered."""
+
+from __future__ import annotations
+
+import multiprocessing
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from opendino.core.contracts import Source
+from opendino.core.errors import BadImage, UserError
+from opendino.data import cache
+from opendino.data.cache import Cache, Images
+
+AREA = 200
+
+
+class Counted(Source):
+    """Noise of different sizes, the largest above the working area; counts how often it is read."""
+
+    def __init__(self, num: int = 6, refuse: bool = False) -> None:
+        self.num, self.refuse, self.reads = num, refuse, 0
+
+    def __len__(self) -> int:
+        return self.num
+
+    def key(self, index: int) -> str:
+        return str(index)
+
+    def label(self, index: int) -> int:
+        return -1
+
+    def read(self, index: int) -> np.ndarray:
+        self.reads += 1
+        if self.refuse or index == 3:
+            raise BadImage("torn")
+        return np.random.default_rng(index).integers(0, 256, (5 + 3 * index, 8 + index, 3), np.uint8)
+
+
+READABLE = (0, 1, 2, 4, 5)
+
+
+@pytest.fixture(params=["ram", "disk"])
+def kind(request: pytest.FixtureRequest) -> Cache:
+    return request.param
+
+
+def test_all_give_the_same_arrays_at_every_reading(kind: Cache, tmp_path: Path) -> None:
+    plain, kept = Images(Counted(), AREA), Images(Counted(), AREA, kind, tmp_path)
+    for _ in range(3):
+        for index in reversed(READABLE):
+            image = kept.read(index)
+            assert image.dtype == np.uint8
+            assert image.shape[0] * image.shape[1] <= AREA
+            assert np.array_equal(image, plain.read(index))
+
+
+def test_each_image_is_decoded_once(kind: Cache, tmp_path: Path) -> None:
+    source = Counted()
+    images = Images(source, AREA, kind, tmp_path)
+    for _ in range(3):
+        for index in READABLE:
+            images.read(index)
+    assert source.reads == len(READABLE)
+
+
+def test_what_cannot_be_read_stays_unreadable(kind: Cache, tmp_path: Path) -> None:
+    images = Images(Counted(), AREA, kind, tmp_path)
+    for _ in range(2):
+        with pytest.raises(BadImage, match="torn"):
+            images.read(3)
+
+
+def test_a_disk_cache_survives_and_can_be_discarded(tmp_path: Path) -> None:
+    first = Images(Counted(), AREA, "disk", tmp_path)
+    wanted = [first.read(index).copy() for index in READABLE]
+    again = Images(Counted(refuse=True), AREA, "disk", tmp_path)
+    assert all(np.array_equal(again.read(i), image) for i, image in zip(READABLE, wanted, strict=True))
+    again.discard()
+    again.discard()  # a second time is no error
+    assert not list(tmp_path.iterdir())
+
+
+def test_pickled_copies_read_the_same(kind: Cache, tmp_path: Path) -> None:
+    images = Images(Counted(), AREA, kind, tmp_path)
+    wanted = [images.read(index).copy() for index in READABLE]
+    copy = pickle.loads(pickle.dumps(images))
+    assert all(np.array_equal(copy.read(i), image) for i, image in zip(READABLE, wanted, strict=True))
+    assert copy.source.reads == images.source.reads + (len(READABLE) if kind == "ram" else 0)
+    assert len(pickle.dumps(images)) < 2000, "the pixels do not travel"
+
+
+def test_what_a_forked_worker_decoded_is_there_for_all(kind: Cache, tmp_path: Path) -> None:
+    images = Images(Counted(), AREA, kind, tmp_path)
+    images.read(0)
+    child = multiprocessing.get_context("fork").Process(target=lambda: images.read(5))
+    child.start()
+    child.join(20)
+    assert child.exitcode == 0
+    assert np.array_equal(images.read(5), Images(Counted(), AREA).read(5))
+    assert images.source.reads == 1
+
+
+def test_without_a_cache_nothing_is_kept(tmp_path: Path) -> None:
+    source = Counted()
+    images = Images(source, AREA, "off", tmp_path)
+    images.read(0), images.read(0)
+    assert source.reads == 2
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("asked", "epochs", "bytes_per_image", "decided"),
+    [
+        ("auto", 1.0, 1, "off"),  # read once: nothing to gain
+        ("auto", 1.01, 25, "ram"),  # exactly a quarter of what is free
+        ("auto", 100, 26, "off"),
+        ("ram", 1.0, 100, "ram"),
+        ("disk", 1.0, 10**6, "disk"),
+        ("off", 100, 1, "off"),
+    ],
+)
+def test_decisions(
+    monkeypatch: pytest.MonkeyPatch, asked: Cache, epochs: float, bytes_per_image: int, decided: str
+) -> None:
+    monkeypatch.setattr(cache, "_free_ram_bytes", lambda: 1000.0)
+    found, why = cache.decide(asked, 10, bytes_per_image, epochs)
+    assert found == decided
+    assert (why == "as asked") == (asked != "auto")
+
+
+def test_ram_that_cannot_hold_it_is_refused_with_the_way_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "_free_ram_bytes", lambda: 3.0 * 2**30)
+    with pytest.raises(UserError, match=r"needs 4\.0 GiB and 3\.0 GiB are free\. Use --cache disk"):
+        cache.decide("ram", 4, 2**30, 10)
+
+
+def test_free_memory_is_a_sensible_number() -> None:
+    assert 2**20 < cache._free_ram_bytes() < 2**50

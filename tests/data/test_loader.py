@@ -1,0 +1,150 @@
+"""Batches are a pure function of their number: which images, on which rank, in which part, with which chance."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from opendino.core.contracts import Source
+from opendino.core.errors import BadImage, UserError
+from opendino.core.types import Augment, ViewGroup, ViewSpec
+from opendino.data.cache import Images
+from opendino.data.draw import draw
+from opendino.data.loader import Batch, Batches, batches, permutation, to_canvas
+from opendino.data.open import open_source
+
+SPEC = ViewSpec((ViewGroup("global", 16, (Augment((0.4, 1.0), blur=0.5),) * 2), ViewGroup("local", 8, ())))
+SEED = 3
+
+
+class Plain(Source):
+    """Image i is 4 + i px high and full of i; some cannot be read."""
+
+    def __init__(self, num: int, bad: tuple[int, ...] = ()) -> None:
+        self.num, self.bad = num, bad
+
+    def __len__(self) -> int:
+        return self.num
+
+    def key(self, index: int) -> str:
+        return f"image {index}"
+
+    def label(self, index: int) -> int:
+        return index % 3
+
+    def read(self, index: int) -> np.ndarray:
+        if index in self.bad:
+            raise BadImage("torn")
+        return np.full((4 + index, 9, 3), index, np.uint8)
+
+
+def dataset(num: int = 13, batch: int = 4, bad: tuple[int, ...] = (), **options: int) -> Batches:
+    return Batches(Images(Plain(num, bad), 10_000), SPEC, SEED, batch, **options)
+
+
+def assert_equal(one: Batch, other: Batch) -> None:
+    for name in ("canvas", "sizes", "labels", "indices"):
+        assert torch.equal(getattr(one, name), getattr(other, name)), name
+    assert one.bad == other.bad
+    assert one.draws.keys() == other.draws.keys()
+    for name, group in one.draws.items():
+        for field in fields(group):
+            assert torch.equal(getattr(group, field.name), getattr(other.draws[name], field.name)), field.name
+
+
+def test_workers_change_nothing(tmp_path: Path) -> None:
+    for number in range(9):
+        Image.new("RGB", (20 + number, 30), (number, 0, 0)).save(tmp_path / f"{number}.png")
+    (tmp_path / "5.png").write_bytes(b"no image")
+    data = Batches(Images(open_source(tmp_path), 400), SPEC, SEED, 4)
+    alone, helped = (list(batches(data, 0, 5, workers, pin=False)) for workers in (0, 2))
+    assert len(alone) == len(helped) == 5
+    for one, other in zip(alone, helped, strict=True):
+        assert_equal(one, other)
+    assert any(batch.bad for batch in alone)
+
+
+def test_a_stream_that_starts_late_is_the_end_of_the_whole_stream() -> None:
+    whole, late = list(batches(dataset(), 0, 9, 0, pin=False)), list(batches(dataset(), 4, 9, 0, pin=False))
+    for one, other in zip(whole[4:], late, strict=True):
+        assert_equal(one, other)
+
+
+def test_a_stream_leaves_global_chance_alone() -> None:
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    list(batches(dataset(), 0, 3, 0, pin=False))
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert np.array_equal(np.random.get_state()[1], before[1])  # noqa: NPY002
+
+
+def test_an_epoch_is_the_beginning_of_a_permutation_and_drops_the_rest() -> None:
+    data = dataset(num=13, batch=4)
+    assert data.steps_per_epoch == 3
+    for epoch in range(3):
+        seen = torch.cat([data[3 * epoch + step].indices for step in range(3)]).tolist()
+        assert seen == permutation(13, SEED, epoch)[:12].tolist()
+    orders = {tuple(permutation(13, seed, epoch)) for seed in (0, 1) for epoch in (0, 1)}
+    assert len(orders) == 4
+    assert all(sorted(order) == list(range(13)) for order in orders)
+
+
+@pytest.mark.parametrize(("world", "accumulate"), [(2, 1), (1, 2), (3, 1), (1, 3), (2, 3), (3, 2)])
+def test_ranks_and_parts_share_out_the_images_of_a_step(world: int, accumulate: int) -> None:
+    whole = dataset(num=26, batch=12)
+    shares = [dataset(num=26, batch=12, rank=rank, world=world, accumulate=accumulate) for rank in range(world)]
+    for step in range(3):  # one beyond the first epoch
+        pieces = [share[step * accumulate + part] for share in shares for part in range(accumulate)]
+        assert {len(piece.indices) for piece in pieces} == {12 // (world * accumulate)}
+        assert torch.equal(torch.cat([p.indices for p in pieces]).sort()[0], whole[step].indices.sort()[0])
+        boxes = {int(i): whole[step].draws["global"].box[:, n] for n, i in enumerate(whole[step].indices)}
+        for piece in pieces:  # an image is cropped alike whoever takes it
+            for n, index in enumerate(piece.indices.tolist()):
+                assert torch.equal(piece.draws["global"].box[:, n], boxes[index])
+
+
+def test_a_batch_holds_the_pixels_sizes_and_labels_of_its_images() -> None:
+    batch = dataset()[1]
+    for n, index in enumerate(batch.indices.tolist()):
+        assert batch.sizes[n].tolist() == [4 + index, 9]
+        assert batch.labels[n] == index % 3
+        assert bool((batch.canvas[n, :, : 4 + index, :9] == index).all())
+        assert int(batch.canvas[n].sum()) == 3 * (4 + index) * 9 * index  # black beyond the image
+
+
+def test_a_canvas_is_as_large_as_its_largest_image_in_multiples_of_32() -> None:
+    canvas, sizes = to_canvas([np.ones((33, 5, 3), np.uint8), np.ones((2, 64, 3), np.uint8)])
+    assert canvas.shape == (2, 3, 64, 64)
+    assert sizes.tolist() == [[33, 5], [2, 64]]
+
+
+def test_an_unreadable_image_is_replaced_by_its_successor_and_reported() -> None:
+    data = dataset(bad=(4, 5, 12))
+    for step in range(6):
+        asked = permutation(13, SEED, step // 3)[4 * (step % 3) :][:4].tolist()
+        stand_in = {4: 6, 5: 6, 12: 0}
+        assert data[step].indices.tolist() == [stand_in.get(index, index) for index in asked]
+        reports = {4: ["image 4", "image 5"], 5: ["image 5"], 12: ["image 12"]}
+        assert data[step].bad == tuple((key, "torn") for index in asked for key in reports.get(index, []))
+        assert_equal(data[step], data[step])
+
+
+def test_a_stand_in_is_drawn_by_the_number_of_the_image_asked_for() -> None:
+    data = dataset(bad=(4,))
+    step = next(step for step in range(3) if 4 in permutation(13, SEED, 0)[4 * step :][:4])
+    asked, batch = permutation(13, SEED, 0)[4 * step :][:4], data[step]
+    expected = draw(SPEC, SEED, 0, asked, batch.sizes.numpy())["global"]
+    assert torch.equal(batch.draws["global"].box, expected.box)
+    own = draw(SPEC, SEED, 0, batch.indices, batch.sizes.numpy())["global"]
+    assert not torch.equal(batch.draws["global"].factors, own.factors)
+
+
+def test_a_set_without_a_readable_image_stops_in_one_line() -> None:
+    data = dataset(num=8, bad=tuple(range(8)))
+    with pytest.raises(UserError, match=r"8 images in a row cannot be read, last image \d: torn") as caught:
+        data[0]
+    assert "\n" not in str(caught.value) and caught.value.hint

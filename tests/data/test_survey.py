@@ -1,0 +1,65 @@
+"""A first look at a set."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from opendino.core.contracts import Source
+from opendino.core.errors import BadImage, UserError
+from opendino.data.survey import survey
+
+
+class Plain(Source):
+    """Image i is (10 + i) × 50 px; some cannot be read."""
+
+    def __init__(self, num: int, bad: range = range(0)) -> None:
+        self.num, self.bad, self.seen = num, bad, []
+
+    def __len__(self) -> int:
+        return self.num
+
+    def key(self, index: int) -> str:
+        return f"image {index}"
+
+    def label(self, index: int) -> int:
+        return -1
+
+    def read(self, index: int) -> np.ndarray:
+        self.seen.append(index)
+        if index in self.bad:
+            raise BadImage("torn")
+        return np.zeros((10 + index, 50, 3), np.uint8)
+
+
+def test_median_of_the_shorter_side_and_mean_area() -> None:
+    looked = survey(Plain(5), 0.5)
+    assert (looked.short_side_px, looked.area_px, looked.bad) == (12, 12 * 50, ())
+
+
+def test_a_large_set_is_sampled_evenly_from_its_first_to_its_last() -> None:
+    source = Plain(1000)
+    survey(source, 0.5, num=5)
+    assert sorted(source.seen) == [0, 250, 500, 749, 999]  # 749.25 rounds down
+
+
+def test_a_small_set_is_looked_at_once() -> None:
+    source = Plain(3)
+    survey(source, 0.5)
+    assert sorted(source.seen) == [0, 1, 2]
+
+
+def test_up_to_the_share_bad_images_are_reported_and_left_out() -> None:
+    looked = survey(Plain(10, bad=range(5)), 0.5)
+    assert looked.bad == tuple((f"image {i}", "torn") for i in range(5))
+    assert looked.short_side_px == 17  # of 15 … 19
+    with pytest.raises(UserError, match=r"6 of 10 images looked at cannot be read, e\.g\. image 0: torn") as caught:
+        survey(Plain(10, bad=range(6)), 0.5)
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("num", [0, 1])
+def test_fewer_than_two_images_are_refused(num: int) -> None:
+    with pytest.raises(UserError, match=f"The set has {num} image") as caught:
+        survey(Plain(num), 0.5)
+    assert caught.value.hint

@@ -1,0 +1,161 @@
+"""What looks after a run: void steps, unreadable images, collapses, and the line a person reads."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from opendino.core import log
+from opendino.core.errors import UserError
+from opendino.data.sources.toy import ToySource
+from opendino.engine.meters import Meters
+from opendino.engine.watch import Watch
+
+MakeWatch = Callable[..., Watch]
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    lines: list[str] = []
+    monkeypatch.setattr(log, "say", lambda text, style="": lines.append(text))
+    return lines
+
+
+@pytest.fixture
+def make(tmp_path: Path, said: list[str]) -> Iterator[MakeWatch]:
+    with contextlib.ExitStack() as closing:
+
+        def new(bad: dict[str, str] | None = None, leader: bool = True, total: int = 20, **limits: float) -> Watch:
+            meters = closing.enter_context(contextlib.closing(Meters(tmp_path))) if leader else None
+            limits = {"max_bad_frac": 0.5, "max_nonfinite": 3, **limits}
+            return Watch(tmp_path, meters, ToySource(n=100), 8, total, {} if bad is None else bad, **limits)
+
+        yield new
+
+
+def steps(watch: Watch, *oks: bool, **metrics: float) -> None:
+    done = getattr(watch, "done", 0)
+    for ok in oks:
+        done += 1
+        tensors = {name: torch.tensor(value) for name, value in {"loss": 2.0, **metrics}.items()}
+        watch.step(done, tensors | {"ok": torch.tensor(ok)}, {"lr": 0.1}, [torch.tensor([3, 4]), torch.tensor([5])])
+    watch.done = done
+
+
+def test_a_step_is_written_at_the_next_look(make: MakeWatch, tmp_path: Path) -> None:
+    watch = make()
+    steps(watch, True, True)
+    assert (tmp_path / "metrics.jsonl").read_text() == ""
+    watch.look()
+    assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1, 2]
+
+
+def test_it_looks_after_ten_steps_at_the_latest(make: MakeWatch) -> None:
+    watch = make()
+    steps(watch, *[True] * 10)
+    assert watch.due()
+    watch.look()
+    assert not watch.due()
+
+
+def test_a_void_step_names_its_images(make: MakeWatch, said: list[str]) -> None:
+    watch = make()
+    steps(watch, True, False)
+    watch.look()
+    (line,) = said
+    assert "step 2 was skipped" in line
+    assert line.endswith(", ".join(ToySource(n=100).key(index) for index in (3, 4, 5)))
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_so_many_void_steps_in_a_row_end_the_run(make: MakeWatch, at_once: bool) -> None:
+    watch = make(max_nonfinite=3)
+    for oks in ([False, False, True, False, False],) if at_once else ([False], [False], [True], [False], [False]):
+        steps(watch, *oks)
+        watch.look()
+    steps(watch, False)
+    with pytest.raises(UserError, match="not finite for 3 steps in a row") as caught:
+        watch.look()
+    assert "--optim.lr" in caught.value.hint
+
+
+def test_unreadable_images_are_listed_once_for_each_finding(make: MakeWatch, said: list[str], tmp_path: Path) -> None:
+    bad: dict[str, str] = {}
+    watch = make(bad)
+    watch.look()
+    assert not (tmp_path / "bad_files.csv").exists()
+    bad.update({"b,1.png": 'says "torn"', "a.png": "empty"})
+    watch.look(), watch.look()
+    assert len(said) == 1 and said[0].startswith("warning: 2 unreadable images")
+    with open(tmp_path / "bad_files.csv", newline="") as file:
+        assert list(csv.reader(file)) == [["file", "reason"], ["a.png", "empty"], ["b,1.png", 'says "torn"']]
+
+
+def test_too_large_a_share_of_unreadable_images_ends_the_run(make: MakeWatch) -> None:
+    bad = {f"{n}.png": "torn" for n in range(16)}
+    watch = make(bad, max_bad_frac=0.5)
+    steps(watch, True)  # 8 images seen, counted as 32: a share of a few means nothing
+    watch.look()
+    bad["one more.png"] = "torn"
+    with pytest.raises(UserError, match=r"17 images cannot be read, more than 50% of those seen, e\.g\. 0\.png: torn"):
+        watch.look()
+
+
+def test_the_share_is_never_one_of_more_images_than_there_are(make: MakeWatch) -> None:
+    bad = {f"{n}.png": "torn" for n in range(51)}
+    watch = make(bad)
+    steps(watch, *[True] * 100)  # 800 images seen of a set of 100
+    with pytest.raises(UserError, match="51 images cannot be read"):
+        watch.look()
+
+
+def test_a_collapse_is_named_once_and_so_is_its_end(make: MakeWatch, said: list[str]) -> None:
+    watch = make(total=40)  # patience 4
+    steps(watch, *[True] * 8, entropy_frac=1.0, marginal_frac=1.0, feature_spread=0.5)
+    watch.look()
+    assert watch.verdict is not None and watch.verdict.name == "uniform"
+    assert len(said) == 1 and "step 4: uniform collapse" in said[0] and watch.verdict.cure in said[0]
+    steps(watch, True, entropy_frac=0.5, marginal_frac=1.0, feature_spread=0.5)
+    watch.look()
+    assert watch.verdict is None
+    assert said[1:] == ["step 9: no longer uniform"]
+
+
+def test_the_line_holds_the_figures_there_are(make: MakeWatch) -> None:
+    watch = make()
+    assert "loss" not in watch.line()
+    steps(watch, True, teacher_entropy=2.5, entropy_frac=0.5)
+    watch.look()
+    watch.judged(1, {"effective_rank": 12.4, "knn": {"teacher": 43.21}})
+    line = watch.line()
+    assert line.startswith("loss 2.000  entropy 2.50 (50% of ln K)  k-NN 43.2%  rank 12  ")
+    assert "images/s" in line and "wait" in line
+
+
+def test_time_is_shared_out_between_training_waiting_and_resting(
+    make: MakeWatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("opendino.engine.watch.time.monotonic", lambda: now[0])
+    watch = make()
+    for context, seconds in ((watch.resting(), 5.0), (watch.waiting(), 1.0)):
+        with context:
+            now[0] += seconds
+    now[0] += 3.0
+    steps(watch, True, True)
+    assert watch.images_per_second == pytest.approx(16 / 4)  # two steps of 8 in 9 s, 5 of them resting
+    assert watch.data_wait == pytest.approx(1 / 4)
+
+
+def test_a_rank_that_does_not_write_still_counts_unreadable_images(make: MakeWatch, tmp_path: Path) -> None:
+    watch = make({f"{n}.png": "torn" for n in range(40)}, leader=False)
+    steps(watch, True, False, False, False)
+    with pytest.raises(UserError, match="40 images"):
+        watch.look()
+    assert not list(tmp_path.iterdir())

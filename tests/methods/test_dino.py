@@ -1,0 +1,363 @@
+"""DINO: the loss, the views each network sees, and what moves when. Recorded numbers: tests/story/test_golden.py."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from opendino.core.contracts import Backbone, Method
+from opendino.core.errors import UsageError
+from opendino.core.types import Clock, Facts, Views
+from opendino.engine import optim
+from opendino.engine.monitors import diagnose
+from opendino.methods import dino
+from opendino.models import build as models
+from opendino.train import step
+
+B, K = 4, 16
+CLOCK = Clock(0, 20, 5)
+SMALL = dino.Config(
+    global_size_px=16, local_size_px=8, local_crops=3, out_dim=K, hidden_dim=8, bottleneck_dim=4,
+    freeze_last_layer="0", momentum=0.9,
+)  # fmt: skip
+
+
+def vit(drop_path: float = 0.0) -> Backbone:
+    return models.backbone("vit/4", image_px=16, embed_dim=12, depth=1, num_heads=2, drop_path=drop_path)
+
+
+def resnet() -> Backbone:
+    return models.backbone("resnet18/3x3", layers=(1, 1, 1, 1), channels=(8, 8, 8, 8))
+
+
+def method(make: Callable[[], Backbone] = vit, **changes: object) -> Method:
+    return dino.build(replace(SMALL, **changes), lambda role: make()).double()
+
+
+def views(config: dino.Config = SMALL, order: Sequence[int] = range(B), seed: int = 0) -> Views:
+    torch.manual_seed(seed)
+    crops = {"global": torch.randn(2, B, 3, config.global_size_px, config.global_size_px, dtype=torch.float64)}
+    if config.local_crops:
+        size = config.local_size_px
+        crops["local"] = torch.randn(config.local_crops, B, 3, size, size, dtype=torch.float64)
+    return Views({name: x[:, list(order)] for name, x in crops.items()}, torch.full((B,), -1), torch.tensor(order))
+
+
+def state(module: nn.Module) -> dict[str, Tensor]:
+    return copy.deepcopy(dict(module.state_dict()))
+
+
+def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(value, other[key]) for key, value in one.items())
+
+
+@torch.no_grad()
+def constant(network: nn.ModuleDict) -> None:
+    """Make the backbone blind: every image has the same feature."""
+    network["backbone"].norm.weight.zero_()
+    network["backbone"].norm.bias.fill_(1)
+
+
+def train(made: Method, steps: int = 1, batch: Views | None = None, **settings: object) -> Tensor:
+    """Real optimiser steps from the first on; returns whether the last one counted."""
+    config = optim.Config(lr=0.1, lr_warmup="0", **settings)
+    optimizer = optim.build(config, made.student)
+    for number in range(steps):
+        tensors, _ = step(made, made, optimizer, config, 256, replace(CLOCK, step=number), [batch or views()])
+    return tensors["ok"]
+
+
+# ---- student and teacher
+
+
+@pytest.mark.parametrize("make", [vit, resnet])
+def test_the_teacher_begins_as_the_student_buffers_too(make: Callable[[], Backbone]) -> None:
+    made = method(make, head_batch_norm=True)
+    assert equal(state(made.student), state(made.teacher))
+    assert any("running_mean" in key for key in state(made.teacher))
+    shared = {p.data_ptr() for p in made.student.parameters()} & {p.data_ptr() for p in made.teacher.parameters()}
+    assert not shared
+
+
+@pytest.mark.parametrize("make", [vit, resnet])
+def test_the_teacher_never_gets_a_gradient_and_the_student_everywhere(make: Callable[[], Backbone]) -> None:
+    made = method(make)
+    made.train()
+    made(views(), CLOCK).loss.backward()
+    assert not any(p.requires_grad or p.grad is not None for p in made.teacher.parameters())
+    for name, p in made.student.named_parameters():
+        assert not p.requires_grad or (p.grad is not None and bool(p.grad.isfinite().all())), name
+    train(made, 2)
+    assert not any(p.requires_grad or p.grad is not None for p in made.teacher.parameters())
+
+
+@pytest.mark.parametrize("momentum", [0.1, 0.9, 1.0])
+def test_after_a_step_the_teacher_is_the_average_of_itself_and_the_new_student(momentum: float) -> None:
+    made = method(momentum=momentum)
+    before = state(made.teacher)
+    assert train(made)
+    for key, p in made.teacher.named_parameters():
+        s = made.student.get_parameter(key).detach()
+        expected = momentum * before[key] + (1 - momentum) * s
+        bound = 4 * torch.finfo(torch.float64).eps * torch.maximum(before[key].abs(), s.abs())
+        assert bool(((p - expected).abs() <= bound).all()), key
+    assert not equal(state(made.student), before)
+    assert not equal(state(made.teacher), state(made.student))
+    assert equal(state(made.teacher), before) == (momentum == 1)
+
+
+def test_momentum_goes_from_its_start_to_its_end_by_a_half_cosine() -> None:
+    made = method(momentum=0.9, momentum_end=1.0)
+    clock, moved = Clock(10, 20, 5), torch.ones(12, dtype=torch.float64)
+    made(views(), clock)
+    with torch.no_grad():
+        for p, q in zip(made.student.parameters(), made.teacher.parameters(), strict=True):
+            p.fill_(1), q.fill_(0)
+    made.after_step(clock, torch.tensor(True))
+    # Half way: 0.95. One product and one sum of float64 away.
+    torch.testing.assert_close(made.teacher["backbone"].norm.weight.data, 0.05 * moved, rtol=1e-14, atol=1e-15)
+
+
+def test_a_forward_pass_changes_no_weight_and_not_the_centre() -> None:
+    made = method()
+    before = state(made)
+    made(views(), CLOCK)
+    assert equal(state(made), before)
+
+
+@pytest.mark.parametrize("how", ["loss is nan", "another rank failed"])
+def test_a_void_step_changes_nothing(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    made = method()
+    train(made)
+    before = state(made)
+    if how == "loss is nan":
+        batch = views()
+        batch.crops["local"][0, 0, 0, 0, 0] = math.nan
+        assert not train(made, batch=batch)
+    else:
+        monkeypatch.setattr("opendino.core.dist.everywhere", torch.zeros_like)
+        assert not train(made)
+    assert equal(state(made), before)
+    monkeypatch.undo()
+    assert train(made)  # and nothing of it is left for the next
+    assert all(bool(value.isfinite().all()) for value in state(made).values())
+
+
+# ---- views
+
+
+@pytest.mark.parametrize(("student_views", "seen"), [("all", [2, 3]), ("local", [3])])
+def test_the_teacher_sees_global_views_and_the_student_those_it_may(student_views: str, seen: list[int]) -> None:
+    made, looked = method(student_views=student_views), {"student": [], "teacher": []}
+    for who, shapes in looked.items():
+        network = getattr(made, who)["backbone"]
+        network.register_forward_pre_hook(lambda _, args, shapes=shapes: shapes.extend(x.shape for x in args[0]))
+    made(views(), CLOCK)
+    assert looked["teacher"] == [(2 * B, 3, 16, 16)]
+    sizes = {2: 16, 3: 8}
+    assert looked["student"] == [(n * B, 3, sizes[n], sizes[n]) for n in seen]
+
+
+def test_without_local_crops_each_global_view_learns_from_the_other() -> None:
+    config = replace(SMALL, local_crops=0)
+    made, batch = method(local_crops=0), views(config)
+    loss = made(batch, CLOCK).loss
+    with torch.no_grad():
+        logits = made.student["head"](made.student["backbone"]([batch.crops["global"].flatten(0, 1)])[0]).unflatten(0, (2, B))
+        targets = (logits / 0.04).softmax(-1)  # the teacher is the student, its centre 0
+        terms = [-(targets[1 - i] * (logits[i] / 0.1).log_softmax(-1)).sum(-1).mean() for i in (0, 1)]
+    torch.testing.assert_close(loss.detach(), sum(terms) / 2, rtol=1e-12, atol=1e-12)
+    assert train(made, batch=batch)
+
+
+def test_views_are_two_global_ones_and_so_many_local_ones() -> None:
+    spec = dino.views(replace(SMALL, local_crops=5, blur=(1.0, 0.1, 0.5), solarise=0.2, jitter_strength=(1, 2, 3, 0.4)))
+    first, second = spec.groups[0].views
+    assert [(group.name, group.size_px, len(group.views)) for group in spec.groups] == [("global", 16, 2), ("local", 8, 5)]
+    assert [(v.blur, v.solarise, v.scale) for v in (first, second)] == [(1.0, 0.0, (0.25, 1.0)), (0.1, 0.2, (0.25, 1.0))]
+    assert {(v.blur, v.solarise, v.scale) for v in spec.groups[1].views} == {(0.5, 0.0, (0.05, 0.25))}
+    assert (first.brightness, first.contrast, first.saturation, first.hue) == (1, 2, 3, 0.4)
+
+
+# ---- loss
+
+
+@pytest.mark.parametrize("same_views", [True, False])
+@pytest.mark.parametrize("num_student", [2, 5])
+def test_the_loss_is_the_mean_over_pairs_of_different_views(same_views: bool, num_student: int) -> None:
+    student = (5 * torch.randn(num_student, B, K, dtype=torch.float64)).requires_grad_()
+    targets = torch.randn(2, B, K, dtype=torch.float64).softmax(-1)
+    ours = dino.cross_entropy(student, targets, same_views=same_views)
+    (our_gradient,) = torch.autograd.grad(ours, student)
+    terms = [
+        -(targets[t] * student[s].log_softmax(-1)).sum(-1).mean()
+        for t in range(2)
+        for s in range(num_student)
+        if not (same_views and s == t)
+    ]
+    naive = sum(terms) / len(terms)
+    (gradient,) = torch.autograd.grad(naive, student)
+    torch.testing.assert_close(ours, naive, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(our_gradient, gradient, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("student_views", ["all", "local"])
+def test_the_order_of_images_does_not_matter(student_views: str) -> None:
+    made = method(student_views=student_views)
+    one, other = (made(views(order=order), CLOCK) for order in (range(B), [2, 0, 3, 1]))
+    torch.testing.assert_close(one.loss, other.loss, rtol=1e-12, atol=1e-12)  # float64, sums in another order
+    for name, value in one.metrics.items():
+        torch.testing.assert_close(value, other.metrics[name], rtol=1e-10, atol=1e-10)
+
+
+def test_where_all_views_look_alike_the_student_has_nothing_left_to_learn() -> None:
+    made = method(sharpening=False)
+    constant(made.student), constant(made.teacher)
+    metrics = made(views(), CLOCK).metrics
+    assert float(metrics["kl"]) == pytest.approx(0, abs=1e-12)
+    assert 0 < float(metrics["teacher_entropy"]) < math.log(K)
+
+
+# ---- centre and temperature
+
+
+def test_the_centre_moves_to_what_the_teacher_said_after_use() -> None:
+    made, batch = method(center_momentum=0.75), views()
+    start = torch.randn(1, K, dtype=torch.float64)
+    made.get_buffer("center").copy_(start)
+    made(batch, CLOCK)
+    with torch.no_grad():
+        said = made.teacher["head"](made.teacher["backbone"]([batch.crops["global"].flatten(0, 1)])[0])
+    made.after_step(CLOCK, torch.tensor(True))
+    torch.testing.assert_close(made.get_buffer("center"), 0.75 * start + 0.25 * said.mean(0), rtol=1e-13, atol=1e-14)
+
+
+def test_without_centring_the_centre_has_no_say() -> None:
+    losses = {}
+    for centering in (True, False):
+        torch.manual_seed(0)
+        made = method(centering=centering)
+        for shift in (0.0, 1.0):
+            made.get_buffer("center")[0, 0] = shift
+            losses[centering, shift] = made(views(), CLOCK).loss.item()
+    assert losses[False, 0.0] == losses[False, 1.0] == losses[True, 0.0]
+    assert losses[True, 1.0] != losses[True, 0.0]
+
+
+def test_the_teachers_temperature_moves_once_an_epoch_or_every_step() -> None:
+    def path(**changes: object) -> list[float]:
+        made = method(teacher_temp_start=0.04, teacher_temp=0.07, **changes)
+        return [made.temperature(replace(CLOCK, step=n)) for n in range(20)]
+
+    assert path(teacher_temp_warmup="4ep") == pytest.approx([0.04] * 5 + [0.05] * 5 + [0.06] * 5 + [0.07] * 5)
+    assert path(teacher_temp_warmup="4") == pytest.approx([0.04, 0.05, 0.06] + [0.07] * 17)
+    assert path(teacher_temp_warmup="0ep") == path(teacher_temp_warmup="0") == [0.07] * 20
+    assert path(sharpening=False) == [SMALL.student_temp] * 20
+
+
+@pytest.mark.parametrize(("duration", "frozen"), [("0", 0), ("2", 2), ("1ep", 5), ("10%", 2)])
+def test_the_prototypes_stand_still_for_exactly_so_many_steps(duration: str, frozen: int) -> None:
+    made = method(freeze_last_layer=duration, norm_last_layer=False)
+    last = made.student["head"].last_layer
+    config = optim.Config(lr=0.1, lr_warmup="0", weight_decay=0.1)
+    optimizer = optim.build(config, made.student)
+    moved = []
+    for number in range(6):
+        before = state(last)
+        step(made, made, optimizer, config, 256, replace(CLOCK, step=number), [views(seed=number)])
+        now = state(last)
+        assert torch.equal(before["weight_v"], now["weight_v"]) == torch.equal(before["weight_g"], now["weight_g"])
+        moved.append(not torch.equal(before["weight_v"], now["weight_v"]))
+    assert moved == [False] * frozen + [True] * (6 - frozen)
+
+
+# ---- collapse
+
+
+@pytest.mark.parametrize("name", ["uniform", "one-hot", "dead", None])
+def test_a_collapsed_teacher_shows_in_the_metrics(name: str | None) -> None:
+    made = method(sharpening=name != "dead")  # of a blind teacher a low temperature may make a one-hot one
+    with torch.no_grad():
+        for network in (made.student, made.teacher):
+            if name == "uniform":
+                network["head"].last_layer.weight_v.copy_(torch.ones(K, 4))  # every prototype is the same
+            if name == "dead":
+                constant(network)
+        made.get_buffer("center")[0, 3] = -100.0 if name == "one-hot" else 0.0
+    metrics = {key: float(value) for key, value in made(views(), CLOCK).metrics.items()}
+    verdict = diagnose(metrics)
+    assert (verdict.name if verdict else None) == name
+    if name == "uniform":
+        assert metrics["teacher_entropy"] == pytest.approx(math.log(K), rel=1e-12)
+        assert metrics["kl"] == pytest.approx(0, abs=1e-12)
+
+
+# ---- settings
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"student_temp": 0.0}, "student_temp is 0.0"), ({"teacher_temp": -0.1}, "teacher_temp is -0.1"),
+        ({"teacher_temp_start": 0.0}, "teacher_temp_start is 0.0"), ({"momentum": 1.1}, "momentum is 1.1"),
+        ({"momentum_end": -0.1}, "momentum_end is -0.1"), ({"center_momentum": 2.0}, "center_momentum is 2.0"),
+        ({"local_crops": -1}, "local_crops is -1"), ({"out_dim": 1}, "out_dim is 1"),
+        ({"student_views": "local", "local_crops": 0}, "nothing to see"),
+        ({"global_scale": (0.0, 1.0)}, "global_scale is"), ({"global_scale": (0.5, 0.4)}, "global_scale is"),
+        ({"local_scale": (0.5, 1.1)}, "local_scale is"),
+    ],
+)  # fmt: skip
+def test_settings_that_cannot_be_are_refused(wrong: dict[str, object], says: str) -> None:
+    with pytest.raises(UsageError, match=says) as caught:
+        dino.Config(**wrong)
+    assert caught.value.hint and "\n" not in str(caught.value)
+
+
+AUTO = dino.Config(global_size_px="auto", local_size_px="auto", out_dim="auto", momentum="auto")
+
+
+def facts(**changes: object) -> Facts:
+    return replace(Facts(5000, 120, 0, 50, 10_000, 100), **changes)
+
+
+def test_auto_values_follow_the_data_and_say_why() -> None:
+    config, reasons = AUTO.resolved(facts())
+    assert (config.global_size_px, config.local_size_px) == (96, 48)  # a CPU stops at 96; 96/224 of it, in sixteens
+    assert (config.out_dim, config.momentum) == (1024, 0.975)
+    assert {reason.partition(" = ")[0] for reason in reasons} >= {"global_size_px", "local_size_px", "out_dim", "momentum"}
+    assert all("\n" not in reason and ": " in reason for reason in reasons)
+
+
+@pytest.mark.parametrize(
+    ("device", "short", "size"), [("cuda", 1000, 224), ("cuda", 120, 96), ("cuda", 33, 32), ("cpu", 5, 32), ("cpu", 500, 96)]
+)
+def test_the_crop_never_exceeds_the_images_nor_falls_below_32(device: str, short: int, size: int) -> None:
+    assert AUTO.resolved(facts(device=device, short_side_px=short))[0].global_size_px == size
+
+
+def test_more_images_get_more_prototypes_and_longer_runs_a_slower_teacher() -> None:
+    sizes = [AUTO.resolved(facts(num_images=n))[0].out_dim for n in (10, 20_000, 50_000, 100_000, 200_000, 10**6)]
+    assert sizes == [1024, 2048, 4096, 16384, 32768, 65536]
+    momenta = [AUTO.resolved(facts(total_steps=n))[0].momentum for n in (10, 2500, 5000, 62_500, 10**6)]
+    assert momenta == [0.9, 0.9, 0.95, 0.996, 0.996]
+
+
+@pytest.mark.parametrize("total", [1, 7, 50, 299, 3000, 100_000])
+def test_no_freeze_and_no_warm_up_exceeds_its_share(total: int) -> None:
+    config, reasons = dino.Config().resolved(facts(total_steps=total))
+    clock = Clock(0, total, 100)
+    frozen, warmup = (dino._steps(duration, clock) for duration in (config.freeze_last_layer, config.teacher_temp_warmup))
+    assert frozen <= 0.1 * total and warmup <= 0.3 * total
+    assert (config.freeze_last_layer == "1ep") == (total >= 1000)
+    assert (config.teacher_temp_warmup == "30ep") == (total >= 10_000)
+    assert len(reasons) == (total < 1000) + (total < 10_000)
+
+
+def test_what_is_no_auto_stays() -> None:
+    assert SMALL.resolved(facts(total_steps=100_000)) == (SMALL, [])
