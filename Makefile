@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test check lock clean
+.PHONY: setup demo test check bench docs lock clean
 
 setup: .venv/ready
 
@@ -28,6 +28,13 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+
+bench: setup
+	$(BIN)/python benchmarks/demo.py $(ARGS)
+
+# The figure of the README, from a run of the demo.
+docs: setup
+	$(BIN)/python docs/figures/curve.py $(RUN) docs/figures/demo.svg
 
 lock:
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --extra dev --python-version 3.11 pyproject.toml -o requirements.lock

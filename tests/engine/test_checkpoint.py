@@ -90,7 +90,9 @@ def test_everything_comes_back_bit_for_bit(tmp_path: Path, name: str) -> None:
 
 def test_nothing_is_pickled_and_nothing_else_is_left(saved: Path) -> None:
     files = sorted(str(path.relative_to(saved)) for path in saved.rglob("*") if path.is_file())
-    inside = [f"checkpoints/step_0000000{step}/{name}" for step in (1, 2) for name in ("state.json", "tensors.safetensors")]
+    inside = [
+        f"checkpoints/step_0000000{step}/{name}" for step in (1, 2) for name in ("state.json", "tensors.safetensors")
+    ]
     assert files == [*inside, "latest"]
     assert (saved / "latest").read_text() == "checkpoints/step_00000002\n"
 

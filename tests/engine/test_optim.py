@@ -262,7 +262,7 @@ def test_a_warm_up_takes_at_most_a_fifth_of_a_run() -> None:
 
 @pytest.mark.parametrize("wrong", [{"lr": 0.0}, {"lr": -1.0}, {"accumulate": 0}, {"accumulate": -2}])
 def test_settings_that_cannot_be_are_refused(wrong: dict[str, float]) -> None:
-    (name, value), = wrong.items()
+    ((name, value),) = wrong.items()
     with pytest.raises(UsageError, match=f"{name} is {value}") as caught:
         optim.Config(**wrong)
     assert caught.value.hint

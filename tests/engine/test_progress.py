@@ -34,7 +34,13 @@ def test_away_from_a_terminal_a_line_comes_now_and_then_and_at_the_end(
         clock[0] += 10
         shown.update(done, f"loss {done}")
     shown.close()
-    assert [line.split()[1] for line in said.getvalue().splitlines()] == ["20/100", "40/100", "60/100", "80/100", "100/100"]
+    assert [line.split()[1] for line in said.getvalue().splitlines()] == [
+        "20/100",
+        "40/100",
+        "60/100",
+        "80/100",
+        "100/100",
+    ]
     assert said.getvalue().splitlines()[0] == "step 20/100  loss 20  1m20 left"
     assert capsys.readouterr().out == ""
 

@@ -169,7 +169,9 @@ def test_without_local_crops_each_global_view_learns_from_the_other() -> None:
     made, batch = method(local_crops=0), views(config)
     loss = made(batch, CLOCK).loss
     with torch.no_grad():
-        logits = made.student["head"](made.student["backbone"]([batch.crops["global"].flatten(0, 1)])[0]).unflatten(0, (2, B))
+        logits = made.student["head"](made.student["backbone"]([batch.crops["global"].flatten(0, 1)])[0]).unflatten(
+            0, (2, B)
+        )
         targets = (logits / 0.04).softmax(-1)  # the teacher is the student, its centre 0
         terms = [-(targets[1 - i] * (logits[i] / 0.1).log_softmax(-1)).sum(-1).mean() for i in (0, 1)]
     torch.testing.assert_close(loss.detach(), sum(terms) / 2, rtol=1e-12, atol=1e-12)
@@ -179,8 +181,14 @@ def test_without_local_crops_each_global_view_learns_from_the_other() -> None:
 def test_views_are_two_global_ones_and_so_many_local_ones() -> None:
     spec = dino.views(replace(SMALL, local_crops=5, blur=(1.0, 0.1, 0.5), solarise=0.2, jitter_strength=(1, 2, 3, 0.4)))
     first, second = spec.groups[0].views
-    assert [(group.name, group.size_px, len(group.views)) for group in spec.groups] == [("global", 16, 2), ("local", 8, 5)]
-    assert [(v.blur, v.solarise, v.scale) for v in (first, second)] == [(1.0, 0.0, (0.25, 1.0)), (0.1, 0.2, (0.25, 1.0))]
+    assert [(group.name, group.size_px, len(group.views)) for group in spec.groups] == [
+        ("global", 16, 2),
+        ("local", 8, 5),
+    ]
+    assert [(v.blur, v.solarise, v.scale) for v in (first, second)] == [
+        (1.0, 0.0, (0.25, 1.0)),
+        (0.1, 0.2, (0.25, 1.0)),
+    ]
     assert {(v.blur, v.solarise, v.scale) for v in spec.groups[1].views} == {(0.5, 0.0, (0.05, 0.25))}
     assert (first.brightness, first.contrast, first.saturation, first.hue) == (1, 2, 3, 0.4)
 
@@ -330,12 +338,18 @@ def test_auto_values_follow_the_data_and_say_why() -> None:
     config, reasons = AUTO.resolved(facts())
     assert (config.global_size_px, config.local_size_px) == (96, 48)  # a CPU stops at 96; 96/224 of it, in sixteens
     assert (config.out_dim, config.momentum) == (1024, 0.975)
-    assert {reason.partition(" = ")[0] for reason in reasons} >= {"global_size_px", "local_size_px", "out_dim", "momentum"}
+    assert {reason.partition(" = ")[0] for reason in reasons} >= {
+        "global_size_px",
+        "local_size_px",
+        "out_dim",
+        "momentum",
+    }
     assert all("\n" not in reason and ": " in reason for reason in reasons)
 
 
 @pytest.mark.parametrize(
-    ("device", "short", "size"), [("cuda", 1000, 224), ("cuda", 120, 96), ("cuda", 33, 32), ("cpu", 5, 32), ("cpu", 500, 96)]
+    ("device", "short", "size"),
+    [("cuda", 1000, 224), ("cuda", 120, 96), ("cuda", 33, 32), ("cpu", 5, 32), ("cpu", 500, 96)],
 )
 def test_the_crop_never_exceeds_the_images_nor_falls_below_32(device: str, short: int, size: int) -> None:
     assert AUTO.resolved(facts(device=device, short_side_px=short))[0].global_size_px == size
@@ -352,7 +366,9 @@ def test_more_images_get_more_prototypes_and_longer_runs_a_slower_teacher() -> N
 def test_no_freeze_and_no_warm_up_exceeds_its_share(total: int) -> None:
     config, reasons = dino.Config().resolved(facts(total_steps=total))
     clock = Clock(0, total, 100)
-    frozen, warmup = (dino._steps(duration, clock) for duration in (config.freeze_last_layer, config.teacher_temp_warmup))
+    frozen, warmup = (
+        dino._steps(duration, clock) for duration in (config.freeze_last_layer, config.teacher_temp_warmup)
+    )
     assert frozen <= 0.1 * total and warmup <= 0.3 * total
     assert (config.freeze_last_layer == "1ep") == (total >= 1000)
     assert (config.teacher_temp_warmup == "30ep") == (total >= 10_000)

@@ -73,14 +73,21 @@ class Recorded(Backbone):
 def test_golden_loss_gradient_and_centre(golden: Mapping[str, np.ndarray]) -> None:
     assert names(golden, "loss")
     for name in names(golden, "loss"):
-        batch, num_local, k, start, temp, warmup, epochs, student_temp, momentum, epoch = golden[
-            f"loss.{name}.args"
-        ].tolist()
+        args = golden[f"loss.{name}.args"].tolist()
+        batch, num_local, k, start, temp, warmup, epochs, student_temp, momentum, epoch = args
         batch, num_local = int(batch), int(num_local)
         config = dino.Config(
-            local_crops=num_local, out_dim=int(k), hidden_dim=1, bottleneck_dim=1, student_temp=student_temp,
-            teacher_temp=temp, teacher_temp_start=start, teacher_temp_warmup=f"{int(warmup)}ep", center_momentum=momentum, momentum=0.5,
-        )  # fmt: skip
+            local_crops=num_local,
+            out_dim=int(k),
+            hidden_dim=1,
+            bottleneck_dim=1,
+            student_temp=student_temp,
+            teacher_temp=temp,
+            teacher_temp_start=start,
+            teacher_temp_warmup=f"{int(warmup)}ep",
+            center_momentum=momentum,
+            momentum=0.5,
+        )
         method = dino.build(config, lambda role: Recorded(torch.zeros(1, 1)))
         for pair, which in ((method.student, "student"), (method.teacher, "teacher")):
             pair["backbone"] = Recorded(torch.from_numpy(golden[f"loss.{name}.{which}"]))
@@ -121,8 +128,8 @@ def first_weights(golden: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
 
     A recording may have kept a reference where it meant a copy: `run.init.*` then equals `run.student_final.*`, the
     trained student. The start is rebuilt in that case. The run's student was the first thing drawn after its seed, so
-    the seed is the one whose first draws lie within twelve small Adam steps of the trained patch projection; the weights
-    drawn from it are checked to be as near everywhere. The replayed losses then leave no doubt.
+    the seed is the one whose first draws lie within twelve small Adam steps of the trained patch projection; the others
+    drawn from it are checked to be as near. The replayed losses then leave no doubt.
     """
     init = {
         key.removeprefix("run.init."): torch.from_numpy(golden[key]) for key in golden if key.startswith("run.init.")
@@ -168,16 +175,28 @@ def golden_method(golden: Mapping[str, np.ndarray]) -> tuple[Method, optim.Confi
     ) = args
     state = first_weights(golden)
     config = dino.Config(
-        local_crops=int(num_local), out_dim=int(k), hidden_dim=len(state["head.mlp.0.bias"]), bottleneck_dim=len(state["head.mlp.4.bias"]),
-        teacher_temp=temp, teacher_temp_start=start, teacher_temp_warmup=f"{int(temp_warmup)}ep",
-        freeze_last_layer=f"{int(freeze)}ep", momentum=m,
-    )  # fmt: skip
+        local_crops=int(num_local),
+        out_dim=int(k),
+        hidden_dim=len(state["head.mlp.0.bias"]),
+        bottleneck_dim=len(state["head.mlp.4.bias"]),
+        teacher_temp=temp,
+        teacher_temp_start=start,
+        teacher_temp_warmup=f"{int(temp_warmup)}ep",
+        freeze_last_layer=f"{int(freeze)}ep",
+        momentum=m,
+    )
     method = dino.build(config, lambda role: network(state)["backbone"])
     method.student.load_state_dict(state)
     method.teacher.load_state_dict(state)
     settings = optim.Config(
-        lr=lr * 256 / batch, min_lr=min_lr, lr_warmup=f"{int(lr_warmup)}ep", weight_decay=wd, weight_decay_end=wd_end, clip=clip, accumulate=1
-    )  # fmt: skip
+        lr=lr * 256 / batch,
+        min_lr=min_lr,
+        lr_warmup=f"{int(lr_warmup)}ep",
+        weight_decay=wd,
+        weight_decay_end=wd_end,
+        clip=clip,
+        accumulate=1,
+    )
     return method, settings, int(per_epoch)
 
 
