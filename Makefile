@@ -18,6 +18,7 @@ setup: .venv/ready
 # Trains on images drawn on the spot and judges the result. RUN=... puts it elsewhere.
 RUN ?= runs/demo
 demo: setup
+	@test ! -e $(RUN) || { echo "$(RUN) exists: make demo RUN=runs/demo-2, or $(BIN)/opendino resume $(RUN)"; exit 1; }
 	$(BIN)/opendino demo --out $(RUN)
 
 test: setup

@@ -76,7 +76,16 @@ class Config:
     def __post_init__(self) -> None:
         if self.epochs is not None and self.steps is not None:
             raise UsageError(f"epochs={self.epochs} and steps={self.steps} were both given", "Give one of them")
-        for name, least in (("epochs", 0), ("steps", 1), ("batch", 1), ("workers", 0), ("eval_images", 0), ("seed", 0)):
+        for name, least in (
+            ("epochs", 0),
+            ("steps", 1),
+            ("batch", 1),
+            ("workers", 0),
+            ("eval_images", 0),
+            ("seed", 0),
+            ("keep_checkpoints", 1),
+            ("knn_k", 1),
+        ):
             value = getattr(self, name)
             if isinstance(value, int | float) and (value < least or (name == "epochs" and value == 0)):
                 raise UsageError(
@@ -126,16 +135,21 @@ def from_tree(tree: dict[str, Any], base: Config | None = None) -> Config:
         UsageError: An unknown key (names the nearest), a value of the wrong kind, or no `data`.
     """
     tree = dict(tree)
-    name = None
-    if isinstance(tree.get("method"), dict):
-        name = tree["method"].get("name")
-        tree["method"] = {key: value for key, value in tree["method"].items() if key != "name"}
+    method = tree.pop("method", {})
+    if isinstance(method, str):
+        method = {"name": method}
+    if not isinstance(method, dict):
+        raise UsageError(f"method is {method!r}, not a name or settings", "Write method: dino, or its settings below")
+    name = method.get("name")
+    tree["method"] = {key: value for key, value in method.items() if key != "name"}
     if base is None:
         if not isinstance(tree.get("data"), str):
             raise UsageError("The settings name no data", "Add a line such as data: ~/photos")
         base = Config(data=tree["data"])
     if name is not None and name != method_name(base):
         base = replace(base, method=method_config(name))
+    if (tree.get("steps") is None) != (tree.get("epochs") is None):  # the one that is given replaces the other
+        base = replace(base, steps=None, epochs=None)
     return _overlay(base, tree, "")
 
 
@@ -174,8 +188,10 @@ def _overlay(base: Any, tree: dict[str, Any], path: str) -> Any:
         if dataclasses.is_dataclass(current) and isinstance(value, dict):
             changes[key] = _overlay(current, value, f"{where}.")
             continue
+        if kinds[key] is str and isinstance(value, int | float):  # a duration in steps needs no quotes
+            value = f"{value:g}" if isinstance(value, float) else str(value)
         try:
-            changes[key] = msgspec.convert(value, kinds[key])
+            changes[key] = msgspec.convert(value, kinds[key], strict=False)  # YAML reads 5e-4 as text
         except msgspec.ValidationError as error:
             raise UsageError(
                 f"{where} is {value!r}: {str(error)[0].lower()}{str(error)[1:]}", _choices(kinds[key])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from opendino.core.contracts import Backbone
 
@@ -35,8 +35,12 @@ def extract(backbone: Backbone, crops: Tensor, mean: RGB, std: RGB, device: torc
 
 @torch.no_grad()
 def settle(backbone: Backbone, crops: Tensor, mean: RGB, std: RGB, device: torch.device, batch: int = 64) -> None:
-    """Let a network's BatchNorm gather its statistics from images, so that an untrained one is judged fairly."""
+    """Let BatchNorm take its statistics from these images alone, so that an untrained network is judged fairly."""
     backbone.train()
+    for module in backbone.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.reset_running_stats()
+            module.momentum = None  # the mean over all batches, not a moving one
     for part in _normalised(crops, mean, std, device, batch):
         if len(part) > 1:  # BatchNorm cannot learn a variance from one image
             backbone([part])
@@ -52,8 +56,11 @@ def pixels(crops: Tensor, side: int = 16) -> Tensor:
     Returns:
         float32 `[M 3·side·side]`, values in [0, 1].
     """
-    shrunk = torch.nn.functional.interpolate(crops.float() / 255, (side, side), mode="bilinear", antialias=True)
-    return shrunk.flatten(1)
+
+    def shrink(part: Tensor) -> Tensor:
+        return nn.functional.interpolate(part.float() / 255, (side, side), mode="bilinear", antialias=True).flatten(1)
+
+    return torch.cat([shrink(part) for part in crops.split(256)])
 
 
 def _normalised(crops: Tensor, mean: RGB, std: RGB, device: torch.device, batch: int) -> Iterator[Tensor]:

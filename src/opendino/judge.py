@@ -23,8 +23,6 @@ class Judge:
     """k-NN of teacher and student against raw pixels and the untrained network; the effective rank without labels.
 
     Attributes:
-        baselines: "pixels" and "untrained" k-NN in percent; found at the first call, which must see the fresh network,
-            or put back when a run resumes.
         origin: Where the query images come from, for people.
     """
 
@@ -34,28 +32,36 @@ class Judge:
         val = Images(open_source(config.val), images.max_area_px) if config.val else None
         self._set = evalset.make(images, val, config.eval_images, spec.groups[0].size_px)
         self.origin = self._set.origin
-        self.baselines: dict[str, float] = {}
 
-    def __call__(self, method: Method) -> dict[str, Any]:
-        """{"effective_rank": of the teacher's features} and, with labels, {"knn": {name: top-1 in percent}}."""
+    def __call__(self, method: Method, baselines: dict[str, float]) -> tuple[dict[str, Any], dict[str, float]]:
+        """Judge a method.
+
+        Args:
+            method: The fresh one where there are no `baselines` yet.
+            baselines: k-NN in percent of "pixels" and the "untrained" network; {} for not yet measured.
+
+        Returns:
+            {"effective_rank": of the teacher's features} and, with labels, {"knn": {name: top-1 in percent}}; and the
+            baselines.
+        """
         teacher, student = (cast(Backbone, network["backbone"]) for network in (method.teacher, method.student))
         bank = self._features(teacher, self._set.bank)
         quality: dict[str, Any] = {"effective_rank": effective_rank(bank[:2048])}
         if not self._set.labelled:
-            return quality
-        if not self.baselines:
+            return quality, baselines
+        if not baselines:
             fresh = copy.deepcopy(teacher)
             features.settle(fresh, self._set.bank[:512], self._spec.mean, self._spec.std, self._device)
-            self.baselines = {
+            baselines = {
                 "pixels": self._knn(features.pixels(self._set.bank), features.pixels(self._set.queries)),
                 "untrained": self._knn(self._features(fresh, self._set.bank), self._features(fresh, self._set.queries)),
             }
         quality["knn"] = {
             "teacher": self._knn(bank, self._features(teacher, self._set.queries)),
             "student": self._knn(self._features(student, self._set.bank), self._features(student, self._set.queries)),
-            **self.baselines,
+            **baselines,
         }
-        return quality
+        return quality, baselines
 
     def _features(self, backbone: Backbone, crops: Tensor) -> Tensor:
         return features.extract(backbone, crops, self._spec.mean, self._spec.std, self._device)

@@ -29,6 +29,8 @@ def decide(config: Config, device: torch.device) -> tuple[Config, Source]:
     Raises:
         UserError: The images cannot be trained on, or settings contradict each other.
     """
+    # The run folder must mean the same images wherever it is resumed from.
+    config = replace(config, data=_absolute(config.data), val=_absolute(config.val) if config.val else None)
     source = open_source(config.data)
     looked = survey(source, config.max_bad_frac)
     batch, why_batch = sizing.batch(config.batch, len(source), device)
@@ -64,7 +66,7 @@ def decide(config: Config, device: torch.device) -> tuple[Config, Source]:
         if not reason.endswith(": as asked"):
             log.say(f"  {reason}")
     config = replace(
-        config, batch=batch, steps=steps, epochs=None, cache=cache, workers=workers, device=device.type,
+        config, batch=batch, steps=steps, epochs=None, cache=cache, workers=workers,
         eval_images=judged, precision=str(dtype).removeprefix("torch."), optim=replace(config.optim, accumulate=parts),
     )  # fmt: skip
     return dist.agreed(config), source
@@ -92,6 +94,11 @@ def make_backbone(config: Config, spec: ViewSpec, role: str) -> Backbone:
     options: dict[str, Any] = dict(config.backbone_options)
     drop_path = config.drop_path if role == "student" else 0.0
     return build.backbone(config.backbone, image_px=spec.groups[0].size_px, drop_path=drop_path, **options)
+
+
+def _absolute(data: str) -> str:
+    path = Path(data).expanduser()
+    return str(path.absolute()) if path.exists() else data
 
 
 def _eval_images(wanted: int | str, num_images: int, num_trained: int) -> tuple[int, str]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 import resource
-import shutil
 import sys
 import time
+import types
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -34,6 +34,7 @@ from opendino.engine import checkpoint, optim, parallel, precision
 from opendino.engine.interrupt import Interrupt, Interrupted
 from opendino.engine.meters import Meters
 from opendino.engine.progress import Progress
+from opendino.engine.run_folder import Claim
 from opendino.engine.watch import Watch
 from opendino.judge import Judge
 from opendino.models import load
@@ -93,7 +94,8 @@ def resume(run: str | Path) -> Result:
     device = parallel.device(config.device)
     with parallel.processes(device):
         # Killed before its first checkpoint, a run has lost nothing and begins again.
-        return _run(config, open_source(config.data), folder, device, new=not (folder / "latest").exists())
+        new = not any((folder / "checkpoints").glob("step_*"))
+        return _run(config, open_source(config.data), folder, device, new)
 
 
 def _run(config: Config, source: Source, folder: Path, device: torch.device, new: bool) -> Result:
@@ -110,7 +112,8 @@ def _run(config: Config, source: Source, folder: Path, device: torch.device, new
     model, optimizer = parallel.wrap(method.train()), optim.build(config.optim, method.student)
 
     with contextlib.ExitStack() as closing:
-        claim = closing.enter_context(_Claim(folder, leader))
+        interrupt = closing.enter_context(Interrupt())
+        claim = closing.enter_context(Claim(folder, leader))
 
         # ---- data: whole images, and random choices that depend on (seed, epoch, image) alone
         images = Images(source, working_area_px(spec), config.cache, folder)
@@ -123,7 +126,9 @@ def _run(config: Config, source: Source, folder: Path, device: torch.device, new
             state = _restore(folder, method, optimizer, source)
         first: int = state["step"]
         stream = loader.batches(batches, first * parts, total * parts, config.workers, device.type == "cuda")
-        head = [next(stream)] if first < total else []  # proof that images can be read; only then is anything written
+        head = (
+            [next(stream)] if first < total else []
+        )  # the proof that images can be read: before it nothing is written
         stream = itertools.chain(head, stream)
 
         meters = None
@@ -139,10 +144,10 @@ def _run(config: Config, source: Source, folder: Path, device: torch.device, new
         def judge_and_save(done: int, judging: bool, saving: bool) -> None:
             with watch.resting():
                 if judge and judging:
-                    judge.baselines = state["baselines"]
-                    watch.judged(done, judge(method))
-                    state["baselines"] = judge.baselines
-                if leader and saving:
+                    quality, state["baselines"] = judge(method, state["baselines"])
+                    watch.judged(done, quality)
+                if meters and saving:
+                    meters.sync()  # a checkpoint must never be ahead of its rows
                     state["step"] = done
                     _save_model(folder, config, method, spec, done)
                     checkpoint.save(folder, method, optimizer, state, config.keep_checkpoints)
@@ -152,9 +157,9 @@ def _run(config: Config, source: Source, folder: Path, device: torch.device, new
             judge_and_save(0, judging=True, saving=True)
         start = Clock(first, total, batches.steps_per_epoch)
         judge_every, save_every = (_interval(every, start) for every in (config.eval_every, config.checkpoint_every))
-        log.say(f"run folder {folder}, from step {first}")
+        log.say(f"run folder {folder}, from step {first}{f', judged on {judge.origin}' if judge else ''}")
         progress = closing.enter_context(contextlib.closing(Progress(total, first, leader)))
-        interrupt = closing.enter_context(Interrupt())
+        interrupt.patient = True
 
         # ---- the loop
         dtype = getattr(torch, config.precision)
@@ -171,7 +176,7 @@ def _run(config: Config, source: Source, folder: Path, device: torch.device, new
                 claim.keep()
                 watch.look()
                 stopping = dist.anywhere(interrupt.asked)
-                judge_and_save(done, judging and not stopping, saving or stopping)
+                judge_and_save(done, judging, saving or stopping)
                 progress.update(done, watch.line())
                 if stopping and done < total:
                     raise Interrupted(
@@ -180,7 +185,7 @@ def _run(config: Config, source: Source, folder: Path, device: torch.device, new
 
         # ---- the end
         if first == total:  # resumed after its last step
-            watch.quality = judge(method) if judge else {}
+            watch.quality = judge(method, state["baselines"])[0] if judge else {}
         images.discard()
         return Result(
             run=str(folder),
@@ -221,10 +226,10 @@ def step(
 
     Returns:
         Scalars on the device (the method's metrics, "grad_norm", "ok": whether the step counted), and of the host
-        ("lr", "weight_decay").
+        (the method's schedules, "lr", "weight_decay").
     """
     lr, weight_decay = optim.set_schedules(optimizer, settings, clock, batch)
-    outputs, buffers = [], [(buffer, buffer.clone()) for buffer in method.buffers()]
+    outputs, buffers = [], optim.Buffers(method)
     for number, part in enumerate(views, start=1):
         with parallel.accumulating(model, last=number == parts):
             with precision.autocast(part.labels.device, dtype):
@@ -237,11 +242,10 @@ def step(
     ok = dist.everywhere(finite)  # one rank's bad batch voids the step of all, so that they stay equal
     optim.step(optimizer, ok)
     optimizer.zero_grad()
-    for buffer, before in buffers:  # BatchNorm's statistics, which a void step must not spoil either
-        buffer.copy_(torch.where(ok, buffer, before))
+    buffers.put_back(ok)
     method.after_step(clock, ok)
     means = {name: torch.stack([output.metrics[name] for output in outputs]).mean() for name in outputs[0].metrics}
-    return {**means, "grad_norm": norm, "ok": ok}, {"lr": lr, "weight_decay": weight_decay}
+    return {**means, "grad_norm": norm, "ok": ok}, {**outputs[0].numbers, "lr": lr, "weight_decay": weight_decay}
 
 
 def _views(
@@ -261,32 +265,11 @@ def _views(
         yield Views(crops(there.canvas, there.draws, spec), there.labels, there.indices)
 
 
-class _Claim:
-    """Makes a run's folder where there is none; takes it away again if the run fails before its first step."""
-
-    def __init__(self, folder: Path, leader: bool) -> None:
-        self._folder, self._kept = folder, not leader or (folder / "config.yaml").exists()
-        missing = [path for path in (folder, *folder.parents) if not path.exists()]
-        self._top = missing[-1] if missing else folder  # parents made for it go too
-
-    def keep(self) -> None:
-        """From now on the folder stays."""
-        self._kept = True
-
-    def __enter__(self) -> _Claim:
-        if not self._kept:
-            self._folder.mkdir(parents=True, exist_ok=True)
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None and not self._kept:
-            shutil.rmtree(self._top, ignore_errors=True)
-
-
 def _restore(folder: Path, method: Method, optimizer: torch.optim.Optimizer, source: Source) -> dict[str, Any]:
     path = checkpoint.newest(folder)
     if path is None:
         raise UserError(f"'{folder}' has no readable checkpoint", "Start anew with another --out")
+    checkpoint.forget_after(path)  # damaged ones, of a future that will now come otherwise
     state = checkpoint.load(path, method, optimizer)
     if state["images"] != _fingerprint(source):
         raise UserError(
@@ -328,3 +311,12 @@ def _peak_memory_bytes(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+class _Callable(types.ModuleType):
+    """`opendino.train` is this module once something has imported it, and must still be the function."""
+
+    __call__ = staticmethod(train)
+
+
+sys.modules[__name__].__class__ = _Callable

@@ -34,7 +34,7 @@ class Plain(Source):
 
 def test_median_of_the_shorter_side_and_mean_area() -> None:
     looked = survey(Plain(5), 0.5)
-    assert (looked.short_side_px, looked.area_px, looked.bad) == (12, 12 * 50, ())
+    assert (looked.short_side_px, looked.area_px) == (12, 12 * 50)
 
 
 def test_a_large_set_is_sampled_evenly_from_its_first_to_its_last() -> None:
@@ -49,13 +49,17 @@ def test_a_small_set_is_looked_at_once() -> None:
     assert sorted(source.seen) == [0, 1, 2]
 
 
-def test_up_to_the_share_bad_images_are_reported_and_left_out() -> None:
+def test_up_to_the_share_bad_images_are_left_out() -> None:
     looked = survey(Plain(10, bad=range(5)), 0.5)
-    assert looked.bad == tuple((f"image {i}", "torn") for i in range(5))
     assert looked.short_side_px == 17  # of 15 … 19
     with pytest.raises(UserError, match=r"6 of 10 images looked at cannot be read, e\.g\. image 0: torn") as caught:
         survey(Plain(10, bad=range(6)), 0.5)
     assert caught.value.hint
+
+
+def test_a_set_without_one_readable_image_is_refused_whatever_the_share() -> None:
+    with pytest.raises(UserError, match="3 of 3 images looked at cannot be read"):
+        survey(Plain(3, bad=range(3)), 1.0)
 
 
 @pytest.mark.parametrize("num", [0, 1])

@@ -116,15 +116,15 @@ def test_the_share_is_never_one_of_more_images_than_there_are(make: MakeWatch) -
 
 
 def test_a_collapse_is_named_once_and_so_is_its_end(make: MakeWatch, said: list[str]) -> None:
-    watch = make(total=40)  # patience 4
-    steps(watch, *[True] * 8, entropy_frac=1.0, marginal_frac=1.0, feature_spread=0.5)
+    watch = make(total=40)  # patience 10
+    steps(watch, *[True] * 12, entropy_frac=1.0, marginal_frac=1.0, feature_spread=0.5)
     watch.look()
     assert watch.verdict is not None and watch.verdict.name == "uniform"
-    assert len(said) == 1 and "step 4: uniform collapse" in said[0] and watch.verdict.cure in said[0]
+    assert len(said) == 1 and "step 10: uniform collapse" in said[0] and watch.verdict.cure in said[0]
     steps(watch, True, entropy_frac=0.5, marginal_frac=1.0, feature_spread=0.5)
     watch.look()
     assert watch.verdict is None
-    assert said[1:] == ["step 9: no longer uniform"]
+    assert said[1:] == ["step 13: no longer uniform"]
 
 
 def test_the_line_holds_the_figures_there_are(make: MakeWatch) -> None:

@@ -6,8 +6,10 @@ A verb's file has a docstring (its first line is the help text) and `run(args) -
 from __future__ import annotations
 
 import ast
+import errno
 import importlib.util
 import json
+import os
 import sys
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -41,19 +43,32 @@ def main(argv: list[str] | None = None) -> int:
             raise unknown("verb", args[0], registry.names("opendino.cli"))
         outcome: Outcome | None = importlib.import_module(f"opendino.cli.{args[0]}").run(args[1:])
     except UserError as error:
-        if as_json:
-            print(json.dumps({"error": {"message": error.message, "hint": error.hint}}))
-        print(f"opendino: {error}", file=sys.stderr)
-        return error.exit_code
+        return _failed(error, as_json)
     except KeyboardInterrupt:
-        print("opendino: interrupted", file=sys.stderr)
-        return 130
+        return _failed(UserError("Interrupted before there was anything to save", exit_code=130), as_json)
     except BrokenPipeError:  # the reader of our output has gone, e.g. `| head`
         sys.stderr.close()
         return 0
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        return _failed(UserError(f"The disk is full: {error}", "Make room, then: opendino resume RUN"), as_json)
+    except RuntimeError as error:
+        if "out of memory" not in str(error).lower():
+            raise
+        hint = "Use a smaller --batch, or work it off in parts with --optim.accumulate 4"
+        return _failed(UserError("The device has too little memory for a step", hint), as_json)
     if outcome is not None and _is_leader():
         print(json.dumps(outcome.fields) if as_json else outcome.text)
     return 0
+
+
+def _failed(error: UserError, as_json: bool) -> int:
+    if _is_leader():
+        if as_json:
+            print(json.dumps({"error": {"message": error.message, "hint": error.hint}}))
+        print(f"opendino: {error}", file=sys.stderr)
+    return error.exit_code
 
 
 def _help() -> str:
@@ -76,6 +91,4 @@ def _summary(verb: str) -> str:
 
 
 def _is_leader() -> bool:
-    import os
-
     return os.environ.get("RANK", "0") == "0"

@@ -13,11 +13,11 @@ def run(args: list[str]) -> Outcome:
 
     config = parse(args, recipe="demo", data=demo.DATA)
     result = train(config)
-    assert result.knn is not None
+    knn = result.knn or {}
     text = "\n".join(
         [
             f"k-NN on images it has never seen, ten classes, after {result.seconds:.0f} s (chance: 10 %):",
-            *(f"  {label:<34}{result.knn[key]:5.1f} %" for key, label in _ROWS.items()),
+            *(f"  {label:<34}{knn[key]:5.1f} %" for key, label in _ROWS.items() if key in knn),
             f"The run lies in {result.run}: config.yaml, metrics.jsonl, backbone.safetensors, checkpoints/",
             f"Its curves:           tensorboard --logdir {result.run}",
             "Your own images next: opendino train ~/photos",

@@ -101,14 +101,17 @@ def _one_line(framed: str) -> UsageError:
     text = " ".join(re.sub(r"\x1b\[[0-9;]*m|[│╭╮╰╯─]", " ", framed).split())
     if "Missing from opendino train: STR" in text:
         return UsageError("No images were named", "Give a folder: opendino train ~/photos")
-    if wrong := re.search(r"Error parsing (--\S+): .*\|?\b(\w+) could be instantiated from \['(.*?)'\]", text):
+    if wrong := re.search(
+        r"Error parsing (--\S+): no type matching (\S+) could be instantiated from \['(.*?)'\]", text
+    ):
         return UsageError(
-            f"{wrong[1]} is '{wrong[3]}', not a value of type {wrong[2].lower()}", "See opendino train --help"
+            f"{wrong[1]} is '{wrong[3]}', not of {wrong[2].replace('{None}|', '')}", "See opendino train --help"
         )
+    text = re.split("For full helptext|Argument helptext", text)[0].strip(" .")
     if ours := re.search(r"Error parsing Config\w*: (.*)", text):  # raised by a Config itself, already in our words
         return UsageError(ours[1])
     text = re.sub(r"^(Parsing error|Value error|Invalid choice|Unrecognized options) ", "", text)
-    return UsageError(text.partition("For full helptext")[0].strip(" ."), "See opendino train --help")
+    return UsageError(text, "See opendino train --help")
 
 
 def _take(args: list[str], *names: str) -> tuple[list[str], dict[str, str | None]]:

@@ -23,7 +23,7 @@ class UserError(ValueError):
         super().__init__(f"{message}. {hint}" if hint else message)
         self.message, self.hint, self.exit_code = message, hint, exit_code
 
-    def __reduce__(self) -> tuple[type[UserError], tuple[str, str, int]]:  # survives a trip out of a loader worker
+    def __reduce__(self) -> tuple[type[UserError], tuple[str, str, int]]:  # comes back whole from a loader worker
         return type(self), (self.message, self.hint, self.exit_code)
 
 

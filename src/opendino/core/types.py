@@ -164,7 +164,9 @@ class StepOutput:
     Attributes:
         loss: Scalar tensor to differentiate.
         metrics: Name → detached scalar tensor, left on the device.
+        numbers: Name → where a schedule stands, e.g. the teacher's temperature.
     """
 
     loss: Tensor
     metrics: dict[str, Tensor] = field(default_factory=dict)
+    numbers: dict[str, float] = field(default_factory=dict)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from opendino.data.decode import decode
 Cache = Literal["auto", "ram", "disk", "off"]
 
 _BYTES_PER_PIXEL = 3
+_NORESERVE = 0x4000  # MAP_NORESERVE, which Python does not name
 
 
 class Images:
@@ -38,10 +40,14 @@ class Images:
         self._file = folder / "cache.u8" if cache == "disk" and folder is not None else None
         self._memory: mmap.mmap | None = None
         if cache == "ram":
-            self._memory = mmap.mmap(-1, self._num_bytes())  # anonymous, shared with forked workers
-        elif self._file is not None and not self._file.exists():
-            with open(self._file, "wb") as file:
-                file.truncate(self._num_bytes())  # sparse: takes disk only as it fills
+            # Anonymous, shared with forked workers; memory is promised to nobody before it is used.
+            flags = {"flags": mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | _NORESERVE} if sys.platform == "linux" else {}
+            self._memory = mmap.mmap(-1, self._num_bytes(), **flags)
+        elif self._file is not None:
+            with open(os.open(self._file, os.O_CREAT | os.O_RDWR), "r+b") as file:
+                file.truncate(
+                    self._num_bytes()
+                )  # sparse: takes disk only as it fills; keeps what a former run has put in
 
     def __len__(self) -> int:
         return len(self.source)

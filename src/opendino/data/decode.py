@@ -41,7 +41,7 @@ _TURN = {
     8: Image.Transpose.ROTATE_90,
 }
 _ORIENTATION = 0x0112
-_MAX_ELONGATION = 4
+_MAX_ELONGATION = 2
 
 
 def decode(data: bytes | np.ndarray, max_area_px: int | None = None) -> np.ndarray:
@@ -54,7 +54,7 @@ def decode(data: bytes | np.ndarray, max_area_px: int | None = None) -> np.ndarr
 
     Args:
         data: An encoded file, or uint8 `[H W 3]`.
-        max_area_px: Shrink until H · W is at most this, and the longer side at most four times its root: one
+        max_area_px: Shrink until H · W is at most this, and the longer side at most twice its root: one
             hair-thin image must not stretch the canvas of a whole batch.
 
     Returns:

@@ -6,6 +6,7 @@ So the number of workers changes nothing, and a run resumes by starting to count
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -32,7 +33,7 @@ class Batch:
         labels: int64 `[B]`, -1 where unknown.
         indices: int64 `[B]`, positions in the source.
         draws: The random choices for every view.
-        bad: (key, reason) of images that could not be read and were replaced by their successors.
+        bad: (key, reason) of images that could not be read and were replaced by their successors in the epoch.
     """
 
     canvas: Tensor
@@ -54,7 +55,7 @@ class Batch:
         return replace(self, canvas=canvas, labels=labels, draws=draws)
 
 
-class Batches(Dataset[Batch]):
+class Batches(Dataset[Batch | UserError]):
     """The batches of a whole run, in order; item n is part n % accumulate of optimiser step n // accumulate.
 
     Epoch e visits the images in the order of a permutation keyed by (seed, e) and drops what does not fill a batch.
@@ -77,17 +78,23 @@ class Batches(Dataset[Batch]):
         self.steps_per_epoch = len(images) // batch
         self._order: tuple[int, np.ndarray] | None = None
 
-    def __getitem__(self, n: int) -> Batch:
+    def __getitem__(self, n: int) -> Batch | UserError:
+        try:
+            return self._batch(n)
+        except UserError as error:  # raised where it is read: torch would wrap it into a worker's traceback
+            return error
+
+    def _batch(self, n: int) -> Batch:
         step, part = divmod(n, self.accumulate)
         epoch, within = divmod(step, self.steps_per_epoch)
         if self._order is None or self._order[0] != epoch:
             self._order = epoch, permutation(len(self.images), self.seed, epoch)
-        wanted = self._order[1][within * self.batch : (within + 1) * self.batch]
-        wanted = wanted[self.rank :: self.world][part :: self.accumulate]
+        places = np.arange(within * self.batch, (within + 1) * self.batch)
+        places = places[self.rank :: self.world][part :: self.accumulate]
 
         found, pixels, bad = [], [], []
-        for index in wanted:
-            actual, image = self._read(int(index), bad)
+        for place in places:
+            actual, image = self._read(int(place), self._order[1], bad)
             found.append(actual)
             pixels.append(image)
         canvas, sizes = to_canvas(pixels)
@@ -97,14 +104,14 @@ class Batches(Dataset[Batch]):
             labels=torch.tensor([self.images.source.label(i) for i in found]),
             indices=torch.tensor(found),
             # Keyed by the image asked for, so that a stand-in is drawn unlike its own turn in the epoch.
-            draws=draw(self.spec, self.seed, epoch, wanted, sizes.numpy()),
+            draws=draw(self.spec, self.seed, epoch, self._order[1][places], sizes.numpy()),
             bad=tuple(bad),
         )
 
-    def _read(self, index: int, bad: list[tuple[str, str]]) -> tuple[int, np.ndarray]:
+    def _read(self, place: int, order: np.ndarray, bad: list[tuple[str, str]]) -> tuple[int, np.ndarray]:
         tries = min(_TRIES, len(self.images))
         for offset in range(tries):
-            candidate = (index + offset) % len(self.images)
+            candidate = int(order[(place + offset) % len(order)])
             try:
                 return candidate, self.images.read(candidate)
             except BadImage as error:
@@ -122,7 +129,11 @@ def permutation(num: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def batches(dataset: Batches, first: int, last: int, workers: int, pin: bool) -> Iterator[Batch]:
-    """Items first … last - 1, made ahead by `workers` processes (0: by this one)."""
+    """Items first … last - 1, made ahead by `workers` processes (0: by this one).
+
+    Raises:
+        UserError: The set cannot be read.
+    """
     loader = DataLoader(
         dataset,
         batch_size=None,
@@ -132,12 +143,16 @@ def batches(dataset: Batches, first: int, last: int, workers: int, pin: bool) ->
         collate_fn=_as_is,  # pyright: ignore[reportArgumentType], one item, no list
         worker_init_fn=_ignore_interrupt,
         generator=torch.Generator(),  # its own, so that making an iterator leaves the global stream alone
+        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,  # shares a cache in RAM
     )
-    return iter(loader)
+    for item in loader:
+        if isinstance(item, UserError):
+            raise item
+        yield item
 
 
-def _as_is(batch: Batch) -> Batch:
-    return batch
+def _as_is(item: Batch | UserError) -> Batch | UserError:
+    return item
 
 
 def _ignore_interrupt(_: int) -> None:

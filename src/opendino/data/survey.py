@@ -19,12 +19,10 @@ class Survey:
     Attributes:
         short_side_px: Median shorter side.
         area_px: Mean area.
-        bad: (key, reason) of sampled images that cannot be read.
     """
 
     short_side_px: int
     area_px: float
-    bad: tuple[tuple[str, str], ...]
 
 
 def survey(source: Source, max_bad_frac: float, num: int = 32) -> Survey:
@@ -46,13 +44,13 @@ def survey(source: Source, max_bad_frac: float, num: int = 32) -> Survey:
             return source.key(index), str(error)
 
     indices = np.unique(np.linspace(0, len(source) - 1, num).round().astype(int)).tolist()
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(4) as pool:  # a picture of the largest size takes a gigabyte
         found = list(pool.map(look, indices))
     bad = tuple((key, reason) for key, reason in found if isinstance(key, str) and isinstance(reason, str))
     sizes = np.array([size for size in found if isinstance(size[0], int)])
-    if len(bad) > max_bad_frac * len(indices):
+    if len(bad) > max_bad_frac * len(indices) or len(bad) == len(indices):
         raise UserError(
             f"{len(bad)} of {len(indices)} images looked at cannot be read, e.g. {bad[0][0]}: {bad[0][1]}",
-            "Remove or convert them, or raise max_bad_frac",
+            "Remove or convert them, or raise --max-bad-frac",
         )
-    return Survey(int(np.median(sizes.min(1))), float(sizes.prod(1).mean()), bad)
+    return Survey(int(np.median(sizes.min(1))), float(sizes.prod(1).mean()))

@@ -59,6 +59,13 @@ def save(folder: Path, method: Method, optimizer: torch.optim.Optimizer, state: 
     return final
 
 
+def forget_after(path: Path) -> None:
+    """Remove the checkpoints newer than this one."""
+    known = _all(path.parents[1])
+    for newer in known[known.index(path) + 1 :]:
+        shutil.rmtree(newer, ignore_errors=True)
+
+
 def newest(folder: Path) -> Path | None:
     """The newest checkpoint that reads, None where there is none. A damaged one is passed over."""
     for path in reversed(_all(folder)):

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: finish the step, save, leave. A second Ctrl-C leaves at once."""
+"""Ctrl-C and SIGTERM: once a run is under way finish the step, save, leave; before that leave at once."""
 
 from __future__ import annotations
 
@@ -18,10 +18,15 @@ class Interrupted(UserError):
 
 
 class Interrupt:
-    """While entered, `asked` turns True at the first SIGINT or SIGTERM instead of the process ending."""
+    """While entered, SIGINT and SIGTERM raise KeyboardInterrupt; when `patient`, the first one only sets `asked`.
+
+    Attributes:
+        patient: Whether there is a state to save first. A second Ctrl-C does not wait for it.
+        asked: Whether the run should stop.
+    """
 
     def __init__(self) -> None:
-        self.asked = False
+        self.patient = self.asked = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupt:
@@ -37,6 +42,6 @@ class Interrupt:
             signal.signal(number, handler)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.asked and number == signal.SIGINT:
+        if not self.patient or (self.asked and number == signal.SIGINT):
             raise KeyboardInterrupt
         self.asked = True

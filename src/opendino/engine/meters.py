@@ -6,11 +6,15 @@ Values stay on the device until `flush`, which fetches all of them at once.
 from __future__ import annotations
 
 import json
+import math
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from opendino.core import files
 
 
 class Meters:
@@ -19,6 +23,9 @@ class Meters:
     Args:
         folder: The run's folder.
         step: Steps already done; rows beyond it (of a run that was cut off) are dropped, all of them where it is -1.
+
+    Attributes:
+        recent: The last rows that were kept.
     """
 
     def __init__(self, folder: Path, step: int = -1) -> None:
@@ -26,7 +33,8 @@ class Meters:
 
         path = folder / "metrics.jsonl"
         kept = _rows_until(path, step) if path.exists() else []
-        path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        files.write(path, "".join(line + "\n" for line in kept))
+        self.recent = [json.loads(line) for line in kept[-200:]]
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115, lives as long as the run
         self._board = SummaryWriter(str(folder), purge_step=step + 1 if step >= 0 else None)
         self._waiting: list[tuple[int, dict[str, Tensor], dict[str, float]]] = []
@@ -56,6 +64,11 @@ class Meters:
         self._write({"step": step, **values})
         self._file.flush()
 
+    def sync(self) -> None:
+        """Write what is waiting and force it to disk."""
+        self.flush()
+        os.fsync(self._file.fileno())
+
     def close(self) -> None:
         """Write what is waiting and close the files."""
         self.flush()
@@ -63,9 +76,16 @@ class Meters:
         self._board.close()
 
     def _write(self, row: dict[str, Any]) -> None:
-        self._file.write(json.dumps(row) + "\n")
+        self._file.write(json.dumps(_finite(row), allow_nan=False) + "\n")
         for name, value in _flat(row):
             self._board.add_scalar(name, value, row["step"])
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows no NaN and no infinity: null."""
+    if isinstance(value, dict):
+        return {name: _finite(each) for name, each in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _flat(row: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:

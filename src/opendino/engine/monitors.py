@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 PATIENCE = 50
-"""Steps in a row that must look collapsed; a tenth of the run where that is shorter."""
+"""Steps in a row that must look collapsed; a tenth of the run where that is shorter, but never fewer than ten."""
 
 _UNIFORM_FRAC = 0.995
 _ONE_HOT_FRAC = 0.05
@@ -39,7 +39,7 @@ class Monitor:
     """Watches a run's rows. A verdict stands as long as the last `PATIENCE` rows agree."""
 
     def __init__(self, total_steps: int) -> None:
-        self._names: deque[str | None] = deque(maxlen=max(2, min(PATIENCE, total_steps // 10)))
+        self._names: deque[str | None] = deque(maxlen=max(10, min(PATIENCE, total_steps // 10)))
 
     def watch(self, row: Mapping[str, float]) -> Verdict | None:
         """The verdict after one more step's numbers, see `diagnose`."""

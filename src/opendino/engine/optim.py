@@ -85,7 +85,9 @@ class LARS(torch.optim.Optimizer):
                     p_norm, g_norm = p.norm(), update.norm()
                     ratio = torch.where((p_norm > 0) & (g_norm > 0), group["eta"] * p_norm / g_norm, 1.0)
                     update = update * ratio
-                velocity = self.state[p].setdefault("velocity", torch.zeros_like(p))
+                if not self.state[p]:
+                    self.state[p]["velocity"] = torch.zeros_like(p)
+                velocity = self.state[p]["velocity"]
                 moved = group["momentum"] * velocity + update
                 if found_inf is None:
                     velocity.copy_(moved)
@@ -153,6 +155,22 @@ def clip(student: nn.Module, max_norm: float, by: Literal["tensor", "global"]) -
         shares = [(max_norm / (norm + 1e-6)).clamp(max=1.0) for norm in each]
         torch._foreach_mul_(grads, shares)  # pyright: ignore[reportPrivateImportUsage]
     return total
+
+
+class Buffers:
+    """The buffers of a module before a step: BatchNorm's statistics, which a void step must not spoil.
+
+    Args:
+        module: Anything.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._pairs = [(buffer, buffer.clone()) for buffer in module.buffers()]
+
+    def put_back(self, ok: Tensor) -> None:
+        """Undo what happened to them since, where `ok` (scalar bool on the device) is False."""
+        for buffer, before in self._pairs:
+            buffer.copy_(torch.where(ok, buffer, before))
 
 
 def step(optimizer: torch.optim.Optimizer, ok: Tensor) -> None:

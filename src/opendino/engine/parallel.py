@@ -53,7 +53,9 @@ def wrap(method: Method) -> nn.Module:
     if not dist.active():
         return method
     # Buffers are left alone: a method reduces its own (the centre), and BatchNorm's are each rank's.
-    return nn.parallel.DistributedDataParallel(method, broadcast_buffers=False)
+    distributed = nn.parallel.DistributedDataParallel
+    distributed._set_params_and_buffers_to_ignore_for_model(method, [name for name, _ in method.named_buffers()])
+    return distributed(method)
 
 
 def accumulating(model: nn.Module, last: bool) -> contextlib.AbstractContextManager[object]:

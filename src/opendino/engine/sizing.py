@@ -67,4 +67,5 @@ def workers(wanted: int | str, device: torch.device) -> tuple[int, str]:
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if device.type == "cpu":
         return max(1, cores // (4 * local)), f"a quarter of {cores} cores; the rest train"
-    return max(1, cores // local - 1), f"{cores} cores for {local} device{'s' * (local > 1)}"
+    number = min(16, max(1, cores // local - 1))
+    return number, f"{cores} cores for {local} device{'s' * (local > 1)}"

@@ -51,9 +51,11 @@ class Watch:
         self._void = self._seen = self._known_bad = 0
         self._last: dict[str, Any] = {}
         self._monitor = Monitor(total_steps)
+        self.verdict: Verdict | None = None
+        for row in (row for row in (meters.recent if meters else ()) if "loss" in row):  # of a run that goes on
+            self.verdict = self._monitor.watch(row)
         self._began = self._looked = time.monotonic()
         self._waited = self._rested = 0.0
-        self.verdict: Verdict | None = None
         self.quality: dict[str, Any] = {}
 
     def step(self, done: int, tensors: dict[str, Tensor], numbers: dict[str, float], indices: list[Tensor]) -> None:

@@ -14,7 +14,12 @@ def effective_rank(features: Tensor) -> float:
 
     Args:
         features: float `[M D]`.
+
+    Returns:
+        NaN where features are not finite.
     """
+    if not features.isfinite().all():
+        return float("nan")
     singular = torch.linalg.svdvals(features.double())
     shares = singular / singular.sum().clamp_min(1e-300)
     return float(torch.special.entr(shares).sum().exp())

@@ -208,7 +208,7 @@ class _DINO(Method):
             "marginal_frac": _entropy(targets.mean((0, 1))) / most,
             "feature_spread": spread,
         }
-        return StepOutput(loss, metrics)
+        return StepOutput(loss, metrics, {"teacher_temp": self.temperature(clock), "momentum": self.ema(clock)})
 
     def before_step(self, clock: Clock) -> None:
         """Hold the prototypes still at first: without a gradient the optimiser skips them, weight decay included."""
@@ -218,12 +218,15 @@ class _DINO(Method):
 
     def after_step(self, clock: Clock, ok: Tensor) -> None:
         """Move the teacher towards the student and the centre towards what the teacher said."""
-        momentum = schedule.cosine(clock.step, self.momentum, self.config.momentum_end, clock.total_steps)
-        ema_(self.teacher, self.student, momentum, ok)
+        ema_(self.teacher, self.student, self.ema(clock), ok)
         mean = dist.mean(torch.stack(self._teacher_means).mean(0))
         self._teacher_means.clear()
         moved = self.config.center_momentum * self.center + (1 - self.config.center_momentum) * mean
         self.center.copy_(torch.where(ok, moved, self.center))
+
+    def ema(self, clock: Clock) -> float:
+        """The teacher's momentum at this time."""
+        return schedule.cosine(clock.step, self.momentum, self.config.momentum_end, clock.total_steps)
 
     def temperature(self, clock: Clock) -> float:
         """τ_t at this time."""
@@ -240,23 +243,23 @@ class _DINO(Method):
 def cross_entropy(student: Tensor, targets: Tensor, *, same_views: bool) -> Tensor:
     """Mean of H(teacher view, student view) over images and pairs of different views (eq. 2 of the paper).
 
-    The targets of each student view are summed before they meet its log-softmax: the same value and gradient as one
-    term a pair, with one pass over the student's outputs.
+    H(q, p) with p = softmax(x) is (Σ_k q)·logsumexp(x) - Σ_k q·x, linear in q and x: so targets and outputs are each
+    summed over views before they meet, and the pairs of a view with itself are taken back. The same value and gradient
+    as a term a pair, and nothing of the size of all outputs is kept but the outputs themselves.
 
     Args:
         student: `[V_s B K]` logits already divided by τ_s, float32 or float64.
         targets: `[V_t B K]` teacher probabilities.
         same_views: The first V_t student views are the teacher's own; a view is not compared with itself.
     """
-    num_student, num_teacher = len(student), len(targets)
-    total = targets.sum(0)
-    wanted = total.expand(num_student, -1, -1)
+    total, lse = targets.sum(0), student.logsumexp(-1)
+    loss = (total.sum(-1) * lse.sum(0)).sum() - (total * student.sum(0)).sum()
+    num_pairs = len(student) * len(targets)
     if same_views:
-        wanted = torch.cat([total - targets, wanted[num_teacher:]])
-    num_pairs = num_student * num_teacher - (num_teacher if same_views else 0)
-    # Σ_k q log p = Σ_k q·x - (Σ_k q)·logsumexp(x): nothing of size V·B·K is kept but the logits themselves.
-    terms = wanted.sum(-1) * student.logsumexp(-1) - (wanted * student).sum(-1)
-    return terms.sum() / (num_pairs * student.shape[1])
+        own = slice(len(targets))
+        loss = loss - (targets.sum(-1) * lse[own]).sum() + (targets * student[own]).sum()
+        num_pairs -= len(targets)
+    return loss / (num_pairs * student.shape[1])
 
 
 def _entropy(probabilities: Tensor) -> Tensor:

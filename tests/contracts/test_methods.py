@@ -1,0 +1,146 @@
+"""Every file of `methods/` keeps the contract of `core.contracts.Method`; a new one is tested the day it lands."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import dataclasses
+import importlib.util
+import types
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+
+from opendino.core import registry
+from opendino.core.contracts import Method
+from opendino.core.types import Clock, Facts, Views, ViewSpec
+from opendino.models.build import backbone
+
+PACKAGE = "opendino.methods"
+NAMES = registry.names(PACKAGE)
+MEETINGS = {
+    "a hundred photos on a CPU": Facts(100, 300, 0, 16, 40, 6, "cpu"),
+    "ImageNet on many GPUs": Facts(1_281_167, 400, 1000, 1024, 375_000, 1251, "cuda"),
+    "two tiny pictures, one step": Facts(2, 8, 2, 2, 1, 1, "mps"),
+}
+WIDTHS = {
+    "out_dim": 16,
+    "hidden_dim": 8,
+    "bottleneck_dim": 4,
+    "local_crops": 2,
+    "global_size_px": 32,
+    "local_size_px": 16,
+}
+CLOCK = Clock(0, 10, 5)
+
+
+def small(module: types.ModuleType) -> Any:
+    """The default settings with the widths that keep a test fast, where the method has them."""
+    known = {field.name for field in dataclasses.fields(module.Config)}
+    config = module.Config(**{name: value for name, value in WIDTHS.items() if name in known})
+    return config.resolved(MEETINGS["a hundred photos on a CPU"])[0]
+
+
+def built(module: types.ModuleType) -> Method:
+    return module.build(
+        small(module), lambda role: backbone("vit/8", image_px=32, embed_dim=8, depth=1, num_heads=2)
+    ).train()
+
+
+def views(spec: ViewSpec, batch: int = 3) -> Views:
+    crops = {g.name: torch.randn(len(g.views), batch, 3, g.size_px, g.size_px) for g in spec.groups if g.views}
+    return Views(crops, torch.zeros(batch, dtype=torch.long), torch.arange(batch))
+
+
+def test_there_are_methods() -> None:
+    assert "dino" in NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_three_public_names_besides_functions_of_its_own(name: str) -> None:
+    module = registry.load(PACKAGE, name)
+    own = [
+        value
+        for key, value in vars(module).items()
+        if key[0] != "_" and getattr(value, "__module__", "") == module.__name__
+    ]
+    assert [value.__name__ for value in own if isinstance(value, type)] == ["Config"]
+    assert {"views", "build"} <= {value.__name__ for value in own}
+    assert (module.__doc__ or "").strip()
+    assert dataclasses.is_dataclass(module.Config)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        module.Config().anything = 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_knows_neither_the_engine_nor_another_method(name: str) -> None:
+    tree = ast.parse(Path(cast(str, importlib.util.find_spec(f"{PACKAGE}.{name}").origin)).read_text())
+    imported = {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert not [each for each in imported if each.startswith(("opendino.engine", "opendino.methods", "opendino.data"))]
+
+
+@pytest.mark.parametrize("facts", MEETINGS.values(), ids=MEETINGS)
+@pytest.mark.parametrize("name", NAMES)
+def test_every_auto_becomes_a_value_with_its_reason(name: str, facts: Facts) -> None:
+    module = registry.load(PACKAGE, name)
+    fields = dataclasses.fields(module.Config)
+    autos = {f.name: "auto" for f in fields if "auto" in str(f.type)}
+    resolved, reasons = module.Config(**autos).resolved(facts)
+    assert type(resolved) is module.Config
+    assert "auto" not in [getattr(resolved, field.name) for field in fields]
+    assert autos.keys() <= {reason.partition(" = ")[0] for reason in reasons}
+    assert all(": " in reason and "\n" not in reason for reason in reasons)
+    assert resolved.resolved(facts) == (resolved, []), "what is decided stays decided"
+    assert isinstance(module.views(resolved), ViewSpec)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_student_and_teacher_begin_equal_and_only_the_student_learns(name: str) -> None:
+    method = built(registry.load(PACKAGE, name))
+    assert isinstance(method, Method)
+    assert method.student.keys() == method.teacher.keys() and "backbone" in method.teacher
+    student, teacher = method.student.state_dict(), method.teacher.state_dict()
+    assert all(torch.equal(value, student[key]) for key, value in teacher.items())
+    assert not any(p.requires_grad for p in method.teacher.parameters())
+    assert any(p.requires_grad for p in method.student.parameters())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_forward_pass_gives_a_finite_loss_and_changes_nothing(name: str) -> None:
+    module = registry.load(PACKAGE, name)
+    method = built(module)
+    before = copy.deepcopy(method.state_dict())
+    output = method(views(module.views(small(module))), CLOCK)
+    assert output.loss.shape == () and bool(output.loss.isfinite()) and output.loss.requires_grad
+    assert all(value.shape == () and not value.requires_grad for value in output.metrics.values())
+    assert torch.equal(output.metrics["loss"], output.loss.detach())
+    output.loss.backward()
+    assert all(torch.equal(value, before[key]) for key, value in method.state_dict().items())
+    assert not any(p.grad is not None for p in method.teacher.parameters())
+    learning = [p for p in method.student.parameters() if p.requires_grad]
+    assert all(p.grad is not None for p in learning), "several processes wait for the gradient of each"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_after_a_step_the_teacher_follows_unless_the_step_was_void(name: str) -> None:
+    module = registry.load(PACKAGE, name)
+    method = built(module)
+    batch = views(module.views(replace(small(module))))
+    for ok in (False, True):
+        method(batch, CLOCK).loss.backward()
+        method.before_step(CLOCK)
+        before = copy.deepcopy(method.state_dict())
+        if ok:
+            with torch.no_grad():
+                for p in method.student.parameters():
+                    p.add_(0.1)
+        student = copy.deepcopy(method.student.state_dict())
+        method.after_step(CLOCK, torch.tensor(ok))
+        assert all(torch.equal(value, student[key]) for key, value in method.student.state_dict().items())
+        same = all(torch.equal(value, before[f"teacher.{key}"]) for key, value in method.teacher.state_dict().items())
+        assert same != ok
+        if not ok:
+            assert all(torch.equal(value, before[key]) for key, value in method.state_dict().items())

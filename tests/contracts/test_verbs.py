@@ -1,0 +1,60 @@
+"""Every verb says what it is, helps, and refuses what it does not know."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+import opendino.cli
+from opendino.cli import main
+from opendino.core import registry
+
+PACKAGE = "opendino.cli"
+NAMES = registry.names(PACKAGE)
+
+
+@pytest.fixture(autouse=True)
+def _builtins_of_the_entry_point() -> Iterator[None]:
+    """The verb `list`, once imported, hides the builtin of that name from later calls in one process."""
+    vars(opendino.cli).pop("list", None)
+    yield
+    vars(opendino.cli).pop("list", None)
+
+
+def code(args: list[str]) -> int:
+    """The exit code, however the verb ends."""
+    try:
+        return main(args)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+
+
+def test_the_first_verbs_are_there() -> None:
+    assert {"demo", "train", "resume", "list"} <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_its_first_line_is_in_the_overview_with_its_form(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    module = registry.load(PACKAGE, name)
+    first = (module.__doc__ or "").splitlines()[0]
+    assert f"opendino {name}" in first
+    assert callable(module.run)
+    assert main(["--help"]) == 0
+    assert first in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_help_goes_to_stdout_and_is_no_error(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert code([name, "--help"]) == 0
+    captured = capsys.readouterr()
+    assert f"opendino {name}" in captured.out or "usage" in captured.out.lower()
+    assert captured.err == ""
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_unknown_flag_is_wrong_usage_in_one_line(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert code([name, "--no-such-flag"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert len(captured.err.splitlines()) == 1 and "--no-such-flag" in captured.err

@@ -1,0 +1,110 @@
+"""The settings of a run: as YAML and back, laid over each other, and refused in one line."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from opendino import config as configs
+from opendino.config import Config
+from opendino.core.errors import UsageError
+from opendino.engine import optim
+from opendino.methods import dino
+
+FULL = Config(
+    data="~/photos", val="toy:", out="runs/x", backbone="vit/8", backbone_options={"depth": 2, "mlp_ratio": 1.5, "x": True},
+    method=dino.Config(out_dim="auto", local_crops=0, global_scale=(0.5, 0.9), momentum=0.9, centering=False),
+    optim=optim.Config(name="lars", lr=1e-7, accumulate=4, clip_by="global"), steps=7, batch=3, cache="disk",
+)  # fmt: skip
+
+
+def read(tmp_path: Path, text: str, base: Config | None = None) -> Config:
+    path = tmp_path / "settings.yaml"
+    path.write_text(text)
+    return configs.from_tree(configs.read_tree(path), base)
+
+
+@pytest.mark.parametrize("config", [Config(data="a"), FULL, Config(data="ü: #1\n", epochs=0.25)])
+def test_yaml_gives_the_same_settings_back(tmp_path: Path, config: Config) -> None:
+    assert read(tmp_path, configs.dump(config)) == config
+
+
+def test_the_method_is_named_in_the_tree() -> None:
+    assert configs.to_tree(FULL)["method"]["name"] == "dino" == configs.method_name(FULL)
+    assert configs.method_module(FULL) is dino
+    assert configs.method_config("dino") == dino.Config()
+
+
+def test_a_few_lines_change_only_what_they_name(tmp_path: Path) -> None:
+    laid = read(tmp_path, "batch: 5\nmethod:\n  name: dino\n  local_crops: 4\noptim: {lr: 0.5}\nval: null\n", FULL)
+    expected = replace(
+        FULL, batch=5, method=replace(FULL.method, local_crops=4), optim=replace(FULL.optim, lr=0.5), val=None
+    )
+    assert laid == expected
+
+
+def test_another_method_brings_its_own_defaults(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(configs, "method_name", lambda config: "some_other")  # as if the base were of another method
+    laid = read(tmp_path, "method: {name: dino, local_crops: 4}\n", FULL)
+    assert laid.method == dino.Config(local_crops=4)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("bach: 3", "Unknown key 'bach'. Did you mean batch"),
+        ("method: {local_crop: 3}", "Unknown key 'method.local_crop'. Did you mean local_crops"),
+        ("optim: {learning_rate: 3}", "Unknown key 'optim.learning_rate'"),
+        ("1: 3", "Unknown key '1'"),
+        ("method: {name: dinosaur}", "Unknown method 'dinosaur'. Did you mean dino?"),
+        ("batch: many", "batch is 'many'"),
+        ("batch: 2.5", "batch is 2.5"),
+        ("seed: null", "seed is None"),
+        ("seed: true", "seed is True"),
+        ("cache: disc", "cache is 'disc'"),
+        ("precision: half", "precision is 'half'"),
+        ("optim: adamw", "optim is 'adamw'"),
+        ("optim: {name: adam}", "optim.name is 'adam'"),
+        ("method: {global_scale: 0.5}", "method.global_scale is 0.5"),
+        ("method: {global_scale: [0.5]}", r"method.global_scale is \[0.5\]"),
+        ("method: {centering: maybe}", "method.centering is 'maybe'"),
+        ("method: {momentum: 3}", "momentum is 3"),
+        ("backbone_options: {depth: [1]}", "backbone_options is"),
+        ("batch: 0", "batch is 0"),
+        ("epochs: 0\nsteps: null", "epochs is 0"),
+        ("workers: -1", "workers is -1"),
+        ("- a\n- b", "holds no settings"),
+        ("", "holds no settings"),
+        ("a: [", "is not YAML"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(tmp_path: Path, text: str, says: str) -> None:
+    with pytest.raises(UsageError, match=says) as caught:
+        read(tmp_path, text, FULL)
+    assert "\n" not in str(caught.value)
+
+
+def test_choices_are_listed_for_a_wrong_word(tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        read(tmp_path, "cache: disc", FULL)
+    assert caught.value.hint == "Choose from auto, ram, disk, off"
+
+
+def test_epochs_and_steps_exclude_each_other(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"epochs=2 and steps=3 were both given\. Give one of them"):
+        Config(data="a", epochs=2, steps=3)
+    with pytest.raises(UsageError, match="were both given"):
+        read(tmp_path, "data: a\nepochs: 2\nsteps: 3\n")
+
+
+def test_settings_without_data_say_so(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"The settings name no data\. Add a line such as data: ~/photos"):
+        read(tmp_path, "batch: 3\n")
+
+
+def test_a_file_that_cannot_be_read_says_so(tmp_path: Path) -> None:
+    for path, says in ((tmp_path / "gone.yaml", "No such file"), (tmp_path, "Is a directory")):
+        with pytest.raises(UsageError, match=f"Cannot read .*: {says}"):
+            configs.read_tree(path)
