@@ -47,9 +47,9 @@ def decide(config: Config, device: torch.device) -> tuple[Config, Source]:
     spec: ViewSpec = configs.method_module(config).views(config.method)
     area_px = min(looked.area_px, working_area_px(spec))
     cache, why_cache = decide_cache(config.cache, len(source), 3 * area_px, steps / steps_per_epoch)
-    with torch.device("meta"):  # only its width is asked for
-        width = make_backbone(config, spec, "teacher").embed_dim
-    parts, why_parts = sizing.accumulate(config.optim.accumulate, batch, spec, width, device)
+    with torch.device("meta"):  # a network without memory, to ask how much a real one takes
+        each = sizing.activation_bytes(make_backbone(config, spec, "student"), spec)
+    parts, why_parts = sizing.accumulate(config.optim.accumulate, batch, each, device)
     judged, why_judged = _eval_images(config.eval_images, len(source), steps * batch)
     reasons += [
         f"batch = {batch}: {why_batch}",

@@ -126,9 +126,8 @@ def _run(config: Config, source: Source, folder: Path, device: torch.device, new
             state = _restore(folder, method, optimizer, source)
         first: int = state["step"]
         stream = loader.batches(batches, first * parts, total * parts, config.workers, device.type == "cuda")
-        head = (
-            [next(stream)] if first < total else []
-        )  # the proof that images can be read: before it nothing is written
+        # The first batch proves that the images can be read; before that nothing is written.
+        head = [next(stream)] if first < total else []
         stream = itertools.chain(head, stream)
 
         meters = None

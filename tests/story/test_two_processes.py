@@ -56,7 +56,7 @@ def config(out: Path, accumulate: int) -> Config:
         recipe, val=None, out=str(out), backbone="vit/8", drop_path=0.0, method=small, steps=STEPS, batch=16, workers=0,
         backbone_options={"embed_dim": 24, "depth": 2, "num_heads": 2}, precision="float32", eval_images=20,
         checkpoint_every="100%", eval_every="100%",
-        optim=optim.Config(name="sgd", lr=8.0, lr_warmup="0", accumulate=accumulate),
+        optim=optim.Config(name="sgd", lr=0.1, lr_warmup="0", accumulate=accumulate),
     )  # fmt: skip
 
 
@@ -72,7 +72,7 @@ def process(folder: Path, rank: int) -> None:
 def main(folder: Path) -> int:
     """Fork the two from one process that has imported everything, which takes longer than what they do."""
     import torch._dynamo
-    import torch.utils.tensorboard  # noqa: F401
+    import torch.utils.tensorboard
 
     torch.set_num_threads(1)
     pair = [multiprocessing.get_context("fork").Process(target=process, args=(folder, rank)) for rank in (0, 1)]
@@ -104,10 +104,11 @@ def test_two_processes_and_two_parts_are_the_run_of_one(two: Path, tmp_path: Pat
     watched(config(tmp_path / "run", accumulate=1), tmp_path / "alone", 0)
     steps, weights = seen(tmp_path / "alone", 0)
     (steps_0, weights_0), (steps_1, weights_1) = (seen(two / "both", rank) for rank in (0, 1))
-    # float32 sums in another order: a relative 1e-6 or so in a gradient, a little more after six steps that each build
-    # on the last. A wrong scale, a missing rank or a wrong share shows in the first digits.
+    # float32 sums in another order: logits are at most 1/τ_s = 10, so a loss is good to some 1e-6, a gradient to a
+    # relative 1e-5 (its terms cancel), a little less after six steps that each build on the last. A wrong scale, a
+    # missing rank or a wrong share shows in the first digits.
     for alone, one, other in zip(steps, steps_0, steps_1, strict=True):
-        assert (one["loss"] + other["loss"]) / 2 == pytest.approx(alone["loss"], rel=1e-4)
+        assert (one["loss"] + other["loss"]) / 2 == pytest.approx(alone["loss"], abs=2e-5)
         assert one["grad_norm"] == other["grad_norm"] == pytest.approx(alone["grad_norm"], rel=1e-3)
     first = load_file(tmp_path / "run/checkpoints/step_00000000/tensors.safetensors")
     for key, value in weights.items():

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 
 import torch
+from torch import Tensor
 
 from opendino.core import dist
+from opendino.core.contracts import Backbone
 from opendino.core.errors import UserError
 from opendino.core.types import ViewSpec
 
-# Activations kept for the backward pass, in bytes per pixel of all views of an image: measured on ViT-S/16 in float32
-# (240 MB for 2·224² + 10·96² pixels); a network twice as wide keeps twice as much.
-_BYTES_PER_PIXEL = 1300 / 384
+_MARGIN = 1.25  # for the head, the teacher and what a step allocates besides
 
 
 def batch(wanted: int | str, num_images: int, device: torch.device) -> tuple[int, str]:
@@ -38,8 +38,36 @@ def batch(wanted: int | str, num_images: int, device: torch.device) -> tuple[int
     return max(size, min(2, num_images)), f"{num_images:,} images on {world} {device.type} device{'s' * (world > 1)}"
 
 
-def accumulate(wanted: int | str, batch: int, spec: ViewSpec, embed_dim: int, device: torch.device) -> tuple[int, str]:
+def activation_bytes(backbone: Backbone, spec: ViewSpec) -> float:
+    """What autograd keeps of one image's views, in float32.
+
+    Args:
+        backbone: On the meta device: its forward pass tells sizes and computes nothing.
+        spec: The views.
+    """
+    kept: dict[int, int] = {p.untyped_storage()._cdata: 0 for p in backbone.parameters()}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept.setdefault(storage._cdata, storage.nbytes())
+        alive.append(tensor)  # lest a later storage takes the place, and the number, of a freed one
+        return tensor
+
+    alive: list[Tensor] = []
+    views = [torch.empty(len(g.views), 3, g.size_px, g.size_px, device="meta") for g in spec.groups if g.views]
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        backbone(views)
+    return _MARGIN * sum(kept.values())
+
+
+def accumulate(wanted: int | str, batch: int, each: float, device: torch.device) -> tuple[int, str]:
     """In how many parts a rank works off its share of a step, and why.
+
+    Args:
+        wanted: That many, or "auto": as few as fit.
+        batch: Images per step over all ranks.
+        each: Bytes an image's views take, see `activation_bytes`.
+        device: Whose memory counts.
 
     Raises:
         UserError: The share does not divide into that many parts.
@@ -49,8 +77,6 @@ def accumulate(wanted: int | str, batch: int, spec: ViewSpec, embed_dim: int, de
         if share % wanted:
             raise UserError(f"{share} images do not divide into accumulate={wanted} parts", f"Use a divisor of {share}")
         return wanted, "as asked"
-    pixels = sum(group.size_px**2 * len(group.views) for group in spec.groups)
-    each = _BYTES_PER_PIXEL * pixels * embed_dim
     if device.type == "cuda":
         free, what = 0.6 * torch.cuda.mem_get_info(device)[0], "60% of the free GPU memory"
     else:
