@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Annotated, Any, Literal, cast, get_args
 
 import msgspec
+import tyro
 from tyro.conf import Positional
 
 from opendino.core import registry
@@ -25,7 +26,7 @@ from opendino.methods import dino
 class Config:
     """Everything that decides a run. "auto" values are decided from the data when it starts, and printed."""
 
-    data: Annotated[str, Positional]
+    data: Annotated[str, Positional, tyro.conf.arg(metavar="DATA")]
     """Images: a folder, a .tar or .zip, a text file of paths, or toy:KIND."""
     val: str | None = None
     """Labelled images for the k-NN shown while training; without it a part of DATA, where folders name classes."""

@@ -99,7 +99,7 @@ def _tyro(args: list[str], base: Config, description: str) -> Config:
 def _one_line(framed: str) -> UsageError:
     """Tyro's framed complaint as one of ours."""
     text = " ".join(re.sub(r"\x1b\[[0-9;]*m|[│╭╮╰╯─]", " ", framed).split())
-    if "Missing from opendino train: STR" in text:
+    if "Missing from opendino train: DATA" in text:
         return UsageError("No images were named", "Give a folder: opendino train ~/photos")
     if wrong := re.search(
         r"Error parsing (--\S+): no type matching (\S+) could be instantiated from \['(.*?)'\]", text
