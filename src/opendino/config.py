@@ -89,9 +89,14 @@ class Config:
         ):
             value = getattr(self, name)
             if isinstance(value, int | float) and (value < least or (name == "epochs" and value == 0)):
-                raise UsageError(
-                    f"{name} is {value}", f"Use {'more than 0' if name == 'epochs' else f'{least} or more'}"
-                )
+                allowed = "more than 0" if name == "epochs" else f"{least} or more"
+                raise UsageError(f"{name} is {value}", f"Use {allowed}")
+        if self.seed >= 2**63:
+            raise UsageError(f"seed is {self.seed}", "Use a number below 2^63")
+        if not 0 <= self.drop_path < 1:
+            raise UsageError(f"drop_path is {self.drop_path}", "Use a share from 0 to below 1")
+        if not 0 <= self.max_bad_frac <= 1:
+            raise UsageError(f"max_bad_frac is {self.max_bad_frac}", "Use a share from 0 to 1")
 
 
 def method_module(config: Config) -> ModuleType:

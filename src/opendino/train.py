@@ -243,8 +243,10 @@ def step(
     optimizer.zero_grad()
     buffers.put_back(ok)
     method.after_step(clock, ok)
-    means = {name: torch.stack([output.metrics[name] for output in outputs]).mean() for name in outputs[0].metrics}
-    return {**means, "grad_norm": norm, "ok": ok}, {**outputs[0].numbers, "lr": lr, "weight_decay": weight_decay}
+    names = list(outputs[0].metrics)
+    table = torch.stack([torch.stack([output.metrics[name] for name in names]) for output in outputs])
+    tensors = dict(zip(names, dist.mean(table.mean(0)), strict=True)) | {"grad_norm": norm, "ok": ok}
+    return tensors, outputs[0].numbers | {"lr": lr, "weight_decay": weight_decay}
 
 
 def _views(
@@ -268,13 +270,14 @@ def _restore(folder: Path, method: Method, optimizer: torch.optim.Optimizer, sou
     path = checkpoint.newest(folder)
     if path is None:
         raise UserError(f"'{folder}' has no readable checkpoint", "Start anew with another --out")
-    checkpoint.forget_after(path)  # damaged ones, of a future that will now come otherwise
     state = checkpoint.load(path, method, optimizer)
     if state["images"] != _fingerprint(source):
         raise UserError(
             f"The images have changed since {path} was written ({state['images'][0]:,} then, {len(source):,} now)",
             "Put them back, or start a new run",
         )
+    if dist.rank() == 0:
+        checkpoint.forget_after(path)  # damaged ones, of a future that will now come anew
     return state
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +14,6 @@ from PIL import Image
 import opendino.cli
 from opendino.cli import main
 from opendino.core import registry
-
-
-@pytest.fixture(autouse=True)
-def _builtins_of_the_entry_point() -> Iterator[None]:
-    """The verb `list`, once imported, hides the builtin of that name from later calls in one process."""
-    yield
-    vars(opendino.cli).pop("list", None)
 
 
 def photos(folder: Path, count: int, side: int = 40) -> None:
@@ -137,7 +129,6 @@ def test_lists_are_the_folders(kind: str, capsys: pytest.CaptureFixture[str]) ->
     listed = json.loads(capsys.readouterr().out)[kind]
     assert [*listed] == registry.names(package)
     assert all(listed.values()), "each has a first line"
-    vars(opendino.cli).pop("list", None)
     assert main(["list", kind]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == registry.names(package)

@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
-import opendino.cli
 from opendino.cli import main
 from opendino.core import registry
 
 PACKAGE = "opendino.cli"
 NAMES = registry.names(PACKAGE)
-
-
-@pytest.fixture(autouse=True)
-def _builtins_of_the_entry_point() -> Iterator[None]:
-    """The verb `list`, once imported, hides the builtin of that name from later calls in one process."""
-    vars(opendino.cli).pop("list", None)
-    yield
-    vars(opendino.cli).pop("list", None)
 
 
 def code(args: list[str]) -> int:

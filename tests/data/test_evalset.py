@@ -96,3 +96,19 @@ def test_crops_are_the_middle_of_the_image(monkeypatch: pytest.MonkeyPatch) -> N
     assert bool((made.bank == 200).all())
     picture[1, 17] = 255  # just outside
     assert torch.equal(make(images(2, classes=()), None, 2, 28).bank, made.bank)
+
+
+class Half(Plain):
+    """Every other image is of no known class."""
+
+    def label(self, index: int) -> int:
+        return index // 2 % 2 if index % 2 else -1
+
+
+def test_images_of_unknown_class_are_neither_bank_nor_query() -> None:
+    half = Images(Half(24), 10_000)
+    for val in (None, half):
+        made = make(half, val, 24, 16)
+        for crops, labels in ((made.bank, made.bank_labels), (made.queries, made.query_labels)):
+            assert len(labels) and [number // 2 % 2 for number in numbers(crops)] == labels.tolist()
+            assert all(number % 2 for number in numbers(crops))

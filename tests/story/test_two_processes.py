@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from opendino.config import Config
+from opendino.core import dist
 from opendino.engine import optim
 from opendino.methods import dino
 from opendino.recipes import demo
@@ -64,6 +65,15 @@ def process(folder: Path, rank: int) -> None:
     """One of the two: a run in two parts a step, then one with a poisoned image."""
     os.environ["RANK"] = str(rank)
     torch.distributed.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=2)
+    answers = {
+        "everywhere": [bool(dist.everywhere(torch.tensor(flag))) for flag in (True, rank == 0, False)],
+        "anywhere": [dist.anywhere(flag) for flag in (True, rank == 0, False)],
+        "mean": dist.mean(torch.tensor([1.0 + 2 * rank, 5.0])).tolist(),
+        "agreed": dist.agreed(f"said by {rank}"),
+        "world": dist.world(),
+        "rank": dist.rank(),
+    }
+    (folder / f"answers_{rank}.json").write_text(json.dumps(answers))
     watched(config(folder / "run", accumulate=2), folder / "both", rank)
     watched(config(folder / "poisoned run", accumulate=1), folder / "poisoned", rank, POISONED)
     torch.distributed.destroy_process_group()
@@ -100,6 +110,19 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_both_processes_get_the_same_answers(two: Path, rank: int) -> None:
+    assert json.loads((two / f"answers_{rank}.json").read_text()) == {
+        "everywhere": [True, False, False],
+        "anywhere": [True, True, False],
+        "mean": [2.0, 5.0],
+        "agreed": "said by 0",
+        "world": 2,
+        "rank": rank,
+    }
+
+
+@pytest.mark.slow
 def test_two_processes_and_two_parts_are_the_run_of_one(two: Path, tmp_path: Path) -> None:
     watched(config(tmp_path / "run", accumulate=1), tmp_path / "alone", 0)
     steps, weights = seen(tmp_path / "alone", 0)
@@ -108,7 +131,7 @@ def test_two_processes_and_two_parts_are_the_run_of_one(two: Path, tmp_path: Pat
     # relative 1e-5 (its terms cancel), a little less after six steps that each build on the last. A wrong scale, a
     # missing rank or a wrong share shows in the first digits.
     for alone, one, other in zip(steps, steps_0, steps_1, strict=True):
-        assert (one["loss"] + other["loss"]) / 2 == pytest.approx(alone["loss"], abs=2e-5)
+        assert one["loss"] == other["loss"] == pytest.approx(alone["loss"], abs=2e-5)
         assert one["grad_norm"] == other["grad_norm"] == pytest.approx(alone["grad_norm"], rel=1e-3)
     first = load_file(tmp_path / "run/checkpoints/step_00000000/tensors.safetensors")
     for key, value in weights.items():

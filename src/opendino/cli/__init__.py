@@ -29,7 +29,7 @@ class Outcome:
 
 def main(argv: list[str] | None = None) -> int:
     """Run a verb; returns the exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted (state saved)."""
-    args = list(sys.argv[1:] if argv is None else argv)
+    args = [*(sys.argv[1:] if argv is None else argv)]  # not list(): that is a verb here
     as_json = "--json" in args
     args = [arg for arg in args if arg != "--json"]
     try:
@@ -67,7 +67,8 @@ def _failed(error: UserError, as_json: bool) -> int:
     if _is_leader():
         if as_json:
             print(json.dumps({"error": {"message": error.message, "hint": error.hint}}))
-        print(f"opendino: {error}", file=sys.stderr)
+        line = str(error).replace("\n", "\\n")  # a file name may hold anything; an error is one line
+        print(f"opendino: {line}", file=sys.stderr)
     return error.exit_code
 
 

@@ -58,9 +58,14 @@ def make(images: Images, val: Images | None, num: int, size_px: int) -> EvalSet:
         origin, bank = "held-out images", _crops(images, order, size_px)
         # The two sets number their classes each in its own order: go by name.
         known = {name: i for i, name in enumerate(images.source.classes)}
-        renamed = torch.tensor([known.get(name, len(known) + i) for i, name in enumerate(val.source.classes)])
-        queries = queries[0], renamed[queries[1]]
-    return EvalSet(*bank, *queries, origin)
+        renamed = torch.tensor([known.get(name, len(known) + i) for i, name in enumerate(val.source.classes)] + [-1])
+        queries = queries[0], renamed[queries[1]]  # -1, unknown, is the last of them
+    return EvalSet(*_labelled(*bank), *_labelled(*queries), origin)
+
+
+def _labelled(crops: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Those whose class is known."""
+    return crops[labels >= 0], labels[labels >= 0]
 
 
 def _crops(images: Images, indices: list[int], size_px: int) -> tuple[Tensor, Tensor]:

@@ -72,7 +72,7 @@ def newest(folder: Path) -> Path | None:
         try:
             json.loads((path / "state.json").read_text(encoding="utf-8"))
             load_file(path / "tensors.safetensors")
-        except (OSError, ValueError, SafetensorError):
+        except (FileNotFoundError, ValueError, SafetensorError):  # any other fault is the disk's, not the file's
             continue
         return path
     return None
@@ -97,4 +97,5 @@ def load(path: Path, method: Method, optimizer: torch.optim.Optimizer) -> dict[s
 
 
 def _all(folder: Path) -> list[Path]:
-    return sorted((folder / "checkpoints").glob("step_*"), key=lambda path: int(path.name.removeprefix("step_")))
+    found = (path for path in (folder / "checkpoints").glob("step_*") if path.name[5:].isdecimal())
+    return sorted(found, key=lambda path: int(path.name[5:]))

@@ -44,6 +44,9 @@ class Config:
             raise UsageError(f"accumulate is {self.accumulate}", "Use 1 or more")
         if self.lr <= 0:
             raise UsageError(f"lr is {self.lr}", "Use a learning rate above 0, e.g. 5e-4")
+        for name in ("min_lr", "weight_decay", "weight_decay_end", "clip"):
+            if getattr(self, name) < 0:
+                raise UsageError(f"{name} is {getattr(self, name)}", "Use 0 or more")
 
     def resolved(self, facts: Facts) -> tuple[Config, list[str]]:
         """The warm-up within its share of the run; with the reason."""

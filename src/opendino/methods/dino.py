@@ -83,6 +83,15 @@ class Config:
             value = getattr(self, name)
             if value != "auto" and not 0 <= value <= 1:
                 raise UsageError(f"{name} is {value}", "A momentum lies between 0 and 1")
+        if min(self.jitter_strength) < 0 or self.jitter_strength[3] > 0.5:
+            raise UsageError(f"jitter_strength is {self.jitter_strength}", "Use 0 or more, and for the hue 0.5 at most")
+        for name in ("flip", "jitter", "grey", "solarise", "blur"):
+            value = getattr(self, name)
+            if not all(0 <= each <= 1 for each in (value if isinstance(value, tuple) else (value,))):
+                raise UsageError(f"{name} is {value}", "Use values from 0 to 1")
+        for name in ("hidden_dim", "bottleneck_dim", "head_layers"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} is {getattr(self, name)}", "Use 1 or more")
         if self.local_crops < 0:
             raise UsageError(f"local_crops is {self.local_crops}", "Use 0 or more")
         if self.student_views == "local" and self.local_crops == 0:

@@ -102,7 +102,10 @@ class TimmBackbone(Backbone):
     def _final(self, images: Tensor) -> Tensor:
         try:
             return self.model.forward_features(images)
-        except AssertionError as error:  # how timm's fixed-size models refuse another size
+        except (AssertionError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "size" not in str(error):
+                raise
+            # How timm's fixed-size models refuse another size, and torch a map that has become too small to go on.
             size = "×".join(map(str, images.shape[2:]))
             raise UserError(
                 f"{self.name} cannot take images of {size} px: {error}", "Change the size of the crops"

@@ -19,7 +19,7 @@ def config(data: str = DATA) -> Config:
         val="toy:textures?n=1000&size=32&split=val",
         backbone="conv4",
         drop_path=0.0,
-        steps=600,
+        steps=800,
         batch=64,
         method=dino.Config(
             global_size_px=32,
