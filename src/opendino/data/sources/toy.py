@@ -9,8 +9,9 @@ Kinds:
         (`mask`) and films (`video`).
     colourful: The very images of `textures`, each in two colours of its own. A lesson: which two colours an image
         has is visible in every crop of it and tells it from all others, and colour jitter blurs that only a little.
-        So self-distillation takes the easy way, sorts images by colour, and its features fall to chance on the
-        classes. What the augmentations do not remove is what is learnt.
+        So self-distillation takes the easy way and sorts images by colour. With a three-layer CNN of K = 256 its
+        features fell to chance on the classes, where the grey images gave 95 %. What the augmentations do not remove is
+        what is learnt.
 
 Image i is a pure function of (kind, seed, split, i) and shows the same scene at every size; its class is i mod 10.
 """
