@@ -9,7 +9,7 @@ import json
 import sys
 from pathlib import Path
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 720, 300, 52, 190, 24, 40
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 780, 300, 52, 250, 24, 40
 # Okabe and Ito's colours, told apart by the colour-blind too.
 LINES = {
     "teacher": ("#0072B2", "DINO, teacher"),

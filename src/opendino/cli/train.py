@@ -105,7 +105,8 @@ def _one_line(framed: str) -> UsageError:
         r"Error parsing (--\S+): no type matching (\S+) could be instantiated from \['(.*?)'\]", text
     ):
         return UsageError(
-            f"{wrong[1]} is '{wrong[3]}', not of {wrong[2].replace('{None}|', '')}", "See opendino train --help"
+            f"{wrong[1]} is '{wrong[3]}', not of type {wrong[2].replace('{None}|', '').lower()}",
+            "See opendino train --help",
         )
     text = re.split("For full helptext|Argument helptext", text)[0].strip(" .")
     if ours := re.search(r"Error parsing Config\w*: (.*)", text):  # raised by a Config itself, already in our words
