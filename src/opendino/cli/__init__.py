@@ -5,9 +5,8 @@ A verb's file has a docstring (its first line is the help text) and `run(args) -
 
 from __future__ import annotations
 
-import ast
 import errno
-import importlib.util
+import importlib
 import json
 import os
 import sys
@@ -79,16 +78,8 @@ def _help() -> str:
         "usage: opendino VERB ... [--json]",
         "",
     ]
-    lines += [f"  {verb:<8} {_summary(verb)}" for verb in registry.names("opendino.cli")]
+    lines += [f"  {verb:<8} {registry.summary('opendino.cli', verb)}" for verb in registry.names("opendino.cli")]
     return "\n".join([*lines, "", "`opendino VERB --help` says more. Start with: opendino demo"])
-
-
-def _summary(verb: str) -> str:
-    """The first line of a verb's docstring, read without importing the verb."""
-    spec = importlib.util.find_spec(f"opendino.cli.{verb}")
-    assert spec is not None and spec.origin is not None
-    with open(spec.origin, encoding="utf-8") as file:
-        return (ast.get_docstring(ast.parse(file.read())) or "").partition("\n")[0]
 
 
 def _is_leader() -> bool:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import ast
-import importlib.util
-
 from opendino.cli import Outcome
 from opendino.core import registry
 from opendino.core.errors import UsageError, unknown
@@ -36,13 +33,6 @@ def run(args: list[str]) -> Outcome | None:
             "any timm name": "e.g. resnet50, convnext_tiny, resnet18/3x3"
         }
     else:
-        found = {name: _first_line(f"{_FOLDERS[kind]}.{name}") for name in registry.names(_FOLDERS[kind])}
+        found = {name: registry.summary(_FOLDERS[kind], name) for name in registry.names(_FOLDERS[kind])}
     width = max(map(len, found))
     return Outcome("\n".join(f"{name:<{width}}  {text}" for name, text in found.items()), {kind: found})
-
-
-def _first_line(module: str) -> str:
-    spec = importlib.util.find_spec(module)
-    assert spec is not None and spec.origin is not None
-    with open(spec.origin, encoding="utf-8") as file:
-        return (ast.get_docstring(ast.parse(file.read())) or "").partition("\n")[0]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
+import importlib.util
 import pkgutil
 from types import ModuleType
 
@@ -23,3 +25,11 @@ def load(package: str, name: str) -> ModuleType:
     if name not in names(package):
         raise unknown(package.rpartition(".")[2].rstrip("s"), name, names(package))
     return importlib.import_module(f"{package}.{name}")
+
+
+def summary(package: str, name: str) -> str:
+    """The first line of a module's docstring, read without importing the module."""
+    spec = importlib.util.find_spec(f"{package}.{name}")
+    assert spec is not None and spec.origin is not None
+    with open(spec.origin, encoding="utf-8") as file:
+        return (ast.get_docstring(ast.parse(file.read())) or "").partition("\n")[0]

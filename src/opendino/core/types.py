@@ -15,21 +15,6 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One decoded image at working size.
-
-    Attributes:
-        index: Position in its source.
-        image: uint8 `[C H W]`, RGB, upright.
-        label: Class index, -1 where unknown.
-    """
-
-    index: int
-    image: Tensor
-    label: int
-
-
-@dataclass(frozen=True)
 class Augment:
     """How one view is drawn: crop, then flip, jitter, grey, blur, solarise (BYOL, appendix B; DINO v1).
 
