@@ -290,10 +290,9 @@ def _fingerprint(source: Source) -> list[int]:
 def _save_model(folder: Path, config: Config, method: Method, spec: ViewSpec, done: int) -> None:
     load.save_backbone(
         folder,
-        cast(Backbone, method.teacher["backbone"]),
+        {name: cast(Backbone, method.networks()[name]["backbone"]) for name in method.product},
         preprocessing=load.preprocessing(spec.groups[0].size_px, spec.mean, spec.std),
         extra={"method": configs.method_name(config), "data": config.data, "step": done},
-        student=cast(Backbone, method.student["backbone"]),
     )
 
 

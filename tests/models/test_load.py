@@ -31,7 +31,7 @@ def picture(width: int = 40, height: int = 30, seed: int = 0) -> Image.Image:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     out = tmp_path / "run" / "model"
-    save_backbone(out, tiny(0), preprocessing=preprocessing(16), extra={"step": 7}, student=tiny(1))
+    save_backbone(out, {"teacher": tiny(0), "student": tiny(1)}, preprocessing=preprocessing(16), extra={"step": 7})
     return out
 
 
@@ -51,7 +51,7 @@ def test_comes_back_bit_for_bit(folder: Path) -> None:
 def test_timm_backbone_with_batch_norm_comes_back(tmp_path: Path) -> None:
     original, images = backbone("test_resnet"), torch.randn(2, 3, 64, 64)
     original([images])  # moves the running statistics
-    save_backbone(tmp_path, original, preprocessing=preprocessing(64))
+    save_backbone(tmp_path, {"teacher": original}, preprocessing=preprocessing(64))
     assert torch.equal(load(tmp_path).embed(images), original.eval()([images])[0])
 
 
@@ -67,7 +67,7 @@ def test_description_is_complete_and_nothing_else_is_left(folder: Path) -> None:
 
 
 def test_saving_again_replaces_and_forgets_a_stale_student(folder: Path) -> None:
-    save_backbone(folder, tiny(2), preprocessing=preprocessing(16))
+    save_backbone(folder, {"teacher": tiny(2)}, preprocessing=preprocessing(16))
     assert torch.equal(load(folder).backbone.state_dict()["cls_token"], tiny(2).state_dict()["cls_token"])
     with pytest.raises(UserError, match="It has: teacher"):
         load(folder, "student")
@@ -81,7 +81,7 @@ def test_a_failed_write_leaves_the_old_model(folder: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(OSError, match="No space"):
-        save_backbone(folder, tiny(2), preprocessing=preprocessing(16), student=tiny(3))
+        save_backbone(folder, {"teacher": tiny(2), "student": tiny(3)}, preprocessing=preprocessing(16))
     assert {name: (folder / name).read_bytes() for name in before} == before
 
 
@@ -157,7 +157,7 @@ def test_damaged_files_say_so(folder: Path) -> None:
     (folder / "backbone.safetensors").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match="damaged"):
         load(folder)
-    for text, said in (("{", "not a model"), ("[]", "not a model"), ("{}", "lacks kwargs, name, preprocessing")):
+    for text, said in (("{", "not a model"), ("[]", "not a model"), ("{}", "lacks kwargs, name, networks, preprocessing")):
         (folder / "backbone.json").write_text(text)
         with pytest.raises(UserError, match=said):
             load(folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Sequence
+from typing import ClassVar, Literal
 
 import numpy as np
 from torch import Tensor, nn
@@ -85,12 +86,21 @@ class Method(nn.Module, abc.ABC):
     `build(config, make_backbone) -> Method`.
 
     Attributes:
-        student: Has "backbone" and, where the method needs one, "head"; gets gradients.
-        teacher: The same keys; `requires_grad` False throughout, equal to the student at step 0.
+        student: Has "backbone" and what the method puts on it ("head", "predictor", "classifier"); gets gradients.
+        teacher: Has "backbone"; `requires_grad` False throughout. Where it follows the student, it is equal to it at
+            step 0, key by key.
+        product: The networks that a run leaves behind, the one to use first: ("teacher", "student") where the teacher
+            follows the student, ("student",) where it is a frozen one from elsewhere.
     """
 
     student: nn.ModuleDict
     teacher: nn.ModuleDict
+    product: ClassVar[tuple[Literal["teacher", "student"], ...]] = ("teacher", "student")
+
+    def networks(self) -> dict[str, nn.ModuleDict]:
+        """The networks worth judging, by name, the one to use first."""
+        both = {"teacher": self.teacher, "student": self.student}
+        return {name: both[name] for name in sorted(both, key=lambda name: name != self.product[0])}
 
     @abc.abstractmethod
     def forward(self, views: Views, clock: Clock) -> StepOutput:

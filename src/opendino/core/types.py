@@ -7,6 +7,7 @@ Letters: `V` views, `B` images in a batch, `C` channels, `H W` pixels, `N` patch
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -155,3 +156,16 @@ class StepOutput:
     loss: Tensor
     metrics: dict[str, Tensor] = field(default_factory=dict)
     numbers: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What an eval found.
+
+    Attributes:
+        text: A table for people, with the protocol it was measured by.
+        fields: The same for scripts, plain JSON values; accuracies in percent.
+    """
+
+    text: str
+    fields: dict[str, Any]

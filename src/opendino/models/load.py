@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from opendino.core.errors import UsageError, UserError, nearest
 from opendino.core.types import IMAGENET_MEAN, IMAGENET_STD, Features
 from opendino.models.build import backbone as build_backbone
 
-FILES = {"teacher": "backbone.safetensors", "student": "backbone_student.safetensors"}
+NETWORKS = ("teacher", "student")
 DESCRIPTION = "backbone.json"
 Images = Image.Image | Sequence[Image.Image] | Tensor
 _FORMS = "A model is a run folder, an imported or exported model folder, or timm:NAME"
@@ -105,28 +105,28 @@ def preprocessing(
 
 def save_backbone(
     folder: Path,
-    backbone: Backbone,
+    networks: Mapping[str, Backbone],
     *,
     preprocessing: Mapping[str, Any],
     extra: Mapping[str, Any] | None = None,
-    student: Backbone | None = None,
 ) -> None:
     """Write a model folder, each file at once or not at all, the description last.
 
     Args:
         folder: Made if absent; other files in it are left alone.
-        backbone: The network to use: the teacher's.
+        networks: "teacher" and "student", or one of them, of one architecture. The first is the one to use
+            (`backbone.safetensors`), the other is kept beside it.
         preprocessing: As from `preprocessing()`.
         extra: Anything JSON to remember with it: method, step, data.
-        student: The other network, of the same architecture, if it is to be kept.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    networks = {"teacher": backbone, **({"student": student} if student is not None else {})}
-    for which, network in networks.items():
-        state = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
-        files.write(folder / FILES[which], safetensors.torch.save(state, metadata={"format": "pt"}))
-    if student is None:
-        (folder / FILES["student"]).unlink(missing_ok=True)
+    backbone = next(iter(networks.values()))
+    for which in NETWORKS:
+        if which in networks:
+            state = {key: value.detach().cpu().contiguous() for key, value in networks[which].state_dict().items()}
+            files.write(folder / _file(which, networks), safetensors.torch.save(state, metadata={"format": "pt"}))
+        else:
+            (folder / f"backbone_{which}.safetensors").unlink(missing_ok=True)
     description = {
         "format": 1,
         "name": backbone.name,
@@ -140,19 +140,20 @@ def save_backbone(
     files.write(folder / DESCRIPTION, json.dumps(description, indent=2, allow_nan=False).encode() + b"\n")
 
 
-def load(model: str | Path, which: str = "teacher") -> Model:
+def load(model: str | Path, which: str | None = None) -> Model:
     """Open a trained model, on the CPU, in eval mode.
 
     Args:
         model: A run folder, an imported or exported model folder, or `timm:NAME` for timm's weights.
-        which: "teacher" (the network to use) or "student".
+        which: "teacher" or "student"; None for the network to use, which is the teacher unless the student was
+            distilled from a frozen one.
 
     Raises:
         UsageError: `which` is neither, or no such timm model.
         UserError: No model there, no such network in it, or files that do not fit together.
     """
-    if which not in FILES:
-        raise UsageError(f"Unknown network '{which}'", nearest(which, FILES))
+    if which not in (None, *NETWORKS):
+        raise UsageError(f"Unknown network '{which}'", nearest(str(which), NETWORKS))
     if str(model).startswith("timm:"):
         return _load_timm(str(model).removeprefix("timm:"), which)
     folder = Path(model).expanduser()
@@ -160,11 +161,13 @@ def load(model: str | Path, which: str = "teacher") -> Model:
         raise UserError(f"There is no folder '{model}'", _FORMS)
     if not (folder / DESCRIPTION).is_file():
         raise UserError(f"'{model}' holds no {DESCRIPTION}", f"{_FORMS}; a run has one from its first checkpoint on")
-    weights = folder / FILES[which]
-    if not weights.is_file():
-        have = [network for network, file in FILES.items() if (folder / file).is_file()]
-        raise UserError(f"'{model}' holds no {weights.name}, the {which}", f"It has: {', '.join(have) or 'no weights'}")
     description = _read_description(folder / DESCRIPTION)
+    networks = description["networks"]
+    have = [network for network in networks if (folder / _file(network, networks)).is_file()]
+    wanted = which or networks[0]
+    if wanted not in have:
+        raise UserError(f"'{model}' holds no {wanted}", f"It has: {', '.join(have) or 'no weights'}")
+    weights = folder / _file(wanted, networks)
     network = build_backbone(description["name"], **description["kwargs"])
     try:
         state = safetensors.torch.load_file(weights)
@@ -197,22 +200,29 @@ def load_weights(module: nn.Module, state: Mapping[str, Tensor], source: str) ->
     module.load_state_dict(dict(state))
 
 
-def _load_timm(name: str, which: str) -> Model:
+def _file(which: str, networks: Iterable[str]) -> str:
+    """Where a network of a model folder is: the first, the one to use, under the plain name."""
+    return "backbone.safetensors" if which == next(iter(networks)) else f"backbone_{which}.safetensors"
+
+
+def _load_timm(name: str, which: str | None) -> Model:
     from opendino.models.timm_backbone import TimmBackbone, published_preprocessing  # timm takes seconds to import
 
-    if which != "teacher":
-        raise UserError(f"timm:{name} has no {which}", "Only runs have one")
+    if which == "student":
+        raise UserError(f"timm:{name} has no student", "Only runs have one")
     return Model(TimmBackbone(name, image_px=None, pretrained=True), published_preprocessing(name), {})
 
 
 def _read_description(path: Path) -> dict[str, Any]:
     try:
         description = json.loads(path.read_text(encoding="utf-8"))
-        missing = {"name", "kwargs", "preprocessing"} - description.keys()
+        missing = {"name", "kwargs", "preprocessing", "networks"} - description.keys()
     except (ValueError, AttributeError) as error:
         raise UserError(f"{path} is not a model's description: {error}") from error
     if missing:
         raise UserError(f"{path} lacks {', '.join(sorted(missing))}")
+    if not description["networks"] or not set(description["networks"]) <= set(NETWORKS):
+        raise UserError(f"{path} names the networks {description['networks']}", f"Known are {', '.join(NETWORKS)}")
     return description
 
 

@@ -1,0 +1,97 @@
+"""Flags from a Config: tyro parses them, and what it complains about becomes one line."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+from dataclasses import MISSING, fields, is_dataclass
+from typing import Any, TypeVar, get_type_hints
+
+import tyro
+
+from opendino.core.errors import UsageError, nearest
+
+T = TypeVar("T")
+
+_MISSING = {
+    "DATA": ("No images were named", "Give a folder: opendino train ~/photos"),
+    "MODEL": ("No model was named", "Give a run folder, an imported or exported model folder, or timm:NAME"),
+}
+
+
+def parse(kind: type[T], args: list[str], prog: str, description: str, default: T | None = None) -> T:
+    """A Config from the words of a command line.
+
+    Args:
+        kind: A dataclass whose fields are flags, or Positional.
+        args: Without the verb.
+        prog: "opendino VERB", for the help.
+        description: First line of the help.
+        default: Values where no flag is given; the dataclass's own where None.
+
+    Raises:
+        UsageError: An unknown flag or value, in one line.
+    """
+    known = set(_flags(default if default is not None else kind))
+    for arg in args:
+        flag = arg.partition("=")[0]
+        if arg.startswith("--") and flag.replace("_", "-") not in known | {"--help"}:
+            raise UsageError(f"Unknown option '{flag}'", nearest(flag, known))
+    errors = io.StringIO()
+    options: dict[str, Any] = {} if default is None else {"default": default}
+    try:
+        with contextlib.redirect_stderr(errors):
+            return tyro.cli(
+                kind, prog=prog, description=description, args=args, config=(tyro.conf.FlagConversionOff,), **options
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise _one_line(errors.getvalue(), prog) from None
+
+
+def take(args: list[str], *names: str) -> tuple[list[str], dict[str, str | None]]:
+    """Pull `--name VALUE` and `--name=VALUE` out of the arguments: these decide what the other flags are."""
+    rest, found = [], dict.fromkeys(names)
+    waiting = iter(args)
+    for arg in waiting:
+        flag, equals, value = arg.removeprefix("--").partition("=")
+        if arg.startswith("--") and flag in names:
+            found[flag] = value if equals else next(waiting, None)
+            if not found[flag] or str(found[flag]).startswith("--"):
+                raise UsageError(f"--{flag} lacks its value", f"Write --{flag} NAME")
+        else:
+            rest.append(arg)
+    return rest, found
+
+
+def _one_line(framed: str, prog: str) -> UsageError:
+    """Tyro's framed complaint as one of ours."""
+    text = " ".join(re.sub(r"\x1b\[[0-9;]*m|[│╭╮╰╯─]", " ", framed).split())
+    if missing := re.search(rf"Missing from {prog}: ([A-Z]+)", text):
+        return UsageError(*_MISSING.get(missing[1], (f"{prog} lacks {missing[1]}", f"See {prog} --help")))
+    if wrong := re.search(
+        r"Error parsing (--\S+): no type matching (\S+) could be instantiated from \['(.*?)'\]", text
+    ):
+        kind = wrong[2].replace("{None}|", "").lower()
+        return UsageError(f"{wrong[1]} is '{wrong[3]}', not of type {kind}", f"See {prog} --help")
+    text = re.split("For full helptext|Argument helptext", text)[0].strip(" .")
+    if ours := re.search(r"Error parsing Config\w*: (.*)", text):  # raised by a Config itself, already in our words
+        return UsageError(ours[1])
+    text = re.sub(r"^(Parsing error|Value error|Invalid choice|Unrecognized options) ", "", text)
+    return UsageError(text, f"See {prog} --help")
+
+
+def _flags(part: Any, prefix: str = "") -> list[str]:
+    """Every flag of a Config (an instance, or a class) and of the Configs inside it."""
+    hints = get_type_hints(part if isinstance(part, type) else type(part), include_extras=True)
+    found = []
+    for field in fields(part):
+        made = field.default_factory() if field.default_factory is not MISSING else None
+        value = getattr(part, field.name, made)
+        if is_dataclass(value):
+            found += _flags(value, f"{prefix}{field.name}.")
+        elif tyro.conf.Positional not in getattr(hints[field.name], "__metadata__", ()):
+            found.append("--" + f"{prefix}{field.name}".replace("_", "-"))
+    return found
