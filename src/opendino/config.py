@@ -30,6 +30,9 @@ class Config:
     """Images: a folder, a .tar or .zip, a text file of paths, or toy:KIND."""
     val: str | None = None
     """Labelled images for the k-NN shown while training; without it a part of DATA, where folders name classes."""
+    labels: str = "all"
+    """Labels that may be seen: all, a share of each class such as 10%, or a CSV of path,class. Methods that learn
+    without labels use them for the k-NN alone."""
     out: str | None = None
     """Run folder to make; runs/NAME-DATE where absent."""
     backbone: str = "vit_small/16"

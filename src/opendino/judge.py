@@ -1,4 +1,4 @@
-"""While a run trains: weigh its teacher and student on a fixed part of the data."""
+"""While a run trains: weigh its networks on a fixed part of the data."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import copy
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from opendino import features
 from opendino.config import Config
@@ -18,9 +18,11 @@ from opendino.data.open import open_source
 from opendino.evals.knn import knn
 from opendino.evals.label_free import effective_rank
 
+Scores = dict[str, dict[str, float]]
+
 
 class Judge:
-    """k-NN of teacher and student against raw pixels and the untrained network; the effective rank without labels.
+    """k-NN of the networks against raw pixels and the untrained network; the effective rank without labels.
 
     Attributes:
         origin: Where the query images come from, for people.
@@ -28,43 +30,70 @@ class Judge:
 
     def __init__(self, config: Config, images: Images, spec: ViewSpec, device: torch.device) -> None:
         assert isinstance(config.eval_images, int)
-        self._spec, self._device, self._k = spec, device, config.knn_k
+        self._spec, self._device, self._k, self._classes = spec, device, config.knn_k, images.source.classes
         val = Images(open_source(config.val), images.max_area_px) if config.val else None
         self._set = evalset.make(images, val, config.eval_images, spec.groups[0].size_px)
         self.origin = self._set.origin
+        # A method that learns from labels knows those of its own images: held-out ones alone say anything.
+        self._judging = self._set.labelled and (config.val is not None or not spec.labelled_frac)
+        if self._set.labelled and not self._judging:
+            self.origin = "no held-out images; name some with --val to see accuracies"
 
-    def __call__(self, method: Method, baselines: dict[str, float]) -> tuple[dict[str, Any], dict[str, float]]:
+    def __call__(self, method: Method, baselines: Scores) -> tuple[dict[str, Any], Scores]:
         """Judge a method.
 
         Args:
             method: The fresh one where there are no `baselines` yet.
-            baselines: k-NN in percent of "pixels" and the "untrained" network; {} for not yet measured.
+            baselines: What never changes while a run trains, {} for not yet measured: {"knn": {name: percent}} of raw
+                "pixels", of the "untrained" network and of a frozen "teacher", {"accuracy": ...} of the latter.
 
         Returns:
-            {"effective_rank": of the teacher's features} and, with labels, {"knn": {name: top-1 in percent}}; and the
-            baselines.
+            {"effective_rank": of the network to use} and, with labels, {"knn": {name: top-1 in percent}} and
+            {"accuracy": {name: of its classifier in percent}}, the network to use first; and the baselines.
         """
-        teacher, student = (cast(Backbone, network["backbone"]) for network in (method.teacher, method.student))
-        bank = self._features(teacher, self._set.bank)
+        networks = method.networks()
+        first, *_ = networks.values()
+        bank = self._features(first, self._set.bank)
         quality: dict[str, Any] = {"effective_rank": effective_rank(bank[:2048])}
-        if not self._set.labelled:
+        if not self._judging:
             return quality, baselines
         if not baselines:
-            fresh = copy.deepcopy(teacher)
-            features.settle(fresh, self._set.bank[:512], self._spec.mean, self._spec.std, self._device)
-            baselines = {
-                "pixels": self._knn(features.pixels(self._set.bank), features.pixels(self._set.queries)),
-                "untrained": self._knn(self._features(fresh, self._set.bank), self._features(fresh, self._set.queries)),
-            }
-        quality["knn"] = {
-            "teacher": self._knn(bank, self._features(teacher, self._set.queries)),
-            "student": self._knn(self._features(student, self._set.bank), self._features(student, self._set.queries)),
-            **baselines,
-        }
+            baselines = self._baselines(method)
+        banks = {name: bank if network is first else None for name, network in networks.items()}
+        scores = self._scores(method, networks, banks)
+        for kind in ("knn", "accuracy"):
+            if found := scores[kind] | baselines[kind]:
+                quality[kind] = found
         return quality, baselines
 
-    def _features(self, backbone: Backbone, crops: Tensor) -> Tensor:
+    def _baselines(self, method: Method) -> Scores:
+        frozen = {} if "teacher" in method.product else {"teacher": method.teacher}
+        fresh = copy.deepcopy(cast(Backbone, method.student["backbone"]))
+        features.settle(fresh, self._set.bank[:512], self._spec.mean, self._spec.std, self._device)
+        scores = self._scores(method, frozen | {"untrained": nn.ModuleDict({"backbone": fresh})}, {})
+        scores["knn"]["pixels"] = self._knn(features.pixels(self._set.bank), features.pixels(self._set.queries))
+        return scores
+
+    def _scores(self, method: Method, networks: dict[str, nn.ModuleDict], banks: dict[str, Tensor | None]) -> Scores:
+        """k-NN of each network, and the accuracy of its classifier where it has one for these classes."""
+        scores: Scores = {"knn": {}, "accuracy": {}}
+        for name, network in networks.items():
+            bank = banks.get(name)
+            bank = self._features(network, self._set.bank) if bank is None else bank
+            queries = self._features(network, self._set.queries)
+            scores["knn"][name] = self._knn(bank, queries)
+            if "classifier" in network and self._classes == (method.classes or self._classes):
+                scores["accuracy"][name] = self._accuracy(network["classifier"], queries)
+        return scores
+
+    def _features(self, network: nn.ModuleDict, crops: Tensor) -> Tensor:
+        backbone = cast(Backbone, network["backbone"])
         return features.extract(backbone, crops, self._spec.mean, self._spec.std, self._device)
 
     def _knn(self, bank: Tensor, queries: Tensor) -> float:
         return knn(bank, self._set.bank_labels, queries, self._set.query_labels, [self._k])[self._k][0]
+
+    @torch.no_grad()
+    def _accuracy(self, classifier: nn.Module, queries: Tensor) -> float:
+        right = classifier(queries.to(self._device)).argmax(-1).cpu() == self._set.query_labels
+        return 100 * int(right.sum()) / len(right)

@@ -5,18 +5,20 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import nn
 
 from opendino import config as configs
 from opendino.config import Config
 from opendino.core import dist, log
-from opendino.core.contracts import Backbone, Source
+from opendino.core.contracts import Backbone, Method, Source
 from opendino.core.errors import UserError
 from opendino.core.types import Facts, ViewSpec
 from opendino.data.cache import decide as decide_cache
 from opendino.data.decode import working_area_px
+from opendino.data.labels import relabel
 from opendino.data.open import open_source
 from opendino.data.survey import survey
 from opendino.engine import precision, sizing
@@ -30,8 +32,11 @@ def decide(config: Config, device: torch.device) -> tuple[Config, Source]:
         UserError: The images cannot be trained on, or settings contradict each other.
     """
     # The run folder must mean the same images wherever it is resumed from.
-    config = replace(config, data=_absolute(config.data), val=_absolute(config.val) if config.val else None)
-    source = open_source(config.data)
+    config = replace(
+        config, data=_absolute(config.data), labels=_absolute(config.labels),
+        val=_absolute(config.val) if config.val else None,
+    )  # fmt: skip
+    source = images(config)
     looked = survey(source, config.max_bad_frac)
     batch, why_batch = sizing.batch(config.batch, len(source), device)
     steps_per_epoch = len(source) // batch
@@ -70,6 +75,29 @@ def decide(config: Config, device: torch.device) -> tuple[Config, Source]:
         eval_images=judged, precision=str(dtype).removeprefix("torch."), optim=replace(config.optim, accumulate=parts),
     )  # fmt: skip
     return dist.agreed(config), source
+
+
+def images(config: Config) -> Source:
+    """The run's images with the labels it may see."""
+    return relabel(open_source(config.data), config.labels, config.seed)
+
+
+def check_classes(method: Method, spec: ViewSpec, source: Source) -> None:
+    """The labels of the data must mean what a teacher's classifier means by them.
+
+    Raises:
+        UserError: They do not.
+    """
+    if not spec.labelled_frac or "classifier" not in method.student:
+        return
+    known = method.classes or source.classes
+    number = cast(nn.Linear, method.student["classifier"]).out_features
+    if len(source.classes) != number or known != source.classes:
+        raise UserError(
+            f"The teacher tells {number} classes apart ({', '.join(known[:3])}, ...), "
+            f"and the images are of {len(source.classes)} ({', '.join(source.classes[:3])}, ...)",
+            "Name the images' classes as the teacher's, or learn without them: --method.label-weight 0",
+        )
 
 
 def new_folder(config: Config) -> Path:

@@ -29,7 +29,6 @@ from opendino.data import loader
 from opendino.data.cache import Images
 from opendino.data.crops import crops
 from opendino.data.decode import working_area_px
-from opendino.data.open import open_source
 from opendino.engine import checkpoint, optim, parallel, precision
 from opendino.engine.interrupt import Interrupt, Interrupted
 from opendino.engine.meters import Meters
@@ -52,8 +51,9 @@ class Result:
         data_wait: Share of that time spent waiting for images.
         peak_memory_bytes: Of the GPU where there is one, else of this process.
         knn: k-NN accuracy in percent of "teacher", "student", raw "pixels" and the "untrained" network; None without
-            labels.
-        effective_rank: Of the teacher's features.
+            labels. The first is the network to use.
+        accuracy: Of the classifiers in percent, where the method trains some.
+        effective_rank: Of the features of the network to use.
         collapse: Name of a collapse that stood at the end, None for a healthy run.
     """
 
@@ -64,6 +64,7 @@ class Result:
     data_wait: float
     peak_memory_bytes: int
     knn: dict[str, float] | None
+    accuracy: dict[str, float] | None
     effective_rank: float | None
     collapse: str | None
 
@@ -95,7 +96,7 @@ def resume(run: str | Path) -> Result:
     with parallel.processes(device):
         # Killed before its first checkpoint, a run has lost nothing and begins again.
         new = not any((folder / "checkpoints").glob("step_*"))
-        return _run(config, open_source(config.data), folder, device, new)
+        return _run(config, plan.images(config), folder, device, new)
 
 
 def _run(config: Config, source: Source, folder: Path, device: torch.device, new: bool) -> Result:
@@ -109,6 +110,7 @@ def _run(config: Config, source: Source, folder: Path, device: torch.device, new
     method_file = configs.method_module(config)
     spec: ViewSpec = method_file.views(config.method)
     method: Method = method_file.build(config.method, lambda role: plan.make_backbone(config, spec, role)).to(device)
+    plan.check_classes(method, spec, source)
     model, optimizer = parallel.wrap(method.train()), optim.build(config.optim, method.student)
 
     with contextlib.ExitStack() as closing:
@@ -148,7 +150,7 @@ def _run(config: Config, source: Source, folder: Path, device: torch.device, new
                 if meters and saving:
                     meters.sync()  # a checkpoint must never be ahead of its rows
                     state["step"] = done
-                    _save_model(folder, config, method, spec, done)
+                    _save_model(folder, config, method, spec, source.classes, done)
                     checkpoint.save(folder, method, optimizer, state, config.keep_checkpoints)
                 dist.barrier()
 
@@ -194,6 +196,7 @@ def _run(config: Config, source: Source, folder: Path, device: torch.device, new
             data_wait=watch.data_wait,
             peak_memory_bytes=_peak_memory_bytes(device),
             knn=watch.quality.get("knn"),
+            accuracy=watch.quality.get("accuracy"),
             effective_rank=watch.quality.get("effective_rank"),
             collapse=watch.verdict.name if watch.verdict else None,
         )
@@ -263,7 +266,8 @@ def _views(
             batch = next(stream)
         taken.append(batch)
         there = batch.to(device)
-        yield Views(crops(there.canvas, there.draws, spec), there.labels, there.indices)
+        num_labelled = spec.num_labelled(len(batch.indices))
+        yield Views(crops(there.canvas, there.draws, spec), there.labels, there.indices, num_labelled)
 
 
 def _restore(folder: Path, method: Method, optimizer: torch.optim.Optimizer, source: Source) -> dict[str, Any]:
@@ -282,17 +286,24 @@ def _restore(folder: Path, method: Method, optimizer: torch.optim.Optimizer, sou
 
 
 def _fingerprint(source: Source) -> list[int]:
-    """The number of images, and a checksum of a thousand of their names."""
+    """The number of images, and a checksum of the names and labels of a thousand of them."""
     sample = np.unique(np.linspace(0, len(source) - 1, 1000).round().astype(int)).tolist()
-    return [len(source), zlib.crc32("\n".join(source.key(i) for i in sample).encode("utf-8", "surrogateescape"))]
+    named = "\n".join(f"{source.key(i)} {source.label(i)}" for i in sample)
+    return [len(source), zlib.crc32(named.encode("utf-8", "surrogateescape"))]
 
 
-def _save_model(folder: Path, config: Config, method: Method, spec: ViewSpec, done: int) -> None:
+def _save_model(
+    folder: Path, config: Config, method: Method, spec: ViewSpec, classes: tuple[str, ...], done: int
+) -> None:
+    networks = method.networks()
+    first = networks[method.product[0]]
     load.save_backbone(
         folder,
-        {name: cast(Backbone, method.networks()[name]["backbone"]) for name in method.product},
+        {name: cast(Backbone, networks[name]["backbone"]) for name in method.product},
         preprocessing=load.preprocessing(spec.groups[0].size_px, spec.mean, spec.std),
         extra={"method": configs.method_name(config), "data": config.data, "step": done},
+        classifier=cast(nn.Linear, first["classifier"]) if "classifier" in first else None,
+        classes=method.classes or classes,
     )
 
 

@@ -30,8 +30,11 @@ def report(result: Any) -> Outcome:
     ]
     if result.knn is not None:
         lines += [f"{'k-NN on':<12}{'top-1':>8}"] + [f"{name:<12}{value:>7.1f}%" for name, value in result.knn.items()]
+    if result.accuracy is not None:
+        lines += [f"{'classifier':<12}{'top-1':>8}"]
+        lines += [f"{name:<12}{value:>7.1f}%" for name, value in result.accuracy.items()]
     if result.effective_rank is not None:
-        lines.append(f"effective rank of the teacher's features: {result.effective_rank:.1f}")
+        lines.append(f"effective rank of the features: {result.effective_rank:.1f}")
     if result.collapse is not None:
         lines.append(f"collapsed: {result.collapse}; see the warnings in {result.run}/log.txt")
     lines += [f"run folder: {result.run}", f"from Python: opendino.load('{result.run}').embed(images)"]

@@ -91,20 +91,26 @@ class Method(nn.Module, abc.ABC):
             step 0, key by key.
         product: The networks that a run leaves behind, the one to use first: ("teacher", "student") where the teacher
             follows the student, ("student",) where it is a frozen one from elsewhere.
+        classes: What "classifier" tells apart, where that was brought along by a frozen teacher; else it is what the
+            data names.
     """
 
     student: nn.ModuleDict
     teacher: nn.ModuleDict
     product: ClassVar[tuple[Literal["teacher", "student"], ...]] = ("teacher", "student")
+    classes: tuple[str, ...] = ()
 
     def networks(self) -> dict[str, nn.ModuleDict]:
-        """The networks worth judging, by name, the one to use first."""
+        """The networks that change while a run trains, by name, the one to use first."""
         both = {"teacher": self.teacher, "student": self.student}
-        return {name: both[name] for name in sorted(both, key=lambda name: name != self.product[0])}
+        return {name: both[name] for name in self.product}
 
     @abc.abstractmethod
     def forward(self, views: Views, clock: Clock) -> StepOutput:
-        """Loss and metrics of one batch. Changes no weight and no state that outlives the step."""
+        """Loss and metrics of one batch. Changes no weight and no state that outlives the step.
+
+        But for batch norm's running statistics, which the engine puts back where the step was void.
+        """
 
     def before_step(self, clock: Clock) -> None:
         """After the gradients of an optimiser step are complete, before they are clipped and used."""

@@ -11,6 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
+from opendino.core.errors import UsageError
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -44,6 +46,20 @@ class Augment:
     sigma_px: tuple[float, float] = (0.1, 2.0)
     solarise: float = 0.0
 
+    def __post_init__(self) -> None:
+        for name in ("flip", "jitter", "grey", "blur", "solarise"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UsageError(f"{name} is {getattr(self, name)}", "A probability lies between 0 and 1")
+        for name in ("brightness", "contrast", "saturation", "hue"):
+            if getattr(self, name) < 0 or (name == "hue" and self.hue > 0.5):
+                raise UsageError(f"{name} is {getattr(self, name)}", "Use 0 or more, and for the hue 0.5 at most")
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise UsageError(f"scale is {self.scale}", "Give two shares with 0 < low <= high <= 1, e.g. 0.25 1.0")
+        if not 0 < self.ratio[0] <= self.ratio[1]:
+            raise UsageError(f"ratio is {self.ratio}", "Give two aspects with 0 < low <= high, e.g. 0.75 1.33")
+        if not 0 <= self.sigma_px[0] <= self.sigma_px[1]:
+            raise UsageError(f"sigma_px is {self.sigma_px}", "Give two widths with 0 <= low <= high, e.g. 0.1 2.0")
+
 
 @dataclass(frozen=True)
 class ViewGroup:
@@ -62,11 +78,23 @@ class ViewGroup:
 
 @dataclass(frozen=True)
 class ViewSpec:
-    """All the views a method asks for, and the normalisation of their pixels."""
+    """All the views a method asks for, the normalisation of their pixels, and how many images must have a label.
+
+    Attributes:
+        groups: What is drawn.
+        mean, std: Of pixels in [0, 1].
+        labelled_frac: This share of every batch, its first images, have a label; they come round more often than the
+            others where the set has fewer. 0 for methods that never look at labels.
+    """
 
     groups: tuple[ViewGroup, ...]
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+    labelled_frac: float = 0.0
+
+    def num_labelled(self, batch: int) -> int:
+        """How many images of a batch have a label for sure: none, or at least one."""
+        return max(1, round(self.labelled_frac * batch)) if self.labelled_frac else 0
 
 
 @dataclass(frozen=True)
@@ -77,11 +105,13 @@ class Views:
         crops: Group name → float `[V B C H W]`, normalised; a group without views is absent.
         labels: int64 `[B]`, -1 where unknown (self-supervised methods never look).
         indices: int64 `[B]`, positions in the source; on the host.
+        num_labelled: The first so many images have a label for sure, see `ViewSpec.labelled_frac`.
     """
 
     crops: dict[str, Tensor]
     labels: Tensor
     indices: Tensor
+    num_labelled: int = 0
 
 
 @dataclass(frozen=True)

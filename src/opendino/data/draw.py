@@ -69,13 +69,15 @@ class GroupDraw:
         return GroupDraw(**{f.name: getattr(self, f.name).pin_memory() for f in dataclasses.fields(self)})
 
 
-def draw(spec: ViewSpec, seed: int, epoch: int, indices: Iterable[int], sizes: ArrayLike) -> dict[str, GroupDraw]:
+def draw(
+    spec: ViewSpec, seed: int, epoch: int | Iterable[int], indices: Iterable[int], sizes: ArrayLike
+) -> dict[str, GroupDraw]:
     """Draw every view of a batch.
 
     Args:
         spec: The views asked for.
         seed: The run's, 0 … 2^64 - 1.
-        epoch: Passes over the data so far, 0 … 2^64 - 1.
+        epoch: Passes over the data so far, 0 … 2^64 - 1; one number, or one an image.
         indices: Positions of the B images in their source, each 0 … 2^64 - 1.
         sizes: int `[B 2]`, true (height, width) of each image on its canvas, both ≥ 1.
 
@@ -83,12 +85,15 @@ def draw(spec: ViewSpec, seed: int, epoch: int, indices: Iterable[int], sizes: A
         Group name → its choices, on the CPU; groups without views are absent.
     """
     indices = [int(index) for index in indices]
+    epochs = [epoch] * len(indices) if isinstance(epoch, int) else [int(each) for each in epoch]
     sizes = np.asarray(sizes, dtype=np.int64).reshape(len(indices), 2)
-    return {group.name: _draw_group(group, seed, epoch, indices, sizes) for group in spec.groups if group.views}
+    return {group.name: _draw_group(group, seed, epochs, indices, sizes) for group in spec.groups if group.views}
 
 
-def _draw_group(group: ViewGroup, seed: int, epoch: int, indices: list[int], sizes: NDArray[np.int64]) -> GroupDraw:
-    chance = _uniforms(group, seed, epoch, indices)
+def _draw_group(
+    group: ViewGroup, seed: int, epochs: list[int], indices: list[int], sizes: NDArray[np.int64]
+) -> GroupDraw:
+    chance = _uniforms(group, seed, epochs, indices)
 
     def part(name: str) -> NDArray[np.float64]:  # [V B n], or [V B] for a single number
         columns = chance[..., _FIELDS[name] - _WIDTHS[name] : _FIELDS[name]]
@@ -116,17 +121,17 @@ def _draw_group(group: ViewGroup, seed: int, epoch: int, indices: list[int], siz
     )
 
 
-def _uniforms(group: ViewGroup, seed: int, epoch: int, indices: list[int]) -> NDArray[np.float64]:
+def _uniforms(group: ViewGroup, seed: int, epochs: list[int], indices: list[int]) -> NDArray[np.float64]:
     """Numbers uniform in [0, 1), `[V B n]`, from the counter-based Philox 4x64 (Salmon et al., 2011).
 
     Key (seed, epoch) and counter (0, group, index, 0): distinct samples and groups are distinct stretches of one
     stream, 2^64 blocks apart. The group enters by its name, so that other groups do not move it.
     """
     num_views, width, stretch = len(group.views), sum(_WIDTHS.values()), zlib.crc32(group.name.encode())
-    key = np.array([seed, epoch], dtype=np.uint64)
     chance = np.empty((num_views, len(indices), width))
-    for b, index in enumerate(indices):
-        bits = np.random.Philox(key=key, counter=np.array([0, stretch, index, 0], dtype=np.uint64))
+    for b, (epoch, index) in enumerate(zip(epochs, indices, strict=True)):
+        key, counter = np.array([seed, epoch], np.uint64), np.array([0, stretch, index, 0], np.uint64)
+        bits = np.random.Philox(key=key, counter=counter)
         chance[:, b] = np.random.Generator(bits).random((num_views, width))
     return chance
 

@@ -1,7 +1,8 @@
-"""What the sources made of files have in common: reading one safely, safe keys, classes from folders."""
+"""What the sources made of files have in common: reading one safely, safe keys, classes from folders and lists."""
 
 from __future__ import annotations
 
+import csv
 import os
 import stat
 from collections import Counter
@@ -15,6 +16,8 @@ MAX_BYTES = 512 * 2**20
 """No image file is larger; reading one would only fill the memory."""
 
 _SPLITS = frozenset({"train", "val", "valid", "validation", "test"})
+_NO_CLASS = frozenset({"unlabelled", "unlabeled", "unsup"})
+_HEADERS = ("path", "file", "filename", "file_name", "image")
 
 
 def suffix(name: str) -> str:
@@ -88,7 +91,8 @@ def class_level(paths: Iterable[str]) -> tuple[int, tuple[str, ...]]:
     """Which folder of a path names its class, by the one rule for folders and archives.
 
     The first-level folder does, where images lie in two or more of them and none beside them. Where the first level is
-    only `train`, `val`, `test` and the like, which are no classes, the same holds of the second level.
+    only `train`, `val`, `test` and the like, which are no classes, the same holds of the second level. A folder
+    called `unlabelled` (or `unlabeled`, `unsup`) holds images of unknown class.
 
     Args:
         paths: Relative, separated by "/".
@@ -100,7 +104,9 @@ def class_level(paths: Iterable[str]) -> tuple[int, tuple[str, ...]]:
     if {_folder(path, 0).lower() for path in paths}.issubset(_SPLITS):
         level = 1
     classes = {_folder(path, level) for path in paths}
-    return level, tuple(sorted(classes)) if len(classes) > 1 and "" not in classes else ()
+    if "" in classes or len(classes) < 2:
+        return level, ()
+    return level, tuple(sorted(name for name in classes if name.lower() not in _NO_CLASS))
 
 
 def _folder(path: str, level: int) -> str:
@@ -125,3 +131,35 @@ def no_images(place: str, others: Counter[str]) -> UserError:
     elif others.keys() & {".tar", ".zip"}:
         hint = f"Give an archive by its own path. {hint}"
     return UserError(f"No images in {place}: {files} seen ({seen})", hint)
+
+
+def read_list(path: str) -> dict[str, str]:
+    """Path of an image → name of its class or "", in the order of a list.
+
+    `.txt` and `.lst` hold one path a line, optionally a tab and a class; blank lines and lines that begin with `#` are
+    skipped. A `.csv` holds the same as one or two columns, with or without a header. A path listed twice counts once.
+
+    Raises:
+        UserError: The list cannot be read.
+    """
+    try:
+        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            if path.lower().endswith(".csv"):
+                rows = [row for row in csv.reader(file) if row]
+                if rows and rows[0][0].strip().lower() in _HEADERS:
+                    del rows[0]
+            else:
+                rows = [line.split("\t") for line in file.read().split("\n")]
+    except (OSError, csv.Error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"Cannot read list {path}: {reason}", "Give a text file with one path a line") from error
+    names: dict[str, str] = {}
+    for image, *name in ([cell.strip() for cell in row] for row in rows):
+        if image and not image.startswith("#"):
+            names.setdefault(image, printable(name[0]) if name else "")
+    return names
+
+
+def class_order(name: str) -> tuple[int, str]:
+    """What names of classes are sorted by: numbers by value, before words."""
+    return (len(name.lstrip("0")), name.lstrip("0")) if name.isdecimal() else (1 << 30, name)

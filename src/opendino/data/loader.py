@@ -19,8 +19,10 @@ from opendino.core.errors import BadImage, UserError
 from opendino.core.types import ViewSpec
 from opendino.data.cache import Images
 from opendino.data.draw import GroupDraw, draw
+from opendino.data.labels import known
 
 _TRIES = 100  # unreadable images in a row before a set counts as broken
+_LABELLED = 2**63  # passes over the labelled images are counted from here, so that their chance is their own
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,9 @@ class Batches(Dataset[Batch | UserError]):
 
     Epoch e visits the images in the order of a permutation keyed by (seed, e) and drops what does not fill a batch.
 
+    Where the views ask for labels (`ViewSpec.labelled_frac`), a step has two streams: images with a label come first
+    in every part, then images of the whole set, labels or not. Each stream goes from one permutation into the next.
+
     Args:
         images: Decoded images.
         spec: The views to draw.
@@ -76,7 +81,9 @@ class Batches(Dataset[Batch | UserError]):
         self.images, self.spec, self.seed = images, spec, seed
         self.batch, self.accumulate, self.rank, self.world = batch, accumulate, rank, world
         self.steps_per_epoch = len(images) // batch
-        self._order: tuple[int, np.ndarray] | None = None
+        self._everything = np.arange(len(images))
+        self._labelled = self._everything[known(images.source) >= 0] if spec.labelled_frac else self._everything[:0]
+        self._orders: dict[int, tuple[int, np.ndarray]] = {}
 
     def __getitem__(self, n: int) -> Batch | UserError:
         try:
@@ -86,15 +93,11 @@ class Batches(Dataset[Batch | UserError]):
 
     def _batch(self, n: int) -> Batch:
         step, part = divmod(n, self.accumulate)
-        epoch, within = divmod(step, self.steps_per_epoch)
-        if self._order is None or self._order[0] != epoch:
-            self._order = epoch, permutation(len(self.images), self.seed, epoch)
-        places = np.arange(within * self.batch, (within + 1) * self.batch)
-        places = places[self.rank :: self.world][part :: self.accumulate]
-
-        found, pixels, bad = [], [], []
-        for place in places:
-            actual, image = self._read(int(place), self._order[1], bad)
+        asked, epochs, found, pixels, bad = [], [], [], [], []
+        for epoch, place, order in self._places(step)[self.rank :: self.world][part :: self.accumulate]:
+            actual, image = self._read(place, order, bad)
+            asked.append(order[place])
+            epochs.append(epoch)
             found.append(actual)
             pixels.append(image)
         canvas, sizes = to_canvas(pixels)
@@ -104,9 +107,32 @@ class Batches(Dataset[Batch | UserError]):
             labels=torch.tensor([self.images.source.label(i) for i in found]),
             indices=torch.tensor(found),
             # Keyed by the image asked for, so that a stand-in is drawn unlike its own turn in the epoch.
-            draws=draw(self.spec, self.seed, epoch, self._order[1][places], sizes.numpy()),
+            draws=draw(self.spec, self.seed, epochs, asked, sizes.numpy()),
             bad=tuple(bad),
         )
+
+    def _places(self, step: int) -> list[tuple[int, int, np.ndarray]]:
+        """A step's places over all ranks and parts: (epoch, place in the epoch's order, that order)."""
+        shares = self.world * self.accumulate
+        num_labelled = shares * self.spec.num_labelled(self.batch // shares)
+        if num_labelled == 0:
+            epoch, within = divmod(step, self.steps_per_epoch)
+            return [(epoch, within * self.batch + i, self._order(self._everything, epoch)) for i in range(self.batch)]
+        places = []
+        for members, first, count in (
+            (self._labelled, _LABELLED, num_labelled), (self._everything, 0, self.batch - num_labelled)
+        ):  # fmt: skip
+            for n in range(step * count, (step + 1) * count):
+                epoch, place = divmod(n, len(members))
+                places.append((first + epoch, place, self._order(members, first + epoch)))
+        return places
+
+    def _order(self, members: np.ndarray, epoch: int) -> np.ndarray:
+        """The members in the order of an epoch; the last one of each stream is remembered."""
+        stream = epoch // _LABELLED
+        if self._orders.get(stream, (-1,))[0] != epoch:
+            self._orders[stream] = epoch, members[permutation(len(members), self.seed, epoch)]
+        return self._orders[stream][1]
 
     def _read(self, place: int, order: np.ndarray, bad: list[tuple[str, str]]) -> tuple[int, np.ndarray]:
         tries = min(_TRIES, len(self.images))

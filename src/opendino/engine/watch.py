@@ -128,7 +128,9 @@ class Watch:
         if "teacher_entropy" in self._last:
             shown.append(f"entropy {self._last['teacher_entropy']:.2f} ({self._last['entropy_frac']:.0%} of ln K)")
         if "knn" in self.quality:
-            shown.append(f"k-NN {self.quality['knn']['teacher']:.1f}%")
+            shown.append(f"k-NN {next(iter(self.quality['knn'].values())):.1f}%")
+        if "accuracy" in self.quality:
+            shown.append(f"accuracy {next(iter(self.quality['accuracy'].values())):.1f}%")
         if "effective_rank" in self.quality:
             shown.append(f"rank {self.quality['effective_rank']:.0f}")
         return "  ".join([*shown, f"{self.images_per_second:.3g} images/s", f"wait {self.data_wait:.0%}"])

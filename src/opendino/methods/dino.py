@@ -3,11 +3,19 @@
 A student learns to predict, from any view of an image, what its teacher says of the two global views. The teacher is
 a moving average of the student. Two forces keep the pair from agreeing on nothing: centring (subtract a running mean,
 so that no prototype wins everywhere; alone it drifts to the uniform distribution) and sharpening (a low teacher
-temperature; alone it collapses onto one prototype). `reference` numbers: tests/story/test_golden.py.
+temperature; alone it collapses onto one prototype). Agreement with recorded numbers: tests/story/test_golden.py.
+
+Teacher is: a moving average of the student, momentum 0.996 → 1
+Student sees: all views
+Teacher sees: the global views
+Objective: cross-entropy of the two softmax outputs over prototypes, every pair of different views
+Against collapse: centring and sharpening of the teacher's output
+Learns from: images alone
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, cast
@@ -15,10 +23,11 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
-from opendino.core import dist, schedule, span
+from opendino.core import auto, dist, schedule, span
 from opendino.core.contracts import Backbone, Method
 from opendino.core.errors import UsageError
 from opendino.core.types import Augment, Clock, Facts, StepOutput, ViewGroup, Views, ViewSpec
+from opendino.losses import entropy, full, spread
 from opendino.models.heads import ProjectionHead
 from opendino.models.teacher import copy_from, ema_
 
@@ -115,9 +124,7 @@ class Config:
             reasons.append(f"{name} = {value}: {reason}")
 
         if self.global_size_px == "auto":
-            most = 224 if facts.device != "cpu" else 96  # on a CPU a network of 224 px learns an image a second
-            size = max(32, min(most, facts.short_side_px // 32 * 32))
-            why = f"images of about {facts.short_side_px} px on a {facts.device} device"
+            size, why = auto.size_px(facts)
             decide("global_size_px", size, why)
         else:
             size = self.global_size_px
@@ -134,10 +141,7 @@ class Config:
                 f"{facts.num_images:,} images",
             )
         if self.momentum == "auto":
-            # The teacher should remember a fixed share of the run, whatever its length: 1/(1-m) = 1/250 of the steps
-            # gives the original's 0.996 at 62,500 steps and a teacher that still moves in a run of a few hundred.
-            value = min(0.996, max(0.9, 1 - 250 / facts.total_steps))
-            decide("momentum", round(value, 4), f"{facts.total_steps:,} steps")
+            decide("momentum", *auto.momentum(facts))
         timing = {"total_steps": facts.total_steps, "steps_per_epoch": facts.steps_per_epoch}
         for name, share in (("freeze_last_layer", 0.1), ("teacher_temp_warmup", 0.3)):
             value = span.capped(getattr(self, name), share, **timing)
@@ -197,25 +201,23 @@ class _DINO(Method):
 
         with torch.no_grad():
             embedding = self.teacher["backbone"]([crops["global"]])[0]
-            teacher = _float(self.teacher["head"](embedding)).unflatten(0, (num_global, batch))
+            teacher = full(self.teacher["head"](embedding)).unflatten(0, (num_global, batch))
             targets = torch.softmax((teacher - self.center * self.config.centering) / self.temperature(clock), dim=-1)
             self._teacher_means.append(teacher.mean((0, 1))[None])
 
         seen = [crop for name, crop in crops.items() if name == "local" or self.config.student_views == "all"]
         student = self.student["head"](torch.cat(self.student["backbone"](seen)))
-        student = _float(student).unflatten(0, (-1, batch)) / self.config.student_temp
+        student = full(student).unflatten(0, (-1, batch)) / self.config.student_temp
         loss = cross_entropy(student, targets, same_views=self.config.student_views == "all")
 
-        entropy = _entropy(targets).mean()
-        most = torch.tensor(float(targets.shape[-1]), device=loss.device).log()
-        spread = torch.nn.functional.normalize(_float(embedding), dim=-1).std(0).norm()
+        teacher_entropy, most = entropy(targets).mean(), math.log(targets.shape[-1])
         metrics = {
             "loss": loss.detach(),
-            "teacher_entropy": entropy,
-            "kl": loss.detach() - entropy,
-            "entropy_frac": entropy / most,
-            "marginal_frac": _entropy(targets.mean((0, 1))) / most,
-            "feature_spread": spread,
+            "teacher_entropy": teacher_entropy,
+            "kl": loss.detach() - teacher_entropy,
+            "entropy_frac": teacher_entropy / most,
+            "marginal_frac": entropy(targets.mean((0, 1))) / most,
+            "feature_spread": spread(embedding),
         }
         return StepOutput(loss, metrics, {"teacher_temp": self.temperature(clock), "momentum": self.ema(clock)})
 
@@ -269,15 +271,6 @@ def cross_entropy(student: Tensor, targets: Tensor, *, same_views: bool) -> Tens
         loss = loss - (targets.sum(-1) * lse[own]).sum() + (targets * student[own]).sum()
         num_pairs -= len(targets)
     return loss / (num_pairs * student.shape[1])
-
-
-def _entropy(probabilities: Tensor) -> Tensor:
-    return torch.special.entr(probabilities).sum(-1)
-
-
-def _float(x: Tensor) -> Tensor:
-    """At least float32: softmax and losses are never computed in half precision."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _steps(duration: str, clock: Clock) -> int:

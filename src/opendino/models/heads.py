@@ -1,4 +1,4 @@
-"""The projection head of DINO (Caron et al. 2021, section 3.2 and appendix C)."""
+"""The heads: DINO's projection onto prototypes, BYOL's projector and predictor."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from torch.nn.functional import linear, normalize
 
 
 class ProjectionHead(nn.Module):
-    """MLP to a bottleneck, L2 normalisation, then cosine-like scores against K prototypes.
+    """DINO's: MLP to a bottleneck, L2 normalisation, then cosine-like scores against K prototypes.
+
+    Caron et al. 2021, section 3.2 and appendix C.
 
     State-dict keys are DINO v1's: mlp.0, mlp.2, mlp.4 (mlp.0, .1, .3, .4, .6 with batch norm),
     last_layer.weight_g, last_layer.weight_v.
@@ -76,3 +78,23 @@ class Prototypes(nn.Module):
     def forward(self, rows: Tensor) -> Tensor:
         """`[B D]` → `[B K]`."""
         return linear(rows, self.weight_v * (self.weight_g / self.weight_v.norm(dim=1, keepdim=True)))
+
+
+class MLPHead(nn.Sequential):
+    """BYOL's projector and predictor: linear, batch norm, ReLU, linear without bias (Grill et al. 2020, section 3.3).
+
+    `[B in_dim]` → `[B out_dim]`; rows depend on each other through batch norm.
+
+    Args:
+        in_dim: Width of what comes in.
+        hidden_dim: Width between.
+        out_dim: Width of what goes out.
+    """
+
+    def __init__(self, in_dim: int, hidden_dim: int, out_dim: int) -> None:
+        super().__init__(
+            nn.Linear(in_dim, hidden_dim),
+            nn.BatchNorm1d(hidden_dim),
+            nn.ReLU(inplace=True),
+            nn.Linear(hidden_dim, out_dim, bias=False),
+        )

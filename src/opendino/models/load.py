@@ -22,6 +22,7 @@ from opendino.models.build import backbone as build_backbone
 
 NETWORKS = ("teacher", "student")
 DESCRIPTION = "backbone.json"
+CLASSIFIER = "classifier.safetensors"
 Images = Image.Image | Sequence[Image.Image] | Tensor
 _FORMS = "A model is a run folder, an imported or exported model folder, or timm:NAME"
 
@@ -36,11 +37,20 @@ class Model:
         backbone: In eval mode.
         preprocessing: image_px, resize_px, interpolation, mean, std.
         description: All of backbone.json; empty for timm's own weights.
+        classifier: From features `[B D]` to logits `[B classes]`; None unless it was asked for.
+        classes: Their names, as far as they are known.
     """
 
-    def __init__(self, backbone: Backbone, preprocessing: dict[str, Any], description: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        preprocessing: dict[str, Any],
+        description: dict[str, Any],
+        classifier: nn.Linear | None = None,
+    ) -> None:
         self.backbone = backbone.eval()
-        self.preprocessing, self.description = preprocessing, description
+        self.preprocessing, self.description, self.classifier = preprocessing, description, classifier
+        self.classes: tuple[str, ...] = tuple(description.get("classes", ()))
 
     def preprocess(self, image: Image.Image) -> Tensor:
         """Upright, RGB, shorter side to `resize_px` (antialiased), centre crop of `image_px`, normalised.
@@ -109,6 +119,8 @@ def save_backbone(
     *,
     preprocessing: Mapping[str, Any],
     extra: Mapping[str, Any] | None = None,
+    classifier: nn.Linear | None = None,
+    classes: Sequence[str] = (),
 ) -> None:
     """Write a model folder, each file at once or not at all, the description last.
 
@@ -118,15 +130,18 @@ def save_backbone(
             (`backbone.safetensors`), the other is kept beside it.
         preprocessing: As from `preprocessing()`.
         extra: Anything JSON to remember with it: method, step, data.
+        classifier: Of the network to use, if it has one.
+        classes: What it tells apart.
     """
     folder.mkdir(parents=True, exist_ok=True)
     backbone = next(iter(networks.values()))
     for which in NETWORKS:
         if which in networks:
-            state = {key: value.detach().cpu().contiguous() for key, value in networks[which].state_dict().items()}
-            files.write(folder / _file(which, networks), safetensors.torch.save(state, metadata={"format": "pt"}))
+            _write_weights(folder / _file(which, networks), networks[which])
         else:
             (folder / f"backbone_{which}.safetensors").unlink(missing_ok=True)
+    if classifier is not None:
+        _write_weights(folder / CLASSIFIER, classifier)
     description = {
         "format": 1,
         "name": backbone.name,
@@ -134,28 +149,30 @@ def save_backbone(
         "embed_dim": backbone.embed_dim,
         "preprocessing": dict(preprocessing),
         "networks": list(networks),
+        "classes": list(classes) if classifier is not None else [],
         "versions": {"opendino": version("opendino"), "torch": torch.__version__},
         "extra": dict(extra or {}),
     }
     files.write(folder / DESCRIPTION, json.dumps(description, indent=2, allow_nan=False).encode() + b"\n")
 
 
-def load(model: str | Path, which: str | None = None) -> Model:
+def load(model: str | Path, which: str | None = None, *, classifier: bool = False) -> Model:
     """Open a trained model, on the CPU, in eval mode.
 
     Args:
         model: A run folder, an imported or exported model folder, or `timm:NAME` for timm's weights.
         which: "teacher" or "student"; None for the network to use, which is the teacher unless the student was
             distilled from a frozen one.
+        classifier: Also open what the network to use was trained to classify with.
 
     Raises:
         UsageError: `which` is neither, or no such timm model.
-        UserError: No model there, no such network in it, or files that do not fit together.
+        UserError: No model there, no such network or no classifier in it, or files that do not fit together.
     """
     if which not in (None, *NETWORKS):
         raise UsageError(f"Unknown network '{which}'", nearest(str(which), NETWORKS))
     if str(model).startswith("timm:"):
-        return _load_timm(str(model).removeprefix("timm:"), which)
+        return _load_timm(str(model).removeprefix("timm:"), which, classifier)
     folder = Path(model).expanduser()
     if not folder.is_dir():
         raise UserError(f"There is no folder '{model}'", _FORMS)
@@ -169,12 +186,9 @@ def load(model: str | Path, which: str | None = None) -> Model:
         raise UserError(f"'{model}' holds no {wanted}", f"It has: {', '.join(have) or 'no weights'}")
     weights = folder / _file(wanted, networks)
     network = build_backbone(description["name"], **description["kwargs"])
-    try:
-        state = safetensors.torch.load_file(weights)
-    except safetensors.SafetensorError as error:
-        raise UserError(f"{weights} cannot be read: {error}", "The file is damaged; copy or export it again") from error
-    load_weights(network, state, str(weights))
-    return Model(network, description["preprocessing"], description)
+    load_weights(network, _read_weights(weights), str(weights))
+    linear = _load_classifier(folder, network.embed_dim) if classifier else None
+    return Model(network, description["preprocessing"], description, linear)
 
 
 def load_weights(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
@@ -205,12 +219,36 @@ def _file(which: str, networks: Iterable[str]) -> str:
     return "backbone.safetensors" if which == next(iter(networks)) else f"backbone_{which}.safetensors"
 
 
-def _load_timm(name: str, which: str | None) -> Model:
-    from opendino.models.timm_backbone import TimmBackbone, published_preprocessing  # timm takes seconds to import
+def _write_weights(path: Path, network: nn.Module) -> None:
+    state = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
+    files.write(path, safetensors.torch.save(state, metadata={"format": "pt"}))
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load_file(path)
+    except safetensors.SafetensorError as error:
+        raise UserError(f"{path} cannot be read: {error}", "The file is damaged; copy or export it again") from error
+
+
+def _load_classifier(folder: Path, embed_dim: int) -> nn.Linear:
+    path = folder / CLASSIFIER
+    if not path.is_file():
+        raise UserError(f"'{folder}' holds no {CLASSIFIER}: it was not trained to classify", "Use its features instead")
+    state = _read_weights(path)
+    linear = nn.Linear(embed_dim, len(state.get("weight", ())))
+    load_weights(linear, state, str(path))
+    return linear
+
+
+def _load_timm(name: str, which: str | None, classifier: bool) -> Model:
+    from opendino.models import timm_backbone  # timm takes seconds to import
 
     if which == "student":
         raise UserError(f"timm:{name} has no student", "Only runs have one")
-    return Model(TimmBackbone(name, image_px=None, pretrained=True), published_preprocessing(name), {})
+    backbone = timm_backbone.TimmBackbone(name, image_px=None, pretrained=True)
+    linear = timm_backbone.published_classifier(name, backbone.embed_dim) if classifier else None
+    return Model(backbone, timm_backbone.published_preprocessing(name), {}, linear)
 
 
 def _read_description(path: Path) -> dict[str, Any]:

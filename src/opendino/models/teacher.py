@@ -10,8 +10,9 @@ from torch import Tensor, nn
 def copy_from(teacher: nn.Module, student: nn.Module) -> None:
     """Make the teacher equal to the student, parameters and buffers, and take it out of gradient descent.
 
-    The two must be of one architecture.
+    The two must be of one architecture; of a `ModuleDict` the student may have more entries than the teacher.
     """
+    student = _same_entries(teacher, student)
     teacher.requires_grad_(False)
     for targets, sources in ((teacher.parameters(), student.parameters()), (teacher.buffers(), student.buffers())):
         for target, source in zip(targets, sources, strict=True):
@@ -27,12 +28,20 @@ def ema_(teacher: nn.Module, student: nn.Module, momentum: float, ok: Tensor) ->
 
     Args:
         teacher: Changed in place.
-        student: Same architecture, finite weights: where `ok` is False they are multiplied by 0, not skipped.
+        student: Same architecture (of a `ModuleDict` the teacher's entries count), finite weights: where `ok` is False
+            they are multiplied by 0, not skipped.
         momentum: In [0, 1].
         ok: Scalar bool on the device. Where False the teacher stays as it is. The host never waits for it.
     """
-    targets, sources = ([parameter.detach() for parameter in net.parameters()] for net in (teacher, student))
+    pair = (teacher, _same_entries(teacher, student))
+    targets, sources = ([parameter.detach() for parameter in net.parameters()] for net in pair)
     # A few kernels for all tensors, instead of a few for each; a temporary copy of the parameters is the price.
     change = torch._foreach_sub(sources, targets)  # pyright: ignore[reportPrivateImportUsage]
     torch._foreach_mul_(change, ok.to(targets[0].dtype) * (1.0 - momentum))  # pyright: ignore[reportPrivateImportUsage]
     torch._foreach_add_(targets, change)  # pyright: ignore[reportPrivateImportUsage]
+
+
+def _same_entries(teacher: nn.Module, student: nn.Module) -> nn.Module:
+    if isinstance(teacher, nn.ModuleDict) and isinstance(student, nn.ModuleDict):
+        return nn.ModuleDict({name: student[name] for name in teacher})
+    return student

@@ -128,6 +128,18 @@ def published_preprocessing(name: str) -> dict[str, Any]:
     }
 
 
+def published_classifier(name: str, embed_dim: int) -> nn.Linear:
+    """The classifier of timm's weights of that name.
+
+    Raises:
+        UserError: It has none, or not a linear one on the pooled features.
+    """
+    found = _create(name, True, {"num_classes": None}, {}).get_classifier()
+    if not isinstance(found, nn.Linear) or found.in_features != embed_dim:
+        raise UserError(f"timm:{name} has no linear classifier on its features", "Use its features instead")
+    return found
+
+
 def _published_config(name: str) -> dict[str, Any]:
     import timm
     from timm.data.config import resolve_data_config
@@ -153,7 +165,7 @@ def _create(name: str, pretrained: bool, required: dict[str, Any], optional: dic
     _check_name(name)
     while True:
         try:
-            return timm.create_model(name, pretrained=pretrained, num_classes=0, **{**optional, **required})
+            return timm.create_model(name, pretrained=pretrained, **{"num_classes": 0, **optional, **required})
         except TypeError as error:  # timm has no other way to ask what a family takes
             refused = re.search(r"unexpected keyword argument '(\w+)'", str(error))
             if refused is None:

@@ -57,7 +57,7 @@ class ArchiveSource(Source):
 
     def label(self, index: int) -> int:
         """From the member's name alone."""
-        return self._label[self._keys[index][self._shared :].split("/", 2)[self._level]] if self._label else -1
+        return self._label.get(self._keys[index][self._shared :].split("/", 2)[self._level], -1) if self._label else -1
 
     def read(self, index: int) -> bytes:
         """The member's bytes.

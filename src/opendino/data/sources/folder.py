@@ -29,7 +29,8 @@ class FolderSource(Source):
     Folders that may not be opened are left out.
 
     Classes are the names of the first-level folders, where the images lie in two or more of them and none beside
-    them; below `train`, `val`, `test` and the like (nothing else at the first level) those of the second level.
+    them; below `train`, `val`, `test` and the like (nothing else at the first level) those of the second level. What
+    lies in a folder called `unlabelled` has none.
 
     Args:
         root: The folder.
@@ -55,7 +56,7 @@ class FolderSource(Source):
 
     def label(self, index: int) -> int:
         """From the path alone."""
-        return self._label[self._paths[index].split("/", 2)[self._level]] if self._label else -1
+        return self._label.get(self._paths[index].split("/", 2)[self._level], -1) if self._label else -1
 
     def read(self, index: int) -> bytes:
         """The file's bytes.

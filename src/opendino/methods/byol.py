@@ -1,0 +1,132 @@
+"""BYOL: predict the teacher's projection of the other view (Grill et al. 2020, arXiv:2006.07733).
+
+The paper's "online" and "target" networks are our student and teacher. No prototypes, no negatives, no labels.
+
+Teacher is: a moving average of the student, momentum 0.996 → 1
+Student sees: both views, and carries a predictor that the teacher has not
+Teacher sees: both views
+Objective: 2 - 2 cos(prediction of one view, projection of the other), summed over both directions
+Against collapse: the predictor on the student alone, stop-gradient, and the moving average
+Learns from: images alone
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity
+
+from opendino.core import auto, schedule
+from opendino.core.contracts import Backbone, Method
+from opendino.core.errors import UsageError
+from opendino.core.types import Augment, Clock, Facts, StepOutput, ViewGroup, Views, ViewSpec
+from opendino.losses import full, spread
+from opendino.models.heads import MLPHead
+from opendino.models.teacher import copy_from, ema_
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of BYOL. Defaults are the paper's; it used LARS (`--optim.name lars`) and ResNet-50."""
+
+    size_px: int | Literal["auto"] = "auto"
+    """Side of both views."""
+    first: Augment = field(default_factory=lambda: Augment(scale=(0.08, 1.0), blur=1.0))
+    """How the first view is drawn (appendix B of the paper)."""
+    second: Augment = field(default_factory=lambda: Augment(scale=(0.08, 1.0), blur=0.1, solarise=0.2))
+    """How the second view is drawn."""
+    hidden_dim: int = 4096
+    """Hidden width of projector and predictor."""
+    projection_dim: int = 256
+    predictor: bool = True
+    """False leaves nothing to tell student from teacher but their age; see `opendino lab collapse`."""
+    momentum: float | Literal["auto"] = "auto"
+    """EMA momentum of the teacher at the start; follows a half cosine to `momentum_end`."""
+    momentum_end: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("momentum", "momentum_end"):
+            value = getattr(self, name)
+            if value != "auto" and not 0 <= value <= 1:
+                raise UsageError(f"{name} is {value}", "A momentum lies between 0 and 1")
+        for name in ("hidden_dim", "projection_dim", "size_px"):
+            value = getattr(self, name)
+            if value != "auto" and value < 1:
+                raise UsageError(f"{name} is {value}", "Use 1 or more")
+
+    def resolved(self, facts: Facts) -> tuple[Config, list[str]]:
+        """Every "auto" as a number, with the reasons, one line each."""
+        found = {}
+        if self.size_px == "auto":
+            found["size_px"] = auto.size_px(facts)
+        if self.momentum == "auto":
+            found["momentum"] = auto.momentum(facts)
+        values = {name: value for name, (value, _) in found.items()}
+        return replace(self, **values), [f"{name} = {value}: {why}" for name, (value, why) in found.items()]
+
+
+def views(config: Config) -> ViewSpec:
+    """Two views of one size, drawn differently."""
+    assert config.size_px != "auto"
+    return ViewSpec((ViewGroup("global", config.size_px, (config.first, config.second)),))
+
+
+def build(config: Config, make_backbone: Callable[[Literal["student", "teacher"]], Backbone]) -> Method:
+    """A student with projector and predictor, and a teacher equal to it but for the predictor."""
+    return _BYOL(config, make_backbone)
+
+
+class _BYOL(Method):
+    def __init__(self, config: Config, make_backbone: Callable[[Literal["student", "teacher"]], Backbone]) -> None:
+        super().__init__()
+        assert config.momentum != "auto"
+        self.config, self.momentum = config, config.momentum
+
+        def network(role: Literal["student", "teacher"]) -> nn.ModuleDict:
+            backbone = make_backbone(role)
+            head = MLPHead(backbone.embed_dim, config.hidden_dim, config.projection_dim)
+            return nn.ModuleDict({"backbone": backbone, "head": head})
+
+        self.student, self.teacher = network("student"), network("teacher")
+        if config.predictor:
+            self.student["predictor"] = MLPHead(config.projection_dim, config.hidden_dim, config.projection_dim)
+        copy_from(self.teacher, self.student)
+
+    def forward(self, views: Views, clock: Clock) -> StepOutput:
+        # View by view, so that batch norm sees them apart, as in the paper's code.
+        images = list(views.crops["global"].unbind())
+        with torch.no_grad():
+            embeddings = self.teacher["backbone"](images)
+            targets = [self.teacher["head"](embedding) for embedding in embeddings]
+        predictions = [self.student["head"](embedding) for embedding in self.student["backbone"](images)]
+        if self.config.predictor:
+            predictions = [self.student["predictor"](projection) for projection in predictions]
+        loss = regression(predictions[0], targets[1]) + regression(predictions[1], targets[0])
+        metrics = {
+            "loss": loss.detach(),
+            "feature_spread": spread(embeddings[0]),
+            "projection_spread": spread(targets[0]),
+        }
+        return StepOutput(loss, metrics, {"momentum": self.ema(clock)})
+
+    def after_step(self, clock: Clock, ok: Tensor) -> None:
+        """Move the teacher towards the student."""
+        ema_(self.teacher, self.student, self.ema(clock), ok)
+
+    def ema(self, clock: Clock) -> float:
+        """The teacher's momentum at this time: 1 - (1 - τ) · (cos(π k / K) + 1) / 2 for τ → 1 (section 3.3)."""
+        return schedule.cosine(clock.step, self.momentum, self.config.momentum_end, clock.total_steps)
+
+
+def regression(prediction: Tensor, target: Tensor) -> Tensor:
+    """Squared distance of the L2-normalised rows, ‖p̂ - t̂‖² = 2 - 2 cos(p, t), mean over images (eq. 2).
+
+    Args:
+        prediction: `[B D]`, of the student.
+        target: `[B D]`, of the teacher, without gradient.
+    """
+    return (2 - 2 * cosine_similarity(full(prediction), full(target), dim=-1)).mean()

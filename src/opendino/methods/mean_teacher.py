@@ -1,0 +1,175 @@
+"""Mean teacher: a few labels, many images, and agreement between them (Tarvainen & Valpola 2017, arXiv:1703.01780).
+
+The student learns to classify the labelled images, and on all images to agree with the teacher, which sees another
+view. A third network, the baseline, learns from the labelled images alone, so that a run tells whether the others helped.
+
+Teacher is: a moving average of the student, momentum 0.99, after the ramp-up 0.999
+Student sees: one view of labelled and unlabelled images
+Teacher sees: another view of the same images
+Objective: cross-entropy on the labels, plus squared distance of the two class distributions, ramped up
+Against collapse: the labels
+Learns from: images, some of them with labels
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from opendino.core import auto, span
+from opendino.core.contracts import Backbone, Method
+from opendino.core.errors import UsageError
+from opendino.core.types import Augment, Clock, Facts, StepOutput, ViewGroup, Views, ViewSpec
+from opendino.losses import entropy, full, spread
+from opendino.models.teacher import copy_from, ema_
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of mean teacher. Labels: folder names or a CSV, see `--labels`."""
+
+    size_px: int | Literal["auto"] = "auto"
+    """Side of both views."""
+    augment: Augment = field(default_factory=lambda: Augment(scale=(0.4, 1.0)))
+    """How each of the two views is drawn."""
+    labelled_frac: float = 0.25
+    """Share of every batch that is images with a label; they come round more often than the others."""
+    consistency: float = 10.0
+    """Weight of the agreement (the paper's 100 for ten classes, whose code divides the distance by their number)."""
+    consistency_rampup: str = "20%"
+    """The weight rises over this time as exp(-5 (1 - t)²)."""
+    momentum: float = 0.99
+    """EMA momentum of the teacher during the ramp-up; at first 1 - 1/(step + 1), a plain mean of all weights so far."""
+    momentum_end: float | Literal["auto"] = "auto"
+    """EMA momentum after the ramp-up, 0.999 in the paper."""
+    baseline: bool = True
+    """Also train the same network on the labelled images alone, to compare with."""
+    num_classes: int | Literal["auto"] = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("momentum", "momentum_end"):
+            value = getattr(self, name)
+            if value != "auto" and not 0 <= value <= 1:
+                raise UsageError(f"{name} is {value}", "A momentum lies between 0 and 1")
+        if not 0 < self.labelled_frac <= 1:
+            raise UsageError(f"labelled_frac is {self.labelled_frac}", "Use a share above 0, e.g. 0.25")
+        if self.consistency < 0:
+            raise UsageError(f"consistency is {self.consistency}", "Use 0 or more")
+
+    def resolved(self, facts: Facts) -> tuple[Config, list[str]]:
+        """Every "auto" as a number, with the reasons, one line each."""
+        found: dict[str, tuple[float, str]] = {}
+        if self.size_px == "auto":
+            found["size_px"] = auto.size_px(facts)
+        if self.momentum_end == "auto":
+            value = min(0.999, max(self.momentum, 1 - 20 / facts.total_steps))
+            found["momentum_end"] = round(value, 4), f"a twentieth of {facts.total_steps:,} steps is remembered"
+        if self.num_classes == "auto":
+            found["num_classes"] = facts.num_classes, "the classes that the data names"
+        values = {name: value for name, (value, _) in found.items()}
+        return replace(self, **values), [f"{name} = {value}: {why}" for name, (value, why) in found.items()]
+
+
+def views(config: Config) -> ViewSpec:
+    """Two views drawn alike: the student's, then the teacher's."""
+    assert config.size_px != "auto"
+    group = ViewGroup("global", config.size_px, (config.augment, config.augment))
+    return ViewSpec((group,), labelled_frac=config.labelled_frac)
+
+
+def build(config: Config, make_backbone: Callable[[Literal["student", "teacher"]], Backbone]) -> Method:
+    """A student that classifies, a teacher equal to it, and the baseline.
+
+    Raises:
+        UsageError: The data names fewer than two classes.
+    """
+    assert config.num_classes != "auto"
+    if config.num_classes < 2:
+        raise UsageError(
+            f"mean teacher learns from labels, and the data names {config.num_classes} classes",
+            "Sort some images into folders by class (the rest into one called 'unlabelled'), or give --labels FILE.csv",
+        )
+    return _MeanTeacher(config, make_backbone, config.num_classes)
+
+
+class _MeanTeacher(Method):
+    def __init__(
+        self, config: Config, make_backbone: Callable[[Literal["student", "teacher"]], Backbone], num_classes: int
+    ) -> None:
+        super().__init__()
+        assert config.momentum_end != "auto"
+        self.config, self.momentum_end = config, config.momentum_end
+
+        def network(role: Literal["student", "teacher"]) -> nn.ModuleDict:
+            backbone = make_backbone(role)
+            return nn.ModuleDict({"backbone": backbone, "classifier": nn.Linear(backbone.embed_dim, num_classes)})
+
+        self.student, self.teacher = network("student"), network("teacher")
+        copy_from(self.teacher, self.student)
+        if config.baseline:
+            self.student["baseline"] = copy.deepcopy(self.student)
+
+    def networks(self) -> dict[str, nn.ModuleDict]:
+        """Teacher, student and the baseline."""
+        baseline = {"baseline": cast(nn.ModuleDict, self.student["baseline"])} if self.config.baseline else {}
+        return super().networks() | baseline
+
+    def forward(self, views: Views, clock: Clock) -> StepOutput:
+        seen, other = views.crops["global"]
+        num_labelled = views.num_labelled
+        labels = views.labels[:num_labelled]
+        with torch.no_grad():
+            embedding = self.teacher["backbone"]([other])[0]
+            target = full(self.teacher["classifier"](embedding)).softmax(-1)
+        logits = full(self.student["classifier"](self.student["backbone"]([seen])[0]))
+        classification = cross_entropy(logits[:num_labelled], labels)
+        distance = consistency(logits, target)
+        weight = self.config.consistency * self.rampup(clock)
+        loss = classification + weight * distance
+        metrics = {
+            "classification": classification.detach(),
+            "consistency": distance.detach(),
+            "class_entropy": entropy(target).mean(),
+            "feature_spread": spread(embedding),
+        }
+        if self.config.baseline:
+            alone = cast(nn.ModuleDict, self.student["baseline"])
+            own = cross_entropy(full(alone["classifier"](alone["backbone"]([seen[:num_labelled]])[0])), labels)
+            metrics["baseline"] = own.detach()
+            loss = loss + own  # of other parameters: neither gradient feels the other
+        numbers = {"consistency_weight": weight, "momentum": self.ema(clock)}
+        return StepOutput(loss, {"loss": loss.detach()} | metrics, numbers)
+
+    def after_step(self, clock: Clock, ok: Tensor) -> None:
+        """Move the teacher towards the student."""
+        ema_(self.teacher, self.student, self.ema(clock), ok)
+
+    def rampup(self, clock: Clock) -> float:
+        """Share of the consistency weight at this time, exp(-5) … 1."""
+        return math.exp(-5 * (1 - min(1.0, clock.step / self._rampup_steps(clock))) ** 2)
+
+    def ema(self, clock: Clock) -> float:
+        """The teacher's momentum at this time."""
+        late = clock.step >= self._rampup_steps(clock)
+        return min(1 - 1 / (clock.step + 1), self.momentum_end if late else self.config.momentum)
+
+    def _rampup_steps(self, clock: Clock) -> int:
+        rampup = self.config.consistency_rampup
+        return max(1, span.steps(rampup, total_steps=clock.total_steps, steps_per_epoch=clock.steps_per_epoch))
+
+
+def consistency(logits: Tensor, target: Tensor) -> Tensor:
+    """Squared distance Σ_c (softmax(logits)_c - target_c)² of class distributions, mean over images.
+
+    Args:
+        logits: `[B C]`, of the student.
+        target: `[B C]`, the teacher's probabilities, without gradient.
+    """
+    return (logits.softmax(-1) - target).square().sum(-1).mean()
