@@ -157,7 +157,11 @@ def test_damaged_files_say_so(folder: Path) -> None:
     (folder / "backbone.safetensors").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match="damaged"):
         load(folder)
-    for text, said in (("{", "not a model"), ("[]", "not a model"), ("{}", "lacks kwargs, name, networks, preprocessing")):
+    for text, said in (
+        ("{", "not a model"),
+        ("[]", "not a model"),
+        ("{}", "lacks kwargs, name, networks, preprocessing"),
+    ):
         (folder / "backbone.json").write_text(text)
         with pytest.raises(UserError, match=said):
             load(folder)

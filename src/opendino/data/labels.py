@@ -71,7 +71,9 @@ def relabel(source: Source, labels: str, seed: int) -> Source:
     if unit != "%" or not 0 < number <= 100:
         raise UsageError(f"labels is '{labels}'", "Use all, a share such as 10%, or a CSV file of path,class")
     if not source.classes:
-        raise UserError(f"The images name no classes of which labels={labels} could be kept", "Give a CSV of path,class")
+        raise UserError(
+            f"The images name no classes of which labels={labels} could be kept", "Give a CSV of path,class"
+        )
     every = known(source)
     kept = np.full_like(every, -1)
     chance = np.random.Generator(np.random.Philox(key=[seed, 0]))

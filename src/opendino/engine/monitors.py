@@ -3,29 +3,30 @@
 Three ways to fail, told apart by numbers every step leaves behind (Caron et al. 2021, section 5.3 and figure 7):
     uniform   the teacher says the same of every prototype: its entropy sits at ln K, the KL to the student at 0
     one-hot   the teacher gives every image to the same prototype: the entropy of its mean output sits near 0
-    dead      the features of different images are the same, whatever the head makes of them
+    dead      different images come out the same: their features, or the projections that the loss compares
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 PATIENCE = 50
 """Steps in a row that must look collapsed; a tenth of the run where that is shorter, but never fewer than ten."""
 
 _UNIFORM_FRAC = 0.995
 _ONE_HOT_FRAC = 0.05
-_DEAD_SPREAD = 0.01
+_DEAD_SPREAD = {"feature_spread": 0.01, "projection_spread": 0.05}
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """A named failure.
+    """What a run suffers from, or that it is well.
 
     Attributes:
-        name: "uniform", "one-hot" or "dead".
+        name: "uniform", "one-hot" or "dead"; of a whole run also what `examine` says.
         evidence: The numbers, one line.
         cure: What to change, one line.
     """
@@ -36,16 +37,17 @@ class Verdict:
 
 
 class Monitor:
-    """Watches a run's rows. A verdict stands as long as the last `PATIENCE` rows agree."""
+    """Watches a run's rows. A verdict stands as long as the last `patience` rows agree."""
 
     def __init__(self, total_steps: int) -> None:
-        self._names: deque[str | None] = deque(maxlen=max(10, min(PATIENCE, total_steps // 10)))
+        self.patience = max(10, min(PATIENCE, total_steps // 10))
+        self._names: deque[str | None] = deque(maxlen=self.patience)
 
     def watch(self, row: Mapping[str, float]) -> Verdict | None:
         """The verdict after one more step's numbers, see `diagnose`."""
         verdict = diagnose(row)
         self._names.append(verdict.name if verdict else None)
-        agreed = len(self._names) == self._names.maxlen and len(set(self._names)) == 1
+        agreed = len(self._names) == self.patience and len(set(self._names)) == 1
         return verdict if agreed else None
 
 
@@ -56,7 +58,7 @@ def diagnose(row: Mapping[str, float]) -> Verdict | None:
         row: `entropy_frac`, the teacher's entropy over ln K; `marginal_frac`, the entropy of its mean output over
             ln K; `feature_spread`, the standard deviation of L2-normalised features, 0 (all equal) to about 1.
     """
-    spread, entropy, marginal = (row.get(name) for name in ("feature_spread", "entropy_frac", "marginal_frac"))
+    entropy, marginal = row.get("entropy_frac"), row.get("marginal_frac")
     if marginal is not None and marginal < _ONE_HOT_FRAC:
         return Verdict(
             "one-hot",
@@ -70,10 +72,59 @@ def diagnose(row: Mapping[str, float]) -> Verdict | None:
             f"the teacher's entropy is {entropy:.1%} of ln K",
             "The teacher says nothing: keep sharpening on, lower teacher_temp (0.04, then 0.02) or the learning rate",
         )
-    if spread is not None and spread < _DEAD_SPREAD:
-        return Verdict(
-            "dead",
-            f"features of different images differ by a standard deviation of {spread:.4f}",
-            "Lower the learning rate, lengthen its warm-up, or clip gradients harder (clip = 0.3)",
-        )
+    for what, least in _DEAD_SPREAD.items():
+        spread = row.get(what)
+        if spread is not None and spread < least:
+            return Verdict(
+                "dead",
+                f"{what.partition('_')[0]}s of different images differ by a standard deviation of {spread:.4f}",
+                "Lower the learning rate, lengthen its warm-up, or clip gradients harder (clip = 0.3); "
+                "BYOL needs its predictor and a teacher that moves slowly",
+            )
     return None
+
+
+def examine(rows: Sequence[Mapping[str, Any]], total_steps: int) -> Verdict:
+    """What the rows of a run's metrics.jsonl say of it, by the same rules that a run applies to itself.
+
+    Args:
+        rows: In order; rows of steps and of evaluations.
+        total_steps: Length of the run.
+
+    Returns:
+        "uniform", "one-hot" or "dead" where a collapse stands at the end; else "void steps" (a tenth of the last
+        hundred had no finite loss), "not learning" (no better than the untrained network at the end), "too early"
+        (too few steps to tell) or "healthy".
+    """
+    monitor, steps = Monitor(total_steps), [row for row in rows if "loss" in row]
+    standing, since = None, 0
+    for row in steps:
+        verdict = monitor.watch(row)
+        if verdict is not None and (standing is None or standing.name != verdict.name):
+            since = row["step"]
+        standing = verdict
+    done = steps[-1]["step"] if steps else 0
+    if standing is not None:
+        return Verdict(standing.name, f"since step {since} of {total_steps}, {standing.evidence}", standing.cure)
+    void = sum(not row.get("ok", True) for row in steps[-100:])
+    if void > len(steps[-100:]) / 10:
+        return Verdict(
+            "void steps",
+            f"{void} of the last {len(steps[-100:])} steps had a loss that is not finite, and changed nothing",
+            "Lower --optim.lr or --optim.clip, or take --precision float32",
+        )
+    if len(steps) < monitor.patience:
+        return Verdict("too early", f"{len(steps)} of {total_steps} steps are too few to tell", "")
+    judged = [row for row in rows if row.get("knn")]
+    best, untrained = (
+        (next(iter(judged[-1]["knn"].values())), judged[-1]["knn"].get("untrained")) if judged else (0, None)
+    )
+    if done == total_steps and untrained is not None and best <= untrained:
+        return Verdict(
+            "not learning",
+            f"after all {total_steps} steps k-NN is {best:.1f} %, and {untrained:.1f} % with the untrained network",
+            "Train longer; see whether the views share what you are after, and not a colour or a stamp (show crops); "
+            "try a smaller network or a lower momentum",
+        )
+    shown = f"k-NN {best:.1f} % against {untrained:.1f} % untrained; " if untrained is not None else ""
+    return Verdict("healthy", f"{shown}no collapse in {done} of {total_steps} steps", "")

@@ -1,7 +1,7 @@
 """Mean teacher: a few labels, many images, and agreement between them (Tarvainen & Valpola 2017, arXiv:1703.01780).
 
 The student learns to classify the labelled images, and on all images to agree with the teacher, which sees another
-view. A third network, the baseline, learns from the labelled images alone, so that a run tells whether the others helped.
+view. A third network, the baseline, learns from the labelled images alone: so a run tells whether the others helped.
 
 Teacher is: a moving average of the student, momentum 0.99, after the ramp-up 0.999
 Student sees: one view of labelled and unlabelled images

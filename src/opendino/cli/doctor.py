@@ -1,0 +1,54 @@
+"""What a run's curves say, and what to do about it: opendino doctor RUN"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from opendino.cli import Outcome
+from opendino.core.errors import UsageError, UserError
+
+USAGE = "usage: opendino doctor RUN [--json]"
+
+
+def run(args: list[str]) -> Outcome | None:
+    """Examine a run folder, finished or not."""
+    if args in (["-h"], ["--help"]):
+        print(f"{USAGE}\n\nRUN is a folder that `opendino train` made; the run may still be going on.")
+        return None
+    if len(args) != 1 or args[0].startswith("-"):
+        raise UsageError(f"doctor takes one run folder, not {' '.join(args) or 'nothing'}", USAGE)
+    from opendino.engine.monitors import examine
+
+    folder = Path(args[0]).expanduser()
+    found = examine(_rows(folder), _total_steps(folder))
+    lines = [f"{folder}: {found.name}", f"evidence: {found.evidence}"] + ([f"cure: {found.cure}"] if found.cure else [])
+    return Outcome("\n".join(lines), {"verdict": found.name, "evidence": found.evidence, "cure": found.cure})
+
+
+def _rows(folder: Path) -> list[dict[str, Any]]:
+    try:
+        text = (folder / "metrics.jsonl").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        raise UserError(
+            f"'{folder}' is no run folder: it has no metrics.jsonl", "Start one with: opendino train DATA"
+        ) from None
+    rows = []
+    for line in text.splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:  # the last line of a run that is writing it
+            continue
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            rows.append(row)
+    return rows
+
+
+def _total_steps(folder: Path) -> int:
+    from opendino.config import read_tree
+
+    steps = read_tree(folder / "config.yaml").get("steps")
+    if not isinstance(steps, int) or steps < 1:
+        raise UserError(f"{folder}/config.yaml does not say how many steps the run has", "Is it a run's folder?")
+    return steps

@@ -1,0 +1,193 @@
+"""Collapse, shown: the paper's ablation of centring and sharpening at small scale, each outcome named by the monitors.
+
+Command: `opendino lab collapse`
+Caron et al. 2021, section 5.3 and figure 7. Price: 60 runs of a minute and a half, about an hour on two cores.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import mean, median, stdev
+from typing import Any
+
+from opendino.config import Config as RunConfig
+from opendino.core import files
+from opendino.core.errors import UsageError, unknown
+from opendino.core.types import Report
+from opendino.engine.monitors import Monitor
+from opendino.lab._trials import Trial, run
+from opendino.methods import byol
+from opendino.recipes import demo
+from opendino.visualise.curves import Panel, draw
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What one row of the experiment changes.
+
+    Attributes:
+        changes: Of the method's settings.
+        expected: What the paper, or the reasoning beside it, says it comes to.
+        why: That reasoning.
+    """
+
+    changes: dict[str, Any]
+    expected: str
+    why: str
+
+
+SETTINGS = {
+    "both": Setting({}, "healthy", "centring and sharpening balance each other"),
+    "centring only": Setting({"sharpening": False}, "uniform", "centring alone pulls to the uniform distribution"),
+    "sharpening only": Setting({"centering": False}, "one-hot", "sharpening alone lets one prototype win everywhere"),
+    "neither": Setting({"sharpening": False, "centering": False}, "uniform", "nothing keeps outputs of images apart"),
+    "centre momentum 0.99": Setting({"center_momentum": 0.99}, "healthy", "0.9 to 0.999 work in the article"),
+    "centre momentum 0.999": Setting({"center_momentum": 0.999}, "healthy", "0.9 to 0.999 work in the article"),
+    "teacher temp 0.02": Setting({"teacher_temp": 0.02, "teacher_temp_start": 0.02}, "healthy", "sharper still"),
+    "teacher temp 0.07": Setting(
+        {"teacher_temp": 0.07, "teacher_temp_start": 0.07}, "healthy", "the end of the warm-up"
+    ),
+    "no EMA": Setting({"momentum": 0.0, "momentum_end": 0.0}, "healthy", "the teacher is the student of a step ago"),
+}
+BYOL = {
+    "BYOL": Setting({}, "healthy", "the predictor tells student from teacher"),
+    "BYOL without predictor": Setting({"predictor": False}, "dead", "a constant projection costs nothing"),
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """How much of the experiment is run."""
+
+    out: str = "runs/lab-collapse"
+    """Folder of the experiment; what is finished in it is not run again."""
+    seeds: int = 5
+    steps: int = 300
+    jobs: int = 2
+    """Runs at a time."""
+    only: tuple[str, ...] = field(default=())
+    """Names of settings; all where none is given."""
+
+    def __post_init__(self) -> None:
+        for name in ("seeds", "steps", "jobs"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} is {getattr(self, name)}", "Use 1 or more")
+        for name in self.only:
+            if name not in SETTINGS | BYOL:
+                raise unknown("setting", name, SETTINGS | BYOL)
+
+
+def trials(config: Config) -> list[Trial]:
+    """The runs: the demo's, with a network of half its width."""
+    base = replace(
+        demo.config(), steps=config.steps, backbone_options={"width": 16}, eval_every="50%", eval_images=1000,
+        checkpoint_every="100%", keep_checkpoints=1, workers=0,
+    )  # fmt: skip
+    small = byol.Config(hidden_dim=512, projection_dim=64)
+
+    def method(name: str) -> Any:
+        if name in BYOL:
+            return replace(small, **BYOL[name].changes)
+        return replace(base.method, **({"local_crops": 2} | SETTINGS[name].changes))
+
+    names = config.only or tuple(SETTINGS | BYOL)
+    return [
+        Trial(name, replace(base, method=method(name), seed=seed)) for name in names for seed in range(config.seeds)
+    ]
+
+
+def conduct(config: Config) -> Report:
+    """Run, name, draw; leaves table.md, result.json and curves.svg in the folder."""
+    folder, planned = Path(config.out), trials(config)
+    found = [
+        _outcome(trial.setting, trial.config, rows)
+        for trial, rows in zip(planned, run(planned, folder, config.jobs), strict=True)
+    ]
+    settings = list(dict.fromkeys(trial.setting for trial in planned))
+    sick, well = ([each for each in found if (each["expected"] != "healthy") == ill] for ill in (True, False))
+    detection = {
+        "collapsed": len(sick),
+        "named_rightly_in_first_third": sum(
+            each["outcome"] == each["expected"] and each["first_named"] <= config.steps / 3 for each in sick
+        ),
+        "healthy": len(well),
+        "silent": sum(not each["named"] for each in well),
+    }
+    text = _table(settings, found, detection)
+    fields = {"detection": detection, "runs": [{k: v for k, v in each.items() if k != "curves"} for each in found]}
+    files.write(folder / "table.md", text + "\n")
+    files.write(folder / "result.json", json.dumps(fields, indent=1) + "\n")
+    _figure(settings, found, folder / "curves.svg")
+    return Report(f"{text}\n\nFigure: {folder / 'curves.svg'}", fields | {"folder": str(folder)})
+
+
+def _outcome(setting: str, config: RunConfig, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """How a run ended, and when the monitor said what."""
+    assert config.steps is not None
+    monitor, steps = Monitor(config.steps), [row for row in rows if "loss" in row]
+    named = [(row["step"], verdict.name) for row in steps if (verdict := monitor.watch(row))]
+    last = steps[-1]["step"]
+    outcome = named[-1][1] if named and named[-1][0] == last else "healthy"
+    judged = [row for row in rows if "knn" in row]
+    return {
+        "setting": setting,
+        "seed": config.seed,
+        "expected": (SETTINGS | BYOL)[setting].expected,
+        "outcome": outcome,
+        "named": sorted({name for _, name in named}),
+        "first_named": next((step for step, name in named if name == outcome), None),
+        "knn": judged[-1]["knn"]["teacher"],
+        "untrained": judged[-1]["knn"]["untrained"],
+        "effective_rank": judged[-1]["effective_rank"],
+        "curves": {
+            name: ([row["step"] for row in steps], [row[name] for row in steps])
+            for name in ("teacher_entropy", "kl", "projection_spread", "feature_spread")
+            if name in steps[-1]
+        },
+    }
+
+
+def _table(settings: list[str], found: list[dict[str, Any]], detection: dict[str, int]) -> str:
+    lines = [
+        "| setting | expected | named at the end | from step, median (latest) | k-NN of the teacher | rank | why |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for setting in settings:
+        runs = [each for each in found if each["setting"] == setting]
+        names = ", ".join(f"{name} {n}×" for name, n in Counter(each["outcome"] for each in runs).most_common())
+        first = [each["first_named"] for each in runs if each["first_named"]]
+        when = f"{median(first):.0f} ({max(first)})" if first else "-"
+        knn = [each["knn"] for each in runs]
+        spread = f" ± {stdev(knn):.1f}" if len(knn) > 1 else ""
+        rank = mean(each["effective_rank"] for each in runs)
+        about = (SETTINGS | BYOL)[setting]
+        lines.append(
+            f"| {setting} | {about.expected} | {names} | {when} | {mean(knn):.1f}{spread} % | {rank:.1f} | {about.why} |"
+        )
+    untrained = mean(each["untrained"] for each in found)
+    d = detection
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Untrained network: k-NN {untrained:.1f} %. Collapsed runs named rightly within their first third: "
+            f"{d['named_rightly_in_first_third']} of {d['collapsed']}. Healthy runs on which the monitors stayed "
+            f"silent throughout: {d['silent']} of {d['healthy']}.",
+        ]
+    )
+
+
+def _figure(settings: list[str], found: list[dict[str, Any]], path: Path) -> None:
+    def curves(name: str) -> dict[str, list[Any]]:
+        having = {s: [e["curves"][name] for e in found if e["setting"] == s and name in e["curves"]] for s in settings}
+        return {setting: each for setting, each in having.items() if each}
+
+    panels = [
+        Panel("What the teacher says", "entropy of the teacher's output (nats)", curves("teacher_entropy")),
+        Panel("How far the student is from it", "KL(teacher ‖ student) (nats)", curves("kl")),
+        Panel("BYOL", "spread of the teacher's projections", curves("projection_spread")),
+    ]
+    draw([panel for panel in panels if panel.curves], path)

@@ -1,0 +1,1 @@
+"""Pictures for people: one kind a file, drawn without a screen."""
