@@ -121,10 +121,13 @@ def test_a_collapse_is_named_once_and_so_is_its_end(make: MakeWatch, said: list[
     watch.look()
     assert watch.verdict is not None and watch.verdict.name == "uniform"
     assert len(said) == 1 and "step 10: uniform collapse" in said[0] and watch.verdict.cure in said[0]
+    steps(watch, *[True] * 4, entropy_frac=0.5, marginal_frac=1.0, feature_spread=0.5)
+    watch.look()
+    assert watch.verdict is not None, "four of ten rows move no median"
     steps(watch, True, entropy_frac=0.5, marginal_frac=1.0, feature_spread=0.5)
     watch.look()
     assert watch.verdict is None
-    assert said[1:] == ["step 13: no longer uniform"]
+    assert said[1:] == ["step 17: no longer uniform"]
 
 
 def test_the_line_holds_the_figures_there_are(make: MakeWatch) -> None:

@@ -87,10 +87,14 @@ def load(path: Path, method: Method, optimizer: torch.optim.Optimizer) -> dict[s
     tensors = load_file(path / "tensors.safetensors")
     weights = {key.removeprefix("method."): value for key, value in tensors.items() if key.startswith("method.")}
     load_weights(method, weights, str(path))
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     moments: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         if key.startswith("optimizer."):
             _, index, name = key.split(".", 2)
+            like = parameters[int(index)]
+            if value.shape == like.shape:  # fused optimisers want a moment to lie in memory as its parameter does
+                value = torch.empty_like(like, dtype=value.dtype).copy_(value)
             moments.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
     return json.loads((path / "state.json").read_text(encoding="utf-8"))

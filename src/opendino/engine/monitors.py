@@ -8,17 +8,21 @@ Three ways to fail, told apart by numbers every step leaves behind (Caron et al.
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 PATIENCE = 50
-"""Steps in a row that must look collapsed; a tenth of the run where that is shorter, but never fewer than ten."""
+"""Steps over which the median must look collapsed; a tenth of the run where that is shorter, but never below ten."""
 
 _UNIFORM_FRAC = 0.995
 _ONE_HOT_FRAC = 0.05
 _DEAD_SPREAD = {"feature_spread": 0.01, "projection_spread": 0.05}
+SIGNS = ("entropy_frac", "marginal_frac", *_DEAD_SPREAD)
+"""The numbers of a step's row that a diagnosis is made of."""
 
 
 @dataclass(frozen=True)
@@ -37,18 +41,23 @@ class Verdict:
 
 
 class Monitor:
-    """Watches a run's rows. A verdict stands as long as the last `patience` rows agree."""
+    """Watches a run's rows: the diagnosis of the medians over the last `patience` of them.
+
+    Medians, since an unstable run jumps: a prototype that wins everywhere now may have lost to another at the next step.
+    """
 
     def __init__(self, total_steps: int) -> None:
         self.patience = max(10, min(PATIENCE, total_steps // 10))
-        self._names: deque[str | None] = deque(maxlen=self.patience)
+        self._rows: deque[dict[str, float]] = deque(maxlen=self.patience)
 
-    def watch(self, row: Mapping[str, float]) -> Verdict | None:
-        """The verdict after one more step's numbers, see `diagnose`."""
-        verdict = diagnose(row)
-        self._names.append(verdict.name if verdict else None)
-        agreed = len(self._names) == self.patience and len(set(self._names)) == 1
-        return verdict if agreed else None
+    def watch(self, row: Mapping[str, Any]) -> Verdict | None:
+        """The verdict after one more step's numbers, see `diagnose`. Numbers that are missing or null are passed over."""
+        known = {name: value for name in SIGNS if (value := row.get(name)) is not None}
+        self._rows.append({name: value for name, value in known.items() if math.isfinite(value)})
+        if len(self._rows) < self.patience:
+            return None
+        columns = {name: [each[name] for each in self._rows if name in each] for name in SIGNS}
+        return diagnose({name: statistics.median(values) for name, values in columns.items() if values})
 
 
 def diagnose(row: Mapping[str, float]) -> Verdict | None:

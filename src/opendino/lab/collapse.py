@@ -50,7 +50,7 @@ SETTINGS = {
     "teacher temp 0.07": Setting(
         {"teacher_temp": 0.07, "teacher_temp_start": 0.07}, "healthy", "the end of the warm-up"
     ),
-    "no EMA": Setting({"momentum": 0.0, "momentum_end": 0.0}, "healthy", "the teacher is the student of a step ago"),
+    "no EMA": Setting({"momentum": 0.0, "momentum_end": 0.0}, "one-hot", "the teacher is the student of a step ago"),
 }
 BYOL = {
     "BYOL": Setting({}, "healthy", "the predictor tells student from teacher"),
