@@ -1,8 +1,9 @@
 """Is the run well? Names a collapse, and its cure.
 
-Three ways to fail, told apart by numbers every step leaves behind (Caron et al. 2021, section 5.3 and figure 7):
+Four ways to fail, told apart by numbers every step leaves behind (Caron et al. 2021, section 5.3 and figure 7):
     uniform   the teacher says the same of every prototype: its entropy sits at ln K, the KL to the student at 0
     one-hot   the teacher gives every image to the same prototype: the entropy of its mean output sits near 0
+    constant  the teacher says the same of every image, whatever that is: its mean output has no more entropy than each
     dead      different images come out the same: their features, or the projections that the loss compares
 """
 
@@ -18,8 +19,9 @@ from typing import Any
 PATIENCE = 50
 """Steps over which the median must look collapsed; a tenth of the run where that is shorter, but never below ten."""
 
-_UNIFORM_FRAC = 0.995
+_UNIFORM_FRAC = 0.99
 _ONE_HOT_FRAC = 0.05
+_CONSTANT_FRAC = 0.002
 _DEAD_SPREAD = {"feature_spread": 0.01, "projection_spread": 0.05}
 SIGNS = ("entropy_frac", "marginal_frac", *_DEAD_SPREAD)
 """The numbers of a step's row that a diagnosis is made of."""
@@ -30,7 +32,7 @@ class Verdict:
     """What a run suffers from, or that it is well.
 
     Attributes:
-        name: "uniform", "one-hot" or "dead"; of a whole run also what `examine` says.
+        name: "uniform", "one-hot", "constant" or "dead"; of a whole run also what `examine` says.
         evidence: The numbers, one line.
         cure: What to change, one line.
     """
@@ -81,6 +83,12 @@ def diagnose(row: Mapping[str, float]) -> Verdict | None:
             f"the teacher's entropy is {entropy:.1%} of ln K",
             "The teacher says nothing: keep sharpening on, lower teacher_temp (0.04, then 0.02) or the learning rate",
         )
+    if entropy is not None and marginal is not None and marginal - entropy < _CONSTANT_FRAC:
+        return Verdict(
+            "constant",
+            f"the teacher's outputs share {max(0.0, marginal - entropy):.2%} of ln K with which image it sees",
+            "The teacher says the same of every image: keep centring and sharpening both on",
+        )
     for what, least in _DEAD_SPREAD.items():
         spread = row.get(what)
         if spread is not None and spread < least:
@@ -101,7 +109,7 @@ def examine(rows: Sequence[Mapping[str, Any]], total_steps: int) -> Verdict:
         total_steps: Length of the run.
 
     Returns:
-        "uniform", "one-hot" or "dead" where a collapse stands at the end; else "void steps" (a tenth of the last
+        "uniform", "one-hot", "constant" or "dead" where a collapse stands at the end; else "void steps" (a tenth of the last
         hundred had no finite loss), "not learning" (no better than the untrained network at the end), "too early"
         (too few steps to tell) or "healthy".
     """

@@ -43,12 +43,13 @@ SETTINGS = {
     "both": Setting({}, "healthy", "centring and sharpening balance each other"),
     "centring only": Setting({"sharpening": False}, "uniform", "centring alone pulls to the uniform distribution"),
     "sharpening only": Setting({"centering": False}, "one-hot", "sharpening alone lets one prototype win everywhere"),
-    "neither": Setting({"sharpening": False, "centering": False}, "uniform", "nothing keeps outputs of images apart"),
-    "centre momentum 0.99": Setting({"center_momentum": 0.99}, "healthy", "0.9 to 0.999 work in the article"),
-    "centre momentum 0.999": Setting({"center_momentum": 0.999}, "healthy", "0.9 to 0.999 work in the article"),
-    "teacher temp 0.02": Setting({"teacher_temp": 0.02, "teacher_temp_start": 0.02}, "healthy", "sharper still"),
+    "neither": Setting({"sharpening": False, "centering": False}, "constant", "agreeing on anything will do"),
+    "centre momentum 0.99": Setting({"center_momentum": 0.99}, "healthy", "0.9 to 0.999 work in the paper's long runs"),
+    "centre momentum 0.999": Setting(
+        {"center_momentum": 0.999}, "one-hot", "a centre that remembers 1,000 steps comes too late in a run of 300"
+    ),
     "teacher temp 0.07": Setting(
-        {"teacher_temp": 0.07, "teacher_temp_start": 0.07}, "healthy", "the end of the warm-up"
+        {"teacher_temp": 0.07, "teacher_temp_start": 0.07}, "uniform", "without warm-up the paper warns of it"
     ),
     "no EMA": Setting({"momentum": 0.0, "momentum_end": 0.0}, "one-hot", "the teacher is the student of a step ago"),
 }
