@@ -39,7 +39,9 @@ def test_loss_and_gradient_are_the_closed_form() -> None:
     loss.backward()
     cosine = (unit_p * unit_t).sum(1, keepdim=True)
     # d(-2 cos)/dp = -2 (t̂ - cos · p̂) / |p|
-    torch.testing.assert_close(p.grad, -2 * (unit_t - cosine * unit_p) / p.detach().norm(dim=1, keepdim=True) / B, **EXACT)
+    torch.testing.assert_close(
+        p.grad, -2 * (unit_t - cosine * unit_p) / p.detach().norm(dim=1, keepdim=True) / B, **EXACT
+    )
 
 
 def test_the_two_directions_are_summed_and_each_view_has_its_own_batch_statistics() -> None:

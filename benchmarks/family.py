@@ -1,0 +1,97 @@
+"""The other three methods on toy images: does each do what it is for?
+
+BYOL against raw pixels; mean teacher with 10 % of the labels against the same network on those labels alone; a small
+student distilled from DINO's teacher against that teacher and against the same student trained by DINO for as many steps.
+
+Run it: python benchmarks/family.py [--seeds 3] [--out FILE.json]. About fifteen minutes a seed on one CPU core. A table
+goes to stderr; the last line of stdout is one JSON document.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+
+import opendino
+from opendino.config import Config
+from opendino.methods import byol, distill, mean_teacher
+from opendino.recipes import demo
+from opendino.train import Result
+
+STEPS = 400
+
+
+def main() -> None:
+    """Train, judge, report."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--seeds", type=int, default=3, help="how many runs of each (default 3)")
+    parser.add_argument("--out", type=Path, help="also write the JSON document here")
+    args = parser.parse_args()
+
+    seeds = [one(seed) for seed in range(args.seeds)]
+    names = [name for name in seeds[0] if name != "seed"]
+    document = {
+        "what": "k-NN top-1 (BYOL, distillation) and accuracy of the classifier (mean teacher) in percent, toy textures",
+        "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, torch {torch.__version__}",
+        "date": time.strftime("%Y-%m-%d"),
+        "mean": {name: mean(each[name] for each in seeds) for name in names},
+        "stdev": {name: stdev(each[name] for each in seeds) if len(seeds) > 1 else None for name in names},
+        "seeds": seeds,
+    }
+    text = json.dumps(document)
+    if args.out:
+        args.out.write_text(text + "\n", encoding="utf-8")
+    print(text)
+
+
+def one(seed: int) -> dict[str, Any]:
+    """Every method once."""
+    base = replace(
+        demo.config(), steps=STEPS, seed=seed, backbone_options={"width": 16}, eval_every="50%", eval_images=2000,
+        checkpoint_every="100%", workers=0,
+    )  # fmt: skip
+    small = {"backbone_options": {"width": 8}}
+    found: dict[str, Any] = {"seed": seed}
+    with tempfile.TemporaryDirectory() as home:
+
+        def run(name: str, **changes: Any) -> Result:
+            result = opendino.train(replace(base, out=f"{home}/{name}", **changes))
+            print(f"seed {seed}, {name}: {result.seconds:.0f} s, {result.knn}, {result.accuracy}", file=sys.stderr)
+            return result
+
+        told = run("byol", method=byol.Config(hidden_dim=512, projection_dim=64))
+        found |= {f"byol_{name}": value for name, value in (told.knn or {}).items()}
+        told = run(
+            "mean_teacher",
+            data="toy:textures?n=300&size=32",
+            labels="10%",
+            steps=STEPS_MEAN_TEACHER,
+            method=mean_teacher.Config(),
+        )
+        found |= {f"mean_teacher_{name}": value for name, value in (told.accuracy or {}).items()}
+        run("big")
+        told = run("distilled", method=distill.Config(teacher=f"{home}/big"), **small)
+        found |= {f"distill_{name}": value for name, value in (told.knn or {}).items()}
+        found["distill_seconds"] = told.seconds
+        alone = run("alone", **small)
+        found["alone_teacher"] = (alone.knn or {})["teacher"]
+        found["alone_seconds"] = alone.seconds
+    return found
+
+
+STEPS_MEAN_TEACHER = 600
+
+
+if __name__ == "__main__":
+    main()

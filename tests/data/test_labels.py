@@ -1,0 +1,139 @@
+"""Which labels a run may see, and that a batch begins with labelled images where a method asks for them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from opendino.core.errors import UsageError, UserError
+from opendino.core.types import Augment, ViewGroup, ViewSpec
+from opendino.data.cache import Images
+from opendino.data.labels import known, relabel
+from opendino.data.loader import Batches
+from opendino.data.open import open_source
+
+
+def folder(home: Path, *names: str) -> str:
+    for number, name in enumerate(names):
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(home / name)
+    return str(home)
+
+
+def test_all_is_the_source_itself() -> None:
+    source = open_source("toy:textures?n=30")
+    assert relabel(source, "all", 0) is source
+
+
+@pytest.mark.parametrize("share", [1, 10, 50, 100])
+def test_a_share_is_drawn_from_each_class(share: int) -> None:
+    source = open_source("toy:textures?n=200")
+    some = relabel(source, f"{share}%", 3)
+    labels, every = known(some), known(source)
+    kept = labels >= 0
+    assert Counter(labels[kept].tolist()) == dict.fromkeys(range(10), max(1, share * 20 // 100))
+    assert (labels[kept] == every[kept]).all()
+    assert (some.key(7), some.classes, len(some)) == (source.key(7), source.classes, len(source))
+    assert np.array_equal(known(relabel(source, f"{share}%", 3)), labels), "a resumed run draws the same"
+
+
+def test_another_seed_draws_another_share() -> None:
+    source = open_source("toy:textures?n=200")
+    assert not np.array_equal(known(relabel(source, "10%", 0)), known(relabel(source, "10%", 1)))
+
+
+def test_a_csv_names_classes_by_key_or_by_a_unique_file_name(tmp_path: Path) -> None:
+    source = open_source(folder(tmp_path / "photos", "a/1.png", "a/2.png", "b/3.png", "4.png"))
+    listed = tmp_path / "labels.csv"
+    listed.write_text("path,class\na/1.png,dog\nelsewhere/3.png,cat\n4.png,\n")
+    some = relabel(source, str(listed), 0)
+    assert some.classes == ("cat", "dog")
+    assert {some.key(i): some.label(i) for i in range(4)} == {"4.png": -1, "a/1.png": 1, "a/2.png": -1, "b/3.png": 0}
+
+
+def test_a_folder_called_unlabelled_has_no_class(tmp_path: Path) -> None:
+    source = open_source(folder(tmp_path, "cats/1.png", "dogs/2.png", "Unlabelled/3.png", "Unlabelled/deep/4.png"))
+    assert source.classes == ("cats", "dogs")
+    assert {source.key(i): source.label(i) for i in range(4)} == {
+        "Unlabelled/3.png": -1, "Unlabelled/deep/4.png": -1, "cats/1.png": 0, "dogs/2.png": 1
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", ["some", "0%", "101%", "10", "5ep", ""])
+def test_other_words_are_refused(wrong: str) -> None:
+    with pytest.raises(UsageError, match=r"labels is .*CSV file of path,class"):
+        relabel(open_source("toy:textures?n=20"), wrong, 0)
+
+
+def test_lists_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    source = open_source(folder(tmp_path / "photos", "1.png", "x/2.png"))
+    listed = tmp_path / "labels.csv"
+    listed.write_text("nobody.png,dog\n1.png,cat\n")
+    with pytest.raises(
+        UserError, match=r"1 of the 2 paths .* are none of the images, e\.g\. nobody\.png.*e\.g\. 1\.png"
+    ):
+        relabel(source, str(listed), 0)
+    listed.write_text("1.png\n")
+    with pytest.raises(UserError, match="names no classes"):
+        relabel(source, str(listed), 0)
+    with pytest.raises(UserError, match="name no classes of which"):
+        relabel(source, "10%", 0)
+
+
+SPEC = ViewSpec((ViewGroup("global", 16, (Augment(scale=(0.5, 1.0)),)),), labelled_frac=0.25)
+
+
+def stream(accumulate: int = 1, rank: int = 0, world: int = 1) -> Batches:
+    source = relabel(open_source("toy:textures?n=60&size=16"), "10%", 0)  # ten labelled images
+    return Batches(Images(source, 16 * 16), SPEC, 5, 16, accumulate, rank, world)
+
+
+def test_every_batch_begins_with_labelled_images_that_all_come_round() -> None:
+    seen: Counter[int] = Counter()
+    for n in range(10):
+        batch = stream()[n]
+        assert (batch.labels[:4] >= 0).all()
+        seen.update(batch.indices[:4].tolist())
+    assert len(seen) == 10 and set(seen.values()) == {4}, "40 places for 10 images"
+
+
+def test_the_rest_of_the_batches_goes_through_the_whole_set() -> None:
+    seen = Counter(index for n in range(15) for index in stream()[n].indices[4:].tolist())
+    assert len(seen) == 60 and set(seen.values()) == {3}, "180 places for 60 images"
+
+
+@pytest.mark.parametrize(("accumulate", "world"), [(2, 1), (1, 2), (2, 2)])
+def test_parts_and_ranks_share_them_evenly(accumulate: int, world: int) -> None:
+    whole = stream()[3]
+    parts = [
+        stream(accumulate, rank, world)[3 * accumulate + part] for rank in range(world) for part in range(accumulate)
+    ]
+    count = SPEC.num_labelled(16 // (accumulate * world))
+    assert all((part.labels[:count] >= 0).all() for part in parts)
+    assert sorted(i for part in parts for i in part.indices.tolist()) == sorted(whole.indices.tolist())
+
+
+def test_an_image_is_drawn_anew_each_time_it_comes_round() -> None:
+    batches = stream()
+    boxes: dict[int, list[torch.Tensor]] = {}
+    for n in range(10):
+        batch = batches[n]
+        for place, index in enumerate(batch.indices[:4].tolist()):
+            boxes.setdefault(index, []).append(batch.draws["global"].factors[0, place])
+    for factors in boxes.values():
+        assert len({tuple(each.tolist()) for each in factors}) > 1
+
+
+def test_a_method_without_labels_gets_the_same_batches_as_ever() -> None:
+    plain = ViewSpec(SPEC.groups)
+    labelled = relabel(open_source("toy:textures?n=60&size=16"), "10%", 0)
+    one, other = (
+        Batches(Images(s, 256), plain, 5, 16)[4] for s in (labelled, open_source("toy:textures?n=60&size=16"))
+    )
+    assert torch.equal(one.indices, other.indices)
+    assert torch.equal(one.draws["global"].box, other.draws["global"].box)
