@@ -8,6 +8,7 @@ numbers, each in a process of its own. A table goes to stderr; the last line of 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import multiprocessing
 import os
@@ -30,8 +31,7 @@ RADIUS, TOP_K, TEMPERATURE, NUM_CONTEXT = 12, 5, 0.1, 8
 def dense(target: Tensor, context: Tensor, labels: Tensor) -> Tensor:
     """The same by one matrix of all patches against all of the context, most of which a mask then removes."""
     height, width = target.shape[:2]
-    places = torch.cartesian_prod(torch.arange(height), torch.arange(width)).to(target.device)
-    near = ((places[:, None] - places).abs() <= RADIUS).all(-1)
+    near = neighbours(height, width, str(target.device))
     queries, keys = normalize(target, dim=-1).flatten(0, 1), normalize(context, dim=-1).flatten(1, 2)
     affinity = (keys @ queries.T / TEMPERATURE).exp() * near
     affinity = affinity.flatten(0, 1)
@@ -39,6 +39,13 @@ def dense(target: Tensor, context: Tensor, labels: Tensor) -> Tensor:
     affinity = torch.where(affinity < weakest, 0, affinity)
     affinity = affinity / affinity.sum(0)
     return (labels.transpose(0, 1).flatten(1) @ affinity).unflatten(1, (height, width))
+
+
+@functools.cache
+def neighbours(height: int, width: int, device: str) -> Tensor:
+    """Which patch is within the radius of which, bool `[N N]`; made once, as in the original."""
+    places = torch.cartesian_prod(torch.arange(height), torch.arange(width)).to(device)
+    return ((places[:, None] - places).abs() <= RADIUS).all(-1)
 
 
 def local(target: Tensor, context: Tensor, labels: Tensor) -> Tensor:
@@ -97,10 +104,11 @@ def main() -> None:
             file=sys.stderr,
         )
     on_gpu = args.device.startswith("cuda")
+    device = torch.cuda.get_device_name(args.device) if on_gpu else f"{platform.machine()}, {args.threads} threads"
     document = {
-        "what": f"label propagation, grid {args.grid[0]}x{args.grid[1]}, {args.dim} dims, {NUM_CONTEXT} context frames, "
-        f"radius {RADIUS}, top {TOP_K}, {args.objects} objects",
-        "machine": torch.cuda.get_device_name(args.device) if on_gpu else f"{platform.machine()}, {args.threads} threads",
+        "what": f"label propagation, grid {args.grid[0]}x{args.grid[1]}, {args.dim} dims, {NUM_CONTEXT} context "
+        f"frames, radius {RADIUS}, top {TOP_K}, {args.objects} objects",
+        "machine": device,
         "torch": torch.__version__,
         "date": time.strftime("%Y-%m-%d"),
         **forms,

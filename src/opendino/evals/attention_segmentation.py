@@ -148,9 +148,7 @@ def _attention(model: Model, pixels: np.ndarray, height: int, width: int, step: 
     return attention[:, 0, -rows * columns :].unflatten(-1, (rows, columns)).float().cpu()
 
 
-def _report(
-    means: dict[str, list[float]], num_images: int, notes: list[str], config: Config, seconds: float
-) -> Report:
+def _report(means: dict[str, list[float]], num_images: int, notes: list[str], config: Config, seconds: float) -> Report:
     best, mean = ({name: 100 * each[column] for name, each in means.items()} for column in (0, 1))
     lines = [f"{'':<10} best head  mean of heads"]
     lines += [f"{name:<10} {best[name]:9.1f} {mean[name]:14.1f}" for name in means]
