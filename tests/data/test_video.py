@@ -110,6 +110,10 @@ def test_what_davis_lacks_is_named(tmp_path: Path) -> None:
         video.davis(root, resolution="1080p")
     with pytest.raises(UserError, match=r"no list .*2016/val\.txt\. There is: 2017"):
         video.davis(root, 2016)
+    (root / "ImageSets/2017/val.txt").write_text("\n")
+    with pytest.raises(UserError, match=r"val\.txt names no sequence"):
+        video.davis(root)
+    (root / "ImageSets/2017/val.txt").write_text("libby")
     (root / "Annotations/480p/libby/00000.png").unlink()
     with pytest.raises(UserError, match=r"no annotation .*libby/00000\.png"):
         video.davis(root)

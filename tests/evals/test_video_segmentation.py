@@ -285,6 +285,7 @@ def test_an_unreadable_frame_is_left_out(model: str, tmp_path: Path, capsys: pyt
     found = run([model, "--data", str(root), "--out", str(tmp_path / "out")], capsys)
     assert found["notes"] == ["toy: frame 00001 was left out, not an image in a known format"]
     assert found["J_mean"] is not None
+    assert (found["frames"], found["skipped"]) == (4, 1)
     assert sorted(path.stem for path in (tmp_path / "out/toy").iterdir()) == ["00000", "00002", "00003"]
     (frames / "00000.jpg").write_bytes(b"no image")
     with pytest.raises(UserError, match="first frame of toy cannot be read"):

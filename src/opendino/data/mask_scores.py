@@ -6,7 +6,7 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn.functional import conv2d
+from torch.nn.functional import pad
 
 _BOUNDARY_FRAC = 0.008
 
@@ -63,11 +63,16 @@ def _boundary(mask: Tensor) -> Tensor:
 
 
 def _dilated(mask: Tensor, radius_px: int) -> Tensor:
-    """All pixels within `radius_px` of the mask, by Euclid."""
-    reach = torch.arange(-radius_px, radius_px + 1, device=mask.device)
-    disk = (reach[:, None] ** 2 + reach**2 <= radius_px**2).float()
-    images = mask.float().flatten(0, -3).unsqueeze(1) if mask.ndim > 2 else mask.float()[None, None]
-    return (conv2d(images, disk[None, None], padding=radius_px) > 0.5).view(mask.shape)
+    """All pixels within `radius_px` of the mask, by Euclid: row by row of the disk, by running counts along each."""
+    height, width = mask.shape[-2:]
+    counts = pad(mask, (radius_px + 1, radius_px, radius_px, radius_px)).cumsum(-1, dtype=torch.int32)
+    near = torch.zeros_like(mask)
+    for row in range(-radius_px, radius_px + 1):
+        reach = math.isqrt(radius_px**2 - row**2)
+        above = counts[..., radius_px + row : radius_px + row + height, :]
+        start, end = radius_px - reach, radius_px + reach + 1
+        near |= above[..., end : end + width] > above[..., start : start + width]
+    return near
 
 
 def _share(boundary: Tensor, near: Tensor) -> Tensor:

@@ -126,6 +126,8 @@ def davis(root: Path, year: int = 2017, resolution: str = "480p", sequences: Seq
     if not sequences and not listed.is_file():
         raise UserError(f"There is no list {printable(str(listed))}", _choices(listed.parent.parent))
     names = sequences or [line.strip() for line in listed.read_text("utf-8", "replace").splitlines() if line.strip()]
+    if not names:
+        raise UserError(f"{printable(str(listed))} names no sequence", "Name some with --sequences")
     for name in names:
         if not (images / name).is_dir():
             there = [folder.name for folder in images.iterdir()]

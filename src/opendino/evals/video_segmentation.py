@@ -237,10 +237,11 @@ def _follow(film: Video, model: Model, config: Config, notes: list[str]) -> dict
     tracker = Tracker(features, labels, config.num_last, **how)
     _write(config, film, name, truth.encode(truth.first))
     scores: dict[int, Tensor] = {}
-    number = 0
+    number = skipped = 0
     for number, (name, image) in enumerate(frames, start=1):
         if isinstance(image, BadImage):
             notes.append(f"{film.name}: frame {name} was left out, {image}")
+            skipped += 1
             continue
         found = harden(tracker(_features(model, image, size)), *size)
         mask = masks.resize(found.cpu().numpy(), height, width)
@@ -250,7 +251,7 @@ def _follow(film: Video, model: Model, config: Config, notes: list[str]) -> dict
     scores.pop(number, None)  # the official evaluator leaves out the first and the last frame
     if not scores:
         notes.append(f"{film.name}: nothing to score, {_why_not(film, number + 1)}")
-    return {"frames": number + 1, **_summary(truth.numbers, list(scores.values()))}
+    return {"frames": number + 1, "skipped": skipped, **_summary(truth.numbers, list(scores.values()))}
 
 
 def _features(model: Model, image: np.ndarray, size: tuple[int, int]) -> Tensor:
@@ -324,5 +325,5 @@ def _report(found: dict[str, dict[str, Any]], notes: list[str], config: Config, 
         "J and F without the first and the last frame, as DAVIS.",
         *(f"note: {note}" for note in notes),
     ]
-    fields = {**means, "per_sequence": found, "frames": sum(film["frames"] for film in found.values())}
-    return Report("\n".join(lines), {**fields, "seconds": seconds, "notes": notes})
+    counts = {name: sum(film[name] for film in found.values()) for name in ("frames", "skipped")}
+    return Report("\n".join(lines), {**means, "per_sequence": found, **counts, "seconds": seconds, "notes": notes})
