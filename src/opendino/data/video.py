@@ -1,0 +1,187 @@
+"""Frames of a film, and the folders in which DAVIS keeps its own (Perazzi et al. 2016, Pont-Tuset et al. 2017)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from opendino.core.errors import BadImage, UserError, nearest
+from opendino.data import masks
+from opendino.data.decode import decode
+from opendino.data.files import is_hidden, is_image, printable, read_regular
+from opendino.data.mask_scores import boundary_f, jaccard
+
+
+@dataclass(frozen=True)
+class Video:
+    """A film with a mask of its first frame.
+
+    Attributes:
+        name: Of a file without its ending, or of a folder.
+        path: A folder of images, or a film file.
+        masks: PNGs: one for the first frame, or one for each frame in order.
+        one_object: Whether all objects of the masks are one.
+    """
+
+    name: str
+    path: Path
+    masks: tuple[Path, ...]
+    one_object: bool = False
+
+
+class Truth:
+    """The masks of a film at the size of its frames; objects are counted 1, 2, … as they are numbered in the first."""
+
+    def __init__(self, film: Video, height: int, width: int, notes: list[str]) -> None:
+        self._film, self._size, self._notes = film, (height, width), notes
+        raw, self._colours = _read(film.masks[0])
+        self._black_and_white = masks.is_black_and_white(raw)
+        numbered, _ = self._objects(0)
+        self.numbers = [int(number) for number in np.unique(numbered) if number]
+        if not self.numbers:
+            raise UserError(f"{printable(str(film.masks[0]))} has no object: every pixel is 0 or void")
+        self.first = np.searchsorted([0, *self.numbers], numbered).astype(np.uint8)
+
+    def encode(self, mask: np.ndarray) -> bytes:
+        """An indexed PNG of a mask that counts the objects, with their numbers and colours."""
+        return masks.encode(np.array([0, *self.numbers], np.uint8)[mask], self._colours)
+
+    def score(self, frame: int, mask: np.ndarray) -> Tensor:
+        """J and F of every object in a frame, float64 `[2 objects]`."""
+        truth, void = (torch.from_numpy(part) for part in self._objects(frame))
+        found = torch.from_numpy(mask)
+        pairs = [(truth == number, found == count) for count, number in enumerate(self.numbers, start=1)]
+        true, drawn = (torch.stack(part) for part in zip(*pairs, strict=True))
+        return torch.stack([jaccard(true, drawn, void), boundary_f(true, drawn, void)])
+
+    def _objects(self, frame: int) -> tuple[np.ndarray, np.ndarray]:
+        path = self._film.masks[frame]
+        raw, _ = _read(path)
+        if raw.shape != self._size:
+            has, wants = (f"{size[1]}×{size[0]}" for size in (raw.shape, self._size))
+            self._notes.append(
+                f"{self._film.name}: masks of {has} px for frames of {wants} px were resized by nearest neighbour"
+            )
+            raw = masks.resize(raw, *self._size)
+        numbered, void = masks.objects(raw, self._black_and_white)
+        return (numbered.clip(max=1) if self._film.one_object else numbered), void
+
+
+def _read(path: Path) -> tuple[np.ndarray, bytes]:
+    try:
+        return masks.read(path)
+    except BadImage as error:
+        raise UserError(f"The mask {printable(str(path))} cannot be used: {error}") from error
+
+
+def frames(path: Path) -> Iterator[tuple[str, np.ndarray | BadImage]]:
+    """The frames of a film one after the other: their names, and uint8 `[H W 3]`, upright.
+
+    An image that cannot be read is there as its `BadImage`, lest the others change their places.
+
+    Args:
+        path: A folder, whose images are taken by name, 2 before 10; or a film file (PyAV).
+
+    Raises:
+        UserError: No film there, a damaged one, or no PyAV.
+    """
+    if not path.is_dir():
+        yield from ((f"{number:05d}", frame) for number, frame in enumerate(_film(path)))
+        return
+    for image in _images(path):
+        try:
+            yield image.stem, decode(read_regular(image))
+        except BadImage as error:
+            yield image.stem, error
+
+
+def is_davis(root: Path) -> bool:
+    """Whether a folder is laid out as DAVIS."""
+    return (root / "JPEGImages").is_dir() and (root / "Annotations").is_dir()
+
+
+def davis(root: Path, year: int = 2017, resolution: str = "480p", sequences: Sequence[str] = ()) -> list[Video]:
+    """The validation films of DAVIS, or those named.
+
+    Args:
+        root: Holds JPEGImages/RESOLUTION/NAME/*.jpg, Annotations/RESOLUTION/NAME/*.png, ImageSets/YEAR/val.txt.
+        year: 2016 or 2017: which list; in 2016 all objects are one.
+        resolution: Name of the folders below JPEGImages and Annotations.
+        sequences: Names; empty for all of the list.
+
+    Raises:
+        UserError: A list, a sequence or a mask is missing. A sequence needs a mask a frame, or one for the first alone.
+    """
+    images, annotations = root / "JPEGImages" / resolution, root / "Annotations" / resolution
+    for folder in (images, annotations):
+        if not folder.is_dir():
+            raise UserError(f"There is no folder {printable(str(folder))}", _choices(folder.parent))
+    listed = root / "ImageSets" / str(year) / "val.txt"
+    if not sequences and not listed.is_file():
+        raise UserError(f"There is no list {printable(str(listed))}", _choices(listed.parent.parent))
+    names = sequences or [line.strip() for line in listed.read_text("utf-8", "replace").splitlines() if line.strip()]
+    if not names:
+        raise UserError(f"{printable(str(listed))} names no sequence", "Name some with --sequences")
+    for name in names:
+        if not (images / name).is_dir():
+            there = [folder.name for folder in images.iterdir()]
+            raise UserError(f"There is no sequence '{name}' in {printable(str(images))}", nearest(name, there))
+    return [Video(name, images / name, _annotated(images / name, annotations / name), year == 2016) for name in names]
+
+
+def _annotated(frames: Path, folder: Path) -> tuple[Path, ...]:
+    expected = [folder / f"{image.stem}.png" for image in _images(frames)]
+    missing = [mask for mask in expected if not mask.is_file()]
+    if missing == expected[1:]:
+        return (expected[0],)
+    if missing:
+        raise UserError(
+            f"Sequence '{frames.name}' has no annotation {printable(str(missing[0]))}",
+            "It needs one a frame, or one for the first frame alone",
+        )
+    return tuple(expected)
+
+
+def _images(folder: Path) -> list[Path]:
+    """The images of a folder, by name, numbers by their value."""
+    found = [path for path in folder.iterdir() if is_image(path.name) and not is_hidden(path.name)]
+    if not found:
+        raise UserError(f"There are no images in {printable(str(folder))}", "Give a folder of frames or a film file")
+    return sorted(found, key=lambda path: [int(part) if part.isdigit() else part for part in _NUMBER.split(path.name)])
+
+
+_NUMBER = re.compile(r"([0-9]+)")
+
+
+def _choices(folder: Path) -> str:
+    there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    return f"There is: {', '.join(there)}" if there else "Is the folder laid out as DAVIS?"
+
+
+def _film(path: Path) -> Iterator[np.ndarray]:
+    try:
+        import av
+        from av.error import FFmpegError
+    except ImportError:
+        raise UserError("Reading a film needs PyAV", 'pip install "opendino[video]", or give its frames') from None
+    number = 0
+    try:
+        # A playlist that poses as a film must not reach out to the network.
+        with av.open(str(path), options={"protocol_whitelist": "file"}) as container:
+            if not container.streams.video:
+                raise UserError(f"{printable(str(path))} holds no pictures", "Give a film file or a folder of frames")
+            for frame in container.decode(video=0):
+                turns = round(frame.rotation / 90)  # counter-clockwise; phones leave it to the player
+                yield np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), turns))
+                number += 1
+    except FFmpegError as error:
+        where = f"beyond frame {number - 1}" if number else "as a film"
+        raise UserError(
+            f"{printable(str(path))} cannot be read {where}: {error.strerror}", "Give a film file or a folder of frames"
+        ) from error

@@ -1,0 +1,162 @@
+"""Does the network look at objects? Overlap of its attention with masks (DINO, section 4.2.2 and figure 4)."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+import tyro
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from opendino.core import dist
+from opendino.core.errors import BadImage, UsageError, UserError
+from opendino.core.types import Report
+from opendino.data.mask_scores import jaccard
+from opendino.data.masked import open_masked
+from opendino.models.build import backbone
+from opendino.models.load import NETWORKS, Model, load
+from opendino.models.patches import normalise, patch_px
+
+
+@dataclass(frozen=True)
+class Config:
+    """What `opendino eval attention-segmentation` takes."""
+
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    """A run folder, an imported or exported model folder, or timm:NAME."""
+    which: Literal["teacher", "student"] | None = None
+    """Network of a run; all it has by default. The untrained one is always judged besides."""
+    data: str = ""
+    """A folder with images/ and masks/ (PNG, same names), PASCAL VOC's folder, or toy:forms."""
+    mass: float = 0.6
+    """Share of the attention that is kept."""
+    size_px: int = 480
+    """Shorter side of the images that the network sees."""
+    seed: int = 0
+    """Of the untrained network's weights."""
+    device: str = "auto"
+    """auto, cuda, mps or cpu."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.mass <= 1:
+            raise UsageError(f"--mass is {self.mass}", "It is a share, above 0 and at most 1")
+        if self.size_px < 1:
+            raise UsageError(f"--size-px is {self.size_px}", "It is a whole number from 1 up")
+
+
+def evaluate(config: Config) -> Report:
+    """Mean Jaccard similarity of attention and masks, of every network that the model has and an untrained one.
+
+    Raises:
+        UserError: No such model or images; a network without self-attention.
+    """
+    if not config.data:
+        raise UsageError("No images were named", "Give --data with a folder of images/ and masks/, VOC, or toy:forms")
+    device = dist.device(config.device)
+    images = open_masked(config.data)
+    networks = {name: model.to(device) for name, model in _networks(config).items()}
+    step = patch_px(networks["untrained"])
+    began, notes = time.monotonic(), []
+    scores: list[Tensor] = []  # each [networks 2]
+    for each in images:
+        try:
+            pixels, (truth, void) = each.image(), each.mask()
+        except BadImage as error:
+            notes.append(f"{each.key} was left out: {error}")
+            continue
+        if not truth.any():
+            notes.append(f"{each.key} was left out: its mask has no object")
+            continue
+        scale = config.size_px / min(pixels.shape[:2])
+        height, width = (max(1, round(side * scale / step)) * step for side in pixels.shape[:2])
+        maps = [_attention(model, pixels, height, width, step) for model in networks.values()]
+        mask = torch.from_numpy(truth), torch.from_numpy(void)
+        overlaps = [attention_jaccard(each, *mask, config.mass) for each in maps]
+        scores.append(torch.stack([torch.stack([each[:-1].max(), each[-1]]) for each in overlaps]))
+    if not scores:
+        raise UserError(f"No image of {config.data} can be used; {notes[0]}")
+    means = dict(zip(networks, torch.stack(scores).mean(0).tolist(), strict=True))
+    return _report(means, len(scores), notes, config, time.monotonic() - began)
+
+
+def keep_mass(attention: Tensor, mass: float = 0.6) -> Tensor:
+    """The fewest patches that together hold at least `mass` of the attention.
+
+    Args:
+        attention: float `[... N]`, not negative; need not sum to 1.
+        mass: Share in 0 .. 1.
+
+    Returns:
+        bool `[... N]`.
+    """
+    ascending, order = attention.double().sort(dim=-1)
+    below = ascending.cumsum(-1) / ascending.sum(-1, keepdim=True)
+    return torch.zeros_like(order, dtype=torch.bool).scatter(-1, order, below > 1 - mass)
+
+
+def attention_jaccard(attention: Tensor, truth: Tensor, void: Tensor | None = None, mass: float = 0.6) -> Tensor:
+    """Overlap of a mask with what each head looks at most, and with what all heads together do.
+
+    The attention is cut off at patches and then enlarged by nearest neighbour.
+
+    Args:
+        attention: float `[heads h w]`, of the CLS token to the patches.
+        truth: bool `[H W]`.
+        void: bool `[H W]`, pixels that do not count.
+        mass: Share of the attention that is kept.
+
+    Returns:
+        float64 `[heads + 1]` in 0 .. 1; the last is that of the heads' mean.
+    """
+    maps = torch.cat([attention, attention.mean(0, keepdim=True)])
+    kept = keep_mass(maps.flatten(1), mass).view(maps.shape)
+    found = interpolate(kept[None].float(), truth.shape, mode="nearest-exact")[0] > 0
+    return jaccard(truth.expand_as(found), found, void)
+
+
+def _networks(config: Config) -> dict[str, Model]:
+    """By name; the untrained one last."""
+    model = load(config.model, config.which)
+    models = {config.which or str(model.description.get("networks", ["pretrained"])[0]): model}
+    for name in NETWORKS:  # the other one lies beside it, if it has been kept
+        beside = Path(config.model).expanduser() / f"backbone_{name}.safetensors"
+        if not config.which and name not in models and beside.is_file():
+            models[name] = load(config.model, name)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        fresh = backbone(model.backbone.name, **model.backbone.kwargs)  # pyright: ignore[reportArgumentType]
+    return {**models, "untrained": Model(fresh, model.preprocessing, {})}
+
+
+def _attention(model: Model, pixels: np.ndarray, height: int, width: int, step: int) -> Tensor:
+    """What the CLS token takes from the patches of an image resized to `height` and `width`, `[heads h w]`."""
+    resampling = Image.Resampling[model.preprocessing["interpolation"].upper()]
+    resized = np.array(Image.fromarray(pixels).resize((width, height), resampling))
+    try:
+        attention = model.attention(normalise(resized, model))[0]
+    except NotImplementedError as error:
+        raise UserError(str(error), "Judge it by k-NN or a linear probe") from error
+    rows, columns = height // step, width // step
+    if attention.shape[-1] == rows * columns:
+        raise UserError(f"{model.backbone.name} has no CLS token whose attention could be looked at")
+    return attention[:, 0, -rows * columns :].unflatten(-1, (rows, columns)).float().cpu()
+
+
+def _report(means: dict[str, list[float]], num_images: int, notes: list[str], config: Config, seconds: float) -> Report:
+    best, mean = ({name: 100 * each[column] for name, each in means.items()} for column in (0, 1))
+    lines = [f"{'':<10} best head  mean of heads"]
+    lines += [f"{name:<10} {best[name]:9.1f} {mean[name]:14.1f}" for name in means]
+    lines += [
+        f"Jaccard in percent over {num_images} images, shorter side {config.size_px} px: mask of any object "
+        f"against the patches that hold {100 * config.mass:g} % of the CLS token's attention in the last block; best "
+        "head per image."
+    ]
+    lines += [f"note: {note}" for note in notes[:5]] + ([f"note: {len(notes)} left out in all"] if notes[5:] else [])
+    fields: dict[str, Any] = {"jaccard_best_head": best, "jaccard_mean_head": mean, "num_images": num_images}
+    return Report("\n".join(lines), {**fields, "skipped": len(notes), "seconds": seconds, "mass": config.mass})
