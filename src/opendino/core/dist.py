@@ -1,14 +1,38 @@
-"""One path for one device and many: rank, world size, reductions. No-ops when alone."""
+"""One path for one device and many: which device, rank, world size, reductions. No-ops when alone."""
 
 from __future__ import annotations
 
+import os
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from opendino.core.errors import UsageError
+
 T = TypeVar("T")
+
+
+def device(name: str) -> torch.device:
+    """The device of this process: `auto` is CUDA, else MPS, else the CPU.
+
+    Raises:
+        UsageError: Not a device, or not one of this machine's.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        chosen = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"Unknown device '{name}'", "Use auto, cuda, mps or cpu") from None
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not available.get(chosen.type, False):
+        raise UsageError(f"This machine has no {chosen.type} device", "Use --device auto")
+    if chosen.type == "cuda":
+        chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", chosen.index or 0)))
+        torch.cuda.set_device(chosen)
+    return chosen
 
 
 def active() -> bool:
