@@ -103,7 +103,7 @@ def describe(
             found = {i: found for i, found in looked.items() if not isinstance(found, BadImage)}
             kept += found
             rows += _by_size(descriptor, [view for each in found.values() for view in each], batch)
-            if time.monotonic() - spoke > 30:
+            if time.monotonic() - spoke > 30 and following:
                 spoke = time.monotonic()
                 log.say(f"{part.stop} of {len(indices)} images")
     if not rows:

@@ -22,7 +22,7 @@ def test_plain_data_comes_back_equal(protocol: int) -> None:
     shared = ["all_souls_000013", "ü", b"raw \xff"]
     content = {
         "names": shared, "again": shared, "numbers": [0, -1, 255, 65536, 2**40, -(2**70), 1.5, -1e300],
-        "empty": [[], (), {}, "", b""], "constants": [None, True, False], "tuples": [(1,), (1, 2), (1, 2, 3), (1, 2, 3, 4)],
+        "empty": [[], (), {}, "", b""], "constants": [None, True, False], "tuples": [(1,), (1, 2), (1, 2, 3), (1,) * 4],
         "many": list(range(3000)), "map": {str(i): i for i in range(1500)}, "nested": [[{"a": ([1], {})}]],
     }  # fmt: skip
     assert plain_pickle.loads(pickle.dumps(content, protocol)) == content
@@ -98,19 +98,15 @@ def test_what_would_run_something_is_refused_in_one_line_and_not_run(protocol: i
 @pytest.mark.parametrize(
     "content",
     [
-        Runs(eval, "1"), Runs(getattr, "", "join"), Runs(np.load, "x", None, True), WithState(), collections.OrderedDict(),
-        {1, 2}, frozenset({1}), np.array([{}], object), np.array(["text"]), np.array([("a", 1)], "U1,i4"), np.dtype, len,
-        np.array(3.5), 1j, bytes, np.datetime64("2020"),
+        Runs(eval, "1"), Runs(getattr, "", "join"), Runs(np.load, "x", None, True), WithState(), {1, 2}, frozenset({1}),
+        collections.OrderedDict(), np.array([{}], object), np.array(["text"]), np.array([("a", 1)], "U1,i4"), np.dtype,
+        len, np.array(3.5), 1j, bytes, np.datetime64("2020"),
     ],
     ids=lambda content: type(content).__name__ + str(content)[:20],
 )  # fmt: skip
 def test_whatever_is_not_plain_is_refused(protocol: int, content: Any) -> None:
-    try:
-        read = plain_pickle.loads(pickle.dumps([content], protocol))
-    except ValueError as error:
-        assert "\n" not in str(error)
-    else:  # a name alone may be read, as the word it is
-        assert type(read[0]).__mro__[1:] == (str, object)
+    with pytest.raises(ValueError, match=r"^it (wants|holds) .*$"):
+        plain_pickle.loads(pickle.dumps([content], protocol))
 
 
 @pytest.mark.parametrize(
@@ -128,23 +124,28 @@ def test_whatever_is_not_plain_is_refused(protocol: int, content: Any) -> None:
         b"\x82\x01.",
         b"cnumpy.core.numeric\n_frombuffer\n(U\x01acnumpy\ndtype\n(U\x02i4tRK\x09\x85U\x01CtR.",
         b"r\xff\xff\xff\xff.",
-        b".", b"", b"0.", b"}a.", b"](s.", b"K\x01K\x02a.", b"t.", b"h\x05.", b"not a pickle", b"\x80\x04\x95\xff", b"\x80\x09.",
+        b".", b"", b"0.", b"}a.", b"](s.", b"K\x01K\x02a.", b"t.", b"h\x05.", b"not a pickle", b"\x80\x04\x95\xff",
         b"(lp0\nS'\\xff'\na.",
     ],
 )  # fmt: skip
 def test_crafted_and_damaged_programs_are_refused(program: bytes) -> None:
-    try:
-        read = plain_pickle.loads(program)
-    except ValueError as error:
-        assert "\n" not in str(error)
-    else:
-        assert isinstance(read, plain_pickle._Dtype), read
+    with pytest.raises(ValueError, match=r"^[^\n]+$"):
+        plain_pickle.loads(program)
+
+
+def test_a_small_file_that_would_fill_the_memory_is_refused() -> None:
+    length = b"\xa0\x86\x01\x00"  # 100,000 bytes, written once and used a thousand times
+    content = [b"B" + length + bytes(100_000) + b"q\x01", *[b"h\x01"] * 1000]
+    array = b"cnumpy.core.multiarray\n_reconstruct\n)R(K\x01J" + length + b"\x85cnumpy\ndtype\n(U\x02u1tR\x89"
+    program = b"](" + b"".join(array + each + b"tb" for each in content) + b"e."
+    with pytest.raises(ValueError, match="repeats itself"):
+        plain_pickle.loads(program)
 
 
 def test_every_truncation_is_refused() -> None:
     stored = pickle.dumps({"imlist": ["a", "b"], "gnd": [{"bbx": np.ones(4), "easy": [0]}]}, 2)
     for length in range(len(stored)):
-        with pytest.raises(ValueError, match="."):
+        with pytest.raises(ValueError, match=r"^[^\n]+$"):
             plain_pickle.loads(stored[:length])
 
 

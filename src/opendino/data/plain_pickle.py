@@ -56,7 +56,7 @@ def loads(data: bytes) -> Any:
         ValueError: Damaged, or it holds anything else; one line says what.
     """
     try:
-        return _run(data)
+        return _checked(_run(data))
     except (IndexError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ValueError(f"damaged pickle ({type(error).__name__})") from error
 
@@ -65,6 +65,14 @@ def _run(data: bytes) -> Any:
     stack: list[Any] = []
     marks: list[int] = []
     memo: dict[int, Any] = {}
+    spent = 0
+
+    def afford(parts: tuple[Any, ...]) -> None:
+        """A small file may use one piece of itself over and over to fill the memory; an honest one does not."""
+        nonlocal spent
+        spent += sum(len(part) for part in parts if isinstance(part, str | bytes | bytearray))
+        if spent > 4 * len(data):
+            raise ValueError("it repeats itself to far beyond its size")
 
     def since_mark() -> list[Any]:
         start = marks.pop()
@@ -129,13 +137,28 @@ def _run(data: bytes) -> Any:
                 stack.append(_name(f"{module} {name}"))
             case "REDUCE":
                 arguments, function = stack.pop(), stack.pop()
+                afford(arguments)
                 stack.append(_call(function, arguments))
             case "BUILD":
                 state = stack.pop()
+                afford(state)
                 _set(stack[-1], state)
             case name:
                 raise ValueError(f"it holds more than plain data (instruction {name})")
     raise ValueError("damaged pickle (no end)")
+
+
+def _checked(content: Any) -> Any:
+    """The content, if none of the words that spell arrays is left over in it."""
+    todo, seen = [content], set[int]()
+    while todo:
+        value = todo.pop()
+        if isinstance(value, _Name | _Dtype):
+            raise ValueError("it holds more than plain data (the name of a function)")
+        if isinstance(value, list | tuple | dict) and id(value) not in seen:
+            seen.add(id(value))
+            todo.extend([*value.keys(), *value.values()] if isinstance(value, dict) else value)
+    return content
 
 
 def _name(written: Any) -> _Name:

@@ -13,7 +13,7 @@ from opendino.core.errors import UserError
 from opendino.data import plain_pickle
 from opendino.data.files import printable
 
-_MAX_BYTES = 256 * 2**20
+_MAX_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
