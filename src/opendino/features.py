@@ -108,7 +108,7 @@ def describe(
                 log.say(f"{part.stop} of {len(indices)} images")
     if not rows:
         raise UserError(
-            f"None of the {len(indices)} images can be read, e.g. {bad[0][0]}: {bad[0][1]}",
+            f"No image can be read, of {len(indices)} tried, e.g. {bad[0][0]}: {bad[0][1]}",
             "Check that the folder holds intact images",
         )
     return Table(torch.stack(rows).unflatten(0, (len(kept), -1)), kept, bad)

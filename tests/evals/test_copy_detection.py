@@ -158,7 +158,7 @@ def test_the_groups_are_printed(model: Path, with_copies: Path, capsys: pytest.C
     words = ["eval", "copy-detection", str(model), str(with_copies), "--mode", "duplicates", "--threshold", "0.995"]
     assert main(words) == 0
     text = capsys.readouterr().out
-    assert text.startswith("2 groups of near-duplicates among 16 images")
+    assert text.startswith(f"Near-duplicates in {with_copies}: 2 groups, 16 images looked at\n")
     assert "  sub/again3.jpg\n" in text and "1 unreadable left out, e.g. broken.png" in text
 
 
@@ -179,7 +179,7 @@ def test_mistakes_are_one_line(ask: Ask, tmp_path: Path) -> None:
     cases = {
         (): (2, "No images were named"),
         (tmp_path / "gone",): (1, "gone does not exist"),
-        (broken,): (1, "None of the 1 images can be read, e.g. x.jpg"),
+        (broken,): (1, "No image can be read, of 1 tried, e.g. x.jpg"),
         (images, "--mode", "copydays"): (1, "is no Copydays"),
         (images, "--distractors", tmp_path / "gone"): (1, "gone does not exist"),
         (images, "--whiten", tmp_path / "gone"): (1, "gone does not exist"),

@@ -249,10 +249,10 @@ def test_mistakes_are_one_line(ask: Ask, tmp_path: Path) -> None:
         (): (2, "No images were named"),
         (tmp_path / "gone",): (1, "gone does not exist"),
         (flat,): (1, "flat names no classes | Sort the images into sub-folders"),
-        (broken,): (1, "None of the 2 images can be read, e.g. 0/x.jpg"),
+        (broken,): (1, "No image can be read, of 2 tried, e.g. 0/x.jpg"),
         (singles,): (1, "No class of"),
         (folder, "--whiten", tmp_path / "gone"): (1, "gone does not exist"),
-        (folder, "--whiten", flat): (1, "Whitening cannot be learnt from 1 images"),
+        (folder, "--whiten", flat): (1, "Whitening cannot be learnt from a single image"),
         (folder, "--ground-truth", tmp_path / "gone.pkl"): (1, "Cannot read"),
         (folder, "--size-px", 0): (2, "--size-px is 0"),
         (folder, "--batch", 0): (2, "--batch is 0"),
@@ -273,7 +273,7 @@ def test_mistakes_are_one_line(ask: Ask, tmp_path: Path) -> None:
 
     names = truth()["imlist"]
     absent = with_truth(truth(imlist=[*names[:5], "image_9"]))
-    assert "1 images of the ground truth are not in" in absent and "e.g. image_9" in absent
+    assert "lacks 1 of the images that the ground truth names, e.g. image_9" in absent
     assert "no query with anything to find" in with_truth(truth(gnd=[{}, {}]))
     (bench / "gnd_other.json").touch()
     assert "has 2 ground truths | Choose: --ground-truth" in told(bench)[1]

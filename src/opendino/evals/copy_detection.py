@@ -216,7 +216,7 @@ def _duplicates(config: Config, source: Source, seen: Describer) -> Report:
         {"files": [source.key(images.kept[i]) for i in group.indices], "similarity": list(group.similarity)}
         for group in near_duplicates(images.features[:, 0], config.threshold)
     ]
-    lines = [f"{len(groups)} groups of near-duplicates among {len(images.kept)} images of {config.data}"]
+    lines = [f"Near-duplicates in {config.data}: {len(groups)} groups, {len(images.kept)} images looked at"]
     for group in groups:
         lines.append("")
         lines += [f"  {value:.3f}  {file}" for file, value in zip(group["files"], group["similarity"], strict=True)]

@@ -222,7 +222,7 @@ def _places(config: Config, source: Source, names: Sequence[str]) -> Mapping[str
     missing = [name for name in dict.fromkeys(names) if name not in known]
     if missing:
         raise UserError(
-            f"{len(missing)} images of the ground truth are not in {config.data}, e.g. {missing[0]}",
+            f"{config.data} lacks {len(missing)} of the images that the ground truth names, e.g. {missing[0]}",
             "Give the folder with the images of that benchmark, at any depth",
         )
     if doubtful := twice.intersection(names):

@@ -42,10 +42,10 @@ def fit(features: Tensor, centred: bool = True, eps: float = 1e-5) -> Whitening:
         eps: Above 0.
 
     Raises:
-        UserError: Fewer than two features, or all are the same.
+        UserError: A single feature, or all are the same.
     """
     if len(features) < 2:
-        raise UserError(f"Whitening cannot be learnt from {len(features)} images", "Give a folder with more images")
+        raise UserError("Whitening cannot be learnt from a single image", "Give a folder with more images")
     table = features.double()
     mean = table.mean(0)
     spread = table - mean if centred else table
