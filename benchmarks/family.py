@@ -1,7 +1,8 @@
 """The other three methods on toy images: does each do what it is for?
 
 BYOL against raw pixels; mean teacher with 10 % of the labels against the same network on those labels alone; a small
-student distilled from DINO's teacher against that teacher and against the same student trained by DINO for as many steps.
+student distilled from DINO's teacher against that teacher, and against the same student trained by DINO for as many
+steps.
 
 Run it: python benchmarks/family.py [--seeds 3] [--out FILE.json]. About fifteen minutes a seed on one CPU core. A table
 goes to stderr; the last line of stdout is one JSON document.
@@ -24,7 +25,6 @@ from typing import Any
 import torch
 
 import opendino
-from opendino.config import Config
 from opendino.methods import byol, distill, mean_teacher
 from opendino.recipes import demo
 from opendino.train import Result
@@ -42,7 +42,7 @@ def main() -> None:
     seeds = [one(seed) for seed in range(args.seeds)]
     names = [name for name in seeds[0] if name != "seed"]
     document = {
-        "what": "k-NN top-1 (BYOL, distillation) and accuracy of the classifier (mean teacher) in percent, toy textures",
+        "what": "toy textures, in percent: k-NN top-1 (BYOL, distillation), accuracy of the classifier (mean teacher)",
         "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, torch {torch.__version__}",
         "date": time.strftime("%Y-%m-%d"),
         "mean": {name: mean(each[name] for each in seeds) for name in names},

@@ -45,7 +45,7 @@ class Verdict:
 class Monitor:
     """Watches a run's rows: the diagnosis of the medians over the last `patience` of them.
 
-    Medians, since an unstable run jumps: a prototype that wins everywhere now may have lost to another at the next step.
+    Medians, since an unstable run jumps: a prototype that wins everywhere now may have lost to another a step later.
     """
 
     def __init__(self, total_steps: int) -> None:
@@ -53,7 +53,7 @@ class Monitor:
         self._rows: deque[dict[str, float]] = deque(maxlen=self.patience)
 
     def watch(self, row: Mapping[str, Any]) -> Verdict | None:
-        """The verdict after one more step's numbers, see `diagnose`. Numbers that are missing or null are passed over."""
+        """The verdict after one more step's numbers, see `diagnose`. What is missing or null is passed over."""
         known = {name: value for name in SIGNS if (value := row.get(name)) is not None}
         self._rows.append({name: value for name, value in known.items() if math.isfinite(value)})
         if len(self._rows) < self.patience:
@@ -132,10 +132,8 @@ def examine(rows: Sequence[Mapping[str, Any]], total_steps: int) -> Verdict:
         )
     if len(steps) < monitor.patience:
         return Verdict("too early", f"{len(steps)} of {total_steps} steps are too few to tell", "")
-    judged = [row for row in rows if row.get("knn")]
-    best, untrained = (
-        (next(iter(judged[-1]["knn"].values())), judged[-1]["knn"].get("untrained")) if judged else (0, None)
-    )
+    knn = next((row["knn"] for row in reversed(rows) if row.get("knn")), {})
+    best, untrained = next(iter(knn.values()), 0.0), knn.get("untrained")
     if done == total_steps and untrained is not None and best <= untrained:
         return Verdict(
             "not learning",

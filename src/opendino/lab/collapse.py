@@ -130,8 +130,8 @@ def _outcome(setting: str, config: RunConfig, rows: list[dict[str, Any]]) -> dic
     assert config.steps is not None
     monitor, steps = Monitor(config.steps), [row for row in rows if "loss" in row]
     named = [(row["step"], verdict.name) for row in steps if (verdict := monitor.watch(row))]
-    last = steps[-1]["step"]
-    outcome = named[-1][1] if named and named[-1][0] == last else "healthy"
+    # The verdict that stood longest: an unstable run may leave and come back.
+    outcome = Counter(name for _, name in named).most_common(1)[0][0] if named else "healthy"
     judged = [row for row in rows if "knn" in row]
     return {
         "setting": setting,
@@ -153,7 +153,7 @@ def _outcome(setting: str, config: RunConfig, rows: list[dict[str, Any]]) -> dic
 
 def _table(settings: list[str], found: list[dict[str, Any]], detection: dict[str, int]) -> str:
     lines = [
-        "| setting | expected | named at the end | from step, median (latest) | k-NN of the teacher | rank | why |",
+        "| setting | expected | named | from step, median (latest) | k-NN of the teacher | rank | why |",
         "|---|---|---|---|---|---|---|",
     ]
     for setting in settings:
@@ -165,9 +165,8 @@ def _table(settings: list[str], found: list[dict[str, Any]], detection: dict[str
         spread = f" ± {stdev(knn):.1f}" if len(knn) > 1 else ""
         rank = mean(each["effective_rank"] for each in runs)
         about = (SETTINGS | BYOL)[setting]
-        lines.append(
-            f"| {setting} | {about.expected} | {names} | {when} | {mean(knn):.1f}{spread} % | {rank:.1f} | {about.why} |"
-        )
+        cells = (setting, about.expected, names, when, f"{mean(knn):.1f}{spread} %", f"{rank:.1f}", about.why)
+        lines.append(f"| {' | '.join(cells)} |")
     untrained = mean(each["untrained"] for each in found)
     d = detection
     return "\n".join(
