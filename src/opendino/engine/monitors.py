@@ -83,12 +83,6 @@ def diagnose(row: Mapping[str, float]) -> Verdict | None:
             f"the teacher's entropy is {entropy:.1%} of ln K",
             "The teacher says nothing: keep sharpening on, lower teacher_temp (0.04, then 0.02) or the learning rate",
         )
-    if entropy is not None and marginal is not None and marginal - entropy < _CONSTANT_FRAC:
-        return Verdict(
-            "constant",
-            f"the teacher's outputs share {max(0.0, marginal - entropy):.2%} of ln K with which image it sees",
-            "The teacher says the same of every image: keep centring and sharpening both on",
-        )
     for what, least in _DEAD_SPREAD.items():
         spread = row.get(what)
         if spread is not None and spread < least:
@@ -98,6 +92,12 @@ def diagnose(row: Mapping[str, float]) -> Verdict | None:
                 "Lower the learning rate, lengthen its warm-up, or clip gradients harder (clip = 0.3); "
                 "BYOL needs its predictor and a teacher that moves slowly",
             )
+    if entropy is not None and marginal is not None and marginal - entropy < _CONSTANT_FRAC:
+        return Verdict(
+            "constant",
+            f"the teacher's outputs share {max(0.0, marginal - entropy):.2%} of ln K with which image it sees",
+            "The teacher says the same of every image: keep centring and sharpening both on",
+        )
     return None
 
 
@@ -109,8 +109,8 @@ def examine(rows: Sequence[Mapping[str, Any]], total_steps: int) -> Verdict:
         total_steps: Length of the run.
 
     Returns:
-        "uniform", "one-hot", "constant" or "dead" where a collapse stands at the end; else "void steps" (a tenth of the last
-        hundred had no finite loss), "not learning" (no better than the untrained network at the end), "too early"
+        "uniform", "one-hot", "constant" or "dead" where a collapse stands at the end; else "void steps" (a tenth of the
+        last hundred had no finite loss), "not learning" (no better than the untrained network at the end), "too early"
         (too few steps to tell) or "healthy".
     """
     monitor, steps = Monitor(total_steps), [row for row in rows if "loss" in row]
