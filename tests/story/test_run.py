@@ -21,7 +21,7 @@ import opendino
 from opendino.config import Config, dump
 from opendino.core.errors import UserError
 from opendino.engine import checkpoint, optim
-from opendino.methods import dino
+from opendino.methods import byol, dino, distill, mean_teacher
 from opendino.recipes import demo
 
 TIMED = ("images_per_second", "data_wait", "seconds")
@@ -202,6 +202,99 @@ def test_asked_to_stop_it_saves_and_goes_on_later(tmp_path: Path, number: signal
     state = json.loads((run / (run / "latest").read_text().strip() / "state.json").read_text())
     assert state["step"] > 0
     assert state["step"] == json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+
+
+METHODS = {
+    "byol": byol.Config(size_px=32, hidden_dim=16, projection_dim=8, momentum=0.9),
+    "mean_teacher": mean_teacher.Config(size_px=32),
+    "distill": distill.Config(size_px=32),
+    "distill-whole": distill.Config(size_px=32, teacher_view="whole"),
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_goes_on_exactly(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    method = METHODS[name]
+    if name.startswith("distill"):
+        method = replace(method, teacher=str(finished))
+    whole, cut = (
+        tiny(tmp_path / part, backbone="conv4", backbone_options={"width": 4}, method=method, labels="50%")
+        for part in ("whole", "cut")
+    )
+    opendino.train(whole)
+    real, calls = optim.step, []
+
+    def failing(*args: object) -> None:
+        calls.append(1)
+        if len(calls) == 7:
+            raise RuntimeError("power cut")
+        real(*args)
+
+    monkeypatch.setattr(optim, "step", failing)
+    with pytest.raises(RuntimeError, match="power cut"):
+        opendino.train(cut)
+    monkeypatch.setattr(optim, "step", real)
+    opendino.resume(cut.out)
+    assert_same_run(tmp_path / "whole", tmp_path / "cut", 10)
+
+
+def test_distillation_leaves_the_student_and_the_teacher_as_it_was(finished: Path, tmp_path: Path) -> None:
+    before = (finished / "backbone.safetensors").read_bytes()
+    run = tmp_path / "run"
+    config = tiny(
+        run, backbone="conv4", backbone_options={"width": 4},
+        method=distill.Config(size_px=32, teacher=str(finished)), checkpoint_every="10", keep_checkpoints=9,
+    )  # fmt: skip
+    result = opendino.train(config)
+    assert (finished / "backbone.safetensors").read_bytes() == before
+    start, end = tensors(run, 0), tensors(run, 10)
+    teacher = [key for key in start if key.startswith("method.teacher.")]
+    assert teacher and all(torch.equal(start[key], end[key]) for key in teacher)
+    model = opendino.load(run)
+    assert model.description["networks"] == ["student"] and model.backbone.name == "conv4"
+    assert model.backbone.state_dict().keys() == load_file(run / "backbone.safetensors").keys()
+    assert not (run / "backbone_student.safetensors").exists()
+    assert model.embed(Image.new("RGB", (40, 40))).shape == (1, 32)
+    with pytest.raises(UserError, match="holds no teacher"):
+        opendino.load(run, which="teacher")
+    assert list(result.knn) == ["student", "teacher", "untrained", "pixels"]
+    judged = [json.loads(line)["knn"] for line in (run / "metrics.jsonl").read_text().splitlines() if '"knn"' in line]
+    assert len({each["teacher"] for each in judged}) == 1, "weighed once"
+
+
+def test_mean_teacher_reports_its_classifiers_and_leaves_the_teachers(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    options = {"backbone": "conv4", "backbone_options": {"width": 4}}
+    result = opendino.train(tiny(run, method=mean_teacher.Config(size_px=32), labels="25%", **options))
+    assert list(result.accuracy) == ["teacher", "student", "baseline"]
+    assert all(0 <= value <= 100 for value in result.accuracy.values())
+    model = opendino.load(run, classifier=True)
+    saved = tensors(run, 10)["method.teacher.classifier.weight"]
+    assert torch.equal(model.classifier.weight, saved) and len(model.classes) == 10
+    # Its teacher can be distilled from, labels included.
+    method = distill.Config(teacher=str(run), objective="logits", label_weight=0.5, size_px=32)
+    told = opendino.train(tiny(tmp_path / "small", method=method, **options))
+    assert list(told.accuracy) == ["student", "teacher"]
+    assert told.accuracy["teacher"] == pytest.approx(result.accuracy["teacher"])
+    assert opendino.load(tmp_path / "small", classifier=True).classes == model.classes
+
+
+def test_labels_of_other_classes_than_the_teachers_are_refused(tmp_path: Path) -> None:
+    options = {"backbone": "conv4", "backbone_options": {"width": 4}}
+    run = opendino.train(tiny(tmp_path / "run", method=mean_teacher.Config(size_px=32), **options)).run
+    method = distill.Config(teacher=run, objective="logits", label_weight=0.5, size_px=32)
+    with pytest.raises(UserError, match=r"tells 10 classes apart \(bricks.*--method\.label-weight 0"):
+        opendino.train(tiny(tmp_path / "forms", data="toy:forms?n=48&size=32", val=None, method=method, **options))
+    assert not (tmp_path / "forms").exists()
+
+
+def test_learning_from_labels_is_not_judged_on_the_same_images(tmp_path: Path) -> None:
+    options = {"backbone": "conv4", "backbone_options": {"width": 4}}
+    result = opendino.train(tiny(tmp_path / "run", method=mean_teacher.Config(size_px=32), val=None, **options))
+    assert result.knn is None and result.accuracy is None and result.effective_rank is not None
+    assert "name some with --val" in (tmp_path / "run" / "log.txt").read_text()
 
 
 def test_bad_files_are_skipped_counted_and_listed(tmp_path: Path) -> None:

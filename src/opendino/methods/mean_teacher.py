@@ -38,9 +38,7 @@ class Config:
     size_px: int | Literal["auto"] = "auto"
     """Side of both views."""
     augment: Augment = field(default_factory=lambda: Augment(scale=(0.4, 1.0)))
-    """How the student's view is drawn; the baseline sees it too."""
-    teacher_augment: Augment = field(default_factory=lambda: Augment(scale=(0.8, 1.0), jitter=0.0, grey=0.0))
-    """How the teacher's view is drawn."""
+    """How each of the two views is drawn. One way for both: batch norm's statistics must suit either network."""
     labelled_frac: float = 0.25
     """Share of every batch that is images with a label; they come round more often than the others."""
     consistency: float = 10.0
@@ -80,9 +78,9 @@ class Config:
 
 
 def views(config: Config) -> ViewSpec:
-    """Two views: the student's, then the teacher's."""
+    """Two views drawn alike: the student's, then the teacher's."""
     assert config.size_px != "auto"
-    group = ViewGroup("global", config.size_px, (config.augment, config.teacher_augment))
+    group = ViewGroup("global", config.size_px, (config.augment, config.augment))
     return ViewSpec((group,), labelled_frac=config.labelled_frac)
 
 

@@ -1,0 +1,65 @@
+"""The doctor reads any run folder, finished or not, and says the same as the run itself."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from opendino.cli import main
+
+HEALTHY = {"loss": 3.0, "entropy_frac": 0.6, "marginal_frac": 0.9, "feature_spread": 0.5, "ok": 1.0}
+
+
+def run(
+    home: Path, sick: dict[str, float], knn: dict[str, float] | None = None, steps: int = 100, of: int = 100
+) -> str:
+    (home / "config.yaml").write_text(f"data: photos\nsteps: {of}\n")
+    rows = [{"step": step, **HEALTHY, **(sick if step > 20 else {})} for step in range(1, steps + 1)]
+    rows += [{"step": steps, "effective_rank": 9.0, "knn": knn}] if knn else []
+    torn = '{"step": 101, "lo'
+    (home / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + torn)
+    return str(home)
+
+
+@pytest.mark.parametrize(
+    ("sick", "name"),
+    [
+        ({"entropy_frac": 0.999}, "uniform"),
+        ({"marginal_frac": 0.01, "entropy_frac": 0.005}, "one-hot"),
+        ({"marginal_frac": 0.6}, "constant"),
+        ({"feature_spread": 0.001}, "dead"),
+        ({"projection_spread": 0.01}, "dead"),
+        ({"ok": 0.0}, "void steps"),
+        ({}, "healthy"),
+    ],
+)
+def test_it_names_what_the_rows_say(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], sick: dict[str, float], name: str
+) -> None:
+    assert main(["doctor", run(tmp_path, sick), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["verdict"] == name
+    assert found["evidence"] and bool(found["cure"]) == (name != "healthy")
+    assert main(["doctor", str(tmp_path)]) == 0
+    assert f": {name}\n" in capsys.readouterr().out
+
+
+def test_no_better_than_untrained_is_not_learning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    knn = {"teacher": 40.0, "student": 41.0, "untrained": 45.0}
+    assert main(["doctor", run(tmp_path, {}, knn), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["verdict"] == "not learning"
+    assert main(["doctor", run(tmp_path, {}, knn, of=500), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["verdict"] == "healthy", "it may still come"
+
+
+def test_a_few_steps_say_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", run(tmp_path, {}, steps=5), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["verdict"] == "too early"
+
+
+def test_no_run_folder_is_one_clear_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", str(tmp_path)]) == 1
+    assert "it has no metrics.jsonl" in capsys.readouterr().err
+    assert main(["doctor"]) == 2
