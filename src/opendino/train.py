@@ -74,7 +74,7 @@ def train(config: Config) -> Result:
     Raises:
         UserError: It cannot start (nothing is left behind), or had to stop (its last state is saved).
     """
-    device = parallel.device(config.device)
+    device = dist.device(config.device)
     with parallel.processes(device):
         folder = plan.new_folder(config)
         config, source = plan.decide(config, device)
@@ -91,7 +91,7 @@ def resume(run: str | Path) -> Result:
     if not (folder / "config.yaml").is_file():
         raise UserError(f"'{run}' is no run folder: it has no config.yaml", "Start one with: opendino train DATA")
     config = configs.from_tree(configs.read_tree(folder / "config.yaml"))
-    device = parallel.device(config.device)
+    device = dist.device(config.device)
     with parallel.processes(device):
         # Killed before its first checkpoint, a run has lost nothing and begins again.
         new = not any((folder / "checkpoints").glob("step_*"))

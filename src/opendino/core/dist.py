@@ -1,14 +1,38 @@
-"""One path for one device and many: rank, world size, reductions. No-ops when alone."""
+"""One path for one device and many: which device, rank, world size, reductions. No-ops when alone."""
 
 from __future__ import annotations
 
+import os
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from opendino.core.errors import UsageError
+
 T = TypeVar("T")
+
+
+def device(name: str) -> torch.device:
+    """The device of this process: `auto` is CUDA, else MPS, else the CPU.
+
+    Raises:
+        UsageError: Not a device, or not one of this machine's.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        chosen = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"Unknown device '{name}'", "Use auto, cuda, mps or cpu") from None
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not available.get(chosen.type, False):
+        raise UsageError(f"This machine has no {chosen.type} device", "Use --device auto")
+    if chosen.type == "cuda":
+        chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", chosen.index or 0)))
+        torch.cuda.set_device(chosen)
+    return chosen
 
 
 def active() -> bool:
@@ -48,8 +72,7 @@ def anywhere(flag: bool) -> bool:
     """Whether a host-side flag is True on some rank; a host sync, for rare decisions such as stopping."""
     if not active():
         return flag
-    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
-    votes = torch.tensor(float(flag), device=device)
+    votes = torch.tensor(float(flag), device=_meeting_place())
     dist.all_reduce(votes, op=dist.ReduceOp.MAX)
     return bool(votes > 0)
 
@@ -67,3 +90,29 @@ def barrier() -> None:
     """Wait for the others."""
     if active():
         dist.barrier()
+
+
+def gathered(rows: Tensor) -> Tensor:
+    """The rows of all ranks, rank by rank, `[ΣM …]` where each has `[M …]` with an M of its own; on every rank."""
+    if not active():
+        return rows
+    lengths = collected([len(rows)])
+    padded = rows.new_zeros(max(lengths), *rows.shape[1:], device=_meeting_place())
+    padded[: len(rows)] = rows
+    parts = [torch.empty_like(padded) for _ in lengths]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[:length].to(rows.device) for part, length in zip(parts, lengths, strict=True)])
+
+
+def collected(values: list[T]) -> list[T]:
+    """The lists of all ranks one after the other, on every rank."""
+    if not active():
+        return values
+    boxes: list[list[T]] = [[] for _ in range(world())]
+    dist.all_gather_object(boxes, values)
+    return [value for box in boxes for value in box]
+
+
+def _meeting_place() -> torch.device:
+    """Where ranks can exchange tensors."""
+    return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")

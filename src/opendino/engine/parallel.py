@@ -11,28 +11,6 @@ from torch import nn
 
 from opendino.core import dist
 from opendino.core.contracts import Method
-from opendino.core.errors import UsageError
-
-
-def device(name: str) -> torch.device:
-    """The device of this process: `auto` is CUDA, else MPS, else the CPU.
-
-    Raises:
-        UsageError: Not a device, or not one of this machine's.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        chosen = torch.device(name)
-    except RuntimeError:
-        raise UsageError(f"Unknown device '{name}'", "Use auto, cuda, mps or cpu") from None
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not available.get(chosen.type, False):
-        raise UsageError(f"This machine has no {chosen.type} device", "Use --device auto")
-    if chosen.type == "cuda":
-        chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", chosen.index or 0)))
-        torch.cuda.set_device(chosen)
-    return chosen
 
 
 @contextlib.contextmanager

@@ -42,6 +42,11 @@ class Model:
         self.backbone = backbone.eval()
         self.preprocessing, self.description = preprocessing, description
 
+    @property
+    def trained_on(self) -> str | None:
+        """The DATA of the run it comes from, None where that is not known."""
+        return self.description.get("extra", {}).get("data")
+
     def preprocess(self, image: Image.Image) -> Tensor:
         """Upright, RGB, shorter side to `resize_px` (antialiased), centre crop of `image_px`, normalised.
 
