@@ -102,7 +102,7 @@ def evaluate(config: Config) -> Report:
             raise UserError(f"There are no labelled images in {name}", "k-NN needs some on both sides")
     fields: dict[str, Any] = {
         "k": config.k[0], "temperature": config.temperature, "weights": config.weights,
-        "num_train": len(bank), "num_val": len(queries), "num_unreadable": len(bank.bad) + len(queries.bad),
+        "num_train": len(bank), "num_val": len(queries), "num_unreadable": len(bank.bad) + (len(queries.bad) if config.val else 0),
     }  # fmt: skip
     judge = _multi_label if config.multi_label else _few_shot if config.shots else _top
     notes, by_k = judge(config, bank, queries, device)
