@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Annotated, Any, Literal
@@ -15,10 +15,10 @@ from torch import Tensor
 from opendino.core import dist
 from opendino.core.errors import UsageError, UserError
 from opendino.core.types import Report
-from opendino.data.open import open_source
 from opendino.features.neighbours import nearest
 from opendino.features.scores import place
-from opendino.features.table import Table, hold_out, table
+from opendino.features.sides import Sides, sides
+from opendino.features.table import Table
 from opendino.models.load import load
 
 Weights = Literal["similarity", "uniform"]
@@ -78,44 +78,24 @@ def evaluate(config: Config) -> Report:
     """
     device = dist.device(config.device)
     model = load(config.model, config.which).to(device)
-    data = config.train or model.trained_on
-    if data is None:
-        raise UserError(f"'{config.model}' does not say what it was trained on", "Give labelled images: --train DIR")
-
-    def look(data: str) -> Table:
-        source = open_source(data)
-        if not source.classes:
-            raise UserError(
-                f"{data} names no classes", "Give folders named by their class, or a CSV of path,class: --train DIR"
-            )
-        dtype = getattr(torch, config.feature_dtype)
-        return table(model, source, batch=config.batch, workers=config.workers, dtype=dtype).labelled()
-
-    bank = look(data)
-    if config.val:
-        queries, origin = look(config.val), config.val
-    else:
-        bank, queries = hold_out(bank, 1 / 5)
-        origin = "a fifth of them, held out"
-    for side, name in ((bank, data), (queries, origin)):
-        if not len(side):
-            raise UserError(f"There are no labelled images in {name}", "k-NN needs some on both sides")
+    dtype = getattr(torch, config.feature_dtype)
+    both = sides(model, config.train, config.val, batch=config.batch, workers=config.workers, dtype=dtype)
+    judge = _multi_label if config.multi_label else _few_shot if config.shots else _plain
+    notes, by_k = judge(config, both, device)
     fields: dict[str, Any] = {
         "k": config.k[0], "temperature": config.temperature, "weights": config.weights,
-        "num_train": len(bank), "num_val": len(queries), "num_unreadable": len(bank.bad) + (len(queries.bad) if config.val else 0),
+        "num_train": len(both.train), "num_val": len(both.val), "num_unreadable": len(both.bad),
+        **by_k[config.k[0]], "by_k": {str(k): by_k[k] for k in config.k},
     }  # fmt: skip
-    judge = _multi_label if config.multi_label else _few_shot if config.shots else _top
-    notes, by_k = judge(config, bank, queries, device)
-    fields |= by_k[config.k[0]] | {"by_k": {str(k): by_k[k] for k in config.k}}
-    unread = bank.unread + (queries.unread if config.val else "")
     votes = "one vote each" if config.weights == "uniform" else f"votes exp(cosine / {config.temperature:g})"
     names = list(by_k[config.k[0]])
     lines = [
-        f"k-NN of {config.model}: {len(queries):,} images of {origin} among {len(bank):,} of {data}{unread}",
+        f"k-NN of {config.model}: {len(both.val):,} images of {both.origin} among {len(both.train):,} of {both.data}",
         f"protocol: cosine of {model.backbone.name}'s image features, {votes}" + "".join(f"; {note}" for note in notes),
+        *([] if config.multi_label else both.notes),
         f"{'k':>6}" + "".join(f"{name:>10}" for name in names),
+        *(f"{k:>6}" + "".join(f"{by_k[k][name]:>9.2f}%" for name in names) for k in config.k),
     ]
-    lines += [f"{k:>6}" + "".join(f"{by_k[k][name]:>9.2f}%" for name in names) for k in config.k]
     return Report("\n".join(lines), fields)
 
 
@@ -248,33 +228,25 @@ _Judged = tuple[list[str], dict[int, dict[str, float]]]
 """Notes on the protocol, and for each k the figures by their names."""
 
 
-def _sides(config: Config, bank: Table, queries: Table, device: torch.device) -> tuple[list[str], Callable[..., Any]]:
-    """Notes, and k-NN of some rows of the bank."""
-    truth = queries.labels_by(bank.classes)
-    notes = [f"{len(bank.labels.unique())} classes"]
-    lost = int(torch.isin(truth, bank.labels, invert=True).sum())
-    if lost:
-        notes.append(f"{lost:,} of the images are of classes that the training images lack, and count as wrong")
-    asked = queries.features.to(device)
-
-    def run(rows: Tensor | slice) -> dict[int, tuple[float, float]]:
-        sides = bank.features[rows].to(device), bank.labels[rows].to(device), asked, truth.to(device)
-        return knn(*sides, config.k, config.temperature, config.weights)
-
-    return notes, run
+def _run(config: Config, both: Sides, rows: Tensor | slice, device: torch.device) -> dict[int, tuple[float, float]]:
+    """k-NN among some rows of the labelled images."""
+    bank = both.train.features[rows].to(device), both.train.labels[rows].to(device)
+    queries = both.val.features.to(device), both.truth.to(device)
+    return knn(*bank, *queries, config.k, config.temperature, config.weights)
 
 
-def _top(config: Config, bank: Table, queries: Table, device: torch.device) -> _Judged:
-    notes, run = _sides(config, bank, queries, device)
-    return notes, {k: {"top1": one, "top5": five} for k, (one, five) in run(slice(None)).items()}
+def _plain(config: Config, both: Sides, device: torch.device) -> _Judged:
+    found = _run(config, both, slice(None), device)
+    notes = [f"{len(both.train.labels.unique())} classes"]
+    return notes, {k: {"top1": one, "top5": five} for k, (one, five) in found.items()}
 
 
-def _few_shot(config: Config, bank: Table, queries: Table, device: torch.device) -> _Judged:
+def _few_shot(config: Config, both: Sides, device: torch.device) -> _Judged:
     assert config.shots
-    notes, run = _sides(config, bank, queries, device)
-    runs = [run(few_shot(bank.labels, config.shots, seed)) for seed in range(config.tries)]
-    notes.append(f"{config.shots} labelled images a class, mean and standard deviation over {config.tries} draws")
-    fewest = int(bank.labels.unique(return_counts=True)[1].min())
+    labels = both.train.labels
+    runs = [_run(config, both, few_shot(labels, config.shots, seed), device) for seed in range(config.tries)]
+    fewest = int(labels.unique(return_counts=True)[1].min())
+    notes = [f"{config.shots} labelled images a class, mean and standard deviation over {config.tries} draws"]
     if fewest < config.shots:
         notes.append(f"some classes have fewer, the smallest {fewest}")
 
@@ -286,17 +258,14 @@ def _few_shot(config: Config, bank: Table, queries: Table, device: torch.device)
     }
 
 
-def _multi_label(config: Config, bank: Table, queries: Table, device: torch.device) -> _Judged:
-    def lists(side: Table) -> list[set[str]]:
-        return [{part.strip() for part in name.split(";")} - {""} for name in side.classes]
+def _multi_label(config: Config, both: Sides, device: torch.device) -> _Judged:
+    lists = [[{*map(str.strip, name.split(";"))} - {""} for name in side.classes] for side in (both.train, both.val)]
+    names = sorted(set[str]().union(*lists[0], *lists[1]))
 
-    names = sorted(set[str]().union(*lists(bank), *lists(queries)))
+    def targets(side: Table, own: list[set[str]]) -> Tensor:
+        return torch.tensor([[float(name in each) for name in names] for each in own])[side.labels].to(device)
 
-    def targets(side: Table) -> Tensor:
-        rows = [[float(name in each) for name in names] for each in lists(side)]
-        return torch.tensor(rows)[side.labels].to(device)
-
-    features = (side.features.to(device) for side in (bank, queries))
-    args = (next(features), targets(bank), next(features), targets(queries))
-    found = knn_multi_label(*args, config.k, config.temperature, config.weights)
+    bank = both.train.features.to(device), targets(both.train, lists[0])
+    queries = both.val.features.to(device), targets(both.val, lists[1])
+    found = knn_multi_label(*bank, *queries, config.k, config.temperature, config.weights)
     return [f"{len(names)} labels, mean average precision"], {k: {"mAP": value} for k, value in found.items()}

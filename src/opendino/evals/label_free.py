@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 import tyro
@@ -20,6 +20,7 @@ from opendino.core.errors import UsageError, UserError
 from opendino.core.types import Augment, Report
 from opendino.data.loader import permutation
 from opendino.data.open import open_source
+from opendino.features.sides import data_of
 from opendino.features.table import table
 from opendino.features.views import views
 from opendino.models import checkpoints
@@ -69,9 +70,7 @@ def evaluate(config: Config) -> Report:
     """
     device = dist.device(config.device)
     model = load(config.model, config.which)
-    data = config.data or model.trained_on
-    if data is None:
-        raise UserError(f"'{config.model}' does not say what it was trained on", "Name images: MODEL DATA")
+    data = data_of(model, config.data, "Name images: MODEL DATA")
     source = open_source(data)
     indices = sorted(permutation(len(source), config.seed, 0)[: config.images].tolist())
     if len(indices) < 2:
@@ -184,7 +183,7 @@ def alignment(features: Tensor) -> float:
 
 @torch.no_grad()
 def lidar(features: Tensor, ridge: float = 1e-4) -> float:
-    """LiDAR (Thilak et al. 2023, arXiv:2312.04000): effective rank of what tells images apart, views' noise divided out.
+    """LiDAR (Thilak et al. 2023, arXiv:2312.04000): effective rank of images over the noise of views.
 
     The entropy is of the eigenvalues of Σ_w^-½ Σ_b Σ_w^-½, with Σ_b the covariance of the images' means and Σ_w that of
     views about them. Between 1 and min(M - 1, D). The paper adds 1e-4 to Σ_w's diagonal; here it is that share of its
@@ -280,7 +279,7 @@ def _knn_of(path: Path, network: str) -> dict[int, float]:
 
 
 def _spread(values: Tensor) -> float:
-    """exp of the entropy of non-negative values as shares of their sum."""
+    """Exp of the entropy of non-negative values as shares of their sum."""
     return float(torch.special.entr(values / values.sum().clamp_min(1e-300)).sum().exp())
 
 
