@@ -66,12 +66,15 @@ def train_together(
     return [list(zip(weight, bias, strict=True)) for weight, bias, _, _ in state]
 
 
-def logistic_regression(features: Tensor, labels: Tensor, strengths: Sequence[float]) -> list[tuple[Tensor, Tensor]]:
+def logistic_regression(
+    features: Tensor, labels: Tensor, num_classes: int, strengths: Sequence[float]
+) -> list[tuple[Tensor, Tensor]]:
     """scikit-learn's multinomial logistic regression, by L-BFGS.
 
     Args:
         features: `[M D]`.
         labels: int64 `[M]` in 0 … C - 1.
+        num_classes: C.
         strengths: Values of its C.
 
     Returns:
@@ -80,18 +83,19 @@ def logistic_regression(features: Tensor, labels: Tensor, strengths: Sequence[fl
     Raises:
         UserError: scikit-learn is absent.
     """
-    num_classes, found = int(labels.max()) + 1, []
-    regression = scikit_learn()
+    regression, seen, found = scikit_learn(), labels.unique(), []
     for strength in strengths:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="lbfgs failed to converge")  # not quite at its optimum is fine
-            made = regression(C=strength, max_iter=1000).fit(features.numpy(), labels.numpy())
-        own_weight, own_bias = torch.from_numpy(made.coef_), torch.from_numpy(made.intercept_)
-        if len(own_bias) == 1:  # two classes: the score of the second over the first
-            own_weight, own_bias = torch.cat([-own_weight, own_weight]) / 2, torch.cat([-own_bias, own_bias]) / 2
-        seen = torch.from_numpy(made.classes_)
         weight, bias = torch.zeros(num_classes, features.shape[1]), torch.full((num_classes,), -torch.inf)
-        weight[seen], bias[seen] = own_weight.float(), own_bias.float()
+        bias[seen] = 0
+        if len(seen) > 1:
+            with warnings.catch_warnings():
+                warnings.filterwarnings(
+                    "ignore", message="lbfgs failed to converge"
+                )  # not quite at its optimum is fine
+                made = regression(C=strength, max_iter=1000).fit(features.numpy(), labels.numpy())
+            own = torch.from_numpy(made.coef_).float(), torch.from_numpy(made.intercept_).float()
+            # Of two classes it keeps the score of the second over the first.
+            weight[seen], bias[seen] = (torch.cat([-x, x]) / 2 if len(seen) == 2 else x for x in own)
         found.append((weight, bias))
     return found
 
