@@ -72,9 +72,9 @@ def test_a_step_is_torchs() -> None:
     layer.bias.data.zero_()
     sgd = torch.optim.SGD([{"params": [layer.weight], "weight_decay": 0.2}, {"params": [layer.bias]}], 0.5, 0.9)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(sgd, len(data))
-    for features, labels in data:
+    for inputs, labels in data:
         sgd.zero_grad()
-        torch.nn.functional.cross_entropy(layer(features), labels).backward()
+        torch.nn.functional.cross_entropy(layer(inputs), labels).backward()
         sgd.step()
         schedule.step()
     weight, bias = train_together(data, len(data), 3, [slice(0, 5)], [[0.5]], weight_decay=0.2)[0][0]

@@ -285,7 +285,7 @@ def _spread(values: Tensor) -> float:
 
 def _ranks(values: list[float]) -> Tensor:
     x = torch.tensor(values, dtype=torch.float64)
-    below, equal = (x[:, None] > x).sum(1), (x[:, None] == x).sum(1)
+    below, equal = ((x[:, None] > x).sum(1).double(), (x[:, None] == x).sum(1).double())
     return below + (equal + 1) / 2
 
 
