@@ -39,6 +39,7 @@ def nearest(bank: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
     def start() -> None:
         torch.set_num_threads(1)  # of this thread; each works by itself, and none waits for the others in every product
+        torch.set_grad_enabled(False)  # this too is a thread's own
         own.buffer = torch.empty(_BANK * _QUERIES, dtype=dtype, device=bank.device)
 
     def look(part: Tensor, place: int, slab: Tensor, first: int) -> None:
@@ -74,21 +75,30 @@ def _similarity(block: Tensor, queries: Tensor, buffer: Tensor) -> Tensor:
 def _merge(similarity: Tensor, first: int, values: Tensor, found: Tensor) -> None:
     """Let the neighbours of a block take their places among the k best so far, which are changed in place.
 
-    The k best of a block lie in the k groups whose best are best. After the first blocks hardly any group can still
-    improve on the k-th so far, and nothing but the maxima is looked at.
+    After the first blocks hardly any can, and little but the groups' maxima is looked at. One that equals the k-th best
+    comes too late: it is further on in the bank.
     """
-    k = values.shape[1]
-    maxima = similarity.amax(1)
-    better = (maxima > values[:, -1]).sum(0)
-    rows = better.nonzero()[:, 0]
-    if not len(rows):
+    k, last = values.shape[1], values[:, -1]
+    if not first:  # nothing to compare with yet
+        whole = similarity.flatten(0, 1).T
+        best = _top(whole, min(k, whole.shape[1]))
+        values[:, : best.shape[1]], found[:, : best.shape[1]] = whole.gather(1, best), best
         return
-    groups = _top(maxima[:, rows].T, min(k, int(better.max()))).sort(1).values
-    fresh = similarity[groups, :, rows[:, None]].flatten(1)
-    positions = (first + groups[..., None] * _GROUP + torch.arange(_GROUP, device=groups.device)).flatten(1)
-    fresh, positions = torch.cat([values[rows], fresh], 1), torch.cat([found[rows], positions], 1)
-    best = _top(fresh, k)
-    values[rows], found[rows] = fresh.gather(1, best), positions.gather(1, best)
+    rows, groups = (similarity.amax(1).T > last[:, None]).nonzero(as_tuple=True)
+    near = similarity[groups, :, rows]
+    pairs, offsets = (near > last[rows, None]).nonzero(as_tuple=True)
+    if not len(pairs):
+        return
+    rows, which, counts = rows[pairs].unique_consecutive(return_inverse=True, return_counts=True)
+    turns = k + torch.arange(len(which), device=rows.device) - (counts.cumsum(0) - counts)[which]
+    # The best so far, then what may join them in the order of the bank, each row filled up with -inf.
+    width = k + int(counts.max())
+    candidates = torch.cat([values[rows], values.new_full((len(rows), width - k), -torch.inf)], 1)
+    positions = torch.cat([found[rows], found.new_zeros(len(rows), width - k)], 1)
+    candidates[which, turns] = near[pairs, offsets]
+    positions[which, turns] = first + groups[pairs] * _GROUP + offsets
+    best = _top(candidates, k)
+    values[rows], found[rows] = candidates.gather(1, best), positions.gather(1, best)
 
 
 def _top(values: Tensor, k: int) -> Tensor:
