@@ -84,7 +84,7 @@ def _merge(similarity: Tensor, first: int, values: Tensor, found: Tensor) -> Non
         best = _top(whole, min(k, whole.shape[1]))
         values[:, : best.shape[1]], found[:, : best.shape[1]] = whole.gather(1, best), best
         return
-    rows, groups = (similarity.amax(1).T > last[:, None]).nonzero(as_tuple=True)
+    rows, groups = (last[:, None] < similarity.amax(1).T).nonzero(as_tuple=True)
     near = similarity[groups, :, rows]
     pairs, offsets = (near > last[rows, None]).nonzero(as_tuple=True)
     if not len(pairs):
