@@ -30,7 +30,7 @@ class Config:
         ("--all-of-it here", True, True),
         ("here --all_of_it --fast False", True, False),
         ("here --all-of-it True --num 2 3", True, True),
-        ("--fast --num 2 --all-of-it=False -- here", False, True),
+        ("here --fast --num 2 --all-of-it=False", False, True),
     ],
 )
 def test_a_switch_without_a_value_is_true(words: str, all_of_it: bool, fast: bool) -> None:
