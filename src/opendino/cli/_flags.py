@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import re
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, TypeVar, get_type_hints
@@ -33,11 +34,13 @@ def parse(kind: type[T], args: list[str], prog: str, description: str, default: 
     Raises:
         UsageError: An unknown flag or value, in one line.
     """
-    known = set(_flags(default if default is not None else kind))
+    flags = _flags(default if default is not None else kind)
+    known = set(flags)
     for arg in args:
         flag = arg.partition("=")[0]
         if arg.startswith("--") and flag.replace("_", "-") not in known | {"--help"}:
             raise UsageError(f"Unknown option '{flag}'", nearest(flag, known))
+    args = _spelled_out(args, flags)
     errors = io.StringIO()
     options: dict[str, Any] = {} if default is None else {"default": default}
     try:
@@ -83,15 +86,25 @@ def _one_line(framed: str, prog: str) -> UsageError:
     return UsageError(text, f"See {prog} --help")
 
 
-def _flags(part: Any, prefix: str = "") -> list[str]:
-    """Every flag of a Config (an instance, or a class) and of the Configs inside it."""
+def _spelled_out(args: list[str], flags: dict[str, Any]) -> list[str]:
+    """A switch without a value means True; tyro wants the word."""
+    words = []
+    for arg, following in itertools.zip_longest(args, args[1:]):
+        words.append(arg)
+        if flags.get(arg.replace("_", "-")) is bool and following not in ("True", "False"):
+            words.append("True")
+    return words
+
+
+def _flags(part: Any, prefix: str = "") -> dict[str, Any]:
+    """Every flag of a Config (an instance, or a class) and of the Configs inside it, with its type."""
     hints = get_type_hints(part if isinstance(part, type) else type(part), include_extras=True)
-    found = []
+    found = {}
     for field in fields(part):
         made = field.default_factory() if field.default_factory is not MISSING else None
         value = getattr(part, field.name, made)
         if is_dataclass(value):
-            found += _flags(value, f"{prefix}{field.name}.")
+            found |= _flags(value, f"{prefix}{field.name}.")
         elif tyro.conf.Positional not in getattr(hints[field.name], "__metadata__", ()):
-            found.append("--" + f"{prefix}{field.name}".replace("_", "-"))
+            found["--" + f"{prefix}{field.name}".replace("_", "-")] = hints[field.name]
     return found

@@ -72,8 +72,7 @@ def anywhere(flag: bool) -> bool:
     """Whether a host-side flag is True on some rank; a host sync, for rare decisions such as stopping."""
     if not active():
         return flag
-    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
-    votes = torch.tensor(float(flag), device=device)
+    votes = torch.tensor(float(flag), device=_meeting_place())
     dist.all_reduce(votes, op=dist.ReduceOp.MAX)
     return bool(votes > 0)
 
@@ -91,3 +90,29 @@ def barrier() -> None:
     """Wait for the others."""
     if active():
         dist.barrier()
+
+
+def gathered(rows: Tensor) -> Tensor:
+    """The rows of all ranks, rank by rank, `[ΣM …]` where each has `[M …]` with an M of its own; on every rank."""
+    if not active():
+        return rows
+    lengths = collected([len(rows)])
+    padded = rows.new_zeros(max(lengths), *rows.shape[1:], device=_meeting_place())
+    padded[: len(rows)] = rows
+    parts = [torch.empty_like(padded) for _ in lengths]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[:length].to(rows.device) for part, length in zip(parts, lengths, strict=True)])
+
+
+def collected(values: list[T]) -> list[T]:
+    """The lists of all ranks one after the other, on every rank."""
+    if not active():
+        return values
+    boxes: list[list[T]] = [[] for _ in range(world())]
+    dist.all_gather_object(boxes, values)
+    return [value for box in boxes for value in box]
+
+
+def _meeting_place() -> torch.device:
+    """Where ranks can exchange tensors."""
+    return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")

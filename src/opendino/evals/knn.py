@@ -2,15 +2,103 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from statistics import mean, stdev
+from typing import Annotated, Any, Literal
 
+import numpy as np
 import torch
+import tyro
 from torch import Tensor
 
-from opendino.core.errors import UserError
+from opendino.core import dist
+from opendino.core.errors import UsageError, UserError
+from opendino.core.types import Report
+from opendino.features.neighbours import nearest
+from opendino.features.scores import place
+from opendino.features.sides import Sides, sides
+from opendino.features.table import Table
+from opendino.models.load import load
+
+Weights = Literal["similarity", "uniform"]
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class Config:
+    """What `opendino eval knn` takes."""
+
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    """A run folder, an imported or exported model folder, or timm:NAME."""
+    which: Literal["teacher", "student"] | None = None
+    """Network of a run; the one to use by default."""
+    train: str | None = None
+    """Labelled images to look for neighbours among; those that a run was trained on by default."""
+    val: str | None = None
+    """Labelled images to classify; without it a fifth of --train is held out."""
+    k: tuple[int, ...] = (10, 20)
+    """Numbers of neighbours that vote."""
+    temperature: float = 0.07
+    """T: a neighbour's vote is exp(cosine / T)."""
+    weights: Weights = "similarity"
+    """similarity: votes by the temperature; uniform: one vote each."""
+    shots: int | None = None
+    """Few-shot: label only so many images of each class, drawn at random."""
+    tries: int = 5
+    """Few-shot: how many draws; their mean and standard deviation are reported."""
+    multi_label: bool = False
+    """An image may have several labels: names of classes are lists such as "cat;dog", in a CSV of path,names."""
+    batch: int = 64
+    """Images at a time."""
+    workers: int = 4
+    """Threads that decode images."""
+    feature_dtype: Literal["float32", "float16"] = "float32"
+    """Of the stored features; float16 halves their memory."""
+    device: str = "auto"
+    """auto, cuda, mps or cpu."""
+
+    def __post_init__(self) -> None:
+        for flag, values in (("k", self.k), ("shots", (self.shots,)), ("tries", (self.tries,))):
+            if not values or any(value is not None and value < 1 for value in values):
+                raise UsageError(f"--{flag} is {' '.join(map(str, values)) or 'empty'}", "Use whole numbers from 1 up")
+        for flag in ("batch", "workers"):
+            if getattr(self, flag) < 1:
+                raise UsageError(f"--{flag} is {getattr(self, flag)}", "Use a whole number from 1 up")
+        if not self.temperature > 0:
+            raise UsageError(f"--temperature is {self.temperature}", "Use a number above 0")
+        if self.shots and self.multi_label:
+            raise UsageError("--shots and --multi-label were both given", "Give one of them")
+
+
+def evaluate(config: Config) -> Report:
+    """Classify images by their neighbours.
+
+    Raises:
+        UserError: No such model or images, no labels, or nothing that can be read.
+    """
+    device = dist.device(config.device)
+    model = load(config.model, config.which).to(device)
+    dtype = getattr(torch, config.feature_dtype)
+    both = sides(model, config.train, config.val, batch=config.batch, workers=config.workers, dtype=dtype)
+    judge = _multi_label if config.multi_label else _few_shot if config.shots else _plain
+    notes, by_k = judge(config, both, device)
+    fields: dict[str, Any] = {
+        "k": config.k[0], "temperature": config.temperature, "weights": config.weights,
+        "num_train": len(both.train), "num_val": len(both.val), "num_unreadable": len(both.bad),
+        **by_k[config.k[0]], "by_k": {str(k): by_k[k] for k in config.k},
+    }  # fmt: skip
+    votes = "one vote each" if config.weights == "uniform" else f"votes exp(cosine / {config.temperature:g})"
+    names = list(by_k[config.k[0]])
+    lines = [
+        f"k-NN of {config.model}: {len(both.val):,} images of {both.origin} among {len(both.train):,} of {both.data}",
+        f"protocol: cosine of {model.backbone.name}'s image features, {votes}" + "".join(f"; {note}" for note in notes),
+        *([] if config.multi_label else both.notes),
+        f"{'k':>6}" + "".join(f"{name:>10}" for name in names),
+        *(f"{k:>6}" + "".join(f"{by_k[k][name]:>9.2f}%" for name in names) for k in config.k),
+    ]
+    return Report("\n".join(lines), fields)
+
+
 def knn(
     bank: Tensor,
     bank_labels: Tensor,
@@ -18,41 +106,166 @@ def knn(
     query_labels: Tensor,
     k: Sequence[int] = (10, 20),
     temperature: float = 0.07,
-    chunk: int = 1024,
+    weights: Weights = "similarity",
 ) -> dict[int, tuple[float, float]]:
     """Top-1 and top-5 accuracy in percent for each k.
 
-    Features are L2-normalised; each of the k nearest neighbours votes for its class with exp(cosine / temperature).
+    Features are L2-normalised; each of the k nearest neighbours votes for its class, with exp(cosine / temperature) or
+    with one vote. Among equally near neighbours the earlier in the bank comes first, among classes with equal votes
+    the lower label.
 
     Args:
         bank: float `[M D]`, the labelled features.
-        bank_labels: int64 `[M]`, any non-negative numbers.
+        bank_labels: int64 `[M]`, any numbers.
         queries: float `[Q D]`.
-        query_labels: int64 `[Q]`.
+        query_labels: int64 `[Q]`; a label that the bank lacks cannot be guessed right.
         k: Numbers of neighbours; more than M counts as M.
         temperature: T above 0.
-        chunk: Queries compared at a time, which bounds memory to chunk · M similarities.
+        weights: "similarity" or "uniform".
 
     Raises:
         UserError: An empty bank or no queries.
     """
+    classes, positions = bank_labels.unique(return_inverse=True)
+    truth = torch.searchsorted(classes, query_labels).clamp_max(max(0, len(classes) - 1))
+    truth = truth.where(classes[truth] == query_labels, -1) if len(classes) else truth
+    places = {each: [] for each in k}
+    for voters, votes, some in _ballots(bank, queries, max(k), temperature, weights, len(classes)):
+        for each in k:
+            scores = votes.new_zeros(len(votes), len(classes))
+            scores.scatter_add_(1, positions[voters[:, :each]], votes[:, :each])
+            places[each].append(place(scores, truth[some]))
+    found = {each: torch.cat(parts) for each, parts in places.items()}
+    num, most = len(queries), min(5, len(classes))  # of k voters at most k classes are ranked
+    return {
+        each: (100 * int((p < 1).sum()) / num, 100 * int((p < min(most, each)).sum()) / num)
+        for each, p in found.items()
+    }
+
+
+def knn_multi_label(
+    bank: Tensor,
+    bank_targets: Tensor,
+    queries: Tensor,
+    query_targets: Tensor,
+    k: Sequence[int] = (10, 20),
+    temperature: float = 0.07,
+    weights: Weights = "similarity",
+) -> dict[int, float]:
+    """Mean average precision in percent for each k, where an image may belong to several classes or to none.
+
+    A class's score is its share of the k neighbours' votes. The mean is over classes that some query has.
+
+    Args:
+        bank: float `[M D]`.
+        bank_targets: 0/1 `[M C]`.
+        queries: float `[Q D]`.
+        query_targets: 0/1 `[Q C]`.
+        k, temperature, weights: As for `knn`.
+
+    Raises:
+        UserError: An empty bank, no queries, or queries without any class.
+    """
+    present = query_targets.any(0)
+    if not present.any():
+        raise UserError("No image to classify has a label", "Mean average precision needs some")
+    scores = {each: [] for each in k}
+    for voters, votes, _ in _ballots(bank, queries, max(k), temperature, weights, bank_targets.shape[1] * max(k)):
+        for each in k:
+            share = votes[:, :each, None] / votes[:, :each].sum(1)[:, None, None]
+            scores[each].append((share * bank_targets[voters[:, :each]]).sum(1)[:, present].cpu())
+    truth = query_targets[:, present].cpu()
+    return {each: 100 * float(average_precision(torch.cat(parts), truth).mean()) for each, parts in scores.items()}
+
+
+def average_precision(scores: Tensor, targets: Tensor) -> Tensor:
+    """Area under the steps of precision over recall, equal scores taken together: Σ (R_n - R_{n-1}) P_n.
+
+    Args:
+        scores: float `[Q C]`.
+        targets: 0/1 `[Q C]`, a 1 in every column.
+
+    Returns:
+        float64 `[C]` in [0, 1].
+    """
+    scores, order = scores.sort(dim=0, descending=True)
+    found = targets.gather(0, order).double().cumsum(0)
+    precision = found / torch.arange(1, len(scores) + 1)[:, None]
+    areas = []
+    for s, f, p in zip(scores.T, found.T, precision.T, strict=True):
+        last = torch.cat([s[1:] != s[:-1], torch.ones(1, dtype=torch.bool)])  # of those with this score
+        areas.append((f[last].diff(prepend=f.new_zeros(1)) * p[last]).sum() / f[-1])
+    return torch.stack(areas)
+
+
+def few_shot(labels: Tensor, shots: int, seed: int) -> Tensor:
+    """Positions of up to `shots` images of each class, drawn by the seed; all of a class that has fewer."""
+    order = torch.from_numpy(np.random.Generator(np.random.Philox(key=seed)).permutation(len(labels)))
+    order = order[labels[order].argsort(stable=True)]  # class by class, each in its random order
+    _, counts = labels[order].unique_consecutive(return_counts=True)
+    turn = torch.arange(len(order)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+    return order[turn < shots]
+
+
+def _ballots(
+    bank: Tensor, queries: Tensor, k: int, temperature: float, weights: Weights, width: int
+) -> Iterator[tuple[Tensor, Tensor, slice]]:
+    """The voters `[q k]`, positions in the bank, and their votes, for a part of the queries at a time.
+
+    Votes are relative to the nearest neighbour's: exp(1 / T) by itself may exceed float32.
+    """
     if not len(bank) or not len(queries):
         raise UserError(f"k-NN needs features on both sides, got {len(bank)} and {len(queries)}")
-    classes, bank_labels = bank_labels.unique(return_inverse=True)
-    bank = torch.nn.functional.normalize(bank, dim=1).T.contiguous()
-    most = min(max(k), bank.shape[1])
-    top = min(5, len(classes))
-    hits = {each: [0, 0] for each in k}
+    cosines, voters = nearest(bank, queries, min(k, len(bank)))
+    votes = torch.ones_like(cosines) if weights == "uniform" else ((cosines - cosines[:, :1]) / temperature).exp()
+    chunk = max(1, 2**24 // max(1, width))
     for start in range(0, len(queries), chunk):
-        similarity = torch.nn.functional.normalize(queries[start : start + chunk], dim=1) @ bank
-        nearest, indices = similarity.topk(most, dim=1)
-        votes, voters = (nearest / temperature).exp(), bank_labels[indices]
-        truth = query_labels[start : start + chunk, None]
-        for each in k:
-            scores = votes.new_zeros(len(votes), len(classes)).scatter_add_(1, voters[:, :each], votes[:, :each])
-            # Stable, so that a tie goes to the lower class, as the original's sort.
-            ranked = classes[scores.sort(dim=1, descending=True, stable=True).indices[:, :top]]
-            right = ranked == truth
-            hits[each][0] += int(right[:, 0].sum())
-            hits[each][1] += int(right[:, :each].any(1).sum())  # of k voters at most k classes are ranked
-    return {each: (100 * a / len(queries), 100 * b / len(queries)) for each, (a, b) in hits.items()}
+        some = slice(start, start + chunk)
+        yield voters[some], votes[some], some
+
+
+_Judged = tuple[list[str], dict[int, dict[str, float]]]
+"""Notes on the protocol, and for each k the figures by their names."""
+
+
+def _run(config: Config, both: Sides, rows: Tensor | slice, device: torch.device) -> dict[int, tuple[float, float]]:
+    """k-NN among some rows of the labelled images."""
+    bank = both.train.features[rows].to(device), both.train.labels[rows].to(device)
+    queries = both.val.features.to(device), both.truth.to(device)
+    return knn(*bank, *queries, config.k, config.temperature, config.weights)
+
+
+def _plain(config: Config, both: Sides, device: torch.device) -> _Judged:
+    found = _run(config, both, slice(None), device)
+    notes = [f"{len(both.train.labels.unique())} classes"]
+    return notes, {k: {"top1": one, "top5": five} for k, (one, five) in found.items()}
+
+
+def _few_shot(config: Config, both: Sides, device: torch.device) -> _Judged:
+    assert config.shots
+    labels = both.train.labels
+    runs = [_run(config, both, few_shot(labels, config.shots, seed), device) for seed in range(config.tries)]
+    fewest = int(labels.unique(return_counts=True)[1].min())
+    notes = [f"{config.shots} labelled images a class, mean and standard deviation over {config.tries} draws"]
+    if fewest < config.shots:
+        notes.append(f"some classes have fewer, the smallest {fewest}")
+
+    def over(values: list[float], name: str) -> dict[str, float]:
+        return {name: mean(values), f"{name}_std": stdev(values) if len(values) > 1 else 0.0}
+
+    return notes, {
+        k: over([each[k][0] for each in runs], "top1") | over([each[k][1] for each in runs], "top5") for k in config.k
+    }
+
+
+def _multi_label(config: Config, both: Sides, device: torch.device) -> _Judged:
+    lists = [[{*map(str.strip, name.split(";"))} - {""} for name in side.classes] for side in (both.train, both.val)]
+    names = sorted(set[str]().union(*lists[0], *lists[1]))
+
+    def targets(side: Table, own: list[set[str]]) -> Tensor:
+        return torch.tensor([[float(name in each) for name in names] for each in own])[side.labels].to(device)
+
+    bank = both.train.features.to(device), targets(both.train, lists[0])
+    queries = both.val.features.to(device), targets(both.val, lists[1])
+    found = knn_multi_label(*bank, *queries, config.k, config.temperature, config.weights)
+    return [f"{len(names)} labels, mean average precision"], {k: {"mAP": value} for k, value in found.items()}

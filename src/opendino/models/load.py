@@ -52,6 +52,11 @@ class Model:
         self.preprocessing, self.description, self.classifier = preprocessing, description, classifier
         self.classes: tuple[str, ...] = tuple(description.get("classes", ()))
 
+    @property
+    def trained_on(self) -> str | None:
+        """The DATA of the run it comes from, None where that is not known."""
+        return self.description.get("extra", {}).get("data")
+
     def preprocess(self, image: Image.Image) -> Tensor:
         """Upright, RGB, shorter side to `resize_px` (antialiased), centre crop of `image_px`, normalised.
 

@@ -1,4 +1,4 @@
-"""One pass of a network over a set of images → a table of features."""
+"""Crops in memory → features, while a run trains."""
 
 from __future__ import annotations
 

@@ -1,0 +1,78 @@
+"""Classify images: opendino predict FOLDER DATA [--out FILE.csv], FOLDER from `eval linear --out`"""
+
+from __future__ import annotations
+
+import csv
+import io
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+
+from opendino.cli import Outcome, _flags
+from opendino.core import dist, files
+from opendino.core.errors import UsageError, UserError
+from opendino.data.open import open_source
+from opendino.features.table import table
+from opendino.models.classifier import load_classifier
+
+
+@dataclass(frozen=True)
+class Config:
+    """What `opendino predict` takes."""
+
+    folder: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
+    """A classifier that `opendino eval linear MODEL --train DIR --out FOLDER` has trained."""
+    data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
+    """Images: a folder, a .tar or .zip, a text file of paths."""
+    out: str | None = None
+    """Write path, class and probability here, as CSV; to the terminal by default."""
+    batch: int = 64
+    """Images at a time."""
+    workers: int = 4
+    """Threads that decode images."""
+    device: str = "auto"
+    """auto, cuda, mps or cpu."""
+
+    def __post_init__(self) -> None:
+        for flag in ("batch", "workers"):
+            if getattr(self, flag) < 1:
+                raise UsageError(f"--{flag} is {getattr(self, flag)}", "Use a whole number from 1 up")
+
+
+def run(args: list[str]) -> Outcome:
+    """The most probable class of every readable image."""
+    config = _flags.parse(Config, args, "opendino predict", "Classify images with a trained linear classifier.")
+    began = time.monotonic()
+    if config.out and not Path(config.out).expanduser().absolute().parent.is_dir():
+        raise UserError(f"There is no folder to write {config.out} into", "Make it, or choose another --out")
+    device = dist.device(config.device)
+    model, classifier = load_classifier(config.folder)
+    source = open_source(config.data)
+    found = table(model.to(device), source, classifier.tokens, batch=config.batch, workers=config.workers)
+    if found.features.shape[1] != classifier.weight.shape[1]:
+        raise UserError(
+            f"The classifier takes {classifier.weight.shape[1]} features and the network gives "
+            f"{found.features.shape[1]}",
+            "Train it again",
+        )
+    sure, best = classifier(found.features).softmax(1).max(1)
+    rows = [
+        {"path": source.key(index), "class": classifier.classes[label], "probability": round(probability, 6)}
+        for index, label, probability in zip(found.indices.tolist(), best.tolist(), sure.tolist(), strict=True)
+    ]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, ["path", "class", "probability"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    done = {"written": len(rows), "skipped": len(found.bad), "seconds": time.monotonic() - began}
+    if not config.out:
+        return Outcome(text.getvalue().rstrip("\n"), {"predictions": rows, **done})
+    files.write(Path(config.out).expanduser(), text.getvalue())
+    counts = torch.bincount(best, minlength=len(classifier.classes)).tolist()
+    lines = [f"{len(rows):,} images{found.unread} → {config.out}"]
+    lines += [f"  {count:>8,}  {name}" for name, count in zip(classifier.classes, counts, strict=True)]
+    return Outcome("\n".join(lines), {"out": config.out, **done})

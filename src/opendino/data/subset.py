@@ -1,0 +1,33 @@
+"""Some of the images of a source."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import final
+
+import numpy as np
+
+from opendino.core.contracts import Source
+
+
+@final
+class Subset(Source):
+    """Images `indices` of `source`, in that order, as a source of their own with the same classes."""
+
+    def __init__(self, source: Source, indices: Sequence[int]) -> None:
+        self.source, self.indices, self.classes = source, indices, source.classes
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def key(self, index: int) -> str:
+        """As in the source."""
+        return self.source.key(self.indices[index])
+
+    def label(self, index: int) -> int:
+        """As in the source."""
+        return self.source.label(self.indices[index])
+
+    def read(self, index: int) -> bytes | np.ndarray:
+        """As from the source."""
+        return self.source.read(self.indices[index])

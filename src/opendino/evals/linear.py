@@ -1,0 +1,240 @@
+"""Linear probe: a classifier on frozen features, by the protocols of DINO, with learning rates chosen on train."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import tyro
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from opendino.core import dist
+from opendino.core.contracts import Backbone, Source
+from opendino.core.errors import UsageError, UserError
+from opendino.core.types import Augment, Report
+from opendino.data.loader import permutation
+from opendino.features.fit import MOMENTUM, logistic_regression, scikit_learn, train_together
+from opendino.features.scores import accuracy
+from opendino.features.sides import sides
+from opendino.features.table import Table, hold_out
+from opendino.features.views import views
+from opendino.models import classifier
+from opendino.models.classifier import Classifier
+from opendino.models.load import Model, load
+from opendino.models.tokens import Tokens, num_blocks
+from opendino.models.vit import VisionTransformer
+
+Candidate = tuple[Tokens, float]
+_CROP = Augment(scale=(0.08, 1.0), jitter=0.0, grey=0.0)  # random-resized crop and flip, as in supervised training
+
+
+@dataclass(frozen=True)
+class Config:
+    """What `opendino eval linear` takes."""
+
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    """A run folder, an imported or exported model folder, or timm:NAME."""
+    which: Literal["teacher", "student"] | None = None
+    """Network of a run; the one to use by default."""
+    train: str | None = None
+    """Labelled images to train the classifier on; those that a run was trained on by default."""
+    val: str | None = None
+    """Labelled images to judge it on; without it a fifth of --train is held out."""
+    protocol: Literal["auto", "vits", "vitb", "resnet", "grid"] = "auto"
+    """Features. vits: CLS of the last 4 blocks; vitb: CLS and mean patch of the last; resnet: the pooled map or CLS;
+    grid: the best of the three. auto: by the backbone."""
+    solver: Literal["sgd", "lbfgs"] = "sgd"
+    """sgd: as the original; lbfgs: scikit-learn's logistic regression, quick for small sets."""
+    lr: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0)
+    """Learning rates for batches of 256, trained together; a single one is not chosen but used."""
+    weight_decay: float = 0.0
+    """Of sgd."""
+    C: tuple[float, ...] = (0.01, 0.1, 1.0, 10.0, 100.0)
+    """Inverse strengths of the penalty of lbfgs."""
+    epochs: int = 100
+    """Passes over the training images."""
+    augment: bool = False
+    """Random-resized crops and flips, as the original; the network then runs in every epoch."""
+    batch: int = 256
+    """Images a step."""
+    seed: int = 0
+    """Decides initial weights, order and crops."""
+    out: str | None = None
+    """Write the trained classifier into this new folder, for `opendino predict`."""
+    workers: int = 4
+    """Threads or processes that decode images."""
+    feature_dtype: Literal["float32", "float16"] = "float32"
+    """Of the stored features; float16 halves their memory."""
+    device: str = "auto"
+    """auto, cuda, mps or cpu."""
+
+    def __post_init__(self) -> None:
+        for flag in ("epochs", "batch", "workers"):
+            if getattr(self, flag) < 1:
+                raise UsageError(f"--{flag} is {getattr(self, flag)}", "Use a whole number from 1 up")
+        for flag, values in (("lr", self.lr), ("C", self.C)):
+            if not values or not all(0 < value < math.inf for value in values):
+                raise UsageError(f"--{flag} is {' '.join(map(str, values)) or 'empty'}", "Use numbers above 0")
+        if not 0 <= self.weight_decay < math.inf:
+            raise UsageError(f"--weight-decay is {self.weight_decay}", "Use 0 or more")
+        if not 0 <= self.seed < 2**63:
+            raise UsageError(f"--seed is {self.seed}", "Use a whole number from 0 up")
+        if self.augment and self.solver == "lbfgs":
+            raise UsageError("--augment and --solver lbfgs were both given", "lbfgs looks at every image once: use sgd")
+
+
+def evaluate(config: Config) -> Report:
+    """Train classifiers, choose one without looking at --val, judge it there.
+
+    Raises:
+        UserError: No such model or images, fewer than two classes, scikit-learn absent, or --out exists.
+    """
+    home = Path(config.out).expanduser() if config.out else None
+    if home and home.exists():
+        raise UserError(f"'{config.out}' exists already", "Choose another --out")
+    if config.solver == "lbfgs":
+        scikit_learn()
+    device = dist.device(config.device)
+    model = load(config.model, config.which).to(device)
+    protocol = _protocol_for(model.backbone) if config.protocol == "auto" else config.protocol
+    kinds = _kinds(protocol, model.backbone)
+    widest = Tokens(max(kind.blocks for kind in kinds), any(kind.mean_patch for kind in kinds))
+
+    dtype = getattr(torch, config.feature_dtype)
+    both = sides(model, config.train, config.val, widest, workers=config.workers, dtype=dtype)
+    train, val = both.train, both.val
+    classes = [train.classes[label] for label in train.labels.unique()]
+    if len(classes) < 2:
+        raise UserError(f"All labelled images of {both.data} are {classes[0]}", "A classifier needs two classes")
+
+    fit = _Fit(config, model, both.source, widest, classes, device)
+    candidates = [(kind, x) for kind in kinds for x in (config.lr if config.solver == "sgd" else config.C)]
+    merits = fit.merits(train, candidates) if len(candidates) > 1 else [(0.0, 0.0)]
+    tokens, strength = max(zip(merits, candidates, strict=True), key=lambda pair: pair[0])[1]
+    final = fit(train, [(tokens, strength)])[0]
+    top1, top5 = accuracy(fit.scores(final, val), val.labels_by(classes))
+
+    how = f"SGD, momentum {MOMENTUM}, cosine over {config.epochs} epochs, batches of {config.batch}, learning rate"
+    chosen = "chosen on a tenth of the training images, then trained on all of them"
+    crops = "random crops and flips" if config.augment else "centre crops"
+    lines = [
+        f"linear probe of {config.model}: {len(train):,} images of {both.data}, {len(classes)} classes",
+        f"judged on {len(val):,} images of {both.origin}",
+        *both.notes,
+        f"protocol {protocol}: {tokens} of {model.backbone.name}, {crops}",
+        f"{how if config.solver == 'sgd' else 'logistic regression by L-BFGS, C'} {strength:g}"
+        + (f", {chosen}; {len(candidates)} candidates" if len(candidates) > 1 else ""),
+        f"top-1 {top1:.2f}%   top-5 {top5:.2f}%",
+    ]
+    fields = {
+        "top1": top1, "top5": top5, "protocol": protocol, "tokens": str(tokens), "solver": config.solver,
+        "lr" if config.solver == "sgd" else "C": strength, "augment": config.augment, "epochs": config.epochs,
+        "num_classes": len(classes), "num_train": len(train), "num_val": len(val),
+        "num_unreadable": len(both.bad),
+        "candidates": [
+            {"tokens": str(kind), "strength": x, "top1": merit[0]}
+            for (kind, x), merit in zip(candidates, merits, strict=True)
+            if len(candidates) > 1
+        ],
+        "out": config.out,
+    }  # fmt: skip
+    if home:
+        classifier.save(home, model, final, {name: fields[name] for name in ("top1", "top5", "protocol", "num_train")})
+        lines.append(f"use it: opendino predict {config.out} DATA")
+    return Report("\n".join(lines), fields)
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """Trains candidates, (features, learning rate or C), on rows of the training table, and tries them."""
+
+    config: Config
+    model: Model
+    source: Source
+    widest: Tokens
+    classes: list[str]
+    device: torch.device
+
+    def merits(self, rows: Table, candidates: list[Candidate]) -> list[tuple[float, float]]:
+        """Top-1 and minus the loss of each on a tenth of the rows, trained on the rest."""
+        rest, tenth = hold_out(rows, 1 / 10)
+        truth, found = tenth.labels_by(self.classes), []
+        for made in self(rest, candidates):
+            scores = self.scores(made, tenth)
+            loss = float(cross_entropy(scores, truth))
+            found.append((accuracy(scores, truth)[0], -loss if math.isfinite(loss) else -math.inf))
+        return found
+
+    def scores(self, made: Classifier, rows: Table) -> Tensor:
+        """`[M C]`."""
+        own = rows.features[:, self._columns(made.tokens, rows)]
+        return torch.cat([made(part) for part in own.split(2**14)])
+
+    def __call__(self, rows: Table, candidates: Sequence[Candidate]) -> list[Classifier]:
+        """Classifiers on the host, in the order of the candidates, who come kind by kind."""
+        labels = rows.labels_by(self.classes)
+        strengths = {kind: [x for own, x in candidates if own == kind] for kind, _ in candidates}
+        columns = [self._columns(kind, rows) for kind in strengths]
+        if self.config.solver == "lbfgs":
+            sides = zip(columns, strengths.values(), strict=True)
+            made = [
+                logistic_regression(rows.features[:, own].float(), labels, len(self.classes), cs) for own, cs in sides
+            ]
+        else:
+            made = self._sgd(rows, labels, columns, list(strengths.values()))
+        return [
+            Classifier(weight.cpu(), bias.cpu(), tuple(self.classes), kind)
+            for kind, own in zip(strengths, made, strict=True)
+            for weight, bias in own
+        ]
+
+    def _columns(self, kind: Tokens, rows: Table) -> slice:
+        """Where in the rows a kind of features lies: each ends with the last CLS, or with the mean patch after it."""
+        width = self.model.backbone.embed_dim
+        last = self.widest.blocks * width
+        return slice(last - kind.blocks * width, rows.features.shape[1] if kind.mean_patch else last)
+
+    def _sgd(
+        self, rows: Table, labels: Tensor, columns: list[slice], lrs: list[list[float]]
+    ) -> list[list[tuple[Tensor, Tensor]]]:
+        config, batch = self.config, min(self.config.batch, len(rows))
+        scaled = [[lr * batch / 256 for lr in own] for own in lrs]
+        if config.augment:
+            steps, stream = config.epochs * (len(rows) // batch), self._crops(rows, batch)
+        else:
+            steps, stream = config.epochs * -(-len(rows) // batch), self._cached(rows, labels, batch)
+        return train_together(stream, steps, len(self.classes), columns, scaled, config.weight_decay, config.seed)
+
+    def _cached(self, rows: Table, labels: Tensor, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for epoch in range(self.config.epochs):
+            order = torch.from_numpy(permutation(len(rows), self.config.seed, epoch))
+            for part in order.tensor_split(-(-len(rows) // batch)):
+                yield rows.features[part].float().to(self.device), labels[part].to(self.device)
+
+    def _crops(self, rows: Table, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        number = {name: i for i, name in enumerate(self.classes)}
+        renumbered = torch.tensor([number.get(name, -1) for name in self.source.classes], device=self.device)
+        stream = views(
+            self.model, self.source, rows.indices.tolist(), [_CROP], self.widest, batch, self.config.epochs,
+            self.config.seed, self.config.workers,
+        )  # fmt: skip
+        for features, labels in stream:
+            yield features[0].float(), renumbered[labels]
+
+
+def _protocol_for(backbone: Backbone) -> Literal["vits", "vitb", "resnet"]:
+    """What the original did with such a network."""
+    if not isinstance(backbone, VisionTransformer):
+        return "resnet"
+    return "vitb" if backbone.embed_dim >= 768 else "vits"
+
+
+def _kinds(protocol: str, backbone: Backbone) -> list[Tokens]:
+    several = Tokens(min(4, num_blocks(backbone)))
+    kinds = {"vits": [several], "vitb": [Tokens(1, mean_patch=True)], "resnet": [Tokens()]}
+    return kinds.get(protocol) or list(dict.fromkeys([Tokens(), Tokens(1, mean_patch=True), several]))

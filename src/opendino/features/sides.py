@@ -1,0 +1,101 @@
+"""Labelled images on two sides: those to learn from, and those to be judged on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from opendino.core.contracts import Source
+from opendino.core.errors import UserError
+from opendino.data.open import open_source
+from opendino.features.table import Table, hold_out, table
+from opendino.models.load import Model
+from opendino.models.tokens import Tokens
+
+
+@dataclass(frozen=True)
+class Sides:
+    """Features of two sets of images whose classes are known.
+
+    Attributes:
+        train, val: One or more rows each.
+        source: Of `train`.
+        data, origin: Where `train` and `val` come from, for people.
+        bad: (key, reason) of images that could not be read, of both.
+    """
+
+    train: Table
+    val: Table
+    source: Source
+    data: str
+    origin: str
+    bad: tuple[tuple[str, str], ...]
+
+    @property
+    def truth(self) -> Tensor:
+        """`val`'s labels by the classes of `train`, matched by name; the number of these for one they lack."""
+        return self.val.labels_by(self.train.classes)
+
+    @property
+    def notes(self) -> list[str]:
+        """What people should know of the images, a line each: unreadable ones, classes of `val` that `train` lacks."""
+        lost = int(torch.isin(self.truth, self.train.labels, invert=True).sum())
+        notes = [f"{len(self.bad)} unreadable left out, e.g. {self.bad[0][0]}: {self.bad[0][1]}"] if self.bad else []
+        if lost:
+            notes.append(f"{lost:,} of the images judged are of classes that {self.data} lacks, and count as wrong")
+        return notes
+
+
+def sides(
+    model: Model,
+    train: str | None,
+    val: str | None,
+    tokens: Tokens = Tokens(),  # noqa: B008, frozen
+    batch: int = 64,
+    workers: int = 4,
+    dtype: torch.dtype = torch.float32,
+) -> Sides:
+    """Open both sides and look at their images.
+
+    Args:
+        model: On any device.
+        train: DATA; what the model was trained on where None.
+        val: DATA; a fifth of `train`, the same every time, where None.
+        tokens, batch, workers, dtype: As for `table`.
+
+    Raises:
+        UserError: There are no such images, none that can be read, or none with a class.
+    """
+
+    def look(data: str) -> tuple[Source, Table]:
+        source = open_source(data)
+        if not source.classes:
+            raise UserError(f"{data} names no classes", "Give folders named by their class, or a CSV of path,class")
+        return source, table(model, source, tokens, batch=batch, workers=workers, dtype=dtype)
+
+    data = data_of(model, train, "Give labelled images: --train DIR")
+    source, mine = look(data)
+    bad, mine = mine.bad, mine.labelled()
+    if val is not None:
+        _, other = look(val)
+        bad, other, origin = bad + other.bad, other.labelled(), val
+    else:
+        mine, other = hold_out(mine, 1 / 5)
+        origin = f"{data}, a fifth held out"
+    for side, name in ((mine, data), (other, origin)):
+        if not len(side):
+            raise UserError(f"There are too few images with a class in {name}", "Both sides need some")
+    return Sides(mine, other, source, data, origin, bad)
+
+
+def data_of(model: Model, data: str | None, advice: str) -> str:
+    """DATA where it is given, else what the model was trained on.
+
+    Raises:
+        UserError: The model does not say; with the advice.
+    """
+    if (data := data or model.trained_on) is None:
+        raise UserError("The model does not say what it was trained on", advice)
+    return data

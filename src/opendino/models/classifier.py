@@ -1,0 +1,89 @@
+"""A linear classifier on a network's features, on disk: a model folder with `classifier.safetensors` and `.json`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from opendino.core import files
+from opendino.core.errors import UserError
+from opendino.models.load import Model, load, save_backbone
+from opendino.models.tokens import Tokens
+
+WEIGHTS, DESCRIPTION = "classifier.safetensors", "classifier.json"
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """Scores of classes, linear in features.
+
+    Attributes:
+        weight: float32 `[C D]`.
+        bias: float32 `[C]`.
+        classes: C names.
+        tokens: The features it was trained on.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    classes: tuple[str, ...]
+    tokens: Tokens
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """Logits float32 `[B C]` of features `[B D]`."""
+        return features.to(self.weight.dtype) @ self.weight.T + self.bias
+
+    def to(self, device: str | torch.device) -> Classifier:
+        """The same on a device."""
+        return Classifier(self.weight.to(device), self.bias.to(device), self.classes, self.tokens)
+
+
+def save(folder: Path, model: Model, classifier: Classifier, extra: dict[str, Any]) -> None:
+    """Write a folder that is all that `load` needs: the network too, so that it stays right when the run goes on.
+
+    Args:
+        folder: Made if absent.
+        model: The network under the classifier.
+        classifier: On any device.
+        extra: Anything JSON to remember with it, e.g. the accuracy.
+    """
+    networks = {"teacher": model.backbone}
+    kept = model.description.get("extra", {})
+    save_backbone(folder, networks, preprocessing=model.preprocessing, extra=kept)
+    state = {"weight": classifier.weight.cpu().contiguous(), "bias": classifier.bias.cpu().contiguous()}
+    files.write(folder / WEIGHTS, safetensors.torch.save(state, metadata={"format": "pt"}))
+    description = {"format": 1, "classes": classifier.classes, "tokens": asdict(classifier.tokens), "extra": extra}
+    files.write(folder / DESCRIPTION, json.dumps(description, indent=2) + "\n")
+
+
+def load_classifier(folder: str | Path) -> tuple[Model, Classifier]:
+    """Open what `save` wrote, on the CPU.
+
+    Raises:
+        UserError: It is no such folder, or its files do not fit together.
+    """
+    home = Path(folder).expanduser()
+    if not (home / DESCRIPTION).is_file():
+        raise UserError(
+            f"'{folder}' holds no {DESCRIPTION}", "Train a classifier: opendino eval linear MODEL --train DIR --out DIR"
+        )
+    model = load(home)
+    try:
+        told = json.loads((home / DESCRIPTION).read_text(encoding="utf-8"))
+        classes, tokens = tuple(map(str, told["classes"])), Tokens(**told["tokens"])
+        state = safetensors.torch.load_file(home / WEIGHTS)
+        weight, bias = state["weight"], state["bias"]
+    except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+        raise UserError(f"The classifier in '{folder}' cannot be read: {error}", "Train it again") from error
+    tokens.check(model.backbone)
+    if weight.ndim != 2 or len(weight) != len(classes) or bias.shape != weight.shape[:1]:
+        shapes = f"weight {list(weight.shape)}, bias {list(bias.shape)} for {len(classes)} classes"
+        raise UserError(f"The classifier in '{folder}' does not fit together: {shapes}", "Train it again")
+    return model, Classifier(weight, bias, classes, tokens)

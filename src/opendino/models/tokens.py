@@ -1,0 +1,56 @@
+"""Which of a network's tokens make the feature of an image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from opendino.core.contracts import Backbone
+from opendino.core.errors import UserError
+from opendino.models.vit import VisionTransformer
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """CLS tokens of the last blocks from the earlier to the last, then the mean of the last block's patches.
+
+    Attributes:
+        blocks: From how many blocks; more than one only of our vision transformers.
+        mean_patch: Whether the mean of the patches follows.
+    """
+
+    blocks: int = 1
+    mean_patch: bool = False
+
+    def __call__(self, backbone: Backbone, images: Tensor) -> Tensor:
+        """Features `[B …]` of images `[B C H W]`, one after the other in a row."""
+        if self.blocks == 1 and not self.mean_patch:
+            return backbone([images])[0]
+        if self.blocks == 1:
+            last = [backbone.features(images)]
+        else:
+            assert isinstance(backbone, VisionTransformer)
+            last = backbone.intermediate(images, self.blocks)
+        return torch.cat([each.cls for each in last] + [last[-1].patches.mean(1)] * self.mean_patch, dim=1)
+
+    def check(self, backbone: Backbone) -> None:
+        """Refuse a backbone that has no such tokens.
+
+        Raises:
+            UserError: It has fewer blocks, or its blocks cannot be looked into.
+        """
+        depth = num_blocks(backbone)
+        if self.blocks > depth:
+            has = f"{depth} blocks" if depth > 1 else "one output that can be used"
+            raise UserError(f"The last {self.blocks} blocks were asked for and {backbone.name} has {has}")
+
+    def __str__(self) -> str:
+        cls = "CLS" if self.blocks == 1 else f"CLS of the last {self.blocks} blocks"
+        return f"{cls} + mean patch" if self.mean_patch else cls
+
+
+def num_blocks(backbone: Backbone) -> int:
+    """Blocks whose CLS token can be had; 1 for networks that we cannot look into."""
+    return len(backbone.blocks) if isinstance(backbone, VisionTransformer) else 1

@@ -1,0 +1,104 @@
+"""Classifying images with a classifier of `eval linear`."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from opendino.cli import main
+from opendino.models.build import backbone
+from opendino.models.classifier import Classifier, save
+from opendino.models.load import Model, preprocessing
+from opendino.models.tokens import Tokens
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    network = backbone("vit/8", image_px=16, embed_dim=24, depth=2, num_heads=2)
+    classifier = Classifier(torch.randn(3, 48), torch.zeros(3), ("ape", "bee, honey", "cat"), Tokens(2))
+    save(tmp_path / "classifier", Model(network, preprocessing(16), {}), classifier, {"top1": 50.0})
+    return tmp_path / "classifier"
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    (tmp_path / "photos").mkdir()
+    for number in range(5):
+        Image.new("RGB", (30, 20), (50 * number, 99, 200 - 9 * number)).save(tmp_path / f"photos/{number}.png")
+    (tmp_path / "photos/broken.jpg").write_bytes(b"no image")
+    return tmp_path / "photos"
+
+
+def test_a_row_for_every_readable_image(folder: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = photos.parent / "found.csv"
+    assert main(["predict", str(folder), str(photos), "--out", str(out), "--device", "cpu"]) == 0
+    assert "5 images, 1 unreadable left out, e.g. broken.jpg" in capsys.readouterr().out
+    with open(out, encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["path"] for row in rows] == [f"{number}.png" for number in range(5)]
+    assert {row["class"] for row in rows} <= {"ape", "bee, honey", "cat"}
+    assert all(1 / 3 < float(row["probability"]) <= 1 for row in rows)  # the best of three
+    assert main(["predict", str(folder), str(photos), "--device", "cpu", "--json"]) == 0
+    fields = json.loads(capsys.readouterr().out)
+    assert (fields["written"], fields["skipped"]) == (5, 1)
+    assert [row["class"] for row in fields["predictions"]] == [row["class"] for row in rows]
+    assert main(["predict", str(folder), str(photos), "--device", "cpu"]) == 0
+    assert capsys.readouterr().out == out.read_text()
+
+
+def spoil(folder: Path, how: str) -> None:
+    told = json.loads((folder / "classifier.json").read_text())
+    if how == "json":
+        (folder / "classifier.json").write_text("{")
+    elif how == "weights":
+        (folder / "classifier.safetensors").write_bytes(b"cut")
+    elif how == "classes":
+        (folder / "classifier.json").write_text(json.dumps(told | {"classes": ["one"]}))
+    elif how == "tokens":
+        (folder / "classifier.json").write_text(json.dumps(told | {"tokens": {"blocks": 1}}))
+    else:
+        (folder / "classifier.json").unlink()
+
+
+WRONG = {
+    "json": "cannot be read",
+    "weights": "cannot be read",
+    "classes": "does not fit together",
+    "tokens": "takes 48 features and the network gives 24",
+    "absent": "holds no classifier.json",
+}
+
+
+@pytest.mark.parametrize("how", WRONG)
+def test_a_spoilt_classifier_is_one_line_and_writes_nothing(
+    folder: Path, photos: Path, how: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spoil(folder, how)
+    out = photos.parent / "found.csv"
+    assert main(["predict", str(folder), str(photos), "--out", str(out), "--device", "cpu"]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == "" and len(captured.err.splitlines()) == 1 and WRONG[how] in captured.err
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "exit_code", "told"),
+    [
+        ([], 2, "FOLDER"),
+        (["{folder}"], 2, "No images were named"),
+        (["{folder}", "{photos}", "--out", "{photos}/no/such/folder/x.csv"], 1, "There is no folder to write"),
+        (["{folder}", "nowhere"], 1, "nowhere does not exist"),
+        (["{folder}", "{photos}", "--batch", "0"], 2, "--batch is 0"),
+    ],
+)
+def test_mistakes_are_one_line(
+    folder: Path, photos: Path, words: list[str], exit_code: int, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["predict", *(word.format(folder=folder, photos=photos) for word in words)]) == exit_code
+    captured = capsys.readouterr()
+    assert captured.out == "" and len(captured.err.splitlines()) == 1 and told in captured.err

@@ -1,0 +1,218 @@
+"""The linear probe: right on what can be separated, the optimum of logistic regression, chosen on train alone."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from opendino import features
+from opendino.cli import main
+from opendino.core.errors import UsageError, UserError
+from opendino.data.cache import Images
+from opendino.data.evalset import make
+from opendino.data.open import open_source
+from opendino.evals.linear import Config, evaluate
+from opendino.features.fit import logistic_regression, train_together
+from opendino.features.scores import accuracy
+from opendino.models.build import backbone
+from opendino.models.classifier import load_classifier
+from opendino.models.load import preprocessing, save_backbone
+
+TOY = "toy:textures?n=120&size=16"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    network = backbone("vit/8", image_px=16, embed_dim=24, depth=5, num_heads=2)
+    save_backbone(folder, {"teacher": network}, preprocessing=preprocessing(16), extra={"data": TOY})
+    return str(folder)
+
+
+def batches(x: Tensor, y: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    while True:
+        yield from ((x[part], y[part]) for part in torch.randperm(len(x)).split(size))
+
+
+def test_what_can_be_separated_is_separated() -> None:
+    y = torch.arange(300) % 6
+    x = 3 * torch.eye(6)[y].repeat(1, 2) + 0.3 * torch.randn(300, 12)
+    for weight, bias in train_together(batches(x, y, 64), 200, 6, [slice(0, 12)], [[0.1, 1.0]])[0]:
+        assert accuracy(x @ weight.T + bias, y) == (100, 100)
+    weight, bias = logistic_regression(x, y, 6, [1.0])[0]
+    assert accuracy(x @ weight.T + bias, y) == (100, 100)
+
+
+def test_training_together_is_training_alone() -> None:
+    x, y = torch.randn(90, 7, dtype=torch.float64), torch.randint(0, 4, (90,))
+    data = list(itertools.islice(batches(x, y, 30), 20))
+    columns, lrs = [slice(0, 7), slice(2, 5)], [[0.01, 0.3, 1.0], [0.1]]
+    together = train_together(data, 20, 4, columns, lrs, weight_decay=0.1)
+    for own, rates, found in zip(columns, lrs, together, strict=True):
+        for lr, (weight, bias) in zip(rates, found, strict=True):
+            alone = train_together(data, 20, 4, [own], [[lr]], weight_decay=0.1)[0][0]
+            torch.testing.assert_close((weight, bias), alone, rtol=0, atol=1e-12)  # the order of sums
+
+
+def test_a_step_is_torchs() -> None:
+    x, y = torch.randn(40, 5, dtype=torch.float64), torch.randint(0, 3, (40,))
+    data = list(itertools.islice(batches(x, y, 8), 10))
+    start = train_together(data, 1, 3, [slice(0, 5)], [[0.0]])[0][0][0]
+    layer = torch.nn.Linear(5, 3, dtype=torch.float64)
+    layer.weight.data.copy_(start)
+    layer.bias.data.zero_()
+    sgd = torch.optim.SGD([{"params": [layer.weight], "weight_decay": 0.2}, {"params": [layer.bias]}], 0.5, 0.9)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(sgd, len(data))
+    for inputs, labels in data:
+        sgd.zero_grad()
+        torch.nn.functional.cross_entropy(layer(inputs), labels).backward()
+        sgd.step()
+        schedule.step()
+    weight, bias = train_together(data, len(data), 3, [slice(0, 5)], [[0.5]], weight_decay=0.2)[0][0]
+    torch.testing.assert_close((weight, bias), (layer.weight.data, layer.bias.data), rtol=0, atol=1e-12)  # rounding
+
+
+def test_a_rate_that_diverges_is_not_chosen_and_ends_nothing() -> None:
+    x, y = 1e18 * torch.randn(50, 4), torch.randint(0, 3, (50,))
+    weight, bias = train_together(batches(x, y, 10), 60, 3, [slice(0, 4)], [[1e30]], weight_decay=1.0)[0][0]
+    assert not weight.isfinite().all()
+    assert accuracy(x @ weight.T + bias, y) == (0, 0)
+
+
+@pytest.mark.parametrize("num_classes", [2, 3])
+def test_logistic_regression_is_scikit_learns(num_classes: int) -> None:
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    x, y = torch.randn(200, 5), torch.randint(0, num_classes, (200,))
+    theirs = linear_model.LogisticRegression(C=0.3, max_iter=1000).fit(x.numpy(), y.numpy())
+    weight, bias = logistic_regression(x, y, num_classes, [0.3])[0]
+    ours = (x @ weight.T + bias).softmax(1)
+    torch.testing.assert_close(ours, torch.from_numpy(theirs.predict_proba(x.numpy())).float(), rtol=0, atol=1e-5)
+
+
+def test_a_class_without_an_image_is_never_predicted() -> None:
+    pytest.importorskip("sklearn")
+    for y in (torch.tensor([0, 2] * 5), torch.tensor([2] * 10)):
+        weight, bias = logistic_regression(torch.randn(10, 3), y, 4, [1.0])[0]
+        assert set((torch.randn(50, 3) @ weight.T + bias).argmax(1).tolist()) <= set(y.tolist())
+
+
+@pytest.mark.parametrize(
+    ("protocol", "width", "tokens"),
+    [
+        ("auto", 4 * 24, "CLS of the last 4 blocks"),
+        ("vits", 4 * 24, "CLS of the last 4 blocks"),
+        ("vitb", 2 * 24, "CLS + mean patch"),
+        ("resnet", 24, "CLS"),
+    ],
+)
+def test_protocols_and_the_classifier_they_leave(
+    model: str, tmp_path: Path, protocol: str, width: int, tokens: str
+) -> None:
+    out = tmp_path / "classifier"
+    report = evaluate(Config(model, protocol=protocol, epochs=5, lr=(1.0,), out=str(out), device="cpu"))  # type: ignore[arg-type]
+    assert report.fields["tokens"] == tokens and tokens in report.text
+    assert report.fields["candidates"] == []  # a single rate is used as asked
+    opened, made = load_classifier(out)
+    assert made.weight.shape == (10, width) and made.classes == open_source(TOY).classes
+    assert opened.backbone.embed_dim == 24
+    with pytest.raises(UserError, match="exists already"):
+        evaluate(Config(model, out=str(out), device="cpu"))
+
+
+def test_the_saved_classifier_says_what_the_report_says(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    val, out = "toy:textures?n=40&size=16&split=val", str(tmp_path / "classifier")
+    words = ["eval", "linear", model, "--val", val, "--epochs", "20", "--protocol", "grid", "--out", out]
+    assert main([*words, "--device", "cpu", "--json"]) == 0
+    fields = json.loads(capsys.readouterr().out)
+    assert len(fields["candidates"]) == 3 * 11
+    assert main(["predict", out, val, "--device", "cpu", "--json"]) == 0
+    predictions = json.loads(capsys.readouterr().out)["predictions"]
+    right = [row["class"] == row["path"].split("/")[2] for row in predictions]
+    assert 100 * sum(right) / len(right) == fields["top1"]
+    assert all(0.1 <= row["probability"] <= 1 for row in predictions)  # the best of ten
+
+
+def test_val_does_not_choose(model: str) -> None:
+    # The same classifier whatever it is judged on.
+    chosen = [
+        evaluate(Config(model, train=TOY, val=val, epochs=3, device="cpu")).fields["candidates"]
+        for val in (TOY, "toy:textures?n=30&size=16&split=val&seed=9")
+    ]
+    assert chosen[0] == chosen[1]
+
+
+def test_crops_are_drawn_anew_every_epoch(model: str) -> None:
+    config = Config(model, epochs=2, lr=(0.3,), augment=True, batch=32, workers=1, device="cpu")
+    report = evaluate(config)
+    assert "random crops and flips" in report.text and report.fields["top1"] >= 0
+    assert evaluate(config).fields == report.fields
+
+
+def test_half_precision_features_and_lbfgs(model: str) -> None:
+    pytest.importorskip("sklearn")
+    config = Config(model, solver="lbfgs", C=(0.1, 1.0), feature_dtype="float16", device="cpu")
+    report = evaluate(config)
+    assert report.fields["C"] in (0.1, 1.0) and "L-BFGS" in report.text
+
+
+def test_without_scikit_learn_it_says_how_to_get_it(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn.linear_model", None)
+    with pytest.raises(UserError, match=r'pip install "opendino\[eval\]"'):
+        evaluate(Config(model, solver="lbfgs"))
+
+
+def test_one_class_is_refused_in_one_line(model: str, tmp_path: Path) -> None:
+    from PIL import Image
+
+    for number in range(4):
+        Image.new("RGB", (20, 20), (9 * number,) * 3).save(tmp_path / f"{number}.png")
+    (tmp_path / "list.csv").write_text("".join(f"{number}.png,only\n" for number in range(4)))
+    with pytest.raises(UserError, match="are only"):
+        evaluate(Config(model, train=str(tmp_path / "list.csv"), device="cpu"))
+
+
+@pytest.mark.parametrize(
+    "change", [{"lr": ()}, {"lr": (0.0,)}, {"C": (-1.0,)}, {"epochs": 0}, {"weight_decay": -1.0}, {"seed": -1}]
+)
+def test_values_out_of_range_are_wrong_usage(change: dict[str, object]) -> None:
+    with pytest.raises(UsageError):
+        Config("model", **change)  # type: ignore[arg-type]
+
+
+def test_crops_and_lbfgs_do_not_go_together() -> None:
+    with pytest.raises(UsageError, match="use sgd"):
+        Config("model", augment=True, solver="lbfgs")
+
+
+def test_real_photographs_give_the_accuracy_of_scikit_learn(data_folder: Path, tmp_path: Path) -> None:
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    pack = data_folder / "clothing96_small_jpeg85.tar.gz"
+    if not pack.is_file():
+        pytest.skip(f"no {pack}")
+    with tarfile.open(pack) as tar:
+        tar.extractall(tmp_path, filter="data")
+    sides = []
+    for split in ("train", "val"):
+        images = Images(open_source(str(tmp_path / "clothing96" / split)), 128**2)
+        crops = make(images, images, len(images), 32)  # all of them in the bank
+        sides.append((features.pixels(crops.bank, side=8) - 0.5, crops.bank_labels))
+    (x, y), (val, truth) = sides
+    theirs = linear_model.LogisticRegression(C=1.0, max_iter=2000, tol=1e-6).fit(x.numpy(), y.numpy())
+    wanted = 100 * theirs.score(val.numpy(), truth.numpy())
+    weight, bias = logistic_regression(x, y, 10, [1.0])[0]
+    assert accuracy(val @ weight.T + bias, truth)[0] == pytest.approx(wanted, abs=0.5)
+    # The same objective for SGD: scikit-learn's is C Σ loss + ½ ‖W‖², so λ = 1 / (C M).
+    weight, bias = train_together(batches(x, y, 275), 4000, 10, [slice(0, 192)], [[0.3]], 1 / len(x))[0][0]
+    assert accuracy(val @ weight.T + bias, truth)[0] == pytest.approx(wanted, abs=0.5)
+    assert wanted > 20  # ten classes: far from chance
