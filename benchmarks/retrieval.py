@@ -29,7 +29,7 @@ from opendino.core.ranking import search
 from opendino.data.open import open_source
 from opendino.data.sources.toy import ToySource
 from opendino.evals.retrieval import scores
-from opendino.features import describe
+from opendino.features.whole import describe
 from opendino.models.build import backbone
 from opendino.models.descriptor import SCALES, Descriptor
 from opendino.models.load import Model, preprocessing

@@ -18,6 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import opendino
+from opendino.cli import main
 from opendino.config import Config, dump
 from opendino.core.errors import UserError
 from opendino.engine import checkpoint, optim
@@ -273,6 +274,7 @@ def test_mean_teacher_reports_its_classifiers_and_leaves_the_teachers(tmp_path: 
     model = opendino.load(run, classifier=True)
     saved = tensors(run, 10)["method.teacher.classifier.weight"]
     assert torch.equal(model.classifier.weight, saved) and len(model.classes) == 10
+    assert main(["predict", str(run), "toy:textures?n=12&size=32", "--json"]) == 0
     # Its teacher can be distilled from, labels included.
     method = distill.Config(teacher=str(run), objective="logits", label_weight=0.5, size_px=32)
     told = opendino.train(tiny(tmp_path / "small", method=method, **options))

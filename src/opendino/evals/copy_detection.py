@@ -20,7 +20,7 @@ from opendino.core.ranking import POSITIVE, average_precision, search
 from opendino.core.types import Report
 from opendino.data.copies import COPIES
 from opendino.data.open import open_source
-from opendino.features import Describer, skipped
+from opendino.features.whole import Describer, skipped
 from opendino.models.descriptor import Descriptor
 from opendino.models.load import load
 

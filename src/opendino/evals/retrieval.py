@@ -19,7 +19,7 @@ from opendino.core.ranking import JUNK, POSITIVE, average_precision, precision_a
 from opendino.core.types import Report
 from opendino.data import revisited
 from opendino.data.open import open_source
-from opendino.features import Describer, skipped
+from opendino.features.whole import Describer, skipped
 from opendino.models.descriptor import SCALES, Descriptor
 from opendino.models.load import load
 

@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
-from opendino.core import log
-from opendino.core.contracts import Backbone, Source
-from opendino.core.errors import BadImage, UserError
-from opendino.data.decode import decode
-from opendino.data.open import open_source
-from opendino.models import whitening
-from opendino.models.descriptor import Descriptor
+from opendino.core.contracts import Backbone
 
 RGB = tuple[float, float, float]
 
@@ -43,90 +33,6 @@ def extract(backbone: Backbone, crops: Tensor, mean: RGB, std: RGB, device: torc
     return table
 
 
-Edit = Callable[[int, Image.Image], Sequence[Image.Image]]
-"""(place in the list that was asked for, upright RGB image) → what to describe in its stead, always as many."""
-
-
-@dataclass(frozen=True)
-class Table:
-    """Features of the readable images of a source.
-
-    Attributes:
-        features: float32 `[M V D]`, V views of each image.
-        kept: The places of the M images in the list that was asked for, ascending.
-        bad: (key, reason) of those that could not be read.
-    """
-
-    features: Tensor
-    kept: list[int]
-    bad: list[tuple[str, str]]
-
-
-def describe(
-    descriptor: Descriptor,
-    source: Source,
-    indices: Sequence[int] | None = None,
-    views: Edit | None = None,
-    batch: int = 32,
-) -> Table:
-    """The features of whole images of any size, on the host, not of unit length; threads decode ahead of the network.
-
-    Args:
-        descriptor: How the model sees an image.
-        source: Where the images come from.
-        indices: Which of them, at least one; all where None.
-        views: What to describe in the stead of an image, may raise `BadImage`; the image itself where None.
-        batch: Images in memory at a time, twice over, and in the network.
-
-    Raises:
-        UserError: No image can be read.
-    """
-    indices = range(len(source)) if indices is None else indices
-
-    def look(place: int) -> list[Tensor] | BadImage:
-        try:
-            image = Image.fromarray(decode(source.read(indices[place])))
-            return [descriptor.prepare(view) for view in (views(place, image) if views else [image])]
-        except BadImage as error:
-            return error
-
-    kept: list[int] = []
-    rows: list[Tensor] = []
-    bad: list[tuple[str, str]] = []
-    parts = [range(start, min(start + batch, len(indices))) for start in range(0, len(indices), batch)]
-    spoke = time.monotonic()
-    with ThreadPoolExecutor() as pool:
-        ahead = pool.map(look, parts[0])
-        for part, following in zip(parts, [*parts[1:], range(0)], strict=True):
-            looked, ahead = dict(zip(part, ahead, strict=True)), pool.map(look, following)
-            bad += [(source.key(indices[i]), str(found)) for i, found in looked.items() if isinstance(found, BadImage)]
-            found = {i: found for i, found in looked.items() if not isinstance(found, BadImage)}
-            kept += found
-            rows += _by_size(descriptor, [view for each in found.values() for view in each], batch)
-            if time.monotonic() - spoke > 30 and following:
-                spoke = time.monotonic()
-                log.say(f"{part.stop} of {len(indices)} images")
-    if not rows:
-        raise UserError(
-            f"No image can be read, of {len(indices)} tried, e.g. {bad[0][0]}: {bad[0][1]}",
-            "Check that the folder holds intact images",
-        )
-    return Table(torch.stack(rows).unflatten(0, (len(kept), -1)), kept, bad)
-
-
-def _by_size(descriptor: Descriptor, images: list[Tensor], batch: int) -> list[Tensor]:
-    """Features `[D]` of images of several sizes, those of one size together."""
-    places: dict[torch.Size, list[int]] = {}
-    for place, image in enumerate(images):
-        places.setdefault(image.shape, []).append(place)
-    found: dict[int, Tensor] = {}
-    for alike in places.values():
-        for start in range(0, len(alike), batch):
-            part = alike[start : start + batch]
-            found.update(zip(part, descriptor(torch.stack([images[i] for i in part])), strict=True))
-    return [found[place] for place in range(len(images))]
-
-
 @torch.no_grad()
 def settle(backbone: Backbone, crops: Tensor, mean: RGB, std: RGB, device: torch.device, batch: int = 64) -> None:
     """Let BatchNorm take its statistics from these images alone, so that an untrained network is judged fairly."""
@@ -138,45 +44,6 @@ def settle(backbone: Backbone, crops: Tensor, mean: RGB, std: RGB, device: torch
     for part in _normalised(crops, mean, std, device, batch):
         if len(part) > 1:  # BatchNorm cannot learn a variance from one image
             backbone([part])
-
-
-class Describer:
-    """Images as vectors of unit length, whitened where a folder to learn that on is given.
-
-    Args:
-        descriptor: How the model sees an image.
-        device: Where the vectors go.
-        whiten: DATA to learn a PCA whitening of the raw features on.
-        centred: Whether about their mean, see `whitening.fit`.
-        batch: Images at a time.
-
-    Attributes:
-        protocol: What is done, in words.
-    """
-
-    def __init__(
-        self, descriptor: Descriptor, device: torch.device, whiten: str | None, centred: bool, batch: int
-    ) -> None:
-        self._descriptor, self._device, self._batch = descriptor, device, batch
-        self._whitening: whitening.Whitening | None = None
-        self.protocol = descriptor.protocol
-        if whiten:
-            others = describe(descriptor, open_source(whiten), batch=batch).features[:, 0]
-            self._whitening = whitening.fit(others, centred)
-            self.protocol += f"; PCA whitening learnt on {len(others)} images of {whiten}"
-
-    def __call__(self, source: Source, indices: Sequence[int] | None = None, views: Edit | None = None) -> Table:
-        """As `describe`, of unit length and on the device."""
-        table = describe(self._descriptor, source, indices, views, self._batch)
-        vectors = self._whitening(table.features) if self._whitening else table.features
-        return replace(table, features=nn.functional.normalize(vectors, dim=2).to(self._device))
-
-
-def skipped(bad: Sequence[tuple[str, str]]) -> str:
-    """What to tell people of unreadable images: a line, or nothing."""
-    if not bad:
-        return ""
-    return f"\n{len(bad)} unreadable left out, e.g. {bad[0][0]}: {bad[0][1]}"
 
 
 def pixels(crops: Tensor, side: int = 16) -> Tensor:

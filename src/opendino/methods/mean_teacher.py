@@ -39,7 +39,7 @@ class Config:
     """Side of both views."""
     augment: Augment = field(default_factory=lambda: Augment(scale=(0.4, 1.0)))
     """How each of the two views is drawn. One way for both: batch norm's statistics must suit either network."""
-    labelled_frac: float = 0.25
+    labelled_frac: float = 0.125
     """Share of every batch that is images with a label; they come round more often than the others."""
     consistency: float = 10.0
     """Weight of the agreement (the paper's 100 for ten classes, whose code divides the distance by their number)."""

@@ -1,4 +1,8 @@
-"""A linear classifier on a network's features, on disk: a model folder with `classifier.safetensors` and `.json`."""
+"""A linear classifier on a network's features, on disk: a model folder with `classifier.safetensors`.
+
+A linear probe's folder has `classifier.json` too: classes, and the tokens it was trained on. The run of a method that
+classifies needs none: its classifier is on CLS, and `backbone.json` names the classes.
+"""
 
 from __future__ import annotations
 
@@ -64,17 +68,21 @@ def save(folder: Path, model: Model, classifier: Classifier, extra: dict[str, An
 
 
 def load_classifier(folder: str | Path) -> tuple[Model, Classifier]:
-    """Open what `save` wrote, on the CPU.
+    """Open what `save` or the run of a method that classifies wrote, on the CPU.
 
     Raises:
         UserError: It is no such folder, or its files do not fit together.
     """
     home = Path(folder).expanduser()
+    model = load(home)
+    if model.classes:
+        linear = load(home, classifier=True).classifier
+        assert linear is not None
+        return model, Classifier(linear.weight.data, linear.bias.data, model.classes, Tokens())
     if not (home / DESCRIPTION).is_file():
         raise UserError(
             f"'{folder}' holds no {DESCRIPTION}", "Train a classifier: opendino eval linear MODEL --train DIR --out DIR"
         )
-    model = load(home)
     try:
         told = json.loads((home / DESCRIPTION).read_text(encoding="utf-8"))
         classes, tokens = tuple(map(str, told["classes"])), Tokens(**told["tokens"])

@@ -136,7 +136,7 @@ def save_backbone(
         preprocessing: As from `preprocessing()`.
         extra: Anything JSON to remember with it: method, step, data.
         classifier: Of the network to use, if it has one.
-        classes: What it tells apart.
+        classes: What it tells apart; numbers where nobody knows.
     """
     folder.mkdir(parents=True, exist_ok=True)
     backbone = next(iter(networks.values()))
@@ -154,7 +154,7 @@ def save_backbone(
         "embed_dim": backbone.embed_dim,
         "preprocessing": dict(preprocessing),
         "networks": list(networks),
-        "classes": list(classes) if classifier is not None else [],
+        "classes": list(classes) or [str(n) for n in range(classifier.out_features)] if classifier is not None else [],
         "versions": {"opendino": version("opendino"), "torch": torch.__version__},
         "extra": dict(extra or {}),
     }
