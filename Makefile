@@ -33,9 +33,10 @@ check: setup
 bench: setup
 	$(BIN)/python benchmarks/demo.py $(ARGS)
 
-# The figure of the README, from a run of the demo.
+# The page of methods; and the figure of the README, from a run of the demo.
 docs: setup
-	$(BIN)/python docs/figures/curve.py $(RUN) docs/figures/demo.svg
+	$(BIN)/python docs/methods.py
+	test ! -e $(RUN) || $(BIN)/python docs/figures/curve.py $(RUN) docs/figures/demo.svg
 
 lock:
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --extra dev --python-version 3.11 pyproject.toml -o requirements.lock
