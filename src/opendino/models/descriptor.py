@@ -12,6 +12,7 @@ from torch.nn.functional import interpolate
 
 from opendino.core.errors import UserError
 from opendino.models.load import Model
+from opendino.models.patches import normalise, patch_px
 
 Pool = Literal["cls", "gem", "cls+gem"]
 Fit = Literal["inside", "square"]
@@ -83,8 +84,7 @@ class Descriptor:
         else:
             image = image.copy()
             image.thumbnail((self._size_px, self._size_px), Image.Resampling.LANCZOS)
-        mean, std = (torch.tensor(self._model.preprocessing[key]).view(3, 1, 1) for key in ("mean", "std"))
-        return (torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255 - mean) / std
+        return normalise(np.array(image), self._model)[0]
 
     def __call__(self, images: Tensor) -> Tensor:
         """Features of prepared images of one size, `[B 3 H W]` → float32 `[B D]` on the host; not of unit length.
@@ -134,7 +134,7 @@ def side_step(model: Model) -> int | None:
     if takes(side + 1):
         return 1
     try:
-        patch = side // model.features(torch.zeros(1, 3, side, side)).grid[0]
-    except NotImplementedError:
+        patch = patch_px(model)
+    except UserError:
         return None
     return patch if takes(side + patch) else None
