@@ -30,12 +30,13 @@ class Setting:
 
     Attributes:
         changes: Of the method's settings.
-        expected: What the paper, or the reasoning beside it, says it comes to.
+        expected: What the paper, or the reasoning beside it, says it comes to; None where it depends on the run. Such a
+            run counts as healthy if its k-NN ends three points above the untrained network's, else as collapsed.
         why: That reasoning.
     """
 
     changes: dict[str, Any]
-    expected: str
+    expected: str | None
     why: str
 
 
@@ -44,12 +45,14 @@ SETTINGS = {
     "centring only": Setting({"sharpening": False}, "uniform", "centring alone pulls to the uniform distribution"),
     "sharpening only": Setting({"centering": False}, "one-hot", "sharpening alone lets one prototype win everywhere"),
     "neither": Setting({"sharpening": False, "centering": False}, "constant", "agreeing on anything will do"),
-    "centre momentum 0.99": Setting({"center_momentum": 0.99}, "healthy", "0.9 to 0.999 work in the paper's long runs"),
+    "centre momentum 0.99": Setting(
+        {"center_momentum": 0.99}, None, "the centre remembers 100 steps, nearly half of this run; fine in the paper's"
+    ),
     "centre momentum 0.999": Setting(
-        {"center_momentum": 0.999}, "one-hot", "a centre that remembers 1,000 steps comes too late in a run of 240"
+        {"center_momentum": 0.999}, None, "the centre remembers 1,000 steps and comes too late in a run of 240"
     ),
     "teacher temp 0.07": Setting(
-        {"teacher_temp": 0.07, "teacher_temp_start": 0.07}, "uniform", "without warm-up the paper warns of it"
+        {"teacher_temp": 0.07, "teacher_temp_start": 0.07}, None, "without warm-up the paper warns of it"
     ),
     "no EMA": Setting({"momentum": 0.0, "momentum_end": 0.0}, "one-hot", "the teacher is the student of a step ago"),
 }
@@ -108,11 +111,14 @@ def conduct(config: Config) -> Report:
         for trial, rows in zip(planned, run(planned, folder, config.jobs), strict=True)
     ]
     settings = list(dict.fromkeys(trial.setting for trial in planned))
-    sick, well = ([each for each in found if (each["expected"] != "healthy") == ill] for ill in (True, False))
+    sick, well = ([each for each in found if (each["truth"] != "healthy") == ill] for ill in (True, False))
     detection = {
         "collapsed": len(sick),
         "named_rightly_in_first_third": sum(
-            each["outcome"] == each["expected"] and each["first_named"] <= config.steps / 3 for each in sick
+            each["first_named"] is not None
+            and each["first_named"] <= config.steps / 3
+            and each["truth"] in (each["outcome"], "collapsed")
+            for each in sick
         ),
         "healthy": len(well),
         "silent": sum(not each["named"] for each in well),
@@ -132,17 +138,18 @@ def _outcome(setting: str, config: RunConfig, rows: list[dict[str, Any]]) -> dic
     named = [(row["step"], verdict.name) for row in steps if (verdict := monitor.watch(row))]
     # The verdict that stood longest: an unstable run may leave and come back.
     outcome = Counter(name for _, name in named).most_common(1)[0][0] if named else "healthy"
-    judged = [row for row in rows if "knn" in row]
+    knn = [row["knn"] for row in rows if "knn" in row][-1]
+    by_knn = "healthy" if knn["teacher"] > knn["untrained"] + 3 else "collapsed"
     return {
         "setting": setting,
         "seed": config.seed,
-        "expected": (SETTINGS | BYOL)[setting].expected,
+        "truth": (SETTINGS | BYOL)[setting].expected or by_knn,
         "outcome": outcome,
         "named": sorted({name for _, name in named}),
         "first_named": next((step for step, name in named if name == outcome), None),
-        "knn": judged[-1]["knn"]["teacher"],
-        "untrained": judged[-1]["knn"]["untrained"],
-        "effective_rank": judged[-1]["effective_rank"],
+        "knn": knn["teacher"],
+        "untrained": knn["untrained"],
+        "effective_rank": rows[-1]["effective_rank"],
         "curves": {
             name: ([row["step"] for row in steps], [row[name] for row in steps])
             for name in ("teacher_entropy", "kl", "projection_spread", "feature_spread")
@@ -165,7 +172,15 @@ def _table(settings: list[str], found: list[dict[str, Any]], detection: dict[str
         spread = f" ± {stdev(knn):.1f}" if len(knn) > 1 else ""
         rank = mean(each["effective_rank"] for each in runs)
         about = (SETTINGS | BYOL)[setting]
-        cells = (setting, about.expected, names, when, f"{mean(knn):.1f}{spread} %", f"{rank:.1f}", about.why)
+        cells = (
+            setting,
+            about.expected or "depends",
+            names,
+            when,
+            f"{mean(knn):.1f}{spread} %",
+            f"{rank:.1f}",
+            about.why,
+        )
         lines.append(f"| {' | '.join(cells)} |")
     untrained = mean(each["untrained"] for each in found)
     d = detection
