@@ -54,7 +54,9 @@ SETTINGS = {
     "teacher temp 0.07": Setting(
         {"teacher_temp": 0.07, "teacher_temp_start": 0.07}, None, "without warm-up the paper warns of it"
     ),
-    "no EMA": Setting({"momentum": 0.0, "momentum_end": 0.0}, "one-hot", "the teacher is the student of a step ago"),
+    "no EMA": Setting(
+        {"momentum": 0.0, "momentum_end": 0.0}, None, "the two agree on anything, and on another thing every few steps"
+    ),
 }
 BYOL = {
     "BYOL": Setting({}, "healthy", "the predictor tells student from teacher"),
