@@ -90,7 +90,7 @@ def evaluate(config: Config) -> Report:
         found, bad = _measure(one, source, indices, config)
         rows.append({"step": step, **found, "knn": knn.get(step)})
         log.say(f"step {step}: effective rank {_shown(found['effective_rank'])}")
-    merits = {name: [_merit(name, row[name]) for row in rows] for name in MEASURES}
+    merits = {name: [merit(name, row[name]) for row in rows] for name in MEASURES}
     agreement = {name: spearman(merits[name], [row["knn"] for row in rows]) for name in MEASURES}
     best = {
         name: max(zip(own, (row["step"] for row in rows), strict=True), key=lambda pair: pair[0])[1]
@@ -228,6 +228,13 @@ def spearman(a: Sequence[float | None], b: Sequence[float | None]) -> float | No
     return found if math.isfinite(found) else None
 
 
+def merit(name: str, value: float | None) -> float | None:
+    """A measure turned so that more is better; None where it says nothing."""
+    if value is None:
+        return None
+    return {"alpha_req": -abs(value - 1), "uniformity": -value, "alignment": -value}.get(name, value)
+
+
 _MEANING = {
     "effective_rank": "RankMe: dimensions in use",
     "alpha_req": "decay of the spectrum; 1 is best",
@@ -239,13 +246,6 @@ _BETTER = {
     "effective_rank": "higher", "alpha_req": "nearer to 1", "uniformity": "lower", "alignment": "lower",
     "lidar": "higher",
 }  # fmt: skip
-
-
-def _merit(name: str, value: float | None) -> float | None:
-    """The measure turned so that more is better."""
-    if value is None:
-        return None
-    return {"alpha_req": -abs(value - 1), "uniformity": -value, "alignment": -value}.get(name, value)
 
 
 def _measure(model: Model, source: Source, indices: list[int], config: Config) -> tuple[dict[str, float | None], int]:
