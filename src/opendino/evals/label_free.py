@@ -186,8 +186,9 @@ def lidar(features: Tensor, ridge: float = 1e-4) -> float:
     """LiDAR (Thilak et al. 2023, arXiv:2312.04000): effective rank of images over the noise of views.
 
     The entropy is of the eigenvalues of Σ_w^-½ Σ_b Σ_w^-½, with Σ_b the covariance of the images' means and Σ_w that of
-    views about them. Between 1 and min(M - 1, D). The paper adds 1e-4 to Σ_w's diagonal; here it is that share of its
-    mean, so that the scale of the features does not matter.
+    views about them. Between 1 and min(M - 1, D). Two things differ from the paper. It adds 1e-4 to Σ_w's diagonal;
+    here it is that share of its mean, so that the scale of the features does not matter. It takes 50 views, whose
+    means are all but free of noise; here 1/V, what the noise of V views adds to every eigenvalue, is taken off.
 
     Args:
         features: float `[V M D]`.
@@ -211,7 +212,8 @@ def lidar(features: Tensor, ridge: float = 1e-4) -> float:
     root = torch.linalg.cholesky(within)  # L⁻¹ Σ_b L⁻ᵀ has the same eigenvalues
     half = torch.linalg.solve_triangular(root, between, upper=False)
     whitened = torch.linalg.solve_triangular(root, half.T, upper=False)
-    return _spread(torch.linalg.eigvalsh((whitened + whitened.T) / 2).clamp_min(0))
+    signal = torch.linalg.eigvalsh((whitened + whitened.T) / 2) - 1 / num_views
+    return _spread(signal.clamp_min(0))
 
 
 def spearman(a: Sequence[float | None], b: Sequence[float | None]) -> float | None:
