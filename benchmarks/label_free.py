@@ -1,6 +1,6 @@
 """Do label-free measures rank checkpoints as k-NN does? The demo's recipe, smaller, at several lengths.
 
-Run it with: python benchmarks/label_free.py [--steps 100 200 400] [--out FILE.json]. About ten minutes on one core. Of
+Run it with: python benchmarks/label_free.py [--steps 100 200 400] [--out FILE.json]. About six minutes on one core. Of
 each run every kept checkpoint is measured, and its k-NN on held-out images is the run's own. A table goes to stderr;
 the last line of stdout is one JSON document.
 """
@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 import opendino
-from opendino.evals.label_free import MEASURES, Config, evaluate, spearman
+from opendino.evals.label_free import MEASURES, Config, evaluate, merit, spearman
 from opendino.recipes import demo
 
 
@@ -81,11 +81,6 @@ def _run(steps: int, args: argparse.Namespace) -> dict[str, Any]:
 def _trained(run: dict[str, Any]) -> dict[str, float | None]:
     """The correlations again, the untrained network left out: it is far off in everything and easy to tell."""
     rows = [row for row in run["checkpoints"] if row["step"]]
-    sign = {"uniformity": -1, "alignment": -1}
-
-    def merit(name: str, value: float | None) -> float | None:
-        return None if value is None else -abs(value - 1) if name == "alpha_req" else sign.get(name, 1) * value
-
     return {name: spearman([merit(name, row[name]) for row in rows], [row["knn"] for row in rows]) for name in MEASURES}
 
 

@@ -71,6 +71,9 @@ def test_lidar_counts_the_directions_that_tell_images_apart() -> None:
     images[:, :3] = orthogonal(500, 3) * 500**0.5
     found = lidar(images + noise)
     assert found == pytest.approx(3, abs=0.1)  # sampled noise tilts the three eigenvalues a little
+    # Where images differ no more than views do, and few views are averaged, noise is still no dimension.
+    weak = images + torch.randn(2, 500, 8, dtype=torch.float64)
+    assert lidar(weak) == pytest.approx(3, abs=1)  # of 500 images; without taking off 1/V it is near 7
     assert lidar(1000 * (images + noise)) == pytest.approx(found, rel=1e-9)
     assert lidar(images + noise) > lidar(images * torch.tensor([1, 0.1, 0.1, 0, 0, 0, 0, 0]) + noise)
     assert math.isnan(lidar(torch.randn(2, 5, 8)))  # five differences cannot fill eight dimensions

@@ -90,7 +90,7 @@ def evaluate(config: Config) -> Report:
         found, bad = _measure(one, source, indices, config)
         rows.append({"step": step, **found, "knn": knn.get(step)})
         log.say(f"step {step}: effective rank {_shown(found['effective_rank'])}")
-    merits = {name: [_merit(name, row[name]) for row in rows] for name in MEASURES}
+    merits = {name: [merit(name, row[name]) for row in rows] for name in MEASURES}
     agreement = {name: spearman(merits[name], [row["knn"] for row in rows]) for name in MEASURES}
     best = {
         name: max(zip(own, (row["step"] for row in rows), strict=True), key=lambda pair: pair[0])[1]
@@ -186,8 +186,9 @@ def lidar(features: Tensor, ridge: float = 1e-4) -> float:
     """LiDAR (Thilak et al. 2023, arXiv:2312.04000): effective rank of images over the noise of views.
 
     The entropy is of the eigenvalues of Σ_w^-½ Σ_b Σ_w^-½, with Σ_b the covariance of the images' means and Σ_w that of
-    views about them. Between 1 and min(M - 1, D). The paper adds 1e-4 to Σ_w's diagonal; here it is that share of its
-    mean, so that the scale of the features does not matter.
+    views about them. Between 1 and min(M - 1, D). Two things differ from the paper. It adds 1e-4 to Σ_w's diagonal;
+    here it is that share of its mean, so that the scale of the features does not matter. It takes 50 views, whose
+    means are all but free of noise; here 1/V, what the noise of V views adds to every eigenvalue, is taken off.
 
     Args:
         features: float `[V M D]`.
@@ -211,7 +212,8 @@ def lidar(features: Tensor, ridge: float = 1e-4) -> float:
     root = torch.linalg.cholesky(within)  # L⁻¹ Σ_b L⁻ᵀ has the same eigenvalues
     half = torch.linalg.solve_triangular(root, between, upper=False)
     whitened = torch.linalg.solve_triangular(root, half.T, upper=False)
-    return _spread(torch.linalg.eigvalsh((whitened + whitened.T) / 2).clamp_min(0))
+    signal = torch.linalg.eigvalsh((whitened + whitened.T) / 2) - 1 / num_views
+    return _spread(signal.clamp_min(0))
 
 
 def spearman(a: Sequence[float | None], b: Sequence[float | None]) -> float | None:
@@ -228,6 +230,13 @@ def spearman(a: Sequence[float | None], b: Sequence[float | None]) -> float | No
     return found if math.isfinite(found) else None
 
 
+def merit(name: str, value: float | None) -> float | None:
+    """A measure turned so that more is better; None where it says nothing."""
+    if value is None:
+        return None
+    return {"alpha_req": -abs(value - 1), "uniformity": -value, "alignment": -value}.get(name, value)
+
+
 _MEANING = {
     "effective_rank": "RankMe: dimensions in use",
     "alpha_req": "decay of the spectrum; 1 is best",
@@ -239,13 +248,6 @@ _BETTER = {
     "effective_rank": "higher", "alpha_req": "nearer to 1", "uniformity": "lower", "alignment": "lower",
     "lidar": "higher",
 }  # fmt: skip
-
-
-def _merit(name: str, value: float | None) -> float | None:
-    """The measure turned so that more is better."""
-    if value is None:
-        return None
-    return {"alpha_req": -abs(value - 1), "uniformity": -value, "alignment": -value}.get(name, value)
 
 
 def _measure(model: Model, source: Source, indices: list[int], config: Config) -> tuple[dict[str, float | None], int]:
