@@ -13,22 +13,30 @@ def run(args: list[str]) -> Outcome:
 
     config = parse(args, recipe="demo", data=demo.DATA)
     result = train(config)
-    knn = result.knn or {}
     text = "\n".join(
         [
             f"k-NN on images it has never seen, ten classes, after {result.seconds:.0f} s (chance: 10 %):",
-            *(f"  {label:<34}{knn[key]:5.1f} %" for key, label in _ROWS.items() if key in knn),
+            *_rows(result.knn or {}),
+            *(["and the classifiers themselves:", *_rows(result.accuracy)] if result.accuracy else []),
             f"The run lies in {result.run}: config.yaml, metrics.jsonl, backbone.safetensors, checkpoints/",
             f"Its curves:           tensorboard --logdir {result.run}",
             "Your own images next: opendino train ~/photos",
         ]
     )
-    return Outcome(text, {"run": result.run, "seconds": result.seconds, "knn": result.knn})
+    fields = {"run": result.run, "seconds": result.seconds, "knn": result.knn, "accuracy": result.accuracy}
+    return Outcome(text, fields)
 
 
-_ROWS = {
-    "teacher": "DINO, the teacher (the one to use)",
-    "student": "DINO, the student",
+_NAMES = {
+    "teacher": "the teacher",
+    "student": "the student",
+    "baseline": "the labelled images alone",
     "untrained": "the same network untrained",
     "pixels": "raw pixels",
 }
+
+
+def _rows(scores: dict[str, float]) -> list[str]:
+    """A line a network; the first is the one to use."""
+    best = next(iter(scores), "")
+    return [f"  {_NAMES[n] + ' (the one to use)' * (n == best):<34}{value:5.1f} %" for n, value in scores.items()]
