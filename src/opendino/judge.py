@@ -52,15 +52,14 @@ class Judge:
             {"accuracy": {name: of its classifier in percent}}, the network to use first; and the baselines.
         """
         networks = method.networks()
-        first, *_ = networks.values()
-        bank = self._features(first, self._set.bank)
+        first = next(iter(networks))
+        bank = self._features(networks[first], self._set.bank)
         quality: dict[str, Any] = {"effective_rank": effective_rank(bank[:2048])}
         if not self._judging:
             return quality, baselines
         if not baselines:
             baselines = self._baselines(method)
-        banks = {name: bank if network is first else None for name, network in networks.items()}
-        scores = self._scores(method, networks, banks)
+        scores = self._scores(method, networks, {first: bank})
         for kind in ("knn", "accuracy"):
             if found := scores[kind] | baselines[kind]:
                 quality[kind] = found
@@ -74,12 +73,17 @@ class Judge:
         scores["knn"]["pixels"] = self._knn(features.pixels(self._set.bank), features.pixels(self._set.queries))
         return scores
 
-    def _scores(self, method: Method, networks: dict[str, nn.ModuleDict], banks: dict[str, Tensor | None]) -> Scores:
-        """k-NN of each network, and the accuracy of its classifier where it has one for these classes."""
+    def _scores(self, method: Method, networks: dict[str, nn.ModuleDict], banks: dict[str, Tensor]) -> Scores:
+        """k-NN of each network, and the accuracy of its classifier where it has one for these classes.
+
+        Args:
+            method: Theirs.
+            networks: By name.
+            banks: Features of the bank that are known already.
+        """
         scores: Scores = {"knn": {}, "accuracy": {}}
         for name, network in networks.items():
-            bank = banks.get(name)
-            bank = self._features(network, self._set.bank) if bank is None else bank
+            bank = banks[name] if name in banks else self._features(network, self._set.bank)
             queries = self._features(network, self._set.queries)
             scores["knn"][name] = self._knn(bank, queries)
             if "classifier" in network and self._classes == (method.classes or self._classes):

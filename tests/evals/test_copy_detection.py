@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,36 +14,10 @@ from opendino.cli import main
 from opendino.data.copies import COPIES
 from opendino.data.sources.toy import ToySource
 from opendino.evals.copy_detection import copy_precision
-from opendino.models.load import preprocessing, save_backbone
-from opendino.models.vit import VisionTransformer
 
 Answer = dict[str, Any]
 Ask = Callable[..., Answer]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    torch.manual_seed(0)
-    backbone = VisionTransformer(image_px=32, patch_px=8, embed_dim=24, depth=1, num_heads=2)
-    save_backbone(folder, {"teacher": backbone}, preprocessing=preprocessing(32))
-    return folder
-
-
-@pytest.fixture
-def ask(model: Path, capsys: pytest.CaptureFixture[str]) -> Ask:
-    """`opendino eval copy-detection` with `--json`: its answer, or {"exit": code, "error": …}."""
-
-    def typed(*words: object) -> Answer:
-        code = main(["eval", "copy-detection", str(model), *map(str, words), "--json"])
-        captured = capsys.readouterr()
-        answer = json.loads(captured.out)
-        if code:
-            assert captured.err.count("\n") == 1, captured.err
-            answer["exit"] = code
-        return answer
-
-    return typed
+EVAL = "copy-detection"
 
 
 def picture(number: int, size: int = 48) -> Image.Image:
@@ -153,9 +126,18 @@ def test_near_duplicates_are_the_planted_ones(ask: Ask, with_copies: Path) -> No
     assert answer["duplicates"] == 4 and answer["images"] == 16
 
 
-def test_the_groups_are_printed(model: Path, with_copies: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_groups_are_printed(tiny_model: Path, with_copies: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (with_copies / "broken.png").write_bytes(b"\x89PNG")
-    words = ["eval", "copy-detection", str(model), str(with_copies), "--mode", "duplicates", "--threshold", "0.995"]
+    words = [
+        "eval",
+        "copy-detection",
+        str(tiny_model),
+        str(with_copies),
+        "--mode",
+        "duplicates",
+        "--threshold",
+        "0.995",
+    ]
     assert main(words) == 0
     text = capsys.readouterr().out
     assert text.startswith(f"Near-duplicates in {with_copies}: 2 groups, 16 images looked at\n")

@@ -17,36 +17,10 @@ from PIL import Image
 from opendino.cli import main
 from opendino.data.sources.toy import ToySource
 from opendino.evals.retrieval import scores
-from opendino.models.load import preprocessing, save_backbone
-from opendino.models.vit import VisionTransformer
 
 Answer = dict[str, Any]
 Ask = Callable[..., Answer]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    torch.manual_seed(0)
-    backbone = VisionTransformer(image_px=32, patch_px=8, embed_dim=24, depth=1, num_heads=2)
-    save_backbone(folder, {"teacher": backbone}, preprocessing=preprocessing(32))
-    return folder
-
-
-@pytest.fixture
-def ask(model: Path, capsys: pytest.CaptureFixture[str]) -> Ask:
-    """`opendino eval retrieval` with `--json`: its answer, or {"exit": code, "error": …}."""
-
-    def typed(*words: object) -> Answer:
-        code = main(["eval", "retrieval", str(model), *map(str, words), "--json"])
-        captured = capsys.readouterr()
-        answer = json.loads(captured.out)
-        if code:
-            assert captured.err.count("\n") == 1, captured.err
-            answer["exit"] = code
-        return answer
-
-    return typed
+EVAL = "retrieval"
 
 
 def picture(number: int, size: int = 48) -> Image.Image:
@@ -157,8 +131,8 @@ def test_the_only_one_of_its_class_is_no_query(ask: Ask, tmp_path: Path, capsys:
     assert answer["mAP"] == pytest.approx(100)
 
 
-def test_the_table_says_the_protocol(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["eval", "retrieval", str(model), str(classes(tmp_path / "set"))]) == 0
+def test_the_table_says_the_protocol(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", "retrieval", str(tiny_model), str(classes(tmp_path / "set"))]) == 0
     text = capsys.readouterr().out
     assert "100.00" in text and "mP@10" in text and "multiple of 8 px" in text and "each image against all" in text
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from opendino.cli import Outcome
+from opendino.core import metrics
 from opendino.core.errors import UsageError, UserError
 
 USAGE = "usage: opendino doctor RUN [--json]"
@@ -29,20 +29,11 @@ def run(args: list[str]) -> Outcome | None:
 
 def _rows(folder: Path) -> list[dict[str, Any]]:
     try:
-        text = (folder / "metrics.jsonl").read_text(encoding="utf-8", errors="replace")
+        return metrics.rows(folder / "metrics.jsonl")
     except OSError:
         raise UserError(
             f"'{folder}' is no run folder: it has no metrics.jsonl", "Start one with: opendino train DATA"
         ) from None
-    rows = []
-    for line in text.splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:  # the last line of a run that is writing it
-            continue
-        if isinstance(row, dict) and isinstance(row.get("step"), int):
-            rows.append(row)
-    return rows
 
 
 def _total_steps(folder: Path) -> int:

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
 from opendino.core.types import Facts
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+    C = TypeVar("C", bound=DataclassInstance)
 
 
 def size_px(facts: Facts) -> tuple[int, str]:
@@ -20,3 +28,9 @@ def momentum(facts: Facts) -> tuple[float, str]:
     """
     value = min(0.996, max(0.9, 1 - 250 / facts.total_steps))
     return round(value, 4), f"{facts.total_steps:,} steps"
+
+
+def applied(config: C, found: dict[str, tuple[Any, str]]) -> tuple[C, list[str]]:
+    """A Config with values put in, and a line for each with its reason: name → (value, why)."""
+    values = {name: value for name, (value, _) in found.items()}
+    return replace(config, **values), [f"{name} = {value}: {why}" for name, (value, why) in found.items()]

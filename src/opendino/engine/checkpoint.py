@@ -19,6 +19,7 @@ from torch import Tensor
 
 from opendino.core import files
 from opendino.core.contracts import Method
+from opendino.models.checkpoints import folders
 from opendino.models.load import load_weights
 
 
@@ -54,21 +55,21 @@ def save(folder: Path, method: Method, optimizer: torch.optim.Optimizer, state: 
     partial.rename(final)
     files.sync(home)
     files.write(folder / "latest", f"checkpoints/{name}\n")
-    for old in _all(folder)[:-keep]:
+    for old in folders(folder)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return final
 
 
 def forget_after(path: Path) -> None:
     """Remove the checkpoints newer than this one."""
-    known = _all(path.parents[1])
+    known = folders(path.parents[1])
     for newer in known[known.index(path) + 1 :]:
         shutil.rmtree(newer, ignore_errors=True)
 
 
 def newest(folder: Path) -> Path | None:
     """The newest checkpoint that reads, None where there is none. A damaged one is passed over."""
-    for path in reversed(_all(folder)):
+    for path in reversed(folders(folder)):
         try:
             json.loads((path / "state.json").read_text(encoding="utf-8"))
             load_file(path / "tensors.safetensors")
@@ -98,8 +99,3 @@ def load(path: Path, method: Method, optimizer: torch.optim.Optimizer) -> dict[s
             moments.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
     return json.loads((path / "state.json").read_text(encoding="utf-8"))
-
-
-def _all(folder: Path) -> list[Path]:
-    found = (path for path in (folder / "checkpoints").glob("step_*") if path.name[5:].isdecimal())
-    return sorted(found, key=lambda path: int(path.name[5:]))

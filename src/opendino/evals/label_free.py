@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import tyro
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from opendino.core import dist, log
+from opendino.core import dist, log, metrics
 from opendino.core.contracts import Source
 from opendino.core.errors import UsageError, UserError
 from opendino.core.types import Augment, Report
@@ -269,14 +268,12 @@ def _measure(model: Model, source: Source, indices: list[int], config: Config) -
 
 
 def _knn_of(path: Path, network: str) -> dict[int, float]:
-    """Step → k-NN in percent, from a run's measurements; a line that is not one is passed over."""
+    """Step → k-NN in percent, from a run's measurements."""
     found = {}
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
-        try:
-            row = json.loads(line)
-            found[int(row["step"])] = float(row["knn"][network])
-        except (ValueError, KeyError, TypeError):
-            continue
+    for row in metrics.rows(path) if path.is_file() else ():
+        knn = row.get("knn")
+        if isinstance(knn, dict) and isinstance(knn.get(network), int | float):
+            found[row["step"]] = float(knn[network])
     return found
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from opendino.core.contracts import Source
 from opendino.core.errors import UserError
 from opendino.data.open import open_source
+from opendino.features.stream import left_out
 from opendino.features.table import Table, hold_out, table
 from opendino.models.load import Model
 from opendino.models.tokens import Tokens
@@ -42,7 +43,7 @@ class Sides:
     def notes(self) -> list[str]:
         """What people should know of the images, a line each: unreadable ones, classes of `val` that `train` lacks."""
         lost = int(torch.isin(self.truth, self.train.labels, invert=True).sum())
-        notes = [f"{len(self.bad)} unreadable left out, e.g. {self.bad[0][0]}: {self.bad[0][1]}"] if self.bad else []
+        notes = [left_out(self.bad)] if self.bad else []
         if lost:
             notes.append(f"{lost:,} of the images judged are of classes that {self.data} lacks, and count as wrong")
         return notes

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from opendino.core import dist, log
+from opendino.core import dist
 from opendino.core.contracts import Source
-from opendino.core.errors import BadImage, UserError
+from opendino.core.errors import UserError
 from opendino.data.decode import decode
 from opendino.data.loader import permutation
+from opendino.features.stream import Bad, ahead, left_out
 from opendino.models.load import Model
 from opendino.models.tokens import Tokens
 
@@ -59,7 +58,7 @@ class Table:
     @property
     def unread(self) -> str:
         """What to tell people of unreadable images: part of a sentence, or nothing."""
-        return f", {len(self.bad)} unreadable left out, e.g. {self.bad[0][0]}: {self.bad[0][1]}" if self.bad else ""
+        return f", {left_out(self.bad)}" if self.bad else ""
 
 
 def hold_out(whole: Table, share: float) -> tuple[Table, Table]:
@@ -101,32 +100,21 @@ def table(
     mine = indices[dist.rank() * each : (dist.rank() + 1) * each]
     weight = next(model.backbone.parameters())
 
-    def look(index: int) -> Tensor | str:
-        try:
-            return model.preprocess(Image.fromarray(decode(source.read(index))))
-        except BadImage as error:
-            return str(error)
+    def look(place: int) -> Tensor:
+        return model.preprocess(Image.fromarray(decode(source.read(mine[place]))))
 
     rows = torch.empty(0, 0, dtype=dtype)
     kept: list[int] = []
-    bad: list[tuple[str, str]] = []
-    spoke = time.monotonic()
-    parts = [mine[start : start + batch] for start in range(0, len(mine), batch)]
-    with ThreadPoolExecutor(workers) as pool:
-        ahead = pool.map(look, parts[0]) if parts else iter(())
-        for part, following in zip(parts, [*parts[1:], []], strict=False):
-            looked, ahead = list(zip(part, ahead, strict=True)), pool.map(look, following)
-            bad += [(source.key(index), found) for index, found in looked if isinstance(found, str)]
-            images = [found for _, found in looked if not isinstance(found, str)]
-            if images:
-                found = tokens(model.backbone, torch.stack(images).to(weight.device, weight.dtype))
-                if not kept:
-                    rows = torch.empty(len(mine), found.shape[1], dtype=dtype)
-                rows[len(kept) : len(kept) + len(images)] = found
-                kept += [index for index, found in looked if not isinstance(found, str)]
-            if time.monotonic() - spoke > 30:
-                spoke = time.monotonic()
-                log.say(f"{part[-1] + 1:,} of {len(source):,} images seen")
+    bad: Bad = []
+    for looked, unread in ahead(source, mine, look, batch, workers):
+        bad += unread
+        if looked:
+            images = torch.stack([image for _, image in looked])
+            found = tokens(model.backbone, images.to(weight.device, weight.dtype))
+            if not kept:
+                rows = torch.empty(len(mine), found.shape[1], dtype=dtype)
+            rows[len(kept) : len(kept) + len(looked)] = found
+            kept += [mine[place] for place, _ in looked]
     width = max(dist.collected([rows.shape[1]]))
     features = dist.gathered(rows[: len(kept)].reshape(len(kept), width))
     kept, bad = dist.collected(kept), dist.collected(bad)

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from opendino.core import log
 from opendino.core.contracts import Source
-from opendino.core.errors import BadImage, UserError
+from opendino.core.errors import UserError
 from opendino.data.decode import decode
 from opendino.data.open import open_source
+from opendino.features.stream import Bad, ahead, left_out
 from opendino.models import whitening
 from opendino.models.descriptor import Descriptor
 
@@ -35,7 +33,7 @@ class Described:
 
     features: Tensor
     kept: list[int]
-    bad: list[tuple[str, str]]
+    bad: Bad
 
 
 def describe(
@@ -59,29 +57,17 @@ def describe(
     """
     indices = range(len(source)) if indices is None else indices
 
-    def look(place: int) -> list[Tensor] | BadImage:
-        try:
-            image = Image.fromarray(decode(source.read(indices[place])))
-            return [descriptor.prepare(view) for view in (views(place, image) if views else [image])]
-        except BadImage as error:
-            return error
+    def look(place: int) -> list[Tensor]:
+        image = Image.fromarray(decode(source.read(indices[place])))
+        return [descriptor.prepare(view) for view in (views(place, image) if views else [image])]
 
     kept: list[int] = []
     rows: list[Tensor] = []
-    bad: list[tuple[str, str]] = []
-    parts = [range(start, min(start + batch, len(indices))) for start in range(0, len(indices), batch)]
-    spoke = time.monotonic()
-    with ThreadPoolExecutor() as pool:
-        ahead = pool.map(look, parts[0])
-        for part, following in zip(parts, [*parts[1:], range(0)], strict=True):
-            looked, ahead = dict(zip(part, ahead, strict=True)), pool.map(look, following)
-            bad += [(source.key(indices[i]), str(found)) for i, found in looked.items() if isinstance(found, BadImage)]
-            found = {i: found for i, found in looked.items() if not isinstance(found, BadImage)}
-            kept += found
-            rows += _by_size(descriptor, [view for each in found.values() for view in each], batch)
-            if time.monotonic() - spoke > 30 and following:
-                spoke = time.monotonic()
-                log.say(f"{part.stop} of {len(indices)} images")
+    bad: Bad = []
+    for looked, unread in ahead(source, indices, look, batch):
+        bad += unread
+        kept += [place for place, _ in looked]
+        rows += _by_size(descriptor, [view for _, images in looked for view in images], batch)
     if not rows:
         raise UserError(
             f"No image can be read, of {len(indices)} tried, e.g. {bad[0][0]}: {bad[0][1]}",
@@ -137,6 +123,4 @@ class Describer:
 
 def skipped(bad: Sequence[tuple[str, str]]) -> str:
     """What to tell people of unreadable images: a line, or nothing."""
-    if not bad:
-        return ""
-    return f"\n{len(bad)} unreadable left out, e.g. {bad[0][0]}: {bad[0][1]}"
+    return f"\n{left_out(bad)}" if bad else ""

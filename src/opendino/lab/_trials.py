@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from typing import Any
 
 from opendino import config as configs
 from opendino.config import Config
-from opendino.core import files, log
+from opendino.core import files, log, metrics
 from opendino.core.errors import UserError
 
 
@@ -77,7 +76,5 @@ def _train(trial: Trial, out: Path, jobs: int) -> list[dict[str, Any]]:
 
 
 def _rows(out: Path) -> list[dict[str, Any]]:
-    try:
-        return [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError):
-        return []
+    path = out / "metrics.jsonl"
+    return metrics.rows(path) if path.is_file() else []

@@ -13,7 +13,7 @@ Learns from: images alone
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -65,8 +65,7 @@ class Config:
             found["size_px"] = auto.size_px(facts)
         if self.momentum == "auto":
             found["momentum"] = auto.momentum(facts)
-        values = {name: value for name, (value, _) in found.items()}
-        return replace(self, **values), [f"{name} = {value}: {why}" for name, (value, why) in found.items()]
+        return auto.applied(self, found)
 
 
 def views(config: Config) -> ViewSpec:

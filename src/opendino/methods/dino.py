@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -117,37 +117,29 @@ class Config:
 
     def resolved(self, facts: Facts) -> tuple[Config, list[str]]:
         """Every "auto" as a number and every duration within its share of the run; with the reasons, one line each."""
-        changes, reasons = {}, []
-
-        def decide(name: str, value: object, reason: str) -> None:
-            changes[name] = value
-            reasons.append(f"{name} = {value}: {reason}")
-
+        found: dict[str, tuple[Any, str]] = {}
         if self.global_size_px == "auto":
-            size, why = auto.size_px(facts)
-            decide("global_size_px", size, why)
+            found["global_size_px"] = auto.size_px(facts)
+            size = found["global_size_px"][0]
         else:
             size = self.global_size_px
         if self.local_size_px == "auto":
-            decide(
-                "local_size_px", max(16, round(size * 96 / 224 / 16) * 16), "96/224 of the global size, as in the paper"
-            )
+            local = max(16, round(size * 96 / 224 / 16) * 16)
+            found["local_size_px"] = local, "96/224 of the global size, as in the paper"
         if self.out_dim == "auto":
             # Prototypes beyond what a small set can fill only slow the start; the steps follow lightly-train's rule.
             steps = ((20_000, 1024), (50_000, 2048), (100_000, 4096), (200_000, 16384), (500_000, 32768))
-            decide(
-                "out_dim",
-                next((k for limit, k in steps if facts.num_images < limit), 65536),
-                f"{facts.num_images:,} images",
-            )
+            num = next((k for limit, k in steps if facts.num_images < limit), 65536)
+            found["out_dim"] = num, f"{facts.num_images:,} images"
         if self.momentum == "auto":
-            decide("momentum", *auto.momentum(facts))
+            found["momentum"] = auto.momentum(facts)
         timing = {"total_steps": facts.total_steps, "steps_per_epoch": facts.steps_per_epoch}
         for name, share in (("freeze_last_layer", 0.1), ("teacher_temp_warmup", 0.3)):
-            value = span.capped(getattr(self, name), share, **timing)
-            if value != getattr(self, name):
-                decide(name, value, f"{getattr(self, name)} is more than {share:.0%} of {facts.total_steps:,} steps")
-        return replace(self, **changes), reasons
+            asked = getattr(self, name)
+            value = span.capped(asked, share, **timing)
+            if value != asked:
+                found[name] = value, f"{asked} is more than {share:.0%} of {facts.total_steps:,} steps"
+        return auto.applied(self, found)
 
 
 def views(config: Config) -> ViewSpec:

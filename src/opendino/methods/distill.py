@@ -65,10 +65,7 @@ class Config:
         """Every "auto" as a number, with the reasons, one line each; the teacher by its full path."""
         path = Path(self.teacher).expanduser()
         found = replace(self, teacher=str(path.absolute()) if self.teacher and path.exists() else self.teacher)
-        if self.size_px != "auto":
-            return found, []
-        value, why = auto.size_px(facts)
-        return replace(found, size_px=value), [f"size_px = {value}: {why}"]
+        return auto.applied(found, {"size_px": auto.size_px(facts)} if self.size_px == "auto" else {})
 
 
 def views(config: Config) -> ViewSpec:

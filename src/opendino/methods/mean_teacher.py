@@ -16,7 +16,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal, cast
 
 import torch
@@ -73,8 +73,7 @@ class Config:
             found["momentum_end"] = round(value, 4), f"a twentieth of {facts.total_steps:,} steps is remembered"
         if self.num_classes == "auto":
             found["num_classes"] = facts.num_classes, "the classes that the data names"
-        values = {name: value for name, (value, _) in found.items()}
-        return replace(self, **values), [f"{name} = {value}: {why}" for name, (value, why) in found.items()]
+        return auto.applied(self, found)
 
 
 def views(config: Config) -> ViewSpec:

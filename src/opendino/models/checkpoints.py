@@ -10,14 +10,24 @@ from opendino.core.errors import UserError
 from opendino.models.load import Model, load, load_weights
 
 
+def folders(run: str | Path) -> list[Path]:
+    """A run's checkpoints by step, `checkpoints/step_00012000`; empty where there are none."""
+    found = (path for path in (Path(run).expanduser() / "checkpoints").glob("step_*") if path.name[5:].isdecimal())
+    return sorted(found, key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """12000 of `checkpoints/step_00012000`."""
+    return int(checkpoint.name[5:])
+
+
 def steps(run: str | Path) -> list[int]:
     """The steps of a run's checkpoints, ascending.
 
     Raises:
         UserError: There are none.
     """
-    home = Path(run).expanduser() / "checkpoints"
-    found = sorted(int(path.name[5:]) for path in home.glob("step_*") if path.name[5:].isdecimal())
+    found = [step_of(path) for path in folders(run)]
     if not found:
         raise UserError(f"'{run}' holds no checkpoints", "Give the folder of a run")
     return found

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from opendino.core import files
 from opendino.core.errors import UserError
-from opendino.models.load import Model, load, save_backbone
+from opendino.models.load import CLASSIFIER, Model, load, read_classifier, save_backbone
 from opendino.models.tokens import Tokens
 
-WEIGHTS, DESCRIPTION = "classifier.safetensors", "classifier.json"
+DESCRIPTION = "classifier.json"
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def save(folder: Path, model: Model, classifier: Classifier, extra: dict[str, An
     kept = model.description.get("extra", {})
     save_backbone(folder, networks, preprocessing=model.preprocessing, extra=kept)
     state = {"weight": classifier.weight.cpu().contiguous(), "bias": classifier.bias.cpu().contiguous()}
-    files.write(folder / WEIGHTS, safetensors.torch.save(state, metadata={"format": "pt"}))
+    files.write(folder / CLASSIFIER, safetensors.torch.save(state, metadata={"format": "pt"}))
     description = {"format": 1, "classes": classifier.classes, "tokens": asdict(classifier.tokens), "extra": extra}
     files.write(folder / DESCRIPTION, json.dumps(description, indent=2) + "\n")
 
@@ -76,8 +76,7 @@ def load_classifier(folder: str | Path) -> tuple[Model, Classifier]:
     home = Path(folder).expanduser()
     model = load(home)
     if model.classes:
-        linear = load(home, classifier=True).classifier
-        assert linear is not None
+        linear = read_classifier(home, model.backbone.embed_dim)
         return model, Classifier(linear.weight.data, linear.bias.data, model.classes, Tokens())
     if not (home / DESCRIPTION).is_file():
         raise UserError(
@@ -86,7 +85,7 @@ def load_classifier(folder: str | Path) -> tuple[Model, Classifier]:
     try:
         told = json.loads((home / DESCRIPTION).read_text(encoding="utf-8"))
         classes, tokens = tuple(map(str, told["classes"])), Tokens(**told["tokens"])
-        state = safetensors.torch.load_file(home / WEIGHTS)
+        state = safetensors.torch.load_file(home / CLASSIFIER)
         weight, bias = state["weight"], state["bias"]
     except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
         raise UserError(f"The classifier in '{folder}' cannot be read: {error}", "Train it again") from error

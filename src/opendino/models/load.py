@@ -192,7 +192,7 @@ def load(model: str | Path, which: str | None = None, *, classifier: bool = Fals
     weights = folder / _file(wanted, networks)
     network = build_backbone(description["name"], **description["kwargs"])
     load_weights(network, _read_weights(weights), str(weights))
-    linear = _load_classifier(folder, network.embed_dim) if classifier else None
+    linear = read_classifier(folder, network.embed_dim) if classifier else None
     return Model(network, description["preprocessing"], description, linear)
 
 
@@ -236,7 +236,12 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path} cannot be read: {error}", "The file is damaged; copy or export it again") from error
 
 
-def _load_classifier(folder: Path, embed_dim: int) -> nn.Linear:
+def read_classifier(folder: Path, embed_dim: int) -> nn.Linear:
+    """The classifier that a run left in a model folder, on features of `embed_dim`.
+
+    Raises:
+        UserError: There is none, or it does not fit.
+    """
     path = folder / CLASSIFIER
     if not path.is_file():
         raise UserError(f"'{folder}' holds no {CLASSIFIER}: it was not trained to classify", "Use its features instead")
