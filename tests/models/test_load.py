@@ -110,6 +110,45 @@ def test_preprocess_turns_upright_and_takes_any_mode() -> None:
         assert model.preprocess(image.convert(mode)).shape == (3, 16, 16)
 
 
+def test_every_form_of_an_image_gives_the_same_features(tmp_path: Path) -> None:
+    model, image = Model(tiny(), preprocessing(16), {}), picture(40, 30)
+    image.save(tmp_path / "a.png")
+    array = np.asarray(image)
+    tensor = torch.from_numpy(array.copy()).movedim(-1, 0)
+    wanted = model.embed(image)
+    for form in (tmp_path / "a.png", str(tmp_path / "a.png"), array, tensor, array[None], tensor[None], [array]):
+        assert torch.equal(model.embed(form), wanted)
+    assert torch.equal(model.features([tmp_path / "a.png", array]).cls, model.features([image, image]).cls)
+    see_through = image.convert("RGBA")
+    see_through.putalpha(picture(40, 30, 1).convert("L"))
+    see_through.save(tmp_path / "b.png")
+    assert torch.equal(model.embed(see_through), model.embed(tmp_path / "b.png"))
+
+
+def test_no_image_is_said_in_a_line(tmp_path: Path) -> None:
+    model = Model(tiny(), preprocessing(16), {})
+    (tmp_path / "a.jpg").write_text("hello")
+    for form, words in (
+        (tmp_path / "none.jpg", "none.jpg' cannot be read: No such file"),
+        (tmp_path / "a.jpg", "not an image in a known format"),
+        (np.zeros((4, 4)), "float64"),
+        (torch.zeros(3, 16, 16), "normalised pixels as"),
+    ):
+        with pytest.raises((UserError, UsageError), match=words):
+            model.embed(form)
+
+
+def test_the_fingerprint_follows_weights_and_preprocessing_alone(folder: Path) -> None:
+    model = load(folder)
+    assert model.fingerprint == load(folder).fingerprint == Model(tiny(0), preprocessing(16), {}).fingerprint
+    others = [
+        load(folder, "student"),
+        Model(tiny(0), preprocessing(20), {}),
+        Model(tiny(0, num_registers=1), preprocessing(16), {}),
+    ]
+    assert len({model.fingerprint, *(other.fingerprint for other in others)}) == 4
+
+
 def test_embed_takes_one_image_several_or_a_tensor() -> None:
     model, pictures = Model(tiny(), preprocessing(16), {}), [picture(seed=seed) for seed in range(5)]
     tensor = torch.stack([model.preprocess(image) for image in pictures])

@@ -87,6 +87,13 @@ def decode(data: bytes | np.ndarray, max_area_px: int | None = None) -> np.ndarr
         raise BadImage(reason or type(error).__name__) from error
 
 
+def upright(image: Image.Image) -> Image.Image:
+    """An opened image as `decode` makes it: RGB, turned by its EXIF note, on white, greys scaled; of its own size."""
+    turn = _TURN.get(_orientation(image))
+    image = _rgb(image)
+    return image if turn is None else image.transpose(turn)
+
+
 def working_area_px(spec: ViewSpec) -> int:
     """The area of image at which even the smallest crop of every view has native pixels: `size_px² / min scale`."""
     return max(math.ceil(group.size_px**2 / v.scale[0] - 1e-6) for group in spec.groups for v in group.views)

@@ -2,36 +2,42 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors
 import safetensors.torch
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor, nn
 
 from opendino.core import files
 from opendino.core.contracts import Backbone
-from opendino.core.errors import UsageError, UserError, nearest
+from opendino.core.errors import BadImage, UsageError, UserError, nearest
 from opendino.core.types import IMAGENET_MEAN, IMAGENET_STD, Features
+from opendino.data.decode import decode, upright
 from opendino.models.build import backbone as build_backbone
 
 NETWORKS = ("teacher", "student")
 DESCRIPTION = "backbone.json"
 CLASSIFIER = "classifier.safetensors"
-Images = Image.Image | Sequence[Image.Image] | Tensor
+Picture = Image.Image | str | Path | np.ndarray | Tensor
+Images = Picture | Sequence[Picture]
 _FORMS = "A model is a run folder, an imported or exported model folder, or timm:NAME"
 
 
 class Model:
     """A trained backbone with the preprocessing it was trained for. Gradients are off in every method.
 
-    Wherever `images` are asked for, give one PIL image, several, or a normalised float tensor `[B C H W]` of any size
-    the backbone takes.
+    Wherever `images` are asked for, give one or several of: a PIL image, a path, a uint8 array `[H W 3]` or tensor
+    `[3 H W]` of RGB; or uint8 batches `[B H W 3]` and `[B 3 H W]` of them. A float tensor `[B C H W]` is taken as it
+    is: normalised, of any size that the backbone takes.
 
     Attributes:
         backbone: In eval mode.
@@ -52,18 +58,31 @@ class Model:
         self.preprocessing, self.description, self.classifier = preprocessing, description, classifier
         self.classes: tuple[str, ...] = tuple(description.get("classes", ()))
 
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Of what decides a vector, architecture, preprocessing and weights: 32 hexadecimal digits, SHA-256's first."""
+        told = {"name": self.backbone.name, "kwargs": self.backbone.kwargs, "preprocessing": self.preprocessing}
+        digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
+        for key, value in sorted(self.backbone.state_dict().items()):
+            digest.update(f"{key} {value.dtype} {list(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return digest.hexdigest()[:32]
+
     @property
     def trained_on(self) -> str | None:
         """The DATA of the run it comes from, None where that is not known."""
         return self.description.get("extra", {}).get("data")
 
-    def preprocess(self, image: Image.Image) -> Tensor:
+    def preprocess(self, image: Picture) -> Tensor:
         """Upright, RGB, shorter side to `resize_px` (antialiased), centre crop of `image_px`, normalised.
 
         Returns:
-            float32 `[3 H W]`.
+            float32 `[3 H W]` on the host.
+
+        Raises:
+            UserError: No image there, or none that can be read.
         """
-        image = ImageOps.exif_transpose(image).convert("RGB")
+        image = _opened(image)
         crop_px, short_px = self.preprocessing["image_px"], self.preprocessing["resize_px"]
         short = min(image.size)
         width, height = (max(short_px, int(short_px * side / short)) for side in image.size)
@@ -76,7 +95,7 @@ class Model:
 
     def embed(self, images: Images, batch: int = 64) -> Tensor:
         """Image features `[B D]` on the backbone's device, `batch` at a time; raw, not scaled to unit length."""
-        several = [images] if isinstance(images, Image.Image) else images
+        several = _several(images)
         if not len(several):
             raise UserError("There are no images to embed")
         chunks = [several[start : start + batch] for start in range(0, len(several), batch)]
@@ -102,10 +121,37 @@ class Model:
     @torch.no_grad()
     def _run(self, function: Callable[[Tensor], Any], images: Images) -> Any:
         weight = next(self.backbone.parameters())
-        if not isinstance(images, Tensor):
-            several = [images] if isinstance(images, Image.Image) else images
-            images = torch.stack([self.preprocess(image) for image in several])
-        return function(images.to(weight.device, weight.dtype))
+        several = _several(images)
+        if not isinstance(several, Tensor):
+            several = torch.stack([self.preprocess(image) for image in several])
+        return function(several.to(weight.device, weight.dtype))
+
+
+def _several(images: Images) -> Sequence[Picture] | Tensor:
+    """A list of pictures, or the batch of normalised pixels that was given."""
+    if isinstance(images, Tensor) and images.is_floating_point():
+        if images.ndim != 4:
+            raise UsageError(f"The tensor's shape is {list(images.shape)}", "Give normalised pixels as [B C H W]")
+        return images
+    if isinstance(images, np.ndarray | Tensor):
+        return list(images) if images.ndim == 4 else [images]
+    return [images] if isinstance(images, Image.Image | str | Path) else images
+
+
+def _opened(image: Picture) -> Image.Image:
+    try:
+        if isinstance(image, Image.Image):
+            return upright(image)
+        if isinstance(image, str | Path):
+            return Image.fromarray(decode(Path(image).expanduser().read_bytes()))
+        if isinstance(image, Tensor):
+            image = image.detach().cpu().movedim(0, -1).numpy()
+        return Image.fromarray(decode(image))
+    except OSError as error:
+        raise UserError(f"'{image}' cannot be read: {error.strerror or error}") from error
+    except BadImage as error:
+        name = f"'{image}'" if isinstance(image, str | Path) else "The image"
+        raise UserError(f"{name} is no image for a model: {error}") from error
 
 
 def preprocessing(
