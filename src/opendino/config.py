@@ -15,7 +15,7 @@ from tyro.conf import Positional
 
 from opendino.core import registry
 from opendino.core.errors import UsageError, nearest
-from opendino.core.types import Facts
+from opendino.core.types import IMAGENET_MEAN, IMAGENET_STD, Facts, ViewSpec
 from opendino.data.cache import Cache
 from opendino.engine import optim
 from opendino.engine.precision import Precision
@@ -35,10 +35,13 @@ class Config:
     without labels use them for the k-NN alone."""
     out: str | None = None
     """Run folder to make; runs/NAME-DATE where absent."""
+    init: str | None = None
+    """MODEL whose backbone the student and its teacher start from: a run, a model folder, timm:NAME. With
+    --backbone auto the network is that model's; another image size, patch size or added registers are adapted to."""
     backbone: str = "vit_small/16"
     """vit_tiny|small|base/PATCH, any timm name (resnet50, convnext_tiny), or a timm ResNet with a stem for small
     images (resnet18/3x3). auto: what the device can bear."""
-    backbone_options: dict[str, int | float | bool] = field(default_factory=dict)
+    backbone_options: dict[str, int | float | bool | str] = field(default_factory=dict)
     """Further arguments of the backbone's constructor, e.g. num_registers 4."""
     drop_path: float = 0.1
     """Stochastic depth of the student, linear over blocks; the teacher has none."""
@@ -52,6 +55,10 @@ class Config:
     """Length in optimiser steps; give this or epochs."""
     batch: int | Literal["auto"] = "auto"
     """Images per optimiser step over all devices."""
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    """Of the pixels in [0, 1] that the network is to see as 0; with --init that model's."""
+    std: tuple[float, float, float] = IMAGENET_STD
+    """Their spread that it is to see as 1; with --init that model's."""
     seed: int = 0
     """Decides initial weights, order and every augmentation."""
     device: str = "auto"
@@ -94,6 +101,8 @@ class Config:
             if isinstance(value, int | float) and (value < least or (name == "epochs" and value == 0)):
                 allowed = "more than 0" if name == "epochs" else f"{least} or more"
                 raise UsageError(f"{name} is {value}", f"Use {allowed}")
+        if min(self.std) <= 0:
+            raise UsageError(f"std is {self.std}", "Use values above 0, e.g. 0.229 0.224 0.225")
         if self.seed >= 2**63:
             raise UsageError(f"seed is {self.seed}", "Use a number below 2^63")
         if not 0 <= self.drop_path < 1:
@@ -103,8 +112,13 @@ class Config:
 
 
 def method_module(config: Config) -> ModuleType:
-    """The file of the method that `config.method` belongs to: `views`, `build`."""
+    """The file of the method that `config.method` belongs to."""
     return importlib.import_module(type(config.method).__module__)
+
+
+def views(config: Config) -> ViewSpec:
+    """The views its method asks for, with the run's normalisation."""
+    return replace(method_module(config).views(config.method), mean=config.mean, std=config.std)
 
 
 def method_name(config: Config) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any, cast
 
 import torch
@@ -22,7 +23,7 @@ Scores = dict[str, dict[str, float]]
 
 
 class Judge:
-    """k-NN of the networks against raw pixels and the untrained network; the effective rank without labels.
+    """k-NN of the networks against raw pixels and the network they began as; the effective rank without labels.
 
     Attributes:
         origin: Where the query images come from, for people.
@@ -31,6 +32,7 @@ class Judge:
     def __init__(self, config: Config, images: Images, spec: ViewSpec, device: torch.device) -> None:
         assert isinstance(config.eval_images, int)
         self._spec, self._device, self._k, self._classes = spec, device, config.knn_k, images.source.classes
+        self._init = config.init
         val = Images(open_source(config.val), images.max_area_px) if config.val else None
         self._set = evalset.make(images, val, config.eval_images, spec.groups[0].size_px)
         self.origin = self._set.origin
@@ -45,7 +47,8 @@ class Judge:
         Args:
             method: The fresh one where there are no `baselines` yet.
             baselines: What never changes while a run trains, {} for not yet measured: {"knn": {name: percent}} of raw
-                "pixels", of the "untrained" network and of a frozen "teacher", {"accuracy": ...} of the latter.
+                "pixels", of the "untrained" network (or of the "start", where weights were given) and of a frozen
+                "teacher"; {"accuracy": ...} of the latter; {"effective_rank": {"start": ...}}.
 
         Returns:
             {"effective_rank": of the network to use} and, with labels, {"knn": {name: top-1 in percent}} and
@@ -55,21 +58,55 @@ class Judge:
         first = next(iter(networks))
         bank = self._features(networks[first], self._set.bank)
         quality: dict[str, Any] = {"effective_rank": effective_rank(bank[:2048])}
+        if not baselines and self._init:
+            baselines = {"effective_rank": {"start": quality["effective_rank"]}}
         if not self._judging:
             return quality, baselines
-        if not baselines:
-            baselines = self._baselines(method)
+        if "knn" not in baselines:
+            baselines = baselines | self._baselines(method)
         scores = self._scores(method, networks, {first: bank})
         for kind in ("knn", "accuracy"):
             if found := scores[kind] | baselines[kind]:
                 quality[kind] = found
         return quality, baselines
 
+    def against_start(self, quality: dict[str, Any], baselines: Scores) -> dict[str, Any] | None:
+        """Whether the network to use is better than the weights it started from; None where those were random.
+
+        Returns:
+            "measure" (knn, or effective_rank without labels), "before", "after", "verdict" (better, no better, worse,
+            unknown) and what it "says" to people. k-NN accuracies differ where they are two standard errors apart.
+            A higher rank is no proof of a better network; one of less than half is of a worse one.
+        """
+        if not self._init:
+            return None
+        if "knn" in quality:
+            measure, unit, num = "knn", " %", len(self._set.query_labels)
+            before, after = baselines["knn"]["start"], next(iter(quality["knn"].values()))
+            noise = 2 * math.sqrt(sum(each * (100 - each) / num for each in (before, after)))
+            verdict = "better" if after - before > noise else "worse" if before - after > noise else "no better"
+            why = f"; on {num:,} queries {noise:.1f} points may be chance"
+        else:
+            measure, unit, why = "effective_rank", "", ""
+            before, after = baselines["effective_rank"]["start"], quality["effective_rank"]
+            verdict = "worse" if after < before / 2 else "unknown"
+        shown = f"{measure.replace('knn', 'k-NN').replace('_', ' ')} {before:.1f}{unit} before, {after:.1f}{unit} after"
+        told = {
+            "better": "Better than the weights it started from",
+            "no better": f"No better than the weights it started from: go on using {self._init}, or train longer",
+            "worse": f"Worse than the weights it started from: go on using {self._init}, or try a lower --optim.lr",
+            "unknown": "Better or not, a rank cannot tell: name some labelled images with --val",
+        }[verdict]
+        says = f"{told} ({shown}{why})"
+        return {"measure": measure, "before": before, "after": after, "verdict": verdict, "says": says}
+
     def _baselines(self, method: Method) -> Scores:
         frozen = {} if "teacher" in method.product else {"teacher": method.teacher}
-        fresh = copy.deepcopy(cast(Backbone, method.student["backbone"]))
-        features.settle(fresh, self._set.bank[:512], self._spec.mean, self._spec.std, self._device)
-        scores = self._scores(method, frozen | {"untrained": nn.ModuleDict({"backbone": fresh})}, {})
+        first = copy.deepcopy(cast(Backbone, method.student["backbone"]))
+        if not self._init:
+            features.settle(first, self._set.bank[:512], self._spec.mean, self._spec.std, self._device)
+        name = "start" if self._init else "untrained"
+        scores = self._scores(method, frozen | {name: nn.ModuleDict({"backbone": first})}, {})
         scores["knn"]["pixels"] = self._knn(features.pixels(self._set.bank), features.pixels(self._set.queries))
         return scores
 

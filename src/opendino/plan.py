@@ -22,7 +22,8 @@ from opendino.data.labels import relabel
 from opendino.data.open import open_source
 from opendino.data.survey import survey
 from opendino.engine import precision, sizing
-from opendino.models import build
+from opendino.models import build, load
+from opendino.models.adapt import adapt
 
 
 def decide(config: Config, device: torch.device) -> tuple[Config, Source]:
@@ -34,22 +35,30 @@ def decide(config: Config, device: torch.device) -> tuple[Config, Source]:
     # The run folder must mean the same images wherever it is resumed from.
     config = replace(
         config, data=_absolute(config.data), labels=_absolute(config.labels),
-        val=_absolute(config.val) if config.val else None,
+        val=_absolute(config.val) if config.val else None, init=_absolute(config.init) if config.init else None,
     )  # fmt: skip
     source = images(config)
+    reasons: list[str] = []
+    if config.init:
+        config = _as(load.load(config.init), config)
+        reasons.append(f"backbone = {config.backbone}: starts from {config.init}")
+    elif config.backbone == "auto":
+        config = replace(config, backbone="vit_tiny/16" if device.type == "cpu" else "vit_small/16")
+        reasons.append(f"backbone = {config.backbone}: a {device.type} device")
     looked = survey(source, config.max_bad_frac)
     batch, why_batch = sizing.batch(config.batch, len(source), device)
     steps_per_epoch = len(source) // batch
     steps = config.steps or max(1, round((config.epochs or 100) * steps_per_epoch))
     num_classes = len(source.classes)
-    facts = Facts(len(source), looked.short_side_px, num_classes, batch, steps, steps_per_epoch, device.type)
+    facts = Facts(
+        len(source), looked.short_side_px, num_classes, batch, steps, steps_per_epoch, device.type,
+        build.patch_px(config.backbone),
+    )  # fmt: skip
     dtype, why_dtype = precision.choose(config.precision, device)
     workers, why_workers = sizing.workers(config.workers, device)
-    config, reasons = configs.resolve(config, facts)
-    if config.backbone == "auto":
-        config = replace(config, backbone="vit_tiny/16" if device.type == "cpu" else "vit_small/16")
-        reasons.append(f"backbone = {config.backbone}: a {device.type} device")
-    spec: ViewSpec = configs.method_module(config).views(config.method)
+    config, resolved = configs.resolve(config, facts)
+    reasons += resolved
+    spec = configs.views(config)
     area_px = min(looked.area_px, working_area_px(spec))
     cache, why_cache = decide_cache(config.cache, len(source), 3 * area_px, steps / steps_per_epoch)
     with torch.device("meta"):  # a network without memory, to ask how much a real one takes
@@ -122,6 +131,28 @@ def make_backbone(config: Config, spec: ViewSpec, role: str) -> Backbone:
     options: dict[str, Any] = dict(config.backbone_options)
     drop_path = config.drop_path if role == "student" else 0.0
     return build.backbone(config.backbone, image_px=spec.groups[0].size_px, drop_path=drop_path, **options)
+
+
+def first_backbone(config: Config, spec: ViewSpec, role: str) -> Backbone:
+    """The network a run starts with: a fresh one, or for the student one with the weights of `config.init`.
+
+    Raises:
+        UserError: The weights do not fit.
+    """
+    network = make_backbone(config, spec, role)
+    if config.init and role == "student":
+        for line in adapt(load.load(config.init).backbone, network, config.init):
+            log.say(f"  {line}")
+    return network
+
+
+def _as(model: load.Model, config: Config) -> Config:
+    """The settings that follow from the model a run starts from."""
+    config = replace(config, mean=tuple(model.preprocessing["mean"]), std=tuple(model.preprocessing["std"]))
+    if config.backbone != "auto":
+        return config
+    options = {name: value for name, value in model.backbone.kwargs.items() if name not in ("image_px", "drop_path")}
+    return replace(config, backbone=model.backbone.name, backbone_options=options | config.backbone_options)
 
 
 def _absolute(data: str) -> str:

@@ -50,11 +50,12 @@ class Result:
         images_per_second: Training speed of this call, evaluations and checkpoints left out.
         data_wait: Share of that time spent waiting for images.
         peak_memory_bytes: Of the GPU where there is one, else of this process.
-        knn: k-NN accuracy in percent of "teacher", "student", raw "pixels" and the "untrained" network; None without
-            labels. The first is the network to use.
+        knn: k-NN accuracy in percent of "teacher", "student", raw "pixels" and the "untrained" network, or the one it
+            was at the "start"; None without labels. The first is the network to use.
         accuracy: Of the classifiers in percent, where the method trains some.
         effective_rank: Of the features of the network to use.
         collapse: Name of a collapse that stood at the end, None for a healthy run.
+        against_start: Whether it is better than the weights it was given at first, see `Judge.against_start`.
     """
 
     run: str
@@ -67,6 +68,7 @@ class Result:
     accuracy: dict[str, float] | None
     effective_rank: float | None
     collapse: str | None
+    against_start: dict[str, Any] | None
 
 
 def train(config: Config) -> Result:
@@ -107,9 +109,8 @@ def _run(config: Config, source: Source, folder: Path, device: torch.device, new
 
     # ---- networks: a student that learns and a teacher that follows it
     torch.manual_seed(config.seed)
-    method_file = configs.method_module(config)
-    spec: ViewSpec = method_file.views(config.method)
-    method: Method = method_file.build(config.method, lambda role: plan.make_backbone(config, spec, role))
+    spec, make = configs.views(config), plan.first_backbone if new else plan.make_backbone
+    method: Method = configs.method_module(config).build(config.method, lambda role: make(config, spec, role))
     method.to(device).to(memory_format=torch.channels_last)  # what convolutions are fastest in, on every device
     plan.check_classes(method, spec, source)
     model, optimizer = parallel.wrap(method.train()), optim.build(config.optim, method.student)
@@ -200,6 +201,7 @@ def _run(config: Config, source: Source, folder: Path, device: torch.device, new
             accuracy=watch.quality.get("accuracy"),
             effective_rank=watch.quality.get("effective_rank"),
             collapse=watch.verdict.name if watch.verdict else None,
+            against_start=judge.against_start(watch.quality, state["baselines"]) if judge else None,
         )
 
 

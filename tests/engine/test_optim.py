@@ -268,3 +268,58 @@ def test_settings_that_cannot_be_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(UsageError, match=f"{name} is {value}") as caught:
         optim.Config(**wrong)
     assert caught.value.hint
+
+
+# ---- going on from trained weights
+
+
+@pytest.mark.parametrize(("name", "num_stages"), [("vit/4", 3), ("conv4", 4), ("resnet18/3x3", 9), ("test_vit", 7)])
+def test_stages_hold_every_parameter_once(name: str, num_stages: int) -> None:
+    options = {"embed_dim": 8, "depth": 2, "num_heads": 2} if name == "vit/4" else {}
+    network = build.backbone(name, **options)
+    stages = network.stages()
+    assert sorted(each for stage in stages for each in stage) == sorted(each for each, _ in network.named_parameters())
+    assert len(stages) == num_stages
+    assert all(stages)
+
+
+def test_lower_stages_learn_more_slowly_and_later() -> None:
+    options = {"image_px": 16, "embed_dim": 8, "depth": 2, "num_heads": 2}
+    method = dino.build(
+        dino.Config(out_dim=16, hidden_dim=8, bottleneck_dim=4, momentum=0.9),
+        lambda role: build.backbone("vit/4", **options),
+    )
+    config = optim.Config(lr=1.0, min_lr=1.0, lr_warmup="5", layer_decay=0.5, freeze_backbone="10")
+    optimizer = optim.build(config, method.student)
+    names = {id(parameter): name for name, parameter in method.student.named_parameters()}
+
+    def rates(step: int) -> dict[str, float]:
+        lr, _ = optim.set_schedules(optimizer, config, Clock(step, 100, 10), batch=256)
+        return {names[id(p)]: group["lr"] / lr for group in optimizer.param_groups for p in group["params"]}
+
+    late, frozen, thawing = rates(50), rates(10), rates(12)
+    wanted = {"backbone.norm.bias": 1 / 2, "backbone.blocks.0.norm1.bias": 1 / 4, "backbone.pos_embed": 1 / 8}
+    assert {name: late[name] for name in wanted} == wanted
+    assert late["head.mlp.0.weight"] == frozen["head.mlp.0.weight"] == 1
+    assert all(rate == 0 for name, rate in frozen.items() if name.startswith("backbone."))
+    assert thawing["backbone.pos_embed"] == pytest.approx(2 / 5 / 8, rel=1e-12)
+    assert len(late) == len([p for p in method.student.parameters() if p.requires_grad])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_at_a_rate_of_zero_weights_stay_bit_for_bit(name: str) -> None:
+    config = optim.Config(name=name, lr_warmup="2", freeze_backbone="3", weight_decay=0.1)
+    torch.manual_seed(0)
+    backbone = build.backbone("conv4", width=2)
+    student = torch.nn.ModuleDict({"backbone": backbone, "head": torch.nn.Linear(backbone.embed_dim, 3)})
+    optimizer = optim.build(config, student)
+    before = {key: value.clone() for key, value in student.named_parameters()}
+    for step in range(5):
+        student["head"](backbone([torch.randn(4, 3, 8, 8)])[0]).square().mean().backward()
+        optim.set_schedules(optimizer, config, Clock(step, 20, 5), batch=256)
+        optim.step(optimizer, torch.tensor(True))
+        optimizer.zero_grad()
+        same = {key for key, value in student.named_parameters() if torch.equal(value, before[key])}
+        still = {key for key in before if key.startswith("backbone.")} if step <= 3 else set()
+        assert same >= still and (step == 0 or "head.weight" not in same)
+    assert "backbone.net.0.weight" not in same

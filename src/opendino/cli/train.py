@@ -35,6 +35,8 @@ def report(result: Any) -> Outcome:
         lines += [f"{name:<12}{value:>7.1f}%" for name, value in result.accuracy.items()]
     if result.effective_rank is not None:
         lines.append(f"effective rank of the features: {result.effective_rank:.1f}")
+    if result.against_start is not None:
+        lines.append(result.against_start["says"])
     if result.collapse is not None:
         lines.append(f"collapsed: {result.collapse}; see the warnings in {result.run}/log.txt")
     lines += [f"run folder: {result.run}", f"from Python: opendino.load('{result.run}').embed(images)"]
@@ -55,7 +57,7 @@ def parse(args: list[str], recipe: str = "auto", data: str | None = None) -> Con
     args, chosen = _flags.take(args, "recipe", "config", "method")
     name = chosen["recipe"] or recipe
     if name == "auto":
-        name = "small"
+        name = "continued" if any(arg.partition("=")[0] == "--init" for arg in args) else "small"
     base = registry.load(_RECIPES, name).config(data or "")
     if chosen["config"]:
         base = configs.from_tree(configs.read_tree(chosen["config"]), base)

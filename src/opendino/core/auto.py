@@ -14,9 +14,10 @@ if TYPE_CHECKING:
 
 
 def size_px(facts: Facts) -> tuple[int, str]:
-    """Side of the large views: that of the images, in steps of 32."""
+    """Side of the large views: that of the images, in steps of two patches."""
     most = 224 if facts.device != "cpu" else 96  # on a CPU a network of 224 px learns an image a second
-    value = max(32, min(most, facts.short_side_px // 32 * 32))
+    step = 2 * facts.patch_px
+    value = max(step, min(most, facts.short_side_px) // step * step)
     return value, f"images of about {facts.short_side_px} px on a {facts.device} device"
 
 

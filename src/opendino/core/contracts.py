@@ -69,6 +69,10 @@ class Backbone(nn.Module, abc.ABC):
     def features(self, images: Tensor) -> Features:
         """All tokens of one batch `[B C H W]`."""
 
+    def stages(self) -> list[list[str]]:
+        """Names of its parameters from the input up, for learning rates that differ by depth; all in one if unknown."""
+        return [[name for name, _ in self.named_parameters()]]
+
     def attention(self, images: Tensor) -> Tensor:
         """Self-attention of the last block, `[B heads tokens tokens]`, rows summing to 1; tokens as in the network.
 

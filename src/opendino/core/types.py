@@ -162,6 +162,7 @@ class Facts:
         batch: Images per optimiser step over all devices.
         total_steps, steps_per_epoch: Length of the run and of an epoch.
         device: "cpu", "cuda" or "mps".
+        patch_px: What the sides of views must be multiples of; 16 for networks that do not mind.
     """
 
     num_images: int
@@ -171,6 +172,7 @@ class Facts:
     total_steps: int
     steps_per_epoch: int
     device: str = "cpu"
+    patch_px: int = 16
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,7 @@ def examine(rows: Sequence[Mapping[str, Any]], total_steps: int) -> Verdict:
 
     Returns:
         "uniform", "one-hot", "constant" or "dead" where a collapse stands at the end; else "void steps" (a tenth of the
-        last hundred had no finite loss), "not learning" (no better than the untrained network at the end), "too early"
+        last hundred had no finite loss), "not learning" (no better than the network was at first), "too early"
         (too few steps to tell) or "healthy".
     """
     monitor, steps = Monitor(total_steps), [row for row in rows if "loss" in row]
@@ -133,13 +133,14 @@ def examine(rows: Sequence[Mapping[str, Any]], total_steps: int) -> Verdict:
     if len(steps) < monitor.patience:
         return Verdict("too early", f"{len(steps)} of {total_steps} steps are too few to tell", "")
     knn = next((row["knn"] for row in reversed(rows) if row.get("knn")), {})
-    best, untrained = next(iter(knn.values()), 0.0), knn.get("untrained")
-    if done == total_steps and untrained is not None and best <= untrained:
+    best, first = next(iter(knn.values()), 0.0), knn.get("start", knn.get("untrained"))
+    name = "at the start" if "start" in knn else "untrained"
+    if done == total_steps and first is not None and best <= first:
         return Verdict(
             "not learning",
-            f"after all {total_steps} steps k-NN is {best:.1f} %, and {untrained:.1f} % with the untrained network",
+            f"after all {total_steps} steps k-NN is {best:.1f} %, and was {first:.1f} % {name}",
             "Train longer; see whether the views share what you are after, and not a colour or a stamp (show crops); "
             "try a smaller network or a lower momentum",
         )
-    shown = f"k-NN {best:.1f} % against {untrained:.1f} % untrained; " if untrained is not None else ""
+    shown = f"k-NN {best:.1f} % against {first:.1f} % {name}; " if first is not None else ""
     return Verdict("healthy", f"{shown}no collapse in {done} of {total_steps} steps", "")

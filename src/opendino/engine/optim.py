@@ -6,13 +6,14 @@ Nothing here waits for the device: a void step (`found_inf`) is skipped on the d
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
-from opendino.core import schedule, span
+from opendino.core import auto, schedule, span
+from opendino.core.contracts import Backbone
 from opendino.core.errors import UsageError
 from opendino.core.types import Clock, Facts
 
@@ -28,6 +29,11 @@ class Config:
     """Where the cosine ends; not scaled."""
     lr_warmup: str = "10ep"
     """Linear warm-up (at most a fifth of the run)."""
+    layer_decay: float = 1.0
+    """Each stage of the backbone learns at this share of the rate of the one above it; 1 for all alike."""
+    freeze_backbone: str = "0ep"
+    """The backbone stands still this long (at most a fifth of the run), while a fresh head finds its place; then its
+    rate is warmed up from 0 in its turn."""
     weight_decay: float = 0.04
     weight_decay_end: float = 0.4
     """Half cosine from start to end. Biases and one-dimensional parameters are never decayed."""
@@ -42,6 +48,8 @@ class Config:
     def __post_init__(self) -> None:
         if self.accumulate != "auto" and self.accumulate < 1:
             raise UsageError(f"accumulate is {self.accumulate}", "Use 1 or more")
+        if not 0 < self.layer_decay <= 1:
+            raise UsageError(f"layer_decay is {self.layer_decay}", "Use a share above 0 and at most 1, e.g. 0.75")
         if self.lr <= 0:
             raise UsageError(f"lr is {self.lr}", "Use a learning rate above 0, e.g. 5e-4")
         for name in ("min_lr", "weight_decay", "weight_decay_end", "clip"):
@@ -49,13 +57,15 @@ class Config:
                 raise UsageError(f"{name} is {getattr(self, name)}", "Use 0 or more")
 
     def resolved(self, facts: Facts) -> tuple[Config, list[str]]:
-        """The warm-up within its share of the run; with the reason."""
-        warmup = span.capped(self.lr_warmup, 0.2, total_steps=facts.total_steps, steps_per_epoch=facts.steps_per_epoch)
-        if warmup == self.lr_warmup:
-            return self, []
-        return replace(self, lr_warmup=warmup), [
-            f"lr_warmup = {warmup} steps: {self.lr_warmup} is more than 20% of the run"
-        ]
+        """Durations within their share of the run; with the reasons."""
+        timing = {"total_steps": facts.total_steps, "steps_per_epoch": facts.steps_per_epoch}
+        found: dict[str, tuple[Any, str]] = {}
+        for name in ("lr_warmup", "freeze_backbone"):
+            asked = getattr(self, name)
+            value = span.capped(asked, 0.2, **timing)
+            if value != asked:
+                found[name] = value, f"{asked} is more than 20% of {facts.total_steps:,} steps"
+        return auto.applied(self, found)
 
 
 class LARS(torch.optim.Optimizer):
@@ -101,18 +111,37 @@ class LARS(torch.optim.Optimizer):
         return loss
 
 
-def param_groups(module: nn.Module) -> list[dict[str, Any]]:
-    """Two groups of the parameters that train: decayed, and (biases and one-dimensional ones) not decayed."""
-    decayed, plain = [], []
-    for name, parameter in module.named_parameters():
+def param_groups(student: nn.Module, layer_decay: float = 1.0, apart: bool = False) -> list[dict[str, Any]]:
+    """Groups of the parameters that train, each decayed or (biases and one-dimensional ones) not.
+
+    Args:
+        student: Any module; with a "backbone" where the next two are used.
+        layer_decay: The last stage of the backbone learns at this share of the rate of what is above it, each stage
+            below at this share of the next one's (Clark et al. 2020, ELECTRA; Bao et al. 2022, BEiT).
+        apart: Whether the backbone has groups of its own in any case.
+
+    Returns:
+        Groups with "decayed", "share" of the learning rate, and "backbone": whether they are its own.
+    """
+    depth: dict[str, int] = {}  # below the head
+    if apart or layer_decay < 1:
+        stages = cast(Backbone, cast(nn.ModuleDict, student)["backbone"]).stages()
+        depth = {f"backbone.{name}": len(stages) - i for i, stage in enumerate(stages) for name in stage}
+    groups: dict[tuple[float, bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in student.named_parameters():
         if parameter.requires_grad:
-            (plain if name.endswith(".bias") or parameter.ndim == 1 else decayed).append(parameter)
-    return [{"params": decayed, "decayed": True}, {"params": plain, "decayed": False, "weight_decay": 0.0}]
+            decayed = not (name.endswith(".bias") or parameter.ndim == 1)
+            key = layer_decay ** depth.get(name, 0), name in depth, decayed
+            groups.setdefault(key, []).append(parameter)
+    return [
+        {"params": groups[key], "share": key[0], "backbone": key[1], "decayed": key[2], "weight_decay": 0.0}
+        for key in sorted(groups, reverse=True)
+    ]
 
 
 def build(config: Config, student: nn.Module) -> torch.optim.Optimizer:
     """The optimiser of a student. Its learning rate and weight decay are set by `set_schedules` before each step."""
-    groups = param_groups(student)
+    groups = param_groups(student, config.layer_decay, apart=span.parse(config.freeze_backbone)[0] > 0)
     if config.name == "adamw":
         return torch.optim.AdamW(groups, lr=0.0, fused=True)
     if config.name == "sgd":
@@ -127,7 +156,7 @@ def build(config: Config, student: nn.Module) -> torch.optim.Optimizer:
 
 
 def set_schedules(optimizer: torch.optim.Optimizer, config: Config, clock: Clock, batch: int) -> tuple[float, float]:
-    """Set this step's learning rate and weight decay; returns both.
+    """Set this step's learning rate and weight decay; returns both, the rate as of the head.
 
     Args:
         optimizer: From `build`.
@@ -139,8 +168,11 @@ def set_schedules(optimizer: torch.optim.Optimizer, config: Config, clock: Clock
     warmup = span.steps(config.lr_warmup, total_steps=total, steps_per_epoch=clock.steps_per_epoch)
     lr = schedule.cosine(clock.step, config.lr * batch / 256, config.min_lr, total, warmup)
     weight_decay = schedule.cosine(clock.step, config.weight_decay, config.weight_decay_end, total)
+    # At a rate of 0 weights stay as they are, bit for bit, while the optimiser's moments settle.
+    frozen = span.steps(config.freeze_backbone, total_steps=total, steps_per_epoch=clock.steps_per_epoch)
+    thawed = min(1.0, max(0, clock.step - frozen) / max(1, warmup)) if frozen else 1.0
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group["share"] * (thawed if group["backbone"] else 1.0)
         if group["decayed"]:
             group["weight_decay"] = weight_decay
     return lr, weight_decay

@@ -61,7 +61,7 @@ def _train(trial: Trial, out: Path, jobs: int) -> list[dict[str, Any]]:
     if (out / "config.yaml").is_file():
         words = ["resume", str(out)]
     else:
-        path = out.with_suffix(".yaml")
+        path = out.with_name(f"{out.name}.yaml")  # names hold dots
         files.write(path, configs.dump(replace(trial.config, out=str(out))))
         words = ["train", trial.config.data, "--config", str(path)]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -124,7 +124,8 @@ class Config:
         else:
             size = self.global_size_px
         if self.local_size_px == "auto":
-            local = max(16, round(size * 96 / 224 / 16) * 16)
+            patch = facts.patch_px
+            local = max(patch, round(size * 96 / 224 / patch) * patch)
             found["local_size_px"] = local, "96/224 of the global size, as in the paper"
         if self.out_dim == "auto":
             # Prototypes beyond what a small set can fill only slow the start; the steps follow lightly-train's rule.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from typing import Any
 
 from opendino.core.contracts import Backbone
@@ -43,6 +44,12 @@ def backbone(
     from opendino.models.timm_backbone import TimmBackbone
 
     return TimmBackbone(name.removeprefix("timm:"), image_px=image_px, drop_path=drop_path, **kwargs)
+
+
+def patch_px(name: str) -> int:
+    """What the sides of its images must be multiples of, by its name; 16 for networks that do not mind."""
+    found = re.search(r"^vit[a-z_]*/(\d+)$|patch(\d+)", name)
+    return int(found[1] or found[2]) if found else 16
 
 
 def backbone_names() -> list[str]:

@@ -34,6 +34,11 @@ class Conv4(Backbone):
         """Mean over the map of each batch `[B_i 3 H_i W_i]` → `[B_i D]`."""
         return [self.net(batch).mean((2, 3)) for batch in images]
 
+    def stages(self) -> list[list[str]]:
+        """The four blocks."""
+        names = [name for name, _ in self.named_parameters()]
+        return [[name for name in names if int(name.split(".")[1]) // 3 == block] for block in range(4)]
+
     def features(self, images: Tensor) -> Features:
         """The mean as `cls`, the map's cells as `patches`."""
         cells = self.net(images)

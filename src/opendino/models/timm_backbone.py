@@ -99,6 +99,13 @@ class TimmBackbone(Backbone):
         q, k, _ = last.qkv(seen[0]).unflatten(-1, (3, last.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind()
         return (last.q_norm(q) * last.scale @ last.k_norm(k).mT).softmax(dim=-1)
 
+    def stages(self) -> list[list[str]]:
+        """As timm groups them."""
+        from timm.models import group_parameters
+
+        groups = group_parameters(self.model, self.model.group_matcher(coarse=False))
+        return [[f"model.{name}" for name in groups[depth]] for depth in sorted(groups)]
+
     def _final(self, images: Tensor) -> Tensor:
         try:
             return self.model.forward_features(images)

@@ -114,6 +114,13 @@ class VisionTransformer(Backbone):
         last: Any = self.blocks[-1]
         return last.attn.weights(last.norm1(tokens), shapes)[0]
 
+    def stages(self) -> list[list[str]]:
+        """What makes the tokens, then each block; the last norm belongs to the last block, as in timm."""
+        names = [name for name, _ in self.named_parameters()]
+        blocks = [[name for name in names if name.startswith(f"blocks.{i}.")] for i in range(len(self.blocks))]
+        blocks[-1] += [name for name in names if name.startswith("norm.")]
+        return [[name for name in names if not name.startswith(("blocks.", "norm."))], *blocks]
+
     def _embed(self, images: Sequence[Tensor]) -> tuple[Tensor, Shapes]:
         """Batches of images → packed tokens that know their places."""
         return pack([self._tokens(batch) for batch in images])
