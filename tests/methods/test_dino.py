@@ -202,23 +202,77 @@ def test_views_are_two_global_ones_and_so_many_local_ones() -> None:
 # ---- loss
 
 
+@pytest.mark.parametrize("rows_at_once", [1, 2 * B, 100])
 @pytest.mark.parametrize("same_views", [True, False])
 @pytest.mark.parametrize("num_student", [2, 5])
-def test_the_loss_is_the_mean_over_pairs_of_different_views(same_views: bool, num_student: int) -> None:
-    student = (5 * torch.randn(num_student, B, K, dtype=torch.float64)).requires_grad_()
-    targets = torch.randn(2, B, K, dtype=torch.float64).softmax(-1)
-    ours = dino.cross_entropy(student, targets, same_views=same_views)
-    (our_gradient,) = torch.autograd.grad(ours, student)
+def test_the_loss_is_the_mean_over_pairs_of_different_views(
+    num_student: int, same_views: bool, rows_at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = torch.randn(num_student, B, 6, dtype=torch.float64, requires_grad=True)
+    prototypes = torch.randn(K, 6, dtype=torch.float64, requires_grad=True)
+    targets = torch.randn(2, B, K, dtype=torch.float64).softmax(-1) * torch.rand(2, B, 1, dtype=torch.float64)
+    monkeypatch.setattr(dino, "_ROWS_AT_ONCE", rows_at_once)
+    ours = 3 * dino.cross_entropy(rows, prototypes, targets, 0.3, same_views=same_views)
+    our_gradients = torch.autograd.grad(ours, (rows, prototypes))
+    student = rows @ prototypes.mT / 0.3
     terms = [
         -(targets[t] * student[s].log_softmax(-1)).sum(-1).mean()
         for t in range(2)
         for s in range(num_student)
         if not (same_views and s == t)
     ]
-    naive = sum(terms) / len(terms)
-    (gradient,) = torch.autograd.grad(naive, student)
+    naive = 3 * sum(terms) / len(terms)
+    gradients = torch.autograd.grad(naive, (rows, prototypes))
     torch.testing.assert_close(ours, naive, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(our_gradient, gradient, rtol=1e-12, atol=1e-12)
+    for our_gradient, gradient in zip(our_gradients, gradients, strict=True):
+        torch.testing.assert_close(our_gradient, gradient, rtol=1e-12, atol=1e-12)
+
+
+def test_the_loss_keeps_a_third_of_what_the_textbook_keeps_and_no_logits() -> None:
+    # 32 images in 2 + 8 views against 65,536 prototypes: what autograd holds between forward and backward.
+    views, batch, num, width = 10, 32, 65536, 8
+    rows = nn.functional.normalize(torch.randn(views, batch, width), dim=-1).requires_grad_()
+    prototypes = torch.randn(num, width, requires_grad=True)
+    targets = torch.randn(2, batch, num).softmax(-1)
+
+    def kept(loss: Callable[[], Tensor]) -> int:
+        storages: dict[int, int] = {}
+
+        def note(tensor: Tensor) -> Tensor:
+            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            result = loss()
+        assert result.requires_grad
+        return sum(storages.values())
+
+    def textbook() -> Tensor:
+        student = (rows @ prototypes.mT / 0.1).unbind()
+        terms = [
+            (-targets[t] * torch.log_softmax(student[s], -1)).sum(-1).mean()
+            for t in range(2) for s in range(views) if s != t
+        ]  # fmt: skip
+        return sum(terms) / len(terms)
+
+    ours = kept(lambda: dino.cross_entropy(rows, prototypes, targets, 0.1, same_views=True))
+    assert ours == rows.nbytes + prototypes.nbytes
+    assert ours < kept(textbook) / 3
+
+
+def test_the_loss_in_half_precision_is_that_of_logits_in_half_precision() -> None:
+    rows = nn.functional.normalize(torch.randn(4, B, 6), dim=-1).requires_grad_()
+    prototypes = nn.functional.normalize(torch.randn(K, 6), dim=-1).requires_grad_()
+    targets = torch.randn(2, B, K).softmax(-1)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = dino.cross_entropy(rows, prototypes, targets, 0.1, same_views=True)
+        student = nn.functional.linear(rows, prototypes).float() / 0.1
+        assert ours.dtype == torch.float32 and (student * 0.1).bfloat16().float().equal(student * 0.1)
+    pairs = [(t, s) for t in range(2) for s in range(4) if s != t]
+    naive = sum(-(targets[t] * student[s].log_softmax(-1)).sum(-1).mean() for t, s in pairs) / len(pairs)
+    torch.testing.assert_close(ours, naive, rtol=1e-6, atol=1e-6)  # the same logits; float32 sums in another order
+    for mine, theirs in zip(*(torch.autograd.grad(x, (rows, prototypes)) for x in (ours, naive)), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=2e-2 * float(theirs.abs().max()))  # bfloat16: 2^-8 a term
 
 
 @pytest.mark.parametrize("student_views", ["all", "local"])

@@ -69,6 +69,17 @@ class Recorded(Backbone):
     def features(self, images: Tensor) -> Features:
         raise NotImplementedError
 
+    class Head(nn.Identity):
+        """What comes in is the logits already."""
+
+        def __init__(self, k: int) -> None:
+            super().__init__()
+            self.last_layer = nn.Linear(k, k, bias=False, dtype=torch.float64)
+            nn.init.eye_(self.last_layer.weight)
+
+        def bottleneck(self, logits: Tensor) -> Tensor:
+            return logits
+
 
 def test_golden_loss_gradient_and_centre(golden: Mapping[str, np.ndarray]) -> None:
     assert names(golden, "loss")
@@ -91,7 +102,7 @@ def test_golden_loss_gradient_and_centre(golden: Mapping[str, np.ndarray]) -> No
         method = dino.build(config, lambda role: Recorded(torch.zeros(1, 1)))
         for pair, which in ((method.student, "student"), (method.teacher, "teacher")):
             pair["backbone"] = Recorded(torch.from_numpy(golden[f"loss.{name}.{which}"]))
-            pair["head"] = nn.Identity()
+            pair["head"] = Recorded.Head(int(k))
         method.get_buffer("center").copy_(torch.from_numpy(golden[f"loss.{name}.center_before"]))
         crops = {"global": torch.zeros(2, batch, 3, 1, 1)}
         if num_local:

@@ -31,6 +31,8 @@ from opendino.losses import entropy, full, spread
 from opendino.models.heads import ProjectionHead
 from opendino.models.teacher import copy_from, ema_
 
+_ROWS_AT_ONCE = 256  # scored against all prototypes: enough for the matrix products, little beside the network's memory
+
 
 @dataclass(frozen=True)
 class Config:
@@ -199,9 +201,10 @@ class _DINO(Method):
             self._teacher_means.append(teacher.mean((0, 1))[None])
 
         seen = [crop for name, crop in crops.items() if name == "local" or self.config.student_views == "all"]
-        student = self.student["head"](torch.cat(self.student["backbone"](seen)))
-        student = full(student).unflatten(0, (-1, batch)) / self.config.student_temp
-        loss = cross_entropy(student, targets, same_views=self.config.student_views == "all")
+        head = cast(ProjectionHead, self.student["head"])
+        rows = head.bottleneck(torch.cat(self.student["backbone"](seen))).unflatten(0, (-1, batch))
+        every = self.config.student_views == "all"
+        loss = cross_entropy(rows, head.last_layer.weight, targets, self.config.student_temp, same_views=every)
 
         teacher_entropy, most = entropy(targets).mean(), math.log(targets.shape[-1])
         metrics = {
@@ -244,26 +247,55 @@ class _DINO(Method):
         return schedule.ramp(position, config.teacher_temp_start, config.teacher_temp, length)
 
 
-def cross_entropy(student: Tensor, targets: Tensor, *, same_views: bool) -> Tensor:
+def cross_entropy(rows: Tensor, prototypes: Tensor, targets: Tensor, temperature: float, *, same_views: bool) -> Tensor:
     """Mean of H(teacher view, student view) over images and pairs of different views (eq. 2 of the paper).
 
-    H(q, p) with p = softmax(x) is (Σ_k q)·logsumexp(x) - Σ_k q·x, linear in q and x: so targets and outputs are each
-    summed over views before they meet, and the pairs of a view with itself are taken back. The same value and gradient
-    as a term a pair, and nothing of the size of all outputs is kept but the outputs themselves.
+    H(q, p) with p = softmax(x) is (Σ_k q)·logsumexp(x) - Σ_k q·x, linear in q: so the targets that a student view
+    meets are summed first, and it is scored once. Its gradient, (Σ_k q)·p - q, is worked out there and then, for some
+    views at a time: no logits are kept for the way back, where the textbook keeps several tensors of their size.
 
     Args:
-        student: `[V_s B K]` logits already divided by τ_s, float32 or float64.
-        targets: `[V_t B K]` teacher probabilities.
+        rows: `[V_s B D]`, the student's bottleneck, float32 or float64.
+        prototypes: `[K D]`; logits are rows · prototypesᵀ / τ_s, the product in autocast's precision.
+        targets: `[V_t B K]` teacher probabilities; no gradient flows into them.
+        temperature: τ_s.
         same_views: The first V_t student views are the teacher's own; a view is not compared with itself.
     """
-    total, lse = targets.sum(0), student.logsumexp(-1)
-    loss = (total.sum(-1) * lse.sum(0)).sum() - (total * student.sum(0)).sum()
-    num_pairs = len(student) * len(targets)
-    if same_views:
-        own = slice(len(targets))
-        loss = loss - (targets.sum(-1) * lse[own]).sum() + (targets * student[own]).sum()
-        num_pairs -= len(targets)
-    return loss / (num_pairs * student.shape[1])
+    return cast(Tensor, _CrossEntropy.apply(rows, prototypes, targets, temperature, same_views))
+
+
+class _CrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, rows: Tensor, prototypes: Tensor, targets: Tensor, temperature: float, same_views: bool
+    ) -> Tensor:
+        device, (num_views, batch, _) = rows.device.type, rows.shape
+        half = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else rows.dtype
+        weight, total = prototypes.to(half), targets.sum(0)
+        num_pairs = num_views * len(targets) - len(targets) * same_views
+        share, step = 1 / (num_pairs * batch), max(1, _ROWS_AT_ONCE // batch)
+        loss, d_rows, d_prototypes = rows.new_zeros(()), torch.empty_like(rows), torch.zeros_like(prototypes)
+        with torch.autocast(device, enabled=False):
+            for first in range(0, num_views, step):
+                part = rows[first : first + step].to(half)
+                logits = (part @ weight.mT).to(rows.dtype).div_(temperature)
+                wanted = total.expand_as(logits)
+                if same_views and first < len(targets):
+                    wanted = wanted.clone()
+                    own = targets[first : first + step]
+                    wanted[: len(own)] -= own
+                mass, lse = wanted.sum(-1, keepdim=True), logits.logsumexp(-1, keepdim=True)
+                loss += (mass * lse).sum() - torch.linalg.vecdot(wanted, logits).sum()
+                gradient = logits.sub_(lse).exp_().mul_(mass).sub_(wanted).mul_(share / temperature).to(half)
+                d_rows[first : first + step] = gradient @ weight
+                d_prototypes += gradient.flatten(0, 1).mT @ part.flatten(0, 1)
+        ctx.save_for_backward(d_rows, d_prototypes)
+        return loss * share
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        d_rows, d_prototypes = ctx.saved_tensors
+        return grads[0] * d_rows, grads[0] * d_prototypes, None, None, None
 
 
 def _steps(duration: str, clock: Clock) -> int:

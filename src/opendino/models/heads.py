@@ -56,9 +56,13 @@ class ProjectionHead(nn.Module):
 
         Call it once on the rows of all views: it is as large as a small ViT.
         """
-        bottleneck = self.mlp(features)
-        full = bottleneck.to(torch.promote_types(bottleneck.dtype, torch.float32))  # half a mantissa is too short here
-        return self.last_layer(normalize(full, dim=-1, eps=1e-12))
+        return self.last_layer(self.bottleneck(features))
+
+    def bottleneck(self, features: Tensor) -> Tensor:
+        """Features `[B D]` → what meets the prototypes: `[B bottleneck_dim]` of unit length, at least float32."""
+        rows = self.mlp(features)
+        full = rows.to(torch.promote_types(rows.dtype, torch.float32))  # half a mantissa is too short here
+        return normalize(full, dim=-1, eps=1e-12)
 
 
 class Prototypes(nn.Module):
@@ -77,7 +81,12 @@ class Prototypes(nn.Module):
 
     def forward(self, rows: Tensor) -> Tensor:
         """`[B D]` → `[B K]`."""
-        return linear(rows, self.weight_v * (self.weight_g / self.weight_v.norm(dim=1, keepdim=True)))
+        return linear(rows, self.weight)
+
+    @property
+    def weight(self) -> Tensor:
+        """The prototypes, `[K D]`."""
+        return self.weight_v * (self.weight_g / self.weight_v.norm(dim=1, keepdim=True))
 
 
 class MLPHead(nn.Sequential):
