@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import resource
 import sys
 import time
 import types
@@ -34,6 +33,7 @@ from opendino.engine.interrupt import Interrupt, Interrupted
 from opendino.engine.meters import Meters
 from opendino.engine.progress import Progress
 from opendino.engine.run_folder import Claim
+from opendino.engine.speed import Speed
 from opendino.engine.watch import Watch
 from opendino.judge import Judge
 from opendino.models import load
@@ -49,6 +49,7 @@ class Result:
         seconds: Wall time of this call.
         images_per_second: Training speed of this call, evaluations and checkpoints left out.
         data_wait: Share of that time spent waiting for images.
+        mfu: Share of a large matrix product's speed, see `Speed.so_far`.
         peak_memory_bytes: Of the GPU where there is one, else of this process.
         knn: k-NN accuracy in percent of "teacher", "student", raw "pixels" and the "untrained" network, or the one it
             was at the "start"; None without labels. The first is the network to use.
@@ -63,6 +64,7 @@ class Result:
     seconds: float
     images_per_second: float
     data_wait: float
+    mfu: float
     peak_memory_bytes: int
     knn: dict[str, float] | None
     accuracy: dict[str, float] | None
@@ -140,12 +142,14 @@ def _run(config: Config, source: Source, folder: Path, device: torch.device, new
             log.write_to(folder / "log.txt")
             closing.callback(log.write_to, None)
             meters = closing.enter_context(contextlib.closing(Meters(folder, -1 if new else first)))
+        dtype = getattr(torch, config.precision)
+        speed = Speed(config.batch, config.batch // dist.world(), device, dtype)
         watch = Watch(
-            folder, meters, source, config.batch, total, state["bad"], config.max_bad_frac, config.max_nonfinite
+            folder, meters, source, config.batch, total, state["bad"], config.max_bad_frac, config.max_nonfinite, speed
         )
 
         def judge_and_save(done: int, judging: bool, saving: bool) -> None:
-            with watch.resting():
+            with speed.resting():
                 if judge and judging:
                     quality, state["baselines"] = judge(method, state["baselines"])
                     watch.judged(done, quality)
@@ -165,12 +169,14 @@ def _run(config: Config, source: Source, folder: Path, device: torch.device, new
         interrupt.patient = True
 
         # ---- the loop
-        dtype = getattr(torch, config.precision)
         for clock in (Clock(n, total, batches.steps_per_epoch) for n in range(first, total)):
             taken: list[loader.Batch] = []
-            views = _views(stream, taken, parts, spec, device, watch)
+            views = _views(stream, taken, parts, spec, device, speed)
             torch.manual_seed(_chance(config.seed, clock.step, dist.rank()))
-            tensors, numbers = step(model, method, optimizer, config.optim, config.batch, clock, views, parts, dtype)
+            with speed.counting():
+                tensors, numbers = step(
+                    model, method, optimizer, config.optim, config.batch, clock, views, parts, dtype
+                )
             done = clock.step + 1
             watch.step(done, tensors, numbers, [batch.indices for batch in taken])
             state["bad"].update(pair for batch in taken for pair in batch.bad)
@@ -194,9 +200,7 @@ def _run(config: Config, source: Source, folder: Path, device: torch.device, new
             run=str(folder),
             steps=total,
             seconds=time.monotonic() - began,
-            images_per_second=watch.images_per_second,
-            data_wait=watch.data_wait,
-            peak_memory_bytes=_peak_memory_bytes(device),
+            **speed.so_far(),
             knn=watch.quality.get("knn"),
             accuracy=watch.quality.get("accuracy"),
             effective_rank=watch.quality.get("effective_rank"),
@@ -261,11 +265,11 @@ def _views(
     parts: int,
     spec: ViewSpec,
     device: torch.device,
-    watch: Watch,
+    speed: Speed,
 ) -> Iterator[Views]:
     """The next `parts` batches as views on the device; the batches themselves are noted in `taken`."""
     for _ in range(parts):
-        with watch.waiting():
+        with speed.waiting():
             batch = next(stream)
         taken.append(batch)
         there = batch.to(device)
@@ -319,13 +323,6 @@ def _interval(every: str, clock: Clock) -> int:
     """Steps between two occasions; a share of a run means ten steps at least, so that short runs are not all pauses."""
     number = span.steps(every, total_steps=clock.total_steps, steps_per_epoch=clock.steps_per_epoch)
     return max(number, 10 if span.parse(every)[1] == "%" else 1)
-
-
-def _peak_memory_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 class _Callable(types.ModuleType):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from opendino.core import log
 from opendino.core.errors import UserError
 from opendino.data.sources.toy import ToySource
 from opendino.engine.meters import Meters
+from opendino.engine.speed import Speed
 from opendino.engine.watch import Watch
 
 MakeWatch = Callable[..., Watch]
@@ -34,7 +36,10 @@ def make(tmp_path: Path, said: list[str]) -> Iterator[MakeWatch]:
         def new(bad: dict[str, str] | None = None, leader: bool = True, total: int = 20, **limits: float) -> Watch:
             meters = closing.enter_context(contextlib.closing(Meters(tmp_path))) if leader else None
             limits = {"max_bad_frac": 0.5, "max_nonfinite": 3, **limits}
-            return Watch(tmp_path, meters, ToySource(n=100), 8, total, {} if bad is None else bad, **limits)
+            speed = Speed(8, 8, torch.device("cpu"), torch.float32)
+            return Watch(
+                tmp_path, meters, ToySource(n=100), 8, total, {} if bad is None else bad, **limits, speed=speed
+            )
 
         yield new
 
@@ -138,22 +143,23 @@ def test_the_line_holds_the_figures_there_are(make: MakeWatch) -> None:
     watch.judged(1, {"effective_rank": 12.4, "knn": {"teacher": 43.21}})
     line = watch.line()
     assert line.startswith("loss 2.000  entropy 2.50 (50% of ln K)  k-NN 43.2%  rank 12  ")
-    assert "images/s" in line and "wait" in line
+    assert all(word in line for word in ("images/s", "wait", "MFU", "GiB"))
 
 
-def test_time_is_shared_out_between_training_waiting_and_resting(
-    make: MakeWatch, monkeypatch: pytest.MonkeyPatch
+def test_speed_has_rows_of_its_own_every_ten_seconds(
+    make: MakeWatch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    now = [100.0]
-    monkeypatch.setattr("opendino.engine.watch.time.monotonic", lambda: now[0])
-    watch = make()
-    for context, seconds in ((watch.resting(), 5.0), (watch.waiting(), 1.0)):
-        with context:
-            now[0] += seconds
-    now[0] += 3.0
-    steps(watch, True, True)
-    assert watch.images_per_second == pytest.approx(16 / 4)  # two steps of 8 in 9 s, 5 of them resting
-    assert watch.data_wait == pytest.approx(1 / 4)
+    watch, now = make(), time.monotonic()
+    monkeypatch.setattr("opendino.engine.speed.time.monotonic", lambda: now)
+    for seconds in (6, 6, 6, 6):
+        now += seconds
+        steps(watch, True)
+        watch.look()
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "images_per_second" in row] == [2, 4]
+    assert [row["images_per_second"] for row in rows if "images_per_second" in row] == pytest.approx(
+        [16 / 12] * 2, rel=1e-2
+    )
 
 
 def test_a_rank_that_does_not_write_still_counts_unreadable_images(make: MakeWatch, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ def report(result: Any) -> Outcome:
     """What a finished run says."""
     lines = [
         f"{result.steps:,} steps, {result.seconds:.0f} s, {result.images_per_second:.3g} images/s, "
-        f"data wait {result.data_wait:.0%}"
+        f"data wait {result.data_wait:.0%}, MFU {result.mfu:.0%}, {result.peak_memory_bytes / 2**30:.1f} GiB"
     ]
     if result.knn is not None:
         lines += [f"{'k-NN on':<12}{'top-1':>8}"] + [f"{name:<12}{value:>7.1f}%" for name, value in result.knn.items()]

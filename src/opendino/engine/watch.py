@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from opendino.core.errors import UserError
 from opendino.engine import checkpoint
 from opendino.engine.meters import Meters
 from opendino.engine.monitors import Monitor, Verdict
+from opendino.engine.speed import Speed
 
 _FEWEST = 32  # images seen before a share of unreadable ones means anything
 
@@ -35,6 +34,7 @@ class Watch:
         bad: key → reason of unreadable images, shared with the run's state.
         max_bad_frac: Largest share of them.
         max_nonfinite: Void steps in a row before the run stops.
+        speed: Its clock.
 
     Attributes:
         verdict: A collapse that stands, or None.
@@ -43,10 +43,10 @@ class Watch:
 
     def __init__(
         self, folder: Path, meters: Meters | None, source: Source, batch: int, total_steps: int,
-        bad: dict[str, str], max_bad_frac: float, max_nonfinite: int,
+        bad: dict[str, str], max_bad_frac: float, max_nonfinite: int, speed: Speed,
     ) -> None:  # fmt: skip
         self._folder, self._meters, self._source, self._batch, self._bad = folder, meters, source, batch, bad
-        self._max_bad_frac, self._max_nonfinite = max_bad_frac, max_nonfinite
+        self._max_bad_frac, self._max_nonfinite, self._speed = max_bad_frac, max_nonfinite, speed
         self._steps: list[tuple[int, dict[str, Tensor], dict[str, float], list[Tensor]]] = []
         self._void = self._seen = self._known_bad = 0
         self._last: dict[str, Any] = {}
@@ -54,8 +54,8 @@ class Watch:
         self.verdict: Verdict | None = None
         for row in (row for row in (meters.recent if meters else ()) if "loss" in row):  # of a run that goes on
             self.verdict = self._monitor.watch(row)
-        self._began = self._looked = time.monotonic()
-        self._waited = self._rested = 0.0
+        self._looked = time.monotonic()
+        self._rates: dict[str, Any] | None = None
         self.quality: dict[str, Any] = {}
 
     def step(self, done: int, tensors: dict[str, Tensor], numbers: dict[str, float], indices: list[Tensor]) -> None:
@@ -69,6 +69,7 @@ class Watch:
         """
         self._steps.append((done, tensors, numbers, indices))
         self._seen += self._batch
+        self._speed.step()
 
     def due(self) -> bool:
         """Whether it is time to look: every second when alone, every tenth step when ranks must look together."""
@@ -88,6 +89,9 @@ class Watch:
                 self._check_finite(row, indices)
                 self._check_collapse(row)
             self._last = rows[-1] if rows else self._last
+            if self._steps and (rates := self._speed.row()):
+                self._rates = rates
+                self._meters.write(self._steps[-1][0], rates)
         self._steps.clear()
         self._looked = time.monotonic()
         self._check_bad()
@@ -97,30 +101,6 @@ class Watch:
         self.quality = quality
         if self._meters is not None:
             self._meters.write(done, quality)
-
-    @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Entered while waiting for images."""
-        began = time.monotonic()
-        yield
-        self._waited += time.monotonic() - began
-
-    @contextlib.contextmanager
-    def resting(self) -> Iterator[None]:
-        """Entered while evaluating or saving, which is not training."""
-        began = time.monotonic()
-        yield
-        self._rested += time.monotonic() - began
-
-    @property
-    def images_per_second(self) -> float:
-        """Over this call's training."""
-        return self._seen / self._trained()
-
-    @property
-    def data_wait(self) -> float:
-        """Share of this call's training spent waiting for images."""
-        return self._waited / self._trained()
 
     def line(self) -> str:
         """The figures a person watches."""
@@ -133,10 +113,9 @@ class Watch:
             shown.append(f"accuracy {next(iter(self.quality['accuracy'].values())):.1f}%")
         if "effective_rank" in self.quality:
             shown.append(f"rank {self.quality['effective_rank']:.0f}")
-        return "  ".join([*shown, f"{self.images_per_second:.3g} images/s", f"wait {self.data_wait:.0%}"])
-
-    def _trained(self) -> float:
-        return max(1e-9, time.monotonic() - self._began - self._rested)
+        rates = self._rates or self._speed.so_far()
+        shown += [f"{rates['images_per_second']:.3g} images/s", f"wait {rates['data_wait']:.0%}"]
+        return "  ".join([*shown, f"MFU {rates['mfu']:.0%}", f"{rates['peak_memory_bytes'] / 2**30:.1f} GiB"])
 
     def _check_finite(self, row: dict[str, Any], indices: list[Tensor]) -> None:
         self._void = 0 if row["ok"] else self._void + 1
