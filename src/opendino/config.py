@@ -81,6 +81,8 @@ class Config:
     """How often the whole state is saved."""
     keep_checkpoints: int = 2
     """Newest checkpoints kept."""
+    profile: bool = False
+    """Look closely at a few early steps: profile.txt says where their time went, profile.json.gz is the trace."""
     max_nonfinite: int = 10
     """Steps in a row whose loss is not finite before the run stops."""
 

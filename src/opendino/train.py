@@ -28,9 +28,10 @@ from opendino.data import loader
 from opendino.data.cache import Images
 from opendino.data.crops import crops
 from opendino.data.decode import working_area_px
-from opendino.engine import checkpoint, optim, parallel, precision
+from opendino.engine import checkpoint, optim, parallel, precision, profiler
 from opendino.engine.interrupt import Interrupt, Interrupted
 from opendino.engine.meters import Meters
+from opendino.engine.profiler import Profiler
 from opendino.engine.progress import Progress
 from opendino.engine.run_folder import Claim
 from opendino.engine.speed import Speed
@@ -166,6 +167,7 @@ def _run(config: Config, source: Source, folder: Path, device: torch.device, new
         judge_every, save_every = (_interval(every, start) for every in (config.eval_every, config.checkpoint_every))
         log.say(f"run folder {folder}, from step {first}{f', judged on {judge.origin}' if judge else ''}")
         progress = closing.enter_context(contextlib.closing(Progress(total, first, leader)))
+        profile = closing.enter_context(Profiler(folder if config.profile and leader else None, device))
         interrupt.patient = True
 
         # ---- the loop
@@ -177,6 +179,7 @@ def _run(config: Config, source: Source, folder: Path, device: torch.device, new
                 tensors, numbers = step(
                     model, method, optimizer, config.optim, config.batch, clock, views, parts, dtype
                 )
+            profile.step()
             done = clock.step + 1
             watch.step(done, tensors, numbers, [batch.indices for batch in taken])
             state["bad"].update(pair for batch in taken for pair in batch.bad)
@@ -241,18 +244,21 @@ def step(
     outputs, buffers = [], optim.Buffers(method)
     for number, part in enumerate(views, start=1):
         with parallel.accumulating(model, last=number == parts):
-            with precision.autocast(part.labels.device, dtype):
+            with profiler.part("forward"), precision.autocast(part.labels.device, dtype):
                 output = model(part, clock)
-            (output.loss / parts).backward()
+            with profiler.part("backward"):
+                (output.loss / parts).backward()
         outputs.append(output)
-    method.before_step(clock)
-    norm = optim.clip(method.student, settings.clip, settings.clip_by)
-    finite = torch.stack([output.loss.detach() for output in outputs]).isfinite().all() & norm.isfinite()
-    ok = dist.everywhere(finite)  # one rank's bad batch voids the step of all, so that they stay equal
-    optim.step(optimizer, ok)
-    optimizer.zero_grad()
-    buffers.put_back(ok)
-    method.after_step(clock, ok)
+    with profiler.part("optimiser"):
+        method.before_step(clock)
+        norm = optim.clip(method.student, settings.clip, settings.clip_by)
+        finite = torch.stack([output.loss.detach() for output in outputs]).isfinite().all() & norm.isfinite()
+        ok = dist.everywhere(finite)  # one rank's bad batch voids the step of all, so that they stay equal
+        optim.step(optimizer, ok)
+        optimizer.zero_grad()
+    with profiler.part("teacher's average"):
+        buffers.put_back(ok)
+        method.after_step(clock, ok)
     names = list(outputs[0].metrics)
     table = torch.stack([torch.stack([output.metrics[name] for name in names]) for output in outputs])
     tensors = dict(zip(names, dist.mean(table.mean(0)), strict=True)) | {"grad_norm": norm, "ok": ok}
@@ -269,12 +275,13 @@ def _views(
 ) -> Iterator[Views]:
     """The next `parts` batches as views on the device; the batches themselves are noted in `taken`."""
     for _ in range(parts):
-        with speed.waiting():
+        with speed.waiting(), profiler.part("wait for images"):
             batch = next(stream)
         taken.append(batch)
-        there = batch.to(device)
-        num_labelled = spec.num_labelled(len(batch.indices))
-        yield Views(crops(there.canvas, there.draws, spec), there.labels, there.indices, num_labelled)
+        with profiler.part("crops"):
+            there = batch.to(device)
+            seen = crops(there.canvas, there.draws, spec)
+        yield Views(seen, there.labels, there.indices, spec.num_labelled(len(batch.indices)))
 
 
 def _restore(folder: Path, method: Method, optimizer: torch.optim.Optimizer, source: Source) -> dict[str, Any]:

@@ -1,0 +1,70 @@
+"""Where a step's time goes: a trace for a viewer and a table for people, of a few steps early in a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, record_function, schedule
+
+from opendino.core import files, log
+
+PARTS = ("wait for images", "crops", "forward", "backward", "optimiser", "teacher's average")
+"""The parts of a step, as they are marked in train.py."""
+_WARM, _SHOWN = 3, 5
+
+part = record_function
+"""Entered around a part of a step, by its name; free of cost where nobody looks."""
+
+
+class Profiler:
+    """A context around the loop; writes `profile.json.gz` and `profile.txt` into a run's folder.
+
+    Args:
+        folder: Of the run; None for nothing at all.
+        device: What trains.
+    """
+
+    def __init__(self, folder: Path | None, device: torch.device) -> None:
+        self._folder, self._cuda = folder, device.type == "cuda"
+        self._profile: Any = None
+        if folder is not None:
+            activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self._cuda else [])]
+            when = schedule(wait=1, warmup=_WARM, active=_SHOWN, repeat=1)
+            self._profile = torch.profiler.profile(activities=activities, schedule=when, on_trace_ready=self._write)
+
+    def __enter__(self) -> Profiler:
+        if self._profile is not None:
+            self._profile.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._profile is not None:
+            self._profile.__exit__(kind, error, trace)
+
+    def step(self) -> None:
+        """A step is done."""
+        if self._profile is not None:
+            self._profile.step()
+
+    def _write(self, profile: Any) -> None:
+        assert self._folder is not None
+        profile.export_chrome_trace(str(self._folder / "profile.json.gz"))
+        found = {event.key: event for event in profile.key_averages() if event.key in PARTS}
+        steps = profile.key_averages()
+        whole = next((event.cpu_time_total for event in steps if event.key.startswith("ProfilerStep")), 0.0) / _SHOWN
+        lines = [f"{'part of a step':<18}{'host, ms':>10}{'share':>7}" + (f"{'GPU, ms':>10}" if self._cuda else "")]
+        for name in PARTS:
+            if name in found:
+                host = found[name].cpu_time_total / _SHOWN
+                gpu = f"{found[name].device_time_total / _SHOWN / 1e3:>10.2f}" if self._cuda else ""
+                lines.append(f"{name:<18}{host / 1e3:>10.2f}{host / max(whole, 1e-9):>7.0%}{gpu}")
+        lines.append(f"{'in all':<18}{whole / 1e3:>10.2f}{1:>7.0%}")
+        sort = "self_device_time_total" if self._cuda else "self_cpu_time_total"
+        table = steps.table(sort_by=sort, row_limit=25, max_name_column_width=50)
+        files.write(self._folder / "profile.txt", "\n".join([*lines, "", table]))
+        log.say("\n".join([*lines, f"trace: {self._folder / 'profile.json.gz'} (chrome://tracing, ui.perfetto.dev)"]))
