@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import itertools
 import sys
 import time
 import types
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -29,6 +30,7 @@ from opendino.data.cache import Images
 from opendino.data.crops import crops
 from opendino.data.decode import working_area_px
 from opendino.engine import checkpoint, optim, parallel, precision, profiler
+from opendino.engine.background import Background
 from opendino.engine.interrupt import Interrupt, Interrupted
 from opendino.engine.meters import Meters
 from opendino.engine.profiler import Profiler
@@ -121,6 +123,7 @@ def _run(config: Config, source: Source, folder: Path, device: torch.device, new
     with contextlib.ExitStack() as closing:
         interrupt = closing.enter_context(Interrupt())
         claim = closing.enter_context(Claim(folder, leader))
+        background = closing.enter_context(Background())
 
         # ---- data: whole images, and random choices that depend on (seed, epoch, image) alone
         images = Images(source, working_area_px(spec), config.cache, folder)
@@ -157,8 +160,7 @@ def _run(config: Config, source: Source, folder: Path, device: torch.device, new
                 if meters and saving:
                     meters.sync()  # a checkpoint must never be ahead of its rows
                     state["step"] = done
-                    _save_model(folder, config, method, spec, source.classes, done)
-                    checkpoint.save(folder, method, optimizer, state, config.keep_checkpoints)
+                    background.do(_save(folder, config, method, optimizer, spec, source.classes, state))
                 dist.barrier()
 
         if new:
@@ -191,6 +193,7 @@ def _run(config: Config, source: Source, folder: Path, device: torch.device, new
                 judge_and_save(done, judging, saving or stopping)
                 progress.update(done, watch.line())
                 if stopping and done < total:
+                    background.wait()
                     raise Interrupted(
                         f"Stopped at step {done} of {total}, state saved", f"Go on with: opendino resume {folder}"
                     )
@@ -198,6 +201,7 @@ def _run(config: Config, source: Source, folder: Path, device: torch.device, new
         # ---- the end
         if first == total:  # resumed after its last step
             watch.quality = judge(method, state["baselines"])[0] if judge else {}
+        background.wait()
         images.discard()
         return Result(
             run=str(folder),
@@ -306,19 +310,34 @@ def _fingerprint(source: Source) -> list[int]:
     return [len(source), zlib.crc32(named.encode("utf-8", "surrogateescape"))]
 
 
-def _save_model(
-    folder: Path, config: Config, method: Method, spec: ViewSpec, classes: tuple[str, ...], done: int
-) -> None:
-    networks = method.networks()
-    first = networks[method.product[0]]
-    load.save_backbone(
-        folder,
-        {name: cast(Backbone, networks[name]["backbone"]) for name in method.product},
-        preprocessing=load.preprocessing(spec.groups[0].size_px, spec.mean, spec.std),
-        extra={"method": configs.method_name(config), "data": config.data, "step": done},
-        classifier=cast(nn.Linear, first["classifier"]) if "classifier" in first else None,
-        classes=method.classes or classes,
+def _save(
+    folder: Path,
+    config: Config,
+    method: Method,
+    optimizer: torch.optim.Optimizer,
+    spec: ViewSpec,
+    classes: tuple[str, ...],
+    state: dict[str, Any],
+) -> Callable[[], None]:
+    """Copy what is to be saved, now; the function that is returned writes the copies, whenever."""
+    kept = ("backbone", "classifier")  # heads are in the checkpoint alone
+    networks = copy.deepcopy(
+        {name: {part: net[part] for part in kept if part in net} for name, net in method.networks().items()}
     )
+    tensors, state = checkpoint.snapshot(method, optimizer), copy.deepcopy(state)
+
+    def write() -> None:
+        load.save_backbone(
+            folder,
+            {name: cast(Backbone, networks[name]["backbone"]) for name in method.product},
+            preprocessing=load.preprocessing(spec.groups[0].size_px, spec.mean, spec.std),
+            extra={"method": configs.method_name(config), "data": config.data, "step": state["step"]},
+            classifier=cast(nn.Linear | None, networks[method.product[0]].get("classifier")),
+            classes=method.classes or classes,
+        )
+        checkpoint.save(folder, tensors, state, config.keep_checkpoints)
+
+    return write
 
 
 def _chance(seed: int, step: int, rank: int) -> int:

@@ -53,7 +53,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     made, optimizer = trained("adamw")
     for step in (1, 2):
-        checkpoint.save(folder, made, optimizer, {"step": step})
+        checkpoint.save(folder, checkpoint.snapshot(made, optimizer), {"step": step})
     return folder
 
 
@@ -61,8 +61,8 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_everything_comes_back_bit_for_bit(tmp_path: Path, name: str) -> None:
     made, optimizer = trained(name)
     state = {"step": 7, "bad": {"ü.png": "torn"}, "baselines": {"pixels": 0.1}, "images": [3, 4]}
-    checkpoint.save(tmp_path, made, optimizer, state)
-    checkpoint.save(tmp_path, made, optimizer, state | {"step": 8})
+    checkpoint.save(tmp_path, checkpoint.snapshot(made, optimizer), state)
+    checkpoint.save(tmp_path, checkpoint.snapshot(made, optimizer), state | {"step": 8})
 
     torch.manual_seed(99)
     other, fresh = trained(name, steps=0)
@@ -98,7 +98,7 @@ def test_only_the_newest_are_kept_by_number_not_by_name(tmp_path: Path, keep: in
     made, optimizer = trained("adamw", steps=0)
     steps = (99_999_998, 99_999_999, 100_000_000, 100_000_001)  # one digit more than the name has
     for step in steps:
-        checkpoint.save(tmp_path, made, optimizer, {"step": step}, keep)
+        checkpoint.save(tmp_path, checkpoint.snapshot(made, optimizer), {"step": step}, keep)
     left = sorted(int(path.name.removeprefix("step_")) for path in (tmp_path / "checkpoints").iterdir())
     assert tuple(left) == steps[-keep:]
     assert checkpoint.newest(tmp_path).name == "step_100000001"
@@ -107,7 +107,7 @@ def test_only_the_newest_are_kept_by_number_not_by_name(tmp_path: Path, keep: in
 def test_saving_a_step_again_replaces_it(tmp_path: Path) -> None:
     made, optimizer = trained("adamw", steps=0)
     for note in ("first", "second"):
-        checkpoint.save(tmp_path, made, optimizer, {"step": 3, "note": note})
+        checkpoint.save(tmp_path, checkpoint.snapshot(made, optimizer), {"step": 3, "note": note})
     assert checkpoint.load(checkpoint.newest(tmp_path), made, optimizer)["note"] == "second"
     assert len(list((tmp_path / "checkpoints").iterdir())) == 1
 
@@ -139,7 +139,7 @@ def test_what_a_crash_left_half_written_is_ignored_and_replaced(saved: Path, tmp
     (stale / "rubbish").touch()
     assert checkpoint.newest(run).name == "step_00000002"
     made, optimizer = trained("adamw", steps=0)
-    path = checkpoint.save(run, made, optimizer, {"step": 3})
+    path = checkpoint.save(run, checkpoint.snapshot(made, optimizer), {"step": 3})
     assert sorted(each.name for each in path.iterdir()) == ["state.json", "tensors.safetensors"]
     assert not stale.exists()
 
@@ -153,7 +153,7 @@ def test_a_crash_while_writing_leaves_the_old_ones_readable(
         with monkeypatch.context() as patch:
             patch.setattr(f"opendino.engine.checkpoint.{victim}", lambda *_: (_ for _ in ()).throw(OSError("gone")))
             with pytest.raises(OSError, match="gone"):
-                checkpoint.save(run, made, optimizer, {"step": 3})
+                checkpoint.save(run, checkpoint.snapshot(made, optimizer), {"step": 3})
         assert checkpoint.newest(run).name == "step_00000002", victim
 
 

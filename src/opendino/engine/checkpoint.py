@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -23,13 +23,20 @@ from opendino.models.checkpoints import folders
 from opendino.models.load import load_weights
 
 
-def save(folder: Path, method: Method, optimizer: torch.optim.Optimizer, state: dict[str, Any], keep: int = 2) -> Path:
+def snapshot(method: Method, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Copies on the host of all that trains: networks, heads, what else is registered (DINO's centre), and moments."""
+    tensors = {f"method.{key}": value for key, value in method.state_dict().items()}
+    for index, moments in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{key}": value for key, value in moments.items() if isinstance(value, Tensor)}
+    return {key: torch.empty(value.shape, dtype=value.dtype).copy_(value) for key, value in tensors.items()}
+
+
+def save(folder: Path, tensors: dict[str, Tensor], state: dict[str, Any], keep: int = 2) -> Path:
     """Write a checkpoint and drop all but the newest `keep`.
 
     Args:
         folder: The run's folder.
-        method: Student, teacher, heads and what else it registers, e.g. DINO's centre.
-        optimizer: Its moments.
+        tensors: From `snapshot`.
         state: JSON values: `step` (int) and whatever the run needs to go on.
         keep: Checkpoints kept, at least 1.
 
@@ -42,12 +49,7 @@ def save(folder: Path, method: Method, optimizer: torch.optim.Optimizer, state: 
     partial, final = home / f".{name}.partial", home / name
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
-    tensors = {f"method.{key}": value for key, value in method.state_dict().items()}
-    for index, moments in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{key}": value for key, value in moments.items() if isinstance(value, Tensor)}
-    save_file(
-        {key: value.detach().cpu().contiguous() for key, value in tensors.items()}, partial / "tensors.safetensors"
-    )
+    save_file(tensors, partial / "tensors.safetensors")
     files.write(partial / "state.json", json.dumps(state, indent=1))
     for path in (partial / "tensors.safetensors", partial, home):
         files.sync(path)
@@ -72,7 +74,10 @@ def newest(folder: Path) -> Path | None:
     for path in reversed(folders(folder)):
         try:
             json.loads((path / "state.json").read_text(encoding="utf-8"))
-            load_file(path / "tensors.safetensors")
+            with safe_open(
+                path / "tensors.safetensors", "pt"
+            ):  # its header, and whether the file is as long as it says
+                pass
         except (FileNotFoundError, ValueError, SafetensorError):  # any other fault is the disk's, not the file's
             continue
         return path

@@ -1,0 +1,53 @@
+"""One thing at a time, in order, and whatever goes wrong is heard of."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from opendino.core import log
+from opendino.engine.background import Background
+
+
+def test_the_caller_goes_on_and_the_work_is_done_in_order() -> None:
+    done: list[int] = []
+    gate = threading.Event()
+    with Background() as background:
+        background.do(lambda: done.append(1) if gate.wait(60) else None)
+        assert done == []
+        gate.set()
+        background.do(lambda: done.append(2))
+        assert done[0] == 1
+        background.wait()
+        assert done == [1, 2]
+        background.do(lambda: done.append(3))
+    assert done == [1, 2, 3]
+
+
+def fail() -> None:
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("how", ["next", "wait", "leave"])
+def test_an_error_is_raised_at_the_next_chance_and_once(how: str) -> None:
+    with pytest.raises(OSError, match="No space"), Background() as background:
+        background.do(fail)
+        if how == "next":
+            background.do(lambda: None)
+        elif how == "wait":
+            background.wait()
+    with Background() as background:
+        background.do(fail)
+        with pytest.raises(OSError, match="No space"):
+            background.wait()
+        background.wait()
+
+
+def test_an_error_of_the_caller_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(log, "warn", said.append)
+    with pytest.raises(ValueError, match="mine"), Background() as background:
+        background.do(fail)
+        raise ValueError("mine")
+    assert len(said) == 1 and "No space left" in said[0]
