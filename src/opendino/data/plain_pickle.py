@@ -9,10 +9,11 @@ what the one of that name would have done. No name is ever looked up. All else i
 from __future__ import annotations
 
 import math
+import mmap
 import pickletools
 import re
 from collections.abc import Callable, Mapping
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
@@ -62,7 +63,7 @@ def loads(data: bytes) -> Any:
 
 
 def read(
-    program: bytes | IO[bytes],
+    program: bytes | mmap.mmap,
     words: Mapping[str, Callable[..., Any] | None],
     size: int,
     pointed: Callable[[Any], Any] | None = None,
@@ -70,7 +71,7 @@ def read(
     """The content of a pickle whose calls are spelt with `words`.
 
     Args:
-        program: The pickle, or something like a file that stands at its beginning and will stand behind its end.
+        program: The pickle, or a mapped file that stands at its beginning and will stand behind its end.
         words: "module name" → a function of ours for it, None for a word that is only handed on to others. What a
             function returns may have `set_state(state)`; without it no state is taken.
         size: Bytes of the file, which bounds the work done for it.
@@ -87,7 +88,7 @@ def read(
 
 
 def _run(
-    program: bytes | IO[bytes],
+    program: bytes | mmap.mmap,
     words: Mapping[str, Callable[..., Any] | None],
     size: int,
     pointed: Callable[[Any], Any] | None,
@@ -125,7 +126,8 @@ def _run(
         del stack[start:]
         return items
 
-    for instruction, argument, _ in pickletools.genops(program):
+    instructions = pickletools.genops(program)  # pyright: ignore[reportArgumentType], a mapped file reads like any other
+    for instruction, argument, _ in instructions:
         match instruction.name:
             case "PROTO" | "FRAME":
                 pass

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from opendino.core.contracts import Backbone
 from opendino.core.errors import UserError
 from opendino.interop import _torch_file
-from opendino.models.load import DESCRIPTION
+from opendino.models.load import DESCRIPTION, NETWORKS
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 """What Hugging Face and timm call the weights in a folder, the one to prefer first."""
@@ -38,13 +38,21 @@ class Checkpoint:
     config: dict[str, Any] | None = None
 
     @property
+    def networks(self) -> dict[str, dict[str, Tensor]]:
+        """State dicts by network, without `module.`: "teacher" and "student" of a file that has them, else its one.
+
+        Empty where the file is of neither kind.
+        """
+        named = {which: self.tree[which] for which in NETWORKS if _is_state(self.tree.get(which))}
+        if not named:
+            wrapped = next((self.tree[key] for key in ("state_dict", "model") if key in self.tree), self.tree)
+            named = {"teacher": wrapped} if _is_state(wrapped) else {}
+        return {which: without("module.", state) for which, state in named.items()}
+
+    @property
     def state(self) -> dict[str, Tensor]:
-        """The one state dict of a file that holds one, without wrapper and `module.` prefix; else empty."""
-        tree: Any = self.tree
-        for wrapper in ("state_dict", "model"):
-            if isinstance(tree.get(wrapper), dict):
-                tree = tree[wrapper]
-        return without("module.", tree) if tree and all(isinstance(value, Tensor) for value in tree.values()) else {}
+        """The one state dict of a file that holds one; else empty."""
+        return {} if self.tree.keys() & set(NETWORKS) else self.networks.get("teacher", {})
 
 
 @dataclass(frozen=True)
@@ -64,11 +72,20 @@ class Imported:
     classifier: nn.Linear | None = None
 
 
-def without(prefix: str, state: dict[str, Any]) -> dict[str, Any]:
+def without(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The same with a prefix taken off that all keys share; as it is where they do not."""
     if not all(key.startswith(prefix) for key in state):
         return state
     return {key.removeprefix(prefix): value for key, value in state.items()}
+
+
+def _is_state(tree: Any) -> bool:
+    """Is it a state dict: names and tensors?"""
+    return (
+        isinstance(tree, dict)
+        and len(tree) > 0
+        and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in tree.items())
+    )
 
 
 def read(path: str | Path) -> Checkpoint:

@@ -117,7 +117,18 @@ class TimmBackbone(Backbone):
 
 def published_preprocessing(name: str) -> dict[str, Any]:
     """How timm's weights of that name want their images, in the form of `models.load`."""
-    config = _published_config(name)
+    return preprocessing(_published_config(name))
+
+
+def described_preprocessing(pretrained_cfg: dict[str, Any]) -> dict[str, Any]:
+    """How weights with a description of timm's (`pretrained_cfg` in its config.json) want their images."""
+    from timm.data.config import resolve_data_config
+
+    return preprocessing(resolve_data_config(pretrained_cfg=pretrained_cfg))
+
+
+def preprocessing(config: dict[str, Any]) -> dict[str, Any]:
+    """The same from timm's `resolve_data_config`."""
     image_px = config["input_size"][-1]
     return {
         "image_px": image_px,
