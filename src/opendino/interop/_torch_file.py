@@ -33,6 +33,10 @@ _DTYPES = {
 }  # fmt: skip
 _MAGIC = 0x1950A86A20F9469CFC6C
 """The first number of a file written before 2020."""
+_DAMAGE = (
+    zipfile.BadZipFile, NotImplementedError, struct.error, LookupError, TypeError, AttributeError, OverflowError,
+)  # fmt: skip
+"""How zipfile, and a list or dict that is not what it should be, stumble over bytes that are wrong."""
 _WAY_OUT = (
     "Only if you trust where it comes from: open it in the program that wrote it and save the weights alone, "
     "torch.save(model.state_dict(), 'weights.pth')"
@@ -77,8 +81,8 @@ def read(path: Path) -> Any:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         try:
             return _zipped(zipfile.ZipFile(file), mapped) if mapped[:2] == b"PK" else _old(mapped)
-        except zipfile.BadZipFile as error:
-            raise Refused(f"is damaged or cut short: {error}") from error
+        except _DAMAGE as error:
+            raise Refused(f"is damaged or cut short ({str(error) or type(error).__name__})") from error
         except plain_pickle.Forbidden as error:
             raise Refused(f"holds more than tensors and plain containers: {error}", _WAY_OUT) from error
         except Refused:
@@ -99,15 +103,15 @@ def _zipped(archive: zipfile.ZipFile, mapped: mmap.mmap) -> Any:
         """Where the bytes of a member begin, and how many there are."""
         member = members.get(root + name)
         if member is None:
-            raise Refused(f"is damaged: it lacks its member {name}")
+            raise Refused(f"is damaged: it lacks its member {name!r:.60}")
         if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
             raise Refused("is compressed, which torch.save never does", "Unpack and save it again")
         header = mapped[member.header_offset : member.header_offset + 30]
         if len(header) < 30 or not header.startswith(b"PK\x03\x04"):
-            raise Refused(f"is damaged: its member {name} is not where it should be")
+            raise Refused(f"is damaged: its member {name!r:.60} is not where it should be")
         begin = member.header_offset + 30 + sum(struct.unpack("<HH", header[26:]))
         if begin + member.file_size > len(mapped):
-            raise Refused(f"is cut short: its member {name} lies beyond its end")
+            raise Refused(f"is cut short: its member {name!r:.60} lies beyond its end")
         return begin, member.file_size
 
     if f"{root}byteorder" in members:

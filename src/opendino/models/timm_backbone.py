@@ -42,6 +42,9 @@ class TimmBackbone(Backbone):
     ) -> None:
         super().__init__()
         timm_name = name.removesuffix("/3x3")
+        if files := kwargs.keys() & {"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}:
+            # a description of a model is data: it may not name files, some of which timm unpickles
+            raise UsageError(f"Backbone {name} takes no option '{min(files)}'")
         image_px = image_px or _published_config(timm_name)["input_size"][-1]
         self.name, self.kwargs = name, dict(kwargs, image_px=image_px, drop_path=drop_path)
         optional = {"img_size": image_px, "dynamic_img_size": True, "drop_path_rate": drop_path}
