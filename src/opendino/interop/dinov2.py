@@ -78,9 +78,10 @@ def _by_timm(state: dict[str, Tensor]) -> dict[str, Tensor]:
         found["cls_token"] = state["cls_token"] + state["pos_embed"][:, :1]
         found["pos_embed"] = state["pos_embed"][:, 1:]
     if v3:
-        biases = {key: found.pop(key) for key in list(found) if key.endswith(".attn.qkv.bias")}
+        biases: dict[str, Tensor] = {}
+        for key in [key for key in found if key.endswith(".attn.qkv.bias")]:
+            query, _, value = found.pop(key).tensor_split(3)
+            biases[key.replace("qkv.bias", "q_bias")], biases[key.replace("qkv.bias", "v_bias")] = query, value
         if any(bias.any() for bias in biases.values()):
-            for key, bias in biases.items():
-                query, _, value = bias.chunk(3)
-                found[key.replace("qkv.bias", "q_bias")], found[key.replace("qkv.bias", "v_bias")] = query, value
+            found |= biases
     return found

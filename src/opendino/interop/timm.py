@@ -36,6 +36,8 @@ def read(checkpoint: Checkpoint) -> Imported:
     name = config.get("architecture") or guess(checkpoint.state)
     if not checkpoint.state:
         raise UserError(f"{source} holds no plain state dict of timm's keys", "Leave --architecture out")
+    if ":" in str(name):
+        raise UserError(f"'{name}' is a place, no architecture of timm", "Download it, and import the folder")
     described = config.get("pretrained_cfg") or {}
     options = dict(config.get("model_args") or {})
     pool = options.get("global_pool") or config.get("global_pool")
