@@ -23,16 +23,20 @@ _RESNETS: dict[tuple[bool, tuple[int, ...]], str] = {
 """By (bottlenecks?, blocks of each stage), He et al. 2016, table 1."""
 
 
-def is_vit(state: Mapping[str, Any]) -> bool:
+def is_vit(state: Mapping[str, Tensor]) -> bool:
     """Has it the tokens and the patch projection of a vision transformer by the keys of DINO and timm?"""
     wanted = {"cls_token": 3, "pos_embed": 3, "patch_embed.proj.weight": 4, "blocks.0.mlp.fc1.weight": 2}
-    return all(isinstance(state.get(key), Tensor) and state[key].ndim == ndim for key, ndim in wanted.items())
+    return has(wanted, state)
 
 
-def is_resnet(state: Mapping[str, Any]) -> bool:
+def is_resnet(state: Mapping[str, Tensor]) -> bool:
     """Has it the stem and the stages of a ResNet by torchvision's keys?"""
-    stem = state.get("conv1.weight")
-    return isinstance(stem, Tensor) and stem.ndim == 4 and {"bn1.weight", "layer4.0.conv1.weight"} <= state.keys()
+    return has({"conv1.weight": 4, "bn1.weight": 1, "layer4.0.conv1.weight": 4}, state)
+
+
+def has(wanted: Mapping[str, int], state: Mapping[str, Tensor]) -> bool:
+    """Has it these keys, with so many dimensions?"""
+    return all(key in state and state[key].ndim == ndim for key, ndim in wanted.items())
 
 
 def vit(state: Mapping[str, Tensor], source: str, num_heads: int | None = None) -> Backbone:
@@ -50,7 +54,8 @@ def vit(state: Mapping[str, Tensor], source: str, num_heads: int | None = None) 
     depth, side = count(state, r"blocks\.(\d+)\."), round(max(0, state["pos_embed"].shape[1] - 1) ** 0.5)
     if num_heads is None and (width % 64 or not width):
         raise UserError(
-            f"{source} is {width} wide, from which the heads of its attention cannot be told", "--num-heads N"
+            f"{source} is {width} wide, from which the heads of its attention cannot be told",
+            "Say how many: --num-heads N",
         )
     sizes = {"embed_dim": width, "depth": depth, "num_heads": num_heads or width // 64}
     options: dict[str, Any] = {"image_px": side * patch.shape[-1]}
@@ -83,7 +88,7 @@ def resnet(state: Mapping[str, Tensor], source: str) -> Backbone:
     if name is None:
         raise UserError(
             f"{source} is a ResNet of {'-'.join(map(str, blocks))} blocks, not 18, 34, 50, 101 or 152",
-            "--architecture NAME",
+            "If timm has it: --architecture NAME",
         )
     stem = "/3x3" if state["conv1.weight"].shape[-1] == 3 else ""
     network = TimmBackbone(f"{name}{stem}")

@@ -61,6 +61,7 @@ def import_model(
     imported = recognised(checkpoint)
     partial = folder.with_name(f".{folder.name}.partial")
     try:
+        shutil.rmtree(partial, ignore_errors=True)  # of an import that was killed
         save_backbone(
             partial,
             imported.networks,

@@ -55,7 +55,8 @@ def read(checkpoint: Checkpoint) -> Imported:
         backbone, rest = _parts(state)
         if odd := [key for key in rest if not _HEAD.fullmatch(key)]:
             raise UserError(f"{source} has {odd[0]}, part of neither backbone nor head", "Is it of another method?")
-        prototypes = max([prototypes, *(len(rest[key]) for key in rest if key.startswith("head.last_layer.weight"))])
+        last = [value.shape[:1] for key, value in rest.items() if key.startswith("head.last_layer.weight")]
+        prototypes = max(prototypes, *(rows for shape in last for rows in shape), 0)
         networks[which] = _network(backbone, source, checkpoint.config or {})
     first = next(iter(networks.values()))
     if any((other.name, other.kwargs) != (first.name, first.kwargs) for other in networks.values()):
@@ -125,7 +126,7 @@ def _about(checkpoint: Checkpoint, backbone: Backbone, prototypes: int) -> str:
     if isinstance(backbone, VisionTransformer):
         block: Any = backbone.blocks[0]
         parts.append(f"for {kwargs['image_px']} px, {len(backbone.blocks)} blocks of {block.attn.num_heads} heads")
-    if isinstance(epoch, int):
+    if isinstance(epoch, int) and 0 < epoch < 10**6:
         parts.append(f"after {epoch} epochs")
     if prototypes:
         parts.append(f"its heads of {prototypes:,} prototypes left out")

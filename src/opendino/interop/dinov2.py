@@ -31,8 +31,8 @@ _RENAMED = (
 def recognises(checkpoint: Checkpoint) -> bool:
     """A mask token beside a CLS token, and layer scale as `ls1.gamma`."""
     states = [_bare(state) for state in checkpoint.networks.values()]
-    wanted = {"cls_token", "mask_token", "patch_embed.proj.weight", "blocks.0.ls1.gamma"}
-    return bool(states) and all(wanted <= state.keys() for state in states)
+    wanted = {"cls_token": 3, "mask_token": 2, "patch_embed.proj.weight": 4, "blocks.0.ls1.gamma": 1}
+    return bool(states) and all(_architectures.has(wanted, state) for state in states)
 
 
 def read(checkpoint: Checkpoint) -> Imported:
@@ -74,13 +74,17 @@ def _by_timm(state: dict[str, Tensor]) -> dict[str, Tensor]:
         for pattern, new in _RENAMED:
             key = re.sub(pattern, new, key)
         found[re.sub(r"\.ls([12])\.gamma$", r".gamma_\1", key) if v3 else key] = value
-    if "register_tokens" in state and "pos_embed" in state:
+    if (
+        "register_tokens" in state
+        and "pos_embed" in state
+        and state["pos_embed"].shape[2:] == state["cls_token"].shape[2:]
+    ):
         found["cls_token"] = state["cls_token"] + state["pos_embed"][:, :1]
         found["pos_embed"] = state["pos_embed"][:, 1:]
     if v3:
         biases: dict[str, Tensor] = {}
         for key in [key for key in found if key.endswith(".attn.qkv.bias")]:
-            query, _, value = found.pop(key).tensor_split(3)
+            query, _, value = found.pop(key).flatten().tensor_split(3)
             biases[key.replace("qkv.bias", "q_bias")], biases[key.replace("qkv.bias", "v_bias")] = query, value
         if any(bias.any() for bias in biases.values()):
             found |= biases

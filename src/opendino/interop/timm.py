@@ -21,6 +21,9 @@ _DINOV3 = {
 """By width, and whether the MLP is gated."""
 
 
+_INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
+
+
 def recognises(checkpoint: Checkpoint) -> bool:
     """config.json or the user names timm's architecture, or the shapes leave only one."""
     return isinstance((checkpoint.config or {}).get("architecture"), str) or guess(checkpoint.state) is not None
@@ -38,13 +41,16 @@ def read(checkpoint: Checkpoint) -> Imported:
         raise UserError(f"{source} holds no plain state dict of timm's keys", "Leave --architecture out")
     if ":" in str(name):
         raise UserError(f"'{name}' is a place, no architecture of timm", "Download it, and import the folder")
-    described = config.get("pretrained_cfg") or {}
-    options = dict(config.get("model_args") or {})
-    pool = options.get("global_pool") or config.get("global_pool")
-    for ours in ("img_size", "in_chans", "num_classes", "drop_path_rate", "global_pool"):
-        options.pop(ours, None)
     try:
+        described, options = dict(config.get("pretrained_cfg") or {}), dict(config.get("model_args") or {})
+        pool = options.get("global_pool") or config.get("global_pool")
+        for option in ("img_size", "in_chans", "num_classes", "drop_path_rate", "global_pool"):
+            options.pop(option, None)
         wanted = described_preprocessing(described) if described else published_preprocessing(str(name))
+        if wanted["interpolation"] not in _INTERPOLATIONS or [len(wanted[key]) for key in ("mean", "std")] != [3, 3]:
+            raise UserError(
+                f"{source} wants its images as {wanted}", "Only RGB and Pillow's interpolations are possible"
+            )
         network = backbone(
             str(name), checkpoint.state, wanted["image_px"], **options, **({"global_pool": pool} if pool else {})
         )
@@ -55,11 +61,12 @@ def read(checkpoint: Checkpoint) -> Imported:
         raise UserError(f"timm cannot build '{name}' as {source} describes it: {reason}", "Name another one") from error
     heads = network.model.pretrained_cfg.get("classifier") or ()
     heads = tuple(f"{head}." for head in ((heads,) if isinstance(heads, str) else heads))
-    rest = {key: value for key, value in checkpoint.state.items() if not key.startswith(heads)}
+    top = {key: value for key, value in checkpoint.state.items() if key.startswith(heads)}
+    rest = {key: value for key, value in checkpoint.state.items() if key not in top}
     _architectures.fill(network.model, rest, source)
-    linear = _architectures.classifier(checkpoint.state, heads[0], source) if len(heads) == 1 else None
-    if linear is not None and linear.in_features != network.embed_dim:
-        linear = None
+    ours = len(heads) == 1 and top.keys() == {f"{heads[0]}weight", f"{heads[0]}bias"}  # others we do not keep
+    ours = ours and top[f"{heads[0]}weight"].shape[1:] == (network.embed_dim,)
+    linear = _architectures.classifier(top, heads[0], source) if ours else None
     about = f"{network.name} of timm" + (f", {linear.out_features:,} classes" if linear else "")
     return Imported({"teacher": network}, sized(wanted, network), about, linear)
 
@@ -78,7 +85,7 @@ def sized(wanted: dict[str, Any], network: TimmBackbone) -> dict[str, Any]:
 def guess(state: dict[str, Tensor]) -> str | None:
     """The one model of timm that has these keys and shapes, as far as they say; None where several might."""
     shapes = {key: tuple(value.shape) for key, value in state.items()}
-    width, patch = shapes.get("cls_token", (0,))[-1], shapes.get("patch_embed.proj.weight", (0,))[-1]
+    width, patch = (sum(shapes.get(key, ())[-1:]) for key in ("cls_token", "patch_embed.proj.weight"))
     gated = "blocks.0.mlp.fc1_g.weight" in shapes
     if {"blocks.0.gamma_1", "reg_token"} <= shapes.keys() and patch == 16 and (width, gated) in _DINOV3:
         return f"vit_{_DINOV3[width, gated]}_patch16_dinov3{'_qkvb' if 'blocks.0.attn.q_bias' in shapes else ''}"
