@@ -248,6 +248,16 @@ def load_weights(module: nn.Module, state: Mapping[str, Tensor], source: str) ->
     Raises:
         UserError: They do not; says which, a few of each kind.
     """
+    check_weights(module, state, source)
+    module.load_state_dict(dict(state))
+
+
+def check_weights(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Compare keys and shapes with a module's, which may be on the device `meta`.
+
+    Raises:
+        UserError: They differ; says which, a few of each kind.
+    """
     own = module.state_dict()
     both = [key for key in own if key in state]
     findings = {
@@ -262,7 +272,6 @@ def load_weights(module: nn.Module, state: Mapping[str, Tensor], source: str) ->
     if any(findings.values()):
         parts = "; ".join(f"{what} {_some(items)}" for what, items in findings.items() if items)
         raise UserError(f"{source} does not fit {type(module).__name__}: it {parts}", "Is it of another architecture?")
-    module.load_state_dict(dict(state))
 
 
 def _file(which: str, networks: Iterable[str]) -> str:

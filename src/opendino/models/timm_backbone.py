@@ -42,6 +42,9 @@ class TimmBackbone(Backbone):
     ) -> None:
         super().__init__()
         timm_name = name.removesuffix("/3x3")
+        if files := kwargs.keys() & {"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}:
+            # a description of a model is data: it may not name files, some of which timm unpickles
+            raise UsageError(f"Backbone {name} takes no option '{min(files)}'")
         image_px = image_px or _published_config(timm_name)["input_size"][-1]
         self.name, self.kwargs = name, dict(kwargs, image_px=image_px, drop_path=drop_path)
         optional = {"img_size": image_px, "dynamic_img_size": True, "drop_path_rate": drop_path}
@@ -124,7 +127,18 @@ class TimmBackbone(Backbone):
 
 def published_preprocessing(name: str) -> dict[str, Any]:
     """How timm's weights of that name want their images, in the form of `models.load`."""
-    config = _published_config(name)
+    return preprocessing(_published_config(name))
+
+
+def described_preprocessing(pretrained_cfg: dict[str, Any]) -> dict[str, Any]:
+    """How weights with a description of timm's (`pretrained_cfg` in its config.json) want their images."""
+    from timm.data.config import resolve_data_config
+
+    return preprocessing(resolve_data_config(pretrained_cfg=pretrained_cfg))
+
+
+def preprocessing(config: dict[str, Any]) -> dict[str, Any]:
+    """The same from timm's `resolve_data_config`."""
     image_px = config["input_size"][-1]
     return {
         "image_px": image_px,

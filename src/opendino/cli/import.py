@@ -1,0 +1,53 @@
+"""Take over weights from elsewhere: opendino import CHECKPOINT --out MODEL"""
+
+# ruff: noqa: N999, the name of the verb
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from opendino.cli import Outcome, _flags
+from opendino.core.errors import UsageError
+from opendino.interop._import import import_model
+
+
+@dataclass(frozen=True)
+class Config:
+    """What `opendino import` takes."""
+
+    checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
+    """A file of DINO v1, v2 or v3, timm or torchvision (.pth, .safetensors), or a folder of Hugging Face or timm."""
+    out: str
+    """The model folder to make."""
+    architecture: str | None = None
+    """The model of timm it is, where the file alone does not tell, e.g. convnext_tiny."""
+    num_heads: int | None = None
+    """Attention heads of a ViT of DINO v1, where they are not 64 wide."""
+
+    def __post_init__(self) -> None:
+        if self.num_heads is not None and self.num_heads < 1:
+            raise UsageError(f"--num-heads is {self.num_heads}", "Use a whole number from 1 up")
+
+
+def run(args: list[str]) -> Outcome:
+    """Recognise, check every weight, and write a model folder."""
+    config = _flags.parse(Config, args, "opendino import", "Take over weights from elsewhere. Nothing in them is run.")
+    imported, model = import_model(config.checkpoint, config.out, config.architecture, config.num_heads)
+    networks = list(imported.networks)
+    millions = sum(weight.numel() for weight in model.backbone.parameters()) / 1e6
+    text = (
+        f"{imported.about}\n"
+        f"{' and '.join(networks)}, {millions:.1f} million weights{' each' if len(networks) > 1 else ''}, "
+        f"features of {model.backbone.embed_dim} → {config.out}\n"
+        f"Try it: opendino eval knn {config.out} --train DIR --val DIR"
+    )
+    fields = {
+        "path": config.out,
+        "recognised": imported.about,
+        "networks": networks,
+        "fingerprint": model.fingerprint,
+    }
+    return Outcome(text, fields)

@@ -1,0 +1,139 @@
+"""Networks built from the shapes of their weights, and weights put into them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from opendino.core.contracts import Backbone
+from opendino.core.errors import UserError
+from opendino.models.build import backbone
+from opendino.models.load import check_weights, load_weights
+from opendino.models.timm_backbone import TimmBackbone
+from opendino.models.vit import SIZES
+
+_RESNETS: dict[tuple[bool, tuple[int, ...]], str] = {
+    (False, (2, 2, 2, 2)): "resnet18", (False, (3, 4, 6, 3)): "resnet34", (True, (3, 4, 6, 3)): "resnet50",
+    (True, (3, 4, 23, 3)): "resnet101", (True, (3, 8, 36, 3)): "resnet152",
+}  # fmt: skip
+"""By (bottlenecks?, blocks of each stage), He et al. 2016, table 1."""
+
+
+def is_vit(state: Mapping[str, Tensor]) -> bool:
+    """Has it the tokens and the patch projection of a vision transformer by the keys of DINO and timm?"""
+    wanted = {"cls_token": 3, "pos_embed": 3, "patch_embed.proj.weight": 4, "blocks.0.mlp.fc1.weight": 2}
+    return has(wanted, state)
+
+
+def is_resnet(state: Mapping[str, Tensor]) -> bool:
+    """Has it the stem and the stages of a ResNet by torchvision's keys?"""
+    return has({"conv1.weight": 4, "bn1.weight": 1, "layer4.0.conv1.weight": 4}, state)
+
+
+def has(wanted: Mapping[str, int], state: Mapping[str, Tensor]) -> bool:
+    """Has it these keys, with so many dimensions?"""
+    return all(key in state and state[key].ndim == ndim for key, ndim in wanted.items())
+
+
+def vit(state: Mapping[str, Tensor], source: str, num_heads: int | None = None) -> Backbone:
+    """A vision transformer as DINO v1 has it, with these weights.
+
+    Args:
+        state: By the keys of DINO v1.
+        source: What to call it in an error.
+        num_heads: Of its attention; 64 numbers a head where None, as in every published one.
+
+    Raises:
+        UserError: It is another kind of network, or its weights are not finite numbers.
+    """
+    patch, width = state["patch_embed.proj.weight"], state["cls_token"].shape[-1]
+    depth, side = count(state, r"blocks\.(\d+)\."), round(max(0, state["pos_embed"].shape[1] - 1) ** 0.5)
+    if num_heads is None and (width % 64 or not width):
+        raise UserError(
+            f"{source} is {width} wide, from which the heads of its attention cannot be told",
+            "Say how many: --num-heads N",
+        )
+    sizes = {"embed_dim": width, "depth": depth, "num_heads": num_heads or width // 64}
+    options: dict[str, Any] = {"image_px": side * patch.shape[-1]}
+    if patch.shape[1] != 3:
+        options["in_chans"] = patch.shape[1]
+    hidden = len(state["blocks.0.mlp.fc1.weight"])
+    if hidden != 4 * width:
+        options["mlp_ratio"] = hidden / width
+    family = next((name for name, known in SIZES.items() if known == sizes), "vit")
+    name = f"{family}/{patch.shape[-1]}"
+    with torch.device("meta"):  # shapes only, until they are known to fit
+        network = backbone(name, **options, **(sizes if family == "vit" else {}))
+    check_weights(network, state, source)
+    fill(network.to_empty(device="cpu"), state, source)
+    return network
+
+
+def resnet(state: Mapping[str, Tensor], source: str) -> Backbone:
+    """A ResNet-18, 34, 50, 101 or 152 without its classifier, with these weights.
+
+    Args:
+        state: By torchvision's keys, without `fc`.
+        source: What to call it in an error.
+
+    Raises:
+        UserError: It is another kind of network, or its weights are not finite numbers.
+    """
+    blocks = tuple(count(state, rf"layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4))
+    name = _RESNETS.get(("layer1.0.conv3.weight" in state, blocks))
+    if name is None:
+        raise UserError(
+            f"{source} is a ResNet of {'-'.join(map(str, blocks))} blocks, not 18, 34, 50, 101 or 152",
+            "If timm has it: --architecture NAME",
+        )
+    stem = "/3x3" if state["conv1.weight"].shape[-1] == 3 else ""
+    network = TimmBackbone(f"{name}{stem}")
+    fill(network.model, state, source)
+    return network
+
+
+def classifier(state: Mapping[str, Tensor], prefix: str, source: str) -> nn.Linear | None:
+    """The linear layer under `prefix`, None where there is none.
+
+    Raises:
+        UserError: What is there is no linear layer.
+    """
+    own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    if not own:
+        return None
+    if own.keys() != {"weight", "bias"} or own["weight"].ndim != 2:
+        raise UserError(f"{source} has {prefix}{min(own)}, no linear classifier", "Save the network without it")
+    classes, width = own["weight"].shape
+    linear = nn.Linear(width, classes)
+    fill(linear, own, source)
+    return linear
+
+
+def fill(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Put weights into a module, strictly.
+
+    Raises:
+        UserError: Keys, shapes or kinds of numbers differ, or one is not finite.
+    """
+    own = module.state_dict()
+    odd = [key for key in own if key in state and state[key].is_floating_point() != own[key].is_floating_point()]
+    if odd:
+        kind = str(state[odd[0]].dtype).removeprefix("torch.")
+        raise UserError(f"{source} holds {odd[0]} as {kind}", "Save its weights as floating-point numbers")
+    # counters of batches that normalise nothing, absent from files older than they are
+    counters = {key: value for key, value in own.items() if key.endswith(".num_batches_tracked")}
+    load_weights(module, {**counters, **state}, source)
+    for key, value in module.state_dict().items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise UserError(
+                f"{source} holds numbers in {key} that are not finite (NaN or infinite)", "Take an earlier checkpoint"
+            )
+
+
+def count(keys: Iterable[str], pattern: str) -> int:
+    """How many different numbers stand where the pattern has its group."""
+    return len({found[1] for key in keys if (found := re.match(pattern, key))})

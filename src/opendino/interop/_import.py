@@ -1,0 +1,77 @@
+"""From a checkpoint of somewhere else to a model folder of ours."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from opendino.core import registry
+from opendino.core.errors import UserError
+from opendino.interop import _checkpoint
+from opendino.interop._checkpoint import Checkpoint, Imported
+from opendino.models.load import Model, load, save_backbone
+
+
+def recognised(checkpoint: Checkpoint) -> Imported:
+    """The networks of a checkpoint, by the one layout that recognises it.
+
+    Raises:
+        UserError: None does, or the weights do not fit what it was recognised as.
+    """
+    readers = {name: registry.load("opendino.interop", name) for name in registry.names("opendino.interop")}
+    readers = {name: module for name, module in readers.items() if hasattr(module, "recognises")}
+    for module in readers.values():
+        if module.recognises(checkpoint):
+            return module.read(checkpoint)
+    keys = list(next(iter(checkpoint.networks.values()), checkpoint.tree))
+    some = ", ".join(str(key)[:60] for key in keys[:4]) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
+    raise UserError(
+        f"'{checkpoint.path}' is of no layout known here ({', '.join(readers)}); it has {some or 'nothing in it'}",
+        "If timm has this architecture: --architecture NAME",
+    )
+
+
+def import_model(
+    path: str, out: str, architecture: str | None = None, num_heads: int | None = None
+) -> tuple[Imported, Model]:
+    """Read a checkpoint and write a model folder, whole or not at all.
+
+    Args:
+        path: A file or folder of weights.
+        out: The model folder; must not exist.
+        architecture: A name of timm's, where the weights alone do not tell.
+        num_heads: Heads of a ViT's attention that are not 64 wide.
+
+    Returns:
+        What it was recognised as, and the model in the new folder.
+
+    Raises:
+        UserError: It cannot be read or recognised, or the folder cannot be written.
+    """
+    folder = Path(out).expanduser()
+    if folder.exists():
+        raise UserError(f"'{out}' exists already", "Choose another --out, or remove it first")
+    told: dict[str, Any] = {"architecture": architecture, "num_heads": num_heads}
+    told = {key: value for key, value in told.items() if value is not None}
+    checkpoint = _checkpoint.read(path)
+    if told:
+        checkpoint = replace(checkpoint, config={**(checkpoint.config or {}), **told})
+    imported = recognised(checkpoint)
+    partial = folder.with_name(f".{folder.name}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)  # of an import that was killed
+        save_backbone(
+            partial,
+            imported.networks,
+            preprocessing=imported.preprocessing,
+            extra={"imported": imported.about},
+            classifier=imported.classifier,
+        )
+        partial.rename(folder)
+    except OSError as error:
+        raise UserError(f"'{out}' cannot be written: {error.strerror or error}", "Choose another --out") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return imported, load(folder)

@@ -1,0 +1,109 @@
+"""timm's layouts: a model folder of its hub (config.json beside the weights), or a file of its keys."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from opendino.core.errors import UserError
+from opendino.interop import _architectures
+from opendino.interop._checkpoint import Checkpoint, Imported
+from opendino.models.timm_backbone import TimmBackbone, described_preprocessing, published_preprocessing
+
+_PLAIN = {192: ("tiny", (16,)), 384: ("small", (8, 16, 32)), 768: ("base", (8, 16, 32)), 1024: ("large", (16, 32))}
+"""timm's plain ViTs by width: size, and patches in pixels."""
+_DINOV2 = {384: "small", 768: "base", 1024: "large", 1536: "giant"}
+_DINOV3 = {
+    (192, False): "tiny", (384, False): "small", (384, True): "small_plus", (768, False): "base",
+    (1024, False): "large", (1280, True): "huge_plus", (4096, True): "7b",
+}  # fmt: skip
+"""By width, and whether the MLP is gated."""
+
+
+_INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
+
+
+def recognises(checkpoint: Checkpoint) -> bool:
+    """config.json or the user names timm's architecture, or the shapes leave only one."""
+    return isinstance((checkpoint.config or {}).get("architecture"), str) or guess(checkpoint.state) is not None
+
+
+def read(checkpoint: Checkpoint) -> Imported:
+    """Any model of timm; a linear classifier on its features is kept.
+
+    Raises:
+        UserError: No such model, or a key is unknown or missing, a shape wrong, or a number not finite.
+    """
+    config, source = checkpoint.config or {}, f"'{checkpoint.path}'"
+    name = config.get("architecture") or guess(checkpoint.state)
+    if not checkpoint.state:
+        raise UserError(f"{source} holds no plain state dict of timm's keys", "Leave --architecture out")
+    if ":" in str(name):
+        raise UserError(f"'{name}' is a place, no architecture of timm", "Download it, and import the folder")
+    try:
+        described, options = dict(config.get("pretrained_cfg") or {}), dict(config.get("model_args") or {})
+        pool = options.get("global_pool") or config.get("global_pool")
+        for option in ("img_size", "in_chans", "num_classes", "drop_path_rate", "global_pool"):
+            options.pop(option, None)
+        wanted = described_preprocessing(described) if described else published_preprocessing(str(name))
+        if wanted["interpolation"] not in _INTERPOLATIONS or [len(wanted[key]) for key in ("mean", "std")] != [3, 3]:
+            raise UserError(
+                f"{source} wants its images as {wanted}", "Only RGB and Pillow's interpolations are possible"
+            )
+        network = backbone(
+            str(name), checkpoint.state, wanted["image_px"], **options, **({"global_pool": pool} if pool else {})
+        )
+    except UserError:
+        raise
+    except Exception as error:  # whatever timm makes of a config.json that is not its own
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"timm cannot build '{name}' as {source} describes it: {reason}", "Name another one") from error
+    heads = network.model.pretrained_cfg.get("classifier") or ()
+    heads = tuple(f"{head}." for head in ((heads,) if isinstance(heads, str) else heads))
+    top = {key: value for key, value in checkpoint.state.items() if key.startswith(heads)}
+    rest = {key: value for key, value in checkpoint.state.items() if key not in top}
+    _architectures.fill(network.model, rest, source)
+    ours = len(heads) == 1 and top.keys() == {f"{heads[0]}weight", f"{heads[0]}bias"}  # others we do not keep
+    ours = ours and top[f"{heads[0]}weight"].shape[1:] == (network.embed_dim,)
+    linear = _architectures.classifier(top, heads[0], source) if ours else None
+    about = f"{network.name} of timm" + (f", {linear.out_features:,} classes" if linear else "")
+    return Imported({"teacher": network}, sized(wanted, network), about, linear)
+
+
+def backbone(name: str, state: dict[str, Tensor], image_px: int | None = None, **options: Any) -> TimmBackbone:
+    """A model of timm with fresh weights, for images of the size that the position embeddings in `state` are for."""
+    return TimmBackbone(name, image_px=_image_px(state) or image_px, **options)
+
+
+def sized(wanted: dict[str, Any], network: TimmBackbone) -> dict[str, Any]:
+    """A preprocessing for the size that a network is made for."""
+    image_px: Any = network.kwargs["image_px"]
+    return {**wanted, "image_px": image_px, "resize_px": wanted["resize_px"] * image_px // wanted["image_px"]}
+
+
+def guess(state: dict[str, Tensor]) -> str | None:
+    """The one model of timm that has these keys and shapes, as far as they say; None where several might."""
+    shapes = {key: tuple(value.shape) for key, value in state.items()}
+    width, patch = (sum(shapes.get(key, ())[-1:]) for key in ("cls_token", "patch_embed.proj.weight"))
+    gated = "blocks.0.mlp.fc1_g.weight" in shapes
+    if {"blocks.0.gamma_1", "reg_token"} <= shapes.keys() and patch == 16 and (width, gated) in _DINOV3:
+        return f"vit_{_DINOV3[width, gated]}_patch16_dinov3{'_qkvb' if 'blocks.0.attn.q_bias' in shapes else ''}"
+    if "pos_embed" not in shapes or "mask_token" in shapes:
+        return None
+    if "blocks.0.ls1.gamma" in shapes and patch == 14 and width in _DINOV2:
+        return f"vit_{_DINOV2[width]}_patch14{'_reg4' if 'reg_token' in shapes else ''}_dinov2"
+    if "head.weight" in shapes and width in _PLAIN and patch in _PLAIN[width][1]:
+        return f"vit_{_PLAIN[width][0]}_patch{patch}_224"
+    return None
+
+
+def _image_px(state: dict[str, Tensor]) -> int | None:
+    """Side of the images that position embeddings of a square grid, with or without one for CLS, are for."""
+    positions, patch = state.get("pos_embed"), state.get("patch_embed.proj.weight")
+    if positions is None or patch is None or positions.ndim != 3 or patch.ndim != 4:
+        return None
+    sides = (round(max(tokens, 0) ** 0.5) for tokens in (positions.shape[1], positions.shape[1] - 1))
+    return next(
+        (side * patch.shape[-1] for side in sides if side**2 in (positions.shape[1], positions.shape[1] - 1)), None
+    )
