@@ -34,7 +34,7 @@ def crop_resize(canvas: Tensor, box: Tensor, flip: Tensor, size_px: int) -> Tens
     across = _filters(left, box_width, flip, size_px, width)
     down = _filters(top, box_height, torch.zeros_like(flip), size_px, height)
     # Rows of all channels side by side, so that one product serves the channels and the next needs no transposition.
-    rows = canvas.transpose(1, 2).float().reshape(batch, height * channels, width)
+    rows = canvas.transpose(1, 2).contiguous().float().view(batch, height * channels, width)
     views = []
     for a_x, a_y in zip(across.unbind(), down.unbind(), strict=True):  # by view: the intermediate stays small
         narrow = _to_8_bits(_product(rows, a_x.mT)).view(batch, height, channels * size_px)

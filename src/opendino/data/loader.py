@@ -188,10 +188,13 @@ def _ignore_interrupt(_: int) -> None:
 
 
 def to_canvas(pixels: list[np.ndarray]) -> tuple[Tensor, Tensor]:
-    """Images of any size `[H W 3]` on one canvas `[B 3 H' W']`, its sides multiples of 32, and their sizes `[B 2]`."""
+    """Images of any size `[H W 3]` on one canvas `[B 3 H' W']`, its sides multiples of 32, and their sizes `[B 2]`.
+
+    In memory the channels come last, as the decoder leaves them: to part them is the device's work.
+    """
     sizes = np.array([image.shape[:2] for image in pixels], np.int32)
     height, width = (-(-int(side) // 32) * 32 for side in sizes.max(0))
-    canvas = np.zeros((len(pixels), 3, height, width), np.uint8)
+    canvas = np.zeros((len(pixels), height, width, 3), np.uint8)
     for row, image in zip(canvas, pixels, strict=True):
-        row[:, : image.shape[0], : image.shape[1]] = image.transpose(2, 0, 1)
-    return torch.from_numpy(canvas), torch.from_numpy(sizes)
+        row[: image.shape[0], : image.shape[1]] = image
+    return torch.from_numpy(canvas).permute(0, 3, 1, 2), torch.from_numpy(sizes)

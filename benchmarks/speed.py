@@ -1,0 +1,293 @@
+"""Ours against the classic way, part by part and as a whole, on this machine: loader, crops, loss, step, end to end.
+
+Run it: python benchmarks/speed.py [--images FOLDER] [--only loader step ...] [--device cuda] [--out FILE.json]. Needs
+torchvision. The classic way is benchmarks/classic.py: the same weights, views asked for and loss, checked. The two take
+turns, and the best of several turns counts. A table goes to stderr; the last line of stdout is one JSON document.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from classic import Files, Pair
+from PIL import Image
+from torch import Tensor
+
+from opendino.core.types import Clock, Views, ViewSpec
+from opendino.data import loader
+from opendino.data.cache import Images
+from opendino.data.crops import crops
+from opendino.data.decode import working_area_px
+from opendino.data.open import open_source
+from opendino.engine import optim, precision
+from opendino.methods import dino
+from opendino.models import build
+from opendino.recipes import demo
+from opendino.train import step
+
+PAPER = dino.Config(freeze_last_layer="0")
+PARTS = ("loader", "crops", "loss", "step_demo", "step_vits16", "whole_demo", "whole_vits16")
+
+
+def main() -> None:
+    """Measure, print, report."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--images", type=Path, help="a folder of JPEG files; some of 500 x 333 px are made if absent")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--batch", type=int, default=8, help="of ViT-S/16 steps")
+    parser.add_argument("--precision", default="auto", choices=("auto", "float32", "bfloat16"))
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    with tempfile.TemporaryDirectory() as home:
+        args.images = args.images or made_images(Path(home))
+        found = {part: globals()[f"of_{part}"](args) for part in args.only}
+    document = {
+        "what": "seconds of the classic way and of ours, and their ratio",
+        "machine": f"{platform.machine()}, {args.threads} threads, torch {torch.__version__}",
+        "date": time.strftime("%Y-%m-%d"),
+        "parts": found,
+    }
+    for part, each in found.items():
+        told = ", ".join(
+            f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in each.items()
+        )
+        print(f"{part:<14}{told}", file=sys.stderr)
+    text = json.dumps(document)
+    if args.out:
+        args.out.write_text(text + "\n", encoding="utf-8")
+    print(text)
+
+
+def of_loader(args: argparse.Namespace) -> dict[str, Any]:
+    """JPEG files to what leaves a worker: float32 views there, a uint8 canvas and numbers here. One thread."""
+    spec, num = dino.views(PAPER), 48
+    source = open_source(str(args.images))
+    paths = [args.images / source.key(i) for i in range(num)]
+    torch.set_num_threads(1)
+    classic, ours = Files(paths, spec), loader.Batches(Images(source, working_area_px(spec)), spec, 0, 16)
+
+    def first() -> None:
+        for i in range(num):
+            classic[i]
+
+    def second() -> None:
+        for n in range(num // 16):
+            ours[n]
+
+    result = compare(first, second, args.turns, num)
+    torch.set_num_threads(args.threads)
+    return result
+
+
+def of_crops(args: argparse.Namespace) -> dict[str, Any]:
+    """From decoded images to views: PIL's there, matrix products here (which a GPU would do)."""
+    spec = dino.views(PAPER)
+    source = open_source(str(args.images))
+    batch = loader.Batches(Images(source, working_area_px(spec)), spec, 0, 16)[0]
+    assert isinstance(batch, loader.Batch)
+    classic = Files([], spec)
+    images = [Image.open(args.images / source.key(i)).convert("RGB") for i in range(16)]
+
+    def first() -> None:
+        for image in images:
+            classic._crop(image)
+
+    return compare(first, lambda: crops(batch.canvas, batch.draws, spec), args.turns, 16)
+
+
+def of_loss(args: argparse.Namespace) -> dict[str, Any]:
+    """Head and loss of 32 images in 2 + 10 views against 65,536 prototypes: time, and what autograd keeps."""
+    torch.manual_seed(0)
+    method = made("vit_small/16", PAPER)
+    pair = Pair(method)
+    views, num = 32, 12
+    rows = torch.randn(num * views, 384, requires_grad=True)
+    with torch.no_grad():
+        teacher = pair.teacher["head"](torch.randn(2 * views, 384))
+        targets = (teacher / 0.04).softmax(-1).unflatten(0, (2, views))
+    head = method.student["head"]
+    kept: dict[str, int] = {}
+
+    def first() -> Tensor:
+        return pair._loss(pair.student["head"](rows), teacher, num, 0.04)
+
+    def second() -> Tensor:
+        found = head.bottleneck(rows).unflatten(0, (num, views))
+        return dino.cross_entropy(found, head.last_layer.weight, targets, 0.1, same_views=True)
+
+    for name, function in (("classic", first), ("ours", second)):
+        storages: dict[int, int] = {}
+
+        def note(tensor: Tensor, storages: dict[int, int] = storages) -> Tensor:
+            if not isinstance(tensor, torch.nn.Parameter):
+                storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        pair.center.zero_()
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            function()
+        kept[f"{name}_saved_mib"] = round(sum(storages.values()) / 2**20)
+    result = compare(lambda: first().backward(), lambda: second().backward(), args.turns, views)
+    return result | kept | {"saved_share": kept["ours_saved_mib"] / kept["classic_saved_mib"]}
+
+
+def of_step_demo(args: argparse.Namespace) -> dict[str, Any]:
+    """A training step of the demo on views that are there already."""
+    config = demo.config()
+    return steps(args, config.backbone, config.method, config.batch, config.optim)
+
+
+def of_step_vits16(args: argparse.Namespace) -> dict[str, Any]:
+    """A training step of ViT-S/16 on 2 x 224 + 10 x 96 px that are there already."""
+    return steps(args, "vit_small/16", PAPER, args.batch, optim.Config())
+
+
+def of_whole_demo(args: argparse.Namespace) -> dict[str, Any]:
+    """From files to changed weights, the demo's recipe; one process does all, so that nothing is hidden."""
+    config = demo.config()
+    return whole(args, config.backbone, config.method, config.batch, config.optim)
+
+
+def of_whole_vits16(args: argparse.Namespace) -> dict[str, Any]:
+    """The same for ViT-S/16 and the paper's crops."""
+    return whole(args, "vit_small/16", PAPER, args.batch, optim.Config())
+
+
+def made(backbone: str, config: dino.Config) -> Any:
+    """A method of ours with drop path off, so that both draw no chance of their own."""
+    torch.manual_seed(0)
+    return dino.build(config, lambda role: build.backbone(backbone, image_px=int(config.global_size_px))).train()
+
+
+def steps(
+    args: argparse.Namespace, backbone: str, config: dino.Config, batch: int, settings: optim.Config
+) -> dict[str, Any]:
+    """Both ways on the same views; the losses of the first steps must agree."""
+    config = replace(config, freeze_last_layer="0")
+    spec = dino.views(config)
+    views = {group.name: torch.randn(len(group.views), batch, 3, group.size_px, group.size_px) for group in spec.groups}
+    ours = Ours(backbone, config, settings, batch, args.precision)
+    pair = Pair(ours.method)
+
+    def first() -> float:
+        return ours.classic(pair, views)
+
+    def second() -> float:
+        return ours(views)
+
+    same = agree(first, second)
+    return compare(first, second, args.turns, batch) | same | {"precision": ours.dtype}
+
+
+def whole(
+    args: argparse.Namespace, backbone: str, config: dino.Config, batch: int, settings: optim.Config
+) -> dict[str, Any]:
+    """Files, crops, step."""
+    config = replace(config, freeze_last_layer="0")
+    spec: ViewSpec = dino.views(config)
+    source = open_source(str(args.images))
+    batches = loader.Batches(Images(source, working_area_px(spec)), spec, 0, batch)
+    files = Files([args.images / source.key(i) for i in range(batch)], spec)
+    ours = Ours(backbone, config, settings, batch, args.precision)
+    pair, shapes = Pair(ours.method), [(g.name, len(g.views)) for g in spec.groups]
+
+    def first() -> float:
+        views = [torch.stack(list(view)) for view in zip(*(files[i] for i in range(batch)), strict=True)]
+        found, start = {}, 0
+        for name, number in shapes:
+            found[name] = torch.stack(views[start : start + number])
+            start += number
+        return ours.classic(pair, found)
+
+    def second() -> float:
+        item = batches[0]
+        assert isinstance(item, loader.Batch)
+        return ours(crops(item.canvas, item.draws, spec))
+
+    return compare(first, second, args.turns, batch) | {"precision": ours.dtype}
+
+
+class Ours:
+    """Our method and optimiser, and the same moment of the schedules for both ways."""
+
+    def __init__(self, backbone: str, config: dino.Config, settings: optim.Config, batch: int, wanted: Any) -> None:
+        self.method, self.settings, self.batch = made(backbone, config), replace(settings, lr_warmup="0"), batch
+        self._dtype, _ = precision.choose(wanted, torch.device("cpu"))
+        self.dtype = str(self._dtype).removeprefix("torch.")
+        self.optimizer = optim.build(settings, self.method.student)
+        self._clock = Clock(0, 1000, 100)
+        self.method.to(memory_format=torch.channels_last)
+
+    def __call__(self, views: dict[str, Tensor]) -> float:
+        """One step of ours; returns the loss."""
+        indices = torch.arange(self.batch)
+        item = Views(views, torch.full((self.batch,), -1), indices)
+        tensors, _ = step(
+            self.method, self.method, self.optimizer, self.settings, self.batch, self._clock, [item], 1, self._dtype
+        )
+        return float(tensors["loss"])
+
+    def classic(self, pair: Pair, views: dict[str, Tensor]) -> float:
+        """The same step in the classic way."""
+        crops = [view for group in views.values() for view in group]
+        lr = self.settings.lr * self.batch / 256
+        return pair.step(
+            crops, lr, self.settings.weight_decay, self.method.temperature(self._clock), self.method.ema(self._clock),
+            frozen=False, clip=self.settings.clip,
+        )  # fmt: skip
+
+
+def agree(first: Callable[[], float], second: Callable[[], float], num: int = 3) -> dict[str, Any]:
+    """The losses of some steps side by side."""
+    pairs = [(first(), second()) for _ in range(num)]
+    worst = max(abs(a - b) / abs(a) for a, b in pairs)
+    assert worst < 0.01, f"the two ways come to different losses: {pairs}"
+    return {"loss_difference": worst}
+
+
+def compare(first: Callable[[], Any], second: Callable[[], Any], turns: int, images: int) -> dict[str, Any]:
+    """Best of several turns each, after one that does not count."""
+    best = [float("inf"), float("inf")]
+    for turn in range(turns + 1):
+        for which, function in enumerate((first, second)):
+            # One thread alone: its own time on the processor, which other work on the machine hardly touches.
+            clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+            began = clock()
+            function()
+            if turn:
+                best[which] = min(best[which], clock() - began)
+    return {
+        "classic_seconds": best[0], "ours_seconds": best[1], "ratio": best[0] / best[1],
+        "classic_images_per_second": images / best[0], "ours_images_per_second": images / best[1],
+    }  # fmt: skip
+
+
+def made_images(home: Path) -> Path:
+    """JPEG files of 500 x 333 px with the spectrum of photographs."""
+    rng = np.random.default_rng(0)
+    fy, fx = np.fft.fftfreq(333)[:, None], np.fft.rfftfreq(500)[None]
+    falloff = 1 / np.maximum(np.hypot(fy, fx), 1 / 500)
+    for number in range(64):
+        noise = np.fft.irfft2(np.fft.rfft2(rng.normal(size=(3, 333, 500))) * falloff, s=(333, 500))
+        noise = (noise - noise.mean()) / noise.std() * 50 + 128
+        Image.fromarray(noise.clip(0, 255).astype(np.uint8).transpose(1, 2, 0)).save(home / f"{number}.jpg", quality=88)
+    return home
+
+
+if __name__ == "__main__":
+    main()
