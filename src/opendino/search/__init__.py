@@ -1,0 +1,1 @@
+"""What a model sees, kept: vectors of images in files and tables, and what one finds among them."""
