@@ -18,31 +18,9 @@ from opendino.core.errors import UsageError, UserError
 from opendino.core.types import Features
 from opendino.data.sources.toy import ToySource
 from opendino.evals import attention_segmentation
-from opendino.evals.attention_segmentation import Config, attention_jaccard, evaluate, keep_mass
+from opendino.evals.attention_segmentation import Config, attention_jaccard, evaluate
 from opendino.models.build import backbone
 from opendino.models.load import Model, load, preprocessing, save_backbone
-
-
-@pytest.mark.parametrize(
-    ("attention", "mass", "kept"),
-    [
-        ([0.5, 0.3, 0.2], 0.6, [1, 1, 0]),  # one alone is not enough
-        ([0.1, 0.6, 0.3], 0.6, [0, 1, 0]),  # exactly enough
-        ([5.0, 3.0, 2.0], 0.9, [1, 1, 1]),  # scale does not matter
-        ([0.7, 0.3, 0.0], 1.0, [1, 1, 0]),
-        ([0.7, 0.2, 0.1], 0.01, [1, 0, 0]),  # never nothing
-    ],
-)
-def test_the_fewest_patches_that_hold_the_mass(attention: list[float], mass: float, kept: list[int]) -> None:
-    assert keep_mass(torch.tensor(attention), mass).int().tolist() == kept
-
-
-def test_mass_is_kept_along_the_last_dimension() -> None:
-    attention = torch.rand(4, 3, 50)
-    kept = keep_mass(attention, 0.6)
-    held = (attention * kept).sum(-1) / attention.sum(-1)
-    weakest = attention.masked_fill(~kept, 2).amin(-1) / attention.sum(-1)
-    assert (held >= 0.6).all() and (held - weakest < 0.6).all()
 
 
 def test_jaccard_of_hand_made_heads() -> None:

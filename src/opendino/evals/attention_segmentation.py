@@ -19,6 +19,7 @@ from opendino.core.errors import BadImage, UsageError, UserError
 from opendino.core.types import Report
 from opendino.data.mask_scores import jaccard
 from opendino.data.masked import open_masked
+from opendino.models.attention import keep_mass, of_cls
 from opendino.models.build import backbone
 from opendino.models.load import NETWORKS, Model, load
 from opendino.models.patches import normalise, patch_px
@@ -85,21 +86,6 @@ def evaluate(config: Config) -> Report:
     return _report(means, len(scores), notes, config, time.monotonic() - began)
 
 
-def keep_mass(attention: Tensor, mass: float = 0.6) -> Tensor:
-    """The fewest patches that together hold at least `mass` of the attention.
-
-    Args:
-        attention: float `[... N]`, not negative; need not sum to 1.
-        mass: Share in 0 .. 1.
-
-    Returns:
-        bool `[... N]`.
-    """
-    ascending, order = attention.double().sort(dim=-1)
-    below = ascending.cumsum(-1) / ascending.sum(-1, keepdim=True)
-    return torch.zeros_like(order, dtype=torch.bool).scatter(-1, order, below > 1 - mass)
-
-
 def attention_jaccard(attention: Tensor, truth: Tensor, void: Tensor | None = None, mass: float = 0.6) -> Tensor:
     """Overlap of a mask with what each head looks at most, and with what all heads together do.
 
@@ -139,13 +125,9 @@ def _attention(model: Model, pixels: np.ndarray, height: int, width: int, step: 
     resampling = Image.Resampling[model.preprocessing["interpolation"].upper()]
     resized = np.array(Image.fromarray(pixels).resize((width, height), resampling))
     try:
-        attention = model.attention(normalise(resized, model))[0]
+        return of_cls(model, normalise(resized, model), (height // step, width // step))[0]
     except NotImplementedError as error:
         raise UserError(str(error), "Judge it by k-NN or a linear probe") from error
-    rows, columns = height // step, width // step
-    if attention.shape[-1] == rows * columns:
-        raise UserError(f"{model.backbone.name} has no CLS token whose attention could be looked at")
-    return attention[:, 0, -rows * columns :].unflatten(-1, (rows, columns)).float().cpu()
 
 
 def _report(means: dict[str, list[float]], num_images: int, notes: list[str], config: Config, seconds: float) -> Report:

@@ -1,0 +1,115 @@
+"""Patch features as colours: their first three principal components, fitted over all the images together.
+
+Equal colours mean similar features, in every image. With `--foreground` the first component splits off the background,
+which turns black. Components are exact and their signs follow a rule, so that a picture never changes by itself.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import tyro
+from PIL import Image
+from torch import Tensor
+
+from opendino.core import dist
+from opendino.core.errors import UsageError
+from opendino.core.types import Report
+from opendino.data.pictures import open_pictures
+from opendino.features.stream import Bad, left_out
+from opendino.models.load import load
+from opendino.visualise import _canvas
+from opendino.visualise._canvas import Sheet, Tile
+from opendino.visualise._principal import Basis, Foreground, fit
+from opendino.visualise._sight import Sight, check_size, each, write_each
+
+MOST = 32
+"""Images in one picture; more go into a folder."""
+_FITTED = 64
+_COLUMNS = 8
+
+
+@dataclass(frozen=True)
+class Config:
+    """What `opendino show pca` takes."""
+
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    """A run folder, an imported or exported model folder, or timm:NAME."""
+    images: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGES")]
+    """Image files, or a folder, a .tar or .zip, a text file of paths."""
+    which: Literal["teacher", "student"] | None = None
+    """Network of a run; the one to use by default."""
+    out: str = "pca.png"
+    """A picture (.png, .jpg, .webp, .pdf, .svg, .html), or a folder for one .png an image."""
+    size_px: int = 480
+    """Shorter side of the images that the network sees, rounded to whole patches."""
+    foreground: Foreground = "off"
+    """Colour only the patches on one side of the first component: above or below its mean, or auto, the side that
+    touches the borders less."""
+    device: str = "auto"
+    """auto, cuda, mps or cpu."""
+
+    def __post_init__(self) -> None:
+        check_size(self.size_px)
+
+
+def show(config: Config) -> Report:
+    """Fit to up to 64 of the images, evenly spaced, and draw them all.
+
+    Raises:
+        UserError: No such model or images, none that can be read, or a network whose features are no grid.
+    """
+    into_folder = not Path(config.out).suffix
+    path = Path(config.out).expanduser() if into_folder else _canvas.out(config.out, _canvas.PICTURES)
+    source = open_pictures(config.images)
+    if len(source) > MOST and not into_folder:
+        raise UsageError(f"{len(source)} images are too many for one picture", "Give a folder: --out pca/")
+    sight = Sight(load(config.model, config.which).to(dist.device(config.device)), config.size_px)
+    began, bad = time.monotonic(), Bad()
+    sample = np.unique(np.linspace(0, len(source) - 1, min(len(source), _FITTED)).round().astype(int)).tolist()
+    known = {index: (image, sight.patches(image)) for index, image in each(source, sight, bad, sample)}
+    basis = fit([patches for _, patches in known.values()], config.foreground)
+
+    def drawn() -> Iterator[tuple[str, list[Tile]]]:
+        for index, (image, patches) in known.items():
+            yield source.key(index), tiles(image, patches, basis)
+        others = sorted(set(range(len(source))) - set(sample))
+        for index, image in each(source, sight, bad, others) if others else ():
+            yield source.key(index), tiles(image, sight.patches(image), basis)
+
+    if into_folder:
+        paths = write_each(drawn(), path, lambda pair, to: Sheet([pair]).save(to))
+    else:
+        pairs = [pair for _, pair in drawn()]
+        columns = math.ceil(len(pairs) / math.ceil(len(pairs) / _COLUMNS))
+        blocks = [pairs[start : start + columns] for start in range(0, len(pairs), columns)]
+        width = _canvas.WIDTH_PX // max(2, columns)
+        Sheet([[_narrow(pair[i], width) for pair in block] for block in blocks for i in (0, 1)]).save(path)
+        paths = [str(path)]
+    shares = ", ".join(f"{share:.0%}" for share in basis.explained)
+    where = paths[0] if len(paths) == 1 else f"{len(paths)} pictures in {path}"
+    lines = [f"the components explain {shares} of the variance, over {len(known)} images → {where}"]
+    lines += [f"note: {left_out(bad)}"] * bool(bad)
+    fields = {"paths": paths, "explained": list(basis.explained), "fitted_on": len(known), "skipped": len(bad)}
+    return Report("\n".join(lines), fields | {"seconds": time.monotonic() - began})
+
+
+def tiles(image: Image.Image, patches: Tensor, basis: Basis) -> list[Tile]:
+    """An image, and its components as red, green and blue.
+
+    Args:
+        image: As the network saw it.
+        patches: Its features `[rows columns D]`.
+        basis: From `_principal.fit`.
+    """
+    return [Tile(image, "image"), Tile(_canvas.enlarged(basis.colours(patches), image.size), "components 1 to 3")]
+
+
+def _narrow(tile: Tile, width_px: int) -> Tile:
+    return Tile(_canvas.shrunk(tile.image, width_px), tile.title)
