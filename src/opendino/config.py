@@ -81,6 +81,8 @@ class Config:
     """How often the whole state is saved."""
     keep_checkpoints: int = 2
     """Newest checkpoints kept."""
+    report: bool = True
+    """Leave a page at the end, report.html: curves, attention, neighbours, and how to go on."""
     profile: bool = False
     """Look closely at a few early steps: profile.txt says where their time went, profile.json.gz is the trace."""
     max_nonfinite: int = 10

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from opendino import config as configs
-from opendino import plan
+from opendino import plan, report
 from opendino.config import Config
 from opendino.core import dist, files, log, span
 from opendino.core.contracts import Backbone, Method, Source
@@ -203,6 +203,8 @@ def _run(config: Config, source: Source, folder: Path, device: torch.device, new
             watch.quality = judge(method, state["baselines"])[0] if judge else {}
         background.wait()
         images.discard()
+        if config.report and leader:
+            _report(folder)
         return Result(
             run=str(folder),
             steps=total,
@@ -338,6 +340,14 @@ def _save(
         checkpoint.save(folder, tensors, state, config.keep_checkpoints)
 
     return write
+
+
+def _report(folder: Path) -> None:
+    """The page about the run. Whatever it fails at, the run is done."""
+    try:
+        log.say(f"report: {report.write(folder)}")
+    except Exception as error:
+        log.warn(f"no report was written: {error}")
 
 
 def _chance(seed: int, step: int, rank: int) -> int:

@@ -48,6 +48,7 @@ def tiny(out: Path, **changes: object) -> Config:
         checkpoint_every="4",
         eval_images=40,
         knn_k=3,
+        report=False,
     )
     return replace(base, **changes)
 

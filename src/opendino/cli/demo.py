@@ -19,7 +19,7 @@ def run(args: list[str]) -> Outcome:
             *_rows(result.knn or {}),
             *(["and the classifiers themselves:", *_rows(result.accuracy)] if result.accuracy else []),
             f"The run lies in {result.run}: config.yaml, metrics.jsonl, backbone.safetensors, checkpoints/",
-            f"Its curves:           tensorboard --logdir {result.run}",
+            f"Look at it:           {result.run}/report.html, in any browser",
             "Your own images next: opendino train ~/photos",
         ]
     )

@@ -39,7 +39,10 @@ def report(result: Any) -> Outcome:
         lines.append(result.against_start["says"])
     if result.collapse is not None:
         lines.append(f"collapsed: {result.collapse}; see the warnings in {result.run}/log.txt")
-    lines += [f"run folder: {result.run}", f"from Python: opendino.load('{result.run}').embed(images)"]
+    lines += [
+        f"run folder: {result.run}, with report.html",
+        f"from Python: opendino.load('{result.run}').embed(images)",
+    ]
     return Outcome("\n".join(lines), dict(result.__dict__))
 
 

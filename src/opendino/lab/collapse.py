@@ -90,7 +90,7 @@ def trials(config: Config) -> list[Trial]:
     """The runs: the demo's, with a network of half its width."""
     base = replace(
         demo.config(), steps=config.steps, backbone_options={"width": 16}, eval_every="100%", eval_images=1000,
-        checkpoint_every="100%", keep_checkpoints=1, workers=0,
+        checkpoint_every="100%", keep_checkpoints=1, workers=0, report=False,
     )  # fmt: skip
     small = byol.Config(hidden_dim=512, projection_dim=64)
 

@@ -71,7 +71,7 @@ def trials(config: Config) -> list[Trial]:
     base = demo.config(config.data)
     base = replace(
         base, val=base.val if config.data == demo.DATA else config.val, backbone_options={"width": 16},
-        eval_every="100%", checkpoint_every="100%", keep_checkpoints=1, workers=0,
+        eval_every="100%", checkpoint_every="100%", keep_checkpoints=1, workers=0, report=False,
     )  # fmt: skip
     factors = dict.fromkeys(("as it is", *(config.only or FACTORS)))
 

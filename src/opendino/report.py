@@ -1,0 +1,255 @@
+"""The page a run leaves: what it was, whether it learnt, what it sees, how to go on. One file, no network."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from opendino import config as configs
+from opendino import plan
+from opendino.core import dist, files, metrics
+from opendino.core.contracts import Source
+from opendino.core.errors import BadImage, UserError
+from opendino.data.decode import decode
+from opendino.data.loader import permutation
+from opendino.engine.monitors import Verdict, examine
+from opendino.features.neighbours import nearest
+from opendino.features.table import table
+from opendino.models.load import Model, load
+from opendino.visualise import _canvas, attention
+from opendino.visualise._canvas import Sheet, Tile
+from opendino.visualise._lines import plot
+from opendino.visualise._sight import Sight
+
+NAME = "report.html"
+_LOOKED_AT = 200  # images that neighbours are sought among
+_QUERIES, _NEIGHBOURS, _THUMB_PX = 6, 6, 120
+_NAMES = {
+    "teacher": "teacher", "student": "student", "baseline": "on labels alone", "start": "the weights it started from",
+    "untrained": "the same network untrained", "pixels": "raw pixels",
+}  # fmt: skip
+_PLOTS: tuple[tuple[str, Mapping[str, str]], ...] = (
+    ("loss (nats)", {"loss": "loss"}),
+    (
+        "entropy of the teacher's output (share of ln K)",
+        {"entropy_frac": "of an image", "marginal_frac": "of the mean"},
+    ),
+    ("KL(teacher ‖ student) (nats)", {"kl": "KL"}),
+    ("spread (0 is a collapse)", {"feature_spread": "features", "projection_spread": "projections"}),
+    ("effective rank of the features", {"effective_rank": "effective rank"}),
+    ("learning rate of the head", {"lr": "learning rate"}),
+    ("teacher's momentum", {"momentum": "momentum"}),
+    ("teacher's temperature", {"teacher_temp": "temperature"}),
+    ("gradient norm", {"grad_norm": "before clipping"}),
+    ("images a second", {"images_per_second": "images/s"}),
+    ("share of time", {"data_wait": "waiting for images", "mfu": "MFU"}),
+)
+
+
+def write(run: str | Path) -> Path:
+    """Write `report.html` into a run's folder, at once or not at all; works at any time from the first checkpoint on.
+
+    Args:
+        run: The folder of a run.
+
+    Returns:
+        Where the page is.
+
+    Raises:
+        UserError: There is no run, or it has no model yet.
+    """
+    folder = Path(run).expanduser()
+    if not (folder / "config.yaml").is_file() or not (folder / "metrics.jsonl").is_file():
+        raise UserError(f"'{run}' is no run folder: it has no metrics.jsonl", "Start one with: opendino train DATA")
+    config = configs.from_tree(configs.read_tree(folder / "config.yaml"))
+    rows = metrics.rows(folder / "metrics.jsonl")
+    assert config.steps is not None
+    verdict = examine(rows, config.steps)
+    source, model = plan.images(config), load(folder).to(dist.device(config.device))
+    sections = [
+        _summary(folder, config, rows, verdict),
+        f"<h2>Is it better than nothing?</h2>{_scores(rows)}",
+        f'<h2>Curves</h2><div class="plots">{_plots(rows)}</div>',
+        f"<h2>What it looks at</h2>{_looks(model, source)}",
+        f"<h2>What it holds to be alike</h2>{_alike(model, source)}",
+        f"<h2>How to go on</h2>{_next(folder)}",
+        f"<h2>Settings</h2><pre>{html.escape(configs.dump(config))}</pre>",
+    ]
+    path = folder / NAME
+    files.write(path, _PAGE.format(title=html.escape(folder.name), style=_STYLE, body="\n".join(sections)))
+    return path
+
+
+def _summary(folder: Path, config: configs.Config, rows: Sequence[dict[str, Any]], verdict: Verdict) -> str:
+    done = max((row["step"] for row in rows), default=0)
+    good = verdict.name in ("healthy", "too early")
+    cure = f"<p><b>What to do:</b> {html.escape(verdict.cure)}</p>" if verdict.cure else ""
+    facts = {
+        "method": configs.method_name(config), "network": config.backbone, "images": config.data,
+        "steps": f"{done:,} of {config.steps:,}", "batch": f"{config.batch}", "device": dist.device(config.device).type,
+    }  # fmt: skip
+    told = "".join(f"<tr><th>{name}</th><td>{html.escape(value)}</td></tr>" for name, value in facts.items())
+    verdict_line = f"<b>{html.escape(verdict.name)}</b>: {html.escape(verdict.evidence)}"
+    heading = f"<h1>{html.escape(folder.name)}</h1>"
+    return f'{heading}<p class="{"good" if good else "bad"}">{verdict_line}</p>{cure}<table>{told}</table>'
+
+
+def _scores(rows: Sequence[dict[str, Any]]) -> str:
+    """A table of bars, the network to use first, of the last evaluation."""
+    found = next((row for row in reversed(rows) if "effective_rank" in row), {})
+    parts = []
+    for kind, title in (("knn", "k-NN, top-1 on held-out images"), ("accuracy", "classifier, top-1")):
+        bars = [
+            f"<tr><th>{html.escape(_name(name))}</th>"
+            f'<td><div class="bar" style="width:{3 * value:.0f}px"></div>{value:.1f} %</td></tr>'
+            for name, value in (found.get(kind) or {}).items()
+        ]
+        parts += [f"<p>{title}:</p><table>{''.join(bars)}</table>"] if bars else []
+    if not parts:
+        parts.append(
+            "<p>Nobody can say without labels. Folders that name classes, or <code>--val</code> with a few labelled "
+            "images, would show it here.</p>"
+        )
+    if "effective_rank" in found:
+        parts.append(f"<p>Effective rank of the features: {found['effective_rank']:.1f}.</p>")
+    return "".join(parts)
+
+
+def _name(network: str) -> str:
+    return _NAMES.get(network, network)
+
+
+def _plots(rows: Sequence[dict[str, Any]]) -> str:
+    plots = []
+    for title, names in _PLOTS:
+        lines = {told: line for name, told in names.items() if (line := _line(rows, name))}
+        if lines:
+            plots.append(plot(title, lines))
+    knn = {
+        _name(name): ([row["step"] for row in judged], [row["knn"][name] for row in judged])
+        for judged in [[row for row in rows if row.get("knn")]]
+        for name in (judged[-1]["knn"] if judged else ())
+        if all(name in row["knn"] for row in judged)
+    }
+    return "".join(([plot("k-NN, top-1 (%)", knn)] if knn else []) + plots)
+
+
+def _line(rows: Sequence[dict[str, Any]], name: str) -> tuple[list[float], list[float]] | None:
+    pairs = [
+        (row["step"], row[name]) for row in rows if isinstance(row.get(name), int | float) and math.isfinite(row[name])
+    ]
+    return ([step for step, _ in pairs], [value for _, value in pairs]) if pairs else None
+
+
+def _looks(model: Model, source: Source) -> str:
+    """Attention over some images."""
+    images = _some(source, 4)
+    if not images:
+        return "<p>No image could be read.</p>"
+    try:
+        sight = Sight(model, max(model.preprocessing["image_px"], min(240, *(min(image.size) for image in images))))
+        rows: list[list[Tile | None]] = []
+        for image in map(sight.prepare, images):
+            maps = sight.attention(image)
+            pale = attention.heat(_large(image), maps.mean(0), overlay=True)
+            kept = attention.keep_mass(maps.mean(0).flatten(), 0.6).view(maps.shape[1:])
+            veiled = _canvas.veiled(_large(image), kept)
+            rows.append([Tile(_large(image), "image"), Tile(pale, "where it looks"), Tile(veiled, "60 % of it")])
+    except UserError as error:
+        return f"<p>{html.escape(str(error))}</p>"
+    columns = [tile for row in rows for tile in row]
+    return f'<p>{html.escape(sight.quantity)}</p><div class="wide">{Sheet([columns[:6], columns[6:]]).svg()}</div>'
+
+
+def _alike(model: Model, source: Source) -> str:
+    """Some images with the images whose features are nearest."""
+    try:
+        found = table(model, source, indices=permutation(len(source), 0, 0)[:_LOOKED_AT].tolist())
+    except UserError as error:
+        return f"<p>{html.escape(str(error))}</p>"
+    if len(found) < 3:
+        return "<p>Too few images to compare.</p>"
+    queries = torch.arange(min(_QUERIES, len(found)))
+    cosines, places = nearest(found.features, found.features[queries], min(_NEIGHBOURS + 1, len(found)))
+    rows: list[list[Tile | None]] = []
+    for query, near, scores in zip(queries.tolist(), places.tolist(), cosines.tolist(), strict=True):
+        others = [(place, score) for place, score in zip(near, scores, strict=True) if place != query][:_NEIGHBOURS]
+        row = [Tile(_thumb(source, int(found.indices[query])), "query")]
+        row += [Tile(_thumb(source, int(found.indices[place])), f"{score:.2f}") for place, score in others]
+        rows.append([*row])
+    told = f"Nearest by cosine among {len(found):,} of {len(source):,} images, with the cosine above each."
+    return f'<p>{told}</p><div class="wide">{Sheet(rows).svg()}</div>'
+
+
+def _next(folder: Path) -> str:
+    run = html.escape(str(folder))
+    lines = [
+        f"opendino resume {run}                     # where it stopped early",
+        f"opendino train DATA --init {run}          # on other images, from these weights",
+        f"opendino eval knn {run} --train DIR --val DIR",
+        f"opendino embed {run} DATA --out vectors.parquet",
+        f"opendino show attention {run} IMAGE...",
+        f"opendino export {run} --to timm --out MODEL",
+        f"opendino doctor {run}",
+    ]
+    python = f'import opendino\n\nvectors = opendino.load("{run}").embed(["a.jpg", "b.jpg"])  # [2, D]'
+    return "<pre>{}</pre><p>From Python:</p><pre>{}</pre>".format("\n".join(lines), python)
+
+
+def _some(source: Source, number: int) -> list[Image.Image]:
+    """A few images from all over the source, as many as can be read."""
+    found = []
+    for index in permutation(len(source), 0, 1)[: 4 * number].tolist():
+        if len(found) < number and (image := _read(source, index)):
+            found.append(image)
+    return found
+
+
+def _read(source: Source, index: int) -> Image.Image | None:
+    try:
+        return Image.fromarray(decode(source.read(index)))
+    except BadImage:
+        return None
+
+
+def _thumb(source: Source, index: int) -> Image.Image:
+    image = _read(source, index) or Image.new("RGB", (_THUMB_PX, _THUMB_PX), "lightgrey")
+    scale = _THUMB_PX / max(image.size)
+    small = image.resize(
+        (max(1, round(image.width * scale)), max(1, round(image.height * scale))), Image.Resampling.BICUBIC
+    )
+    square = Image.new("RGB", (_THUMB_PX, _THUMB_PX), "white")
+    square.paste(small, ((_THUMB_PX - small.width) // 2, (_THUMB_PX - small.height) // 2))
+    return square
+
+
+def _large(image: Image.Image) -> Image.Image:
+    scale = 1.6 * _THUMB_PX / min(image.size)
+    return image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.NEAREST)
+
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1080px; margin: 2rem auto; padding: 0 1rem; color: #222; }
+h1 { margin-bottom: .3rem; } h2 { margin-top: 2.2rem; border-bottom: 1px solid #ddd; }
+table { border-collapse: collapse; }
+th { text-align: left; font-weight: normal; color: #555; padding: .1rem 1.5rem .1rem 0; }
+pre { background: #f6f6f6; padding: .8rem; overflow: auto; font-size: 13px; }
+.good, .bad { padding: .6rem .9rem; border-left: 6px solid #009e73; background: #eef8f4; }
+.bad { border-color: #d55e00; background: #fdf1e8; }
+.plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(320px, 1fr)); gap: 1rem; }
+.wide svg { width: 100%; height: auto; }
+.bar { display: inline-block; height: .8em; background: #0072b2; margin-right: .5em; }
+"""
+_PAGE = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>{title}</title><style>{style}</style>
+<body>
+{body}
+</body></html>
+"""
