@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
@@ -101,6 +105,56 @@ def frames(path: Path) -> Iterator[tuple[str, np.ndarray | BadImage]]:
             yield image.stem, error
 
 
+def rate(path: Path) -> Fraction | None:
+    """Frames a second of a film file on average; None for a folder, and for a film that does not say.
+
+    Raises:
+        UserError: No film there, a damaged one, or no PyAV.
+    """
+    if path.is_dir():
+        return None
+    with _opened(path) as container:
+        return container.streams.video[0].average_rate
+
+
+def write(path: Path, frames: Iterable[np.ndarray], rate: Fraction) -> int:
+    """A film of frames as they come, H.264 where PyAV has it, else MPEG-4; without sound. There at once or not at all.
+
+    Args:
+        path: An .mp4.
+        frames: uint8 `[H W 3]`, all of one size with even sides.
+        rate: Frames a second.
+
+    Returns:
+        How many there were; without any there is no film.
+
+    Raises:
+        UserError: No PyAV, or the file cannot be written.
+    """
+    av = _av()
+    codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
+    quality = {"options": {"crf": "18"}} if codec == "libx264" else {"bit_rate": 8_000_000}
+    partial = path.with_name(f".{path.name}.partial")
+    number = 0
+    try:
+        with av.open(str(partial), "w", format="mp4") as container:
+            stream = container.add_stream(codec, rate=rate.limit_denominator(1001), pix_fmt="yuv420p", **quality)
+            for pixels in frames:
+                if not number:
+                    stream.height, stream.width = pixels.shape[:2]
+                number += 1
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+            if number:
+                container.mux(stream.encode(None))
+        if number:
+            partial.replace(path)
+    except (OSError, av.error.FFmpegError) as error:
+        raise UserError(f"Cannot write {printable(str(path))}: {error.strerror}", "Choose another --out") from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return number
+
+
 def is_davis(root: Path) -> bool:
     """Whether a folder is laid out as DAVIS."""
     return (root / "JPEGImages").is_dir() and (root / "Annotations").is_dir()
@@ -164,24 +218,42 @@ def _choices(folder: Path) -> str:
     return f"There is: {', '.join(there)}" if there else "Is the folder laid out as DAVIS?"
 
 
-def _film(path: Path) -> Iterator[np.ndarray]:
+def _av() -> ModuleType:
     try:
         import av
-        from av.error import FFmpegError
+        import av.error
     except ImportError:
-        raise UserError("Reading a film needs PyAV", 'pip install "opendino[video]", or give its frames') from None
-    number = 0
+        raise UserError("Films need PyAV", 'pip install "opendino[video]", or give frames in a folder') from None
+    return av
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    av = _av()
     try:
         # A playlist that poses as a film must not reach out to the network.
         with av.open(str(path), options={"protocol_whitelist": "file"}) as container:
             if not container.streams.video:
                 raise UserError(f"{printable(str(path))} holds no pictures", "Give a film file or a folder of frames")
+            yield container
+    except av.error.FFmpegError as error:
+        raise UserError(
+            f"{printable(str(path))} cannot be read as a film: {error.strerror}",
+            "Give a film file or a folder of frames",
+        ) from error
+
+
+def _film(path: Path) -> Iterator[np.ndarray]:
+    number = 0
+    with _opened(path) as container:
+        try:
             for frame in container.decode(video=0):
                 turns = round(frame.rotation / 90)  # counter-clockwise; phones leave it to the player
                 yield np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), turns))
                 number += 1
-    except FFmpegError as error:
-        where = f"beyond frame {number - 1}" if number else "as a film"
-        raise UserError(
-            f"{printable(str(path))} cannot be read {where}: {error.strerror}", "Give a film file or a folder of frames"
-        ) from error
+        except _av().error.FFmpegError as error:
+            where = f"beyond frame {number - 1}" if number else "as a film"
+            raise UserError(
+                f"{printable(str(path))} cannot be read {where}: {error.strerror}",
+                "Give a film file or a folder of frames",
+            ) from error

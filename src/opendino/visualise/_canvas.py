@@ -7,6 +7,7 @@ import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -27,19 +28,7 @@ WIDTH_PX = 2400
 """Of a sheet at most: 360 dots an inch over the 17 cm of a paper."""
 _GAP_PX = 8
 # Viridis (Smith & van der Walt 2015, CC0) at equal distances: brightness rises evenly, for every colour vision.
-_VIRIDIS = (
-    "440154",
-    "482475",
-    "414487",
-    "355f8d",
-    "2a788e",
-    "21918c",
-    "22a884",
-    "44bf70",
-    "7ad151",
-    "bddf26",
-    "fde725",
-)
+_VIRIDIS = bytes.fromhex("440154 482475 414487 355f8d 2a788e 21918c 22a884 44bf70 7ad151 bddf26 fde725")
 
 
 @dataclass(frozen=True)
@@ -59,10 +48,8 @@ class Sheet:
 
     def __init__(self, rows: Sequence[Sequence[Tile | None]]) -> None:
         self.rows = rows
-        columns = range(max(len(row) for row in rows))
-        self._widths = [
-            max((row[i].image.width for row in rows if i < len(row) and row[i]), default=0) for i in columns
-        ]  # type: ignore[union-attr]
+        columns = zip_longest(*rows)
+        self._widths = [max((tile.image.width for tile in column if tile), default=0) for column in columns]
         self._heights = [max((tile.image.height for tile in row if tile), default=0) for row in rows]
         self.width = sum(self._widths) + _GAP_PX * (len(self._widths) + 1)
         self.font_px = max(11, round(self.width / 66))  # 8 points on a paper 17 cm wide
@@ -158,7 +145,7 @@ def out(text: str, endings: Sequence[str]) -> Path:
 
 def colour(values: Tensor) -> np.ndarray:
     """Values `[...]` in 0 .. 1 → uint8 `[... 3]` from dark violet to yellow (viridis)."""
-    stops = torch.tensor([list(bytes.fromhex(stop)) for stop in _VIRIDIS], dtype=torch.float64)
+    stops = torch.tensor(list(_VIRIDIS), dtype=torch.float64).view(-1, 3)
     place = values.double().clamp(0, 1) * (len(stops) - 1)
     low = place.floor().long().clamp_max(len(stops) - 2)
     part = (place - low)[..., None]

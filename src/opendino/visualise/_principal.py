@@ -1,4 +1,4 @@
-"""Principal components of patch features as colours, the same each time and for all images that are looked at together."""
+"""Principal components of patch features as colours, the same each time and for all images looked at together."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Where a network looks: attention of each head, their mean, and the patches that hold most of it.
 
-The tiles of an image: the image; the mean of the heads and each head, dark to bright from 0 to its own largest value;
-below each the fewest patches that hold `--mass` of it, in colour. As in DINO v1 (visualize_attention.py): last block,
+The tiles of an image: the image; the mean of the heads and each head, dark to bright from its smallest to its largest
+value; and for each the fewest patches that hold `--mass` of it, in colour, titled "60% in 12%" where those are 12 % of
+all patches. As in DINO v1 (visualize_attention.py): last block,
 CLS token, nearest neighbour to image size; unlike there the aspect ratio is kept, registers are left out, and the
 threshold is on by default. Networks without CLS attention, such as ResNets, show each position's share in the mean
 feature, see `models/attention.py: of_mean`.
@@ -84,14 +85,9 @@ def show(config: Config) -> Report:
         for index, image in each(source, sight, bad):
             maps = sight.attention(image)
             kept = keep_mass(maps.mean(0).flatten(), config.mass)
-            told.append(
-                {
-                    "image": source.key(index),
-                    "grid": list(maps.shape[1:]),
-                    "mass_patches_frac": kept.float().mean().item(),
-                }
-            )
-            yield source.key(index), tiles(image, maps, config.mass, _chosen(config.heads, len(maps)), config.overlay)
+            key, heads = source.key(index), _chosen(config.heads, len(maps))
+            told.append({"image": key, "grid": list(maps.shape[1:]), "kept_frac": kept.float().mean().item()})
+            yield key, tiles(image, maps, config.mass, heads, config.overlay, Path(key).stem)
 
     if into_folder:
         paths = write_each(drawn(), path, lambda rows, to: Sheet(rows).save(to))
@@ -100,13 +96,19 @@ def show(config: Config) -> Report:
         paths = [str(path)]
     where = paths[0] if len(paths) == 1 else f"{len(paths)} pictures in {path}"
     lines = [f"{sight.quantity}, {len(told)} image{'s' * (len(told) > 1)} → {where}"]
+    lines += [f"'{config.mass:.0%} in 12%': 12 % of the patches hold that much of it"]
     lines += [f"note: {left_out(bad)}"] * bool(bad)
     fields = {"paths": paths, "images": told, "quantity": sight.quantity, "mass": config.mass, "skipped": len(bad)}
     return Report("\n".join(lines), fields | {"seconds": time.monotonic() - began})
 
 
 def tiles(
-    image: Image.Image, maps: Tensor, mass: float = 0.6, heads: Sequence[int] | None = None, overlay: bool = False
+    image: Image.Image,
+    maps: Tensor,
+    mass: float = 0.6,
+    heads: Sequence[int] | None = None,
+    overlay: bool = False,
+    name: str = "image",
 ) -> list[list[Tile | None]]:
     """The rows of a `Sheet` about one image.
 
@@ -116,18 +118,21 @@ def tiles(
         mass: Share of the attention that the patches in colour hold.
         heads: Those to show beside the mean of all; every one where None.
         overlay: Maps over the image rather than beside it.
+        name: Of the image.
     """
     heads = range(len(maps)) if heads is None else heads
-    shown = [("mean of heads" if len(maps) > 1 else "share", maps.mean(0))]
-    shown += [(f"head {head}", maps[head]) for head in heads if len(maps) > 1]
+    shown = [("mean of heads", maps.mean(0))] if len(maps) > 1 else []
+    shown += [(f"head {head}" if len(maps) > 1 else "share", maps[head]) for head in heads]
     blocks = math.ceil((len(shown) + 1) / _COLUMNS)
     columns = math.ceil((len(shown) + 1) / blocks)
     small = _canvas.shrunk(image, _canvas.WIDTH_PX // columns)
-    pairs: list[tuple[Tile, Tile | None]] = [(Tile(small, "image"), None)]
-    for name, each_map in shown:
+    pairs: list[tuple[Tile, Tile | None]] = [(Tile(small, name), None)]
+    for title, each_map in shown:
         kept = keep_mass(each_map.flatten(), mass).view(each_map.shape)
         share = f"{mass:.0%} in {kept.float().mean().item():.0%}"
-        pairs.append((Tile(heat(small, each_map, overlay), name), Tile(_canvas.veiled(small, kept), share)))
+        pairs.append((Tile(heat(small, each_map, overlay), title), Tile(_canvas.veiled(small, kept), share)))
+    if len(maps) == 1:
+        return [[pairs[0][0], *pairs[1]]]
     rows: list[list[Tile | None]] = []
     for start in range(0, len(pairs), columns):
         upper, lower = zip(*pairs[start : start + columns], strict=True)
@@ -136,14 +141,15 @@ def tiles(
 
 
 def heat(image: Image.Image, values: Tensor, overlay: bool = False) -> Image.Image:
-    """A map `[rows columns]` in colour at the size of the image, from 0 to its largest value.
+    """A map `[rows columns]` in colour at the size of the image, dark to bright.
 
     Args:
         image: Its size counts, and its content where `overlay`.
-        values: Not negative.
+        values: Stretched from their smallest to their largest.
         overlay: Let the grey image shine through.
     """
-    picture = _canvas.enlarged(_canvas.colour(values / values.max().clamp_min(1e-30)), image.size)
+    low, high = values.aminmax()
+    picture = _canvas.enlarged(_canvas.colour((values - low) / (high - low).clamp_min(1e-30)), image.size)
     return Image.blend(image.convert("L").convert("RGB"), picture, 0.6) if overlay else picture
 
 

@@ -69,28 +69,20 @@ def show(config: Config) -> Report:
         )
     sight = Sight(load(config.model, config.which).to(dist.device(config.device)), config.size_px)
     if not sight.any_size:
-        raise UserError(
-            f"{sight.model.backbone.name} takes images of one size only", "Choose a ViT of ours, or a ResNet"
-        )
+        name = sight.model.backbone.name
+        raise UserError(f"{name} takes images of one size only", "Choose a ViT of ours, or a ResNet")
     began = time.monotonic()
     seen = [sight.prepare(image) for image in (first, second)]
     features = [sight.patches(image) for image in seen]
     place = _patch(at, first.size, features[0])
     similarity = similarities(features[0][place], features[1])
     best = best_point(similarity, second.size)
-    Sheet(
-        [tiles(*seen, _moved(at, first.size, seen[0].size), _moved(best, second.size, seen[1].size), similarity)]
-    ).save(path)
+    here, there = _moved(at, first.size, seen[0].size), _moved(best, second.size, seen[1].size)
+    Sheet([tiles(*seen, here, there, similarity)]).save(path)
     found = similarity.max().item()
     text = f"({at[0]:g}, {at[1]:g}) → ({best[0]:.0f}, {best[1]:.0f}) at a similarity of {found:.2f}, drawn in {path}"
-    fields = {
-        "paths": [str(path)],
-        "at": list(at),
-        "best": list(best),
-        "similarity": found,
-        "grid": list(similarity.shape),
-    }
-    return Report(text, fields | {"seconds": time.monotonic() - began})
+    fields = {"paths": [str(path)], "at": list(at), "best": list(best), "similarity": found}
+    return Report(text, fields | {"grid": list(similarity.shape), "seconds": time.monotonic() - began})
 
 
 def similarities(feature: Tensor, patches: Tensor) -> Tensor:
@@ -116,11 +108,8 @@ def tiles(
     """
     low, high = (value.item() for value in similarity.aminmax())
     spread = (similarity - low) / max(high - low, 1e-30)
-    pictures = [
-        _canvas.cross(first, *at),
-        _canvas.cross(second, *best),
-        _canvas.enlarged(_canvas.colour(spread), second.size),
-    ]
+    map_ = _canvas.enlarged(_canvas.colour(spread), second.size)
+    pictures = [_canvas.cross(first, *at), _canvas.cross(second, *best), map_]
     titles = ["the point", "most similar patch", f"cosine {low:.2f} to {high:.2f}"]
     return [Tile(_canvas.shrunk(each, _TILE_PX), title) for each, title in zip(pictures, titles, strict=True)]
 

@@ -149,15 +149,13 @@ def choices(batch: Batch, place: int) -> list[dict[str, Any]]:
     found = []
     for name, d in batch.draws.items():
         for v in range(len(d.box)):
-            factors, sigma = (
-                [round(x, 3) for x in values.reshape(-1).tolist()]
-                for values in (d.factors[v, place], d.sigma[v, place])
-            )
+            factors = [round(x, 3) for x in d.factors[v, place].tolist()]
+            sigma = round(d.sigma[v, place].item(), 3)
             found.append(
                 {
                     "group": name, "box": d.box[v, place].tolist(), "flip": bool(d.flip[v, place]),
                     "jitter": None if factors == [1, 1, 1, 0] else factors, "grey": bool(d.grey[v, place]),
-                    "blur": sigma[0] or None, "solarise": bool(d.solarise[v, place]),
+                    "blur": sigma or None, "solarise": bool(d.solarise[v, place]),
                 }
             )  # fmt: skip
     return found

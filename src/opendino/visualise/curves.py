@@ -1,23 +1,63 @@
-"""Lines over steps: several panels side by side, several runs a line."""
+"""A run's course: loss, entropy, KL, rank, k-NN and schedules over steps; several runs a line each.
+
+Drawn are the mean over short stretches, and pale behind it the smallest and largest value of each, so that no spike is
+lost however long the run is.
+"""
 
 from __future__ import annotations
 
-import io
+import math
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import tyro
 
-from opendino.core import files
+from opendino.core import metrics
 from opendino.core.errors import UsageError, UserError
+from opendino.core.types import Report
+from opendino.visualise import _canvas, _plot
+from opendino.visualise._canvas import COLOURS
 
-# Okabe & Ito's palette, told apart by people of every colour vision; beyond eight, other strokes.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
-_STROKES = ("-", "--", ":")
+_STROKES = ("-", "--", ":")  # beyond eight colours
+_COLUMNS = 3
+_BUCKETS = 500
 
-Curve = tuple[Sequence[float], Sequence[float]]
+Curve = tuple[Sequence[float] | np.ndarray, Sequence[float] | np.ndarray]
+
+# What a run may have measured, in the order of the panels: column → title, label of the axis.
+PANELS = {
+    "loss": ("Loss", "nats"),
+    "teacher_entropy": ("Entropy of the teacher's output", "nats"),
+    "kl": ("KL(teacher ‖ student)", "nats"),
+    "effective_rank": ("Effective rank of the features", "dimensions"),
+    "knn": ("k-NN", "accuracy (%)"),
+    "accuracy": ("Classifier", "accuracy (%)"),
+    "feature_spread": ("Spread of the features", ""),
+    "projection_spread": ("Spread of the projections", ""),
+    "lr": ("Learning rate", ""),
+    "weight_decay": ("Weight decay", ""),
+    "momentum": ("Momentum of the teacher", ""),
+    "teacher_temp": ("Temperature of the teacher", ""),
+    "images_per_second": ("Throughput", "images/s"),
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """What `opendino show curves` takes."""
+
+    runs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """Run folders, finished or not."""
+    out: str = "curves.png"
+    """A picture: .png, .svg, .pdf or .html."""
+
+    def __post_init__(self) -> None:
+        if not self.runs:
+            raise UsageError("No run was named", "Give one or several run folders")
 
 
 @dataclass(frozen=True)
@@ -28,52 +68,139 @@ class Panel:
         title, ylabel: Text.
         curves: Name of a line → its repetitions, e.g. one (steps, values) a seed; drawn thin, their mean thick.
         level: A dashed line across, e.g. ln K, and its name.
+        bands: Name of a line → (steps, smallest, largest), drawn pale behind it.
     """
 
     title: str
     ylabel: str
     curves: Mapping[str, Sequence[Curve]]
     level: tuple[float, str] | None = None
+    bands: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = field(default_factory=dict)
+
+
+def show(config: Config) -> Report:
+    """Draw the curves that the runs have.
+
+    Raises:
+        UserError: No such run, or one without a number; no matplotlib.
+    """
+    path, began = _canvas.out(config.out, _plot.PLOTS), time.monotonic()
+    runs = {name: _columns(folder) for name, folder in _named(config.runs).items()}
+    panels = of_runs(runs)
+    if not panels:
+        raise UserError(f"{', '.join(config.runs)} has not measured anything yet", "Wait for its first steps")
+    draw(panels, path)
+    last = {name: {key: float(values[-1]) for key, (_, values) in columns.items()} for name, columns in runs.items()}
+    steps = {name: int(max(each[-1] for each, _ in columns.values())) for name, columns in runs.items()}
+    lines = [f"{name}: {steps[name]:,} steps, loss {last[name].get('loss', math.nan):.3f}" for name in runs]
+    fields = {"paths": [str(path)], "steps": steps, "last": last, "panels": [panel.title for panel in panels]}
+    return Report("\n".join([*lines, f"→ {path}"]), fields | {"seconds": time.monotonic() - began})
+
+
+def of_runs(runs: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]]) -> list[Panel]:
+    """Panels for the columns that at least one run has.
+
+    Args:
+        runs: Name → column, as in `PANELS`, those of "knn" and "accuracy" as "knn.teacher" → (steps, values).
+    """
+    panels = []
+    for column, (title, ylabel) in PANELS.items():
+        curves: dict[str, list[Curve]] = {}
+        bands = {}
+        for name, columns in runs.items():
+            for key in (key for key in columns if key.partition(".")[0] == column):
+                whose = key.partition(".")[2]
+                line = name if not whose else whose if len(runs) == 1 else f"{name} {whose}"
+                if whose and len(runs) > 1 and whose != next(iter(_of(columns, column))):
+                    continue  # several runs are compared by the network to use
+                steps, low, mean, high = thinned(*columns[key], _BUCKETS)
+                curves[name if len(runs) > 1 else line] = [(steps, mean)]
+                if (high > low).any():
+                    bands[name if len(runs) > 1 else line] = steps, low, high
+        if curves:
+            panels.append(Panel(title, ylabel, curves, bands=bands))
+    return panels
+
+
+def thinned(steps: np.ndarray, values: np.ndarray, buckets: int) -> tuple[np.ndarray, ...]:
+    """At most so many stretches of equal numbers of values: middle step, smallest, mean and largest value of each.
+
+    Nothing but the mean is smoothed: the extremes of the whole are among those of the stretches.
+
+    Args:
+        steps: `[T]`, ascending.
+        values: float64 `[T]`.
+        buckets: Above 0.
+
+    Returns:
+        Four of `[min(T, buckets)]`.
+    """
+    edges = np.unique(np.linspace(0, len(values), min(buckets, len(values)) + 1).astype(int))
+    starts, counts = edges[:-1], np.diff(edges)
+    middle = steps[(starts + edges[1:] - 1) // 2]
+    low, high = np.minimum.reduceat(values, starts), np.maximum.reduceat(values, starts)
+    return middle, low, np.add.reduceat(values, starts) / counts, high
 
 
 def draw(panels: Sequence[Panel], path: Path, xlabel: str = "step") -> None:
-    """Draw panels side by side under one legend into a `.png`, `.svg` or `.pdf`.
+    """Draw panels, three in a row, under one legend into a `.png`, `.svg`, `.pdf` or `.html`.
 
     Raises:
         UsageError: Another ending.
         UserError: matplotlib is not installed.
     """
-    kind = path.suffix.removeprefix(".").lower()
-    if kind not in ("png", "svg", "pdf"):
-        raise UsageError(f"'{path}' is no picture", "End its name in .png, .svg or .pdf")
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UserError("Drawing needs matplotlib", 'pip install "opendino[show]"') from None
-    figure = Figure(figsize=(4.6 * len(panels), 4.2), layout="constrained")
-    axes: Any = figure.subplots(1, len(panels), squeeze=False)[0]
+    path = _canvas.out(str(path), _plot.PLOTS)
+    columns = min(_COLUMNS, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    figure, grid = _plot.panels(rows, columns, 1.75 * rows + 0.4)
+    axes = grid.flatten()
     names = list(dict.fromkeys(name for panel in panels for name in panel.curves))
     styles = {
         name: {"color": COLOURS[i % len(COLOURS)], "linestyle": _STROKES[i // len(COLOURS) % len(_STROKES)]}
         for i, name in enumerate(names)
     }
-    for panel, axis in zip(panels, axes, strict=True):
+    for panel, axis in zip(panels, axes, strict=False):
+        for name, (steps, low, high) in panel.bands.items():
+            axis.fill_between(steps, low, high, color=styles[name]["color"], alpha=0.2, linewidth=0)
         for name, curves in panel.curves.items():
-            for steps, values in curves:
+            for steps, values in curves if len(curves) > 1 else ():
                 axis.plot(steps, values, linewidth=0.4, alpha=0.5, **styles[name])
             steps = curves[0][0]
             if all(len(each[0]) == len(steps) for each in curves):
-                axis.plot(steps, np.mean([values for _, values in curves], axis=0), linewidth=1.6, **styles[name])
+                mean = np.mean([values for _, values in curves], axis=0)
+                axis.plot(steps, mean, linewidth=1.1, marker="o" if len(steps) < 3 else None, ms=2, **styles[name])
         if panel.level is not None:
             axis.axhline(panel.level[0], color="grey", linewidth=0.8, linestyle=(0, (4, 4)))
             axis.annotate(
                 panel.level[1], (1, panel.level[0]), xycoords=("axes fraction", "data"), ha="right", va="bottom"
             )
         axis.set(title=panel.title, xlabel=xlabel, ylabel=panel.ylabel)
-        axis.spines[["top", "right"]].set_visible(False)
-    handles = [axes[0].plot([], [], linewidth=1.6, label=name, **styles[name])[0] for name in names]
-    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
-    picture = io.BytesIO()
-    metadata = {"Date": None} if kind == "svg" else None  # the same picture, the same bytes
-    figure.savefig(picture, format=kind, dpi=150, metadata=metadata)
-    files.write(path, picture.getvalue())
+    for axis in axes[len(panels) :]:
+        axis.set_visible(False)
+    handles = [axes[0].plot([], [], linewidth=1.1, label=name, **styles[name])[0] for name in names]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
+    _plot.save(figure, path)
+
+
+def _of(columns: Mapping[str, Any], column: str) -> list[str]:
+    """Whose "knn" or "accuracy" a run has, the network to use first."""
+    return [key.partition(".")[2] for key in columns if key.startswith(f"{column}.")]
+
+
+def _named(runs: Sequence[str]) -> dict[str, Path]:
+    """Runs by the shortest ends of their paths that tell them apart."""
+    folders = list(dict.fromkeys(Path(run).expanduser().absolute() for run in runs))
+    for length in range(1, max(len(folder.parts) for folder in folders) + 1):
+        names = ["/".join(folder.parts[-length:]) for folder in folders]
+        if len(set(names)) == len(names):
+            break
+    return dict(zip(names, folders, strict=True))
+
+
+def _columns(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    try:
+        return metrics.columns(folder / "metrics.jsonl", list(PANELS))
+    except OSError:
+        raise UserError(
+            f"'{folder}' is no run folder: it has no metrics.jsonl", "Start one with: opendino train DATA"
+        ) from None

@@ -78,10 +78,10 @@ def show(config: Config) -> Report:
 
     def drawn() -> Iterator[tuple[str, list[Tile]]]:
         for index, (image, patches) in known.items():
-            yield source.key(index), tiles(image, patches, basis)
+            yield source.key(index), tiles(image, patches, basis, Path(source.key(index)).stem)
         others = sorted(set(range(len(source))) - set(sample))
         for index, image in each(source, sight, bad, others) if others else ():
-            yield source.key(index), tiles(image, sight.patches(image), basis)
+            yield source.key(index), tiles(image, sight.patches(image), basis, Path(source.key(index)).stem)
 
     if into_folder:
         paths = write_each(drawn(), path, lambda pair, to: Sheet([pair]).save(to))
@@ -100,15 +100,16 @@ def show(config: Config) -> Report:
     return Report("\n".join(lines), fields | {"seconds": time.monotonic() - began})
 
 
-def tiles(image: Image.Image, patches: Tensor, basis: Basis) -> list[Tile]:
+def tiles(image: Image.Image, patches: Tensor, basis: Basis, name: str = "image") -> list[Tile]:
     """An image, and its components as red, green and blue.
 
     Args:
         image: As the network saw it.
         patches: Its features `[rows columns D]`.
         basis: From `_principal.fit`.
+        name: Of the image.
     """
-    return [Tile(image, "image"), Tile(_canvas.enlarged(basis.colours(patches), image.size), "components 1 to 3")]
+    return [Tile(image, name), Tile(_canvas.enlarged(basis.colours(patches), image.size), "components 1 to 3")]
 
 
 def _narrow(tile: Tile, width_px: int) -> Tile:
