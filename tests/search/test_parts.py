@@ -145,6 +145,7 @@ def killed(folder: Path, out: Path, num_images: int, deadly: int) -> None:
     assert ended.returncode == -signal.SIGKILL
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_the_work_goes_on_and_the_table_is_the_same(
     folder: Path, model: Model, tmp_path: Path
 ) -> None:
@@ -196,7 +197,7 @@ def test_a_damaged_part_is_named(model: Model, tmp_path: Path, monkeypatch: pyte
     cut_off(model, ToySource(n=70), out, monkeypatch)
     (part,) = out.with_name("x.csv.parts").glob("part-00001-*")
     part.write_bytes(part.read_bytes()[:100])
-    with pytest.raises(UserError, match="part-00001-of-00003.safetensors is damaged.*Remove it"):
+    with pytest.raises(UserError, match=r"part-00001-of-00003\.safetensors is damaged.*Remove it"):
         write(model, ToySource(n=70), out)
     part.unlink()
     assert write(model, ToySource(n=70), out).written == 70
