@@ -209,9 +209,10 @@ class _Noted(Source):
 
 
 def _digest(data: bytes | np.ndarray) -> bytes:
-    """Of an image as it is stored: 16 bytes."""
-    shape = str(data.shape).encode() if isinstance(data, np.ndarray) else b""
-    return hashlib.blake2b(np.ascontiguousarray(data) if shape else data, digest_size=16, person=shape[:16]).digest()
+    """Of an image as it is stored, an encoded file or uint8 `[H W 3]`: 16 bytes."""
+    if isinstance(data, np.ndarray):
+        data = str(data.shape).encode() + data.tobytes()
+    return hashlib.blake2b(data, digest_size=16).digest()
 
 
 def _digests(name: str, table: Any) -> dict[str, bytes]:

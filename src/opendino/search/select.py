@@ -24,9 +24,7 @@ def k_centre(vectors: Tensor, start: Sequence[int] = (), seed: int = 0) -> Itera
         The row, and the covering radius with it: how far the farthest row is from its nearest chosen one, as Euclidean
         distance between vectors of unit length, from 0 to 2. Until all rows are chosen.
     """
-    nearest = vectors.new_full(
-        (len(vectors),), -torch.inf
-    )  # cosine to the nearest chosen row, inf for those themselves
+    nearest = vectors.new_full((len(vectors),), -torch.inf)  # cosine to the nearest chosen; inf: is chosen
     for row in start:
         torch.maximum(nearest, vectors @ vectors[row], out=nearest)
     nearest[list(start)] = torch.inf
