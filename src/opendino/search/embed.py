@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,7 +50,7 @@ def vectors(
     workers: int = 4,
     patches: bool = False,
     within: int | None = None,
-) -> Iterator[Rows]:
+) -> Generator[Rows, None, None]:
     """Look at images once, prepared as the model wants them; threads decode the next batch while the network works.
 
     Args:

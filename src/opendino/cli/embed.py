@@ -1,0 +1,94 @@
+"""Images as vectors: opendino embed MODEL DATA --out FILE.parquet|.csv|.npz"""
+
+from __future__ import annotations
+
+import errno
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from opendino.cli import Outcome, _flags
+from opendino.core import dist
+from opendino.core.errors import UsageError, UserError
+from opendino.data.open import open_source
+from opendino.engine import parallel
+from opendino.models.load import load
+from opendino.search import embed, formats, parts
+
+
+@dataclass(frozen=True)
+class Config:
+    """What `opendino embed` takes."""
+
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    """A run folder, an imported or exported model folder, or timm:NAME."""
+    data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
+    """Images: a folder, a .tar or .zip, a text file of paths, or any other source."""
+    out: str
+    """The table to write; its ending, .parquet, .csv or .npz, says how. The same command goes on where it ended."""
+    which: str | None = None
+    """teacher or student; the network to use by default."""
+    patches: bool = False
+    """Also keep the features of every patch, as float16 (.parquet and .npz)."""
+    overwrite: bool = False
+    """Replace the table, and drop unfinished parts of another model or of other images."""
+    batch: int = 64
+    """Images at a time."""
+    workers: int = 4
+    """Threads that decode images."""
+    device: str = "auto"
+    """auto, cuda, mps or cpu."""
+
+    def __post_init__(self) -> None:
+        for flag in ("batch", "workers"):
+            if getattr(self, flag) < 1:
+                raise UsageError(f"--{flag} is {getattr(self, flag)}", "Use a whole number from 1 up")
+
+
+def run(args: list[str]) -> Outcome | None:
+    """A row for every readable image. Under torchrun the processes share the work."""
+    config = _flags.parse(Config, args, "opendino embed", "Turn images into a table of vectors.")
+    began, out = time.monotonic(), Path(config.out).expanduser()
+    if out.suffix.lower() == ".lance":
+        raise UsageError(f"'{out}' is of no format for vectors", "End its name in .parquet, .csv or .npz")
+    formats.check(out, config.patches)
+    parts.check(out, config.overwrite)
+    device = dist.device(config.device)
+    with parallel.processes(device):
+        model, source = load(config.model, config.which).to(device), open_source(config.data)
+        try:
+            done = parts.write(
+                model,
+                source,
+                out,
+                embed.origin(model, source, name=config.model, which=config.which, data=config.data),
+                patches=config.patches,
+                batch=config.batch,
+                workers=config.workers,
+                overwrite=config.overwrite,
+            )
+        except KeyboardInterrupt:
+            raise UserError("Interrupted", "The same command goes on from here", exit_code=130) from None
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            raise UserError(f"The disk is full: {error}", "Make room; the same command goes on from here") from error
+    if done is None:
+        return None
+    speed = f"{done.images_per_second:,.1f} images/s" if done.images_per_second else "nothing was left to compute"
+    lines = [f"{done.written:,} images → {config.out} ({speed})"]
+    if done.bad:
+        lines.append(f"{done.skipped:,} unreadable left out, e.g. {': '.join(done.bad[0])}; all in {done.listed}")
+    fields = {
+        "table": config.out,
+        "written": done.written,
+        "skipped": done.skipped,
+        "seconds": time.monotonic() - began,
+        "images_per_second": done.images_per_second,
+        "bad": done.bad,
+        "fingerprint": model.fingerprint,
+    }
+    return Outcome("\n".join(lines), fields)
