@@ -170,3 +170,15 @@ def test_a_name_that_cannot_be_is_refused(photos: Path, name: str, told: str) ->
     origin = embed.origin(model, source, name="small", which=None, data=str(photos))
     with pytest.raises(UserError, match=told):
         lance.update(str(photos.parent / name), model, source, origin)
+
+
+def test_overwriting_begins_anew(photos: Path, brought_up_to_date: Update) -> None:
+    for number in range(8, 260):
+        photo(photos / f"{number}.png", number)
+    brought_up_to_date(photos, index_from=260)
+    (photos / "0.png").unlink()
+    done = brought_up_to_date(photos, small_model(seed=1), overwrite=True, index_from=260)
+    assert (done.added, done.unchanged, done.vanished) == (259, 0, [])
+    table = lance.LanceTable(str(photos.parent / "photos.lance"))
+    assert table.about["fingerprint"] == small_model(seed=1).fingerprint and len(table) == 259
+    assert not lance._indices(table._table)  # the old one is of other vectors

@@ -107,6 +107,7 @@ def update(
     batch: int = 64,
     workers: int = 4,
     prune: bool = False,
+    overwrite: bool = False,
     index_from: int = INDEX_FROM,
 ) -> Updated:
     """Bring a table up to date with a source, or make it: only new and changed images are embedded.
@@ -126,6 +127,7 @@ def update(
         batch: Images at a time.
         workers: Threads that read and decode.
         prune: Also remove the rows of images that are gone from the source.
+        overwrite: Begin anew, whatever the table holds; searches find the old one until the first images are committed.
         index_from: Rows from which on there is an index.
 
     Raises:
@@ -139,7 +141,7 @@ def update(
     plain = schema.arrow(model.backbone.embed_dim, embed.grid(model) if patches else None, origin)
     full = plain.append(pa.field("digest", pa.binary(16)))
     table = None
-    if old := _existing(name):
+    if not overwrite and (old := _existing(name)):
         check_model(old, model, origin["model"])
         _check_same(old, origin, plain)
         table = old._table
@@ -283,7 +285,7 @@ def _commit(database: Any, short: str, table: Any, batches: Sequence[pa.RecordBa
         return table
     rows = schema.pyarrow().Table.from_batches(batches)
     if table is None:
-        return database.create_table(short, rows)
+        return database.create_table(short, rows, mode="overwrite")
     table.merge_insert("key").when_matched_update_all().when_not_matched_insert_all().execute(rows)
     return table
 
