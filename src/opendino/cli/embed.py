@@ -1,9 +1,12 @@
-"""Images as vectors: opendino embed MODEL DATA --out FILE.parquet|.csv|.npz"""
+"""Images as vectors: opendino embed MODEL DATA --out FILE.parquet|.csv|.npz|.lance"""
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import os
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +18,7 @@ from opendino.core import dist
 from opendino.core.errors import UsageError, UserError
 from opendino.data.open import open_source
 from opendino.engine import parallel
+from opendino.features.stream import left_out
 from opendino.models.load import load
 from opendino.search import embed, formats, parts
 
@@ -28,13 +32,16 @@ class Config:
     data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
     """Images: a folder, a .tar or .zip, a text file of paths, or any other source."""
     out: str
-    """The table to write; its ending, .parquet, .csv or .npz, says how. The same command goes on where it ended."""
+    """The table to write; its ending, .parquet, .csv, .npz or .lance, says how. The same command goes on where it ended,
+    and brings a .lance table up to date: only new and changed images are embedded."""
     which: str | None = None
     """teacher or student; the network to use by default."""
     patches: bool = False
-    """Also keep the features of every patch, as float16 (.parquet and .npz)."""
+    """Also keep the features of every patch, as float16 (.parquet, .npz and .lance)."""
     overwrite: bool = False
     """Replace the table, and drop unfinished parts of another model or of other images."""
+    prune: bool = False
+    """Remove images from a .lance table that are gone from DATA; else they stay and are counted."""
     batch: int = 64
     """Images at a time."""
     workers: int = 4
@@ -46,6 +53,8 @@ class Config:
         for flag in ("batch", "workers"):
             if getattr(self, flag) < 1:
                 raise UsageError(f"--{flag} is {getattr(self, flag)}", "Use a whole number from 1 up")
+        if self.prune and not self.out.lower().endswith(".lance"):
+            raise UsageError("--prune is for .lance tables", "Other tables hold the images of DATA and no more")
 
 
 def run(args: list[str]) -> Outcome | None:
@@ -53,29 +62,24 @@ def run(args: list[str]) -> Outcome | None:
     config = _flags.parse(Config, args, "opendino embed", "Turn images into a table of vectors.")
     began, out = time.monotonic(), Path(config.out).expanduser()
     if out.suffix.lower() == ".lance":
-        raise UsageError(f"'{out}' is of no format for vectors", "End its name in .parquet, .csv or .npz")
+        return _follow(config, began)
     formats.check(out, config.patches)
     parts.check(out, config.overwrite)
     device = dist.device(config.device)
     with parallel.processes(device):
         model, source = load(config.model, config.which).to(device), open_source(config.data)
-        try:
+        origin = embed.origin(model, source, name=config.model, which=config.which, data=config.data)
+        with _going_on():
             done = parts.write(
                 model,
                 source,
                 out,
-                embed.origin(model, source, name=config.model, which=config.which, data=config.data),
+                origin,
                 patches=config.patches,
                 batch=config.batch,
                 workers=config.workers,
                 overwrite=config.overwrite,
             )
-        except KeyboardInterrupt:
-            raise UserError("Interrupted", "The same command goes on from here", exit_code=130) from None
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-            raise UserError(f"The disk is full: {error}", "Make room; the same command goes on from here") from error
     if done is None:
         return None
     speed = f"{done.images_per_second:,.1f} images/s" if done.images_per_second else "nothing was left to compute"
@@ -92,3 +96,60 @@ def run(args: list[str]) -> Outcome | None:
         "fingerprint": model.fingerprint,
     }
     return Outcome("\n".join(lines), fields)
+
+
+def _follow(config: Config, began: float) -> Outcome:
+    """A .lance table as DATA is now."""
+    from opendino.search import lance
+
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError("A .lance table is written by one process", "Run it without torchrun")
+    out = config.out if "://" in config.out else str(Path(config.out).expanduser())
+    model, source = load(config.model, config.which).to(dist.device(config.device)), open_source(config.data)
+    with _going_on():
+        done = lance.update(
+            out,
+            model,
+            source,
+            embed.origin(model, source, name=config.model, which=config.which, data=config.data),
+            patches=config.patches,
+            batch=config.batch,
+            workers=config.workers,
+            prune=config.prune,
+            overwrite=config.overwrite,
+        )
+    parts = [f"{done.added:,} new, {done.changed:,} changed, {done.unchanged:,} unchanged"]
+    if done.removed:
+        parts.append(f"{done.removed:,} removed")
+    lines = [f"{', '.join(parts)} → {config.out}"]
+    if done.vanished:
+        lines.append(
+            f"{len(done.vanished):,} are gone from {config.data}, e.g. {done.vanished[0]}; --prune removes them"
+        )
+    if done.bad:
+        lines.append(left_out(done.bad))
+    fields = {
+        "table": config.out,
+        "written": done.added + done.changed,
+        "unchanged": done.unchanged,
+        "removed": done.removed,
+        "vanished": len(done.vanished),
+        "skipped": len(done.bad),
+        "seconds": time.monotonic() - began,
+        "bad": done.bad,
+        "fingerprint": model.fingerprint,
+    }
+    return Outcome("\n".join(lines), fields)
+
+
+@contextlib.contextmanager
+def _going_on() -> Iterator[None]:
+    """Whatever ends the work early, what is written stays, and the same command goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise UserError("Interrupted", "The same command goes on from here", exit_code=130) from None
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise UserError(f"The disk is full: {error}", "Make room; the same command goes on from here") from error
