@@ -24,6 +24,14 @@ OURS = "opendino"
 """Key in config.json under which a folder of ours remembers which network it was."""
 
 
+def at_its_size(model: Model) -> Model:
+    """A model whose ViT stores position embeddings for the very images it is used on: others resample differently."""
+    own, side = model.backbone, model.preprocessing["image_px"]
+    if not isinstance(own, VisionTransformer) or own.kwargs["image_px"] == side:
+        return model
+    return Model(own.stored_for(side), model.preprocessing, model.description, which=model.which)
+
+
 def write_folder(model: Model, out: Path, readme: str) -> None:
     """Write model.safetensors, config.json and README.md.
 

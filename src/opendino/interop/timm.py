@@ -96,6 +96,7 @@ def write(model: Model, out: Path, config: Config) -> float:
     """
     import timm
 
+    model = _timm_folder.at_its_size(model)
     loading = f'import timm\nmodel = timm.create_model("local-dir:{out.name}", pretrained=True).eval()'
     remarks = (
         "" if isinstance(model.backbone, TimmBackbone) else
@@ -104,12 +105,12 @@ def write(model: Model, out: Path, config: Config) -> float:
         "`model_args` of `config.json`."
     )  # fmt: skip
     _timm_folder.write_folder(model, out, card(model, "timm", loading, remarks))
-    images = _compare.images(model)
     try:
         again = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
     except Exception as error:  # whatever timm says of what it cannot build again
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"timm cannot load {model.backbone.name} again: {reason}", "Choose another --to") from error
+    images = _compare.images(model)
     with torch.no_grad():
         return _compare.largest_difference([model.embed(images)], [again(images)], "timm")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -113,6 +114,13 @@ class VisionTransformer(Backbone):
             tokens = block(tokens, shapes)
         last: Any = self.blocks[-1]
         return last.attn.weights(last.norm1(tokens), shapes)[0]
+
+    def stored_for(self, image_px: int) -> VisionTransformer:
+        """The same network with position embeddings stored for images of another size; equal at that size alone."""
+        other = copy.deepcopy(self)
+        other.native_grid, other.kwargs = self._grid(image_px, image_px), {**self.kwargs, "image_px": image_px}
+        other.pos_embed = nn.Parameter(self._positions(other.native_grid).detach().clone())
+        return other
 
     def _embed(self, images: Sequence[Tensor]) -> tuple[Tensor, Shapes]:
         """Batches of images → packed tokens that know their places."""
