@@ -21,6 +21,7 @@ from opendino.core.errors import UsageError, UserError
 from opendino.interop import _compare, huggingface, onnx as onnx_writer, opendino, timm, torch_export
 from opendino.interop._export import export_model, writers
 from opendino.interop._import import import_model
+from opendino.interop._timm_folder import _crop_pct
 from opendino.models.build import backbone
 from opendino.models.load import Model, load, preprocessing, save_backbone
 
@@ -86,8 +87,6 @@ def test_there_and_back_by_timm_is_the_same_model(tmp_path: Path, options: dict[
 def test_timm_crop_share_gives_every_size_back() -> None:
     for image_px in range(8, 400, 3):
         for resize_px in {image_px, image_px + 1, round(image_px * 8 / 7), 2 * image_px - 1}:
-            from opendino.interop._timm_folder import _crop_pct
-
             assert int(image_px / _crop_pct(image_px, resize_px)) == resize_px
 
 
@@ -154,7 +153,6 @@ def test_a_model_used_at_another_size_is_stored_for_that_size(tmp_path: Path) ->
         model, out = exported(tmp_path / to, vit(), to, 24)
         _, back = import_model(str(out), str(tmp_path / to / "back"))
         assert back.backbone.kwargs["image_px"] == 24
-        torch.testing.assert_close(back.embed(batch(24)), model.embed(batch(24)), atol=0.5, rtol=0)
         images = batch(24)
         torch.testing.assert_close(back.embed(images), model.embed(images), atol=1e-6, rtol=1e-6)
 
@@ -166,7 +164,7 @@ def test_real_photographs_reach_both_networks_alike(data_folder: Path, tmp_path:
         member = next(member for member in tar if member.name.endswith(".jpg"))
         file = tar.extractfile(member)
         assert file is not None
-        picture = Image.open(file).convert("RGB")
+        picture = Image.open(file).convert("RGB").crop((0, 0, 424, 240))  # 452 px wide then: an even margin
     theirs = transformers.AutoImageProcessor.from_pretrained(out)(picture, return_tensors="pt")["pixel_values"][0]
     # the two resizers round to whole grey levels on their own: one level, of 1/255/0.224, and few differ
     difference = (theirs - model.preprocess(picture)).abs()
@@ -177,16 +175,15 @@ def test_real_photographs_reach_both_networks_alike(data_folder: Path, tmp_path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "options", "side"), [("vit/4", {**TINY, "num_registers": 2}, 16), ("conv4", {}, 32)])
-def test_onnx_of_any_batch_and_size(tmp_path: Path, name: str, options: dict[str, Any], side: int) -> None:
-    model, out = exported(tmp_path, backbone(name, **options), "onnx", side, "net.onnx")
+def test_onnx_of_any_batch_and_size(tmp_path: Path) -> None:
+    name, out = saved(tmp_path / "model", vit(num_registers=2)), tmp_path / "net.onnx"
+    model, _ = export_model(name, "onnx", str(out), None, onnx_writer.Config(attention=True))
     session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
-    step = 4 if name == "vit/4" else 8
-    for count, height, width in ((1, side, side), (5, side, side), (2, 3 * step, 5 * step), (1, 9 * step, step)):
+    for count, height, width in ((1, 16, 16), (5, 16, 16), (2, 12, 20), (1, 36, 4), (3, 16, 24)):
         images = torch.randn(count, 3, height, width)
-        cls, patches = session.run(["cls", "patches"], {"images": images.numpy()})
+        found = session.run(["cls", "patches", "attention"], {"images": images.numpy()})
         ours = model.features(images)
-        for mine, theirs in ((ours.cls, cls), (ours.patches, patches)):
+        for mine, theirs in zip((ours.cls, ours.patches, model.attention(images)), found, strict=True):
             assert np.abs(mine.numpy() - theirs).max() <= 1e-4 * mine.abs().max()
     file = onnx.load(out)
     told = {entry.key: entry.value for entry in file.metadata_props}
@@ -196,14 +193,16 @@ def test_onnx_of_any_batch_and_size(tmp_path: Path, name: str, options: dict[str
 
 
 @pytest.mark.slow
-def test_onnx_gives_attention_on_request(tmp_path: Path) -> None:
-    name, out = saved(tmp_path / "model", vit(num_registers=1)), tmp_path / "net.onnx"
-    model, _ = export_model(name, "onnx", str(out), None, onnx_writer.Config(attention=True, opset=20))
-    images = torch.randn(3, 3, 20, 12)
+def test_onnx_of_a_convolutional_network(tmp_path: Path) -> None:
+    config = onnx_writer.Config(opset=20)
+    name, out = saved(tmp_path / "model", backbone("conv4", width=4), 32), tmp_path / "net.onnx"
+    model, _ = export_model(name, "onnx", str(out), None, config)
+    images = torch.randn(3, 3, 24, 40)
     session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
-    (theirs,) = session.run(["attention"], {"images": images.numpy()})
-    assert theirs.shape == (3, 3, 17, 17)
-    torch.testing.assert_close(torch.from_numpy(theirs), model.attention(images), atol=1e-5, rtol=1e-4)
+    cls, patches = session.run(None, {"images": images.numpy()})
+    ours = model.features(images)
+    for mine, theirs in ((ours.cls, cls), (ours.patches, patches)):
+        assert np.abs(mine.numpy() - theirs).max() <= 1e-4 * mine.abs().max()
     assert onnx.load(out).opset_import[0].version == 20
 
 
@@ -246,12 +245,9 @@ def test_the_student_is_exported_as_the_student(tmp_path: Path) -> None:
     networks = {"teacher": vit(), "student": vit()}
     save_backbone(tmp_path / "run", networks, preprocessing=preprocessing(16))
     export_model(str(tmp_path / "run"), "opendino", str(tmp_path / "out"), "student", opendino.Config())
-    assert (
-        torch.equal(load(tmp_path / "out", "student").embed(batch()), load(tmp_path / "run", "student").embed(batch()))
-        is False
-    )
-    images = batch()
-    assert torch.equal(load(tmp_path / "out").embed(images), load(tmp_path / "run", "student").embed(images))
+    images, again = batch(), load(tmp_path / "out")
+    assert again.which == "student"
+    assert torch.equal(again.embed(images), load(tmp_path / "run", "student").embed(images))
 
 
 # refusals
