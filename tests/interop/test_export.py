@@ -18,7 +18,8 @@ from PIL import Image
 
 from opendino.core.contracts import Backbone
 from opendino.core.errors import UsageError, UserError
-from opendino.interop import _compare, huggingface, onnx as onnx_writer, opendino, timm, torch_export
+from opendino.interop import _compare, huggingface, opendino, timm, torch_export
+from opendino.interop import onnx as onnx_writer
 from opendino.interop._export import export_model, writers
 from opendino.interop._import import import_model
 from opendino.interop._timm_folder import _crop_pct
@@ -166,9 +167,9 @@ def test_real_photographs_reach_both_networks_alike(data_folder: Path, tmp_path:
         assert file is not None
         picture = Image.open(file).convert("RGB").crop((0, 0, 424, 240))  # 452 px wide then: an even margin
     theirs = transformers.AutoImageProcessor.from_pretrained(out)(picture, return_tensors="pt")["pixel_values"][0]
-    # the two resizers round to whole grey levels on their own: one level, of 1/255/0.224, and few differ
+    # both resize in whole numbers, along one side and then the other, and each rounds in its own way: two levels
     difference = (theirs - model.preprocess(picture)).abs()
-    assert difference.max() <= 1.01 / 255 / 0.224 and difference.mean() <= 0.1 / 255 / 0.224
+    assert difference.max() <= 2.01 / 255 / 0.224 and difference.mean() <= 0.1 / 255 / 0.224
 
 
 # graphs
@@ -220,7 +221,7 @@ def test_torch_export_of_any_batch_and_size(tmp_path: Path) -> None:
 
 def test_attention_of_a_network_without_is_refused(tmp_path: Path) -> None:
     name = saved(tmp_path / "model", backbone("conv4", width=2), 32)
-    with pytest.raises(UserError, match="no self-attention.*Leave --attention out"):
+    with pytest.raises(UserError, match=r"no self-attention.*Leave --attention out"):
         export_model(name, "onnx", str(tmp_path / "net.onnx"), None, onnx_writer.Config(attention=True))
     assert {path.name for path in tmp_path.iterdir()} == {"model"}
 
@@ -266,7 +267,7 @@ def test_nothing_is_left_where_the_other_side_computes_something_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_compare, "TOLERANCE", -1.0)
-    with pytest.raises(UserError, match="differ by up to .*nothing was written"):
+    with pytest.raises(UserError, match=r"differ by up to .*nothing was written"):
         export_model(saved(tmp_path / "model", vit()), "timm", str(tmp_path / "out"), None, timm.Config())
     assert {path.name for path in tmp_path.iterdir()} == {"model"}
 
@@ -274,7 +275,7 @@ def test_nothing_is_left_where_the_other_side_computes_something_else(
 def test_a_difference_that_is_no_number_is_one() -> None:
     with pytest.raises(UserError, match="differ"):
         _compare.largest_difference([torch.ones(2)], [torch.tensor([1.0, torch.nan])], "it")
-    with pytest.raises(UserError, match="shape|expected"):
+    with pytest.raises(UserError, match="was expected"):
         _compare.largest_difference([torch.ones(2)], [torch.ones(3)], "it")
     assert _compare.largest_difference([torch.ones(2)], [torch.tensor([1.0, 1.00005])], "it") == pytest.approx(
         5e-5, rel=0.01
@@ -297,5 +298,5 @@ def test_places_that_cannot_be_written_are_refused_before_any_work(tmp_path: Pat
 
 def test_an_mlp_that_transformers_cannot_have_is_refused(tmp_path: Path) -> None:
     name = saved(tmp_path / "model", vit(num_registers=1, mlp_ratio=2.5))
-    with pytest.raises(UserError, match="2.5 times"):
+    with pytest.raises(UserError, match=r"2\.5 times"):
         export_model(name, "huggingface", str(tmp_path / "out"), None, huggingface.Config())

@@ -111,15 +111,14 @@ def _as_timm(own: Backbone) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
 def _vit_as_timm(own: VisionTransformer) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
     """Our ViT is timm's, but that timm adds a position to registers too; ours have none, hence zeros."""
     kwargs: dict[str, Any] = own.kwargs
-    hidden = own.blocks[0].mlp.fc1.out_features  # pyright: ignore[reportAttributeAccessIssue]
-    heads = own.blocks[0].attn.num_heads  # pyright: ignore[reportAttributeAccessIssue]
+    block: Any = own.blocks[0]
     arguments = {
         "img_size": kwargs["image_px"],
         "patch_size": own.patch_px,
         "embed_dim": own.embed_dim,
         "depth": len(own.blocks),
-        "num_heads": heads,
-        "mlp_ratio": hidden / own.embed_dim,
+        "num_heads": block.attn.num_heads,
+        "mlp_ratio": block.mlp.fc1.out_features / own.embed_dim,
         "dynamic_img_size": True,
     }
     if "in_chans" in kwargs:

@@ -130,7 +130,7 @@ def write(model: Model, out: Path, config: Config) -> float:
 
 
 _CROP = (
-    "Resizing by transformers differs from opendino's by a rounding of pixels; where the margin of the centre crop is "
+    "Resizing by transformers rounds otherwise than opendino's, by up to two grey levels of 255; where the margin of the centre crop is "
     "odd it may cut one pixel further left or up."
 )
 _REMARKS = (
@@ -281,7 +281,7 @@ def _resnet_config(own: nn.Module) -> dict[str, Any] | None:
 
 
 def _resnet_state(network: nn.Module) -> dict[str, Tensor]:
-    """torchvision's keys → transformers'."""
+    """Weights by transformers' keys."""
     found = {}
     for key, value in network.state_dict().items():
         key = re.sub(r"^conv1\.", "embedder.embedder.convolution.", key)
