@@ -59,6 +59,8 @@ def vit(state: Mapping[str, Tensor], source: str, num_heads: int | None = None) 
         )
     sizes = {"embed_dim": width, "depth": depth, "num_heads": num_heads or width // 64}
     options: dict[str, Any] = {"image_px": side * patch.shape[-1]}
+    if "reg_token" in state:
+        options["num_registers"] = state["reg_token"].shape[1]
     if patch.shape[1] != 3:
         options["in_chans"] = patch.shape[1]
     hidden = len(state["blocks.0.mlp.fc1.weight"])

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from opendino.core.errors import UserError
-from opendino.interop import _architectures
+from opendino.interop import _architectures, _compare, _timm_folder
+from opendino.interop._card import card
 from opendino.interop._checkpoint import Checkpoint, Imported
+from opendino.models.load import Model
 from opendino.models.timm_backbone import TimmBackbone, described_preprocessing, published_preprocessing
 
 _PLAIN = {192: ("tiny", (16,)), 384: ("small", (8, 16, 32)), 768: ("base", (8, 16, 32)), 1024: ("large", (16, 32))}
@@ -39,6 +44,10 @@ def read(checkpoint: Checkpoint) -> Imported:
     name = config.get("architecture") or guess(checkpoint.state)
     if not checkpoint.state:
         raise UserError(f"{source} holds no plain state dict of timm's keys", "Leave --architecture out")
+    if _timm_folder.OURS in config:
+        ours = _timm_folder.read_ours(config[_timm_folder.OURS], checkpoint.state, source)
+        wanted = described_preprocessing(config.get("pretrained_cfg") or {})
+        return Imported({"teacher": ours}, wanted, f"{ours.name}, exported by opendino for timm")
     if ":" in str(name):
         raise UserError(f"'{name}' is a place, no architecture of timm", "Download it, and import the folder")
     try:
@@ -69,6 +78,41 @@ def read(checkpoint: Checkpoint) -> Imported:
     linear = _architectures.classifier(top, heads[0], source) if ours else None
     about = f"{network.name} of timm" + (f", {linear.out_features:,} classes" if linear else "")
     return Imported({"teacher": network}, sized(wanted, network), about, linear)
+
+
+@dataclass(frozen=True)
+class Config:
+    """No flags."""
+
+
+def write(model: Model, out: Path, config: Config) -> float:
+    """Write a folder for `timm.create_model("local-dir:FOLDER", pretrained=True)`; without a classifier.
+
+    Returns:
+        The largest difference of the features, at the size of image that the model is used at.
+
+    Raises:
+        UserError: timm has no such network, or loads another one.
+    """
+    import timm
+
+    model = _timm_folder.at_its_size(model)
+    loading = f'import timm\nmodel = timm.create_model("local-dir:{out.name}", pretrained=True).eval()'
+    remarks = (
+        "" if isinstance(model.backbone, TimmBackbone) else
+        "At other image sizes than that of training timm resamples position embeddings in its own way, and features "
+        "differ from opendino's, which follow DINO v1. `checkpoint_path=` takes `model.safetensors` together with "
+        "`model_args` of `config.json`."
+    )  # fmt: skip
+    _timm_folder.write_folder(model, out, card(model, "timm", loading, remarks))
+    try:
+        again = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
+    except Exception as error:  # whatever timm says of what it cannot build again
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"timm cannot load {model.backbone.name} again: {reason}", "Choose another --to") from error
+    images = _compare.images(model)
+    with torch.no_grad():
+        return _compare.largest_difference([model.embed(images)], [again(images)], "timm")
 
 
 def backbone(name: str, state: dict[str, Tensor], image_px: int | None = None, **options: Any) -> TimmBackbone:

@@ -19,7 +19,9 @@ Shapes = Sequence[tuple[int, int]]
 
 def pack(batches: Sequence[Tensor]) -> tuple[Tensor, Shapes]:
     """Batches `[B_i T_i D]` → all their tokens `[ΣB_i·T_i D]`, and whose they are."""
-    return torch.cat([batch.flatten(0, 1) for batch in batches]), [(len(batch), batch.shape[1]) for batch in batches]
+    return torch.cat([batch.flatten(0, 1) for batch in batches]), [
+        (batch.shape[0], batch.shape[1]) for batch in batches
+    ]
 
 
 def unpack(tokens: Tensor, shapes: Shapes) -> list[Tensor]:
@@ -31,6 +33,23 @@ def unpack(tokens: Tensor, shapes: Shapes) -> list[Tensor]:
 def leading(tokens: Tensor, shapes: Shapes, count: int) -> tuple[Tensor, Shapes]:
     """Only the first `count` tokens of every sample, packed again."""
     return pack([batch[:, :count] for batch in unpack(tokens, shapes)])
+
+
+def bicubic(size: int, scale: Tensor, stored: int) -> Tensor:
+    """`torch.nn.functional.interpolate(mode="bicubic")` along one side, as a matrix `[size stored]` to multiply with.
+
+    Args:
+        size: How many samples to take.
+        scale: Samples per stored value, scalar. At 1 the matrix is exactly the identity.
+        stored: How many values there are; beyond the ends the last one goes on.
+    """
+    a = -0.75  # of the cubic convolution (Keys 1981), as PyTorch has it
+    position = (torch.arange(size, dtype=scale.dtype, device=scale.device) + 0.5) / scale - 0.5
+    taps = position.floor().unsqueeze(1) + torch.arange(-1, 3, dtype=scale.dtype, device=scale.device)
+    x = (position.unsqueeze(1) - taps).abs()
+    weights = torch.where(x <= 1, ((a + 2) * x - (a + 3)) * x * x + 1, ((a * x - 5 * a) * x + 8 * a) * x - 4 * a)
+    places = torch.arange(stored, dtype=scale.dtype, device=scale.device)
+    return (weights.unsqueeze(2) * (taps.clamp(0, stored - 1).unsqueeze(2) == places)).sum(1)
 
 
 class DropPath(nn.Module):

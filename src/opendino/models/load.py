@@ -45,6 +45,7 @@ class Model:
         description: All of backbone.json; empty for timm's own weights.
         classifier: From features `[B D]` to logits `[B classes]`; None unless it was asked for.
         classes: Their names, as far as they are known.
+        which: "teacher" or "student", what the backbone was in training.
     """
 
     def __init__(
@@ -53,8 +54,9 @@ class Model:
         preprocessing: dict[str, Any],
         description: dict[str, Any],
         classifier: nn.Linear | None = None,
+        which: str = "teacher",
     ) -> None:
-        self.backbone = backbone.eval()
+        self.backbone, self.which = backbone.eval(), which
         self.preprocessing, self.description, self.classifier = preprocessing, description, classifier
         self.classes: tuple[str, ...] = tuple(description.get("classes", ()))
 
@@ -239,7 +241,7 @@ def load(model: str | Path, which: str | None = None, *, classifier: bool = Fals
     network = build_backbone(description["name"], **description["kwargs"])
     load_weights(network, _read_weights(weights), str(weights))
     linear = read_classifier(folder, network.embed_dim) if classifier else None
-    return Model(network, description["preprocessing"], description, linear)
+    return Model(network, description["preprocessing"], description, linear, wanted)
 
 
 def load_weights(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:

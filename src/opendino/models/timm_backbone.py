@@ -69,8 +69,8 @@ class TimmBackbone(Backbone):
         cls = self._pooled(final)
         if final.ndim == 4:
             final = final if getattr(self.model, "output_fmt", "NCHW") == "NHWC" else final.permute(0, 2, 3, 1)
-            _, rows, columns, width = final.shape
-            return Features(cls, final.new_empty(len(cls), 0, width), final.flatten(1, 2), (rows, columns))
+            patches = final.flatten(1, 2)
+            return Features(cls, patches[:, :0], patches, (final.shape[1], final.shape[2]))
         num_prefix = getattr(self.model, "num_prefix_tokens", 0)
         first_register = min(num_prefix, int(getattr(self.model, "has_class_token", True)))
         patches, (height, width) = final[:, num_prefix:], images.shape[2:]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch.nn.functional import interpolate
 from opendino.core.contracts import Backbone
 from opendino.core.errors import UserError
 from opendino.core.types import Features
-from opendino.models.layers import Block, PatchEmbed, Shapes, pack, unpack
+from opendino.models.layers import Block, PatchEmbed, Shapes, bicubic, pack, unpack
 
 SIZES: dict[str, dict[str, int]] = {
     "vit_tiny": {"embed_dim": 192, "depth": 12, "num_heads": 3},
@@ -121,6 +122,13 @@ class VisionTransformer(Backbone):
         blocks[-1] += [name for name in names if name.startswith("norm.")]
         return [[name for name in names if not name.startswith(("blocks.", "norm."))], *blocks]
 
+    def stored_for(self, image_px: int) -> VisionTransformer:
+        """The same network with position embeddings stored for images of another size; equal at that size alone."""
+        other = copy.deepcopy(self)
+        other.native_grid, other.kwargs = self._grid(image_px, image_px), {**self.kwargs, "image_px": image_px}
+        other.pos_embed = nn.Parameter(self._positions(other.native_grid).detach().clone())
+        return other
+
     def _embed(self, images: Sequence[Tensor]) -> tuple[Tensor, Shapes]:
         """Batches of images → packed tokens that know their places."""
         return pack([self._tokens(batch) for batch in images])
@@ -128,9 +136,9 @@ class VisionTransformer(Backbone):
     def _tokens(self, images: Tensor) -> Tensor:
         """`[B C H W]` → `[B 1+R+N D]`."""
         positions = self._positions(self._grid(*images.shape[2:]))
-        cls = (self.cls_token + positions[:, :1]).expand(len(images), -1, -1)
+        cls = (self.cls_token + positions[:, :1]).expand(images.shape[0], -1, -1)
         patches = self.patch_embed(images) + positions[:, 1:]
-        registers = [self.reg_token.expand(len(images), -1, -1)] if self.num_registers else []
+        registers = [self.reg_token.expand(images.shape[0], -1, -1)] if self.num_registers else []
         return torch.cat([cls, *registers, patches], dim=1)
 
     def _positions(self, grid: tuple[int, int]) -> Tensor:
@@ -139,6 +147,8 @@ class VisionTransformer(Backbone):
         The bicubic scale is (n + 0.1) / n₀ and not n / n₀: DINO v1's guard against rounding down became part of its
         numbers, since the samples shift with it (by up to a standard deviation of an untrained embedding).
         """
+        if torch.compiler.is_exporting():
+            return self._positions_of_an_open_grid(grid)
         if grid == self.native_grid:
             return self.pos_embed
         cls, patches = self.pos_embed[:, :1], self.pos_embed[:, 1:]
@@ -147,6 +157,18 @@ class VisionTransformer(Backbone):
         resampled = interpolate(square, scale_factor=scale, mode="bicubic")
         assert resampled.shape[2:] == grid, f"positions came out as {tuple(resampled.shape[2:])} for a grid of {grid}"
         return torch.cat([cls, resampled.flatten(2).mT], dim=1)
+
+    def _positions_of_an_open_grid(self, grid: tuple[int, int]) -> Tensor:
+        """The same for a graph that is recorded once for grids of any size: nothing here asks how large it is."""
+        cls, patches = self.pos_embed[:, :1], self.pos_embed[0, 1:].unflatten(0, self.native_grid)
+        counted = [self.pos_embed.new_ones(side).sum() for side in grid]
+        native = (counted[0] == self.native_grid[0]) & (counted[1] == self.native_grid[1])
+        rows, columns = (
+            bicubic(side, torch.where(native, 1.0, (count + 0.1) / stored), stored)
+            for side, count, stored in zip(grid, counted, self.native_grid, strict=True)
+        )
+        resampled = torch.einsum("ri,cj,ijd->rcd", rows, columns, patches)
+        return torch.cat([cls, resampled.flatten(0, 1).unsqueeze(0)], dim=1)
 
     def _grid(self, height: int, width: int) -> tuple[int, int]:
         """(rows, columns) of patches."""

@@ -1,0 +1,64 @@
+"""The verb: flags by the software exported to, one JSON document, one line where something is wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from opendino.cli import main
+from opendino.models.build import backbone
+from opendino.models.load import load, preprocessing, save_backbone
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    network = backbone("vit/4", image_px=16, embed_dim=24, depth=1, num_heads=3)
+    save_backbone(tmp_path / "model", {"teacher": network}, preprocessing=preprocessing(16))
+    return str(tmp_path / "model")
+
+
+def test_one_json_document(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "out")
+    assert main(["export", model, "--to", "opendino", "--out", out, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told == {"path": out, "max_difference": 0.0, "to": "opendino", "fingerprint": load(model).fingerprint}
+
+
+def test_people_read_how_large_the_difference_is(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", model, "--to=timm", "--out", str(tmp_path / "out")]) == 0
+    assert "features differ by" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--out", "x"], "export lacks --to"),
+        (["--to", "onxx", "--out", "x"], "Did you mean onnx"),
+        (["--to", "timm", "--out", "x", "--attention"], "Unknown option '--attention'"),
+        (["--to", "onnx", "--out", "x.onnx", "--opset", "3"], "--opset is 3"),
+        (["--to", "timm", "--out", "x", "--which", "pupil"], "Unknown network 'pupil'"),
+        (["--to", "timm"], "out"),
+    ],
+)
+def test_wrong_usage_is_one_line(
+    model: str, args: list[str], said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    assert main(["export", model, *args]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and len(captured.err.splitlines()) == 1 and said in captured.err
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_help_of_each_says_its_flags(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", "--help"]) == 0
+    assert "huggingface" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["export", "--to", "onnx", "--help"])
+    told = capsys.readouterr().out
+    assert "--attention" in told and "--which" in told and "must not exist" in told
