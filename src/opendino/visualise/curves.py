@@ -31,19 +31,20 @@ Curve = tuple[Sequence[float] | np.ndarray, Sequence[float] | np.ndarray]
 # What a run may have measured, in the order of the panels: column → title, label of the axis.
 PANELS = {
     "loss": ("Loss", "nats"),
-    "teacher_entropy": ("Entropy of the teacher's output", "nats"),
+    "teacher_entropy": ("Teacher's entropy", "nats"),
     "kl": ("KL(teacher ‖ student)", "nats"),
-    "effective_rank": ("Effective rank of the features", "dimensions"),
+    "effective_rank": ("Effective rank", "dimensions"),
     "knn": ("k-NN", "accuracy (%)"),
     "accuracy": ("Classifier", "accuracy (%)"),
-    "feature_spread": ("Spread of the features", ""),
-    "projection_spread": ("Spread of the projections", ""),
+    "feature_spread": ("Spread of features", ""),
+    "projection_spread": ("Spread of projections", ""),
     "lr": ("Learning rate", ""),
     "weight_decay": ("Weight decay", ""),
-    "momentum": ("Momentum of the teacher", ""),
-    "teacher_temp": ("Temperature of the teacher", ""),
-    "images_per_second": ("Throughput", "images/s"),
+    "momentum": ("Teacher's momentum", ""),
+    "teacher_temp": ("Teacher's temperature", ""),
 }
+
+_SCHEDULES = ("lr", "weight_decay", "momentum", "teacher_temp")
 
 
 @dataclass(frozen=True)
@@ -150,6 +151,11 @@ def draw(panels: Sequence[Panel], path: Path, xlabel: str = "step") -> None:
         UserError: matplotlib is not installed.
     """
     path = _canvas.out(str(path), _plot.PLOTS)
+    with _plot.style():
+        _plot.save(_drawn(panels, xlabel), path)
+
+
+def _drawn(panels: Sequence[Panel], xlabel: str) -> Any:
     columns = min(_COLUMNS, len(panels))
     rows = math.ceil(len(panels) / columns)
     figure, grid = _plot.panels(rows, columns, 1.75 * rows + 0.4)
@@ -168,7 +174,8 @@ def draw(panels: Sequence[Panel], path: Path, xlabel: str = "step") -> None:
             steps = curves[0][0]
             if all(len(each[0]) == len(steps) for each in curves):
                 mean = np.mean([values for _, values in curves], axis=0)
-                axis.plot(steps, mean, linewidth=1.1, marker="o" if len(steps) < 3 else None, ms=2, **styles[name])
+                few = {"marker": "o", "markersize": 2} if len(steps) < 12 else {}
+                axis.plot(steps, mean, linewidth=1.1, **few, **styles[name])
         if panel.level is not None:
             axis.axhline(panel.level[0], color="grey", linewidth=0.8, linestyle=(0, (4, 4)))
             axis.annotate(
@@ -179,7 +186,7 @@ def draw(panels: Sequence[Panel], path: Path, xlabel: str = "step") -> None:
         axis.set_visible(False)
     handles = [axes[0].plot([], [], linewidth=1.1, label=name, **styles[name])[0] for name in names]
     figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
-    _plot.save(figure, path)
+    return figure
 
 
 def _of(columns: Mapping[str, Any], column: str) -> list[str]:
@@ -199,7 +206,7 @@ def _named(runs: Sequence[str]) -> dict[str, Path]:
 
 def _columns(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     try:
-        return metrics.columns(folder / "metrics.jsonl", list(PANELS))
+        return metrics.columns(folder / "metrics.jsonl", list(PANELS), smooth=_SCHEDULES)
     except OSError:
         raise UserError(
             f"'{folder}' is no run folder: it has no metrics.jsonl", "Start one with: opendino train DATA"
