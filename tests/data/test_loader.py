@@ -15,7 +15,8 @@ from opendino.core.errors import BadImage, UserError
 from opendino.core.types import Augment, ViewGroup, ViewSpec
 from opendino.data.cache import Images
 from opendino.data.draw import draw
-from opendino.data.loader import Batch, Batches, batches, permutation, to_canvas
+from opendino.data.loader import Batch, Batches, batches, to_canvas
+from opendino.data.order import permutation
 from opendino.data.open import open_source
 
 SPEC = ViewSpec((ViewGroup("global", 16, (Augment((0.4, 1.0), blur=0.5),) * 2), ViewGroup("local", 8, ())))
