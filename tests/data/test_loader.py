@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import fields
 from pathlib import Path
 
@@ -188,7 +189,7 @@ def test_blocks_an_epoch_sees_every_image_once_whatever_the_world() -> None:
             steps.append(sorted(torch.cat([piece.indices for piece in pieces]).tolist()))
     assert steps[:8] == steps[8:16] == steps[16:24] == steps[24:]
     for epoch in range(2):
-        assert sorted(sum(steps[4 * epoch : 4 * epoch + 4], [])) == list(range(48))
+        assert sorted(itertools.chain(*steps[4 * epoch : 4 * epoch + 4])) == list(range(48))
 
 
 def test_blocks_a_rank_reads_neighbours_and_says_so_before() -> None:

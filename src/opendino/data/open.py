@@ -67,7 +67,9 @@ def _explained(data: str) -> UserError:
         return _missing(path)
     if is_image(data):
         return UserError(f"{shown} is a single image", f"Give the folder it lies in: {printable(str(path.parent))}")
-    return UserError(f"{shown} is no source of images", "Give a folder, a .tar or .zip, a .parquet, or a .txt list of paths")
+    return UserError(
+        f"{shown} is no source of images", "Give a folder, a .tar or .zip, a .parquet, or a .txt list of paths"
+    )
 
 
 def _missing(path: Path) -> UserError:

@@ -374,7 +374,7 @@ def _members(handle: int, num_bytes: int) -> Iterator[tuple[str, int, int]]:
         if header == bytes(_BLOCK):
             return
         if len(header) < _BLOCK or (header[257:262] != b"ustar" and not _adds_up(header)):
-            raise ValueError("no .tar header at byte %d; compressed, damaged or cut short" % place)
+            raise ValueError(f"no .tar header at byte {place}; compressed, damaged or cut short")
         kind = header[156:157]
         size = int(told.get("size") or _number(header[124:136]))
         place += _BLOCK
@@ -396,6 +396,8 @@ def _members(handle: int, num_bytes: int) -> Iterator[tuple[str, int, int]]:
         elif kind not in (b"1", b"2", b"3", b"4", b"5", b"6"):  # of which none has content
             place = after
         long_name, told = "", {}
+    if place > num_bytes:
+        raise ValueError(f"cut short at byte {num_bytes}")
 
 
 def _name(header: bytes) -> str:

@@ -167,18 +167,26 @@ def build(data: str) -> WdsSource:
     shards: dict[str, None] = {}
     for pattern in data.split("::"):
         if pattern.lower().startswith("pipe:"):
-            raise UsageError(f"{printable(pattern)} would start a program", "Give paths or https addresses of .tar files")
+            raise UsageError(
+                f"{printable(pattern)} would start a program", "Give paths or https addresses of .tar files"
+            )
         if "://" in pattern and not is_remote(pattern):
             raise UsageError(
                 f"{printable(pattern)} is not on the web", "Give its https address, or mount it and give the path"
             )
         if is_folder(pattern):
-            names = sorted(name for name in os.listdir(pattern) if name.lower().endswith(".tar") and not is_hidden(name))
+            names = sorted(
+                name for name in os.listdir(pattern) if name.lower().endswith(".tar") and not is_hidden(name)
+            )
             shards |= dict.fromkeys(os.path.join(pattern, name) for name in names)  # noqa: PTH118
         elif pattern:
-            shards |= dict.fromkeys([pattern] if exists(pattern) else itertools.islice(expand(pattern), _MAX_SHARDS + 1))
+            shards |= dict.fromkeys(
+                [pattern] if exists(pattern) else itertools.islice(expand(pattern), _MAX_SHARDS + 1)
+            )
     if not shards:
-        raise UsageError(f"'{printable(data)}' names no shards", "Give a folder of .tar files, or shards/{000..127}.tar")
+        raise UsageError(
+            f"'{printable(data)}' names no shards", "Give a folder of .tar files, or shards/{000..127}.tar"
+        )
     if len(shards) > _MAX_SHARDS:
         raise UsageError(f"{printable(data)} names more than {_MAX_SHARDS:,} shards", "Check its braces")
     return WdsSource(list(shards))
