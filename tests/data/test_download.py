@@ -60,7 +60,7 @@ def test_passing_trouble(
 
 def test_lasting_trouble(tmp_path: Path, server: Any, content: bytes) -> None:
     server.trouble["/a"] = [500] * 99
-    with pytest.raises(Unreachable, match="500 .*6 attempts"):
+    with pytest.raises(Unreachable, match=r"500 .*6 attempts"):
         fetched(server, tmp_path)
     assert server.asked["/a"] == download.ATTEMPTS
     server.trouble["/a"] = [403]

@@ -17,8 +17,8 @@ from opendino.core.types import Augment, ViewGroup, ViewSpec
 from opendino.data.cache import Images
 from opendino.data.draw import draw
 from opendino.data.loader import Batch, Batches, batches, to_canvas
-from opendino.data.order import permutation
 from opendino.data.open import open_source
+from opendino.data.order import permutation
 
 SPEC = ViewSpec((ViewGroup("global", 16, (Augment((0.4, 1.0), blur=0.5),) * 2), ViewGroup("local", 8, ())))
 SEED = 3

@@ -67,6 +67,9 @@ def run(args: list[str]) -> Outcome:
 
 def _crops(recipe: str) -> int:
     config = registry.load("opendino.recipes", recipe).config("images")
-    if any(field.name.endswith("size_px") and getattr(config.method, field.name) == "auto" for field in fields(config.method)):
+    if any(
+        field.name.endswith("size_px") and getattr(config.method, field.name) == "auto"
+        for field in fields(config.method)
+    ):
         raise UsageError(f"Recipe {recipe} chooses its crops by the images", "Give --size in pixels")
     return working_area_px(configs.views(config))

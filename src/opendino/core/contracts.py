@@ -43,7 +43,7 @@ class Source(abc.ABC):
             BadImage: The bytes cannot be read (vanished, no permission, not a regular file).
         """
 
-    def soon(self, indices: np.ndarray) -> None:
+    def soon(self, indices: np.ndarray) -> None:  # noqa: B027 - most have nothing to prepare
         """A hint that these images will be asked for shortly; returns at once."""
 
 

@@ -1,8 +1,8 @@
 """What is known of a large set without opening it: columns in one file, mapped into memory and shared by processes.
 
-The file is a line of magic, the length of a JSON header, the header, and the columns one after the other. A column takes
-memory once a machine, however many ranks and workers read it, and no Python object per image exists. A file that is cut
-short or damaged is none.
+The file is a line of magic, the length of a JSON header, the header, and the columns one after the other. A column
+takes memory once a machine, however many ranks and workers read it, and no Python object per image exists. A file that
+is cut short or damaged counts as none.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Columns = dict[str, np.ndarray]
 
 @final
 class Names(Sequence[str]):
-    """Many names as one stretch of bytes: about a third of the memory of a list of `str`, and nothing to fork or pickle.
+    """Many names as one stretch of bytes: a quarter of the memory of a list of `str`, and forked workers share it.
 
     Args:
         text: uint8 `[bytes]`, the names one after the other in UTF-8.
@@ -74,13 +74,13 @@ def place(kind: str, name: str) -> Path:
 
 
 def save(path: Path, columns: Mapping[str, np.ndarray], note: object) -> None:
-    """Write columns (one-dimensional, any length) and a note (JSON), so that a reader sees all of it or the old file."""
+    """Write columns, each one-dimensional, and a note in JSON; a reader sees all of it or the old file."""
     table, offset, check = {}, 0, 0
     padded = []
     for name, column in columns.items():
-        data = np.ascontiguousarray(column).view(np.uint8)
+        data = np.ascontiguousarray(column).tobytes()
         table[name] = [column.dtype.str, offset, len(column)]
-        padded += [memoryview(data), bytes(-len(data) % _ALIGN)]
+        padded += [data, bytes(-len(data) % _ALIGN)]
         offset += len(data) + -len(data) % _ALIGN
     for piece in padded:
         check = zlib.crc32(piece, check)
@@ -118,7 +118,7 @@ def parse(content: np.ndarray) -> tuple[Columns, Any] | None:
     try:
         header = json.loads(content[head : head + length].tobytes())
         body = content[head + length :]
-        if len(body) != header["bytes"] or zlib.crc32(body) != header["crc32"]:
+        if len(body) != header["bytes"] or zlib.crc32(body.data) != header["crc32"]:
             return None
         columns = {
             name: np.frombuffer(body, np.dtype(kind), count, offset) if count else np.zeros(0, np.dtype(kind))

@@ -1,8 +1,8 @@
 """A source of any kind, written once as shards: shuffled, at working size, checked, with an index beside each shard.
 
 Folders of classes and huge folders of small files are slow in two ways: every image is a file to open, and every epoch
-decodes more pixels than training looks at. Shards end both. They are WebDataset's: `000000.tar` with `000000042.jpg` and, where the
-class is known, `000000042.cls`; 42 is the image's place in the source.
+decodes more pixels than training looks at. Shards end both. They are WebDataset's: `000000.tar` with `000000042.jpg`
+and, where the class is known, `000000042.cls`; 42 is the image's place in the source.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ class Packed:
 def pack(source: Source, plan: Plan, out: Path, workers: int | None = None) -> Packed:
     """Write the shards; what an interrupted call has finished stays, and the next one goes on behind it.
 
-    The order is a shuffle, so that neighbours in a shard are no more alike than any other images. Images that fit already
-    are passed through as they are, if they are JPEG, PNG or WebP; what is small but of another format becomes PNG.
+    The order is a shuffle, so that neighbours in a shard are no more alike than any other images. Images that fit
+    already are passed through as they are, if they are JPEG, PNG or WebP; small ones of another format become PNG.
     `bad_files.csv` lists what could not be read, `classes.txt` names the classes, `pack.json` holds the plan.
 
     Args:
@@ -114,7 +114,9 @@ def pack(source: Source, plan: Plan, out: Path, workers: int | None = None) -> P
         files.write(out / "bad_files.csv", text.getvalue())
     images = sum(each["images"] for each in done)
     if not images:
-        raise UserError(f"None of {len(source):,} images can be read, e.g. {bad[0][0]}: {bad[0][1]}", "Check the images")
+        raise UserError(
+            f"None of {len(source):,} images can be read, e.g. {bad[0][0]}: {bad[0][1]}", "Check the images"
+        )
     return Packed(
         len(done), images, sum(each["unchanged"] for each in done), bad,
         sum(each["bytes"] for each in done), time.monotonic() - began,
@@ -232,5 +234,3 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
     info = tarfile.TarInfo(name)  # of no owner and no time: the same images make the same bytes
     info.size = len(content)
     tar.addfile(info, io.BytesIO(content))
-
-

@@ -8,6 +8,7 @@ words; whatever else there is (captions, embeddings) is passed over.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 import time
@@ -43,9 +44,11 @@ class Reach(Protocol):
         Raises:
             OSError: It is not there.
         """
+        ...
 
     def index(self, shard: str) -> bytes | None:
         """The index that lies beside the shard, if one does."""
+        ...
 
     def path(self, shard: str) -> Path:
         """A local file with the shard.
@@ -53,6 +56,7 @@ class Reach(Protocol):
         Raises:
             Unreachable: It cannot be had.
         """
+        ...
 
     def soon(self, shards: Sequence[str]) -> None:
         """Begin to get hold of these."""
@@ -97,7 +101,7 @@ def scan(path: Path) -> Contents:
     num_bytes = os.fstat(handle.number).st_size
     found: dict[str, tuple[int, int]] = {}
     words: dict[str, str] = {}
-    damage, name, best = "", "", 0
+    damage, name, unique, best = "", "", "", 0
     try:
         for member, offset, size in _members(handle.number, num_bytes):
             parts = _MEMBER.fullmatch(member)
@@ -176,8 +180,7 @@ class Shards:
         found: list[str] = said["classes"]
         named = bool(classes) and all(name.isdecimal() and int(name) < len(classes) for name in found)
         self.classes = tuple(classes[int(name)] for name in found) if named else tuple(found)
-        self._shared = len(os.path.commonprefix([f"{shard.rpartition('/')[0]}/" for shard in self._shards]))
-        self._shared = self._shards[0].rfind("/", 0, self._shared) + 1
+        self._shared = _shared(self._shards)
         self._handles: dict[int, _Handle] = {}
 
     def __len__(self) -> int:
@@ -317,8 +320,8 @@ class Shards:
             text = columns["text"][bytes_stop : int(ends[-1])]
             names = Names(text, ends - bytes_stop)
             bytes_stop = int(ends[-1])
-            spans = (columns[name][here] for name in ("offsets", "sizes", "labels"))
-            parts[shard] = stamp, Contents(names, *spans, tuple(said["classes"]), num_bytes)
+            offsets, sizes, labels = (columns[name][here] for name in ("offsets", "sizes", "labels"))
+            parts[shard] = stamp, Contents(names, offsets, sizes, labels, tuple(said["classes"]), num_bytes)
         return parts
 
     def _stamp(self, shard: str) -> list[int] | None:
@@ -326,6 +329,13 @@ class Shards:
             return self._reach.stamp(shard)
         except OSError:
             return None
+
+
+def _shared(shards: Sequence[str]) -> int:
+    """How many characters of every name are the folder that all shards lie in."""
+    folders = [shard.split("/")[:-1] for shard in (min(shards), max(shards))]
+    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(*folders, strict=False))
+    return sum(len(folder) + 1 for folder, _ in same)
 
 
 def _joined(good: list[tuple[str, list[int], Contents]]) -> tuple[index.Columns, Any]:
@@ -378,7 +388,7 @@ def _members(handle: int, num_bytes: int) -> Iterator[tuple[str, int, int]]:
         kind = header[156:157]
         size = int(told.get("size") or _number(header[124:136]))
         place += _BLOCK
-        if size < 0 or place + size > num_bytes and kind in b"0\0007Lx":
+        if size < 0 or (place + size > num_bytes and kind in b"0\0007Lx"):
             raise ValueError(f"cut short: a member of {size} bytes at byte {place} of {num_bytes}")
         after = place + -(-size // _BLOCK) * _BLOCK
         if kind == b"L":  # GNU: the name of the member that follows
@@ -420,7 +430,7 @@ def _adds_up(header: bytes) -> bool:
 
 
 def _properties(record: bytes) -> dict[str, str]:
-    """Of `LENGTH key=value\\n` over and over."""
+    r"""Of `LENGTH key=value\n` over and over."""
     found = {}
     while record:
         length, _, _ = record.partition(b" ")

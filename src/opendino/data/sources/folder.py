@@ -84,9 +84,9 @@ def _listed(root: str) -> tuple[Names, Counter[str]]:
     """The sorted relative paths of all images, and how many other files there are of each suffix.
 
     A large set is remembered. What is remembered holds as long as every folder in it has the inode and the times of
-    when it was scanned: adding, removing or renaming a file changes those of its folder. What lies in the files does not
-    matter here. A folder that changed within two seconds before the scan may have changed again within one tick of its
-    clock, so that it is not relied on.
+    when it was scanned: adding, removing or renaming a file changes those of its folder. What lies in the files does
+    not matter here. A folder that changed within two seconds before the scan may have changed again within one tick of
+    its clock, so that it is not relied on.
     """
     path = index.place("folder", os.path.abspath(root))  # noqa: PTH100 - resolve() would follow links
     if remembered := _remembered(root, path):

@@ -1,11 +1,11 @@
 """WebDataset shards, local or on a web server: `wds:shards/{000..127}.tar`, a folder of .tar, `wds:https://…`.
 
 Braces stand for ranges and choices (`{000..127}`, `{a,b}`), `::` joins several patterns. Shards as img2dataset and
-`opendino pack` write them: samples by name up to the first dot, one image each, the class in `.cls`. Where the classes are
-numbers, a `classes.txt` beside the shards, a line each, gives their names.
+`opendino pack` write them: samples by name up to the first dot, one image each, the class in `.cls`. Where the classes
+are numbers, a `classes.txt` beside the shards, a line each, gives their names.
 
-Shards on a server are fetched whole into a bounded folder (OPENDINO_CACHE_GB, 50) as they are needed. A fetch that fails is
-tried again with growing pauses; then the images of that shard count as unreadable for ten minutes.
+Shards on a server are fetched whole into a bounded folder (OPENDINO_CACHE_GB, 50) as they are needed. A fetch that
+fails is tried again with growing pauses; then the images of that shard count as unreadable for ten minutes.
 """
 
 from __future__ import annotations
@@ -175,10 +175,8 @@ def build(data: str) -> WdsSource:
                 f"{printable(pattern)} is not on the web", "Give its https address, or mount it and give the path"
             )
         if is_folder(pattern):
-            names = sorted(
-                name for name in os.listdir(pattern) if name.lower().endswith(".tar") and not is_hidden(name)
-            )
-            shards |= dict.fromkeys(os.path.join(pattern, name) for name in names)  # noqa: PTH118
+            paths = (path for path in Path(pattern).iterdir() if path.suffix.lower() == ".tar")
+            shards |= dict.fromkeys(str(path) for path in sorted(paths) if not is_hidden(path.name))
         elif pattern:
             shards |= dict.fromkeys(
                 [pattern] if exists(pattern) else itertools.islice(expand(pattern), _MAX_SHARDS + 1)
