@@ -54,10 +54,7 @@ class FolderSource(Source):
 
     def __init__(self, root: str) -> None:
         self.root = root
-        self._paths, others = _listed(root)
-        if not self._paths:
-            raise no_images(f"folder {printable(root)}", others)
-        self._level, self.classes = class_level(self._paths)
+        self._paths, self._level, self.classes = _listed(root)
         self._label = {name: label for label, name in enumerate(self.classes)}
 
     def __len__(self) -> int:
@@ -80,8 +77,8 @@ class FolderSource(Source):
         return read_regular(Path(self.root, self._paths[index]))
 
 
-def _listed(root: str) -> tuple[Names, Counter[str]]:
-    """The sorted relative paths of all images, and how many other files there are of each suffix.
+def _listed(root: str) -> tuple[Names, int, tuple[str, ...]]:
+    """The sorted relative paths of all images; the level of the folders that name classes, and these.
 
     A large set is remembered. What is remembered holds as long as every folder in it has the inode and the times of
     when it was scanned: adding, removing or renaming a file changes those of its folder. What lies in the files does
@@ -90,24 +87,26 @@ def _listed(root: str) -> tuple[Names, Counter[str]]:
     """
     path = index.place("folder", os.path.abspath(root))  # noqa: PTH100 - resolve() would follow links
     if remembered := _remembered(root, path):
-        return remembered, Counter()
+        return remembered
     began = time.time_ns()
     paths, others, folders = _walk(root)
-    names = Names.of(paths)
+    if not paths:
+        raise no_images(f"folder {printable(root)}", others)
+    names, (level, classes) = Names.of(paths), class_level(paths)
     times = np.array(list(folders.values()), np.int64).reshape(-1, 3)
     if len(names) >= _LARGE and times[:, 1:].max() < began - _SETTLED_NS:
         scanned = Names.of(folders)
         columns = {"names": names.text, "ends": names.ends, "folders": scanned.text, "folder_ends": scanned.ends}
         with contextlib.suppress(OSError):  # nowhere to keep it
-            index.save(path, columns | {"times": times.reshape(-1)}, {"root": printable(root)})
-    return names, others
+            index.save(path, columns | {"times": times.reshape(-1)}, {"level": level, "classes": classes})
+    return names, level, classes
 
 
-def _remembered(root: str, path: Path) -> Names | None:
+def _remembered(root: str, path: Path) -> tuple[Names, int, tuple[str, ...]] | None:
     found = index.load(path)
     if found is None:
         return None
-    columns, _ = found
+    columns, said = found
     folders, times = Names(columns["folders"], columns["folder_ends"]), columns["times"].reshape(-1, 3)
     try:
         for folder, then in zip(folders, times, strict=True):
@@ -115,7 +114,7 @@ def _remembered(root: str, path: Path) -> Names | None:
                 return None
     except OSError:
         return None
-    return Names(columns["names"], columns["ends"])
+    return Names(columns["names"], columns["ends"]), said["level"], tuple(said["classes"])
 
 
 def _times(status: os.stat_result) -> tuple[int, int, int]:
