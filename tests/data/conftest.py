@@ -119,11 +119,10 @@ class Server:
                 self.wfile.flush()
                 if trouble == "stall":
                     outer.closing.wait(20)
-                while trouble == "trickle" and not outer.closing.wait(0.02):
-                    try:
-                        self.wfile.write(b"x")
-                    except OSError:
+                for byte in content[len(content) // 2 :] if trouble == "trickle" else b"":
+                    if outer.closing.wait(0.02):
                         break
+                    self.wfile.write(bytes([byte]))
                 self.close_connection = True
 
         class Quiet(ThreadingHTTPServer):

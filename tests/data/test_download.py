@@ -34,28 +34,17 @@ def content(tmp_path: Path, server: Any) -> bytes:
 
 @pytest.mark.parametrize("trouble", [500, 503, 429, "truncate", "stall", "trickle"])
 @pytest.mark.parametrize("honours_ranges", [True, False])
-def test_passing_trouble(
-    tmp_path: Path,
-    server: Any,
-    content: bytes,
-    trouble: int | str,
-    honours_ranges: bool,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(download, "LEAST_RATE", 10_000_000)
+def test_passing_trouble(tmp_path: Path, server: Any, content: bytes, trouble: int | str, honours_ranges: bool) -> None:
     server.honours_ranges = honours_ranges
     server.trouble["/a"] = [trouble, trouble]
-    if trouble == "trickle" and not honours_ranges:
-        server.trouble["/a"] = [trouble]
-    if trouble == "trickle":
-        content = fetched(server, tmp_path)
-        assert len(content) == 300_000 or honours_ranges
-        return
     assert fetched(server, tmp_path) == content
     assert server.asked["/a"] == 3
-    assert server.ranges == (
-        [] if isinstance(trouble, int) else ["bytes=150000-", f"bytes={225000 if honours_ranges else 150000}-"]
-    )
+    if isinstance(trouble, int):
+        assert server.ranges == []
+    elif trouble != "trickle":  # of which more arrives, nobody knows how much
+        assert server.ranges == ["bytes=150000-", f"bytes={225000 if honours_ranges else 150000}-"]
+    else:
+        assert len(server.ranges) == 2
 
 
 def test_lasting_trouble(tmp_path: Path, server: Any, content: bytes) -> None:
