@@ -27,7 +27,8 @@ class Config:
     """Everything that decides a run. "auto" values are decided from the data when it starts, and printed."""
 
     data: Annotated[str, Positional, tyro.conf.arg(metavar="DATA")]
-    """Images: a folder, a .tar or .zip, a text file of paths, or toy:KIND."""
+    """Images: a folder, a .tar or .zip, a text file of paths, shards/{000..127}.tar (local or https://), a .parquet,
+    hf:NAME?split=train, or toy:KIND."""
     val: str | None = None
     """Labelled images for the k-NN shown while training; without it a part of DATA, where folders name classes."""
     labels: str = "all"

@@ -19,7 +19,7 @@ from opendino.core.types import Facts, ViewSpec
 from opendino.data.cache import decide as decide_cache
 from opendino.data.decode import working_area_px
 from opendino.data.labels import relabel
-from opendino.data.open import open_source
+from opendino.data.open import absolute, open_source
 from opendino.data.survey import survey
 from opendino.engine import precision, sizing
 from opendino.models import build, load
@@ -34,8 +34,8 @@ def decide(config: Config, device: torch.device) -> tuple[Config, Source]:
     """
     # The run folder must mean the same images wherever it is resumed from.
     config = replace(
-        config, data=_absolute(config.data), labels=_absolute(config.labels),
-        val=_absolute(config.val) if config.val else None, init=_absolute(config.init) if config.init else None,
+        config, data=absolute(config.data), labels=absolute(config.labels),
+        val=absolute(config.val) if config.val else None, init=absolute(config.init) if config.init else None,
     )  # fmt: skip
     source = images(config)
     reasons: list[str] = []
@@ -153,11 +153,6 @@ def _as(model: load.Model, config: Config) -> Config:
         return config
     options = {name: value for name, value in model.backbone.kwargs.items() if name not in ("image_px", "drop_path")}
     return replace(config, backbone=model.backbone.name, backbone_options=options | config.backbone_options)
-
-
-def _absolute(data: str) -> str:
-    path = Path(data).expanduser()
-    return str(path.absolute()) if path.exists() else data
 
 
 def _eval_images(wanted: int | str, num_images: int, num_trained: int) -> tuple[int, str]:

@@ -14,8 +14,10 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow
 import pytest
 from PIL import Image
+from pyarrow import parquet
 
 from opendino.core import registry
 from opendino.core.contracts import Source
@@ -27,8 +29,9 @@ PACKAGE = "opendino.data.sources"
 
 
 @pytest.fixture
-def places(tmp_path: Path) -> list[str]:
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """DATA strings with at least two classes and one damaged file, where the place is made of files."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     images = tmp_path / "images"
     for number, name in enumerate(["cats/0.jpg", "cats/1.png", "dogs/2.jpg", "dogs/ünï\n3.png", "dogs/deep/4.webp"]):
         path = images / name
@@ -39,9 +42,23 @@ def places(tmp_path: Path) -> list[str]:
         for path in sorted(images.rglob("*.*")):
             tar.add(path, path.relative_to(tmp_path))
             archive.write(path, path.relative_to(tmp_path))
+    (tmp_path / "shards").mkdir()
+    for number, folder in enumerate(("cats", "dogs")):
+        with tarfile.open(tmp_path / f"shards/{number}.tar", "w") as tar:
+            for path in sorted((images / folder).rglob("*.*")):
+                tar.add(path, path.name)
+                (tmp_path / "label").write_text(folder)
+                tar.add(tmp_path / "label", f"{path.stem}.cls")
+    (tmp_path / "tables").mkdir()
+    table = {"image": [], "label": []}
+    for path in sorted(images.rglob("*.*")):
+        table["image"].append({"bytes": path.read_bytes(), "path": path.name})
+        table["label"].append(path.relative_to(images).parts[0])
+    parquet.write_table(pyarrow.table(table), tmp_path / "tables/a.parquet")
     lines = [f"images/{name}\t{name[:4]}" for name in ("cats/0.jpg", "dogs/2.jpg", "dogs/damaged.jpg", "gone.png")]
     (tmp_path / "list.txt").write_text("\n".join(lines))
-    return [str(images), *(str(tmp_path / name) for name in ("a.tar", "a.zip", "list.txt")), "toy:", "toy:forms?n=20"]
+    files = (str(tmp_path / name) for name in ("a.tar", "a.zip", "list.txt", "shards", "tables"))
+    return [str(images), *files, f"{tmp_path}/tables?label=label", "toy:", "toy:forms?n=20"]
 
 
 @pytest.mark.parametrize("name", registry.names(PACKAGE))

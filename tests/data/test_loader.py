@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import fields
 from pathlib import Path
 
@@ -15,8 +16,9 @@ from opendino.core.errors import BadImage, UserError
 from opendino.core.types import Augment, ViewGroup, ViewSpec
 from opendino.data.cache import Images
 from opendino.data.draw import draw
-from opendino.data.loader import Batch, Batches, batches, permutation, to_canvas
+from opendino.data.loader import Batch, Batches, batches, to_canvas
 from opendino.data.open import open_source
+from opendino.data.order import permutation
 
 SPEC = ViewSpec((ViewGroup("global", 16, (Augment((0.4, 1.0), blur=0.5),) * 2), ViewGroup("local", 8, ())))
 SEED = 3
@@ -41,6 +43,18 @@ class Plain(Source):
         if index in self.bad:
             raise BadImage("torn")
         return np.full((4 + index, 9, 3), index, np.uint8)
+
+
+class Sharded(Plain):
+    """The same in blocks of three."""
+
+    def __init__(self, num: int, bad: tuple[int, ...] = ()) -> None:
+        super().__init__(num, bad)
+        self.blocks = np.array([3] * (num // 3) + [num % 3])
+        self.hints: list[np.ndarray] = []
+
+    def soon(self, indices: np.ndarray) -> None:
+        self.hints.append(indices)
 
 
 def dataset(num: int = 13, batch: int = 4, bad: tuple[int, ...] = (), **options: int) -> Batches:
@@ -156,3 +170,58 @@ def test_a_set_without_a_readable_image_stops_in_one_line(tmp_path: Path, worker
     with pytest.raises(UserError, match=r"8 images in a row cannot be read, last \d\.png: ") as caught:
         next(batches(data, 0, 2, workers, pin=False))
     assert "\n" not in str(caught.value) and caught.value.hint
+
+
+# --- blocks
+
+
+def sharded(num: int = 48, batch: int = 12, bad: tuple[int, ...] = (), **options: int) -> Batches:
+    return Batches(Images(Sharded(num, bad), 10_000), SPEC, SEED, batch, **options)
+
+
+def test_blocks_an_epoch_sees_every_image_once_whatever_the_world() -> None:
+    steps: list[list[int]] = []
+    for world, accumulate in ((1, 1), (2, 1), (3, 2), (4, 3)):
+        shares = [sharded(rank=rank, world=world, accumulate=accumulate) for rank in range(world)]
+        for step in range(8):
+            pieces = [share[step * accumulate + part] for share in shares for part in range(accumulate)]
+            assert {len(piece.indices) for piece in pieces} == {12 // (world * accumulate)}
+            steps.append(sorted(torch.cat([piece.indices for piece in pieces]).tolist()))
+    assert steps[:8] == steps[8:16] == steps[16:24] == steps[24:]
+    for epoch in range(2):
+        assert sorted(itertools.chain(*steps[4 * epoch : 4 * epoch + 4])) == list(range(48))
+
+
+def test_blocks_a_rank_reads_neighbours_and_says_so_before() -> None:
+    whole, shares = sharded()[0], [sharded(rank=rank, world=2) for rank in range(2)]
+    halves = [share[0].indices for share in shares]
+    assert torch.cat(halves).equal(whole.indices.sort()[0])
+    for share in shares:
+        for step in range(4):
+            share[step]
+        hints = share.images.source.hints
+        assert len(hints) == len({tuple(hint) for hint in hints}) > 1
+        assert all(np.array_equal(hint, np.sort(hint)) for hint in hints)
+
+
+def test_blocks_labelled_images_stay_first_in_every_part() -> None:
+    spec = ViewSpec(SPEC.groups, labelled_frac=0.5)
+    source = Sharded(48)
+    source.label = lambda index: index % 3 if index < 12 else -1
+    for rank in range(2):
+        data = Batches(Images(source, 10_000), spec, SEED, 12, accumulate=2, rank=rank, world=2)
+        for n in range(12):
+            assert bool((data[n].labels[: spec.num_labelled(3)] >= 0).all())
+
+
+def test_blocks_unreadable_images_are_replaced() -> None:
+    data = sharded(bad=(4, 5, 40))
+    seen = torch.cat([data[step].indices for step in range(4)])
+    assert not {4, 5, 40} & set(seen.tolist())
+    assert {key for step in range(4) for key, _ in data[step].bad} == {"image 4", "image 5", "image 40"}
+
+
+def test_blocks_a_stream_that_starts_late_is_the_end_of_the_whole_stream() -> None:
+    whole, late = list(batches(sharded(), 0, 9, 0, pin=False)), list(batches(sharded(), 5, 9, 2, pin=False))
+    for one, other in zip(whole[5:], late, strict=True):
+        assert_equal(one, other)

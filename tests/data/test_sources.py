@@ -14,8 +14,12 @@ from PIL import Image
 
 from opendino.core.contracts import Source
 from opendino.core.errors import BadImage, UsageError, UserError
+from opendino.core.types import Augment, ViewGroup, ViewSpec
+from opendino.data.cache import Images
+from opendino.data.index import folder as cache_folder
+from opendino.data.loader import Batches
 from opendino.data.open import open_source
-from opendino.data.sources import toy
+from opendino.data.sources import folder, toy
 from opendino.data.sources.archive import ArchiveSource
 from opendino.data.sources.folder import FolderSource
 
@@ -347,3 +351,75 @@ def test_schemes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     assert len(open_source("~")) == 3
     assert len(open_source("folder:~")) == 3
+
+
+# --- large folders are remembered
+
+
+@pytest.fixture
+def remembering(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Every folder is large, and settled at once; the folders that are scanned."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setattr(folder, "_LARGE", 1)
+    monkeypatch.setattr(folder, "_SETTLED_NS", -(10**18))
+    scanned: list[str] = []
+    scan = folder._scan
+    monkeypatch.setattr(folder, "_scan", lambda root, prefix: scanned.append(prefix) or scan(root, prefix))
+    return scanned
+
+
+def test_a_remembered_folder_notices_what_comes_and_goes(tmp_path: Path, remembering: list[str]) -> None:
+    put(tmp_path, "a/1.png", "a/2.png", "b/deep/3.png")
+    names = ["a/1.png", "a/2.png", "b/deep/3.png"]
+    assert keys(open_source(tmp_path)) == names
+    assert sorted(remembering) == ["", "a/", "b/", "b/deep/"]
+    remembering.clear()
+    again = open_source(tmp_path)
+    assert (keys(again), again.classes, again.read(2)) == (names, ("a", "b"), (tmp_path / names[2]).read_bytes())
+    assert remembering == [], "nothing is scanned"
+    for change in (
+        lambda: put(tmp_path, "b/deep/4.png"),
+        lambda: (tmp_path / "a/1.png").unlink(),
+        lambda: (tmp_path / "a/2.png").rename(tmp_path / "a/0.png"),
+        lambda: put(tmp_path, "c/new/5.png"),
+        lambda: (tmp_path / "b").rename(tmp_path / "z"),
+    ):
+        change()
+        remembering.clear()
+        found = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.png"))
+        assert keys(open_source(tmp_path)) == found
+        assert remembering, "scanned anew"
+
+
+def test_a_damaged_memory_is_none(tmp_path: Path, remembering: list[str]) -> None:
+    put(tmp_path, "1.png", "2.png")
+    open_source(tmp_path)
+    (path,) = cache_folder().glob("folder-*.index")
+    path.write_bytes(path.read_bytes()[:-1])
+    assert keys(open_source(tmp_path)) == ["1.png", "2.png"]
+
+
+def test_a_folder_that_has_just_changed_is_not_relied_on(
+    tmp_path: Path, remembering: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folder, "_SETTLED_NS", 10**9 * 3600)
+    put(tmp_path, "1.png")
+    open_source(tmp_path)
+    assert not list(cache_folder().glob("*.index"))
+
+
+def test_files_that_come_and_go_while_a_run_reads(tmp_path: Path) -> None:
+    put(tmp_path, *(f"{i}.png" for i in range(8)))
+    data = Batches(
+        Images(open_source(tmp_path), 400), ViewSpec((ViewGroup("global", 8, (Augment((0.4, 1.0)),)),)), 0, 4
+    )
+    first = data[0]
+    gone, changed = (int(i) for i in data[1].indices[:2])
+    (tmp_path / f"{gone}.png").unlink()
+    (tmp_path / f"{changed}.png").write_bytes(b"torn")
+    put(tmp_path, "late.png")
+    second = data[1]
+    assert dict(second.bad).keys() == {f"{gone}.png", f"{changed}.png"}
+    assert not {gone, changed} & set(second.indices.tolist())
+    assert len(second.indices) == 4 and len(data.images) == 8
+    assert data[0].indices.equal(first.indices)

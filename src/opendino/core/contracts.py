@@ -17,9 +17,12 @@ class Source(abc.ABC):
 
     Attributes:
         classes: Names of the classes, empty where the source names none.
+        blocks: int64 `[blocks]`, the sizes of stretches of neighbouring images that are cheap to read together, such
+            as shards; they add up to all images. Empty where any image is as near as any other.
     """
 
     classes: tuple[str, ...] = ()
+    blocks: np.ndarray = np.zeros(0, np.int64)
 
     @abc.abstractmethod
     def __len__(self) -> int: ...
@@ -39,6 +42,9 @@ class Source(abc.ABC):
         Raises:
             BadImage: The bytes cannot be read (vanished, no permission, not a regular file).
         """
+
+    def soon(self, indices: np.ndarray) -> None:  # noqa: B027 - most have nothing to prepare
+        """A hint that these images will be asked for shortly; returns at once."""
 
 
 class Backbone(nn.Module, abc.ABC):

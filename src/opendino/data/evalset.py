@@ -12,7 +12,8 @@ from torch import Tensor
 from opendino.core.errors import BadImage
 from opendino.data.apply import crop_resize
 from opendino.data.cache import Images
-from opendino.data.loader import permutation, to_canvas
+from opendino.data.loader import to_canvas
+from opendino.data.order import visits
 
 CENTRE_FRAC = 224 / 256  # of the shorter side: the usual "resize to 256, crop 224"
 
@@ -45,7 +46,7 @@ def make(images: Images, val: Images | None, num: int, size_px: int) -> EvalSet:
     Where classes are named, a fifth are queries: of `val` if given, else held out from the bank. In the latter case
     the network has trained on the queries too, without their labels.
     """
-    order = permutation(len(images), 0, 0)[:num].tolist()
+    order = _some(images, num)
     if not images.source.classes or (val is not None and not val.source.classes):
         bank, labels = _crops(images, order, size_px)
         return EvalSet(bank, torch.full_like(labels, -1), bank[:0], labels[:0], "no labels")
@@ -54,13 +55,18 @@ def make(images: Images, val: Images | None, num: int, size_px: int) -> EvalSet:
         queries, origin = _crops(images, order[:cut], size_px), "training images held out from the bank"
         bank = _crops(images, order[cut:], size_px)
     else:
-        queries = _crops(val, permutation(len(val), 0, 0)[: max(1, num // 4)].tolist(), size_px)
+        queries = _crops(val, _some(val, max(1, num // 4)), size_px)
         origin, bank = "held-out images", _crops(images, order, size_px)
         # The two sets number their classes each in its own order: go by name.
         known = {name: i for i, name in enumerate(images.source.classes)}
         renamed = torch.tensor([known.get(name, len(known) + i) for i, name in enumerate(val.source.classes)] + [-1])
         queries = queries[0], renamed[queries[1]]  # -1, unknown, is the last of them
     return EvalSet(*_labelled(*bank), *_labelled(*queries), origin)
+
+
+def _some(images: Images, num: int) -> list[int]:
+    """Up to `num` images, drawn from all of them or, where they lie in blocks, from few blocks."""
+    return [int(index) for index in visits(len(images), images.source.blocks, 0, 0)[:num]]
 
 
 def _labelled(crops: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

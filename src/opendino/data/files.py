@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import os
 import stat
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal
 
 from opendino.core.errors import BadImage, UserError
 from opendino.data.decode import SUFFIXES
@@ -47,6 +49,25 @@ def is_folder(path: str) -> bool:
 def is_file(path: str) -> bool:
     """Whether there is a regular file at a path, links followed."""
     return os.path.isfile(path)  # noqa: PTH113
+
+
+def holds(path: str) -> Literal["images", "shards", "tables", ""]:
+    """What a folder holds: .tar shards, or Parquet or Arrow tables, or else images; "" if it is none.
+
+    Where an image or a folder lies beside shards or tables, it holds images.
+    """
+    if not is_folder(path):
+        return ""
+    if is_file(os.path.join(path, "dataset_dict.json")):  # noqa: PTH118
+        return "tables"
+    endings: set[str] = set()
+    with contextlib.suppress(OSError), os.scandir(path) as entries:
+        for entry in entries:
+            if not is_hidden(entry.name):
+                endings.add(suffix(entry.name))
+                if is_image(entry.name) or entry.is_dir():
+                    return "images"
+    return "shards" if ".tar" in endings else "tables" if endings & {".parquet", ".arrow"} else "images"
 
 
 def is_hidden(name: str) -> bool:

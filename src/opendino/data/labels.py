@@ -25,6 +25,7 @@ class Relabelled(Source):
     def __init__(self, source: Source, classes: tuple[str, ...], labels: np.ndarray) -> None:
         assert labels.shape == (len(source),) and labels.max(initial=-1) < len(classes)
         self._source, self.classes, self._labels = source, classes, labels
+        self.blocks = source.blocks
 
     def __len__(self) -> int:
         return len(self._source)
@@ -40,6 +41,10 @@ class Relabelled(Source):
     def read(self, index: int) -> bytes | np.ndarray:
         """The source's."""
         return self._source.read(index)
+
+    def soon(self, indices: np.ndarray) -> None:
+        """The source's."""
+        self._source.soon(indices)
 
 
 def known(source: Source) -> np.ndarray:

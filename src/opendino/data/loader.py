@@ -20,8 +20,11 @@ from opendino.core.types import ViewSpec
 from opendino.data.cache import Images
 from opendino.data.draw import GroupDraw, draw
 from opendino.data.labels import known
+from opendino.data.order import Windowed, visits
 
 _TRIES = 100  # unreadable images in a row before a set counts as broken
+_Order = np.ndarray | Windowed
+_Place = tuple[int, int, _Order]  # epoch, place in the epoch's order, that order
 _LABELLED = 2**63  # passes over the labelled images are counted from here, so that their chance is their own
 
 
@@ -60,7 +63,9 @@ class Batch:
 class Batches(Dataset[Batch | UserError]):
     """The batches of a whole run, in order; item n is part n % accumulate of optimiser step n // accumulate.
 
-    Epoch e visits the images in the order of a permutation keyed by (seed, e) and drops what does not fill a batch.
+    Epoch e visits the images in the order of `order.visits`, keyed by (seed, e), and drops what does not fill a batch.
+    Where images lie in blocks, a step's images are sorted before the ranks share them out: each rank then reads from
+    its part of the open blocks alone, though the images of the step are the same for any number of ranks.
 
     Where the views ask for labels (`ViewSpec.labelled_frac`), a step has two streams: images with a label come first
     in every part, then images of the whole set, labels or not. Each stream goes from one permutation into the next.
@@ -81,9 +86,9 @@ class Batches(Dataset[Batch | UserError]):
         self.images, self.spec, self.seed = images, spec, seed
         self.batch, self.accumulate, self.rank, self.world = batch, accumulate, rank, world
         self.steps_per_epoch = len(images) // batch
-        self._everything = np.arange(len(images))
-        self._labelled = self._everything[known(images.source) >= 0] if spec.labelled_frac else self._everything[:0]
-        self._orders: dict[int, tuple[int, np.ndarray]] = {}
+        self._labelled = np.flatnonzero(known(images.source) >= 0) if spec.labelled_frac else None
+        self._orders: dict[int, tuple[int, _Order]] = {}
+        self._hinted: dict[int, tuple[int, int]] = {}
 
     def __getitem__(self, n: int) -> Batch | UserError:
         try:
@@ -94,7 +99,7 @@ class Batches(Dataset[Batch | UserError]):
     def _batch(self, n: int) -> Batch:
         step, part = divmod(n, self.accumulate)
         asked, epochs, found, pixels, bad = [], [], [], [], []
-        for epoch, place, order in self._places(step)[self.rank :: self.world][part :: self.accumulate]:
+        for epoch, place, order in self._share(self._places(step), part):
             actual, image = self._read(place, order, bad)
             asked.append(order[place])
             epochs.append(epoch)
@@ -111,30 +116,56 @@ class Batches(Dataset[Batch | UserError]):
             bad=tuple(bad),
         )
 
-    def _places(self, step: int) -> list[tuple[int, int, np.ndarray]]:
-        """A step's places over all ranks and parts: (epoch, place in the epoch's order, that order)."""
+    def _share(self, places: list[_Place], part: int) -> list[_Place]:
+        """Which of a step's places this rank works off in a part of it."""
+        if len(self.images.source.blocks) == 0:
+            return places[self.rank :: self.world][part :: self.accumulate]
+        self._hint(places)
+        num_labelled = sum(epoch >= _LABELLED for epoch, _, _ in places)
+        share = []
+        for stream in (places[:num_labelled], places[num_labelled:]):  # the labelled ones stay first
+            stream = sorted(stream, key=lambda each: each[2][each[1]])
+            each = len(stream) // self.world
+            share += stream[self.rank * each : (self.rank + 1) * each][part :: self.accumulate]
+        return share
+
+    def _hint(self, places: list[_Place]) -> None:
+        """Let the source prepare for this rank's share of the part of the epoch that follows, once for each."""
+        for stream, (epoch, place, order) in {place[0] // _LABELLED: place for place in places}.items():
+            assert isinstance(order, Windowed)
+            following = order.part_of(place) + 1
+            if self._hinted.get(stream) != (epoch, following):
+                self._hinted[stream] = epoch, following
+                images = np.sort(order.part(following))
+                self.images.source.soon(np.array_split(images, self.world)[self.rank])
+
+    def _places(self, step: int) -> list[_Place]:
+        """A step's places over all ranks and parts."""
         shares = self.world * self.accumulate
         num_labelled = shares * self.spec.num_labelled(self.batch // shares)
         if num_labelled == 0:
             epoch, within = divmod(step, self.steps_per_epoch)
-            return [(epoch, within * self.batch + i, self._order(self._everything, epoch)) for i in range(self.batch)]
+            return [(epoch, within * self.batch + i, self._order(epoch)) for i in range(self.batch)]
+        assert self._labelled is not None
         places = []
-        for members, first, count in (
-            (self._labelled, _LABELLED, num_labelled), (self._everything, 0, self.batch - num_labelled)
+        for first, count, num in (
+            (_LABELLED, num_labelled, len(self._labelled)), (0, self.batch - num_labelled, len(self.images))
         ):  # fmt: skip
             for n in range(step * count, (step + 1) * count):
-                epoch, place = divmod(n, len(members))
-                places.append((first + epoch, place, self._order(members, first + epoch)))
+                epoch, place = divmod(n, num)
+                places.append((first + epoch, place, self._order(first + epoch)))
         return places
 
-    def _order(self, members: np.ndarray, epoch: int) -> np.ndarray:
-        """The members in the order of an epoch; the last one of each stream is remembered."""
+    def _order(self, epoch: int) -> _Order:
+        """The images of an epoch in its order; the last one of each stream is remembered."""
         stream = epoch // _LABELLED
         if self._orders.get(stream, (-1,))[0] != epoch:
-            self._orders[stream] = epoch, members[permutation(len(members), self.seed, epoch)]
+            members = self._labelled if stream else None
+            order = visits(len(self.images), self.images.source.blocks, self.seed, epoch, members)
+            self._orders[stream] = epoch, order
         return self._orders[stream][1]
 
-    def _read(self, place: int, order: np.ndarray, bad: list[tuple[str, str]]) -> tuple[int, np.ndarray]:
+    def _read(self, place: int, order: _Order, bad: list[tuple[str, str]]) -> tuple[int, np.ndarray]:
         tries = min(_TRIES, len(self.images))
         for offset in range(tries):
             candidate = int(order[(place + offset) % len(order)])
@@ -147,11 +178,6 @@ class Batches(Dataset[Batch | UserError]):
             f"{tries} images in a row cannot be read, last {key}: {reason}",
             "Check that the folder holds intact images",
         )
-
-
-def permutation(num: int, seed: int, epoch: int) -> np.ndarray:
-    """The order of an epoch, int64 `[num]`: a function of (seed, epoch) alone."""
-    return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(num)
 
 
 def batches(dataset: Batches, first: int, last: int, workers: int, pin: bool) -> Iterator[Batch]:

@@ -39,6 +39,21 @@ def open_source(data: str | os.PathLike[str]) -> Source:
     raise unknown("source", scheme[1], available) if scheme else _explained(data)
 
 
+def absolute(data: str) -> str:
+    """DATA as it must be written to mean the same in any other folder; what is no path stays."""
+    data = _home(data)
+    available = registry.names(_SOURCES)
+    scheme = _SCHEME.match(data) if not exists(data) else None
+    if "://" in data or (scheme and scheme[1] not in available):
+        return data
+    before, rest = (data[: scheme.end()], _home(data[scheme.end() :])) if scheme else ("", data)
+    path, mark, options = (rest, "", "") if exists(rest) else rest.partition("?")
+    matches = bool(scheme) and registry.load(_SOURCES, scheme[1]).matches(rest)
+    if not (matches or "{" in path or (exists(path) and (not scheme or "." in path))):
+        return data
+    return before + "::".join(map(os.path.abspath, path.split("::"))) + mark + options
+
+
 def _home(data: str) -> str:
     return os.path.expanduser(data)  # noqa: PTH111 - pathlib would also tidy the slashes of a URL
 
@@ -52,7 +67,9 @@ def _explained(data: str) -> UserError:
         return _missing(path)
     if is_image(data):
         return UserError(f"{shown} is a single image", f"Give the folder it lies in: {printable(str(path.parent))}")
-    return UserError(f"{shown} is no source of images", "Give a folder, a .tar or .zip, or a .txt list of paths")
+    return UserError(
+        f"{shown} is no source of images", "Give a folder, a .tar or .zip, a .parquet, or a .txt list of paths"
+    )
 
 
 def _missing(path: Path) -> UserError:

@@ -26,7 +26,7 @@ class Survey:
 
 
 def survey(source: Source, max_bad_frac: float, num: int = 32) -> Survey:
-    """Decode `num` images spread evenly over a source.
+    """Decode about `num` images spread evenly over a source, or over four of its blocks where it has some.
 
     Raises:
         UserError: Fewer than two images, or more than `max_bad_frac` of the sample unreadable.
@@ -43,7 +43,7 @@ def survey(source: Source, max_bad_frac: float, num: int = 32) -> Survey:
         except BadImage as error:
             return source.key(index), str(error)
 
-    indices = np.unique(np.linspace(0, len(source) - 1, num).round().astype(int)).tolist()
+    indices = _spread(source, num)
     with ThreadPoolExecutor(4) as pool:  # a picture of the largest size takes a gigabyte
         found = list(pool.map(look, indices))
     bad = tuple((key, reason) for key, reason in found if isinstance(key, str) and isinstance(reason, str))
@@ -54,3 +54,15 @@ def survey(source: Source, max_bad_frac: float, num: int = 32) -> Survey:
             "Remove or convert them, or raise --max-bad-frac",
         )
     return Survey(int(np.median(sizes.min(1))), float(sizes.prod(1).mean()))
+
+
+def _spread(source: Source, num: int) -> list[int]:
+    def evenly(count: int, num: int) -> np.ndarray:
+        return np.unique(np.linspace(0, count - 1, num).round().astype(int))
+
+    if len(source.blocks) == 0:
+        return evenly(len(source), num).tolist()
+    chosen = evenly(len(source.blocks), 4)
+    starts = np.cumsum(source.blocks) - source.blocks
+    places = [starts[block] + evenly(int(source.blocks[block]), num // len(chosen)) for block in chosen]
+    return np.concatenate(places).tolist()

@@ -17,8 +17,8 @@ from opendino.core import dist, log, metrics
 from opendino.core.contracts import Source
 from opendino.core.errors import UsageError, UserError
 from opendino.core.types import Augment, Report
-from opendino.data.loader import permutation
 from opendino.data.open import open_source
+from opendino.data.order import permutation
 from opendino.features.sides import data_of
 from opendino.features.table import table
 from opendino.features.views import views

@@ -17,7 +17,7 @@ from opendino.core import dist
 from opendino.core.contracts import Backbone, Source
 from opendino.core.errors import UsageError, UserError
 from opendino.core.types import Augment, Report
-from opendino.data.loader import permutation
+from opendino.data.order import permutation
 from opendino.features.fit import MOMENTUM, logistic_regression, scikit_learn, train_together
 from opendino.features.scores import accuracy
 from opendino.features.sides import sides

@@ -14,7 +14,7 @@ from opendino.core import dist
 from opendino.core.contracts import Source
 from opendino.core.errors import UserError
 from opendino.data.decode import decode
-from opendino.data.loader import permutation
+from opendino.data.order import permutation
 from opendino.features.stream import Bad, ahead, left_out
 from opendino.models.load import Model
 from opendino.models.tokens import Tokens

@@ -1,0 +1,149 @@
+"""Shards from a server that fails, stalls, trickles, cuts off, and does not know parts of files."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from opendino.core.errors import BadImage, UsageError
+from opendino.core.types import Augment, ViewGroup, ViewSpec
+from opendino.data import download
+from opendino.data.cache import Images
+from opendino.data.download import Unreachable
+from opendino.data.loader import Batches, batches
+from opendino.data.open import open_source
+
+
+def fetched(server: Any, tmp_path: Path) -> bytes:
+    download.download(f"{server.url}/a", tmp_path / "out")
+    return (tmp_path / "out").read_bytes()
+
+
+@pytest.fixture
+def content(tmp_path: Path, server: Any) -> bytes:
+    content = os.urandom(300_000)
+    (tmp_path / "www/a").write_bytes(content)
+    return content
+
+
+@pytest.mark.parametrize("trouble", [500, 503, 429, "truncate", "stall", "trickle"])
+@pytest.mark.parametrize("honours_ranges", [True, False])
+def test_passing_trouble(tmp_path: Path, server: Any, content: bytes, trouble: int | str, honours_ranges: bool) -> None:
+    server.honours_ranges = honours_ranges
+    server.trouble["/a"] = [trouble, trouble]
+    assert fetched(server, tmp_path) == content
+    assert server.asked["/a"] == 3
+    if isinstance(trouble, int):
+        assert server.ranges == []
+    elif trouble != "trickle":  # of which more arrives, nobody knows how much
+        assert server.ranges == ["bytes=150000-", f"bytes={225000 if honours_ranges else 150000}-"]
+    else:
+        assert len(server.ranges) == 2
+
+
+def test_lasting_trouble(tmp_path: Path, server: Any, content: bytes) -> None:
+    server.trouble["/a"] = [500] * 99
+    with pytest.raises(Unreachable, match=r"500 .*6 attempts"):
+        fetched(server, tmp_path)
+    assert server.asked["/a"] == download.ATTEMPTS
+    server.trouble["/a"] = [403]
+    with pytest.raises(Unreachable, match="403"):
+        fetched(server, tmp_path)
+    assert server.asked["/a"] == download.ATTEMPTS + 1, "what is forbidden is not tried again"
+    server.close()
+    with pytest.raises(Unreachable, match="refused"):
+        fetched(server, tmp_path)
+    for url in ("http://", "http://a b/c", "ftp://a/b", "file:///etc/passwd"):
+        with pytest.raises(Unreachable):
+            download.download(url, tmp_path / "out")
+
+
+def test_pauses_grow(server: Any, tmp_path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    server.trouble["/a"] = [500] * 99
+    with pytest.raises(Unreachable):
+        fetched(server, tmp_path)
+    for number, pause in enumerate(pauses):
+        assert 0.5 <= pause / (download.FIRST_WAIT_S * 2**number) <= 1.5
+
+
+def test_a_source_on_a_server(make: Any, tmp_path: Path, server: Any, cache: Path) -> None:
+    make.shards(tmp_path / "www/s", 3, 4)
+    (tmp_path / "www/s/classes.txt").write_text("cat\ndog\n")
+    source = open_source(f"{server.url}/s/{{00000..00002}}.tar")
+    assert [source.read(i) for i in (11, 0, 5)] == [make.png(11), make.png(0), make.png(5)]
+    assert source.classes == ("cat", "dog")
+    assert source.key(11) == "00002.tar/000020003"
+    again = open_source(f"wds:{server.url}/s/{{00000..00002}}.tar")
+    assert again.read(7) == make.png(7)
+    assert all(server.asked[f"/s/{number:05d}.tar"] == 1 for number in range(3)), "kept"
+    assert len([path for path in (cache / "shards").iterdir() if not path.name.startswith(".")]) == 3
+
+
+def test_what_is_kept_is_bounded(
+    make: Any, tmp_path: Path, server: Any, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = make.shards(tmp_path / "www/s", 4, 4)[0].stat().st_size
+    monkeypatch.setenv("OPENDINO_CACHE_GB", str(2.5 * size / 1e9))
+    source = open_source(f"wds:{server.url}/s/{{00000..00003}}.tar")
+    kept = [path for path in (cache / "shards").iterdir() if not path.suffix and not path.name.startswith(".")]
+    assert len(kept) == 2
+    assert [source.read(4 * shard) for shard in range(4)] == [make.png(4 * shard) for shard in range(4)]
+    monkeypatch.setenv("OPENDINO_CACHE_GB", "much")
+    with pytest.raises(UsageError, match="OPENDINO_CACHE_GB"):
+        open_source(f"wds:{server.url}/s/{{00000..00002}}.tar")
+
+
+def test_a_lost_shard_is_skipped_and_said(
+    make: Any, tmp_path: Path, server: Any, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make.shards(tmp_path / "www/s", 4, 6)
+    data = f"wds:{server.url}/s/{{00000..00003}}.tar"
+    source = open_source(data)
+    for path in (cache / "shards").iterdir():
+        path.unlink()
+    server.trouble["/s/00002.tar"] = [500] * 99
+    server.asked.clear()
+    spec = ViewSpec((ViewGroup("global", 8, (Augment((0.4, 1.0)),)),))
+    taken = list(batches(Batches(Images(source, 400), spec, 0, 6), 0, 8, 0, pin=False))
+    bad = dict(pair for batch in taken for pair in batch.bad)
+    assert set(bad) == {f"00002.tar/00002{i:04d}" for i in range(6)}
+    assert all("500" in reason and "\n" not in reason for reason in bad.values())
+    seen = set(torch.cat([batch.indices for batch in taken]).tolist())
+    assert seen == set(range(24)) - set(range(12, 18))
+    assert server.asked["/s/00002.tar"] == download.ATTEMPTS, "and left alone for a while"
+    assert capsys.readouterr().err.count("is left out") == 1
+
+
+def test_a_shard_that_changed_on_the_server(make: Any, tmp_path: Path, server: Any, cache: Path) -> None:
+    make.shards(tmp_path / "www/s", 1, 3)
+    data = f"wds:{server.url}/s/00000.tar"
+    source = open_source(data)
+    for path in (cache / "shards").iterdir():
+        path.unlink()
+    make.shards(tmp_path / "www/s", 1, 9)
+    with pytest.raises(BadImage, match="changed"):
+        source.read(0)
+    assert len(open_source(data)) == 9
+
+
+def test_shards_are_fetched_ahead(make: Any, tmp_path: Path, server: Any, cache: Path) -> None:
+    make.shards(tmp_path / "www/s", 2, 3)
+    source = open_source(f"wds:{server.url}/s/{{00000..00001}}.tar")
+    for path in (cache / "shards").iterdir():
+        path.unlink()
+    server.asked.clear()
+    source.soon(np.array([4, 5]))
+    until = time.monotonic() + 10
+    while not [path for path in (cache / "shards").iterdir() if not path.suffix and path.name[0] != "."]:
+        assert time.monotonic() < until, "it never came"
+        time.sleep(0.01)
+    assert source.read(4) == make.png(4)
+    assert server.asked == {"/s/00001.tar": 1}

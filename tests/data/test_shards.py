@@ -1,0 +1,257 @@
+"""Shards: WebDataset's rule for samples, the index and when it is made anew, damage."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import pickle
+import subprocess
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from opendino.core.contracts import Source
+from opendino.core.errors import BadImage, UsageError, UserError
+from opendino.data import index
+from opendino.data.open import absolute, open_source
+from opendino.data.shards import scan
+from opendino.data.sources.wds import WdsSource, expand
+
+
+def contents(source: Source) -> dict[str, bytes]:
+    return {source.key(i): source.read(i) for i in range(len(source))}
+
+
+def names(path: Path) -> list[str]:
+    return list(scan(path).names)
+
+
+# --- which images there are
+
+
+def test_img2dataset_layout_by_pattern_folder_and_scheme(make: Any, tmp_path: Path) -> None:
+    make.shards(tmp_path / "s", 3, 4)
+    (tmp_path / "s/00000.parquet").write_bytes(b"metadata")
+    (tmp_path / "s/00000_stats.json").write_text("{}")
+    for data in (f"{tmp_path}/s/{{00000..00002}}.tar", f"wds:{tmp_path}/s/{{00000..00002}}.tar", f"wds:{tmp_path}/s"):
+        source = open_source(data)
+        assert type(source) is WdsSource
+        assert len(source) == 12
+        assert source.key(5) == "00001.tar/000010001"
+        assert source.read(5) == make.png(5)
+        assert source.classes == ("0", "1")
+        assert [source.label(i) for i in range(4)] == [0, 1, 0, 1]
+        assert source.blocks.tolist() == [4, 4, 4]
+    assert len(open_source(f"wds:{tmp_path}/s/00000.tar::{tmp_path}/s/00002.tar")) == 8
+    for name in ("00000.parquet", "00000_stats.json"):
+        (tmp_path / "s" / name).unlink()
+    assert type(open_source(tmp_path / "s")) is WdsSource, "a folder of shards needs no scheme"
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # webdataset leaves files open
+def test_samples_are_what_webdataset_makes_of_them(make: Any, tmp_path: Path) -> None:
+    import webdataset
+
+    members = {
+        "a/1.jpg": b"1", "a/1.cls": b"7", "./a/2.b.JPG": b"2", "a.d/3.png": b"3", "4.txt": b"t", "5.seg.png": b"no",
+        "5.png": b"5", "noext": b"x", "6.png": b"6", "6.cls": b"07", ".hid.png": b"h", "7.PNG": b"7",
+    }  # fmt: skip
+    path = make.shard(tmp_path / "a.tar", members)
+    theirs = {
+        sample["__key__"]: {k for k in sample if k[0] != "_"}
+        for sample in webdataset.WebDataset(str(path), shardshuffle=False)
+    }
+    ours = names(path)
+    assert ours == ["a/1", "./a/2", "a.d/3", "5", "6", "7"]
+    assert set(theirs) - set(ours) <= {"4"}, "a sample without an image"
+    source = open_source(f"wds:{path}")
+    assert [source.read(i) for i in range(6)] == [b"1", b"2", b"3", b"5", b"6", b"7"]
+    assert [source.classes[label] if (label := source.label(i)) >= 0 else "" for i in range(6)] == [
+        *"7",
+        "",
+        "",
+        "",
+        *"7",
+        "",
+    ]
+
+
+@pytest.mark.parametrize("layout", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_headers_as_tarfile_reads_them(make: Any, tmp_path: Path, layout: int) -> None:
+    members = {
+        f"{'d' * 60}/{i}/{'n' * (30 if layout == tarfile.USTAR_FORMAT else 120)}.png": make.png(i) for i in range(3)
+    }
+    if layout != tarfile.USTAR_FORMAT:
+        members |= {"ünï.png": make.png(4)}
+    path = make.shard(tmp_path / "a.tar", members, layout=layout)
+    with tarfile.open(path) as tar:
+        expected = [(info.name, info.offset_data, info.size) for info in tar]
+    found = scan(path)
+    assert [(f"{n}.png", o, s) for n, o, s in zip(found.names, found.offsets, found.sizes, strict=True)] == expected
+    assert not found.damage
+
+
+def test_webdatasets_own_writer_and_gnu_tar(make: Any, tmp_path: Path) -> None:
+    import webdataset
+
+    with webdataset.TarWriter(str(tmp_path / "a.tar")) as writer:
+        for i in range(3):
+            writer.write({"__key__": f"{i:03d}", "png": make.png(i), "cls": i, "json": {"a": 1}})
+    source = open_source(f"wds:{tmp_path}/a.tar")
+    assert contents(source) == {f"a.tar/{i:03d}": make.png(i) for i in range(3)}
+    assert source.classes == ("0", "1", "2")
+    folder = tmp_path / "x"
+    folder.mkdir()
+    (folder / "1.png").write_bytes(make.png(1))
+    (folder / "2.png").symlink_to("1.png")
+    os.link(folder / "1.png", folder / "3.png")
+    subprocess.run(["tar", "-cf", tmp_path / "b.tar", "-C", folder, "."], check=True)
+    assert len(names(tmp_path / "b.tar")) == 1, "links have no bytes of their own"
+
+
+def test_a_name_that_comes_twice_is_two_images(make: Any, tmp_path: Path) -> None:
+    one, other = (make.shard(tmp_path / f"{i}.tar", {"1.png": make.png(i), "2.png": make.png(9)}) for i in range(2))
+    joined = one.read_bytes()[: 3072 - 1024] + other.read_bytes()
+    (tmp_path / "a.tar").write_bytes(joined)
+    source = open_source(f"wds:{tmp_path}/a.tar")
+    assert len(set(contents(source))) == len(source) == 4
+
+
+def test_braces_as_webdataset_expands_them() -> None:
+    from webdataset.shardlists import expand_urls
+
+    for pattern in ("a{000..012}.tar", "{a,b}/{8..11}.tar", "{0..2}{x,y}.tar", "plain.tar", "{05..3}.tar"):
+        assert list(expand(pattern)) == list(expand_urls(pattern))
+
+
+def test_names_of_classes(make: Any, tmp_path: Path) -> None:
+    make.shards(tmp_path / "s", 1, 4)
+    (tmp_path / "s/classes.txt").write_text("cat\ndog\n")
+    assert open_source(f"wds:{tmp_path}/s").classes == ("cat", "dog")
+    (tmp_path / "s/classes.txt").write_text("cat\n")
+    assert open_source(f"wds:{tmp_path}/s").classes == ("0", "1"), "a list too short names nothing"
+
+
+# --- the index
+
+
+def test_the_index_is_made_once_and_follows_its_shards(
+    make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make.shards(tmp_path / "s", 3, 2)
+    before = contents(open_source(f"wds:{tmp_path}/s"))
+    scanned: list[Path] = []
+    monkeypatch.setattr("opendino.data.shards.scan", lambda path: scanned.append(path) or scan(path))
+    assert contents(open_source(f"wds:{tmp_path}/s")) == before
+    assert scanned == []
+    make.shard(made[1], {"new.png": make.png(77)})
+    os.utime(made[1], ns=(0, 1))
+    after = contents(open_source(f"wds:{tmp_path}/s"))
+    assert scanned == [made[1]], "unchanged shards are not read again"
+    assert after == {k: v for k, v in before.items() if "00001.tar" not in k} | {"00001.tar/new": make.png(77)}
+
+
+def test_a_damaged_index_is_made_anew(make: Any, tmp_path: Path, cache: Path) -> None:
+    make.shards(tmp_path / "s", 2, 3)
+    before = contents(open_source(f"wds:{tmp_path}/s"))
+    (path,) = cache.glob("*.index")
+    whole = path.read_bytes()
+    for damaged in (whole[:-9], whole[:20], b"", whole[:-40] + b"\xff" + whole[-39:], whole.replace(b"note", b"n0te")):
+        path.write_bytes(damaged)
+        assert index.load(path) is None
+        assert contents(open_source(f"wds:{tmp_path}/s")) == before
+        assert path.read_bytes() == whole
+
+
+def test_an_index_takes_no_python_object_an_image(make: Any, tmp_path: Path) -> None:
+    make.shards(tmp_path / "s", 2, 50)
+    source = open_source(f"wds:{tmp_path}/s")
+    assert len(pickle.dumps(source)) < 100 * 60 + 2000
+    assert contents(pickle.loads(pickle.dumps(source))) == contents(source)
+
+
+def test_without_a_place_for_the_index(make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make.shards(tmp_path / "s", 1, 3)
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert len(open_source(f"wds:{tmp_path}/s")) == 3
+
+
+# --- damage
+
+
+def test_a_shard_cut_short_gives_what_it_has(make: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = make.shards(tmp_path / "s", 2, 5)
+    made[0].write_bytes(made[0].read_bytes()[:5000])
+    source = open_source(f"wds:{tmp_path}/s")
+    assert 5 < len(source) < 10
+    assert all(contents(source).values())
+    assert "00000.tar is damaged after" in capsys.readouterr().err
+
+
+def test_missing_and_foreign_shards_are_left_out_and_named(
+    make: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make.shards(tmp_path / "s", 2, 2)
+    (tmp_path / "s/00002.tar").write_bytes(gzip.compress(b"x" * 5000))
+    source = open_source(f"wds:{tmp_path}/s/{{00000..00003}}.tar")
+    assert len(source) == 4
+    assert "2 of 4 shards cannot be read" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"None of 2 shards can be used, .*compressed"):
+        open_source(f"wds:{tmp_path}/s/{{00002..00003}}.tar")
+    make.shard(tmp_path / "t/a.tar", {"a.txt": b"x"})
+    with pytest.raises(UserError, match="no images"):
+        open_source(f"wds:{tmp_path}/t")
+
+
+def test_a_shard_that_changes_or_goes_while_a_run_reads(make: Any, tmp_path: Path) -> None:
+    made = make.shards(tmp_path / "s", 3, 2)
+    source = open_source(f"wds:{tmp_path}/s")
+    made[0].unlink()
+    make.shard(made[1], {"longer.png": bytes(4000)})
+    for place, reason in ((0, "No such file"), (2, "changed")):
+        with pytest.raises(BadImage, match=reason):
+            source.read(place)
+    assert source.read(4) == make.png(4)
+    assert len(open_source(f"wds:{tmp_path}/s")) == 3, "a new start sees what is there"
+
+
+# --- wrong words
+
+
+def test_wrong_words(make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for data, reason in (
+        ("wds:pipe:cat a.tar", "start a program"), ("wds:s3://bucket/{0..3}.tar", "not on the web"),
+        ("wds:", "names no shards"), ("wds:{0..9999999}.tar", "more than"),
+    ):  # fmt: skip
+        with pytest.raises(UsageError, match=reason) as caught:
+            open_source(data)
+        assert caught.value.hint
+    monkeypatch.chdir(tmp_path)
+    make.shards(tmp_path / "s", 1, 1)
+    assert absolute("wds:s") == f"wds:{tmp_path}/s"
+    assert absolute("wds:s/{0..3}.tar::s/9.tar") == f"wds:{tmp_path}/s/{{0..3}}.tar::{tmp_path}/s/9.tar"
+    assert absolute("s/{0..3}.tar") == f"{tmp_path}/s/{{0..3}}.tar"
+    for same in (
+        "toy:forms?n=3",
+        "toy",
+        "wds:https://a.org/{0..3}.tar",
+        "https://a.org/{0..3}.tar",
+        "10%",
+        "hf:me/set?split=a",
+    ):
+        assert absolute(same) == same
+
+
+def test_names_packed_and_back() -> None:
+    every = ["a", "ünï", "b\udcff", "x/y\n"]
+    packed = index.Names.of(every)
+    assert list(packed) == every
+    assert packed[-1] == every[-1] and packed[1:3] == every[1:3]
+    with pytest.raises(IndexError):
+        packed[4]
+    assert len(index.Names.of([])) == 0
+    assert np.array_equal(packed.ends, [1, 6, 8, 12])
