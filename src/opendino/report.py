@@ -17,7 +17,7 @@ from opendino.core import dist, files, metrics
 from opendino.core.contracts import Source
 from opendino.core.errors import BadImage, UserError
 from opendino.data.decode import decode
-from opendino.data.loader import permutation
+from opendino.data.order import permutation
 from opendino.engine.monitors import Verdict, examine
 from opendino.features.neighbours import nearest
 from opendino.features.table import table
@@ -219,14 +219,7 @@ def _read(source: Source, index: int) -> Image.Image | None:
 
 
 def _thumb(source: Source, index: int) -> Image.Image:
-    image = _read(source, index) or Image.new("RGB", (_THUMB_PX, _THUMB_PX), "lightgrey")
-    scale = _THUMB_PX / max(image.size)
-    small = image.resize(
-        (max(1, round(image.width * scale)), max(1, round(image.height * scale))), Image.Resampling.BICUBIC
-    )
-    square = Image.new("RGB", (_THUMB_PX, _THUMB_PX), "white")
-    square.paste(small, ((_THUMB_PX - small.width) // 2, (_THUMB_PX - small.height) // 2))
-    return square
+    return _canvas.square(_read(source, index), _THUMB_PX)
 
 
 def _large(image: Image.Image) -> Image.Image:

@@ -19,9 +19,10 @@ from opendino.data.open import open_source
 from opendino.models.load import load
 from opendino.search.open import open_table
 from opendino.search.table import check_model
-from opendino.visualise import sheet
+from opendino.visualise import _canvas
+from opendino.visualise._canvas import Tile
 
-_THUMBNAIL_AREA_PX = 320 * 320
+_THUMBNAIL_PX = 160
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Config:
     exact: bool = False
     """Compare with all images even where the table has an index (from 100,000 images on)."""
     sheet: str | None = None
-    """Also draw what was found into this .png."""
+    """Also draw what was found into this picture: .png, .jpg, .svg, .html ..."""
     device: str = "auto"
     """auto, cuda, mps or cpu."""
 
@@ -53,8 +54,7 @@ def run(args: list[str]) -> Outcome:
     config = _flags.parse(Config, args, "opendino search", "Find the images of a table that look like others.")
     if not config.images:
         raise UsageError("No image was named to search for", "opendino search MODEL TABLE photo.jpg")
-    if config.sheet:
-        sheet.check(config.sheet)
+    sheet = _canvas.out(config.sheet, _canvas.PICTURES) if config.sheet else None
     table = open_table(config.table)
     model = load(config.model, table.about["which"])
     check_model(table, model, config.model)
@@ -74,14 +74,14 @@ def run(args: list[str]) -> Outcome:
     for search in searches:
         lines += [f"{search['query']}: {len(search['results'])} of {len(table):,} images, {method}"]
         lines += [f"  {hit['score']:7.4f}  {hit['path']}" for hit in search["results"]]
-    if config.sheet:
-        sheet.draw(_tiles(searches, table.about["data"]), Path(config.sheet).expanduser())
+    if sheet:
+        _canvas.Sheet(_tiles(searches, table.about["data"])).save(sheet)
         lines.append(f"→ {config.sheet}")
     told = {"table": config.table, "exact": found.exact, "sheet": config.sheet}
     return Outcome("\n".join(lines), {**(searches[0] if len(searches) == 1 else {"searches": searches}), **told})
 
 
-def _tiles(searches: list[dict], data: str) -> list[list[sheet.Tile]]:
+def _tiles(searches: list[dict], data: str) -> list[list[Tile | None]]:
     """A row for each query: it, and what was found."""
     wanted = {hit["path"] for search in searches for hit in search["results"]}
     try:
@@ -91,11 +91,11 @@ def _tiles(searches: list[dict], data: str) -> list[list[sheet.Tile]]:
         source, place = None, {}
     rows = []
     for search in searches:
-        asked = Image.fromarray(decode(Path(search["query"]).expanduser().read_bytes(), _THUMBNAIL_AREA_PX))
-        tiles = [sheet.Tile(asked, ("query", search["query"]))]
+        asked = Image.fromarray(decode(Path(search["query"]).expanduser().read_bytes(), (2 * _THUMBNAIL_PX) ** 2))
+        tiles: list[Tile | None] = [Tile(_canvas.square(asked, _THUMBNAIL_PX), f"query\n{Path(search['query']).name}")]
         for hit in search["results"]:
-            image = _thumbnail(source, place.get(hit["path"]))
-            tiles.append(sheet.Tile(image, (f"{hit['score']:.4f}", hit["path"])))
+            image = _canvas.square(_thumbnail(source, place.get(hit["path"])), _THUMBNAIL_PX)
+            tiles.append(Tile(image, f"{hit['score']:.4f}\n{Path(hit['path']).name}"))
         rows.append(tiles)
     return rows
 
@@ -105,6 +105,6 @@ def _thumbnail(source: Source | None, index: int | None) -> Image.Image | None:
     if source is None or index is None:
         return None
     try:
-        return Image.fromarray(decode(source.read(index), _THUMBNAIL_AREA_PX))
+        return Image.fromarray(decode(source.read(index), (2 * _THUMBNAIL_PX) ** 2))
     except BadImage:
         return None

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 from opendino.core import files
@@ -181,6 +181,13 @@ def shrunk(image: Image.Image, width_px: int) -> Image.Image:
         return image
     height = max(1, round(image.height * width_px / image.width))
     return image.resize((width_px, height), Image.Resampling.LANCZOS)
+
+
+def square(image: Image.Image | None, side_px: int) -> Image.Image:
+    """The whole image in the middle of a white square; a grey one where there is none to show."""
+    if image is None:
+        return Image.new("RGB", (side_px, side_px), "#dddddd")
+    return ImageOps.pad(image, (side_px, side_px), Image.Resampling.BICUBIC, "white")
 
 
 def _fitted(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, room: int) -> str:
