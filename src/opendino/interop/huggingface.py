@@ -130,8 +130,8 @@ def write(model: Model, out: Path, config: Config) -> float:
 
 
 _CROP = (
-    "Resizing by transformers rounds otherwise than opendino's, by up to two grey levels of 255; where the margin of the centre crop is "
-    "odd it may cut one pixel further left or up."
+    "Resizing by transformers rounds otherwise than opendino's, by up to two grey levels of 255; where the margin of "
+    "the centre crop is odd it may cut one pixel further left or up."
 )
 _REMARKS = (
     f"{_CROP}\n\n"
