@@ -99,11 +99,17 @@ def _through(model: Model, images: list[Tensor], patches: bool) -> tuple[Tensor,
     return made[0], made[1] if patches else None
 
 
-@torch.no_grad()
 def grid(model: Model) -> tuple[int, int]:
-    """(rows, columns) of the patches that the model makes of an image."""
+    """(rows, columns) of the patches that the model makes of an image.
+
+    Raises:
+        UserError: Its features are no grid.
+    """
     weight, side = next(model.backbone.parameters()), model.preprocessing["image_px"]
-    return model.backbone.features(weight.new_zeros(1, 3, side, side)).grid
+    try:
+        return model.features(weight.new_zeros(1, 3, side, side)).grid
+    except NotImplementedError as error:
+        raise UserError(str(error), "Leave out --patches") from error
 
 
 def origin(model: Model, source: Source, *, name: str, which: str | None, data: str) -> dict[str, Any]:
