@@ -12,12 +12,11 @@ from PIL import Image
 from opendino.cli import main
 from opendino.data.open import open_source
 from opendino.models.build import backbone
-from opendino.models.load import load, preprocessing, save_backbone
-from opendino.search import embed, lance
+from opendino.models.load import preprocessing, save_backbone
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Path:
     """A folder with a model, another, nine photos of which 3 and 8 are the same, and their table."""
     monkeypatch.chdir(tmp_path)
     for name in ("model", "other"):
@@ -29,9 +28,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             0, 256, (20, 30, 3), generator=torch.Generator().manual_seed(number % 8 + 3 * (number == 8))
         )
         Image.fromarray(pixels.to(torch.uint8).numpy()).save(tmp_path / f"photos/{number}.png")
-    source = open_source("photos")
-    origin = embed.origin(load("model"), source, name="model", which=None, data="photos")
-    lance.update("t.lance", load("model"), source, origin)
+    assert main(["embed", "model", "photos", "--out", "t.lance", "--device", "cpu"]) == 0
+    assert "9 new, 0 changed, 0 unchanged → t.lance" in capsys.readouterr().out
     return tmp_path
 
 
@@ -49,6 +47,38 @@ def test_search_shows_paths_and_scores_the_best_first(place: Path, capsys: pytes
     assert several[0] == {key: told[key] for key in ("query", "results")}
     assert main(words) == 0
     assert capsys.readouterr().out.splitlines()[:2] == ["photos/4.png: 3 of 9 images, exact", "   1.0000  4.png"]
+
+
+def test_a_parquet_file_is_searched_alike(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["embed", "model", "photos", "--out", "t.parquet", "--device", "cpu"]) == 0
+    capsys.readouterr()
+    found = []
+    for table in ("t.lance", "t.parquet"):
+        assert main(["search", "model", table, "photos/4.png", "--json", "--device", "cpu"]) == 0
+        found.append(json.loads(capsys.readouterr().out)["results"])
+    assert [{each["path"] for each in results} for results in found] == [{f"{n}.png" for n in range(9)}] * 2
+    for one, other in zip(*found, strict=True):
+        assert one["score"] == pytest.approx(other["score"], abs=2e-6)  # rounded to six digits
+
+
+def test_a_table_follows_its_folder(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (place / "photos/8.png").unlink()
+    Image.new("RGB", (9, 9), "red").save(place / "photos/red.png")
+    (place / "photos/bad.png").write_bytes(b"")
+    words = ["embed", "model", "photos", "--out", "t.lance", "--device", "cpu"]
+    assert main(words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "1 new, 0 changed, 8 unchanged → t.lance"
+    assert lines[1] == "1 are gone from photos, e.g. 8.png; --prune removes them"
+    assert lines[2] == "1 unreadable left out, e.g. bad.png: empty file"
+    assert main([*words, "--prune", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    counts = {key: told[key] for key in ("written", "unchanged", "removed", "vanished", "skipped")}
+    assert counts == {"written": 0, "unchanged": 9, "removed": 1, "vanished": 0, "skipped": 1}
+    assert main(["embed", "other", "photos", "--out", "t.lance", "--device", "cpu"]) == 1
+    assert "t.lance holds vectors of model, not of other" in capsys.readouterr().err
+    assert main(["embed", "model", "photos", "--out", "t.parquet", "--prune"]) == 2
+    assert "--prune is for .lance tables" in capsys.readouterr().err
 
 
 def test_a_sheet_is_drawn_even_of_images_that_have_gone(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,8 +32,8 @@ class Config:
     data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
     """Images: a folder, a .tar or .zip, a text file of paths, or any other source."""
     out: str
-    """The table to write; its ending, .parquet, .csv, .npz or .lance, says how. The same command goes on where it ended,
-    and brings a .lance table up to date: only new and changed images are embedded."""
+    """The table to write; its ending, .parquet, .csv, .npz or .lance, says how. The same command goes on where it
+    ended, and brings a .lance table up to date: only new and changed images are embedded."""
     which: str | None = None
     """teacher or student; the network to use by default."""
     patches: bool = False

@@ -57,22 +57,18 @@ class LanceTable(Table):
         """See `Table`."""
         return iter(self._table.search().select(["key", "vector"]).to_batches(STRETCH))
 
-    def approximate(self, queries: Tensor, k: int) -> Found | None:
-        """See `Table`. Rows added since the index was made are compared one by one."""
-        if not _indices(self._table):
-            return None
-        found = [
-            self._table.search(query, vector_column_name="vector")
-            .distance_type("cosine")
-            .nprobes(_PARTITIONS)
-            .refine_factor(_REFINE)
-            .limit(k)
-            .select(["key", "_distance"])
-            .to_arrow()
-            for query in queries.numpy()
-        ]
-        scores = [[1 - distance for distance in each["_distance"].to_pylist()] for each in found]
-        return Found([each["key"].to_pylist() for each in found], scores, False)
+    def search(self, queries: Tensor, k: int, exact: bool) -> Found:
+        """See `Table`. With an index, rows that were added since it was made are compared one by one."""
+        exact = exact or not _indices(self._table)
+        keys: list[list[str]] = []
+        scores: list[list[float]] = []
+        for query in queries.numpy():
+            asked = self._table.search(query, vector_column_name="vector").distance_type("cosine").limit(k)
+            asked = asked.bypass_vector_index() if exact else asked.nprobes(_PARTITIONS).refine_factor(_REFINE)
+            found = asked.select(["key", "_distance"]).to_arrow()
+            keys.append(found["key"].to_pylist())
+            scores.append([1 - distance for distance in found["_distance"].to_pylist()])
+        return Found(keys, scores, exact)
 
 
 @dataclass

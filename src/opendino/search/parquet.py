@@ -1,12 +1,16 @@
-"""Parquet files of vectors, read a stretch at a time."""
+"""Parquet files of vectors, read and searched a stretch at a time."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, final
 
+import torch
+from torch import Tensor
+
+from opendino.features import neighbours
 from opendino.search import schema
-from opendino.search.table import STRETCH, Table, readable
+from opendino.search.table import STRETCH, Found, Table, readable
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -35,3 +39,17 @@ class ParquetTable(Table):
     def batches(self) -> Iterator[pa.RecordBatch]:
         """See `Table`."""
         return self._file.iter_batches(STRETCH, columns=["key", "vector"])
+
+    def search(self, queries: Tensor, k: int, exact: bool) -> Found:
+        """See `Table`. All rows are compared, stretch by stretch; equal ones in the order of the table."""
+        values, rows = torch.empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.int64)
+        names: dict[int, str] = {}
+        first = 0
+        for keys, vectors in self.stretches():
+            cosines, found = neighbours.nearest(vectors, queries, min(k, len(keys)))
+            names.update((first + row, keys[row]) for row in found.unique().tolist())
+            values, rows = torch.cat([values, cosines], 1), torch.cat([rows, found + first], 1)
+            values, order = values.sort(dim=1, descending=True, stable=True)
+            values, rows = values[:, :k], rows.gather(1, order[:, :k])
+            first += len(keys)
+        return Found([[names[row] for row in each] for each in rows.tolist()], values.clamp(-1, 1).tolist(), True)

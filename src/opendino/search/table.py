@@ -1,4 +1,4 @@
-"""A table of vectors, whatever its format: read a stretch at a time, searched exactly."""
+"""A table of vectors, whatever its format."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from opendino.core.errors import UserError
-from opendino.features import neighbours
 from opendino.models.load import Model
 
 if TYPE_CHECKING:
@@ -56,9 +55,9 @@ class Table(abc.ABC):
     def batches(self) -> Iterator[pa.RecordBatch]:
         """All rows in their order, columns "key" and "vector", at most `STRETCH` at a time."""
 
-    def approximate(self, queries: Tensor, k: int) -> Found | None:
-        """The k most similar rows by an index; None where there is none."""
-        return None
+    @abc.abstractmethod
+    def search(self, queries: Tensor, k: int, exact: bool) -> Found:
+        """What `nearest` returns, of a table with rows."""
 
     def stretches(self) -> Iterator[tuple[list[str], Tensor]]:
         """All rows in their order: keys, and vectors float32 `[B D]` as the network gave them.
@@ -101,22 +100,7 @@ class Table(abc.ABC):
         if not len(self):
             raise UserError(f"{self.name} is empty", "Fill it with opendino embed")
         with readable(self.name):
-            found = None if exact else self.approximate(queries, k)
-        return found or self._exact(queries, k)
-
-    def _exact(self, queries: Tensor, k: int) -> Found:
-        """All rows are compared, stretch by stretch; equal ones in the order of the table."""
-        values, rows = torch.empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.int64)
-        names: dict[int, str] = {}
-        first = 0
-        for keys, vectors in self.stretches():
-            cosines, found = neighbours.nearest(vectors, queries, min(k, len(keys)))
-            names.update((first + row, keys[row]) for row in found.unique().tolist())
-            values, rows = torch.cat([values, cosines], 1), torch.cat([rows, found + first], 1)
-            values, order = values.sort(dim=1, descending=True, stable=True)
-            values, rows = values[:, :k], rows.gather(1, order[:, :k])
-            first += len(keys)
-        return Found([[names[row] for row in each] for each in rows.tolist()], values.clamp(-1, 1).tolist(), True)
+            return self.search(queries, k, exact)
 
 
 def check_model(table: Table, model: Model, name: str) -> None:
