@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -123,6 +124,16 @@ def test_every_form_of_an_image_gives_the_same_features(tmp_path: Path) -> None:
     see_through.putalpha(picture(40, 30, 1).convert("L"))
     see_through.save(tmp_path / "b.png")
     assert torch.equal(model.embed(see_through), model.embed(tmp_path / "b.png"))
+
+
+def test_a_hair_thin_image_costs_no_more_than_others() -> None:
+    model, thin = Model(tiny(), preprocessing(16), {}), np.zeros((1, 60_000, 3), np.uint8)
+    thin[:, 29_990:30_010] = 200
+    tracemalloc.start()
+    found = model.preprocess(thin)
+    assert tracemalloc.get_traced_memory()[1] < 2**20
+    tracemalloc.stop()
+    assert found.min() == found.max() > 1  # the middle alone is seen
 
 
 def test_no_image_is_said_in_a_line(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import safetensors
 import safetensors.torch
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from opendino.core import files
@@ -29,6 +29,7 @@ DESCRIPTION = "backbone.json"
 CLASSIFIER = "classifier.safetensors"
 Picture = Image.Image | str | Path | np.ndarray | Tensor
 Images = Picture | Sequence[Picture]
+_LONGEST = 64
 _FORMS = "A model is a run folder, an imported or exported model folder, or timm:NAME"
 
 
@@ -87,6 +88,8 @@ class Model:
         image = _opened(image)
         crop_px, short_px = self.preprocessing["image_px"], self.preprocessing["resize_px"]
         short = min(image.size)
+        if max(image.size) > _LONGEST * short:  # hair-thin: what is cut off anyway must not be enlarged first
+            image = ImageOps.fit(image, tuple(min(side, _LONGEST * short) for side in image.size))  # pyright: ignore[reportArgumentType]
         width, height = (max(short_px, int(short_px * side / short)) for side in image.size)
         image = image.resize((width, height), Image.Resampling[self.preprocessing["interpolation"].upper()])
         left, top = round((width - crop_px) / 2), round((height - crop_px) / 2)
