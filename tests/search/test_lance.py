@@ -182,3 +182,19 @@ def test_overwriting_begins_anew(photos: Path, brought_up_to_date: Update) -> No
     table = lance.LanceTable(str(photos.parent / "photos.lance"))
     assert table.about["fingerprint"] == small_model(seed=1).fingerprint and len(table) == 259
     assert not lance._indices(table._table)  # the old one is of other vectors
+
+
+def test_a_table_in_an_object_store_is_made_and_followed(photos: Path) -> None:
+    name, model, source = f"file://{photos.parent}/store.lance", small_model(), open_source(photos)
+    origin = embed.origin(model, source, name="small", which=None, data=str(photos))
+    assert lance.update(name, model, source, origin).added == 8
+    assert lance.update(name, model, source, origin).unchanged == 8
+    assert len(open_table(name)) == 8
+
+
+def test_a_table_that_was_emptied_still_knows_its_model(photos: Path, brought_up_to_date: Update) -> None:
+    brought_up_to_date(photos)
+    lance.LanceTable(str(photos.parent / "photos.lance"))._table.delete("true")
+    with pytest.raises(UserError, match="holds vectors of"):
+        brought_up_to_date(photos, small_model(seed=1))
+    assert brought_up_to_date(photos).added == 8

@@ -137,20 +137,14 @@ def update(
     plain = schema.arrow(model.backbone.embed_dim, embed.grid(model) if patches else None, origin)
     full = plain.append(pa.field("digest", pa.binary(16)))
     table = None
-    if not overwrite and (old := _existing(name)):
+    if not overwrite and (old := _existing(name)) is not None:
         check_model(old, model, origin["model"])
         _check_same(old, origin, plain)
         table = old._table
     keys = [source.key(index) for index in range(len(source))]
     digests = _digests(name, table)
     done = Updated(vanished=sorted(digests.keys() - set(keys)))
-    known = [index for index, key in enumerate(keys) if key in digests]
-    altered: list[int] = []
-    for looked, bad in ahead(source, known, lambda place: _digest(source.read(known[place])), 256, workers):
-        altered += [known[place] for place, digest in looked if digest != digests[keys[known[place]]]]
-        done.bad += bad
-    done.unchanged = len(known) - len(altered) - len(done.bad)
-
+    altered, done.unchanged, done.bad = _altered(source, keys, digests, workers)
     todo = sorted([*(index for index, key in enumerate(keys) if key not in digests), *altered])
     noted = _Noted(source)
     waiting: list[pa.RecordBatch] = []
@@ -213,6 +207,19 @@ def _digest(data: bytes | np.ndarray) -> bytes:
     return hashlib.blake2b(data, digest_size=16).digest()
 
 
+def _altered(
+    source: Source, keys: Sequence[str], digests: Mapping[str, bytes], workers: int
+) -> tuple[list[int], int, Bad]:
+    """Of the images that a table has: positions of those with other content, how many have the same, and the rest."""
+    known = [index for index, key in enumerate(keys) if key in digests]
+    altered: list[int] = []
+    unread: Bad = []
+    for looked, bad in ahead(source, known, lambda place: _digest(source.read(known[place])), _COMMIT, workers):
+        altered += [known[place] for place, digest in looked if digest != digests[keys[known[place]]]]
+        unread += bad
+    return altered, len(known) - len(altered) - len(unread), unread
+
+
 def _digests(name: str, table: Any) -> dict[str, bytes]:
     """Key → digest of every row."""
     if table is None:
@@ -248,8 +255,13 @@ def _existing(name: str) -> LanceTable | None:
     if "://" not in name:
         return LanceTable(name) if exists(name) else None
     database, short = _connect(name)
-    with readable(name):
-        return LanceTable(name) if short in database.list_tables().tables else None
+    try:
+        database.open_table(short)
+    except ValueError:  # not found
+        return None
+    except (OSError, RuntimeError):
+        pass  # said below, with its reason
+    return LanceTable(name)
 
 
 def _check_same(old: LanceTable, origin: Mapping[str, Any], plain: pa.Schema) -> None:
