@@ -51,7 +51,7 @@ def read(checkpoint: Checkpoint) -> Imported:
                 f"'{checkpoint.path}' is {width} wide with patches of {patch} px, no published size of DINOv2 or v3",
                 "Published are small, base, large, giant with 14 px; small, base, large, huge+ and 7B with 16 px",
             )
-        networks[which] = network = timm.backbone(name, state, global_pool="token")  # timm averages v3
+        networks[which] = network = timm.backbone(name, state, global_pool="token")  # timm would average v3
         _architectures.fill(network.model, state, f"the {which} of '{checkpoint.path}'")
     first = next(iter(networks.values()))
     version = "DINOv3" if "dinov3" in first.name else "DINOv2"
