@@ -35,7 +35,8 @@ def test_each_has_a_frozen_config_and_a_function_and_helps(kind: str, capsys: py
         main(["show", kind, "--help"])
     assert not stop.value.code
     shown = " ".join(capsys.readouterr().out.split())
-    assert all(f"--{f.name.replace('_', '-')}" in shown or f.name.upper() in shown for f in dataclasses.fields(module.Config) if f.name != "runs")  # fmt: skip
+    flags = [field.name for field in dataclasses.fields(module.Config) if field.name != "runs"]
+    assert all(f"--{flag.replace('_', '-')}" in shown or flag.upper() in shown for flag in flags)
 
 
 @pytest.mark.parametrize(

@@ -108,7 +108,18 @@ def test_mistakes_are_one_line_and_leave_nothing(vit: str, tmp_path: Path) -> No
     ):
         with pytest.raises(UserError, match=said):
             show(Config(**({"model": vit, "images": (a,), "size_px": 32, "device": "cpu"} | changes)))
+    (tmp_path / "a.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"No image can be read, e\.g\. .*a\.png: not an image"):
+        show(Config(vit, (a,), out=out, size_px=32, device="cpu"))
     for flags, said in (({"mass": 0.0}, "--mass"), ({"size_px": 0}, "--size-px")):
         with pytest.raises(UsageError, match=said):
             Config(vit, (a,), **flags)
     assert {path.name for path in tmp_path.iterdir()} == {"a.png", "vit"}
+
+
+def test_broken_weights_are_named(looking: Model) -> None:
+    looking.backbone.weight.data.fill_(torch.nan)  # pyright: ignore
+    sight = Sight(looking, 16)
+    for look in (sight.attention, sight.patches):
+        with pytest.raises(UserError, match="not finite numbers. Its weights are broken"):
+            look(Image.new("RGB", (16, 16)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +60,7 @@ def test_every_stage_does_its_part_and_the_last_is_the_view(batches: Batches) ->
     assert torch.equal(after[-1], crops(batch.canvas, batch.draws, SPEC)["global"])
     for place in range(4):
         for v, done in enumerate(choices(batch, place)[:2]):
-            changed = [not torch.equal(a[v, place], b[v, place]) for a, b in zip(after, after[1:], strict=False)]
+            changed = [not torch.equal(a[v, place], b[v, place]) for a, b in itertools.pairwise(after)]
             assert changed == [done["jitter"] is not None, done["grey"], done["blur"] is not None, done["solarise"]]
             row = tiles(batch, place, SPEC, stages=True)[1 + v]
             assert [tile is not None for tile in row] == [True, *changed]

@@ -64,5 +64,6 @@ def test_too_few_patches_and_broken_weights_say_so(vit: str, tmp_path: Path) -> 
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     with pytest.raises(UserError, match="1 patches of 24 features have no three components"):
         show(Config(vit, (str(tmp_path / "a.png"),), out=str(tmp_path / "o.png"), size_px=4, device="cpu"))
-    with pytest.raises(UserError, match="not finite"):
-        fit([torch.full((4, 4, 8), torch.nan)])
+    (tmp_path / "b.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"No image can be read, e\.g\. .*b\.png"):
+        show(Config(vit, (str(tmp_path / "b.png"),), out=str(tmp_path / "o.png"), size_px=32, device="cpu"))

@@ -177,7 +177,6 @@ def boxed(image: Image.Image, boxes: list[tuple[str, list[int]]]) -> Image.Image
         corners = [x * scale for x in (left, top, left + width, top + height)]
         corners[2:] = [corner - 1 for corner in corners[2:]]
         pen.rectangle(corners, outline=tint, width=3)
-        # Numbers run along the upper edge, so that boxes of one corner do not hide them all.
         at = corners[0] + 4, corners[1] + 4
         pen.rectangle(pen.textbbox(at, str(n), font), fill=tint)
         pen.text(at, str(n), "white", font)

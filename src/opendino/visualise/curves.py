@@ -6,6 +6,7 @@ lost however long the run is.
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import tyro
+from numpy.typing import ArrayLike
 
 from opendino.core import metrics
 from opendino.core.errors import UsageError, UserError
@@ -26,7 +28,8 @@ _STROKES = ("-", "--", ":")  # beyond eight colours
 _COLUMNS = 3
 _BUCKETS = 500
 
-Curve = tuple[Sequence[float] | np.ndarray, Sequence[float] | np.ndarray]
+Curve = tuple[ArrayLike, ArrayLike]
+"""Steps and values, `[T]` each."""
 
 # What a run may have measured, in the order of the panels: column → title, label of the axis.
 PANELS = {
@@ -102,22 +105,21 @@ def of_runs(runs: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]]) -> 
     """Panels for the columns that at least one run has.
 
     Args:
-        runs: Name → column, as in `PANELS`, those of "knn" and "accuracy" as "knn.teacher" → (steps, values).
+        runs: Name → column, as in `PANELS`, those of "knn" and "accuracy" as "knn.teacher" → (steps, values). One run
+            shows all its networks and baselines; several meet by the network to use, the first.
     """
     panels = []
     for column, (title, ylabel) in PANELS.items():
         curves: dict[str, list[Curve]] = {}
-        bands = {}
-        for name, columns in runs.items():
-            for key in (key for key in columns if key.partition(".")[0] == column):
-                whose = key.partition(".")[2]
-                line = name if not whose else whose if len(runs) == 1 else f"{name} {whose}"
-                if whose and len(runs) > 1 and whose != next(iter(_of(columns, column))):
-                    continue  # several runs are compared by the network to use
+        bands: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
+        for run, columns in runs.items():
+            keys = [key for key in columns if key.partition(".")[0] == column]
+            for key in keys if len(runs) == 1 else keys[:1]:
+                name = key.partition(".")[2] if len(runs) == 1 else run
                 steps, low, mean, high = thinned(*columns[key], _BUCKETS)
-                curves[name if len(runs) > 1 else line] = [(steps, mean)]
+                curves[name or run] = [(steps, mean)]
                 if (high > low).any():
-                    bands[name if len(runs) > 1 else line] = steps, low, high
+                    bands[name or run] = steps, low, high
         if curves:
             panels.append(Panel(title, ylabel, curves, bands=bands))
     return panels
@@ -171,9 +173,9 @@ def _drawn(panels: Sequence[Panel], xlabel: str) -> Any:
         for name, curves in panel.curves.items():
             for steps, values in curves if len(curves) > 1 else ():
                 axis.plot(steps, values, linewidth=0.4, alpha=0.5, **styles[name])
-            steps = curves[0][0]
-            if all(len(each[0]) == len(steps) for each in curves):
-                mean = np.mean([values for _, values in curves], axis=0)
+            steps = np.asarray(curves[0][0])
+            if all(np.shape(each) == steps.shape for each, _ in curves):
+                mean = np.mean([np.asarray(values) for _, values in curves], axis=0)
                 few = {"marker": "o", "markersize": 2} if len(steps) < 12 else {}
                 axis.plot(steps, mean, linewidth=1.1, **few, **styles[name])
         if panel.level is not None:
@@ -189,19 +191,14 @@ def _drawn(panels: Sequence[Panel], xlabel: str) -> Any:
     return figure
 
 
-def _of(columns: Mapping[str, Any], column: str) -> list[str]:
-    """Whose "knn" or "accuracy" a run has, the network to use first."""
-    return [key.partition(".")[2] for key in columns if key.startswith(f"{column}.")]
-
-
 def _named(runs: Sequence[str]) -> dict[str, Path]:
     """Runs by the shortest ends of their paths that tell them apart."""
     folders = list(dict.fromkeys(Path(run).expanduser().absolute() for run in runs))
-    for length in range(1, max(len(folder.parts) for folder in folders) + 1):
-        names = ["/".join(folder.parts[-length:]) for folder in folders]
-        if len(set(names)) == len(names):
-            break
-    return dict(zip(names, folders, strict=True))
+    for length in itertools.count(1):
+        named = {"/".join(folder.parts[-length:]): folder for folder in folders}
+        if len(named) == len(folders):
+            return named
+    raise AssertionError  # whole paths differ
 
 
 def _columns(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:

@@ -135,7 +135,7 @@ def figure(found: Softened) -> Any:
     for row, (name, colour) in enumerate((("not centred", COLOURS[1]), ("centred", COLOURS[0]))):
         for column, temperature in enumerate(found.temperatures):
             axis, values = axes[row, column], found.probabilities[row, column]
-            axis.bar(range(prototypes), values, width=0.85, color=colour)
+            axis.bar(range(prototypes), values.tolist(), width=0.85, color=colour)
             axis.axhline(1 / prototypes, color="grey", linewidth=0.6, linestyle=(0, (3, 3)))
             value = found.entropies[row, column].item()
             note = f"H = {value:.2f} ({value / most:.0%} of ln K)"
