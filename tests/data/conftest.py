@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import importlib
 import io
 import tarfile
 import threading
@@ -9,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -63,6 +66,13 @@ class Make:
 def make() -> type[Make]:
     """Images and shards."""
     return Make
+
+
+@pytest.fixture
+def webdataset() -> Iterator[Any]:
+    """The real library. It leaves files open: they go here, not in another test."""
+    yield importlib.import_module("webdataset")
+    gc.collect()
 
 
 class Server:

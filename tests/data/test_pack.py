@@ -79,9 +79,7 @@ def test_formats(photos: Path, tmp_path: Path, kind: pack.Format, magic: bytes) 
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # webdataset leaves files open
-def test_the_real_webdataset_reads_them(photos: Path, tmp_path: Path) -> None:
-    import webdataset
-
+def test_the_real_webdataset_reads_them(webdataset: Any, photos: Path, tmp_path: Path) -> None:
     pack.pack(open_source(photos), plan(photos), tmp_path / "out")
     path = str(tmp_path / "out/000000.tar")
     samples = list(webdataset.WebDataset(path, shardshuffle=False).decode("rgb8"))

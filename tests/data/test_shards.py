@@ -52,9 +52,7 @@ def test_img2dataset_layout_by_pattern_folder_and_scheme(make: Any, tmp_path: Pa
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # webdataset leaves files open
-def test_samples_are_what_webdataset_makes_of_them(make: Any, tmp_path: Path) -> None:
-    import webdataset
-
+def test_samples_are_what_webdataset_makes_of_them(webdataset: Any, make: Any, tmp_path: Path) -> None:
     members = {
         "a/1.jpg": b"1", "a/1.cls": b"7", "./a/2.b.JPG": b"2", "a.d/3.png": b"3", "4.txt": b"t", "5.seg.png": b"no",
         "5.png": b"5", "noext": b"x", "6.png": b"6", "6.cls": b"07", ".hid.png": b"h", "7.PNG": b"7",
@@ -94,9 +92,8 @@ def test_headers_as_tarfile_reads_them(make: Any, tmp_path: Path, layout: int) -
     assert not found.damage
 
 
-def test_webdatasets_own_writer_and_gnu_tar(make: Any, tmp_path: Path) -> None:
-    import webdataset
-
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_webdatasets_own_writer_and_gnu_tar(webdataset: Any, make: Any, tmp_path: Path) -> None:
     with webdataset.TarWriter(str(tmp_path / "a.tar")) as writer:
         for i in range(3):
             writer.write({"__key__": f"{i:03d}", "png": make.png(i), "cls": i, "json": {"a": 1}})
