@@ -9,11 +9,15 @@ from pathlib import Path
 def write(path: Path, content: bytes | str) -> None:
     """Replace a file in one move: under a temporary name beside it, forced to disk, renamed."""
     partial = path.with_name(f".{path.name}.partial")
-    with open(partial, "wb") as file:
-        file.write(content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        with open(partial, "wb") as file:
+            file.write(content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:  # on a full disk every byte counts
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def sync(path: Path) -> None:
