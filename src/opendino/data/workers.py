@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -176,7 +177,10 @@ def _started(dataset: Dataset[Any], numbers: range, workers: int, pin: bool) -> 
 def _buried(items: Any) -> dict[int, int]:
     """The exit codes of those that died; the others, which may hang, are ended too."""
     workers = getattr(items, "_workers", [])
-    dead = {number: worker.exitcode for number, worker in enumerate(workers) if worker.exitcode}
+    last, dead = time.monotonic() + 1.0, {}
+    while workers and not dead and time.monotonic() < last:  # its connections go before it does
+        time.sleep(0.02)
+        dead = {number: worker.exitcode for number, worker in enumerate(workers) if worker.exitcode}
     for worker in workers if dead else ():
         worker.kill()
     return dead
