@@ -26,7 +26,7 @@ from opendino.data import decode
 
 T = TypeVar("T")
 
-_STARTS = 3  # without an item in between
+_STARTS = 3  # without an item or a culprit in between
 _PIPE_BYTES = 2**20
 
 
@@ -110,10 +110,10 @@ def stream(
             try:
                 item = next(items)
             except (RuntimeError, OSError, EOFError):  # a dead process leaves torn messages too
-                said = hands.let_go(_buried(items))
+                known, said = len(hands.fatal), hands.let_go(_buried(items))
                 if not said:
                     raise
-                deaths += 1
+                deaths = deaths + 1 if len(hands.fatal) == known else 0
                 if deaths == _STARTS:
                     raise UserError(
                         f"The processes that read images die: {said}, {deaths} times in a row",
