@@ -29,8 +29,8 @@ class Images:
 
     With a cache every image has a slot of `3 · max_area_px` bytes; untouched ones cost nothing, so images smaller than
     a slot waste only addresses. In `ram` it is a shared mapping, which workers of a forked loader see; copies sent to
-    other processes by pickling go without. In `disk` it is a file, which survives an interruption; it stops to grow when
-    less than a twentieth of the disk is free, and what has no place in it is decoded anew each time.
+    other processes by pickling go without. In `disk` it is a file, which survives an interruption; it stops to grow
+    when less than a twentieth of the disk is free, and what has no place in it is decoded anew each time.
 
     Args:
         source: Where the bytes come from.

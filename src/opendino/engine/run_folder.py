@@ -16,8 +16,8 @@ LEFT_AT_THE_START = frozenset({".lock", "cache.u8", ".config.yaml.partial"})
 class Claim:
     """Makes a run's folder where there is none; takes it away again if the run fails before its first step.
 
-    While entered a lock is held on the file `.lock` in it, which the system lets go of when the process ends in whatever
-    way. (File systems without locks go without.)
+    While entered a lock is held on the file `.lock` in it, which the system lets go of when the process ends in
+    whatever way. (File systems without locks go without.)
 
     Args:
         folder: The run's folder. One that held a run already is never taken away.
