@@ -712,11 +712,13 @@ def in_peace(home: Path) -> dict[str, Life]:
     return lives
 
 
-def page(found: list[Row], command: str, machine: str) -> str:
-    """The table of docs/reliability.md."""
+def write_page(found: list[Row], command: str, machine: str) -> None:
+    """The table of docs/reliability.md, as far as it is known."""
     lines = [f"`{command}` on {machine}:", "", "| fault | tried | survived | outcome |", "|---|---|---|---|"]
     lines += [f"| {row.fault} | {row.tried:,} | {row.survived:,} | {row.outcome} |" for row in found]
-    return "\n".join(lines)
+    before, mark, rest = PAGE.read_text(encoding="utf-8").partition("<!-- table -->\n")
+    end, after = rest.partition("<!-- end -->")[1:]
+    PAGE.write_text("\n".join([before + mark + lines[0], *lines[1:], end + after]), encoding="utf-8")
 
 
 def main() -> int:
@@ -731,6 +733,10 @@ def main() -> int:
     torch.set_num_threads(1)
     decode._formats()  # imports a dozen modules, once and not in every process
     began, found = time.monotonic(), []
+    cores, date = len(os.sched_getaffinity(0)), time.strftime("%Y-%m-%d")
+    machine = f"{platform.machine()}, {cores} cores, torch {torch.__version__}, {date}"
+    pairs = f" --pair-kills {args.pair_kills}" if args.pair_kills else ""
+    command = f"python benchmarks/faults.py --kills {args.kills}{pairs} --times {args.times}"
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         peace = in_peace(home)
@@ -746,15 +752,8 @@ def main() -> int:
             for row in FAULTS[name](home, peace, times.get(name, args.times)):
                 found.append(row)
                 print(f"{row.fault}: {row.survived} of {row.tried}", file=sys.stderr)
-    cores, date = len(os.sched_getaffinity(0)), time.strftime("%Y-%m-%d")
-    machine = f"{platform.machine()}, {cores} cores, torch {torch.__version__}, {date}"
-    if not args.only:
-        before, mark, rest = PAGE.read_text(encoding="utf-8").partition("<!-- table -->\n")
-        after = rest.partition("<!-- end -->")[2]
-        pairs = f" --pair-kills {args.pair_kills}" if args.pair_kills else ""
-        command = f"python benchmarks/faults.py --kills {args.kills}{pairs} --times {args.times}"
-        text = f"{before}{mark}{page(found, command, machine)}\n<!-- end -->{after}"
-        PAGE.write_text(text, encoding="utf-8")
+                if not args.only:
+                    write_page(found, command, machine)
     document = {
         "what": "faults done to real processes, and how many were survived",
         "machine": machine,

@@ -52,7 +52,16 @@ def png() -> bytes:
 
 
 def test_nothing_in_the_package_unpickles_evaluates_or_starts_a_shell() -> None:
-    forbidden = {"eval", "exec", "pickle.load", "pickle.loads", "yaml.load", "yaml.unsafe_load", "os.system", "os.popen"}
+    forbidden = {
+        "eval",
+        "exec",
+        "pickle.load",
+        "pickle.loads",
+        "yaml.load",
+        "yaml.unsafe_load",
+        "os.system",
+        "os.popen",
+    }
     forbidden |= {"torch.hub.load", "marshal.loads", "shelve.open", "joblib.load", "subprocess.getoutput"}
     for path in (ROOT / "src").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -113,6 +122,15 @@ def test_a_name_chooses_among_our_own_files(name: str) -> None:
         configs.from_tree({"data": "p", "method": {"name": name}})
 
 
+def test_timm_is_handed_no_file_to_unpickle(tmp_path: Path, mark: Path) -> None:
+    from opendino.models.build import backbone
+
+    (tmp_path / "weights.pth").write_bytes(pickle.dumps(Evil(mark)))
+    with pytest.raises(UserError, match="checkpoint_path is no option"):
+        backbone("resnet18", checkpoint_path=str(tmp_path / "weights.pth"))
+    assert not mark.exists()
+
+
 # --- archives
 
 
@@ -137,7 +155,11 @@ def test_archives_neither_write_nor_read_outside(tmp_path: Path, kind: str) -> N
                 info = tarfile.TarInfo(name)
                 info.size = len(png())
                 archive.addfile(info, io.BytesIO(png()))
-            for form, name in ((tarfile.SYMTYPE, "link.png"), (tarfile.LNKTYPE, "hard.png"), (tarfile.CHRTYPE, "dev.png")):
+            for form, name in (
+                (tarfile.SYMTYPE, "link.png"),
+                (tarfile.LNKTYPE, "hard.png"),
+                (tarfile.CHRTYPE, "dev.png"),
+            ):
                 info = tarfile.TarInfo(name)
                 info.type, info.linkname = form, str(secret)
                 archive.addfile(info)
@@ -175,8 +197,7 @@ def sockets(pid: int) -> set[str]:
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_a_run_opens_no_port_and_writes_no_secret(tmp_path: Path) -> None:
     run, secret = tmp_path / "run", "hf_S3cretS3cretS3cret"
-    words = f"demo toy:textures?n=64&size=32 --val none --epochs 4 --workers 1 --eval-images 20 --out {run}"
-    words = words.replace(" --val none", "")
+    words = f"demo toy:textures?n=64&size=32 --epochs 4 --workers 1 --eval-images 20 --out {run}"
     environment = os.environ | dict.fromkeys(("HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY"), secret)
     command = [sys.executable, "-m", "opendino", *words.split()]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:

@@ -93,7 +93,7 @@ class Images:
             # No mapping here: a full disk or a failing one would be a signal that ends the process, not an error.
             height, width = np.frombuffer(os.pread(self._opened(), 8, index * 8), np.uint32).tolist()
             pixels = np.empty(height * width * _BYTES_PER_PIXEL, np.uint8) if height else None
-            if pixels is not None and os.preadv(self._opened(), [pixels], self._offset(index)) < pixels.size:
+            if pixels is not None and os.preadv(self._opened(), [pixels.data], self._offset(index)) < pixels.size:
                 return None
         else:
             return None
