@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
@@ -92,6 +93,11 @@ class Config:
     def __post_init__(self) -> None:
         if self.epochs is not None and self.steps is not None:
             raise UsageError(f"epochs={self.epochs} and steps={self.steps} were both given", "Give one of them")
+        for prefix, part in (("", self), ("method.", self.method), ("optim.", self.optim)):
+            for part_field in dataclasses.fields(part):
+                value = getattr(part, part_field.name)
+                if isinstance(value, float) and not math.isfinite(value):
+                    raise UsageError(f"{prefix}{part_field.name} is {value}", "Use a finite number")
         for name, least in (
             ("epochs", 0),
             ("steps", 1),
@@ -169,6 +175,8 @@ def from_tree(tree: dict[str, Any], base: Config | None = None) -> Config:
     if not isinstance(method, dict):
         raise UsageError(f"method is {method!r}, not a name or settings", "Write method: dino, or its settings below")
     name = method.get("name")
+    if not isinstance(name, str | None):
+        raise UsageError(f"method.name is {name!r}, not a name", "Write for example name: dino")
     tree["method"] = {key: value for key, value in method.items() if key != "name"}
     if base is None:
         if not isinstance(tree.get("data"), str):

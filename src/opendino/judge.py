@@ -30,11 +30,11 @@ class Judge:
     """
 
     def __init__(self, config: Config, images: Images, spec: ViewSpec, device: torch.device) -> None:
-        assert isinstance(config.eval_images, int)
+        assert isinstance(config.eval_images, int) and isinstance(config.workers, int)
         self._spec, self._device, self._k, self._classes = spec, device, config.knn_k, images.source.classes
         self._init = config.init
         val = Images(open_source(config.val), images.max_area_px) if config.val else None
-        self._set = evalset.make(images, val, config.eval_images, spec.groups[0].size_px)
+        self._set = evalset.make(images, val, config.eval_images, spec.groups[0].size_px, config.workers)
         self.origin = self._set.origin
         # A method that learns from labels knows those of its own images: held-out ones alone say anything.
         self._judging = self._set.labelled and (config.val is not None or not spec.labelled_frac)

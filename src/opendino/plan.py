@@ -22,6 +22,7 @@ from opendino.data.labels import relabel
 from opendino.data.open import absolute, open_source
 from opendino.data.survey import survey
 from opendino.engine import precision, sizing
+from opendino.engine.run_folder import LEFT_AT_THE_START
 from opendino.models import build, load
 from opendino.models.adapt import adapt
 
@@ -45,7 +46,8 @@ def decide(config: Config, device: torch.device) -> tuple[Config, Source]:
     elif config.backbone == "auto":
         config = replace(config, backbone="vit_tiny/16" if device.type == "cpu" else "vit_small/16")
         reasons.append(f"backbone = {config.backbone}: a {device.type} device")
-    looked = survey(source, config.max_bad_frac)
+    workers, why_workers = sizing.workers(config.workers, device)
+    looked = survey(source, config.max_bad_frac, workers=workers)
     batch, why_batch = sizing.batch(config.batch, len(source), device)
     steps_per_epoch = len(source) // batch
     steps = config.steps or max(1, round((config.epochs or 100) * steps_per_epoch))
@@ -55,7 +57,6 @@ def decide(config: Config, device: torch.device) -> tuple[Config, Source]:
         build.patch_px(config.backbone),
     )  # fmt: skip
     dtype, why_dtype = precision.choose(config.precision, device)
-    workers, why_workers = sizing.workers(config.workers, device)
     config, resolved = configs.resolve(config, facts)
     reasons += resolved
     spec = configs.views(config)
@@ -120,7 +121,7 @@ def new_folder(config: Config) -> Path:
         folder = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     else:
         folder = Path(config.out).expanduser()
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+    if folder.is_file() or (folder.is_dir() and any(path.name not in LEFT_AT_THE_START for path in folder.iterdir())):
         go_on = f"Go on with: opendino resume {folder}; or choose" if (folder / "config.yaml").exists() else "Choose"
         raise UserError(f"'{folder}' exists already", f"{go_on} another --out")
     return dist.agreed(folder)

@@ -103,10 +103,10 @@ def resume(run: str | Path) -> Result:
     with parallel.processes(device):
         # Killed before its first checkpoint, a run has lost nothing and begins again.
         new = not any((folder / "checkpoints").glob("step_*"))
-        return _run(config, plan.images(config), folder, device, new)
+        return _run(config, plan.images(config), folder, device, new, again=True)
 
 
-def _run(config: Config, source: Source, folder: Path, device: torch.device, new: bool) -> Result:
+def _run(config: Config, source: Source, folder: Path, device: torch.device, new: bool, again: bool = False) -> Result:
     began = time.monotonic()
     assert config.steps and isinstance(config.batch, int) and isinstance(config.optim.accumulate, int)
     assert isinstance(config.workers, int)
@@ -122,7 +122,7 @@ def _run(config: Config, source: Source, folder: Path, device: torch.device, new
 
     with contextlib.ExitStack() as closing:
         interrupt = closing.enter_context(Interrupt())
-        claim = closing.enter_context(Claim(folder, leader))
+        claim = closing.enter_context(Claim(folder, leader, again))
         background = closing.enter_context(Background())
 
         # ---- data: whole images, and random choices that depend on (seed, epoch, image) alone
@@ -187,6 +187,7 @@ def _run(config: Config, source: Source, folder: Path, device: torch.device, new
             state["bad"].update(pair for batch in taken for pair in batch.bad)
             judging, saving = (done % every == 0 or done == total for every in (judge_every, save_every))
             if judging or saving or watch.due():
+                background.check()
                 claim.keep()
                 watch.look()
                 stopping = dist.anywhere(interrupt.asked)

@@ -17,6 +17,20 @@ from typing import Any
 from opendino.core import registry
 from opendino.core.errors import UserError, unknown
 
+_GO_ON = "then: opendino resume RUN, which goes on from the last checkpoint"
+_ELSEWHERE = "Give a place that you may write to; a run's is chosen by --out"
+_ADVICE = {
+    errno.ENOSPC: ("The disk is full", f"Make room, {_GO_ON}"),
+    errno.EDQUOT: ("Your share of the disk is full", f"Make room, {_GO_ON}"),
+    errno.EFBIG: ("A file would become larger than allowed", f"Raise the limit (ulimit -f), {_GO_ON}"),
+    errno.EIO: ("The disk fails", f"Look after it, {_GO_ON}"),
+    errno.EMFILE: ("Too many files are open", f"Raise the limit (ulimit -n) or use fewer --workers, {_GO_ON}"),
+    errno.EROFS: ("Cannot write", _ELSEWHERE),
+    errno.EACCES: ("Not allowed", _ELSEWHERE),
+    errno.EPERM: ("Not allowed", _ELSEWHERE),
+}
+"""What the system refuses → what to say of it."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -49,9 +63,10 @@ def main(argv: list[str] | None = None) -> int:
         sys.stderr.close()
         return 0
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in _ADVICE:
             raise
-        return _failed(UserError(f"The disk is full: {error}", "Make room, then: opendino resume RUN"), as_json)
+        message, hint = _ADVICE[error.errno]
+        return _failed(UserError(f"{message}: {error}", hint), as_json)
     except RuntimeError as error:
         if "out of memory" not in str(error).lower():
             raise

@@ -22,7 +22,7 @@ def replacing(path: Path) -> Iterator[Path]:
         yield partial
         sync(partial)
         partial.replace(path)
-    except BaseException:
+    except BaseException:  # on a full disk every byte counts
         partial.unlink(missing_ok=True)
         raise
 

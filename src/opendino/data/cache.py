@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import sys
@@ -10,23 +11,26 @@ from typing import Any, Literal
 
 import numpy as np
 
+from opendino.core import log
 from opendino.core.contracts import Source
 from opendino.core.errors import UserError
 from opendino.data.decode import decode
+from opendino.data.workers import Hands
 
 Cache = Literal["auto", "ram", "disk", "off"]
 
 _BYTES_PER_PIXEL = 3
 _NORESERVE = 0x4000  # MAP_NORESERVE, which Python does not name
+_LEFT_FREE = 0.05  # of a disk: checkpoints need the room more than the cache does
 
 
 class Images:
     """The images of a source, decoded and shrunk to at most `max_area_px`, as uint8 arrays `[H W 3]`.
 
-    With a cache every image has a slot of `3 · max_area_px` bytes in one shared mapping; untouched pages cost nothing,
-    so images smaller than a slot waste only addresses. Workers of a forked loader share it without a file
-    (`ram`) or through one (`disk`), which survives an interruption. Copies sent to other processes by pickling read a
-    `disk` cache too, and go without a `ram` one.
+    With a cache every image has a slot of `3 · max_area_px` bytes; untouched ones cost nothing, so images smaller than
+    a slot waste only addresses. In `ram` it is a shared mapping, which workers of a forked loader see; copies sent to
+    other processes by pickling go without. In `disk` it is a file, which survives an interruption; it stops to grow
+    when less than a twentieth of the disk is free, and what has no place in it is decoded anew each time.
 
     Args:
         source: Where the bytes come from.
@@ -37,23 +41,23 @@ class Images:
 
     def __init__(self, source: Source, max_area_px: int, cache: Cache = "off", folder: Path | None = None) -> None:
         self.source, self.max_area_px = source, max_area_px
+        self.hands = Hands()
         self._file = folder / "cache.u8" if cache == "disk" and folder is not None else None
         self._memory: mmap.mmap | None = None
+        self._descriptor, self._full = -1, False
         if cache == "ram":
             # Anonymous, shared with forked workers; memory is promised to nobody before it is used.
             flags = {"flags": mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | _NORESERVE} if sys.platform == "linux" else {}
-            self._memory = mmap.mmap(-1, self._num_bytes(), **flags)
+            self._memory = mmap.mmap(-1, self._offset(len(source)), **flags)
         elif self._file is not None:
             with open(os.open(self._file, os.O_CREAT | os.O_RDWR), "r+b") as file:
-                file.truncate(
-                    self._num_bytes()
-                )  # sparse: takes disk only as it fills; keeps what a former run has put in
+                file.truncate(self._offset(len(source)))  # sparse: takes disk only as it fills, keeps what is there
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_memory": None}
+        return self.__dict__ | {"_memory": None, "_descriptor": -1}
 
     def read(self, index: int) -> np.ndarray:
         """One image, uint8 `[H W 3]`.
@@ -61,36 +65,69 @@ class Images:
         Raises:
             BadImage: It cannot be used; the reason.
         """
-        memory = self._map()
-        if memory is None:
-            return decode(self.source.read(index), self.max_area_px)
-        sizes, pixels = self._slot(memory, index)
-        height, width = (int(n) for n in sizes)
-        if height:
-            return pixels[: height * width * _BYTES_PER_PIXEL].reshape(height, width, 3)
-        image = decode(self.source.read(index), self.max_area_px)
-        pixels[: image.size] = image.reshape(-1)
-        sizes[1], sizes[0] = image.shape[1], image.shape[0]  # the height last: it says that the pixels are there
+        image = self._kept(index)
+        if image is None:
+            with self.hands.on(index):
+                image = decode(self.source.read(index), self.max_area_px)
+            self._keep(index, image)
         return image
 
     def discard(self) -> None:
         """Remove a `disk` cache; the run that owned it is over."""
         if self._file is not None:
             self._file.unlink(missing_ok=True)
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
 
-    def _num_bytes(self) -> int:
-        return len(self.source) * (8 + self.max_area_px * _BYTES_PER_PIXEL)
+    def _offset(self, index: int) -> int:
+        """Where a slot begins; all sizes stand before the first."""
+        return len(self.source) * 8 + index * self.max_area_px * _BYTES_PER_PIXEL
 
-    def _map(self) -> mmap.mmap | None:
-        if self._memory is None and self._file is not None:
-            with open(self._file, "r+b") as file:
-                self._memory = mmap.mmap(file.fileno(), self._num_bytes())
-        return self._memory
+    def _kept(self, index: int) -> np.ndarray | None:
+        if self._memory is not None:
+            height, width = np.frombuffer(self._memory, np.uint32, 2, index * 8).tolist()
+            count = height * width * _BYTES_PER_PIXEL
+            pixels = np.frombuffer(self._memory, np.uint8, count, self._offset(index)) if height else None
+        elif self._file is not None:
+            # No mapping here: a full disk or a failing one would be a signal that ends the process, not an error.
+            height, width = np.frombuffer(os.pread(self._opened(), 8, index * 8), np.uint32).tolist()
+            pixels = np.empty(height * width * _BYTES_PER_PIXEL, np.uint8) if height else None
+            if pixels is not None and os.preadv(self._opened(), [pixels.data], self._offset(index)) < pixels.size:
+                return None
+        else:
+            return None
+        return pixels.reshape(height, width, _BYTES_PER_PIXEL) if pixels is not None else None
 
-    def _slot(self, memory: mmap.mmap, index: int) -> tuple[np.ndarray, np.ndarray]:
-        area = self.max_area_px * _BYTES_PER_PIXEL
-        sizes = np.frombuffer(memory, np.uint32, 2, offset=index * 8)
-        return sizes, np.frombuffer(memory, np.uint8, area, offset=len(self.source) * 8 + index * area)
+    def _keep(self, index: int, image: np.ndarray) -> None:
+        sizes = np.array(image.shape[:2], np.uint32)
+        if self._memory is not None:
+            np.frombuffer(self._memory, np.uint8, image.size, self._offset(index))[:] = image.reshape(-1)
+            kept = np.frombuffer(self._memory, np.uint32, 2, index * 8)
+            kept[1], kept[0] = sizes[1], sizes[0]  # the height last: it says that the pixels are there
+        elif self._file is not None and not self._full:
+            try:
+                disk = os.fstatvfs(self._opened())
+                if disk.f_bavail < _LEFT_FREE * disk.f_blocks:
+                    raise OSError(errno.ENOSPC, f"less than {_LEFT_FREE:.0%} of the disk are free")
+                _write(self._opened(), image.data, self._offset(index))
+                _write(self._opened(), sizes.data, index * 8)
+            except OSError as error:
+                self._full = True
+                log.warn(f"the cache on disk grows no more: {error.strerror}; what is not in it is decoded anew")
+
+    def _opened(self) -> int:
+        if self._descriptor < 0:
+            assert self._file is not None
+            self._descriptor = os.open(self._file, os.O_RDWR)
+        return self._descriptor
+
+
+def _write(descriptor: int, data: memoryview, offset: int) -> None:
+    data = data.cast("B")
+    while data:
+        written = os.pwrite(descriptor, data, offset)
+        data, offset = data[written:], offset + written
 
 
 def decide(cache: Cache, num_images: int, bytes_per_image: float, num_epochs: float) -> tuple[Cache, str]:

@@ -8,6 +8,7 @@ import io
 import math
 import os
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 
@@ -19,6 +20,10 @@ from opendino.core.types import ViewSpec
 
 MAX_PIXELS = 250_000_000
 """Larger images are refused before a pixel is decoded: a small file can claim any size."""
+
+MAX_SECONDS = 60.0
+"""An image that takes longer is given up when its decoder asks for more of the file; in a loader's process at once. The
+largest that are allowed take some ten."""
 
 # fmt: off
 SUFFIXES = frozenset({
@@ -61,12 +66,12 @@ def decode(data: bytes | np.ndarray, max_area_px: int | None = None) -> np.ndarr
         uint8 `[H W 3]`, RGB, C-contiguous and writeable; the memory of `data` where that is such an array and fits.
 
     Raises:
-        BadImage: Not an image, damaged, cut short, or of more than `MAX_PIXELS` pixels.
+        BadImage: Not an image, damaged, cut short, of more than `MAX_PIXELS` pixels, or slower than `MAX_SECONDS`.
     """
     if isinstance(data, np.ndarray):
         return _checked(data, max_area_px)
     try:
-        with _pillow_guarded(), Image.open(io.BytesIO(data), formats=_formats()) as image:
+        with _pillow_guarded(), Image.open(_Timed(data), formats=_formats()) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise BadImage(f"{width} x {height} pixels, more than {MAX_PIXELS // 10**6} million")
@@ -118,6 +123,24 @@ def _checked(array: np.ndarray, max_area_px: int | None) -> np.ndarray:
     if target == size:
         return np.require(array, requirements=["C", "W"])
     return np.array(Image.fromarray(array).resize(target, Image.Resampling.BICUBIC, reducing_gap=2.0))
+
+
+class _Timed(io.BytesIO):
+    """A file in memory that can be read for `MAX_SECONDS`."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self._last = time.monotonic() + MAX_SECONDS
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if time.monotonic() > self._last:
+            raise BadImage(too_slow())
+        return super().read(size)
+
+
+def too_slow() -> str:
+    """The reason given for an image that takes too long."""
+    return f"not decoded within {MAX_SECONDS:g} s"
 
 
 def _orientation(image: Image.Image) -> int:

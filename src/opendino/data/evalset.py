@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +13,7 @@ from opendino.data.apply import crop_resize
 from opendino.data.cache import Images
 from opendino.data.loader import to_canvas
 from opendino.data.order import visits
+from opendino.data.workers import each
 
 CENTRE_FRAC = 224 / 256  # of the shorter side: the usual "resize to 256, crop 224"
 
@@ -40,23 +40,23 @@ class EvalSet:
         return len(self.query_labels) > 0 and len(self.bank_labels.unique()) > 1
 
 
-def make(images: Images, val: Images | None, num: int, size_px: int) -> EvalSet:
-    """Up to `num` images of a set, cropped to `size_px`.
+def make(images: Images, val: Images | None, num: int, size_px: int, workers: int = 0) -> EvalSet:
+    """Up to `num` images of a set, cropped to `size_px`, read by `workers` processes.
 
     Where classes are named, a fifth are queries: of `val` if given, else held out from the bank. In the latter case
     the network has trained on the queries too, without their labels.
     """
     order = _some(images, num)
     if not images.source.classes or (val is not None and not val.source.classes):
-        bank, labels = _crops(images, order, size_px)
+        bank, labels = _crops(images, order, size_px, workers)
         return EvalSet(bank, torch.full_like(labels, -1), bank[:0], labels[:0], "no labels")
     if val is None:
         cut = -(-len(order) // 5)
-        queries, origin = _crops(images, order[:cut], size_px), "training images held out from the bank"
-        bank = _crops(images, order[cut:], size_px)
+        queries, origin = _crops(images, order[:cut], size_px, workers), "training images held out from the bank"
+        bank = _crops(images, order[cut:], size_px, workers)
     else:
-        queries = _crops(val, _some(val, max(1, num // 4)), size_px)
-        origin, bank = "held-out images", _crops(images, order, size_px)
+        queries = _crops(val, _some(val, max(1, num // 4)), size_px, workers)
+        origin, bank = "held-out images", _crops(images, order, size_px, workers)
         # The two sets number their classes each in its own order: go by name.
         known = {name: i for i, name in enumerate(images.source.classes)}
         renamed = torch.tensor([known.get(name, len(known) + i) for i, name in enumerate(val.source.classes)] + [-1])
@@ -74,7 +74,7 @@ def _labelled(crops: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return crops[labels >= 0], labels[labels >= 0]
 
 
-def _crops(images: Images, indices: list[int], size_px: int) -> tuple[Tensor, Tensor]:
+def _crops(images: Images, indices: list[int], size_px: int, workers: int) -> tuple[Tensor, Tensor]:
     """Centre crops uint8 `[M 3 size size]` and labels of the readable ones."""
 
     def crop(index: int) -> Tensor | None:
@@ -87,8 +87,8 @@ def _crops(images: Images, indices: list[int], size_px: int) -> tuple[Tensor, Te
         box = torch.tensor([(height - side) // 2, (width - side) // 2, side, side]).view(1, 1, 4)
         return crop_resize(canvas, box, torch.zeros(1, 1, dtype=torch.bool), size_px)[0, 0].to(torch.uint8)
 
-    with ThreadPoolExecutor() as pool:
-        crops = list(pool.map(crop, indices))
+    # Cloned: a tensor from another process holds a file open.
+    crops = [c if c is None else c.clone() for c in each(crop, indices, images.hands, workers)]
     kept = [(c, images.source.label(i)) for c, i in zip(crops, indices, strict=True) if c is not None]
     pixels = torch.stack([c for c, _ in kept]) if kept else torch.zeros(0, 3, size_px, size_px, dtype=torch.uint8)
     return pixels, torch.from_numpy(np.array([label for _, label in kept], np.int64))

@@ -5,15 +5,13 @@ So the number of workers changes nothing, and a run resumes by starting to count
 
 from __future__ import annotations
 
-import signal
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from opendino.core.errors import BadImage, UserError
 from opendino.core.types import ViewSpec
@@ -21,6 +19,7 @@ from opendino.data.cache import Images
 from opendino.data.draw import GroupDraw, draw
 from opendino.data.labels import known
 from opendino.data.order import Windowed, visits
+from opendino.data.workers import stream as made_ahead
 
 _TRIES = 100  # unreadable images in a row before a set counts as broken
 _Order = np.ndarray | Windowed
@@ -186,31 +185,10 @@ def batches(dataset: Batches, first: int, last: int, workers: int, pin: bool) ->
     Raises:
         UserError: The set cannot be read.
     """
-    loader = DataLoader(
-        dataset,
-        batch_size=None,
-        sampler=range(first, last),
-        num_workers=workers,
-        pin_memory=pin,
-        collate_fn=_as_is,  # pyright: ignore[reportArgumentType], one item, no list
-        worker_init_fn=_ignore_interrupt,
-        generator=torch.Generator(),  # its own, so that making an iterator leaves the global stream alone
-        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,  # shares a cache in RAM
-    )
-    for item in loader:
+    for item in made_ahead(dataset, dataset.images.hands, first, last, workers, pin):
         if isinstance(item, UserError):
             raise item
         yield item
-
-
-def _as_is(item: Batch | UserError) -> Batch | UserError:
-    return item
-
-
-def _ignore_interrupt(_: int) -> None:
-    # Ctrl-C and a scheduler's SIGTERM reach every process of a run; the main one decides when the workers end.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def to_canvas(pixels: list[np.ndarray]) -> tuple[Tensor, Tensor]:

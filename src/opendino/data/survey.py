@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 
 from opendino.core.contracts import Source
 from opendino.core.errors import BadImage, UserError
-from opendino.data.decode import decode
+from opendino.data.cache import Images
+from opendino.data.decode import MAX_PIXELS
+from opendino.data.workers import each
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,10 @@ class Survey:
     area_px: float
 
 
-def survey(source: Source, max_bad_frac: float, num: int = 32) -> Survey:
+def survey(source: Source, max_bad_frac: float, num: int = 32, workers: int = 0) -> Survey:
     """Decode about `num` images spread evenly over a source, or over four of its blocks where it has some.
+
+    `workers` processes do it.
 
     Raises:
         UserError: Fewer than two images, or more than `max_bad_frac` of the sample unreadable.
@@ -37,15 +40,16 @@ def survey(source: Source, max_bad_frac: float, num: int = 32) -> Survey:
             "Give a folder with more images, a few hundred to learn something",
         )
 
+    images = Images(source, MAX_PIXELS)
+
     def look(index: int) -> tuple[int, int] | tuple[str, str]:
         try:
-            return decode(source.read(index)).shape[:2]
+            return images.read(index).shape[:2]
         except BadImage as error:
             return source.key(index), str(error)
 
     indices = _spread(source, num)
-    with ThreadPoolExecutor(4) as pool:  # a picture of the largest size takes a gigabyte
-        found = list(pool.map(look, indices))
+    found = list(each(look, indices, images.hands, min(workers, 4)))  # the largest picture takes a gigabyte
     bad = tuple((key, reason) for key, reason in found if isinstance(key, str) and isinstance(reason, str))
     sizes = np.array([size for size in found if isinstance(size[0], int)])
     if len(bad) > max_bad_frac * len(indices) or len(bad) == len(indices):

@@ -21,6 +21,11 @@ class Background:
         self.wait()
         self._work = self._thread.submit(work)
 
+    def check(self) -> None:
+        """Raise what has gone wrong by now."""
+        if self._work is not None and self._work.done():
+            self.wait()
+
     def wait(self) -> None:
         """Until all is done; raises what went wrong in it."""
         work, self._work = self._work, None

@@ -8,6 +8,8 @@ random generator to keep: every choice is a function of the seed and of where th
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -42,24 +44,41 @@ def save(folder: Path, tensors: dict[str, Tensor], state: dict[str, Any], keep: 
 
     Returns:
         The checkpoint's folder.
+
+    Raises:
+        OSError: It cannot be written; the ones before it are as they were.
     """
     home = folder / "checkpoints"
     home.mkdir(exist_ok=True)
     name = f"step_{state['step']:08d}"
     partial, final = home / f".{name}.partial", home / name
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    save_file(tensors, partial / "tensors.safetensors")
-    files.write(partial / "state.json", json.dumps(state, indent=1))
-    for path in (partial / "tensors.safetensors", partial, home):
-        files.sync(path)
-    shutil.rmtree(final, ignore_errors=True)
-    partial.rename(final)
+    for left in home.glob(".*.partial"):  # by a run that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    try:
+        partial.mkdir()
+        _write(tensors, partial / "tensors.safetensors")
+        files.write(partial / "state.json", json.dumps(state, indent=1))
+        for path in (partial / "tensors.safetensors", partial, home):
+            files.sync(path)
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+    except BaseException:  # on a full disk every byte counts
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     files.sync(home)
     files.write(folder / "latest", f"checkpoints/{name}\n")
     for old in folders(folder)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return final
+
+
+def _write(tensors: dict[str, Tensor], path: Path) -> None:
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:
+        if code := re.search(r"os error (\d+)", str(error)):
+            raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from None
+        raise
 
 
 def forget_after(path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ class Meters:
         files.write(path, "".join(line + "\n" for line in kept))
         self.recent = [json.loads(line) for line in kept[-200:]]
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115, lives as long as the run
+        # TensorBoard's thread hands an error to the next caller; that it also prints it is once too often.
+        self._hook, threading.excepthook = threading.excepthook, self._unless_told
         self._board = SummaryWriter(str(folder), purge_step=step + 1 if step >= 0 else None)
         self._waiting: list[tuple[int, dict[str, Tensor], dict[str, float]]] = []
 
@@ -71,9 +74,16 @@ class Meters:
 
     def close(self) -> None:
         """Write what is waiting and close the files."""
-        self.flush()
-        self._file.close()
-        self._board.close()
+        try:
+            self.flush()
+            self._file.close()
+            self._board.close()
+        finally:
+            threading.excepthook = self._hook
+
+    def _unless_told(self, args: threading.ExceptHookArgs) -> None:
+        if not isinstance(args.exc_value, OSError):
+            self._hook(args)
 
     def _write(self, row: dict[str, Any]) -> None:
         self._file.write(json.dumps(_finite(row), allow_nan=False) + "\n")

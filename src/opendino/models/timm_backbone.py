@@ -184,6 +184,8 @@ def _create(name: str, pretrained: bool, required: dict[str, Any], optional: dic
     import timm
 
     _check_name(name)
+    if "checkpoint_path" in required:  # some versions of timm would unpickle it
+        raise UsageError("checkpoint_path is no option of a backbone", "Give weights by --init MODEL")
     while True:
         try:
             return timm.create_model(name, pretrained=pretrained, **{"num_classes": 0, **optional, **required})

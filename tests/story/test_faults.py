@@ -1,0 +1,49 @@
+"""Faults done to real processes, each once; `benchmarks/faults.py` does them by the hundred."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "faults.py"
+ROWS = {
+    "kill −9 of a run": "killed",
+    "kill −9 of one of two ranks": "killed-pair",
+    "kill −9 of a loader process": "loaders",
+    "SIGTERM": "stop",
+    "SIGINT": "stop",
+    "disk too small for the run": "disk",
+    "disk filled by others": "disk",
+    "disk too small for cache=disk": "cache",
+    "wall clock": "clocks",
+    "two started at once: a folder that is not there": "two",
+    "two started at once: an empty folder": "two",
+    "two started at once: resume": "two",
+    "read-only place": "read-only",
+    "images removed": "files",
+    "NaN on one of two ranks": "nan",
+    "a decoder that hangs": "decoders",
+}
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, object]]:
+    out = tmp_path_factory.mktemp("faults") / "found.json"
+    command = [sys.executable, "-W", "ignore", str(BENCHMARK), "--kills", "3", "--times", "1", "--out", str(out)]
+    ended = subprocess.run([*command, "--only", *dict.fromkeys(ROWS.values())], capture_output=True, text=True)
+    assert out.exists(), ended.stderr[-3000:]
+    return json.loads(out.read_text())["faults"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ROWS)
+def test_it_is_survived(table: list[dict[str, object]], fault: str) -> None:
+    found = [row for row in table if str(row["fault"]).startswith(fault)]
+    if not found and ROWS[fault] in ("disk", "cache", "read-only"):
+        pytest.skip("needs root")
+    assert len(found) == 1
+    assert found[0]["tried"] and found[0]["survived"] == found[0]["tried"], found[0]["notes"]
