@@ -72,7 +72,7 @@ def take(args: list[str], *names: str) -> tuple[list[str], dict[str, str | None]
 def _one_line(framed: str, prog: str) -> UsageError:
     """Tyro's framed complaint as one of ours."""
     text = " ".join(re.sub(r"\x1b\[[0-9;]*m|[│╭╮╰╯─]", " ", framed).split())
-    if missing := re.search(rf"Missing from {prog}: ([A-Z]+)", text):
+    if missing := re.search(rf"Missing from {prog}: ([A-Z]+|--[a-z-]+)", text):
         return UsageError(*_MISSING.get(missing[1], (f"{prog} lacks {missing[1]}", f"See {prog} --help")))
     if wrong := re.search(
         r"Error parsing (--\S+): no type matching (\S+) could be instantiated from \['(.*?)'\]", text

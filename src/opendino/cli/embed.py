@@ -1,10 +1,15 @@
-"""Turn images into vectors: opendino embed MODEL DATA --out FILE.parquet | .csv | .npz | TABLE.lance"""
+"""Images as vectors: opendino embed MODEL DATA --out FILE.parquet|.csv|.npz|.lance"""
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
@@ -12,12 +17,10 @@ from opendino.cli import Outcome, _flags
 from opendino.core import dist
 from opendino.core.errors import UsageError, UserError
 from opendino.data.open import open_source
-from opendino.engine.parallel import processes
+from opendino.engine import parallel
 from opendino.features.stream import left_out
 from opendino.models.load import load
-from opendino.search import embed
-
-_TABLE = ".lance"
+from opendino.search import embed, formats, parts
 
 
 @dataclass(frozen=True)
@@ -25,19 +28,20 @@ class Config:
     """What `opendino embed` takes."""
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
-    """A run, a model folder, or timm:NAME."""
+    """A run folder, an imported or exported model folder, or timm:NAME."""
     data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
-    """Images: whatever `opendino train` takes."""
+    """Images: a folder, a .tar or .zip, a text file of paths, or any other source."""
     out: str
-    """What to write: a .parquet, .csv or .npz file, or a .lance table, which is brought up to date where it exists."""
-    which: Literal["teacher", "student"] | None = None
-    """Network of a run; the one to use by default."""
+    """The table to write; its ending, .parquet, .csv, .npz or .lance, says how. The same command goes on where it ended,
+    and brings a .lance table up to date: only new and changed images are embedded."""
+    which: str | None = None
+    """teacher or student; the network to use by default."""
     patches: bool = False
-    """Keep the features of all patches too, as float16 (not in a .csv or a table)."""
+    """Also keep the features of every patch, as float16 (.parquet, .npz and .lance)."""
     overwrite: bool = False
-    """Replace the file if it exists."""
+    """Replace the table, and drop unfinished parts of another model or of other images."""
     prune: bool = False
-    """Of a table: drop what DATA no longer holds."""
+    """Remove images from a .lance table that are gone from DATA; else they stay and are counted."""
     batch: int = 64
     """Images at a time."""
     workers: int = 4
@@ -49,31 +53,103 @@ class Config:
         for flag in ("batch", "workers"):
             if getattr(self, flag) < 1:
                 raise UsageError(f"--{flag} is {getattr(self, flag)}", "Use a whole number from 1 up")
-        suffix = Path(self.out).suffix
-        if suffix not in (*embed.FORMATS, _TABLE):
-            raise UsageError(f"--out is '{self.out}'", f"Let it end in {', '.join(embed.FORMATS)} or {_TABLE}")
-        if self.patches and suffix in (".csv", _TABLE):
-            raise UsageError(f"--patches go into no {suffix}", "Write a .parquet or .npz")
+        if self.prune and not self.out.lower().endswith(".lance"):
+            raise UsageError("--prune is for .lance tables", "Other tables hold the images of DATA and no more")
 
 
-def run(args: list[str]) -> Outcome:
-    """Embed every readable image."""
-    config = _flags.parse(Config, args, "opendino embed", "Turn images into vectors; the same call again goes on.")
-    out = Path(config.out).expanduser()
-    if not out.absolute().parent.is_dir():
-        raise UserError(f"There is no folder to write {config.out} into", "Make it, or choose another --out")
-    if out.suffix != _TABLE and out.exists() and not config.overwrite:
-        raise UserError(f"'{config.out}' exists already", "Add --overwrite, or choose another --out")
+def run(args: list[str]) -> Outcome | None:
+    """A row for every readable image. Under torchrun the processes share the work."""
+    config = _flags.parse(Config, args, "opendino embed", "Turn images into a table of vectors.")
+    began, out = time.monotonic(), Path(config.out).expanduser()
+    if out.suffix.lower() == ".lance":
+        return _follow(config, began)
+    formats.check(out, config.patches)
+    parts.check(out, config.overwrite)
     device = dist.device(config.device)
-    with processes(device):
-        source, model = open_source(config.data), load(config.model, config.which).to(device)
-        facts = embed.about(model, config.model, config.which, source, config.data, config.patches)
-        found = embed.embed(model, source, out, facts, batch=config.batch, workers=config.workers)
-    rate = found.fresh / found.seconds
+    with parallel.processes(device):
+        model, source = load(config.model, config.which).to(device), open_source(config.data)
+        origin = embed.origin(model, source, name=config.model, which=config.which, data=config.data)
+        with _going_on():
+            done = parts.write(
+                model,
+                source,
+                out,
+                origin,
+                patches=config.patches,
+                batch=config.batch,
+                workers=config.workers,
+                overwrite=config.overwrite,
+            )
+    if done is None:
+        return None
+    speed = f"{done.images_per_second:,.1f} images/s" if done.images_per_second else "nothing was left to compute"
+    lines = [f"{done.written:,} images → {config.out} ({speed})"]
+    if done.bad:
+        lines.append(f"{done.skipped:,} unreadable left out, e.g. {': '.join(done.bad[0])}; all in {done.listed}")
     fields = {
-        "table": config.out, "written": found.written, "skipped": len(found.bad), "seconds": found.seconds,
-        "images_per_second": rate, "bad": found.bad[:20], "fingerprint": facts["fingerprint"],
-    }  # fmt: skip
-    unread = f"; {left_out(found.bad)}, all in {config.out}.bad.csv" if found.bad else ""
-    again = f" ({found.fresh:,} of them now)" if found.fresh < found.written else ""
-    return Outcome(f"{found.written:,} images{again}, {rate:.3g} images/s → {config.out}{unread}", fields)
+        "table": config.out,
+        "written": done.written,
+        "skipped": done.skipped,
+        "seconds": time.monotonic() - began,
+        "images_per_second": done.images_per_second,
+        "bad": done.bad,
+        "fingerprint": model.fingerprint,
+    }
+    return Outcome("\n".join(lines), fields)
+
+
+def _follow(config: Config, began: float) -> Outcome:
+    """A .lance table as DATA is now."""
+    from opendino.search import lance
+
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError("A .lance table is written by one process", "Run it without torchrun")
+    out = config.out if "://" in config.out else str(Path(config.out).expanduser())
+    model, source = load(config.model, config.which).to(dist.device(config.device)), open_source(config.data)
+    with _going_on():
+        done = lance.update(
+            out,
+            model,
+            source,
+            embed.origin(model, source, name=config.model, which=config.which, data=config.data),
+            patches=config.patches,
+            batch=config.batch,
+            workers=config.workers,
+            prune=config.prune,
+            overwrite=config.overwrite,
+        )
+    parts = [f"{done.added:,} new, {done.changed:,} changed, {done.unchanged:,} unchanged"]
+    if done.removed:
+        parts.append(f"{done.removed:,} removed")
+    lines = [f"{', '.join(parts)} → {config.out}"]
+    if done.vanished:
+        lines.append(
+            f"{len(done.vanished):,} are gone from {config.data}, e.g. {done.vanished[0]}; --prune removes them"
+        )
+    if done.bad:
+        lines.append(left_out(done.bad))
+    fields = {
+        "table": config.out,
+        "written": done.added + done.changed,
+        "unchanged": done.unchanged,
+        "removed": done.removed,
+        "vanished": len(done.vanished),
+        "skipped": len(done.bad),
+        "seconds": time.monotonic() - began,
+        "bad": done.bad,
+        "fingerprint": model.fingerprint,
+    }
+    return Outcome("\n".join(lines), fields)
+
+
+@contextlib.contextmanager
+def _going_on() -> Iterator[None]:
+    """Whatever ends the work early, what is written stays, and the same command goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise UserError("Interrupted", "The same command goes on from here", exit_code=130) from None
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise UserError(f"The disk is full: {error}", "Make room; the same command goes on from here") from error

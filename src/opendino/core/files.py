@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 
 def write(path: Path, content: bytes | str) -> None:
-    """Replace a file in one move: under a temporary name beside it, forced to disk, renamed."""
+    """Replace a file in one move."""
+    with replacing(path) as partial:
+        partial.write_bytes(content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name beside a file, to be written; then it is forced to disk and renamed, or removed on failure."""
     partial = path.with_name(f".{path.name}.partial")
-    with open(partial, "wb") as file:
-        file.write(content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        yield partial
+        sync(partial)
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def sync(path: Path) -> None:

@@ -17,7 +17,12 @@ Bad = list[tuple[str, str]]
 
 
 def ahead(
-    source: Source, indices: Sequence[int], look: Callable[[int], T], batch: int, workers: int | None = None
+    source: Source,
+    indices: Sequence[int],
+    look: Callable[[int], T],
+    batch: int,
+    workers: int | None = None,
+    within: int | None = None,
 ) -> Iterator[tuple[list[tuple[int, T]], Bad]]:
     """Batch by batch what `look` makes of images, the next batch under way meanwhile. Says every half minute how far.
 
@@ -27,6 +32,7 @@ def ahead(
         look: Place in `indices` → what is wanted of that image; may raise `BadImage`.
         batch: Images at a time.
         workers: Threads; as many as Python thinks fit where None.
+        within: No batch reaches across a multiple of so many places.
 
     Yields:
         (place, what was made) of the readable ones, in order; and the others.
@@ -38,8 +44,10 @@ def ahead(
         except BadImage as error:
             return error
 
-    parts = [range(start, min(start + batch, len(indices))) for start in range(0, len(indices), batch)]
-    spoke = time.monotonic()
+    whole = range(len(indices))
+    stretches = [whole[start : start + within] for start in whole[::within]] if within else [whole]
+    parts = [stretch[start : start + batch] for stretch in stretches for start in range(0, len(stretch), batch)]
+    began = spoke = time.monotonic()
     with ThreadPoolExecutor(workers) as pool:
         coming = pool.map(careful, parts[0]) if parts else iter(())
         for part, following in zip(parts, [*parts[1:], range(0)], strict=bool(parts)):
@@ -48,7 +56,7 @@ def ahead(
             yield [(place, found) for place, found in looked if not isinstance(found, BadImage)], bad
             if time.monotonic() - spoke > 30 and following:
                 spoke = time.monotonic()
-                log.say(f"{part.stop:,} of {len(indices):,} images seen")
+                log.say(f"{part.stop:,} of {len(indices):,} images seen, {part.stop / (spoke - began):,.1f}/s")
 
 
 def left_out(bad: Sequence[tuple[str, str]]) -> str:

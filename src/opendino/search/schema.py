@@ -1,77 +1,92 @@
-"""The columns of a table of vectors, and what the table remembers of their making. Made by pyarrow.
-
-Columns: `key` (string: path or name in the source), `vector` (float32 `[D]`, as the network gives it, not of unit
-length), `width` and `height` (int32: of the upright image), and where asked for `patches` (float16 `[N·D]`, by rows).
-"""
+"""The columns of a table of vectors, the same in Parquet files and LanceDB tables, and what it remembers."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from opendino.core.errors import UserError
+from opendino.search.embed import Rows
 
 if TYPE_CHECKING:
-    from opendino.search.embed import Rows
+    import pyarrow as pa
 
 _KEY = b"opendino"
+_FORMAT = 1
+
+
+def arrow(dim: int, grid: tuple[int, int] | None, about: Mapping[str, Any]) -> pa.Schema:
+    """The schema of a table: key, vector, width, height in pixels, and patches where there is a grid of them.
+
+    Args:
+        dim: D, the width of a vector.
+        grid: (rows, columns) of the patches that are kept; None for none.
+        about: What to remember, as from `embed.origin`.
+
+    Raises:
+        UserError: pyarrow is not installed.
+    """
+    pa = pyarrow()
+    columns = {
+        "key": pa.string(),
+        "vector": pa.list_(pa.float32(), dim),
+        "width": pa.int32(),
+        "height": pa.int32(),
+    }
+    if grid is not None:
+        columns["patches"] = pa.list_(pa.float16(), grid[0] * grid[1] * dim)
+    return pa.schema(list(columns.items()), {_KEY: json.dumps(described(dim, grid, about)).encode()})
+
+
+def described(dim: int, grid: tuple[int, int] | None, about: Mapping[str, Any]) -> dict[str, Any]:
+    """What a table remembers, whatever its format: `about` with the version of this form and the vectors' shape."""
+    return {"format": _FORMAT, **about, "dim": dim, "grid": grid and list(grid)}
+
+
+def about(schema: pa.Schema) -> dict[str, Any]:
+    """What a table remembers.
+
+    Raises:
+        UserError: It is none of ours, or from a later version.
+    """
+    try:
+        told = json.loads((schema.metadata or {})[_KEY])
+        version = told["format"]
+    except (KeyError, TypeError, ValueError):
+        raise UserError("The table does not say which model made it", "Make one with opendino embed") from None
+    if version != _FORMAT:
+        raise UserError(f"The table has format {version}, not {_FORMAT}", "Use the opendino that wrote it, or a newer")
+    return told
+
+
+def batch(rows: Rows, schema: pa.Schema) -> pa.RecordBatch:
+    """Rows as a record batch; vectors and patches are not copied."""
+    pa = pyarrow()
+    columns = {
+        "key": pa.array(rows.keys, pa.string()),
+        "vector": pa.FixedSizeListArray.from_arrays(rows.vectors.numpy().ravel(), type=schema.field("vector").type),
+        "width": pa.array(np.array([width for width, _ in rows.sizes], np.int32)),
+        "height": pa.array(np.array([height for _, height in rows.sizes], np.int32)),
+    }
+    if "patches" in schema.names:
+        assert rows.patches is not None
+        cells = pa.array(rows.patches.numpy().ravel())
+        columns["patches"] = pa.FixedSizeListArray.from_arrays(cells, type=schema.field("patches").type)
+    return pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema)
 
 
 def pyarrow() -> Any:
-    """The library.
+    """The package, with its Parquet part.
 
     Raises:
         UserError: It is not installed.
     """
     try:
         import pyarrow
+        import pyarrow.parquet
     except ImportError:
-        raise UserError("Tables of vectors need pyarrow", 'Install it: pip install "opendino[search]"') from None
+        raise UserError("Tables of vectors need pyarrow", 'pip install "opendino[search]"') from None
     return pyarrow
-
-
-def arrow(about: dict[str, Any]) -> Any:
-    """The schema of a table.
-
-    Args:
-        about: What it is to remember, from `embed.about`; `dim` and `grid` (None without patches) decide its columns.
-    """
-    pa = pyarrow()
-    columns = [
-        ("key", pa.string()),
-        ("vector", pa.list_(pa.float32(), about["dim"])),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-    ]
-    if about["grid"]:
-        columns.append(("patches", pa.list_(pa.float16(), about["dim"] * about["grid"][0] * about["grid"][1])))
-    return pa.schema(columns, metadata={_KEY: json.dumps(about)})
-
-
-def about(schema: Any, name: str) -> dict[str, Any]:
-    """What a table remembers of its making.
-
-    Raises:
-        UserError: It is none of ours.
-    """
-    try:
-        found = json.loads((schema.metadata or {})[_KEY])
-        assert found["format"] == 1
-    except (KeyError, ValueError, TypeError, AssertionError):
-        raise UserError(
-            f"'{name}' is no table of opendino's", "Make one: opendino embed MODEL DATA --out x.parquet"
-        ) from None
-    return found
-
-
-def batch(rows: Rows, schema: Any) -> Any:
-    """Rows as a record batch."""
-    pa = pyarrow()
-    fields = [rows.vectors.flatten().numpy(), *([rows.patches.flatten().numpy()] if rows.patches is not None else [])]
-    wide = [field.type for field in schema if pa.types.is_fixed_size_list(field.type)]
-    lists = [
-        pa.FixedSizeListArray.from_arrays(pa.array(flat), type=kind) for flat, kind in zip(fields, wide, strict=True)
-    ]
-    widths, heights = ([size[side] for size in rows.sizes] for side in (0, 1))
-    columns = [pa.array(rows.keys, pa.string()), lists[0], pa.array(widths, pa.int32()), pa.array(heights, pa.int32())]
-    return pa.RecordBatch.from_arrays([*columns, *lists[1:]], schema=schema)

@@ -1,0 +1,82 @@
+"""Choose diverse images to label: opendino select TABLE --num 100 --out CHOSEN.txt"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from opendino.cli import Outcome, _flags
+from opendino.core import dist, files
+from opendino.core.errors import UsageError, UserError
+from opendino.data.files import printable, read_list
+from opendino.search.open import folder_of, open_table
+from opendino.search.select import k_centre
+
+
+@dataclass(frozen=True)
+class Config:
+    """What `opendino select` takes."""
+
+    table: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TABLE")]
+    """A .lance table or a .parquet file of `opendino embed`."""
+    num: int
+    """How many images to choose."""
+    out: str
+    """Write them here, one path a line, in the order chosen: any first part of the list is a good choice too."""
+    start_from: str | None = None
+    """A list of images that are labelled already: what is chosen lies far from them too."""
+    seed: int = 0
+    """Draws the first image where none is labelled."""
+    device: str = "auto"
+    """auto, cuda, mps or cpu."""
+
+    def __post_init__(self) -> None:
+        if self.num < 1:
+            raise UsageError(f"--num is {self.num}", "Use a whole number from 1 up")
+        if not self.out.lower().endswith((".txt", ".lst")):
+            raise UsageError(f"--out is {self.out}", "End its name in .txt: a list of paths, which is DATA as well")
+
+
+def run(args: list[str]) -> Outcome:
+    """The k-centre choice: each image is the one that is least like all chosen before."""
+    config = _flags.parse(Config, args, "opendino select", "Choose diverse images of a table to label.")
+    began = time.monotonic()
+    out, device = Path(config.out).expanduser(), dist.device(config.device)
+    if not out.absolute().parent.is_dir():
+        raise UserError(f"There is no folder to write {config.out} into", "Make it, or choose another --out")
+    table = open_table(config.table)
+    keys, vectors = table.unit()
+    folder = folder_of(table.about["data"])
+    paths = [str((folder / key).absolute()) for key in keys] if folder else keys
+    start = _labelled(config.start_from, keys, paths) if config.start_from else []
+    if config.num > len(keys) - len(start):
+        already = f", {len(start):,} of them labelled" if start else ""
+        raise UserError(f"--num is {config.num}, and there are {len(keys):,} images{already}", "Choose fewer")
+    chosen = list(itertools.islice(k_centre(vectors.to(device), start, config.seed), config.num))
+    files.write(out, "".join(f"{paths[row]}\n" for row, _ in chosen))
+    text = f"{len(chosen):,} of {len(keys):,} images → {config.out}; every image is within {chosen[-1][1]:.3f} of one"
+    rows = [{"path": keys[row], "radius": round(radius, 6)} for row, radius in chosen]
+    return Outcome(
+        f"{text} (0 the same, 2 opposite)",
+        {"out": config.out, "chosen": rows, "labelled": len(start), "seconds": time.monotonic() - began},
+    )
+
+
+def _labelled(path: str, keys: list[str], paths: list[str]) -> list[int]:
+    """Rows of the images that a list names: by key, or by path as `--out` writes them.
+
+    Raises:
+        UserError: It cannot be read, or none of them is in the table.
+    """
+    row = {name: number for names in (paths, keys) for number, name in enumerate(names)}
+    named = [printable(name) for name in read_list(str(Path(path).expanduser()))]
+    beside = Path(path).expanduser().absolute().parent
+    rows = {row.get(name, row.get(str(beside / name))) for name in named} - {None}
+    if not rows:
+        raise UserError(f"None of the {len(named)} images in {path} is in the table", "Write one key or path a line")
+    return sorted(number for number in rows if number is not None)
