@@ -67,11 +67,16 @@ def build(desk: Desk, model: gr.Dropdown) -> None:
         return file, {"background": _uploads.film(file), "layers": [], "composite": None}
 
     def follow(
-        name: str | None, file: Path | None, painted: Any, size: float, ask: gr.Request, progress: Any = gr.Progress()
-    ) -> tuple[str, str]:  # noqa: B008 - gradio's way to say that it wants to be told
+        name: str | None,
+        file: Path | None,
+        painted: Any,
+        size: float,
+        ask: gr.Request,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008 - so gradio knows that it is wanted
+    ) -> tuple[str, str]:
         if file is None:
             raise UserError("There is no film yet", "Put one in above")
-        labels = painted_labels(_layers(editor, painted, desk.folder))
+        labels = painted_labels(_layers(editor, painted))
         out = desk.temporary(".mp4")
         frames = itertools.islice(video.frames(file), _uploads.FILM_FRAMES)
         drawn = followed(desk.model(name, session(ask)), frames, labels, int(size))
@@ -82,7 +87,20 @@ def build(desk: Desk, model: gr.Dropdown) -> None:
     upload.change(
         told(take), upload, [film, editor], preprocess=False, api_visibility="private", show_progress="hidden"
     )
-    go.click(told(follow), [model, film, _raw(editor), size], [found, note], api_visibility="private", **NETWORK)
+    go.click(
+        told(follow),
+        [model, film, editor, size],
+        [found, note],
+        preprocess=False,
+        api_visibility="private",
+        **NETWORK,
+    )
+
+
+def _layers(editor: gr.ImageEditor, painted: Any) -> list[bytes]:
+    """The PNGs that the browser has just sent for what is painted, before gradio opens them."""
+    sent = editor.blob_storage.pop(painted.get("id") if isinstance(painted, dict) else "", None)
+    return [layer for layer in sent.layers if layer] if sent else []
 
 
 def painted_labels(layers: list[bytes]) -> np.ndarray:

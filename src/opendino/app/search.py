@@ -19,7 +19,7 @@ def build(desk: Desk, model: gr.Dropdown) -> None:
     """The tab. Its model is the one that made the table, whichever is chosen at the top."""
     names = list(desk.places.tables())
     gr.Markdown(
-        "The images of a table that are most like a picture. `opendino embed MODEL DATA --out photos.parquet` makes one."
+        "The images of a table that are most like a picture. Make one: `opendino embed MODEL DATA --out photos.parquet`"
     )
     with gr.Row():
         with gr.Column(scale=2, min_width=280):

@@ -21,9 +21,9 @@ _WIDTH, _HEIGHT, _FOOT, _HEAD = 560, 190, 8, 26
 def build(desk: Desk, model: gr.Dropdown) -> None:
     """The tab."""
     gr.Markdown(
-        "The teacher's answer to one picture, as probabilities of prototypes. A low temperature **sharpens** it; taking "
-        "the mean over many pictures off, **centring**, undoes the lead of a prototype that is ahead for every picture. "
-        "Either alone collapses. Move the sliders."
+        "The teacher's answer to one picture, as probabilities of prototypes. A low temperature **sharpens** it. "
+        "**Centring** takes the mean over many pictures off, and with it the lead of a prototype that is ahead for all of "
+        "them. Either alone collapses. Move the sliders."
     )
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
@@ -34,8 +34,9 @@ def build(desk: Desk, model: gr.Dropdown) -> None:
             prototypes = gr.Slider(8, 96, 32, step=4, label="Prototypes K")
             chance = gr.Slider(0, 50, 0, step=1, label="Another picture")
         found = gr.HTML(draw(0.04, 0.1, 1, 0.25, 32, 0), min_height=520)
+    sliders = [teacher, student, centring, lead, prototypes, chance]
     gr.on(
-        [each.input for each in (sliders := [teacher, student, centring, lead, prototypes, chance])],
+        [slider.input for slider in sliders],
         told(draw),
         sliders,
         found,
@@ -103,7 +104,7 @@ def _bars(title: str, probabilities: Tensor, colour: str) -> str:
     return (
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" font-family="system-ui, sans-serif" font-size="13" role="img">'
         f'<text x="0" y="15" font-weight="600">{escape(title)}</text>'
-        f'<text x="{_WIDTH}" y="15" text-anchor="end" fill="#666">largest {float(probabilities.max()):.2f}, {told}</text>'
+        f'<text x="{_WIDTH}" y="15" text-anchor="end" fill="#666">{told}</text>'
         f'<g fill="{colour}">{rects}</g>'
         f'<path d="M0 {even:.1f}H{_WIDTH}" stroke="#888" stroke-dasharray="4 4"/>'
         f'<path d="M0 {base}H{_WIDTH}" stroke="#bbb"/></svg>'

@@ -50,7 +50,7 @@ def build(desk: Desk, model: gr.Dropdown) -> None:
     buttons = [start, stop, timer]
 
     def begin(images: str, raw: Any, network: str, steps: float, ask: gr.Request) -> tuple[Any, ...]:
-        if images not in _DRAWN and images != _MINE or network not in _NETWORKS or not 1 <= steps <= 800:
+        if images not in (*_DRAWN, _MINE) or network not in _NETWORKS or not 1 <= steps <= 800:
             raise UserError("That cannot be chosen")
         flags = ["--backbone", _NETWORKS[network], "--workers", "0", "--eval-every", "25%", "--report", "False"]
         if images == _MINE:
@@ -110,8 +110,8 @@ def draw(training: Training, running: bool) -> str:
     judged = [row for row in rows if row.get("knn")]
     if judged:
         cells = "".join(
-            f"<tr><th>{escape(_NAMES.get(name, name))}</th><td><span class='bar' style='width:{2 * value:.0f}px'></span>"
-            f"{value:.1f} %</td></tr>"
+            f"<tr><th>{escape(_NAMES.get(name, name))}</th>"
+            f'<td><span class="bar" style="width:{2 * value:.0f}px"></span>{value:.1f} %</td></tr>'
             for name, value in judged[-1]["knn"].items()
         )
         parts.append(f"<p>k-NN after {judged[-1]['step']:,} steps:</p><table>{cells}</table>")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,8 +60,6 @@ def run(args: list[str]) -> Outcome:
         serve(names, device=device, host=config.host, port=config.port, out=out, trainings=config.trainings) as address,
     ):
         log.say(f"opendino is at {address}   (Ctrl-C ends it)")
-        try:
+        with contextlib.suppress(KeyboardInterrupt):
             threading.Event().wait()
-        except KeyboardInterrupt:
-            pass
     return Outcome("", {"address": address})
