@@ -28,6 +28,8 @@ _SHOWN = 4
 """Runs chosen to begin with."""
 _RESTS = 20
 """A file is read again once this many times as long has passed as reading it takes."""
+_LEGEND = 48
+"""Letters that fit above a plot."""
 _TAIL_BYTES = 2**18
 _ALIVE_SECONDS = 60
 Columns = dict[str, tuple[np.ndarray, np.ndarray]]
@@ -104,21 +106,30 @@ def draw(runs: dict[str, Path], columns: dict[str, Columns]) -> str:
     """
     if not runs:
         return "<p>No run is chosen. Start one in the last tab, or with <code>opendino train DATA</code>.</p>"
-    rows = [_row(name, runs[name], columns[name], COLOURS[i % len(COLOURS)]) for i, name in enumerate(runs)]
+    short = _short(list(runs))
+    rows = [
+        _row(short[name], name, runs[name], columns[name], COLOURS[i % len(COLOURS)]) for i, name in enumerate(runs)
+    ]
     heads = "".join(f"<th>{head}</th>" for head in ("run", "step", "loss", "k-NN", "rank", "state"))
-    short = (
-        {name: f"run {number}" for number, name in enumerate(runs, start=1)} if len(runs) > 1 else dict.fromkeys(runs)
-    )
     plots = []
-    for panel in of_runs({short[name] or name: columns[name] for name in runs}):
+    for panel in of_runs({short[name]: columns[name] for name in runs}):
         lines = {name: curves[0] for name, curves in panel.curves.items()}
-        title = f"{panel.title} ({panel.ylabel})" if panel.ylabel else panel.title
+        unit = panel.ylabel.replace(" (%)", ", %")
+        title = f"{panel.title} ({unit})" if unit else panel.title
         plots.append(plot(title, lines, panel.level, panel.bands))
     table = f'<table class="runs"><tr>{heads}</tr>{"".join(rows)}</table>'
     return f'{table}<div class="plots">{"".join(plots)}</div>'
 
 
-def _row(name: str, run: Path, columns: Columns, colour: str) -> str:
+def _short(names: list[str]) -> dict[str, str]:
+    """What runs are called in plots: the ends of their paths, or numbers where these are long or the same."""
+    ends = [Path(name).name for name in names]
+    if len(set(ends)) < len(ends) or len("".join(ends)) > _LEGEND:
+        ends = [str(number) for number in range(1, len(names) + 1)]
+    return dict(zip(names, ends, strict=True))
+
+
+def _row(short: str, name: str, run: Path, columns: Columns, colour: str) -> str:
     def last(column: str, form: str) -> str:
         values = next((v for key, (_, v) in columns.items() if key.partition(".")[0] == column), None)
         return "" if values is None else format(float(values[-1]), form)
@@ -126,7 +137,8 @@ def _row(name: str, run: Path, columns: Columns, colour: str) -> str:
     total, done = _total(run), _last_step(columns)
     cells = [f"{done:,} of {total:,}" if total else f"{done:,}", last("loss", ".3f"), last("knn", ".1f")]
     cells += [last("effective_rank", ".1f"), state(run, done, total)]
-    shown = f'<td><span style="color:{colour}">●</span> {escape(name)}</td>'
+    told = f"{short}: {name}" if short.isdecimal() else name
+    shown = f'<td><span style="color:{colour}">●</span> {escape(told)}</td>'
     return f"<tr>{shown}{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
 
 

@@ -41,7 +41,7 @@ def build(desk: Desk, model: gr.Dropdown) -> None:
     film: gr.State = gr.State(None)
     with gr.Row():
         with gr.Column():
-            upload = gr.File(label="Film (.mp4, .mov, .webm, .mkv, .avi)", file_types=["video"], height=110)
+            upload = gr.File(label="Film (.mp4, .mov, .webm, .mkv, .avi)", file_types=["video"], height=150)
             editor = gr.ImageEditor(
                 label="First frame: paint here",
                 sources=(),
@@ -52,7 +52,7 @@ def build(desk: Desk, model: gr.Dropdown) -> None:
                 height=420,
                 interactive=True,
             )
-            size = gr.Slider(64, 480, 240, step=16, label="Shorter side the network sees (px)")
+            size = gr.Slider(64, 480, 240, step=16, label="Size it sees (px), shorter side")
             go = gr.Button("Follow", variant="primary")
         with gr.Column():
             found = gr.Video(

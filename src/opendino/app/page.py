@@ -99,7 +99,7 @@ def build(desk: Desk) -> gr.Blocks:
     with gr.Blocks(title="opendino", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         names = list(desk.places.models())
         with gr.Row(equal_height=True, elem_id="head"):
-            gr.HTML("<h1>opendino</h1><p>Self-distillation with no labels: watch it learn, see what it sees.</p>")
+            gr.HTML("<h1>opendino</h1><p>Self-distillation with no labels: watch it learn, see what it sees</p>")
             model = gr.Dropdown(names, value=names[0] if names else None, label="Model", min_width=320)
         with gr.Tabs():
             for tab in TABS:
@@ -157,17 +157,19 @@ def _theme() -> gr.themes.Base:
 
 
 _STYLE = """
-.gradio-container { max-width: 1240px !important; margin: 0 auto !important; }
+.gradio-container { max-width: 1240px !important; width: 100% !important; margin: 0 auto !important; }
 #head { align-items: end; }
 #head h1 { margin: 0; font-size: 1.7rem; font-weight: 650; }
-#head p { margin: .1rem 0 0; color: var(--body-text-color-subdued); }
+#head p { margin: .1rem 0 0; color: #71717a; }
 .plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(330px, 1fr)); gap: 1rem; margin-top: 1rem; }
 .plots svg, .bars svg { width: 100%; height: auto; background: white; border-radius: 6px; }
 .bars svg { display: block; margin-top: 1rem; }
-table.runs { border-collapse: collapse; width: 100%; }
-table.runs th, table.runs td { text-align: right; padding: .3rem .7rem; border-bottom: 1px solid #ddd; }
-table.runs th:first-child, table.runs td:first-child { text-align: left; }
-table.runs th { font-weight: normal; color: var(--body-text-color-subdued); }
+.html-container table { border-collapse: collapse; border: 0 !important; }
+.html-container table :is(th, td) { border: 0 !important; padding: .3rem .7rem .3rem 0 !important; text-align: left; }
+.html-container table th { font-weight: normal !important; color: #71717a !important; }
+table.runs { width: 100%; }
+table.runs tr { border-bottom: 1px solid #e4e4e7 !important; }
+table.runs :is(th, td):not(:first-child) { text-align: right !important; font-variant-numeric: tabular-nums; }
 .bad-word { color: #d55e00; font-weight: 600; }
 .good, .bad { padding: .6rem .9rem; border-left: 6px solid #009e73; background: #eef8f4; color: #222; }
 .bad { border-color: #d55e00; background: #fdf1e8; }

@@ -15,15 +15,15 @@ from opendino.visualise._canvas import COLOURS
 
 NAME = "Temperature"
 
-_WIDTH, _HEIGHT, _FOOT, _HEAD = 560, 190, 8, 26
+_WIDTH, _HEIGHT, _FOOT, _HEAD = 660, 150, 4, 26
 
 
 def build(desk: Desk, model: gr.Dropdown) -> None:
     """The tab."""
     gr.Markdown(
-        "The teacher's answer to one picture, as probabilities of prototypes. A low temperature **sharpens** it. "
-        "**Centring** takes the mean over many pictures off, and with it the lead of a prototype that is ahead for all of "
-        "them. Either alone collapses. Move the sliders."
+        "The teacher's answer to one picture, as probabilities of prototypes. A low temperature **sharpens** it; "
+        "**centring** takes off the mean over many pictures, and with it the lead that one has in all of them. "
+        "Either alone collapses. Move the sliders."
     )
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
@@ -33,7 +33,8 @@ def build(desk: Desk, model: gr.Dropdown) -> None:
             lead = gr.Slider(0, 1, 0.25, step=0.05, label="Lead of one prototype in every picture")
             prototypes = gr.Slider(8, 96, 32, step=4, label="Prototypes K")
             chance = gr.Slider(0, 50, 0, step=1, label="Another picture")
-        found = gr.HTML(draw(0.04, 0.1, 1, 0.25, 32, 0), min_height=520)
+        with gr.Column(scale=4):
+            found = gr.HTML(draw(0.04, 0.1, 1, 0.25, 32, 0), min_height=520)
     sliders = [teacher, student, centring, lead, prototypes, chance]
     gr.on(
         [slider.input for slider in sliders],

@@ -19,10 +19,10 @@ NAME = "Train"
 _DRAWN = {
     "Grey textures (learns well)": "toy:textures?n=2000&size=32",
     "Grey forms": "toy:forms?n=2000&size=32",
-    "Coloured textures (a lesson: learns colours)": "toy:colourful?n=2000&size=32",
+    "Coloured textures (learns colours only)": "toy:colourful?n=2000&size=32",
 }
 _MINE = "My own images (.zip)"
-_NETWORKS = {"Four convolutions (fast)": "conv4", "Small vision transformer (attention to look at)": "vit_tiny/4"}
+_NETWORKS = {"Four convolutions (fast)": "conv4", "Small vision transformer": "vit_tiny/4"}
 _PLOTS = (
     ("loss (nats)", {"loss": "loss"}),
     ("entropy, teacher (share of ln K)", {"entropy_frac": "of an image", "marginal_frac": "of the mean"}),
@@ -38,12 +38,12 @@ def build(desk: Desk, model: gr.Dropdown) -> None:
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
             images = gr.Radio([*_DRAWN, _MINE], value=next(iter(_DRAWN)), label="Images")
-            upload = gr.File(label=".zip of images", file_types=[".zip"], height=110, visible=False)
+            upload = gr.File(label=".zip of images", file_types=[".zip"], height=150, visible=False)
             network = gr.Radio(list(_NETWORKS), value=next(iter(_NETWORKS)), label="Network")
             steps = gr.Slider(20, 800, 200, step=20, label="Steps of 64 images")
             with gr.Row():
-                start = gr.Button("Train", variant="primary")
-                stop = gr.Button("Stop", interactive=False)
+                start = gr.Button("Train", variant="primary", min_width=80)
+                stop = gr.Button("Stop", interactive=False, min_width=80)
         with gr.Column(scale=5):
             page = gr.HTML("<p>Nothing is running.</p>", min_height=420)
     timer = gr.Timer(1, active=False)
@@ -52,7 +52,8 @@ def build(desk: Desk, model: gr.Dropdown) -> None:
     def begin(images: str, raw: Any, network: str, steps: float, ask: gr.Request) -> tuple[Any, ...]:
         if images not in (*_DRAWN, _MINE) or network not in _NETWORKS or not 1 <= steps <= 800:
             raise UserError("That cannot be chosen")
-        flags = ["--backbone", _NETWORKS[network], "--workers", "0", "--eval-every", "25%", "--report", "False"]
+        flags = ["--backbone", _NETWORKS[network], "--workers", "0", "--eval-every", "25%", "--eval-images", "1000"]
+        flags += ["--report", "False"]
         if images == _MINE:
             data = _uploads.path(raw, desk.folder)
             if data is None:
