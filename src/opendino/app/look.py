@@ -27,7 +27,7 @@ def build(desk: Desk, model: gr.Dropdown) -> None:
             mass = gr.Slider(0.1, 1, 0.6, step=0.05, label="Share of attention in colour")
             foreground = gr.Checkbox(False, label="Leave the background black", visible=False)
         with gr.Column(scale=5):
-            found = gr.Image(label="Attention", interactive=False, format="png", height=520, buttons=["fullscreen"])
+            found = gr.Image(label="Attention map", interactive=False, format="png", height=520, buttons=["fullscreen"])
             note = gr.Markdown()
 
     def look(
@@ -51,7 +51,7 @@ def build(desk: Desk, model: gr.Dropdown) -> None:
 
     asked = [model, picture, kind, size, mass, foreground]
     gr.on(
-        [picture.change, model.change, kind.change, size.release, mass.release, foreground.change],
+        [picture.change, model.change, kind.change, size.change, mass.change, foreground.change],
         told(look),
         asked,
         [found, note],

@@ -58,7 +58,7 @@ def build(desk: Desk, model: gr.Dropdown) -> None:
     first.change(lambda: None, None, point, queue=False, api_visibility="private")
     first_shown.select(_clicked, None, point, queue=False, api_visibility="private")
     gr.on(
-        [point.change, second.change, model.change, size.release],
+        [point.change, second.change, model.change, size.change],
         told(match),
         [model, first, second, point, size],
         [found, note],

@@ -47,7 +47,7 @@ def build(desk: Desk, model: gr.Dropdown) -> None:
         return images, f"{len(hits)} of {len(shown.table):,} images, {how}."
 
     gr.on(
-        [picture.change, table.change, number.release],
+        [picture.change, table.change, number.change],
         told(search),
         [table, picture, number, model],
         [found, note],
