@@ -210,7 +210,7 @@ def test_the_temperature_sliders_move_the_distributions(visit: Visit) -> None:
     centring = panel.get_by_role("slider", name=re.compile("Centring"))
     centring.focus()
     visit.page.keyboard.press("Home")  # none
-    panel.get_by_text("One prototype takes all.").wait_for()
+    panel.get_by_text("One prototype takes over.").wait_for()
     assert panel.locator(".bars").inner_html() != bars
     panel.get_by_role("slider", name=re.compile("Teacher's temperature")).focus()
     visit.page.keyboard.press("End")  # 1

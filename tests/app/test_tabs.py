@@ -62,7 +62,7 @@ def test_runs_of_the_same_name_are_numbered() -> None:
     ("sliders", "word"),
     [
         ((0.04, 0.1, 1, 0.25, 32, 0), "Balanced"),
-        ((0.04, 0.1, 0, 0.25, 32, 0), "One prototype takes all"),
+        ((0.04, 0.1, 0, 0.25, 32, 0), "One prototype takes over"),
         ((1, 0.1, 1, 0.25, 32, 0), "It says next to nothing"),
         ((1, 0.1, 0, 0.25, 32, 0), "It says next to nothing"),
         ((0.04, 0.1, 0, 0, 32, 0), "Balanced"),  # without a lead there is nothing to centre

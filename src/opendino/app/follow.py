@@ -113,11 +113,13 @@ def painted_labels(layers: list[bytes]) -> np.ndarray:
         UserError: Nothing is painted anywhere.
     """
     labels = np.zeros((1, 1), np.uint8)
-    colours = np.concatenate([np.full((1, 3), 255, np.float32), _RGB])
+    ways = 255 - _RGB  # from white, which transparency becomes; a soft rim lies on the way to its colour
     for layer in layers:
-        pixels = decode(layer, max_pixels=_uploads.MAX_PIXELS).astype(np.float32)
-        nearest = np.stack([((pixels - colour) ** 2).sum(-1) for colour in colours]).argmin(0).astype(np.uint8)
-        labels = np.where(nearest > 0, nearest, labels if labels.shape == nearest.shape else np.uint8(0))
+        away = 255 - decode(layer, max_pixels=_uploads.MAX_PIXELS).astype(np.float32)
+        along = away @ ways.T / np.linalg.norm(ways, axis=1)
+        nearest = along.argmax(-1)
+        painted = along.max(-1) > 0.5 * np.linalg.norm(ways, axis=1)[nearest]
+        labels = np.where(painted, nearest + 1, labels if labels.shape == painted.shape else 0).astype(np.uint8)
     used = [number for number in np.unique(labels) if number]
     if not used:
         raise UserError("Nothing is painted yet", "Paint over what you want to follow on the first frame")

@@ -69,22 +69,23 @@ def draw(teacher: float, student: float, centring: float, lead: float, prototype
         _bars("Teacher: centred, then sharpened", target, COLOURS[0]),
         _bars("Teacher's mean over 256 pictures", everyone, COLOURS[1]),
     ]
-    name, why = verdict(entropy(target).item() / most, entropy(everyone).item() / most)
+    name, why = verdict(entropy(target).item() / most, entropy(everyone).item() / most, everyone.max().item())
     kind = "good" if name == "Balanced" else "bad"
     return f'<div class="{kind}"><b>{escape(name)}.</b> {escape(why)}</div><div class="bars">{"".join(bars)}</div>'
 
 
-def verdict(entropy_frac: float, marginal_frac: float) -> tuple[str, str]:
+def verdict(entropy_frac: float, marginal_frac: float, top_frac: float) -> tuple[str, str]:
     """What such outputs lead to.
 
     Args:
         entropy_frac: Entropy of the teacher's answer to a picture, a share of ln K.
-        marginal_frac: That of its mean answer.
+        marginal_frac: That of its mean answer over many.
+        top_frac: The largest probability of the mean answer.
     """
-    if marginal_frac < 0.5 and marginal_frac - entropy_frac < 0.25:
-        return "One prototype takes all", "Every picture gets the same answer: centre more, or sharpen less."
     if entropy_frac > 0.95:
         return "It says next to nothing", "Every prototype is about equally likely for every picture: sharpen more."
+    if top_frac > 0.3:
+        return "One prototype takes over", f"It gets {top_frac:.0%} of all answers, and soon every one: centre more."
     if marginal_frac - entropy_frac < 0.05:
         return "Hardly different from picture to picture", "The student could answer without looking: sharpen more."
     return "Balanced", "Each picture gets an answer of its own, and all prototypes are in use."
