@@ -49,7 +49,7 @@ _ORIENTATION = 0x0112
 _MAX_ELONGATION = 2
 
 
-def decode(data: bytes | np.ndarray, max_area_px: int | None = None) -> np.ndarray:
+def decode(data: bytes | np.ndarray, max_area_px: int | None = None, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Decode an image, upright, and shrink it to working size; it is never enlarged.
 
     Animations and documents give their first frame or page. Transparent pixels lie on white. Greys of more than 8 bits
@@ -61,20 +61,21 @@ def decode(data: bytes | np.ndarray, max_area_px: int | None = None) -> np.ndarr
         data: An encoded file, or uint8 `[H W 3]`.
         max_area_px: Shrink until H · W is at most this, and the longer side at most twice its root: one
             hair-thin image must not stretch the canvas of a whole batch.
+        max_pixels: Encoded images of more are refused before a pixel is decoded; `MAX_PIXELS` at most.
 
     Returns:
         uint8 `[H W 3]`, RGB, C-contiguous and writeable; the memory of `data` where that is such an array and fits.
 
     Raises:
-        BadImage: Not an image, damaged, cut short, of more than `MAX_PIXELS` pixels, or slower than `MAX_SECONDS`.
+        BadImage: Not an image, damaged, cut short, of more than `max_pixels` pixels, or slower than `MAX_SECONDS`.
     """
     if isinstance(data, np.ndarray):
         return _checked(data, max_area_px)
     try:
         with _pillow_guarded(), Image.open(_Timed(data), formats=_formats()) as image:
             width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise BadImage(f"{width} x {height} pixels, more than {MAX_PIXELS // 10**6} million")
+            if width * height > max_pixels:
+                raise BadImage(f"{width} x {height} pixels, more than {max_pixels // 10**6} million")
             size = _working_size(image.size, max_area_px)
             image.draft(None, size)  # a JPEG is decoded at 1/2, 1/4 or 1/8 scale, but never below `size`
             image.load()

@@ -117,6 +117,17 @@ def rate(path: Path) -> Fraction | None:
         return container.streams.video[0].average_rate
 
 
+def size(path: Path) -> tuple[int, int]:
+    """Width and height of a film file's frames in pixels, as it says itself; no frame is decoded.
+
+    Raises:
+        UserError: No film there, a damaged one, or no PyAV.
+    """
+    with _opened(path) as container:
+        stream = container.streams.video[0]
+        return stream.width, stream.height
+
+
 def write(path: Path, frames: Iterable[np.ndarray], rate: Fraction) -> int:
     """A film of frames as they come, H.264 where PyAV has it, else MPEG-4; without sound. There at once or not at all.
 

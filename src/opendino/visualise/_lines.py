@@ -19,17 +19,25 @@ _MOST = 400
 Line = tuple[Sequence[float], Sequence[float]]
 
 
-def plot(title: str, lines: Mapping[str, Line], level: tuple[float, str] | None = None) -> str:
+def plot(
+    title: str,
+    lines: Mapping[str, Line],
+    level: tuple[float, str] | None = None,
+    bands: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]] | None = None,
+) -> str:
     """One set of axes.
 
     Args:
         title: What the lines show, with its unit.
         lines: Name → (steps, values); what is not finite is left out. At least one value in all.
         level: A dashed line across, and its name.
+        bands: Name of a line → (steps, smallest, largest), drawn pale behind it.
     """
+    bands = bands or {}
     shown = {name: _thinned(*line) for name, line in lines.items()}
     xs = np.concatenate([x for x, _ in shown.values()])
     ys = np.concatenate([y for _, y in shown.values()] + ([np.array([level[0]])] if level else []))
+    ys = np.concatenate([ys, *(edge for _, low, high in bands.values() for edge in (low, high))])
     assert len(xs), f"{title} has nothing to show"
     x_low, x_high = float(xs.min()), max(float(xs.max()), float(xs.min()) + 1)
     ticks = _ticks(float(ys.min()), float(ys.max()))
@@ -60,6 +68,11 @@ def plot(title: str, lines: Mapping[str, Line], level: tuple[float, str] | None 
     place = float(_LEFT)
     for number, (name, (x, y)) in enumerate(shown.items()):
         tint = COLOURS[number % len(COLOURS)]
+        if name in bands:
+            steps, low, high = (edge.tolist() for edge in bands[name])
+            rim = [*zip(steps, high, strict=True), *zip(steps[::-1], low[::-1], strict=True)]
+            points = " ".join(f"{across(a):.1f},{up(b):.1f}" for a, b in rim)
+            parts.append(f'<polygon points="{points}" fill="{tint}" fill-opacity="0.2"/>')
         points = " ".join(f"{across(a):.1f},{up(b):.1f}" for a, b in zip(x.tolist(), y.tolist(), strict=True))
         parts.append(f'<polyline points="{points}" fill="none" stroke="{tint}" stroke-width="1.6"/>')
         if len(x) == 1:

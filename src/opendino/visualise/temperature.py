@@ -88,11 +88,11 @@ def show(config: Config) -> Report:
     return Report("\n".join([*lines, f"ln K = {most:.3f} → {path}"]), fields)
 
 
-def example(prototypes: int, seed: int, images: int = 256) -> Tensor:
+def example(prototypes: int, seed: int, images: int = 256, lead: float = 0.25) -> Tensor:
     """Logits by chance, float64 `[images prototypes]`: normal, with a lead of one prototype that all images share."""
     generator = torch.Generator().manual_seed(seed)
     logits = 0.1 * torch.randn(images, prototypes, generator=generator, dtype=torch.float64)
-    logits[:, prototypes // 3] += 0.25
+    logits[:, prototypes // 3] += lead
     return logits
 
 
