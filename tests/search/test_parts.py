@@ -133,10 +133,11 @@ def test_patches_and_what_a_table_remembers(model: Model, tmp_path: Path, suffix
 def test_a_row_group_holds_several_parts_and_a_large_table_has_several(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(formats, "_ROW_GROUP_BYTES", 100 * 24 * 4)
-    write(model, ToySource(n=300), tmp_path / "x.parquet")
-    told = pq.ParquetFile(tmp_path / "x.parquet").metadata
-    assert [told.row_group(i).num_rows for i in range(told.num_row_groups)] == [96, 96, 96, 12]
+    monkeypatch.setattr(formats, "_ROW_GROUP_BYTES", 3 * PART * 24 * 4)  # keys and sizes come on top
+    for num_images, expected in ((300, [96, 96, 96, 12]), (192, [96, 96])):
+        write(model, ToySource(n=num_images), tmp_path / f"{num_images}.parquet")
+        told = pq.ParquetFile(tmp_path / f"{num_images}.parquet").metadata
+        assert [told.row_group(i).num_rows for i in range(told.num_row_groups)] == expected
 
 
 def killed(folder: Path, out: Path, num_images: int, deadly: int) -> None:

@@ -67,7 +67,8 @@ def _parquet(path: Path, content: Content) -> None:
             if sum(batch.nbytes for batch in waiting) >= _ROW_GROUP_BYTES:
                 writer.write_table(pa.Table.from_batches(waiting))
                 waiting.clear()
-        writer.write_table(pa.Table.from_batches(waiting, columns))
+        if waiting:
+            writer.write_table(pa.Table.from_batches(waiting))
 
 
 def _csv(path: Path, content: Content) -> None:
