@@ -121,5 +121,5 @@ def test_broken_weights_are_named(looking: Model) -> None:
     looking.backbone.weight.data.fill_(torch.nan)  # pyright: ignore
     sight = Sight(looking, 16)
     for look in (sight.attention, sight.patches):
-        with pytest.raises(UserError, match="not finite numbers. Its weights are broken"):
+        with pytest.raises(UserError, match=r"not finite numbers\. Its weights are broken"):
             look(Image.new("RGB", (16, 16)))
