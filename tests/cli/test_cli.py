@@ -169,6 +169,21 @@ def test_ctrl_c_ends_quietly(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     assert json.loads(capsys.readouterr().out)["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    ("number", "says"), [(28, "disk is full"), (122, "share of the disk"), (30, "Cannot write"), (13, "Not allowed")]
+)
+def test_what_the_system_refuses_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int, says: str
+) -> None:
+    def refused(args: list[str]) -> None:
+        raise OSError(number, "refused", "/there/file")
+
+    monkeypatch.setattr("opendino.cli.resume.run", refused)
+    assert main(["resume", "x"]) == 1
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1 and says in line and "/there/file" in line
+
+
 def test_help_and_lists_import_nothing_heavy() -> None:
     program = """
 import sys

@@ -133,7 +133,9 @@ def bad() -> dict[str, bytes]:
         "svg": b"<svg xmlns='http://www.w3.org/2000/svg'/>", "pdf": b"%PDF-1.7\n", "zeros": bytes(5000),
         "ones": b"\xff" * 5000, "zip": b"PK\x03\x04" + bytes(100), "exe": b"MZ" + bytes(500),
         "heic": b"\0\0\0\x18ftypheic", "eps": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n",
-        "lfs": b"version https://git-lfs.github.com", "python": b"import os; os.system('true')", "pickle": b"cos\nsystem\n(S'true'\ntR.",
+        "lfs": b"version https://git-lfs.github.com",
+        "python": b"import os; os.system('true')",
+        "pickle": b"cos\nsystem\n(S'true'\ntR.",
         "lone": b"\xff\xd8",
         "png": b"\x89PNG\r\n\x1a\n", "ico": b"\0\0\x01\0", "riff": b"RIFF\xff\xff\xff\xffWEBPVP8 ",
     }  # fmt: skip

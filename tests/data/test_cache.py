@@ -103,6 +103,29 @@ def test_what_a_forked_worker_decoded_is_there_for_all(kind: Cache, tmp_path: Pa
     assert images.source.reads == 1
 
 
+@pytest.mark.parametrize("full", ["disk", "nearly"])
+def test_a_full_disk_costs_only_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: str) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(cache.log, "warn", said.append)
+    source = Counted()
+    images = Images(source, AREA, "disk", tmp_path)
+    images.read(0)
+    if full == "nearly":
+        monkeypatch.setattr(cache, "_LEFT_FREE", 2.0)
+    else:
+
+        def refused(*_: object) -> int:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(cache.os, "pwrite", refused)
+    for _ in range(2):
+        for index in READABLE:
+            assert np.array_equal(images.read(index), Images(Counted(), AREA).read(index))
+    assert source.reads == 1 + 2 * (len(READABLE) - 1), "the first is still there"
+    assert len(said) == 1 and "grows no more" in said[0]
+    images.discard()
+
+
 def test_without_a_cache_nothing_is_kept(tmp_path: Path) -> None:
     source = Counted()
     images = Images(source, AREA, "off", tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 
@@ -42,6 +43,26 @@ def test_an_error_is_raised_at_the_next_chance_and_once(how: str) -> None:
         with pytest.raises(OSError, match="No space"):
             background.wait()
         background.wait()
+
+
+def test_an_error_is_found_by_looking_and_looking_does_not_wait() -> None:
+    gate, failed = threading.Event(), threading.Event()
+
+    def work() -> None:
+        gate.wait(60)
+        failed.set()
+        fail()
+
+    with Background() as background:
+        background.do(work)
+        background.check()
+        gate.set()
+        failed.wait(60)
+        with pytest.raises(OSError, match="No space"):
+            for _ in range(1000):
+                background.check()
+                time.sleep(0.01)
+        background.check()
 
 
 def test_an_error_of_the_caller_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:

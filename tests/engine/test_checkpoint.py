@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import resource
 import shutil
 from pathlib import Path
 
@@ -155,6 +156,31 @@ def test_a_crash_while_writing_leaves_the_old_ones_readable(
             with pytest.raises(OSError, match="gone"):
                 checkpoint.save(run, checkpoint.snapshot(made, optimizer), {"step": 3})
         assert checkpoint.newest(run).name == "step_00000002", victim
+
+
+@pytest.mark.parametrize("what", ["tensors", "state"])
+def test_on_a_full_disk_the_error_says_so_and_nothing_half_written_stays(
+    saved: Path, tmp_path: Path, what: str
+) -> None:
+    run = Path(shutil.copytree(saved, tmp_path / "run"))
+    (run / "checkpoints" / ".step_00000009.partial").mkdir()  # of a run that was killed
+    made, optimizer = trained("adamw", steps=0)
+    state: dict[str, object] = {"step": 3}
+    if what == "tensors":  # a limit on files is the one full disk that needs no root
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    else:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        size = sum(t.numel() * t.element_size() for t in checkpoint.snapshot(made, optimizer).values()) + 100_000
+        state["bad"] = "x" * (2 * size)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            checkpoint.save(run, checkpoint.snapshot(made, optimizer), state)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step_00000001", "step_00000002"]
+    assert checkpoint.newest(run).name == "step_00000002"
 
 
 def test_another_network_is_refused(saved: Path) -> None:

@@ -11,7 +11,6 @@ import pytest
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "faults.py"
 ROWS = {
-    "kill −9 of a run": "killed",
     "kill −9 of one of two ranks": "killed-pair",
     "kill −9 of a loader process": "loaders",
     "SIGTERM": "stop",
@@ -25,7 +24,6 @@ ROWS = {
     "two started at once: resume": "two",
     "read-only place": "read-only",
     "images removed": "files",
-    "NaN on one of two ranks": "nan",
     "a decoder that hangs": "decoders",
 }
 
