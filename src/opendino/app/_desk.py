@@ -77,29 +77,29 @@ class Desk:
             buttons=[],
         )
         seen: gr.State = gr.State(None)
+        note = gr.HTML(visible=False)
         gr.on(
             [shown.input, shown.clear],
             told(self._take),
             shown,
-            [shown, seen],
+            [shown, seen, note],
             preprocess=False,  # gradio would open the file itself, and believe it
             show_progress="hidden",
             api_visibility="private",
         )
         return shown, seen
 
-    def _take(self, raw: Any) -> tuple[Any, Any]:
+    def _take(self, raw: Any) -> tuple[Any, Any, Any]:
         try:
             file = _uploads.path(raw, self.folder)
             if file is None:
-                return None, None
+                return None, None, gr.update(visible=False)
             content = file.read_bytes()
             file.unlink()
             image = _uploads.picture(content)
         except UserError as error:
-            gr.Warning(html.escape(str(error)), title="")
-            return None, None
-        return image, image
+            return None, None, refusal(error)
+        return image, image, gr.update(visible=False)
 
     def temporary(self, suffix: str) -> Path:
         """A name for a file that goes with the server."""
@@ -138,6 +138,11 @@ def _sentences() -> Iterator[None]:
         traceback.print_exc(file=sys.stderr)
         sentence = "That went wrong, and the mistake is ours: the terminal says more"
         raise gr.Error(sentence, title="", print_exception=False) from None
+
+
+def refusal(error: UserError) -> Any:
+    """A sentence that stays on the page, below what was refused."""
+    return gr.update(value=f'<div class="bad">{html.escape(str(error))}</div>', visible=True)
 
 
 def session(request: gr.Request) -> str:

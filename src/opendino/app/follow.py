@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate, one_hot
 
 from opendino.app import _uploads
-from opendino.app._desk import NETWORK, Desk, session, told
+from opendino.app._desk import NETWORK, Desk, refusal, session, told
 from opendino.app._shelf import sight
 from opendino.core.errors import BadImage, UserError
 from opendino.data import video
@@ -42,6 +42,7 @@ def build(desk: Desk, model: gr.Dropdown) -> None:
     with gr.Row():
         with gr.Column():
             upload = gr.File(label="Film (.mp4, .mov, .webm, .mkv, .avi)", file_types=["video"], height=150)
+            refused = gr.HTML(visible=False)
             editor = gr.ImageEditor(
                 label="First frame: paint here",
                 sources=(),
@@ -52,7 +53,7 @@ def build(desk: Desk, model: gr.Dropdown) -> None:
                 height=420,
                 interactive=True,
             )
-            size = gr.Slider(64, 480, 240, step=16, label="Size it sees (px), shorter side")
+            size = gr.Slider(64, 480, 240, step=16, label="Shorter side seen (px)")
             go = gr.Button("Follow", variant="primary")
         with gr.Column():
             found = gr.Video(
@@ -60,11 +61,15 @@ def build(desk: Desk, model: gr.Dropdown) -> None:
             )
             note = gr.Markdown()
 
-    def take(raw: Any) -> tuple[Any, Any]:
-        file = _uploads.path(raw, desk.folder)
-        if file is None:
-            return None, None
-        return file, {"background": _uploads.film(file), "layers": [], "composite": None}
+    def take(raw: Any) -> tuple[Any, Any, Any]:
+        try:
+            file = _uploads.path(raw, desk.folder)
+            if file is None:
+                return None, None, gr.update(visible=False)
+            first = {"background": _uploads.film(file), "layers": [], "composite": None}
+        except UserError as error:
+            return None, None, refusal(error)
+        return file, first, gr.update(visible=False)
 
     def follow(
         name: str | None,
@@ -85,7 +90,7 @@ def build(desk: Desk, model: gr.Dropdown) -> None:
         return str(out), f"{number:,} frames, {labels.max()} object{'s' * (labels.max() > 1)}."
 
     upload.change(
-        told(take), upload, [film, editor], preprocess=False, api_visibility="private", show_progress="hidden"
+        told(take), upload, [film, editor, refused], preprocess=False, api_visibility="private", show_progress="hidden"
     )
     go.click(
         told(follow),

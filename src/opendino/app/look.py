@@ -23,8 +23,8 @@ def build(desk: Desk, model: gr.Dropdown) -> None:
         with gr.Column(scale=2, min_width=280):
             _, picture = desk.picture("Picture")
             kind = gr.Radio(["Attention", "Components"], value="Attention", show_label=False, container=False)
-            size = gr.Slider(64, 480, 240, step=16, label="Size it sees (px), shorter side")
-            mass = gr.Slider(0.1, 1, 0.6, step=0.05, label="Share of attention in colour")
+            size = gr.Slider(64, 480, 240, step=16, label="Shorter side seen (px)")
+            mass = gr.Slider(0.1, 1, 0.6, step=0.05, label="Attention in colour")
             foreground = gr.Checkbox(False, label="Leave the background black", visible=False)
         with gr.Column(scale=5):
             found = gr.Image(label="Attention map", interactive=False, format="png", height=520, buttons=["fullscreen"])

@@ -22,7 +22,7 @@ def build(desk: Desk, model: gr.Dropdown) -> None:
     with gr.Row():
         first_shown, first = desk.picture("First: click on it", click=True)
         _, second = desk.picture("Second", click=True)
-    size = gr.Slider(64, 480, 320, step=16, label="Size it sees (px), shorter side")
+    size = gr.Slider(64, 480, 320, step=16, label="Shorter side seen (px)")
     point: gr.State = gr.State(None)
     found = gr.Image(label="Match", interactive=False, format="png", buttons=["fullscreen"])
     note = gr.Markdown()
