@@ -257,19 +257,21 @@ def killed(home: Path, peace: dict[str, Life], kills: int) -> Iterator[Row]:
         "workers": ("toy", {"workers": 2, "cache": "disk"}),
         "photos": ("photos", {"workers": 1, "cache": "ram", "data": peace["photos"].data}),
     }
-    runs = 0
+    runs, length = 0, peace["toy"].seconds
     while row.tried < kills:
         kind, (like, changes) = list(kinds.items())[runs % len(kinds)]
-        life, deaths = Life(home, f"killed-{kind}-{runs}", **changes), 0
+        life, deaths, began = Life(home, f"killed-{kind}-{runs}", **changes), 0, time.monotonic()
         while True:
             process = life.start()
-            moment = random.uniform(0.0, 1.3 * peace[like].seconds)
+            moment = random.uniform(0.0, 1.2 * length)
             if process.wait(moment) is None and row.tried + deaths < kills and deaths < 12:
                 process.kill()
                 process.wait()
                 deaths += process.code == -signal.SIGKILL
             elif process.wait() is not None:
                 break
+        if not deaths:  # the machine is quicker now than it was
+            length = time.monotonic() - began
         problem = differs(life, peace[like], orphans=True)
         for _ in range(max(deaths, 1 if problem else 0)):
             row.count(problem)
@@ -286,12 +288,12 @@ def killed_pair(home: Path, peace: dict[str, Life], kills: int) -> Iterator[Row]
         "kill −9 of one of two ranks (or both), at random moments",
         "all started anew until done: tensors bit-equal to two ranks left in peace, every step and image once",
     )
-    runs = 0
+    runs, length = 0, peace["pair"].seconds
     while row.tried < kills:
-        life, deaths = Life(home, f"pair-{runs}"), 0
+        life, deaths, began = Life(home, f"pair-{runs}"), 0, time.monotonic()
         while True:
             ranks = life.pair()
-            last = time.monotonic() + random.uniform(0.0, 1.3 * peace["pair"].seconds)
+            last = time.monotonic() + random.uniform(0.0, 1.2 * length)
             while time.monotonic() < last and any(each.poll() is None for each in ranks):
                 time.sleep(0.01)
             if any(each.poll() is None for each in ranks) and row.tried + deaths < kills and deaths < 12:
@@ -308,6 +310,8 @@ def killed_pair(home: Path, peace: dict[str, Life], kills: int) -> Iterator[Row]
                 each.kill()
             if -signal.SIGKILL not in codes:
                 break
+        if not deaths:
+            length = time.monotonic() - began
         problem = differs(life, peace["pair"], ranks=2)
         for _ in range(max(deaths, 1 if problem else 0)):
             row.count(problem)
