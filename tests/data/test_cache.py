@@ -126,6 +126,18 @@ def test_a_full_disk_costs_only_the_cache(tmp_path: Path, monkeypatch: pytest.Mo
     images.discard()
 
 
+def test_a_failing_disk_costs_only_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = Images(Counted(), AREA, "disk", tmp_path)
+    images.read(0)
+
+    def failing(*_: object) -> int:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(cache.os, "preadv", failing)
+    assert np.array_equal(images.read(0), Images(Counted(), AREA).read(0))
+    images.discard()
+
+
 def test_without_a_cache_nothing_is_kept(tmp_path: Path) -> None:
     source = Counted()
     images = Images(source, AREA, "off", tmp_path)

@@ -91,9 +91,12 @@ class Images:
             pixels = np.frombuffer(self._memory, np.uint8, count, self._offset(index)) if height else None
         elif self._file is not None:
             # No mapping here: a full disk or a failing one would be a signal that ends the process, not an error.
-            height, width = np.frombuffer(os.pread(self._opened(), 8, index * 8), np.uint32).tolist()
-            pixels = np.empty(height * width * _BYTES_PER_PIXEL, np.uint8) if height else None
-            if pixels is not None and os.preadv(self._opened(), [pixels.data], self._offset(index)) < pixels.size:
+            try:
+                height, width = np.frombuffer(os.pread(self._opened(), 8, index * 8), np.uint32).tolist()
+                pixels = np.empty(height * width * _BYTES_PER_PIXEL, np.uint8) if height else None
+                if pixels is not None and os.preadv(self._opened(), [pixels.data], self._offset(index)) < pixels.size:
+                    return None
+            except OSError:
                 return None
         else:
             return None
