@@ -14,6 +14,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # gradio looks when it is impo
 
 import gradio as gr
 import torch
+from gradio import themes
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -145,9 +146,9 @@ def _free(host: str) -> int:
         return probe.getsockname()[1]
 
 
-def _theme() -> gr.themes.Base:
+def _theme() -> themes.Base:
     """Gradio's plain theme in fonts that every machine has: its own would come from the internet."""
-    return gr.themes.Base(
+    return themes.Base(
         primary_hue="blue",
         neutral_hue="zinc",
         font=["system-ui", "sans-serif"],
