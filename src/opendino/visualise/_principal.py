@@ -79,11 +79,9 @@ def fit(images: list[Tensor], foreground: Foreground = "off") -> Basis:
         foreground: Whether there is one, and on which side of the first component.
 
     Raises:
-        UserError: Fewer patches than components, or features that are not finite.
+        UserError: Fewer patches than components.
     """
     patches = torch.cat([image.flatten(0, 1) for image in images]).double()
-    if not patches.isfinite().all():
-        raise UserError("The network's features are not finite numbers", "Its weights are broken; take an earlier one")
     split = None
     if foreground != "off":
         mean, direction, _ = principal(_enough(patches), 1)

@@ -52,7 +52,8 @@ class Sight:
         short = self._size_px if self.any_size else self.model.preprocessing["image_px"]
         step = self.patch_px if self.any_size else 1
         scale = short / min(image.size)
-        image = image.resize(tuple(max(1, round(side * scale / step)) * step for side in image.size), resampling)  # type: ignore[arg-type]
+        width, height = (max(1, round(side * scale / step)) * step for side in image.size)
+        image = image.resize((width, height), resampling)
         if self.any_size:
             return image
         left, top = ((side - short) // 2 for side in image.size)
@@ -68,16 +69,16 @@ class Sight:
             try:
                 found = of_cls(self.model, pixels, (image.height // self.patch_px, image.width // self.patch_px))
                 self.quantity = _ATTENTION
-                return found[0]
+                return _finite(found[0])
             except NotImplementedError:
                 self.quantity = _SHARE
         features = self.model.features(pixels)
-        return of_mean(features.patches, features.grid)[0]
+        return _finite(of_mean(features.patches, features.grid)[0])
 
     def patches(self, image: Image.Image) -> Tensor:
         """Patch features after the last norm, float32 `[rows columns D]` on the host, of a prepared image."""
         features = self.model.features(normalise(np.array(image), self.model))
-        return features.patches[0].unflatten(0, features.grid).float().cpu()
+        return _finite(features.patches[0].unflatten(0, features.grid).float().cpu())
 
 
 _ATTENTION = "attention of the CLS token in the last block"
@@ -87,24 +88,27 @@ _SHARE = "each position's share in the mean of the last feature map (this networ
 def each(
     source: Source, sight: Sight, bad: Bad, indices: Sequence[int] | None = None
 ) -> Iterator[tuple[int, Image.Image]]:
-    """Prepared images of a source with their positions, decoded ahead; unreadable ones are added to `bad`.
-
-    Raises:
-        UserError: None can be read.
-    """
+    """Prepared images of a source with their positions, decoded ahead; unreadable ones are added to `bad`."""
     indices = range(len(source)) if indices is None else indices
 
     def look(place: int) -> Image.Image:
         return sight.prepare(Image.fromarray(decode(source.read(indices[place]))))
 
-    any_read = False
     for looked, unread in ahead(source, indices, look, batch=8):
         bad += unread
         for place, image in looked:
-            any_read = True
             yield indices[place], image
-    if not any_read:
-        raise UserError(f"No image can be read, e.g. {bad[0][0]}: {bad[0][1]}", "Check that the images are intact")
+
+
+def none_read(bad: Bad) -> UserError:
+    """What to say where all images are unreadable."""
+    return UserError(f"No image can be read, e.g. {bad[0][0]}: {bad[0][1]}", "Check that the images are intact")
+
+
+def _finite(found: Tensor) -> Tensor:
+    if not found.isfinite().all():
+        raise UserError("What the network gives are not finite numbers", "Its weights are broken; take an earlier one")
+    return found
 
 
 def write_each(found: Iterator[tuple[str, T]], folder: Path, save: Callable[[T, Path], None]) -> list[str]:

@@ -30,7 +30,7 @@ from opendino.models.attention import keep_mass
 from opendino.models.load import load
 from opendino.visualise import _canvas
 from opendino.visualise._canvas import Sheet, Tile
-from opendino.visualise._sight import Sight, check_size, each, write_each
+from opendino.visualise._sight import Sight, check_size, each, none_read, write_each
 
 MOST = 16
 """Images in one picture; more go into a folder."""
@@ -89,11 +89,14 @@ def show(config: Config) -> Report:
             told.append({"image": key, "grid": list(maps.shape[1:]), "kept_frac": kept.float().mean().item()})
             yield key, tiles(image, maps, config.mass, heads, config.overlay, Path(key).stem)
 
+    paths: list[str] = []
     if into_folder:
         paths = write_each(drawn(), path, lambda rows, to: Sheet(rows).save(to))
-    else:
-        Sheet([row for _, rows in drawn() for row in rows]).save(path)
+    elif rows := [row for _, rows in drawn() for row in rows]:
+        Sheet(rows).save(path)
         paths = [str(path)]
+    if not told:
+        raise none_read(bad)
     where = paths[0] if len(paths) == 1 else f"{len(paths)} pictures in {path}"
     lines = [f"{sight.quantity}, {len(told)} image{'s' * (len(told) > 1)} → {where}"]
     lines += [f"'{config.mass:.0%} in 12%': 12 % of the patches hold that much of it"]

@@ -1,8 +1,8 @@
 """What a run's student and teacher saw: the very views of a step, their boxes, and what was done to them.
 
 Views are functions of (seed, epoch, image), so that those of any step can be drawn again, of one gone by or to come.
-An image is shown at working size with a numbered box a view. A view's line says what chance decided: brightness,
-contrast and saturation as factors, the hue's shift in turns, the blur's sigma in pixels of the crop.
+An image is shown at working size with a numbered box a view. Above a view stands what chance decided: b, c, s are the
+factors of brightness, contrast and saturation, h the hue's shift in turns, blur its sigma in pixels of the view.
 """
 
 from __future__ import annotations
@@ -177,7 +177,6 @@ def boxed(image: Image.Image, boxes: list[tuple[str, list[int]]]) -> Image.Image
         corners = [x * scale for x in (left, top, left + width, top + height)]
         corners[2:] = [corner - 1 for corner in corners[2:]]
         pen.rectangle(corners, outline=tint, width=3)
-        # Numbers run along the upper edge, so that boxes of one corner do not hide them all.
         at = corners[0] + 4, corners[1] + 4
         pen.rectangle(pen.textbbox(at, str(n), font), fill=tint)
         pen.text(at, str(n), "white", font)
@@ -199,14 +198,15 @@ def _views(canvas: Tensor, draws: dict[str, GroupDraw], spec: ViewSpec) -> list[
 
 def _titles(done: dict[str, Any]) -> list[str]:
     """What was done to a view after its crop, a stage each; nothing where nothing was."""
-    jitter = "b{:.2f} c{:.2f} s{:.2f} h{:+.2f}".format(*done["jitter"]) if done["jitter"] else ""
+    jitter = "b{:.1f} c{:.1f} s{:.1f} h{:+.2f}".format(*done["jitter"]) if done["jitter"] else ""
     blur = f"blur {done['blur']:.1f} px" if done["blur"] else ""
     return [jitter, "grey" * done["grey"], blur, "solarise" * done["solarise"]]
 
 
 def _line(n: int, done: dict[str, Any]) -> str:
     jitter, *others = _titles(done)
-    return "\n".join([f"{n} {done['group']}{', flip' * done['flip']}", jitter, ", ".join(filter(None, others))])
+    lines = [f"{n} {done['group']}{', flip' * done['flip']}", jitter, ", ".join(filter(None, others))]
+    return "\n".join(filter(None, lines))
 
 
 def _each(draw: GroupDraw, part: Callable[[Tensor], Tensor]) -> GroupDraw:

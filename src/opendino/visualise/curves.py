@@ -6,6 +6,7 @@ lost however long the run is.
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import tyro
+from numpy.typing import ArrayLike
 
 from opendino.core import metrics
 from opendino.core.errors import UsageError, UserError
@@ -26,24 +28,26 @@ _STROKES = ("-", "--", ":")  # beyond eight colours
 _COLUMNS = 3
 _BUCKETS = 500
 
-Curve = tuple[Sequence[float] | np.ndarray, Sequence[float] | np.ndarray]
+Curve = tuple[ArrayLike, ArrayLike]
+"""Steps and values, `[T]` each."""
 
 # What a run may have measured, in the order of the panels: column → title, label of the axis.
 PANELS = {
     "loss": ("Loss", "nats"),
-    "teacher_entropy": ("Entropy of the teacher's output", "nats"),
+    "teacher_entropy": ("Teacher's entropy", "nats"),
     "kl": ("KL(teacher ‖ student)", "nats"),
-    "effective_rank": ("Effective rank of the features", "dimensions"),
+    "effective_rank": ("Effective rank", "dimensions"),
     "knn": ("k-NN", "accuracy (%)"),
     "accuracy": ("Classifier", "accuracy (%)"),
-    "feature_spread": ("Spread of the features", ""),
-    "projection_spread": ("Spread of the projections", ""),
+    "feature_spread": ("Spread of features", ""),
+    "projection_spread": ("Spread of projections", ""),
     "lr": ("Learning rate", ""),
     "weight_decay": ("Weight decay", ""),
-    "momentum": ("Momentum of the teacher", ""),
-    "teacher_temp": ("Temperature of the teacher", ""),
-    "images_per_second": ("Throughput", "images/s"),
+    "momentum": ("Teacher's momentum", ""),
+    "teacher_temp": ("Teacher's temperature", ""),
 }
+
+_SCHEDULES = ("lr", "weight_decay", "momentum", "teacher_temp")
 
 
 @dataclass(frozen=True)
@@ -101,22 +105,21 @@ def of_runs(runs: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]]) -> 
     """Panels for the columns that at least one run has.
 
     Args:
-        runs: Name → column, as in `PANELS`, those of "knn" and "accuracy" as "knn.teacher" → (steps, values).
+        runs: Name → column, as in `PANELS`, those of "knn" and "accuracy" as "knn.teacher" → (steps, values). One run
+            shows all its networks and baselines; several meet by the network to use, the first.
     """
     panels = []
     for column, (title, ylabel) in PANELS.items():
         curves: dict[str, list[Curve]] = {}
-        bands = {}
-        for name, columns in runs.items():
-            for key in (key for key in columns if key.partition(".")[0] == column):
-                whose = key.partition(".")[2]
-                line = name if not whose else whose if len(runs) == 1 else f"{name} {whose}"
-                if whose and len(runs) > 1 and whose != next(iter(_of(columns, column))):
-                    continue  # several runs are compared by the network to use
+        bands: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
+        for run, columns in runs.items():
+            keys = [key for key in columns if key.partition(".")[0] == column]
+            for key in keys if len(runs) == 1 else keys[:1]:
+                name = key.partition(".")[2] if len(runs) == 1 else run
                 steps, low, mean, high = thinned(*columns[key], _BUCKETS)
-                curves[name if len(runs) > 1 else line] = [(steps, mean)]
+                curves[name or run] = [(steps, mean)]
                 if (high > low).any():
-                    bands[name if len(runs) > 1 else line] = steps, low, high
+                    bands[name or run] = steps, low, high
         if curves:
             panels.append(Panel(title, ylabel, curves, bands=bands))
     return panels
@@ -150,6 +153,11 @@ def draw(panels: Sequence[Panel], path: Path, xlabel: str = "step") -> None:
         UserError: matplotlib is not installed.
     """
     path = _canvas.out(str(path), _plot.PLOTS)
+    with _plot.style():
+        _plot.save(_drawn(panels, xlabel), path)
+
+
+def _drawn(panels: Sequence[Panel], xlabel: str) -> Any:
     columns = min(_COLUMNS, len(panels))
     rows = math.ceil(len(panels) / columns)
     figure, grid = _plot.panels(rows, columns, 1.75 * rows + 0.4)
@@ -165,10 +173,11 @@ def draw(panels: Sequence[Panel], path: Path, xlabel: str = "step") -> None:
         for name, curves in panel.curves.items():
             for steps, values in curves if len(curves) > 1 else ():
                 axis.plot(steps, values, linewidth=0.4, alpha=0.5, **styles[name])
-            steps = curves[0][0]
-            if all(len(each[0]) == len(steps) for each in curves):
-                mean = np.mean([values for _, values in curves], axis=0)
-                axis.plot(steps, mean, linewidth=1.1, marker="o" if len(steps) < 3 else None, ms=2, **styles[name])
+            steps = np.asarray(curves[0][0])
+            if all(np.shape(each) == steps.shape for each, _ in curves):
+                mean = np.mean([np.asarray(values) for _, values in curves], axis=0)
+                few = {"marker": "o", "markersize": 2} if len(steps) < 12 else {}
+                axis.plot(steps, mean, linewidth=1.1, **few, **styles[name])
         if panel.level is not None:
             axis.axhline(panel.level[0], color="grey", linewidth=0.8, linestyle=(0, (4, 4)))
             axis.annotate(
@@ -179,27 +188,22 @@ def draw(panels: Sequence[Panel], path: Path, xlabel: str = "step") -> None:
         axis.set_visible(False)
     handles = [axes[0].plot([], [], linewidth=1.1, label=name, **styles[name])[0] for name in names]
     figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
-    _plot.save(figure, path)
-
-
-def _of(columns: Mapping[str, Any], column: str) -> list[str]:
-    """Whose "knn" or "accuracy" a run has, the network to use first."""
-    return [key.partition(".")[2] for key in columns if key.startswith(f"{column}.")]
+    return figure
 
 
 def _named(runs: Sequence[str]) -> dict[str, Path]:
     """Runs by the shortest ends of their paths that tell them apart."""
     folders = list(dict.fromkeys(Path(run).expanduser().absolute() for run in runs))
-    for length in range(1, max(len(folder.parts) for folder in folders) + 1):
-        names = ["/".join(folder.parts[-length:]) for folder in folders]
-        if len(set(names)) == len(names):
-            break
-    return dict(zip(names, folders, strict=True))
+    for length in itertools.count(1):
+        named = {"/".join(folder.parts[-length:]): folder for folder in folders}
+        if len(named) == len(folders):
+            return named
+    raise AssertionError  # whole paths differ
 
 
 def _columns(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     try:
-        return metrics.columns(folder / "metrics.jsonl", list(PANELS))
+        return metrics.columns(folder / "metrics.jsonl", list(PANELS), smooth=_SCHEDULES)
     except OSError:
         raise UserError(
             f"'{folder}' is no run folder: it has no metrics.jsonl", "Start one with: opendino train DATA"

@@ -27,7 +27,7 @@ from opendino.models.load import load
 from opendino.visualise import _canvas
 from opendino.visualise._canvas import Sheet, Tile
 from opendino.visualise._principal import Basis, Foreground, fit
-from opendino.visualise._sight import Sight, check_size, each, write_each
+from opendino.visualise._sight import Sight, check_size, each, none_read, write_each
 
 MOST = 32
 """Images in one picture; more go into a folder."""
@@ -74,13 +74,15 @@ def show(config: Config) -> Report:
     began, bad = time.monotonic(), Bad()
     sample = np.unique(np.linspace(0, len(source) - 1, min(len(source), _FITTED)).round().astype(int)).tolist()
     known = {index: (image, sight.patches(image)) for index, image in each(source, sight, bad, sample)}
+    if not known:
+        raise none_read(bad)
     basis = fit([patches for _, patches in known.values()], config.foreground)
 
     def drawn() -> Iterator[tuple[str, list[Tile]]]:
         for index, (image, patches) in known.items():
             yield source.key(index), tiles(image, patches, basis, Path(source.key(index)).stem)
         others = sorted(set(range(len(source))) - set(sample))
-        for index, image in each(source, sight, bad, others) if others else ():
+        for index, image in each(source, sight, bad, others):
             yield source.key(index), tiles(image, sight.patches(image), basis, Path(source.key(index)).stem)
 
     if into_folder:

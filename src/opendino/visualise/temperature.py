@@ -1,4 +1,4 @@
-"""What temperature and centring do to an output: softmax of the same logits, sharper and flatter (the article's figure).
+"""What temperature and centring do to an output: softmax of the same logits, sharper and flatter.
 
 Drawn are one image's probabilities over the prototypes: as they are, and with the mean over many images (the centre)
 taken off before. A low temperature sharpens: the entropy falls, and uncentred the prototype that is ahead for every
@@ -77,7 +77,8 @@ def show(config: Config) -> Report:
     path = _canvas.out(config.out, _plot.PLOTS)
     logits = read(config.logits) if config.logits else example(config.prototypes, config.seed)
     found = softened(logits, config.temperatures)
-    _plot.save(figure(found), path)
+    with _plot.style():
+        _plot.save(figure(found), path)
     rows = [("as they are", found.entropies[0].tolist()), ("centred", found.entropies[1].tolist())]
     lines = [f"{'entropy (nats) at':<18}" + "".join(f"{t:>8g}" for t in config.temperatures)]
     lines += [f"{name:<18}" + "".join(f"{value:8.3f}" for value in values) for name, values in rows]
@@ -134,18 +135,12 @@ def figure(found: Softened) -> Any:
     for row, (name, colour) in enumerate((("not centred", COLOURS[1]), ("centred", COLOURS[0]))):
         for column, temperature in enumerate(found.temperatures):
             axis, values = axes[row, column], found.probabilities[row, column]
-            axis.bar(range(prototypes), values, width=0.85, color=colour)
+            axis.bar(range(prototypes), values.tolist(), width=0.85, color=colour)
             axis.axhline(1 / prototypes, color="grey", linewidth=0.6, linestyle=(0, (3, 3)))
             value = found.entropies[row, column].item()
-            axis.text(
-                0.98,
-                0.95,
-                f"H = {value:.2f}\n{value / most:.0%} of ln K",
-                ha="right",
-                va="top",
-                transform=axis.transAxes,
-            )
-            axis.set_ylim(0, 1.05 * max(found.probabilities[:, column].max().item(), 2 / prototypes))
+            note = f"H = {value:.2f} ({value / most:.0%} of ln K)"
+            axis.text(1, 0.98, note, ha="right", va="top", transform=axis.transAxes)
+            axis.set_ylim(0, 1.25 * max(found.probabilities[:, column].max().item(), 2 / prototypes))
             if row == 0:
                 axis.set_title(f"τ = {temperature:g}")
             else:

@@ -115,7 +115,7 @@ def pairs(
     size, spoke = None, time.monotonic()
     for number, (_, image) in enumerate(images, start=1):
         picture = draw(image)
-        size = size or tuple(side + side % 2 for side in image.size)
+        size = size or (image.width + image.width % 2, image.height + image.height % 2)
         both = [each if each.size == size else each.resize(size, Image.Resampling.BICUBIC) for each in (image, picture)]
         yield np.concatenate([np.asarray(each) for each in both], axis=1)
         if time.monotonic() - spoke > 30:

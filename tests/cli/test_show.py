@@ -1,0 +1,96 @@
+"""`opendino show` finds every kind of picture in its folder, and what a run saw in its settings."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from opendino import config as configs
+from opendino.cli import main
+from opendino.core import registry
+from opendino.models.build import backbone
+from opendino.models.load import preprocessing, save_backbone
+from opendino.recipes import demo
+
+KINDS = registry.names("opendino.visualise")
+
+
+def test_the_kinds_are_the_files() -> None:
+    wanted = ["attention", "correspondence", "crops", "curves", "pca", "temperature", "video"]
+    assert wanted == KINDS
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_has_a_frozen_config_and_a_function_and_helps(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    module = registry.load("opendino.visualise", kind)
+    assert dataclasses.is_dataclass(module.Config) and module.Config.__dataclass_params__.frozen
+    assert next(iter(inspect.signature(module.show).parameters)) == "config"
+    with pytest.raises(SystemExit) as stop:
+        main(["show", kind, "--help"])
+    assert not stop.value.code
+    shown = " ".join(capsys.readouterr().out.split())
+    flags = [field.name for field in dataclasses.fields(module.Config) if field.name != "runs"]
+    assert all(f"--{flag.replace('_', '-')}" in shown or flag.upper() in shown for flag in flags)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([], "show takes the name of a kind"),
+        (["atention"], "Did you mean attention"),
+        (["attention"], "No model was named"),
+        (["pca", "no/folder", "a.png"], ""),
+        (["curves"], "No run was named"),
+        (["crops", "no/run"], "no run folder"),
+        (["temperature", "--temperatures", "0"], "above 0"),
+        (["video", "m", "f.mp4", "--out", "x.gif"], "Use .mp4"),
+    ],
+)
+def test_a_mistake_is_one_line(words: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", *words]) in (1, 2)
+    captured = capsys.readouterr()
+    assert captured.out == "" and len(captured.err.splitlines()) == 1 and told in captured.err
+
+
+def test_attention_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    network = backbone("vit/4", image_px=32, embed_dim=24, depth=1, num_heads=2)
+    save_backbone(tmp_path / "m", {"teacher": network}, preprocessing=preprocessing(32))
+    Image.new("RGB", (40, 30), "teal").save(tmp_path / "a.png")
+    words = [str(tmp_path / "m"), str(tmp_path / "a.png"), "--out", str(tmp_path / "o.png"), "--heads", "1"]
+    assert main(["show", "attention", *words, "--size-px", "32", "--overlay", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["paths"] == [str(tmp_path / "o.png")] and found["mass"] == 0.6
+    words = [words[0], words[1], words[1], "--at", "3", "4", "--out", words[3], "--size-px", "32"]
+    assert main(["show", "correspondence", *words]) == 0
+    assert "(3, 4) →" in capsys.readouterr().out
+
+
+def test_crops_of_a_run_are_found_by_its_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = demo.config("toy:textures?n=64")
+    method = replace(base.method, global_size_px=32, local_size_px=16, out_dim=64, momentum=0.9, student_views="local")
+    config = replace(
+        base, method=method, batch=8, steps=5, epochs=None, seed=11, optim=replace(base.optim, accumulate=2)
+    )
+    (tmp_path / "config.yaml").write_text(configs.dump(config))
+    out = str(tmp_path / "c.png")
+    assert main(["show", "crops", str(tmp_path), "--step", "3", "--images", "1", "--out", out, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    from opendino.data.cache import Images
+    from opendino.data.loader import Batches
+    from opendino.data.open import open_source
+    from opendino.methods import dino
+
+    batches = Batches(Images(open_source(config.data), 10**6), dino.views(method), 11, 8)
+    batch = batches[3]
+    assert found["images"][0]["image"] == batches.images.source.key(int(batch.indices[0]))  # pyright: ignore
+    assert found["images"][0]["views"][0]["box"] == batch.draws["global"].box[0, 0].tolist()  # pyright: ignore
+    assert (found["student"], found["teacher"]) == ("the local views", "the global views")
+    (tmp_path / "config.yaml").write_text(configs.dump(replace(config, batch="auto")))
+    assert main(["show", "crops", str(tmp_path)]) == 1
+    assert "still has values to be decided" in capsys.readouterr().err
