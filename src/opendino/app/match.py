@@ -55,8 +55,8 @@ def build(desk: Desk, model: gr.Dropdown) -> None:
         tiles = correspondence.tiles(seen[0], seen[1], (here[0], here[1]), there, similarity)
         return Sheet([tiles]).image(), f"Cosine similarity of the best match: {similarity.max():.2f}"
 
-    first.change(lambda: None, None, point, queue=False, api_visibility="private")
-    first_shown.select(_clicked, None, point, queue=False, api_visibility="private")
+    first.change(lambda: None, None, point, api_visibility="private")
+    first_shown.select(_clicked, None, point, api_visibility="private")
     gr.on(
         [point.change, second.change, model.change, size.change],
         told(match),
