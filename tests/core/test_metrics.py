@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from opendino.core import metrics
@@ -46,3 +47,12 @@ def test_long_files_are_read_in_pieces_and_lose_no_line(tmp_path: Path, monkeypa
     assert found["loss"][1].tolist() == [n / 7 for n in range(1, 2001)]
     steps, values = found["lr"]
     assert 2000 / 16 <= len(steps) < 400 and values.tolist() == [n / 9 for n in steps]
+
+
+def test_a_sample_holds_the_first_and_the_last_line_and_few_others(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(f'{{"step": {n}, "loss": {n / 7}}}\n' for n in range(20_000)))
+    steps, values = metrics.columns(path, ["loss"], pieces=4)["loss"]
+    assert steps[0] == 0 and steps[-1] == 19_999 and len(steps) < 10_000
+    assert (np.diff(steps) > 0).all() and values.tolist() == [n / 7 for n in steps.tolist()]
+    assert len(metrics.columns(path, ["loss"], pieces=100)["loss"][0]) == 20_000  # a short file is read whole

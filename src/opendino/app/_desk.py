@@ -94,9 +94,7 @@ class Desk:
             file = _uploads.path(raw, self.folder)
             if file is None:
                 return None, None, gr.update(visible=False)
-            content = file.read_bytes()
-            file.unlink()
-            image = _uploads.picture(content)
+            image = _uploads.picture(file.read_bytes())
         except UserError as error:
             return None, None, refusal(error)
         return image, image, gr.update(visible=False)

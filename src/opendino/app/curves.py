@@ -26,6 +26,7 @@ NAME = "Curves"
 
 _SHOWN = 4
 """Runs chosen to begin with."""
+_LONG_BYTES, _PIECES = 2**24, 128
 _RESTS = 20
 """A file is read again once this many times as long has passed as reading it takes."""
 _LEGEND = 48
@@ -45,7 +46,7 @@ class _Read:
 
 @dataclass
 class Reader:
-    """Reads runs for everybody: a file that has grown is read again, a long one not all the time."""
+    """Reads runs for everybody: of a long file a sample first, then all; what has grown again, but not all the time."""
 
     _read: dict[Path, _Read] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -57,16 +58,23 @@ class Reader:
             UserError: It is gone.
         """
         path = run / "metrics.jsonl"
-        with self._lock:
+        known = self._read.get(path)
+        if not self._lock.acquire(blocking=known is None):
+            assert known is not None
+            return known.columns  # somebody reads it just now
+        try:
             known, now = self._read.get(path), time.monotonic()
-            try:
-                size = path.stat().st_size
-                if known is None or (known.size != size and now - known.at > _RESTS * known.took):
-                    columns = metrics.columns(path, list(PANELS))
-                    known = self._read[path] = _Read(columns, size, now, time.monotonic() - now)
-            except OSError:
-                raise UserError(f"{run} is gone", "Choose another run") from None
+            size = path.stat().st_size
+            if known is None and size > _LONG_BYTES:
+                known = self._read[path] = _Read(metrics.columns(path, list(PANELS), pieces=_PIECES), 0, now, 0)
+            elif known is None or (known.size != size and now - known.at > _RESTS * known.took):
+                columns = metrics.columns(path, list(PANELS))
+                known = self._read[path] = _Read(columns, size, now, time.monotonic() - now)
             return known.columns
+        except OSError:
+            raise UserError(f"{run} is gone", "Choose another run") from None
+        finally:
+            self._lock.release()
 
 
 def build(desk: Desk, model: gr.Dropdown) -> None:
@@ -80,10 +88,10 @@ def build(desk: Desk, model: gr.Dropdown) -> None:
     def refresh(picked: list[str], before: str, ask: gr.Request) -> tuple[Any, Any, str]:
         runs = desk.runs(session(ask))
         known = {name: reader.columns(runs[name]) for name in picked if name in runs}
-        state = json.dumps([list(runs), {name: _last_step(columns) for name, columns in known.items()}])
+        state = json.dumps([list(runs), {name: _seen(columns) for name, columns in known.items()}])
         if state == before:
             return gr.skip(), gr.skip(), before
-        listed = gr.skip() if state.split("]")[0] == before.split("]")[0] else gr.update(choices=list(runs))
+        listed = gr.skip() if state.partition("]")[0] == before.partition("]")[0] else gr.update(choices=list(runs))
         return listed, draw({name: runs[name] for name in known}, known), state
 
     gr.on(
@@ -168,6 +176,11 @@ def state(run: Path, done: int, total: int) -> str:
 def _total(run: Path) -> int:
     steps = read_tree(run / "config.yaml").get("steps")
     return steps if isinstance(steps, int) else 0
+
+
+def _seen(columns: Columns) -> list[int]:
+    """What changes with everything that is drawn: the last step, and how many values there are."""
+    return [_last_step(columns), sum(len(steps) for steps, _ in columns.values())]
 
 
 def _last_step(columns: Columns) -> int:

@@ -104,7 +104,7 @@ def build(desk: Desk, model: gr.Dropdown) -> None:
 
 def _layers(editor: gr.ImageEditor, painted: Any) -> list[bytes]:
     """The PNGs that the browser has just sent for what is painted, before gradio opens them."""
-    sent = editor.blob_storage.pop(painted.get("id") if isinstance(painted, dict) else "", None)
+    sent = editor.blob_storage.pop(str(painted.get("id")) if isinstance(painted, dict) else "", None)
     return [layer for layer in sent.layers if layer] if sent else []
 
 

@@ -40,9 +40,10 @@ def build(desk: Desk, model: gr.Dropdown) -> None:
         if kind == "Attention":
             maps = seen.attention(prepared)
             rows = attention.tiles(_large(prepared), maps, mass, name="picture")
-            return Sheet(
-                rows
-            ).image(), f"{seen.quantity.capitalize()}, dark to bright; below, the patches that hold most."
+            return (
+                Sheet(rows).image(),
+                f"{seen.quantity[:1].upper()}{seen.quantity[1:]}, dark to bright; below, the patches that hold most.",
+            )
         patches = seen.patches(prepared)
         basis = fit([patches], "auto" if split else "off")
         shares = ", ".join(f"{share:.0%}" for share in basis.explained)
@@ -70,5 +71,5 @@ def build(desk: Desk, model: gr.Dropdown) -> None:
 
 def _large(image: Image.Image) -> Image.Image:
     """A small picture enlarged, so that its tiles have room for their titles."""
-    scale = max(1, round(200 / min(image.size)))
-    return image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
+    scale = max(1, 320 / min(image.size))
+    return image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)

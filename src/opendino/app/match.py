@@ -52,11 +52,11 @@ def build(desk: Desk, model: gr.Dropdown) -> None:
         place = int(here[1] * rows / seen[0].height), int(here[0] * columns / seen[0].width)
         similarity = correspondence.similarities(patches[0][place], patches[1])
         there = correspondence.best_point(similarity, seen[1].size)
-        tiles = correspondence.tiles(*seen, (here[0], here[1]), there, similarity)
+        tiles = correspondence.tiles(seen[0], seen[1], (here[0], here[1]), there, similarity)
         return Sheet([tiles]).image(), f"Cosine similarity of the best match: {similarity.max():.2f}"
 
-    first.change(lambda: None, None, point, queue=False, api_visibility="private")
-    first_shown.select(_clicked, None, point, queue=False, api_visibility="private")
+    first.change(lambda: None, None, point, api_visibility="private")
+    first_shown.select(_clicked, None, point, api_visibility="private")
     gr.on(
         [point.change, second.change, model.change, size.change],
         told(match),

@@ -14,6 +14,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # gradio looks when it is impo
 
 import gradio as gr
 import torch
+from gradio import themes
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -145,9 +146,9 @@ def _free(host: str) -> int:
         return probe.getsockname()[1]
 
 
-def _theme() -> gr.themes.Base:
+def _theme() -> themes.Base:
     """Gradio's plain theme in fonts that every machine has: its own would come from the internet."""
-    return gr.themes.Base(
+    return themes.Base(
         primary_hue="blue",
         neutral_hue="zinc",
         font=["system-ui", "sans-serif"],
@@ -164,11 +165,12 @@ _STYLE = """
 .plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(330px, 1fr)); gap: 1rem; margin-top: 1rem; }
 .plots svg, .bars svg { width: 100%; height: auto; background: white; border-radius: 6px; }
 .bars svg { display: block; margin-top: 1rem; }
-.html-container table { border-collapse: collapse; border: 0 !important; }
+.html-container table { border-collapse: collapse; }
+.html-container :is(table, thead, tbody, tr) { border: 0 !important; }
 .html-container table :is(th, td) { border: 0 !important; padding: .3rem .7rem .3rem 0 !important; text-align: left; }
 .html-container table th { font-weight: normal !important; color: #71717a !important; }
 table.runs { width: 100%; }
-table.runs tr { border-bottom: 1px solid #e4e4e7 !important; }
+.html-container table.runs tr { border-bottom: 1px solid #e4e4e7 !important; }
 table.runs :is(th, td):not(:first-child) { text-align: right !important; font-variant-numeric: tabular-nums; }
 .bad-word { color: #d55e00; font-weight: 600; }
 .good, .bad { padding: .6rem .9rem; border-left: 6px solid #009e73; background: #eef8f4; color: #222; }

@@ -74,7 +74,8 @@ def build(desk: Desk, model: gr.Dropdown) -> None:
         listed = gr.skip()
         if not running:
             mine = list(desk.workshop.models(session(ask)))
-            listed = gr.update(choices=list(desk.models(session(ask))), **({"value": mine[0]} if mine else {}))
+            known = list(desk.models(session(ask)))
+            listed = gr.update(choices=known, value=mine[0]) if mine else gr.update(choices=known)
         return draw(training, running), *_buttons(running), listed
 
     def halt(ask: gr.Request) -> None:
@@ -111,7 +112,7 @@ def draw(training: Training, running: bool) -> str:
     judged = [row for row in rows if row.get("knn")]
     if judged:
         cells = "".join(
-            f"<tr><th>{escape(_NAMES.get(name, name))}</th>"
+            f"<tr><th>{escape(_NAMES.get(str(name), str(name)))}</th>"
             f'<td><span class="bar" style="width:{2 * value:.0f}px"></span>{value:.1f} %</td></tr>'
             for name, value in judged[-1]["knn"].items()
         )

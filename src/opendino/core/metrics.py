@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 
 _CHUNK_BYTES = 8 * 2**20
+_PIECE_BYTES = 2**16
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
@@ -30,13 +31,16 @@ def rows(path: Path) -> list[dict[str, Any]]:
     return found
 
 
-def columns(path: Path, names: Sequence[str], smooth: Sequence[str] = ()) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def columns(
+    path: Path, names: Sequence[str], smooth: Sequence[str] = (), pieces: int | None = None
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Some numbers of a run over steps: what `rows` holds, fast and lean for runs of a million lines.
 
     Args:
         path: A run's metrics.jsonl.
         names: Of numbers, or of tables of numbers such as "knn", whose parts become "knn.teacher" and so on.
         smooth: Those of them that hardly change from row to row: every 16th is taken where the file is long.
+        pieces: Read but so many pieces of 64 kB of a longer file, evenly spaced from its beginning to its end.
 
     Returns:
         Name → steps int64 `[T]`, values float64 `[T]`, wherever it was measured and finite; absent where never.
@@ -48,7 +52,7 @@ def columns(path: Path, names: Sequence[str], smooth: Sequence[str] = ()) -> dic
     decoder = msgspec.json.Decoder(kind)
     stride = 16 if path.stat().st_size > _CHUNK_BYTES else 1
     found: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
-    for chunk in _chunks(path):
+    for chunk in _chunks(path) if pieces is None else _sample(path, pieces):
         read = _decoded(decoder, chunk)
         steps = np.array([row.step for row in read], np.int64)
         for name in names:
@@ -72,6 +76,20 @@ def _chunks(path: Path) -> Iterator[bytes]:
             rest = rest_of_line
             yield whole + newline
         yield rest
+
+
+def _sample(path: Path, pieces: int) -> Iterator[bytes]:
+    """The whole lines of some pieces of a file, or all of it where it is not longer."""
+    size = path.stat().st_size
+    if size <= pieces * _PIECE_BYTES:
+        yield from _chunks(path)
+        return
+    with open(path, "rb") as file:
+        for start in np.linspace(0, size - _PIECE_BYTES, pieces).astype(int).tolist():
+            file.seek(start)
+            piece = file.read(_PIECE_BYTES)
+            first = piece.find(b"\n") + 1 if start else 0
+            yield piece[first : piece.rfind(b"\n") + 1]
 
 
 def _decoded(decoder: msgspec.json.Decoder[Any], lines: bytes) -> list[Any]:

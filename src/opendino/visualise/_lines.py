@@ -16,7 +16,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 44, 26
 _MOST = 400
 """Stretches of a line that each show their extremes: about as many as there are pixels."""
 
-Line = tuple[Sequence[float], Sequence[float]]
+Line = tuple[Sequence[float] | np.ndarray, Sequence[float] | np.ndarray]
 
 
 def plot(
@@ -82,7 +82,9 @@ def plot(
     return "".join([*parts, "</svg>"])
 
 
-def _thinned(steps: Sequence[float], values: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+def _thinned(
+    steps: Sequence[float] | np.ndarray, values: Sequence[float] | np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """The finite values; of many, the lowest and highest of each stretch, in their order."""
     x, y = np.asarray(steps, float), np.asarray(values, float)
     keep = np.isfinite(y)
