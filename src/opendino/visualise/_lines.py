@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from html import escape
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from opendino.visualise._canvas import COLOURS
 
@@ -16,7 +17,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 44, 26
 _MOST = 400
 """Stretches of a line that each show their extremes: about as many as there are pixels."""
 
-Line = tuple[Sequence[float] | np.ndarray, Sequence[float] | np.ndarray]
+Line = tuple[ArrayLike, ArrayLike]
 
 
 def plot(
@@ -82,9 +83,7 @@ def plot(
     return "".join([*parts, "</svg>"])
 
 
-def _thinned(
-    steps: Sequence[float] | np.ndarray, values: Sequence[float] | np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def _thinned(steps: ArrayLike, values: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """The finite values; of many, the lowest and highest of each stretch, in their order."""
     x, y = np.asarray(steps, float), np.asarray(values, float)
     keep = np.isfinite(y)
