@@ -94,7 +94,7 @@ class Batches(Dataset[Batch | UserError]):
     def _batch(self, n: int) -> Batch:
         step, part = divmod(n, self.accumulate)
         asked, epochs, found, pixels, bad = [], [], [], [], []
-        for epoch, place, order in self._places(step)[self.rank :: self.world][part :: self.accumulate]:
+        for epoch, place, order in self._places(step)[part :: self.accumulate][self.rank :: self.world]:
             actual, image = self._read(place, order, bad)
             asked.append(order[place])
             epochs.append(epoch)

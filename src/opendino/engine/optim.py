@@ -12,7 +12,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from opendino.core import auto, schedule, span
+from opendino.core import auto, dist, schedule, span
 from opendino.core.contracts import Backbone
 from opendino.core.errors import UsageError
 from opendino.core.types import Clock, Facts
@@ -92,23 +92,28 @@ class LARS(torch.optim.Optimizer):
             for p in group["params"]:
                 if p.grad is None:
                     continue
-                update = p.grad
+                parted, mine, update = dist.sharded(p), dist.local(p.detach()), dist.local(p.grad)
                 if p.ndim > 1:
-                    update = update + group["weight_decay"] * p
-                    p_norm, g_norm = p.norm(), update.norm()
+                    update = update + group["weight_decay"] * mine
+                    p_norm, g_norm = _norm(mine, parted), _norm(update, parted)
                     ratio = torch.where((p_norm > 0) & (g_norm > 0), group["eta"] * p_norm / g_norm, 1.0)
                     update = update * ratio
                 if not self.state[p]:
                     self.state[p]["velocity"] = torch.zeros_like(p)
-                velocity = self.state[p]["velocity"]
+                velocity = dist.local(self.state[p]["velocity"])
                 moved = group["momentum"] * velocity + update
                 if found_inf is None:
                     velocity.copy_(moved)
-                    p.sub_(velocity, alpha=group["lr"])
+                    mine.sub_(velocity, alpha=group["lr"])
                 else:
                     velocity.copy_(torch.where(found_inf > 0, velocity, moved))
-                    p.copy_(torch.where(found_inf > 0, p, p - group["lr"] * velocity))
+                    mine.copy_(torch.where(found_inf > 0, mine, mine - group["lr"] * velocity))
         return loss
+
+
+def _norm(part: Tensor, parted: bool) -> Tensor:
+    """Of the whole tensor, where this is all of it or, if `parted`, what one rank holds."""
+    return dist.total(part.square().sum()).sqrt() if parted else part.norm()
 
 
 def param_groups(student: nn.Module, layer_decay: float = 1.0, apart: bool = False) -> list[dict[str, Any]]:
@@ -180,13 +185,19 @@ def set_schedules(optimizer: torch.optim.Optimizer, config: Config, clock: Clock
 
 @torch.no_grad()
 def clip(student: nn.Module, max_norm: float, by: Literal["tensor", "global"]) -> Tensor:
-    """Scale gradients down to `max_norm`; returns their norm before (over all tensors), a scalar on the device."""
-    grads = [p.grad for p in student.parameters() if p.grad is not None]
-    norms = torch._foreach_norm(grads)  # pyright: ignore[reportPrivateImportUsage]
-    total = torch.linalg.vector_norm(torch.stack(norms))
+    """Scale gradients down to `max_norm`; returns their norm before (over all tensors), a scalar on the device.
+
+    Norms are those of whole tensors, also where each rank holds a part of them.
+    """
+    found = [p.grad for p in student.parameters() if p.grad is not None]
+    grads = [dist.local(grad) for grad in found]
+    norms = torch.stack(torch._foreach_norm(grads))  # pyright: ignore[reportPrivateImportUsage]
+    if any(dist.sharded(grad) for grad in found):
+        norms = dist.total(norms.square()).sqrt()
+    total = torch.linalg.vector_norm(norms)
     if max_norm > 0:
         # The original's rule, with its 1e-6: g · min(1, c / (‖g‖ + 1e-6)).
-        each = norms if by == "tensor" else [total] * len(grads)
+        each = norms.unbind() if by == "tensor" else [total] * len(grads)
         shares = [(max_norm / (norm + 1e-6)).clamp(max=1.0) for norm in each]
         torch._foreach_mul_(grads, shares)  # pyright: ignore[reportPrivateImportUsage]
     return total

@@ -121,6 +121,10 @@ class VisionTransformer(Backbone):
         blocks[-1] += [name for name in names if name.startswith("norm.")]
         return [[name for name in names if not name.startswith(("blocks.", "norm."))], *blocks]
 
+    def transformer_blocks(self) -> list[nn.Module]:
+        """All of them."""
+        return list(self.blocks)
+
     def _embed(self, images: Sequence[Tensor]) -> tuple[Tensor, Shapes]:
         """Batches of images → packed tokens that know their places."""
         return pack([self._tokens(batch) for batch in images])
