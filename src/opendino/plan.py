@@ -133,6 +133,18 @@ def _folder(config: Config) -> Path | UserError:
     return place
 
 
+def begun(run: str | Path) -> Config:
+    """The settings of a run that was begun.
+
+    Raises:
+        UserError: There is no such run.
+    """
+    path = Path(run).expanduser() / "config.yaml"
+    if not path.is_file():
+        raise UserError(f"'{run}' is no run folder: it has no config.yaml", "Start one with: opendino train DATA")
+    return configs.from_tree(configs.read_tree(path))
+
+
 def rescaled(config: Config, world: int, device: torch.device) -> Config:
     """A run's settings on another number of devices: the same steps, worked off in parts that fit.
 

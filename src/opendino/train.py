@@ -97,15 +97,12 @@ def resume(run: str | Path) -> Result:
     Raises:
         UserError: There is no such run, its data has changed, or it had to stop again.
     """
-    folder = Path(run).expanduser()
-    if not (folder / "config.yaml").is_file():
-        raise UserError(f"'{run}' is no run folder: it has no config.yaml", "Start one with: opendino train DATA")
-    with parallel.processes(configs.from_tree(configs.read_tree(folder / "config.yaml")).device) as device:
-        return _resume(folder, device)
+    with parallel.processes(plan.begun(run).device) as device:
+        return _resume(Path(run).expanduser(), device)
 
 
 def _resume(folder: Path, device: torch.device) -> Result:
-    config = configs.from_tree(configs.read_tree(folder / "config.yaml"))
+    config = plan.begun(folder)
     path = dist.agreed(checkpoint.newest(folder))
     if path is not None:
         config = plan.rescaled(config, checkpoint.state(path).get("world", 1), device)

@@ -131,13 +131,6 @@ def parted_like(model: Tensor, tensor: Tensor) -> Tensor:
     return distribute_tensor(tensor.to(local(model).device), parts.device_mesh, parts.placements, src_data_rank=None)
 
 
-def lost(error: BaseException) -> bool:
-    """Whether an error says that another process is gone, rather than what is wrong here."""
-    if isinstance(error, dist.DistError):  # of NCCL and of the store
-        return True
-    return isinstance(error, RuntimeError) and ("gloo" in str(error) or "Connection" in str(error))
-
-
 def barrier() -> None:
     """Wait for the others."""
     if active():

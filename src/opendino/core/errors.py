@@ -7,6 +7,7 @@ Our own mistakes are assertions and show a traceback.
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 
@@ -36,6 +37,26 @@ class UsageError(UserError):
 
 class BadImage(Exception):
     """One image that cannot be used; `str(error)` is the reason, one line. Never ends a run by itself."""
+
+
+def lost(error: BaseException) -> bool:
+    """Whether an error says that another process is gone, rather than what is wrong in this one."""
+    names = {kind.__name__ for kind in type(error).__mro__}  # torch's classes, without importing torch
+    return "DistError" in names or ("RuntimeError" in names and ("gloo" in str(error) or "Connection" in str(error)))
+
+
+def explained(error: BaseException) -> UserError | None:
+    """What of the errors of others a user can act on, in our words; None for a mistake of our own."""
+    if isinstance(error, UserError):
+        return error
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return UserError(f"The disk is full: {error}", "Make room, then: opendino resume RUN")
+    if isinstance(error, RuntimeError) and "out of memory" in str(error).lower():
+        hint = "Use a smaller --batch, or work it off in parts with --optim.accumulate 4"
+        return UserError("The device has too little memory for a step", hint)
+    if lost(error):
+        return UserError("Another process of this run is gone", "Go on with: opendino resume RUN")
+    return None
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:
