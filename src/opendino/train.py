@@ -278,7 +278,6 @@ def step(
         finite = torch.stack([output.loss.detach() for output in outputs]).isfinite().all() & norm.isfinite()
         ok = dist.everywhere(finite)  # one rank's bad batch voids the step of all, so that they stay equal
         optim.step(optimizer, ok)
-        optimizer.zero_grad()
     with profiler.part("teacher's average"):
         buffers.put_back(ok)
         method.after_step(clock, ok)

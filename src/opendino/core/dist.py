@@ -131,6 +131,18 @@ def parted_like(model: Tensor, tensor: Tensor) -> Tensor:
     return distribute_tensor(tensor.to(local(model).device), parts.device_mesh, parts.placements, src_data_rank=None)
 
 
+def parts_like(model: Tensor, part: Tensor) -> Tensor:
+    """What this rank holds of a tensor that is parted as `model` is, as that tensor; itself where that is plain."""
+    if not sharded(model):
+        return part
+    from torch.distributed.tensor import DTensor
+
+    parts = cast(Any, model)
+    return DTensor.from_local(
+        part, parts.device_mesh, parts.placements, run_check=False, shape=model.shape, stride=model.stride()
+    )
+
+
 def barrier() -> None:
     """Wait for the others."""
     if active():

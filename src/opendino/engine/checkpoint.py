@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from opendino.core import dist, files
 from opendino.core.contracts import Method
+from opendino.engine import optim
 from opendino.models.checkpoints import folders
 from opendino.models.load import load_weights
 
@@ -30,8 +31,11 @@ def snapshot(method: Method, optimizer: torch.optim.Optimizer) -> dict[str, Tens
     but rank 0 get nothing.
     """
     tensors = {f"method.{key}": value for key, value in method.state_dict().items()}
-    for index, moments in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{key}": value for key, value in moments.items() if isinstance(value, Tensor)}
+    for index, held in enumerate(_parameters(optimizer)):
+        for key, value in optimizer.state.get(held, {}).items():
+            if isinstance(value, Tensor):
+                moment = value.shape == held.shape
+                tensors[f"optimizer.{index}.{key}"] = dist.parts_like(optim.whole(held), value) if moment else value
     copies = {}
     for key, value in tensors.items():
         gathered = dist.whole(value)
@@ -109,14 +113,22 @@ def load(path: Path, method: Method, optimizer: torch.optim.Optimizer) -> dict[s
     own = method.state_dict()
     weights = {key: dist.parted_like(own[key], value) if key in own else value for key, value in weights.items()}
     load_weights(method, weights, str(path))
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    parameters = _parameters(optimizer)
     moments: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         if key.startswith("optimizer."):
             _, index, name = key.split(".", 2)
-            like = parameters[int(index)]
-            if value.shape == like.shape:  # fused optimisers want a moment to lie in memory as its parameter does
-                value = torch.empty_like(like, dtype=value.dtype).copy_(dist.parted_like(like, value))
+            held = parameters[int(index)]
+            parameter = optim.whole(held)
+            if value.shape == parameter.shape:
+                # Fused optimisers want a moment to lie in memory as its parameter does.
+                mine = dist.local(dist.parted_like(parameter, value))
+                value = torch.empty_like(held, dtype=value.dtype).copy_(mine)
             moments.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
     return state(path)
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    """In the order of their numbers in a checkpoint."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]

@@ -92,22 +92,23 @@ class LARS(torch.optim.Optimizer):
             for p in group["params"]:
                 if p.grad is None:
                     continue
-                parted, mine, update = dist.sharded(p), dist.local(p.detach()), dist.local(p.grad)
+                update = p.grad
                 if p.ndim > 1:
-                    update = update + group["weight_decay"] * mine
-                    p_norm, g_norm = _norm(mine, parted), _norm(update, parted)
+                    update = update + group["weight_decay"] * p
+                    parted = whole(p) is not p
+                    p_norm, g_norm = _norm(p, parted), _norm(update, parted)
                     ratio = torch.where((p_norm > 0) & (g_norm > 0), group["eta"] * p_norm / g_norm, 1.0)
                     update = update * ratio
                 if not self.state[p]:
                     self.state[p]["velocity"] = torch.zeros_like(p)
-                velocity = dist.local(self.state[p]["velocity"])
+                velocity = self.state[p]["velocity"]
                 moved = group["momentum"] * velocity + update
                 if found_inf is None:
                     velocity.copy_(moved)
-                    mine.sub_(velocity, alpha=group["lr"])
+                    p.sub_(velocity, alpha=group["lr"])
                 else:
                     velocity.copy_(torch.where(found_inf > 0, velocity, moved))
-                    mine.copy_(torch.where(found_inf > 0, mine, mine - group["lr"] * velocity))
+                    p.copy_(torch.where(found_inf > 0, p, p - group["lr"] * velocity))
         return loss
 
 
@@ -147,6 +148,8 @@ def param_groups(student: nn.Module, layer_decay: float = 1.0, apart: bool = Fal
 def build(config: Config, student: nn.Module) -> torch.optim.Optimizer:
     """The optimiser of a student. Its learning rate and weight decay are set by `set_schedules` before each step."""
     groups = param_groups(student, config.layer_decay, apart=span.parse(config.freeze_backbone)[0] > 0)
+    for group in groups:
+        group["params"] = [_held(parameter) for parameter in group["params"]]
     if config.name == "adamw":
         return torch.optim.AdamW(groups, lr=0.0, fused=True)
     if config.name == "sgd":
@@ -158,6 +161,20 @@ def build(config: Config, student: nn.Module) -> torch.optim.Optimizer:
                 sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         return sgd
     return LARS(groups, lr=0.0)
+
+
+def whole(parameter: nn.Parameter) -> nn.Parameter:
+    """The student's parameter behind one of the optimiser's: itself, unless ranks hold parts of it (FSDP)."""
+    return getattr(parameter, "whole", parameter)
+
+
+def _held(parameter: nn.Parameter) -> nn.Parameter:
+    """What this rank holds of a parameter: optimisers work on plain tensors, and need not know of the other ranks."""
+    if not dist.sharded(parameter):
+        return parameter
+    held = nn.Parameter(dist.local(parameter.detach()))
+    held.whole = parameter  # pyright: ignore[reportAttributeAccessIssue]
+    return held
 
 
 def set_schedules(optimizer: torch.optim.Optimizer, config: Config, clock: Clock, batch: int) -> tuple[float, float]:
@@ -220,8 +237,18 @@ class Buffers:
 
 
 def step(optimizer: torch.optim.Optimizer, ok: Tensor) -> None:
-    """The optimiser's step, void where `ok` (scalar bool on the device) is False. The host does not wait."""
+    """The optimiser's step, void where `ok` (scalar bool on the device) is False; then gradients are forgotten.
+
+    The host does not wait.
+    """
+    pairs = [(held, whole(held)) for group in optimizer.param_groups for held in group["params"]]
+    for held, parameter in pairs:
+        if held is not parameter:
+            held.data = dist.local(parameter.detach())
+            held.grad = None if parameter.grad is None else dist.local(parameter.grad)
     # The protocol of torch's own GradScaler: fused optimisers read `found_inf` and skip on the device.
     optimizer.found_inf = (~ok).to(torch.float32)  # pyright: ignore[reportAttributeAccessIssue]
     optimizer.step()
     del optimizer.found_inf  # pyright: ignore[reportAttributeAccessIssue]
+    for held, parameter in pairs:
+        held.grad = parameter.grad = None
