@@ -18,6 +18,7 @@ import threading
 import traceback
 import uuid
 from collections.abc import Callable
+from multiprocessing import forkserver
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -28,6 +29,7 @@ from opendino.core import errors, files
 from opendino.core.errors import UsageError, UserError
 
 _RESTARTS = 3
+_METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 
 
 def number(devices: int | str, device: str) -> int:
@@ -79,6 +81,13 @@ def together(processes: int, work: Callable[..., dict[str, Any]], *args: Any) ->
             elif child.pid:
                 os.kill(child.pid, signal.SIGTERM)
 
+    # Processes are forked from one that has imported what they need and has no threads: torch is imported once and not
+    # by each, nor by each that is started again. It must outlive them where a scheduler sends SIGTERM to everything.
+    if _METHOD == "forkserver":
+        multiprocessing.set_forkserver_preload(["__main__", work.__module__, "torch.utils.tensorboard"])
+        handler = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        forkserver.ensure_running()
+        signal.signal(signal.SIGTERM, handler)
     # The launcher would handle signals itself, each twice where a terminal sends them to all; on a thread it does not.
     thread = threading.Thread(target=_launch, args=(processes, home, failed, work, args), name="launcher")
     before = {each: signal.signal(each, pass_on) for each in (signal.SIGINT, signal.SIGTERM)}
@@ -101,7 +110,7 @@ def _launch(processes: int, home: Path, failed: list[Exception], work: Callable[
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)  # we say ourselves what there is to say
     config = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=processes, run_id=uuid.uuid4().hex, rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0", local_addr="localhost", max_restarts=_RESTARTS,
+        rdzv_endpoint="localhost:0", local_addr="localhost", max_restarts=_RESTARTS, start_method=_METHOD,
         logs_specs=DefaultLogsSpecs(log_dir=str(home / "logs")),
     )  # fmt: skip
     try:
@@ -112,7 +121,8 @@ def _launch(processes: int, home: Path, failed: list[Exception], work: Callable[
 
 def _process(home: str, processes: int, work: Callable[..., dict[str, Any]], args: tuple[Any, ...]) -> None:
     """What each process does: the work, and a word on how it ended. The first word counts."""
-    verdict = Path(home) / "verdict.json"
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # before looking, lest the one word to stop is missed
+    verdict, known = Path(home) / "verdict.json", None
     if verdict.exists() or (Path(home) / "asked").exists():
         return
     if "OMP_NUM_THREADS" not in os.environ:
@@ -134,6 +144,8 @@ def _process(home: str, processes: int, work: Callable[..., dict[str, Any]], arg
         os.link(mine, verdict)  # complete at once, and never in place of an earlier one
     except FileExistsError:
         pass
+    if "answer" not in answer and not (known and known.exit_code == 130):
+        os._exit(1)  # the others may be waiting for this one; when asked to stop all stop of their own accord
 
 
 def _verdict(home: Path, failed: list[Exception]) -> dict[str, Any]:
