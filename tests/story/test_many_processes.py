@@ -22,7 +22,7 @@ from torch import Tensor
 from opendino.config import Config
 from opendino.core import dist
 from opendino.engine import optim
-from opendino.methods import byol, dino
+from opendino.methods import byol
 from opendino.recipes import demo
 
 train = importlib.import_module("opendino.train")  # the module, not the function of the same name
@@ -120,7 +120,9 @@ def answers(rank: int) -> dict[str, Any]:
         "rank": dist.rank(),
         # A rank's own loss is half of the mean's sum; its gradient is to be averaged, so that it is whole here.
         "batch norm": bool((mine.grad / 2 - whole.grad[dist.share(8)]).abs().max() < 1e-14),
-        "its statistics": all(torch.allclose(a, b, rtol=1e-14) for a, b in zip(norm.buffers(), plain.buffers())),
+        "its statistics": all(
+            torch.allclose(a, b, rtol=1e-14) for a, b in zip(norm.buffers(), plain.buffers(), strict=True)
+        ),
     }
 
 

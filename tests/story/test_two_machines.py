@@ -104,7 +104,7 @@ def config(out: Path) -> Config:
         recipe, val=None, out=str(out), backbone="vit/8", drop_path=0.0, method=small, steps=STEPS, batch=16, workers=0,
         backbone_options={"embed_dim": 24, "depth": 2, "num_heads": 2}, precision="float32", eval_images=20,
         checkpoint_every="5", eval_every="100%", keep_checkpoints=99, device="cpu", parallel="fsdp",
-        optim=optim.Config(name="sgd", lr=0.05, lr_warmup="0", accumulate=2),
+        optim=optim.Config(name="sgd", lr=0.005, lr_warmup="0", accumulate=2),
     )  # fmt: skip
 
 
@@ -135,7 +135,7 @@ def test_two_machines_survive_the_loss_and_return_of_one(tmp_path: Path) -> None
     )
     assert ours.keys() == alone.keys()
     for key, value in alone.items():
-        if key.startswith("method."):  # sums in another order, sixty steps that each build on the last
+        if key.startswith("method."):  # sums in another order: some 5e-6 of the way after sixty steps
             moved = float((value - begun[key]).norm())
-            assert float((ours[key] - value).norm()) <= 1e-2 * moved + 1e-5 * float(value.norm()), key
+            assert float((ours[key] - value).norm()) <= 1e-4 * moved + 1e-6 * float(value.norm()), key
     assert all(bool(torch.isfinite(value).all()) for value in ours.values())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from opendino.cli import Outcome, _flags
+from opendino.cli import Outcome
 from opendino.core.errors import UsageError
 
 USAGE = "usage: opendino resume RUN [--devices auto|N] [--json]"
@@ -19,6 +19,8 @@ def run(args: list[str]) -> Outcome | None:
             "another number of devices with the same steps, to rounding."
         )
         return None
+    from opendino.cli import _flags
+
     args, chosen = _flags.take(args, "devices")
     wanted = chosen["devices"]
     if wanted is not None and wanted != "auto" and not (wanted.isdecimal() and int(wanted)):

@@ -22,12 +22,12 @@ def adopt(environment: MutableMapping[str, str]) -> None:
     nodes = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST", "localhost")
     here = int(environment.get("SLURM_NODEID", "0"))
     per_node = tasks_per_node(environment.get("SLURM_STEP_TASKS_PER_NODE") or environment.get("SLURM_TASKS_PER_NODE"))
-    environment |= {
-        "RANK": environment["SLURM_PROCID"],
-        "WORLD_SIZE": tasks,
-        "LOCAL_RANK": environment.get("SLURM_LOCALID", "0"),
-        "LOCAL_WORLD_SIZE": str(per_node[here] if here < len(per_node) else 1),
-    }
+    environment.update(
+        RANK=environment["SLURM_PROCID"],
+        WORLD_SIZE=tasks,
+        LOCAL_RANK=environment.get("SLURM_LOCALID", "0"),
+        LOCAL_WORLD_SIZE=str(per_node[here] if here < len(per_node) else 1),
+    )
     environment.setdefault("MASTER_ADDR", first_host(nodes))
     # A port that all agree on without talking: by the job, so that two jobs on one machine do not meet.
     environment.setdefault("MASTER_PORT", str(20_000 + int(environment.get("SLURM_JOB_ID", "0")) % 20_000))
