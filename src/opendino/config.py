@@ -19,6 +19,7 @@ from opendino.core.errors import UsageError, nearest
 from opendino.core.types import IMAGENET_MEAN, IMAGENET_STD, Facts, ViewSpec
 from opendino.data.cache import Cache
 from opendino.engine import optim
+from opendino.engine.parallel import Parallel
 from opendino.engine.precision import Precision
 from opendino.methods import dino
 
@@ -65,6 +66,16 @@ class Config:
     """Decides initial weights, order and every augmentation."""
     device: str = "auto"
     """cuda, mps or cpu; auto takes the first there is."""
+    devices: int | Literal["auto"] = "auto"
+    """How many of this machine's devices train together: auto takes every GPU, and one process where there is none.
+    Under torchrun or srun these say how many."""
+    parallel: Parallel = "auto"
+    """How several devices share the work. ddp: each holds everything. fsdp: each holds a part of every tensor, for
+    networks too large for one. auto: ddp where that fits."""
+    sync_batch_norm: bool = True
+    """With several devices BatchNorm takes its statistics over the images of all, as one device would."""
+    activation_checkpointing: bool = False
+    """Keep less of the student's forward pass and work it out anew on the way back: less memory, a third slower."""
     precision: Precision = "auto"
     """Of the networks; softmax and losses are float32 in any case."""
     workers: int | Literal["auto"] = "auto"
@@ -85,6 +96,9 @@ class Config:
     """Newest checkpoints kept."""
     report: bool = True
     """Leave a page at the end, report.html: curves, attention, neighbours, and how to go on."""
+    resume: bool = False
+    """If the run folder holds a run already, go on with it, by its own settings: for schedulers that start a command
+    again. Needs --out."""
     profile: bool = False
     """Look closely at a few early steps: profile.txt says where their time went, profile.json.gz is the trace."""
     max_nonfinite: int = 10
@@ -103,6 +117,7 @@ class Config:
             ("steps", 1),
             ("batch", 1),
             ("workers", 0),
+            ("devices", 1),
             ("eval_images", 0),
             ("seed", 0),
             ("keep_checkpoints", 1),
@@ -112,6 +127,8 @@ class Config:
             if isinstance(value, int | float) and (value < least or (name == "epochs" and value == 0)):
                 allowed = "more than 0" if name == "epochs" else f"{least} or more"
                 raise UsageError(f"{name} is {value}", f"Use {allowed}")
+        if self.resume and self.out is None:
+            raise UsageError("--resume was given without a run folder", "Name it: --out runs/NAME")
         if min(self.std) <= 0:
             raise UsageError(f"std is {self.std}", "Use values above 0, e.g. 0.229 0.224 0.225")
         if self.seed >= 2**63:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from opendino import features
 from opendino.config import Config
+from opendino.core import dist
 from opendino.core.contracts import Backbone, Method
 from opendino.core.types import ViewSpec
 from opendino.data import evalset
@@ -24,6 +25,8 @@ Scores = dict[str, dict[str, float]]
 
 class Judge:
     """k-NN of the networks against raw pixels and the network they began as; the effective rank without labels.
+
+    Ranks share the images and all come to the same scores; every rank must take part in everything here.
 
     Attributes:
         origin: Where the query images come from, for people.
@@ -104,11 +107,17 @@ class Judge:
         frozen = {} if "teacher" in method.product else {"teacher": method.teacher}
         first = copy.deepcopy(cast(Backbone, method.student["backbone"]))
         if not self._init:
-            features.settle(first, self._set.bank[:512], self._spec.mean, self._spec.std, self._device)
+            features.settle(first, self._leading(512), self._spec.mean, self._spec.std, self._device)
         name = "start" if self._init else "untrained"
         scores = self._scores(method, frozen | {name: nn.ModuleDict({"backbone": first})}, {})
-        scores["knn"]["pixels"] = self._knn(features.pixels(self._set.bank), features.pixels(self._set.queries))
+        pixels = (dist.gathered(features.pixels(crops)) for crops in (self._set.bank, self._set.queries))
+        scores["knn"]["pixels"] = self._knn(*pixels)
         return scores
+
+    def _leading(self, number: int) -> Tensor:
+        """The first crops of the bank, whichever ranks hold them, on every rank."""
+        before = sum(dist.collected([len(self._set.bank)])[: dist.rank()])
+        return dist.gathered(self._set.bank[: max(0, number - before)])
 
     def _scores(self, method: Method, networks: dict[str, nn.ModuleDict], banks: dict[str, Tensor]) -> Scores:
         """k-NN of each network, and the accuracy of its classifier where it has one for these classes.
@@ -129,7 +138,8 @@ class Judge:
 
     def _features(self, network: nn.ModuleDict, crops: Tensor) -> Tensor:
         backbone = cast(Backbone, network["backbone"])
-        return features.extract(backbone, crops, self._spec.mean, self._spec.std, self._device)
+        mine = features.extract(backbone, crops, self._spec.mean, self._spec.std, self._device)
+        return dist.gathered(mine)
 
     def _knn(self, bank: Tensor, queries: Tensor) -> float:
         return knn(bank, self._set.bank_labels, queries, self._set.query_labels, [self._k])[self._k][0]

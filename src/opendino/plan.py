@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import nn
@@ -62,9 +62,7 @@ def decide(config: Config, device: torch.device) -> tuple[Config, Source]:
     spec = configs.views(config)
     area_px = min(looked.area_px, working_area_px(spec))
     cache, why_cache = decide_cache(config.cache, len(source), 3 * area_px, steps / steps_per_epoch)
-    with torch.device("meta"):  # a network without memory, to ask how much a real one takes
-        each = sizing.activation_bytes(make_backbone(config, spec, "student"), spec)
-    parts, why_parts = sizing.accumulate(config.optim.accumulate, batch, each, device)
+    parts, why_parts = sizing.accumulate(config.optim.accumulate, batch, activation_bytes(config, spec), device)
     judged, why_judged = _eval_images(config.eval_images, len(source), steps * batch)
     reasons += [
         f"batch = {batch}: {why_batch}",
@@ -110,21 +108,82 @@ def check_classes(method: Method, spec: ViewSpec, source: Source) -> None:
         )
 
 
-def new_folder(config: Config) -> Path:
-    """Where the run will live; made later, once it can start.
+def folder(config: Config) -> Path:
+    """Where the run will live; made later, once it can start. The leader looks, lest others see what it made since.
 
     Raises:
-        UserError: Something is there already.
+        UserError: Something is there already, and it is not a run to go on with (`config.resume`).
     """
+    found = dist.agreed(_folder(config) if dist.rank() == 0 else None)
+    if isinstance(found, UserError):
+        raise found
+    assert found
+    return found
+
+
+def _folder(config: Config) -> Path | UserError:
     if config.out is None:
         name = Path(config.data.partition("?")[0].rstrip("/:")).name.replace(":", "-") or "images"
-        folder = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        place = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     else:
-        folder = Path(config.out).expanduser()
-    if folder.is_file() or (folder.is_dir() and any(path.name not in LEFT_AT_THE_START for path in folder.iterdir())):
-        go_on = f"Go on with: opendino resume {folder}; or choose" if (folder / "config.yaml").exists() else "Choose"
-        raise UserError(f"'{folder}' exists already", f"{go_on} another --out")
-    return dist.agreed(folder)
+        place = Path(config.out).expanduser()
+    begun = (place / "config.yaml").exists()
+    taken = place.is_dir() and any(path.name not in LEFT_AT_THE_START for path in place.iterdir())
+    if place.is_file() or (taken and not (begun and config.resume)):
+        go_on = f"Go on with: opendino resume {place}; or choose" if begun else "Choose"
+        return UserError(f"'{place}' exists already", f"{go_on} another --out")
+    return place
+
+
+def begun(run: str | Path) -> Config:
+    """The settings of a run that was begun.
+
+    Raises:
+        UserError: There is no such run.
+    """
+    path = Path(run).expanduser() / "config.yaml"
+    if not path.is_file():
+        raise UserError(f"'{run}' is no run folder: it has no config.yaml", "Start one with: opendino train DATA")
+    return configs.from_tree(configs.read_tree(path))
+
+
+def rescaled(config: Config, world: int, device: torch.device) -> Config:
+    """A run's settings on another number of devices: the same steps, worked off in parts that fit.
+
+    Args:
+        config: As decided when it ran on `world` devices.
+        world: That number; where it is the same nothing changes.
+        device: One of the new ones.
+
+    Raises:
+        UserError: A step's images do not divide over them.
+    """
+    if dist.world() == world:
+        return config
+    assert isinstance(config.batch, int) and isinstance(config.optim.accumulate, int)
+    sizing.batch(config.batch, config.batch, device)
+    fewest, _ = sizing.accumulate("auto", config.batch, activation_bytes(config, configs.views(config)), device)
+    before, share = config.optim.accumulate, config.batch // dist.world()
+    parts = dist.agreed(before if before >= fewest and share % before == 0 else fewest)
+    log.say(f"goes on with {dist.world()} in place of {world} devices, a step in {parts} parts in place of {before}")
+    return replace(config, optim=replace(config.optim, accumulate=parts))
+
+
+def activation_bytes(config: Config, spec: ViewSpec) -> float:
+    """What a step of the run keeps of one image, see `engine.sizing`."""
+    with torch.device("meta"):  # a network without memory, to ask how much a real one takes
+        network = make_backbone(config, spec, "student")
+    return sizing.activation_bytes(network, spec, config.activation_checkpointing)
+
+
+def shared_out(config: Config, spec: ViewSpec, method: Method, device: torch.device) -> Literal["ddp", "fsdp"]:
+    """How the devices share the work; says what memory it will take."""
+    assert isinstance(config.batch, int) and isinstance(config.optim.accumulate, int)
+    images = config.batch // dist.world() // config.optim.accumulate
+    activations = images * activation_bytes(config, spec)
+    how, why = sizing.parallel(config.parallel, method, config.optim.name, activations, device)
+    log.say(f"  {why}")
+    return dist.agreed(how)
 
 
 def make_backbone(config: Config, spec: ViewSpec, role: str) -> Backbone:

@@ -35,6 +35,7 @@ from opendino.engine.interrupt import Interrupt, Interrupted
 from opendino.engine.meters import Meters
 from opendino.engine.profiler import Profiler
 from opendino.engine.progress import Progress
+from opendino.engine.recompute import recompute
 from opendino.engine.run_folder import Claim
 from opendino.engine.speed import Speed
 from opendino.engine.watch import Watch
@@ -82,32 +83,40 @@ def train(config: Config) -> Result:
     Raises:
         UserError: It cannot start (nothing is left behind), or had to stop (its last state is saved).
     """
-    device = dist.device(config.device)
-    with parallel.processes(device):
-        folder = plan.new_folder(config)
+    with parallel.processes(config.device) as device:
+        folder = plan.folder(config)
+        if dist.agreed((folder / "config.yaml").is_file()):
+            return _resume(folder, device)
         config, source = plan.decide(config, device)
-        return _run(config, source, folder, device, new=True)
+        return _run(config, source, folder, device, None)
 
 
 def resume(run: str | Path) -> Result:
-    """Go on where a run stopped, exactly: weights, order of images, random choices.
+    """Go on where a run stopped, exactly: weights, order of images, random choices; on any number of devices.
 
     Raises:
         UserError: There is no such run, its data has changed, or it had to stop again.
     """
-    folder = Path(run).expanduser()
-    if not (folder / "config.yaml").is_file():
-        raise UserError(f"'{run}' is no run folder: it has no config.yaml", "Start one with: opendino train DATA")
-    config = configs.from_tree(configs.read_tree(folder / "config.yaml"))
-    device = dist.device(config.device)
-    with parallel.processes(device):
-        # Killed before its first checkpoint, a run has lost nothing and begins again.
-        new = not any((folder / "checkpoints").glob("step_*"))
-        return _run(config, plan.images(config), folder, device, new, again=True)
+    with parallel.processes(plan.begun(run).device) as device:
+        return _resume(Path(run).expanduser(), device)
 
 
-def _run(config: Config, source: Source, folder: Path, device: torch.device, new: bool, again: bool = False) -> Result:
-    began = time.monotonic()
+def _resume(folder: Path, device: torch.device) -> Result:
+    config = plan.begun(folder)
+    path = dist.agreed(checkpoint.newest(folder))
+    if path is not None:
+        config = plan.rescaled(config, checkpoint.state(path).get("world", 1), device)
+    elif any((folder / "checkpoints").glob("step_*")):
+        raise UserError(f"'{folder}' has no readable checkpoint", "Start anew with another --out")
+    # Killed before its first checkpoint, a run has lost nothing and begins again.
+    return _run(config, plan.images(config), folder, device, path, again=True)
+
+
+def _run(
+    config: Config, source: Source, folder: Path, device: torch.device, path: Path | None, again: bool = False
+) -> Result:
+    """Train from the checkpoint at `path` on, from the start where there is none; `again` in a folder of its own."""
+    began, new = time.monotonic(), path is None
     assert config.steps and isinstance(config.batch, int) and isinstance(config.optim.accumulate, int)
     assert isinstance(config.workers, int)
     total, parts, leader = config.steps, config.optim.accumulate, dist.rank() == 0
@@ -116,9 +125,12 @@ def _run(config: Config, source: Source, folder: Path, device: torch.device, new
     torch.manual_seed(config.seed)
     spec, make = configs.views(config), plan.first_backbone if new else plan.make_backbone
     method: Method = configs.method_module(config).build(config.method, lambda role: make(config, spec, role))
-    method.to(device).to(memory_format=torch.channels_last)  # what convolutions are fastest in, on every device
     plan.check_classes(method, spec, source)
-    model, optimizer = parallel.wrap(method.train()), optim.build(config.optim, method.student)
+    if config.activation_checkpointing:
+        recompute(cast(Backbone, method.student["backbone"]))
+    how = plan.shared_out(config, spec, method, device)
+    model, whole = parallel.place(method.train(), device, how, config.sync_batch_norm)
+    optimizer = optim.build(config.optim, method.student)
 
     with contextlib.ExitStack() as closing:
         interrupt = closing.enter_context(Interrupt())
@@ -128,12 +140,13 @@ def _run(config: Config, source: Source, folder: Path, device: torch.device, new
         # ---- data: whole images, and random choices that depend on (seed, epoch, image) alone
         images = Images(source, working_area_px(spec), config.cache, folder)
         batches = loader.Batches(images, spec, config.seed, config.batch, parts, dist.rank(), dist.world())
-        judge = Judge(config, images, spec, device) if leader and config.eval_images else None
+        judge = Judge(config, images, spec, device) if config.eval_images else None
 
         # ---- where the run stands
         state: dict[str, Any] = {"step": 0, "bad": {}, "baselines": {}, "images": _fingerprint(source)}
-        if not new:
-            state = _restore(folder, method, optimizer, source)
+        if path is not None:
+            state = _restore(path, method, optimizer, source)
+        state["world"] = dist.world()
         first: int = state["step"]
         stream = loader.batches(batches, first * parts, total * parts, config.workers, device.type == "cuda")
         # The first batch proves that the images can be read; before that nothing is written.
@@ -153,14 +166,19 @@ def _run(config: Config, source: Source, folder: Path, device: torch.device, new
         )
 
         def judge_and_save(done: int, judging: bool, saving: bool) -> None:
-            with speed.resting():
+            if not (judging or saving):
+                return
+            with speed.resting():  # every rank takes part: in judging, and in gathering what is parted among them
+                complete = whole()
                 if judge and judging:
-                    quality, state["baselines"] = judge(method, state["baselines"])
+                    quality, state["baselines"] = judge(complete, state["baselines"])
                     watch.judged(done, quality)
-                if meters and saving:
-                    meters.sync()  # a checkpoint must never be ahead of its rows
+                if saving:
+                    tensors = checkpoint.snapshot(complete, optimizer)
                     state["step"] = done
-                    background.do(_save(folder, config, method, optimizer, spec, source.classes, state))
+                    if meters:
+                        meters.sync()  # a checkpoint must never be ahead of its rows
+                        background.do(_save(folder, config, complete, tensors, spec, source.classes, state))
                 dist.barrier()
 
         if new:
@@ -173,6 +191,7 @@ def _run(config: Config, source: Source, folder: Path, device: torch.device, new
         interrupt.patient = True
 
         # ---- the loop
+        unread: list[tuple[str, str]] = []
         for clock in (Clock(n, total, batches.steps_per_epoch) for n in range(first, total)):
             taken: list[loader.Batch] = []
             views = _views(stream, taken, parts, spec, device, speed)
@@ -184,11 +203,13 @@ def _run(config: Config, source: Source, folder: Path, device: torch.device, new
             profile.step()
             done = clock.step + 1
             watch.step(done, tensors, numbers, [batch.indices for batch in taken])
-            state["bad"].update(pair for batch in taken for pair in batch.bad)
+            unread += [pair for batch in taken for pair in batch.bad]
             judging, saving = (done % every == 0 or done == total for every in (judge_every, save_every))
             if judging or saving or watch.due():
                 background.check()
                 claim.keep()
+                state["bad"].update(dist.collected(unread))
+                unread.clear()
                 watch.look()
                 stopping = dist.anywhere(interrupt.asked)
                 judge_and_save(done, judging, saving or stopping)
@@ -201,7 +222,7 @@ def _run(config: Config, source: Source, folder: Path, device: torch.device, new
 
         # ---- the end
         if first == total:  # resumed after its last step
-            watch.quality = judge(method, state["baselines"])[0] if judge else {}
+            watch.quality = judge(whole(), state["baselines"])[0] if judge else {}
         background.wait()
         images.discard()
         if config.report and leader:
@@ -262,7 +283,6 @@ def step(
         finite = torch.stack([output.loss.detach() for output in outputs]).isfinite().all() & norm.isfinite()
         ok = dist.everywhere(finite)  # one rank's bad batch voids the step of all, so that they stay equal
         optim.step(optimizer, ok)
-        optimizer.zero_grad()
     with profiler.part("teacher's average"):
         buffers.put_back(ok)
         method.after_step(clock, ok)
@@ -291,10 +311,7 @@ def _views(
         yield Views(seen, there.labels, there.indices, spec.num_labelled(len(batch.indices)))
 
 
-def _restore(folder: Path, method: Method, optimizer: torch.optim.Optimizer, source: Source) -> dict[str, Any]:
-    path = checkpoint.newest(folder)
-    if path is None:
-        raise UserError(f"'{folder}' has no readable checkpoint", "Start anew with another --out")
+def _restore(path: Path, method: Method, optimizer: torch.optim.Optimizer, source: Source) -> dict[str, Any]:
     state = checkpoint.load(path, method, optimizer)
     if state["images"] != _fingerprint(source):
         raise UserError(
@@ -317,17 +334,17 @@ def _save(
     folder: Path,
     config: Config,
     method: Method,
-    optimizer: torch.optim.Optimizer,
+    tensors: dict[str, Tensor],
     spec: ViewSpec,
     classes: tuple[str, ...],
     state: dict[str, Any],
 ) -> Callable[[], None]:
-    """Copy what is to be saved, now; the function that is returned writes the copies, whenever."""
+    """Copy what is to be saved besides `tensors`, now; the function that is returned writes the copies, whenever."""
     kept = ("backbone", "classifier")  # heads are in the checkpoint alone
     networks = copy.deepcopy(
         {name: {part: net[part] for part in kept if part in net} for name, net in method.networks().items()}
     )
-    tensors, state = checkpoint.snapshot(method, optimizer), copy.deepcopy(state)
+    state = copy.deepcopy(state)
 
     def write() -> None:
         load.save_backbone(

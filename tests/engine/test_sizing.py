@@ -11,6 +11,7 @@ from opendino.core import dist
 from opendino.core.errors import UserError
 from opendino.core.types import Augment, ViewGroup, ViewSpec
 from opendino.engine import sizing
+from opendino.methods import dino
 from opendino.models import build
 
 AUGMENT = Augment((0.4, 1.0))
@@ -89,6 +90,38 @@ def test_activations_foretold_on_the_meta_device_are_those_autograd_keeps(name: 
         real([torch.zeros(2, 3, 64, 64), torch.zeros(3, 3, 32, 32)])
     # Attention kernels differ between devices in what they keep besides; 1.25 is the margin of the estimate.
     assert 0.9 * 1.25 < foretold / sum(kept.values()) < 1.1 * 1.25
+
+
+def test_recomputed_blocks_keep_what_goes_in_and_one_block_at_a_time() -> None:
+    spec = ViewSpec((ViewGroup("global", 64, (AUGMENT,) * 2),))
+
+    def foretold(depth: int, recomputed: bool) -> float:
+        with torch.device("meta"):
+            network = build.backbone("vit/8", image_px=64, embed_dim=24, depth=depth, num_heads=2)
+        return sizing.activation_bytes(network, spec, recomputed) / 1.25
+
+    tokens = 2 * 65 * 24 * 4  # bytes that go into a block: a CLS and 64 patches of each of two views
+    assert foretold(9, True) - foretold(5, True) == pytest.approx(4 * tokens)
+    assert foretold(9, False) - foretold(5, False) > 10 * 4 * tokens
+
+
+def test_memory_counts_what_each_device_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    method = dino.build(
+        dino.Config(out_dim=8, hidden_dim=8, bottleneck_dim=4), lambda role: build.backbone("conv4", width=4)
+    )
+    weights = sum(p.nbytes for p in method.parameters())
+    trained = sum(p.nbytes for p in method.student.parameters() if p.requires_grad)
+    assert sizing.memory(method, "adamw", 5.0, False) == sizing.Memory(weights, trained, 2 * trained, 5.0)
+    monkeypatch.setattr(dist, "world", lambda: 4)
+    assert sizing.memory(method, "sgd", 5.0, False) == sizing.Memory(weights, 2 * trained, trained, 5.0)
+    assert sizing.memory(method, "sgd", 5.0, True) == sizing.Memory(weights / 4, trained / 4, trained / 4, 5.0)
+    whole, part = (sizing.memory(method, "sgd", 5.0, parted).total for parted in (False, True))
+    for free, how in ((whole, "ddp"), (whole - 1, "fsdp"), (part - 1, "fsdp")):
+        monkeypatch.setattr(sizing, "free_bytes", lambda _, free=free: free)
+        found, why = sizing.parallel("auto", method, "sgd", 5.0, CPU)
+        assert found == how
+        assert ("may not fit" in why) == (free < part)
+    assert sizing.parallel("ddp", method, "sgd", 5.0, CPU)[0] == "ddp"
 
 
 def test_workers_share_the_cores_among_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:

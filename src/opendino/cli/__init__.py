@@ -5,7 +5,6 @@ A verb's file has a docstring (its first line is the help text) and `run(args) -
 
 from __future__ import annotations
 
-import errno
 import importlib
 import json
 import os
@@ -14,22 +13,8 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
-from opendino.core import registry
-from opendino.core.errors import UserError, unknown
-
-_GO_ON = "then: opendino resume RUN, which goes on from the last checkpoint"
-_ELSEWHERE = "Give a place that you may write to; a run's is chosen by --out"
-_ADVICE = {
-    errno.ENOSPC: ("The disk is full", f"Make room, {_GO_ON}"),
-    errno.EDQUOT: ("Your share of the disk is full", f"Make room, {_GO_ON}"),
-    errno.EFBIG: ("A file would become larger than allowed", f"Raise the limit (ulimit -f), {_GO_ON}"),
-    errno.EIO: ("The disk fails", f"Look after it, {_GO_ON}"),
-    errno.EMFILE: ("Too many files are open", f"Raise the limit (ulimit -n) or use fewer --workers, {_GO_ON}"),
-    errno.EROFS: ("Cannot write", _ELSEWHERE),
-    errno.EACCES: ("Not allowed", _ELSEWHERE),
-    errno.EPERM: ("Not allowed", _ELSEWHERE),
-}
-"""What the system refuses → what to say of it."""
+from opendino.core import cluster, registry
+from opendino.core.errors import UserError, explained, unknown
 
 
 @dataclass(frozen=True)
@@ -45,6 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     args = [*(sys.argv[1:] if argv is None else argv)]  # not list(): that is a verb here
     as_json = "--json" in args
     args = [arg for arg in args if arg != "--json"]
+    cluster.adopt(os.environ)  # first of all: only one process of a run speaks
     try:
         if not args or args[0] in ("-h", "--help", "help"):
             print(_help())
@@ -55,23 +41,16 @@ def main(argv: list[str] | None = None) -> int:
         if args[0] not in registry.names("opendino.cli"):
             raise unknown("verb", args[0], registry.names("opendino.cli"))
         outcome: Outcome | None = importlib.import_module(f"opendino.cli.{args[0]}").run(args[1:])
-    except UserError as error:
-        return _failed(error, as_json)
     except KeyboardInterrupt:
         return _failed(UserError("Interrupted before there was anything to save", exit_code=130), as_json)
     except BrokenPipeError:  # the reader of our output has gone, e.g. `| head`
         sys.stderr.close()
         return 0
-    except OSError as error:
-        if error.errno not in _ADVICE:
+    except Exception as error:
+        known = explained(error)
+        if known is None:
             raise
-        message, hint = _ADVICE[error.errno]
-        return _failed(UserError(f"{message}: {error}", hint), as_json)
-    except RuntimeError as error:
-        if "out of memory" not in str(error).lower():
-            raise
-        hint = "Use a smaller --batch, or work it off in parts with --optim.accumulate 4"
-        return _failed(UserError("The device has too little memory for a step", hint), as_json)
+        return _failed(known, as_json)
     if outcome is not None and _is_leader():
         print(json.dumps(outcome.fields) if as_json else outcome.text)
     return 0

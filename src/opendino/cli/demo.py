@@ -7,12 +7,10 @@ from opendino.cli import Outcome
 
 def run(args: list[str]) -> Outcome:
     """Train the recipe `demo`; takes every flag of `opendino train` too."""
-    from opendino.cli.train import parse
+    from opendino.cli.train import parse, start
     from opendino.recipes import demo
-    from opendino.train import train
 
-    config = parse(args, recipe="demo", data=demo.DATA)
-    result = train(config)
+    result = start(parse(args, recipe="demo", data=demo.DATA))
     text = "\n".join(
         [
             f"k-NN on images it has never seen, ten classes, after {result.seconds:.0f} s (chance: 10 %):",

@@ -65,8 +65,7 @@ def run(args: list[str]) -> Outcome | None:
         return _follow(config, began)
     formats.check(out, config.patches)
     parts.check(out, config.overwrite)
-    device = dist.device(config.device)
-    with parallel.processes(device):
+    with parallel.processes(config.device) as device:
         model, source = load(config.model, config.which).to(device), open_source(config.data)
         origin = embed.origin(model, source, name=config.model, which=config.which, data=config.data)
         with _going_on():

@@ -17,9 +17,31 @@ _RECIPES = "opendino.recipes"
 
 def run(args: list[str]) -> Outcome:
     """Start a run; prints nothing itself."""
+    return report(start(parse(args)))
+
+
+def start(config: Config) -> Any:
+    """Train on as many devices as asked for: here, or in processes that are started for it.
+
+    Returns:
+        The run's `train.Result`.
+    """
+    from opendino import plan
+    from opendino.engine import launch
+    from opendino.train import Result, train
+
+    number = launch.number(config.devices, config.device)
+    if number == 1:
+        return train(config)
+    # A folder that all agree on, and that a process that is started again goes on in.
+    config = replace(config, out=str(plan.folder(config)), resume=True)
+    return Result(**launch.together(number, _train, config))
+
+
+def _train(config: Config) -> dict[str, Any]:
     from opendino.train import train
 
-    return report(train(parse(args)))
+    return dict(train(config).__dict__)
 
 
 def report(result: Any) -> Outcome:

@@ -79,6 +79,10 @@ class Backbone(nn.Module, abc.ABC):
         """Names of its parameters from the input up, for learning rates that differ by depth; all in one if unknown."""
         return [[name for name, _ in self.named_parameters()]]
 
+    def transformer_blocks(self) -> list[nn.Module]:
+        """First to last, called one after the other: the units in which memory is saved. Empty where it has none."""
+        return []
+
     def attention(self, images: Tensor) -> Tensor:
         """Self-attention of the last block, `[B heads tokens tokens]`, rows summing to 1; tokens as in the network.
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import TypeVar
+from collections.abc import Iterable
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -30,7 +31,9 @@ def device(name: str) -> torch.device:
     if not available.get(chosen.type, False):
         raise UsageError(f"This machine has no {chosen.type} device", "Use --device auto")
     if chosen.type == "cuda":
-        chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", chosen.index or 0)))
+        # A scheduler may show each process its own GPU alone, as number 0.
+        local = int(os.environ.get("LOCAL_RANK", chosen.index or 0)) % torch.cuda.device_count()
+        chosen = torch.device("cuda", local)
         torch.cuda.set_device(chosen)
     return chosen
 
@@ -52,11 +55,16 @@ def world() -> int:
 
 def mean(tensor: Tensor) -> Tensor:
     """Mean over ranks, elementwise; the tensor itself when alone."""
+    return total(tensor) / world() if active() else tensor
+
+
+def total(tensor: Tensor) -> Tensor:
+    """Sum over ranks, elementwise; the tensor itself when alone."""
     if not active():
         return tensor
     tensor = tensor.clone()
     dist.all_reduce(tensor)
-    return tensor / world()
+    return tensor
 
 
 def everywhere(flag: Tensor) -> Tensor:
@@ -84,6 +92,55 @@ def agreed(value: T) -> T:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def share(number: int) -> slice:
+    """This rank's share of so many rows: `gathered` puts the shares together again in their order."""
+    return slice(rank() * number // world(), (rank() + 1) * number // world())
+
+
+def copied(tensors: Iterable[Tensor]) -> None:
+    """Rank 0's values into these tensors of every rank, in place."""
+    if active():
+        for tensor in tensors:
+            dist.broadcast(tensor, src=0)
+
+
+def sharded(tensor: Tensor) -> bool:
+    """Whether each rank holds a part of it only (FSDP's DTensor)."""
+    return hasattr(tensor, "full_tensor")  # the class itself costs a quarter of a second to import
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The part that this rank holds, sharing memory; of a plain tensor itself."""
+    return cast(Any, tensor).to_local() if sharded(tensor) else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of it, on every rank; every rank must ask. A plain tensor itself."""
+    return cast(Any, tensor).full_tensor() if sharded(tensor) else tensor
+
+
+def parted_like(model: Tensor, tensor: Tensor) -> Tensor:
+    """A whole tensor that every rank has, parted among them as `model` is; itself where that is plain."""
+    if not sharded(model):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    parts = cast(Any, model)
+    return distribute_tensor(tensor.to(local(model).device), parts.device_mesh, parts.placements, src_data_rank=None)
+
+
+def parts_like(model: Tensor, part: Tensor) -> Tensor:
+    """What this rank holds of a tensor that is parted as `model` is, as that tensor; itself where that is plain."""
+    if not sharded(model):
+        return part
+    from torch.distributed.tensor import DTensor
+
+    parts = cast(Any, model)
+    return DTensor.from_local(
+        part, parts.device_mesh, parts.placements, run_check=False, shape=model.shape, stride=model.stride()
+    )
 
 
 def barrier() -> None:

@@ -7,7 +7,22 @@ Our own mistakes are assertions and show a traceback.
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
+
+_GO_ON = "then: opendino resume RUN, which goes on from the last checkpoint"
+_ELSEWHERE = "Give a place that you may write to; a run's is chosen by --out"
+_ADVICE = {
+    errno.ENOSPC: ("The disk is full", f"Make room, {_GO_ON}"),
+    errno.EDQUOT: ("Your share of the disk is full", f"Make room, {_GO_ON}"),
+    errno.EFBIG: ("A file would become larger than allowed", f"Raise the limit (ulimit -f), {_GO_ON}"),
+    errno.EIO: ("The disk fails", f"Look after it, {_GO_ON}"),
+    errno.EMFILE: ("Too many files are open", f"Raise the limit (ulimit -n) or use fewer --workers, {_GO_ON}"),
+    errno.EROFS: ("Cannot write", _ELSEWHERE),
+    errno.EACCES: ("Not allowed", _ELSEWHERE),
+    errno.EPERM: ("Not allowed", _ELSEWHERE),
+}
+"""What the system refuses → what to say of it."""
 
 
 class UserError(ValueError):
@@ -36,6 +51,27 @@ class UsageError(UserError):
 
 class BadImage(Exception):
     """One image that cannot be used; `str(error)` is the reason, one line. Never ends a run by itself."""
+
+
+def lost(error: BaseException) -> bool:
+    """Whether an error says that another process is gone, rather than what is wrong in this one."""
+    names = {kind.__name__ for kind in type(error).__mro__}  # torch's classes, without importing torch
+    return "DistError" in names or ("RuntimeError" in names and ("gloo" in str(error) or "Connection" in str(error)))
+
+
+def explained(error: BaseException) -> UserError | None:
+    """What of the errors of others a user can act on, in our words; None for a mistake of our own."""
+    if isinstance(error, UserError):
+        return error
+    if isinstance(error, OSError) and error.errno in _ADVICE:
+        message, hint = _ADVICE[error.errno]
+        return UserError(f"{message}: {error}", hint)
+    if isinstance(error, RuntimeError) and "out of memory" in str(error).lower():
+        hint = "Use a smaller --batch, or work it off in parts with --optim.accumulate 4"
+        return UserError("The device has too little memory for a step", hint)
+    if lost(error):
+        return UserError("Another process of this run is gone", "Go on with: opendino resume RUN")
+    return None
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:

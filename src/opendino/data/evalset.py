@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from opendino.core import dist
 from opendino.core.errors import BadImage
 from opendino.data.apply import crop_resize
 from opendino.data.cache import Images
@@ -23,8 +24,8 @@ class EvalSet:
     """Centre crops in two parts: a bank of neighbours and the queries that look among them.
 
     Attributes:
-        bank, queries: uint8 `[M 3 size size]`; without labels all images are in the bank.
-        bank_labels, query_labels: int64 `[M]`, -1 without labels.
+        bank, queries: uint8 `[M 3 size size]`, this rank's share; without labels all images are in the bank.
+        bank_labels, query_labels: int64 `[M]` of all ranks, -1 without labels.
         origin: Where the queries come from, for people.
     """
 
@@ -49,7 +50,7 @@ def make(images: Images, val: Images | None, num: int, size_px: int, workers: in
     order = _some(images, num)
     if not images.source.classes or (val is not None and not val.source.classes):
         bank, labels = _crops(images, order, size_px, workers)
-        return EvalSet(bank, torch.full_like(labels, -1), bank[:0], labels[:0], "no labels")
+        return EvalSet(bank, dist.gathered(torch.full_like(labels, -1)), bank[:0], labels[:0], "no labels")
     if val is None:
         cut = -(-len(order) // 5)
         queries, origin = _crops(images, order[:cut], size_px, workers), "training images held out from the bank"
@@ -70,12 +71,13 @@ def _some(images: Images, num: int) -> list[int]:
 
 
 def _labelled(crops: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Those whose class is known."""
-    return crops[labels >= 0], labels[labels >= 0]
+    """This rank's crops whose class is known, and all ranks' labels."""
+    return crops[labels >= 0], dist.gathered(labels[labels >= 0])
 
 
 def _crops(images: Images, indices: list[int], size_px: int, workers: int) -> tuple[Tensor, Tensor]:
-    """Centre crops uint8 `[M 3 size size]` and labels of the readable ones."""
+    """Centre crops uint8 `[M 3 size size]` and labels of the readable ones in this rank's share."""
+    indices = indices[dist.share(len(indices))]
 
     def crop(index: int) -> Tensor | None:
         try:

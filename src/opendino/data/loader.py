@@ -118,7 +118,7 @@ class Batches(Dataset[Batch | UserError]):
     def _share(self, places: list[_Place], part: int) -> list[_Place]:
         """Which of a step's places this rank works off in a part of it."""
         if len(self.images.source.blocks) == 0:
-            return places[self.rank :: self.world][part :: self.accumulate]
+            return places[part :: self.accumulate][self.rank :: self.world]
         self._hint(places)
         num_labelled = sum(epoch >= _LABELLED for epoch, _, _ in places)
         share = []

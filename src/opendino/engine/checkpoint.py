@@ -17,20 +17,33 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from opendino.core import files
+from opendino.core import dist, files
 from opendino.core.contracts import Method
+from opendino.engine import optim
 from opendino.models.checkpoints import folders
 from opendino.models.load import load_weights
 
 
 def snapshot(method: Method, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Copies on the host of all that trains: networks, heads, what else is registered (DINO's centre), and moments."""
+    """Copies on the host of all that trains: networks, heads, what else is registered (DINO's centre), and moments.
+
+    Whole tensors on any number of ranks, so that any other number can go on from them. Every rank must take part; all
+    but rank 0 get nothing.
+    """
     tensors = {f"method.{key}": value for key, value in method.state_dict().items()}
-    for index, moments in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{key}": value for key, value in moments.items() if isinstance(value, Tensor)}
-    return {key: torch.empty(value.shape, dtype=value.dtype).copy_(value) for key, value in tensors.items()}
+    for index, held in enumerate(_parameters(optimizer)):
+        for key, value in optimizer.state.get(held, {}).items():
+            if isinstance(value, Tensor):
+                moment = value.shape == held.shape
+                tensors[f"optimizer.{index}.{key}"] = dist.parts_like(optim.whole(held), value) if moment else value
+    copies = {}
+    for key, value in tensors.items():
+        gathered = dist.whole(value)
+        if dist.rank() == 0:
+            copies[key] = torch.empty(gathered.shape, dtype=gathered.dtype).copy_(gathered)
+    return copies
 
 
 def save(folder: Path, tensors: dict[str, Tensor], state: dict[str, Any], keep: int = 2) -> Path:
@@ -103,23 +116,38 @@ def newest(folder: Path) -> Path | None:
     return None
 
 
+def state(path: Path) -> dict[str, Any]:
+    """The JSON values that a checkpoint was saved with."""
+    return json.loads((path / "state.json").read_text(encoding="utf-8"))
+
+
 def load(path: Path, method: Method, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Put a checkpoint's tensors back into place; returns its `state`.
+    """Put a checkpoint's tensors back into place, each rank what it holds; returns its `state`.
 
     Raises:
         UserError: It is of another network.
     """
     tensors = load_file(path / "tensors.safetensors")
     weights = {key.removeprefix("method."): value for key, value in tensors.items() if key.startswith("method.")}
+    own = method.state_dict()
+    weights = {key: dist.parted_like(own[key], value) if key in own else value for key, value in weights.items()}
     load_weights(method, weights, str(path))
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    parameters = _parameters(optimizer)
     moments: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         if key.startswith("optimizer."):
             _, index, name = key.split(".", 2)
-            like = parameters[int(index)]
-            if value.shape == like.shape:  # fused optimisers want a moment to lie in memory as its parameter does
-                value = torch.empty_like(like, dtype=value.dtype).copy_(value)
+            held = parameters[int(index)]
+            parameter = optim.whole(held)
+            if value.shape == parameter.shape:
+                # Fused optimisers want a moment to lie in memory as its parameter does.
+                mine = dist.local(dist.parted_like(parameter, value))
+                value = torch.empty_like(held, dtype=value.dtype).copy_(mine)
             moments.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
-    return json.loads((path / "state.json").read_text(encoding="utf-8"))
+    return state(path)
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    """In the order of their numbers in a checkpoint."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]

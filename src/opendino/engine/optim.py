@@ -12,7 +12,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from opendino.core import auto, schedule, span
+from opendino.core import auto, dist, schedule, span
 from opendino.core.contracts import Backbone
 from opendino.core.errors import UsageError
 from opendino.core.types import Clock, Facts
@@ -95,7 +95,8 @@ class LARS(torch.optim.Optimizer):
                 update = p.grad
                 if p.ndim > 1:
                     update = update + group["weight_decay"] * p
-                    p_norm, g_norm = p.norm(), update.norm()
+                    parted = whole(p) is not p
+                    p_norm, g_norm = _norm(p, parted), _norm(update, parted)
                     ratio = torch.where((p_norm > 0) & (g_norm > 0), group["eta"] * p_norm / g_norm, 1.0)
                     update = update * ratio
                 if not self.state[p]:
@@ -109,6 +110,11 @@ class LARS(torch.optim.Optimizer):
                     velocity.copy_(torch.where(found_inf > 0, velocity, moved))
                     p.copy_(torch.where(found_inf > 0, p, p - group["lr"] * velocity))
         return loss
+
+
+def _norm(part: Tensor, parted: bool) -> Tensor:
+    """Of the whole tensor, where this is all of it or, if `parted`, what one rank holds."""
+    return dist.total(part.square().sum()).sqrt() if parted else part.norm()
 
 
 def param_groups(student: nn.Module, layer_decay: float = 1.0, apart: bool = False) -> list[dict[str, Any]]:
@@ -142,6 +148,8 @@ def param_groups(student: nn.Module, layer_decay: float = 1.0, apart: bool = Fal
 def build(config: Config, student: nn.Module) -> torch.optim.Optimizer:
     """The optimiser of a student. Its learning rate and weight decay are set by `set_schedules` before each step."""
     groups = param_groups(student, config.layer_decay, apart=span.parse(config.freeze_backbone)[0] > 0)
+    for group in groups:
+        group["params"] = [_held(parameter) for parameter in group["params"]]
     if config.name == "adamw":
         return torch.optim.AdamW(groups, lr=0.0, fused=True)
     if config.name == "sgd":
@@ -153,6 +161,20 @@ def build(config: Config, student: nn.Module) -> torch.optim.Optimizer:
                 sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         return sgd
     return LARS(groups, lr=0.0)
+
+
+def whole(parameter: nn.Parameter) -> nn.Parameter:
+    """The student's parameter behind one of the optimiser's: itself, unless ranks hold parts of it (FSDP)."""
+    return getattr(parameter, "whole", parameter)
+
+
+def _held(parameter: nn.Parameter) -> nn.Parameter:
+    """What this rank holds of a parameter: optimisers work on plain tensors, and need not know of the other ranks."""
+    if not dist.sharded(parameter):
+        return parameter
+    held = nn.Parameter(dist.local(parameter.detach()))
+    held.whole = parameter  # pyright: ignore[reportAttributeAccessIssue]
+    return held
 
 
 def set_schedules(optimizer: torch.optim.Optimizer, config: Config, clock: Clock, batch: int) -> tuple[float, float]:
@@ -180,13 +202,19 @@ def set_schedules(optimizer: torch.optim.Optimizer, config: Config, clock: Clock
 
 @torch.no_grad()
 def clip(student: nn.Module, max_norm: float, by: Literal["tensor", "global"]) -> Tensor:
-    """Scale gradients down to `max_norm`; returns their norm before (over all tensors), a scalar on the device."""
-    grads = [p.grad for p in student.parameters() if p.grad is not None]
-    norms = torch._foreach_norm(grads)  # pyright: ignore[reportPrivateImportUsage]
-    total = torch.linalg.vector_norm(torch.stack(norms))
+    """Scale gradients down to `max_norm`; returns their norm before (over all tensors), a scalar on the device.
+
+    Norms are those of whole tensors, also where each rank holds a part of them.
+    """
+    found = [p.grad for p in student.parameters() if p.grad is not None]
+    grads = [dist.local(grad) for grad in found]
+    norms = torch.stack(torch._foreach_norm(grads))  # pyright: ignore[reportPrivateImportUsage]
+    if any(dist.sharded(grad) for grad in found):
+        norms = dist.total(norms.square()).sqrt()
+    total = torch.linalg.vector_norm(norms)
     if max_norm > 0:
         # The original's rule, with its 1e-6: g · min(1, c / (‖g‖ + 1e-6)).
-        each = norms if by == "tensor" else [total] * len(grads)
+        each = norms.unbind() if by == "tensor" else [total] * len(grads)
         shares = [(max_norm / (norm + 1e-6)).clamp(max=1.0) for norm in each]
         torch._foreach_mul_(grads, shares)  # pyright: ignore[reportPrivateImportUsage]
     return total
@@ -209,8 +237,18 @@ class Buffers:
 
 
 def step(optimizer: torch.optim.Optimizer, ok: Tensor) -> None:
-    """The optimiser's step, void where `ok` (scalar bool on the device) is False. The host does not wait."""
+    """The optimiser's step, void where `ok` (scalar bool on the device) is False; then gradients are forgotten.
+
+    The host does not wait.
+    """
+    pairs = [(held, whole(held)) for group in optimizer.param_groups for held in group["params"]]
+    for held, parameter in pairs:
+        if held is not parameter:
+            held.data = dist.local(parameter.detach())
+            held.grad = None if parameter.grad is None else dist.local(parameter.grad)
     # The protocol of torch's own GradScaler: fused optimisers read `found_inf` and skip on the device.
     optimizer.found_inf = (~ok).to(torch.float32)  # pyright: ignore[reportAttributeAccessIssue]
     optimizer.step()
     del optimizer.found_inf  # pyright: ignore[reportAttributeAccessIssue]
+    for held, parameter in pairs:
+        held.grad = parameter.grad = None

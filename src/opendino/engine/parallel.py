@@ -1,43 +1,118 @@
-"""The same training on one device or many: `torchrun` starts the processes, DDP averages their gradients."""
+"""The same training on one device or many: DDP averages the gradients of whole networks, FSDP2 of parted ones."""
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
+from collections.abc import Callable, Iterator
+from typing import Literal, cast
 
 import torch
 import torch.distributed as torch_dist
-from torch import nn
+from torch import Tensor, nn
 
-from opendino.core import dist
-from opendino.core.contracts import Method
+from opendino.core import cluster, dist
+from opendino.core.contracts import Backbone, Method
+from opendino.engine import sync_batch_norm
+
+Parallel = Literal["auto", "ddp", "fsdp"]
 
 
 @contextlib.contextmanager
-def processes(device: torch.device):
-    """Join the other processes where torchrun started several."""
+def processes(name: str) -> Iterator[torch.device]:
+    """Join the other processes where torchrun, srun or `opendino train` itself started several.
+
+    Args:
+        name: As `core.dist.device` takes it.
+
+    Returns:
+        This process's device.
+
+    Raises:
+        UsageError: There is no such device.
+    """
+    cluster.adopt(os.environ)
+    device = dist.device(name)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.active():
-        yield
+        yield device
         return
     torch_dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
-        yield
+        yield device
     finally:
         torch_dist.destroy_process_group()
 
 
-def wrap(method: Method) -> nn.Module:
-    """What to call in place of the method: itself when alone, else itself with gradients averaged over ranks."""
+def place(
+    method: Method, device: torch.device, how: Literal["ddp", "fsdp"], synchronise: bool
+) -> tuple[nn.Module, Callable[[], Method]]:
+    """Put a method on its device, ready to train there with the others.
+
+    Args:
+        method: On the host, the same on every rank.
+        device: This rank's.
+        how: ddp keeps everything on every rank; fsdp a part of each tensor, and fetches a block's when it is its turn.
+        synchronise: BatchNorm takes its statistics over all ranks.
+
+    Returns:
+        What to call in place of the method; and a function that gives a method with whole weights and the buffers of
+        rank 0 on every rank, to be judged and saved. Every rank must call it; its tensors may be those that train.
+    """
+    if dist.active() and synchronise:
+        sync_batch_norm.convert(method)
+    if dist.active() and how == "fsdp":
+        return method, _part(method, device)
+    method.to(device).to(memory_format=torch.channels_last)  # what convolutions are fastest in, on every device
     if not dist.active():
-        return method
-    # Buffers are left alone: a method reduces its own (the centre), and BatchNorm's are each rank's.
+        return method, lambda: method
+    # Buffers are left alone: a method reduces its own (the centre), and BatchNorm's are each rank's or synchronised.
     distributed = nn.parallel.DistributedDataParallel
     distributed._set_params_and_buffers_to_ignore_for_model(method, [name for name, _ in method.named_buffers()])
-    return distributed(method)
+
+    def whole() -> Method:
+        dist.copied(method.buffers())
+        return method
+
+    return distributed(method), whole
+
+
+def _part(method: Method, device: torch.device) -> Callable[[], Method]:
+    """Part a method's weights among the ranks (FSDP2, Zhao et al. 2023), block by block, in place.
+
+    Student and teacher alike, so that the moving average needs no word between ranks. Everything is given up after its
+    turn in the forward pass: the teacher has no backward pass that would want it back.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    # A method without memory of its own, for whole weights to be put in.
+    empty = {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in method.parameters()}
+    skeleton = copy.deepcopy(method, dict[int, object](empty))
+    mesh = init_device_mesh(device.type, (dist.world(),))
+    for network in (method.student, method.teacher):
+        for block in cast(Backbone, network["backbone"]).transformer_blocks():
+            fully_shard(block, mesh=mesh, reshard_after_forward=True)
+    fully_shard(method, mesh=mesh, reshard_after_forward=True)
+    method.to(device)
+
+    def whole() -> Method:
+        dist.copied(method.buffers())
+        pairs: list[tuple[Tensor, Tensor]] = []
+        for hollow, parted in zip(skeleton.parameters(), method.parameters(), strict=True):
+            pairs.append((hollow, nn.Parameter(dist.whole(parted.detach()), parted.requires_grad)))
+        for hollow, buffer in zip(skeleton.buffers(), method.buffers(), strict=True):
+            pairs.append((hollow, buffer.clone()))
+        return copy.deepcopy(skeleton, {id(hollow): full for hollow, full in pairs})
+
+    return whole
 
 
 def accumulating(model: nn.Module, last: bool) -> contextlib.AbstractContextManager[object]:
-    """The context of one part of a step: ranks talk only after the last part."""
+    """The context of one part of a step: ranks talk only after the last part.
+
+    Parted networks talk after each: gradients that wait would have to wait whole, and memory is why they are parted.
+    """
     if last or not isinstance(model, nn.parallel.DistributedDataParallel):
         return contextlib.nullcontext()
     return model.no_sync()

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from opendino.core import dist
-from opendino.core.contracts import Backbone
+from opendino.core.contracts import Backbone, Method
 from opendino.core.errors import UserError
 from opendino.core.types import ViewSpec
+from opendino.engine.parallel import Parallel
 
 _MARGIN = 1.25  # for the head, the teacher and what a step allocates besides
 
@@ -38,12 +41,13 @@ def batch(wanted: int | str, num_images: int, device: torch.device) -> tuple[int
     return max(size, min(2, num_images)), f"{num_images:,} images on {world} {device.type} device{'s' * (world > 1)}"
 
 
-def activation_bytes(backbone: Backbone, spec: ViewSpec) -> float:
+def activation_bytes(backbone: Backbone, spec: ViewSpec, recomputed: bool = False) -> float:
     """What autograd keeps of one image's views, in float32.
 
     Args:
         backbone: On the meta device: its forward pass tells sizes and computes nothing.
         spec: The views.
+        recomputed: Of each transformer block only what goes in is kept, and everything of one block at a time.
     """
     kept: dict[int, int] = {p.untyped_storage()._cdata: 0 for p in backbone.parameters()}
 
@@ -54,10 +58,88 @@ def activation_bytes(backbone: Backbone, spec: ViewSpec) -> float:
         return tensor
 
     alive: list[Tensor] = []
+    entered, inside = [], []  # bytes that go into each block, and that are kept in it
+    for block in backbone.transformer_blocks() if recomputed else ():
+        block.register_forward_pre_hook(lambda _, x: entered.append((x[0].nbytes, sum(kept.values()))))
+        block.register_forward_hook(lambda *_: inside.append(sum(kept.values()) - entered[-1][1]))
     views = [torch.empty(len(g.views), 3, g.size_px, g.size_px, device="meta") for g in spec.groups if g.views]
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         backbone(views)
-    return _MARGIN * sum(kept.values())
+    saved = sum(inside) - sum(size for size, _ in entered) - max(inside, default=0)
+    return _MARGIN * (sum(kept.values()) - saved)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What training takes of each device, in bytes.
+
+    Attributes:
+        weights: Of student and teacher.
+        gradients: Of the student, with the copy in which DDP sends them.
+        moments: The optimiser's.
+        activations: What autograd keeps of one part of a step.
+    """
+
+    weights: float
+    gradients: float
+    moments: float
+    activations: float
+
+    @property
+    def total(self) -> float:
+        """All together."""
+        return self.weights + self.gradients + self.moments + self.activations
+
+    def __str__(self) -> str:
+        parts = ("weights", "gradients", "moments", "activations")
+        return ", ".join(f"{name} {getattr(self, name) / 2**30:.2g}" for name in parts)
+
+
+def memory(method: Method, optimizer: str, activations: float, parted: bool) -> Memory:
+    """An estimate before the start.
+
+    Args:
+        method: Its networks count, wherever they are.
+        optimizer: Its name; AdamW keeps two numbers a weight, the others one.
+        activations: Bytes of one part of a step.
+        parted: Whether the ranks part weights, gradients and moments among them (FSDP); else each holds all (DDP).
+    """
+    world = dist.world()
+    weights = sum(p.nbytes for p in method.parameters())
+    trained = sum(p.nbytes for p in method.parameters() if p.requires_grad)
+    copies = 2 if world > 1 and not parted else 1
+    share = world if parted else 1
+    moments = (2 if optimizer == "adamw" else 1) * trained
+    return Memory(weights / share, copies * trained / share, moments / share, activations)
+
+
+def free_bytes(device: torch.device) -> float:
+    """Memory that nobody uses: of the GPU, or this process's share of the machine's."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    available = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf(available) / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def parallel(
+    wanted: Parallel, method: Method, optimizer: str, activations: float, device: torch.device
+) -> tuple[Literal["ddp", "fsdp"], str]:
+    """How ranks share the work, and the estimate of a device's memory, for people.
+
+    Args:
+        wanted: ddp, fsdp, or auto: fsdp only where all ranks would have to hold more than is free.
+        method: On the host.
+        optimizer: Its name.
+        activations: Bytes of one part of a step.
+        device: Whose memory counts.
+    """
+    free, how = free_bytes(device), wanted
+    if how == "auto":
+        how = "ddp" if dist.world() == 1 or memory(method, optimizer, activations, False).total <= free else "fsdp"
+    needed = memory(method, optimizer, activations, how == "fsdp")
+    where = f" of each of {dist.world()} {how} devices" if dist.world() > 1 else ""
+    text = f"memory{where} = {needed.total / 2**30:.2g} GiB of {free / 2**30:.2g} free: {needed}"
+    return how, text if needed.total <= free else f"{text}; it may not fit"
 
 
 def accumulate(wanted: int | str, batch: int, each: float, device: torch.device) -> tuple[int, str]:

@@ -54,7 +54,7 @@ class Watch:
         self.verdict: Verdict | None = None
         for row in (row for row in (meters.recent if meters else ()) if "loss" in row):  # of a run that goes on
             self.verdict = self._monitor.watch(row)
-        self._looked = time.monotonic()
+        self._looked, self._until = time.monotonic(), 1
         self._rates: dict[str, Any] | None = None
         self.quality: dict[str, Any] = {}
 
@@ -72,8 +72,13 @@ class Watch:
         self._speed.step()
 
     def due(self) -> bool:
-        """Whether it is time to look: every second when alone, every tenth step when ranks must look together."""
-        return len(self._steps) >= 10 or (not dist.active() and time.monotonic() - self._looked > 1)
+        """Whether it is time to look: every second, or as many steps as the ranks agreed take that long; ten at most.
+
+        A scheduler that asks a run to stop may wait for no more than half a minute.
+        """
+        if dist.active():
+            return len(self._steps) >= self._until
+        return len(self._steps) >= 10 or time.monotonic() - self._looked > 1
 
     def look(self) -> None:
         """Fetch and write the steps since the last look.
@@ -92,6 +97,9 @@ class Watch:
             if self._steps and (rates := self._speed.row()):
                 self._rates = rates
                 self._meters.write(self._steps[-1][0], rates)
+        if dist.active():
+            each = (time.monotonic() - self._looked) / max(1, len(self._steps))
+            self._until = dist.agreed(max(1, min(10, int(1 / each))))
         self._steps.clear()
         self._looked = time.monotonic()
         self._check_bad()

@@ -28,9 +28,9 @@ def extract(backbone: Backbone, crops: Tensor, mean: RGB, std: RGB, device: torc
     """
     was_training = backbone.training
     backbone.eval()
-    table = torch.cat([backbone([part])[0].float().cpu() for part in _normalised(crops, mean, std, device, batch)])
+    parts = [backbone([part])[0].float().cpu() for part in _normalised(crops, mean, std, device, batch)]
     backbone.train(was_training)
-    return table
+    return torch.cat([torch.empty(0, backbone.embed_dim), *parts])  # a rank's share may be empty
 
 
 @torch.no_grad()
@@ -60,10 +60,10 @@ def pixels(crops: Tensor, side: int = 16) -> Tensor:
     def shrink(part: Tensor) -> Tensor:
         return nn.functional.interpolate(part.float() / 255, (side, side), mode="bilinear", antialias=True).flatten(1)
 
-    return torch.cat([shrink(part) for part in crops.split(256)])
+    return torch.cat([torch.empty(0, 3 * side**2), *(shrink(part) for part in crops.split(256) if len(part))])
 
 
 def _normalised(crops: Tensor, mean: RGB, std: RGB, device: torch.device, batch: int) -> Iterator[Tensor]:
     shift, scale = (torch.tensor(values, device=device).view(3, 1, 1) for values in (mean, std))
-    for part in crops.split(batch):
+    for part in (part for part in crops.split(batch) if len(part)):
         yield (part.to(device).float() / 255 - shift) / scale

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from opendino.core import dist
+
 
 @torch.no_grad()
 def copy_from(teacher: nn.Module, student: nn.Module) -> None:
@@ -34,7 +36,8 @@ def ema_(teacher: nn.Module, student: nn.Module, momentum: float, ok: Tensor) ->
         ok: Scalar bool on the device. Where False the teacher stays as it is. The host never waits for it.
     """
     pair = (teacher, _same_entries(teacher, student))
-    targets, sources = ([parameter.detach() for parameter in net.parameters()] for net in pair)
+    # Where FSDP has parted the two it has parted them alike, so that each rank moves what it holds.
+    targets, sources = ([dist.local(parameter.detach()) for parameter in net.parameters()] for net in pair)
     # In one pass over the weights: a third of the time that difference, product and sum take one after the other.
     share = ok.to(targets[0].dtype) * (1.0 - momentum)
     torch._foreach_lerp_(targets, sources, [share] * len(targets))  # pyright: ignore[reportPrivateImportUsage]

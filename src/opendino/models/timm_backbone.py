@@ -109,6 +109,15 @@ class TimmBackbone(Backbone):
         groups = group_parameters(self.model, self.model.group_matcher(coarse=False))
         return [[f"model.{name}" for name in groups[depth]] for depth in sorted(groups)]
 
+    def transformer_blocks(self) -> list[nn.Module]:
+        """Those of timm's vision transformers and their like; BatchNorm among them excludes them."""
+        blocks = getattr(self.model, "blocks", None)
+        if not isinstance(blocks, nn.Sequential | nn.ModuleList):
+            return []
+        if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in blocks.modules()):
+            return []
+        return list(blocks)
+
     def _final(self, images: Tensor) -> Tensor:
         try:
             return self.model.forward_features(images)

@@ -129,6 +129,10 @@ class VisionTransformer(Backbone):
         other.pos_embed = nn.Parameter(self._positions(other.native_grid).detach().clone())
         return other
 
+    def transformer_blocks(self) -> list[nn.Module]:
+        """All of them."""
+        return list(self.blocks)
+
     def _embed(self, images: Sequence[Tensor]) -> tuple[Tensor, Shapes]:
         """Batches of images → packed tokens that know their places."""
         return pack([self._tokens(batch) for batch in images])

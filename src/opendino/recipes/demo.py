@@ -21,6 +21,7 @@ def config(data: str = DATA) -> Config:
         drop_path=0.0,
         steps=800,
         batch=64,
+        devices=1,
         method=dino.Config(
             global_size_px=32,
             local_size_px=16,

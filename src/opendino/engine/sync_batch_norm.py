@@ -1,0 +1,95 @@
+"""BatchNorm over the images of all ranks (Peng et al. 2018, section 3.3), on any device.
+
+torch's own runs on CUDA alone, and knows nothing of timm's layers that carry an activation along.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from opendino.core import dist
+
+
+def convert(module: nn.Module) -> nn.Module:
+    """Let every BatchNorm below see the images of all ranks; parameters, buffers and their names stay."""
+    if isinstance(module, _BatchNorm):
+        return module if isinstance(module, nn.SyncBatchNorm) else _synchronised(module)
+    for name, child in module.named_children():
+        setattr(module, name, convert(child))
+    return module
+
+
+def _synchronised(norm: _BatchNorm) -> nn.Module:
+    plain = type(norm) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+    if plain and torch.cuda.is_available():  # its kernels are faster; on other devices it refuses to run
+        return nn.SyncBatchNorm.convert_sync_batchnorm(norm)
+    return SyncBatchNorm(norm)
+
+
+class SyncBatchNorm(_BatchNorm):
+    """A BatchNorm whose mean and variance, in training, are those of all ranks' rows; gradients flow through both.
+
+    Every rank must bring as many rows. Input `[B C ...]` → the same shape and dtype.
+
+    Args:
+        norm: The one to replace; its parameters and buffers are shared. timm's `BatchNormAct2d` keeps its activation.
+    """
+
+    def __init__(self, norm: _BatchNorm) -> None:
+        super().__init__(norm.num_features, norm.eps, norm.momentum, affine=False, track_running_stats=False)
+        self.affine, self.track_running_stats = norm.affine, norm.track_running_stats
+        for name in ("weight", "bias"):
+            self.register_parameter(name, getattr(norm, name))
+        for name in ("running_mean", "running_var", "num_batches_tracked"):
+            self.register_buffer(name, getattr(norm, name))
+        self.after = nn.Sequential(*(getattr(norm, name) for name in ("drop", "act") if hasattr(norm, name)))
+        self.train(norm.training)
+
+    def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002, torch's name
+        pass
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002, torch's name
+        """Normalised, scaled and shifted channel by channel; in eval mode by the running statistics, as ever."""
+        if not (self.training and dist.active()):
+            return self.after(super().forward(input))
+        axes = [axis for axis in range(input.ndim) if axis != 1]
+        x = input.to(torch.promote_types(input.dtype, torch.float32))
+        # Twice around, mean before variance: E[x²] - E[x]² in one go would lose digits.
+        mean = _Mean.apply(x.mean(axes))
+        centred = x - self._along(mean, x)
+        variance = _Mean.apply(centred.square().mean(axes))
+        self._remember(mean, variance, x.numel() // x.shape[1] * dist.world())
+        normed = centred * self._along((variance + self.eps).rsqrt(), x)
+        if self.affine:
+            normed = normed * self._along(self.weight, x) + self._along(self.bias, x)
+        return self.after(normed.to(input.dtype))
+
+    @torch.no_grad()
+    def _remember(self, mean: Tensor, variance: Tensor, count: int) -> None:
+        if self.running_mean is None or self.running_var is None:
+            return
+        cast(Tensor, self.num_batches_tracked).add_(1)
+        share = 1 / cast(Tensor, self.num_batches_tracked).float() if self.momentum is None else self.momentum
+        self.running_mean += share * (mean - self.running_mean)
+        self.running_var += share * (variance * (count / (count - 1)) - self.running_var)
+
+    @staticmethod
+    def _along(channels: Tensor, x: Tensor) -> Tensor:
+        """`[C]` in the shape that multiplies `[B C ...]`."""
+        return channels.view(-1, *[1] * (x.ndim - 2))
+
+
+class _Mean(torch.autograd.Function):
+    """The mean over ranks. Each rank's loss depends on all ranks' rows, so the gradient is a mean over ranks too."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        return dist.mean(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return dist.mean(grads[0].contiguous())

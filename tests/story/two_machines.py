@@ -1,0 +1,37 @@
+"""`opendino`, which waits in its 21st step for the other machine to be lost, and in its 41st for it to come back."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from opendino.cli import main
+from opendino.engine.interrupt import Interrupt
+
+told, ask = [], Interrupt._ask
+
+
+def noted(self: Interrupt, *args: Any) -> None:
+    told.append(1)
+    ask(self, *args)
+
+
+train = importlib.import_module("opendino.train")
+step = train.step
+
+
+def waiting(*args: Any) -> Any:
+    clock, together = args[5], os.environ["WORLD_SIZE"] == "2"
+    while clock.step == 20 and together and not Path(os.environ["LOST"]).exists():
+        time.sleep(0.05)
+    while clock.step == 40 and not together and not told:
+        time.sleep(0.05)
+    return step(*args)
+
+
+train.step, Interrupt._ask = waiting, noted
+sys.exit(main())
