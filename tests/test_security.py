@@ -126,7 +126,7 @@ def test_timm_is_handed_no_file_to_unpickle(tmp_path: Path, mark: Path) -> None:
     from opendino.models.build import backbone
 
     (tmp_path / "weights.pth").write_bytes(pickle.dumps(Evil(mark)))
-    with pytest.raises(UserError, match="checkpoint_path is no option"):
+    with pytest.raises(UserError, match="takes no option 'checkpoint_path'"):
         backbone("resnet18", checkpoint_path=str(tmp_path / "weights.pth"))
     assert not mark.exists()
 

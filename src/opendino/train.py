@@ -363,7 +363,8 @@ def _save(
 def _report(folder: Path) -> None:
     """The page about the run. Whatever it fails at, the run is done."""
     try:
-        log.say(f"report: {report.write(folder)}")
+        with dist.alone():
+            log.say(f"report: {report.write(folder)}")
     except Exception as error:
         log.warn(f"no report was written: {error}")
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar, cast
 
 import torch
@@ -13,6 +14,8 @@ from torch import Tensor
 from opendino.core.errors import UsageError
 
 T = TypeVar("T")
+
+_alone = False
 
 
 def device(name: str) -> torch.device:
@@ -39,8 +42,19 @@ def device(name: str) -> torch.device:
 
 
 def active() -> bool:
-    """Whether several processes train together."""
-    return dist.is_available() and dist.is_initialized()
+    """Whether several processes work together."""
+    return not _alone and dist.is_available() and dist.is_initialized()
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """While this lasts no other process is talked to: for what one rank does and the others do not."""
+    global _alone
+    before, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = before
 
 
 def rank() -> int:

@@ -44,7 +44,7 @@ class TimmBackbone(Backbone):
         timm_name = name.removesuffix("/3x3")
         if files := kwargs.keys() & {"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}:
             # a description of a model is data: it may not name files, some of which timm unpickles
-            raise UsageError(f"Backbone {name} takes no option '{min(files)}'")
+            raise UsageError(f"Backbone {name} takes no option '{min(files)}'", "Give weights by --init MODEL")
         image_px = image_px or _published_config(timm_name)["input_size"][-1]
         self.name, self.kwargs = name, dict(kwargs, image_px=image_px, drop_path=drop_path)
         optional = {"img_size": image_px, "dynamic_img_size": True, "drop_path_rate": drop_path}
@@ -193,8 +193,6 @@ def _create(name: str, pretrained: bool, required: dict[str, Any], optional: dic
     import timm
 
     _check_name(name)
-    if "checkpoint_path" in required:  # some versions of timm would unpickle it
-        raise UsageError("checkpoint_path is no option of a backbone", "Give weights by --init MODEL")
     while True:
         try:
             return timm.create_model(name, pretrained=pretrained, **{"num_classes": 0, **optional, **required})
