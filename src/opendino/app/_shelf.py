@@ -1,0 +1,104 @@
+"""Models and tables, each opened once for everybody; none is ever changed."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from PIL import Image
+
+from opendino.core.contracts import Source
+from opendino.core.errors import BadImage, UserError
+from opendino.data.decode import decode
+from opendino.data.files import exists
+from opendino.data.open import open_source
+from opendino.models.load import Model, load
+from opendino.search.open import open_table
+from opendino.search.table import Table
+from opendino.visualise._sight import Sight
+
+T = TypeVar("T")
+_OPEN = 6  # models and tables kept
+_PATCHES = 4096
+"""Of one picture at most: attention takes the square of it in memory."""
+_THUMBNAIL_AREA_PX = 240 * 240
+
+
+class Shelf:
+    """Opens what was asked for, or hands out what is open already.
+
+    Args:
+        device: Where models work.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._lock = device, threading.Lock()
+        self._open: OrderedDict[tuple[str, int], Any] = OrderedDict()
+
+    def model(self, name: str) -> Model:
+        """The network to use of a model; anew where its weights have changed.
+
+        Raises:
+            UserError: It cannot be opened.
+        """
+        return self._kept(name, "backbone.safetensors", lambda: load(name).to(self._device))
+
+    def table(self, name: str) -> Shown:
+        """A table and its images.
+
+        Raises:
+            UserError: It cannot be opened.
+        """
+        return self._kept(name, "", lambda: Shown(open_table(name)))
+
+    def _kept(self, name: str, file: str, opened: Callable[[], T]) -> T:
+        path = Path(name) / file if file else Path(name)
+        key = name, path.stat().st_mtime_ns if path.exists() else 0
+        with self._lock:  # whoever else wants it waits rather than opens it again
+            if key not in self._open:
+                for old in [each for each in self._open if each[0] == name]:
+                    del self._open[old]
+                self._open[key] = opened()
+            self._open.move_to_end(key)
+            while len(self._open) > _OPEN:
+                self._open.popitem(last=False)
+            return self._open[key]
+
+
+@dataclass
+class Shown:
+    """A table and small pictures of its images, as long as these are still where they were."""
+
+    table: Table
+
+    def thumbnail(self, key: str) -> Image.Image:
+        """A small picture, grey where the image cannot be read any more."""
+        try:
+            source, places = self._images
+            return Image.fromarray(decode(source.read(places[key]), _THUMBNAIL_AREA_PX))
+        except (BadImage, UserError, KeyError):
+            return Image.new("RGB", (96, 96), "#dddddd")
+
+    @cached_property
+    def _images(self) -> tuple[Source, dict[str, int]]:
+        data = self.table.about["data"]
+        if not exists(data) and not data.startswith("toy:"):  # nothing is fetched from elsewhere for a picture
+            raise UserError(f"The images are no longer at {data}")
+        source = open_source(data)
+        return source, {source.key(index): index for index in range(len(source))}
+
+
+def sight(model: Model, image: Image.Image, size_px: int) -> Sight:
+    """A model that looks at a picture, at a size that memory can bear."""
+    found = Sight(model, size_px)
+    width, height = (side * size_px / min(image.size) / found.patch_px for side in image.size)
+    if found.any_size and width * height > _PATCHES:
+        found = Sight(model, int(size_px * math.sqrt(_PATCHES / (width * height))))
+    return found

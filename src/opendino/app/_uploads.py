@@ -1,0 +1,121 @@
+"""The one door for what people upload: looked at before anything else opens it, refused in a sentence, then removed."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from opendino.core.errors import BadImage, UserError
+from opendino.data import video
+from opendino.data.decode import decode
+from opendino.data.files import is_image
+from opendino.data.sources.archive import ArchiveSource
+
+MAX_BYTES = 200 * 2**20
+"""Of any upload; the server stops reading there."""
+MAX_PIXELS = 64_000_000
+"""Of a picture."""
+_KEPT_AREA_PX = 1600 * 1600
+_MAX_ELONGATION = 4
+_FILM_PIXELS, FILM_FRAMES = 3840 * 2160, 240
+_ZIP_IMAGES, _ZIP_BYTES, _ZIP_MEMBER_BYTES, _ZIP_INDEX_BYTES = 20_000, 2**30, 64 * 2**20, 8 * 2**20
+
+
+def path(raw: Any, folder: Path) -> Path | None:
+    """Where an upload lies, of what the browser sent for it; None for nothing.
+
+    Args:
+        raw: As it came from outside.
+        folder: That uploads lie in, however deep.
+
+    Raises:
+        UserError: It lies elsewhere.
+    """
+    if raw is None:
+        return None
+    name = raw.get("path") if isinstance(raw, dict) else None
+    found = Path(name).resolve() if isinstance(name, str) and "\0" not in name else None
+    if found is None or not found.is_relative_to(folder.resolve()) or not found.is_file():
+        raise UserError("That is no uploaded file", "Choose one on this page")
+    return found
+
+
+def picture(content: bytes) -> Image.Image:
+    """An uploaded picture, RGB, upright, shrunk to what a page can show.
+
+    Raises:
+        UserError: It is none, damaged, too large or too thin.
+    """
+    try:
+        image = Image.fromarray(decode(content, _KEPT_AREA_PX, MAX_PIXELS))
+    except BadImage as error:
+        raise UserError(f"This picture cannot be used: {error}") from None
+    if max(image.size) > _MAX_ELONGATION * min(image.size):
+        raise UserError(f"This picture is more than {_MAX_ELONGATION} times as long as wide", "Cut a part out of it")
+    return image
+
+
+def film(file: Path) -> Image.Image:
+    """The first frame of an uploaded film.
+
+    Raises:
+        UserError: It is none, or its frames are too large.
+    """
+    with open(file, "rb") as opened:
+        head = opened.read(12)
+    # No playlist: it could name other files of this machine.
+    if head[4:8] != b"ftyp" and head[:4] != b"\x1aE\xdf\xa3" and (head[:4], head[8:]) != (b"RIFF", b"AVI "):
+        raise UserError("This is no film that can be used", "Give an .mp4, .mov, .webm, .mkv or .avi")
+    width, height = video.size(file)
+    if width * height > _FILM_PIXELS:
+        raise UserError(f"The frames of this film have {width} × {height} pixels", "At most 3840 × 2160 are taken")
+    _, frame = next(video.frames(file), ("", BadImage("it has no frames")))
+    if isinstance(frame, BadImage):
+        raise UserError(f"This film cannot be used: {frame}")
+    return picture_of(frame)
+
+
+def picture_of(frame: Any) -> Image.Image:
+    """A frame, uint8 `[H W 3]`, shrunk to what a page can show."""
+    return Image.fromarray(decode(frame, _KEPT_AREA_PX))
+
+
+def archive(file: Path) -> int:
+    """Check an uploaded .zip before training on it; nothing is unpacked.
+
+    Returns:
+        How many images it holds.
+
+    Raises:
+        UserError: It is none, holds no images or too many, or unpacks to far more than it is.
+    """
+    if file.suffix.lower() != ".zip":
+        raise UserError(f"{file.name} is no .zip", "Pack the images: zip -r images.zip FOLDER")
+    if _index_bytes(file) > _ZIP_INDEX_BYTES:
+        raise UserError("This .zip lists too many files", "Train on it with: opendino train images.zip")
+    number = len(ArchiveSource(str(file)))
+    with zipfile.ZipFile(file) as opened:
+        sizes = [info.file_size for info in opened.infolist() if is_image(info.filename)]
+    if number > _ZIP_IMAGES:
+        raise UserError(f"{number:,} images are more than {_ZIP_IMAGES:,}", "Train with: opendino train images.zip")
+    if sum(sizes) > _ZIP_BYTES or max(sizes) > _ZIP_MEMBER_BYTES:
+        raise UserError(
+            f"This .zip would unpack to {sum(sizes) / 2**20:,.0f} MB, with files of {max(sizes) / 2**20:,.0f} MB",
+            f"At most {_ZIP_BYTES // 2**20} and {_ZIP_MEMBER_BYTES // 2**20} are taken",
+        )
+    return number
+
+
+def _index_bytes(file: Path) -> int:
+    """How long a .zip says its list of files is, before anything reads that list; 0 where it does not say."""
+    with open(file, "rb") as opened:
+        opened.seek(-min(os.fstat(opened.fileno()).st_size, 2**16 + 22), io.SEEK_END)
+        tail = opened.read()
+    place = tail.rfind(b"PK\5\6")
+    return struct.unpack_from("<I", tail, place + 12)[0] if 0 <= place <= len(tail) - 22 else 0

@@ -1,0 +1,183 @@
+"""Follow: objects painted on a film's first frame, followed through the film."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import interpolate, one_hot
+
+from opendino.app import _uploads
+from opendino.app._desk import NETWORK, Desk, refusal, session, told
+from opendino.app._shelf import sight
+from opendino.core.errors import BadImage, UserError
+from opendino.data import video
+from opendino.data.decode import decode
+from opendino.evals.video_segmentation import Tracker, harden
+from opendino.models.load import Model
+from opendino.visualise._canvas import COLOURS
+
+NAME = "Follow"
+
+_BRUSHES = COLOURS[1:5]
+"""An object each."""
+_RGB = np.array([[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in _BRUSHES], np.float32)
+
+
+def build(desk: Desk, model: gr.Dropdown) -> None:
+    """The tab."""
+    gr.Markdown(
+        f"Put in a short film, paint over what you want to follow on its first frame (a colour an object), and go. "
+        f"The first {_uploads.FILM_FRAMES} frames are taken."
+    )
+    film: gr.State = gr.State(None)
+    with gr.Row():
+        with gr.Column():
+            upload = gr.File(label="Film (.mp4, .mov, .webm, .mkv, .avi)", file_types=["video"], height=150)
+            refused = gr.HTML(visible=False)
+            editor = gr.ImageEditor(
+                label="First frame: paint here",
+                sources=(),
+                transforms=(),
+                layers=False,
+                brush=gr.Brush(default_size=24, colors=list(_BRUSHES), color_mode="fixed"),
+                format="png",
+                height=420,
+                interactive=True,
+            )
+            size = gr.Slider(64, 480, 240, step=16, label="Shorter side seen (px)")
+            go = gr.Button("Follow", variant="primary")
+        with gr.Column():
+            found = gr.Video(
+                label="Followed", interactive=False, height=420, autoplay=True, loop=True, buttons=["download"]
+            )
+            note = gr.Markdown()
+
+    def take(raw: Any) -> tuple[Any, Any, Any]:
+        try:
+            file = _uploads.path(raw, desk.folder)
+            if file is None:
+                return None, None, gr.update(visible=False)
+            first = {"background": _uploads.film(file), "layers": [], "composite": None}
+        except UserError as error:
+            return None, None, refusal(error)
+        return file, first, gr.update(visible=False)
+
+    def follow(
+        name: str | None,
+        file: Path | None,
+        painted: Any,
+        size: float,
+        ask: gr.Request,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008 - so gradio knows that it is wanted
+    ) -> tuple[str, str]:
+        if file is None:
+            raise UserError("There is no film yet", "Put one in above")
+        labels = painted_labels(_layers(editor, painted))
+        out = desk.temporary(".mp4")
+        frames = itertools.islice(video.frames(file), _uploads.FILM_FRAMES)
+        drawn = followed(desk.model(name, session(ask)), frames, labels, int(size))
+        rate = video.rate(file) or Fraction(25)
+        number = video.write(out, progress.tqdm(drawn, total=_uploads.FILM_FRAMES, unit="frames"), rate)
+        return str(out), f"{number:,} frames, {labels.max()} object{'s' * (labels.max() > 1)}."
+
+    upload.change(
+        told(take), upload, [film, editor, refused], preprocess=False, api_visibility="private", show_progress="hidden"
+    )
+    go.click(
+        told(follow),
+        [model, film, editor, size],
+        [found, note],
+        preprocess=False,
+        api_visibility="private",
+        **NETWORK,
+    )
+
+
+def _layers(editor: gr.ImageEditor, painted: Any) -> list[bytes]:
+    """The PNGs that the browser has just sent for what is painted, before gradio opens them."""
+    sent = editor.blob_storage.pop(str(painted.get("id")) if isinstance(painted, dict) else "", None)
+    return [layer for layer in sent.layers if layer] if sent else []
+
+
+def painted_labels(layers: list[bytes]) -> np.ndarray:
+    """Which object is painted where, by the nearest colour of a brush: uint8 `[H W]`, 0 for none.
+
+    Args:
+        layers: PNGs of one size, transparent where nothing is painted.
+
+    Raises:
+        UserError: Nothing is painted anywhere.
+    """
+    labels = np.zeros((1, 1), np.uint8)
+    ways = 255 - _RGB  # from white, which transparency becomes; a soft rim lies on the way to its colour
+    for layer in layers:
+        away = 255 - decode(layer, max_pixels=_uploads.MAX_PIXELS).astype(np.float32)
+        along = away @ ways.T / np.linalg.norm(ways, axis=1)
+        nearest = along.argmax(-1)
+        painted = along.max(-1) > 0.5 * np.linalg.norm(ways, axis=1)[nearest]
+        labels = np.where(painted, nearest + 1, labels if labels.shape == painted.shape else 0).astype(np.uint8)
+    used = [number for number in np.unique(labels) if number]
+    if not used:
+        raise UserError("Nothing is painted yet", "Paint over what you want to follow on the first frame")
+    return labels
+
+
+def followed(
+    model: Model, frames: Iterator[tuple[str, np.ndarray | BadImage]], labels: np.ndarray, size_px: int
+) -> Iterator[np.ndarray]:
+    """The frames with the objects coloured, by label propagation (Jabri et al. 2020).
+
+    Args:
+        model: On any device.
+        frames: (name, uint8 `[H W 3]`); those that cannot be read are left out.
+        labels: Of the first, uint8 `[h w]`, 0 for none.
+        size_px: Shorter side that the network sees.
+
+    Yields:
+        uint8 `[H W 3]` with even sides, all of one size.
+    """
+    tracker, eye, shape = None, None, (0, 0)
+    for _, pixels in frames:
+        if isinstance(pixels, BadImage):
+            continue
+        image = _uploads.picture_of(pixels)
+        if eye is None:
+            eye = sight(model, image, size_px)
+            shape = (image.width - image.width % 2, image.height - image.height % 2)
+        image = image.resize(shape) if image.size != shape else image
+        features = eye.patches(eye.prepare(image))
+        if tracker is None:
+            soft = _soft(labels, features.shape[:2])
+            tracker = Tracker(features, soft)
+            found = labels
+        else:
+            found = harden(tracker(features), *features.shape[:2]).numpy()
+            found = harden(_one_hot(found), shape[1], shape[0]).numpy()
+        yield coloured(image, found)
+
+
+def coloured(image: Image.Image, labels: np.ndarray) -> np.ndarray:
+    """A frame with its objects in their colours, uint8 `[H W 3]`."""
+    mask = np.asarray(Image.fromarray(labels).resize(image.size, Image.Resampling.NEAREST))
+    pixels = np.array(image)
+    inside = mask > 0
+    pixels[inside] = (0.45 * pixels[inside] + 0.55 * _RGB[mask[inside] - 1]).astype(np.uint8)
+    return pixels
+
+
+def _one_hot(labels: np.ndarray) -> Tensor:
+    return one_hot(torch.from_numpy(labels).long(), len(_BRUSHES) + 1).permute(2, 0, 1).float()
+
+
+def _soft(labels: np.ndarray, grid: tuple[int, int] | torch.Size) -> Tensor:
+    """The share of every label in every patch, float32 `[C h w]`."""
+    return interpolate(_one_hot(labels)[None], tuple(grid), mode="area")[0]

@@ -1,0 +1,181 @@
+"""The page as a whole, and serving it: to this machine alone unless asked otherwise, and without the internet."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # gradio looks when it is imported
+
+import gradio as gr
+import torch
+from gradio import themes
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from opendino.app import _uploads, curves, follow, look, match, search, temperature, train
+from opendino.app._desk import Desk, session
+from opendino.app._places import Places
+from opendino.app._shelf import Shelf
+from opendino.app._workshop import Workshop
+from opendino.core.errors import UserError
+
+TABS = (curves, look, match, follow, search, temperature, train)
+_LOCAL = ("127.0.0.1", "localhost", "::1")
+_FENCE = (
+    "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'none'; form-action 'self'",
+    "no-referrer",
+)
+
+
+@contextmanager
+def serve(
+    names: Sequence[str],
+    *,
+    device: torch.device,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    out: Path | None = None,
+    trainings: int = 1,
+) -> Iterator[str]:
+    """Serve the page for as long as the context is entered.
+
+    Args:
+        names: See `_places.Places`.
+        device: Where models work.
+        host: The address to listen at; but for this machine's own, whoever reaches it can use the page.
+        port: 0 for any that is free.
+        out: Where runs trained on the page go; None for a temporary folder.
+        trainings: How many may go on at a time.
+
+    Yields:
+        Its address.
+
+    Raises:
+        UserError: There is no such run, model or table; the port is taken.
+    """
+    places, folder = Places(names), Path(tempfile.mkdtemp(prefix="opendino-"))
+    os.environ["GRADIO_TEMP_DIR"] = str(folder)
+    workshop = Workshop(out or folder / "runs", keep=out is not None, most=trainings)
+    fence = [Middleware(_Fence)]
+    if host in _LOCAL:  # no page from elsewhere may reach this one under a name of its own
+        fence.append(Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"]))
+    page = build(Desk(places, Shelf(device), workshop, folder))
+    try:
+        try:
+            _, address, _ = page.queue(max_size=100, default_concurrency_limit=8).launch(
+                server_name=host,
+                server_port=port or _free(host),
+                max_file_size=_uploads.MAX_BYTES,
+                app_kwargs={"middleware": fence},
+                theme=_theme(),
+                css=_STYLE,
+                footer_links=[],
+                share=False,
+                ssr_mode=False,
+                pwa=False,
+                mcp_server=False,
+                enable_monitoring=False,
+                inbrowser=False,
+                quiet=True,
+                prevent_thread_lock=True,
+            )
+        except OSError as error:
+            raise UserError(f"Cannot listen at {host}:{port}: {error}", "Choose another --port") from None
+        yield address
+    finally:
+        page.close(verbose=False)
+        workshop.close()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def build(desk: Desk) -> gr.Blocks:
+    """All tabs, under one choice of a model."""
+    with gr.Blocks(title="opendino", analytics_enabled=False, delete_cache=(600, 3600)) as page:
+        names = list(desk.places.models())
+        with gr.Row(equal_height=True, elem_id="head"):
+            gr.HTML("<h1>opendino</h1><p>Self-distillation with no labels: watch it learn, see what it sees</p>")
+            model = gr.Dropdown(names, value=names[0] if names else None, label="Model", min_width=320)
+        with gr.Tabs():
+            for tab in TABS:
+                with gr.Tab(tab.NAME):
+                    tab.build(desk, model)
+
+        def arrived(ask: gr.Request) -> Any:
+            return gr.update(choices=list(desk.models(session(ask))))
+
+        def left(ask: gr.Request) -> None:
+            desk.workshop.close(session(ask))
+
+        page.load(arrived, None, model, api_visibility="private", show_progress="hidden")
+        page.unload(left)
+    return page
+
+
+class _Fence:
+    """Tells browsers to load nothing from anywhere else, and to be framed by nobody."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def fenced(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                policy, referrer = (text.encode() for text in _FENCE)
+                message["headers"] += [
+                    (b"content-security-policy", policy),
+                    (b"referrer-policy", referrer),
+                    (b"x-content-type-options", b"nosniff"),
+                ]
+            await send(message)
+
+        await self._app(scope, receive, fenced if scope["type"] == "http" else send)
+
+
+def _free(host: str) -> int:
+    import socket
+
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.bind((host, 0))
+        return probe.getsockname()[1]
+
+
+def _theme() -> themes.Base:
+    """Gradio's plain theme in fonts that every machine has: its own would come from the internet."""
+    return themes.Base(
+        primary_hue="blue",
+        neutral_hue="zinc",
+        font=["system-ui", "sans-serif"],
+        font_mono=["ui-monospace", "monospace"],
+        radius_size="sm",
+    )
+
+
+_STYLE = """
+.gradio-container { max-width: 1240px !important; width: 100% !important; margin: 0 auto !important; }
+#head { align-items: end; }
+#head h1 { margin: 0; font-size: 1.7rem; font-weight: 650; }
+#head p { margin: .1rem 0 0; color: #71717a; }
+.plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(330px, 1fr)); gap: 1rem; margin-top: 1rem; }
+.plots svg, .bars svg { width: 100%; height: auto; background: white; border-radius: 6px; }
+.bars svg { display: block; margin-top: 1rem; }
+.html-container table { border-collapse: collapse; }
+.html-container :is(table, thead, tbody, tr) { border: 0 !important; }
+.html-container table :is(th, td) { border: 0 !important; padding: .3rem .7rem .3rem 0 !important; text-align: left; }
+.html-container table th { font-weight: normal !important; color: #71717a !important; }
+table.runs { width: 100%; }
+.html-container table.runs tr { border-bottom: 1px solid #e4e4e7 !important; }
+table.runs :is(th, td):not(:first-child) { text-align: right !important; font-variant-numeric: tabular-nums; }
+.bad-word { color: #d55e00; font-weight: 600; }
+.good, .bad { padding: .6rem .9rem; border-left: 6px solid #009e73; background: #eef8f4; color: #222; }
+.bad { border-color: #d55e00; background: #fdf1e8; }
+.track { height: 8px; border-radius: 4px; background: #e4e4e7; overflow: hidden; margin: .4rem 0 1rem; }
+.track div { height: 100%; background: #0072b2; transition: width .5s; }
+.bar { display: inline-block; height: .8em; background: #0072b2; margin-right: .5em; }
+"""

@@ -1,0 +1,66 @@
+"""Search: the images of a table that are most like a picture."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from opendino.app._desk import NETWORK, Desk, session, told
+from opendino.core.errors import UserError
+from opendino.models.load import Model
+from opendino.search.table import Table
+
+NAME = "Search"
+
+
+def build(desk: Desk, model: gr.Dropdown) -> None:
+    """The tab. Its model is the one that made the table, whichever is chosen at the top."""
+    names = list(desk.places.tables())
+    gr.Markdown(
+        "The images of a table that are most like a picture. Make one: `opendino embed MODEL DATA --out photos.parquet`"
+    )
+    with gr.Row():
+        with gr.Column(scale=2, min_width=280):
+            table = gr.Dropdown(names, value=names[0] if names else None, label="Table")
+            _, picture = desk.picture("Picture")
+            number = gr.Slider(1, 60, 12, step=1, label="How many")
+        with gr.Column(scale=5):
+            found = gr.Gallery(label="Most alike, with their cosines", columns=4, height=560, object_fit="contain")
+            note = gr.Markdown()
+
+    def search(
+        name: str | None, image: Image.Image | None, k: float, chosen: str | None, ask: gr.Request
+    ) -> tuple[list[Any], str]:
+        tables = desk.places.tables()
+        if image is None:
+            return [], ""
+        if name not in tables:
+            raise UserError("There is no table", "Start with: opendino app RUN photos.parquet")
+        shown = desk.shelf.table(tables[name])
+        network = _maker(desk, shown.table, [chosen, *desk.models(session(ask))], session(ask))
+        nearest = shown.table.nearest(network.embed(image).float().cpu(), int(k))
+        hits = list(zip(nearest.keys[0], nearest.scores[0], strict=True))
+        images = [(shown.thumbnail(key), f"{score:.2f} · {key}") for key, score in hits]
+        how = "all compared" if nearest.exact else "by an index"
+        return images, f"{len(hits)} of {len(shown.table):,} images, {how}."
+
+    gr.on(
+        [picture.change, table.change, number.change],
+        told(search),
+        [table, picture, number, model],
+        [found, note],
+        trigger_mode="always_last",
+        api_visibility="private",
+        **NETWORK,
+    )
+
+
+def _maker(desk: Desk, table: Table, names: list[str | None], whose: str) -> Model:
+    """The one of the models that made a table."""
+    for name in dict.fromkeys(names):
+        if name is not None and (found := desk.model(name, whose)).fingerprint == table.about["fingerprint"]:
+            return found
+    made_by = table.about["model"]
+    raise UserError(f"{table.name} was made by {made_by}, which is not here", f"opendino app {made_by} {table.name}")

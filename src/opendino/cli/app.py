@@ -1,0 +1,65 @@
+"""The web page: opendino app [RUN or MODEL or TABLE ...] [--port N]"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from opendino.cli import Outcome, _flags
+from opendino.core import log
+from opendino.core.errors import UsageError, UserError
+
+
+@dataclass(frozen=True)
+class Config:
+    """What `opendino app` takes."""
+
+    names: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="NAME")] = ()
+    """Run folders, model folders, tables (.parquet, .lance), timm:NAME, or folders that hold such; runs/ by default.
+    The page opens nothing else."""
+    host: str = "127.0.0.1"
+    """Address to listen at. Any but this machine's own lets others use the page, without a password."""
+    port: int = 7860
+    """Port to listen at; 0 for any that is free."""
+    out: str | None = None
+    """Folder for what is trained on the page; by default it goes when its user does."""
+    trainings: int = 1
+    """How many trainings may go on at a time."""
+    device: str = "auto"
+    """auto, cuda, mps or cpu."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port < 2**16:
+            raise UsageError(f"--port is {self.port}", "Use 1 to 65535, or 0")
+        if self.trainings < 1:
+            raise UsageError(f"--trainings is {self.trainings}", "Use a whole number from 1 up")
+
+
+def run(args: list[str]) -> Outcome:
+    """Serve the page until Ctrl-C."""
+    config = _flags.parse(Config, args, "opendino app", "See runs, models and tables in the browser.")
+    try:
+        from opendino.app.page import serve
+    except ImportError as error:
+        if error.name != "gradio":
+            raise
+        raise UserError("The web page needs Gradio", 'pip install "opendino[app]"') from None
+    from opendino.core import dist
+    from opendino.engine.interrupt import Interrupt
+
+    names = config.names or (("runs",) if Path("runs").is_dir() else ())
+    out = Path(config.out).expanduser() if config.out else None
+    device = dist.device(config.device)
+    with (
+        Interrupt(),
+        serve(names, device=device, host=config.host, port=config.port, out=out, trainings=config.trainings) as address,
+    ):
+        log.say(f"opendino is at {address}   (Ctrl-C ends it)")
+        with contextlib.suppress(KeyboardInterrupt):
+            threading.Event().wait()
+    return Outcome("", {"address": address})

@@ -1,0 +1,41 @@
+"""A map of embedded images in the browser: opendino explore TABLE [--port N]"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from opendino.cli import Outcome, _flags
+from opendino.core.errors import UsageError, UserError
+
+
+@dataclass(frozen=True)
+class Config:
+    """What `opendino explore` takes."""
+
+    table: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TABLE")]
+    """A .parquet or .lance table of `opendino embed`."""
+    host: str = "127.0.0.1"
+    """Address to listen at. Any but this machine's own lets others see the map, without a password."""
+    port: int = 5055
+    """Port to listen at."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.port < 2**16:
+            raise UsageError(f"--port is {self.port}", "Use 1 to 65535")
+
+
+def run(args: list[str]) -> Outcome | None:
+    """Start embedding-atlas on a table and wait for it."""
+    from opendino.app.explore import explore
+
+    config = _flags.parse(Config, args, "opendino explore", "A map of embedded images, by embedding-atlas.")
+    try:
+        code = explore(config.table, config.host, config.port)
+    except KeyboardInterrupt:
+        return None
+    if code:
+        raise UserError(f"embedding-atlas ended with code {code}", "What it said above tells why")
+    return None

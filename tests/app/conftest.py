@@ -1,0 +1,72 @@
+"""Runs, a table and photographs for the page, made once."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from opendino import config as configs
+from opendino.cli import main
+from opendino.models.build import backbone
+from opendino.models.load import preprocessing, save_backbone
+from opendino.recipes import demo
+
+
+def write_run(folder: Path, steps: int, done: int, seed: int = 0) -> Path:
+    """A run as `opendino train` leaves it, with weights by chance and curves made up."""
+    folder.mkdir(parents=True)
+    torch.manual_seed(seed)
+    network = backbone("vit/4", image_px=32, embed_dim=48, depth=2, num_heads=3)
+    save_backbone(folder, {"teacher": network}, preprocessing=preprocessing(32))
+    config = replace(demo.config(), steps=steps, out=str(folder))
+    (folder / "config.yaml").write_text(configs.dump(config), encoding="utf-8")
+    with open(folder / "metrics.jsonl", "w", encoding="utf-8") as file:
+        file.writelines(row(step, steps, seed) for step in range(1, done + 1))
+    return folder
+
+
+def row(step: int, steps: int, seed: int = 0) -> str:
+    """Lines of metrics.jsonl for one step."""
+    part, noise = step / steps, 0.1 * math.sin(12.9898 * (step + seed) ** 1.5)
+    numbers = {
+        "step": step, "ok": True, "loss": 1 + 4.5 * math.exp(-3 * part) + noise + 0.2 * seed,
+        "teacher_entropy": 3 - 2 * part + noise, "kl": 0.4 + math.exp(-2 * part) + noise, "entropy_frac": 0.5,
+        "marginal_frac": 0.9, "feature_spread": 0.6 + 0.2 * part, "momentum": 0.95 + 0.04 * part,
+    }  # fmt: skip
+    lines = [numbers]
+    if step % max(1, steps // 8) == 0:
+        knn = {"teacher": 30 + 50 * part**0.5, "student": 28 + 48 * part**0.5, "untrained": 31.0, "pixels": 18.0}
+        lines.append({"step": step, "knn": knn, "effective_rank": 5 + 20 * part})
+    return "".join(json.dumps(each) + "\n" for each in lines)
+
+
+def scene(number: int, size: tuple[int, int] = (96, 72)) -> Image.Image:
+    """A picture of a disc on a slope of colours; another number, another place and hue."""
+    height, width = size[1], size[0]
+    y, x = np.mgrid[:height, :width]
+    pixels = np.stack([40 + x * 120 // width, 70 + y * 90 // height, np.full_like(x, 60 + 20 * number % 150)], -1)
+    disc = (x - width * (0.3 + 0.05 * (number % 8))) ** 2 + (y - height / 2) ** 2 < (height / 4) ** 2
+    pixels[disc] = (230, 60 + 25 * number % 190, 40)
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with runs/first, runs/second, photos/*.png, photos.parquet of first's vectors, and secret.txt beside."""
+    folder = tmp_path_factory.mktemp("page")
+    write_run(folder / "runs/first", 800, 800)
+    write_run(folder / "runs/second", 800, 430, seed=1)
+    (folder / "photos").mkdir()
+    for number in range(24):
+        scene(number).save(folder / f"photos/{number:02d}.png")
+    (folder / "secret.txt").write_text("do not tell", encoding="utf-8")
+    words = ["embed", str(folder / "runs/first"), str(folder / "photos"), "--out", str(folder / "photos.parquet")]
+    assert main([*words, "--workers", "1"]) == 0
+    return folder

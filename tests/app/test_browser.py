@@ -1,0 +1,311 @@
+"""The page in a real browser, Chromium without a screen, as people drive it."""
+
+from __future__ import annotations
+
+import http.client
+import re
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import zipfile
+import zlib
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.app.conftest import row, scene
+
+from opendino.data import video
+
+sync = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium: apt-get install chromium"),
+]
+WAIT_MS = 60_000
+
+
+@pytest.fixture(scope="module")
+def address(place: Path) -> Iterator[str]:
+    """A page on runs and a table, as the command line serves it."""
+    command = [sys.executable, "-m", "opendino", "app", "runs", "photos.parquet", "--port", "0", "--device", "cpu"]
+    server = subprocess.Popen(command, cwd=place, stderr=subprocess.PIPE, text=True)
+    assert server.stderr is not None
+    said = ""
+    for line in server.stderr:
+        said += line
+        if found := re.search(r"opendino is at (http://127\.0\.0\.1:\d+)", line):
+            break
+    else:
+        pytest.fail(f"the page did not start: {said}")
+    yield found[1]
+    server.send_signal(signal.SIGTERM)
+    with server.stderr as stderr:
+        said = stderr.read()
+    assert server.wait(60) == 0
+    assert "Traceback" not in said  # nothing that people did was a mistake of ours
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with sync.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+class Visit:
+    """One user's browser at the page; notes whatever it asks of other machines."""
+
+    def __init__(self, browser: Any, address: str) -> None:
+        self.elsewhere: list[str] = []
+        self._context = browser.new_context(viewport={"width": 1280, "height": 860})
+        self._context.set_default_timeout(WAIT_MS)
+        self.page = self._context.new_page()
+        self.page.on("request", self._note)
+        self._own = (address, "data:", "blob:")
+        self.page.goto(address)
+        self.page.get_by_role("tab", name="Curves").wait_for()
+
+    def tab(self, name: str) -> Any:
+        """Open a tab; what is on it."""
+        self.page.get_by_role("tab", name=name, exact=True).click()
+        return self.page.get_by_role("tabpanel").filter(visible=True)
+
+    def close(self) -> None:
+        self._context.close()
+
+    def _note(self, request: Any) -> None:
+        if not request.url.startswith(self._own):
+            self.elsewhere.append(request.url)
+
+
+@pytest.fixture
+def visit(browser: Any, address: str) -> Iterator[Visit]:
+    visit = Visit(browser, address)
+    yield visit
+    assert visit.elsewhere == []
+    visit.close()
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    scene(5, (240, 180)).save(tmp_path / "photo.jpg")
+    return tmp_path / "photo.jpg"
+
+
+def put(panel: Any, file: Path, number: int = 0) -> None:
+    """Choose a file for a panel's upload."""
+    panel.locator("input[type=file]").nth(number).set_input_files(file)
+
+
+def picture(panel: Any, label: str) -> Any:
+    """The picture shown under a label."""
+    return panel.locator(".block").filter(has=panel.page.get_by_text(label, exact=True)).locator("img").first
+
+
+def sentence(page: Any, text: str) -> None:
+    """Wait for a notice that contains a text, and close it."""
+    notice = page.locator(".toast-body").filter(has_text=text).first
+    notice.wait_for()
+    notice.get_by_role("button").first.click()
+
+
+def test_curves_of_several_runs_grow_while_one_goes_on(visit: Visit, place: Path) -> None:
+    panel = visit.tab("Curves")
+    panel.get_by_text("430 of 800").wait_for()
+    panel.get_by_text("800 of 800").wait_for()
+    assert panel.locator(".plots svg").count() >= 5
+    loss = panel.locator(".plots svg").first.locator("polyline")
+    assert loss.count() == 2  # a line a run
+    before = loss.first.get_attribute("points")
+    with open(place / "runs/second/metrics.jsonl", "a", encoding="utf-8") as file:
+        file.writelines(row(step, 800, 1) for step in range(431, 441))
+    panel.get_by_text("440 of 800").wait_for()
+    assert loss.first.get_attribute("points") != before
+    panel.get_by_label("runs/first").uncheck()
+    sync.expect(loss).to_have_count(1, timeout=WAIT_MS)
+
+
+def test_a_picture_is_looked_at_and_sliders_and_kinds_change_what_is_shown(visit: Visit, photo: Path) -> None:
+    panel = visit.tab("Look")
+    put(panel, photo)
+    shown = picture(panel, "Attention map")
+    first = shown.get_attribute("src")
+    panel.get_by_text("dark to bright").wait_for()
+    panel.get_by_role("slider", name=re.compile("Attention in colour")).focus()
+    visit.page.keyboard.press("Home")
+    sync.expect(shown).not_to_have_attribute("src", first, timeout=WAIT_MS)
+    panel.get_by_label("Components").check()
+    panel.get_by_text("three components explain").wait_for()
+
+
+def test_bad_pictures_are_refused_in_a_sentence_and_the_page_goes_on(visit: Visit, tmp_path: Path, photo: Path) -> None:
+    panel = visit.tab("Look")
+    (tmp_path / "program.jpg").write_bytes(Path(sys.executable).resolve().read_bytes()[:100_000])
+    put(panel, tmp_path / "program.jpg")
+    panel.get_by_text("This picture cannot be used: not an image in a known format").wait_for()
+    (tmp_path / "huge.png").write_bytes(gigapixel())
+    put(panel, tmp_path / "huge.png")
+    panel.get_by_text("This picture cannot be used: Image size (1024000000 pixels)").wait_for()
+    put(panel, photo)
+    panel.get_by_text("dark to bright").wait_for()
+    assert not panel.get_by_text("cannot be used").is_visible()
+
+
+def test_a_click_finds_the_same_place_in_another_picture(visit: Visit, tmp_path: Path) -> None:
+    panel = visit.tab("Match")
+    scene(5, (240, 180)).save(tmp_path / "one.png")
+    put(panel, tmp_path / "one.png")
+    clicked = picture(panel, "First: click on it")
+    clicked.wait_for()
+    scene(5, (240, 180)).save(tmp_path / "two.png")
+    put(panel, tmp_path / "two.png", number=1)  # the first can be replaced
+    picture(panel, "Second").wait_for()
+    clicked.click()
+    panel.get_by_text("best match: 1.00").wait_for()  # the pictures are the same
+
+
+def test_search_shows_the_query_itself_first_and_never_a_path_to_it(visit: Visit, place: Path) -> None:
+    panel = visit.tab("Search")
+    put(panel, place / "photos/07.png")
+    panel.get_by_text("1.00 · 07.png").wait_for()
+    panel.get_by_text("12 of 24 images, all compared").wait_for()
+    assert str(place) not in visit.page.content()
+
+
+def test_a_painted_object_is_followed_through_a_film(visit: Visit, tmp_path: Path) -> None:
+    frames = (np.asarray(scene(number, (160, 120))) for number in range(6))
+    video.write(tmp_path / "film.mp4", frames, Fraction(6))
+    panel = visit.tab("Follow")
+    (tmp_path / "list.mp4").write_text("#EXTM3U\n#EXTINF:1,\n/etc/passwd\n", encoding="utf-8")
+    put(panel, tmp_path / "list.mp4")
+    panel.get_by_text("no film that can be used").wait_for()
+    panel.get_by_label("Clear").first.click()
+    put(panel, tmp_path / "film.mp4")
+    panel.get_by_text("film.mp4").first.wait_for()
+    visit.page.wait_for_timeout(2000)  # the editor fades its canvas in
+    canvas = panel.locator("canvas").first.bounding_box()
+    middle = canvas["x"] + canvas["width"] / 2, canvas["y"] + canvas["height"] / 2
+    panel.get_by_role("button", name="Follow").click()
+    sentence(visit.page, "Nothing is painted yet")
+    visit.page.mouse.move(*middle)
+    visit.page.mouse.down()
+    visit.page.mouse.move(middle[0] + 25, middle[1] + 10, steps=5)
+    visit.page.mouse.up()
+    panel.get_by_role("button", name="Follow").click()
+    panel.get_by_text("6 frames, 1 object.").wait_for()
+    assert panel.locator("video").count() == 1
+
+
+def test_the_temperature_sliders_move_the_distributions(visit: Visit) -> None:
+    panel = visit.tab("Temperature")
+    panel.get_by_text("Balanced.").wait_for()
+    bars = panel.locator(".bars").inner_html()
+    centring = panel.get_by_role("slider", name=re.compile("Centring"))
+    centring.focus()
+    visit.page.keyboard.press("Home")  # none
+    panel.get_by_text("One prototype takes over.").wait_for()
+    assert panel.locator(".bars").inner_html() != bars
+    panel.get_by_role("slider", name=re.compile("Teacher's temperature")).focus()
+    visit.page.keyboard.press("End")  # 1
+    panel.get_by_text("It says next to nothing.").wait_for()
+
+
+def test_a_training_shows_its_progress_and_can_be_stopped(visit: Visit) -> None:
+    panel = visit.tab("Train")
+    panel.get_by_role("button", name="Train").click()
+    panel.get_by_text(re.compile(r"Training: [1-9]\d* of 200 steps")).wait_for()
+    assert panel.locator(".plots svg").count() >= 1
+    panel.get_by_role("button", name="Stop").click()
+    panel.get_by_text(re.compile(r"Stopped: \d+ of 200 steps")).wait_for()
+    sync.expect(visit.page.get_by_label("Model")).to_have_value("trained here (1)", timeout=WAIT_MS)
+
+
+def test_a_zip_bomb_is_not_trained_on(visit: Visit, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as bomb:
+        bomb.writestr("a.png", bytes(80 * 2**20))
+    panel = visit.tab("Train")
+    panel.get_by_label("My own images (.zip)").check()
+    put(panel, tmp_path / "bomb.zip")
+    panel.get_by_text("bomb.zip").first.wait_for()
+    panel.get_by_role("button", name="Train").click()
+    sentence(visit.page, "would unpack to 80 MB")
+
+
+def test_users_see_nothing_of_each_other(browser: Any, address: str, photo: Path) -> None:
+    one, other = Visit(browser, address), Visit(browser, address)
+    put(one.tab("Look"), photo)
+    one.page.get_by_text("dark to bright").wait_for()
+    panel = other.tab("Look")
+    panel.get_by_label("Components").check()  # would draw the picture, were there one
+    other.page.wait_for_timeout(1500)
+    assert picture(panel, "Attention map").count() == 0
+    one.close()
+    other.close()
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/gradio_api/file={place}/secret.txt",
+        "/gradio_api/file=/etc/passwd",
+        "/gradio_api/file=../../../../../../../../etc/passwd",
+        "/gradio_api/file=%2e%2e%2f%2e%2e%2f%2e%2e%2f%2e%2e%2f%2e%2e%2fetc/passwd",
+        "/gradio_api/file={place}/runs/first/config.yaml",
+        "/static/../../../../../../../../../etc/passwd",
+        "/assets/%2e%2e/%2e%2e/%2e%2e/%2e%2e/%2e%2e/%2e%2e/%2e%2e/%2e%2e/etc/passwd",
+    ],
+)
+def test_no_file_is_handed_out(address: str, place: Path, path: str) -> None:
+    status, body = get(address, path.format(place=place))
+    assert status in (403, 404)
+    assert b"root:" not in body and b"do not tell" not in body and b"batch" not in body
+
+
+def test_events_take_no_paths_that_were_not_uploaded(address: str, place: Path) -> None:
+    """A client that names a file of the server's as if it had uploaded it."""
+    import json
+
+    status, body = get(address, "/config")
+    config = json.loads(body)
+    assert status == 200
+    events = [each["id"] for each in config["dependencies"] if ["input"] in [target[1:] for target in each["targets"]]]
+    assert events
+    picture = {"path": str(place / "photos/00.png"), "meta": {"_type": "gradio.FileData"}}
+    sent = json.dumps({"data": [picture], "fn_index": events[0], "session_hash": "x"})
+    status, body = get(address, "/gradio_api/run/predict", sent)
+    assert status >= 400 and b"do not tell" not in body
+
+
+def test_pages_under_other_names_do_not_reach_it(address: str) -> None:
+    """A site whose name is made to point at this machine (DNS rebinding)."""
+    assert get(address, "/", host="example.com")[0] == 400
+    assert get(address, "/")[0] == 200
+
+
+def get(address: str, path: str, body: str | None = None, host: str | None = None) -> tuple[int, bytes]:
+    """Ask for exactly this path: nothing tidies its dots."""
+    server = address.removeprefix("http://")
+    connection = http.client.HTTPConnection(server, timeout=60)
+    headers = {"Host": host or server, "Content-Type": "application/json"}
+    connection.request("POST" if body else "GET", path, body, headers)
+    answer = connection.getresponse()
+    return answer.status, answer.read()
+
+
+def gigapixel() -> bytes:
+    """A PNG of 32,000 by 32,000 pixels in a megabyte."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", 32_000, 32_000, 1, 0, 0, 0, 0)
+    rows = zlib.compress(bytes(4001 * 32_000), 9)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")

@@ -1,0 +1,57 @@
+"""Handing a table to embedding-atlas."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pyarrow.parquet
+import pytest
+
+from opendino.cli import main
+
+# Notes how it was called, and copies the file it was given.
+STUB = """#!/bin/sh
+printf '%s\\n' "$@" > "$NOTED"; cp "$1" "$NOTED.parquet"
+"""
+
+
+@pytest.fixture
+def noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    program = tmp_path / "bin/embedding-atlas"
+    program.parent.mkdir()
+    program.write_text(STUB)
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("NOTED", str(tmp_path / "noted"))
+    return tmp_path / "noted"
+
+
+def test_parquet_is_handed_over_as_it_is_on_this_machine_alone(place: Path, noted: Path) -> None:
+    table = str(place / "photos.parquet")
+    assert main(["explore", table, "--port", "5099"]) == 0
+    words = noted.read_text().splitlines()
+    assert words == [table, "--vector", "vector", "--text", "key", "--host", "127.0.0.1", "--port", "5099"]
+
+
+def test_a_lance_table_is_handed_over_as_parquet(place: Path, tmp_path: Path, noted: Path) -> None:
+    table = tmp_path / "photos.lance"
+    assert main(["embed", str(place / "runs/first"), str(place / "photos"), "--out", str(table)]) == 0
+    assert main(["explore", str(table)]) == 0
+    rows = pyarrow.parquet.read_table(f"{noted}.parquet")
+    assert rows.num_rows == 24 and {"key", "vector"} <= set(rows.column_names)
+
+
+def test_without_the_program_the_way_on_is_told(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert main(["explore", str(place / "photos.parquet"), "--json"]) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert told["error"] == {"message": "The map needs embedding-atlas", "hint": 'pip install "opendino[explore]"'}
+
+
+def test_a_missing_table_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explore", "nowhere.parquet"]) == 1
+    assert "There is no table nowhere.parquet" in capsys.readouterr().err

@@ -1,0 +1,65 @@
+"""What the page may open, and what is open already."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from tests.app.conftest import scene, write_run
+
+from opendino.app._places import Places
+from opendino.app._shelf import Shelf, sight
+from opendino.core.errors import UserError
+
+
+def test_runs_models_and_tables_are_found_by_the_names_they_were_given(place: Path) -> None:
+    places = Places([str(place / "runs"), str(place / "photos.parquet"), "timm:resnet50"])
+    runs = [str(place / "runs" / name) for name in ("first", "second")]
+    assert sorted(places.runs()) == runs
+    assert list(places.models()) == [*runs, "timm:resnet50"]
+    assert list(places.tables()) == [str(place / "photos.parquet")]
+
+
+def test_a_new_run_turns_up_and_the_newest_comes_first(tmp_path: Path) -> None:
+    write_run(tmp_path / "runs/one", 10, 5)
+    places = Places([str(tmp_path / "runs")])
+    write_run(tmp_path / "runs/two", 10, 5)
+    os.utime(tmp_path / "runs/two/metrics.jsonl", (0, 0))
+    assert [Path(name).name for name in places.runs()] == ["one", "two"]
+
+
+def test_a_link_out_of_a_named_folder_is_not_followed(tmp_path: Path) -> None:
+    write_run(tmp_path / "elsewhere", 10, 5)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/link").symlink_to(tmp_path / "elsewhere")
+    assert Places([str(tmp_path / "runs")]).runs() == {}
+
+
+@pytest.mark.parametrize("name", ["nowhere", "secret.txt"])
+def test_what_is_neither_run_nor_table_is_refused(place: Path, name: str) -> None:
+    with pytest.raises(UserError, match=name):
+        Places([str(place / name)])
+
+
+def test_a_model_is_opened_once_until_its_weights_change(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", 10, 5)
+    shelf = Shelf(torch.device("cpu"))
+    first = shelf.model(str(run))
+    assert shelf.model(str(run)) is first
+    os.utime(run / "backbone.safetensors", (1, 1))
+    assert shelf.model(str(run)) is not first
+
+
+def test_thumbnails_are_grey_where_an_image_is_gone(place: Path) -> None:
+    shown = Shelf(torch.device("cpu")).table(str(place / "photos.parquet"))
+    assert shown.thumbnail("03.png").size == (96, 72)
+    assert shown.thumbnail("../secret.txt").getcolors() == [(96 * 96, (0xDD, 0xDD, 0xDD))]
+
+
+def test_a_long_picture_is_seen_small_enough_for_memory(place: Path) -> None:
+    model = Shelf(torch.device("cpu")).model(str(place / "runs/first"))
+    image = scene(0, (400, 100))
+    prepared = sight(model, image, 480).prepare(image)  # 480 × 1920 px would be 57,600 patches of 4 px
+    assert 3500 < prepared.width * prepared.height / 4**2 < 4300

@@ -1,0 +1,130 @@
+"""What the tabs draw, without a page."""
+
+from __future__ import annotations
+
+import io
+import re
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+from tests.app.conftest import row, scene, write_run
+
+from opendino.app import _shelf, curves, follow, temperature, train
+from opendino.core.errors import UserError
+from opendino.visualise._canvas import COLOURS
+
+
+def test_curves_tell_runs_apart_and_escape_their_names(tmp_path: Path) -> None:
+    runs = {f"<b>{name}": write_run(tmp_path / name, 100, done) for name, done in (("a", 100), ("b", 60))}
+    reader = curves.Reader()
+    drawn = curves.draw(runs, {name: reader.columns(run) for name, run in runs.items()})
+    assert "100 of 100" in drawn and "60 of 100" in drawn and "finished" in drawn and "running" in drawn
+    assert "<b>" not in drawn.replace("<b>a", "<b>a", 0) or "&lt;b&gt;a" in drawn
+    assert all(colour in drawn for colour in COLOURS[:2])
+    assert len(re.findall("<svg", drawn)) == len(curves.of_runs({"x": reader.columns(runs["<b>a"])}))
+
+
+def test_a_collapsed_run_is_named(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", 100, 0)
+    same = row(1, 100).replace('"entropy_frac": 0.5', '"entropy_frac": 0.999')
+    (run / "metrics.jsonl").write_text(same * 60)
+    assert "uniform" in curves.state(run, 60, 100)
+
+
+def test_a_run_is_read_again_once_it_has_grown_and_reading_it_is_cheap(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", 100, 10)
+    reader = curves.Reader()
+    assert reader.columns(run)["loss"][0][-1] == 10
+    assert reader.columns(run) is reader.columns(run)
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write(row(11, 100))
+    path = run / "metrics.jsonl"
+    reader._read[path].took = 1e6  # a file that takes long to read is left alone for a while
+    assert reader.columns(run)["loss"][0][-1] == 10
+    reader._read[path].took = 0
+    time.sleep(0.001)
+    assert reader.columns(run)["loss"][0][-1] == 11
+    (run / "metrics.jsonl").unlink()
+    with pytest.raises(UserError, match="is gone"):
+        reader.columns(run)
+
+
+def test_runs_of_the_same_name_are_numbered() -> None:
+    assert curves._short(["a/x", "b/x"]) == {"a/x": "1", "b/x": "2"}
+    assert curves._short(["a/x", "b/y"]) == {"a/x": "x", "b/y": "y"}
+
+
+@pytest.mark.parametrize(
+    ("sliders", "word"),
+    [
+        ((0.04, 0.1, 1, 0.25, 32, 0), "Balanced"),
+        ((0.04, 0.1, 0, 0.25, 32, 0), "One prototype takes over"),
+        ((1, 0.1, 1, 0.25, 32, 0), "It says next to nothing"),
+        ((1, 0.1, 0, 0.25, 32, 0), "It says next to nothing"),
+        ((0.04, 0.1, 0, 0, 32, 0), "Balanced"),  # without a lead there is nothing to centre
+    ],
+)
+def test_the_laboratory_names_each_way_to_fail(sliders: tuple[float, ...], word: str) -> None:
+    assert f"<b>{word}.</b>" in temperature.draw(*sliders)
+
+
+def layer(size: tuple[int, int], *discs: tuple[int, int, int, str]) -> bytes:
+    """A transparent PNG with discs (x, y, radius, colour), their rims softened as a browser paints them."""
+    image = Image.new("RGBA", (4 * size[0], 4 * size[1]), (0, 0, 0, 0))
+    pen = ImageDraw.Draw(image)
+    for x, y, radius, colour in discs:
+        pen.ellipse([4 * (x - radius), 4 * (y - radius), 4 * (x + radius), 4 * (y + radius)], colour)
+    out = io.BytesIO()
+    image.resize(size, Image.Resampling.BOX).save(out, "PNG")
+    return out.getvalue()
+
+
+def test_brush_colours_become_objects() -> None:
+    labels = follow.painted_labels([layer((80, 60), (20, 30, 8, COLOURS[1]), (60, 30, 8, COLOURS[3]))])
+    assert labels.shape == (60, 80) and set(np.unique(labels)) == {0, 1, 3}
+    assert labels[30, 20] == 1 and labels[30, 60] == 3 and labels[5, 40] == 0
+
+
+def test_an_empty_layer_is_refused() -> None:
+    with pytest.raises(UserError, match="Nothing is painted"):
+        follow.painted_labels([layer((80, 60))])
+    with pytest.raises(UserError, match="Nothing is painted"):
+        follow.painted_labels([])
+
+
+def test_a_disc_is_followed(place: Path) -> None:
+    model = _shelf.Shelf(torch.device("cpu")).model(str(place / "runs/first"))
+    frames = [("", np.asarray(scene(number, (160, 120)))) for number in range(5)]
+    labels = follow.painted_labels([layer((160, 120), (48, 60, 27, COLOURS[1]))])
+    drawn = list(follow.followed(model, iter(frames), labels, 120))
+    assert len(drawn) == 5 and all(frame.shape == (120, 160, 3) for frame in drawn)
+    inside = np.any(drawn[-1] != frames[-1][1], -1)
+    y, x = np.mgrid[:120, :160]
+    disc = (x - 160 * 0.5) ** 2 + (y - 60) ** 2 < 30**2  # it has moved by 32 px
+    assert (inside & disc).sum() / (inside | disc).sum() > 0.6
+
+
+class Told(train.Training):
+    """A training that says what it is told to."""
+
+    def __init__(self, out: Path, stopped: bool = False, said: str = "") -> None:
+        self.out, self.steps, self.stopped, self._told = out, 100, stopped, said
+
+    @property
+    def failed(self) -> str:
+        return self._told
+
+
+def test_progress_is_drawn_and_failures_are_told(tmp_path: Path) -> None:
+    out = write_run(tmp_path / "run", 100, 60)
+    drawn = train.draw(Told(out), running=True)
+    assert (
+        "<b>Training:</b> 60 of 100 steps" in drawn and "width:60.0%" in drawn and "teacher (the one to use)" in drawn
+    )
+    assert "<b>Stopped:</b>" in train.draw(Told(out, stopped=True), running=False)
+    assert "&lt;x&gt;" in train.draw(Told(out, said="<x>"), running=False)
+    assert "<b>Training:</b> 0 of 100" in train.draw(Told(tmp_path / "none"), running=True)
