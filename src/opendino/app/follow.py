@@ -66,7 +66,7 @@ def build(desk: Desk, model: gr.Dropdown) -> None:
             file = _uploads.path(raw, desk.folder)
             if file is None:
                 return None, None, gr.update(visible=False)
-            first = {"background": _uploads.film(file), "layers": [], "composite": None}
+            first = _uploads.film(file)
         except UserError as error:
             return None, None, refusal(error)
         return file, first, gr.update(visible=False)
