@@ -190,15 +190,18 @@ def test_a_painted_object_is_followed_through_a_film(visit: Visit, tmp_path: Pat
     panel.get_by_label("Clear").first.click()
     put(panel, tmp_path / "film.mp4")
     panel.get_by_text("film.mp4").first.wait_for()
-    visit.page.wait_for_timeout(2000)  # the editor fades its canvas in
+    visit.page.wait_for_timeout(5000)  # the editor builds its canvas
     canvas = panel.locator("canvas").first.bounding_box()
     middle = canvas["x"] + canvas["width"] / 2, canvas["y"] + canvas["height"] / 2
     panel.get_by_role("button", name="Follow").click()
     sentence(visit.page, "Nothing is painted yet")
     visit.page.mouse.move(*middle)
     visit.page.mouse.down()
-    visit.page.mouse.move(middle[0] + 25, middle[1] + 10, steps=5)
+    for step in range(6):  # as slowly as a hand
+        visit.page.mouse.move(middle[0] + 5 * step, middle[1] + 2 * step)
+        visit.page.wait_for_timeout(80)
     visit.page.mouse.up()
+    visit.page.wait_for_timeout(1000)
     panel.get_by_role("button", name="Follow").click()
     panel.get_by_text("6 frames, 1 object.").wait_for()
     assert panel.locator("video").count() == 1
