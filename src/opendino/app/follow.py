@@ -87,7 +87,8 @@ def build(desk: Desk, model: gr.Dropdown) -> None:
         drawn = followed(desk.model(name, session(ask)), frames, labels, int(size))
         rate = video.rate(file) or Fraction(25)
         number = video.write(out, progress.tqdm(drawn, total=_uploads.FILM_FRAMES, unit="frames"), rate)
-        return str(out), f"{number:,} frames, {labels.max()} object{'s' * (labels.max() > 1)}."
+        objects = len(np.unique(labels[labels > 0]))
+        return str(out), f"{number:,} frames, {objects} object{'s' * (objects > 1)}."
 
     upload.change(
         told(take), upload, [film, editor, refused], preprocess=False, api_visibility="private", show_progress="hidden"
