@@ -136,7 +136,7 @@ def test_curves_of_several_runs_grow_while_one_goes_on(visit: Visit, place: Path
 def test_a_picture_is_looked_at_and_sliders_and_kinds_change_what_is_shown(visit: Visit, photo: Path) -> None:
     panel = visit.tab("Look")
     put(panel, photo)
-    shown = picture(panel, "Attention map")
+    shown = picture(panel, "What it sees")
     first = shown.get_attribute("src")
     panel.get_by_text("dark to bright").wait_for()
     panel.get_by_role("slider", name=re.compile("Attention in colour")).focus()
@@ -249,7 +249,7 @@ def test_users_see_nothing_of_each_other(browser: Any, address: str, photo: Path
     panel = other.tab("Look")
     panel.get_by_label("Components").check()  # would draw the picture, were there one
     other.page.wait_for_timeout(1500)
-    assert picture(panel, "Attention map").count() == 0
+    assert picture(panel, "What it sees").count() == 0
     one.close()
     other.close()
 
