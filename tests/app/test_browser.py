@@ -11,6 +11,7 @@ import signal
 import struct
 import subprocess
 import sys
+import time
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -37,21 +38,16 @@ WAIT_MS = 60_000
 def address(place: Path) -> Iterator[str]:
     """A page on runs and a table, as the command line serves it."""
     command = [sys.executable, "-m", "opendino", "app", "runs", "photos.parquet", "--port", "0", "--device", "cpu"]
-    server = subprocess.Popen(command, cwd=place, stderr=subprocess.PIPE, text=True)
-    assert server.stderr is not None
-    said = ""
-    for line in server.stderr:
-        said += line
-        if found := re.search(r"opendino is at (http://127\.0\.0\.1:\d+)", line):
-            break
-    else:
-        pytest.fail(f"the page did not start: {said}")
+    said = place / "server.txt"  # a file and not a pipe, which would fill up and hold the server
+    with open(said, "w", encoding="utf-8") as stderr:
+        server = subprocess.Popen(command, cwd=place, stderr=stderr)
+    while not (found := re.search(r"opendino is at (http://127\.0\.0\.1:\d+)", said.read_text(encoding="utf-8"))):
+        assert server.poll() is None, said.read_text(encoding="utf-8")
+        time.sleep(0.1)
     yield found[1]
     server.send_signal(signal.SIGTERM)
-    with server.stderr as stderr:
-        said = stderr.read()
     assert server.wait(60) == 0
-    assert "a mistake of ours" not in said
+    assert "a mistake of ours" not in said.read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
