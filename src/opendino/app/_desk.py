@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import html
 import inspect
-import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ from opendino.app import _uploads
 from opendino.app._places import Places
 from opendino.app._shelf import Shelf
 from opendino.app._workshop import Workshop
+from opendino.core import log
 from opendino.core.errors import BadImage, UserError
 from opendino.models.load import Model
 
@@ -133,7 +133,7 @@ def _sentences() -> Iterator[None]:
     except gr.Error:
         raise
     except Exception:
-        traceback.print_exc(file=sys.stderr)
+        log.warn(f"a mistake of ours\n{traceback.format_exc()}")
         sentence = "That went wrong, and the mistake is ours: the terminal says more"
         raise gr.Error(sentence, title="", print_exception=False) from None
 

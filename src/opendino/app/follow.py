@@ -66,7 +66,7 @@ def build(desk: Desk, model: gr.Dropdown) -> None:
             file = _uploads.path(raw, desk.folder)
             if file is None:
                 return None, None, gr.update(visible=False)
-            first = {"background": _uploads.film(file), "layers": [], "composite": None}
+            first = _uploads.film(file)
         except UserError as error:
             return None, None, refusal(error)
         return file, first, gr.update(visible=False)
@@ -81,13 +81,14 @@ def build(desk: Desk, model: gr.Dropdown) -> None:
     ) -> tuple[str, str]:
         if file is None:
             raise UserError("There is no film yet", "Put one in above")
-        labels = painted_labels(_layers(editor, painted))
+        labels = painted_labels(_layers(painted, desk.folder))
         out = desk.temporary(".mp4")
         frames = itertools.islice(video.frames(file), _uploads.FILM_FRAMES)
         drawn = followed(desk.model(name, session(ask)), frames, labels, int(size))
         rate = video.rate(file) or Fraction(25)
         number = video.write(out, progress.tqdm(drawn, total=_uploads.FILM_FRAMES, unit="frames"), rate)
-        return str(out), f"{number:,} frames, {labels.max()} object{'s' * (labels.max() > 1)}."
+        objects = len(np.unique(labels[labels > 0]))
+        return str(out), f"{number:,} frames, {objects} object{'s' * (objects > 1)}."
 
     upload.change(
         told(take), upload, [film, editor, refused], preprocess=False, api_visibility="private", show_progress="hidden"
@@ -102,10 +103,11 @@ def build(desk: Desk, model: gr.Dropdown) -> None:
     )
 
 
-def _layers(editor: gr.ImageEditor, painted: Any) -> list[bytes]:
-    """The PNGs that the browser has just sent for what is painted, before gradio opens them."""
-    sent = editor.blob_storage.pop(str(painted.get("id")) if isinstance(painted, dict) else "", None)
-    return [layer for layer in sent.layers if layer] if sent else []
+def _layers(painted: Any, folder: Path) -> list[bytes]:
+    """The PNGs of what is painted that the browser has just uploaded, before gradio opens them."""
+    sent = painted.get("layers") if isinstance(painted, dict) else None
+    files = [_uploads.path(layer, folder) for layer in sent] if isinstance(sent, list) else []
+    return [file.read_bytes() for file in files if file]
 
 
 def painted_labels(layers: list[bytes]) -> np.ndarray:

@@ -27,7 +27,7 @@ def build(desk: Desk, model: gr.Dropdown) -> None:
             mass = gr.Slider(0.1, 1, 0.6, step=0.05, label="Attention in colour")
             foreground = gr.Checkbox(False, label="Leave the background black", visible=False)
         with gr.Column(scale=5):
-            found = gr.Image(label="Attention map", interactive=False, format="png", height=520, buttons=["fullscreen"])
+            found = gr.Image(label="What it sees", interactive=False, format="png", height=520, buttons=["fullscreen"])
             note = gr.Markdown()
 
     def look(
