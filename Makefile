@@ -22,7 +22,7 @@ demo: setup
 	$(BIN)/opendino demo --out $(RUN)
 
 test: setup
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
 
 check: setup
 	$(BIN)/ruff check .

@@ -148,7 +148,8 @@ def _run(
             state = _restore(path, method, optimizer, source)
         state["world"] = dist.world()
         first: int = state["step"]
-        stream = loader.batches(batches, first * parts, total * parts, config.workers, device.type == "cuda")
+        ahead = loader.batches(batches, first * parts, total * parts, config.workers, device.type == "cuda")
+        stream = closing.enter_context(contextlib.closing(ahead))
         # The first batch proves that the images can be read; before that nothing is written.
         head = [next(stream)] if first < total else []
         stream = itertools.chain(head, stream)

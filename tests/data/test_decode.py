@@ -152,6 +152,20 @@ def test_shrunk_once_to_the_area(form: str | None, height: int, width: int) -> N
             close(result, smooth(new_height, new_width), 12)
 
 
+@pytest.mark.parametrize("max_area_px", [None, 9000, 2300])
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+@pytest.mark.parametrize("quality", [30, 95])
+def test_a_jpeg_is_what_pillow_makes_of_it_to_the_bit(quality: int, subsampling: int, max_area_px: int | None) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (21, 34, 3), np.uint8)
+    picture = Image.fromarray(noise).resize((203, 118), Image.Resampling.BICUBIC)
+    data = encoded(picture, "JPEG", quality=quality, subsampling=subsampling)
+    with Image.open(io.BytesIO(data)) as image:
+        size = module._working_size(image.size, max_area_px)
+        image.draft(None, size)
+        expected = image.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0) if image.size != size else image
+        assert (decode(data, max_area_px) == np.array(expected)).all()
+
+
 def test_shrinking_is_antialiased() -> None:
     """Stripes one pixel wide turn into an even grey, whether the DCT or the filter removes them."""
     stripes = np.zeros((512, 512, 3), np.uint8)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -109,6 +111,22 @@ class Wrong(Dataset):
 def test_other_errors_are_not_taken_for_deaths() -> None:
     with pytest.raises(RuntimeError, match="our own mistake"):
         next(stream(Wrong(), Hands(), 0, 2, 1))
+
+
+@pytest.mark.slow
+def test_python_ends_though_something_holds_on_to_the_processes() -> None:
+    script = "import builtins; from tests.data.test_workers import *; builtins.held = stream(Right(), Hands(), 0, 9, 1)"
+    ended = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", f"{script}; print(next(builtins.held))"],
+        cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert ended.stdout == "0\n", ended.stderr
+    assert ended.returncode == 0
+
+
+class Right(Dataset):
+    def __getitem__(self, n: int) -> int:
+        return n
 
 
 def test_without_processes_there_is_no_timer(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ So the number of workers changes nothing, and a run resumes by starting to count
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -179,7 +179,7 @@ class Batches(Dataset[Batch | UserError]):
         )
 
 
-def batches(dataset: Batches, first: int, last: int, workers: int, pin: bool) -> Iterator[Batch]:
+def batches(dataset: Batches, first: int, last: int, workers: int, pin: bool) -> Generator[Batch, None, None]:
     """Items first … last - 1, made ahead by `workers` processes (0: by this one).
 
     Raises:
@@ -198,7 +198,8 @@ def to_canvas(pixels: list[np.ndarray]) -> tuple[Tensor, Tensor]:
     """
     sizes = np.array([image.shape[:2] for image in pixels], np.int32)
     height, width = (-(-int(side) // 32) * 32 for side in sizes.max(0))
-    canvas = np.zeros((len(pixels), height, width, 3), np.uint8)
+    canvas = np.empty((len(pixels), height, width, 3), np.uint8)
     for row, image in zip(canvas, pixels, strict=True):
-        row[: image.shape[0], : image.shape[1]] = image
+        rows, columns = image.shape[:2]
+        row[:rows, :columns], row[:rows, columns:], row[rows:] = image, 0, 0
     return torch.from_numpy(canvas).permute(0, 3, 1, 2), torch.from_numpy(sizes)

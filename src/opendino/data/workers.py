@@ -13,6 +13,7 @@ import fcntl
 import signal
 import sys
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -164,6 +165,8 @@ def _started(dataset: Dataset[Any], numbers: range, workers: int, pin: bool) -> 
     before = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
     items = iter(loader)
     if workers:
+        # Whatever still holds on to them when Python ends, which would wait for them for ever: they hear no SIGTERM.
+        weakref.finalize(items, _end, items._workers)  # pyright: ignore[reportAttributeAccessIssue]
         # torch would have the death of a process raise wherever the main one is, in the middle of a step too. It also
         # looks by itself when it waits for an item.
         with contextlib.suppress(ValueError):  # only the main thread may, and only there torch has
@@ -184,6 +187,12 @@ def _buried(items: Any) -> dict[int, int]:
     for worker in workers if dead else ():
         worker.kill()
     return dead
+
+
+def _end(workers: list[Any]) -> None:
+    for worker in workers:
+        with contextlib.suppress(ValueError):  # closed long ago
+            worker.kill()
 
 
 def _as_is(item: Any) -> Any:
