@@ -391,9 +391,10 @@ def told_to_stop(home: Path, peace: dict[str, Life], times: int) -> Iterator[Row
         while row.tried < times:
             life, asked = Life(home, f"{number.name}-{row.tried}", workers=row.tried % 2), 0
             while True:
+                before = life.text().count(" from step ")
                 process = life.start()
-                ready = life.run / "latest"
-                while process.poll() is None and not ready.exists():
+                # Before it says where it starts it has nothing to save, and ends as any program does.
+                while process.poll() is None and life.text().count(" from step ") == before:
                     time.sleep(0.01)
                 if process.wait(random.uniform(0.0, 1.5)) is None and asked < 3:
                     began = time.monotonic()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -114,9 +115,10 @@ def config(out: Path) -> Config:
 def test_two_machines_survive_the_loss_and_return_of_one(tmp_path: Path) -> None:
     run, settings, logs = tmp_path / "run", tmp_path / "settings.yaml", [tmp_path / "log a", tmp_path / "log b"]
     settings.write_text(dump(config(run)))
-    first, _ = (start(number, settings, run, logs[number]) for number in (0, 1))
+    first, lost = (start(number, settings, run, logs[number]) for number in (0, 1))
     wait_for(lambda: 20 in saved(run), logs[0])
     unplug(NAMES[1])
+    assert lost.wait(timeout=60) == -signal.SIGKILL
     (tmp_path / "lost").touch()
     wait_for(lambda: 40 in saved(run), logs[0])
     second = start(1, settings, run, logs[1])

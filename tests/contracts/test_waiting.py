@@ -1,0 +1,102 @@
+"""In a training step the host asks the device for nothing, whatever the method, network and optimiser."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from tests.contracts.test_methods import NAMES, PACKAGE, small
+from torch.profiler import ProfilerActivity, profile
+
+from opendino.core.contracts import Method
+from opendino.core.types import Clock, Views
+from opendino.data.cache import Images
+from opendino.data.crops import crops
+from opendino.data.loader import Batch, Batches
+from opendino.data.open import open_source
+from opendino.engine import optim
+from opendino.models.build import backbone
+from opendino.train import step
+
+QUESTIONS = {"aten::item", "aten::_local_scalar_dense", "aten::is_nonzero", "aten::nonzero", "aten::equal"}
+"""What a tensor is asked when the host needs its value; on a GPU each waits for all work before it."""
+
+NETWORKS = {
+    "vit": lambda: backbone("vit/8", image_px=32, embed_dim=8, depth=2, num_heads=2, drop_path=0.1),
+    "resnet18": lambda: backbone("resnet18/3x3", image_px=32),
+    "conv4": lambda: backbone("conv4", width=4),
+}
+
+
+def batch_of(spec: object) -> Batch:
+    batches = Batches(Images(open_source("toy:textures?n=16&size=40"), None), spec, seed=0, batch=4)  # pyright: ignore
+    batch = batches[0]
+    assert isinstance(batch, Batch)
+    return batch
+
+
+def steps(name: str, network: str, optimiser: optim.Config, device: torch.device) -> Iterator[None]:
+    """Two steps that count for nothing (buffers are made, kernels chosen), and a third."""
+    module = importlib.import_module(f"{PACKAGE}.{name}")
+    config = small(module)
+    method: Method = module.build(config, lambda role: NETWORKS[network]()).train().to(device)
+    spec = module.views(config)
+    batch, optimizer = batch_of(spec), optim.build(optimiser, method.student)
+    clock = Clock(5, 10, 4)
+    for _ in range(3):
+        yield
+        there = batch.to(device)
+        views = Views(crops(there.canvas, there.draws, spec), there.labels % 3, there.indices, spec.num_labelled(4))
+        step(method, method, optimizer, optimiser, 4, clock, [views])
+
+
+CASES = [(name, "vit", optim.Config()) for name in NAMES] + [
+    ("dino", "resnet18", optim.Config(name="lars")),
+    ("dino", "conv4", optim.Config(name="sgd", clip_by="global")),
+    ("byol", "resnet18", optim.Config(name="lars")),
+]
+
+
+@pytest.mark.parametrize(("name", "network", "optimiser"), CASES, ids=lambda value: getattr(value, "name", value))
+def test_a_step_asks_for_no_value(name: str, network: str, optimiser: optim.Config) -> None:
+    going = steps(name, network, optimiser, torch.device("cpu"))
+    for _ in range(3):
+        next(going)
+    with profile(activities=[ProfilerActivity.CPU]) as profiled, pytest.raises(StopIteration):
+        next(going)
+    asked = [event for event in profiled.events() or () if event.name in QUESTIONS and not of_the_kernel(event)]
+    assert [event.name for event in asked] == []
+    assert any(event.name == "aten::addmm" for event in profiled.events() or ()), "it has seen the step"
+
+
+def of_the_kernel(event: Any) -> bool:
+    """Whether it is torch's fused AdamW for the CPU that reads its own step counts, which lie in the host's memory."""
+    while event.cpu_parent is not None:
+        event = event.cpu_parent
+        if event.name == "aten::_fused_adamw_":
+            return True
+    return False
+
+
+def test_the_profiler_would_see_a_question() -> None:
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        float(torch.ones(1))
+    assert {event.key for event in profiled.key_averages()} & QUESTIONS
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize(("name", "network", "optimiser"), CASES, ids=lambda value: getattr(value, "name", value))
+def test_a_step_never_waits_for_the_gpu(name: str, network: str, optimiser: optim.Config) -> None:
+    going = steps(name, network, optimiser, torch.device("cuda"))
+    for _ in range(3):
+        next(going)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with pytest.raises(StopIteration):
+            next(going)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
