@@ -72,7 +72,7 @@ def _help() -> str:
         "usage: opendino VERB ... [--json]",
         "",
     ]
-    lines += [f"  {verb:<8} {registry.summary('opendino.cli', verb)}" for verb in registry.names("opendino.cli")]
+    lines += [f"  {verb:<11} {registry.summary('opendino.cli', verb)}" for verb in registry.names("opendino.cli")]
     return "\n".join([*lines, "", "`opendino VERB --help` says more. Start with: opendino demo"])
 
 
