@@ -1,4 +1,4 @@
-"""A run's course: loss, entropy, KL, rank, k-NN and schedules over steps; several runs a line each.
+"""A run's course: loss, entropy, KL, rank, k-NN, schedules and throughput over steps; several runs a line each.
 
 Drawn are the mean over short stretches, and pale behind it the smallest and largest value of each, so that no spike is
 lost however long the run is.
@@ -45,6 +45,8 @@ PANELS = {
     "weight_decay": ("Weight decay", ""),
     "momentum": ("Teacher's momentum", ""),
     "teacher_temp": ("Teacher's temperature", ""),
+    "images_per_second": ("Throughput", "images/s"),
+    "data_wait": ("Waiting for images", "share of time"),
 }
 
 _SCHEDULES = ("lr", "weight_decay", "momentum", "teacher_temp")

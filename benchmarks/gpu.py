@@ -1,0 +1,293 @@
+"""What a GPU makes of it beside the classic way, in nine minutes at most: waits, crops, step, JPEG files to weights.
+
+Run it on a machine with a CUDA device: python benchmarks/gpu.py [--images FOLDER] [--workers N] [--out FILE.json].
+Needs torchvision. All is measured on one device; the classic way (benchmarks/classic.py) runs under bfloat16 autocast
+too, so that the ratio is of the way and not of the precision. A table goes to stderr, the last line of stdout is one
+JSON document. `--device cpu --small` runs the same lines in two minutes anywhere; its numbers mean nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from classic import Files, Pair
+from PIL import Image
+from torch import Tensor
+
+from opendino import config as configs
+from opendino import train
+from opendino.core.types import Clock, Views
+from opendino.data import loader
+from opendino.data.cache import Images
+from opendino.data.crops import crops
+from opendino.data.decode import working_area_px
+from opendino.data.open import open_source
+from opendino.engine import optim, precision
+from opendino.engine.speed import peak_flops
+from opendino.methods import dino
+from opendino.models import build
+
+step = sys.modules["opendino.train"].step
+PAPER = dino.Config(freeze_last_layer="0")
+SMALL = replace(PAPER, out_dim=256, local_crops=2, global_size_px=64, local_size_px=32)
+PARTS = ("waits", "crops", "step_vits16", "step_vitb16", "end_to_end")
+
+
+def main() -> None:
+    """Measure, print, report."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--images", type=Path, help="a folder of JPEG files; 2,048 of 500 x 333 px are made if absent")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--workers", type=int, default=max(1, len(os.sched_getaffinity(0)) - 1))
+    parser.add_argument("--batch", type=int, default=128, help="images a step")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of each end-to-end run")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--small", action="store_true", help="a tiny network and few images, to try the program")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    device = torch.device(args.device)
+    if args.small:
+        args.batch, args.seconds, args.workers = 8, 5.0, 1
+    with tempfile.TemporaryDirectory() as home:
+        args.home = Path(home)
+        args.images = args.images or made_images(args.home / "images", 64 if args.small else 2048)
+        found: dict[str, Any] = {}
+        for part in args.only:
+            began = time.monotonic()
+            found[part] = globals()[f"of_{part}"](args, device)
+            found[part]["took_seconds"] = round(time.monotonic() - began)
+            told = ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in found[part].items())
+            print(f"{part:<14}{told}", file=sys.stderr, flush=True)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    document = {
+        "what": "the classic way and ours on one device",
+        "machine": f"{name}, {len(os.sched_getaffinity(0))} cores, torch {torch.__version__}, {args.workers} workers",
+        "date": time.strftime("%Y-%m-%d"),
+        "batch": args.batch,
+        "parts": found,
+    }
+    text = json.dumps(document)
+    if args.out:
+        args.out.write_text(text + "\n", encoding="utf-8")
+    print(text)
+
+
+def of_waits(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """Whether a step ever waits for the device: CUDA refuses each wait."""
+    ours = Ours("vit_small/16", args, device)
+    for _ in range(3):
+        ours.step(ours.views())
+    views = ours.views()
+    if device.type == "cuda":
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        ours.step(views)
+        waits = "none"
+    except RuntimeError as error:
+        waits = str(error).splitlines()[0]
+    finally:
+        if device.type == "cuda":
+            torch.cuda.set_sync_debug_mode("default")
+    return {"waits": waits}
+
+
+def of_crops(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """2 + 10 views of whole images; the floor is to read the images and to write the views once."""
+    spec = dino.views(PAPER)
+    batch = first_batch(args).to(device)
+    seconds = timed(lambda: crops(batch.canvas, batch.draws, spec), device)
+    written = sum(len(g.views) * len(batch.labels) * 3 * g.size_px**2 * 4 for g in spec.groups)
+    moved = written + batch.canvas.nbytes
+    copied = torch.empty(2**28, dtype=torch.uint8, device=device)
+    bandwidth = 2 * copied.nbytes / timed(copied.clone, device)
+    found = {"ours_us_an_image": 1e6 * seconds / len(batch.labels), "times_the_floor": seconds * bandwidth / moved}
+    with contextlib.suppress(ImportError):
+        from torchvision.transforms import v2
+
+        one = v2.Compose([  # whole batch, one set of choices: less work than is asked for
+            v2.RandomResizedCrop(224, (0.25, 1.0), antialias=True), v2.RandomHorizontalFlip(),
+            v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.2, 0.1)], 0.8), v2.RandomGrayscale(0.2),
+            v2.RandomApply([v2.GaussianBlur(23, (0.1, 2.0))], 0.5),
+            v2.ToDtype(torch.float32, scale=True), v2.Normalize(spec.mean, spec.std),
+        ])  # fmt: skip
+        images = list(batch.canvas[:8])
+
+        def torchvision() -> None:
+            for image in images:
+                for _ in range(12):
+                    one(image)
+
+        found["torchvision_v2_us_an_image"] = 1e6 * timed(torchvision, device) / len(images)
+    return found
+
+
+def of_step_vits16(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """A training step on views that are there already, both ways."""
+    return of_step("vit_small/16", args, device)
+
+
+def of_step_vitb16(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """The same for ViT-B/16 with half the images."""
+    return of_step("vit_base/16", argparse.Namespace(**{**vars(args), "batch": args.batch // 2}), device)
+
+
+def of_step(name: str, args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """Images a second of both, and model FLOPs utilisation of ours, against a large matrix product."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    ours = Ours(name, args, device)
+    pair, views = Pair(ours.method), ours.views()
+    lists = [view for group in views.crops.values() for view in group]
+
+    def classic() -> float:
+        with precision.autocast(device, torch.bfloat16):
+            return pair.step(lists, 5e-4, 0.04, 0.04, 0.996, frozen=False)
+
+    losses = [(classic(), float(ours.step(views)["loss"])) for _ in range(2)]
+    assert all(abs(a - b) < 0.02 * abs(a) for a, b in losses), f"the two ways come to different losses: {losses}"
+    with FlopCounterMode(display=False) as counter:
+        ours.step(views)
+    first, second = timed(classic, device), timed(lambda: ours.step(views), device)
+    peak = peak_flops(device, torch.bfloat16)
+    return {
+        "classic_images_per_second": args.batch / first,
+        "ours_images_per_second": args.batch / second,
+        "ratio": first / second,
+        "gflop_an_image": counter.get_total_flops() / args.batch / 1e9,
+        "mfu": counter.get_total_flops() / second / peak,
+        "peak_tflops": peak / 1e12,
+    }
+
+
+def of_end_to_end(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """From JPEG files to changed weights: `opendino train` with nothing cached, and the classic loop."""
+    settings, name = (SMALL, "vit_tiny/16") if args.small else (PAPER, "vit_small/16")
+
+    def trained(steps: int) -> Any:
+        return train(configs.Config(
+            data=str(args.images), backbone=name, method=settings, steps=steps, batch=args.batch,
+            optim=optim.Config(accumulate=1), workers=args.workers, eval_images=0, device=str(device),
+            precision="bfloat16", cache="off", report=False, checkpoint_every="100%",
+            out=str(args.home / f"run-{steps}"),
+        ))  # fmt: skip
+
+    steps = max(21, int(args.seconds * trained(20).images_per_second / args.batch))
+    result = trained(steps)
+    spec = dino.views(settings)
+    paths = sorted(args.images.glob("*.jpg"))
+    method = dino.build(settings, lambda role: build.backbone(name, image_px=int(settings.global_size_px)))
+    pair, seen, began = Pair(method.train().to(device)), 0, 0.0
+    for number, views in enumerate(classic_batches(paths, spec, args)):
+        with precision.autocast(device, torch.bfloat16):
+            pair.step([view.to(device, non_blocking=True) for view in views], 5e-4, 0.04, 0.04, 0.996, frozen=False)
+        if number == 2:  # loader and kernels are warm
+            began = time.monotonic()
+        elif number > 2:
+            seen += len(views[0])
+            if time.monotonic() - began > args.seconds:
+                break
+    classic = seen / (time.monotonic() - began)
+    return {
+        "classic_images_per_second": classic,
+        "ours_images_per_second": result.images_per_second,
+        "ratio": result.images_per_second / classic,
+        "data_wait": result.data_wait,
+        "mfu": result.mfu,
+        "peak_memory_gib": result.peak_memory_bytes / 2**30,
+        "steps": steps,
+    }
+
+
+def classic_batches(paths: list[Path], spec: Any, args: argparse.Namespace) -> Iterator[list[Tensor]]:
+    """Batches of float32 views, epoch after epoch."""
+    while True:
+        yield from torch.utils.data.DataLoader(
+            Files(paths, spec), args.batch, shuffle=True, drop_last=True, num_workers=args.workers, pin_memory=True
+        )
+
+
+class Ours:
+    """Our method and optimiser on the device, and views of noise."""
+
+    def __init__(self, name: str, args: argparse.Namespace, device: torch.device) -> None:
+        torch.manual_seed(0)
+        config, name = (SMALL, "vit_tiny/16") if args.small else (PAPER, name)
+        size_px = int(config.global_size_px)
+        self.method = dino.build(config, lambda role: build.backbone(name, image_px=size_px)).train().to(device)
+        self.spec, self.batch, self.device = dino.views(config), args.batch, device
+        self.settings = optim.Config(lr_warmup="0")
+        self.optimizer = optim.build(self.settings, self.method.student)
+
+    def views(self) -> Views:
+        """Noise, on the device."""
+        made = {
+            g.name: torch.randn(len(g.views), self.batch, 3, g.size_px, g.size_px, device=self.device)
+            for g in self.spec.groups
+        }
+        indices = torch.arange(self.batch, device=self.device)
+        return Views(made, torch.full_like(indices, -1), indices)
+
+    def step(self, views: Views) -> dict[str, Tensor]:
+        """One step under bfloat16."""
+        clock = Clock(0, 1000, 100)
+        return step(
+            self.method, self.method, self.optimizer, self.settings, self.batch, clock, [views], 1, torch.bfloat16
+        )[0]
+
+
+def first_batch(args: argparse.Namespace) -> loader.Batch:
+    """Decoded images and choices for the paper's crops."""
+    spec = dino.views(PAPER)
+    batch = loader.Batches(Images(open_source(str(args.images)), working_area_px(spec)), spec, 0, args.batch)[0]
+    assert isinstance(batch, loader.Batch)
+    return batch
+
+
+def timed(function: Callable[[], Any], device: torch.device, least: float = 2.0) -> float:
+    """Seconds a call, over at least so many seconds, after three that do not count."""
+    for _ in range(3):
+        function()
+    number, began = 0, settled(device)
+    while (took := settled(device) - began) < least or number < 3:
+        for _ in range(3):
+            function()
+        number += 3
+    return took / number
+
+
+def settled(device: torch.device) -> float:
+    """The time once the device has done all it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.monotonic()
+
+
+def made_images(home: Path, num: int) -> Path:
+    """JPEG files of 500 x 333 px, cut from noise with the spectrum of photographs."""
+    home.mkdir()
+    rng, side = np.random.default_rng(0), 1200
+    fy, fx = np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side)[None]
+    falloff = 1 / np.maximum(np.hypot(fy, fx), 1 / side)
+    noise = np.fft.irfft2(np.fft.rfft2(rng.normal(size=(3, side, side))) * falloff, s=(side, side))
+    pixels = ((noise - noise.mean()) / noise.std() * 50 + 128).clip(0, 255).astype(np.uint8).transpose(1, 2, 0)
+    for number in range(num):
+        y, x = rng.integers(0, side - 333), rng.integers(0, side - 500)
+        Image.fromarray(pixels[y : y + 333, x : x + 500]).save(home / f"{number:05d}.jpg", quality=88)
+    return home
+
+
+if __name__ == "__main__":
+    main()
