@@ -1,9 +1,9 @@
 """How long people wait for pictures: attention and PCA of an image, curves of a million steps, the page itself.
 
-Run it: python benchmarks/pictures.py [--steps 1000000] [--out FILE.json]. Needs `opendino[app]`. The network is a ViT-S/16
-by chance; a metrics.jsonl is written as a run does. A table goes to stderr; the last line of stdout is one JSON document.
-Best of three each; the page once, from `opendino app` to its first answer and, where playwright and Chromium are there,
-from its address to its tabs.
+Run it: python benchmarks/pictures.py [--steps 1000000] [--out FILE.json]. Needs `opendino[app]`. The network is a
+ViT-S/16 by chance; a metrics.jsonl is written as runs do. A table goes to stderr; the last line of stdout is one JSON
+document. Best of three each; the page once, from `opendino app` to its first answer and, where playwright and Chromium
+are there, from its address to its tabs.
 """
 
 from __future__ import annotations
