@@ -350,7 +350,7 @@ def killed_torchrun(home: Path, peace: dict[str, Life], times: int) -> Iterator[
             trained = Path(f"{life.seen}0").exists() and (life.run / "latest").exists()
             if len(ranks) == 2 and kills < times and not met & set(ranks) and trained:
                 met |= set(ranks)
-                time.sleep(random.uniform(3.0, 9.0))  # most of it is the imports
+                time.sleep(random.uniform(1.0, 6.0))  # most of it is the imports
                 os.kill(random.choice(ranks), signal.SIGKILL)
                 kills += 1
     problem = differs(life, peace["pair"], ranks=2)
