@@ -43,6 +43,7 @@ from opendino.models import build
 step = sys.modules["opendino.train"].step
 PAPER = dino.Config(freeze_last_layer="0")
 SMALL = replace(PAPER, out_dim=256, local_crops=2, global_size_px=64, local_size_px=32)
+CLOCK = Clock(0, 1000, 100)
 PARTS = ("waits", "crops", "step_vits16", "step_vitb16", "end_to_end")
 
 
@@ -153,8 +154,7 @@ def of_step(name: str, args: argparse.Namespace, device: torch.device) -> dict[s
     lists = [view for group in views.crops.values() for view in group]
 
     def classic() -> float:
-        with precision.autocast(device, torch.bfloat16):
-            return pair.step(lists, 5e-4, 0.04, 0.04, 0.996, frozen=False)
+        return ours.classic(pair, lists)
 
     losses = [(classic(), float(ours.step(views)["loss"])) for _ in range(2)]
     assert all(abs(a - b) < 0.02 * abs(a) for a, b in losses), f"the two ways come to different losses: {losses}"
@@ -186,13 +186,11 @@ def of_end_to_end(args: argparse.Namespace, device: torch.device) -> dict[str, A
 
     steps = max(21, int(args.seconds * trained(20).images_per_second / args.batch))
     result = trained(steps)
-    spec = dino.views(settings)
-    paths = sorted(args.images.glob("*.jpg"))
-    method = dino.build(settings, lambda role: build.backbone(name, image_px=int(settings.global_size_px)))
-    pair, seen, began = Pair(method.train().to(device)), 0, 0.0
+    spec, paths = dino.views(settings), sorted(args.images.glob("*.jpg"))
+    ours = Ours(name, args, device)
+    pair, seen, began = Pair(ours.method), 0, 0.0
     for number, views in enumerate(classic_batches(paths, spec, args)):
-        with precision.autocast(device, torch.bfloat16):
-            pair.step([view.to(device, non_blocking=True) for view in views], 5e-4, 0.04, 0.04, 0.996, frozen=False)
+        ours.classic(pair, [view.to(device, non_blocking=True) for view in views])
         if number == 2:  # loader and kernels are warm
             began = time.monotonic()
         elif number > 2:
@@ -226,7 +224,7 @@ class Ours:
         torch.manual_seed(0)
         config, name = (SMALL, "vit_tiny/16") if args.small else (PAPER, name)
         size_px = int(config.global_size_px)
-        self.method = dino.build(config, lambda role: build.backbone(name, image_px=size_px)).train().to(device)
+        self.method: Any = dino.build(config, lambda role: build.backbone(name, image_px=size_px)).train().to(device)
         self.spec, self.batch, self.device = dino.views(config), args.batch, device
         self.settings = optim.Config(lr_warmup="0")
         self.optimizer = optim.build(self.settings, self.method.student)
@@ -242,10 +240,17 @@ class Ours:
 
     def step(self, views: Views) -> dict[str, Tensor]:
         """One step under bfloat16."""
-        clock = Clock(0, 1000, 100)
         return step(
-            self.method, self.method, self.optimizer, self.settings, self.batch, clock, [views], 1, torch.bfloat16
+            self.method, self.method, self.optimizer, self.settings, self.batch, CLOCK, [views], 1, torch.bfloat16
         )[0]
+
+    def classic(self, pair: Pair, views: list[Tensor]) -> float:
+        """The same step in the classic way."""
+        with precision.autocast(self.device, torch.bfloat16):
+            return pair.step(
+                views, self.settings.lr * self.batch / 256, self.settings.weight_decay, self.method.temperature(CLOCK),
+                self.method.ema(CLOCK), frozen=False, clip=self.settings.clip,
+            )  # fmt: skip
 
 
 def first_batch(args: argparse.Namespace) -> loader.Batch:
