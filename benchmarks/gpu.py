@@ -49,7 +49,7 @@ PARTS = ("waits", "crops", "step_vits16", "step_vitb16", "end_to_end")
 
 def main() -> None:
     """Measure, print, report."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--images", type=Path, help="a folder of JPEG files; 2,048 of 500 x 333 px are made if absent")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--workers", type=int, default=max(1, len(os.sched_getaffinity(0)) - 1))
