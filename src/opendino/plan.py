@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -48,9 +49,11 @@ def decide(config: Config, device: torch.device) -> tuple[Config, Source]:
         reasons.append(f"backbone = {config.backbone}: a {device.type} device")
     workers, why_workers = sizing.workers(config.workers, device)
     looked = survey(source, config.max_bad_frac, workers=workers)
-    batch, why_batch = sizing.batch(config.batch, len(source), device)
+    epochs = config.epochs or 100
+    seen = math.inf if config.steps else epochs * len(source)
+    batch, why_batch = sizing.batch(config.batch, len(source), seen, device)
     steps_per_epoch = len(source) // batch
-    steps = config.steps or max(1, round((config.epochs or 100) * steps_per_epoch))
+    steps = config.steps or max(1, round(epochs * steps_per_epoch))
     num_classes = len(source.classes)
     facts = Facts(
         len(source), looked.short_side_px, num_classes, batch, steps, steps_per_epoch, device.type,
@@ -161,7 +164,7 @@ def rescaled(config: Config, world: int, device: torch.device) -> Config:
     if dist.world() == world:
         return config
     assert isinstance(config.batch, int) and isinstance(config.optim.accumulate, int)
-    sizing.batch(config.batch, config.batch, device)
+    sizing.batch(config.batch, config.batch, math.inf, device)
     fewest, _ = sizing.accumulate("auto", config.batch, activation_bytes(config, configs.views(config)), device)
     before, share = config.optim.accumulate, config.batch // dist.world()
     parts = dist.agreed(before if before >= fewest and share % before == 0 else fewest)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 
 import pytest
@@ -29,19 +30,24 @@ def test_a_batch_is_at_most_a_quarter_of_the_set(
     monkeypatch: pytest.MonkeyPatch, images: int, device: torch.device, world: int, batch: int
 ) -> None:
     monkeypatch.setattr(dist, "world", lambda: world)
-    size, why = sizing.batch("auto", images, device)
+    size, why = sizing.batch("auto", images, math.inf, device)
     assert size == batch
     assert size % world == 0 and size <= images
     assert why != "as asked"
 
 
+@pytest.mark.parametrize(("epochs", "batch"), [(100, 256), (50, 128), (20, 64), (5, 32), (1, 32)])
+def test_a_short_run_takes_smaller_steps_rather_than_few(epochs: int, batch: int) -> None:
+    assert sizing.batch("auto", 2000, epochs * 2000, GPU)[0] == batch
+
+
 def test_a_batch_that_was_asked_for_is_taken_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert sizing.batch(30, 30, CPU) == (30, "as asked")
+    assert sizing.batch(30, 30, 1e6, CPU) == (30, "as asked")
     with pytest.raises(UserError, match=r"The set has 30 images, fewer than one batch of 31\. Use --batch 30 or less"):
-        sizing.batch(31, 30, CPU)
+        sizing.batch(31, 30, 1e6, CPU)
     monkeypatch.setattr(dist, "world", lambda: 4)
     with pytest.raises(UserError, match="A batch of 30 does not divide over 4 processes"):
-        sizing.batch(30, 30, CPU)
+        sizing.batch(30, 30, 1e6, CPU)
 
 
 def test_parts_that_were_asked_for_must_divide_the_share_of_a_rank(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,8 +18,16 @@ from opendino.engine.parallel import Parallel
 _MARGIN = 1.25  # for the head, the teacher and what a step allocates besides
 
 
-def batch(wanted: int | str, num_images: int, device: torch.device) -> tuple[int, str]:
+def batch(wanted: int | str, num_images: int, seen: float, device: torch.device) -> tuple[int, str]:
     """Images per step over all devices, and why.
+
+    Args:
+        wanted: That many, or "auto": a power of two, at most 256 a GPU (64 a process elsewhere), a quarter of the set,
+            and, above 32, so many that 480 steps are left. Of runs that see as many images those of 120 and 60 steps
+            fell behind (docs/log.md, defaults on a small set).
+        num_images: In the set.
+        seen: By the whole run, epochs · set; infinite where the number of steps is fixed.
+        device: Of this process.
 
     Raises:
         UserError: More than the set has.
@@ -35,8 +43,9 @@ def batch(wanted: int | str, num_images: int, device: torch.device) -> tuple[int
             raise UserError(f"A batch of {wanted} does not divide over {world} processes", f"Use a multiple of {world}")
         return wanted, "as asked"
     most = 256 if device.type == "cuda" else 64
+    most = min(most * world, max(2, num_images // 4), max(32, seen / 480))
     size = world
-    while size * 2 <= min(most * world, max(2, num_images // 4)):
+    while size * 2 <= most:
         size *= 2
     return max(size, min(2, num_images)), f"{num_images:,} images on {world} {device.type} device{'s' * (world > 1)}"
 
