@@ -12,11 +12,11 @@ import itertools
 import os
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -33,6 +33,9 @@ _MEMBER = re.compile(r"((?:.*/|)[^./]+)\.([^/]*)")
 _MAX_CLASS_BYTES = 256
 _HANDLES = 64  # open shards; twice the window in which an epoch reads
 _THREADS = 8
+_TRIES = 2 * _THREADS
+
+T = TypeVar("T")
 
 
 class Reach(Protocol):
@@ -229,7 +232,7 @@ class Shards:
         name = self._shards[shard]
         try:
             changed = self._reach.stamp(name) != self._stamps[shard]
-            handle = _Handle(self._reach.path(name))
+            handle = self._while_there(name, _Handle)
             changed |= os.fstat(handle.number).st_size != self._bytes[shard]
         except Unreachable as error:
             raise BadImage(str(error)) from error
@@ -297,7 +300,7 @@ class Shards:
         if contents and (not stamp or contents.num_bytes == stamp[0]):
             return stamp, contents
         try:
-            contents = scan(self._reach.path(shard))
+            contents = self._while_there(shard, scan)
         except (Unreachable, OSError) as error:
             return getattr(error, "strerror", None) or str(error)
         if contents.damage and not len(contents.names):
@@ -305,6 +308,13 @@ class Shards:
         if contents.damage:
             log.warn(f"{printable(shard)} is damaged after {len(contents.names):,} images: {contents.damage}")
         return stamp, contents
+
+    def _while_there(self, shard: str, use: Callable[[Path], T]) -> T:
+        """What `use` makes of a shard. Of a fetched one somebody who needs room may dispose before it is opened."""
+        for _ in range(_TRIES):
+            with contextlib.suppress(FileNotFoundError):
+                return use(self._reach.path(shard))
+        return use(self._reach.path(shard))
 
     def _parts(self) -> dict[str, tuple[list[int], Contents]]:
         """The old index, shard by shard."""
