@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 
 from opendino.cli import main
 from opendino.models.build import backbone
@@ -29,15 +28,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     save_backbone(folder, networks, preprocessing=preprocessing(16))
     return folder
-
-
-@pytest.fixture
-def photos(tmp_path: Path) -> Path:
-    (tmp_path / "photos").mkdir()
-    for number in range(5):
-        Image.new("RGB", (30, 20), (50 * number, 99, 200 - 9 * number)).save(tmp_path / f"photos/{number}.png")
-    (tmp_path / "photos/broken.jpg").write_bytes(b"no image")
-    return tmp_path / "photos"
 
 
 def test_a_row_for_every_readable_image(folder: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 
 from opendino.cli import main
 from opendino.models.build import backbone
@@ -23,15 +22,6 @@ def folder(tmp_path: Path) -> Path:
     classifier = Classifier(torch.randn(3, 48), torch.zeros(3), ("ape", "bee, honey", "cat"), Tokens(2))
     save(tmp_path / "classifier", Model(network, preprocessing(16), {}), classifier, {"top1": 50.0})
     return tmp_path / "classifier"
-
-
-@pytest.fixture
-def photos(tmp_path: Path) -> Path:
-    (tmp_path / "photos").mkdir()
-    for number in range(5):
-        Image.new("RGB", (30, 20), (50 * number, 99, 200 - 9 * number)).save(tmp_path / f"photos/{number}.png")
-    (tmp_path / "photos/broken.jpg").write_bytes(b"no image")
-    return tmp_path / "photos"
 
 
 def test_a_row_for_every_readable_image(folder: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:

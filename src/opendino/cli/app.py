@@ -12,7 +12,7 @@ import tyro
 
 from opendino.cli import Outcome, _flags
 from opendino.core import log
-from opendino.core.errors import UsageError, UserError
+from opendino.core.errors import UsageError, UserError, check_counts
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,7 @@ class Config:
     def __post_init__(self) -> None:
         if not 0 <= self.port < 2**16:
             raise UsageError(f"--port is {self.port}", "Use 1 to 65535, or 0")
-        if self.trainings < 1:
-            raise UsageError(f"--trainings is {self.trainings}", "Use a whole number from 1 up")
+        check_counts(self, "trainings")
 
 
 def run(args: list[str]) -> Outcome:

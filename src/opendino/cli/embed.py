@@ -15,7 +15,7 @@ import tyro
 
 from opendino.cli import Outcome, _flags
 from opendino.core import dist
-from opendino.core.errors import UsageError, UserError
+from opendino.core.errors import UsageError, UserError, check_counts
 from opendino.data.open import open_source
 from opendino.engine import parallel
 from opendino.features.stream import left_out
@@ -50,9 +50,7 @@ class Config:
     """auto, cuda, mps or cpu."""
 
     def __post_init__(self) -> None:
-        for flag in ("batch", "workers"):
-            if getattr(self, flag) < 1:
-                raise UsageError(f"--{flag} is {getattr(self, flag)}", "Use a whole number from 1 up")
+        check_counts(self, "batch", "workers")
         if self.prune and not self.out.lower().endswith(".lance"):
             raise UsageError("--prune is for .lance tables", "Other tables hold the images of DATA and no more")
 

@@ -10,7 +10,7 @@ from typing import Annotated
 import tyro
 
 from opendino.cli import Outcome, _flags
-from opendino.core.errors import UsageError
+from opendino.core.errors import check_counts
 from opendino.interop._import import import_model
 
 
@@ -28,8 +28,7 @@ class Config:
     """Attention heads of a ViT of DINO v1, where they are not 64 wide."""
 
     def __post_init__(self) -> None:
-        if self.num_heads is not None and self.num_heads < 1:
-            raise UsageError(f"--num-heads is {self.num_heads}", "Use a whole number from 1 up")
+        check_counts(self, "num_heads")
 
 
 def run(args: list[str]) -> Outcome:

@@ -11,7 +11,7 @@ import tyro
 from opendino import config as configs
 from opendino.cli import Outcome, _flags
 from opendino.core import registry
-from opendino.core.errors import UsageError
+from opendino.core.errors import UsageError, check_counts
 from opendino.data import pack
 from opendino.data.decode import working_area_px
 from opendino.data.open import absolute, open_source
@@ -42,10 +42,7 @@ class Config:
     def __post_init__(self) -> None:
         if self.size is not None and self.crops_of is not None:
             raise UsageError("--size and --crops-of were both given", "Give one of them")
-        for flag in ("size", "shard_mb", "workers"):
-            value = getattr(self, flag)
-            if value is not None and value < 1:
-                raise UsageError(f"--{flag.replace('_', '-')} is {value}", "Use a whole number from 1 up")
+        check_counts(self, "size", "shard_mb", "workers")
 
 
 def run(args: list[str]) -> Outcome:

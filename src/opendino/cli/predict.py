@@ -14,7 +14,7 @@ import tyro
 
 from opendino.cli import Outcome, _flags
 from opendino.core import dist, files
-from opendino.core.errors import UsageError, UserError
+from opendino.core.errors import UserError, check_counts
 from opendino.data.open import open_source
 from opendino.features.table import table
 from opendino.models.classifier import load_classifier
@@ -38,9 +38,7 @@ class Config:
     """auto, cuda, mps or cpu."""
 
     def __post_init__(self) -> None:
-        for flag in ("batch", "workers"):
-            if getattr(self, flag) < 1:
-                raise UsageError(f"--{flag} is {getattr(self, flag)}", "Use a whole number from 1 up")
+        check_counts(self, "batch", "workers")
 
 
 def run(args: list[str]) -> Outcome:

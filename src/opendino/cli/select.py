@@ -12,7 +12,7 @@ import tyro
 
 from opendino.cli import Outcome, _flags
 from opendino.core import dist, files
-from opendino.core.errors import UsageError, UserError
+from opendino.core.errors import UsageError, UserError, check_counts
 from opendino.data.files import printable, read_list
 from opendino.search.open import folder_of, open_table
 from opendino.search.select import k_centre
@@ -36,8 +36,7 @@ class Config:
     """auto, cuda, mps or cpu."""
 
     def __post_init__(self) -> None:
-        if self.num < 1:
-            raise UsageError(f"--num is {self.num}", "Use a whole number from 1 up")
+        check_counts(self, "num")
         if not self.out.lower().endswith((".txt", ".lst")):
             raise UsageError(f"--out is {self.out}", "End its name in .txt: a list of paths, which is DATA as well")
 

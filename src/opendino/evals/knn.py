@@ -13,7 +13,7 @@ import tyro
 from torch import Tensor
 
 from opendino.core import dist
-from opendino.core.errors import UsageError, UserError
+from opendino.core.errors import UsageError, UserError, check_counts
 from opendino.core.types import Report
 from opendino.features.neighbours import nearest
 from opendino.features.scores import place
@@ -61,9 +61,7 @@ class Config:
         for flag, values in (("k", self.k), ("shots", (self.shots,)), ("tries", (self.tries,))):
             if not values or any(value is not None and value < 1 for value in values):
                 raise UsageError(f"--{flag} is {' '.join(map(str, values)) or 'empty'}", "Use whole numbers from 1 up")
-        for flag in ("batch", "workers"):
-            if getattr(self, flag) < 1:
-                raise UsageError(f"--{flag} is {getattr(self, flag)}", "Use a whole number from 1 up")
+        check_counts(self, "batch", "workers")
         if not self.temperature > 0:
             raise UsageError(f"--temperature is {self.temperature}", "Use a number above 0")
         if self.shots and self.multi_label:

@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from opendino.core import dist
 from opendino.core.contracts import Backbone, Source
-from opendino.core.errors import UsageError, UserError
+from opendino.core.errors import UsageError, UserError, check_counts
 from opendino.core.types import Augment, Report
 from opendino.data.order import permutation
 from opendino.features.fit import MOMENTUM, logistic_regression, scikit_learn, train_together
@@ -74,9 +74,7 @@ class Config:
     """auto, cuda, mps or cpu."""
 
     def __post_init__(self) -> None:
-        for flag in ("epochs", "batch", "workers"):
-            if getattr(self, flag) < 1:
-                raise UsageError(f"--{flag} is {getattr(self, flag)}", "Use a whole number from 1 up")
+        check_counts(self, "epochs", "batch", "workers")
         for flag, values in (("lr", self.lr), ("C", self.C)):
             if not values or not all(0 < value < math.inf for value in values):
                 raise UsageError(f"--{flag} is {' '.join(map(str, values)) or 'empty'}", "Use numbers above 0")
