@@ -29,6 +29,7 @@ from torch import Tensor
 
 from opendino import config as configs
 from opendino import train
+from opendino.core.fusion import fusing
 from opendino.core.types import Clock, Views
 from opendino.data import loader
 from opendino.data.cache import Images
@@ -62,7 +63,7 @@ def main() -> None:
     device = torch.device(args.device)
     if args.small:
         args.batch, args.seconds, args.workers = 8, 5.0, 1
-    with tempfile.TemporaryDirectory() as home:
+    with tempfile.TemporaryDirectory() as home, fusing(device.type == "cuda"):
         args.home = Path(home)
         args.images = args.images or made_images(args.home / "images", 64 if args.small else 2048)
         found: dict[str, Any] = {}
@@ -158,7 +159,7 @@ def of_step(name: str, args: argparse.Namespace, device: torch.device) -> dict[s
 
     losses = [(classic(), float(ours.step(views)["loss"])) for _ in range(2)]
     assert all(abs(a - b) < 0.02 * abs(a) for a, b in losses), f"the two ways come to different losses: {losses}"
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False) as counter, fusing(False):
         ours.step(views)
     first, second = timed(classic, device), timed(lambda: ours.step(views), device)
     peak = peak_flops(device, torch.bfloat16)
@@ -180,7 +181,7 @@ def of_end_to_end(args: argparse.Namespace, device: torch.device) -> dict[str, A
         return train(configs.Config(
             data=str(args.images), backbone=name, method=settings, steps=steps, batch=args.batch,
             optim=optim.Config(accumulate=1), workers=args.workers, eval_images=0, device=str(device),
-            precision="bfloat16", cache="off", report=False, checkpoint_every="100%",
+            precision="bfloat16", cache="off", compile=device.type == "cuda", report=False, checkpoint_every="100%",
             out=str(args.home / f"run-{steps}"),
         ))  # fmt: skip
 

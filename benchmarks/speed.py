@@ -25,6 +25,7 @@ from classic import Files, Pair
 from PIL import Image
 from torch import Tensor
 
+from opendino.core.fusion import fusing
 from opendino.core.types import Clock, Views, ViewSpec
 from opendino.data import loader
 from opendino.data.cache import Images
@@ -50,15 +51,17 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--batch", type=int, default=8, help="of ViT-S/16 steps")
     parser.add_argument("--precision", default="auto", choices=("auto", "float32", "bfloat16"))
+    parser.add_argument("--compile", action="store_true", help="ours as with --compile True")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    with tempfile.TemporaryDirectory() as home:
+    with tempfile.TemporaryDirectory() as home, fusing(args.compile):
         args.images = args.images or made_images(Path(home))
         found = {part: globals()[f"of_{part}"](args) for part in args.only}
     document = {
         "what": "seconds of the classic way and of ours, and their ratio",
         "machine": f"{platform.machine()}, {args.threads} threads, torch {torch.__version__}",
+        "compiled": args.compile,
         "date": time.strftime("%Y-%m-%d"),
         "parts": found,
     }

@@ -48,6 +48,9 @@ class Config:
     """Further arguments of the backbone's constructor, e.g. num_registers 4."""
     drop_path: float = 0.1
     """Stochastic depth of the student, linear over blocks; the teacher has none."""
+    drop_path_on_subset: bool = False
+    """Work out each branch for the images that are not dropped alone, a fixed number of each batch (DINOv2): saves
+    about that share of the blocks' work, and draws other chances. For our vision transformers."""
     method: Any = field(default_factory=dino.Config)
     """Settings of the training method."""
     optim: optim.Config = field(default_factory=optim.Config)
@@ -78,6 +81,8 @@ class Config:
     """Keep less of the student's forward pass and work it out anew on the way back: less memory, a third slower."""
     precision: Precision = "auto"
     """Of the networks; softmax and losses are float32 in any case."""
+    compile: bool | Literal["auto"] = "auto"
+    """Join small operations into few kernels, which takes about a minute at the start. auto: on a GPU."""
     workers: int | Literal["auto"] = "auto"
     """Processes that decode images; changes nothing but speed."""
     cache: Cache = "auto"

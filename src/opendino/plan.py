@@ -13,7 +13,7 @@ from torch import nn
 
 from opendino import config as configs
 from opendino.config import Config
-from opendino.core import dist, log
+from opendino.core import dist, fusion, log
 from opendino.core.contracts import Backbone, Method, Source
 from opendino.core.errors import UserError
 from opendino.core.types import Facts, ViewSpec
@@ -26,6 +26,7 @@ from opendino.engine import precision, sizing
 from opendino.engine.run_folder import LEFT_AT_THE_START
 from opendino.models import build, load
 from opendino.models.adapt import adapt
+from opendino.models.layers import drop_on_subset
 
 
 def decide(config: Config, device: torch.device) -> tuple[Config, Source]:
@@ -60,6 +61,7 @@ def decide(config: Config, device: torch.device) -> tuple[Config, Source]:
         build.patch_px(config.backbone),
     )  # fmt: skip
     dtype, why_dtype = precision.choose(config.precision, device)
+    compiling, why_compiling = fusion.choose(config.compile, device, steps)
     config, resolved = configs.resolve(config, facts)
     reasons += resolved
     spec = configs.views(config)
@@ -71,6 +73,7 @@ def decide(config: Config, device: torch.device) -> tuple[Config, Source]:
         f"batch = {batch}: {why_batch}",
         f"optim.accumulate = {parts}: {why_parts}",
         f"precision = {str(dtype).removeprefix('torch.')}: {why_dtype}",
+        f"compile = {compiling}: {why_compiling}",
         f"workers = {workers}: {why_workers}",
         f"cache = {cache}: {why_cache}",
         f"eval_images = {judged}: {why_judged}",
@@ -83,7 +86,7 @@ def decide(config: Config, device: torch.device) -> tuple[Config, Source]:
             log.say(f"  {reason}")
     config = replace(
         config, batch=batch, steps=steps, epochs=None, cache=cache, workers=workers,
-        eval_images=judged, precision=str(dtype).removeprefix("torch."), optim=replace(config.optim, accumulate=parts),
+        compile=compiling, eval_images=judged, precision=str(dtype).removeprefix("torch."), optim=replace(config.optim, accumulate=parts),
     )  # fmt: skip
     return dist.agreed(config), source
 
@@ -193,7 +196,10 @@ def make_backbone(config: Config, spec: ViewSpec, role: str) -> Backbone:
     """A fresh network of the run's architecture; only the student's has stochastic depth."""
     options: dict[str, Any] = dict(config.backbone_options)
     drop_path = config.drop_path if role == "student" else 0.0
-    return build.backbone(config.backbone, image_px=spec.groups[0].size_px, drop_path=drop_path, **options)
+    network = build.backbone(config.backbone, image_px=spec.groups[0].size_px, drop_path=drop_path, **options)
+    if config.drop_path_on_subset and role == "student":
+        drop_on_subset(network)
+    return network
 
 
 def first_backbone(config: Config, spec: ViewSpec, role: str) -> Backbone:

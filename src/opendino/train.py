@@ -24,6 +24,7 @@ from opendino.config import Config
 from opendino.core import dist, files, log, span
 from opendino.core.contracts import Backbone, Method, Source
 from opendino.core.errors import UserError
+from opendino.core.fusion import fusing
 from opendino.core.types import Clock, Views, ViewSpec
 from opendino.data import loader
 from opendino.data.cache import Images
@@ -118,7 +119,7 @@ def _run(
     """Train from the checkpoint at `path` on, from the start where there is none; `again` in a folder of its own."""
     began, new = time.monotonic(), path is None
     assert config.steps and isinstance(config.batch, int) and isinstance(config.optim.accumulate, int)
-    assert isinstance(config.workers, int)
+    assert isinstance(config.workers, int) and isinstance(config.compile, bool)
     total, parts, leader = config.steps, config.optim.accumulate, dist.rank() == 0
 
     # ---- networks: a student that learns and a teacher that follows it
@@ -161,7 +162,7 @@ def _run(
             closing.callback(log.write_to, None)
             meters = closing.enter_context(contextlib.closing(Meters(folder, -1 if new else first)))
         dtype = getattr(torch, config.precision)
-        speed = Speed(config.batch, config.batch // dist.world(), device, dtype)
+        speed = Speed(config.batch, config.batch // dist.world(), device, dtype, state.get("flops", 0.0))
         watch = Watch(
             folder, meters, source, config.batch, total, state["bad"], config.max_bad_frac, config.max_nonfinite, speed
         )
@@ -176,7 +177,7 @@ def _run(
                     watch.judged(done, quality)
                 if saving:
                     tensors = checkpoint.snapshot(complete, optimizer)
-                    state["step"] = done
+                    state["step"], state["flops"] = done, speed.flops
                     if meters:
                         meters.sync()  # a checkpoint must never be ahead of its rows
                         background.do(_save(folder, config, complete, tensors, spec, source.classes, state))
@@ -197,7 +198,7 @@ def _run(
             taken: list[loader.Batch] = []
             views = _views(stream, taken, parts, spec, device, speed)
             torch.manual_seed(_chance(config.seed, clock.step, dist.rank()))
-            with speed.counting():
+            with fusing(config.compile), speed.counting():
                 tensors, numbers = step(
                     model, method, optimizer, config.optim, config.batch, clock, views, parts, dtype
                 )

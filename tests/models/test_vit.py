@@ -9,8 +9,10 @@ import sys
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from opendino.core.errors import UsageError, UserError
+from opendino.models import build, layers
 from opendino.models.build import backbone, backbone_names
 from opendino.models.layers import DropPath
 from opendino.models.vit import VisionTransformer
@@ -120,6 +122,7 @@ def test_drop_path_drops_whole_samples_and_preserves_the_mean() -> None:
     torch.manual_seed(0)
     drop, shapes = DropPath(0.3).train(), [(4096, 2), (4096, 3)]
     out = drop(torch.ones(4096 * 5, 1, dtype=torch.float64), shapes)
+    assert isinstance(out, Tensor)
     pairs, triples = out[:8192].view(4096, 2), out[8192:].view(4096, 3)
     assert bool((pairs == pairs[:, :1]).all())
     assert bool((triples == triples[:, :1]).all())
@@ -127,6 +130,50 @@ def test_drop_path_drops_whole_samples_and_preserves_the_mean() -> None:
     standard_error = (0.3 / 0.7 / 8192) ** 0.5  # variance of a draw: (1 - keep) / keep
     assert abs(torch.cat([pairs[:, 0], triples[:, 0]]).mean().item() - 1) < 5 * standard_error
     assert (pairs[:, 0] == triples[:, 0]).double().mean() < 0.7  # batches are drawn independently
+
+
+@pytest.mark.parametrize("asking", [None, 1])
+def test_drop_path_on_a_subset_adds_each_branch_to_a_fixed_number_of_samples(asking: int | None) -> None:
+    block = small(drop_path=0.5).train().blocks[1]  # of rate 1/4
+    layers.drop_on_subset(block)
+    shapes = [(8, 5), (4, 3)]
+    tokens = torch.randn(8 * 5 + 4 * 3, 24, dtype=torch.float64)
+    torch.manual_seed(1)
+    found = block(tokens, shapes, asking=asking)
+
+    torch.manual_seed(1)
+    expected, few = layers.leading(tokens, shapes, asking) if asking else (tokens, shapes)
+    masks = []
+    for _ in ("attention", "mlp"):
+        mask = [torch.zeros(samples, dtype=torch.float64) for samples, _ in few]
+        for each in mask:
+            each[torch.rand(len(each)).argsort()[: len(each) * 3 // 4]] = 4 / 3
+        repeated = [each.repeat_interleave(length) for each, (_, length) in zip(mask, few, strict=True)]
+        masks.append(torch.cat(repeated).unsqueeze(1))
+    expected = expected + block.attn(block.norm1(tokens), shapes, asking) * masks[0]
+    expected = expected + block.mlp(block.norm2(expected)) * masks[1]
+    torch.testing.assert_close(found, expected, **CLOSE)
+
+
+def test_drop_path_on_a_subset_saves_the_work_of_what_it_drops() -> None:
+    model, batches = small(drop_path=0.5, depth=8).train(), images((8, 16, 16), (8, 8, 8))
+    work = []
+    for _ in range(2):
+        with FlopCounterMode(display=False) as counter:
+            torch.cat(model(batches)).sum().backward()
+        work.append(counter.get_total_flops())
+        layers.drop_on_subset(model)
+    assert 0.7 < work[1] / work[0] < 0.8  # a quarter on average; a little less, since patches are embedded in any case
+
+
+def test_drop_path_on_a_subset_sleeps_in_eval_and_is_refused_where_it_cannot_be() -> None:
+    model, (batch,) = small(drop_path=0.4), images((8, 16, 16))
+    plain = model.eval()([batch])[0]
+    layers.drop_on_subset(model)
+    assert torch.equal(model([batch])[0], plain)
+    assert not torch.equal(model.train()([batch])[0], plain)
+    with pytest.raises(UserError, match="for a part of the samples"):
+        layers.drop_on_subset(build.backbone("conv4"))
 
 
 def test_drop_path_rises_linearly_and_sleeps_in_eval() -> None:

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from opendino.core.fusion import fused
 from opendino.core.types import ViewSpec
 from opendino.data import apply
 from opendino.data.draw import GroupDraw
@@ -29,11 +30,25 @@ def crops(canvas: Tensor, draws: dict[str, GroupDraw], spec: ViewSpec) -> dict[s
         if not group.views:
             continue
         d = draws[group.name]
-        x = apply.crop_resize(canvas, d.box, d.flip, group.size_px).div_(255)
-        x = apply.jitter(x, d.factors, d.order)
-        x = apply.grey(x, d.grey)
+        x = apply.crop_resize(canvas, d.box, d.flip, group.size_px)
         reach_px = math.ceil(5 * max(view.sigma_px[1] for view in group.views))
-        x = apply.blur(x, d.sigma, reach_px)
-        x = apply.solarise(x, d.solarise)
-        views[group.name] = apply.normalise(x, spec.mean, spec.std)
+        views[group.name] = _colours(x, d.factors, d.order, d.grey, d.sigma, d.solarise, reach_px, spec.mean, spec.std)
     return views
+
+
+@fused
+def _colours(
+    x: Tensor,
+    factors: Tensor,
+    order: Tensor,
+    grey: Tensor,
+    sigma: Tensor,
+    solarise: Tensor,
+    reach_px: int,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> Tensor:
+    """What is done to the pixels of a group's crops, 0 … 255; so that it can be one pass over them and not fifty."""
+    x = apply.grey(apply.jitter(x / 255, factors, order), grey)
+    x = apply.solarise(apply.blur(x, sigma, reach_px), solarise)
+    return apply.normalise(x, mean, std)

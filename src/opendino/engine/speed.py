@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from opendino.core.fusion import fusing
+
 _EVERY_SECONDS = 10.0
 
 
@@ -23,11 +25,15 @@ class Speed:
         share: Images per step of this rank.
         device: What trains.
         dtype: Of the networks' matrix products.
+        flops: A step's arithmetic for one image, in FLOP, where a checkpoint knows it; 0 to count it.
+
+    Attributes:
+        flops: The same, once it is counted.
     """
 
-    def __init__(self, batch: int, share: int, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, batch: int, share: int, device: torch.device, dtype: torch.dtype, flops: float = 0.0) -> None:
         self._batch, self._share, self._device = batch, share, device
-        self._peak, self._flops = peak_flops(device, dtype), 0.0
+        self._peak, self.flops = peak_flops(device, dtype), flops
         self._seen = 0
         self._waited = self._rested = 0.0
         self._began = self._marked = time.monotonic()
@@ -39,13 +45,17 @@ class Speed:
 
     @contextlib.contextmanager
     def counting(self) -> Iterator[None]:
-        """Entered around the first step, counts what its matrix products and convolutions add up; crops included."""
-        if self._flops:
+        """Entered around the first step of a run, counts its matrix products and convolutions, crops included.
+
+        That step is not compiled: what is cannot be counted. A run that goes on counts nothing, so that it does what
+        it would have done.
+        """
+        if self.flops:
             yield
             return
-        with FlopCounterMode(display=False) as counter:
+        with FlopCounterMode(display=False) as counter, fusing(False):
             yield
-        self._flops = counter.get_total_flops() / self._share
+        self.flops = counter.get_total_flops() / self._share
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
@@ -81,7 +91,7 @@ class Speed:
     def _rates(self, since: float, then: tuple[int, float, float]) -> dict[str, Any]:
         seen, waited, rested = (n - m for n, m in zip((self._seen, self._waited, self._rested), then, strict=True))
         trained = max(1e-9, time.monotonic() - since - rested)
-        mfu = seen / self._batch * self._share * self._flops / trained / self._peak
+        mfu = seen / self._batch * self._share * self.flops / trained / self._peak
         return {
             "images_per_second": seen / trained,
             "data_wait": waited / trained,

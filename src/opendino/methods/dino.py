@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from opendino.core import auto, dist, schedule, span
 from opendino.core.contracts import Backbone, Method
 from opendino.core.errors import UsageError
+from opendino.core.fusion import fused
 from opendino.core.types import Augment, Clock, Facts, StepOutput, ViewGroup, Views, ViewSpec
 from opendino.losses import entropy, full, spread
 from opendino.models.heads import ProjectionHead
@@ -278,15 +279,13 @@ class _CrossEntropy(torch.autograd.Function):
         with torch.autocast(device, enabled=False):
             for first in range(0, num_views, step):
                 part = rows[first : first + step].to(half)
-                logits = (part @ weight.mT).to(rows.dtype).div_(temperature)
-                wanted = total.expand_as(logits)
+                wanted = total.expand(len(part), -1, -1)
                 if same_views and first < len(targets):
                     wanted = wanted.clone()
                     own = targets[first : first + step]
                     wanted[: len(own)] -= own
-                mass, lse = wanted.sum(-1, keepdim=True), logits.logsumexp(-1, keepdim=True)
-                loss += (mass * lse).sum() - torch.linalg.vecdot(wanted, logits).sum()
-                gradient = logits.sub_(lse).exp_().mul_(mass).sub_(wanted).mul_(share / temperature).to(half)
+                terms, gradient = _scored(part @ weight.mT, wanted, temperature, share)
+                loss += terms
                 d_rows[first : first + step] = gradient @ weight
                 d_prototypes += gradient.flatten(0, 1).mT @ part.flatten(0, 1)
         ctx.save_for_backward(d_rows, d_prototypes)
@@ -296,6 +295,23 @@ class _CrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         d_rows, d_prototypes = ctx.saved_tensors
         return grads[0] * d_rows, grads[0] * d_prototypes, None, None, None
+
+
+@fused
+def _scored(scores: Tensor, wanted: Tensor, temperature: float, share: float) -> tuple[Tensor, Tensor]:
+    """Σ H(q, softmax(s / τ)) over all rows, and `share` times its gradient in the scores, whose memory it may take.
+
+    Args:
+        scores: s, `[V B K]`, in the precision of the product.
+        wanted: Σ q of each row, `[V B K]`, in that of the loss.
+        temperature: τ.
+        share: Of a row in the mean.
+    """
+    logits = scores.to(wanted.dtype).div_(temperature)
+    mass, lse = wanted.sum(-1, keepdim=True), logits.logsumexp(-1, keepdim=True)
+    terms = (mass * lse).sum() - torch.linalg.vecdot(wanted, logits).sum()
+    gradient = logits.sub_(lse).exp_().mul_(mass).sub_(wanted).mul_(share / temperature)
+    return terms, gradient.to(scores.dtype)
 
 
 def _steps(duration: str, clock: Clock) -> int:

@@ -7,14 +7,23 @@ global and local crops is one pass over the weights.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, linear, scaled_dot_product_attention
 
+from opendino.core.errors import UserError
+from opendino.core.fusion import fused
+
 Shapes = Sequence[tuple[int, int]]
 """(samples, tokens per sample) of each packed batch."""
+
+Draw = Tensor | list[Tensor] | None
+"""What drop path does to a branch: factors `[T 1]` to multiply it with; of each batch the samples int64 `[K_i]` for
+which alone it is worked out, scaled by B_i / K_i; or nothing."""
+
+_Branch = Callable[[Tensor, Shapes], Tensor]
 
 
 def pack(batches: Sequence[Tensor]) -> tuple[Tensor, Shapes]:
@@ -33,6 +42,16 @@ def unpack(tokens: Tensor, shapes: Shapes) -> list[Tensor]:
 def leading(tokens: Tensor, shapes: Shapes, count: int) -> tuple[Tensor, Shapes]:
     """Only the first `count` tokens of every sample, packed again."""
     return pack([batch[:, :count] for batch in unpack(tokens, shapes)])
+
+
+def rows(samples: Sequence[Tensor], shapes: Shapes) -> list[Tensor]:
+    """Where the tokens of some samples of each batch, int64 `[K_i]`, lie in the packed tensor: `[K_i·T_i]` each."""
+    found, start = [], 0
+    for chosen, (number, length) in zip(samples, shapes, strict=True):
+        within = torch.arange(length, device=chosen.device)
+        found.append((start + chosen.unsqueeze(1) * length + within).flatten())
+        start += number * length
+    return found
 
 
 def bicubic(size: int, scale: Tensor, stored: int) -> Tensor:
@@ -56,23 +75,47 @@ class DropPath(nn.Module):
     """Stochastic depth (Huang et al. 2016): in training, a sample skips the branch with probability `rate`.
 
     Survivors are scaled by 1 / (1 - rate), so the mean is preserved.
+
+    Attributes:
+        on_subset: The branch is worked out for the survivors alone, whose number is fixed (as DINOv2 does): a share
+            `rate` of its work is saved.
     """
 
     def __init__(self, rate: float) -> None:
         super().__init__()
-        self.rate = rate
+        self.rate, self.on_subset = rate, False
 
-    def forward(self, tokens: Tensor, shapes: Shapes) -> Tensor:
-        """Packed tokens `[T D]` → the same shape and dtype; all tokens of a sample share one draw."""
+    def forward(self, tokens: Tensor, shapes: Shapes) -> Draw:
+        """A fresh draw for the samples of packed `[T D]`, on their device: see `Draw`."""
         if not self.training or self.rate == 0.0:
-            return tokens
+            return None
         keep = 1.0 - self.rate
+        if self.on_subset:
+            counts = [max(1, round(samples * keep)) for samples, _ in shapes]
+            pairs = zip(counts, shapes, strict=True)
+            return [torch.rand(num, device=tokens.device).argsort()[:count] for count, (num, _) in pairs]
         draws = [tokens.new_empty(samples, 1).bernoulli_(keep).expand(samples, length) for samples, length in shapes]
-        return tokens.div(keep) * torch.cat([draw.flatten() for draw in draws]).unsqueeze(1)
+        return torch.cat([draw.flatten() for draw in draws]).div_(keep).unsqueeze(1)
 
     def extra_repr(self) -> str:
         """Shown when the module is printed."""
         return f"rate={self.rate:.3g}"
+
+
+def drop_on_subset(network: nn.Module) -> None:
+    """From now on its blocks work out each branch for the samples that drop path leaves alone.
+
+    Raises:
+        UserError: It has no blocks that can.
+    """
+    found = [module for module in network.modules() if isinstance(module, DropPath)]
+    if not found:
+        raise UserError(
+            "This backbone cannot work out its branches for a part of the samples",
+            "Leave --drop-path-on-subset off, or use vit_tiny, vit_small or vit_base",
+        )
+    for each in found:
+        each.on_subset = True
 
 
 class PatchEmbed(nn.Module):
@@ -162,9 +205,30 @@ class Block(nn.Module):
         What the others would have become is then never computed: in a last block of which only CLS is used, five
         sixths of the work.
         """
-        normed = self.norm1(tokens)
-        source_shapes = shapes
-        if asking is not None:
-            tokens, shapes = leading(tokens, shapes, asking)
-        tokens = tokens + self.drop_path(self.attn(normed, source_shapes, asking), shapes)
-        return tokens + self.drop_path(self.mlp(self.norm2(tokens)), shapes)
+        few = shapes if asking is None else [(samples, asking) for samples, _ in shapes]
+        # Chance is drawn outside of what is compiled: every block then is the same function.
+        return self._forward(tokens, shapes, few, asking, self.drop_path(tokens, few), self.drop_path(tokens, few))
+
+    @fused
+    def _forward(
+        self, tokens: Tensor, shapes: Shapes, few: Shapes, asking: int | None, first: Draw, second: Draw
+    ) -> Tensor:
+        residual = tokens if asking is None else leading(tokens, shapes, asking)[0]
+        residual = _add(residual, few, tokens, shapes, lambda x, of: self.attn(self.norm1(x), of, asking), first)
+        return _add(residual, few, residual, few, lambda x, _: self.mlp(self.norm2(x)), second)
+
+
+def _add(residual: Tensor, few: Shapes, tokens: Tensor, shapes: Shapes, branch: _Branch, draw: Draw) -> Tensor:
+    """Packed `[T' D]` plus what a branch makes of `[T D]`, less what drop path drops."""
+    if draw is None:
+        return residual + branch(tokens, shapes)
+    if isinstance(draw, Tensor):
+        return residual + branch(tokens, shapes) * draw
+    counts = [samples.shape[0] for samples in draw]
+    kept = [(count, length) for count, (_, length) in zip(counts, shapes, strict=True)]
+    found = branch(tokens.index_select(0, torch.cat(rows(draw, shapes))), kept).to(residual.dtype)
+    pieces = found.split([count * length for count, (_, length) in zip(counts, few, strict=True)])
+    residual = residual.clone()
+    for where, piece, count, (samples, _) in zip(rows(draw, few), pieces, counts, shapes, strict=True):
+        residual.index_add_(0, where, piece, alpha=samples / count)
+    return residual

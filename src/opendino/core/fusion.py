@@ -1,0 +1,87 @@
+"""Functions of many small operations, each compiled into a few kernels while a run asks for it (`torch.compile`).
+
+What is marked holds no chance and no shape that depends on data; a network is compiled block by block, once for all
+blocks that look alike. Outside of `fusing` (evaluations, other sizes) everything runs as it is written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from typing import ParamSpec, TypeVar
+
+import torch
+
+from opendino.core.errors import UserError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_on = False
+
+
+def fused(function: Callable[P, T]) -> Callable[P, T]:
+    """A decorator: the function is compiled for each shape that it meets within `fusing`."""
+    compiled: list[Callable[P, T]] = []
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        if not _on:
+            return function(*args, **kwargs)
+        if not compiled:
+            compiled.append(torch.compile(function, dynamic=False))
+        return compiled[0](*args, **kwargs)
+
+    return call
+
+
+@contextlib.contextmanager
+def fusing(wanted: bool) -> Iterator[None]:
+    """Within, marked functions are compiled, or (`wanted` False) are not although an outer one asks for it."""
+    global _on
+    before, _on = _on, wanted
+    try:
+        yield
+    finally:
+        _on = before
+
+
+def works(device: torch.device) -> str | None:
+    """Try it on a small function.
+
+    Returns:
+        None where it works, else why not.
+    """
+    try:
+        with fusing(True):
+            _small(torch.ones(64, device=device))
+    except Exception as error:  # whatever a compiler that is missing or broken comes up with
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        return lines[0] if lines else type(error).__name__
+    return None
+
+
+def choose(wanted: bool | str, device: torch.device, steps: int) -> tuple[bool, str]:
+    """Whether a run is to compile, and why.
+
+    Args:
+        wanted: True, False, or "auto": on a GPU, from 1,000 steps on, where it works.
+        device: That trains.
+        steps: Of the run.
+
+    Raises:
+        UserError: It was asked for and does not work.
+    """
+    if wanted is False or (wanted == "auto" and (device.type != "cuda" or steps < 1000)):
+        why = "as asked" if wanted is False else "worth its minute on a GPU in a run of 1,000 steps or more"
+        return False, why
+    broken = works(device)
+    if broken and wanted is True:
+        raise UserError(f"Nothing can be compiled here: {broken}", "Use --compile False, or install a C++ compiler")
+    return not broken, broken or ("as asked" if wanted is True else f"a {device.type} device, {steps:,} steps")
+
+
+@fused
+def _small(x: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.gelu(x) * 2
