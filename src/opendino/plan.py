@@ -85,8 +85,8 @@ def decide(config: Config, device: torch.device) -> tuple[Config, Source]:
         if not reason.endswith(": as asked"):
             log.say(f"  {reason}")
     config = replace(
-        config, batch=batch, steps=steps, epochs=None, cache=cache, workers=workers,
-        compile=compiling, eval_images=judged, precision=str(dtype).removeprefix("torch."), optim=replace(config.optim, accumulate=parts),
+        config, batch=batch, steps=steps, epochs=None, cache=cache, workers=workers, compile=compiling,
+        eval_images=judged, precision=str(dtype).removeprefix("torch."), optim=replace(config.optim, accumulate=parts),
     )  # fmt: skip
     return dist.agreed(config), source
 
