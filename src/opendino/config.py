@@ -86,7 +86,8 @@ class Config:
     workers: int | Literal["auto"] = "auto"
     """Processes that decode images; changes nothing but speed."""
     cache: Cache = "auto"
-    """Where decoded images are kept after the first epoch."""
+    """Where decoded images are kept: on the device, all of them from the start; in RAM or on disk once they were
+    read. auto: where they fit and are seen more than once."""
     max_bad_frac: float = 0.5
     """The run stops when more than this share of the images cannot be read."""
     eval_every: str = "10%"

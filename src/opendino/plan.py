@@ -66,7 +66,8 @@ def decide(config: Config, device: torch.device) -> tuple[Config, Source]:
     reasons += resolved
     spec = configs.views(config)
     area_px = min(looked.area_px, working_area_px(spec))
-    cache, why_cache = decide_cache(config.cache, len(source), 3 * area_px, steps / steps_per_epoch)
+    gpu_bytes = sizing.free_bytes(device) if device.type == "cuda" else 0.0
+    cache, why_cache = decide_cache(config.cache, len(source), 3 * area_px, steps / steps_per_epoch, gpu_bytes)
     parts, why_parts = sizing.accumulate(config.optim.accumulate, batch, activation_bytes(config, spec), device)
     judged, why_judged = _eval_images(config.eval_images, len(source), steps * batch)
     reasons += [

@@ -30,6 +30,7 @@ from opendino.data import loader
 from opendino.data.cache import Images
 from opendino.data.crops import crops
 from opendino.data.decode import working_area_px
+from opendino.data.resident import Resident
 from opendino.engine import checkpoint, optim, parallel, precision, profiler
 from opendino.engine.background import Background
 from opendino.engine.interrupt import Interrupt, Interrupted
@@ -140,7 +141,8 @@ def _run(
 
         # ---- data: whole images, and random choices that depend on (seed, epoch, image) alone
         images = Images(source, working_area_px(spec), config.cache, folder)
-        batches = loader.Batches(images, spec, config.seed, config.batch, parts, dist.rank(), dist.world())
+        resident = Resident(images, device, config.workers) if config.cache == "device" else None
+        batches = loader.Batches(resident or images, spec, config.seed, config.batch, parts, dist.rank(), dist.world())
         judge = Judge(config, images, spec, device) if config.eval_images else None
 
         # ---- where the run stands
@@ -196,7 +198,7 @@ def _run(
         unread: list[tuple[str, str]] = []
         for clock in (Clock(n, total, batches.steps_per_epoch) for n in range(first, total)):
             taken: list[loader.Batch] = []
-            views = _views(stream, taken, parts, spec, device, speed)
+            views = _views(stream, taken, parts, spec, device, resident, speed)
             torch.manual_seed(_chance(config.seed, clock.step, dist.rank()))
             with fusing(config.compile), speed.counting():
                 tensors, numbers = step(
@@ -300,6 +302,7 @@ def _views(
     parts: int,
     spec: ViewSpec,
     device: torch.device,
+    resident: Resident | None,
     speed: Speed,
 ) -> Iterator[Views]:
     """The next `parts` batches as views on the device; the batches themselves are noted in `taken`."""
@@ -309,6 +312,8 @@ def _views(
         taken.append(batch)
         with profiler.part("crops"):
             there = batch.to(device)
+            if resident:
+                there = resident.fill(there)
             seen = crops(there.canvas, there.draws, spec)
         yield Views(seen, there.labels, there.indices, spec.num_labelled(len(batch.indices)))
 

@@ -155,6 +155,7 @@ def test_without_a_cache_nothing_is_kept(tmp_path: Path) -> None:
         ("ram", 1.0, 100, "ram"),
         ("disk", 1.0, 10**6, "disk"),
         ("off", 100, 1, "off"),
+        ("device", 1.0, 50, "device"),
     ],
 )
 def test_decisions(
@@ -164,6 +165,16 @@ def test_decisions(
     found, why = cache.decide(asked, 10, bytes_per_image, epochs)
     assert found == decided
     assert (why == "as asked") == (asked != "auto")
+
+
+def test_a_small_set_goes_to_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "_free_ram_bytes", lambda: 1000.0)
+    assert cache.decide("auto", 10, 25, 2, gpu_bytes=2500)[0] == "device"
+    assert cache.decide("auto", 10, 25, 2, gpu_bytes=2499)[0] == "ram"
+    assert cache.decide("auto", 10, 25, 1, gpu_bytes=2500)[0] == "off"
+    with pytest.raises(UserError, match="cache=device needs"):  # twice, for a moment
+        cache.decide("device", 10, 25, 2, gpu_bytes=499)
+    assert cache.decide("device", 10, 25, 2, gpu_bytes=500)[0] == "device"
 
 
 def test_ram_that_cannot_hold_it_is_refused_with_the_way_on(monkeypatch: pytest.MonkeyPatch) -> None:

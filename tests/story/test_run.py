@@ -116,8 +116,9 @@ def test_the_model_of_a_run_opens(finished: Path) -> None:
         assert model.embed([Image.new("RGB", (40, 60))] * 2).shape == (2, 24)
 
 
-def test_workers_and_cache_change_nothing(finished: Path, tmp_path: Path) -> None:
-    opendino.train(tiny(tmp_path / "run", workers=2, cache="disk"))
+@pytest.mark.parametrize(("workers", "cache"), [(2, "disk"), (0, "device"), (1, "device")])
+def test_workers_and_cache_change_nothing(finished: Path, tmp_path: Path, workers: int, cache: str) -> None:
+    opendino.train(tiny(tmp_path / "run", workers=workers, cache=cache))
     assert_same_run(finished, tmp_path / "run", 10)
     assert not (tmp_path / "run" / "cache.u8").exists()
 

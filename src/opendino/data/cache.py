@@ -17,7 +17,7 @@ from opendino.core.errors import UserError
 from opendino.data.decode import decode
 from opendino.data.workers import Hands
 
-Cache = Literal["auto", "ram", "disk", "off"]
+Cache = Literal["auto", "device", "ram", "disk", "off"]
 
 _BYTES_PER_PIXEL = 3
 _NORESERVE = 0x4000  # MAP_NORESERVE, which Python does not name
@@ -35,7 +35,7 @@ class Images:
     Args:
         source: Where the bytes come from.
         max_area_px: Working size.
-        cache: "ram", "disk" or "off"; "auto" must have been decided by `decide`.
+        cache: "ram" or "disk"; with any other nothing is kept here.
         folder: Where a `disk` cache keeps its file.
     """
 
@@ -133,22 +133,38 @@ def _write(descriptor: int, data: memoryview, offset: int) -> None:
         data, offset = data[written:], offset + written
 
 
-def decide(cache: Cache, num_images: int, bytes_per_image: float, num_epochs: float) -> tuple[Cache, str]:
-    """Resolve "auto": RAM where the set is seen more than once and takes at most a quarter of the free memory.
+def decide(
+    cache: Cache, num_images: int, bytes_per_image: float, num_epochs: float, gpu_bytes: float = 0.0
+) -> tuple[Cache, str]:
+    """Resolve "auto", for a set that is seen more than once.
+
+    On the device where that is a GPU and the set takes at most a tenth of its free memory; in RAM where it takes at
+    most a quarter of that.
+
+    Args:
+        cache: What was asked for.
+        num_images: In the set.
+        bytes_per_image: Decoded.
+        num_epochs: Of the run.
+        gpu_bytes: Free memory of the GPU that trains; 0 where there is none.
 
     Raises:
-        UserError: "ram" was asked for and cannot fit.
+        UserError: "ram" or "device" was asked for and cannot fit.
     """
     needed, free = num_images * bytes_per_image, _free_ram_bytes()
     size = f"{num_images:,} images of about {bytes_per_image / 1024:.0f} KiB"
-    if cache == "ram" and needed > free:
+    # Put together on the device, they are there twice for a moment.
+    wanted, there = (2 * needed, gpu_bytes or free) if cache == "device" else (needed, free)
+    if cache in ("ram", "device") and wanted > there:
         raise UserError(
-            f"cache=ram needs {needed / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free", "Use --cache disk"
+            f"cache={cache} needs {wanted / 2**30:.1f} GiB and {there / 2**30:.1f} GiB are free", "Use --cache disk"
         )
     if cache != "auto":
         return cache, "as asked"
     if num_epochs <= 1:
         return "off", "every image is read once"
+    if needed <= gpu_bytes / 10:
+        return "device", f"{size} fit into a tenth of the GPU's memory"
     if needed > free / 4:
         return "off", f"{size} are more than a quarter of the free memory"
     return "ram", f"{size} fit into memory"

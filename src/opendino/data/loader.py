@@ -32,7 +32,7 @@ class Batch:
     """Whole images and what is to be done with them.
 
     Attributes:
-        canvas: uint8 `[B 3 H W]`, each image in the top left corner.
+        canvas: uint8 `[B 3 H W]`, each image in the top left corner; `[B 0 H W]` where `Resident.fill` is to come.
         sizes: int32 `[B 2]`, its true height and width.
         labels: int64 `[B]`, -1 where unknown.
         indices: int64 `[B]`, positions in the source.
@@ -50,7 +50,8 @@ class Batch:
     def pin_memory(self) -> Batch:
         """Called by the loader where the batch goes on to a GPU."""
         draws = {name: each.pin_memory() for name, each in self.draws.items()}
-        return replace(self, canvas=self.canvas.pin_memory(), labels=self.labels.pin_memory(), draws=draws)
+        canvas, labels, indices = (x.pin_memory() for x in (self.canvas, self.labels, self.indices))
+        return replace(self, canvas=canvas, labels=labels, indices=indices, draws=draws)
 
     def to(self, device: torch.device) -> Batch:
         """What the device needs, sent without waiting."""
@@ -192,13 +193,13 @@ def batches(dataset: Batches, first: int, last: int, workers: int, pin: bool) ->
 
 
 def to_canvas(pixels: list[np.ndarray]) -> tuple[Tensor, Tensor]:
-    """Images of any size `[H W 3]` on one canvas `[B 3 H' W']`, its sides multiples of 32, and their sizes `[B 2]`.
+    """Images of any size `[H W C]` on one canvas `[B C H' W']`, its sides multiples of 32, and their sizes `[B 2]`.
 
     In memory the channels come last, as the decoder leaves them: to part them is the device's work.
     """
     sizes = np.array([image.shape[:2] for image in pixels], np.int32)
     height, width = (-(-int(side) // 32) * 32 for side in sizes.max(0))
-    canvas = np.empty((len(pixels), height, width, 3), np.uint8)
+    canvas = np.empty((len(pixels), height, width, pixels[0].shape[2]), np.uint8)
     for row, image in zip(canvas, pixels, strict=True):
         rows, columns = image.shape[:2]
         row[:rows, :columns], row[:rows, columns:], row[rows:] = image, 0, 0

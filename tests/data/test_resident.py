@@ -1,0 +1,53 @@
+"""What lies on the device is what the loader would have sent."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tests.data.test_cache import AREA, Counted
+
+from opendino.data import resident
+from opendino.data.cache import Images
+from opendino.data.loader import Batch, Batches
+from opendino.data.resident import Resident
+from opendino.methods import dino
+
+CPU = torch.device("cpu")
+SPEC = dino.views(dino.Config(global_size_px=16, local_size_px=16, local_crops=1))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("chunk", [1, 2**26])
+def test_batches_are_the_same_pixels_choices_and_complaints(
+    monkeypatch: pytest.MonkeyPatch, workers: int, chunk: int
+) -> None:
+    monkeypatch.setattr(resident, "_CHUNK_BYTES", chunk)
+    images = Images(Counted(11), AREA)
+    kept = Resident(images, CPU, workers)
+    usual, sizes_alone = (Batches(each, SPEC, 7, 5) for each in (images, kept))
+    for n in range(6):  # three epochs
+        expected, small = usual[n], sizes_alone[n]
+        assert isinstance(expected, Batch) and isinstance(small, Batch)
+        assert small.canvas.numel() == 0
+        filled = kept.fill(small)
+        assert torch.equal(filled.canvas, expected.canvas)
+        assert filled.canvas.stride() == expected.canvas.stride()
+        assert filled.bad == expected.bad
+        for name in ("sizes", "labels", "indices"):
+            assert torch.equal(getattr(filled, name), getattr(expected, name))
+        for name, one in expected.draws.items():
+            assert torch.equal(one.box, filled.draws[name].box)
+
+
+def test_every_image_is_read_once() -> None:
+    source = Counted(6)
+    kept = Resident(Images(source, AREA), CPU, 0)
+    batches = Batches(kept, SPEC, 0, 3)
+    for n in range(8):
+        assert isinstance(batches[n], Batch)
+    assert source.reads == 6
+
+
+def test_a_set_without_a_readable_image_is_refused_where_it_is_asked_for() -> None:
+    kept = Resident(Images(Counted(4, refuse=True), AREA), CPU, 0)
+    assert "4 images in a row cannot be read, last 3: torn" in str(Batches(kept, SPEC, 0, 4)[0])
