@@ -22,7 +22,8 @@ from opendino.data.decode import working_area_px
 from opendino.data.labels import relabel
 from opendino.data.open import absolute, open_source
 from opendino.data.survey import survey
-from opendino.engine import precision, sizing
+from opendino.engine import precision, sizing, trial
+from opendino.engine.recompute import recompute
 from opendino.engine.run_folder import LEFT_AT_THE_START
 from opendino.models import build, load
 from opendino.models.adapt import adapt
@@ -68,7 +69,7 @@ def decide(config: Config, device: torch.device) -> tuple[Config, Source]:
     area_px = min(looked.area_px, working_area_px(spec))
     gpu_bytes = sizing.free_bytes(device) if device.type == "cuda" else 0.0
     cache, why_cache = decide_cache(config.cache, len(source), 3 * area_px, steps / steps_per_epoch, gpu_bytes)
-    parts, why_parts = sizing.accumulate(config.optim.accumulate, batch, activation_bytes(config, spec), device)
+    parts, why_parts = _parts(config, spec, batch, dtype, device)
     judged, why_judged = _eval_images(config.eval_images, len(source), steps * batch)
     reasons += [
         f"batch = {batch}: {why_batch}",
@@ -174,6 +175,24 @@ def rescaled(config: Config, world: int, device: torch.device) -> Config:
     parts = dist.agreed(before if before >= fewest and share % before == 0 else fewest)
     log.say(f"goes on with {dist.world()} in place of {world} devices, a step in {parts} parts in place of {before}")
     return replace(config, optim=replace(config.optim, accumulate=parts))
+
+
+def _parts(config: Config, spec: ViewSpec, batch: int, dtype: torch.dtype, device: torch.device) -> tuple[int, str]:
+    """In how many parts a device works off its share of a step, and why: as few as fit, on a GPU found by trying."""
+    wanted, share = config.optim.accumulate, batch // dist.world()
+    if wanted == "auto" and device.type == "cuda":
+
+        def make() -> Method:
+            method = configs.method_module(config).build(config.method, lambda role: make_backbone(config, spec, role))
+            if config.activation_checkpointing:
+                recompute(cast(Backbone, method.student["backbone"]))
+            return method
+
+        moments = 2 if config.optim.name == "adamw" else 1
+        tried = dist.agreed(trial.fewest_parts(make, spec, share, moments, dtype, device))
+        if tried:
+            return tried, f"{share // tried} images at once, the most of {share} that fit"
+    return sizing.accumulate(wanted, batch, activation_bytes(config, spec), device)
 
 
 def activation_bytes(config: Config, spec: ViewSpec) -> float:

@@ -25,19 +25,24 @@ pytestmark = [
 ]
 
 CPU = torch.device("cpu")
+GPU = pytest.param(
+    "cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
+)
 CLOSE = {"rtol": 1e-11, "atol": 1e-13}  # float64; sums in another order
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("device", ["cpu", GPU])
 @pytest.mark.parametrize("how", ["plain", "subset", "recomputed"])
-def test_blocks_come_to_the_same_outputs_and_gradients(how: str) -> None:
+def test_blocks_come_to_the_same_outputs_and_gradients(how: str, device: str) -> None:
     torch.manual_seed(0)
-    network = build.backbone("vit/4", image_px=16, embed_dim=24, depth=3, num_heads=2, drop_path=0.5).double().train()
+    network = build.backbone("vit/4", image_px=16, embed_dim=24, depth=3, num_heads=2, drop_path=0.5)
+    network.to(device, torch.float64).train()
     if how == "subset":
         drop_on_subset(network)
     if how == "recomputed":
         recompute(network)
-    images = [torch.randn(batch, 3, px, px, dtype=torch.float64) for batch, px in ((4, 16), (6, 8))]
+    images = [torch.randn(batch, 3, px, px, dtype=torch.float64, device=device) for batch, px in ((4, 16), (6, 8))]
     found = []
     for wanted in (False, True):
         network.zero_grad()
@@ -51,10 +56,12 @@ def test_blocks_come_to_the_same_outputs_and_gradients(how: str) -> None:
 
 
 @pytest.mark.slow
-def test_crops_come_to_the_same_pixels() -> None:
+@pytest.mark.parametrize("device", ["cpu", GPU])
+def test_crops_come_to_the_same_pixels(device: str) -> None:
     spec = dino.views(dino.Config(global_size_px=32, local_size_px=16, local_crops=2))
-    canvas = torch.randint(0, 256, (8, 3, 64, 64), dtype=torch.uint8)
-    draws = draw(spec, 0, [0] * 8, list(range(8)), torch.full((8, 2), 64).numpy())
+    canvas = torch.randint(0, 256, (8, 3, 64, 64), dtype=torch.uint8).to(device)
+    chance = draw(spec, 0, [0] * 8, list(range(8)), torch.full((8, 2), 64).numpy())
+    draws = {name: each.to(device) for name, each in chance.items()}
     plain = crops(canvas, draws, spec)
     with fusing(True):
         compiled = crops(canvas, draws, spec)

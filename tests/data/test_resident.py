@@ -39,6 +39,22 @@ def test_batches_are_the_same_pixels_choices_and_complaints(
             assert torch.equal(one.box, filled.draws[name].box)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_keeps_them_and_nothing_waits_for_it() -> None:
+    images = Images(Counted(11), AREA)
+    kept = Resident(images, torch.device("cuda"), 0)
+    expected, small = (Batches(each, SPEC, 7, 5)[0] for each in (images, kept))
+    assert isinstance(expected, Batch) and isinstance(small, Batch)
+    small = small.pin_memory().to(torch.device("cuda"))
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        filled = kept.fill(small)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(filled.canvas.cpu(), expected.canvas)
+
+
 def test_every_image_is_read_once() -> None:
     source = Counted(6)
     kept = Resident(Images(source, AREA), CPU, 0)
