@@ -45,7 +45,8 @@ PARTS = ("loader", "crops", "loss", "step_demo", "step_vits16", "whole_demo", "w
 def main() -> None:
     """Measure, print, report."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--images", type=Path, help="a folder of JPEG files; some of 500 x 333 px are made if absent")
+    parser.add_argument("--images", type=Path, help="a folder of JPEG files; some are made if absent")
+    parser.add_argument("--size-px", type=int, nargs=2, default=(500, 333), metavar=("W", "H"), help="of made images")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--turns", type=int, default=3)
@@ -56,7 +57,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory() as home, fusing(args.compile):
-        args.images = args.images or made_images(Path(home))
+        args.images = args.images or made_images(Path(home), *args.size_px)
         found = {part: globals()[f"of_{part}"](args) for part in args.only}
     document = {
         "what": "seconds of the classic way and of ours, and their ratio",
@@ -78,8 +79,8 @@ def main() -> None:
 
 def of_loader(args: argparse.Namespace) -> dict[str, Any]:
     """JPEG files to what leaves a worker: float32 views there, a uint8 canvas and numbers here. One thread."""
-    spec, num = dino.views(PAPER), 48
-    source = open_source(str(args.images))
+    spec, source = dino.views(PAPER), open_source(str(args.images))
+    num = min(48, len(source) // 16 * 16)
     paths = [args.images / source.key(i) for i in range(num)]
     torch.set_num_threads(1)
     classic, ours = Files(paths, spec), loader.Batches(Images(source, working_area_px(spec)), spec, 0, 16)
@@ -280,13 +281,13 @@ def compare(first: Callable[[], Any], second: Callable[[], Any], turns: int, ima
     }  # fmt: skip
 
 
-def made_images(home: Path) -> Path:
-    """JPEG files of 500 x 333 px with the spectrum of photographs."""
+def made_images(home: Path, width: int, height: int) -> Path:
+    """JPEG files with the spectrum of photographs: 64, or 16 of more than a megapixel."""
     rng = np.random.default_rng(0)
-    fy, fx = np.fft.fftfreq(333)[:, None], np.fft.rfftfreq(500)[None]
-    falloff = 1 / np.maximum(np.hypot(fy, fx), 1 / 500)
-    for number in range(64):
-        noise = np.fft.irfft2(np.fft.rfft2(rng.normal(size=(3, 333, 500))) * falloff, s=(333, 500))
+    fy, fx = np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None]
+    falloff = 1 / np.maximum(np.hypot(fy, fx), 1 / max(width, height))
+    for number in range(64 if width * height < 10**6 else 16):
+        noise = np.fft.irfft2(np.fft.rfft2(rng.normal(size=(3, height, width))) * falloff, s=(height, width))
         noise = (noise - noise.mean()) / noise.std() * 50 + 128
         Image.fromarray(noise.clip(0, 255).astype(np.uint8).transpose(1, 2, 0)).save(home / f"{number}.jpg", quality=88)
     return home
