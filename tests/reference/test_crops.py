@@ -81,6 +81,41 @@ def test_crop_resize_is_pillows(size_px: int, height: int, width: int, smooth: b
         assert unequal < 5e-3
 
 
+@pytest.mark.parametrize("size_px", [32, 96])
+def test_with_the_11_bits_of_a_gpu_few_values_move_and_by_a_level(size_px: int, monkeypatch: pytest.MonkeyPatch):
+    canvas, box, flip = noise(4, 3, 150, 131), random_boxes(6, 4, 150, 131), torch.zeros(6, 4, dtype=torch.bool)
+    exact = apply.crop_resize(canvas, box, flip, size_px)
+    monkeypatch.setattr(apply, "_factors", lambda device: torch.float16)
+    halves = apply.crop_resize(canvas, box, flip, size_px)
+    assert halves.dtype == torch.float32
+    away = (halves - exact).abs()
+    # n ≈ 7 weights of up to 1, each rounded by at most 2^-12 of itself, times 255: √n · 255 · 2^-12 / √3 ≈ 0.1 of a
+    # level in either pass, so that a tenth round the other way in each; of values all black or white. A step in the
+    # first pass may push one over in the second that was to step anyway.
+    assert away.max() <= 2
+    assert away.mean() < 0.1
+    assert (away > 1).double().mean() < 1e-4
+
+
+def test_a_blur_with_the_11_bits_of_a_gpu_is_off_by_a_quarter_of_a_level(monkeypatch: pytest.MonkeyPatch):
+    x, sigma = noise(3, 3, 40, 50).float() / 255, torch.tensor([0.1, 0.7, 2.0])
+    exact = apply.blur(x, sigma)
+    monkeypatch.setattr(apply, "_factors", lambda device: torch.float16)
+    halves = apply.blur(x, sigma)
+    assert halves.dtype == torch.float32
+    assert (halves - exact).abs().max() < 0.25 / 255
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_makes_the_same_crops_but_for_few_levels():
+    canvas, box, flip = noise(4, 3, 150, 131), random_boxes(6, 4, 150, 131), torch.arange(24).reshape(6, 4) % 3 == 0
+    there = apply.crop_resize(canvas.cuda(), box.cuda(), flip.cuda(), 96).cpu()
+    away = (there - apply.crop_resize(canvas, box, flip, 96)).abs()
+    assert away.max() <= 2
+    assert away.mean() < 0.1
+
+
 @pytest.mark.parametrize("size", [(240, 320), (60, 400), (400, 60)])
 @pytest.mark.parametrize("scale", [(0.05, 0.4), (0.4, 1.0)])
 def test_boxes_are_distributed_as_random_resized_crops(size: tuple[int, int], scale: tuple[float, float]):
