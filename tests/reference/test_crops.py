@@ -94,7 +94,7 @@ def test_with_the_11_bits_of_a_gpu_few_values_move_and_by_a_level(size_px: int, 
     # first pass may push one over in the second that was to step anyway.
     assert away.max() <= 2
     assert away.mean() < 0.1
-    assert (away > 1).double().mean() < 1e-4
+    assert (away > 1).double().mean() < 1e-3
 
 
 def test_a_blur_with_the_11_bits_of_a_gpu_is_off_by_a_quarter_of_a_level(monkeypatch: pytest.MonkeyPatch):

@@ -21,8 +21,8 @@ T = TypeVar("T")
 _on = False
 
 
-def fused(function: Callable[P, T]) -> Callable[P, T]:
-    """A decorator: the function is compiled for each shape that it meets within `fusing`."""
+def fused(function: Callable[P, T], any_shape: bool = False) -> Callable[P, T]:
+    """A decorator: within `fusing` the function is compiled, for each shape that it meets or once for any."""
     compiled: list[Callable[P, T]] = []
 
     @functools.wraps(function)
@@ -30,7 +30,7 @@ def fused(function: Callable[P, T]) -> Callable[P, T]:
         if not _on:
             return function(*args, **kwargs)
         if not compiled:
-            compiled.append(torch.compile(function, dynamic=False))
+            compiled.append(torch.compile(function, dynamic=None if any_shape else False))
         return compiled[0](*args, **kwargs)
 
     return call

@@ -6,8 +6,12 @@ Crops come out as the 8-bit values 0 … 255; every later stage takes and return
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
+
+from opendino.core.fusion import fused
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's mode "L"
 
@@ -32,11 +36,10 @@ def crop_resize(canvas: Tensor, box: Tensor, flip: Tensor, size_px: int) -> Tens
     """
     batch, channels, height, width = canvas.shape
     top, left, box_height, box_width = box.unbind(-1)
-    across = _filters(left, box_width, flip, size_px, width)
-    down = _filters(top, box_height, torch.zeros_like(flip), size_px, height)
-    # Rows of all channels side by side, so that one product serves the channels and the next needs no transposition.
     dtype = _factors(canvas.device)
-    across, down = across.to(dtype), down.to(dtype)
+    across = _filters(left, box_width, flip, size_px, width, dtype)
+    down = _filters(top, box_height, torch.zeros_like(flip), size_px, height, dtype)
+    # Rows of all channels side by side, so that one product serves the channels and the next needs no transposition.
     rows = canvas.transpose(1, 2).contiguous().to(dtype).view(batch, height * channels, width)
     views = []
     for a_x, a_y in zip(across.unbind(), down.unbind(), strict=True):  # by view: the intermediate stays small
@@ -106,8 +109,8 @@ def normalise(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Ten
     return (x - _column(mean, x)) / _column(std, x)
 
 
-def _filters(start: Tensor, length: Tensor, flip: Tensor, size: int, side: int) -> Tensor:
-    """Resampling matrices of one axis, float32 `[V B size side]`; row i holds the weights of output pixel i.
+def _filters(start: Tensor, length: Tensor, flip: Tensor, size: int, side: int, dtype: torch.dtype) -> Tensor:
+    """Resampling matrices of one axis, `[V B size side]`; row i holds the weights of output pixel i.
 
     Bicubic with a = -1/2 (Keys 1981), widened by the scale where it shrinks. A weight is a function of the distance
     from the centre of the input pixel to that of the output pixel, `x + 1/2` and `(i + 1/2) · length / size` in the
@@ -120,6 +123,7 @@ def _filters(start: Tensor, length: Tensor, flip: Tensor, size: int, side: int) 
         flip: bool `[V B]`, reverse the rows.
         size: Output pixels.
         side: Pixels of the canvas along this axis.
+        dtype: To round them to, in the end.
     """
     start, length, flip = start[..., None, None], length[..., None, None], flip[..., None, None]
     i = torch.arange(size, device=start.device, dtype=torch.int32)[:, None]
@@ -132,8 +136,8 @@ def _filters(start: Tensor, length: Tensor, flip: Tensor, size: int, side: int) 
     distance = ((2 * (pixel - start) + 1) * size - centre).float() / (2 * stretch)
     inside = (pixel >= start) & (pixel < start + length)
     weight = _cubic(distance.abs()) * inside
-    weight = weight / weight.sum(-1, keepdim=True)
-    return weight.new_zeros(*weight.shape[:-1], side).scatter(-1, pixel.long(), weight)
+    weight = (weight / weight.sum(-1, keepdim=True)).to(dtype)
+    return weight.new_zeros(*weight.shape[:-1], side).scatter_(-1, pixel.long(), weight)
 
 
 def _cubic(t: Tensor) -> Tensor:
@@ -143,6 +147,7 @@ def _cubic(t: Tensor) -> Tensor:
     return torch.where(t < 1, near, torch.where(t < 2, far, 0.0))
 
 
+@partial(fused, any_shape=True)
 def _to_8_bits(x: Tensor) -> Tensor:
     """Round halves up and clip, in place: Pillow's order of rounding, which `torch.round` does not follow."""
     return x.add_(0.5).floor_().clamp_(0, 255)

@@ -1,0 +1,207 @@
+"""What a training step asks of any device, counted and not timed: arithmetic, bytes, and the least time they take.
+
+Run it: python benchmarks/counts.py [--peak-tflops 790] [--bandwidth-tb 4.8] [--batch 128]. ViT-S/16, 2 x 224 + 10 x 96
+px, bfloat16 autocast, counted on a CPU for 2 and for 4 images and drawn on as a straight line. Products and attention
+are taken to run at the peak, everything else at the bandwidth, one after the other. "Written" counts each operation
+of PyTorch; "compiled" asks inductor which of them it joins in blocks, crops and loss. A table goes to stderr, the
+last line of stdout is one JSON document.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from gpu import PAPER, Ours
+from torch import Tensor
+from torch._inductor import config as inductor
+from torch._inductor import graph as lowering
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from opendino.core.fusion import fusing
+from opendino.data import apply
+from opendino.data.crops import crops
+from opendino.data.draw import draw
+from opendino.methods import dino
+from opendino.models.layers import Block
+
+SIZES = (2, 4)
+WORK = ("flop", "bytes")
+
+
+class Counting(TorchDispatchMode):
+    """Arithmetic of matrix products and attention, bytes that all other operations read and write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func._overloadpacket in flop_registry:
+            self.found["flop"] += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=out)
+            return out
+        read, written = ([x for x in tree_leaves(tree) if isinstance(x, Tensor)] for tree in ((args, kwargs), out))
+        known = {x.untyped_storage()._cdata for x in read}
+        if not func._schema.is_mutable and all(x.untyped_storage()._cdata in known for x in written):
+            return out  # a view
+        self.found["bytes"] += sum(x.nbytes for x in (*read, *written))
+        return out
+
+
+def written(function: Callable[[], Any]) -> Counter[str]:
+    """What a function does as it is written."""
+    with Counting() as counting, fusing(False):
+        function()
+    return counting.found
+
+
+def compiled(function: Callable[[], Any]) -> Counter[str]:
+    """Bytes of the kernels that inductor makes of a function; products and attention are left to the other count."""
+    found: Counter[str] = Counter()
+
+    def noting(self: Any) -> Any:
+        for node in self.scheduler.nodes:
+            found["bytes"] += 0 if node.is_extern() else node.get_read_write_buffers_sizes()
+        return 0, [], []
+
+    usual, lowering.GraphLowering.count_bytes = lowering.GraphLowering.count_bytes, noting
+    torch._dynamo.reset()
+    try:
+        with fusing(True):
+            function()
+    finally:
+        lowering.GraphLowering.count_bytes = usual
+    return found
+
+
+def line(count: Callable[[int], Counter[str]], batch: int) -> dict[str, float]:
+    """An image's share in a batch, from two small ones: what grows with images, and what a step costs once."""
+    small, large = (count(size) for size in SIZES)
+    slope = {each: (large[each] - small[each]) / (SIZES[1] - SIZES[0]) for each in WORK}
+    return {each: slope[each] + max(0.0, small[each] - SIZES[0] * slope[each]) / batch for each in WORK}
+
+
+def a_step(num: int) -> Callable[[], Any]:
+    """Forward, backward, optimiser and average on views that are there."""
+    ours = Ours("vit_small/16", argparse.Namespace(small=False, batch=num), torch.device("cpu"))
+    views = ours.views()
+    return lambda: ours.step(views)
+
+
+def student_block(num: int) -> Callable[[], Any]:
+    """A block on all views and back."""
+    return block([(2 * num, 197), (10 * num, 37)], grad=True)
+
+
+def teacher_block(num: int) -> Callable[[], Any]:
+    """A block on the global views."""
+    return block([(2 * num, 197)], grad=False)
+
+
+def block(shapes: list[tuple[int, int]], grad: bool) -> Callable[[], Any]:
+    """One block of ViT-S under autocast."""
+    network = Block(384, 6, 4.0, 0.0).train()
+    tokens = torch.randn(sum(a * b for a, b in shapes), 384, requires_grad=grad)
+
+    def run() -> None:
+        with torch.autocast("cpu", torch.bfloat16), torch.set_grad_enabled(grad):
+            out = network(tokens, shapes)
+        if grad:
+            out.backward(torch.ones_like(out))
+
+    return run
+
+
+def loss(num: int) -> Callable[[], Any]:
+    """Bottleneck to loss and gradient, against 65,536 prototypes."""
+    rows = torch.nn.functional.normalize(torch.randn(12, num, 256), dim=-1).requires_grad_()
+    prototypes, targets = torch.randn(65536, 256), torch.randn(2, num, 65536).softmax(-1)
+
+    def run() -> None:
+        with torch.autocast("cpu", torch.bfloat16):
+            dino.cross_entropy(rows, prototypes, targets, 0.1, same_views=True)
+
+    return run
+
+
+def views(num: int) -> Callable[[], Any]:
+    """The crops of images of 448 x 448 px."""
+    spec = dino.views(PAPER)
+    canvas = torch.randint(0, 256, (num, 3, 448, 448), dtype=torch.uint8)
+    draws = draw(spec, 0, 0, range(num), [[448, 448]] * num)
+    return lambda: crops(canvas, draws, spec)
+
+
+def resized(num: int) -> Callable[[], Any]:
+    """The part of the crops before their colours."""
+    spec = dino.views(PAPER)
+    canvas = torch.randint(0, 256, (num, 3, 448, 448), dtype=torch.uint8)
+    draws = draw(spec, 0, 0, range(num), [[448, 448]] * num)
+
+    def run() -> None:
+        for group in spec.groups:
+            apply.crop_resize(canvas, draws[group.name].box, draws[group.name].flip, group.size_px)
+
+    return run
+
+
+def main() -> None:
+    """Count, add up, print."""
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
+    parser.add_argument("--peak-tflops", type=float, default=790.0, help="of bfloat16 products; 790 for an H200")
+    parser.add_argument("--bandwidth-tb", type=float, default=4.8, help="TB/s of its memory; 4.8 for an H200")
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    inductor.force_disable_caches = True
+    torch._logging.set_logs(inductor_metrics=True)  # without it inductor does not count; what it says is not shown
+    logging.getLogger("torch").handlers.clear()
+    apply._factors = lambda device: torch.float16  # as on a GPU
+
+    def counted(make: Callable[[int], Callable[[], Any]], how: Callable[..., Counter[str]]) -> dict[str, float]:
+        return line(lambda num: how(make(num)), args.batch)
+
+    crops_written, step_written = counted(views, written), counted(a_step, written)
+    apply._to_8_bits = lambda x: x.add_(0.5)  # compiled it reads and writes once, as this does
+    crops_joined = counted(views, compiled)["bytes"] + counted(resized, written)["bytes"]
+    saved = 0.0
+    for make, times in ((student_block, 12), (teacher_block, 12), (loss, 1)):
+        saved += times * (counted(make, written)["bytes"] - counted(make, compiled)["bytes"])
+    step_joined = step_written["bytes"] - saved
+
+    def least(flop: float, moved: float) -> float:
+        return 1e6 * (flop / (args.peak_tflops * 1e12) + moved / (args.bandwidth_tb * 1e12))
+
+    rows = {}
+    for name, crop_bytes, step_bytes in (
+        ("written", crops_written["bytes"], step_written["bytes"]), ("compiled", crops_joined, step_joined)
+    ):  # fmt: skip
+        crop_us, step_us = least(crops_written["flop"], crop_bytes), least(step_written["flop"], step_bytes)
+        rows[name] = {
+            "crops_gflop": crops_written["flop"] / 1e9, "crops_mb": crop_bytes / 1e6, "crops_us": crop_us,
+            "step_gflop": step_written["flop"] / 1e9, "step_mb": step_bytes / 1e6, "step_us": step_us,
+            "crops_share": crop_us / (crop_us + step_us), "images_per_second": 1e6 / (crop_us + step_us),
+            "mfu": 1e6 * step_written["flop"] / (args.peak_tflops * 1e12) / (crop_us + step_us),
+        }  # fmt: skip
+        print(name, ", ".join(f"{key} {value:.4g}" for key, value in rows[name].items()), file=sys.stderr)
+    device = f"{args.peak_tflops:g} TFLOP/s, {args.bandwidth_tb:g} TB/s"
+    document = {"what": "an image's share of a step, counted", "device": device, "batch": args.batch, "ways": rows}
+    text = json.dumps(document | {"date": time.strftime("%Y-%m-%d"), "torch": torch.__version__})
+    if args.out:
+        args.out.write_text(text + "\n", encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
