@@ -40,7 +40,7 @@ WORK = ("flop", "bytes")
 
 
 class Counting(TorchDispatchMode):
-    """Arithmetic of matrix products and attention, bytes that all other operations read and write."""
+    """Arithmetic of matrix products and attention, bytes that all other operations read and write, and their number."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,12 +50,14 @@ class Counting(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         if func._overloadpacket in flop_registry:
             self.found["flop"] += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=out)
+            self.found["operations"] += 1
             return out
         read, written = ([x for x in tree_leaves(tree) if isinstance(x, Tensor)] for tree in ((args, kwargs), out))
         known = {x.untyped_storage()._cdata for x in read}
         if not func._schema.is_mutable and all(x.untyped_storage()._cdata in known for x in written):
             return out  # a view
         self.found["bytes"] += sum(x.nbytes for x in (*read, *written))
+        self.found["operations"] += 1
         return out
 
 
@@ -195,8 +197,10 @@ def main() -> None:
             "mfu": 1e6 * step_written["flop"] / (args.peak_tflops * 1e12) / (crop_us + step_us),
         }  # fmt: skip
         print(name, ", ".join(f"{key} {value:.4g}" for key, value in rows[name].items()), file=sys.stderr)
+    operations = written(a_step(SIZES[0]))["operations"] + written(views(SIZES[0]))["operations"]
     device = f"{args.peak_tflops:g} TFLOP/s, {args.bandwidth_tb:g} TB/s"
     document = {"what": "an image's share of a step, counted", "device": device, "batch": args.batch, "ways": rows}
+    document["operations_a_step"] = operations
     text = json.dumps(document | {"date": time.strftime("%Y-%m-%d"), "torch": torch.__version__})
     if args.out:
         args.out.write_text(text + "\n", encoding="utf-8")

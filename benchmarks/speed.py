@@ -39,7 +39,7 @@ from opendino.recipes import demo
 from opendino.train import step
 
 PAPER = dino.Config(freeze_last_layer="0")
-PARTS = ("loader", "crops", "loss", "step_demo", "step_vits16", "whole_demo", "whole_vits16")
+PARTS = ("loader", "crops", "loss", "step_demo", "step_vits16", "whole_demo", "whole_vits16", "memory")
 
 
 def main() -> None:
@@ -47,7 +47,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--images", type=Path, help="a folder of JPEG files; some are made if absent")
     parser.add_argument("--size-px", type=int, nargs=2, default=(500, 333), metavar=("W", "H"), help="of made images")
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS[:-1])
+    parser.add_argument("--passes", type=int, default=1000, help="of `memory` over the images")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--batch", type=int, default=8, help="of ViT-S/16 steps")
@@ -96,6 +97,19 @@ def of_loader(args: argparse.Namespace) -> dict[str, Any]:
     result = compare(first, second, args.turns, num)
     torch.set_num_threads(args.threads)
     return result
+
+
+def of_memory(args: argparse.Namespace) -> dict[str, Any]:
+    """A loader's process, a pass over the images after the other: does it grow?"""
+    spec, source = dino.views(PAPER), open_source(str(args.images))
+    dataset = loader.Batches(Images(source, working_area_px(spec)), spec, 0, 16)
+    total, resident, began = args.passes * dataset.steps_per_epoch, {}, time.monotonic()
+    for number, _ in enumerate(loader.batches(dataset, 0, total, 1, pin=False), start=1):
+        if number * 20 % total < 20:  # its own memory; of what it shares, canvases come and go
+            (child,) = Path(f"/proc/self/task/{os.getpid()}/children").read_text(encoding="ascii").split()
+            status = Path(f"/proc/{child}/status").read_text(encoding="ascii")
+            resident[number * 16] = int(status.partition("RssAnon:")[2].split()[0]) / 1024
+    return {"images": total * 16, "seconds": time.monotonic() - began, "worker_mib_after_images": resident}
 
 
 def of_crops(args: argparse.Namespace) -> dict[str, Any]:
