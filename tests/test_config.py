@@ -90,7 +90,7 @@ def test_what_cannot_be_is_refused_in_one_line(tmp_path: Path, text: str, says: 
 def test_choices_are_listed_for_a_wrong_word(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         read(tmp_path, "cache: disc", FULL)
-    assert caught.value.hint == "Choose from auto, ram, disk, off"
+    assert caught.value.hint == "Choose from auto, device, ram, disk, off"
 
 
 def test_epochs_and_steps_exclude_each_other(tmp_path: Path) -> None:
