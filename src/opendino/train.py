@@ -21,10 +21,9 @@ from torch import Tensor, nn
 from opendino import config as configs
 from opendino import plan, report
 from opendino.config import Config
-from opendino.core import dist, files, log, span
+from opendino.core import dist, files, fusion, log, span
 from opendino.core.contracts import Backbone, Method, Source
 from opendino.core.errors import UserError
-from opendino.core.fusion import fusing
 from opendino.core.types import Clock, Views, ViewSpec
 from opendino.data import loader
 from opendino.data.cache import Images
@@ -110,6 +109,8 @@ def _resume(folder: Path, device: torch.device) -> Result:
         config = plan.rescaled(config, checkpoint.state(path).get("world", 1), device)
     elif any((folder / "checkpoints").glob("step_*")):
         raise UserError(f"'{folder}' has no readable checkpoint", "Start anew with another --out")
+    assert config.steps
+    fusion.choose(config.compile, device, config.steps)  # another machine may have no compiler
     # Killed before its first checkpoint, a run has lost nothing and begins again.
     return _run(config, plan.images(config), folder, device, path, again=True)
 
@@ -200,7 +201,7 @@ def _run(
             taken: list[loader.Batch] = []
             views = _views(stream, taken, parts, spec, device, resident, speed)
             torch.manual_seed(_chance(config.seed, clock.step, dist.rank()))
-            with fusing(config.compile), speed.counting():
+            with fusion.fusing(config.compile), speed.counting():
                 tensors, numbers = step(
                     model, method, optimizer, config.optim, config.batch, clock, views, parts, dtype
                 )

@@ -114,6 +114,7 @@ def test_a_machine_that_cannot_compile_is_told_so(monkeypatch: pytest.MonkeyPatc
         raise RuntimeError("\n no compiler \n  and a long story")
 
     monkeypatch.setattr(torch, "compile", broken)
+    monkeypatch.setattr(fusion, "_small", fused(lambda x: x))  # not one that was compiled before
     with pytest.raises(UserError, match="Nothing can be compiled here: no compiler") as raised:
         fusion.choose(True, CPU, 10)
     assert "--compile False" in str(raised.value)

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 import opendino
 from opendino.cli import main
 from opendino.config import Config, dump
+from opendino.core import fusion
 from opendino.core.errors import UserError
 from opendino.engine import checkpoint, optim
 from opendino.methods import byol, dino, distill, mean_teacher
@@ -377,7 +378,9 @@ def test_accumulation_is_the_same_run(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler")
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
-def test_compiled_it_is_the_same_run_and_goes_on_exactly(finished: Path, tmp_path: Path) -> None:
+def test_compiled_it_is_the_same_run_and_goes_on_exactly(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = Path(opendino.train(tiny(tmp_path / "whole", compile=True)).run)
     a, b = tensors(finished, 10), tensors(whole, 10)
     lr = tiny(tmp_path).optim.lr * 16 / 256
@@ -387,6 +390,10 @@ def test_compiled_it_is_the_same_run_and_goes_on_exactly(finished: Path, tmp_pat
     cut = tmp_path / "cut"
     shutil.copytree(whole, cut)
     shutil.rmtree(cut / "checkpoints/step_00000010")
+    with monkeypatch.context() as patch:
+        patch.setattr(fusion, "works", lambda device: "no compiler")
+        with pytest.raises(UserError, match="Nothing can be compiled here: no compiler"):
+            opendino.resume(cut)
     opendino.resume(cut)
     assert_same_run(whole, cut, 10)
 

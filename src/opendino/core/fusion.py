@@ -78,7 +78,10 @@ def choose(wanted: bool | str, device: torch.device, steps: int) -> tuple[bool, 
         return False, why
     broken = works(device)
     if broken and wanted is True:
-        raise UserError(f"Nothing can be compiled here: {broken}", "Use --compile False, or install a C++ compiler")
+        raise UserError(
+            f"Nothing can be compiled here: {broken}",
+            "Use --compile False (in the config.yaml of a run: compile: false), or install a C++ compiler",
+        )
     return not broken, broken or ("as asked" if wanted is True else f"a {device.type} device, {steps:,} steps")
 
 
