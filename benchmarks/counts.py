@@ -10,7 +10,6 @@ last line of stdout is one JSON document.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import sys
 import time
@@ -20,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpu import PAPER, Ours
+from ours import Ours
+from record import keep
 from torch import Tensor
 from torch._inductor import config as inductor
 from torch._inductor import graph as lowering
@@ -32,9 +32,11 @@ from opendino.core.fusion import fusing
 from opendino.data import apply
 from opendino.data.crops import crops
 from opendino.data.draw import draw
+from opendino.engine import optim
 from opendino.methods import dino
 from opendino.models.layers import Block
 
+PAPER = dino.Config(freeze_last_layer="0")
 SIZES = (2, 4)
 WORK = ("flop", "bytes")
 
@@ -96,8 +98,8 @@ def line(count: Callable[[int], Counter[str]], batch: int) -> dict[str, float]:
 
 def a_step(num: int) -> Callable[[], Any]:
     """Forward, backward, optimiser and average on views that are there."""
-    ours = Ours("vit_small/16", argparse.Namespace(small=False, batch=num), torch.device("cpu"))
-    views = ours.views()
+    ours = Ours("vit_small/16", PAPER, optim.Config(), num, torch.bfloat16, torch.device("cpu"))
+    views = ours.noise()
     return lambda: ours.step(views)
 
 
@@ -201,10 +203,7 @@ def main() -> None:
     device = f"{args.peak_tflops:g} TFLOP/s, {args.bandwidth_tb:g} TB/s"
     document = {"what": "an image's share of a step, counted", "device": device, "batch": args.batch, "ways": rows}
     document["operations_a_step"] = operations
-    text = json.dumps(document | {"date": time.strftime("%Y-%m-%d"), "torch": torch.__version__})
-    if args.out:
-        args.out.write_text(text + "\n", encoding="utf-8")
-    print(text)
+    keep(document | {"date": time.strftime("%Y-%m-%d"), "torch": torch.__version__}, args.out)
 
 
 if __name__ == "__main__":

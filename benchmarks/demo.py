@@ -7,7 +7,6 @@ CPU cores. A table goes to stderr; the last line of stdout is one JSON document.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import sys
@@ -18,6 +17,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 import torch
+from record import keep
 
 import opendino
 from opendino.recipes import demo
@@ -53,10 +53,7 @@ def main() -> None:
         "above_untrained": mean(run["teacher"] - run["untrained"] for run in runs),
         "runs": runs,
     }
-    text = json.dumps(document)
-    if args.out:
-        args.out.write_text(text + "\n", encoding="utf-8")
-    print(text)
+    keep(document, args.out)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ document.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import resource
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from record import keep
 from torch.nn.functional import normalize
 
 from opendino.evals import label_free, linear
@@ -52,10 +52,7 @@ def main() -> None:
         "knn": _knn(args),
         "load_after": os.getloadavg()[0],
     }
-    text = json.dumps(document)
-    if args.out:
-        args.out.write_text(text + "\n", encoding="utf-8")
-    print(text)
+    keep(document, args.out)
 
 
 def _evals(num: int) -> dict[str, Any]:

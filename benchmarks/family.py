@@ -11,7 +11,6 @@ goes to stderr; the last line of stdout is one JSON document.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import sys
@@ -23,6 +22,7 @@ from statistics import mean, stdev
 from typing import Any
 
 import torch
+from record import keep
 
 import opendino
 from opendino.methods import byol, distill, mean_teacher
@@ -50,10 +50,7 @@ def main() -> None:
         "stdev": {name: stdev(each[name] for each in seeds) if len(seeds) > 1 else None for name in names},
         "seeds": seeds,
     }
-    text = json.dumps(document)
-    if args.out:
-        args.out.write_text(text + "\n", encoding="utf-8")
-    print(text)
+    keep(document, args.out)
 
 
 def one(seed: int, only: list[str]) -> dict[str, Any]:

@@ -31,6 +31,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from record import keep
+
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
@@ -769,9 +771,7 @@ def main() -> int:
         "survived": sum(row.survived for row in found),
         "faults": [vars(row) for row in found],
     }
-    if args.out:
-        args.out.write_text(json.dumps(document) + "\n", encoding="utf-8")
-    print(json.dumps(document))
+    keep(document, args.out)
     return int(document["tried"] != document["survived"])
 
 

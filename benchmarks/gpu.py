@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import platform
 import sys
@@ -24,27 +23,25 @@ from typing import Any
 import numpy as np
 import torch
 from classic import Files, Pair
+from ours import Ours, listed
 from PIL import Image
+from record import keep
 from torch import Tensor
 
 from opendino import config as configs
 from opendino import train
 from opendino.core.fusion import fusing
-from opendino.core.types import Clock, Views
 from opendino.data import loader
 from opendino.data.cache import Images
 from opendino.data.crops import crops
 from opendino.data.decode import working_area_px
 from opendino.data.open import open_source
-from opendino.engine import optim, precision
+from opendino.engine import optim
 from opendino.engine.speed import peak_flops
 from opendino.methods import dino
-from opendino.models import build
 
-step = sys.modules["opendino.train"].step
 PAPER = dino.Config(freeze_last_layer="0")
 SMALL = replace(PAPER, out_dim=256, local_crops=2, global_size_px=64, local_size_px=32)
-CLOCK = Clock(0, 1000, 100)
 PARTS = ("waits", "crops", "step_vits16", "step_vitb16", "end_to_end")
 
 
@@ -81,18 +78,15 @@ def main() -> None:
         "batch": args.batch,
         "parts": found,
     }
-    text = json.dumps(document)
-    if args.out:
-        args.out.write_text(text + "\n", encoding="utf-8")
-    print(text)
+    keep(document, args.out)
 
 
 def of_waits(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """Whether a step ever waits for the device: CUDA refuses each wait."""
-    ours = Ours("vit_small/16", args, device)
+    ours = made("vit_small/16", args, device)
     for _ in range(3):
-        ours.step(ours.views())
-    views = ours.views()
+        ours.step(ours.noise())
+    views = ours.noise()
     if device.type == "cuda":
         torch.cuda.set_sync_debug_mode("error")
     try:
@@ -150,14 +144,13 @@ def of_step(name: str, args: argparse.Namespace, device: torch.device) -> dict[s
     """Images a second of both, and model FLOPs utilisation of ours, against a large matrix product."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    ours = Ours(name, args, device)
-    pair, views = Pair(ours.method), ours.views()
-    lists = [view for group in views.crops.values() for view in group]
+    ours = made(name, args, device)
+    pair, views = Pair(ours.method), ours.noise()
 
     def classic() -> float:
-        return ours.classic(pair, lists)
+        return ours.classic(pair, listed(views), torch.bfloat16)
 
-    losses = [(classic(), float(ours.step(views)["loss"])) for _ in range(2)]
+    losses = [(classic(), float(ours.step(views))) for _ in range(2)]
     assert all(abs(a - b) < 0.02 * abs(a) for a, b in losses), f"the two ways come to different losses: {losses}"
     with FlopCounterMode(display=False) as counter, fusing(False):
         ours.step(views)
@@ -189,10 +182,10 @@ def of_end_to_end(args: argparse.Namespace, device: torch.device) -> dict[str, A
     steps = max(61, int(args.seconds * trained(60).images_per_second / args.batch))
     result = trained(steps)
     spec, paths = dino.views(settings), sorted(args.images.glob("*.jpg"))
-    ours = Ours(name, args, device)
+    ours = made(name, args, device)
     pair, seen, began = Pair(ours.method), 0, 0.0
     for number, views in enumerate(classic_batches(paths, spec, args)):
-        ours.classic(pair, [view.to(device, non_blocking=True) for view in views])
+        ours.classic(pair, [view.to(device, non_blocking=True) for view in views], torch.bfloat16)
         if number == 2:  # loader and kernels are warm
             began = time.monotonic()
         elif number > 2:
@@ -219,40 +212,10 @@ def classic_batches(paths: list[Path], spec: Any, args: argparse.Namespace) -> I
         )
 
 
-class Ours:
-    """Our method and optimiser on the device, and views of noise."""
-
-    def __init__(self, name: str, args: argparse.Namespace, device: torch.device) -> None:
-        torch.manual_seed(0)
-        config, name = (SMALL, "vit_tiny/16") if args.small else (PAPER, name)
-        size_px = int(config.global_size_px)
-        self.method: Any = dino.build(config, lambda role: build.backbone(name, image_px=size_px)).train().to(device)
-        self.spec, self.batch, self.device = dino.views(config), args.batch, device
-        self.settings = optim.Config(lr_warmup="0")
-        self.optimizer = optim.build(self.settings, self.method.student)
-
-    def views(self) -> Views:
-        """Noise, on the device."""
-        made = {
-            g.name: torch.randn(len(g.views), self.batch, 3, g.size_px, g.size_px, device=self.device)
-            for g in self.spec.groups
-        }
-        indices = torch.arange(self.batch, device=self.device)
-        return Views(made, torch.full_like(indices, -1), indices)
-
-    def step(self, views: Views) -> dict[str, Tensor]:
-        """One step under bfloat16."""
-        return step(
-            self.method, self.method, self.optimizer, self.settings, self.batch, CLOCK, [views], 1, torch.bfloat16
-        )[0]
-
-    def classic(self, pair: Pair, views: list[Tensor]) -> float:
-        """The same step in the classic way."""
-        with precision.autocast(self.device, torch.bfloat16):
-            return pair.step(
-                views, self.settings.lr * self.batch / 256, self.settings.weight_decay, self.method.temperature(CLOCK),
-                self.method.ema(CLOCK), frozen=False, clip=self.settings.clip,
-            )  # fmt: skip
+def made(name: str, args: argparse.Namespace, device: torch.device) -> Ours:
+    """Our side under bfloat16."""
+    config, name = (SMALL, "vit_tiny/16") if args.small else (PAPER, name)
+    return Ours(name, config, optim.Config(), args.batch, torch.bfloat16, device)
 
 
 def first_batch(args: argparse.Namespace) -> loader.Batch:

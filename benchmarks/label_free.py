@@ -8,7 +8,6 @@ the last line of stdout is one JSON document.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import sys
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from record import keep
 
 import opendino
 from opendino.evals.label_free import MEASURES, Config, evaluate, merit, spearman
@@ -54,10 +54,7 @@ def main() -> None:
         for row in document[title]:
             told = "  ".join(f"{name} {'-' if row[name] is None else format(row[name], '.2f')}" for name in MEASURES)
             print(f"  {row['steps']:>5} steps  {told}", file=sys.stderr)
-    text = json.dumps(document)
-    if args.out:
-        args.out.write_text(text + "\n", encoding="utf-8")
-    print(text)
+    keep(document, args.out)
 
 
 def _run(steps: int, args: argparse.Namespace) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from record import keep
 
 from opendino.app import curves as page_curves
 from opendino.models import load
@@ -51,10 +52,7 @@ def main() -> None:
     }
     for key, value in found.items():
         print(f"{key:<48}{value:8.2f} s", file=sys.stderr)
-    text = json.dumps(document)
-    if args.out:
-        args.out.write_text(text + "\n", encoding="utf-8")
-    print(text)
+    keep(document, args.out)
 
 
 def of_images(home: Path) -> dict[str, float]:

@@ -8,7 +8,6 @@ found goes to stderr; the last line of stdout is one JSON document.
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
 import platform
@@ -23,6 +22,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from record import keep
 
 from opendino.core.duplicates import near_duplicates
 from opendino.core.ranking import search
@@ -122,10 +122,7 @@ def main() -> None:
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as fresh:
             document[name] = fresh.submit(part, *call).result()
         print(f"{name}: {document[name]}", file=sys.stderr, flush=True)
-    text = json.dumps(document)
-    if args.out:
-        args.out.write_text(text + "\n", encoding="utf-8")
-    print(text)
+    keep(document, args.out)
 
 
 if __name__ == "__main__":

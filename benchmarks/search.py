@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import os
 import platform
 import statistics
@@ -24,6 +23,7 @@ from typing import Any
 
 import lancedb
 import torch
+from record import keep
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -130,10 +130,7 @@ def main() -> None:
         groups, seconds = timed(lambda: near_duplicates(vectors, 0.95))
         assert len(groups) == PLANTED, f"{len(groups)} groups for {PLANTED} planted"
         note("duplicates", {"pairs": len(vectors) * (len(vectors) - 1) // 2, "groups": len(groups), "seconds": seconds})
-    text = json.dumps(document)
-    if args.out:
-        args.out.write_text(text + "\n", encoding="utf-8")
-    print(text)
+    keep(document, args.out)
 
 
 if __name__ == "__main__":

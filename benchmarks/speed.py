@@ -8,7 +8,6 @@ turns, and the best of several turns counts. A table goes to stderr; the last li
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import sys
@@ -22,11 +21,12 @@ from typing import Any
 import numpy as np
 import torch
 from classic import Files, Pair
+from ours import Ours, listed
 from PIL import Image
+from record import keep
 from torch import Tensor
 
 from opendino.core.fusion import fusing
-from opendino.core.types import Clock, Views, ViewSpec
 from opendino.data import loader
 from opendino.data.cache import Images
 from opendino.data.crops import crops
@@ -34,10 +34,9 @@ from opendino.data.decode import working_area_px
 from opendino.data.open import open_source
 from opendino.engine import optim, precision
 from opendino.methods import dino
-from opendino.models import build
 from opendino.recipes import demo
-from opendino.train import step
 
+CPU = torch.device("cpu")
 PAPER = dino.Config(freeze_last_layer="0")
 PARTS = ("loader", "crops", "loss", "step_demo", "step_vits16", "whole_demo", "whole_vits16", "memory")
 
@@ -72,10 +71,7 @@ def main() -> None:
             f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in each.items()
         )
         print(f"{part:<14}{told}", file=sys.stderr)
-    text = json.dumps(document)
-    if args.out:
-        args.out.write_text(text + "\n", encoding="utf-8")
-    print(text)
+    keep(document, args.out)
 
 
 def of_loader(args: argparse.Namespace) -> dict[str, Any]:
@@ -131,7 +127,7 @@ def of_crops(args: argparse.Namespace) -> dict[str, Any]:
 def of_loss(args: argparse.Namespace) -> dict[str, Any]:
     """Head and loss of 32 images in 2 + 10 views against 65,536 prototypes: time, and what autograd keeps."""
     torch.manual_seed(0)
-    method = made("vit_small/16", PAPER)
+    method = Ours("vit_small/16", PAPER, optim.Config(), 1, torch.float32, CPU).method
     pair = Pair(method)
     views, num = 32, 12
     rows = torch.randn(num * views, 384, requires_grad=True)
@@ -186,88 +182,51 @@ def of_whole_vits16(args: argparse.Namespace) -> dict[str, Any]:
     return whole(args, "vit_small/16", PAPER, args.batch, optim.Config())
 
 
-def made(backbone: str, config: dino.Config) -> Any:
-    """A method of ours with drop path off, so that both draw no chance of their own."""
-    torch.manual_seed(0)
-    return dino.build(config, lambda role: build.backbone(backbone, image_px=int(config.global_size_px))).train()
-
-
 def steps(
     args: argparse.Namespace, backbone: str, config: dino.Config, batch: int, settings: optim.Config
 ) -> dict[str, Any]:
     """Both ways on the same views; the losses of the first steps must agree."""
-    config = replace(config, freeze_last_layer="0")
-    spec = dino.views(config)
-    views = {group.name: torch.randn(len(group.views), batch, 3, group.size_px, group.size_px) for group in spec.groups}
-    ours = Ours(backbone, config, settings, batch, args.precision)
-    pair = Pair(ours.method)
+    ours, dtype = made(args, backbone, config, batch, settings)
+    pair, views = Pair(ours.method), ours.noise()
 
     def first() -> float:
-        return ours.classic(pair, views)
+        return ours.classic(pair, listed(views))
 
     def second() -> float:
-        return ours(views)
+        return float(ours.step(views))
 
     same = agree(first, second)
-    return compare(first, second, args.turns, batch) | same | {"precision": ours.dtype}
+    return compare(first, second, args.turns, batch) | same | {"precision": dtype}
 
 
 def whole(
     args: argparse.Namespace, backbone: str, config: dino.Config, batch: int, settings: optim.Config
 ) -> dict[str, Any]:
     """Files, crops, step."""
-    config = replace(config, freeze_last_layer="0")
-    spec: ViewSpec = dino.views(config)
+    ours, dtype = made(args, backbone, config, batch, settings)
     source = open_source(str(args.images))
-    batches = loader.Batches(Images(source, working_area_px(spec)), spec, 0, batch)
-    files = Files([args.images / source.key(i) for i in range(batch)], spec)
-    ours = Ours(backbone, config, settings, batch, args.precision)
-    pair, shapes = Pair(ours.method), [(g.name, len(g.views)) for g in spec.groups]
+    batches = loader.Batches(Images(source, working_area_px(ours.spec)), ours.spec, 0, batch)
+    files = Files([args.images / source.key(i) for i in range(batch)], ours.spec)
+    pair = Pair(ours.method)
 
     def first() -> float:
-        views = [torch.stack(list(view)) for view in zip(*(files[i] for i in range(batch)), strict=True)]
-        found, start = {}, 0
-        for name, number in shapes:
-            found[name] = torch.stack(views[start : start + number])
-            start += number
-        return ours.classic(pair, found)
+        return ours.classic(pair, [torch.stack(view) for view in zip(*(files[i] for i in range(batch)), strict=True)])
 
     def second() -> float:
         item = batches[0]
         assert isinstance(item, loader.Batch)
-        return ours(crops(item.canvas, item.draws, spec))
+        return float(ours.step(crops(item.canvas, item.draws, ours.spec)))
 
-    return compare(first, second, args.turns, batch) | {"precision": ours.dtype}
+    return compare(first, second, args.turns, batch) | {"precision": dtype}
 
 
-class Ours:
-    """Our method and optimiser, and the same moment of the schedules for both ways."""
-
-    def __init__(self, backbone: str, config: dino.Config, settings: optim.Config, batch: int, wanted: Any) -> None:
-        self.method, self.settings, self.batch = made(backbone, config), replace(settings, lr_warmup="0"), batch
-        self._dtype, _ = precision.choose(wanted, torch.device("cpu"))
-        self.dtype = str(self._dtype).removeprefix("torch.")
-        self.optimizer = optim.build(settings, self.method.student)
-        self._clock = Clock(0, 1000, 100)
-        self.method.to(memory_format=torch.channels_last)
-
-    def __call__(self, views: dict[str, Tensor]) -> float:
-        """One step of ours; returns the loss."""
-        indices = torch.arange(self.batch)
-        item = Views(views, torch.full((self.batch,), -1), indices)
-        tensors, _ = step(
-            self.method, self.method, self.optimizer, self.settings, self.batch, self._clock, [item], 1, self._dtype
-        )
-        return float(tensors["loss"])
-
-    def classic(self, pair: Pair, views: dict[str, Tensor]) -> float:
-        """The same step in the classic way."""
-        crops = [view for group in views.values() for view in group]
-        lr = self.settings.lr * self.batch / 256
-        return pair.step(
-            crops, lr, self.settings.weight_decay, self.method.temperature(self._clock), self.method.ema(self._clock),
-            frozen=False, clip=self.settings.clip,
-        )  # fmt: skip
+def made(
+    args: argparse.Namespace, backbone: str, config: dino.Config, batch: int, settings: optim.Config
+) -> tuple[Ours, str]:
+    """Our side, with prototypes that move from the start, and the precision it takes."""
+    dtype, _ = precision.choose(args.precision, CPU)
+    ours = Ours(backbone, replace(config, freeze_last_layer="0"), settings, batch, dtype, CPU)
+    return ours, str(dtype).removeprefix("torch.")
 
 
 def agree(first: Callable[[], float], second: Callable[[], float], num: int = 3) -> dict[str, Any]:

@@ -11,7 +11,6 @@ document.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import resource
@@ -25,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from record import keep
 
 from opendino.core.contracts import Source
 from opendino.core.types import Augment, ViewGroup, ViewSpec
@@ -69,10 +69,7 @@ def main() -> None:
             "ranks": {str(world): _shards_a_rank(world) for world in (1, 8, 32)},
             "load_after": os.getloadavg()[0],
         }
-    text = json.dumps(document)
-    if args.out:
-        args.out.write_text(text + "\n", encoding="utf-8")
-    print(text)
+    keep(document, args.out)
 
 
 def _sources(args: argparse.Namespace, work: Path) -> dict[str, Any]:

@@ -14,7 +14,6 @@ last line of stdout is one JSON document. `--steps 2` tries the program anywhere
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import sys
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from record import keep
 
 import opendino
 from opendino.config import Config
@@ -73,10 +73,7 @@ def main() -> None:
         "steps": args.steps or "200 epochs",
         "targets": found,
     }
-    text = json.dumps(document)
-    if args.out:
-        args.out.write_text(text + "\n", encoding="utf-8")
-    print(text)
+    keep(document, args.out)
 
 
 def reach(target: str, args: argparse.Namespace, out: str) -> dict[str, Any]:

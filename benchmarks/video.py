@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import multiprocessing
-import os
 import platform
 import resource
 import sys
@@ -20,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from record import keep
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -116,10 +115,7 @@ def main() -> None:
         "memory_ratio": forms["dense"]["peak_memory_mib"] / forms["local"]["peak_memory_mib"],
         "max_difference": float(abs(outputs["dense"] - outputs["local"]).max()),
     }
-    text = json.dumps(document)
-    if args.out:
-        args.out.write_text(text + os.linesep, encoding="utf-8")
-    print(text)
+    keep(document, args.out)
 
 
 def _peak_rss() -> int:

@@ -1,0 +1,71 @@
+"""Our training step for the benchmarks, and the classic one at the same moment of the schedules."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from classic import Pair
+from torch import Tensor
+
+from opendino.core.types import Clock, Views
+from opendino.engine import optim, precision
+from opendino.methods import dino
+from opendino.models import build
+from opendino.train import step
+
+CLOCK = Clock(0, 1000, 100)
+
+
+class Ours:
+    """A method and its optimiser; drop path is off, so that neither way draws any chance of its own.
+
+    Args:
+        backbone: Its name.
+        config: Of DINO.
+        settings: Of the optimiser; the rate is not warmed up.
+        batch: Images a step.
+        dtype: Of our matrix products.
+        device: Where all is.
+    """
+
+    def __init__(
+        self, backbone: str, config: dino.Config, settings: optim.Config, batch: int, dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:  # fmt: skip
+        torch.manual_seed(0)
+        size_px = int(config.global_size_px)
+        self.method: Any = dino.build(config, lambda role: build.backbone(backbone, image_px=size_px)).train()
+        self.method.to(device).to(memory_format=torch.channels_last)
+        self.spec, self.batch, self.dtype, self.device = dino.views(config), batch, dtype, device
+        self._settings = replace(settings, lr_warmup="0")
+        self._optimizer = optim.build(self._settings, self.method.student)
+
+    def noise(self) -> dict[str, Tensor]:
+        """Views that are there already."""
+        return {
+            g.name: torch.randn(len(g.views), self.batch, 3, g.size_px, g.size_px, device=self.device)
+            for g in self.spec.groups
+            if g.views
+        }
+
+    def step(self, crops: dict[str, Tensor]) -> Tensor:
+        """One step on views; its loss, which nobody has waited for."""
+        indices = torch.arange(self.batch, device=self.device)
+        views = Views(crops, torch.full_like(indices, -1), indices)
+        settings, optimizer = self._settings, self._optimizer
+        return step(self.method, self.method, optimizer, settings, self.batch, CLOCK, [views], 1, self.dtype)[0]["loss"]
+
+    def classic(self, pair: Pair, crops: list[Tensor], dtype: torch.dtype = torch.float32) -> float:
+        """The same step in the classic way, on a list of views; its loss."""
+        with precision.autocast(self.device, dtype):
+            return pair.step(
+                crops, self._settings.lr * self.batch / 256, self._settings.weight_decay,
+                self.method.temperature(CLOCK), self.method.ema(CLOCK), frozen=False, clip=self._settings.clip,
+            )  # fmt: skip
+
+
+def listed(crops: dict[str, Tensor]) -> list[Tensor]:
+    """Views of all groups, one after the other."""
+    return [view for group in crops.values() for view in group]
