@@ -2,7 +2,7 @@
 
 Run it on a machine with a CUDA device: python benchmarks/gpu.py [--images FOLDER] [--workers N] [--out FILE.json].
 Needs torchvision; the crops of torchvision's v2, and of kornia where it is installed, are measured beside ours. All is
-measured on one device; the classic way (benchmarks/classic.py) runs under bfloat16 autocast too, so that the ratio is of
+measured on one device; the classic way (benchmarks/classic.py) runs under bfloat16 autocast too: the ratio is of
 the way and not of the precision. A table goes to stderr, the last line of stdout is one JSON document. `--device cpu
 --small` runs the same lines in three minutes anywhere; its numbers mean nothing.
 """
