@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.exc import TorchDynamoException
 
 from opendino.core import fusion
 from opendino.core.errors import UserError
@@ -109,12 +110,33 @@ def test_only_what_is_within_is_compiled(monkeypatch: pytest.MonkeyPatch) -> Non
     assert double(3) == 6 and calls == [False, False]
 
 
+def test_what_the_compiler_fails_at_runs_as_it_is_written(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def failing(*args: object, **kwargs: object) -> None:
+        raise TorchDynamoException("no such kernel\nand a long story")
+
+    monkeypatch.setattr(torch, "compile", lambda f, dynamic: failing)
+    double = fused(lambda x: 2 * x)
+    with fusing(True):
+        assert [double(3), double(4)] == [6, 8]
+    said = capsys.readouterr().err
+    assert said.count("could not be compiled and runs as it is written: no such kernel") == 1
+    monkeypatch.setattr(torch, "compile", lambda f, dynamic: f)
+
+    @fused
+    def broken(x: int) -> int:
+        raise ValueError("a mistake of ours")
+
+    with fusing(True), pytest.raises(ValueError, match="a mistake of ours"):
+        broken(3)
+
+
 def test_a_machine_that_cannot_compile_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*args: object, **kwargs: object) -> None:
         raise RuntimeError("\n no compiler \n  and a long story")
 
     monkeypatch.setattr(torch, "compile", broken)
-    monkeypatch.setattr(fusion, "_small", fused(lambda x: x))  # not one that was compiled before
     with pytest.raises(UserError, match="Nothing can be compiled here: no compiler") as raised:
         fusion.choose(True, CPU, 10)
     assert "--compile False" in str(raised.value)

@@ -13,6 +13,7 @@ from typing import ParamSpec, TypeVar
 
 import torch
 
+from opendino.core import log
 from opendino.core.errors import UserError
 
 P = ParamSpec("P")
@@ -22,7 +23,10 @@ _on = False
 
 
 def fused(function: Callable[P, T], any_shape: bool = False) -> Callable[P, T]:
-    """A decorator: within `fusing` the function is compiled, for each shape that it meets or once for any."""
+    """A decorator: within `fusing` the function is compiled, for each shape that it meets or once for any.
+
+    Where the compiler fails, the function runs as it is written from then on, with a warning.
+    """
     compiled: list[Callable[P, T]] = []
 
     @functools.wraps(function)
@@ -31,7 +35,16 @@ def fused(function: Callable[P, T], any_shape: bool = False) -> Callable[P, T]:
             return function(*args, **kwargs)
         if not compiled:
             compiled.append(torch.compile(function, dynamic=None if any_shape else False))
-        return compiled[0](*args, **kwargs)
+        try:
+            return compiled[0](*args, **kwargs)
+        except Exception as error:
+            from torch._dynamo.exc import TorchDynamoException  # loaded by now where it was raised
+
+            if not isinstance(error, TorchDynamoException):
+                raise
+            compiled[0] = function
+            log.warn(f"{function.__qualname__} could not be compiled and runs as it is written: {_first_line(error)}")
+            return function(*args, **kwargs)
 
     return call
 
@@ -54,11 +67,9 @@ def works(device: torch.device) -> str | None:
         None where it works, else why not.
     """
     try:
-        with fusing(True):
-            _small(torch.ones(64, device=device))
+        torch.compile(_small, dynamic=False)(torch.ones(64, device=device))
     except Exception as error:  # whatever a compiler that is missing or broken comes up with
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        return lines[0] if lines else type(error).__name__
+        return _first_line(error)
     return None
 
 
@@ -85,6 +96,10 @@ def choose(wanted: bool | str, device: torch.device, steps: int) -> tuple[bool, 
     return not broken, broken or ("as asked" if wanted is True else f"a {device.type} device, {steps:,} steps")
 
 
-@fused
 def _small(x: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.gelu(x) * 2
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
