@@ -7,8 +7,6 @@ CPU cores. A table goes to stderr; the last line of stdout is one JSON document.
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import sys
 import tempfile
 import time
@@ -16,8 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
 
-import torch
-from record import keep
+from record import keep, machine
 
 import opendino
 from opendino.recipes import demo
@@ -45,7 +42,7 @@ def main() -> None:
 
     document = {
         "what": "k-NN top-1 in percent on held-out toy textures, recipe demo",
-        "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, torch {torch.__version__}",
+        "machine": machine(),
         "date": time.strftime("%Y-%m-%d"),
         "mean": {name: mean(run[name] for run in runs) for name in NETWORKS},
         "stdev": {name: stdev(run[name] for run in runs) if len(runs) > 1 else None for name in NETWORKS},

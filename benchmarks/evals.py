@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import resource
 import sys
 import tempfile
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from record import keep
+from record import keep, machine
 from torch.nn.functional import normalize
 
 from opendino.evals import label_free, linear
@@ -44,7 +43,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     document = {
         "what": "evaluations: seconds (wall and of all CPUs together), peak memory of the process so far in MiB",
-        "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, torch {torch.__version__}",
+        "machine": machine(),
         "load_before": os.getloadavg()[0],
         "threads": args.threads,
         "date": time.strftime("%Y-%m-%d"),

@@ -11,8 +11,6 @@ goes to stderr; the last line of stdout is one JSON document.
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import sys
 import tempfile
 import time
@@ -21,8 +19,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-import torch
-from record import keep
+from record import keep, machine
 
 import opendino
 from opendino.methods import byol, distill, mean_teacher
@@ -44,7 +41,7 @@ def main() -> None:
     names = [name for name in seeds[0] if name != "seed"]
     document = {
         "what": "toy textures, in percent: k-NN top-1 (BYOL, distillation), accuracy of the classifier (mean teacher)",
-        "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, torch {torch.__version__}",
+        "machine": machine(),
         "date": time.strftime("%Y-%m-%d"),
         "mean": {name: mean(each[name] for each in seeds) for name in names},
         "stdev": {name: stdev(each[name] for each in seeds) if len(seeds) > 1 else None for name in names},

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import platform
 import sys
 import tempfile
 import time
@@ -24,9 +23,9 @@ from typing import Any
 import numpy as np
 import torch
 from classic import Files, Pair
-from ours import Ours, listed
+from ours import PAPER, Ours, listed
 from PIL import Image
-from record import keep
+from record import keep, machine
 from torch import Tensor
 
 from opendino import config as configs
@@ -42,7 +41,6 @@ from opendino.engine import optim
 from opendino.engine.speed import peak_flops
 from opendino.methods import dino
 
-PAPER = dino.Config(freeze_last_layer="0")
 SMALL = replace(PAPER, out_dim=256, local_crops=2, global_size_px=64, local_size_px=32)
 PARTS = ("waits", "crops", "step_vits16", "step_vitb16", "end_to_end")
 
@@ -72,10 +70,9 @@ def main() -> None:
             found[part]["took_seconds"] = round(time.monotonic() - began)
             told = ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in found[part].items())
             print(f"{part:<14}{told}", file=sys.stderr, flush=True)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     document = {
         "what": "the classic way and ours on one device",
-        "machine": f"{name}, {len(os.sched_getaffinity(0))} cores, torch {torch.__version__}, {args.workers} workers",
+        "machine": f"{machine(device)}, {args.workers} workers",
         "date": time.strftime("%Y-%m-%d"),
         "batch": args.batch,
         "parts": found,

@@ -8,8 +8,6 @@ the last line of stdout is one JSON document.
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import sys
 import tempfile
 import time
@@ -17,8 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from record import keep
+from record import keep, machine
 
 import opendino
 from opendino.evals.label_free import MEASURES, Config, evaluate, merit, spearman
@@ -38,7 +35,7 @@ def main() -> None:
     runs = [_run(steps, args) for steps in args.steps]
     document = {
         "what": "Spearman's rank correlation of label-free measures (turned so that more is better) with k-NN top-1",
-        "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, torch {torch.__version__}",
+        "machine": machine(),
         "date": time.strftime("%Y-%m-%d"),
         "width": args.width,
         "images": args.images,

@@ -16,6 +16,7 @@ from opendino.models import build
 from opendino.train import step
 
 CLOCK = Clock(0, 1000, 100)
+PAPER = dino.Config(freeze_last_layer="0")
 
 
 class Ours:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import re
 import shutil
 import subprocess
@@ -26,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from record import keep
+from record import keep, machine
 
 from opendino.app import curves as page_curves
 from opendino.models import load
@@ -45,7 +44,7 @@ def main() -> None:
         found = of_images(home) | of_curves(home, args.steps) | of_the_page(home)
     document = {
         "what": "seconds that people wait for pictures",
-        "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, torch {torch.__version__}",
+        "machine": machine(),
         "load": round(os.getloadavg()[0], 1),
         "date": time.strftime("%Y-%m-%d"),
         "seconds": {key: round(value, 3) for key, value in found.items()},

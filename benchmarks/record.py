@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import platform
 from pathlib import Path
 from typing import Any
+
+import torch
 
 
 def keep(document: dict[str, Any], out: Path | None) -> None:
@@ -13,3 +17,9 @@ def keep(document: dict[str, Any], out: Path | None) -> None:
     if out:
         out.write_text(text + "\n", encoding="utf-8")
     print(text)
+
+
+def machine(device: torch.device | None = None) -> str:
+    """The processor, or the GPU if `device` is one, the cores that may be used, and torch."""
+    name = torch.cuda.get_device_name(device) if device and device.type == "cuda" else platform.machine()
+    return f"{name}, {len(os.sched_getaffinity(0))} cores, torch {torch.__version__}"

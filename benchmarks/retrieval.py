@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
-import platform
 import resource
 import sys
 import tempfile
@@ -22,7 +21,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from record import keep
+from record import keep, machine
 
 from opendino.core.duplicates import near_duplicates
 from opendino.core.ranking import search
@@ -112,7 +111,7 @@ def main() -> None:
     }
     document: dict[str, Any] = {
         "what": f"multi-scale ViT-S/16 features at 320×240; mAP and near-duplicates of {args.vectors} × {DIM} vectors",
-        "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, torch {torch.__version__}",
+        "machine": machine(),
         "device": args.device,
         "threads": torch.get_num_threads(),
         "load": os.getloadavg()[0],  # of other programs, beforehand

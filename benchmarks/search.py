@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -23,7 +22,7 @@ from typing import Any
 
 import lancedb
 import torch
-from record import keep
+from record import keep, machine
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -108,8 +107,7 @@ def main() -> None:
     args = parser.parse_args()
     document: dict[str, Any] = {
         "what": f"search in {args.vectors} × {DIM} float32 vectors, {args.queries} queries, k = {K}",
-        "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, torch {torch.__version__}, "
-        f"lancedb {lancedb.__version__}",
+        "machine": f"{machine()}, lancedb {lancedb.__version__}",
         "threads": torch.get_num_threads(),
         "load": os.getloadavg()[0],  # of other programs, beforehand
         "date": time.strftime("%Y-%m-%d"),

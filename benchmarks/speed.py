@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from classic import Files, Pair
-from ours import Ours, listed
+from ours import PAPER, Ours, listed
 from PIL import Image
 from record import keep
 from torch import Tensor
@@ -37,7 +37,6 @@ from opendino.methods import dino
 from opendino.recipes import demo
 
 CPU = torch.device("cpu")
-PAPER = dino.Config(freeze_last_layer="0")
 PARTS = ("loader", "crops", "loss", "step_demo", "step_vits16", "whole_demo", "whole_vits16", "memory")
 
 

@@ -14,8 +14,6 @@ last line of stdout is one JSON document. `--steps 2` tries the program anywhere
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import sys
 import tempfile
 import time
@@ -24,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from record import keep
+from record import keep, machine
 
 import opendino
 from opendino.config import Config
@@ -63,12 +61,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     with tempfile.TemporaryDirectory() as home:
         found = {target: reach(target, args, f"{home}/{target}") for target in args.only}
     document = {
         "what": "k-NN in percent on Imagenette, and minutes of training",
-        "machine": f"{name}, {len(os.sched_getaffinity(0))} cores, torch {torch.__version__}",
+        "machine": machine(device),
         "date": time.strftime("%Y-%m-%d"),
         "steps": args.steps or "200 epochs",
         "targets": found,

@@ -14,6 +14,11 @@ torch.set_num_threads(1)
 ROOT = Path(__file__).parents[1]
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+
+
 @pytest.fixture(scope="session")
 def golden_file() -> Path:
     path = Path(os.environ.get("OPENDINO_GOLDEN", ROOT / "../shared/golden/dino_v1_golden.npz"))

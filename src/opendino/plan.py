@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -182,14 +183,10 @@ def _parts(config: Config, spec: ViewSpec, batch: int, dtype: torch.dtype, devic
     wanted, share = config.optim.accumulate, batch // dist.world()
     if wanted == "auto" and device.type == "cuda":
 
-        def make() -> Method:
-            method = configs.method_module(config).build(config.method, lambda role: make_backbone(config, spec, role))
-            if config.activation_checkpointing:
-                recompute(cast(Backbone, method.student["backbone"]))
-            return method
+        def fresh() -> Method:
+            return make_method(config, spec, make_backbone)
 
-        moments = 2 if config.optim.name == "adamw" else 1
-        tried = dist.agreed(trial.fewest_parts(make, spec, share, moments, dtype, device))
+        tried = dist.agreed(trial.fewest_parts(fresh, spec, share, config.optim.name, dtype, device))
         if tried:
             return tried, f"{share // tried} images at once, the most of {share} that fit"
     return sizing.accumulate(wanted, batch, activation_bytes(config, spec), device)
@@ -210,6 +207,18 @@ def shared_out(config: Config, spec: ViewSpec, method: Method, device: torch.dev
     how, why = sizing.parallel(config.parallel, method, config.optim.name, activations, device)
     log.say(f"  {why}")
     return dist.agreed(how)
+
+
+def make_method(config: Config, spec: ViewSpec, make: Callable[[Config, ViewSpec, str], Backbone]) -> Method:
+    """A fresh method of the run on backbones by `make`, which is `first_backbone` or `make_backbone`.
+
+    Raises:
+        UserError: Its settings do not go together.
+    """
+    method: Method = configs.method_module(config).build(config.method, lambda role: make(config, spec, role))
+    if config.activation_checkpointing:
+        recompute(cast(Backbone, method.student["backbone"]))
+    return method
 
 
 def make_backbone(config: Config, spec: ViewSpec, role: str) -> Backbone:

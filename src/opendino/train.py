@@ -36,7 +36,6 @@ from opendino.engine.interrupt import Interrupt, Interrupted
 from opendino.engine.meters import Meters
 from opendino.engine.profiler import Profiler
 from opendino.engine.progress import Progress
-from opendino.engine.recompute import recompute
 from opendino.engine.run_folder import Claim
 from opendino.engine.speed import Speed
 from opendino.engine.watch import Watch
@@ -126,11 +125,9 @@ def _run(
 
     # ---- networks: a student that learns and a teacher that follows it
     torch.manual_seed(config.seed)
-    spec, make = configs.views(config), plan.first_backbone if new else plan.make_backbone
-    method: Method = configs.method_module(config).build(config.method, lambda role: make(config, spec, role))
+    spec = configs.views(config)
+    method = plan.make_method(config, spec, plan.first_backbone if new else plan.make_backbone)
     plan.check_classes(method, spec, source)
-    if config.activation_checkpointing:
-        recompute(cast(Backbone, method.student["backbone"]))
     how = plan.shared_out(config, spec, method, device)
     model, whole = parallel.place(method.train(), device, how, config.sync_batch_norm)
     optimizer = optim.build(config.optim, method.student)

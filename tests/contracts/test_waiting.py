@@ -88,7 +88,6 @@ def test_the_profiler_would_see_a_question() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize(("name", "network", "optimiser"), CASES, ids=lambda value: getattr(value, "name", value))
 def test_a_step_never_waits_for_the_gpu(name: str, network: str, optimiser: optim.Config) -> None:
     going = steps(name, network, optimiser, torch.device("cuda"))

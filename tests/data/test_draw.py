@@ -218,7 +218,6 @@ def test_travels():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="page-locked memory needs a GPU")
 def test_pinned_by_the_loader():
     spec = make_spec()
     loader = torch.utils.data.DataLoader(

@@ -40,7 +40,6 @@ def test_batches_are_the_same_pixels_choices_and_complaints(
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_keeps_them_and_nothing_waits_for_it() -> None:
     images = Images(Counted(11), AREA)
     kept = Resident(images, torch.device("cuda"), 0)

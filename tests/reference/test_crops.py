@@ -107,7 +107,6 @@ def test_a_blur_with_the_11_bits_of_a_gpu_is_off_by_a_quarter_of_a_level(monkeyp
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_makes_the_same_crops_but_for_few_levels():
     canvas, box, flip = noise(4, 3, 150, 131), random_boxes(6, 4, 150, 131), torch.arange(24).reshape(6, 4) % 3 == 0
     there = apply.crop_resize(canvas.cuda(), box.cuda(), flip.cuda(), 96).cpu()

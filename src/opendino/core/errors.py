@@ -65,6 +65,11 @@ class BadImage(Exception):
     """One image that cannot be used; `str(error)` is the reason, one line. Never ends a run by itself."""
 
 
+def reason(error: BaseException) -> str:
+    """What an error of another library says, in one line: the first that is not empty, else the kind of error."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 def lost(error: BaseException) -> bool:
     """Whether an error says that another process is gone, rather than what is wrong in this one."""
     names = {kind.__name__ for kind in type(error).__mro__}  # torch's classes, without importing torch

@@ -14,7 +14,7 @@ from typing import ParamSpec, TypeVar
 import torch
 
 from opendino.core import log
-from opendino.core.errors import UserError
+from opendino.core.errors import UserError, reason
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -27,23 +27,23 @@ def fused(function: Callable[P, T], any_shape: bool = False) -> Callable[P, T]:
 
     Where the compiler fails, the function runs as it is written from then on, with a warning.
     """
-    compiled: list[Callable[P, T]] = []
+    compiled: Callable[P, T] | None = None
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        nonlocal compiled
         if not _on:
             return function(*args, **kwargs)
-        if not compiled:
-            compiled.append(torch.compile(function, dynamic=None if any_shape else False))
+        compiled = compiled or torch.compile(function, dynamic=None if any_shape else False)
         try:
-            return compiled[0](*args, **kwargs)
+            return compiled(*args, **kwargs)
         except Exception as error:
             from torch._dynamo.exc import TorchDynamoException  # loaded by now where it was raised
 
             if not isinstance(error, TorchDynamoException):
                 raise
-            compiled[0] = function
-            log.warn(f"{function.__qualname__} could not be compiled and runs as it is written: {_first_line(error)}")
+            compiled = function
+            log.warn(f"{function.__qualname__} could not be compiled and runs as it is written: {reason(error)}")
             return function(*args, **kwargs)
 
     return call
@@ -69,7 +69,7 @@ def works(device: torch.device) -> str | None:
     try:
         torch.compile(_small, dynamic=False)(torch.ones(64, device=device))
     except Exception as error:  # whatever a compiler that is missing or broken comes up with
-        return _first_line(error)
+        return reason(error)
     return None
 
 
@@ -98,8 +98,3 @@ def choose(wanted: bool | str, device: torch.device, steps: int) -> tuple[bool, 
 
 def _small(x: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.gelu(x) * 2
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

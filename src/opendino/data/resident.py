@@ -40,7 +40,8 @@ class Resident(Images):
             except BadImage as error:
                 return str(error)
 
-        chunks, waiting, size = [torch.empty(0, dtype=torch.uint8, device=device)], [], 0
+        nothing = torch.empty(0, dtype=torch.uint8)
+        chunks, waiting, size = [], [nothing], 0
         for index, found in enumerate(each(look, range(len(images)), self.hands, workers)):
             if isinstance(found, str):
                 self._bad[index] = found
@@ -49,11 +50,12 @@ class Resident(Images):
                 waiting.append(found.flatten().clone())  # a tensor from another process holds a file open
                 size += waiting[-1].nbytes
             if size >= _CHUNK_BYTES or index == len(images) - 1:
-                chunks.append(torch.cat([chunks[0][:0].cpu(), *waiting]).to(device))
-                waiting, size = [], 0
+                chunks.append(torch.cat(waiting).to(device))
+                waiting, size = [nothing], 0
         self._pixels = torch.cat(chunks)
         self._sizes = torch.from_numpy(self._shapes).to(device, torch.int64)
-        self._starts = (3 * self._sizes.prod(1)).cumsum(0) - 3 * self._sizes.prod(1)
+        taken = 3 * self._sizes.prod(1)
+        self._starts = taken.cumsum(0) - taken
         took = time.monotonic() - began
         log.say(f"{len(images):,} images, {self._pixels.nbytes / 2**20:,.0f} MiB, read onto {device} in {took:.0f} s")
 

@@ -9,14 +9,14 @@ import torch
 from opendino.core import dist
 from opendino.core.contracts import Method
 from opendino.core.types import Clock, Views, ViewSpec
-from opendino.engine import precision
+from opendino.engine import precision, sizing
 
 _LEFT_FREE = 0.05  # of the device's memory: for evaluations, and for a batch of larger images
 _CLOCK = Clock(0, 1000, 100)
 
 
 def fewest_parts(
-    make: Callable[[], Method], spec: ViewSpec, share: int, moments: int, dtype: torch.dtype, device: torch.device
+    make: Callable[[], Method], spec: ViewSpec, share: int, optimizer: str, dtype: torch.dtype, device: torch.device
 ) -> int | None:
     """In how many parts a device must work off a step for them to fit; None if not even single images do.
 
@@ -27,16 +27,16 @@ def fewest_parts(
         make: A fresh method; it is gone afterwards.
         spec: Its views.
         share: Images of a step on this device.
-        moments: Numbers that the optimiser keeps for each weight.
+        optimizer: Its name, see `sizing.memory`.
         dtype: Of the networks' matrix products.
         device: A GPU. What a CPU has too little of ends the process.
     """
     try:
         with dist.alone():
             method = make().to(device).to(memory_format=torch.channels_last).train()
-            trained = sum(p.nbytes for p in method.parameters() if p.requires_grad)
+            moments = sizing.memory(method, optimizer, 0.0, parted=False).moments
             free = _LEFT_FREE * torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else 0.0
-            kept = torch.empty(int(moments * trained + free), dtype=torch.uint8, device=device)
+            kept = torch.empty(int(moments + free), dtype=torch.uint8, device=device)
             fitting = (
                 n for n in range(1, share + 1) if share % n == 0 and _fits(method, spec, share // n, dtype, kept)
             )

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from opendino.core import files
-from opendino.core.errors import UserError
+from opendino.core.errors import UserError, reason
 from opendino.interop import _architectures, _compare, _timm_folder, dino_v1, dinov2, torchvision
 from opendino.interop._card import card
 from opendino.interop._checkpoint import Checkpoint, Imported
@@ -150,8 +150,9 @@ def _checked(model: Model, out: Path) -> float:
         again, told = AutoModel.from_pretrained(out, output_loading_info=True)
         AutoImageProcessor.from_pretrained(out)
     except Exception as error:  # whatever transformers says of what it cannot build
-        reason = (str(error) or type(error).__name__).strip().splitlines()[0]
-        raise UserError(f"transformers cannot load {model.backbone.name}: {reason}", "Choose another --to") from error
+        raise UserError(
+            f"transformers cannot load {model.backbone.name}: {reason(error)}", "Choose another --to"
+        ) from error
     if wrong := [*told["missing_keys"], *told["unexpected_keys"], *told["mismatched_keys"]]:
         raise UserError(f"transformers misplaces {len(wrong)} tensors, e.g. {wrong[0]}", "Choose another --to")
     images = _compare.images(model)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from opendino.core.errors import UserError
+from opendino.core.errors import UserError, reason
 from opendino.interop import _architectures, _compare, _timm_folder
 from opendino.interop._card import card
 from opendino.interop._checkpoint import Checkpoint, Imported
@@ -66,8 +66,9 @@ def read(checkpoint: Checkpoint) -> Imported:
     except UserError:
         raise
     except Exception as error:  # whatever timm makes of a config.json that is not its own
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"timm cannot build '{name}' as {source} describes it: {reason}", "Name another one") from error
+        raise UserError(
+            f"timm cannot build '{name}' as {source} describes it: {reason(error)}", "Name another one"
+        ) from error
     heads = network.model.pretrained_cfg.get("classifier") or ()
     heads = tuple(f"{head}." for head in ((heads,) if isinstance(heads, str) else heads))
     top = {key: value for key, value in checkpoint.state.items() if key.startswith(heads)}
@@ -108,8 +109,9 @@ def write(model: Model, out: Path, config: Config) -> float:
     try:
         again = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
     except Exception as error:  # whatever timm says of what it cannot build again
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"timm cannot load {model.backbone.name} again: {reason}", "Choose another --to") from error
+        raise UserError(
+            f"timm cannot load {model.backbone.name} again: {reason(error)}", "Choose another --to"
+        ) from error
     images = _compare.images(model)
     with torch.no_grad():
         return _compare.largest_difference([model.embed(images)], [again(images)], "timm")

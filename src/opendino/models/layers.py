@@ -91,9 +91,10 @@ class DropPath(nn.Module):
             return None
         keep = 1.0 - self.rate
         if self.on_subset:
-            counts = [max(1, round(samples * keep)) for samples, _ in shapes]
-            pairs = zip(counts, shapes, strict=True)
-            return [torch.rand(num, device=tokens.device).argsort()[:count] for count, (num, _) in pairs]
+            return [
+                torch.rand(samples, device=tokens.device).argsort()[: max(1, round(samples * keep))]
+                for samples, _ in shapes
+            ]
         draws = [tokens.new_empty(samples, 1).bernoulli_(keep).expand(samples, length) for samples, length in shapes]
         return torch.cat([draw.flatten() for draw in draws]).div_(keep).unsqueeze(1)
 
@@ -226,9 +227,12 @@ def _add(residual: Tensor, few: Shapes, tokens: Tensor, shapes: Shapes, branch: 
         return residual + branch(tokens, shapes) * draw
     counts = [samples.shape[0] for samples in draw]
     kept = [(count, length) for count, (_, length) in zip(counts, shapes, strict=True)]
-    found = branch(tokens.index_select(0, torch.cat(rows(draw, shapes))), kept).to(residual.dtype)
+    places = rows(draw, shapes)
+    found = branch(tokens.index_select(0, torch.cat(places)), kept).to(residual.dtype)
+    if few != shapes:
+        places = rows(draw, few)
     pieces = found.split([count * length for count, (_, length) in zip(counts, few, strict=True)])
     residual = residual.clone()
-    for where, piece, count, (samples, _) in zip(rows(draw, few), pieces, counts, shapes, strict=True):
+    for where, piece, count, (samples, _) in zip(places, pieces, counts, shapes, strict=True):
         residual.index_add_(0, where, piece, alpha=samples / count)
     return residual

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from opendino.core.contracts import Backbone
-from opendino.core.errors import UsageError, UserError, unknown
+from opendino.core.errors import UsageError, UserError, reason, unknown
 from opendino.core.types import Features
 from opendino.models.vit import SIZES
 
@@ -208,9 +208,9 @@ def _create(name: str, pretrained: bool, required: dict[str, Any], optional: dic
         except Exception as error:
             if not pretrained and not name.startswith("hf-hub:"):
                 raise
-            reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
             raise UserError(
-                f"'{name}' could not be had from timm's hub: {reason}", "Check the name and the network"
+                f"'{name}' could not be had from timm's hub: {reason(error).rstrip('.')}",
+                "Check the name and the network",
             ) from error
 
 

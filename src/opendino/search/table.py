@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from opendino.core.errors import UserError
+from opendino.core.errors import UserError, reason
 from opendino.models.load import Model
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def readable(name: str) -> Iterator[None]:
     except UserError:
         raise
     except (OSError, RuntimeError, ValueError, KeyError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)[:200].rstrip(".")
         raise UserError(
-            f"{name} cannot be read: {reason}", "It is damaged or no table; make it anew with opendino embed"
+            f"{name} cannot be read: {reason(error)[:200].rstrip('.')}",
+            "It is damaged or no table; make it anew with opendino embed",
         ) from error
