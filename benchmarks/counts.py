@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ours import Ours
+from ours import PAPER, Ours
 from record import keep
 from torch import Tensor
 from torch._inductor import config as inductor
@@ -31,14 +31,15 @@ from torch.utils.flop_counter import flop_registry
 from opendino.core.fusion import fusing
 from opendino.data import apply
 from opendino.data.crops import crops
-from opendino.data.draw import draw
+from opendino.data.draw import GroupDraw, draw
 from opendino.engine import optim
 from opendino.methods import dino
 from opendino.models.layers import Block
 
-PAPER = dino.Config(freeze_last_layer="0")
+SPEC = dino.views(PAPER)
 SIZES = (2, 4)
 WORK = ("flop", "bytes")
+ROWS_AT_ONCE = dino._ROWS_AT_ONCE
 
 
 class Counting(TorchDispatchMode):
@@ -91,9 +92,14 @@ def compiled(function: Callable[[], Any]) -> Counter[str]:
 
 def line(count: Callable[[int], Counter[str]], batch: int) -> dict[str, float]:
     """An image's share in a batch, from two small ones: what grows with images, and what a step costs once."""
-    small, large = (count(size) for size in SIZES)
+    found = []
+    for size in SIZES:
+        dino._ROWS_AT_ONCE = ROWS_AT_ONCE * size // batch  # the loss is worked off in as many pieces as with all images
+        found.append(count(size))
+    small, large = found
     slope = {each: (large[each] - small[each]) / (SIZES[1] - SIZES[0]) for each in WORK}
-    return {each: slope[each] + max(0.0, small[each] - SIZES[0] * slope[each]) / batch for each in WORK}
+    shares = {each: slope[each] + max(0.0, small[each] - SIZES[0] * slope[each]) / batch for each in WORK}
+    return shares | {"operations": small["operations"]}
 
 
 def a_step(num: int) -> Callable[[], Any]:
@@ -141,23 +147,26 @@ def loss(num: int) -> Callable[[], Any]:
 
 def views(num: int) -> Callable[[], Any]:
     """The crops of images of 448 x 448 px."""
-    spec = dino.views(PAPER)
-    canvas = torch.randint(0, 256, (num, 3, 448, 448), dtype=torch.uint8)
-    draws = draw(spec, 0, 0, range(num), [[448, 448]] * num)
-    return lambda: crops(canvas, draws, spec)
+    canvas, draws = drawn(num)
+    return lambda: crops(canvas, draws, SPEC)
 
 
 def resized(num: int) -> Callable[[], Any]:
     """The part of the crops before their colours."""
-    spec = dino.views(PAPER)
-    canvas = torch.randint(0, 256, (num, 3, 448, 448), dtype=torch.uint8)
-    draws = draw(spec, 0, 0, range(num), [[448, 448]] * num)
+    canvas, draws = drawn(num)
 
     def run() -> None:
-        for group in spec.groups:
+        for group in SPEC.groups:
             apply.crop_resize(canvas, draws[group.name].box, draws[group.name].flip, group.size_px)
 
     return run
+
+
+def drawn(num: int) -> tuple[Tensor, dict[str, GroupDraw]]:
+    """Images of 448 x 448 px and choices for their views."""
+    return torch.randint(0, 256, (num, 3, 448, 448), dtype=torch.uint8), draw(
+        SPEC, 0, 0, range(num), [[448, 448]] * num
+    )
 
 
 def main() -> None:
@@ -199,10 +208,9 @@ def main() -> None:
             "mfu": 1e6 * step_written["flop"] / (args.peak_tflops * 1e12) / (crop_us + step_us),
         }  # fmt: skip
         print(name, ", ".join(f"{key} {value:.4g}" for key, value in rows[name].items()), file=sys.stderr)
-    operations = written(a_step(SIZES[0]))["operations"] + written(views(SIZES[0]))["operations"]
     device = f"{args.peak_tflops:g} TFLOP/s, {args.bandwidth_tb:g} TB/s"
     document = {"what": "an image's share of a step, counted", "device": device, "batch": args.batch, "ways": rows}
-    document["operations_a_step"] = operations
+    document["operations_a_step"] = crops_written["operations"] + step_written["operations"]
     keep(document | {"date": time.strftime("%Y-%m-%d"), "torch": torch.__version__}, args.out)
 
 
