@@ -326,38 +326,32 @@ def killed_pair(home: Path, peace: dict[str, Life], kills: int) -> Iterator[Row]
 
 def killed_torchrun(home: Path, peace: dict[str, Life], times: int) -> Iterator[Row]:
     """Of a rank under torchrun itself, which starts both anew."""
-    row = Row(
-        "kill −9 of a rank under torchrun --max-restarts", "torchrun starts both anew; equal at the end"
-    )  # a kill while they meet may cost it two
-    life = Life(home, "torchrun")
-    life.run.mkdir()
-    shutil.copy(peace["pair"].run / "config.yaml", life.run)  # settings and no checkpoint: resume begins it
-    program = home / "rank.py"
-    program.write_text(
-        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        f"import os, faults, pathlib\n"
-        f"faults.noting(pathlib.Path({str(life.seen)!r} + os.environ['RANK']))()\n"
-        f"sys.exit(faults.opendino_main(['resume', {str(life.run)!r}]))\n"
-    )
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    with open(life.said, "w") as said:
-        agent = subprocess.Popen([*torchrun, f"--max-restarts={3 * times}", str(program)], stdout=said, stderr=said)
-    kills, met = 0, set[int]()
-    while agent.poll() is None:
-        time.sleep(0.05)
-        children = Path(f"/proc/{agent.pid}/task/{agent.pid}/children")
-        with contextlib.suppress(OSError):
-            ranks = [int(pid) for pid in children.read_text().split()]
-            ranks = [pid for pid in ranks if "rank.py" in Path(f"/proc/{pid}/cmdline").read_text()]
-            trained = Path(f"{life.seen}0").exists() and (life.run / "latest").exists()
-            if len(ranks) == 2 and kills < times and not met & set(ranks) and trained:
-                met |= set(ranks)
-                time.sleep(random.uniform(1.0, 6.0))  # most of it is the imports
-                os.kill(random.choice(ranks), signal.SIGKILL)
-                kills += 1
-    problem = differs(life, peace["pair"], ranks=2)
-    for _ in range(max(kills, 1)):
-        row.count(problem)
+    row = Row("kill −9 of a rank under torchrun --max-restarts", "torchrun starts both anew; equal at the end")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
+    environment = os.environ | {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}  # docs/scale.md
+    for number in range(times):
+        life = Life(home, f"torchrun-{number}")
+        life.run.mkdir()
+        shutil.copy(peace["pair"].run / "config.yaml", life.run)  # settings and no checkpoint: resume begins it
+        program = life.run.with_suffix(".py")
+        program.write_text(
+            f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+            f"import os, faults, pathlib\n"
+            f"faults.noting(pathlib.Path({str(life.seen)!r} + os.environ['RANK']))()\n"
+            f"sys.exit(faults.opendino_main(['resume', {str(life.run)!r}]))\n"
+        )
+        with open(life.said, "w") as said:
+            agent = subprocess.Popen([*torchrun, str(program)], stdout=said, stderr=said, env=environment)
+        while agent.poll() is None and not (life.run / "latest").exists():
+            time.sleep(0.01)
+        time.sleep(random.uniform(0.0, 1.0))
+        children = Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split()
+        ranks = [int(pid) for pid in children if program.name in Path(f"/proc/{pid}/cmdline").read_text()]
+        if ranks:  # or it was done sooner
+            os.kill(random.choice(ranks), signal.SIGKILL)
+        agent.wait()
+        if ranks:
+            row.count(differs(life, peace["pair"], ranks=2))
     yield row
 
 
@@ -753,11 +747,7 @@ def main() -> int:
             if name in NEED_ROOT and os.geteuid() != 0:
                 print(f"{name}: needs root, left out", file=sys.stderr)
                 continue
-            times = {
-                "killed": args.kills,
-                "killed-pair": args.pair_kills or args.kills,
-                "killed-torchrun": min(args.times, 4),
-            }
+            times = {"killed": args.kills, "killed-pair": args.pair_kills or args.kills}
             for row in FAULTS[name](home, peace, times.get(name, args.times)):
                 found.append(row)
                 print(f"{row.fault}: {row.survived} of {row.tried}", file=sys.stderr)

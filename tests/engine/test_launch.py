@@ -40,7 +40,15 @@ from opendino.engine import launch
 
 def work(folder, what):
     folder, rank = pathlib.Path(folder), int(os.environ["RANK"])
-    dist.init_process_group("gloo")
+    started = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+    store, *_ = next(dist.rendezvous("env://"))
+    if what == "lost":  # who is started again must not find the addresses of those who are gone
+        assert not store.check([f"{rank} was here"])
+        store.set(f"{rank} was here", "")
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    if what == "lost" and not started:
+        dist.barrier()
+        os.kill(os.getpid(), signal.SIGKILL) if rank == 1 else time.sleep(60)
     if what == "refused" and rank == 1:
         raise UserError("No such thing", "Take another", 2)
     if what == "bug" and rank == 1:
@@ -54,7 +62,7 @@ def work(folder, what):
         raise UserError("Stopped, state saved", "", 130)
     dist.barrier()
     dist.destroy_process_group()
-    return {"rank": rank, "world": int(os.environ["WORLD_SIZE"])}
+    return {"rank": rank, "world": int(os.environ["WORLD_SIZE"]), "started again": started}
 
 if __name__ == "__main__":
     try:
@@ -87,6 +95,7 @@ def together(folder: Path, what: str) -> tuple[str, str]:
         ("refused", "2 No such thing. Take another"),
         ("bug", "AssertionError: ours"),
         ("asked", "130 Stopped, state saved"),
+        ("lost", "{'rank': 0, 'world': 2, 'started again': 1}"),
     ],
 )
 def test_what_becomes_of_several_processes(tmp_path: Path, what: str, said: str) -> None:

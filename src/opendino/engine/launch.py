@@ -109,6 +109,8 @@ def _launch(processes: int, home: Path, failed: list[Exception], work: Callable[
 
     for name in [each for each in logging.root.manager.loggerDict if each.startswith("torch.distributed.elastic")]:
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)  # we say ourselves what there is to say
+    # Else processes that are started again read in the same store where the lost ones could be reached, and wait there.
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     config = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=processes, run_id=uuid.uuid4().hex, rdzv_backend="c10d",
         rdzv_endpoint="localhost:0", local_addr="localhost", max_restarts=_RESTARTS, start_method=_METHOD,
