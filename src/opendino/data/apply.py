@@ -1,11 +1,12 @@
-"""A draw applied to pixels: pure functions of tensors on any device, float32, without a host wait or a shape that
-depends on data, so that they compile. Nothing here is random.
+"""A draw applied to pixels: pure functions of tensors on any device, without a host wait or a shape that depends on
+data, so that they compile. Nothing here is random.
 
-Crops come out as the 8-bit values 0 … 255; every later stage takes and returns values in [0, 1], channels R, G, B.
+Crops come out as uint8; every later stage takes and returns float32 values in [0, 1], channels R, G, B.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from functools import partial
 
 import torch
@@ -32,7 +33,7 @@ def crop_resize(canvas: Tensor, box: Tensor, flip: Tensor, size_px: int) -> Tens
         size_px: Side of the crops.
 
     Returns:
-        float32 `[V B C size_px size_px]`, whole numbers in 0 … 255.
+        uint8 `[V B C size_px size_px]`.
     """
     batch, channels, height, width = canvas.shape
     top, left, box_height, box_width = box.unbind(-1)
@@ -40,21 +41,21 @@ def crop_resize(canvas: Tensor, box: Tensor, flip: Tensor, size_px: int) -> Tens
     across = _filters(left, box_width, flip, size_px, width, dtype)
     down = _filters(top, box_height, torch.zeros_like(flip), size_px, height, dtype)
     # Rows of all channels side by side, so that one product serves the channels and the next needs no transposition.
-    rows = canvas.transpose(1, 2).contiguous().to(dtype).view(batch, height * channels, width)
-    views = []
-    for a_x, a_y in zip(across.unbind(), down.unbind(), strict=True):  # by view: the intermediate stays small
+    rows = canvas.transpose(1, 2).to(dtype, memory_format=torch.contiguous_format).view(batch, height * channels, width)
+    crops = rows.new_empty(len(box), batch, size_px, channels * size_px)
+    for a_x, a_y, crop in zip(across.unbind(), down.unbind(), crops.unbind(), strict=True):  # by view: less at a time
         narrow = _to_8_bits(_product(rows, a_x.mT)).view(batch, height, channels * size_px)
-        views.append(_product(a_y, narrow))
-    crops = torch.stack(views).view(-1, batch, size_px, channels, size_px)
-    return _to_8_bits(crops.transpose(2, 3).contiguous()).float()
+        _product(a_y, narrow, out=crop)
+    return _to_pixels(crops.view(-1, batch, size_px, channels, size_px))
 
 
 def jitter(x: Tensor, factors: Tensor, order: Tensor) -> Tensor:
     """Brightness, contrast, saturation and hue, each sample in its own order.
 
     As torchvision's functional on float tensors, with Pillow's grey weights (0.299, not 0.2989). The first three are
-    blends with black, the mean grey and the grey image. Hue is dear, so it is done once, with three places for blends
-    before it and three after; a sample passes unchanged (factor 1) through those that are not its own.
+    blends with black, the mean grey and the grey image. What is dear has few places: hue one, and contrast, whose mean
+    wants the whole image first, one before that and one after it; brightness and saturation two in each stretch
+    between these. A sample passes unchanged (factor 1) through the places that are not its own.
 
     Args:
         x: float32 `[... 3 H W]` in [0, 1].
@@ -62,21 +63,28 @@ def jitter(x: Tensor, factors: Tensor, order: Tensor) -> Tensor:
             no bit.
         order: int64 `[... 4]`, a permutation of 0 … 3: the column of `factors` to apply first, second, ...
     """
-    is_hue = order == 3
-    after_hue = is_hue.cumsum(-1) > 0
-    ordered = factors.gather(-1, order).masked_fill(is_hue, 1.0)
-    before, after = ordered.masked_fill(after_hue, 1.0), ordered.masked_fill(~after_hue, 1.0)
-    for place in (0, 1, 2):
-        x = _blend(x, before[..., place], order[..., place])
-    x = _hue(x, factors[..., 3])
-    for place in (1, 2, 3):
-        x = _blend(x, after[..., place], order[..., place])
-    return x
+    is_contrast, is_hue = order == 1, order == 3
+    stretch = _before(is_contrast) + 2 * _before(is_hue)  # 0 … 3; a sample skips the second or the third
+    again = torch.nn.functional.pad(stretch[..., 1:] == stretch[..., :-1], (1, 0))
+    place = torch.where(is_contrast, 8 + stretch // 2, 2 * stretch + again).masked_fill(is_hue, 10)
+    own = factors.gather(-1, order)
+    factor = own.new_ones(*order.shape[:-1], 11).scatter(-1, place, own)
+    greyed = own.new_zeros(*order.shape[:-1], 11).scatter(-1, place, (1 - own).where(order == 2, 0.0))
+    planes = x.unbind(-3)
+    for each in range(4):
+        for at in (2 * each, 2 * each + 1):
+            planes = _blend(planes, factor[..., at], _per_plane(greyed[..., at]) * _luma(*planes))
+        if each in (0, 2):
+            contrast, mean = factor[..., 8 + each // 2], _luma(*planes).mean((-2, -1), keepdim=True)
+            planes = _blend(planes, contrast, _per_plane(1 - contrast) * mean)
+        elif each == 1:
+            planes = _hue(planes, factors[..., 3])
+    return torch.stack(planes, dim=-3)
 
 
 def grey(x: Tensor, mask: Tensor) -> Tensor:
     """Replace R, G and B by 0.299 R + 0.587 G + 0.114 B where `mask` bool `[...]` says so; x is `[... 3 H W]`."""
-    return torch.where(_per_image(mask), _luma(x), x)
+    return torch.where(_per_image(mask), _luma(*x.split(1, dim=-3)), x)
 
 
 def blur(x: Tensor, sigma: Tensor, reach_px: int = 10) -> Tensor:
@@ -109,6 +117,7 @@ def normalise(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Ten
     return (x - _column(mean, x)) / _column(std, x)
 
 
+@partial(fused, any_shape=True)
 def _filters(start: Tensor, length: Tensor, flip: Tensor, size: int, side: int, dtype: torch.dtype) -> Tensor:
     """Resampling matrices of one axis, `[V B size side]`; row i holds the weights of output pixel i.
 
@@ -147,45 +156,54 @@ def _cubic(t: Tensor) -> Tensor:
     return torch.where(t < 1, near, torch.where(t < 2, far, 0.0))
 
 
-@partial(fused, any_shape=True)
-def _to_8_bits(x: Tensor) -> Tensor:
+def _rounded(x: Tensor) -> Tensor:
     """Round halves up and clip, in place: Pillow's order of rounding, which `torch.round` does not follow."""
     return x.add_(0.5).floor_().clamp_(0, 255)
 
 
-def _blend(x: Tensor, factor: Tensor, kind: Tensor) -> Tensor:
-    """`clamp(factor · x + (1 - factor) · target)`; the target is 0, the mean grey or the grey for kind 0, 1, 2."""
-    rest = 1 - factor
-    luma = _luma(x)
-    towards_mean = _per_image(rest.where(kind == 1, 0.0)) * luma.mean((-2, -1), keepdim=True)
-    target = torch.addcmul(towards_mean, _per_image(rest.where(kind == 2, 0.0)), luma)
-    return torch.addcmul(target, _per_image(factor), x).clamp_(0, 1)
+_to_8_bits = fused(_rounded, any_shape=True)
 
 
-def _hue(x: Tensor, turns: Tensor) -> Tensor:
+@partial(fused, any_shape=True)
+def _to_pixels(crops: Tensor) -> Tensor:
+    """uint8 `[V B C H W]` from `[V B H C W]`."""
+    return _rounded(crops).to(torch.uint8).transpose(2, 3).contiguous()
+
+
+def _before(flag: Tensor) -> Tensor:
+    """How many are set before each, `[... 4]`."""
+    return flag.cumsum(-1) - flag.long()
+
+
+def _blend(planes: Iterable[Tensor], factor: Tensor, rest: Tensor) -> tuple[Tensor, ...]:
+    """`clamp(factor · x + rest)` of each channel; `factor` `[...]`, `rest` as a channel or one value of it."""
+    return tuple(torch.addcmul(rest, _per_plane(factor), x).clamp_(0, 1) for x in planes)
+
+
+def _hue(planes: Sequence[Tensor], turns: Tensor) -> tuple[Tensor, ...]:
     """Turn the hue of HSV, keeping saturation and value; `turns` `[...]`.
 
     With value v = max, chroma c = max - min and hue h, a channel whose own hue is p (0, 1/3, 2/3 for R, G, B) is
     `v - c · clamp(6 · |h - p| - 1, 0, 1)`, |.| being the distance round the circle: HSV to RGB without a case.
     """
-    r, g, b = x.unbind(-3)
+    r, g, b = planes
     value = torch.maximum(torch.maximum(r, g), b)
     chroma = value - torch.minimum(torch.minimum(r, g), b)
     is_r, is_g = value == r, value == g
     difference = torch.where(is_r, g - b, torch.where(is_g, b - r, r - g))
     own = torch.where(is_r, 0.0, torch.where(is_g, 1 / 3, 2 / 3))
-    hue = torch.addcdiv(own, difference, 6 * chroma.clamp(min=1e-12)).add_(turns[..., None, None])
-    channels = []
-    for p in (0, 1 / 3, 2 / 3):
+    hue = torch.addcdiv(own, difference, 6 * chroma.clamp(min=1e-12)).add_(_per_plane(turns))
+    turned = []
+    for x, p in zip(planes, (0, 1 / 3, 2 / 3), strict=True):
         away = hue - p
         away = away.sub_(away.round()).abs_()
-        channels.append(value - away.mul_(6).sub_(1).clamp_(0, 1).mul_(chroma))
-    return torch.where(_per_image(turns) == 0, x, torch.stack(channels, dim=-3))
+        away = value - away.mul_(6).sub_(1).clamp_(0, 1).mul_(chroma)
+        turned.append(torch.where(_per_plane(turns) == 0, x, away))
+    return tuple(turned)
 
 
-def _luma(x: Tensor) -> Tensor:
-    """`[... 1 H W]` from `[... 3 H W]`."""
-    r, g, b = x.split(1, dim=-3)
+def _luma(r: Tensor, g: Tensor, b: Tensor) -> Tensor:
+    """The grey of three channels."""
     return (LUMA[0] * r).add_(g, alpha=LUMA[1]).add_(b, alpha=LUMA[2])
 
 
@@ -212,15 +230,20 @@ def _factors(device: torch.device) -> torch.dtype:
     return torch.float16 if device.type == "cuda" else torch.float32
 
 
-def _product(a: Tensor, b: Tensor) -> Tensor:
+def _product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     """`a @ b` in their own precision, also under autocast."""
     with torch.autocast(a.device.type, enabled=False):
-        return a @ b
+        return torch.matmul(a, b, out=out)
 
 
 def _per_image(values: Tensor) -> Tensor:
     """`[...]` → `[... 1 1 1]`."""
     return values[..., None, None, None]
+
+
+def _per_plane(values: Tensor) -> Tensor:
+    """`[...]` → `[... 1 1]`."""
+    return values[..., None, None]
 
 
 def _column(values: tuple[float, ...], like: Tensor) -> Tensor:

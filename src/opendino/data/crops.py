@@ -48,7 +48,7 @@ def _colours(
     mean: tuple[float, ...],
     std: tuple[float, ...],
 ) -> Tensor:
-    """What is done to the pixels of a group's crops, 0 … 255; so that it can be one pass over them and not fifty."""
+    """What is done to the pixels of a group's crops, uint8; so that it can be one pass over them and not fifty."""
     x = apply.grey(apply.jitter(x / 255, factors, order), grey)
     x = apply.solarise(apply.blur(x, sigma, reach_px), solarise)
     return apply.normalise(x, mean, std)

@@ -87,7 +87,7 @@ def _crops(images: Images, indices: list[int], size_px: int, workers: int) -> tu
         height, width = sizes[0].tolist()
         side = max(1, round(min(height, width) * CENTRE_FRAC))
         box = torch.tensor([(height - side) // 2, (width - side) // 2, side, side]).view(1, 1, 4)
-        return crop_resize(canvas, box, torch.zeros(1, 1, dtype=torch.bool), size_px)[0, 0].to(torch.uint8)
+        return crop_resize(canvas, box, torch.zeros(1, 1, dtype=torch.bool), size_px)[0, 0]
 
     # Cloned: a tensor from another process holds a file open.
     crops = [c if c is None else c.clone() for c in each(crop, indices, images.hands, workers)]
