@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,12 +43,16 @@ class Config:
 def run(args: list[str]) -> Outcome:
     """Serve the page until Ctrl-C."""
     config = _flags.parse(Config, args, "opendino app", "See runs, models and tables in the browser.")
+    gc.disable()  # what is imported stays: to look through it again and again is a fifth of the start
     try:
         from opendino.app.page import serve
     except ImportError as error:
         if error.name != "gradio":
             raise
         raise UserError("The web page needs Gradio", 'pip install "opendino[app]"') from None
+    finally:
+        gc.freeze()
+        gc.enable()
     from opendino.core import dist
     from opendino.engine.interrupt import Interrupt
 
