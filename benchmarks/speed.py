@@ -25,6 +25,7 @@ from ours import PAPER, Ours, listed
 from PIL import Image
 from record import keep
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from opendino.core.fusion import fusing
 from opendino.data import loader
@@ -74,20 +75,18 @@ def main() -> None:
 
 
 def of_loader(args: argparse.Namespace) -> dict[str, Any]:
-    """JPEG files to what leaves a worker: float32 views there, a uint8 canvas and numbers here. One thread."""
+    """JPEG files to the batch that leaves a worker: float32 views there, a uint8 canvas and numbers here."""
     spec, source = dino.views(PAPER), open_source(str(args.images))
-    num = min(48, len(source) // 16 * 16)
-    paths = [args.images / source.key(i) for i in range(num)]
+    num = min(64, len(source))  # the paper's batch of a GPU
     torch.set_num_threads(1)
-    classic, ours = Files(paths, spec), loader.Batches(Images(source, working_area_px(spec)), spec, 0, 16)
+    classic = Files([args.images / source.key(i) for i in range(num)], spec)
+    ours = loader.Batches(Images(source, working_area_px(spec)), spec, 0, num)
 
     def first() -> None:
-        for i in range(num):
-            classic[i]
+        default_collate([classic[i] for i in range(num)])
 
     def second() -> None:
-        for n in range(num // 16):
-            ours[n]
+        ours[0]
 
     result = compare(first, second, args.turns, num)
     torch.set_num_threads(args.threads)
