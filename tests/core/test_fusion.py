@@ -8,10 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 from torch._dynamo.exc import TorchDynamoException
+from torch._dynamo.utils import counters
 
 from opendino.core import fusion
 from opendino.core.errors import UserError
 from opendino.core.fusion import fused, fusing
+from opendino.data import apply
 from opendino.data.crops import crops
 from opendino.data.draw import draw
 from opendino.engine.recompute import recompute
@@ -66,10 +68,24 @@ def test_crops_come_to_the_same_pixels(device: str) -> None:
         compiled = crops(canvas, draws, spec)
     for name, views in plain.items():
         away = (compiled[name] - views).abs()
-        # Rounding of float32, some hundred-thousandths after the hue; and where a value is at the threshold of
-        # solarisation to the last bit, the other side of it.
-        assert (away > 1e-4).double().mean() < 1e-4
+        # Rounding of float32, some hundred-thousandths after the hue; and where the resize's result is half a level, or
+        # a value at the threshold of solarisation, to the last bits, the other side of it (tests/reference).
+        assert (away > 1e-4).double().mean() < 1e-3
         assert away.median() < 1e-6
+
+
+@pytest.mark.slow
+def test_the_filters_do_not_depend_on_what_was_compiled_before() -> None:
+    """Else a run that goes on, and first meets images of other sizes, would not be the same to the bit."""
+    before = counters["stats"]["unique_graphs"]
+    torch._dynamo.reset()
+    starts, lengths, flips = torch.zeros(2, 3).int(), torch.full((2, 3), 20).int(), torch.zeros(2, 3).bool()
+    for size, side in ((8, 64), (8, 96), (12, 32)):
+        with fusing(True):
+            found = apply._filters(starts, lengths, flips, size, side, torch.float32)
+        expected = apply._filters(starts, lengths, flips, size, side, torch.float32)
+        torch.testing.assert_close(found, expected, atol=3e-7, rtol=0)  # weights ≤ 1, a few roundings of 2^-24
+    assert counters["stats"]["unique_graphs"] - before == 1
 
 
 @pytest.mark.slow

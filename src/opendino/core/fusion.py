@@ -34,7 +34,8 @@ def fused(function: Callable[P, T], any_shape: bool = False) -> Callable[P, T]:
         nonlocal compiled
         if not _on:
             return function(*args, **kwargs)
-        compiled = compiled or torch.compile(function, dynamic=None if any_shape else False)
+        # For any shape from the first on: with None the first would get a kernel, and roundings, of its own.
+        compiled = compiled or torch.compile(function, dynamic=any_shape)
         try:
             return compiled(*args, **kwargs)
         except Exception as error:
