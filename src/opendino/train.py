@@ -210,7 +210,7 @@ def _run(
             if judging or saving or watch.due():
                 background.check()
                 claim.keep()
-                state["bad"].update(dist.collected(unread))
+                watch.unreadable(dist.collected(unread))
                 unread.clear()
                 watch.look()
                 stopping = dist.anywhere(interrupt.asked)

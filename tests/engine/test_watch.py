@@ -95,28 +95,32 @@ def test_unreadable_images_are_listed_once_for_each_finding(make: MakeWatch, sai
     watch = make(bad)
     watch.look()
     assert not (tmp_path / "bad_files.csv").exists()
-    bad.update({"b,1.png": 'says "torn"', "a.png": "empty"})
+    watch.unreadable([("b,1.png", 'says "torn"'), ("a.png", "empty"), ("a.png", "empty")])
     watch.look(), watch.look()
     assert len(said) == 1 and said[0].startswith("warning: 2 unreadable images")
     with open(tmp_path / "bad_files.csv", newline="") as file:
         assert list(csv.reader(file)) == [["file", "reason"], ["a.png", "empty"], ["b,1.png", 'says "torn"']]
+    assert list(bad) == ["b,1.png", "a.png"]
 
 
 def test_too_large_a_share_of_unreadable_images_ends_the_run(make: MakeWatch) -> None:
-    bad = {f"{n}.png": "torn" for n in range(16)}
-    watch = make(bad, max_bad_frac=0.5)
-    steps(watch, True)  # 8 images seen, counted as 32: a share of a few means nothing
+    watch = make(max_bad_frac=0.5)
+    steps(watch, True)
+    watch.unreadable([(f"{n}.png", "torn") for n in range(16)])  # of 24 tries, counted as 32: few say nothing
     watch.look()
-    bad["one more.png"] = "torn"
-    with pytest.raises(UserError, match=r"17 images cannot be read, more than 50% of those seen, e\.g\. 0\.png: torn"):
+    watch.unreadable([("one more.png", "torn")])
+    with pytest.raises(UserError, match=r"17 of 25 images looked at cannot be read, more than 50%, e\.g\. one more"):
         watch.look()
 
 
-def test_the_share_is_never_one_of_more_images_than_there_are(make: MakeWatch) -> None:
-    bad = {f"{n}.png": "torn" for n in range(51)}
-    watch = make(bad)
-    steps(watch, *[True] * 100)  # 800 images seen of a set of 100
-    with pytest.raises(UserError, match="51 images cannot be read"):
+def test_the_share_is_one_of_all_tries_and_of_this_process(make: MakeWatch) -> None:
+    watch = make({f"{n}.png": "torn" for n in range(90)})  # known from before the run was gone on with
+    for _ in range(20):  # two failed tries for three good ones, pass after pass
+        steps(watch, *[True] * 3)
+        watch.unreadable([(f"{n}.png", "torn") for n in range(16)])
+        watch.look()
+    watch.unreadable([("0.png", "torn")] * 161)
+    with pytest.raises(UserError, match="481 of 961 images"):
         watch.look()
 
 
@@ -163,8 +167,9 @@ def test_speed_has_rows_of_its_own_every_ten_seconds(
 
 
 def test_a_rank_that_does_not_write_still_counts_unreadable_images(make: MakeWatch, tmp_path: Path) -> None:
-    watch = make({f"{n}.png": "torn" for n in range(40)}, leader=False)
+    watch = make(leader=False)
     steps(watch, True, False, False, False)
-    with pytest.raises(UserError, match="40 images"):
+    watch.unreadable([(f"{n}.png", "torn") for n in range(40)])
+    with pytest.raises(UserError, match="40 of 72 images"):
         watch.look()
     assert not list(tmp_path.iterdir())

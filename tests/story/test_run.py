@@ -319,6 +319,19 @@ def test_bad_files_are_skipped_counted_and_listed(tmp_path: Path) -> None:
     assert [line.split(",")[0] for line in lines[1:]] == ["broken.jpg", "empty.png"]
 
 
+def test_a_run_that_knows_many_bad_files_goes_on(tmp_path: Path) -> None:
+    folder = photos(tmp_path / "photos", 50)
+    for number in range(30):
+        (folder / f"broken{number}.jpg").write_bytes(b"x")
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    opendino.train(tiny(whole, data=str(folder), val=None, batch=4, steps=30, checkpoint_every="20"))
+    shutil.copytree(whole, cut)
+    shutil.rmtree(cut / "checkpoints/step_00000030")
+    opendino.resume(cut)
+    assert_same_run(whole, cut, 30)
+    assert len((cut / "bad_files.csv").read_text().splitlines()) == 31
+
+
 def test_too_many_bad_files_stop_the_start_and_leave_nothing(tmp_path: Path) -> None:
     folder = photos(tmp_path / "photos", 3)
     for number in range(7):

@@ -19,7 +19,7 @@ from opendino.engine.meters import Meters
 from opendino.engine.monitors import Monitor, Verdict
 from opendino.engine.speed import Speed
 
-_FEWEST = 32  # images seen before a share of unreadable ones means anything
+_FEWEST = 32  # tries to read an image before a share of failed ones means anything
 
 
 class Watch:
@@ -31,7 +31,7 @@ class Watch:
         source: Names the images of a failed step.
         batch: Images per step.
         total_steps: Length of the run.
-        bad: key → reason of unreadable images, shared with the run's state.
+        bad: key → reason of unreadable images, part of the run's state.
         max_bad_frac: Largest share of them.
         max_nonfinite: Void steps in a row before the run stops.
         speed: Its clock.
@@ -48,7 +48,7 @@ class Watch:
         self._folder, self._meters, self._source, self._batch, self._bad = folder, meters, source, batch, bad
         self._max_bad_frac, self._max_nonfinite, self._speed = max_bad_frac, max_nonfinite, speed
         self._steps: list[tuple[int, dict[str, Tensor], dict[str, float], list[Tensor]]] = []
-        self._void = self._seen = self._known_bad = 0
+        self._void = self._read = self._failed = self._known_bad = 0
         self._last: dict[str, Any] = {}
         self._monitor = Monitor(total_steps)
         self.verdict: Verdict | None = None
@@ -68,8 +68,13 @@ class Watch:
             indices: The images it used.
         """
         self._steps.append((done, tensors, numbers, indices))
-        self._seen += self._batch
+        self._read += self._batch
         self._speed.step()
+
+    def unreadable(self, tries: list[tuple[str, str]]) -> None:
+        """Remember what could not be read for the steps so far, of all ranks: (key, reason), once for each try."""
+        self._failed += len(tries)
+        self._bad.update(tries)
 
     def due(self) -> bool:
         """Whether it is time to look: every second, or as many steps as the ranks agreed take that long; ten at most.
@@ -153,10 +158,13 @@ class Watch:
             csv.writer(text).writerows([("file", "reason"), *sorted(bad.items())])
             files.write(table, text.getvalue())
             log.warn(f"{len(bad)} unreadable images so far, see {table}")
-        if len(bad) > self._max_bad_frac * min(len(self._source), max(self._seen, _FEWEST)):
-            key, reason = next(iter(bad.items()))
+        # A place in a batch is filled in the end, if need be by a neighbour: so the share of failed tries since this
+        # process began is that of bad images, by and large. (Of those known by name many may be from before.)
+        tries = self._read + self._failed
+        if self._failed > self._max_bad_frac * max(tries, _FEWEST):
+            key, reason = next(reversed(bad.items()))
             raise UserError(
-                f"{len(bad)} images cannot be read, more than {self._max_bad_frac:.0%} of those seen, "
+                f"{self._failed} of {tries} images looked at cannot be read, more than {self._max_bad_frac:.0%}, "
                 f"e.g. {key}: {reason}",
                 f"See {table}; remove or convert them, or raise --max-bad-frac",
             )
