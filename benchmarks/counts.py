@@ -25,14 +25,14 @@ from torch import Tensor
 from torch._inductor import config as inductor
 from torch._inductor import graph as lowering
 from torch._inductor.codegen.cpp import CppScheduling
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes, _get_current_dispatch_mode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from opendino.core.fusion import fusing
 from opendino.data import apply
 from opendino.data.crops import crops
-from opendino.data.draw import GroupDraw, draw
+from opendino.data.draw import draw
 from opendino.engine import optim
 from opendino.methods import dino
 from opendino.models.layers import Block
@@ -42,7 +42,6 @@ SIZES = (2, 4)
 WORK = ("flop", "bytes")
 ROWS_AT_ONCE = dino._ROWS_AT_ONCE
 COMPILE = torch.compile
-COUNTING: list[Any] = []
 
 
 class Counting(TorchDispatchMode):
@@ -102,12 +101,14 @@ def joined(function: Callable[[], Any]) -> Counter[str]:
 
     def compile_part(part: Callable[..., Any], **how: Any) -> Callable[..., Any]:
         def call(*args: Any) -> Any:
+            counting = _get_current_dispatch_mode()  # not that of this count alone: a part is compiled once for all
+            assert isinstance(counting, Counting)
             key = part, tuple(x.shape if isinstance(x, Tensor) else x for x in args)
             with _disable_current_modes():
                 if key not in known:
                     known[key] = compiled(lambda: COMPILE(part, dynamic=False)(*args))["bytes"]
                 out = part(*args)
-            COUNTING[-1].found["bytes"] += known[key]  # the part is compiled once and called in other counts too
+            counting.found["bytes"] += known[key]
             return out
 
         return call
@@ -116,12 +117,11 @@ def joined(function: Callable[[], Any]) -> Counter[str]:
     CppScheduling._get_outer_loop_fusion_depth = lambda self, node1, node2: 0
     torch.compile = compile_part  # pyright: ignore[reportAttributeAccessIssue]
     try:
-        COUNTING.append(Counting())
-        with COUNTING[-1], fusing(True):
+        with Counting() as counting, fusing(True):
             function()
     finally:
         torch.compile, CppScheduling._get_outer_loop_fusion_depth = COMPILE, usual
-    return COUNTING[-1].found
+    return counting.found
 
 
 def line(count: Callable[[int], Counter[str]], batch: int) -> dict[str, float]:
@@ -181,15 +181,9 @@ def loss(num: int) -> Callable[[], Any]:
 
 def views(num: int) -> Callable[[], Any]:
     """The crops of images of 448 x 448 px."""
-    canvas, draws = drawn(num)
+    canvas = torch.randint(0, 256, (num, 3, 448, 448), dtype=torch.uint8)
+    draws = draw(SPEC, 0, 0, range(num), [[448, 448]] * num)
     return lambda: crops(canvas, draws, SPEC)
-
-
-def drawn(num: int) -> tuple[Tensor, dict[str, GroupDraw]]:
-    """Images of 448 x 448 px and choices for their views."""
-    return torch.randint(0, 256, (num, 3, 448, 448), dtype=torch.uint8), draw(
-        SPEC, 0, 0, range(num), [[448, 448]] * num
-    )
 
 
 def main() -> None:

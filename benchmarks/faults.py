@@ -15,7 +15,6 @@ import contextlib
 import ctypes
 import json
 import os
-import platform
 import random
 import shutil
 import signal
@@ -31,15 +30,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from record import keep
-
-os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is loaded
 
 import numpy as np
 import torch
 import torch._dynamo
 import torch.utils.tensorboard  # slow to import, so once and not in every process
 from PIL import Image
+from record import keep, machine
 from safetensors.torch import load_file
 
 import opendino.train  # noqa: F401
@@ -345,12 +343,15 @@ def killed_torchrun(home: Path, peace: dict[str, Life], times: int) -> Iterator[
         while agent.poll() is None and not (life.run / "latest").exists():
             time.sleep(0.01)
         time.sleep(random.uniform(0.0, 1.0))
-        children = Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split()
-        ranks = [int(pid) for pid in children if program.name in Path(f"/proc/{pid}/cmdline").read_text()]
-        if ranks:  # or it was done sooner
-            os.kill(random.choice(ranks), signal.SIGKILL)
+        killed = False
+        with contextlib.suppress(OSError):  # it is done sooner
+            children = Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split()
+            ranks = [int(pid) for pid in children if program.name in Path(f"/proc/{pid}/cmdline").read_text()]
+            if ranks:
+                os.kill(random.choice(ranks), signal.SIGKILL)
+                killed = True
         agent.wait()
-        if ranks:
+        if killed:
             row.count(differs(life, peace["pair"], ranks=2))
     yield row
 
@@ -715,9 +716,9 @@ def in_peace(home: Path) -> dict[str, Life]:
     return lives
 
 
-def write_page(found: list[Row], command: str, machine: str) -> None:
+def write_page(found: list[Row], command: str, where: str) -> None:
     """The table of docs/reliability.md, as far as it is known."""
-    lines = [f"`{command}` on {machine}:", "", "| fault | tried | survived | outcome |", "|---|---|---|---|"]
+    lines = [f"`{command}` on {where}:", "", "| fault | tried | survived | outcome |", "|---|---|---|---|"]
     lines += [f"| {row.fault} | {row.tried:,} | {row.survived:,} | {row.outcome} |" for row in found]
     before, mark, rest = PAGE.read_text(encoding="utf-8").partition("<!-- table -->\n")
     end, after = rest.partition("<!-- end -->")[1:]
@@ -736,8 +737,7 @@ def main() -> int:
     torch.set_num_threads(1)
     decode._formats()  # imports a dozen modules, once and not in every process
     began, found = time.monotonic(), []
-    cores, date = len(os.sched_getaffinity(0)), time.strftime("%Y-%m-%d")
-    machine = f"{platform.machine()}, {cores} cores, torch {torch.__version__}, {date}"
+    where = f"{machine()}, {time.strftime('%Y-%m-%d')}"
     pairs = f" --pair-kills {args.pair_kills}" if args.pair_kills else ""
     command = f"python benchmarks/faults.py --kills {args.kills}{pairs} --times {args.times}"
     with tempfile.TemporaryDirectory() as folder:
@@ -752,10 +752,10 @@ def main() -> int:
                 found.append(row)
                 print(f"{row.fault}: {row.survived} of {row.tried}", file=sys.stderr)
                 if not args.only:
-                    write_page(found, command, machine)
+                    write_page(found, command, where)
     document = {
         "what": "faults done to real processes, and how many were survived",
-        "machine": machine,
+        "machine": where,
         "seconds": time.monotonic() - began,
         "tried": sum(row.tried for row in found),
         "survived": sum(row.survived for row in found),

@@ -60,6 +60,7 @@ def test_blocks_come_to_the_same_outputs_and_gradients(how: str, device: str) ->
 @pytest.mark.parametrize("device", ["cpu", GPU])
 def test_crops_come_to_the_same_pixels(device: str) -> None:
     spec = dino.views(dino.Config(global_size_px=32, local_size_px=16, local_crops=2))
+    torch.manual_seed(0)
     canvas = torch.randint(0, 256, (8, 3, 64, 64), dtype=torch.uint8).to(device)
     chance = draw(spec, 0, [0] * 8, list(range(8)), torch.full((8, 2), 64).numpy())
     draws = {name: each.to(device) for name, each in chance.items()}
@@ -68,9 +69,10 @@ def test_crops_come_to_the_same_pixels(device: str) -> None:
         compiled = crops(canvas, draws, spec)
     for name, views in plain.items():
         away = (compiled[name] - views).abs()
-        # Rounding of float32, some hundred-thousandths after the hue; and where the resize's result is half a level, or
-        # a value at the threshold of solarisation, to the last bits, the other side of it (tests/reference).
-        assert (away > 1e-4).double().mean() < 1e-3
+        # Rounding of float32, some hundred-thousandths after the hue; and where a value is at the threshold of
+        # solarisation, or halfway between two levels after the resize, to the last bit, the other side of it: one or
+        # two at most with this seed.
+        assert (away > 1e-4).double().mean() < 1e-4
         assert away.median() < 1e-6
 
 

@@ -66,6 +66,7 @@ def jitter(x: Tensor, factors: Tensor, order: Tensor) -> Tensor:
     is_contrast, is_hue = order == 1, order == 3
     stretch = _before(is_contrast) + 2 * _before(is_hue)  # 0 … 3; a sample skips the second or the third
     again = torch.nn.functional.pad((stretch[..., 1:] == stretch[..., :-1]).long(), (1, 0))
+    # 0 … 7: brightness and saturation, two a stretch; 8 and 9: contrast; 10: hue.
     place = torch.where(is_contrast, 8 + stretch // 2, 2 * stretch + again).masked_fill(is_hue, 10)
     own = factors.gather(-1, order)
     factor = own.new_ones(*order.shape[:-1], 11).scatter(-1, place, own)
