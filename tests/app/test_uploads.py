@@ -111,9 +111,21 @@ def test_zip_bombs_are_refused_unopened(tmp_path: Path) -> None:
         _uploads.archive(tmp_path / "many.zip")
 
 
-def test_a_zip_whose_list_is_huge_is_refused_before_it_is_read(tmp_path: Path) -> None:
-    end = b"PK\5\6" + struct.pack("<4H2IH", 0, 0, 65535, 65535, 2**30, 0, 0)
-    (tmp_path / "a.zip").write_bytes(b"PK\3\4" + end)
+def end_of_list(num_bytes: int, at: int, zip64: bool) -> bytes:
+    """What a .zip ends with; in zip64 the true length stands in a record of its own, and the usual one says little."""
+    if not zip64:
+        return b"PK\5\6" + struct.pack("<4H2IH", 0, 0, 65535, 65535, num_bytes, at, 0)
+    record = b"PK\6\6" + struct.pack("<Q2H2I4Q", 44, 45, 45, 0, 0, 10**6, 10**6, num_bytes, at)
+    where = b"PK\6\7" + struct.pack("<IQI", 0, at + num_bytes, 1)
+    return record + where + b"PK\5\6" + struct.pack("<4H2IH", 0, 0, 1, 1, 46, 0, 0)
+
+
+@pytest.mark.parametrize("zip64", [False, True])
+@pytest.mark.parametrize("within", [b"", b"PK\5\6"])  # a second mark, where only a careless reader finds it
+def test_a_zip_whose_list_is_huge_is_refused_before_it_is_read(tmp_path: Path, zip64: bool, within: bytes) -> None:
+    num_bytes = _uploads._ZIP_LIST_BYTES + 1
+    end = end_of_list(num_bytes, 4, zip64)
+    (tmp_path / "a.zip").write_bytes(b"PK\3\4" + bytes(num_bytes) + end[:-2] + struct.pack("<H", len(within)) + within)
     with pytest.raises(UserError, match="too many files"):
         _uploads.archive(tmp_path / "a.zip")
 

@@ -73,9 +73,9 @@ def test_other_words_are_refused(wrong: str) -> None:
 def test_lists_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     source = open_source(folder(tmp_path / "photos", "1.png", "x/2.png"))
     listed = tmp_path / "labels.csv"
-    listed.write_text("nobody.png,dog\n1.png,cat\n")
+    listed.write_text("nobody.png,dog\n")
     with pytest.raises(
-        UserError, match=r"1 of the 2 paths .* are none of the images, e\.g\. nobody\.png.*e\.g\. 1\.png"
+        UserError, match=r"1 of the 1 paths .* are none of the images, e\.g\. nobody\.png.*e\.g\. 1\.png"
     ):
         relabel(source, str(listed), 0)
     listed.write_text("1.png\n")
@@ -83,6 +83,33 @@ def test_lists_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         relabel(source, str(listed), 0)
     with pytest.raises(UserError, match="name no classes of which"):
         relabel(source, "10%", 0)
+
+
+def test_a_row_without_its_image_is_counted_and_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = open_source(folder(tmp_path / "photos", "1.png", "x/2.png"))
+    listed = tmp_path / "labels.csv"
+    listed.write_text("nobody.png,dog\n1.png,cat\nx/2.png,cow\n")
+    some = relabel(source, str(listed), 0)
+    assert some.classes == ("cat", "cow")
+    assert [some.label(i) for i in range(2)] == [0, 1]
+    assert "1 of the 3 paths" in (said := capsys.readouterr().err) and "nobody.png" in said
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        "lesion_id,image_id,dx,dx_type,age\nl1,1,mel,histo,80\nl2,2,nv,histo,\n",
+        "filename,split,label\nx/1.png,train,mel\nx/2.png,val,nv\n",
+        ",image,nv,mel\n0,1.png,0.0,1.0\n1,2.png,1.0,0.0\n",
+        "picture;kind\n1.png;mel\n2.png;nv\n",
+        "mel,1.png\nnv,2.png\n",
+    ],
+)
+def test_columns_are_known_by_their_names(tmp_path: Path, table: str) -> None:
+    source = open_source(folder(tmp_path / "photos", "x/1.png", "x/2.png", "x/3.png"))
+    (tmp_path / "labels.csv").write_text(table)
+    some = relabel(source, str(tmp_path / "labels.csv"), 0)
+    assert [some.classes[some.label(i)] if some.label(i) >= 0 else "" for i in range(3)] == ["mel", "nv", ""]
 
 
 SPEC = ViewSpec((ViewGroup("global", 16, (Augment(scale=(0.5, 1.0)),)),), labelled_frac=0.25)

@@ -15,9 +15,9 @@ import pytest
 
 from opendino.core.contracts import Source
 from opendino.core.errors import BadImage, UsageError, UserError
-from opendino.data import index
+from opendino.data import index, shards
 from opendino.data.open import absolute, open_source
-from opendino.data.shards import scan
+from opendino.data.shards import Contents, scan
 from opendino.data.sources.wds import WdsSource, expand
 
 
@@ -141,7 +141,7 @@ def test_the_index_is_made_once_and_follows_its_shards(
     made = make.shards(tmp_path / "s", 3, 2)
     before = contents(open_source(f"wds:{tmp_path}/s"))
     scanned: list[Path] = []
-    monkeypatch.setattr("opendino.data.shards.scan", lambda path: scanned.append(path) or scan(path))
+    monkeypatch.setattr("opendino.data.shards.scan", lambda path, rule: scanned.append(path) or scan(path))
     assert contents(open_source(f"wds:{tmp_path}/s")) == before
     assert scanned == []
     make.shard(made[1], {"new.png": make.png(77)})
@@ -252,3 +252,61 @@ def test_names_packed_and_back() -> None:
         packed[4]
     assert len(index.Names.of([])) == 0
     assert np.array_equal(packed.ends, [1, 6, 8, 12])
+
+
+# --- names with dots, members without bytes
+
+
+def test_images_with_dots_in_their_names_are_all_found(
+    make: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for shard in range(2):
+        members = {f"scan{shard}.{i:04d}.png": make.png(i) for i in range(5)}
+        make.shard(tmp_path / f"s/{shard}.tar", members | {f"scan{shard}.0004.cls": b"cat"})
+    source = open_source(tmp_path / "s")
+    assert [source.key(i) for i in range(2, 7)] == [
+        "0.tar/scan0.0002", "0.tar/scan0.0003", "0.tar/scan0.0004", "1.tar/scan1.0000", "1.tar/scan1.0001",
+    ]  # fmt: skip
+    assert [source.label(i) for i in range(3, 6)] == [-1, 0, -1]
+    said = capsys.readouterr().err
+    assert "10 images in 2 shards have dots in their names" in said and "?names=first-dot" in said
+    for data in (f"{tmp_path}/s?names=first-dot", f"wds:{tmp_path}/s/{{0..1}}.tar?names=first-dot"):
+        assert len(open_source(data)) == 2
+    assert "8 images in 2 shards are passed over" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="names is 'dots'"):
+        open_source(f"wds:{tmp_path}/s?names=dots")
+
+
+def test_further_images_of_a_sample_are_counted_and_to_be_had(
+    make: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    members = {f"{i}.{part}": make.png(i) for i in range(3) for part in ("png", "mask.png")}
+    make.shard(tmp_path / "a.tar", members)
+    assert names(tmp_path / "a.tar") == ["0", "1", "2"]
+    assert len(open_source(f"wds:{tmp_path}/a.tar")) == 3
+    said = capsys.readouterr().err
+    assert "3 images in 1 shards are passed over" in said and "?names=last-dot" in said
+    assert len(open_source(f"wds:{tmp_path}/a.tar?names=last-dot")) == 6
+
+
+def test_sparse_members_keep_their_place_and_have_a_reason(
+    make: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "1.png").write_bytes(make.png(1))
+    with open(tmp_path / "2.png", "wb") as file:
+        file.truncate(2**20)
+    subprocess.run(["tar", "-Scf", "a.tar", "1.png", "2.png"], check=True, cwd=tmp_path)
+    for _ in range(2):  # scanned, then from the index
+        source = open_source(f"wds:{tmp_path}/a.tar")
+        assert source.read(0) == make.png(1)
+        with pytest.raises(BadImage, match="sparse"):
+            source.read(1)
+    assert "1 images in 1 shards cannot be read: stored as a sparse file" in capsys.readouterr().err
+
+
+def test_sizes_beyond_31_bits_stay_large() -> None:
+    contents = Contents(
+        index.Names.of(["a"]), np.array([512]), np.array([2**32 + 5]), np.array([-1], np.int32), (), 2**33
+    )
+    columns, _ = shards._joined([("a.tar", [], contents)])
+    assert columns["sizes"].tolist() == [2**31 - 1], "and are refused as too large when they are read"

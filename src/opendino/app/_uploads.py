@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import os
-import struct
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +10,6 @@ from PIL import Image
 from opendino.core.errors import BadImage, UserError
 from opendino.data import video
 from opendino.data.decode import decode
-from opendino.data.files import is_image
 from opendino.data.sources.archive import ArchiveSource
 
 MAX_BYTES = 200 * 2**20
@@ -24,7 +19,7 @@ MAX_PIXELS = 64_000_000
 _KEPT_AREA_PX = 1600 * 1600
 _MAX_ELONGATION = 4
 _FILM_PIXELS, FILM_FRAMES = 3840 * 2160, 240
-_ZIP_IMAGES, _ZIP_BYTES, _ZIP_MEMBER_BYTES, _ZIP_INDEX_BYTES = 20_000, 2**30, 64 * 2**20, 8 * 2**20
+_ZIP_IMAGES, _ZIP_BYTES, _ZIP_MEMBER_BYTES, _ZIP_LIST_BYTES = 20_000, 2**30, 64 * 2**20, 8 * 2**20
 
 
 def path(raw: Any, folder: Path) -> Path | None:
@@ -97,25 +92,13 @@ def archive(file: Path) -> int:
     """
     if file.suffix.lower() != ".zip":
         raise UserError(f"{file.name} is no .zip", "Pack the images: zip -r images.zip FOLDER")
-    if _index_bytes(file) > _ZIP_INDEX_BYTES:
-        raise UserError("This .zip lists too many files", "Train on it with: opendino train images.zip")
-    number = len(ArchiveSource(str(file)))
-    with zipfile.ZipFile(file) as opened:
-        sizes = [info.file_size for info in opened.infolist() if is_image(info.filename)]
+    found = ArchiveSource(str(file), _ZIP_LIST_BYTES)
+    number, total, largest = len(found), int(found.sizes.sum()), int(found.sizes.max())
     if number > _ZIP_IMAGES:
         raise UserError(f"{number:,} images are more than {_ZIP_IMAGES:,}", "Train with: opendino train images.zip")
-    if sum(sizes) > _ZIP_BYTES or max(sizes) > _ZIP_MEMBER_BYTES:
+    if total > _ZIP_BYTES or largest > _ZIP_MEMBER_BYTES:
         raise UserError(
-            f"This .zip would unpack to {sum(sizes) / 2**20:,.0f} MB, with files of {max(sizes) / 2**20:,.0f} MB",
+            f"This .zip would unpack to {total / 2**20:,.0f} MB, with files of {largest / 2**20:,.0f} MB",
             f"At most {_ZIP_BYTES // 2**20} and {_ZIP_MEMBER_BYTES // 2**20} are taken",
         )
     return number
-
-
-def _index_bytes(file: Path) -> int:
-    """How long a .zip says its list of files is, before anything reads that list; 0 where it does not say."""
-    with open(file, "rb") as opened:
-        opened.seek(-min(os.fstat(opened.fileno()).st_size, 2**16 + 22), io.SEEK_END)
-        tail = opened.read()
-    place = tail.rfind(b"PK\5\6")
-    return struct.unpack_from("<I", tail, place + 12)[0] if 0 <= place <= len(tail) - 22 else 0

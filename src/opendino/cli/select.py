@@ -13,7 +13,8 @@ import tyro
 from opendino.cli import Outcome, _flags
 from opendino.core import dist, files
 from opendino.core.errors import UsageError, UserError, check_counts
-from opendino.data.files import printable, read_list
+from opendino.data.files import printable
+from opendino.data.list_columns import read_list
 from opendino.search.open import folder_of, open_table
 from opendino.search.select import k_centre
 
@@ -73,9 +74,11 @@ def _labelled(path: str, keys: list[str], paths: list[str]) -> list[int]:
         UserError: It cannot be read, or none of them is in the table.
     """
     row = {name: number for names in (paths, keys) for number, name in enumerate(names)}
-    named = [printable(name) for name in read_list(str(Path(path).expanduser()))]
     beside = Path(path).expanduser().absolute().parent
-    rows = {row.get(name, row.get(str(beside / name))) for name in named} - {None}
+    named = read_list(
+        str(Path(path).expanduser()), lambda name: name in row or str(beside / name) in row, classes=False
+    )
+    rows = {row.get(name, row.get(str(beside / name))) for name in map(printable, named)} - {None}
     if not rows:
         raise UserError(f"None of the {len(named)} images in {path} is in the table", "Write one key or path a line")
     return sorted(number for number in rows if number is not None)

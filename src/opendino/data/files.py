@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import os
 import stat
 from collections import Counter
@@ -19,7 +18,6 @@ MAX_BYTES = 512 * 2**20
 
 _SPLITS = frozenset({"train", "val", "valid", "validation", "test"})
 _NO_CLASS = frozenset({"unlabelled", "unlabeled", "unsup"})
-_HEADERS = ("path", "file", "filename", "file_name", "image")
 
 
 def suffix(name: str) -> str:
@@ -152,33 +150,6 @@ def no_images(place: str, others: Counter[str]) -> UserError:
     elif others.keys() & {".tar", ".zip"}:
         hint = f"Give an archive by its own path. {hint}"
     return UserError(f"No images in {place}: {files} seen ({seen})", hint)
-
-
-def read_list(path: str) -> dict[str, str]:
-    """Path of an image → name of its class or "", in the order of a list.
-
-    `.txt` and `.lst` hold one path a line, optionally a tab and a class; blank lines and lines that begin with `#` are
-    skipped. A `.csv` holds the same as one or two columns, with or without a header. A path listed twice counts once.
-
-    Raises:
-        UserError: The list cannot be read.
-    """
-    try:
-        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            if path.lower().endswith(".csv"):
-                rows = [row for row in csv.reader(file) if row]
-                if rows and rows[0][0].strip().lower() in _HEADERS:
-                    del rows[0]
-            else:
-                rows = [line.split("\t") for line in file.read().split("\n")]
-    except (OSError, csv.Error) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"Cannot read list {path}: {reason}", "Give a text file with one path a line") from error
-    names: dict[str, str] = {}
-    for image, *name in ([cell.strip() for cell in row] for row in rows):
-        if image and not image.startswith("#"):
-            names.setdefault(image, printable(name[0]) if name else "")
-    return names
 
 
 def class_order(name: str) -> tuple[int, str]:

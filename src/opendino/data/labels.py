@@ -6,10 +6,11 @@ from typing import final
 
 import numpy as np
 
-from opendino.core import span
+from opendino.core import log, span
 from opendino.core.contracts import Source
 from opendino.core.errors import UsageError, UserError
-from opendino.data.files import class_order, is_file, printable, read_list
+from opendino.data.files import class_order, is_file, printable
+from opendino.data.list_columns import read_list
 
 
 @final
@@ -90,29 +91,30 @@ def relabel(source: Source, labels: str, seed: int) -> Source:
 
 
 def _from_list(source: Source, path: str) -> Relabelled:
-    """Labels by key; where a path is not a key, by the name of the file if only one image has it."""
-    named = {image: name for image, name in read_list(path).items() if name}
-    if not named:
-        raise UserError(f"{path} names no classes", "Write lines of path,class")
+    """Labels by key; where a path is not a key, by the name of a file that only one image has, its suffix or not."""
     keys = {source.key(index): index for index in range(len(source))}
     files: dict[str, list[int]] = {}
     for key, index in keys.items():
-        files.setdefault(key.rpartition("/")[2], []).append(index)
-    found: dict[int, str] = {}
-    strangers = []
-    for image, name in named.items():
-        same_file = files.get(image.replace("\\", "/").rpartition("/")[2], [])
-        index = keys.get(image, same_file[0] if len(same_file) == 1 else None)
-        if index is None:
-            strangers.append(image)
-        else:
-            found[index] = name
+        name = key.rpartition("/")[2]
+        for each in {name, name.rpartition(".")[0] or name}:
+            files.setdefault(each, []).append(index)
+
+    def find(image: str) -> int | None:
+        name = image.replace("\\", "/").rpartition("/")[2]
+        same_file = files.get(name, [])
+        return keys.get(image, same_file[0] if len(same_file) == 1 else None)
+
+    listed = read_list(path, lambda image: find(image) is not None)
+    named = {image: name for image, name in listed.items() if name}
+    if not named:
+        raise UserError(f"{path} names no classes", "Write lines of path,class")
+    found = {index: name for image, name in named.items() if (index := find(image)) is not None}
+    strangers = [image for image in named if find(image) is None]
+    lead = f"{len(strangers):,} of the {len(named):,} paths in {path} are none of the images, e.g. "
+    if not found:
+        raise UserError(f"{lead}{printable(strangers[0])}", f"Write them as the run does, e.g. {source.key(0)}")
     if strangers:
-        raise UserError(
-            f"{len(strangers)} of the {len(named)} paths in {path} are none of the images, "
-            f"e.g. {printable(strangers[0])}",
-            f"Write them as the run does, e.g. {source.key(0)}",
-        )
+        log.warn(f"{lead}{printable(strangers[0])}; they are passed over")
     classes = tuple(sorted(set(found.values()), key=class_order))
     number = {name: label for label, name in enumerate(classes)}
     labels = np.full(len(source), -1, np.int64)

@@ -3,6 +3,9 @@
 A sample is a run of neighbouring members whose names are equal up to the first dot of the last part: `00017.jpg`,
 `00017.cls`, `00017.json`. Its image is the first member that ends like one; `.cls` holds its class, as a number or in
 words; whatever else there is (captions, embeddings) is passed over.
+
+By that rule `scan.0001.png` and `scan.0002.png` are one sample with one image. Where images would be lost that way and
+what follows the first dot are numbers, names end at the last dot instead, and a line says so.
 """
 
 from __future__ import annotations
@@ -12,30 +15,35 @@ import itertools
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 
 from opendino.core import log
 from opendino.core.errors import BadImage, UserError
-from opendino.data import index
+from opendino.data import index, tar_headers
 from opendino.data.decode import SUFFIXES
 from opendino.data.download import Unreachable
 from opendino.data.files import check_size, class_order, is_hidden, is_image, printable
 from opendino.data.index import Names
 
-_BLOCK = 512
-_MEMBER = re.compile(r"((?:.*/|)[^./]+)\.([^/]*)")
+_FIRST_DOT = re.compile(r"((?:.*/|)[^./]+)\.([^/]*)")
+_LAST_DOT = re.compile(r"((?:.*/|)[^./][^/]*)\.([^./]*)")
+_SPARSE = -1  # in place of a size
 _MAX_CLASS_BYTES = 256
 _HANDLES = 64  # open shards; twice the window in which an epoch reads
 _THREADS = 8
 _TRIES = 2 * _THREADS
 
 T = TypeVar("T")
+
+NameRule = Literal["auto", "first-dot", "last-dot"]
+"""Where the name of a sample ends."""
 
 
 class Reach(Protocol):
@@ -76,6 +84,7 @@ class Contents:
         classes: What the shard's `.cls` say.
         num_bytes: Of the whole file.
         damage: Why the shard ends too soon, "" if it does not.
+        remarks: What else there is to say of how many members; not kept in an index.
     """
 
     names: Names
@@ -85,6 +94,7 @@ class Contents:
     classes: tuple[str, ...]
     num_bytes: int
     damage: str = ""
+    remarks: Counter[str] = field(default_factory=Counter)
 
     def columns(self) -> index.Columns:
         """For `index.save`; the rest goes into its note."""
@@ -94,7 +104,7 @@ class Contents:
         }  # fmt: skip
 
 
-def scan(path: Path) -> Contents:
+def scan(path: Path, rule: NameRule = "auto") -> Contents:
     """Read the headers of a shard.
 
     Raises:
@@ -102,30 +112,65 @@ def scan(path: Path) -> Contents:
     """
     handle = _Handle(path)
     num_bytes = os.fstat(handle.number).st_size
-    found: dict[str, tuple[int, int]] = {}
-    words: dict[str, str] = {}
-    damage, name, unique, best = "", "", "", 0
+    members: list[tar_headers.Member] = []
+    damage = ""
     try:
-        for member, offset, size in _members(handle.number, num_bytes):
-            parts = _MEMBER.fullmatch(member)
-            if not parts or any(is_hidden(part) for part in member.removeprefix("./").split("/")):
-                continue
-            if parts[1] != name:  # a name that comes again later is another sample
-                name, best = parts[1], 0
-                unique = name if name not in found else f"{name}#{len(found)}"
-            rank = 2 if f".{parts[2].lower()}" in SUFFIXES else 1 if is_image(member) else 0
-            if rank > best:
-                best, found[unique] = rank, (offset, size)
-            elif parts[2].lower() == "cls" and size <= _MAX_CLASS_BYTES:
-                text = os.pread(handle.number, size, offset).decode("utf-8", "replace").strip()
-                words[unique] = text.lstrip("0") or "0" if text.isdecimal() else text
+        members.extend(tar_headers.members(handle.number, num_bytes))  # what came before the damage stays
     except ValueError as error:
         damage = str(error)
+    members = [member for member in members if not any(map(is_hidden, member.name.removeprefix("./").split("/")))]
+    pattern = _LAST_DOT if rule == "last-dot" or (rule == "auto" and _numbered(members)) else _FIRST_DOT
+    found: dict[str, tuple[int, int]] = {}
+    words: dict[str, str] = {}
+    remarks: Counter[str] = Counter()
+    name, unique, best, num_images = "", "", 0, 0
+    for member in members:
+        parts = pattern.fullmatch(member.name)
+        if not parts:
+            continue
+        rank = 2 if f".{parts[2].lower()}" in SUFFIXES else 1 if is_image(member.name) else 0
+        if member.kind == "link":
+            remarks[_LINK] += bool(rank)
+            continue
+        num_images += bool(rank)
+        if parts[1] != name:  # a name that comes again later is another sample
+            name, best = parts[1], 0
+            unique = name if name not in found else f"{name}#{len(found)}"
+        if rank > best:
+            best, found[unique] = rank, (member.offset, member.size if member.kind == "file" else _SPARSE)
+        elif parts[2].lower() == "cls" and member.size <= _MAX_CLASS_BYTES and member.kind == "file":
+            text = os.pread(handle.number, member.size, member.offset).decode("utf-8", "replace").strip()
+            words[unique] = text.lstrip("0") or "0" if text.isdecimal() else text
+    remarks[_SECOND] = num_images - len(found)
+    remarks[_SPARSELY] = sum(size == _SPARSE for _, size in found.values())
+    if pattern is _LAST_DOT and rule == "auto":
+        remarks[_DOTTED] = len(found)
     classes = tuple(sorted({words[key] for key in words.keys() & found.keys() if words[key]}, key=class_order))
     number = {word: label for label, word in enumerate(classes)}
     spans = np.array(list(found.values()), np.int64).reshape(-1, 2)
     labels = np.fromiter((number.get(words.get(key, ""), -1) for key in found), np.int32, len(found))
-    return Contents(Names.of(map(printable, found)), spans[:, 0], spans[:, 1], labels, classes, num_bytes, damage)
+    names = Names.of(map(printable, found))
+    return Contents(names, spans[:, 0], spans[:, 1], labels, classes, num_bytes, damage, remarks)
+
+
+_DOTTED = (
+    "have dots in their names, as in scan.0001.png: each is taken as an image of its own. By WebDataset's rule names "
+    "end at the first dot: wds:SHARDS?names=first-dot"
+)
+_SECOND = (
+    "are passed over, since names end at their first dot and a sample has one image. If each is an image of its own: "
+    "wds:SHARDS?names=last-dot"
+)
+_LINK = "are links without bytes of their own and are left out"
+_SPARSELY = f"cannot be read: {tar_headers.SPARSE}"
+
+
+def _numbered(members: Sequence[tar_headers.Member]) -> bool:
+    """Whether WebDataset's rule would lose images most of which have nothing but numbers behind their first dot."""
+    images = [parts for member in members if is_image(member.name) and (parts := _FIRST_DOT.fullmatch(member.name))]
+    inner = [parts[2].rpartition(".")[0] for parts in images]
+    numbers = sum(re.fullmatch(r"[0-9][0-9._-]*", each) is not None for each in inner)
+    return len({parts[1] for parts in images}) < len(images) < 2 * numbers
 
 
 def note(contents: Contents) -> dict[str, Any]:
@@ -143,10 +188,12 @@ def restored(columns: index.Columns, said: Any) -> Contents | None:
         sound = (
             len(offsets) == len(sizes) == len(labels) == num
             and all(column.dtype.kind == "i" for column in (offsets, sizes, labels, names.ends))
-            and (not num or (offsets.min() >= 0 and sizes.min() >= 0 and int((offsets + sizes).max()) <= num_bytes))
+            and (not num or (offsets.min() >= 0 and sizes.min() >= _SPARSE))
+            and (not num or int((offsets + sizes).max()) <= num_bytes)
             and (not num or (labels.min() >= -1 and labels.max() < len(classes)))
             and bool((np.diff(names.ends, prepend=0) > 0).all())
             and (not num or int(names.ends[-1]) == len(names.text))
+            and names.text.dtype == np.uint8
         )
     except (KeyError, TypeError, ValueError, OverflowError):
         return None
@@ -160,6 +207,7 @@ class Shards:
         names: The shards, each once.
         reach: How to get at them.
         classes: Names for classes that the shards give as numbers; where empty, the numbers.
+        rule: Where the name of a sample ends.
 
     Attributes:
         classes: Names of the classes.
@@ -169,8 +217,10 @@ class Shards:
         UserError: No shard can be read, or none has an image.
     """
 
-    def __init__(self, names: Sequence[str], reach: Reach, classes: tuple[str, ...] = ()) -> None:
-        self._reach, self._index = reach, index.place("shards", "\n".join(names))
+    def __init__(
+        self, names: Sequence[str], reach: Reach, classes: tuple[str, ...] = (), rule: NameRule = "auto"
+    ) -> None:
+        self._reach, self._rule, self._index = reach, rule, index.place("shards", "\n".join([rule, *names]))
         columns, said = self._known(names) or self._made(names)
         self._names = Names(columns["text"], columns["ends"])
         self._offsets, self._sizes, self._labels = columns["offsets"], columns["sizes"], columns["labels"]
@@ -204,6 +254,8 @@ class Shards:
             BadImage: The shard cannot be had, has changed, or is damaged here.
         """
         size = int(self._sizes[place])
+        if size == _SPARSE:
+            raise BadImage(tar_headers.SPARSE)
         check_size(size)
         handle = self._opened(self._shard(place))
         try:
@@ -281,6 +333,8 @@ class Shards:
                     f"{len(bad)} of {len(names)} shards cannot be read and are left out, "
                     f"e.g. {printable(bad[0][0])}: {bad[0][1]}"
                 )
+            for remark, count in sum((contents.remarks for *_, contents in good), Counter()).items():
+                log.warn(f"{count:,} images in {len(good)} shards {remark}")
             columns, said = _joined(good)
             with contextlib.suppress(OSError):  # nowhere to keep it
                 index.save(self._index, columns, said)
@@ -300,7 +354,7 @@ class Shards:
         if contents and (not stamp or contents.num_bytes == stamp[0]):
             return stamp, contents
         try:
-            contents = self._while_there(shard, scan)
+            contents = self._while_there(shard, lambda path: scan(path, self._rule))
         except (Unreachable, OSError) as error:
             return getattr(error, "strerror", None) or str(error)
         if contents.damage and not len(contents.names):
@@ -365,7 +419,7 @@ def _joined(good: list[tuple[str, list[int], Contents]]) -> tuple[index.Columns,
         "text": np.concatenate([contents.names.text for contents in every]),
         "ends": np.concatenate(ends),
         "offsets": np.concatenate([contents.offsets for contents in every]),
-        "sizes": np.concatenate([contents.sizes for contents in every]).astype(np.int32),
+        "sizes": np.concatenate([contents.sizes for contents in every]).clip(max=2**31 - 1).astype(np.int32),
         "labels": np.concatenate(labels),
     }
     table = [[shard, stamp, len(contents.names), contents.num_bytes] for shard, stamp, contents in good]
@@ -381,72 +435,3 @@ class _Handle:
     def __del__(self) -> None:
         if hasattr(self, "number"):
             os.close(self.number)
-
-
-def _members(handle: int, num_bytes: int) -> Iterator[tuple[str, int, int]]:
-    """(name, offset, size) of the regular files in a .tar, from its headers alone: four times as fast as tarfile.
-
-    Raises:
-        ValueError: The archive is damaged or cut short here; what came before is good.
-    """
-    place, long_name, told = 0, "", {}
-    while header := os.pread(handle, _BLOCK, place):
-        if header == bytes(_BLOCK):
-            return
-        if len(header) < _BLOCK or (header[257:262] != b"ustar" and not _adds_up(header)):
-            raise ValueError(f"no .tar header at byte {place}; compressed, damaged or cut short")
-        kind = header[156:157]
-        size = int(told.get("size") or _number(header[124:136]))
-        place += _BLOCK
-        if size < 0 or (place + size > num_bytes and kind in b"0\0007Lx"):
-            raise ValueError(f"cut short: a member of {size} bytes at byte {place} of {num_bytes}")
-        after = place + -(-size // _BLOCK) * _BLOCK
-        if kind == b"L":  # GNU: the name of the member that follows
-            long_name, place = os.pread(handle, size, place).rstrip(b"\0").decode("utf-8", "surrogateescape"), after
-            continue
-        if kind == b"x":  # POSIX: properties of the member that follows
-            told, place = _properties(os.pread(handle, size, place)), after
-            continue
-        if kind in (b"0", b"\0", b"7"):
-            if not any(key.startswith("GNU.sparse") for key in told):
-                yield told.get("path") or long_name or _name(header), place, size
-            place = after
-        elif kind == b"S":
-            raise ValueError("sparse members are not supported")
-        elif kind not in (b"1", b"2", b"3", b"4", b"5", b"6"):  # of which none has content
-            place = after
-        long_name, told = "", {}
-    if place > num_bytes:
-        raise ValueError(f"cut short at byte {num_bytes}")
-
-
-def _name(header: bytes) -> str:
-    name, prefix = header[:100].partition(b"\0")[0], header[345:500].partition(b"\0")[0]
-    joined = prefix + b"/" + name if prefix and header[257:263] == b"ustar\0" else name
-    return joined.decode("utf-8", "surrogateescape")
-
-
-def _number(field: bytes) -> int:
-    if field[0] & 0x80:  # GNU: 8 GiB and more
-        return int.from_bytes(field[1:], "big")
-    return int(field.partition(b"\0")[0].strip() or b"0", 8)
-
-
-def _adds_up(header: bytes) -> bool:
-    try:
-        return sum(header) - sum(header[148:156]) + 8 * 32 == _number(header[148:156])
-    except ValueError:
-        return False
-
-
-def _properties(record: bytes) -> dict[str, str]:
-    r"""Of `LENGTH key=value\n` over and over."""
-    found = {}
-    while record:
-        length, _, _ = record.partition(b" ")
-        if not length.isdigit() or not int(length):
-            break
-        key, _, value = record[len(length) + 1 : int(length) - 1].partition(b"=")
-        found[key.decode("utf-8", "replace")] = value.decode("utf-8", "surrogateescape")
-        record = record[int(length) :]
-    return found

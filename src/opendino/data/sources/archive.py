@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import os
-import tarfile
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
@@ -12,12 +12,17 @@ from typing import BinaryIO, final
 
 import numpy as np
 
+from opendino.core import log
 from opendino.core.contracts import Source
 from opendino.core.errors import BadImage, UserError
+from opendino.data import tar_headers
 from opendino.data.files import check_size, class_level, is_file, is_hidden, is_image, no_images, printable, suffix
 
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
 _COMPRESSED_MAGIC = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
+_BOUNDED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # of what zipfile reads, the rest unpacks without a limit
+_MAX_LIST_BYTES = 2**30
+_SPARSE = -1  # in place of a size
 
 
 @final
@@ -28,22 +33,27 @@ class ArchiveSource(Source):
 
     Args:
         path: A .zip or an uncompressed .tar.
+        max_list_bytes: A .zip whose list of files is longer is refused before that list is read.
+
+    Attributes:
+        sizes: int64 `[images]`, bytes of each, which `read` never exceeds.
 
     Raises:
         UserError: It cannot be read, is compressed as a whole, or has no images.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, max_list_bytes: int = _MAX_LIST_BYTES) -> None:
         self._handle: BinaryIO | zipfile.ZipFile | None = None
         self._pid = 0
         self.path = path
         self._zip = path.lower().endswith(".zip")
-        members, others = _index(path, self._zip)
+        members, others = _index(path, self._zip, max_list_bytes)
         if not members:
             raise no_images(f"archive {printable(path)}", others)
         self._keys = list(members)
         self._names = [name for name, _, _ in members.values()]
-        self._spans = np.array([span for _, *span in members.values()], np.int64)  # offset (tar only) and size
+        self._offsets = np.array([offset for _, offset, _ in members.values()], np.int64)  # of a .tar
+        self.sizes = np.array([size for *_, size in members.values()], np.int64)
         self._shared = len(_shared_folder(self._keys))
         self._level, self.classes = class_level(key[self._shared :] for key in self._keys)
         self._label = {name: label for label, name in enumerate(self.classes)}
@@ -63,15 +73,21 @@ class ArchiveSource(Source):
         """The member's bytes.
 
         Raises:
-            BadImage: The archive vanished or is damaged here, the member is encrypted or larger than 512 MB.
+            BadImage: The archive vanished or is damaged here, the member is encrypted, larger than 512 MB, or packed in
+                a way that is not supported.
         """
-        offset, size = (int(value) for value in self._spans[index])
+        offset, size = int(self._offsets[index]), int(self.sizes[index])
+        if size == _SPARSE:
+            raise BadImage(tar_headers.SPARSE)
         check_size(size)
         try:
             handle = self._opened()
             if isinstance(handle, zipfile.ZipFile):
-                return handle.read(self._names[index])
-            data = os.pread(handle.fileno(), size, offset)
+                data = _unpacked(handle, self._names[index], size)
+            else:
+                data = os.pread(handle.fileno(), size, offset)
+        except BadImage:
+            raise
         except Exception as error:  # zipfile and its decompressors raise many kinds
             raise BadImage(" ".join(str(error).split()) or type(error).__name__) from error
         if len(data) < size:
@@ -98,12 +114,12 @@ class ArchiveSource(Source):
         self._close()
 
 
-def _index(path: str, is_zip: bool) -> tuple[dict[str, tuple[str, int, int]], Counter[str]]:
+def _index(path: str, is_zip: bool, max_list_bytes: int) -> tuple[dict[str, tuple[str, int, int]], Counter[str]]:
     """Key → (name, offset, size) of the images, and how many other files there are of each suffix."""
     members: dict[str, tuple[str, int, int]] = {}
     others: Counter[str] = Counter()
     try:
-        for name, offset, size in _zip_members(path) if is_zip else _tar_members(path):
+        for name, offset, size in _zip_members(path, max_list_bytes) if is_zip else _tar_members(path):
             key = name.removeprefix("./").lstrip("/")
             if any(is_hidden(part) for part in key.split("/") if part not in (".", "..")):
                 continue
@@ -111,6 +127,8 @@ def _index(path: str, is_zip: bool) -> tuple[dict[str, tuple[str, int, int]], Co
                 members[key] = (name, offset, size)
             else:
                 others[suffix(name)] += 1
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f"Cannot open {printable(path)}: {error.strerror or error}", "Give one you can read") from error
     except Exception as error:  # a damaged table of contents raises many kinds
@@ -131,20 +149,57 @@ def _unreadable(path: str, error: Exception) -> UserError:
     )
 
 
-def _zip_members(path: str) -> Iterator[tuple[str, int, int]]:
-    with zipfile.ZipFile(path) as archive:
+class _ShortReads(io.BufferedReader):
+    """A file that gives no more than so many bytes at once; zipfile reads the whole list of files in one."""
+
+    def __init__(self, path: str, most: int) -> None:
+        super().__init__(io.FileIO(path))
+        self._most = most
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        content = super().read(self._most + 1 if size is None or size < 0 else min(size, self._most + 1))
+        if len(content) > self._most:
+            raise UserError(
+                f"The .zip lists too many files: their list takes more than {self._most / 2**20:,.0f} MB",
+                "Unpack it and give the folder",
+            )
+        return content
+
+
+def _zip_members(path: str, max_list_bytes: int) -> Iterator[tuple[str, int, int]]:
+    with _ShortReads(path, max_list_bytes) as file, zipfile.ZipFile(file) as archive:
         for info in archive.infolist():
             if not info.is_dir():
                 yield info.filename, 0, info.file_size
 
 
+def _unpacked(archive: zipfile.ZipFile, name: str, size: int) -> bytes:
+    """A member's bytes, of which there are no more than `size`, whatever it unpacks to."""
+    info = archive.getinfo(name)
+    if info.compress_type not in _BOUNDED:
+        raise BadImage(f"packed by method {info.compress_type} of .zip, which is not supported: pack it with zip -r")
+    with archive.open(info) as member:
+        return member.read(size + 1)  # a byte past the end, for the check sum; without a number it takes all there is
+
+
 def _tar_members(path: str) -> Iterator[tuple[str, int, int]]:
-    with tarfile.open(path, "r:") as archive:
-        while (member := archive.next()) is not None:
-            # Else it keeps a kilobyte for each of perhaps a million members.
-            archive.members.clear()  # pyright: ignore[reportAttributeAccessIssue]
-            if member.isreg() and not member.issparse():
-                yield member.name, member.offset_data, member.size
+    """Name, offset and size; `_SPARSE` for a size where there is none."""
+    sparse = links = 0
+    with open(path, "rb") as file:
+        num_bytes = os.fstat(file.fileno()).st_size
+        if not num_bytes:
+            raise ValueError("it is empty")
+        for member in tar_headers.members(file.fileno(), num_bytes):
+            if member.kind == "file" and not member.name.endswith("/"):  # which is how old ones mark a folder
+                yield member.name, member.offset, member.size
+            elif is_image(member.name):
+                sparse, links = sparse + (member.kind == "sparse"), links + (member.kind == "link")
+                if member.kind == "sparse":
+                    yield member.name, member.offset, _SPARSE
+    if sparse:
+        log.warn(f"{sparse:,} images in {printable(path)} cannot be read: {tar_headers.SPARSE}")
+    if links:
+        log.warn(f"{links:,} images in {printable(path)} are links without bytes of their own and are left out")
 
 
 def _shared_folder(keys: list[str]) -> str:

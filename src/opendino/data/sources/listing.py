@@ -1,7 +1,9 @@
 """A text file that lists images: one path a line, in `.txt` and `.lst` optionally a tab and the name of a class.
 
 Paths are absolute or relative to the list's own folder. Blank lines and lines that begin with `#` are skipped, a path
-that is listed twice counts once. A `.csv` holds the same as one or two columns, with or without a header.
+that is listed twice counts once. A `.csv` has one or two columns, or a header that says which column names the images
+(path, file, filename, image, image_id, …) and which the classes (label, class, category, target, …), or a column of
+zeros and ones for each class. Names without a suffix are those of files with one.
 """
 
 from __future__ import annotations
@@ -11,7 +13,9 @@ from typing import final
 
 from opendino.core.contracts import Source
 from opendino.core.errors import UserError
-from opendino.data.files import class_order, exists, is_file, printable, read_list, read_regular
+from opendino.data.decode import SUFFIXES
+from opendino.data.files import class_order, is_file, is_image, printable, read_regular
+from opendino.data.list_columns import read_list
 
 _SUFFIXES = (".txt", ".lst", ".csv")
 
@@ -29,11 +33,14 @@ class ListingSource(Source):
 
     def __init__(self, path: str) -> None:
         self._folder = Path(path).absolute().parent
-        names = read_list(path)
-        if not names:
+        listed = read_list(path, lambda name: self._file(name) is not None)
+        if not listed:
             raise UserError(f"List {path} names no images", "Write one path a line")
+        names: dict[str, str] = {}
+        for name, label in listed.items():
+            names.setdefault(name if is_image(name) else self._file(name) or name, label)
         self._paths = list(names)
-        if not any(exists(str(self._folder / image)) for image in self._paths):
+        if not any(map(self._file, self._paths)):
             first = printable(str(self._folder / self._paths[0]))
             raise UserError(
                 f"None of the {len(self._paths)} paths in {path} exists, the first is {first}",
@@ -45,6 +52,11 @@ class ListingSource(Source):
 
     def __len__(self) -> int:
         return len(self._paths)
+
+    def _file(self, name: str) -> str | None:
+        """The listed name, where there is no such file with a suffix that makes it one; None where none does."""
+        endings = [""] if is_image(name) else ["", *sorted(SUFFIXES)]
+        return next((name + each for each in endings if is_file(str(self._folder / (name + each)))), None)
 
     def key(self, index: int) -> str:
         """The path as listed."""

@@ -2,7 +2,8 @@
 
 Braces stand for ranges and choices (`{000..127}`, `{a,b}`), `::` joins several patterns. Shards as img2dataset and
 `opendino pack` write them: samples by name up to the first dot, one image each, the class in `.cls`. Where the classes
-are numbers, a `classes.txt` beside the shards, a line each, gives their names.
+are numbers, a `classes.txt` beside the shards, a line each, gives their names. Where names with dots are not taken as
+they are meant, `?names=first-dot` or `?names=last-dot` at the end says where a sample's name ends.
 
 Shards on a server are fetched whole into a bounded folder (OPENDINO_CACHE_GB, 50) as they are needed. A fetch that
 fails is tried again with growing pauses; then the images of that shard count as unreadable for ten minutes.
@@ -25,9 +26,10 @@ from opendino.core.contracts import Source
 from opendino.core.errors import UsageError
 from opendino.data.download import Unreachable, download, is_remote, keep, small
 from opendino.data.files import exists, holds, is_folder, is_hidden, printable
-from opendino.data.shards import Shards
+from opendino.data.shards import NameRule, Shards
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
+_RULE = re.compile(r"[?&]names=([^&]*)$")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _MAX_SHARDS = 10**6
 
@@ -38,13 +40,14 @@ class WdsSource(Source):
 
     Args:
         shards: Paths and addresses.
+        rule: Where the name of a sample ends.
 
     Raises:
         UserError: None of them can be read, or none has an image.
     """
 
-    def __init__(self, shards: Sequence[str]) -> None:
-        self._shards = Shards(shards, _Files(), _class_names(shards[0]))
+    def __init__(self, shards: Sequence[str], rule: NameRule = "auto") -> None:
+        self._shards = Shards(shards, _Files(), _class_names(shards[0]), rule)
         self.classes, self.blocks = self._shards.classes, self._shards.blocks
 
     def __len__(self) -> int:
@@ -151,7 +154,7 @@ def _class_names(shard: str) -> tuple[str, ...]:
 
 def matches(data: str) -> bool:
     """Whether DATA is a folder of .tar, or a pattern or address of some."""
-    if holds(data) == "shards":
+    if holds(_RULE.sub("", data)) == "shards":
         return True
     pattern = data.partition("?")[0].lower()
     return pattern.endswith(".tar") and not exists(data) and (is_remote(data) or bool(_BRACES.search(pattern)))
@@ -165,7 +168,11 @@ def build(data: str) -> WdsSource:
         UserError: None of the shards can be read, or none has an image.
     """
     shards: dict[str, None] = {}
-    for pattern in data.split("::"):
+    given = _RULE.search(data)
+    rule = given[1] if given else "auto"
+    if rule not in ("auto", "first-dot", "last-dot"):
+        raise UsageError(f"names is '{printable(rule)}'", "Use names=first-dot or names=last-dot")
+    for pattern in _RULE.sub("", data).split("::"):
         if pattern.lower().startswith("pipe:"):
             raise UsageError(
                 f"{printable(pattern)} would start a program", "Give paths or https addresses of .tar files"
@@ -187,4 +194,4 @@ def build(data: str) -> WdsSource:
         )
     if len(shards) > _MAX_SHARDS:
         raise UsageError(f"{printable(data)} names more than {_MAX_SHARDS:,} shards", "Check its braces")
-    return WdsSource(list(shards))
+    return WdsSource(list(shards), rule)

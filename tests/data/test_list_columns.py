@@ -1,0 +1,109 @@
+"""Which columns of a list are taken, what is said of it, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from opendino.core.errors import UserError
+from opendino.data.list_columns import read_list
+from opendino.data.open import open_source
+
+KNOWN = {"1.png": "a", "2.png": "b", "3.png": "a"}
+
+
+def rows(template: str) -> str:
+    """A line for each image of `KNOWN`, its class in words and as zeros and ones."""
+    return "".join(
+        template.format(image=image, stem=image[0], name=name, a=int(name == "a"), b=int(name == "b")) + "\n"
+        for image, name in KNOWN.items()
+    )
+
+
+UNDERSTOOD = {
+    "path,label": "{image},{name}",
+    "filepath,label": "{image},{name}",
+    "image_id,dx": "{image},{name}",
+    "filename,split,label": "{image},train,{name}",
+    "path,width,height,label": "{image},64,48,{name}",
+    "label,path": "{name},{image}",
+    "Image Path,Class": "{image},{name}",
+    "\ufefffile,species": "{image},{name}",
+    "whatever,kind": "{image},{name}",
+    "image,mask,class": "{image},m{image},{name}",
+    "id,url,file_name,category": "7,http://x/{image},{image},{name}",
+    ",filename,label": "0,{image},{name}",
+    "patient,age,image,target": "P1,70,{image},{name}",
+    "path;label": "{image};{name}",
+    "path\tlabel": "{image}\t{name}",
+    "image,a,b": "{image},{a},{b}",
+    "image_id,split,a,b": "{image},test,{a}.0,{b}.0",
+}
+
+
+@pytest.mark.parametrize("header", UNDERSTOOD)
+def test_columns_are_taken_by_their_names(tmp_path: Path, header: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.csv").write_text(f"{header}\n{rows(UNDERSTOOD[header])}", encoding="utf-8")
+    assert read_list(str(tmp_path / "a.csv"), KNOWN.__contains__) == KNOWN
+    assert "a.csv: images in column '" in capsys.readouterr().err
+
+
+REFUSED = {
+    "path,size_class,age\n1.png,x,70\n": "'size_class', 'age' may name the classes",
+    "image,label,target\n1.png,a,b\n": "'label', 'target' may name the classes",
+    "path,file,label\n1.png,2.png,a\n": "'path', 'file' may name the images",
+    "x,y1,z\nu,v,w\n": "'x', 'y1', 'z' may name the images",
+    "image,a,b\n1.png,1,1\n": "1.png has several classes",
+    "1.png,train,a\n2.png,val,b\n": "3 columns have no header",
+}
+
+
+@pytest.mark.parametrize("table", REFUSED)
+def test_what_may_mean_two_things_is_refused(tmp_path: Path, table: str) -> None:
+    (tmp_path / "a.csv").write_text(table)
+    with pytest.raises(UserError, match=REFUSED[table]) as caught:
+        read_list(str(tmp_path / "a.csv"), KNOWN.__contains__)
+    assert "path,label" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("1.png,a\n2.png,b\n3.png,a\n", KNOWN),
+        ("gone.png,b\n1.png,a\n", {"gone.png": "b", "1.png": "a"}),
+        ("path,split\n1.png,train\n", {"1.png": ""}),
+        ("path\n1.png\n", {"1.png": ""}),
+        ("1.png,file\n2.png,path\n", {"1.png": "file", "2.png": "path"}),
+        ("image,a,b\n1.png,0,0\n2.png,,1\n", {"1.png": "", "2.png": "b"}),
+        ("", {}),
+    ],
+)
+def test_headers_and_rows_are_told_apart(tmp_path: Path, text: str, expected: dict[str, str]) -> None:
+    (tmp_path / "a.csv").write_text(text)
+    assert read_list(str(tmp_path / "a.csv"), KNOWN.__contains__) == expected
+
+
+def test_a_text_file_may_have_a_header_but_its_first_path_is_none(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("path\tlabel\n1.png\ta\n")
+    assert read_list(str(tmp_path / "a.txt")) == {"1.png": "a"}
+    (tmp_path / "a.txt").write_text("scans/0001\n1.png\n")
+    assert list(read_list(str(tmp_path / "a.txt"))) == ["scans/0001", "1.png"]
+
+
+def test_an_image_with_two_classes_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.csv").write_text("path,label\n1.png,a\n1.png,b\n2.png,b\n2.png,b\n")
+    assert read_list(str(tmp_path / "a.csv")) == {"1.png": "a", "2.png": "b"}
+    assert "1 images have more than one class in" in capsys.readouterr().err
+
+
+def test_names_without_a_suffix_are_those_of_files(tmp_path: Path) -> None:
+    for name in ("x/1.jpg", "x/2.tif"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / name)
+    (tmp_path / "a.csv").write_text("image_id,dx\nx/1,mel\nx/2,nv\nx/3,nv\nx/1.jpg,nv\n")
+    source = open_source(tmp_path / "a.csv")
+    assert [source.key(i) for i in range(len(source))] == ["x/1.jpg", "x/2.tif", "x/3"]
+    assert source.classes == ("mel", "nv")
+    assert source.read(1) == (tmp_path / "x/2.tif").read_bytes()
