@@ -121,11 +121,9 @@ def end_of_list(num_bytes: int, at: int, zip64: bool) -> bytes:
 
 
 @pytest.mark.parametrize("zip64", [False, True])
-@pytest.mark.parametrize("within", [b"", b"PK\5\6"])  # a second mark, where only a careless reader finds it
-def test_a_zip_whose_list_is_huge_is_refused_before_it_is_read(tmp_path: Path, zip64: bool, within: bytes) -> None:
+def test_a_zip_whose_list_is_huge_is_refused_before_it_is_read(tmp_path: Path, zip64: bool) -> None:
     num_bytes = _uploads._ZIP_LIST_BYTES + 1
-    end = end_of_list(num_bytes, 4, zip64)
-    (tmp_path / "a.zip").write_bytes(b"PK\3\4" + bytes(num_bytes) + end[:-2] + struct.pack("<H", len(within)) + within)
+    (tmp_path / "a.zip").write_bytes(b"PK\3\4" + bytes(num_bytes) + end_of_list(num_bytes, 4, zip64))
     with pytest.raises(UserError, match="too many files"):
         _uploads.archive(tmp_path / "a.zip")
 

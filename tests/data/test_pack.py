@@ -139,6 +139,44 @@ def test_foreign_folders_are_left_alone(photos: Path, tmp_path: Path) -> None:
         pack.pack(open_source(photos), plan(photos), tmp_path / "file")
 
 
+def test_large_images_are_cut_into_tiles_that_cover_them(tmp_path: Path) -> None:
+    (tmp_path / "in/a").mkdir(parents=True)
+    (tmp_path / "in/b").mkdir()
+    large = np.random.default_rng(0).integers(0, 255, (50, 33, 3), np.uint8)
+    Image.fromarray(large).save(tmp_path / "in/a/large.png")
+    Image.fromarray(large[:7, :20]).save(tmp_path / "in/b/small.png")
+    Image.fromarray(large[:7, :33]).save(tmp_path / "in/b/flat.png")
+    asked = plan(tmp_path / "in", max_area_px=400, format="png", tiles_px=20)
+    done = pack.pack(open_source(tmp_path / "in"), asked, tmp_path / "out")
+    assert (done.images, done.unchanged, done.bad) == (3 * 2 + 1 + 2, 1, [])
+    found = open_source(tmp_path / "out")
+    assert found.classes == ("a", "b")
+    tiles = {found.key(i).rpartition("/")[2]: decode(found.read(i)) for i in range(len(found))}
+    assert sorted(tiles) == [
+        *(f"000000000-{row:03d}-{column:03d}" for row in range(3) for column in range(2)),
+        "000000001-000-000", "000000001-000-001", "000000002",
+    ]  # fmt: skip
+    for row, top in enumerate((0, 15, 30)):
+        for column, left in enumerate((0, 13)):
+            expected = large[top : top + 20, left : left + 20]
+            assert np.array_equal(tiles[f"000000000-{row:03d}-{column:03d}"], expected)
+    assert tiles["000000001-000-001"].shape == (7, 20, 3)
+    assert [found.classes[found.label(i)] for i in range(len(found))].count("a") == 6
+
+
+def test_the_limit_of_pixels_can_be_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("opendino.data.decode.MAX_PIXELS", 1000)
+    monkeypatch.setattr(pack, "MAX_PIXELS", 1000)
+    monkeypatch.setattr(pack, "_TILED_PIXELS", 3000)
+    (tmp_path / "in").mkdir()
+    for side in (20, 50, 60):
+        Image.new("RGB", (side, side), "red").save(tmp_path / f"in/{side}.png")
+    for changes, images in (({}, 1), ({"max_pixels": 2500}, 2), ({"tiles_px": 20}, 1 + 9), ({"max_pixels": 3600}, 3)):
+        done = pack.pack(open_source(tmp_path / "in"), plan(tmp_path / "in", **changes), tmp_path / f"out{images}")
+        assert done.images == images
+        assert all("3,600 pixels, more than" in reason for key, reason in done.bad if key == "60.png")
+
+
 def test_the_verb(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = str(tmp_path / "out")
     assert main(["pack", str(photos), "--out", out, "--size", "20"]) == 0
@@ -146,7 +184,9 @@ def test_the_verb(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert main(["pack", str(photos), "--out", f"{out}2", "--crops-of", "vits16_100ep", "--json"]) == 0
     assert '"max_area_px": 184320' in capsys.readouterr().out
     for words in (
-        ["--size", "0"], ["--size", "9", "--crops-of", "small"], ["--crops-of", "small"], ["--crops-of", "no"],
+        ["--size", "0"], ["--size", "9", "--crops-of", "small"], ["--tiles", "0"],
+        ["--tiles", "9", "--size", "9"],
+        ["--crops-of", "small"], ["--crops-of", "no"],
         ["--format", "gif"], ["--shard-mb", "-1"],
     ):  # fmt: skip
         assert main(["pack", str(photos), "--out", f"{out}3", *words]) == 2, words

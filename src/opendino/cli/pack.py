@@ -32,6 +32,11 @@ class Config:
     is given, enough for the paper's crops."""
     crops_of: str | None = None
     """The size at which the smallest crop of this recipe still has native pixels."""
+    tiles: int | None = None
+    """Cut images larger than this many pixels a side into tiles of that side, at full resolution; for slides and
+    aerial images. One large image is in memory at a time, at 3 to 4 bytes a pixel."""
+    max_pixels: int | None = None
+    """Leave out images of more pixels; 250 million where not given, 1,000 million with --tiles."""
     shard_mb: int = 256
     """Megabytes of a shard."""
     format: pack.Format = "jpeg"
@@ -40,22 +45,27 @@ class Config:
     """Threads that decode and encode; four more than there are cores by default."""
 
     def __post_init__(self) -> None:
-        if self.size is not None and self.crops_of is not None:
-            raise UsageError("--size and --crops-of were both given", "Give one of them")
-        check_counts(self, "size", "shard_mb", "workers")
+        given = [name for name in ("size", "crops_of", "tiles") if getattr(self, name) is not None]
+        if len(given) > 1:
+            flags = " and ".join(f"--{name.replace('_', '-')}" for name in given[:2])
+            raise UsageError(f"{flags} were both given", "Give one of them")
+        check_counts(self, "size", "tiles", "max_pixels", "shard_mb", "workers")
 
 
 def run(args: list[str]) -> Outcome:
     """Shards that any run reads faster than the images they were made of."""
     config = _flags.parse(Config, args, "opendino pack", "Write images as WebDataset shards at working size.")
-    area_px = _crops(config.crops_of) if config.crops_of else (config.size or _DEFAULT_PX) ** 2
+    area_px = _crops(config.crops_of) if config.crops_of else (config.tiles or config.size or _DEFAULT_PX) ** 2
     source = open_source(config.data)
-    plan = pack.Plan(absolute(config.data), len(source), area_px, config.format, config.shard_mb)
+    plan = pack.Plan(
+        absolute(config.data), len(source), area_px, config.format, config.shard_mb, config.tiles, config.max_pixels
+    )
     out = Path(config.out).expanduser()
     done = pack.pack(source, plan, out, config.workers)
     left_out = f"{len(done.bad):,} unreadable left out, see {out / 'bad_files.csv'}\n" if done.bad else ""
+    what = "images and tiles" if config.tiles else "images"
     text = (
-        f"{done.images:,} images in {done.shards:,} shards, {done.num_bytes / 1e6:,.1f} MB; "
+        f"{done.images:,} {what} in {done.shards:,} shards, {done.num_bytes / 1e6:,.1f} MB; "
         f"{done.unchanged:,} passed through as they were\n{left_out}Train on them with: opendino train {out}"
     )
     facts = asdict(done) | {"out": str(out), "bad": len(done.bad), "max_area_px": area_px}

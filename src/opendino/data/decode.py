@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import logging
 import math
 import os
+import re
 import threading
 import time
 import warnings
@@ -18,6 +20,7 @@ from PIL import Image, UnidentifiedImageError
 
 from opendino.core.errors import BadImage
 from opendino.core.types import ViewSpec
+from opendino.data import unsupported
 
 MAX_PIXELS = 250_000_000
 """Larger images are refused before a pixel is decoded: a small file can claim any size."""
@@ -47,6 +50,7 @@ _TURN = {
     8: Image.Transpose.ROTATE_90,
 }
 _ORIENTATION = 0x0112
+_TIFF_LOG = logging.getLogger("PIL.TiffImagePlugin")  # writes a line to stderr for each file of many channels
 _MAX_ELONGATION = 2
 
 
@@ -62,7 +66,7 @@ def decode(data: bytes | np.ndarray, max_area_px: int | None = None, max_pixels:
         data: An encoded file, or uint8 `[H W 3]`.
         max_area_px: Shrink until H · W is at most this, and the longer side at most twice its root: one
             hair-thin image must not stretch the canvas of a whole batch.
-        max_pixels: Encoded images of more are refused before a pixel is decoded; `MAX_PIXELS` at most.
+        max_pixels: Encoded images of more are refused before a pixel is decoded.
 
     Returns:
         uint8 `[H W 3]`, RGB, C-contiguous and writeable; the memory of `data` where that is such an array and fits.
@@ -72,27 +76,55 @@ def decode(data: bytes | np.ndarray, max_area_px: int | None = None, max_pixels:
     """
     if isinstance(data, np.ndarray):
         return _checked(data, max_area_px)
+    with _bad_images(data, max_pixels), _pillow_guarded(max_pixels), _opened(data, max_pixels) as image:
+        size = _working_size(image.size, max_area_px)
+        image.draft(None, size)  # a JPEG is decoded at 1/2, 1/4 or 1/8 scale, but never below `size`
+        pixels = _plain_jpeg(data, image)
+        if pixels is None:
+            image.load()
+        turn = _TURN.get(_orientation(image))
+        if pixels is not None and image.size == size and turn is None:
+            return pixels
+        image = _rgb(image) if pixels is None else Image.fromarray(pixels)
+        if image.size != size:
+            image = image.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0)
+        return np.array(image if turn is None else image.transpose(turn))
+
+
+def measure(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[str, tuple[int, int]]:
+    """The format of an encoded image, as Pillow calls it, and its width and height before it is turned upright.
+
+    Raises:
+        BadImage: Not an image, or of more than `max_pixels` pixels.
+    """
+    with _bad_images(data, max_pixels), _pillow_guarded(max_pixels), _opened(data, max_pixels) as image:
+        return image.format or "", image.size
+
+
+def _opened(data: bytes, max_pixels: int) -> Image.Image:
+    """An image of which only the header is read."""
+    image = Image.open(_Timed(data), formats=_formats())
+    width, height = image.size
+    if width * height > max_pixels:
+        raise BadImage(_too_large(f"{width} x {height}", width * height, max_pixels))
+    return image
+
+
+@contextlib.contextmanager
+def _bad_images(data: bytes, max_pixels: int) -> Iterator[None]:
+    """Whatever goes wrong within is a `BadImage`."""
     try:
-        with _pillow_guarded(), Image.open(_Timed(data), formats=_formats()) as image:
-            width, height = image.size
-            if width * height > max_pixels:
-                raise BadImage(f"{width} x {height} pixels, more than {max_pixels // 10**6} million")
-            size = _working_size(image.size, max_area_px)
-            image.draft(None, size)  # a JPEG is decoded at 1/2, 1/4 or 1/8 scale, but never below `size`
-            pixels = _plain_jpeg(data, image)
-            if pixels is None:
-                image.load()
-            turn = _TURN.get(_orientation(image))
-            if pixels is not None and image.size == size and turn is None:
-                return pixels
-            image = _rgb(image) if pixels is None else Image.fromarray(pixels)
-            if image.size != size:
-                image = image.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0)
-            return np.array(image if turn is None else image.transpose(turn))
+        yield
     except BadImage:
         raise
     except UnidentifiedImageError:
         raise BadImage(_what_else(data)) from None
+    except Image.DecompressionBombError as error:  # Pillow's own limit, by its first look at the header
+        pixels = re.search(r"(\d+) pixels", str(error))
+        num = int(pixels[1]) if pixels else max_pixels + 1
+        raise BadImage(_too_large(f"{num:,}", num, max_pixels)) from None
+    except KeyError:  # a TIFF compressed in a way that is unknown to Pillow
+        raise BadImage(unsupported.kind_of(data) or "damaged") from None
     except Exception as error:  # Pillow's parsers raise whatever a damaged file leads them to
         reason = " ".join(str(error).split())[:200]
         raise BadImage(reason or type(error).__name__) from error
@@ -195,17 +227,21 @@ def _eight_bits(grey: np.ndarray) -> np.ndarray:
     return np.rint(np.nan_to_num(values, nan=0.0)).clip(0, 255).astype(np.uint8)
 
 
+def _too_large(size: str, num: int, limit: int) -> str:
+    """The reason for an image of too many pixels, and what to do where the limit is that of all images."""
+    ways = f": use opendino pack DATA --tiles 1024, or --max-pixels {num} to shrink it" if limit >= MAX_PIXELS else ""
+    return f"{size} pixels, more than {limit / 10**6:g} million{ways}"
+
+
 def _what_else(data: bytes) -> str:
     """Why Pillow did not know the bytes, where that is easily said."""
     if not data:
         return "empty file"
-    if data[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftyphevc"):
-        return "HEIC is not supported: convert it to JPEG or PNG"
     if data.startswith(b"version https://git-lfs"):
         return "a Git LFS pointer, not the image itself: run git lfs pull"
     if data[:256].lstrip().lower().startswith((b"<!doctype html", b"<html")):
         return "a web page, not an image"
-    return "not an image in a known format"
+    return unsupported.kind_of(data) or "not an image in a known format"
 
 
 @functools.cache
@@ -220,7 +256,7 @@ _num_inside = 0
 
 
 @contextlib.contextmanager
-def _pillow_guarded() -> Iterator[None]:
+def _pillow_guarded(max_pixels: int) -> Iterator[None]:
     """Pillow without its warnings and with our size limit, as long as any thread is inside; nothing stays changed.
 
     Counted, since `catch_warnings` by itself restores the wrong filters where threads overlap.
@@ -232,6 +268,9 @@ def _pillow_guarded() -> Iterator[None]:
             warnings.filterwarnings("ignore", module=r"PIL\.")
             _guarded.callback(setattr, Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
             Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # Pillow refuses twice this, also in frames met later
+            _guarded.callback(setattr, _TIFF_LOG, "disabled", _TIFF_LOG.disabled)
+            _TIFF_LOG.disabled = True
+        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, (max_pixels + 1) // 2)
         _num_inside += 1
     try:
         yield

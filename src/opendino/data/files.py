@@ -10,7 +10,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
+from opendino.core import log
 from opendino.core.errors import BadImage, UserError
+from opendino.data import unsupported
 from opendino.data.decode import SUFFIXES
 
 MAX_BYTES = 512 * 2**20
@@ -145,11 +147,24 @@ def no_images(place: str, others: Counter[str]) -> UserError:
     seen = ", ".join(f"{count} {ending or 'without suffix'}" for ending, count in others.most_common(5))
     files = "1 file" if others.total() == 1 else f"{others.total()} files"
     hint = f"Images end in {' '.join(sorted(SUFFIXES))}"
-    if others.keys() & {".heic", ".heif"}:
-        hint = f"Convert HEIC to JPEG or PNG first. {hint}"
-    elif others.keys() & {".tar", ".zip"}:
-        hint = f"Give an archive by its own path. {hint}"
+    for ending, _ in others.most_common():
+        if found := unsupported.way_on(ending):
+            hint = f"{ending} is {found[0]}: {found[1]}. {hint}"
+            break
     return UserError(f"No images in {place}: {files} seen ({seen})", hint)
+
+
+def say_left_out(place: str, others: Counter[str]) -> None:
+    """A line about files beside the images that hold images too, of kinds that are not supported.
+
+    Args:
+        place: "folder ..." or "archive ...".
+        others: Suffix → number of files that were seen.
+    """
+    known = {ending: found for ending in others if (found := unsupported.way_on(ending))}
+    for ending, (kind, way) in known.items():
+        if kind != unsupported.ARCHIVE:
+            log.say(f"{others[ending]:,} {ending} files in {place} are left out ({kind}): {way}")
 
 
 def class_order(name: str) -> tuple[int, str]:

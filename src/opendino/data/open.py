@@ -10,7 +10,8 @@ from pathlib import Path
 from opendino.core import registry
 from opendino.core.contracts import Source
 from opendino.core.errors import UsageError, UserError, unknown
-from opendino.data.files import exists, is_image, printable
+from opendino.data import unsupported
+from opendino.data.files import exists, is_image, printable, suffix
 
 _SOURCES = "opendino.data.sources"
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9_+-]+):")  # two letters or more: one is a Windows drive
@@ -67,6 +68,8 @@ def _explained(data: str) -> UserError:
         return _missing(path)
     if is_image(data):
         return UserError(f"{shown} is a single image", f"Give the folder it lies in: {printable(str(path.parent))}")
+    if found := unsupported.way_on(suffix(data)):
+        return UserError(f"{shown} is {found[0]}, which is not supported", found[1][0].upper() + found[1][1:])
     return UserError(
         f"{shown} is no source of images", "Give a folder, a .tar or .zip, a .parquet, or a .txt list of paths"
     )

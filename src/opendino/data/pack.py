@@ -2,15 +2,18 @@
 
 Folders of classes and huge folders of small files are slow in two ways: every image is a file to open, and every epoch
 decodes more pixels than training looks at. Shards end both. They are WebDataset's: `000000.tar` with `000000042.jpg`
-and, where the class is known, `000000042.cls`; 42 is the image's place in the source.
+and, where the class is known, `000000042.cls`; 42 is the image's place in the source. Tiles of an image have their
+place in it behind that: `000000042-003-017.jpg` is in row 3 and column 17.
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
 import tarfile
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +28,7 @@ from opendino.core import files, log
 from opendino.core.contracts import Source
 from opendino.core.errors import BadImage, UserError
 from opendino.data import index
-from opendino.data.decode import decode
+from opendino.data.decode import MAX_PIXELS, decode, measure
 from opendino.data.order import visits
 from opendino.data.shards import note, restored, scan
 
@@ -36,6 +39,9 @@ _ENCODED: dict[str, tuple[str, dict[str, Any]]] = {
     "jpeg": ("JPEG", {"quality": 95}), "webp": ("WEBP", {"quality": 95}), "png": ("PNG", {}),
 }  # fmt: skip
 _AHEAD = 256  # images decoded ahead of the one that is written
+_TILED_PIXELS = 10**9  # the usual limit where images are cut into tiles: some 4 GB while one is cut
+_AHEAD_TILED = 4  # each may be hundreds of tiles
+_large = threading.Lock()  # one image above the usual limit is in memory at a time
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,8 @@ class Plan:
         max_area_px: Larger images are shrunk to this area.
         format: What shrunk ones are encoded as.
         shard_mb: A shard is closed when it has as many megabytes.
+        tiles_px: Images larger than a square of this side are cut into such squares; None for whole images.
+        max_pixels: Images of more are left out; None for the usual limit.
     """
 
     data: str
@@ -55,6 +63,8 @@ class Plan:
     max_area_px: int
     format: Format
     shard_mb: int
+    tiles_px: int | None = None
+    max_pixels: int | None = None
 
 
 @dataclass(frozen=True)
@@ -125,7 +135,7 @@ def pack(source: Source, plan: Plan, out: Path, workers: int | None = None) -> P
 
 def _claim(out: Path, plan: Plan, classes: tuple[str, ...]) -> None:
     """Make the folder, or find it half done by the same plan."""
-    said = json.dumps(asdict(plan), indent=1)
+    said = json.dumps({key: value for key, value in asdict(plan).items() if value is not None}, indent=1)
     try:
         if out.is_dir() and any(out.iterdir()):
             then = (out / "pack.json").read_text("utf-8") if (out / "pack.json").is_file() else ""
@@ -153,9 +163,10 @@ def _finished(out: Path) -> Iterator[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class _Image:
-    """An image on its way into a shard; without content a bad one."""
+    """An image or tile on its way into a shard; without content a bad one."""
 
     index: int
+    name: str
     key: str
     label: int
     content: bytes
@@ -164,21 +175,25 @@ class _Image:
     reason: str = ""
 
 
-def _looked_at(source: Source, plan: Plan, order: Any, first: int, workers: int | None) -> Iterator[_Image]:
-    """The images from a place in the order on, decoded and encoded in threads."""
+def _looked_at(source: Source, plan: Plan, order: Any, first: int, workers: int | None) -> Iterator[list[_Image]]:
+    """The images from a place in the order on, decoded and encoded in threads; each with all its tiles."""
+    ahead = _AHEAD_TILED if plan.tiles_px else _AHEAD
 
-    def look(place: int) -> _Image:
+    def look(place: int) -> list[_Image]:
         number = int(order[place])
+        key, label = source.key(number), source.label(number)
         try:
-            content, ending, unchanged = _content(source.read(number), plan)
+            return [
+                _Image(number, f"{number:09d}{tile}", key, label, content, ending, unchanged)
+                for tile, content, ending, unchanged in _contents(source.read(number), plan)
+            ]
         except BadImage as error:
-            return _Image(number, source.key(number), -1, b"", "", False, str(error))
-        return _Image(number, source.key(number), source.label(number), content, ending, unchanged)
+            return [_Image(number, "", key, -1, b"", "", False, str(error))]
 
     with ThreadPoolExecutor(workers) as pool:
         coming = None
-        for start in range(first, len(order), _AHEAD):
-            following = pool.map(look, range(start, min(start + _AHEAD, len(order))))
+        for start in range(first, len(order), ahead):
+            following = pool.map(look, range(start, min(start + ahead, len(order))))
             if coming is not None:
                 yield from coming
             coming = following
@@ -186,39 +201,64 @@ def _looked_at(source: Source, plan: Plan, order: Any, first: int, workers: int 
             yield from coming
 
 
-def _content(data: bytes | np.ndarray, plan: Plan) -> tuple[bytes, str, bool]:
-    """What is written of an image, its ending, and whether that is what was read."""
-    pixels = decode(data, plan.max_area_px)
-    kind, options = _ENCODED[plan.format]
-    if isinstance(data, bytes):
-        with Image.open(io.BytesIO(data)) as opened:
-            was, size = opened.format or "", opened.size
-        if sorted(size) == sorted(pixels.shape[:2]):
-            if was in _ENDINGS:
-                return data, _ENDINGS[was], True
-            kind, options = _ENCODED["png"]
-    elif data.shape == pixels.shape:
-        kind, options = _ENCODED["png"]  # never encoded before: without loss
+def _contents(data: bytes | np.ndarray, plan: Plan) -> list[tuple[str, bytes, str, bool]]:
+    """What is written of an image, one by one: the tile, its file, its ending, whether that is what was read.
+
+    Pillow decodes an image as a whole, so that cutting takes 3 to 4 bytes of memory a pixel of it.
+    """
+    limit = plan.max_pixels or (_TILED_PIXELS if plan.tiles_px else MAX_PIXELS)
+    form, size = measure(data, limit) if isinstance(data, bytes) else ("", (data.shape[1], data.shape[0]))
+    with _large if size[0] * size[1] > MAX_PIXELS else contextlib.nullcontext():
+        if plan.tiles_px is None or max(size) <= plan.tiles_px:
+            return [("", *_content(data, form, size, decode(data, plan.max_area_px, limit), plan))]
+        pixels = decode(data, None, limit)
+        side = plan.tiles_px
+        return [
+            (f"-{row:03d}-{column:03d}", *_encoded(pixels[top : top + side, left : left + side], plan.format))
+            for row, top in enumerate(_starts(pixels.shape[0], side))
+            for column, left in enumerate(_starts(pixels.shape[1], side))
+        ]
+
+
+def _starts(length: int, side: int) -> list[int]:
+    """Where tiles begin that cover a length: as few as can, all whole, overlapping by as much as is left over."""
+    num = -(-length // side)
+    return [round(place * (length - side) / (num - 1)) for place in range(num)] if num > 1 else [0]
+
+
+def _encoded(pixels: np.ndarray, into: Format) -> tuple[bytes, str, bool]:
+    kind, options = _ENCODED[into]
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, kind, **options)
     return file.getvalue(), _ENDINGS[kind], False
 
 
-def _shard(path: Path, images: Iterator[_Image], plan: Plan, first: int) -> dict[str, Any]:
+def _content(
+    data: bytes | np.ndarray, was: str, size: tuple[int, int], pixels: np.ndarray, plan: Plan
+) -> tuple[bytes, str, bool]:
+    """What is written of an image as a whole."""
+    if sorted(size) != sorted(pixels.shape[:2]):
+        return _encoded(pixels, plan.format)
+    if isinstance(data, bytes) and was in _ENDINGS:
+        return data, _ENDINGS[was], True
+    return _encoded(pixels, "png")  # never encoded before, or in a rare format: without loss
+
+
+def _shard(path: Path, images: Iterator[list[_Image]], plan: Plan, first: int) -> dict[str, Any]:
     """Write one shard and then its index, each in one move; what the index says of it."""
     partial = path.with_name(f".{path.name}.partial")
     stop, num, unchanged, bad = first, 0, 0, []
     with tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT) as tar:
-        for image in images:
+        for tiles in images:
             stop += 1
-            if image.reason:
-                bad.append((image.key, image.reason))
-                continue
-            name = f"{image.index:09d}"
-            _add(tar, f"{name}.{image.ending}", image.content)
-            if image.label >= 0:
-                _add(tar, f"{name}.cls", str(image.label).encode())
-            num, unchanged = num + 1, unchanged + image.unchanged
+            for image in tiles:
+                if image.reason:
+                    bad.append((image.key, image.reason))
+                    continue
+                _add(tar, f"{image.name}.{image.ending}", image.content)
+                if image.label >= 0:
+                    _add(tar, f"{image.name}.cls", str(image.label).encode())
+                num, unchanged = num + 1, unchanged + image.unchanged
             if tar.offset >= plan.shard_mb * 10**6:
                 break
     files.sync(partial)

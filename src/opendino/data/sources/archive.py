@@ -16,7 +16,17 @@ from opendino.core import log
 from opendino.core.contracts import Source
 from opendino.core.errors import BadImage, UserError
 from opendino.data import tar_headers
-from opendino.data.files import check_size, class_level, is_file, is_hidden, is_image, no_images, printable, suffix
+from opendino.data.files import (
+    check_size,
+    class_level,
+    is_file,
+    is_hidden,
+    is_image,
+    no_images,
+    printable,
+    say_left_out,
+    suffix,
+)
 
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
 _COMPRESSED_MAGIC = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
@@ -50,6 +60,7 @@ class ArchiveSource(Source):
         members, others = _index(path, self._zip, max_list_bytes)
         if not members:
             raise no_images(f"archive {printable(path)}", others)
+        say_left_out(f"archive {printable(path)}", others)
         self._keys = list(members)
         self._names = [name for name, _, _ in members.values()]
         self._offsets = np.array([offset for _, offset, _ in members.values()], np.int64)  # of a .tar

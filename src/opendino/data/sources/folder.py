@@ -25,6 +25,7 @@ from opendino.data.files import (
     no_images,
     printable,
     read_regular,
+    say_left_out,
     suffix,
 )
 from opendino.data.index import Names
@@ -92,6 +93,7 @@ def _listed(root: str) -> tuple[Names, int, tuple[str, ...]]:
     paths, others, folders = _walk(root)
     if not paths:
         raise no_images(f"folder {printable(root)}", others)
+    say_left_out(f"folder {printable(root)}", others)
     names, (level, classes) = Names.of(paths), class_level(paths)
     times = np.array(list(folders.values()), np.int64).reshape(-1, 3)
     if len(names) >= _LARGE and times[:, 1:].max() < began - _SETTLED_NS:

@@ -1,0 +1,103 @@
+"""Files that are whole but of a kind that is not read here: which, by their bytes or ending, and what to do."""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+from PIL import TiffImagePlugin
+
+ARCHIVE = "an archive"
+
+_BIO = "convert it to TIFF with Fiji (Bio-Formats) or bfconvert"
+_SLIDE = "cut it into JPEG or PNG tiles, e.g. with OpenSlide or vips dzsave"
+_RAW = "develop it to JPEG or TIFF, e.g. with darktable-cli or dcraw -T"
+_VIDEO = "write its frames as images: ffmpeg -i FILE frames/%06d.jpg"
+_MEDICAL = "convert it to PNG, e.g. with dcm2img or pydicom"
+_HEIC = "convert it to JPEG or PNG, e.g. with heif-convert"
+_SAVE = "save it as PNG, JPEG or TIFF"
+_PAGES = "write its pages as images: pdftoppm -png FILE page"
+_ARRAY = "save each image in it as PNG or TIFF"
+_UNPACK = "give an archive by its own path, or unpack it"
+
+_VIDEO_BRANDS = (
+    b"isom", b"iso2", b"iso4", b"iso5", b"iso6", b"mp41", b"mp42", b"avc1", b"qt  ", b"M4V ", b"3gp", b"MSNV", b"dash",
+)  # fmt: skip
+_VIDEO_MARKS = (
+    *((4, b"ftyp" + brand) for brand in _VIDEO_BRANDS), (4, b"moov"), (0, b"\x1aE\xdf\xa3"), (8, b"AVI "),
+    (0, b"\0\0\1\xba"), (0, b"\0\0\1\xb3"),
+)  # fmt: skip
+
+_KINDS: tuple[tuple[str, str, tuple[str, ...], tuple[tuple[int, bytes], ...]], ...] = (
+    ("a Zeiss .czi", _BIO, (".czi",), ((0, b"ZISRAWFILE"),)),
+    ("a Nikon .nd2", _BIO, (".nd2",), ((0, b"\xda\xce\xbe\x0a"),)),
+    ("a Leica .lif", _BIO, (".lif",), ((0, b"\x70\0\0\0"),)),
+    ("a microscope's file", _BIO, (".oib", ".oif", ".zvi", ".vsi"), ((0, b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"),)),
+    ("an HDF5 file", _BIO, (".h5", ".hdf5", ".ims"), ((0, b"\x89HDF\r\n\x1a\n"),)),
+    ("a slide of a scanner", _SLIDE, (".svs", ".ndpi", ".mrxs", ".scn", ".bif"), ()),
+    ("DICOM", _MEDICAL, (".dcm", ".dicom"), ((128, b"DICM"),)),
+    ("NIfTI", _MEDICAL, (".nii",), ((344, b"n+1\0"), (344, b"ni1\0"))),
+    ("HEIC", _HEIC, (".heic", ".heif"), tuple((4, b"ftyp" + brand) for brand in (b"heic", b"heix", b"hevc", b"mif1"))),
+    ("JPEG XL", _SAVE, (".jxl",), ((0, b"\xff\x0a"), (0, b"\0\0\0\x0cJXL "))),
+    ("a raw file of a camera", _RAW, (".cr2", ".cr3", ".nef", ".arw", ".dng", ".orf", ".rw2", ".raf"),
+     ((8, b"CR\2\0"), (4, b"ftypcrx "), (0, b"FUJIFILMCCD-RAW"), (0, b"IIRO"), (0, b"IIU\0"))),
+    ("a video", _VIDEO, (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"),
+     _VIDEO_MARKS),
+    ("a PDF", _PAGES, (".pdf",), ((0, b"%PDF-"),)),
+    ("PostScript", _SAVE, (".eps", ".ps"), ((0, b"%!PS"), (0, b"\xc5\xd0\xd3\xc6"))),
+    ("a Photoshop file", _SAVE, (".psd", ".psb"), ((0, b"8BPS"),)),
+    ("SVG", _SAVE, (".svg",), ((0, b"<svg"),)),
+    ("an icon", _SAVE, (".ico",), ((0, b"\0\0\1\0"),)),
+    ("OpenEXR", _SAVE, (".exr",), ((0, b"v/1\x01"),)),
+    ("Radiance HDR", _SAVE, (".hdr",), ((0, b"#?RADIANCE"),)),
+    ("FITS", _ARRAY, (".fits", ".fit"), ((0, b"SIMPLE  ="),)),
+    ("a NumPy file", _ARRAY, (".npy", ".npz"), ((0, b"\x93NUMPY"),)),
+    ("a MATLAB file", _ARRAY, (".mat",), ((0, b"MATLAB 5.0"),)),
+    (ARCHIVE, _UNPACK, (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar"),
+     ((0, b"PK\3\4"), (0, b"\x1f\x8b"), (0, b"7z\xbc\xaf\x27\x1c"), (0, b"Rar!"), (257, b"ustar"))),
+)  # fmt: skip
+"""Kind, the way on, endings, and (place, bytes) any of which a file of the kind has; the first that fits counts."""
+
+_SAMPLE_FORMATS = {1: "", 2: "signed ", 3: "floating-point ", 4: "undefined ", 5: "complex ", 6: "complex "}
+_COMPRESSIONS = {33003: "JPEG 2000 (Aperio)", 33005: "JPEG 2000 (Aperio)", 34712: "JPEG 2000", 34887: "LERC",
+                 50001: "WebP", 50002: "JPEG XL", 52546: "JPEG XL"}  # fmt: skip
+
+
+def kind_of(data: bytes) -> str:
+    """What a file is that Pillow does not know, and what to do about it; "" for what is not known here either."""
+    for kind, way, _, marks in _KINDS:
+        if any(data[place : place + len(mark)] == mark for place, mark in marks):
+            return f"{kind}, which is not supported: {way}"
+    if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        return _tiff(data)
+    return ""
+
+
+def way_on(ending: str) -> tuple[str, str] | None:
+    """The kind of the files with this ending, and what to do about them; None where it is not known here."""
+    return next(((kind, way) for kind, way, endings, _ in _KINDS if ending in endings), None)
+
+
+def _tiff(data: bytes) -> str:
+    """Which TIFF it is, by the tags of its first page."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tags = TiffImagePlugin.ImageFileDirectory_v2(data[: 16 if data[2:4] in (b"+\0", b"\0+") else 8])
+            file = io.BytesIO(data)
+            file.seek(tags.next)
+            tags.load(file)
+            if 256 not in tags:  # the width: there is no page
+                return ""
+            samples, bits = int(tags.get(277, 1)), sorted({int(each) for each in tags.get(258, (1,))})
+            form = _SAMPLE_FORMATS.get(int(next(iter(tags.get(339, (1,))))), "")
+            compression = _COMPRESSIONS.get(int(tags.get(259, 1)), "")
+    except Exception:  # a damaged directory leads Pillow's reader anywhere
+        return ""
+    many = f"{samples} channels" if samples > 1 else "1 channel"
+    packed = f", compressed by {compression}" if compression else ""
+    usual = samples in (1, 3, 4) and bits[-1] <= 16 and not form and not packed
+    return (
+        f"a TIFF of {many} of {form}{'/'.join(map(str, bits[:4]))} bits{packed}, which is "
+        f"{'damaged or ' if usual else ''}not supported: save it as 8-bit RGB, or its channels as 8- or 16-bit gray"
+    )
