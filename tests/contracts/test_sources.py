@@ -13,6 +13,7 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pyarrow
 import pytest
@@ -55,10 +56,12 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         table["image"].append({"bytes": path.read_bytes(), "path": path.name})
         table["label"].append(path.relative_to(images).parts[0])
     parquet.write_table(pyarrow.table(table), tmp_path / "tables/a.parquet")
+    fsspec.filesystem("memory").put(str(images), f"/{tmp_path.name}", recursive=True)
     lines = [f"images/{name}\t{name[:4]}" for name in ("cats/0.jpg", "dogs/2.jpg", "dogs/damaged.jpg", "gone.png")]
     (tmp_path / "list.txt").write_text("\n".join(lines))
     files = (str(tmp_path / name) for name in ("a.tar", "a.zip", "list.txt", "shards", "tables"))
-    return [str(images), *files, f"{tmp_path}/tables?label=label", "toy:", "toy:forms?n=20"]
+    addresses = (f"{tmp_path}/tables?label=label", f"memory://{tmp_path.name}")
+    return [str(images), *files, *addresses, "toy:", "toy:forms?n=20"]
 
 
 @pytest.mark.parametrize("name", registry.names(PACKAGE))

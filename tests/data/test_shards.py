@@ -221,7 +221,7 @@ def test_a_shard_that_changes_or_goes_while_a_run_reads(make: Any, tmp_path: Pat
 
 def test_wrong_words(make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for data, reason in (
-        ("wds:pipe:cat a.tar", "start a program"), ("wds:s3://bucket/{0..3}.tar", "not on the web"),
+        ("wds:pipe:cat a.tar", "start a program"), ("wds:ftp://a.org/{0..3}.tar", "neither on the web"),
         ("wds:", "names no shards"), ("wds:{0..9999999}.tar", "more than"),
     ):  # fmt: skip
         with pytest.raises(UsageError, match=reason) as caught:

@@ -1,21 +1,23 @@
-"""WebDataset shards, local or on a web server: `wds:shards/{000..127}.tar`, a folder of .tar, `wds:https://…`.
+"""WebDataset shards, local, on a web server or in a bucket: `wds:shards/{000..127}.tar`, `wds:https://…`, `wds:s3://…`.
 
 Braces stand for ranges and choices (`{000..127}`, `{a,b}`), `::` joins several patterns. Shards as img2dataset and
 `opendino pack` write them: samples by name up to the first dot, one image each, the class in `.cls`. Where the classes
 are numbers, a `classes.txt` beside the shards, a line each, gives their names. Where names with dots are not taken as
 they are meant, `?names=first-dot` or `?names=last-dot` at the end says where a sample's name ends.
 
-Shards on a server are fetched whole into a bounded folder (OPENDINO_CACHE_GB, 50) as they are needed. A fetch that
-fails is tried again with growing pauses; then the images of that shard count as unreadable for ten minutes.
+Shards on a server or in a bucket are fetched whole into a bounded folder (OPENDINO_CACHE_GB, 50) as they are needed.
+A fetch that fails is tried again with growing pauses; then the images of that shard count as unreadable for ten
+minutes. Buckets need the extra `remote`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import final
@@ -24,8 +26,9 @@ import numpy as np
 
 from opendino.core.contracts import Source
 from opendino.core.errors import UsageError
+from opendino.data import remote_files
 from opendino.data.download import Unreachable, download, is_remote, keep, small
-from opendino.data.files import exists, holds, is_folder, is_hidden, printable
+from opendino.data.files import exists, holds, is_folder, is_hidden, printable, suffix
 from opendino.data.shards import NameRule, Shards
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
@@ -82,16 +85,15 @@ class _Files:
 
     def stamp(self, shard: str) -> list[int]:
         """Size and time; nothing of a shard on a server, which is taken to stay what it is."""
-        if is_remote(shard):
+        if _is_afar(shard):
             return []
         status = os.stat(shard)  # noqa: PTH116 - of ten thousand shards
         return [status.st_size, status.st_mtime_ns]
 
     def index(self, shard: str) -> bytes | None:
         """`NAME.tar.index`, which `opendino pack` writes; a local one only if it is not older than the shard."""
-        if is_remote(shard):
-            address, mark, query = shard.partition("?")
-            return small(f"{address}.index{mark}{query}")
+        if _is_afar(shard):
+            return _small(shard, lambda address: f"{address}.index")
         beside = Path(f"{shard}.index")
         try:
             return beside.read_bytes() if beside.stat().st_mtime_ns >= self.stamp(shard)[1] else None
@@ -100,11 +102,13 @@ class _Files:
 
     def path(self, shard: str) -> Path:
         """The file itself, fetched where it is afar."""
-        return keep(shard, partial(download, shard)) if is_remote(shard) else Path(shard)
+        if not _is_afar(shard):
+            return Path(shard)
+        return keep(shard, partial(download if is_remote(shard) else remote_files.fetch, shard))
 
     def soon(self, shards: Sequence[str]) -> None:
         """Fetch one after the other."""
-        wanted = [shard for shard in shards if is_remote(shard) and shard not in self._fetching]
+        wanted = [shard for shard in shards if _is_afar(shard) and shard not in self._fetching]
         if wanted:
             self._fetching.update(wanted)
             threading.Thread(target=self._fetch, args=[wanted], daemon=True).start()
@@ -117,6 +121,21 @@ class _Files:
                 pass
             finally:
                 self._fetching.discard(shard)
+
+
+def _is_afar(shard: str) -> bool:
+    """Whether a shard is an address, on the web or in a bucket, rather than a path."""
+    return is_remote(shard) or remote_files.is_bucket(shard)
+
+
+def _small(shard: str, beside: Callable[[str], str]) -> bytes | None:
+    """The content of a small file beside a shard that is afar; None where it is not there."""
+    if is_remote(shard):
+        address, mark, query = shard.partition("?")
+        return small(f"{beside(address)}{mark}{query}")
+    with contextlib.suppress(Unreachable):
+        return remote_files.read(remote_files.filesystem(shard), beside(shard))
+    return None
 
 
 def expand(pattern: str) -> Iterator[str]:
@@ -142,10 +161,11 @@ def _choices(inside: str) -> Iterator[str]:
 
 
 def _class_names(shard: str) -> tuple[str, ...]:
-    address, mark, query = shard.partition("?") if is_remote(shard) else (shard, "", "")
-    beside = f"{address.rpartition('/')[0]}/classes.txt" if "/" in address else "classes.txt"
+    def beside(address: str) -> str:
+        return f"{address.rpartition('/')[0]}/classes.txt" if "/" in address else "classes.txt"
+
     try:
-        content = small(f"{beside}{mark}{query}") if is_remote(shard) else Path(beside).read_bytes()
+        content = _small(shard, beside) if _is_afar(shard) else Path(beside(shard)).read_bytes()
     except OSError:
         return ()
     names = tuple(printable(line) for line in (content or b"").decode("utf-8", "surrogateescape").split("\n") if line)
@@ -157,7 +177,7 @@ def matches(data: str) -> bool:
     if holds(_RULE.sub("", data)) == "shards":
         return True
     pattern = data.partition("?")[0].lower()
-    return pattern.endswith(".tar") and not exists(data) and (is_remote(data) or bool(_BRACES.search(pattern)))
+    return pattern.endswith(".tar") and not exists(data) and (_is_afar(data) or bool(_BRACES.search(pattern)))
 
 
 def build(data: str) -> WdsSource:
@@ -177,13 +197,17 @@ def build(data: str) -> WdsSource:
             raise UsageError(
                 f"{printable(pattern)} would start a program", "Give paths or https addresses of .tar files"
             )
-        if "://" in pattern and not is_remote(pattern):
+        if "://" in pattern and not _is_afar(pattern):
             raise UsageError(
-                f"{printable(pattern)} is not on the web", "Give its https address, or mount it and give the path"
+                f"{printable(pattern)} is neither on the web nor in a bucket",
+                "Give its https, s3, gs or az address, or mount it and give the path",
             )
         if is_folder(pattern):
             paths = (path for path in Path(pattern).iterdir() if path.suffix.lower() == ".tar")
             shards |= dict.fromkeys(str(path) for path in sorted(paths) if not is_hidden(path.name))
+        elif remote_files.is_bucket(pattern) and not pattern.lower().endswith(".tar"):
+            paths = (path for path in remote_files.listed(pattern) if suffix(path) == ".tar" and "/" not in path)
+            shards |= dict.fromkeys(f"{pattern.rstrip('/')}/{path}" for path in paths if not is_hidden(path))
         elif pattern:
             shards |= dict.fromkeys(
                 [pattern] if exists(pattern) else itertools.islice(expand(pattern), _MAX_SHARDS + 1)
