@@ -60,7 +60,7 @@ def test_a_picture_is_shrunk_to_what_a_page_shows() -> None:
         (encoded(scene(1))[:300], "cannot be used"),
         (encoded(Image.new("1", (9000, 9000))), "9000 x 9000 pixels, more than 64 million"),
         (encoded(Image.new("L", (500, 100))), "more than 4 times as long as wide"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "not an image"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "PostScript, which is not supported"),
     ],
 )
 def test_bad_pictures_are_refused_in_a_sentence(content: bytes, reason: str) -> None:

@@ -15,7 +15,7 @@ from opendino.cli import main
 from opendino.core.contracts import Source
 from opendino.core.errors import UserError
 from opendino.data import pack
-from opendino.data.decode import decode
+from opendino.data.decode import decode, tiles
 from opendino.data.open import open_source
 
 
@@ -162,6 +162,27 @@ def test_large_images_are_cut_into_tiles_that_cover_them(tmp_path: Path) -> None
             assert np.array_equal(tiles[f"000000000-{row:03d}-{column:03d}"], expected)
     assert tiles["000000001-000-001"].shape == (7, 20, 3)
     assert [found.classes[found.label(i)] for i in range(len(found))].count("a") == 6
+
+
+@pytest.mark.parametrize("kind", ["turned", "deep", "transparent"])
+def test_tiles_are_parts_of_what_the_whole_image_shows(kind: str) -> None:
+    values = np.linspace(0, 4000, 40 * 30, dtype=np.uint16).reshape(40, 30)
+    image = Image.fromarray(values if kind == "deep" else (values >> 4).astype(np.uint8))
+    exif = Image.Exif()
+    if kind == "turned":
+        exif[0x0112] = 6
+    elif kind == "transparent":
+        image.putalpha(Image.fromarray((values >> 4).astype(np.uint8)))
+    file = io.BytesIO()
+    image.save(file, "PNG", exif=exif)
+    whole = decode(file.getvalue())
+    cut = list(tiles(file.getvalue(), 16))
+    assert len(cut) == 6 and {tile.shape for *_, tile in cut} == {(16, 16, 3)}
+    for row, column, tile in cut:
+        top, left = (
+            round(place * (side - 16) / (-(-side // 16) - 1)) for place, side in zip((row, column), whole.shape)
+        )
+        assert np.array_equal(tile, whole[top : top + 16, left : left + 16])
 
 
 def test_the_limit_of_pixels_can_be_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
 import pickle
 import subprocess
 import tarfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -310,3 +312,39 @@ def test_sizes_beyond_31_bits_stay_large() -> None:
     )
     columns, _ = shards._joined([("a.tar", [], contents)])
     assert columns["sizes"].tolist() == [2**31 - 1], "and are refused as too large when they are read"
+
+
+HOSTILE = (
+    {"bytes": 8, "columns": [], "note": {}},
+    {"bytes": 8, "columns": {"text": ["|u1", 0, 10**30]}, "note": {}},
+    {"bytes": 8, "columns": {"text": ["|u1", -5, 4]}, "note": {}},
+    {"bytes": 8, "columns": {"text": ["|O", 0, 1]}, "note": {}},
+    {"bytes": 8, "columns": {"text": ["i4, (", 0, 1]}, "note": {}},
+    {"bytes": 8, "columns": {"text": ["|V9999999999", 0, 0]}, "note": {}},
+    {"bytes": 8, "columns": {"text": [["|u1", "|u1"], 0, 0]}, "note": {}},
+    [],
+    7,
+)
+
+
+@pytest.mark.parametrize("header", HOSTILE, ids=str)
+def test_an_index_of_a_stranger_is_whole_or_none(header: Any) -> None:
+    if isinstance(header, dict):
+        header = header | {"crc32": zlib.crc32(bytes(8))}
+    encoded = json.dumps(header).encode()
+    content = b"opendino index 1\n" + len(encoded).to_bytes(8, "little") + encoded + bytes(8)
+    assert index.parse(np.frombuffer(content, np.uint8)) is None
+
+
+@pytest.mark.parametrize(
+    ("offset", "size", "num_bytes"), [(2**63 - 1, 1, 1000), (0, 2**40, 1000), (0, -7, 1000), (5, 5, -(10**30))]
+)
+def test_an_index_that_points_outside_its_shard_is_none(offset: int, size: int, num_bytes: int) -> None:
+    columns = {
+        "text": np.frombuffer(b"ab", np.uint8), "ends": np.array([1, 2]), "offsets": np.array([0, offset]),
+        "sizes": np.array([1, size]), "labels": np.array([-1, -1], np.int32),
+    }  # fmt: skip
+    assert shards.restored(
+        columns | {"offsets": np.array([0, 1]), "sizes": np.array([1, 1])}, {"bytes": 9, "classes": []}
+    )
+    assert shards.restored(columns, {"bytes": num_bytes, "classes": []}) is None

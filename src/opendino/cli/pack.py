@@ -34,7 +34,7 @@ class Config:
     """The size at which the smallest crop of this recipe still has native pixels."""
     tiles: int | None = None
     """Cut images larger than this many pixels a side into tiles of that side, at full resolution; for slides and
-    aerial images. One large image is in memory at a time, at 3 to 4 bytes a pixel."""
+    aerial images. One large image is in memory at a time, at 4 bytes a pixel (16 for more than 8 bits)."""
     max_pixels: int | None = None
     """Leave out images of more pixels; 250 million where not given, 1,000 million with --tiles."""
     shard_mb: int = 256

@@ -91,6 +91,38 @@ def decode(data: bytes | np.ndarray, max_area_px: int | None = None, max_pixels:
         return np.array(image if turn is None else image.transpose(turn))
 
 
+def tiles(data: bytes | np.ndarray, side: int, max_pixels: int = MAX_PIXELS) -> Iterator[tuple[int, int, np.ndarray]]:
+    """An upright image in squares of full resolution, as few as cover it, all whole: they overlap by what is left over.
+
+    Pillow decodes an image as a whole: 4 bytes of memory a pixel of it, 8 where its note says that it is turned, 16 for
+    gray of more than 8 bits.
+
+    Yields:
+        Row, column, and uint8 `[H W 3]` of each; smaller than `side` only where the image is.
+
+    Raises:
+        BadImage: As `decode`.
+    """
+    if isinstance(data, np.ndarray):
+        yield from _cut(Image.fromarray(_checked(data, None)), side)
+        return
+    with _bad_images(data, max_pixels), _pillow_guarded(max_pixels), _opened(data, max_pixels) as image:
+        turn = _TURN.get(_orientation(image))
+        whole = _rgb(image) if _is_deep(image) else image  # what is scaled by its values is scaled as a whole
+        yield from _cut(whole if turn is None else whole.transpose(turn), side)
+
+
+def _cut(image: Image.Image, side: int) -> Iterator[tuple[int, int, np.ndarray]]:
+    def starts(length: int) -> list[int]:
+        num = -(-length // side)
+        return [round(place * (length - side) / (num - 1)) for place in range(num)] if num > 1 else [0]
+
+    for row, top in enumerate(starts(image.height)):
+        for column, left in enumerate(starts(image.width)):
+            box = (left, top, min(left + side, image.width), min(top + side, image.height))
+            yield row, column, np.array(_rgb(image.crop(box)))
+
+
 def measure(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[str, tuple[int, int]]:
     """The format of an encoded image, as Pillow calls it, and its width and height before it is turned upright.
 
@@ -203,12 +235,17 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode in ("I", "F") or image.mode.startswith("I;"):
+    if _is_deep(image):
         image = Image.fromarray(_eight_bits(np.asarray(image)))
     elif image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _is_deep(image: Image.Image) -> bool:
+    """Whether it is gray of more than 8 bits."""
+    return image.mode in ("I", "F") or image.mode.startswith("I;")
 
 
 def _eight_bits(grey: np.ndarray) -> np.ndarray:
@@ -256,7 +293,7 @@ _num_inside = 0
 
 
 @contextlib.contextmanager
-def _pillow_guarded(max_pixels: int) -> Iterator[None]:
+def _pillow_guarded(max_pixels: int = MAX_PIXELS) -> Iterator[None]:
     """Pillow without its warnings and with our size limit, as long as any thread is inside; nothing stays changed.
 
     Counted, since `catch_warnings` by itself restores the wrong filters where threads overlap.

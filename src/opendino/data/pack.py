@@ -28,7 +28,7 @@ from opendino.core import files, log
 from opendino.core.contracts import Source
 from opendino.core.errors import BadImage, UserError
 from opendino.data import index
-from opendino.data.decode import MAX_PIXELS, decode, measure
+from opendino.data.decode import MAX_PIXELS, decode, measure, tiles
 from opendino.data.order import visits
 from opendino.data.shards import note, restored, scan
 
@@ -39,7 +39,7 @@ _ENCODED: dict[str, tuple[str, dict[str, Any]]] = {
     "jpeg": ("JPEG", {"quality": 95}), "webp": ("WEBP", {"quality": 95}), "png": ("PNG", {}),
 }  # fmt: skip
 _AHEAD = 256  # images decoded ahead of the one that is written
-_TILED_PIXELS = 10**9  # the usual limit where images are cut into tiles: some 4 GB while one is cut
+_TILED_PIXELS = 10**9  # the usual limit where images are cut into tiles: 4 GB while one is cut
 _AHEAD_TILED = 4  # each may be hundreds of tiles
 _large = threading.Lock()  # one image above the usual limit is in memory at a time
 
@@ -202,28 +202,14 @@ def _looked_at(source: Source, plan: Plan, order: Any, first: int, workers: int 
 
 
 def _contents(data: bytes | np.ndarray, plan: Plan) -> list[tuple[str, bytes, str, bool]]:
-    """What is written of an image, one by one: the tile, its file, its ending, whether that is what was read.
-
-    Pillow decodes an image as a whole, so that cutting takes 3 to 4 bytes of memory a pixel of it.
-    """
+    """What is written of an image, one by one: the tile, its file, its ending, whether that is what was read."""
     limit = plan.max_pixels or (_TILED_PIXELS if plan.tiles_px else MAX_PIXELS)
     form, size = measure(data, limit) if isinstance(data, bytes) else ("", (data.shape[1], data.shape[0]))
     with _large if size[0] * size[1] > MAX_PIXELS else contextlib.nullcontext():
-        if plan.tiles_px is None or max(size) <= plan.tiles_px:
-            return [("", *_content(data, form, size, decode(data, plan.max_area_px, limit), plan))]
-        pixels = decode(data, None, limit)
-        side = plan.tiles_px
-        return [
-            (f"-{row:03d}-{column:03d}", *_encoded(pixels[top : top + side, left : left + side], plan.format))
-            for row, top in enumerate(_starts(pixels.shape[0], side))
-            for column, left in enumerate(_starts(pixels.shape[1], side))
-        ]
-
-
-def _starts(length: int, side: int) -> list[int]:
-    """Where tiles begin that cover a length: as few as can, all whole, overlapping by as much as is left over."""
-    num = -(-length // side)
-    return [round(place * (length - side) / (num - 1)) for place in range(num)] if num > 1 else [0]
+        if plan.tiles_px and max(size) > plan.tiles_px:
+            cut = tiles(data, plan.tiles_px, limit)
+            return [(f"-{row:03d}-{column:03d}", *_encoded(pixels, plan.format)) for row, column, pixels in cut]
+        return [("", *_content(data, form, size, decode(data, plan.max_area_px, limit), plan))]
 
 
 def _encoded(pixels: np.ndarray, into: Format) -> tuple[bytes, str, bool]:
@@ -249,9 +235,9 @@ def _shard(path: Path, images: Iterator[list[_Image]], plan: Plan, first: int) -
     partial = path.with_name(f".{path.name}.partial")
     stop, num, unchanged, bad = first, 0, 0, []
     with tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT) as tar:
-        for tiles in images:
+        for several in images:
             stop += 1
-            for image in tiles:
+            for image in several:
                 if image.reason:
                     bad.append((image.key, image.reason))
                     continue

@@ -189,7 +189,7 @@ def restored(columns: index.Columns, said: Any) -> Contents | None:
             len(offsets) == len(sizes) == len(labels) == num
             and all(column.dtype.kind == "i" for column in (offsets, sizes, labels, names.ends))
             and (not num or (offsets.min() >= 0 and sizes.min() >= _SPARSE))
-            and (not num or int((offsets + sizes).max()) <= num_bytes)
+            and bool((offsets <= num_bytes - sizes).all())  # not their sum, which may be too much for 64 bits
             and (not num or (labels.min() >= -1 and labels.max() < len(classes)))
             and bool((np.diff(names.ends, prepend=0) > 0).all())
             and (not num or int(names.ends[-1]) == len(names.text))
@@ -220,7 +220,8 @@ class Shards:
     def __init__(
         self, names: Sequence[str], reach: Reach, classes: tuple[str, ...] = (), rule: NameRule = "auto"
     ) -> None:
-        self._reach, self._rule, self._index = reach, rule, index.place("shards", "\n".join([rule, *names]))
+        self._reach, self._index = reach, index.place("shards", "\n".join([rule, *names]))
+        self._rule: NameRule = rule
         columns, said = self._known(names) or self._made(names)
         self._names = Names(columns["text"], columns["ends"])
         self._offsets, self._sizes, self._labels = columns["offsets"], columns["sizes"], columns["labels"]

@@ -33,7 +33,7 @@ from opendino.data.shards import NameRule, Shards
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RULE = re.compile(r"[?&]names=([^&]*)$")
-_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+_RANGE = re.compile(r"(\d{1,18})\.\.(\d{1,18})")
 _MAX_SHARDS = 10**6
 
 
