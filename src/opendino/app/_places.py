@@ -7,6 +7,7 @@ from pathlib import Path
 
 from opendino.core.errors import UserError
 from opendino.data.files import is_hidden
+from opendino.data.sources import archive
 from opendino.models.load import DESCRIPTION
 
 _TABLES = (".parquet", ".lance")
@@ -17,7 +18,8 @@ class Places:
 
     Args:
         names: Run folders, model folders, tables (.parquet, .lance), timm:NAME, or folders that hold such; the last are
-            looked through again each time, so that new runs turn up.
+            looked through again each time, so that new runs turn up. Folders and archives of images too: those of a
+            table are shown only where they were named.
 
     Raises:
         UserError: One of them is none of these.
@@ -29,8 +31,11 @@ class Places:
         for path in self._paths:
             if not path.exists():
                 raise UserError(f"There is no '{path}'", "Name runs, models, tables, or a folder that holds some")
-            if not path.is_dir() and path.suffix not in _TABLES:
-                raise UserError(f"'{path}' is no run, model or table", "Tables end in .parquet or .lance")
+            if not path.is_dir() and path.suffix not in _TABLES and not archive.matches(str(path)):
+                raise UserError(
+                    f"'{path}' is no run, model, table or archive of images",
+                    "Tables end in .parquet or .lance, archives in .tar or .zip",
+                )
 
     def runs(self) -> dict[str, Path]:
         """Name → folder, the newest first."""
@@ -46,6 +51,15 @@ class Places:
     def tables(self) -> dict[str, str]:
         """Name → what `search.open.open_table` takes."""
         return {str(path): str(path) for path in self._all() if path.suffix in _TABLES}
+
+    def images(self, data: str) -> str | None:
+        """Where the images of a table are, if that is within what was named; None if not, whatever the table says."""
+        if data.startswith("toy:"):
+            return data
+        path = Path(data).expanduser().resolve()
+        within = any(path.is_relative_to(place.resolve()) for place in self._paths if place.suffix not in _TABLES)
+        # no list of paths: it could name files anywhere
+        return str(path) if within and (path.is_dir() or archive.matches(str(path))) else None
 
     def _all(self) -> Iterator[Path]:
         for path in self._paths:
