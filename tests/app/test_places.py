@@ -73,7 +73,7 @@ def test_a_table_does_not_decide_what_is_opened(place: Path) -> None:
         ("photos", True),
         ("photos/deep", True),
         ("photos.zip", True),
-        ("toy:forms?n=4", True),
+        ("toy:forms?n=1000000000000", False),
         ("photos/../private", False),
         ("private", False),
         ("photos/link", False),

@@ -100,7 +100,6 @@ class Desk:
             if file is None:
                 return None, None, gr.update(visible=False)
             image = _uploads.picture(_uploads.content(file))
-            file.unlink(missing_ok=True)  # the page shows what was made of it
         except UserError as error:
             return None, None, refusal(error)
         return image, image, gr.update(visible=False)

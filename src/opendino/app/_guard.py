@@ -65,6 +65,8 @@ class Guard:
         scope, receive, path = request.scope, request.receive, request.scope["path"]
         if refusal := self._refusal(request):
             await refusal(scope, receive, send)
+        elif path == f"{_UPLOAD}_progress":  # the browser asks, and does without an answer
+            await Response(media_type="text/event-stream")(scope, receive, send)
         elif request.method in ("GET", "HEAD", "OPTIONS"):
             if path.startswith(_HEARTBEAT):
                 with self._store.visit(visitor):

@@ -24,8 +24,9 @@ from opendino.data.decode import SUFFIXES
 
 _AT_ONCE = 8
 _ENDINGS = SUFFIXES | {".zip", ".mp4", ".mov", ".webm", ".mkv", ".avi"}
-_MAX_SECONDS = 3600
-"""An upload that is older goes when room is needed."""
+_MAX_SECONDS, _LOOKED_AT_SECONDS = 3600, 60
+"""Uploads that are older than the first go. Pictures that are older than the second have been looked at: they go where
+half the quota of their visitor is used."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,9 @@ class Quota:
     """
 
     bytes: int = 512 * 2**20
-    files: int = 256
+    files: int = 500
     all_bytes: int = 2 * 2**30
-    all_files: int = 2048
+    all_files: int = 5000
 
 
 class UploadStore:
@@ -75,7 +76,7 @@ class UploadStore:
         """Store the files of a multipart request; the answer is the list of their paths, or a refusal."""
         if not request.headers.get("content-type", "").startswith("multipart/form-data"):
             return PlainTextResponse("An upload is multipart/form-data", 400)
-        self._tidy()
+        self._tidy(visitor)
         arrived: list[int] = []
         try:
             body = self._counted(request, visitor, arrived)
@@ -128,17 +129,17 @@ class UploadStore:
         self._held.setdefault(visitor, {})[path] = path.stat().st_size, time.monotonic()
         return path
 
-    def _tidy(self) -> None:
-        """Forget what the page has removed, and remove what is old."""
-        now = time.monotonic()
-        for visitor, held in [*self._held.items()]:
+    def _tidy(self, visitor: str) -> None:
+        """Remove what is old or no longer needed."""
+        now, mine = time.monotonic(), self._held.get(visitor, {})
+        used = max(len(mine) / self._quota.files, sum(size for size, _ in mine.values()) / self._quota.bytes)
+        for held in self._held.values():
             for path, (_, since) in [*held.items()]:
-                if now - since > _MAX_SECONDS:
+                looked_at = held is mine and used > 0.5 and path.suffix in SUFFIXES
+                if now - since > (_LOOKED_AT_SECONDS if looked_at else _MAX_SECONDS):
                     path.unlink(missing_ok=True)
                 if not path.exists():
                     del held[path]
-            if not held:
-                del self._held[visitor]
 
     def _remove(self, visitor: str) -> None:
         for path in self._held.pop(visitor, {}):

@@ -146,7 +146,7 @@ def draw(
     rows = [_row(short[name], name, runs[name], columns[name], styles[name][0], left.get(name, 0)) for name in runs]
     heads = "".join(f"<th>{head}</th>" for head in ("run", "step", "loss", "k-NN", "rank", "state"))
     panels = of_runs({short[name]: columns[name] for name in runs})
-    lines = {short[name]: each for name, each in styles.items()}
+    lines = {short[name]: styles[name] for name in runs}
     if len(runs) == 1:  # all its networks, beginning with the one to use in the color of the run
         own = next(iter(lines.values()))
         names = dict.fromkeys(name for panel in panels for name in panel.curves if name not in lines)

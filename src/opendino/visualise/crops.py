@@ -176,7 +176,7 @@ def boxed(image: Image.Image, boxes: list[tuple[str, list[int]]]) -> Image.Image
     for n, (name, (top, left, height, width)) in enumerate(boxes):
         tint = COLOURS[groups.index(name) % len(COLOURS)]
         corners = [x * scale for x in (left, top, left + width, top + height)]
-        corners[2:] = [corner - 1 for corner in corners[2:]]
+        corners[2:] = [max(end - 1, start) for start, end in zip(corners[:2], corners[2:], strict=True)]
         pen.rectangle(corners, outline=tint, width=3)
         at = corners[0] + 4, corners[1] + 4
         pen.rectangle(pen.textbbox(at, str(n), font), fill=tint)
