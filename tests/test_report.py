@@ -15,6 +15,7 @@ from PIL import Image
 import opendino
 from opendino import report
 from opendino.core.errors import UserError
+from opendino.data.open import open_source
 from opendino.recipes import demo
 from opendino.visualise._lines import plot
 
@@ -128,3 +129,43 @@ def test_a_plot_keeps_what_stands_out_and_leaves_out_what_is_not_finite() -> Non
     assert "nan" not in svg and "x &amp; y" in svg
     for flat in ([3.0, 3.0], [0.0]):
         assert "polyline" in plot("flat", {"x": (list(range(len(flat))), flat)})
+
+
+def test_an_odd_image_costs_the_page_nothing_but_itself(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for n in range(3):
+        Image.new("RGB", (30_000, 1)).save(tmp_path / f"thin{n}.png")
+        Image.new("RGB", (1, 30_000)).save(tmp_path / f"tall{n}.png")
+        Image.new("RGB", (32, 32), (n * 80,) * 3).save(tmp_path / f"{n}.png")
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG")
+    monkeypatch.setattr(report.plan, "images", lambda config: open_source(str(tmp_path)))
+    text = report.write(run).read_text(encoding="utf-8")
+    page = Checked()
+    page.feed(text)
+    assert page.open == [] and "could not be drawn" not in text
+    assert "too thin to be shown" in text and "query" in text
+
+
+@pytest.mark.parametrize("part", ["_summary", "_scores", "_plots", "_looks", "_alike", "_next"])
+def test_a_part_that_fails_says_why_and_costs_no_other(
+    run: Path, monkeypatch: pytest.MonkeyPatch, part: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*args: object) -> str:
+        raise RuntimeError("<odd> reason")
+
+    monkeypatch.setattr(report, part, fail)
+    text = report.write(run).read_text(encoding="utf-8")
+    assert text.count("could not be drawn: &lt;odd&gt; reason") == 1
+    assert "opendino resume" in text or part == "_next"
+    assert "<title>loss" in text or part == "_plots"
+    assert "odd> reason" in capsys.readouterr().err
+
+
+def test_a_page_without_its_images_has_all_the_rest(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(config: object) -> None:
+        raise UserError("There is no folder photos")
+
+    monkeypatch.setattr(report.plan, "images", gone)
+    text = report.write(run).read_text(encoding="utf-8")
+    assert text.count("There is no folder photos") == 2 and "<title>loss" in text

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import html
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +13,21 @@ from PIL import Image
 
 from opendino import config as configs
 from opendino import plan
-from opendino.core import dist, files, metrics
+from opendino.core import dist, files, log, metrics
 from opendino.core.contracts import Source
 from opendino.core.errors import BadImage, UserError
 from opendino.data.decode import decode
 from opendino.data.order import permutation
 from opendino.engine.monitors import Verdict, examine
 from opendino.features.neighbours import nearest
+from opendino.features.stream import Bad, left_out
 from opendino.features.table import table
 from opendino.models.load import Model, load
 from opendino.visualise import _canvas, attention
 from opendino.visualise._canvas import Sheet, Tile
 from opendino.visualise._lines import plot
 from opendino.visualise._sight import Sight
+from opendino.visualise.curves import BUCKETS, thinned
 
 NAME = "report.html"
 _LOOKED_AT = 200  # images that neighbours are sought among
@@ -50,6 +52,7 @@ _PLOTS: tuple[tuple[str, Mapping[str, str]], ...] = (
     ("images a second", {"images_per_second": "images/s"}),
     ("share of time", {"data_wait": "waiting for images", "mfu": "MFU"}),
 )
+_COLUMNS = ("knn", *(name for _, names in _PLOTS for name in names))
 
 
 def write(run: str | Path) -> Path:
@@ -68,22 +71,32 @@ def write(run: str | Path) -> Path:
     if not (folder / "config.yaml").is_file() or not (folder / "metrics.jsonl").is_file():
         raise UserError(f"'{run}' is no run folder: it has no metrics.jsonl", "Start one with: opendino train DATA")
     config = configs.from_tree(configs.read_tree(folder / "config.yaml"))
-    rows = metrics.rows(folder / "metrics.jsonl")
+    rows, columns = metrics.sampled(folder / "metrics.jsonl"), metrics.columns(folder / "metrics.jsonl", _COLUMNS)
     assert config.steps is not None
-    verdict = examine(rows, config.steps)
-    source, model = plan.images(config), load(folder).to(dist.device(config.device))
+    steps, model = config.steps, load(folder).to(dist.device(config.device))
+    source = functools.cache(lambda: plan.images(config))
     sections = [
-        _summary(folder, config, rows, verdict),
-        f"<h2>Is it better than nothing?</h2>{_scores(rows)}",
-        f'<h2>Curves</h2><div class="plots">{_plots(rows)}</div>',
-        f"<h2>What it looks at</h2>{_looks(model, source)}",
-        f"<h2>What it holds to be alike</h2>{_alike(model, source)}",
-        f"<h2>How to go on</h2>{_next(folder)}",
-        f"<h2>Settings</h2><pre>{html.escape(configs.dump(config))}</pre>",
+        _part(lambda: _summary(folder, config, rows, examine(rows, steps))),
+        _part(lambda: _scores(rows), "Is it better than nothing?"),
+        _part(lambda: f'<div class="plots">{_plots(columns)}</div>', "Curves"),
+        _part(lambda: _looks(model, source()), "What it looks at"),
+        _part(lambda: _alike(model, source()), "What it holds to be alike"),
+        _part(lambda: _next(folder), "How to go on"),
+        _part(lambda: f"<pre>{html.escape(configs.dump(config))}</pre>", "Settings"),
     ]
     path = folder / NAME
     files.write(path, _PAGE.format(title=html.escape(folder.name), style=_STYLE, body="\n".join(sections)))
     return path
+
+
+def _part(content: Callable[[], str], title: str = "") -> str:
+    """A part of the page, or why it could not be drawn: whatever that is, it costs no other part."""
+    heading = f"<h2>{title}</h2>" if title else ""
+    try:
+        return heading + content()
+    except Exception as error:
+        log.warn(f"report: {title or 'the summary'} is missing: {error}")
+        return f'{heading}<p class="bad">This part could not be drawn: {html.escape(str(error) or repr(error))}</p>'
 
 
 def _summary(folder: Path, config: configs.Config, rows: Sequence[dict[str, Any]], verdict: Verdict) -> str:
@@ -125,46 +138,54 @@ def _name(network: str) -> str:
     return _NAMES.get(network, network)
 
 
-def _plots(rows: Sequence[dict[str, Any]]) -> str:
-    plots = []
+def _plots(columns: Mapping[str, metrics.Column]) -> str:
+    knn = {_name(name.partition(".")[2]): column for name, column in columns.items() if name.startswith("knn.")}
+    plots = [_plot("k-NN, top-1 (%)", knn)] if knn else []
     for title, names in _PLOTS:
-        lines = {told: line for name, told in names.items() if (line := _line(rows, name))}
+        lines = {told: columns[name] for name, told in names.items() if name in columns}
         if lines:
-            plots.append(plot(title, lines))
-    knn = {
-        _name(name): ([row["step"] for row in judged], [row["knn"][name] for row in judged])
-        for judged in [[row for row in rows if row.get("knn")]]
-        for name in (judged[-1]["knn"] if judged else ())
-        if all(name in row["knn"] for row in judged)
-    }
-    return "".join(([plot("k-NN, top-1 (%)", knn)] if knn else []) + plots)
+            plots.append(_plot(title, lines))
+    return "".join(plots)
 
 
-def _line(rows: Sequence[dict[str, Any]], name: str) -> tuple[list[float], list[float]] | None:
-    pairs = [
-        (row["step"], row[name]) for row in rows if isinstance(row.get(name), int | float) and math.isfinite(row[name])
-    ]
-    return ([step for step, _ in pairs], [value for _, value in pairs]) if pairs else None
+def _plot(title: str, columns: Mapping[str, metrics.Column]) -> str:
+    lines = {name: (column.steps, column.values) for name, column in columns.items()}
+    bands = {}
+    for name, column in columns.items():
+        if (column.high > column.low).any():
+            steps, low, _, high = thinned(column.steps, column.values, BUCKETS, column[2:])
+            bands[name] = steps, low, high
+    return plot(title, lines, bands=bands)
 
 
 def _looks(model: Model, source: Source) -> str:
     """Attention over some images."""
-    images = _some(source, 4)
+    images, rows, odd = _some(source, 4), list[list[Tile | None]](), Bad()
     if not images:
         return "<p>No image could be read.</p>"
     try:
-        sight = Sight(model, max(model.preprocessing["image_px"], min(240, *(min(image.size) for image in images))))
-        rows: list[list[Tile | None]] = []
-        for image in map(sight.prepare, images):
-            maps = sight.attention(image)
-            pale = attention.heat(_large(image), maps.mean(0), overlay=True)
+        fitting = [min(image.size) for _, image in images if max(image.size) <= 4 * min(image.size)]
+        sight = Sight(model, max(model.preprocessing["image_px"], min([240, *fitting])))
+        for key, image in images:
+            try:
+                seen = sight.prepare(image)
+            except BadImage as error:
+                odd.append((key, str(error)))
+                continue
+            maps, large = sight.attention(seen), _large(seen)
+            pale = attention.heat(large, maps.mean(0), overlay=True)
             kept = attention.keep_mass(maps.mean(0).flatten(), 0.6).view(maps.shape[1:])
-            veiled = _canvas.veiled(_large(image), kept)
-            rows.append([Tile(_large(image), "image"), Tile(pale, "where it looks"), Tile(veiled, "60 % of it")])
+            rows.append(
+                [Tile(large, "image"), Tile(pale, "where it looks"), Tile(_canvas.veiled(large, kept), "60 % of it")]
+            )
     except UserError as error:
         return f"<p>{html.escape(str(error))}</p>"
+    told = f"<p>{html.escape(left_out(odd))}</p>" if odd else ""
+    if not rows:
+        return told
     columns = [tile for row in rows for tile in row]
-    return f'<p>{html.escape(sight.quantity)}</p><div class="wide">{Sheet([columns[:6], columns[6:]]).svg()}</div>'
+    sheet = Sheet([part for part in (columns[:6], columns[6:]) if part])
+    return f'<p>{html.escape(sight.quantity)}</p>{told}<div class="wide">{sheet.svg()}</div>'
 
 
 def _alike(model: Model, source: Source) -> str:
@@ -202,12 +223,12 @@ def _next(folder: Path) -> str:
     return "<pre>{}</pre><p>From Python:</p><pre>{}</pre>".format("\n".join(lines), python)
 
 
-def _some(source: Source, number: int) -> list[Image.Image]:
-    """A few images from all over the source, as many as can be read."""
-    found = []
+def _some(source: Source, number: int) -> list[tuple[str, Image.Image]]:
+    """A few images from all over the source with their keys, as many as can be read."""
+    found: list[tuple[str, Image.Image]] = []
     for index in permutation(len(source), 0, 1)[: 4 * number].tolist():
         if len(found) < number and (image := _read(source, index)):
-            found.append(image)
+            found.append((source.key(index), image))
     return found
 
 
@@ -223,8 +244,9 @@ def _thumb(source: Source, index: int) -> Image.Image:
 
 
 def _large(image: Image.Image) -> Image.Image:
-    scale = 1.6 * _THUMB_PX / min(image.size)
-    return image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.NEAREST)
+    scale = min(1.6 * _THUMB_PX / min(image.size), 6.4 * _THUMB_PX / max(image.size))
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    return image.resize(size, Image.Resampling.NEAREST)
 
 
 _STYLE = """

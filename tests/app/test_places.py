@@ -53,9 +53,49 @@ def test_a_model_is_opened_once_until_its_weights_change(tmp_path: Path) -> None
 
 
 def test_thumbnails_are_grey_where_an_image_is_gone(place: Path) -> None:
-    shown = Shelf(torch.device("cpu")).table(str(place / "photos.parquet"))
+    places = Places([str(place / "photos.parquet"), str(place / "photos")])
+    shown = Shelf(torch.device("cpu"), places.images).table(str(place / "photos.parquet"))
     assert shown.thumbnail("03.png").size == (96, 72)
     assert shown.thumbnail("../secret.txt").getcolors() == [(96 * 96, (0xDD, 0xDD, 0xDD))]
+
+
+def test_a_table_does_not_decide_what_is_opened(place: Path) -> None:
+    shown = Shelf(torch.device("cpu"), Places([str(place / "photos.parquet")]).images).table(
+        str(place / "photos.parquet")
+    )
+    assert shown.images is None
+    assert shown.thumbnail("03.png").getcolors() == [(96 * 96, (0xDD, 0xDD, 0xDD))]
+
+
+@pytest.mark.parametrize(
+    ("data", "allowed"),
+    [
+        ("photos", True),
+        ("photos/deep", True),
+        ("photos.zip", True),
+        ("toy:forms?n=1000000000000", False),
+        ("photos/../private", False),
+        ("private", False),
+        ("photos/link", False),
+        ("photos/list.txt", False),  # names files anywhere
+        ("photos/nothing", False),
+        ("hf:somebody/images", False),
+        ("wds:https://example.com/{000..127}.tar", False),
+        ("", False),
+    ],
+)
+def test_images_are_opened_only_within_what_was_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: str, allowed: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("photos/deep", "private", "runs"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "photos/link").symlink_to(tmp_path / "private")
+    (tmp_path / "photos/list.txt").write_text("/etc/passwd\n")
+    (tmp_path / "photos.zip").write_bytes(b"PK")
+    (tmp_path / "table.parquet").write_bytes(b"")
+    places = Places(["runs", "photos", "photos.zip", "table.parquet"])
+    assert (places.images(data) is not None) == allowed
 
 
 def test_a_long_picture_is_seen_small_enough_for_memory(place: Path) -> None:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import io
 import re
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
+from PIL.PngImagePlugin import PngImageFile
 from tests.app.conftest import row, scene, write_run
 
-from opendino.app import _shelf, curves, follow, temperature, train
+from opendino.app import _desk, _shelf, curves, follow, temperature, train
+from opendino.core import metrics
 from opendino.core.errors import UserError
 from opendino.visualise._canvas import COLOURS
 
@@ -35,22 +36,65 @@ def test_a_collapsed_run_is_named(tmp_path: Path) -> None:
     assert "uniform" in curves.state(run, 60, 100)
 
 
-def test_a_run_is_read_again_once_it_has_grown_and_reading_it_is_cheap(tmp_path: Path) -> None:
+def test_of_a_run_that_has_grown_only_what_is_new_is_read(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", 100, 10)
     reader = curves.Reader()
     assert reader.columns(run)["loss"][0][-1] == 10
     assert reader.columns(run) is reader.columns(run)
+    course = reader._read[run].course
     with open(run / "metrics.jsonl", "a") as file:
         file.write(row(11, 100))
-    path = run / "metrics.jsonl"
-    reader._read[path].took = 1e6  # a file that takes long to read is left alone for a while
-    assert reader.columns(run)["loss"][0][-1] == 10
-    reader._read[path].took = 0
-    time.sleep(0.001)
-    assert reader.columns(run)["loss"][0][-1] == 11
+    changes = course.changes
+    assert reader.columns(run)["loss"][0].tolist() == list(range(1, 12))
+    assert course.changes == changes + 1  # one more piece, not the whole again
     (run / "metrics.jsonl").unlink()
     with pytest.raises(UserError, match="is gone"):
         reader.columns(run)
+
+
+def test_a_long_run_is_read_a_piece_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(curves, "_TICK_BYTES", 1)  # a chunk is the least
+    monkeypatch.setattr(metrics, "_CHUNK_BYTES", 1000)
+    run = write_run(tmp_path / "run", 100, 100)
+    reader = curves.Reader()
+    first = reader.columns(run)
+    assert 0 < first["loss"].steps[-1] < 100
+    assert "MB left" in curves.draw({"a": run}, {"a": first}, left={"a": reader.left(run)})
+    while reader.left(run):
+        reader.columns(run)
+    assert reader.columns(run)["loss"].steps[-1] == 100
+
+
+def colors(drawn: str) -> dict[str, set[str]]:
+    """Name of a line → the colors that its name has in the plots."""
+    found: dict[str, set[str]] = {}
+    for tint, name in re.findall(r'<text x="[^"]*" y="32" fill="([^"]*)">([^<]*)<', drawn):
+        found.setdefault(name, set()).add(tint)
+    return found
+
+
+def test_a_run_has_one_color_in_all_plots_and_keeps_it(tmp_path: Path) -> None:
+    runs = {name: write_run(tmp_path / name, 100, 100, seed) for seed, name in enumerate("abc")}
+    text = (runs["a"] / "metrics.jsonl").read_text()  # the first has no KL, so it is absent from that plot
+    (runs["a"] / "metrics.jsonl").write_text(text.replace('"kl"', '"other"'))
+    reader = curves.Reader()
+    columns = {name: reader.columns(run) for name, run in runs.items()}
+    styles = {name: reader.style(run) for name, run in runs.items()}
+    assert colors(curves.draw(runs, columns, styles)) == {name: {styles[name][0]} for name in runs}
+    del runs["a"]  # no longer chosen
+    drawn = curves.draw(runs, columns, {name: reader.style(run) for name, run in runs.items()})
+    assert colors(drawn) == {name: {styles[name][0]} for name in "bc"}
+    assert len(set(styles.values())) == 3
+    alone = colors(curves.draw({"b": runs["b"]}, columns, styles))
+    assert all(len(tints) == 1 for tints in alone.values()) and alone["b"] == {styles["b"][0]} == alone["teacher"]
+
+
+def test_a_run_whose_settings_cannot_be_read_costs_no_other_its_curves(tmp_path: Path) -> None:
+    runs = {name: write_run(tmp_path / name, 100, 100) for name in "ab"}
+    (runs["a"] / "config.yaml").write_text("{")
+    reader = curves.Reader()
+    drawn = curves.draw(runs, {name: reader.columns(run) for name, run in runs.items()})
+    assert "config.yaml" in drawn and "100 of 100" in drawn and "<svg" in drawn
 
 
 def test_runs_of_the_same_name_are_numbered() -> None:
@@ -84,22 +128,49 @@ def layer(size: tuple[int, int], *discs: tuple[int, int, int, str]) -> bytes:
 
 
 def test_brush_colours_become_objects() -> None:
-    labels = follow.painted_labels([layer((80, 60), (20, 30, 8, COLOURS[1]), (60, 30, 8, COLOURS[3]))])
+    labels = follow.painted_labels([layer((80, 60), (20, 30, 8, COLOURS[1]), (60, 30, 8, COLOURS[3]))], (80, 60))
     assert labels.shape == (60, 80) and set(np.unique(labels)) == {0, 1, 3}
     assert labels[30, 20] == 1 and labels[30, 60] == 3 and labels[5, 40] == 0
 
 
 def test_an_empty_layer_is_refused() -> None:
     with pytest.raises(UserError, match="Nothing is painted"):
-        follow.painted_labels([layer((80, 60))])
+        follow.painted_labels([layer((80, 60))], (80, 60))
     with pytest.raises(UserError, match="Nothing is painted"):
-        follow.painted_labels([])
+        follow.painted_labels([], (80, 60))
+
+
+def test_a_layer_larger_than_the_frame_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = io.BytesIO()
+    Image.new("1", (7990, 7990)).save(content, "PNG")  # a few kilobytes
+    monkeypatch.setattr(PngImageFile, "load", lambda image: pytest.fail("it was decoded"))
+    with pytest.raises(UserError, match="7990 x 7990 pixels"):
+        follow.painted_labels([content.getvalue()], (64, 64))
+
+
+def test_layers_are_counted_and_weighed_before_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.png").write_bytes(layer((8, 8)))
+    sent = {"path": str(tmp_path / "a.png")}
+    assert len(follow._layers({"layers": [sent, None]}, tmp_path)) == 1
+    with pytest.raises(UserError, match="9 layers"):
+        follow._layers({"layers": [sent] * 9}, tmp_path)
+    monkeypatch.setattr(follow, "_MAX_LAYER_BYTES", 10)
+    with pytest.raises(UserError, match="more than 0 MB"):
+        follow._layers({"layers": [sent]}, tmp_path)
+
+
+@pytest.mark.parametrize("value", [1e9, -1, float("nan"), float("inf"), "3", None, True, [3], {}])
+def test_what_no_slider_can_give_is_refused(value: object) -> None:
+    with pytest.raises(UserError, match="out of its range"):
+        _desk.bounded(value, 0, 50)
+    with pytest.raises(UserError, match="out of its range"):
+        temperature.draw(0.04, 0.1, 1, 0.25, value, 0)
 
 
 def test_a_disc_is_followed(place: Path) -> None:
     model = _shelf.Shelf(torch.device("cpu")).model(str(place / "runs/first"))
     frames = [("", np.asarray(scene(number, (160, 120)))) for number in range(5)]
-    labels = follow.painted_labels([layer((160, 120), (48, 60, 27, COLOURS[1]))])
+    labels = follow.painted_labels([layer((160, 120), (48, 60, 27, COLOURS[1]))], (160, 120))
     drawn = list(follow.followed(model, iter(frames), labels, 120))
     assert len(drawn) == 5 and all(frame.shape == (120, 160, 3) for frame in drawn)
     inside = np.any(drawn[-1] != frames[-1][1], -1)

@@ -123,3 +123,21 @@ def test_broken_weights_are_named(looking: Model) -> None:
     for look in (sight.attention, sight.patches):
         with pytest.raises(UserError, match=r"not finite numbers\. Its weights are broken"):
             look(Image.new("RGB", (16, 16)))
+
+
+def test_images_too_thin_are_left_out_and_the_others_drawn(vit: str, tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    (folder / ("deep" * 40) / ("deeper" * 30)).mkdir(parents=True)  # a key longer than names of files can be
+    Image.new("RGB", (30_000, 1)).save(folder / "thin.png")
+    Image.new("RGB", (3, 200)).save(folder / "tall.png")
+    Image.new("RGB", (160, 10)).save(folder / "long.png")
+    Image.new("RGB", (32, 32)).save(folder / ("deep" * 40) / ("deeper" * 30) / "a.png")
+    (folder / "broken.png").write_bytes(b"\x89PNG")
+    report = show(Config(vit, (str(folder),), size_px=16, out=str(tmp_path / "out")))
+    assert (len(report.fields["images"]), report.fields["skipped"]) == (2, 3)
+    assert all(Path(path).is_file() for path in report.fields["paths"])
+    (folder / "long.png").unlink()
+    for path in folder.rglob("a.png"):
+        path.unlink()
+    with pytest.raises(UserError, match="No image can be read"):
+        show(Config(vit, (str(folder),), size_px=16, out=str(tmp_path / "out")))

@@ -81,3 +81,9 @@ def test_a_step_end_to_end(batches: Batches, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--step is 7 and the run has 7"):
         show(Config("run", step=7, out=str(tmp_path / "d.png")), seen)
     assert [path.name for path in tmp_path.iterdir()] == ["c.png"]
+
+
+@pytest.mark.parametrize("size", [(1, 3000), (3000, 1)])
+def test_the_boxes_of_a_thin_image_fit_on_the_sheet(size: tuple[int, int]) -> None:
+    drawn = boxed(Image.new("RGB", size), [("global", [0, 0, size[1], size[0]])])
+    assert drawn.width <= 400 and drawn.height <= 800

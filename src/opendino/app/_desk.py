@@ -35,13 +35,18 @@ class Desk:
         places: What may be opened.
         shelf: What is open.
         workshop: Trainings.
-        folder: For temporary files; uploads lie in it.
+        folder: For temporary files.
     """
 
     places: Places
     shelf: Shelf
     workshop: Workshop
     folder: Path
+
+    @property
+    def uploads(self) -> Path:
+        """Where uploads lie."""
+        return self.folder / "uploads"
 
     def runs(self, session: str) -> dict[str, Path]:
         """Name → folder: what was named, and what the session has trained."""
@@ -58,7 +63,7 @@ class Desk:
             UserError: None is, or it cannot be opened.
         """
         known = self.models(session)
-        if name not in known:
+        if not isinstance(name, str) or name not in known:
             raise UserError("There is no model yet", "Train one in the last tab, or start with: opendino app RUN")
         return self.shelf.model(known[name])
 
@@ -91,10 +96,10 @@ class Desk:
 
     def _take(self, raw: Any) -> tuple[Any, Any, Any]:
         try:
-            file = _uploads.path(raw, self.folder)
+            file = _uploads.path(raw, self.uploads)
             if file is None:
                 return None, None, gr.update(visible=False)
-            image = _uploads.picture(file.read_bytes())
+            image = _uploads.picture(_uploads.content(file))
         except UserError as error:
             return None, None, refusal(error)
         return image, image, gr.update(visible=False)
@@ -103,6 +108,17 @@ class Desk:
         """A name for a file that goes with the server."""
         with tempfile.NamedTemporaryFile(dir=self.folder, suffix=suffix, delete=False) as file:
             return Path(file.name)
+
+
+def bounded(value: Any, low: float, high: float) -> float:
+    """A number from the browser, which need not be what a slider can give.
+
+    Raises:
+        UserError: It is no number within the bounds.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise UserError("A number is out of its range", f"Choose one from {low:g} to {high:g}")
+    return value
 
 
 def told(function: Callable[..., Any]) -> Callable[..., Any]:

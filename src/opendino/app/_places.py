@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from opendino.core.errors import UserError
 from opendino.data.files import is_hidden
+from opendino.data.sources import archive
 from opendino.models.load import DESCRIPTION
 
 _TABLES = (".parquet", ".lance")
@@ -17,7 +19,8 @@ class Places:
 
     Args:
         names: Run folders, model folders, tables (.parquet, .lance), timm:NAME, or folders that hold such; the last are
-            looked through again each time, so that new runs turn up.
+            looked through again each time, so that new runs turn up. Folders and archives of images too: those of a
+            table are shown only where they were named.
 
     Raises:
         UserError: One of them is none of these.
@@ -29,8 +32,11 @@ class Places:
         for path in self._paths:
             if not path.exists():
                 raise UserError(f"There is no '{path}'", "Name runs, models, tables, or a folder that holds some")
-            if not path.is_dir() and path.suffix not in _TABLES:
-                raise UserError(f"'{path}' is no run, model or table", "Tables end in .parquet or .lance")
+            if not path.is_dir() and path.suffix not in _TABLES and not archive.matches(str(path)):
+                raise UserError(
+                    f"'{path}' is no run, model, table or archive of images",
+                    "Tables end in .parquet or .lance, archives in .tar or .zip",
+                )
 
     def runs(self) -> dict[str, Path]:
         """Name → folder, the newest first."""
@@ -47,13 +53,22 @@ class Places:
         """Name → what `search.open.open_table` takes."""
         return {str(path): str(path) for path in self._all() if path.suffix in _TABLES}
 
+    def images(self, data: str) -> str | None:
+        """Where the images of a table are, if that is within what was named; None if not, whatever the table says."""
+        path = Path(data).expanduser().resolve()
+        within = any(path.is_relative_to(place.resolve()) for place in self._paths if place.suffix not in _TABLES)
+        # no list of paths: it could name files anywhere
+        return str(path) if within and (path.is_dir() or archive.matches(str(path))) else None
+
     def _all(self) -> Iterator[Path]:
         for path in self._paths:
             yield path
             if path.is_dir() and path.suffix not in _TABLES and not is_run(path) and not (path / DESCRIPTION).is_file():
                 root = path.resolve()
-                inside = (child for child in sorted(path.iterdir()) if not is_hidden(child.name))
-                yield from (child for child in inside if child.resolve().is_relative_to(root))
+                with os.scandir(path) as entries:  # may be a folder of very many images
+                    inside = [each.name for each in entries if each.is_dir() or each.name.endswith(_TABLES)]
+                children = (path / name for name in sorted(inside) if not is_hidden(name))
+                yield from (child for child in children if child.resolve().is_relative_to(root))
 
 
 def is_run(path: Path) -> bool:

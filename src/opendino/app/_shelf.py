@@ -14,10 +14,10 @@ from typing import Any, TypeVar
 import torch
 from PIL import Image
 
+from opendino.core import log
 from opendino.core.contracts import Source
 from opendino.core.errors import BadImage, UserError
 from opendino.data.decode import decode
-from opendino.data.files import exists
 from opendino.data.open import open_source
 from opendino.models.load import Model, load
 from opendino.search.open import open_table
@@ -36,10 +36,11 @@ class Shelf:
 
     Args:
         device: Where models work.
+        images: What a table says of where its images are → where that may be opened; None for not at all.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self._device, self._lock = device, threading.Lock()
+    def __init__(self, device: torch.device, images: Callable[[str], str | None] = lambda data: None) -> None:
+        self._device, self._images, self._lock = device, images, threading.Lock()
         self._open: OrderedDict[tuple[str, int], Any] = OrderedDict()
 
     def model(self, name: str) -> Model:
@@ -56,7 +57,14 @@ class Shelf:
         Raises:
             UserError: It cannot be opened.
         """
-        return self._kept(name, "", lambda: Shown(open_table(name)))
+        return self._kept(name, "", lambda: self._shown(open_table(name)))
+
+    def _shown(self, table: Table) -> Shown:
+        data = table.about["data"]
+        allowed = self._images(data)
+        if allowed is None:
+            log.warn(f"the images of {table.name} are shown only if you name them too: opendino app … {data}")
+        return Shown(table, allowed)
 
     def _kept(self, name: str, file: str, opened: Callable[[], T]) -> T:
         path = Path(name) / file if file else Path(name)
@@ -74,24 +82,29 @@ class Shelf:
 
 @dataclass
 class Shown:
-    """A table and small pictures of its images, as long as these are still where they were."""
+    """A table and small pictures of its images, as long as these are still where they were.
+
+    Attributes:
+        table: The table.
+        images: Where its images may be opened; None for not at all.
+    """
 
     table: Table
+    images: str | None = None
 
     def thumbnail(self, key: str) -> Image.Image:
-        """A small picture, grey where the image cannot be read any more."""
+        """A small picture, gray where the image cannot be read any more, or may not be."""
         try:
-            source, places = self._images
+            source, places = self._source
             return Image.fromarray(decode(source.read(places[key]), _THUMBNAIL_AREA_PX))
         except (BadImage, UserError, KeyError):
             return Image.new("RGB", (96, 96), "#dddddd")
 
     @cached_property
-    def _images(self) -> tuple[Source, dict[str, int]]:
-        data = self.table.about["data"]
-        if not exists(data) and not data.startswith("toy:"):  # nothing is fetched from elsewhere for a picture
-            raise UserError(f"The images are no longer at {data}")
-        source = open_source(data)
+    def _source(self) -> tuple[Source, dict[str, int]]:
+        if self.images is None:
+            raise UserError("The images were not named when the page was started")
+        source = open_source(self.images)
         return source, {source.key(index): index for index in range(len(source))}
 
 

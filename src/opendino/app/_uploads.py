@@ -41,6 +41,17 @@ def path(raw: Any, folder: Path) -> Path | None:
     return found
 
 
+def content(file: Path, most: int = MAX_BYTES) -> bytes:
+    """An upload as bytes.
+
+    Raises:
+        UserError: It is larger.
+    """
+    if file.stat().st_size > most:
+        raise UserError(f"This file has more than {most // 2**20} MB", "Choose a smaller one")
+    return file.read_bytes()
+
+
 def picture(content: bytes) -> Image.Image:
     """An uploaded picture, RGB, upright, shrunk to what a page can show.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -99,7 +100,7 @@ class Workshop:
                 raise UserError("You have a training under way", "Stop it first")
             if sum(each.running for all_ in self._sessions.values() for each in all_) >= self._most:
                 raise UserError("Others are training here just now", "Try again in a few minutes")
-            out = self._folder / f"{session[:6]}-{time.strftime('%H%M%S')}-{len(mine) + 1}"
+            out = self._folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(8)}"  # nothing of the client's
             if isinstance(data, Path):
                 kept = out.with_name(f"{out.name}.zip")
                 kept.parent.mkdir(parents=True, exist_ok=True)
@@ -116,8 +117,8 @@ class Workshop:
     def runs(self, session: str) -> dict[str, Path]:
         """The session's own runs by name, the newest first."""
         mine = self._sessions.get(session, [])
-        begun = [each.out for each in mine if (each.out / "metrics.jsonl").is_file()]
-        return {f"trained here ({out.name.rpartition('-')[2]})": out for out in reversed(begun)}
+        begun = [(number, each.out) for number, each in enumerate(mine, 1) if (each.out / "metrics.jsonl").is_file()]
+        return {f"trained here ({number})": out for number, out in reversed(begun)}
 
     def models(self, session: str) -> dict[str, str]:
         """Those of them that have a model."""

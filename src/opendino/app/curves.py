@@ -5,76 +5,89 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
-import numpy as np
 
 from opendino.app._desk import Desk, session, told
 from opendino.config import read_tree
 from opendino.core import metrics
 from opendino.core.errors import UserError
 from opendino.engine.monitors import Monitor
-from opendino.visualise._canvas import COLOURS
-from opendino.visualise._lines import plot
+from opendino.visualise._lines import Style, plot, style
 from opendino.visualise.curves import PANELS, of_runs
 
 NAME = "Curves"
 
 _SHOWN = 4
 """Runs chosen to begin with."""
-_LONG_BYTES, _PIECES = 2**24, 128
-_RESTS = 20
-"""A file is read again once this many times as long has passed as reading it takes."""
+_TICK_BYTES = 2**25
+"""Of a run, read each time: a long one is there after a few."""
 _LEGEND = 48
 """Letters that fit above a plot."""
 _TAIL_BYTES = 2**18
 _ALIVE_SECONDS = 60
-Columns = dict[str, tuple[np.ndarray, np.ndarray]]
+Columns = Mapping[str, metrics.Column]
 
 
 @dataclass
 class _Read:
-    columns: Columns
-    size: int
-    at: float
-    took: float
+    course: metrics.Course
+    style: Style
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    columns: Columns | None = None
+    changes: int = 0
+    left: int = 0
 
 
 @dataclass
 class Reader:
-    """Reads runs for everybody: of a long file a sample first, then all; what has grown again, but not all the time."""
+    """Reads runs for everybody: what is new in them, a piece at a time. Each run keeps its color."""
 
     _read: dict[Path, _Read] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def columns(self, run: Path) -> Columns:
-        """What a run has measured so far, see `metrics.columns`.
+        """What a run has measured so far, see `metrics.Course`.
 
         Raises:
             UserError: It is gone.
         """
-        path = run / "metrics.jsonl"
-        known = self._read.get(path)
-        if not self._lock.acquire(blocking=known is None):
-            assert known is not None
+        known = self._known(run)
+        if not known.lock.acquire(blocking=known.columns is None):
+            assert known.columns is not None
             return known.columns  # somebody reads it just now
         try:
-            known, now = self._read.get(path), time.monotonic()
-            size = path.stat().st_size
-            if known is None and size > _LONG_BYTES:
-                known = self._read[path] = _Read(metrics.columns(path, list(PANELS), pieces=_PIECES), 0, now, 0)
-            elif known is None or (known.size != size and now - known.at > _RESTS * known.took):
-                columns = metrics.columns(path, list(PANELS))
-                known = self._read[path] = _Read(columns, size, now, time.monotonic() - now)
+            known.left = known.course.read(_TICK_BYTES)
+            if known.columns is None or known.changes != known.course.changes:
+                known.columns, known.changes = known.course.columns(), known.course.changes
             return known.columns
         except OSError:
+            with self._lock:
+                self._read.pop(run, None)
             raise UserError(f"{run} is gone", "Choose another run") from None
         finally:
-            self._lock.release()
+            known.lock.release()
+
+    def style(self, run: Path) -> Style:
+        """The color and dashes of a run, the same in all plots for as long as the server runs."""
+        return self._known(run).style
+
+    def left(self, run: Path) -> int:
+        """How many bytes of a run are still to be read."""
+        return self._known(run).left
+
+    def _known(self, run: Path) -> _Read:
+        with self._lock:
+            if run not in self._read:
+                taken = {each.style for each in self._read.values()}
+                free = next((style(n) for n in range(24) if style(n) not in taken), style(len(self._read)))
+                self._read[run] = _Read(metrics.Course(run / "metrics.jsonl", list(PANELS)), free)
+            return self._read[run]
 
 
 def build(desk: Desk, model: gr.Dropdown) -> None:
@@ -86,13 +99,20 @@ def build(desk: Desk, model: gr.Dropdown) -> None:
     timer = gr.Timer(2)
 
     def refresh(picked: list[str], before: str, ask: gr.Request) -> tuple[Any, Any, str]:
-        runs = desk.runs(session(ask))
-        known = {name: reader.columns(runs[name]) for name in picked if name in runs}
-        state = json.dumps([list(runs), {name: _seen(columns) for name, columns in known.items()}])
+        runs, known, gone = desk.runs(session(ask)), dict[str, Columns](), list[str]()
+        for name in dict.fromkeys(name for name in picked if name in runs):
+            try:
+                known[name] = reader.columns(runs[name])
+            except UserError as error:  # costs no other run its curves
+                gone.append(f'<p class="bad">{escape(str(error))}</p>')
+        state = json.dumps([list(runs), {name: _seen(columns) for name, columns in known.items()}, gone])
         if state == before:
             return gr.skip(), gr.skip(), before
         listed = gr.skip() if state.partition("]")[0] == before.partition("]")[0] else gr.update(choices=list(runs))
-        return listed, draw({name: runs[name] for name in known}, known), state
+        shown = {name: runs[name] for name in known}
+        styles = {name: reader.style(run) for name, run in shown.items()}
+        left = {name: reader.left(run) for name, run in shown.items()}
+        return listed, "".join(gone) + draw(shown, known, styles, left), state
 
     gr.on(
         [timer.tick, chosen.change],
@@ -105,26 +125,38 @@ def build(desk: Desk, model: gr.Dropdown) -> None:
     )
 
 
-def draw(runs: dict[str, Path], columns: dict[str, Columns]) -> str:
-    """A line about each run, and their curves as SVG, a colour a run.
+def draw(
+    runs: dict[str, Path],
+    columns: Mapping[str, Columns],
+    styles: Mapping[str, Style] | None = None,
+    left: Mapping[str, int] | None = None,
+) -> str:
+    """A line about each run, and their curves as SVG, a color a run.
 
     Args:
         runs: Name → folder.
         columns: Name → what it has measured.
+        styles: Name → color and dashes; by default by their order.
+        left: Name → bytes that are still to be read.
     """
     if not runs:
         return "<p>No run is chosen. Start one in the last tab, or with <code>opendino train DATA</code>.</p>"
-    short = _short(list(runs))
-    rows = [
-        _row(short[name], name, runs[name], columns[name], COLOURS[i % len(COLOURS)]) for i, name in enumerate(runs)
-    ]
+    short, left = _short(list(runs)), left or {}
+    styles = styles or {name: style(number) for number, name in enumerate(runs)}
+    rows = [_row(short[name], name, runs[name], columns[name], styles[name][0], left.get(name, 0)) for name in runs]
     heads = "".join(f"<th>{head}</th>" for head in ("run", "step", "loss", "k-NN", "rank", "state"))
+    panels = of_runs({short[name]: columns[name] for name in runs})
+    lines = {short[name]: styles[name] for name in runs}
+    if len(runs) == 1:  # all its networks, beginning with the one to use in the color of the run
+        own = next(iter(lines.values()))
+        names = dict.fromkeys(name for panel in panels for name in panel.curves if name not in lines)
+        lines |= dict(zip(names, [own, *(each for n in range(24) if (each := style(n)) != own)], strict=False))
     plots = []
-    for panel in of_runs({short[name]: columns[name] for name in runs}):
-        lines = {name: curves[0] for name, curves in panel.curves.items()}
+    for panel in panels:
+        curves = {name: curves[0] for name, curves in panel.curves.items()}
         unit = panel.ylabel.replace(" (%)", ", %")
         title = f"{panel.title} ({unit})" if unit else panel.title
-        plots.append(plot(title, lines, panel.level, panel.bands))
+        plots.append(plot(title, curves, panel.level, panel.bands, lines))
     table = f'<table class="runs"><tr>{heads}</tr>{"".join(rows)}</table>'
     return f'{table}<div class="plots">{"".join(plots)}</div>'
 
@@ -137,16 +169,21 @@ def _short(names: list[str]) -> dict[str, str]:
     return dict(zip(names, ends, strict=True))
 
 
-def _row(short: str, name: str, run: Path, columns: Columns, colour: str) -> str:
+def _row(short: str, name: str, run: Path, columns: Columns, color: str, left: int) -> str:
     def last(column: str, form: str) -> str:
-        values = next((v for key, (_, v) in columns.items() if key.partition(".")[0] == column), None)
+        values = next((each.values for key, each in columns.items() if key.partition(".")[0] == column), None)
         return "" if values is None else format(float(values[-1]), form)
 
-    total, done = _total(run), _last_step(columns)
+    done = _last_step(columns)
+    try:
+        total = _total(run)
+        word = state(run, done, total) if not left else f"reading: {left / 2**20:,.0f} MB left"
+    except (UserError, OSError) as error:
+        total, word = 0, escape(str(error))
     cells = [f"{done:,} of {total:,}" if total else f"{done:,}", last("loss", ".3f"), last("knn", ".1f")]
-    cells += [last("effective_rank", ".1f"), state(run, done, total)]
+    cells += [last("effective_rank", ".1f"), word]
     told = f"{short}: {name}" if short.isdecimal() else name
-    shown = f'<td><span style="color:{colour}">●</span> {escape(told)}</td>'
+    shown = f'<td><span style="color:{color}">●</span> {escape(told)}</td>'
     return f"<tr>{shown}{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
 
 
@@ -180,8 +217,8 @@ def _total(run: Path) -> int:
 
 def _seen(columns: Columns) -> list[int]:
     """What changes with everything that is drawn: the last step, and how many values there are."""
-    return [_last_step(columns), sum(len(steps) for steps, _ in columns.values())]
+    return [_last_step(columns), sum(len(each.steps) for each in columns.values())]
 
 
 def _last_step(columns: Columns) -> int:
-    return max((int(steps[-1]) for steps, _ in columns.values()), default=0)
+    return max((int(each.steps[-1]) for each in columns.values()), default=0)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
+from opendino.core import tied
 from opendino.core.errors import UserError
 from opendino.search import schema
 from opendino.search.open import open_table
@@ -25,7 +26,8 @@ def explore(name: str, host: str = "127.0.0.1", port: int = 5055) -> int:
         UserError: There is no such table, or embedding-atlas is not installed.
     """
     table = open_table(name)
-    program = shutil.which(_PROGRAM)
+    beside = shutil.which(_PROGRAM, path=str(Path(sys.executable).parent))  # of an environment that is not activated
+    program = beside or shutil.which(_PROGRAM)
     if program is None:
         raise UserError("The map needs embedding-atlas", 'pip install "opendino[explore]"')
     with tempfile.TemporaryDirectory(prefix="opendino-") as folder:
@@ -38,4 +40,4 @@ def explore(name: str, host: str = "127.0.0.1", port: int = 5055) -> int:
                 for batch in (first, *batches):
                     writer.write_batch(batch)
         command = [program, str(path), "--vector", "vector", "--text", "key", "--host", host, "--port", str(port)]
-        return subprocess.run(command, check=False).returncode
+        return tied.run(command, remove=folder)

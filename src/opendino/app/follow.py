@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn.functional import interpolate, one_hot
+from torch.nn.functional import interpolate
 
 from opendino.app import _uploads
-from opendino.app._desk import NETWORK, Desk, refusal, session, told
+from opendino.app._desk import NETWORK, Desk, bounded, refusal, session, told
 from opendino.app._shelf import sight
 from opendino.core.errors import BadImage, UserError
 from opendino.data import video
@@ -26,6 +26,8 @@ from opendino.models.load import Model
 from opendino.visualise._canvas import COLOURS
 
 NAME = "Follow"
+
+_MAX_LAYERS, _MAX_LAYER_BYTES = 8, 32 * 2**20
 
 _BRUSHES = COLOURS[1:5]
 """An object each."""
@@ -63,28 +65,30 @@ def build(desk: Desk, model: gr.Dropdown) -> None:
 
     def take(raw: Any) -> tuple[Any, Any, Any]:
         try:
-            file = _uploads.path(raw, desk.folder)
+            file = _uploads.path(raw, desk.uploads)
             if file is None:
                 return None, None, gr.update(visible=False)
             first = _uploads.film(file)
         except UserError as error:
             return None, None, refusal(error)
-        return file, first, gr.update(visible=False)
+        return (file, first.size), first, gr.update(visible=False)
 
     def follow(
         name: str | None,
-        file: Path | None,
+        film: tuple[Path, tuple[int, int]] | None,
         painted: Any,
         size: float,
         ask: gr.Request,
         progress: gr.Progress = gr.Progress(),  # noqa: B008 - so gradio knows that it is wanted
     ) -> tuple[str, str]:
-        if file is None:
+        if film is None:
             raise UserError("There is no film yet", "Put one in above")
-        labels = painted_labels(_layers(painted, desk.folder))
+        file, first = film
+        side = int(bounded(size, 64, 480))
+        labels = painted_labels(_layers(painted, desk.uploads), first)
         out = desk.temporary(".mp4")
         frames = itertools.islice(video.frames(file), _uploads.FILM_FRAMES)
-        drawn = followed(desk.model(name, session(ask)), frames, labels, int(size))
+        drawn = followed(desk.model(name, session(ask)), frames, labels, side)
         rate = video.rate(file) or Fraction(25)
         number = video.write(out, progress.tqdm(drawn, total=_uploads.FILM_FRAMES, unit="frames"), rate)
         objects = len(np.unique(labels[labels > 0]))
@@ -104,29 +108,44 @@ def build(desk: Desk, model: gr.Dropdown) -> None:
 
 
 def _layers(painted: Any, folder: Path) -> list[bytes]:
-    """The PNGs of what is painted that the browser has just uploaded, before gradio opens them."""
-    sent = painted.get("layers") if isinstance(painted, dict) else None
-    files = [_uploads.path(layer, folder) for layer in sent] if isinstance(sent, list) else []
-    return [file.read_bytes() for file in files if file]
-
-
-def painted_labels(layers: list[bytes]) -> np.ndarray:
-    """Which object is painted where, by the nearest colour of a brush: uint8 `[H W]`, 0 for none.
-
-    Args:
-        layers: PNGs of one size, transparent where nothing is painted.
+    """The PNGs of what is painted that the browser has just uploaded, before gradio opens them.
 
     Raises:
-        UserError: Nothing is painted anywhere.
+        UserError: There are too many, or a large one.
     """
-    labels = np.zeros((1, 1), np.uint8)
+    sent = painted.get("layers") if isinstance(painted, dict) else None
+    if not isinstance(sent, list):
+        return []
+    if len(sent) > _MAX_LAYERS:
+        raise UserError(f"{len(sent)} layers were painted", f"At most {_MAX_LAYERS} are taken")
+    files = [_uploads.path(layer, folder) for layer in sent]
+    return [_uploads.content(file, _MAX_LAYER_BYTES) for file in files if file]
+
+
+def painted_labels(layers: list[bytes], size: tuple[int, int]) -> np.ndarray:
+    """Which object is painted where, by the nearest color of a brush: uint8 `[H W]`, 0 for none.
+
+    Args:
+        layers: PNGs, transparent where nothing is painted.
+        size: Width and height of the frame that was painted on; a layer of more pixels is refused undecoded.
+
+    Raises:
+        UserError: Nothing is painted anywhere, or a layer is larger than the frame.
+    """
+    labels = np.zeros((size[1], size[0]), np.uint8)
     ways = 255 - _RGB  # from white, which transparency becomes; a soft rim lies on the way to its colour
     for layer in layers:
-        away = 255 - decode(layer, max_pixels=_uploads.MAX_PIXELS).astype(np.float32)
+        try:
+            pixels = decode(layer, max_pixels=size[0] * size[1])
+        except BadImage as error:
+            raise UserError(f"What is painted cannot be used: {error}", "Clear it and paint again") from None
+        away = 255 - pixels.astype(np.float32)
         along = away @ ways.T / np.linalg.norm(ways, axis=1)
         nearest = along.argmax(-1)
         painted = along.max(-1) > 0.5 * np.linalg.norm(ways, axis=1)[nearest]
-        labels = np.where(painted, nearest + 1, labels if labels.shape == painted.shape else 0).astype(np.uint8)
+        if painted.shape != labels.shape:
+            raise UserError("What is painted is not of the size of the frame", "Clear it and paint again")
+        labels = np.where(painted, nearest + 1, labels).astype(np.uint8)
     used = [number for number in np.unique(labels) if number]
     if not used:
         raise UserError("Nothing is painted yet", "Paint over what you want to follow on the first frame")
@@ -177,7 +196,7 @@ def coloured(image: Image.Image, labels: np.ndarray) -> np.ndarray:
 
 
 def _one_hot(labels: np.ndarray) -> Tensor:
-    return one_hot(torch.from_numpy(labels).long(), len(_BRUSHES) + 1).permute(2, 0, 1).float()
+    return (torch.from_numpy(labels) == torch.arange(len(_BRUSHES) + 1)[:, None, None]).float()
 
 
 def _soft(labels: np.ndarray, grid: tuple[int, int] | torch.Size) -> Tensor:

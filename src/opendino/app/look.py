@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from opendino.app._desk import NETWORK, Desk, session, told
+from opendino.app._desk import NETWORK, Desk, bounded, session, told
 from opendino.app._shelf import sight
 from opendino.visualise import attention, pca
 from opendino.visualise._canvas import Sheet
@@ -35,11 +35,11 @@ def build(desk: Desk, model: gr.Dropdown) -> None:
     ) -> tuple[Any, str]:
         if image is None:
             return None, ""
-        seen = sight(desk.model(name, session(ask)), image, int(size))
+        seen = sight(desk.model(name, session(ask)), image, int(bounded(size, 64, 480)))
         prepared = seen.prepare(image)
         if kind == "Attention":
             maps = seen.attention(prepared)
-            rows = attention.tiles(_large(prepared), maps, mass, name="picture")
+            rows = attention.tiles(_large(prepared), maps, bounded(mass, 0.1, 1), name="picture")
             return (
                 Sheet(rows).image(),
                 f"{seen.quantity[:1].upper()}{seen.quantity[1:]}, dark to bright; below, the patches that hold most.",

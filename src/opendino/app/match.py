@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from opendino.app._desk import NETWORK, Desk, session, told
+from opendino.app._desk import NETWORK, Desk, bounded, session, told
 from opendino.app._shelf import sight
 from opendino.core.errors import UserError
 from opendino.visualise import correspondence
@@ -40,7 +40,7 @@ def build(desk: Desk, model: gr.Dropdown) -> None:
         if not (0 <= at[0] < one.width and 0 <= at[1] < one.height):
             raise UserError("That point lies beside the picture")
         network, pair = desk.model(name, session(ask)), (one, two)
-        sights = [sight(network, image, int(size)) for image in pair]
+        sights = [sight(network, image, int(bounded(size, 64, 480))) for image in pair]
         if not sights[0].any_size:
             raise UserError(
                 f"{network.backbone.name} takes images of one size only", "Choose a ViT of ours, or a ResNet"
@@ -56,7 +56,7 @@ def build(desk: Desk, model: gr.Dropdown) -> None:
         return Sheet([tiles]).image(), f"Cosine similarity of the best match: {similarity.max():.2f}"
 
     first.change(lambda: None, None, point, api_visibility="private")
-    first_shown.select(_clicked, None, point, api_visibility="private")
+    first_shown.select(told(_clicked), None, point, api_visibility="private")
     gr.on(
         [point.change, second.change, model.change, size.change],
         told(match),
@@ -69,4 +69,7 @@ def build(desk: Desk, model: gr.Dropdown) -> None:
 
 
 def _clicked(where: gr.SelectData) -> tuple[float, float]:
-    return float(where.index[0]), float(where.index[1])
+    if not isinstance(where.index, list | tuple) or len(where.index) != 2:
+        raise UserError("That is no point of the picture")
+    x, y = (bounded(each, 0, 10**6) for each in where.index)
+    return x, y

@@ -16,22 +16,19 @@ import gradio as gr
 import torch
 from gradio import themes
 from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from opendino.app import _uploads, curves, follow, look, match, search, temperature, train
 from opendino.app._desk import Desk, session
+from opendino.app._guard import Guard
 from opendino.app._places import Places
 from opendino.app._shelf import Shelf
+from opendino.app._upload_store import UploadStore
 from opendino.app._workshop import Workshop
 from opendino.core.errors import UserError
 
 TABS = (curves, look, match, follow, search, temperature, train)
-_LOCAL = ("127.0.0.1", "localhost", "::1")
-_FENCE = (
-    "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'none'; form-action 'self'",
-    "no-referrer",
-)
+_SESSIONS = 50
+"""Whose pictures are kept in memory, a few MB each; of more, those that came first are forgotten."""
 
 
 @contextmanager
@@ -63,17 +60,16 @@ def serve(
     places, folder = Places(names), Path(tempfile.mkdtemp(prefix="opendino-"))
     os.environ["GRADIO_TEMP_DIR"] = str(folder)
     workshop = Workshop(out or folder / "runs", keep=out is not None, most=trainings)
-    fence = [Middleware(_Fence)]
-    if host in _LOCAL:  # no page from elsewhere may reach this one under a name of its own
-        fence.append(Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"]))
-    page = build(Desk(places, Shelf(device), workshop, folder))
+    desk = Desk(places, Shelf(device, places.images), workshop, folder)
+    guard, page = Middleware(Guard, host=host, store=UploadStore(desk.uploads)), build(desk)
     try:
         try:
             _, address, _ = page.queue(max_size=100, default_concurrency_limit=8).launch(
                 server_name=host,
                 server_port=port or _free(host),
                 max_file_size=_uploads.MAX_BYTES,
-                app_kwargs={"middleware": fence},
+                app_kwargs={"middleware": [guard]},
+                state_session_capacity=_SESSIONS,
                 theme=_theme(),
                 css=_STYLE,
                 footer_links=[],
@@ -116,26 +112,6 @@ def build(desk: Desk) -> gr.Blocks:
         page.load(arrived, None, model, api_visibility="private", show_progress="hidden")
         page.unload(left)
     return page
-
-
-class _Fence:
-    """Tells browsers to load nothing from anywhere else, and to be framed by nobody."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def fenced(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                policy, referrer = (text.encode() for text in _FENCE)
-                message["headers"] += [
-                    (b"content-security-policy", policy),
-                    (b"referrer-policy", referrer),
-                    (b"x-content-type-options", b"nosniff"),
-                ]
-            await send(message)
-
-        await self._app(scope, receive, fenced if scope["type"] == "http" else send)
 
 
 def _free(host: str) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from opendino.app._desk import NETWORK, Desk, session, told
+from opendino.app._desk import NETWORK, Desk, bounded, session, told
 from opendino.core.errors import UserError
 from opendino.models.load import Model
 from opendino.search.table import Table
@@ -40,11 +40,12 @@ def build(desk: Desk, model: gr.Dropdown) -> None:
             raise UserError("There is no table", "Start with: opendino app RUN photos.parquet")
         shown = desk.shelf.table(tables[name])
         network = _maker(desk, shown.table, [chosen, *desk.models(session(ask))], session(ask))
-        nearest = shown.table.nearest(network.embed(image).float().cpu(), int(k))
+        nearest = shown.table.nearest(network.embed(image).float().cpu(), int(bounded(k, 1, 60)))
         hits = list(zip(nearest.keys[0], nearest.scores[0], strict=True))
         images = [(shown.thumbnail(key), f"{score:.2f} · {key}") for key, score in hits]
         how = "all compared" if nearest.exact else "by an index"
-        return images, f"{len(hits)} of {len(shown.table):,} images, {how}."
+        unseen = " Their pictures are shown if the page is started with them: `opendino app RUN TABLE IMAGES`."
+        return images, f"{len(hits)} of {len(shown.table):,} images, {how}.{unseen * (shown.images is None)}"
 
     gr.on(
         [picture.change, table.change, number.change],

@@ -8,7 +8,7 @@ from html import escape
 import gradio as gr
 from torch import Tensor
 
-from opendino.app._desk import Desk, told
+from opendino.app._desk import Desk, bounded, told
 from opendino.losses import entropy
 from opendino.visualise import temperature
 from opendino.visualise._canvas import COLOURS
@@ -58,6 +58,9 @@ def draw(teacher: float, student: float, centring: float, lead: float, prototype
         prototypes: K.
         seed: Of the logits.
     """
+    teacher, student = bounded(teacher, 0.01, 1), bounded(student, 0.01, 1)
+    centring, lead = bounded(centring, 0, 1), bounded(lead, 0, 1)
+    prototypes, seed = bounded(prototypes, 8, 96), bounded(seed, 0, 50)
     logits = temperature.example(int(prototypes), int(seed), lead=lead)
     mean = logits.mean(0)
     raw, centred = logits[0], logits[0] - centring * mean

@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from opendino.app import _uploads
-from opendino.app._desk import Desk, session, told
+from opendino.app._desk import Desk, bounded, session, told
 from opendino.app._workshop import Training
 from opendino.core import metrics
 from opendino.core.errors import UserError
@@ -50,12 +50,12 @@ def build(desk: Desk, model: gr.Dropdown) -> None:
     buttons = [start, stop, timer]
 
     def begin(images: str, raw: Any, network: str, steps: float, ask: gr.Request) -> tuple[Any, ...]:
-        if images not in (*_DRAWN, _MINE) or network not in _NETWORKS or not 1 <= steps <= 800:
+        if images not in (*_DRAWN, _MINE) or network not in [*_NETWORKS]:
             raise UserError("That cannot be chosen")
         flags = ["--backbone", _NETWORKS[network], "--workers", "0", "--eval-every", "25%", "--eval-images", "1000"]
         flags += ["--report", "False"]
         if images == _MINE:
-            data = _uploads.path(raw, desk.folder)
+            data = _uploads.path(raw, desk.uploads)
             if data is None:
                 raise UserError("There is no .zip yet", "Put one in above")
             number = _uploads.archive(data)
@@ -63,7 +63,7 @@ def build(desk: Desk, model: gr.Dropdown) -> None:
         else:
             data = _DRAWN[images]
             flags += ["--val", f"{data.replace('n=2000', 'n=500')}&split=val"]
-        desk.workshop.start(session(ask), data, int(steps), flags)
+        desk.workshop.start(session(ask), data, int(bounded(steps, 1, 800)), flags)
         return "<p>Starting …</p>", *_buttons(running=True)
 
     def show(ask: gr.Request) -> tuple[Any, ...]:

@@ -22,7 +22,7 @@ class Config:
 
     names: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="NAME")] = ()
     """Run folders, model folders, tables (.parquet, .lance), timm:NAME, or folders that hold such; runs/ by default.
-    The page opens nothing else."""
+    The page opens nothing else; to see the images of a table, name their folder or archive too."""
     host: str = "127.0.0.1"
     """Address to listen at. Any but this machine's own lets others use the page, without a password."""
     port: int = 7860

@@ -29,7 +29,7 @@ def run(args: list[str]) -> Outcome | None:
 
 def _rows(folder: Path) -> list[dict[str, Any]]:
     try:
-        return metrics.rows(folder / "metrics.jsonl")
+        return metrics.sampled(folder / "metrics.jsonl")
     except OSError:
         raise UserError(
             f"'{folder}' is no run folder: it has no metrics.jsonl", "Start one with: opendino train DATA"

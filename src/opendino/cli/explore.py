@@ -32,8 +32,11 @@ def run(args: list[str]) -> Outcome | None:
     from opendino.app.explore import explore
 
     config = _flags.parse(Config, args, "opendino explore", "A map of embedded images, by embedding-atlas.")
+    from opendino.engine.interrupt import Interrupt
+
     try:
-        code = explore(config.table, config.host, config.port)
+        with Interrupt():
+            code = explore(config.table, config.host, config.port)
     except KeyboardInterrupt:
         return None
     if code:

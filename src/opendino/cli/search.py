@@ -15,6 +15,7 @@ from opendino.core import dist
 from opendino.core.contracts import Source
 from opendino.core.errors import BadImage, UsageError, UserError
 from opendino.data.decode import decode
+from opendino.data.files import exists
 from opendino.data.open import open_source
 from opendino.models.load import load
 from opendino.search.open import open_table
@@ -85,6 +86,8 @@ def _tiles(searches: list[dict], data: str) -> list[list[Tile | None]]:
     """A row for each query: it, and what was found."""
     wanted = {hit["path"] for search in searches for hit in search["results"]}
     try:
+        if not exists(data) and not data.startswith("toy:"):  # nothing is fetched because a table names it
+            raise UserError(f"The images are no longer at {data}")
         source = open_source(data)
         place = {key: index for index in range(len(source)) if (key := source.key(index)) in wanted}
     except UserError:  # the images have been moved away; the sheet says so tile by tile

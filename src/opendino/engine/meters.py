@@ -9,6 +9,8 @@ import json
 import math
 import os
 import threading
+from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +35,12 @@ class Meters:
         from torch.utils.tensorboard import SummaryWriter  # costs a second, so only when a run starts
 
         path = folder / "metrics.jsonl"
-        kept = _rows_until(path, step) if path.exists() else []
-        files.write(path, "".join(line + "\n" for line in kept))
-        self.recent = [json.loads(line) for line in kept[-200:]]
+        recent = deque[str](maxlen=200)
+        with files.replacing(path) as partial, open(partial, "w", encoding="utf-8") as kept:
+            for line in _rows_until(path, step) if path.exists() else ():
+                kept.write(line + "\n")
+                recent.append(line)
+        self.recent = [json.loads(line) for line in recent]
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115, lives as long as the run
         # TensorBoard's thread hands an error to the next caller; that it also prints it is once too often.
         self._hook, threading.excepthook = threading.excepthook, self._unless_told
@@ -108,13 +113,12 @@ def _flat(row: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:
     return pairs
 
 
-def _rows_until(path: Path, step: int) -> list[str]:
+def _rows_until(path: Path, step: int) -> Iterator[str]:
     """The whole lines up to a step; a line torn by a crash is not JSON and goes."""
-    kept = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except (ValueError, KeyError, TypeError):
-            continue
-    return kept
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for line in file:
+            try:
+                if json.loads(line)["step"] <= step:
+                    yield line.rstrip("\n")
+            except (ValueError, KeyError, TypeError):
+                continue

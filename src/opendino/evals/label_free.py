@@ -270,7 +270,7 @@ def _measure(model: Model, source: Source, indices: list[int], config: Config) -
 def _knn_of(path: Path, network: str) -> dict[int, float]:
     """Step → k-NN in percent, from a run's measurements."""
     found = {}
-    for row in metrics.rows(path) if path.is_file() else ():
+    for row in metrics.sampled(path) if path.is_file() else ():
         knn = row.get("knn")
         if isinstance(knn, dict) and isinstance(knn.get(network), int | float):
             found[row["step"]] = float(knn[network])

@@ -187,6 +187,9 @@ def square(image: Image.Image | None, side_px: int) -> Image.Image:
     """The whole image in the middle of a white square; a grey one where there is none to show."""
     if image is None:
         return Image.new("RGB", (side_px, side_px), "#dddddd")
+    scale = side_px / max(image.size)
+    if min(image.size) * scale < 1:  # a hair-thin image would have no pixel left
+        image = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
     return ImageOps.pad(image, (side_px, side_px), Image.Resampling.BICUBIC, "white")
 
 

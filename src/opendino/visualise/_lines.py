@@ -18,6 +18,14 @@ _MOST = 400
 """Stretches of a line that each show their extremes: about as many as there are pixels."""
 
 Line = tuple[ArrayLike, ArrayLike]
+Style = tuple[str, str]
+"""A color, and the dashes of a line as an attribute, or nothing."""
+_DASHES = ("", ' stroke-dasharray="7 3"', ' stroke-dasharray="2 3"')  # beyond eight colors
+
+
+def style(number: int) -> Style:
+    """The style of the n-th of many lines."""
+    return COLOURS[number % len(COLOURS)], _DASHES[number // len(COLOURS) % len(_DASHES)]
 
 
 def plot(
@@ -25,6 +33,7 @@ def plot(
     lines: Mapping[str, Line],
     level: tuple[float, str] | None = None,
     bands: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]] | None = None,
+    styles: Mapping[str, Style] | None = None,
 ) -> str:
     """One set of axes.
 
@@ -33,8 +42,9 @@ def plot(
         lines: Name → (steps, values); what is not finite is left out. At least one value in all.
         level: A dashed line across, and its name.
         bands: Name of a line → (steps, smallest, largest), drawn pale behind it.
+        styles: Name of a line → its color and dashes; by default by its place in `lines`.
     """
-    bands = bands or {}
+    bands, styles = bands or {}, styles or {name: style(number) for number, name in enumerate(lines)}
     shown = {name: _thinned(*line) for name, line in lines.items()}
     xs = np.concatenate([x for x, _ in shown.values()])
     ys = np.concatenate([y for _, y in shown.values()] + ([np.array([level[0]])] if level else []))
@@ -67,15 +77,15 @@ def plot(
             f'<text x="{_WIDTH - _RIGHT}" y="{up(level[0]) - 4:.1f}" text-anchor="end">{escape(level[1])}</text>'
         )
     place = float(_LEFT)
-    for number, (name, (x, y)) in enumerate(shown.items()):
-        tint = COLOURS[number % len(COLOURS)]
+    for name, (x, y) in shown.items():
+        tint, dashes = styles[name]
         if name in bands:
             steps, low, high = (edge.tolist() for edge in bands[name])
             rim = [*zip(steps, high, strict=True), *zip(steps[::-1], low[::-1], strict=True)]
             points = " ".join(f"{across(a):.1f},{up(b):.1f}" for a, b in rim)
             parts.append(f'<polygon points="{points}" fill="{tint}" fill-opacity="0.2"/>')
         points = " ".join(f"{across(a):.1f},{up(b):.1f}" for a, b in zip(x.tolist(), y.tolist(), strict=True))
-        parts.append(f'<polyline points="{points}" fill="none" stroke="{tint}" stroke-width="1.6"/>')
+        parts.append(f'<polyline points="{points}" fill="none" stroke="{tint}" stroke-width="1.6"{dashes}/>')
         if len(x) == 1:
             parts.append(f'<circle cx="{across(float(x[0])):.1f}" cy="{up(float(y[0])):.1f}" r="2.5" fill="{tint}"/>')
         parts.append(f'<text x="{place:.0f}" y="32" fill="{tint}">{escape(name)}</text>')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -11,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from opendino.core.contracts import Source
-from opendino.core.errors import UsageError, UserError
+from opendino.core.errors import BadImage, UsageError, UserError
 from opendino.data.decode import decode
 from opendino.data.files import printable
 from opendino.features.stream import Bad, ahead
@@ -21,6 +22,9 @@ from opendino.models.load import Model
 from opendino.models.patches import normalise, patch_px
 
 T = TypeVar("T")
+_MAX_ELONGATION = 16
+"""An image that is longer for its width would become millions of patches once its shorter side is large enough."""
+_NAME_BYTES = 150
 
 
 class Sight:
@@ -47,7 +51,16 @@ class Sight:
         self.any_size, self._size_px = side_step(model) is not None, size_px
 
     def prepare(self, image: Image.Image) -> Image.Image:
-        """An RGB image at the size the network will see it."""
+        """An RGB image at the size the network will see it.
+
+        Raises:
+            BadImage: It is too thin.
+        """
+        if max(image.size) > _MAX_ELONGATION * min(image.size):
+            raise BadImage(
+                f"{image.width} × {image.height} pixels: more than {_MAX_ELONGATION} times as long as wide, "
+                "too thin to be shown"
+            )
         resampling = Image.Resampling[self.model.preprocessing["interpolation"].upper()]
         short = self._size_px if self.any_size else self.model.preprocessing["image_px"]
         step = self.patch_px if self.any_size else 1
@@ -125,6 +138,7 @@ def write_each(found: Iterator[tuple[str, T]], folder: Path, save: Callable[[T, 
     paths: list[str] = []
     for key, picture in found:
         plain = key.lstrip("/").replace("/", "_").replace("..", "_")
+        plain = os.fsdecode(os.fsencode(plain)[-_NAME_BYTES:])  # keys can be longer than names of files
         path = folder / f"{Path(plain).stem}.png"
         if str(path) in paths:  # the same name with another ending, or in another folder
             path = folder / f"{len(paths):06d}_{plain}.png"

@@ -72,7 +72,10 @@ def show(config: Config) -> Report:
         name = sight.model.backbone.name
         raise UserError(f"{name} takes images of one size only", "Choose a ViT of ours, or a ResNet")
     began = time.monotonic()
-    seen = sight.prepare(first), sight.prepare(second)
+    try:
+        seen = sight.prepare(first), sight.prepare(second)
+    except BadImage as error:
+        raise UserError(f"'{config.first}' and '{config.second}' cannot be compared: {error}") from None
     features = [sight.patches(image) for image in seen]
     place = _patch(at, first.size, features[0])
     similarity = similarities(features[0][place], features[1])

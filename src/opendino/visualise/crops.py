@@ -162,20 +162,21 @@ def choices(batch: Batch, place: int) -> list[dict[str, Any]]:
 
 
 def boxed(image: Image.Image, boxes: list[tuple[str, list[int]]]) -> Image.Image:
-    """The image at the width of a tile with a numbered box a view, a colour a group.
+    """The image at the width of a tile, or twice its height, with a numbered box a view, a colour a group.
 
     Args:
         image: RGB.
         boxes: Name of the group, and (top, left, height, width) in pixels of the image.
     """
-    scale = _TILE_PX / image.width
-    image = image.resize((_TILE_PX, max(1, round(image.height * scale))), Image.Resampling.BICUBIC)
+    scale = min(_TILE_PX / image.width, 2 * _TILE_PX / image.height)
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    image = image.resize(size, Image.Resampling.BICUBIC)
     pen, font = ImageDraw.Draw(image), ImageFont.load_default(_TILE_PX // 14)
     groups = list(dict.fromkeys(name for name, _ in boxes))
     for n, (name, (top, left, height, width)) in enumerate(boxes):
         tint = COLOURS[groups.index(name) % len(COLOURS)]
         corners = [x * scale for x in (left, top, left + width, top + height)]
-        corners[2:] = [corner - 1 for corner in corners[2:]]
+        corners[2:] = [max(end - 1, start) for start, end in zip(corners[:2], corners[2:], strict=True)]
         pen.rectangle(corners, outline=tint, width=3)
         at = corners[0] + 4, corners[1] + 4
         pen.rectangle(pen.textbbox(at, str(n), font), fill=tint)

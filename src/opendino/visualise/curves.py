@@ -26,7 +26,7 @@ from opendino.visualise._canvas import COLOURS
 
 _STROKES = ("-", "--", ":")  # beyond eight colours
 _COLUMNS = 3
-_BUCKETS = 500
+BUCKETS = 500
 
 Curve = tuple[ArrayLike, ArrayLike]
 """Steps and values, `[T]` each."""
@@ -48,8 +48,6 @@ PANELS = {
     "images_per_second": ("Throughput", "images/s"),
     "data_wait": ("Waiting for images", "share of time"),
 }
-
-_SCHEDULES = ("lr", "weight_decay", "momentum", "teacher_temp")
 
 
 @dataclass(frozen=True)
@@ -96,18 +94,19 @@ def show(config: Config) -> Report:
     if not panels:
         raise UserError(f"{', '.join(config.runs)} has not measured anything yet", "Wait for its first steps")
     draw(panels, path)
-    last = {name: {key: float(values[-1]) for key, (_, values) in columns.items()} for name, columns in runs.items()}
-    steps = {name: int(max(each[-1] for each, _ in columns.values())) for name, columns in runs.items()}
+    last = {name: {key: float(each.values[-1]) for key, each in columns.items()} for name, columns in runs.items()}
+    steps = {name: int(max(each.steps[-1] for each in columns.values())) for name, columns in runs.items()}
     lines = [f"{name}: {steps[name]:,} steps, loss {last[name].get('loss', math.nan):.3f}" for name in runs]
     fields = {"paths": [str(path)], "steps": steps, "last": last, "panels": [panel.title for panel in panels]}
     return Report("\n".join([*lines, f"→ {path}"]), fields | {"seconds": time.monotonic() - began})
 
 
-def of_runs(runs: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]]) -> list[Panel]:
+def of_runs(runs: Mapping[str, Mapping[str, Sequence[np.ndarray]]]) -> list[Panel]:
     """Panels for the columns that at least one run has.
 
     Args:
-        runs: Name → column, as in `PANELS`, those of "knn" and "accuracy" as "knn.teacher" → (steps, values). One run
+        runs: Name → column, as in `PANELS`, those of "knn" and "accuracy" as "knn.teacher" → (steps, values), or a
+            `metrics.Column`. One run
             shows all its networks and baselines; several meet by the network to use, the first.
     """
     panels = []
@@ -118,7 +117,8 @@ def of_runs(runs: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]]) -> 
             keys = [key for key in columns if key.partition(".")[0] == column]
             for key in keys if len(runs) == 1 else keys[:1]:
                 name = key.partition(".")[2] if len(runs) == 1 else run
-                steps, low, mean, high = thinned(*columns[key], _BUCKETS)
+                steps, values, *extremes = columns[key]
+                steps, low, mean, high = thinned(steps, values, BUCKETS, extremes)
                 curves[name or run] = [(steps, mean)]
                 if (high > low).any():
                     bands[name or run] = steps, low, high
@@ -127,7 +127,9 @@ def of_runs(runs: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]]) -> 
     return panels
 
 
-def thinned(steps: np.ndarray, values: np.ndarray, buckets: int) -> tuple[np.ndarray, ...]:
+def thinned(
+    steps: np.ndarray, values: np.ndarray, buckets: int, extremes: Sequence[np.ndarray] = ()
+) -> tuple[np.ndarray, ...]:
     """At most so many stretches of equal numbers of values: middle step, smallest, mean and largest value of each.
 
     Nothing but the mean is smoothed: the extremes of the whole are among those of the stretches.
@@ -136,6 +138,7 @@ def thinned(steps: np.ndarray, values: np.ndarray, buckets: int) -> tuple[np.nda
         steps: `[T]`, ascending.
         values: float64 `[T]`.
         buckets: Above 0.
+        extremes: The smallest and the largest value behind each, where values are means; `[T]` each.
 
     Returns:
         Four of `[min(T, buckets)]`.
@@ -143,7 +146,8 @@ def thinned(steps: np.ndarray, values: np.ndarray, buckets: int) -> tuple[np.nda
     edges = np.unique(np.linspace(0, len(values), min(buckets, len(values)) + 1).astype(int))
     starts, counts = edges[:-1], np.diff(edges)
     middle = steps[(starts + edges[1:] - 1) // 2]
-    low, high = np.minimum.reduceat(values, starts), np.maximum.reduceat(values, starts)
+    lows, highs = extremes or (values, values)
+    low, high = np.minimum.reduceat(lows, starts), np.maximum.reduceat(highs, starts)
     return middle, low, np.add.reduceat(values, starts) / counts, high
 
 
@@ -203,9 +207,9 @@ def _named(runs: Sequence[str]) -> dict[str, Path]:
     raise AssertionError  # whole paths differ
 
 
-def _columns(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def _columns(folder: Path) -> dict[str, metrics.Column]:
     try:
-        return metrics.columns(folder / "metrics.jsonl", list(PANELS), smooth=_SCHEDULES)
+        return metrics.columns(folder / "metrics.jsonl", list(PANELS))
     except OSError:
         raise UserError(
             f"'{folder}' is no run folder: it has no metrics.jsonl", "Start one with: opendino train DATA"

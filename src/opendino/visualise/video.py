@@ -126,10 +126,14 @@ def pairs(
 def _seen(film: Path, sight: Sight, bad: Bad) -> Iterator[tuple[str, Image.Image]]:
     """The frames that can be read, prepared."""
     for name, pixels in video.frames(film):
-        if isinstance(pixels, BadImage):
-            bad.append((name, str(pixels)))
+        try:
+            if isinstance(pixels, BadImage):
+                raise pixels
+            prepared = sight.prepare(Image.fromarray(pixels))
+        except BadImage as error:
+            bad.append((name, str(error)))
         else:
-            yield name, sight.prepare(Image.fromarray(pixels))
+            yield name, prepared
 
 
 def _evenly(items: Iterator[tuple[str, Image.Image]], most: int) -> list[tuple[str, Image.Image]]:
