@@ -20,14 +20,14 @@ _NO_CLASS_NAMES = frozenset(
     {"", "index", "unnamed0", "split", "subset", "fold", "width", "height", "size", "channels", "md5", "sha256", "url"}
 )
 _LOOKED_AT = 100  # rows
-_TRUTH = {"": 0, "0": 0, "0.0": 0, "1": 1, "1.0": 1}
+_ONE_HOT = frozenset({"", "0", "0.0", "1", "1.0"})
 
 
 class _Columns(NamedTuple):
-    """The column of the images, and of the classes: none, one, or one of zeros and ones for each class."""
+    """The column of the images, and that of the classes where there is one."""
 
     image: int
-    classes: list[int]
+    label: int | None
 
 
 def read_list(path: str, is_known: Callable[[str], bool] = lambda _: False, classes: bool = True) -> dict[str, str]:
@@ -67,7 +67,7 @@ def read_list(path: str, is_known: Callable[[str], bool] = lambda _: False, clas
         ) from None
     if header and len(header) > 1:
         log.say(f"{printable(path)}: {_said(header, columns)}")
-    return _named(path, rows, columns, header)
+    return _named(path, rows, columns)
 
 
 def _rows(path: str, is_csv: bool, is_known: Callable[[str], bool]) -> list[list[str]]:
@@ -115,17 +115,14 @@ def _by_header(
         raise ValueError(f"{_which(header, places)} may name the images")
     rest = [place for place in range(len(header)) if place != places[0]]
     if not classes:
-        return _Columns(places[0], [])
+        return _Columns(places[0], None)
     named = [place for place in rest if plain[place] in _CLASS_NAMES]
     left = named or [place for place in rest if plain[place] not in _NO_CLASS_NAMES]
-    if len(left) > 1 and not named and all(row[place] in _TRUTH for row in rows for place in left):
-        several = next((row for row in rows if sum(_TRUTH[row[place]] for place in left) > 1), None)
-        if several:
-            raise ValueError(f"{several[places[0]]} has several classes, of which an image can have one")
-        return _Columns(places[0], left)
+    if len(left) > 1 and not named and all(row[place] in _ONE_HOT for row in rows for place in left):
+        raise ValueError(f"{_which(header, left)} may each be a class; one-hot columns are not read as classes")
     if len(left) > 1:
         raise ValueError(f"{_which(header, left)} may name the classes")
-    return _Columns(places[0], left)
+    return _Columns(places[0], left[0] if left else None)
 
 
 def _by_place(rows: list[list[str]], names_image: Callable[[str], bool], classes: bool) -> _Columns:
@@ -138,7 +135,7 @@ def _by_place(rows: list[list[str]], names_image: Callable[[str], bool], classes
     rest = [place for place in range(len(rows[0])) if place != image]
     if classes and len(rest) > 1:
         raise ValueError(f"its {len(rows[0])} columns have no header that says which names the classes")
-    return _Columns(image, rest if classes else [])
+    return _Columns(image, rest[0] if classes and rest else None)
 
 
 def _which(header: Sequence[str], places: Sequence[int]) -> str:
@@ -149,26 +146,19 @@ def _which(header: Sequence[str], places: Sequence[int]) -> str:
 
 def _said(header: Sequence[str], columns: _Columns) -> str:
     """Which columns were taken."""
-    unused = [name for place, name in enumerate(header) if place not in (columns.image, *columns.classes)]
-    if len(columns.classes) > 1:
-        classes = f"classes are its {len(columns.classes)} columns of zeros and ones"
-    else:
-        classes = f"classes in '{printable(header[columns.classes[0]])}'" if columns.classes else "no classes"
+    unused = [name for place, name in enumerate(header) if place not in columns]
+    classes = "no classes" if columns.label is None else f"classes in '{printable(header[columns.label])}'"
     ignored = f"; not used: {printable(', '.join(unused[:8]))}{', …' if len(unused) > 8 else ''}" if unused else ""
     return f"images in column '{printable(header[columns.image])}', {classes}{ignored}"
 
 
-def _named(path: str, rows: list[list[str]], columns: _Columns, header: Sequence[str] | None) -> dict[str, str]:
+def _named(path: str, rows: list[list[str]], columns: _Columns) -> dict[str, str]:
     """The list itself."""
     found: dict[str, str] = {}
     disputed: dict[str, None] = {}
     for row in rows:
         image = row[columns.image]
-        if len(columns.classes) > 1:
-            assert header
-            name = next((header[place] for place in columns.classes if _TRUTH[row[place]]), "")
-        else:
-            name = row[columns.classes[0]] if columns.classes else ""
+        name = "" if columns.label is None else row[columns.label]
         if image and found.setdefault(image, printable(name)) != printable(name):
             disputed[image] = None
     if disputed:
