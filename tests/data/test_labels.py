@@ -100,7 +100,6 @@ def test_a_row_without_its_image_is_counted_and_passed_over(tmp_path: Path, caps
     [
         "lesion_id,image_id,dx,dx_type,age\nl1,1,mel,histo,80\nl2,2,nv,histo,\n",
         "filename,split,label\nx/1.png,train,mel\nx/2.png,val,nv\n",
-        ",image,nv,mel\n0,1.png,0.0,1.0\n1,2.png,1.0,0.0\n",
         "picture;kind\n1.png;mel\n2.png;nv\n",
         "mel,1.png\nnv,2.png\n",
     ],

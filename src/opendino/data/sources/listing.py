@@ -2,8 +2,8 @@
 
 Paths are absolute or relative to the list's own folder. Blank lines and lines that begin with `#` are skipped, a path
 that is listed twice counts once. A `.csv` has one or two columns, or a header that says which column names the images
-(path, file, filename, image, image_id, …) and which the classes (label, class, category, target, …), or a column of
-zeros and ones for each class. Names without a suffix are those of files with one.
+(path, file, filename, image, image_id, …) and which the classes (label, class, category, target, …). Names without a
+suffix are those of files with one.
 """
 
 from __future__ import annotations
