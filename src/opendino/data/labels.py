@@ -42,6 +42,10 @@ class Relabelled(Source):
         """The source's."""
         return self._source.read(index)
 
+    def checksum(self, index: int) -> int:
+        """The source's."""
+        return self._source.checksum(index)
+
     def soon(self, indices: np.ndarray) -> None:
         """The source's."""
         self._source.soon(indices)

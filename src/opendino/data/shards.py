@@ -214,6 +214,10 @@ class Shards:
             raise BadImage("the shard ends within this image")
         return data
 
+    def checksum(self, place: int) -> int:
+        """The size of the image's file, from the index: for more a shard might have to be fetched."""
+        return int(self._sizes[place])
+
     def soon(self, places: np.ndarray) -> None:
         """A hint that these images will be asked for."""
         shards = np.unique(np.searchsorted(self._starts, places, "right") - 1)

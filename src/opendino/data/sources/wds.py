@@ -66,6 +66,10 @@ class WdsSource(Source):
         """
         return self._shards.read(index)
 
+    def checksum(self, index: int) -> int:
+        """See `Shards.checksum`."""
+        return self._shards.checksum(index)
+
     def soon(self, indices: np.ndarray) -> None:
         """Fetch the shards of these images in the background."""
         self._shards.soon(indices)
