@@ -94,7 +94,7 @@ def relabel(source: Source, labels: str, seed: int) -> Source:
 
 
 def _from_list(source: Source, path: str) -> Relabelled:
-    """Labels by key; where a path is not a key, by the name of the file if only one image has it."""
+    """Labels by key, with or without the folders that DATA lies in; else by the file's name if one image has it."""
     named = {image: name for image, name in read_list(path).items() if name}
     if not named:
         raise UserError(f"{path} names no classes", "Write lines of path,class")
@@ -106,7 +106,9 @@ def _from_list(source: Source, path: str) -> Relabelled:
     strangers = []
     for image, name in named.items():
         same_file = files.get(image.replace("\\", "/").rpartition("/")[2], [])
-        index = keys.get(image, same_file[0] if len(same_file) == 1 else None)
+        index = _by_key(keys, image)
+        if index is None and len(same_file) == 1:
+            index = same_file[0]
         if index is None:
             strangers.append(image)
         else:
@@ -123,3 +125,11 @@ def _from_list(source: Source, path: str) -> Relabelled:
     for index, name in found.items():
         labels[index] = number[name]
     return Relabelled(source, classes, labels)
+
+
+def _by_key(keys: dict[str, int], path: str) -> int | None:
+    """The image of a path as written; of an absolute one such as `/data/photos/cats/1.png` also `cats/1.png`."""
+    shown = printable(path)
+    while path.startswith("/") and shown not in keys and "/" in shown.partition("/")[2]:
+        shown = shown.partition("/")[2]
+    return keys.get(shown)

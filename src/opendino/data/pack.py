@@ -26,6 +26,7 @@ from opendino.core.contracts import Source
 from opendino.core.errors import BadImage, UserError
 from opendino.data import index
 from opendino.data.decode import decode
+from opendino.data.files import cell
 from opendino.data.order import visits
 from opendino.data.shards import note, restored, scan
 
@@ -109,8 +110,9 @@ def pack(source: Source, plan: Plan, out: Path, workers: int | None = None) -> P
             log.say(f"{place:,} of {len(order):,} images in {len(done)} shards")
     bad = sorted((key, reason) for each in done for key, reason in each["bad"])
     if bad:
+        listed = ((cell(key), cell(reason)) for key, reason in bad)
         text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows([("file", "reason"), *bad])
+        csv.writer(text, lineterminator="\n").writerows([("file", "reason"), *listed])
         files.write(out / "bad_files.csv", text.getvalue())
     images = sum(each["images"] for each in done)
     if not images:

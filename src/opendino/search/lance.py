@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
@@ -132,8 +131,9 @@ def update(
     """
     database, short = _connect(name)
     pa = schema.pyarrow()
-    origin = {**origin, "data": _placed(origin["data"])}
-    origin.pop("images", None)  # a table grows, and what it says of itself cannot
+    origin = {
+        name: value for name, value in origin.items() if name != "images"
+    }  # a table grows, and what it says of itself cannot
     plain = schema.arrow(model.backbone.embed_dim, embed.grid(model) if patches else None, origin)
     full = plain.append(pa.field("digest", pa.binary(16)))
     table = None
@@ -280,11 +280,6 @@ def _check_same(old: LanceTable, origin: Mapping[str, Any], plain: pa.Schema) ->
             f"{old.name} was made {'without' if old.about['grid'] is None else 'with'} patches",
             "Give the same --patches as before, or another --out",
         )
-
-
-def _placed(data: str) -> str:
-    """DATA so that it means the same from any folder."""
-    return str(Path(data).expanduser().absolute()) if exists(str(Path(data).expanduser())) else data
 
 
 def _commit(database: Any, short: str, table: Any, batches: Sequence[pa.RecordBatch]) -> Any:

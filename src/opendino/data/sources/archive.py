@@ -45,8 +45,9 @@ class ArchiveSource(Source):
         self._names = [name for name, _, _ in members.values()]
         self._spans = np.array([span for _, *span in members.values()], np.int64)  # offset (tar only) and size
         self._shared = len(_shared_folder(self._keys))
-        self._level, self.classes = class_level(key[self._shared :] for key in self._keys)
-        self._label = {name: label for label, name in enumerate(self.classes)}
+        self._level, classes = class_level(key[self._shared :] for key in self._keys)
+        self.classes = tuple(map(printable, classes))
+        self._label = {name: label for label, name in enumerate(classes)}
 
     def __len__(self) -> int:
         return len(self._names)

@@ -54,8 +54,9 @@ class FolderSource(Source):
 
     def __init__(self, root: str) -> None:
         self.root = root
-        self._paths, self._level, self.classes = _listed(root)
-        self._label = {name: label for label, name in enumerate(self.classes)}
+        self._paths, self._level, classes = _listed(root)
+        self.classes = tuple(map(printable, classes))
+        self._label = {name: label for label, name in enumerate(classes)}
 
     def __len__(self) -> int:
         return len(self._paths)
