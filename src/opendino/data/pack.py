@@ -24,7 +24,7 @@ from PIL import Image
 from opendino.core import files, log
 from opendino.core.contracts import Source
 from opendino.core.errors import BadImage, UserError
-from opendino.data import index
+from opendino.data import fingerprint, index
 from opendino.data.decode import decode
 from opendino.data.files import cell
 from opendino.data.order import visits
@@ -95,7 +95,7 @@ def pack(source: Source, plan: Plan, out: Path, workers: int | None = None) -> P
         UserError: The folder holds something else, or no image can be read.
     """
     began = time.monotonic()
-    _claim(out, plan, source.classes)
+    _claim(out, plan, source)
     order = visits(len(source), source.blocks, 0, 0)
     done = list(_finished(out))
     place = done[-1]["stop"] if done else 0
@@ -125,15 +125,16 @@ def pack(source: Source, plan: Plan, out: Path, workers: int | None = None) -> P
     )  # fmt: skip
 
 
-def _claim(out: Path, plan: Plan, classes: tuple[str, ...]) -> None:
-    """Make the folder, or find it half done by the same plan."""
-    said = json.dumps(asdict(plan), indent=1)
+def _claim(out: Path, plan: Plan, source: Source) -> None:
+    """Make the folder, or find it half done of the same images by the same plan."""
+    said, classes = json.dumps(asdict(plan) | {"images": fingerprint.whole(source)}, indent=1), source.classes
     try:
         if out.is_dir() and any(out.iterdir()):
             then = (out / "pack.json").read_text("utf-8") if (out / "pack.json").is_file() else ""
             if then != said:
                 raise UserError(
-                    f"'{out}' holds {'shards of another plan' if then else 'something else'}", "Choose another --out"
+                    f"'{out}' holds {'shards of another plan or of other images' if then else 'something else'}",
+                    "Choose another --out",
                 )
         out.mkdir(parents=True, exist_ok=True)
         if classes and not any("\n" in name for name in classes):

@@ -23,7 +23,7 @@ import numpy as np
 
 from opendino.core.contracts import Source
 from opendino.core.errors import UsageError
-from opendino.data.download import Unreachable, download, is_remote, keep, small
+from opendino.data.download import Unreachable, download, forget_changed, is_remote, keep, small, stamp
 from opendino.data.files import exists, holds, is_folder, is_hidden, printable
 from opendino.data.shards import Shards
 
@@ -44,6 +44,7 @@ class WdsSource(Source):
     """
 
     def __init__(self, shards: Sequence[str]) -> None:
+        forget_changed([shard for shard in shards if is_remote(shard)])
         self._shards = Shards(shards, _Files(), _class_names(shards[0]))
         self.classes, self.blocks = self._shards.classes, self._shards.blocks
 
@@ -82,9 +83,9 @@ class _Files:
         self._fetching: set[str] = set()
 
     def stamp(self, shard: str) -> list[int]:
-        """Size and time; nothing of a shard on a server, which is taken to stay what it is."""
+        """Size and time; of a shard on a server what it was called there when it was fetched."""
         if is_remote(shard):
-            return []
+            return stamp(shard)
         status = os.stat(shard)  # noqa: PTH116 - of ten thousand shards
         return [status.st_size, status.st_mtime_ns]
 
