@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import zlib
 from typing import Any, cast
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from opendino import features
 from opendino.config import Config
-from opendino.core import dist
+from opendino.core import dist, log
 from opendino.core.contracts import Backbone, Method
 from opendino.core.types import ViewSpec
 from opendino.data import evalset
@@ -36,6 +37,8 @@ class Judge:
         assert isinstance(config.eval_images, int) and isinstance(config.workers, int)
         self._spec, self._device, self._k, self._classes = spec, device, config.knn_k, images.source.classes
         self._init = config.init
+        told = [config.eval_images, config.knn_k, config.val, spec.groups[0].size_px, spec.mean, spec.std]
+        self._of = {"settings": float(zlib.crc32(repr(told).encode()))}
         val = Images(open_source(config.val), images.max_area_px) if config.val else None
         self._set = evalset.make(images, val, config.eval_images, spec.groups[0].size_px, config.workers)
         self.origin = self._set.origin
@@ -51,18 +54,25 @@ class Judge:
             method: The fresh one where there are no `baselines` yet.
             baselines: What never changes while a run trains, {} for not yet measured: {"knn": {name: percent}} of raw
                 "pixels", of the "untrained" network (or of the "start", where weights were given) and of a frozen
-                "teacher"; {"accuracy": ...} of the latter; {"effective_rank": {"start": ...}}.
+                "teacher"; {"accuracy": ...} of the latter; {"effective_rank": {"start": ...}}; {"of": {"settings": a
+                checksum of those they were measured with}}.
 
         Returns:
             {"effective_rank": of the network to use} and, with labels, {"knn": {name: top-1 in percent}} and
             {"accuracy": {name: of its classifier in percent}}, the network to use first; and the baselines.
         """
+        first_time = not baselines
+        if first_time:
+            baselines = {"of": self._of}
+        elif baselines.get("of", self._of) != self._of:
+            log.warn("evaluation settings have changed since the run began: what was measured then is left out")
+            baselines = {"of": self._of, "knn": {}, "accuracy": {}}
         networks = method.networks()
         first = next(iter(networks))
         bank = self._features(networks[first], self._set.bank)
         quality: dict[str, Any] = {"effective_rank": effective_rank(bank[:2048])}
-        if not baselines and self._init:
-            baselines = {"effective_rank": {"start": quality["effective_rank"]}}
+        if first_time and self._init:
+            baselines = baselines | {"effective_rank": {"start": quality["effective_rank"]}}
         if not self._judging:
             return quality, baselines
         if "knn" not in baselines:
@@ -81,7 +91,7 @@ class Judge:
             unknown) and what it "says" to people. k-NN accuracies differ where they are two standard errors apart.
             A higher rank is no proof of a better network; one of less than half is of a worse one.
         """
-        if not self._init:
+        if not self._init or "start" not in baselines.get("knn" if "knn" in quality else "effective_rank", {}):
             return None
         if "knn" in quality:
             measure, unit, num = "knn", " %", len(self._set.query_labels)

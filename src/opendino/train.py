@@ -8,7 +8,6 @@ import itertools
 import sys
 import time
 import types
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from opendino.core import dist, files, fusion, log, span
 from opendino.core.contracts import Backbone, Method, Source
 from opendino.core.errors import UserError
 from opendino.core.types import Clock, Views, ViewSpec
-from opendino.data import loader
+from opendino.data import fingerprint, loader
 from opendino.data.cache import Images
 from opendino.data.crops import crops
 from opendino.data.decode import working_area_px
@@ -144,7 +143,7 @@ def _run(
         judge = Judge(config, images, spec, device) if config.eval_images else None
 
         # ---- where the run stands
-        state: dict[str, Any] = {"step": 0, "bad": {}, "baselines": {}, "images": _fingerprint(source)}
+        state: dict[str, Any] = {"step": 0, "bad": {}, "baselines": {}} | fingerprint.sample(source)
         if path is not None:
             state = _restore(path, method, optimizer, source)
         state["world"] = dist.world()
@@ -318,21 +317,10 @@ def _views(
 
 def _restore(path: Path, method: Method, optimizer: torch.optim.Optimizer, source: Source) -> dict[str, Any]:
     state = checkpoint.load(path, method, optimizer)
-    if state["images"] != _fingerprint(source):
-        raise UserError(
-            f"The images have changed since {path} was written ({state['images'][0]:,} then, {len(source):,} now)",
-            "Put them back, or start a new run",
-        )
+    fingerprint.check(source, state, f"{path} was written")
     if dist.rank() == 0:
         checkpoint.forget_after(path)  # damaged ones, of a future that will now come anew
     return state
-
-
-def _fingerprint(source: Source) -> list[int]:
-    """The number of images, and a checksum of the names and labels of a thousand of them."""
-    sample = np.unique(np.linspace(0, len(source) - 1, 1000).round().astype(int)).tolist()
-    named = "\n".join(f"{source.key(i)} {source.label(i)}" for i in sample)
-    return [len(source), zlib.crc32(named.encode("utf-8", "surrogateescape"))]
 
 
 def _save(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -195,3 +196,23 @@ print("heavy:", sorted({"torch", "numpy", "tyro", "timm", "PIL", "rich", "msgspe
 """
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     assert ended.stdout.splitlines()[-1] == "heavy: []"
+
+
+@pytest.mark.parametrize("verb", ["print('x' * 10**6)", "sys.stdout.write('x')", "sys.exit(0)"])
+def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path, verb: str) -> None:
+    """As with `opendino ... | head`: whatever is said after the reader has gone leads to no traceback."""
+    program = f"import sys, opendino.cli as cli; cli._run = lambda _: {verb} or 0; sys.exit(cli.main([]))"
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([sys.executable, "-c", program], stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_broken_pipe_between_our_own_processes_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: object) -> int:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr(opendino.cli, "_run", broken)
+    with pytest.raises(BrokenPipeError):
+        main([])

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from opendino.cli import main
+from opendino.data.open import open_source
 from opendino.models.build import backbone
 from opendino.models.classifier import Classifier, save
 from opendino.models.load import Model, preprocessing
@@ -30,7 +31,10 @@ def test_a_row_for_every_readable_image(folder: Path, photos: Path, capsys: pyte
     assert "5 images, 1 unreadable left out, e.g. broken.jpg" in capsys.readouterr().out
     with open(out, encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [row["path"] for row in rows] == [f"{number}.png" for number in range(5)]
+    assert [row["path"] for row in rows] == [str(photos / f"{number}.png") for number in range(5)]
+    again = open_source(out)  # what it found is data, with classes
+    assert [again.read(i) for i in range(5)] == [(photos / f"{number}.png").read_bytes() for number in range(5)]
+    assert [again.classes[again.label(i)] for i in range(5)] == [row["class"] for row in rows]
     assert {row["class"] for row in rows} <= {"ape", "bee, honey", "cat"}
     assert all(1 / 3 < float(row["probability"]) <= 1 for row in rows)  # the best of three
     assert main(["predict", str(folder), str(photos), "--device", "cpu", "--json"]) == 0

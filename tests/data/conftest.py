@@ -83,6 +83,7 @@ class Server:
         asked: How often each path was asked for.
         ranges: The Range headers that came.
         trouble: Path → what to do the first times it is asked for: an HTTP code, "truncate", "stall", "trickle".
+        etag: What it calls the content of every file.
         honours_ranges: Whether it answers with a part where asked for one.
     """
 
@@ -90,7 +91,7 @@ class Server:
         self.asked: Counter[str] = Counter()
         self.ranges: list[str] = []
         self.trouble: dict[str, list[int | str]] = {}
-        self.honours_ranges = True
+        self.honours_ranges, self.etag = True, '"1"'
         self.closing = threading.Event()
         outer = self
 
@@ -118,7 +119,7 @@ class Server:
                     self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
                 else:
                     self.send_response(200)
-                self.send_header("ETag", '"1"')
+                self.send_header("ETag", outer.etag)
                 self.send_header("Content-Length", str(len(content) - start))
                 self.end_headers()
                 content = content[start:]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import pickle
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +21,14 @@ AREA = 200
 class Counted(Source):
     """Noise of different sizes, the largest above the working area; counts how often it is read."""
 
-    def __init__(self, num: int = 6, refuse: bool = False) -> None:
-        self.num, self.refuse, self.reads = num, refuse, 0
+    def __init__(self, num: int = 6, refuse: bool = False, seed: int = 0, name: str = "") -> None:
+        self.num, self.refuse, self.reads, self.seed, self.name = num, refuse, 0, seed, name
 
     def __len__(self) -> int:
         return self.num
 
     def key(self, index: int) -> str:
-        return str(index)
+        return f"{self.name}{index}"
 
     def label(self, index: int) -> int:
         return -1
@@ -36,7 +37,14 @@ class Counted(Source):
         self.reads += 1
         if self.refuse or index == 3:
             raise BadImage("torn")
-        return np.random.default_rng(index).integers(0, 256, (5 + 3 * index, 8 + index, 3), np.uint8)
+        return self._noise(index)
+
+    def checksum(self, index: int) -> int:  # not a reading, for those who count
+        return zlib.crc32(self._noise(index))
+
+    def _noise(self, index: int) -> np.ndarray:
+        generator = np.random.default_rng(index + 100 * self.seed)
+        return generator.integers(0, 256, (5 + 3 * index, 8 + index, 3), np.uint8)
 
 
 READABLE = (0, 1, 2, 4, 5)
@@ -81,6 +89,70 @@ def test_a_disk_cache_survives_and_can_be_discarded(tmp_path: Path) -> None:
     again.discard()
     again.discard()  # a second time is no error
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("source", "area", "why"),
+    [
+        (Counted(seed=1), AREA, "of other content"),
+        (Counted(name="other/"), AREA, "of other content"),
+        (Counted(num=9), AREA, "of other content"),
+        (Counted(), AREA // 2, "of another working size"),
+    ],
+)
+def test_a_disk_cache_of_something_else_is_discarded_with_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: Counted, area: int, why: str
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(cache.log, "warn", said.append)
+    before = Images(Counted(), AREA, "disk", tmp_path)
+    for index in READABLE:
+        before.read(index)
+    after = Images(source, area, "disk", tmp_path)
+    before.read(0)
+    before._keep(1, np.zeros((9, 9, 3), np.uint8))  # a worker that outlived its run
+    for _ in range(2):
+        for index in READABLE:
+            assert np.array_equal(after.read(index), Images(source, area).read(index))
+    assert len(said) == 1 and why in said[0] and "discarded" in said[0]
+
+
+@pytest.mark.parametrize("left", [b"", b"\0" * 9000, b"\1" * 9000, b'{"format": 0}', b"[1]", b'{"format": 1}'])
+def test_a_file_that_is_no_disk_cache_is_replaced(tmp_path: Path, left: bytes) -> None:
+    (tmp_path / "cache.u8").write_bytes(left)
+    images = Images(Counted(), AREA, "disk", tmp_path)
+    for index in (*READABLE, *READABLE):
+        assert np.array_equal(images.read(index), Images(Counted(), AREA).read(index))
+
+
+def test_a_disk_cache_of_another_version_is_discarded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Images(Counted(), AREA, "disk", tmp_path).read(0)
+    said: list[str] = []
+    monkeypatch.setattr(cache.log, "warn", said.append)
+    monkeypatch.setattr(cache, "version", lambda _: "0.0.9")
+    again = Counted()
+    Images(again, AREA, "disk", tmp_path).read(0)
+    assert again.reads == 1 and "of another version" in said[0]
+
+
+def test_of_several_processes_one_makes_the_file(tmp_path: Path) -> None:
+    Images(Counted(seed=1), AREA, "disk", tmp_path).read(0)  # which all of them must replace
+
+    def rank(number: int) -> None:
+        images = Images(Counted(), AREA, "disk", tmp_path)
+        images.read(READABLE[number])
+
+    children = [multiprocessing.get_context("fork").Process(target=rank, args=[number]) for number in range(4)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(60)
+        assert child.exitcode == 0
+    last = Counted()
+    images = Images(last, AREA, "disk", tmp_path)
+    for index in READABLE[:4]:
+        images.read(index)
+    assert last.reads == 0, "what each of them decoded is there"
 
 
 def test_pickled_copies_read_the_same(kind: Cache, tmp_path: Path) -> None:

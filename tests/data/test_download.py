@@ -134,6 +134,51 @@ def test_a_shard_that_changed_on_the_server(make: Any, tmp_path: Path, server: A
     assert len(open_source(data)) == 9
 
 
+def test_a_kept_shard_of_old_is_compared_with_the_server_when_a_run_starts(
+    make: Any, tmp_path: Path, server: Any, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(download.log, "say", said.append)
+    (path,) = make.shards(tmp_path / "www/s", 1, 3)
+    data = f"wds:{server.url}/s/00000.tar"
+    assert open_source(data).read(0) == make.png(0)
+    make.shard(path, {f"00000{i:04d}.png": make.png(9 - i) for i in range(3)})  # of the same names and size
+    server.etag = '"2"'
+    assert open_source(data).read(0) == make.png(0), "a day has not passed"
+    assert server.asked["/s/00000.tar"] == 1
+    monkeypatch.setattr(download, "ASK_AGAIN_S", -1.0)
+    assert open_source(data).read(0) == make.png(9)
+    assert len(said) == 1 and "has changed on the server" in said[0]
+    fetched = server.asked["/s/00000.tar"]
+    for number in range(2):
+        assert open_source(data).read(0) == make.png(9)
+        assert server.asked["/s/00000.tar"] == fetched + number + 1, "asked, not fetched"
+    assert len(said) == 1
+    server.close()
+    assert open_source(data).read(0) == make.png(9), "without an answer what was fetched is good enough"
+
+
+@pytest.mark.parametrize("spoilt", ["cut", "other", "none"])
+def test_a_kept_file_that_is_not_what_its_note_says_is_fetched_again(
+    make: Any, tmp_path: Path, server: Any, cache: Path, monkeypatch: pytest.MonkeyPatch, spoilt: str
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(download.log, "warn", said.append)
+    make.shards(tmp_path / "www/s", 1, 3)
+    data = f"wds:{server.url}/s/00000.tar"
+    open_source(data)
+    (path,) = [path for path in (cache / "shards").iterdir() if path.name[0] != "."]
+    (note,) = (cache / "shards").glob(".*.note")
+    if spoilt == "cut":
+        path.write_bytes(path.read_bytes()[:700])
+    elif spoilt == "other":
+        note.write_text(note.read_text().replace("00000.tar", "00001.tar"))
+    else:
+        note.unlink()
+    assert open_source(data).read(2) == make.png(2)
+    assert len(said) == 1 and "discarded" in said[0]
+
+
 def test_shards_are_fetched_ahead(make: Any, tmp_path: Path, server: Any, cache: Path) -> None:
     make.shards(tmp_path / "www/s", 2, 3)
     source = open_source(f"wds:{server.url}/s/{{00000..00001}}.tar")

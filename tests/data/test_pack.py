@@ -17,6 +17,7 @@ from opendino.core.errors import UserError
 from opendino.data import pack
 from opendino.data.decode import decode, tiles
 from opendino.data.open import open_source
+from opendino.data.subset import Subset
 
 
 @pytest.fixture
@@ -121,6 +122,8 @@ def test_an_interrupted_pack_goes_on_and_ends_the_same(tmp_path: Path, monkeypat
     assert pack.pack(source, asked, tmp_path / "parts").images == 600, "a finished one is nothing to do"
     with pytest.raises(UserError, match="another plan"):
         pack.pack(source, replace(asked, max_area_px=9), tmp_path / "parts")
+    with pytest.raises(UserError, match="of other images"):
+        pack.pack(Subset(source, range(599, -1, -1)), asked, tmp_path / "parts")
 
 
 def test_every_class_is_everywhere(tmp_path: Path) -> None:

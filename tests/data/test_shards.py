@@ -165,6 +165,21 @@ def test_a_damaged_index_is_made_anew(make: Any, tmp_path: Path, cache: Path) ->
         assert path.read_bytes() == whole
 
 
+def test_an_index_by_other_rules_is_discarded_with_a_line(
+    make: Any, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(index.log, "say", said.append)
+    make.shards(tmp_path / "s", 2, 3)
+    before = contents(open_source(f"wds:{tmp_path}/s"))
+    monkeypatch.setattr(shards, "_RULES", "another")
+    scanned: list[Path] = []
+    monkeypatch.setattr(shards, "scan", lambda path: scanned.append(path) or scan(path))
+    for _ in range(2):
+        assert contents(open_source(f"wds:{tmp_path}/s")) == before
+    assert len(scanned) == 2 and len(said) == 1 and "discarded" in said[0]
+
+
 def test_an_index_takes_no_python_object_an_image(make: Any, tmp_path: Path) -> None:
     make.shards(tmp_path / "s", 2, 50)
     source = open_source(f"wds:{tmp_path}/s")

@@ -399,6 +399,32 @@ def test_a_damaged_memory_is_none(tmp_path: Path, remembering: list[str]) -> Non
     assert keys(open_source(tmp_path)) == ["1.png", "2.png"]
 
 
+@pytest.mark.parametrize("changed", ["version", "SUFFIXES"])
+def test_what_another_version_remembered_is_discarded_with_a_line(
+    tmp_path: Path, remembering: list[str], monkeypatch: pytest.MonkeyPatch, changed: str
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(folder.index.log, "say", said.append)
+    put(tmp_path, "1.png", "2.png")
+    open_source(tmp_path)
+    monkeypatch.setattr(folder, changed, (lambda _: "0.0.9") if changed == "version" else frozenset({".png"}))
+    remembering.clear()
+    for _ in range(2):
+        assert keys(open_source(tmp_path)) == ["1.png", "2.png"]
+    assert remembering == [""] and len(said) == 1 and "discarded" in said[0]
+
+
+def test_a_folder_with_parts_that_may_not_be_opened_is_not_remembered(
+    tmp_path: Path, remembering: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(tmp_path, "a/1.png", "b/2.png")
+    scan = folder._scan
+    monkeypatch.setattr(folder, "_scan", lambda root, prefix: None if prefix == "b/" else scan(root, prefix))
+    assert keys(open_source(tmp_path)) == ["a/1.png"]
+    monkeypatch.setattr(folder, "_scan", scan)
+    assert keys(open_source(tmp_path)) == ["a/1.png", "b/2.png"]
+
+
 def test_a_folder_that_has_just_changed_is_not_relied_on(
     tmp_path: Path, remembering: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -198,3 +198,11 @@ def test_a_table_that_was_emptied_still_knows_its_model(photos: Path, brought_up
     with pytest.raises(UserError, match="holds vectors of"):
         brought_up_to_date(photos, small_model(seed=1))
     assert brought_up_to_date(photos).added == 8
+
+
+def test_a_new_table_is_made_without_a_warning(
+    photos: Path, brought_up_to_date: Update, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert brought_up_to_date(photos).added == 8
+    assert brought_up_to_date(photos, overwrite=True).added == 8
+    assert capfd.readouterr().err == ""

@@ -374,6 +374,26 @@ def test_resume_refuses_changed_images(tmp_path: Path) -> None:
         opendino.resume(run)
 
 
+def test_resume_tells_images_of_other_content_by_the_same_names(tmp_path: Path) -> None:
+    folder = photos(tmp_path / "photos", 12)
+    run = tmp_path / "run"
+    opendino.train(tiny(run, data=str(folder), val=None, batch=4, steps=4))
+    for path in folder.iterdir():
+        Image.new("RGB", (40, 40), (0, 99, 0)).save(path)
+    with pytest.raises(UserError, match=r"The images have changed .*12 of 12 looked at have other content"):
+        opendino.resume(run)
+
+
+def test_what_was_measured_with_other_settings_is_not_compared_with(finished: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    assert opendino.resume(run).knn.keys() == {"teacher", "student", "untrained", "pixels"}
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(text.replace("knn_k: 3", "knn_k: 5"))
+    assert opendino.resume(run).knn.keys() == {"teacher", "student"}
+    assert "evaluation settings have changed" in (run / "log.txt").read_text()
+
+
 def test_accumulation_is_the_same_run(tmp_path: Path) -> None:
     # No drop path: it draws per part. Then only the order of float32 sums differs, amplified by ten AdamW steps of at
     # most lr each; parameters that move by less than 1 % of that are equal for this purpose.

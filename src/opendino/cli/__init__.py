@@ -8,10 +8,11 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import select
 import sys
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any
+from typing import Any, TextIO
 
 from opendino.core import cluster, registry
 from opendino.core.errors import UserError, explained, unknown
@@ -27,6 +28,21 @@ class Outcome:
 
 def main(argv: list[str] | None = None) -> int:
     """Run a verb; returns the exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted (state saved)."""
+    try:
+        try:
+            return _run(argv)
+        finally:
+            sys.stdout.flush()  # what is left would fail at the interpreter's exit, where nobody can catch it
+    except BrokenPipeError:
+        gone = [stream for stream in (sys.stdout, sys.stderr) if _has_no_reader(stream)]
+        if not gone:  # a pipe between processes of our own
+            raise
+        for stream in gone:  # e.g. `| head`, which has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return 0
+
+
+def _run(argv: list[str] | None) -> int:
     args = [*(sys.argv[1:] if argv is None else argv)]  # not list(): that is a verb here
     as_json = "--json" in args
     args = [arg for arg in args if arg != "--json"]
@@ -43,9 +59,6 @@ def main(argv: list[str] | None = None) -> int:
         outcome: Outcome | None = importlib.import_module(f"opendino.cli.{args[0]}").run(args[1:])
     except KeyboardInterrupt:
         return _failed(UserError("Interrupted before there was anything to save", exit_code=130), as_json)
-    except BrokenPipeError:  # the reader of our output has gone, e.g. `| head`
-        sys.stderr.close()
-        return 0
     except Exception as error:
         known = explained(error)
         if known is None:
@@ -54,6 +67,15 @@ def main(argv: list[str] | None = None) -> int:
     if outcome is not None and _is_leader():
         print(json.dumps(outcome.fields) if as_json else outcome.text)
     return 0
+
+
+def _has_no_reader(stream: TextIO) -> bool:
+    try:
+        asked = select.poll()
+        asked.register(stream.fileno(), 0)  # of errors it tells in any case
+        return any(event & select.POLLERR for _, event in asked.poll(0))
+    except (OSError, ValueError):  # closed, or no file of the system's
+        return False
 
 
 def _failed(error: UserError, as_json: bool) -> int:

@@ -15,7 +15,8 @@ import tyro
 from opendino.cli import Outcome, _flags
 from opendino.core import dist, files
 from opendino.core.errors import UserError, check_counts
-from opendino.data.open import open_source
+from opendino.data.files import cell
+from opendino.data.open import list_paths, open_source
 from opendino.features.table import table
 from opendino.models.classifier import load_classifier
 
@@ -29,7 +30,8 @@ class Config:
     data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
     """Images: a folder, a .tar or .zip, a text file of paths."""
     out: str | None = None
-    """Write path, class and probability here, as CSV; to the terminal by default."""
+    """Write path, class and probability here, as CSV; to the terminal by default. Paths are absolute, so that the file
+    can be given as DATA or as --labels; of an archive they are the names in it."""
     batch: int = 64
     """Images at a time."""
     workers: int = 4
@@ -63,9 +65,10 @@ def run(args: list[str]) -> Outcome:
         for index, label, probability in zip(found.indices.tolist(), best.tolist(), sure.tolist(), strict=True)
     ]
     text = io.StringIO()
-    writer = csv.DictWriter(text, ["path", "class", "probability"], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["path", "class", "probability"])
+    for path, row in zip(list_paths(config.data, [row["path"] for row in rows]), rows, strict=True):
+        writer.writerow([cell(path), cell(row["class"]), row["probability"]])
     done = {"written": len(rows), "skipped": len(found.bad), "seconds": time.monotonic() - began}
     if not config.out:
         return Outcome(text.getvalue().rstrip("\n"), {"predictions": rows, **done})

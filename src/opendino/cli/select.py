@@ -13,9 +13,10 @@ import tyro
 from opendino.cli import Outcome, _flags
 from opendino.core import dist, files
 from opendino.core.errors import UsageError, UserError, check_counts
-from opendino.data.files import printable
+from opendino.data.files import line, unescape
 from opendino.data.list_columns import read_list
-from opendino.search.open import folder_of, open_table
+from opendino.data.open import list_paths
+from opendino.search.open import open_table
 from opendino.search.select import k_centre
 
 
@@ -28,7 +29,8 @@ class Config:
     num: int
     """How many images to choose."""
     out: str
-    """Write them here, one path a line, in the order chosen: any first part of the list is a good choice too."""
+    """Write them here, in the order chosen, so that any first part of the list is a good choice too: one absolute path
+    a line, so that the list can be given as DATA; of a table of an archive the names in it."""
     start_from: str | None = None
     """A list of images that are labelled already: what is chosen lies far from them too."""
     seed: int = 0
@@ -51,14 +53,13 @@ def run(args: list[str]) -> Outcome:
         raise UserError(f"There is no folder to write {config.out} into", "Make it, or choose another --out")
     table = open_table(config.table)
     keys, vectors = table.unit()
-    folder = folder_of(table.about["data"])
-    paths = [str((folder / key).absolute()) for key in keys] if folder else keys
+    paths = list_paths(table.about["data"], keys)
     start = _labelled(config.start_from, keys, paths) if config.start_from else []
     if config.num > len(keys) - len(start):
         already = f", {len(start):,} of them labelled" if start else ""
         raise UserError(f"--num is {config.num}, and there are {len(keys):,} images{already}", "Choose fewer")
     chosen = list(itertools.islice(k_centre(vectors.to(device), start, config.seed), config.num))
-    files.write(out, "".join(f"{paths[row]}\n" for row, _ in chosen))
+    files.write(out, "".join(f"{line(paths[row])}\n" for row, _ in chosen))
     text = f"{len(chosen):,} of {len(keys):,} images → {config.out}; every image is within {chosen[-1][1]:.3f} of one"
     rows = [{"path": keys[row], "radius": round(radius, 6)} for row, radius in chosen]
     return Outcome(
@@ -73,12 +74,12 @@ def _labelled(path: str, keys: list[str], paths: list[str]) -> list[int]:
     Raises:
         UserError: It cannot be read, or none of them is in the table.
     """
-    row = {name: number for names in (paths, keys) for number, name in enumerate(names)}
+    row = {unescape(name): number for names in (paths, keys) for number, name in enumerate(names)}
     beside = Path(path).expanduser().absolute().parent
     named = read_list(
         str(Path(path).expanduser()), lambda name: name in row or str(beside / name) in row, classes=False
     )
-    rows = {row.get(name, row.get(str(beside / name))) for name in map(printable, named)} - {None}
+    rows = {row.get(name, row.get(str(beside / name))) for name in named} - {None}
     if not rows:
         raise UserError(f"None of the {len(named)} images in {path} is in the table", "Write one key or path a line")
     return sorted(number for number in rows if number is not None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import zlib
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
@@ -42,6 +43,15 @@ class Source(abc.ABC):
         Raises:
             BadImage: The bytes cannot be read (vanished, no permission, not a regular file).
         """
+
+    def checksum(self, index: int) -> int:
+        """A number from 0 up that differs where the content of the image does, and is the same for a copy of it.
+
+        Raises:
+            BadImage: It cannot be read.
+        """
+        data = self.read(index)
+        return zlib.crc32(data if isinstance(data, bytes) else np.ascontiguousarray(data))
 
     def soon(self, indices: np.ndarray) -> None:  # noqa: B027 - most have nothing to prepare
         """A hint that these images will be asked for shortly; returns at once."""

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
+import json
 import mmap
 import os
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from opendino.core import log
+from opendino.core import files, log
 from opendino.core.contracts import Source
 from opendino.core.errors import UserError
+from opendino.data import fingerprint
 from opendino.data.decode import decode
 from opendino.data.workers import Hands
 
@@ -21,6 +26,9 @@ Cache = Literal["auto", "device", "ram", "disk", "off"]
 
 _BYTES_PER_PIXEL = 3
 _NORESERVE = 0x4000  # MAP_NORESERVE, which Python does not name
+_HEADER = 4096  # bytes before everything else, in which a file says what it holds
+_FORMAT = 1
+_DIFFERENCES = {"images": "of other content", "max_area_px": "of another working size"}
 _LEFT_FREE = 0.05  # of a disk: checkpoints need the room more than the cache does
 
 
@@ -31,6 +39,7 @@ class Images:
     a slot waste only addresses. In `ram` it is a shared mapping, which workers of a forked loader see; copies sent to
     other processes by pickling go without. In `disk` it is a file, which survives an interruption; it stops to grow
     when less than a twentieth of the disk is free, and what has no place in it is decoded anew each time.
+    A file that was made of other images, at another working size or by another version is replaced.
 
     Args:
         source: Where the bytes come from.
@@ -50,8 +59,7 @@ class Images:
             flags = {"flags": mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | _NORESERVE} if sys.platform == "linux" else {}
             self._memory = mmap.mmap(-1, self._offset(len(source)), **flags)
         elif self._file is not None:
-            with open(os.open(self._file, os.O_CREAT | os.O_RDWR), "r+b") as file:
-                file.truncate(self._offset(len(source)))  # sparse: takes disk only as it fills, keeps what is there
+            self._claim(self._file)
 
     def __len__(self) -> int:
         return len(self.source)
@@ -81,18 +89,46 @@ class Images:
             self._descriptor = -1
 
     def _offset(self, index: int) -> int:
-        """Where a slot begins; all sizes stand before the first."""
-        return len(self.source) * 8 + index * self.max_area_px * _BYTES_PER_PIXEL
+        """Where a slot begins; the header and all sizes stand before the first."""
+        return _HEADER + len(self.source) * 8 + index * self.max_area_px * _BYTES_PER_PIXEL
+
+    def _claim(self, path: Path) -> None:
+        """Make the file, unless there is one of just these images; of several processes one does it."""
+        about = {
+            "format": _FORMAT,
+            "opendino": version("opendino"),
+            "max_area_px": self.max_area_px,
+            "images": fingerprint.whole(self.source),
+        }
+        while True:
+            with open(os.open(path, os.O_CREAT | os.O_RDWR, 0o644), "r+b") as file:
+                with contextlib.suppress(OSError):  # file systems without locks
+                    fcntl.flock(file, fcntl.LOCK_EX)
+                try:
+                    if os.fstat(file.fileno()).st_ino != path.stat().st_ino:
+                        continue  # replaced while this process waited for the lock
+                except FileNotFoundError:
+                    continue
+                header = file.read(_HEADER).rstrip(b"\0")
+                if header == json.dumps(about).encode():
+                    return
+                if header:
+                    log.warn(f"{path.name} holds images {_difference(header, about)}; it is discarded and made again")
+                # A new file, not the old one emptied: workers of a killed run may still be writing into that.
+                with files.replacing(path) as partial, open(partial, "wb") as new:
+                    new.write(json.dumps(about).encode())
+                    new.truncate(self._offset(len(self.source)))  # sparse: takes disk only as it fills
+                return
 
     def _kept(self, index: int) -> np.ndarray | None:
         if self._memory is not None:
-            height, width = np.frombuffer(self._memory, np.uint32, 2, index * 8).tolist()
+            height, width = np.frombuffer(self._memory, np.uint32, 2, _HEADER + index * 8).tolist()
             count = height * width * _BYTES_PER_PIXEL
             pixels = np.frombuffer(self._memory, np.uint8, count, self._offset(index)) if height else None
         elif self._file is not None:
             # No mapping here: a full disk or a failing one would be a signal that ends the process, not an error.
             try:
-                height, width = np.frombuffer(os.pread(self._opened(), 8, index * 8), np.uint32).tolist()
+                height, width = np.frombuffer(os.pread(self._opened(), 8, _HEADER + index * 8), np.uint32).tolist()
                 pixels = np.empty(height * width * _BYTES_PER_PIXEL, np.uint8) if height else None
                 if pixels is not None and os.preadv(self._opened(), [pixels.data], self._offset(index)) < pixels.size:
                     return None
@@ -106,7 +142,7 @@ class Images:
         sizes = np.array(image.shape[:2], np.uint32)
         if self._memory is not None:
             np.frombuffer(self._memory, np.uint8, image.size, self._offset(index))[:] = image.reshape(-1)
-            kept = np.frombuffer(self._memory, np.uint32, 2, index * 8)
+            kept = np.frombuffer(self._memory, np.uint32, 2, _HEADER + index * 8)
             kept[1], kept[0] = sizes[1], sizes[0]  # the height last: it says that the pixels are there
         elif self._file is not None and not self._full:
             try:
@@ -114,7 +150,7 @@ class Images:
                 if disk.f_bavail < _LEFT_FREE * disk.f_blocks:
                     raise OSError(errno.ENOSPC, f"less than {_LEFT_FREE:.0%} of the disk are free")
                 _write(self._opened(), image.data, self._offset(index))
-                _write(self._opened(), sizes.data, index * 8)
+                _write(self._opened(), sizes.data, _HEADER + index * 8)
             except OSError as error:
                 self._full = True
                 log.warn(f"the cache on disk grows no more: {error.strerror}; what is not in it is decoded anew")
@@ -124,6 +160,15 @@ class Images:
             assert self._file is not None
             self._descriptor = os.open(self._file, os.O_RDWR)
         return self._descriptor
+
+
+def _difference(header: bytes, about: dict[str, Any]) -> str:
+    """What tells a file's images from those wanted."""
+    try:
+        found = json.loads(header)
+        return next(words for name, words in _DIFFERENCES.items() if found[name] != about[name])
+    except (ValueError, TypeError, KeyError, StopIteration):
+        return "of another version"
 
 
 def _write(descriptor: int, data: memoryview, offset: int) -> None:

@@ -10,20 +10,25 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import http.client
+import json
 import os
 import random
 import shutil
+import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from email.message import Message
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from opendino.core import log
+from opendino.core import files, log
 from opendino.core.errors import UsageError
 from opendino.data import index
+from opendino.data.files import printable
 
 ATTEMPTS = 6
 """How often a transfer that gets nowhere is tried."""
@@ -35,6 +40,8 @@ LEAST_RATE = 16 * 1024
 """Bytes a second."""
 FORGOTTEN_S = 600.0
 """What could not be fetched is tried again after so long."""
+ASK_AGAIN_S = 24 * 3600.0
+"""A server is asked again whether a file is still the same after so long, when a run starts."""
 LIMIT_GB = 50.0
 """Default of OPENDINO_CACHE_GB."""
 
@@ -51,8 +58,11 @@ def is_remote(name: str) -> bool:
     return name.lower().startswith(("http://", "https://"))
 
 
-def download(url: str, path: Path) -> None:
+def download(url: str, path: Path) -> str:
     """Fetch a file. A transfer that breaks goes on where it broke, if the server can do that.
+
+    Returns:
+        What names this content on the server, its ETag or date; "" where it says neither.
 
     Raises:
         Unreachable: It is not there, may not be read, or `ATTEMPTS` attempts in a row brought nothing new.
@@ -64,7 +74,7 @@ def download(url: str, path: Path) -> None:
                 _wait(failures, state)
             try:
                 _take(url, file, state)
-                return
+                return state.validator
             except urllib.error.HTTPError as error:
                 reason = f"the server says {error.code} {error.reason}"
                 state.retry_after = error.headers.get("Retry-After", "") if error.headers else ""
@@ -96,34 +106,41 @@ def small(url: str) -> bytes | None:
         path.unlink(missing_ok=True)
 
 
-def keep(name: str, make: Callable[[Path], None]) -> Path:
+def keep(name: str, make: Callable[[Path], str | None]) -> Path:
     """The file of that name in the folder of kept files; made where it is not there, by one process on the machine.
+
+    A note beside it says whose it is. A file that is not what its note says is discarded, with a line.
 
     The files used last stay, up to OPENDINO_CACHE_GB (50) and half of the room that the disk has. What could not be
     made is not tried again for ten minutes, by any process.
 
     Args:
         name: Such as an address.
-        make: Writes the file; may raise `Unreachable`.
+        make: Writes the file, returns what names its content at its origin; may raise `Unreachable`.
 
     Raises:
         Unreachable: It could not be made.
     """
-    folder = index.folder() / "shards"
-    path = folder / hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:32]
-    if _used(path):
+    path = _place(name)
+    folder, note = path.parent, _note(path)
+    if _used(path, name):
         return path
     with index.locked(path):
-        if _used(path):
+        if _used(path, name):
             return path
+        if path.exists():
+            log.warn(f"the kept copy of {name} is damaged or of something else; it is discarded")
         failed, partial = path.with_suffix(".failed"), path.with_suffix(".partial")
         with contextlib.suppress(OSError):
             if time.time() - failed.stat().st_mtime < FORGOTTEN_S:
                 raise Unreachable(failed.read_text("utf-8"))
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            make(partial)
+            validator = make(partial) or ""
+            note.unlink(missing_ok=True)
             partial.replace(path)
+            said = {"name": printable(name), "bytes": path.stat().st_size, "validator": validator}
+            files.write(note, json.dumps(said))
             _make_room(folder, path)
         except (Unreachable, OSError) as error:
             with contextlib.suppress(OSError):
@@ -132,6 +149,66 @@ def keep(name: str, make: Callable[[Path], None]) -> Path:
             log.warn(f"{name} is left out for {FORGOTTEN_S / 60:.0f} minutes: {_line(error)}")
             raise Unreachable(_line(error)) from error
     return path
+
+
+def stamp(name: str) -> list[int]:
+    """A number for the content that a file had when it was fetched; empty where it was not, or has no name there."""
+    validator = _said(name).get("validator", "")
+    return [zlib.crc32(validator.encode())] if validator else []
+
+
+def forget_changed(urls: Sequence[str]) -> None:
+    """Ask servers whether files fetched a day ago or longer are still what they were; drop those that are not."""
+    offline = threading.Event()
+
+    def ask(url: str) -> None:
+        said, note = _said(url), _note(_place(url))
+        if offline.is_set() or not said.get("validator") or time.time() - note.stat().st_mtime < ASK_AGAIN_S:
+            return
+        try:
+            now = _validator_now(url, said["validator"])
+        except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError):
+            offline.set()  # nobody answers: what was fetched is good enough
+            return
+        if now != said["validator"]:
+            log.say(f"{url} has changed on the server; the kept copy is discarded")
+            _place(url).unlink(missing_ok=True)
+            said |= {"bytes": -1, "validator": now}
+        files.write(note, json.dumps(said))
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(ask, urls))
+
+
+def _validator_now(url: str, validator: str) -> str:
+    """What names the content on the server now; the same where the server no longer has any."""
+    condition = "If-None-Match" if validator.startswith('"') else "If-Modified-Since"
+    request = urllib.request.Request(url, headers={"User-Agent": "opendino", condition: validator})
+    try:
+        with _opener().open(request, timeout=TIMEOUT_S) as answer:
+            return _validator(answer.headers)
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code in (304, 404, 410):
+            return validator
+        raise
+
+
+def _place(name: str) -> Path:
+    return index.folder() / "shards" / hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+
+
+def _note(path: Path) -> Path:
+    return path.with_name(f".{path.name}.note")
+
+
+def _said(name: str) -> dict[str, Any]:
+    """What the note beside a kept file says, {} if it is none of this file's."""
+    try:
+        said = json.loads(_note(_place(name)).read_bytes())
+        return said if said["name"] == printable(name) else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 class _Transfer:
@@ -191,8 +268,11 @@ def _wait(failures: int, state: _Transfer) -> None:
     time.sleep(max(min(asked, 60.0), FIRST_WAIT_S * 2 ** (failures - 1) * spread))
 
 
-def _used(path: Path) -> bool:
+def _used(path: Path, name: str) -> bool:
+    """Whether the file is there and what its note says; if so it counts as used just now."""
     try:
+        if path.stat().st_size != _said(name).get("bytes"):
+            return False
         os.utime(path)
     except OSError:
         return False

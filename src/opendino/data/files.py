@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import stat
 from collections import Counter
 from collections.abc import Iterable
@@ -20,6 +21,8 @@ MAX_BYTES = 512 * 2**20
 
 _SPLITS = frozenset({"train", "val", "valid", "validation", "test"})
 _NO_CLASS = frozenset({"unlabelled", "unlabeled", "unsup"})
+_ESCAPE, _ESCAPE_BYTES = re.compile(r"\\x[0-9a-f]{2}"), re.compile(rb"\\x([0-9a-f]{2})")
+_ENDS, _CONTROLS = re.compile(r"^(?:[=+\-@#\ufeff]|\s+)|\s+$"), re.compile(r"[\x00-\x1f\x7f]")
 
 
 def suffix(name: str) -> str:
@@ -76,8 +79,40 @@ def is_hidden(name: str) -> bool:
 
 
 def printable(path: str) -> str:
-    r"""The path as text that UTF-8 can hold: bytes of a name that are not UTF-8 are written `\xff`."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    r"""The path as text that UTF-8 can hold: bytes of a name that are not UTF-8 are written `\xff`.
+
+    No two paths have the same: of a name that holds these four characters itself the first is written `\x5c`.
+    """
+    text = os.fsencode(path).decode("utf-8", "surrogateescape")
+    text = _ESCAPE.sub(lambda found: rf"\x5c{found[0][1:]}", text)
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def cell(text: str) -> str:
+    r"""Text, such as a path by `printable`, as a cell of a CSV file that `read_list` and spreadsheets take for just it.
+
+    A space at an end is written `\x20`, and so is what makes a comment (`#`) or, in a spreadsheet, a formula (`=`, `+`,
+    `-`, `@`) at the beginning.
+    """
+    return _ENDS.sub(_escaped, text)
+
+
+def line(text: str) -> str:
+    """As `cell`, for a list with one path a line: tabs, ends of lines and the like are written as escapes too."""
+    return _CONTROLS.sub(_escaped, cell(text))
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return "".join(rf"\x{byte:02x}" for byte in found[0].encode())
+
+
+def unescape(text: str) -> str:
+    """The path that `printable`, `cell` or `line` wrote so; text that none of them can have written stays as it is."""
+    if "\\x" not in text:
+        return text
+    path = os.fsdecode(_ESCAPE_BYTES.sub(lambda found: bytes.fromhex(found[1].decode()), os.fsencode(text)))
+    shown = printable(path)
+    return path if text in (shown, cell(shown), line(shown)) else text
 
 
 def read_regular(path: Path) -> bytes:

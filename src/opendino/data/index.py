@@ -19,6 +19,8 @@ from typing import Any, final, overload
 
 import numpy as np
 
+from opendino.core import log
+
 _MAGIC = b"opendino index 1\n"
 _ALIGN = 16
 
@@ -107,6 +109,24 @@ def load(path: Path) -> tuple[Columns, Any] | None:
     except (OSError, ValueError):  # absent, or empty
         return None
     return parse(content)
+
+
+def recall(path: Path, rules: str) -> tuple[Columns, Any] | None:
+    """As `load`, of an index saved with `rules` in its note; another is of no use any more, which is said.
+
+    Args:
+        path: As from `place`.
+        rules: What decided what is in the index, apart from the images: a version, for example.
+    """
+    found = load(path)
+    if found is None:
+        return None
+    if not isinstance(found[1], dict) or found[1].get("rules") != rules:
+        log.say(f"the index {path} was made by another version of opendino; it is discarded and made again")
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+        return None
+    return found
 
 
 def parse(content: np.ndarray) -> tuple[Columns, Any] | None:

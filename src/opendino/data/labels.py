@@ -43,6 +43,10 @@ class Relabelled(Source):
         """The source's."""
         return self._source.read(index)
 
+    def checksum(self, index: int) -> int:
+        """The source's."""
+        return self._source.checksum(index)
+
     def soon(self, indices: np.ndarray) -> None:
         """The source's."""
         self._source.soon(indices)
@@ -91,7 +95,7 @@ def relabel(source: Source, labels: str, seed: int) -> Source:
 
 
 def _from_list(source: Source, path: str) -> Relabelled:
-    """Labels by key; where a path is not a key, by the name of a file that only one image has, its suffix or not."""
+    """Labels by key, with or without the folders that DATA lies in; else by the name of a file that one image has."""
     keys = {source.key(index): index for index in range(len(source))}
     files: dict[str, list[int]] = {}
     for key, index in keys.items():
@@ -100,9 +104,9 @@ def _from_list(source: Source, path: str) -> Relabelled:
             files.setdefault(each, []).append(index)
 
     def find(image: str) -> int | None:
-        name = image.replace("\\", "/").rpartition("/")[2]
-        same_file = files.get(name, [])
-        return keys.get(image, same_file[0] if len(same_file) == 1 else None)
+        index = _by_key(keys, image)
+        same_file = files.get(image.replace("\\", "/").rpartition("/")[2], [])
+        return same_file[0] if index is None and len(same_file) == 1 else index
 
     listed = read_list(path, lambda image: find(image) is not None)
     named = {image: name for image, name in listed.items() if name}
@@ -121,3 +125,11 @@ def _from_list(source: Source, path: str) -> Relabelled:
     for index, name in found.items():
         labels[index] = number[name]
     return Relabelled(source, classes, labels)
+
+
+def _by_key(keys: dict[str, int], path: str) -> int | None:
+    """The image of a path as written; of an absolute one such as `/data/photos/cats/1.png` also `cats/1.png`."""
+    shown = printable(path)
+    while path.startswith("/") and shown not in keys and "/" in shown.partition("/")[2]:
+        shown = shown.partition("/")[2]
+    return keys.get(shown)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from opendino.core import log
 from opendino.core.errors import UserError
-from opendino.data.files import is_image, printable
+from opendino.data.files import is_image, printable, unescape
 
 # As `_plain` writes them. Of two columns that may name the images the one with an earlier kind of name does.
 _IMAGE_NAMES = (
@@ -35,7 +35,7 @@ def read_list(path: str, is_known: Callable[[str], bool] = lambda _: False, clas
 
     `.txt` and `.lst` have columns separated by tabs; blank lines and lines that begin with `#` are skipped. A `.csv` is
     separated by commas, or by semicolons or tabs where its first line has no comma. A first line that names no image is
-    a header. A path listed twice counts once.
+    a header. A path listed twice counts once. Escapes by `files.cell` and `files.line` are undone.
 
     Args:
         path: The list.
@@ -87,7 +87,7 @@ def _rows(path: str, is_csv: bool, is_known: Callable[[str], bool]) -> list[list
     lines = [[cell.strip() for cell in line] for line in lines]
     lines = [line for line in lines if any(line) and not line[0].startswith("#")]
     width = max((len(line) for line in lines), default=0)
-    return [line + [""] * (width - len(line)) for line in lines]
+    return [[unescape(cell) for cell in line] + [""] * (width - len(line)) for line in lines]
 
 
 def _plain(name: str) -> str:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import difflib
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from opendino.core import registry
 from opendino.core.contracts import Source
 from opendino.core.errors import UsageError, UserError, unknown
 from opendino.data import unsupported
-from opendino.data.files import exists, is_image, printable, suffix
+from opendino.data.files import exists, holds, is_file, is_image, printable, suffix, unescape
 
 _SOURCES = "opendino.data.sources"
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9_+-]+):")  # two letters or more: one is a Windows drive
@@ -53,6 +54,23 @@ def absolute(data: str) -> str:
     if not (matches or "{" in path or (exists(path) and (not scheme or "." in path))):
         return data
     return before + "::".join(map(os.path.abspath, path.split("::"))) + mark + options
+
+
+def list_paths(data: str, keys: Iterable[str]) -> list[str]:
+    """What names images of DATA in a list of images, wherever that lies: their absolute paths; of images that are no
+    files of their own (in an archive, drawn) the keys.
+    """
+    data = _home(data)
+    scheme = _SCHEME.match(data) if not exists(data) else None
+    if scheme and scheme[1] in ("folder", "listing"):
+        data = _home(data[scheme.end() :])
+    if holds(data) == "images":
+        folder = os.path.abspath(data)  # noqa: PTH100 - resolve() would follow links
+    elif is_file(data) and data.lower().endswith((".txt", ".lst", ".csv")):
+        folder = os.path.dirname(os.path.abspath(data))  # noqa: PTH100, PTH120
+    else:
+        return list(keys)
+    return [printable(os.path.join(folder, unescape(key))) for key in keys]  # noqa: PTH118 - perhaps a million
 
 
 def _home(data: str) -> str:

@@ -27,8 +27,9 @@ from PIL import Image
 from opendino.core import files, log
 from opendino.core.contracts import Source
 from opendino.core.errors import BadImage, UserError
-from opendino.data import index
+from opendino.data import fingerprint, index
 from opendino.data.decode import MAX_PIXELS, decode, measure, tiles
+from opendino.data.files import cell
 from opendino.data.order import visits
 from opendino.data.shards import note, restored, scan
 
@@ -104,7 +105,7 @@ def pack(source: Source, plan: Plan, out: Path, workers: int | None = None) -> P
         UserError: The folder holds something else, or no image can be read.
     """
     began = time.monotonic()
-    _claim(out, plan, source.classes)
+    _claim(out, plan, source)
     order = visits(len(source), source.blocks, 0, 0)
     done = list(_finished(out))
     place = done[-1]["stop"] if done else 0
@@ -119,8 +120,9 @@ def pack(source: Source, plan: Plan, out: Path, workers: int | None = None) -> P
             log.say(f"{place:,} of {len(order):,} images in {len(done)} shards")
     bad = sorted((key, reason) for each in done for key, reason in each["bad"])
     if bad:
+        listed = ((cell(key), cell(reason)) for key, reason in bad)
         text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows([("file", "reason"), *bad])
+        csv.writer(text, lineterminator="\n").writerows([("file", "reason"), *listed])
         files.write(out / "bad_files.csv", text.getvalue())
     images = sum(each["images"] for each in done)
     if not images:
@@ -133,15 +135,17 @@ def pack(source: Source, plan: Plan, out: Path, workers: int | None = None) -> P
     )  # fmt: skip
 
 
-def _claim(out: Path, plan: Plan, classes: tuple[str, ...]) -> None:
-    """Make the folder, or find it half done by the same plan."""
-    said = json.dumps({key: value for key, value in asdict(plan).items() if value is not None}, indent=1)
+def _claim(out: Path, plan: Plan, source: Source) -> None:
+    """Make the folder, or find it half done of the same images by the same plan."""
+    about = {key: value for key, value in asdict(plan).items() if value is not None}
+    said, classes = json.dumps(about | {"images": fingerprint.whole(source)}, indent=1), source.classes
     try:
         if out.is_dir() and any(out.iterdir()):
             then = (out / "pack.json").read_text("utf-8") if (out / "pack.json").is_file() else ""
             if then != said:
                 raise UserError(
-                    f"'{out}' holds {'shards of another plan' if then else 'something else'}", "Choose another --out"
+                    f"'{out}' holds {'shards of another plan or of other images' if then else 'something else'}",
+                    "Choose another --out",
                 )
         out.mkdir(parents=True, exist_ok=True)
         if classes and not any("\n" in name for name in classes):

@@ -37,6 +37,8 @@ _LAST_DOT = re.compile(r"((?:.*/|)[^./][^/]*)\.([^./]*)")
 _SPARSE = -1  # in place of a size
 _MAX_CLASS_BYTES = 256
 _HANDLES = 64  # open shards; twice the window in which an epoch reads
+_RULES = "1 " + " ".join(sorted(SUFFIXES))
+"""What decides which members are images; a saved index of other rules is made again. Change the number with `scan`."""
 _THREADS = 8
 _TRIES = 2 * _THREADS
 
@@ -50,7 +52,7 @@ class Reach(Protocol):
     """How shards are got at, each by its name."""
 
     def stamp(self, shard: str) -> list[int]:
-        """Numbers that change when the shard does; empty where it is taken never to.
+        """Numbers that change when the shard does, size and time of a file; empty where nothing is known of it.
 
         Raises:
             OSError: It is not there.
@@ -267,6 +269,10 @@ class Shards:
             raise BadImage("the shard ends within this image")
         return data
 
+    def checksum(self, place: int) -> int:
+        """The size of the image's file, from the index: for more a shard might have to be fetched."""
+        return int(self._sizes[place])
+
     def soon(self, places: np.ndarray) -> None:
         """A hint that these images will be asked for."""
         shards = np.unique(np.searchsorted(self._starts, places, "right") - 1)
@@ -284,8 +290,8 @@ class Shards:
             return handle
         name = self._shards[shard]
         try:
-            changed = self._reach.stamp(name) != self._stamps[shard]
             handle = self._while_there(name, _Handle)
+            changed = _differ(self._reach.stamp(name), self._stamps[shard])
             changed |= os.fstat(handle.number).st_size != self._bytes[shard]
         except Unreachable as error:
             raise BadImage(str(error)) from error
@@ -302,11 +308,12 @@ class Shards:
 
     def _known(self, names: Sequence[str]) -> tuple[index.Columns, Any] | None:
         """The index as it was saved, if every shard is what it was."""
-        known = index.load(self._index)
+        known = index.recall(self._index, _RULES)
         if known is None:
             return None
         then = {shard: stamp for shard, stamp, *_ in known[1]["shards"]}
-        return known if all(shard in then and then[shard] == self._stamp(shard) for shard in names) else None
+        unchanged = (shard in then and not _differ(then[shard], self._stamp(shard)) for shard in names)
+        return known if all(unchanged) else None
 
     def _made(self, names: Sequence[str]) -> tuple[index.Columns, Any]:
         """A new index, that of unchanged shards taken over from the old one."""
@@ -347,12 +354,12 @@ class Shards:
         stamp = self._stamp(shard)
         if stamp is None:
             return "No such file or directory"
-        if old and old[0] == stamp:
+        if old and not _differ(old[0], stamp):
             return old
         beside = self._reach.index(shard)
         parsed = index.parse(np.frombuffer(beside, np.uint8)) if beside else None
         contents = restored(*parsed) if parsed else None
-        if contents and (not stamp or contents.num_bytes == stamp[0]):
+        if contents and (len(stamp) < 2 or contents.num_bytes == stamp[0]):
             return stamp, contents
         try:
             contents = self._while_there(shard, lambda path: scan(path, self._rule))
@@ -362,7 +369,7 @@ class Shards:
             return contents.damage
         if contents.damage:
             log.warn(f"{printable(shard)} is damaged after {len(contents.names):,} images: {contents.damage}")
-        return stamp, contents
+        return stamp or self._stamp(shard) or [], contents  # of a fetched shard there is one only now
 
     def _while_there(self, shard: str, use: Callable[[Path], T]) -> T:
         """What `use` makes of a shard. Of a fetched one somebody who needs room may dispose before it is opened."""
@@ -374,7 +381,7 @@ class Shards:
     def _parts(self) -> dict[str, tuple[list[int], Contents]]:
         """The old index, shard by shard."""
         known = index.load(self._index)
-        if known is None:
+        if known is None or known[1].get("rules") != _RULES:
             return {}
         columns, said = known
         parts, stop, bytes_stop = {}, 0, 0
@@ -394,6 +401,11 @@ class Shards:
             return self._reach.stamp(shard)
         except OSError:
             return None
+
+
+def _differ(then: list[int], now: list[int] | None) -> bool:
+    """Whether a shard has changed between two stamps; an empty one says nothing, None that it is gone."""
+    return now is None or bool(then and now and then != now)
 
 
 def _shared(shards: Sequence[str]) -> int:
@@ -424,7 +436,7 @@ def _joined(good: list[tuple[str, list[int], Contents]]) -> tuple[index.Columns,
         "labels": np.concatenate(labels),
     }
     table = [[shard, stamp, len(contents.names), contents.num_bytes] for shard, stamp, contents in good]
-    return columns, {"shards": table, "classes": classes}
+    return columns, {"shards": table, "classes": classes, "rules": _RULES}
 
 
 class _Handle:

@@ -31,3 +31,7 @@ class Subset(Source):
     def read(self, index: int) -> bytes | np.ndarray:
         """As from the source."""
         return self.source.read(self.indices[index])
+
+    def checksum(self, index: int) -> int:
+        """As in the source."""
+        return self.source.checksum(self.indices[index])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from opendino.core.errors import UserError
 
-LEFT_AT_THE_START = frozenset({".lock", "cache.u8", ".config.yaml.partial"})
+LEFT_AT_THE_START = frozenset({".lock", "cache.u8", ".cache.u8.partial", ".config.yaml.partial"})
 """All that is there of a run killed before it had settings: a folder with no more than that is as good as empty."""
 
 

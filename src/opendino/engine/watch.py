@@ -14,6 +14,7 @@ from torch import Tensor
 from opendino.core import dist, files, log
 from opendino.core.contracts import Source
 from opendino.core.errors import UserError
+from opendino.data.files import cell
 from opendino.engine import checkpoint
 from opendino.engine.meters import Meters
 from opendino.engine.monitors import Monitor, Verdict
@@ -155,7 +156,8 @@ class Watch:
         if len(bad) > self._known_bad and self._meters is not None:
             self._known_bad = len(bad)
             text = io.StringIO()
-            csv.writer(text).writerows([("file", "reason"), *sorted(bad.items())])
+            listed = ((cell(key), cell(reason)) for key, reason in sorted(bad.items()))
+            csv.writer(text).writerows([("file", "reason"), *listed])
             files.write(table, text.getvalue())
             log.warn(f"{len(bad)} unreadable images so far, see {table}")
         # A place in a batch is filled in the end, if need be by a neighbour: so the share of failed tries since this

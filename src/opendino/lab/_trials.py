@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from opendino import config as configs
 from opendino.config import Config
 from opendino.core import files, log, metrics
 from opendino.core.errors import UserError
+from opendino.data import fingerprint
+from opendino.data.open import open_source
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,8 @@ def run(trials: Sequence[Trial], folder: Path, jobs: int) -> list[list[dict[str,
 
     Args:
         trials: The runs.
-        folder: Of the experiment; what is finished there already is kept, what is not is gone on with.
+        folder: Of the experiment; what is finished there already is kept, what is not is gone on with, and what was
+            run with other settings, on other images or by another version is run again.
         jobs: Runs at a time; they share the cores.
 
     Returns:
@@ -50,20 +55,32 @@ def run(trials: Sequence[Trial], folder: Path, jobs: int) -> list[list[dict[str,
         UserError: A run failed.
     """
     (folder / "runs").mkdir(parents=True, exist_ok=True)
+    data = {name for trial in trials for name in (trial.config.data, trial.config.val) if name}
+    images = {name: fingerprint.whole(open_source(name)) for name in sorted(data)}
+
+    def train(trial: Trial) -> list[dict[str, Any]]:
+        said = ", ".join(images[name] for name in (trial.config.data, trial.config.val) if name)
+        settings = f"# opendino {version('opendino')}, images {said}\n{configs.dump(replace(trial.config, out=None))}"
+        return _train(trial, settings, folder / "runs" / trial.name, jobs)
+
     with ThreadPoolExecutor(jobs) as pool:
-        return list(pool.map(lambda trial: _train(trial, folder / "runs" / trial.name, jobs), trials))
+        return list(pool.map(train, trials))
 
 
-def _train(trial: Trial, out: Path, jobs: int) -> list[dict[str, Any]]:
+def _train(trial: Trial, settings: str, out: Path, jobs: int) -> list[dict[str, Any]]:
+    """The rows of a run; what lies in `out` counts only if it was begun with just these settings, on these images."""
+    path = out.with_name(f"{out.name}.yaml")  # names hold dots
+    if out.exists() and not (path.is_file() and path.read_text(encoding="utf-8") == settings):
+        log.warn(f"{out} was run with other settings, images or another version; it is discarded and run again")
+        shutil.rmtree(out)
     rows = _rows(out)
     if rows and rows[-1]["step"] == trial.config.steps and "effective_rank" in rows[-1]:
         return rows
     if (out / "config.yaml").is_file():
         words = ["resume", str(out)]
     else:
-        path = out.with_name(f"{out.name}.yaml")  # names hold dots
-        files.write(path, configs.dump(replace(trial.config, out=str(out))))
-        words = ["train", trial.config.data, "--config", str(path)]
+        files.write(path, settings)
+        words = ["train", trial.config.data, "--config", str(path), "--out", str(out)]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = {"OMP_NUM_THREADS": str(max(1, cores // jobs))}
     command = [sys.executable, "-m", "opendino", *words, "--json"]

@@ -13,6 +13,7 @@ from torch import Tensor
 from opendino.core.contracts import Source
 from opendino.core.errors import UserError
 from opendino.data.decode import decode
+from opendino.data.open import absolute
 from opendino.features.stream import Bad, ahead
 from opendino.models.load import Model
 
@@ -127,6 +128,6 @@ def origin(model: Model, source: Source, *, name: str, which: str | None, data: 
         "which": which,
         "fingerprint": model.fingerprint,
         "preprocessing": model.preprocessing,
-        "data": data,
+        "data": absolute(data),
         "images": len(source),
     }

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from opendino.core.errors import UsageError
+from opendino.data.files import cell
 from opendino.search import schema
 from opendino.search.embed import Rows
 
@@ -44,7 +45,7 @@ def check(out: Path, patches: bool) -> None:
         UserError: A package that the format needs is not installed.
     """
     if out.suffix.lower() not in WRITERS:
-        raise UsageError(f"'{out}' is of no format for vectors", f"End its name in {', '.join(WRITERS)}")
+        raise UsageError(f"'{out}' is of no format for vectors", f"End its name in {', '.join(WRITERS)}, .lance")
     if out.suffix.lower() == ".csv" and patches:
         raise UsageError("A .csv has no room for patch features", "Write a .parquet or .npz")
     if out.suffix.lower() == ".parquet":
@@ -79,7 +80,7 @@ def _csv(path: Path, content: Content) -> None:
         writer.writerow(["key", "width", "height", *(f"v{i}" for i in range(content.dim))])
         for rows in content.parts():
             for key, size, vector in zip(rows.keys, rows.sizes, rows.vectors.numpy(), strict=True):
-                writer.writerow([key, *size, *vector])
+                writer.writerow([cell(key), *size, *vector])
 
 
 def _npz(path: Path, content: Content) -> None:

@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
@@ -132,10 +131,12 @@ def update(
     """
     database, short = _connect(name)
     pa = schema.pyarrow()
-    origin = {**origin, "data": _placed(origin["data"])}
-    origin.pop("images", None)  # a table grows, and what it says of itself cannot
+    origin = {
+        name: value for name, value in origin.items() if name != "images"
+    }  # a table grows, and what it says of itself cannot
     plain = schema.arrow(model.backbone.embed_dim, embed.grid(model) if patches else None, origin)
     full = plain.append(pa.field("digest", pa.binary(16)))
+    mode = "overwrite" if overwrite and _is_there(name) else "create"  # to overwrite nothing, LanceDB warns of
     table = None
     if not overwrite and (old := _existing(name)) is not None:
         check_model(old, model, origin["model"])
@@ -161,7 +162,7 @@ def update(
             done.changed, done.added = done.changed + replaced, done.added + len(rows) - replaced
         if seen % _COMMIT == 0 or seen == len(todo):
             with readable(name):
-                table = _commit(database, short, table, waiting)
+                table = _commit(database, short, table, waiting, mode)
                 _delete(table, spoilt)
             waiting, spoilt = [], []
     if table is None:
@@ -252,16 +253,21 @@ def _connect(name: str) -> tuple[Any, str]:
 
 def _existing(name: str) -> LanceTable | None:
     """The table, None where there is none yet."""
+    return LanceTable(name) if _is_there(name) else None
+
+
+def _is_there(name: str) -> bool:
+    """Whether there is a table, damaged or not."""
     if "://" not in name:
-        return LanceTable(name) if exists(name) else None
+        return exists(name)
     database, short = _connect(name)
     try:
         database.open_table(short)
     except ValueError:  # not found
-        return None
+        return False
     except (OSError, RuntimeError):
-        pass  # said below, with its reason
-    return LanceTable(name)
+        pass  # whoever opens it hears the reason
+    return True
 
 
 def _check_same(old: LanceTable, origin: Mapping[str, Any], plain: pa.Schema) -> None:
@@ -282,18 +288,13 @@ def _check_same(old: LanceTable, origin: Mapping[str, Any], plain: pa.Schema) ->
         )
 
 
-def _placed(data: str) -> str:
-    """DATA so that it means the same from any folder."""
-    return str(Path(data).expanduser().absolute()) if exists(str(Path(data).expanduser())) else data
-
-
-def _commit(database: Any, short: str, table: Any, batches: Sequence[pa.RecordBatch]) -> Any:
-    """Add rows, replacing those with the same key, all or none; returns the table, made if there was none."""
+def _commit(database: Any, short: str, table: Any, batches: Sequence[pa.RecordBatch], mode: str) -> Any:
+    """Add rows, replacing those with the same key, all or none; returns the table, made in `mode` if there was none."""
     if not batches:
         return table
     rows = schema.pyarrow().Table.from_batches(batches)
     if table is None:
-        return database.create_table(short, rows, mode="overwrite")
+        return database.create_table(short, rows, mode=mode)
     table.merge_insert("key").when_matched_update_all().when_not_matched_insert_all().execute(rows)
     return table
 

@@ -31,10 +31,3 @@ def open_table(name: str) -> Table:
     from opendino.search.parquet import ParquetTable
 
     return ParquetTable(name)
-
-
-def folder_of(data: str) -> Path | None:
-    """The folder that the keys of DATA are paths in, None where they are none (archives, drawings)."""
-    if is_folder(data):
-        return Path(data)
-    return Path(data).parent if data.lower().endswith((".txt", ".lst", ".csv")) and exists(data) else None

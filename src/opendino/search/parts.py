@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import hashlib
 import itertools
 import json
 import math
@@ -28,6 +27,8 @@ from safetensors import safe_open
 from opendino.core import dist, files, log
 from opendino.core.contracts import Source
 from opendino.core.errors import UserError
+from opendino.data import fingerprint
+from opendino.data.files import cell
 from opendino.features.stream import Bad
 from opendino.models.load import Model
 from opendino.search import embed, formats
@@ -35,11 +36,13 @@ from opendino.search.embed import Rows
 
 _PART_IMAGES = 512
 _PART_BYTES = 2**25
+_FORMAT = 1
 _ABOUT = "about.json"
 _DIFFERENCES = {
+    "format": "another version",
     "fingerprint": "another model",
     "images": "another number of images",
-    "keys": "other images",
+    "source": "other images",
     "patches": "another choice of --patches",
 }
 
@@ -118,7 +121,13 @@ def write(
     spans = [whole[start : start + size] for start in whole[::size]]
     folder = out.with_name(f"{out.name}.parts")
     paths = [folder / f"part-{number:05d}-of-{len(spans):05d}.safetensors" for number in range(len(spans))]
-    settings = {"fingerprint": about["fingerprint"], "images": len(source), "patches": patches, "part_images": size}
+    settings = {
+        "format": _FORMAT,
+        "fingerprint": about["fingerprint"],
+        "images": len(source),
+        "patches": patches,
+        "part_images": size,
+    }
     try:
         _begin(folder, settings, source, overwrite)
         missing = dist.agreed([number for number, path in enumerate(paths) if not path.is_file()])
@@ -149,7 +158,7 @@ def _begin(folder: Path, settings: dict[str, Any], source: Source, overwrite: bo
     refusal: UserError | None = None
     if not dist.rank():
         try:
-            _claim(folder, settings | {"keys": _checksum(source)}, overwrite)
+            _claim(folder, settings | {"source": fingerprint.whole(source)}, overwrite)
         except UserError as error:
             refusal = error
     if refusal := dist.agreed(refusal):
@@ -177,13 +186,6 @@ def _claim(folder: Path, settings: dict[str, Any], overwrite: bool) -> None:
         _remove(folder)
         folder.mkdir(exist_ok=True)
     files.write(folder / _ABOUT, json.dumps(settings))
-
-
-def _checksum(source: Source) -> str:
-    digest = hashlib.sha256()
-    for index in range(len(source)):
-        digest.update(f"{source.key(index)}\0".encode("utf-8", "surrogatepass"))
-    return digest.hexdigest()[:32]
 
 
 def _stretch(stream: Iterator[Rows], length: int) -> Rows:
@@ -250,7 +252,7 @@ def _merge(paths: list[Path], out: Path, content: formats.Content) -> Written:
             for path in paths:
                 with _opened(path) as part:
                     num_written, bad = num_written + part.get_slice("indices").get_shape()[0], _bad(part)
-                writer.writerows(bad)
+                writer.writerows((cell(key), cell(reason)) for key, reason in bad)
                 num_bad, examples = num_bad + len(bad), [*examples, *bad][:20]
         if not num_written:
             for path in paths:  # so that the next attempt looks at the images again

@@ -66,8 +66,9 @@ class ArchiveSource(Source):
         self._offsets = np.array([offset for _, offset, _ in members.values()], np.int64)  # of a .tar
         self.sizes = np.array([size for *_, size in members.values()], np.int64)
         self._shared = len(_shared_folder(self._keys))
-        self._level, self.classes = class_level(key[self._shared :] for key in self._keys)
-        self._label = {name: label for label, name in enumerate(self.classes)}
+        self._level, classes = class_level(key[self._shared :] for key in self._keys)
+        self.classes = tuple(map(printable, classes))
+        self._label = {name: label for label, name in enumerate(classes)}
 
     def __len__(self) -> int:
         return len(self._names)

@@ -9,6 +9,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import final
 
@@ -17,6 +18,7 @@ import numpy as np
 from opendino.core.contracts import Source
 from opendino.core.errors import UserError
 from opendino.data import index
+from opendino.data.decode import SUFFIXES
 from opendino.data.files import (
     class_level,
     holds,
@@ -55,8 +57,9 @@ class FolderSource(Source):
 
     def __init__(self, root: str) -> None:
         self.root = root
-        self._paths, self._level, self.classes = _listed(root)
-        self._label = {name: label for label, name in enumerate(self.classes)}
+        self._paths, self._level, classes = _listed(root)
+        self.classes = tuple(map(printable, classes))
+        self._label = {name: label for label, name in enumerate(classes)}
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -96,16 +99,18 @@ def _listed(root: str) -> tuple[Names, int, tuple[str, ...]]:
     say_left_out(f"folder {printable(root)}", others)
     names, (level, classes) = Names.of(paths), class_level(paths)
     times = np.array(list(folders.values()), np.int64).reshape(-1, 3)
-    if len(names) >= _LARGE and times[:, 1:].max() < began - _SETTLED_NS:
+    if len(names) >= _LARGE and times.all() and times[:, 1:].max() < began - _SETTLED_NS:
         scanned = Names.of(folders)
         columns = {"names": names.text, "ends": names.ends, "folders": scanned.text, "folder_ends": scanned.ends}
         with contextlib.suppress(OSError):  # nowhere to keep it
-            index.save(path, columns | {"times": times.reshape(-1)}, {"level": level, "classes": classes})
+            index.save(
+                path, columns | {"times": times.reshape(-1)}, {"level": level, "classes": classes, "rules": _rules()}
+            )
     return names, level, classes
 
 
 def _remembered(root: str, path: Path) -> tuple[Names, int, tuple[str, ...]] | None:
-    found = index.load(path)
+    found = index.recall(path, _rules())
     if found is None:
         return None
     columns, said = found
@@ -117,6 +122,11 @@ def _remembered(root: str, path: Path) -> tuple[Names, int, tuple[str, ...]] | N
     except OSError:
         return None
     return Names(columns["names"], columns["ends"]), said["level"], tuple(said["classes"])
+
+
+def _rules() -> str:
+    """What counts as an image, and as a class, is another matter in another version."""
+    return f"opendino {version('opendino')}: {' '.join(sorted(SUFFIXES))}"
 
 
 def _times(status: os.stat_result) -> tuple[int, int, int]:
@@ -134,10 +144,13 @@ def _walk(root: str) -> tuple[list[str], Counter[str], dict[str, tuple[int, int,
         while folders or links:
             if not folders:  # links last: a folder is known by its real name first
                 folders = [links.pop(0)]
-            found = list(pool.map(partial(_scan, root), folders))
-            folders = []
-            for here in found:
-                if here is None or (here.device, here.times[0]) in met:
+            looked_at, folders = folders, []
+            found = list(pool.map(partial(_scan, root), looked_at))
+            for folder, here in zip(looked_at, found, strict=True):
+                if here is None:
+                    scanned[folder] = (0, 0, 0)  # nothing tells when it may be opened: such a set is not remembered
+                    continue
+                if (here.device, here.times[0]) in met:
                     continue
                 met.add((here.device, here.times[0]))
                 scanned[here.prefix] = here.times

@@ -67,6 +67,10 @@ class HfSource(Source):
         """
         return self._rows.read(index)
 
+    def checksum(self, index: int) -> int:
+        """See `Shards.checksum`."""
+        return self._rows.checksum(index) if isinstance(self._rows, Shards) else super().checksum(index)
+
     def soon(self, indices: np.ndarray) -> None:
         """Streaming, fetch the shards of these images in the background."""
         if isinstance(self._rows, Shards):

@@ -27,7 +27,7 @@ import numpy as np
 from opendino.core.contracts import Source
 from opendino.core.errors import UsageError
 from opendino.data import remote_files
-from opendino.data.download import Unreachable, download, is_remote, keep, small
+from opendino.data.download import Unreachable, download, forget_changed, is_remote, keep, small, stamp
 from opendino.data.files import exists, holds, is_folder, is_hidden, printable, suffix
 from opendino.data.shards import NameRule, Shards
 
@@ -50,6 +50,7 @@ class WdsSource(Source):
     """
 
     def __init__(self, shards: Sequence[str], rule: NameRule = "auto") -> None:
+        forget_changed([shard for shard in shards if is_remote(shard)])
         self._shards = Shards(shards, _Files(), _class_names(shards[0]), rule)
         self.classes, self.blocks = self._shards.classes, self._shards.blocks
 
@@ -72,6 +73,10 @@ class WdsSource(Source):
         """
         return self._shards.read(index)
 
+    def checksum(self, index: int) -> int:
+        """See `Shards.checksum`."""
+        return self._shards.checksum(index)
+
     def soon(self, indices: np.ndarray) -> None:
         """Fetch the shards of these images in the background."""
         self._shards.soon(indices)
@@ -84,8 +89,10 @@ class _Files:
         self._fetching: set[str] = set()
 
     def stamp(self, shard: str) -> list[int]:
-        """Size and time; nothing of a shard on a server, which is taken to stay what it is."""
-        if _is_afar(shard):
+        """Size and time; of a shard on a server what it was called there when it was fetched."""
+        if is_remote(shard):
+            return stamp(shard)
+        if remote_files.is_bucket(shard):
             return []
         status = os.stat(shard)  # noqa: PTH116 - of ten thousand shards
         return [status.st_size, status.st_mtime_ns]
