@@ -39,6 +39,7 @@ class Watch:
     Attributes:
         verdict: A collapse that stands, or None.
         quality: The last evaluation, shown in `line`.
+        rates: The newest of `Speed.row`; None at first, and on ranks that write nothing.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class Watch:
         for row in (row for row in (meters.recent if meters else ()) if "loss" in row):  # of a run that goes on
             self.verdict = self._monitor.watch(row)
         self._looked, self._until = time.monotonic(), 1
-        self._rates: dict[str, Any] | None = None
+        self.rates: dict[str, Any] | None = None
         self.quality: dict[str, Any] = {}
 
     def step(self, done: int, tensors: dict[str, Tensor], numbers: dict[str, float], indices: list[Tensor]) -> None:
@@ -100,7 +101,7 @@ class Watch:
                 self._check_collapse(row)
             self._last = rows[-1] if rows else self._last
             if self._steps and (rates := self._speed.row()):
-                self._rates = rates
+                self.rates = rates
                 self._meters.write(self._steps[-1][0], rates)
         if dist.active():
             each = (time.monotonic() - self._looked) / max(1, len(self._steps))
@@ -126,7 +127,7 @@ class Watch:
             shown.append(f"accuracy {next(iter(self.quality['accuracy'].values())):.1f}%")
         if "effective_rank" in self.quality:
             shown.append(f"rank {self.quality['effective_rank']:.0f}")
-        rates = self._rates or self._speed.so_far()
+        rates = self.rates or self._speed.so_far()
         shown += [f"{rates['images_per_second']:.3g} images/s", f"wait {rates['data_wait']:.0%}"]
         return "  ".join([*shown, f"MFU {rates['mfu']:.0%}", f"{rates['peak_memory_bytes'] / 2**30:.1f} GiB"])
 

@@ -45,9 +45,9 @@ class Config:
     local_size_px: int | Literal["auto"] = 96
     local_crops: int = 10
     """Number of local views, 0 or more."""
-    global_scale: tuple[float, float] = (0.25, 1.0)
+    global_scale: tuple[float, float] | Literal["auto"] = (0.25, 1.0)
     """Area of a global crop as a share of the image."""
-    local_scale: tuple[float, float] = (0.05, 0.25)
+    local_scale: tuple[float, float] | Literal["auto"] = (0.05, 0.25)
     """Area of a local crop as a share of the image."""
     flip: float = 0.5
     """Probability of a horizontal flip."""
@@ -112,7 +112,10 @@ class Config:
                 "Use local_crops=1 or more, or student_views=all",
             )
         for name in ("global_scale", "local_scale"):
-            low, high = getattr(self, name)
+            value = getattr(self, name)
+            if value == "auto":
+                continue
+            low, high = value
             if not 0 < low <= high <= 1:
                 raise UsageError(f"{name} is {(low, high)}", "Give two shares with 0 < low <= high <= 1, e.g. 0.25 1.0")
         if self.out_dim != "auto" and self.out_dim < 2:
@@ -128,8 +131,14 @@ class Config:
             size = self.global_size_px
         if self.local_size_px == "auto":
             patch = facts.patch_px
-            local = max(patch, round(size * 96 / 224 / patch) * patch)
-            found["local_size_px"] = local, "96/224 of the global size, as in the paper"
+            if facts.convolutional:
+                found["local_size_px"] = size // 2, "half of the global size, convolutional network"
+            else:
+                local = max(patch, round(size * 96 / 224 / patch) * patch)
+                found["local_size_px"] = local, "96/224 of the global size, as in the paper"
+        for name, scale in zip(("global_scale", "local_scale"), auto.scales(facts)[:2], strict=True):
+            if getattr(self, name) == "auto":
+                found[name] = scale, auto.scales(facts)[2]
         if self.out_dim == "auto":
             # Prototypes beyond what a small set can fill only slow the start; the steps follow lightly-train's rule.
             steps = ((20_000, 1024), (50_000, 2048), (100_000, 4096), (200_000, 16384), (500_000, 32768))
@@ -149,6 +158,7 @@ class Config:
 def views(config: Config) -> ViewSpec:
     """Two global and `local_crops` local views with BYOL's augmentations."""
     brightness, contrast, saturation, hue = config.jitter_strength
+    assert config.global_scale != "auto" and config.local_scale != "auto"
     base = Augment(
         scale=config.global_scale, flip=config.flip, jitter=config.jitter, brightness=brightness, contrast=contrast,
         saturation=saturation, hue=hue, grey=config.grey,

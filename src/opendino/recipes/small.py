@@ -10,6 +10,7 @@ CPU the recipe takes ViT-Ti/16 and 96 px: about 5 GFLOP. No figure is claimed ye
 from __future__ import annotations
 
 from opendino.config import Config
+from opendino.engine import optim
 from opendino.methods import dino
 
 
@@ -18,13 +19,16 @@ def config(data: str) -> Config:
     return Config(
         data=data,
         backbone="auto",
-        epochs=200,
+        epochs="auto",
         method=dino.Config(
             global_size_px="auto",
             local_size_px="auto",
             local_crops=6,
+            global_scale="auto",
+            local_scale="auto",
             out_dim="auto",
             momentum="auto",
             teacher_temp=0.04,
         ),
+        optim=optim.Config(lr="auto"),
     )
