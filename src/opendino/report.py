@@ -74,7 +74,7 @@ def write(run: str | Path) -> Path:
     source, model = plan.images(config), load(folder).to(dist.device(config.device))
     sections = [
         _summary(folder, config, rows, verdict),
-        f"<h2>Is it better than nothing?</h2>{_scores(rows)}",
+        f"<h2>Is it better than nothing?</h2>{_scores(rows, config.steps)}",
         f'<h2>Curves</h2><div class="plots">{_plots(rows)}</div>',
         f"<h2>What it looks at</h2>{_looks(model, source)}",
         f"<h2>What it holds to be alike</h2>{_alike(model, source)}",
@@ -100,10 +100,14 @@ def _summary(folder: Path, config: configs.Config, rows: Sequence[dict[str, Any]
     return f'{heading}<p class="{"good" if good else "bad"}">{verdict_line}</p>{cure}<table>{told}</table>'
 
 
-def _scores(rows: Sequence[dict[str, Any]]) -> str:
+def _scores(rows: Sequence[dict[str, Any]], total_steps: int) -> str:
     """A table of bars, the network to use first, of the last evaluation."""
     found = next((row for row in reversed(rows) if "effective_rank" in row), {})
+    if found.get("step") == 0:
+        return "<p>The run was interrupted before its first evaluation.</p>"
     parts = []
+    if found and found["step"] < total_steps:
+        parts.append(f"<p>Measured at step {found['step']:,} of {total_steps:,}; the run was not finished.</p>")
     for kind, title in (("knn", "k-NN, top-1 on held-out images"), ("accuracy", "classifier, top-1")):
         bars = [
             f"<tr><th>{html.escape(_name(name))}</th>"

@@ -219,9 +219,8 @@ def _run(
                     state["step"], state["flops"] = done, speed.flops
                     if meters:
                         meters.sync()  # a checkpoint must never be ahead of its rows
-                        background.do(
-                            snapshots.prepared(folder, config, complete, tensors, spec, source.classes, state)
-                        )
+                        written = snapshots.prepared(folder, config, complete, tensors, spec, source.classes, state)
+                        background.do(written)
                 dist.barrier()
 
         if new:

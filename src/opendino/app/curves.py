@@ -139,8 +139,8 @@ def _short(names: list[str]) -> dict[str, str]:
 
 def _row(short: str, name: str, run: Path, columns: Columns, colour: str) -> str:
     def last(column: str, form: str) -> str:
-        values = next((v for key, (_, v) in columns.items() if key.partition(".")[0] == column), None)
-        return "" if values is None else format(float(values[-1]), form)
+        steps, values = next((pair for key, pair in columns.items() if key.partition(".")[0] == column), ((0,), (0.0,)))
+        return format(float(values[-1]), form) if steps[-1] else ""  # step 0 is the network before training
 
     total, done = _total(run), _last_step(columns)
     cells = [f"{done:,} of {total:,}" if total else f"{done:,}", last("loss", ".3f"), last("knn", ".1f")]
