@@ -128,3 +128,11 @@ def test_a_plot_keeps_what_stands_out_and_leaves_out_what_is_not_finite() -> Non
     assert "nan" not in svg and "x &amp; y" in svg
     for flat in ([3.0, 3.0], [0.0]):
         assert "polyline" in plot("flat", {"x": (list(range(len(flat))), flat)})
+
+
+def test_figures_from_before_the_first_step_are_no_result() -> None:
+    rows = [{"step": 0, "effective_rank": 3.0, "knn": {"teacher": 12.3}}, {"step": 1, "loss": 1.0}]
+    assert "12.3" not in report._scores(rows, 10) and "before its first evaluation" in report._scores(rows, 10)
+    later = [*rows, {"step": 5, "effective_rank": 3.0, "knn": {"teacher": 45.6}}]
+    assert "45.6" in report._scores(later, 10) and "Measured at step 5 of 10" in report._scores(later, 10)
+    assert "not finished" not in report._scores(later, 5)

@@ -53,6 +53,8 @@ def number(devices: int | str, device: str) -> int:
     if devices == "auto":
         return max(1, present)
     assert isinstance(devices, int)
+    if present == 0:
+        return 1  # which says that there is no such device
     if devices > present and kind != "cpu":
         raise UsageError(f"--devices is {devices}, and there is {present} of {kind}", "Use --devices auto")
     return devices
