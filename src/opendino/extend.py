@@ -14,7 +14,7 @@ from opendino.core.errors import UsageError, UserError
 
 _REQUEST = "request.yaml"
 _LENGTH = ("steps", "epochs")
-_OF_THE_CALL = ("out", "resume")
+_OF_THE_CALL = ("out", "resume", "devices")  # a run continues on any number of devices
 
 
 def remember(folder: Path, request: Config) -> None:

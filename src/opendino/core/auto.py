@@ -51,6 +51,13 @@ def _detail(facts: Facts) -> tuple[int, int, tuple[float, float], tuple[float, f
     return next(row for row in _DETAIL if facts.short_side_px >= row[0])
 
 
+def head_and_blur(facts: Facts) -> dict[str, Any]:
+    """Sizes of DINO's head and how often views are blurred: the paper's, or those of the demo's small network."""
+    if facts.convolutional:
+        return {"hidden_dim": 256, "bottleneck_dim": 64, "blur": (0.2, 0.1, 0.1)}
+    return {"hidden_dim": 2048, "bottleneck_dim": 256, "blur": (1.0, 0.1, 0.5)}
+
+
 def momentum(facts: Facts) -> tuple[float, str]:
     """A teacher that remembers an eighth of the run, at most as the original's: 1 / (1 - m) steps.
 
