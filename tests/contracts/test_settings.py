@@ -198,7 +198,7 @@ def seen_in_run(config: Config, folder: Path) -> list[Any]:
         for path in sorted(out.rglob("*.safetensors"))
     }
     said = re.findall(r"^\S+ \S+ +([\w.]+ = [^:]*):", (out / "log.txt").read_text(), flags=re.MULTILINE)
-    files = [re.sub(r"events.*", "events", str(path.relative_to(out))) for path in sorted(out.rglob("*"))]
+    files = [re.sub(r"events.*", "events", str(path.relative_to(folder))) for path in sorted(out.rglob("*"))]
     return [files, rows, weights, [line for line in said if not line.startswith("memory")]]
 
 
