@@ -169,3 +169,11 @@ def test_a_page_without_its_images_has_all_the_rest(run: Path, monkeypatch: pyte
     monkeypatch.setattr(report.plan, "images", gone)
     text = report.write(run).read_text(encoding="utf-8")
     assert text.count("There is no folder photos") == 2 and "<title>loss" in text
+
+
+def test_figures_from_before_the_first_step_are_no_result() -> None:
+    rows = [{"step": 0, "effective_rank": 3.0, "knn": {"teacher": 12.3}}, {"step": 1, "loss": 1.0}]
+    assert "12.3" not in report._scores(rows, 10) and "before its first evaluation" in report._scores(rows, 10)
+    later = [*rows, {"step": 5, "effective_rank": 3.0, "knn": {"teacher": 45.6}}]
+    assert "45.6" in report._scores(later, 10) and "Measured at step 5 of 10" in report._scores(later, 10)
+    assert "not finished" not in report._scores(later, 5)

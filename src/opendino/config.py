@@ -55,8 +55,9 @@ class Config:
     """Settings of the training method."""
     optim: optim.Config = field(default_factory=optim.Config)
     """Settings of the optimiser."""
-    epochs: float | None = None
-    """Length in passes over the data; give this or steps."""
+    epochs: float | Literal["auto"] | None = None
+    """Length in passes over the data; give this or steps. auto: 200, and about ten minutes for the small
+    convolutional network on a CPU."""
     steps: int | None = None
     """Length in optimiser steps; give this or epochs."""
     batch: int | Literal["auto"] = "auto"
@@ -85,6 +86,9 @@ class Config:
     """Join small operations into few kernels, which takes about a minute at the start. auto: on a GPU."""
     workers: int | Literal["auto"] = "auto"
     """Processes that decode images; changes nothing but speed."""
+    threads: int | Literal["auto"] = "auto"
+    """Threads that compute on a CPU, in each process. auto: OMP_NUM_THREADS where it is set, else measured at the
+    start, and again when the run has become slower by half; a resumed run keeps its number on the same machine."""
     cache: Cache = "auto"
     """Where decoded images are kept: on the device, all of them from the start; in RAM or on disk once they were
     read. auto: where they fit and are seen more than once."""
@@ -123,6 +127,7 @@ class Config:
             ("steps", 1),
             ("batch", 1),
             ("workers", 0),
+            ("threads", 1),
             ("devices", 1),
             ("eval_images", 0),
             ("seed", 0),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,21 +15,23 @@ from torch import nn
 
 from opendino import config as configs
 from opendino.config import Config
-from opendino.core import dist, fusion, log
+from opendino.core import auto, dist, fusion, log
 from opendino.core.contracts import Backbone, Method, Source
-from opendino.core.errors import UserError
+from opendino.core.errors import UserError, reason
 from opendino.core.types import Facts, ViewSpec
 from opendino.data.cache import decide as decide_cache
 from opendino.data.decode import working_area_px
 from opendino.data.labels import relabel
 from opendino.data.open import absolute, open_source
 from opendino.data.survey import survey
-from opendino.engine import precision, sizing, trial
+from opendino.engine import precision, sizing, threads, trial
 from opendino.engine.recompute import recompute
 from opendino.engine.run_folder import LEFT_AT_THE_START
 from opendino.models import build, load
 from opendino.models.adapt import adapt
 from opendino.models.layers import drop_on_subset
+
+_SMALL_NETWORK = 15_000_000  # parameters
 
 
 def decide(config: Config, device: torch.device) -> tuple[Config, Source]:
@@ -37,22 +40,13 @@ def decide(config: Config, device: torch.device) -> tuple[Config, Source]:
     Raises:
         UserError: The images cannot be trained on, or settings contradict each other.
     """
-    # The run folder must mean the same images wherever it is resumed from.
-    config = replace(
-        config, data=absolute(config.data), labels=absolute(config.labels),
-        val=absolute(config.val) if config.val else None, init=absolute(config.init) if config.init else None,
-    )  # fmt: skip
+    config = located(config)
     source = images(config)
-    reasons: list[str] = []
-    if config.init:
-        config = _as(load.load(config.init), config)
-        reasons.append(f"backbone = {config.backbone}: starts from {config.init}")
-    elif config.backbone == "auto":
-        config = replace(config, backbone="vit_tiny/16" if device.type == "cpu" else "vit_small/16")
-        reasons.append(f"backbone = {config.backbone}: a {device.type} device")
     workers, why_workers = sizing.workers(config.workers, device)
     looked = survey(source, config.max_bad_frac, workers=workers)
-    epochs = config.epochs or 100
+    config, convolutional, reasons = _network(config, looked.short_side_px, device)
+    epochs, why_epochs = _epochs(config, len(source), looked.short_side_px if convolutional else None)
+    reasons.append(f"epochs = {epochs:.3g}: {why_epochs}")
     seen = math.inf if config.steps else epochs * len(source)
     batch, why_batch = sizing.batch(config.batch, len(source), seen, device)
     steps_per_epoch = len(source) // batch
@@ -60,7 +54,7 @@ def decide(config: Config, device: torch.device) -> tuple[Config, Source]:
     num_classes = len(source.classes)
     facts = Facts(
         len(source), looked.short_side_px, num_classes, batch, steps, steps_per_epoch, device.type,
-        build.patch_px(config.backbone),
+        build.patch_px(config.backbone), convolutional,
     )  # fmt: skip
     dtype, why_dtype = precision.choose(config.precision, device)
     compiling, why_compiling = fusion.choose(config.compile, device, steps)
@@ -71,6 +65,7 @@ def decide(config: Config, device: torch.device) -> tuple[Config, Source]:
     gpu_bytes = sizing.free_bytes(device) if device.type == "cuda" else 0.0
     cache, why_cache = decide_cache(config.cache, len(source), 3 * area_px, steps / steps_per_epoch, gpu_bytes)
     parts, why_parts = _parts(config, spec, batch, dtype, device)
+    number, why_threads = threads.choose(config.threads, device, workers, _work(config, spec))
     judged, why_judged = _eval_images(config.eval_images, len(source), steps * batch)
     reasons += [
         f"batch = {batch}: {why_batch}",
@@ -78,20 +73,62 @@ def decide(config: Config, device: torch.device) -> tuple[Config, Source]:
         f"precision = {str(dtype).removeprefix('torch.')}: {why_dtype}",
         f"compile = {compiling}: {why_compiling}",
         f"workers = {workers}: {why_workers}",
+        f"threads = {number}: {why_threads}",
         f"cache = {cache}: {why_cache}",
         f"eval_images = {judged}: {why_judged}",
     ]
     log.say(
         f"{len(source):,} images, {len(source.classes) or 'no'} classes named; {steps:,} steps of {batch} on {device}"
     )
-    for reason in reasons:
-        if not reason.endswith(": as asked"):
-            log.say(f"  {reason}")
+    for line in reasons:
+        if not line.endswith(": as asked"):
+            log.say(f"  {line}")
     config = replace(
-        config, batch=batch, steps=steps, epochs=None, cache=cache, workers=workers, compile=compiling,
+        config, batch=batch, steps=steps, epochs=None, cache=cache, workers=workers, threads=number,
+        compile=compiling,
         eval_images=judged, precision=str(dtype).removeprefix("torch."), optim=replace(config.optim, accumulate=parts),
     )  # fmt: skip
     return dist.agreed(config), source
+
+
+def located(config: Config) -> Config:
+    """With full paths: a run folder must mean the same images wherever it is resumed from."""
+    return replace(
+        config, data=absolute(config.data), labels=absolute(config.labels),
+        val=absolute(config.val) if config.val else None, init=absolute(config.init) if config.init else None,
+    )  # fmt: skip
+
+
+def _network(config: Config, short_side_px: int, device: torch.device) -> tuple[Config, bool, list[str]]:
+    """The settings with a network; whether it is the small convolutional one for small images on a CPU; and why."""
+    if config.init:
+        config = _as(load.load(config.init), config)
+        return config, False, [f"backbone = {config.backbone}: starts from {config.init}"]
+    reasons = []
+    convolutional = False
+    if config.backbone == "auto":
+        convolutional = device.type == "cpu" and short_side_px <= auto.CONVOLUTIONAL_MAX_PX
+        name = "conv4" if convolutional else "vit_tiny/16" if device.type == "cpu" else "vit_small/16"
+        options = {"width": 16} if convolutional else {}
+        config = replace(config, backbone=name, backbone_options=options | config.backbone_options)
+        size = f" and images of about {short_side_px} px" if device.type == "cpu" else ""
+        reasons.append(f"backbone = {name}: a {device.type} device{size}")
+    if config.backbone == "conv4" and config.drop_path:
+        config = replace(config, drop_path=0.0)
+        reasons.append("drop_path = 0: conv4 has no residual branches to drop")
+    return config, convolutional, reasons
+
+
+def _epochs(config: Config, num_images: int, small_px: int | None) -> tuple[float, str]:
+    """Length of the run in passes over the data, and why; `small_px` for the small convolutional network on a CPU."""
+    if isinstance(config.epochs, int | float):
+        return config.epochs, "as asked"
+    if config.steps:
+        return 0.0, "as asked"
+    if small_px is None:
+        return (200, "a set of moderate size") if config.epochs == "auto" else (100, "no length was given")
+    seen = auto.images_seen(small_px)
+    return seen / num_images, f"{seen:,} images seen, about ten minutes on one core; --epochs for longer runs"
 
 
 def images(config: Config) -> Source:
@@ -193,10 +230,70 @@ def _parts(config: Config, spec: ViewSpec, batch: int, dtype: torch.dtype, devic
 
 
 def activation_bytes(config: Config, spec: ViewSpec) -> float:
-    """What a step of the run keeps of one image, see `engine.sizing`."""
-    with torch.device("meta"):  # a network without memory, to ask how much a real one takes
-        network = make_backbone(config, spec, "student")
-    return sizing.activation_bytes(network, spec, config.activation_checkpointing)
+    """What a step of the run keeps of one image, see `engine.sizing`.
+
+    Raises:
+        UserError: The network cannot take these views.
+    """
+    with torch.random.fork_rng(devices=[]):  # what is measured before a run must not change the run
+        with torch.device("meta"):  # a network without memory, to ask how much a real one takes
+            network = make_backbone(config, spec, "student")
+        if sum(p.numel() for p in network.parameters()) < _SMALL_NETWORK:
+            # The first forward pass on `meta` loads seconds of PyTorch; that of a small network takes a tenth of one.
+            network = make_backbone(config, spec, "student")
+        try:
+            return sizing.activation_bytes(network, spec, config.activation_checkpointing)
+        except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+            sizes = ", ".join(f"{group.size_px}×{group.size_px}" for group in spec.groups if group.views)
+            options = f" with {config.backbone_options}" if config.backbone_options else ""
+            raise UserError(
+                f"{config.backbone}{options} cannot take images of 3 channels at {sizes} px: {reason(error)}",
+                "Change --backbone-options, or the sizes of the views",
+            ) from None
+
+
+def _work(config: Config, spec: ViewSpec) -> Callable[[], object]:
+    """A piece of the run's work, to be timed: the student's forward and backward pass of a few images."""
+
+    def once() -> None:
+        if not prepared:
+            with torch.random.fork_rng(devices=[]):
+                network = make_backbone(config, spec, "student").to(memory_format=torch.channels_last)
+            number = 8 if spec.groups[0].size_px <= 96 else 2
+            shapes = [(number * len(group.views), 3, group.size_px, group.size_px) for group in spec.groups]
+            views = [torch.zeros(s).to(memory_format=torch.channels_last) for s in shapes if s[0]]
+            prepared.extend((network, views))
+        network, views = prepared
+        torch.stack([output.sum() for output in network(views)]).sum().backward()
+
+    prepared: list[Any] = []
+    return once
+
+
+def resumed_threads(config: Config, known: dict[str, Any] | None, device: torch.device) -> Config:
+    """A resumed run's number of threads: that of before, unless it was measured on another machine.
+
+    Args:
+        config: As the run began, or as it was changed since.
+        known: What the checkpoint says of a number that was measured: "number" and "machine"; None for one asked for.
+        device: Of this process.
+    """
+    before = known["number"] if known else config.threads
+    same_machine = known is None or known["machine"] == threads.machine()
+    given = bool(known and os.environ.get("OMP_NUM_THREADS"))
+    if same_machine and not given and isinstance(before, int) and before <= threads.cores():
+        return replace(config, threads=before)
+    return replace(config, threads=measured_threads(config, before, device))
+
+
+def measured_threads(config: Config, before: int | str, device: torch.device) -> int:
+    """The number of threads that is fastest now, the same on every rank; says so where it is not that of `before`."""
+    assert isinstance(config.workers, int)
+    work = _work(config, configs.views(config))
+    number, why = dist.agreed(threads.choose("auto", device, config.workers, work))
+    if number != before:
+        log.say(f"threads = {number} in place of {before}: {why}; the last digits of results may differ")
+    return number
 
 
 def shared_out(config: Config, spec: ViewSpec, method: Method, device: torch.device) -> Literal["ddp", "fsdp"]:

@@ -77,7 +77,7 @@ def write(run: str | Path) -> Path:
     source = functools.cache(lambda: plan.images(config))
     sections = [
         _part(lambda: _summary(folder, config, rows, examine(rows, steps))),
-        _part(lambda: _scores(rows), "Is it better than nothing?"),
+        _part(lambda: _scores(rows, steps), "Is it better than nothing?"),
         _part(lambda: f'<div class="plots">{_plots(columns)}</div>', "Curves"),
         _part(lambda: _looks(model, source()), "What it looks at"),
         _part(lambda: _alike(model, source()), "What it holds to be alike"),
@@ -113,10 +113,14 @@ def _summary(folder: Path, config: configs.Config, rows: Sequence[dict[str, Any]
     return f'{heading}<p class="{"good" if good else "bad"}">{verdict_line}</p>{cure}<table>{told}</table>'
 
 
-def _scores(rows: Sequence[dict[str, Any]]) -> str:
+def _scores(rows: Sequence[dict[str, Any]], total_steps: int) -> str:
     """A table of bars, the network to use first, of the last evaluation."""
     found = next((row for row in reversed(rows) if "effective_rank" in row), {})
+    if found.get("step") == 0:
+        return "<p>The run was interrupted before its first evaluation.</p>"
     parts = []
+    if found and found["step"] < total_steps:
+        parts.append(f"<p>Measured at step {found['step']:,} of {total_steps:,}; the run was not finished.</p>")
     for kind, title in (("knn", "k-NN, top-1 on held-out images"), ("accuracy", "classifier, top-1")):
         bars = [
             f"<tr><th>{html.escape(_name(name))}</th>"

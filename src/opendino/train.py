@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import itertools
 import sys
+import tempfile
 import time
 import types
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from opendino import config as configs
-from opendino import plan, report
+from opendino import extend, plan, report, snapshots
 from opendino.config import Config
 from opendino.core import dist, files, fusion, log, span
-from opendino.core.contracts import Backbone, Method, Source
+from opendino.core.contracts import Method, Source
 from opendino.core.errors import UserError
 from opendino.core.types import Clock, Views, ViewSpec
 from opendino.data import fingerprint, loader
@@ -29,7 +29,7 @@ from opendino.data.cache import Images
 from opendino.data.crops import crops
 from opendino.data.decode import working_area_px
 from opendino.data.resident import Resident
-from opendino.engine import checkpoint, optim, parallel, precision, profiler
+from opendino.engine import checkpoint, launch, optim, parallel, precision, profiler, threads
 from opendino.engine.background import Background
 from opendino.engine.interrupt import Interrupt, Interrupted
 from opendino.engine.meters import Meters
@@ -39,7 +39,6 @@ from opendino.engine.run_folder import Claim
 from opendino.engine.speed import Speed
 from opendino.engine.watch import Watch
 from opendino.judge import Judge
-from opendino.models import load
 
 
 @dataclass(frozen=True)
@@ -77,50 +76,87 @@ class Result:
 
 
 def train(config: Config) -> Result:
-    """Start a run.
+    """Start a run; on several devices (`config.devices`), in processes that are started for it.
+
+    Where the run folder holds a run already, `config.resume` continues it; another length makes it longer.
 
     Raises:
         UserError: It cannot start (nothing is left behind), or had to stop (its last state is saved).
     """
+    if launch.number(config.devices, config.device) > 1:
+        with tempfile.TemporaryDirectory() as home:
+            (Path(home) / "settings.yaml").write_text(configs.dump(config), encoding="utf-8")
+            return Result(**launch.command("train", "--config", f"{home}/settings.yaml"))
     with parallel.processes(config.device) as device:
-        folder = plan.folder(config)
+        folder, request = plan.folder(config), plan.located(config)
         if dist.agreed((folder / "config.yaml").is_file()):
-            return _resume(folder, device)
-        config, source = plan.decide(config, device)
-        return _run(config, source, folder, device, None)
+            return _resume(folder, device, request=request, **extend.asked_length(folder, request))
+        config, source = plan.decide(request, device)
+        return _run(config, source, folder, device, None, request)
 
 
-def resume(run: str | Path) -> Result:
-    """Go on where a run stopped, exactly: weights, order of images, random choices; on any number of devices.
+def resume(
+    run: str | Path, *, steps: int | None = None, epochs: float | None = None, devices: int | str | None = None
+) -> Result:
+    """Continue a run where it stopped, exactly: weights, order of images, random choices; on any number of devices.
+
+    Args:
+        run: Its folder.
+        steps, epochs: Another length of the whole run, in one of the two, see `extend.longer`; as it was where absent.
+        devices: How many of this machine's devices, or "auto"; as many as before where absent.
 
     Raises:
         UserError: There is no such run, its data has changed, or it had to stop again.
     """
-    with parallel.processes(plan.begun(run).device) as device:
-        return _resume(Path(run).expanduser(), device)
+    config = plan.begun(run)
+    if launch.number(config.devices if devices is None else devices, config.device) > 1:
+        given = {"--steps": steps, "--epochs": epochs, "--devices": devices}
+        flags = [word for flag, value in given.items() if value is not None for word in (flag, str(value))]
+        return Result(**launch.command("resume", str(run), *flags))
+    with parallel.processes(config.device) as device:
+        return _resume(Path(run).expanduser(), device, steps, epochs)
 
 
-def _resume(folder: Path, device: torch.device) -> Result:
-    config = plan.begun(folder)
-    path = dist.agreed(checkpoint.newest(folder))
+def _resume(
+    folder: Path,
+    device: torch.device,
+    steps: int | None = None,
+    epochs: float | None = None,
+    request: Config | None = None,
+) -> Result:
+    config, request = plan.begun(folder), request or extend.remembered(folder)
+    path, state = dist.agreed(checkpoint.newest(folder)), dict[str, Any]()
     if path is not None:
-        config = plan.rescaled(config, checkpoint.state(path).get("world", 1), device)
+        state = checkpoint.state(path)
+        config = plan.rescaled(config, state.get("world", 1), device)
     elif any((folder / "checkpoints").glob("step_*")):
         raise UserError(f"'{folder}' has no readable checkpoint", "Start anew with another --out")
+    source = plan.images(config)
+    config, said = extend.longer(config, len(source), state.get("step", 0), steps, epochs)
+    if said:
+        log.say(said)
+    config = plan.resumed_threads(config, state.get("threads"), device)
     assert config.steps
     fusion.choose(config.compile, device, config.steps)  # another machine may have no compiler
     # Killed before its first checkpoint, a run has lost nothing and begins again.
-    return _run(config, plan.images(config), folder, device, path, again=True)
+    return _run(config, source, folder, device, path, request, again=True)
 
 
 def _run(
-    config: Config, source: Source, folder: Path, device: torch.device, path: Path | None, again: bool = False
+    config: Config,
+    source: Source,
+    folder: Path,
+    device: torch.device,
+    path: Path | None,
+    request: Config | None,
+    again: bool = False,
 ) -> Result:
     """Train from the checkpoint at `path` on, from the start where there is none; `again` in a folder of its own."""
     began, new = time.monotonic(), path is None
     assert config.steps and isinstance(config.batch, int) and isinstance(config.optim.accumulate, int)
-    assert isinstance(config.workers, int) and isinstance(config.compile, bool)
+    assert isinstance(config.workers, int) and isinstance(config.compile, bool) and isinstance(config.threads, int)
     total, parts, leader = config.steps, config.optim.accumulate, dist.rank() == 0
+    measured = request is None or request.threads == "auto"  # the number of threads, which then may change
 
     # ---- networks: a student that learns and a teacher that follows it
     torch.manual_seed(config.seed)
@@ -133,6 +169,8 @@ def _run(
 
     with contextlib.ExitStack() as closing:
         interrupt = closing.enter_context(Interrupt())
+        closing.callback(torch.set_num_threads, torch.get_num_threads())
+        torch.set_num_threads(config.threads)
         claim = closing.enter_context(Claim(folder, leader, again))
         background = closing.enter_context(Background())
 
@@ -145,8 +183,8 @@ def _run(
         # ---- where the run stands
         state: dict[str, Any] = {"step": 0, "bad": {}, "baselines": {}} | fingerprint.sample(source)
         if path is not None:
-            state = _restore(path, method, optimizer, source)
-        state["world"] = dist.world()
+            state = snapshots.restore(path, method, optimizer, source)
+        state["world"], state["threads"] = dist.world(), threads.known(config.threads) if measured else None
         first: int = state["step"]
         ahead = loader.batches(batches, first * parts, total * parts, config.workers, device.type == "cuda")
         stream = closing.enter_context(contextlib.closing(ahead))
@@ -157,6 +195,8 @@ def _run(
         meters = None
         if leader:
             files.write(folder / "config.yaml", configs.dump(config))
+            if request:
+                extend.remember(folder, request)
             log.write_to(folder / "log.txt")
             closing.callback(log.write_to, None)
             meters = closing.enter_context(contextlib.closing(Meters(folder, -1 if new else first)))
@@ -179,7 +219,8 @@ def _run(
                     state["step"], state["flops"] = done, speed.flops
                     if meters:
                         meters.sync()  # a checkpoint must never be ahead of its rows
-                        background.do(_save(folder, config, complete, tensors, spec, source.classes, state))
+                        written = snapshots.prepared(folder, config, complete, tensors, spec, source.classes, state)
+                        background.do(written)
                 dist.barrier()
 
         if new:
@@ -189,6 +230,7 @@ def _run(
         log.say(f"run folder {folder}, from step {first}{f', judged on {judge.origin}' if judge else ''}")
         progress = closing.enter_context(contextlib.closing(Progress(total, first, leader)))
         profile = closing.enter_context(Profiler(folder if config.profile and leader else None, device))
+        slowdown = threads.Slowdown() if measured and threads.free(device) else None
         interrupt.patient = True
 
         # ---- the loop
@@ -213,6 +255,12 @@ def _run(
                 unread.clear()
                 watch.look()
                 stopping = dist.anywhere(interrupt.asked)
+                if slowdown and dist.agreed(slowdown(watch.rates)):
+                    with speed.resting():
+                        number = plan.measured_threads(config, torch.get_num_threads(), device)
+                    torch.set_num_threads(number)
+                    # Saved at once: what is computed with the new number is resumed with it.
+                    state["threads"], saving = threads.known(number), True
                 judge_and_save(done, judging, saving or stopping)
                 progress.update(done, watch.line())
                 if stopping and done < total:
@@ -313,44 +361,6 @@ def _views(
                 there = resident.fill(there)
             seen = crops(there.canvas, there.draws, spec)
         yield Views(seen, there.labels, there.indices, spec.num_labelled(len(batch.indices)))
-
-
-def _restore(path: Path, method: Method, optimizer: torch.optim.Optimizer, source: Source) -> dict[str, Any]:
-    state = checkpoint.load(path, method, optimizer)
-    fingerprint.check(source, state, f"{path} was written")
-    if dist.rank() == 0:
-        checkpoint.forget_after(path)  # damaged ones, of a future that will now come anew
-    return state
-
-
-def _save(
-    folder: Path,
-    config: Config,
-    method: Method,
-    tensors: dict[str, Tensor],
-    spec: ViewSpec,
-    classes: tuple[str, ...],
-    state: dict[str, Any],
-) -> Callable[[], None]:
-    """Copy what is to be saved besides `tensors`, now; the function that is returned writes the copies, whenever."""
-    kept = ("backbone", "classifier")  # heads are in the checkpoint alone
-    networks = copy.deepcopy(
-        {name: {part: net[part] for part in kept if part in net} for name, net in method.networks().items()}
-    )
-    state = copy.deepcopy(state)
-
-    def write() -> None:
-        load.save_backbone(
-            folder,
-            {name: cast(Backbone, networks[name]["backbone"]) for name in method.product},
-            preprocessing=load.preprocessing(spec.groups[0].size_px, spec.mean, spec.std),
-            extra={"method": configs.method_name(config), "data": config.data, "step": state["step"]},
-            classifier=cast(nn.Linear | None, networks[method.product[0]].get("classifier")),
-            classes=method.classes or classes,
-        )
-        checkpoint.save(folder, tensors, state, config.keep_checkpoints)
-
-    return write
 
 
 def _report(folder: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from opendino.core.errors import UsageError
+from opendino.core.errors import UsageError, UserError
 from opendino.engine import launch
 
 
@@ -146,3 +146,47 @@ def load(run: Path) -> dict[str, Any]:
 
 def rows(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+NOTEBOOK = """
+import opendino, sys
+from opendino.config import Config
+from opendino.core.errors import UserError
+from opendino.methods import byol
+config = Config(
+    data="toy:textures?n=16&size=16", backbone="conv4", backbone_options={"width": 2}, steps=2, batch=8, workers=0,
+    precision="float32", eval_images=0, report=False, devices=2, device="cpu", out=sys.argv[1], drop_path=0.0,
+    method=byol.Config(size_px=16, hidden_dim=8, projection_dim=4),
+)
+result = opendino.train(config)
+print(result.steps, opendino.resume(result.run, steps=3).steps)
+try:
+    opendino.train(config)
+except UserError as error:
+    print(error)
+"""
+"""As a notebook or a script without a guard writes it: other processes cannot import it."""
+
+
+@pytest.mark.slow
+def test_two_devices_from_python_train_together(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(NOTEBOOK)
+    run = tmp_path / "run"
+    ended = subprocess.run(
+        [sys.executable, "-W", "ignore", str(script), str(run)], capture_output=True, text=True, timeout=500
+    )
+    lines = ended.stdout.splitlines()
+    assert lines[0] == "2 3", ended.stderr
+    assert "exists already" in lines[1] and f"opendino resume {run}" in lines[1]
+    assert "of each of 2 ddp devices" in (run / "log.txt").read_text()
+    assert "2 steps of 8 on cpu" in ended.stderr, "what the run says is seen where it was started"
+
+
+def test_what_a_command_says_is_raised(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is no run folder") as caught:
+        launch.command("resume", str(tmp_path))
+    assert caught.value.exit_code == 1
+    with pytest.raises(UserError, match="Unknown option") as caught:
+        launch.command("train", "x", "--nonsense", "1")
+    assert caught.value.exit_code == 2

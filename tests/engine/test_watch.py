@@ -144,6 +144,8 @@ def test_the_line_holds_the_figures_there_are(make: MakeWatch) -> None:
     assert "loss" not in watch.line()
     steps(watch, True, teacher_entropy=2.5, entropy_frac=0.5)
     watch.look()
+    watch.judged(0, {"effective_rank": 3.0, "knn": {"teacher": 10.0}})
+    assert "k-NN" not in watch.line() and "rank" not in watch.line(), "of the network before it was trained"
     watch.judged(1, {"effective_rank": 12.4, "knn": {"teacher": 43.21}})
     line = watch.line()
     assert line.startswith("loss 2.000  entropy 2.50 (50% of ln K)  k-NN 43.2%  rank 12  ")

@@ -171,8 +171,9 @@ def _short(names: list[str]) -> dict[str, str]:
 
 def _row(short: str, name: str, run: Path, columns: Columns, color: str, left: int) -> str:
     def last(column: str, form: str) -> str:
-        values = next((each.values for key, each in columns.items() if key.partition(".")[0] == column), None)
-        return "" if values is None else format(float(values[-1]), form)
+        each = next((each for key, each in columns.items() if key.partition(".")[0] == column), None)
+        # Step 0 is the network before training.
+        return "" if each is None or not each.steps[-1] else format(float(each.values[-1]), form)
 
     done = _last_step(columns)
     try:

@@ -47,6 +47,8 @@ def _run(argv: list[str] | None) -> int:
     as_json = "--json" in args
     args = [arg for arg in args if arg != "--json"]
     cluster.adopt(os.environ)  # first of all: only one process of a run speaks
+    # Read when torch loads its OpenMP: threads that wait by spinning keep others from the cores they need.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         if not args or args[0] in ("-h", "--help", "help"):
             print(_help())

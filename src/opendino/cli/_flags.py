@@ -75,10 +75,12 @@ def _one_line(framed: str, prog: str) -> UsageError:
     if missing := re.search(rf"Missing from {prog}: ([A-Z]+|--[a-z-]+)", text):
         return UsageError(*_MISSING.get(missing[1], (f"{prog} lacks {missing[1]}", f"See {prog} --help")))
     if wrong := re.search(
-        r"Error parsing (--\S+): no type matching (\S+) could be instantiated from \['(.*?)'\]", text
+        r"Error parsing (--\S+): no type matching (.+?) could be instantiated from \['(.*?)'\]", text
     ):
         kind = wrong[2].replace("{None}|", "").lower()
-        return UsageError(f"{wrong[1]} is '{wrong[3]}', not of type {kind}", f"See {prog} --help")
+        several = next((words for words in re.findall(r"\{(.*?)\}", kind) if " " in words), "")
+        hint = f"Expected {len(several.split())} values, or auto" if several else f"See {prog} --help"
+        return UsageError(f"{wrong[1]} is '{wrong[3]}', not of type {kind}", hint)
     text = re.split("For full helptext|Argument helptext", text)[0].strip(" .")
     if ours := re.search(r"Error parsing Config\w*: (.*)", text):  # raised by a Config itself, already in our words
         return UsageError(ours[1])

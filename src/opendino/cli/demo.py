@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from opendino.cli import Outcome
 
 
@@ -11,13 +13,14 @@ def run(args: list[str]) -> Outcome:
     from opendino.recipes import demo
 
     result = start(parse(args, recipe="demo", data=demo.DATA))
+    page = Path(result.run) / "report.html"
     text = "\n".join(
         [
             f"k-NN on images it has never seen, ten classes, after {result.seconds:.0f} s (chance: 10 %):",
             *_rows(result.knn or {}),
             *(["and the classifiers themselves:", *_rows(result.accuracy)] if result.accuracy else []),
             f"The run lies in {result.run}: config.yaml, metrics.jsonl, backbone.safetensors, checkpoints/",
-            f"Look at it:           {result.run}/report.html, in any browser",
+            *([f"Look at it:           {page}, in any browser"] if page.is_file() else []),
             "Your own images next: opendino train ~/photos",
         ]
     )

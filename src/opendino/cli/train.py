@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import tyro
@@ -62,7 +63,7 @@ def report(result: Any) -> Outcome:
     if result.collapse is not None:
         lines.append(f"collapsed: {result.collapse}; see the warnings in {result.run}/log.txt")
     lines += [
-        f"run folder: {result.run}, with report.html",
+        f"run folder: {result.run}{', with report.html' * (Path(result.run) / 'report.html').is_file()}",
         f"from Python: opendino.load('{result.run}').embed(images)",
     ]
     return Outcome("\n".join(lines), dict(result.__dict__))

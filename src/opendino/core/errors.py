@@ -86,6 +86,9 @@ def explained(error: BaseException) -> UserError | None:
     if isinstance(error, RuntimeError) and "out of memory" in str(error).lower():
         hint = "Use a smaller --batch, or work it off in parts with --optim.accumulate 4"
         return UserError("The device has too little memory for a step", hint)
+    if isinstance(error, ValueError) and "more than 1 value per channel" in str(error):
+        hint = "Use a larger --batch, larger crops, or fewer parts (--optim.accumulate)"
+        return UserError("BatchNorm needs more than one value of a channel, and a step's crops give it one", hint)
     if lost(error):
         return UserError("Another process of this run is gone", "Go on with: opendino resume RUN")
     return None

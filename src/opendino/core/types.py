@@ -163,6 +163,7 @@ class Facts:
         total_steps, steps_per_epoch: Length of the run and of an epoch.
         device: "cpu", "cuda" or "mps".
         patch_px: What the sides of views must be multiples of; 16 for networks that do not mind.
+        convolutional: Small images on a CPU, for which "auto" took a small convolutional network.
     """
 
     num_images: int
@@ -173,6 +174,7 @@ class Facts:
     steps_per_epoch: int
     device: str = "cpu"
     patch_px: int = 16
+    convolutional: bool = False
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ import multiprocessing
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import tempfile
 import threading
 import traceback
@@ -28,6 +30,7 @@ import torch
 
 from opendino.core import errors, files
 from opendino.core.errors import UsageError, UserError
+from opendino.engine.interrupt import Interrupted
 
 _RESTARTS = 3
 _METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
@@ -50,6 +53,8 @@ def number(devices: int | str, device: str) -> int:
     if devices == "auto":
         return max(1, present)
     assert isinstance(devices, int)
+    if present == 0:
+        return 1  # which says that there is no such device
     if devices > present and kind != "cpu":
         raise UsageError(f"--devices is {devices}, and there is {present} of {kind}", "Use --devices auto")
     return devices
@@ -101,6 +106,48 @@ def together(processes: int, work: Callable[..., dict[str, Any]], *args: Any) ->
         for each, handler in before.items():
             signal.signal(each, handler)
         shutil.rmtree(home, ignore_errors=True)
+
+
+def command(*words: str) -> dict[str, Any]:
+    """Run an `opendino` command in a process of its own; returns its JSON answer.
+
+    For scripts and notebooks: they cannot be imported by the processes that `together` starts.
+
+    Args:
+        *words: The verb and what follows.
+
+    Raises:
+        UserError: What the command said, as where it had been run here.
+        RuntimeError: It failed by our own mistake; its traceback is on stderr.
+    """
+    asked: list[int] = []
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        # The terminal has sent Ctrl-C to the command as well: the first must not reach it twice, which would end it.
+        process.send_signal(signal.SIGINT if asked and number == signal.SIGINT else signal.SIGTERM)
+        asked.append(number)
+
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    terminal = sys.stderr.isatty()  # it draws a live line there; a notebook's stderr is no file at all
+    with tempfile.TemporaryFile() as answer, contextlib.ExitStack() as closing:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "opendino", *words, "--json"], env=environment, stdin=subprocess.DEVNULL,
+            stdout=answer, stderr=None if terminal else subprocess.PIPE, text=True, errors="replace",
+        )  # fmt: skip
+        if threading.current_thread() is threading.main_thread():
+            for each in (signal.SIGINT, signal.SIGTERM):
+                closing.callback(signal.signal, each, signal.signal(each, pass_on))
+        for line in process.stderr or ():
+            sys.stderr.write(line)
+        code = process.wait()
+        answer.seek(0)
+        text = answer.read().decode()
+    if code and text:
+        error = json.loads(text)["error"]
+        raise (Interrupted if code == 130 else UserError)(error["message"], error["hint"], code)
+    if code:
+        raise RuntimeError(f"opendino {' '.join(words)} ended with exit code {code}")
+    return json.loads(text)
 
 
 def _launch(processes: int, home: Path, failed: list[Exception], work: Callable[..., Any], args: Any) -> None:

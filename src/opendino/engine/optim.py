@@ -23,8 +23,9 @@ class Config:
     """How the student is optimised. Defaults are DINO v1's for ViTs."""
 
     name: Literal["adamw", "sgd", "lars"] = "adamw"
-    lr: float = 5e-4
-    """Peak learning rate for a batch of 256; scaled linearly with the batch."""
+    lr: float | Literal["auto"] = 5e-4
+    """Peak learning rate for a batch of 256; scaled linearly with the batch. auto: the published rate; for small
+    convolutional networks on a CPU one that small batches need."""
     min_lr: float = 1e-6
     """Where the cosine ends; not scaled."""
     lr_warmup: str = "10ep"
@@ -50,7 +51,7 @@ class Config:
             raise UsageError(f"accumulate is {self.accumulate}", "Use 1 or more")
         if not 0 < self.layer_decay <= 1:
             raise UsageError(f"layer_decay is {self.layer_decay}", "Use a share above 0 and at most 1, e.g. 0.75")
-        if self.lr <= 0:
+        if self.lr != "auto" and self.lr <= 0:
             raise UsageError(f"lr is {self.lr}", "Use a learning rate above 0, e.g. 5e-4")
         for name in ("min_lr", "weight_decay", "weight_decay_end", "clip"):
             if getattr(self, name) < 0:
@@ -60,12 +61,27 @@ class Config:
         """Durations within their share of the run; with the reasons."""
         timing = {"total_steps": facts.total_steps, "steps_per_epoch": facts.steps_per_epoch}
         found: dict[str, tuple[Any, str]] = {}
+        if self.lr == "auto":
+            found["lr"] = _rate(self.name, facts)
         for name in ("lr_warmup", "freeze_backbone"):
             asked = getattr(self, name)
             value = span.capped(asked, 0.2, **timing)
             if value != asked:
                 found[name] = value, f"{asked} is more than 20% of {facts.total_steps:,} steps"
         return auto.applied(self, found)
+
+
+_RATES = {"adamw": 5e-4, "sgd": 0.03, "lars": 0.3}
+"""DINO v1's published learning rates for a batch of 256."""
+_STEP_RATE = 3e-3
+"""What the demo's convolutional network learns fastest with under AdamW, at batches of 32 to 64."""
+
+
+def _rate(name: str, facts: Facts) -> tuple[float, str]:
+    """The learning rate for a batch of 256, and why."""
+    if facts.convolutional and name == "adamw":
+        return _STEP_RATE * 256 / facts.batch, f"{_STEP_RATE:g} at the batch of {facts.batch}, convolutional network"
+    return _RATES[name], f"the published rate for {name}"
 
 
 class LARS(torch.optim.Optimizer):
@@ -186,6 +202,7 @@ def set_schedules(optimizer: torch.optim.Optimizer, config: Config, clock: Clock
         clock: The step about to be done.
         batch: Images per step over all devices; the rate is `lr · batch / 256`.
     """
+    assert config.lr != "auto"
     total = clock.total_steps
     warmup = span.steps(config.lr_warmup, total_steps=total, steps_per_epoch=clock.steps_per_epoch)
     lr = schedule.cosine(clock.step, config.lr * batch / 256, config.min_lr, total, warmup)

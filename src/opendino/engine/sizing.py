@@ -13,6 +13,7 @@ from opendino.core import dist
 from opendino.core.contracts import Backbone, Method
 from opendino.core.errors import UserError
 from opendino.core.types import ViewSpec
+from opendino.engine import threads
 from opendino.engine.parallel import Parallel
 
 _MARGIN = 1.25  # for the head, the teacher and what a step allocates besides
@@ -54,7 +55,8 @@ def activation_bytes(backbone: Backbone, spec: ViewSpec, recomputed: bool = Fals
     """What autograd keeps of one image's views, in float32.
 
     Args:
-        backbone: On the meta device: its forward pass tells sizes and computes nothing.
+        backbone: On the meta device its forward pass tells sizes and computes nothing. It sees two images: BatchNorm
+            wants more than one value.
         spec: The views.
         recomputed: Of each transformer block only what goes in is kept, and everything of one block at a time.
     """
@@ -71,11 +73,12 @@ def activation_bytes(backbone: Backbone, spec: ViewSpec, recomputed: bool = Fals
     for block in backbone.transformer_blocks() if recomputed else ():
         block.register_forward_pre_hook(lambda _, x: entered.append((x[0].nbytes, sum(kept.values()))))
         block.register_forward_hook(lambda *_: inside.append(sum(kept.values()) - entered[-1][1]))
-    views = [torch.empty(len(g.views), 3, g.size_px, g.size_px, device="meta") for g in spec.groups if g.views]
+    device = next(backbone.parameters()).device
+    views = [torch.zeros(2 * len(g.views), 3, g.size_px, g.size_px, device=device) for g in spec.groups if g.views]
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         backbone(views)
     saved = sum(inside) - sum(size for size, _ in entered) - max(inside, default=0)
-    return _MARGIN * (sum(kept.values()) - saved)
+    return _MARGIN * (sum(kept.values()) - saved) / 2
 
 
 @dataclass(frozen=True)
@@ -180,7 +183,7 @@ def workers(wanted: int | str, device: torch.device) -> tuple[int, str]:
     """Loader processes of this rank, and why."""
     if isinstance(wanted, int):
         return wanted, "as asked"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = threads.cores()
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if device.type == "cpu":
         return max(1, cores // (4 * local)), f"a quarter of {cores} cores; the rest train"

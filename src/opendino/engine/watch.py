@@ -40,6 +40,7 @@ class Watch:
     Attributes:
         verdict: A collapse that stands, or None.
         quality: The last evaluation, shown in `line`.
+        rates: The newest of `Speed.row`; None at first, and on ranks that write nothing.
     """
 
     def __init__(
@@ -56,8 +57,9 @@ class Watch:
         for row in (row for row in (meters.recent if meters else ()) if "loss" in row):  # of a run that goes on
             self.verdict = self._monitor.watch(row)
         self._looked, self._until = time.monotonic(), 1
-        self._rates: dict[str, Any] | None = None
+        self.rates: dict[str, Any] | None = None
         self.quality: dict[str, Any] = {}
+        self._judged = 0
 
     def step(self, done: int, tensors: dict[str, Tensor], numbers: dict[str, float], indices: list[Tensor]) -> None:
         """Remember a step; nothing is fetched from the device.
@@ -101,7 +103,7 @@ class Watch:
                 self._check_collapse(row)
             self._last = rows[-1] if rows else self._last
             if self._steps and (rates := self._speed.row()):
-                self._rates = rates
+                self.rates = rates
                 self._meters.write(self._steps[-1][0], rates)
         if dist.active():
             each = (time.monotonic() - self._looked) / max(1, len(self._steps))
@@ -112,7 +114,7 @@ class Watch:
 
     def judged(self, done: int, quality: dict[str, Any]) -> None:
         """Write an evaluation."""
-        self.quality = quality
+        self.quality, self._judged = quality, done
         if self._meters is not None:
             self._meters.write(done, quality)
 
@@ -121,13 +123,14 @@ class Watch:
         shown = [f"loss {self._last['loss']:.3f}"] if "loss" in self._last else []
         if "teacher_entropy" in self._last:
             shown.append(f"entropy {self._last['teacher_entropy']:.2f} ({self._last['entropy_frac']:.0%} of ln K)")
-        if "knn" in self.quality:
-            shown.append(f"k-NN {next(iter(self.quality['knn'].values())):.1f}%")
-        if "accuracy" in self.quality:
-            shown.append(f"accuracy {next(iter(self.quality['accuracy'].values())):.1f}%")
-        if "effective_rank" in self.quality:
-            shown.append(f"rank {self.quality['effective_rank']:.0f}")
-        rates = self._rates or self._speed.so_far()
+        quality = self.quality if self._judged else {}  # from before the first step it says nothing of the training
+        if "knn" in quality:
+            shown.append(f"k-NN {next(iter(quality['knn'].values())):.1f}%")
+        if "accuracy" in quality:
+            shown.append(f"accuracy {next(iter(quality['accuracy'].values())):.1f}%")
+        if "effective_rank" in quality:
+            shown.append(f"rank {quality['effective_rank']:.0f}")
+        rates = self.rates or self._speed.so_far()
         shown += [f"{rates['images_per_second']:.3g} images/s", f"wait {rates['data_wait']:.0%}"]
         return "  ".join([*shown, f"MFU {rates['mfu']:.0%}", f"{rates['peak_memory_bytes'] / 2**30:.1f} GiB"])
 

@@ -45,9 +45,9 @@ class Config:
     local_size_px: int | Literal["auto"] = 96
     local_crops: int = 10
     """Number of local views, 0 or more."""
-    global_scale: tuple[float, float] = (0.25, 1.0)
+    global_scale: tuple[float, float] | Literal["auto"] = (0.25, 1.0)
     """Area of a global crop as a share of the image."""
-    local_scale: tuple[float, float] = (0.05, 0.25)
+    local_scale: tuple[float, float] | Literal["auto"] = (0.05, 0.25)
     """Area of a local crop as a share of the image."""
     flip: float = 0.5
     """Probability of a horizontal flip."""
@@ -57,15 +57,15 @@ class Config:
     """Brightness, contrast, saturation, hue."""
     grey: float = 0.2
     """Probability of grey."""
-    blur: tuple[float, float, float] = (1.0, 0.1, 0.5)
+    blur: tuple[float, float, float] | Literal["auto"] = (1.0, 0.1, 0.5)
     """Probability of a blur in the first global, the second global, a local view."""
     solarise: float = 0.2
     """Probability of solarisation in the second global view."""
 
     out_dim: int | Literal["auto"] = 65536
     """K, the number of prototypes."""
-    hidden_dim: int = 2048
-    bottleneck_dim: int = 256
+    hidden_dim: int | Literal["auto"] = 2048
+    bottleneck_dim: int | Literal["auto"] = 256
     head_layers: int = 3
     head_batch_norm: bool = False
     norm_last_layer: bool = True
@@ -99,10 +99,12 @@ class Config:
             raise UsageError(f"jitter_strength is {self.jitter_strength}", "Use 0 or more, and for the hue 0.5 at most")
         for name in ("flip", "jitter", "grey", "solarise", "blur"):
             value = getattr(self, name)
-            if not all(0 <= each <= 1 for each in (value if isinstance(value, tuple) else (value,))):
+            if value != "auto" and not all(
+                0 <= each <= 1 for each in (value if isinstance(value, tuple) else (value,))
+            ):
                 raise UsageError(f"{name} is {value}", "Use values from 0 to 1")
         for name in ("hidden_dim", "bottleneck_dim", "head_layers"):
-            if getattr(self, name) < 1:
+            if getattr(self, name) != "auto" and getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}", "Use 1 or more")
         if self.local_crops < 0:
             raise UsageError(f"local_crops is {self.local_crops}", "Use 0 or more")
@@ -112,7 +114,10 @@ class Config:
                 "Use local_crops=1 or more, or student_views=all",
             )
         for name in ("global_scale", "local_scale"):
-            low, high = getattr(self, name)
+            value = getattr(self, name)
+            if value == "auto":
+                continue
+            low, high = value
             if not 0 < low <= high <= 1:
                 raise UsageError(f"{name} is {(low, high)}", "Give two shares with 0 < low <= high <= 1, e.g. 0.25 1.0")
         if self.out_dim != "auto" and self.out_dim < 2:
@@ -128,9 +133,23 @@ class Config:
             size = self.global_size_px
         if self.local_size_px == "auto":
             patch = facts.patch_px
-            local = max(patch, round(size * 96 / 224 / patch) * patch)
-            found["local_size_px"] = local, "96/224 of the global size, as in the paper"
-        if self.out_dim == "auto":
+            if facts.convolutional:
+                found["local_size_px"] = size // 2, "half of the global size, convolutional network"
+            else:
+                local = max(patch, round(size * 96 / 224 / patch) * patch)
+                found["local_size_px"] = local, "96/224 of the global size, as in the paper"
+        for name, scale in zip(("global_scale", "local_scale"), auto.scales(facts)[:2], strict=True):
+            if getattr(self, name) == "auto":
+                found[name] = scale, auto.scales(facts)[2]
+        for name, value in auto.head_and_blur(facts).items():
+            if getattr(self, name) == "auto":
+                found[name] = (
+                    value,
+                    "as in the demo, convolutional network" if facts.convolutional else "as in the paper",
+                )
+        if self.out_dim == "auto" and facts.convolutional:
+            found["out_dim"] = 256, "as in the demo, convolutional network"
+        elif self.out_dim == "auto":
             # Prototypes beyond what a small set can fill only slow the start; the steps follow lightly-train's rule.
             steps = ((20_000, 1024), (50_000, 2048), (100_000, 4096), (200_000, 16384), (500_000, 32768))
             num = next((k for limit, k in steps if facts.num_images < limit), 65536)
@@ -149,6 +168,7 @@ class Config:
 def views(config: Config) -> ViewSpec:
     """Two global and `local_crops` local views with BYOL's augmentations."""
     brightness, contrast, saturation, hue = config.jitter_strength
+    assert config.global_scale != "auto" and config.local_scale != "auto" and config.blur != "auto"
     base = Augment(
         scale=config.global_scale, flip=config.flip, jitter=config.jitter, brightness=brightness, contrast=contrast,
         saturation=saturation, hue=hue, grey=config.grey,
@@ -176,12 +196,14 @@ class _DINO(Method):
     def __init__(self, config: Config, make_backbone: Callable[[Literal["student", "teacher"]], Backbone]) -> None:
         super().__init__()
         assert config.out_dim != "auto" and config.momentum != "auto"
+        assert config.hidden_dim != "auto" and config.bottleneck_dim != "auto"
+        sizes = config.hidden_dim, config.bottleneck_dim
         self.config, self.momentum, out_dim = config, config.momentum, config.out_dim
 
         def network(role: Literal["student", "teacher"]) -> nn.ModuleDict:
             backbone = make_backbone(role)
             head = ProjectionHead(
-                backbone.embed_dim, out_dim, config.hidden_dim, config.bottleneck_dim, config.head_layers,
+                backbone.embed_dim, out_dim, *sizes, config.head_layers,
                 batch_norm=config.head_batch_norm, norm_last_layer=config.norm_last_layer,
             )  # fmt: skip
             return nn.ModuleDict({"backbone": backbone, "head": head})

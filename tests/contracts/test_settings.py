@@ -1,0 +1,360 @@
+"""Every setting of a run changes something or is refused: none is accepted and passed over.
+
+Each is changed to another allowed value, and what is seen of the run is compared at the cheapest place where it shows:
+the views that are drawn, or all that a run of four steps leaves (files, numbers, weights, log). A setting without an
+entry here fails the first test.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import re
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+import opendino
+from opendino import config as configs
+from opendino import plan
+from opendino.config import Config
+from opendino.core import fusion, registry
+from opendino.core.errors import UserError
+from opendino.core.types import Augment, Facts
+from opendino.data import cache, loader, workers
+from opendino.data.cache import Images
+from opendino.data.crops import crops
+from opendino.data.decode import working_area_px
+from opendino.engine import launch, optim, parallel, recompute, sizing, speed
+from opendino.methods import byol, dino, distill, mean_teacher
+from opendino.models import load
+from opendino.models.build import backbone
+from opendino.recipes import demo
+
+TOY = "toy:textures?n=24&size=16"
+COLOURED = "toy:colourful?n=24&size=16"
+METHODS = {
+    "dino": dino.Config(
+        global_size_px=16, local_size_px=8, local_crops=2, out_dim=8, hidden_dim=8, bottleneck_dim=4, momentum=0.9,
+        blur=(0.2, 0.1, 0.1), teacher_temp_warmup="4", freeze_last_layer="0",
+    ),
+    "byol": byol.Config(size_px=16, hidden_dim=8, projection_dim=4, momentum=0.9),
+    "mean_teacher": mean_teacher.Config(size_px=16),
+    "distill": distill.Config(size_px=16),
+}  # fmt: skip
+VIT: dict[str, Any] = {"backbone": "vit/8", "backbone_options": {"embed_dim": 12, "depth": 2, "num_heads": 2}}
+
+VIEWS: dict[str, Any] = {
+    "seed": 1, "mean": (0.4, 0.4, 0.4), "std": (0.5, 0.5, 0.5), "data": "toy:forms?n=24&size=16",
+    "dino.global_size_px": 24, "dino.local_size_px": 12, "dino.local_crops": 3, "dino.global_scale": (0.7, 1.0),
+    "dino.local_scale": (0.2, 0.3), "dino.flip": 1.0, "dino.jitter": 0.0, "dino.jitter_strength": (0.1, 0.1, 0.1, 0.0),
+    "dino.grey": 1.0, "dino.blur": (1.0, 1.0, 1.0), "dino.solarise": 1.0,
+    "byol.size_px": 24, "mean_teacher.size_px": 24, "distill.size_px": 24, "distill.teacher_view": "whole",
+    "mean_teacher.labelled_frac": 0.5,
+}  # fmt: skip
+"""Seen in the views of a batch: setting → another value."""
+AUGMENT: dict[str, Any] = {
+    "scale": (0.7, 0.8), "ratio": (1.0, 1.0), "flip": 1.0, "jitter": 0.0, "brightness": 0.0, "contrast": 0.0,
+    "saturation": 0.0, "hue": 0.0, "grey": 1.0, "blur": 0.5, "sigma_px": (3.0, 4.0), "solarise": 1.0,
+}  # fmt: skip
+"""Of every `Augment` inside a method's settings."""
+RUN: dict[str, Any] = {
+    "backbone": "resnet10t", "backbone_options": {"width": 3}, "epochs": 1.0, "steps": 3, "batch": 4,
+    "labels": ("50%", {"method": METHODS["mean_teacher"]}), "out": "elsewhere", "init": "MODEL",
+    "val": ("toy:textures?n=20&size=16&split=val", {"eval_images": 12}),
+    "drop_path": (0.5, VIT), "drop_path_on_subset": (True, VIT | {"drop_path": 0.5}),
+    "precision": "bfloat16", "eval_every": ("2", {"eval_images": 12}), "eval_images": 12,
+    "knn_k": (1, {"eval_images": 24}), "checkpoint_every": "1", "keep_checkpoints": 1, "report": True, "profile": True,
+    "optim.name": "sgd", "optim.lr": 0.1, "optim.min_lr": 0.001, "optim.lr_warmup": ("2", {"steps": 10}),
+    "optim.layer_decay": 0.5, "optim.freeze_backbone": "20%",
+    "optim.weight_decay": 0.3, "optim.weight_decay_end": 0.3, "optim.clip": 0.001,
+    "optim.clip_by": ("global", {"optim": optim.Config(clip=0.001, lr_warmup="0")}), "optim.accumulate": 2,
+    "dino.student_views": "local", "dino.out_dim": 9, "dino.hidden_dim": 9, "dino.bottleneck_dim": 5,
+    "dino.head_layers": 2, "dino.head_batch_norm": True, "dino.norm_last_layer": False,
+    "dino.freeze_last_layer": ("10%", {"steps": 10}), "dino.centering": False,
+    "dino.center_momentum": 0.1, "dino.sharpening": False, "dino.student_temp": 0.2,
+    "dino.teacher_temp": 0.09, "dino.teacher_temp_start": 0.02, "dino.teacher_temp_warmup": "1", "dino.momentum": 0.5,
+    "dino.momentum_end": 0.95,
+    "byol.hidden_dim": 9, "byol.projection_dim": 5, "byol.predictor": False, "byol.momentum": 0.5,
+    "byol.momentum_end": 0.95,
+    "mean_teacher.consistency": 1.0, "mean_teacher.consistency_rampup": "100%", "mean_teacher.momentum": 0.1,
+    "mean_teacher.momentum_end": 0.1, "mean_teacher.baseline": False, "mean_teacher.num_classes": 11,
+    "distill.teacher": "OTHER", "distill.objective": "logits",
+    "distill.temperature": (9.0, {"method": replace(METHODS["distill"], objective="logits")}),
+    "distill.label_weight": (0.5, {"method": replace(METHODS["distill"], objective="logits")}),
+}  # fmt: skip
+"""Seen in what a run leaves: setting → another value, or (another value, what else both runs have)."""
+APART = {
+    "device", "devices", "parallel", "sync_batch_norm", "activation_checkpointing", "compile", "workers", "threads",
+    "cache", "max_bad_frac", "max_nonfinite", "resume",
+}  # fmt: skip
+"""Shown by tests of their own below."""
+
+
+def names(part: Any, prefix: str) -> list[str]:
+    """Every setting of a Config and of the Configs in it."""
+    found = []
+    for field in dataclasses.fields(part):
+        value = getattr(part, field.name)
+        nested = dataclasses.is_dataclass(value)
+        found += names(value, f"{prefix}{field.name}.") if nested else [f"{prefix}{field.name}"]
+    return found
+
+
+def settings() -> list[str]:
+    own = [field.name for field in dataclasses.fields(Config) if field.name not in ("method", "optim")]
+    found = own + names(optim.Config(), "optim.")
+    for name in registry.names("opendino.methods"):
+        found += names(configs.method_config(name), f"{name}.")
+    return found
+
+
+AUGMENTS = [name for name in settings() if name.count(".") == 2]
+
+
+def test_no_setting_is_left_out() -> None:
+    assert sorted(settings()) == sorted([*VIEWS, *RUN, *APART, *AUGMENTS])
+    assert {name.rpartition(".")[2] for name in AUGMENTS} == AUGMENT.keys() == set(names(Augment((0.5, 1.0)), ""))
+
+
+@pytest.fixture(scope="module")
+def teachers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Two classifiers of the ten textures."""
+    found = {}
+    for seed, name in enumerate(("MODEL", "OTHER")):
+        torch.manual_seed(seed)
+        network = backbone("conv4", width=2)
+        folder = tmp_path_factory.mktemp("models") / name
+        classes = tuple(plan.open_source(TOY).classes)
+        load.save_backbone(
+            folder, {"teacher": network}, preprocessing=load.preprocessing(16, (0.5,) * 3, (0.3,) * 3),
+            classifier=torch.nn.Linear(network.embed_dim, len(classes)), classes=classes,
+        )  # fmt: skip
+        found[name] = str(folder)
+    return found
+
+
+@pytest.fixture(autouse=True)
+def _no_time_is_spent_on_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "peak_flops", lambda *_: 1e9)
+    monkeypatch.setattr(speed.Speed, "counting", lambda self: nullcontext())
+
+
+def base(name: str, teachers: dict[str, str], **changes: Any) -> Config:
+    recipe = demo.config(TOY)
+    config = replace(
+        recipe, val=None, method=METHODS[name], backbone_options={"width": 2}, steps=4, batch=8, workers=0,
+        optim=optim.Config(lr=0.01, lr_warmup="0"), precision="float32", eval_images=0, report=False, cache="ram",
+    )  # fmt: skip
+    config = replace(config, **changes)
+    if isinstance(config.method, distill.Config) and not config.method.teacher:
+        config = replace(config, method=replace(config.method, teacher=teachers["MODEL"]))
+    return config
+
+
+def changed(config: Config, name: str, value: Any, teachers: dict[str, str]) -> Config:
+    """With one setting changed."""
+    value = teachers.get(value, value) if isinstance(value, str) else value
+    part, *inner = name.split(".")
+    if not inner:
+        other = {"steps": None} if name == "epochs" else {"backbone_options": {}} if name == "backbone" else {}
+        return replace(config, **{name: value}, **other)
+    part = "optim" if part == "optim" else "method"
+    owner = getattr(config, part)
+    if len(inner) == 2:
+        augment = replace(getattr(owner, inner[0]), **{inner[1]: value})
+        return replace(config, **{part: replace(owner, **{inner[0]: augment})})
+    return replace(config, **{part: replace(owner, **{inner[0]: value})})
+
+
+def seen_in_views(config: Config) -> list[Any]:
+    """The views of a few batches, and how many of their images have labels for sure."""
+    source = plan.images(config)
+    spec, found = configs.views(config), []
+    batches = loader.Batches(Images(source, working_area_px(spec)), spec, config.seed, 8)
+    for number in range(3):
+        batch = batches[number]
+        assert isinstance(batch, loader.Batch)
+        views = crops(batch.canvas, batch.draws, spec)
+        found.append({name: hashlib.sha256(each.numpy().tobytes()).hexdigest() for name, each in views.items()})
+    return [found, spec.num_labelled(8)]
+
+
+def seen_in_run(config: Config, folder: Path) -> list[Any]:
+    """All that a run leaves: files, metrics without speed, weights, and what was said."""
+    out = folder / (config.out or "run")
+    opendino.train(replace(config, out=str(out)))
+    rows = [line for line in (out / "metrics.jsonl").read_text().splitlines() if "images_per_second" not in line]
+    weights = {
+        str(path.relative_to(out)): {key: value.sum().item() for key, value in load_file(path).items()}
+        for path in sorted(out.rglob("*.safetensors"))
+    }
+    said = re.findall(r"^\S+ \S+ +([\w.]+ = [^:]*):", (out / "log.txt").read_text(), flags=re.MULTILINE)
+    files = [re.sub(r"events.*", "events", str(path.relative_to(folder))) for path in sorted(out.rglob("*"))]
+    return [files, rows, weights, [line for line in said if not line.startswith("memory")]]
+
+
+def refused_or(see: Callable[..., list[Any]], *args: Any) -> list[Any]:
+    try:
+        return see(*args)
+    except UserError as error:
+        return ["refused", str(error)]
+
+
+@pytest.mark.parametrize("name", [*VIEWS, *AUGMENTS])
+def test_it_changes_what_is_drawn(name: str, teachers: dict[str, str]) -> None:
+    method = name.partition(".")[0] if "." in name else "dino"
+    config = base(method, teachers, data=COLOURED)
+    value = AUGMENT[name.rpartition(".")[2]] if name in AUGMENTS else VIEWS[name]
+    if name.endswith("sigma_px"):
+        config = changed(config, name.replace("sigma_px", "blur"), 1.0, teachers)
+    other = changed(config, name, value, teachers)
+    assert other != config
+    assert refused_or(seen_in_views, other) != seen_in_views(config)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
+    """What is seen of runs with nothing changed, by their settings."""
+    return {}
+
+
+@pytest.mark.parametrize("name", RUN)
+def test_it_changes_the_run_or_is_refused(
+    name: str, tmp_path: Path, teachers: dict[str, str], plain: dict[str, list[Any]]
+) -> None:
+    owner = name.partition(".")[0]
+    value, context = RUN[name] if isinstance(RUN[name], tuple) else (RUN[name], {})
+    config = base(owner if owner in METHODS else "dino", teachers, **context)
+    key = configs.dump(config)
+    if key not in plain:
+        plain[key] = seen_in_run(config, tmp_path / "plain")
+        assert seen_in_run(config, tmp_path / "again") == plain[key], "what is compared does not change by itself"
+    other = changed(config, name, value, teachers)
+    assert other != config
+    assert refused_or(seen_in_run, other, tmp_path / "other") != plain[key]
+
+
+def test_workers_and_threads_are_those_that_were_asked_for(
+    tmp_path: Path, teachers: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    def started(items: Any, numbers: range, count: int, pin: bool) -> Any:
+        seen.append(count)
+        return iter([items[number] for number in numbers])
+
+    monkeypatch.setattr(workers, "_started", started)
+    real = optim.step
+    monkeypatch.setattr(optim, "step", lambda *args: (seen.append(torch.get_num_threads()), real(*args)))
+    monkeypatch.setattr("opendino.engine.threads.cores", lambda: 4)
+    before = torch.get_num_threads()
+    opendino.train(base("dino", teachers, workers=2, threads=3, steps=1, out=str(tmp_path / "run")))
+    assert seen[0] == 2 and seen[-1] == 3
+    assert torch.get_num_threads() == before, "the number of a run ends with it"
+
+
+def test_what_a_cache_keeps_is_decoded_once(
+    tmp_path: Path, teachers: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[str] = []
+    real = cache.decode
+    monkeypatch.setattr(cache, "decode", lambda *args, **kwargs: (decoded.append(where), real(*args, **kwargs))[1])
+    for where in ("off", "ram", "disk"):
+        opendino.train(base("dino", teachers, cache=where, steps=6, out=str(tmp_path / where)))
+    assert [decoded.count(where) for where in ("off", "ram", "disk")] == [48, 24, 24]
+
+
+def test_more_than_one_device_is_started(teachers: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+
+    def started(*words: str) -> Any:
+        tree = configs.read_tree(words[2])
+        raise UserError(f"{words[:2]} {tree['devices']} {tree['data']}")
+
+    monkeypatch.setattr(launch, "command", started)
+    with pytest.raises(UserError, match=r"'train', '--config'\) 2 toy:textures"):
+        opendino.train(base("dino", teachers, devices=2, device="cpu"))
+
+
+def test_a_device_that_is_not_there_is_refused(teachers: dict[str, str]) -> None:
+    missing = next(name for name in ("cuda", "mps") if not getattr(torch, name).is_available())
+    with pytest.raises(UserError, match=f"no {missing} device"):
+        opendino.train(base("dino", teachers, device=missing))
+
+
+def test_how_devices_share_the_work(teachers: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one device both settings mean nothing, and their help says so."""
+    method = dino.build(METHODS["dino"], lambda role: backbone("conv4", width=2))
+    found = {how: sizing.parallel(how, method, "adamw", 1.0, torch.device("cpu"))[0] for how in ("ddp", "fsdp")}
+    assert found == {"ddp": "ddp", "fsdp": "fsdp"}
+    called = []
+    monkeypatch.setattr(parallel.dist, "active", lambda: True)
+    monkeypatch.setattr(parallel.sync_batch_norm, "convert", called.append)
+    monkeypatch.setattr(parallel, "_part", lambda method, device: lambda: method)
+    for synchronise in (False, True):
+        parallel.place(method, torch.device("cpu"), "fsdp", synchronise)
+        assert len(called) == synchronise
+
+
+def test_less_memory_and_compilation_are_done_where_asked(
+    tmp_path: Path, teachers: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    real = recompute.recompute
+    monkeypatch.setattr(plan, "recompute", lambda network: (asked.append("less memory"), real(network))[1])
+    monkeypatch.setattr(fusion, "works", lambda device: "no compiler")
+    common = {**VIT, "steps": 1, "drop_path": 0.0}
+    opendino.train(base("dino", teachers, out=str(tmp_path / "plain"), **common))
+    assert asked == []
+    opendino.train(base("dino", teachers, out=str(tmp_path / "less"), activation_checkpointing=True, **common))
+    assert asked == ["less memory"]
+    with pytest.raises(UserError, match="Nothing can be compiled here: no compiler"):
+        opendino.train(base("dino", teachers, compile=True))
+
+
+def test_limits_stop_a_run(tmp_path: Path, teachers: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number in range(16):
+        pixels = np.random.default_rng(number).integers(0, 255, (20, 20, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    for number in range(5):
+        (folder / f"bad{number}.png").write_bytes(b"x")
+    few = base("dino", teachers, data=str(folder), batch=4, steps=2)
+    opendino.train(replace(few, out=str(tmp_path / "some")))
+    with pytest.raises(UserError, match="cannot be read"):
+        opendino.train(replace(few, out=str(tmp_path / "none"), max_bad_frac=0.01))
+    real = dino.cross_entropy
+    monkeypatch.setattr(dino, "cross_entropy", lambda *args, **kwargs: real(*args, **kwargs) * float("nan"))
+    opendino.train(base("dino", teachers, out=str(tmp_path / "nan")))
+    with pytest.raises(UserError, match="not finite for 2 steps"):
+        opendino.train(base("dino", teachers, out=str(tmp_path / "stopped"), max_nonfinite=2))
+
+
+def test_resume_decides_what_a_folder_in_use_means(tmp_path: Path, teachers: dict[str, str]) -> None:
+    config = base("dino", teachers, out=str(tmp_path / "run"), steps=1)
+    opendino.train(config)
+    with pytest.raises(UserError, match="exists already"):
+        opendino.train(config)
+    assert opendino.train(replace(config, resume=True)).steps == 1
+
+
+def test_facts_are_all_that_auto_may_depend_on() -> None:
+    """A value that stays "auto" would be passed over."""
+    auto = dino.Config(
+        global_size_px="auto", local_size_px="auto", global_scale="auto", local_scale="auto", out_dim="auto",
+        momentum="auto",
+    )  # fmt: skip
+    for convolutional in (False, True):
+        facts = Facts(1000, 64, 0, 32, 100, 10, convolutional=convolutional)
+        for part in (auto, optim.Config(lr="auto", accumulate=1), byol.Config(size_px="auto", momentum="auto")):
+            assert "auto" not in vars(part.resolved(facts)[0]).values()

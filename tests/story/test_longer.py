@@ -1,0 +1,152 @@
+"""Runs made longer: finished or stopped, by resume or by the same command with another length; exact all the same."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import opendino
+from opendino import config as configs
+from opendino import extend
+from opendino.cli import main
+from opendino.config import Config
+from opendino.core.errors import UsageError, UserError
+from opendino.core.types import Clock
+from opendino.engine import optim
+from opendino.recipes import demo
+
+PER_EPOCH = 3
+
+
+def tiny(out: Path, **changes: object) -> Config:
+    recipe = demo.config("toy:textures?n=48&size=32")
+    method = replace(recipe.method, out_dim=16, hidden_dim=16, bottleneck_dim=8, local_crops=1, freeze_last_layer="10%")
+    base = replace(
+        recipe, val=None, out=str(out), backbone_options={"width": 4}, method=method, steps=10, batch=16, workers=0,
+        precision="float32", checkpoint_every="4", keep_checkpoints=20, eval_images=0, report=False,
+    )  # fmt: skip
+    return replace(base, **changes)
+
+
+def tensors(run: Path, step: int) -> dict[str, torch.Tensor]:
+    return load_file(run / "checkpoints" / f"step_{step:08d}" / "tensors.safetensors")
+
+
+def rows(run: Path) -> list[dict[str, float]]:
+    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in found if "loss" in row]
+
+
+def assert_equal(a: Path, b: Path, step: int) -> None:
+    ours, theirs = tensors(a, step), tensors(b, step)
+    assert ours.keys() == theirs.keys() and all(torch.equal(value, theirs[key]) for key, value in ours.items())
+    assert rows(a) == rows(b)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "ten"
+    opendino.train(tiny(run))
+    return run
+
+
+@pytest.fixture(scope="module")
+def longer(finished: Path) -> Path:
+    run = finished.parent / "sixteen"
+    shutil.copytree(finished, run)
+    assert opendino.resume(run, steps=16).steps == 16
+    return run
+
+
+def test_a_finished_run_continues_on_the_curves_of_the_new_length(finished: Path, longer: Path) -> None:
+    found = rows(longer)
+    assert [row["step"] for row in found] == list(range(1, 17))
+    assert found[:10] == rows(finished)
+    config = configs.from_tree(configs.read_tree(longer / "config.yaml"))
+    assert config.steps == 16 and config.method.freeze_last_layer == "1", "what was over does not begin again"
+    opt = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.0)
+    opt.param_groups[0] |= {"share": 1.0, "backbone": False, "decayed": False}
+    for row in found[10:]:
+        clock = Clock(int(row["step"]) - 1, 16, PER_EPOCH)
+        assert row["lr"] == optim.set_schedules(opt, config.optim, clock, 16)[0]
+    assert "16 steps in place of 10: from step 10 on learning rate" in (longer / "log.txt").read_text()
+
+
+@pytest.mark.parametrize("at", [11, 13, 16])
+def test_killed_after_it_was_made_longer_and_resumed_it_is_the_same_run(
+    finished: Path, longer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    real, calls = optim.step, []
+
+    def failing(*args: object) -> None:
+        calls.append(1)
+        if len(calls) == at - 10:
+            raise RuntimeError("power cut")
+        real(*args)
+
+    monkeypatch.setattr(optim, "step", failing)
+    with pytest.raises(RuntimeError, match="power cut"):
+        opendino.resume(run, steps=16)
+    monkeypatch.setattr(optim, "step", real)
+    assert opendino.resume(run).steps == 16
+    assert_equal(run, longer, 16)
+
+
+def test_epochs_are_those_of_the_whole_run(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    assert main(["resume", str(tmp_path / "run"), "--epochs", "5"]) == 0
+    assert rows(tmp_path / "run")[-1]["step"] == 5 * PER_EPOCH
+
+
+def test_a_length_that_cannot_be_is_refused(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UserError, match="has done 10 steps, more than the 3 asked for"):
+        opendino.resume(finished, steps=3)
+    with pytest.raises(UsageError, match="both given"):
+        opendino.resume(finished, steps=9, epochs=9)
+    for word in ("0", "-3", "x", "1.5", "nan"):
+        assert main(["resume", str(finished), "--steps", word]) == 2
+        assert f"--steps is '{word}'" in capsys.readouterr().err
+    assert configs.from_tree(configs.read_tree(finished / "config.yaml")).steps == 10
+
+
+def test_the_same_command_with_another_length_makes_it_longer(finished: Path, longer: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    extend.remember(run, replace(extend.remembered(run), out=str(run)))
+    opendino.train(tiny(run, resume=True, steps=16))
+    assert_equal(run, longer, 16)
+    opendino.train(tiny(run, resume=True, steps=16))
+    assert extend.remembered(run).steps == 16
+
+
+def test_the_same_command_continues_a_run_that_was_made_longer(longer: Path) -> None:
+    """As a scheduler does it, which knows of the first length alone."""
+    assert opendino.train(tiny(longer, resume=True)).steps == 16
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"batch": 8}, r"batch 8 \(the run's: 16\)"),
+        ({"seed": 3, "steps": 16}, r"seed 3 \(the run's: 0\)"),
+        ({"data": "toy:forms?n=48&size=32"}, "data 'toy:forms"),
+        ({"optim": optim.Config(lr=0.1)}, r"optim\.lr 0\.1 \(the run's: 0\.012\)"),
+    ],
+)
+def test_other_settings_than_the_runs_are_refused_by_name(finished: Path, change: dict[str, object], said: str) -> None:
+    with pytest.raises(UsageError, match=f"{said}.*opendino resume .*another --out"):
+        opendino.train(tiny(finished, resume=True, **change))
+
+
+def test_what_auto_stands_for_is_no_difference(tmp_path: Path) -> None:
+    asked = tiny(tmp_path / "run", batch="auto", workers="auto", threads="auto", resume=True)
+    opendino.train(asked)
+    assert opendino.train(asked).steps == 10
