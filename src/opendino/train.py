@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from opendino import config as configs
 from opendino import plan, report
 from opendino.config import Config
-from opendino.core import dist, files, fusion, log, span
+from opendino.core import dist, files, fusion, log, metrics, span
 from opendino.core.contracts import Backbone, Method, Source
 from opendino.core.errors import UserError
 from opendino.core.types import Clock, Views, ViewSpec
@@ -34,6 +34,7 @@ from opendino.engine import checkpoint, optim, parallel, precision, profiler
 from opendino.engine.background import Background
 from opendino.engine.interrupt import Interrupt, Interrupted
 from opendino.engine.meters import Meters
+from opendino.engine.monitors import COLLAPSES, examine, outcome
 from opendino.engine.profiler import Profiler
 from opendino.engine.progress import Progress
 from opendino.engine.run_folder import Claim
@@ -61,6 +62,11 @@ class Result:
         effective_rank: Of the features of the network to use.
         collapse: Name of a collapse that stood at the end, None for a healthy run.
         against_start: Whether it is better than the weights it was given at first, see `Judge.against_start`.
+        balanced_accuracy, standard_error: Of `knn`, see `core.accuracy`.
+        accuracy_balanced: Of `accuracy`.
+        majority, num_queries: The share of the most frequent class among the images classified; how many these are.
+        verdict: "learned", "not shown to have learned" or "collapsed: NAME".
+        evidence: The numbers it rests on, one sentence.
     """
 
     run: str
@@ -75,6 +81,13 @@ class Result:
     effective_rank: float | None
     collapse: str | None
     against_start: dict[str, Any] | None
+    balanced_accuracy: dict[str, float] | None
+    standard_error: dict[str, float] | None
+    accuracy_balanced: dict[str, float] | None
+    majority: float | None
+    num_queries: int | None
+    verdict: str
+    evidence: str
 
 
 def train(config: Config) -> Result:
@@ -229,6 +242,10 @@ def _run(
         images.discard()
         if config.report and leader:
             _report(folder)
+        found = dist.agreed(examine(metrics.rows(folder / "metrics.jsonl"), total) if leader else None)
+        assert found is not None
+        collapse = found.name if found.name in COLLAPSES else watch.verdict.name if watch.verdict else None
+        measured = ("balanced_accuracy", "standard_error", "accuracy_balanced", "majority", "num_queries")
         return Result(
             run=str(folder),
             steps=total,
@@ -237,8 +254,11 @@ def _run(
             knn=watch.quality.get("knn"),
             accuracy=watch.quality.get("accuracy"),
             effective_rank=watch.quality.get("effective_rank"),
-            collapse=watch.verdict.name if watch.verdict else None,
+            collapse=collapse,
             against_start=judge.against_start(watch.quality, state["baselines"]) if judge else None,
+            **{name: watch.quality.get(name) for name in measured},
+            verdict=outcome(found, collapse),
+            evidence=found.evidence,
         )
 
 

@@ -16,8 +16,9 @@ import numpy as np
 from opendino.app._desk import Desk, session, told
 from opendino.config import read_tree
 from opendino.core import metrics
+from opendino.core.accuracy import shown, yardstick
 from opendino.core.errors import UserError
-from opendino.engine.monitors import Monitor
+from opendino.engine.monitors import EXAMINED, Monitor, Verdict, conclude
 from opendino.visualise._canvas import COLOURS
 from opendino.visualise._lines import plot
 from opendino.visualise.curves import PANELS, of_runs
@@ -33,6 +34,7 @@ _LEGEND = 48
 """Letters that fit above a plot."""
 _TAIL_BYTES = 2**18
 _ALIVE_SECONDS = 60
+_NAMES = [*dict.fromkeys([*PANELS, *EXAMINED])]
 Columns = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
@@ -66,9 +68,9 @@ class Reader:
             known, now = self._read.get(path), time.monotonic()
             size = path.stat().st_size
             if known is None and size > _LONG_BYTES:
-                known = self._read[path] = _Read(metrics.columns(path, list(PANELS), pieces=_PIECES), 0, now, 0)
+                known = self._read[path] = _Read(metrics.columns(path, _NAMES, pieces=_PIECES), 0, now, 0)
             elif known is None or (known.size != size and now - known.at > _RESTS * known.took):
-                columns = metrics.columns(path, list(PANELS))
+                columns = metrics.columns(path, _NAMES)
                 known = self._read[path] = _Read(columns, size, now, time.monotonic() - now)
             return known.columns
         except OSError:
@@ -143,15 +145,27 @@ def _row(short: str, name: str, run: Path, columns: Columns, colour: str) -> str
         return "" if values is None else format(float(values[-1]), form)
 
     total, done = _total(run), _last_step(columns)
-    cells = [f"{done:,} of {total:,}" if total else f"{done:,}", last("loss", ".3f"), last("knn", ".1f")]
-    cells += [last("effective_rank", ".1f"), state(run, done, total)]
+    cells = [f"{done:,} of {total:,}" if total else f"{done:,}", last("loss", ".3f"), _knn(columns)]
+    cells += [last("effective_rank", ".1f"), state(run, done, total, columns)]
     told = f"{short}: {name}" if short.isdecimal() else name
     shown = f'<td><span style="color:{colour}">●</span> {escape(told)}</td>'
     return f"<tr>{shown}{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
 
 
-def state(run: Path, done: int, total: int) -> str:
-    """Whether a run goes on, and whether its last steps look like a collapse, as HTML."""
+def _knn(columns: Columns) -> str:
+    """The k-NN of the network to use, with what it is to be compared with, as HTML."""
+    found: dict[str, Any] = {
+        name: float(columns[name][1][-1]) for name in ("majority", "num_queries") if name in columns
+    }
+    for kind in ("knn", "balanced_accuracy"):
+        of_kind = {key.partition(".")[2]: values for key, (_, values) in columns.items() if key.startswith(f"{kind}.")}
+        found[kind] = {name: float(values[-1]) for name, values in of_kind.items()}
+    told = next(iter(shown(found).values()), "")
+    return f'<span title="{escape(yardstick(found))}">{told}</span>' if told else ""
+
+
+def state(run: Path, done: int, total: int, columns: Columns) -> str:
+    """Whether a run goes on, whether its last steps look like a collapse, and whether it has learned, as HTML."""
     path = run / "metrics.jsonl"
     with open(path, "rb") as file:
         file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
@@ -165,12 +179,15 @@ def state(run: Path, done: int, total: int) -> str:
         if isinstance(row, dict) and "loss" in row:
             verdict = monitor.watch(row)
     if verdict is not None:
-        return (
-            f'<span class="bad-word" title="{escape(verdict.evidence)}. {escape(verdict.cure)}">{verdict.name}</span>'
-        )
+        return _verdict(verdict)
     if total and done >= total:
-        return "finished"
+        found = conclude(columns, done, total)
+        return "finished, learned" if found.name == "healthy" else f"finished, {_verdict(found)}"
     return "running" if time.time() - path.stat().st_mtime < _ALIVE_SECONDS else "stopped"
+
+
+def _verdict(verdict: Verdict) -> str:
+    return f'<span class="bad-word" title="{escape(verdict.evidence)}. {escape(verdict.cure)}">{verdict.name}</span>'
 
 
 def _total(run: Path) -> int:

@@ -19,6 +19,8 @@ from opendino.data.open import open_source
 from opendino.features.table import table
 from opendino.models.classifier import load_classifier
 
+_KNOWN = ("top1", "balanced_accuracy", "majority", "num_queries", "standard_error")
+
 
 @dataclass(frozen=True)
 class Config:
@@ -66,11 +68,19 @@ def run(args: list[str]) -> Outcome:
     writer = csv.DictWriter(text, ["path", "class", "probability"], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    done = {"written": len(rows), "skipped": len(found.bad), "seconds": time.monotonic() - began}
+    known = {name: value for name, value in classifier.known.items() if name in _KNOWN}
+    done = {
+        "written": len(rows), "skipped": len(found.bad), "classifier": known, "seconds": time.monotonic() - began,
+    }  # fmt: skip
     if not config.out:
         return Outcome(text.getvalue().rstrip("\n"), {"predictions": rows, **done})
     files.write(Path(config.out).expanduser(), text.getvalue())
     counts = torch.bincount(best, minlength=len(classifier.classes)).tolist()
     lines = [f"{len(rows):,} images{found.unread} → {config.out}"]
     lines += [f"  {count:>8,}  {name}" for name, count in zip(classifier.classes, counts, strict=True)]
+    if known.keys() == set(_KNOWN):
+        lines.append(
+            f"of this classifier {shown({'accuracy': {'': known['top1']}, **known}, 'accuracy')['']} were right: "
+            f"{yardstick(known)}"
+        )
     return Outcome("\n".join(lines), {"out": config.out, **done})

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from opendino.core import dist, files, log
+from opendino.core import accuracy, dist, files, log
 from opendino.core.contracts import Source
 from opendino.core.errors import UserError
 from opendino.engine import checkpoint
@@ -120,10 +120,10 @@ class Watch:
         shown = [f"loss {self._last['loss']:.3f}"] if "loss" in self._last else []
         if "teacher_entropy" in self._last:
             shown.append(f"entropy {self._last['teacher_entropy']:.2f} ({self._last['entropy_frac']:.0%} of ln K)")
-        if "knn" in self.quality:
-            shown.append(f"k-NN {next(iter(self.quality['knn'].values())):.1f}%")
-        if "accuracy" in self.quality:
-            shown.append(f"accuracy {next(iter(self.quality['accuracy'].values())):.1f}%")
+        for kind, title in (("knn", "k-NN"), ("accuracy", "accuracy")):
+            shown += [f"{title} {told}" for told in [*accuracy.shown(self.quality, kind).values()][:1]]
+        if "majority" in self.quality:
+            shown.append(f"(most frequent class {self.quality['majority']:.1f}%)")
         if "effective_rank" in self.quality:
             shown.append(f"rank {self.quality['effective_rank']:.0f}")
         rates = self._rates or self._speed.so_far()

@@ -7,7 +7,7 @@ classifies needs none: its classifier is on CLS, and `backbone.json` names the c
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +33,14 @@ class Classifier:
         bias: float32 `[C]`.
         classes: C names.
         tokens: The features it was trained on.
+        known: How good it was found to be, see `core.accuracy`; empty where nobody has looked.
     """
 
     weight: Tensor
     bias: Tensor
     classes: tuple[str, ...]
     tokens: Tokens
+    known: dict[str, Any] = field(default_factory=dict)
 
     def __call__(self, features: Tensor) -> Tensor:
         """Logits float32 `[B C]` of features `[B D]`."""
@@ -46,7 +48,7 @@ class Classifier:
 
     def to(self, device: str | torch.device) -> Classifier:
         """The same on a device."""
-        return Classifier(self.weight.to(device), self.bias.to(device), self.classes, self.tokens)
+        return Classifier(self.weight.to(device), self.bias.to(device), self.classes, self.tokens, self.known)
 
 
 def save(folder: Path, model: Model, classifier: Classifier, extra: dict[str, Any]) -> None:
@@ -93,4 +95,7 @@ def load_classifier(folder: str | Path) -> tuple[Model, Classifier]:
     if weight.ndim != 2 or len(weight) != len(classes) or bias.shape != weight.shape[:1]:
         shapes = f"weight {list(weight.shape)}, bias {list(bias.shape)} for {len(classes)} classes"
         raise UserError(f"The classifier in '{folder}' does not fit together: {shapes}", "Train it again")
-    return model, Classifier(weight, bias, classes, tokens)
+    if not weight.isfinite().all() or bias.isnan().any():  # -inf is the bias of a class without an image
+        raise UserError(f"The classifier in '{folder}' holds weights that are not numbers", "Train it again")
+    known = told.get("extra")
+    return model, Classifier(weight, bias, classes, tokens, known if isinstance(known, dict) else {})
