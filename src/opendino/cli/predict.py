@@ -14,12 +14,11 @@ import tyro
 
 from opendino.cli import Outcome, _flags
 from opendino.core import dist, files
+from opendino.core.accuracy import yardstick
 from opendino.core.errors import UserError, check_counts
 from opendino.data.open import open_source
 from opendino.features.table import table
 from opendino.models.classifier import load_classifier
-
-_KNOWN = ("top1", "balanced_accuracy", "majority", "num_queries", "standard_error")
 
 
 @dataclass(frozen=True)
@@ -68,19 +67,15 @@ def run(args: list[str]) -> Outcome:
     writer = csv.DictWriter(text, ["path", "class", "probability"], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    known = {name: value for name, value in classifier.known.items() if name in _KNOWN}
-    done = {
-        "written": len(rows), "skipped": len(found.bad), "classifier": known, "seconds": time.monotonic() - began,
-    }  # fmt: skip
+    known = classifier.known
+    done = {"written": len(rows), "skipped": len(found.bad), "classifier": known.fields if known else None}
+    done["seconds"] = time.monotonic() - began
     if not config.out:
         return Outcome(text.getvalue().rstrip("\n"), {"predictions": rows, **done})
     files.write(Path(config.out).expanduser(), text.getvalue())
     counts = torch.bincount(best, minlength=len(classifier.classes)).tolist()
     lines = [f"{len(rows):,} images{found.unread} → {config.out}"]
     lines += [f"  {count:>8,}  {name}" for name, count in zip(classifier.classes, counts, strict=True)]
-    if known.keys() == set(_KNOWN):
-        lines.append(
-            f"of this classifier {shown({'accuracy': {'': known['top1']}, **known}, 'accuracy')['']} were right: "
-            f"{yardstick(known)}"
-        )
+    if known:
+        lines.append(f"this classifier was right on {known}; {yardstick(known.fields)}")
     return Outcome("\n".join(lines), {"out": config.out, **done})

@@ -72,7 +72,7 @@ def run(args: list[str]) -> Outcome:
             "labelled": len(start),
             "left_out": lost,
             "seconds": time.monotonic() - began,
-        },  # fmt: skip
+        },
     )
 
 

@@ -30,6 +30,9 @@ class Accuracy:
     majority: float
     num_queries: int
 
+    def __str__(self) -> str:
+        return _told(self.top1, self.num_queries, self.balanced_accuracy)
+
     @property
     def standard_error(self) -> float:
         """Of `top1`, in points."""
@@ -41,7 +44,7 @@ class Accuracy:
         return self.__dict__ | {"standard_error": self.standard_error}
 
 
-def standard_error(percent: float, num: int) -> float:
+def standard_error(percent: float, num: float) -> float:
     """Of a share of `num` independent trials, in points: 100 · sqrt(p (1 - p) / n).
 
     Of none or all of them that would be 0, as if more trials could not change it: then p is taken as if one more had
@@ -72,11 +75,12 @@ def shown(found: Mapping[str, Any], kind: str = "knn") -> dict[str, str]:
         kind: "knn", or "accuracy" of classifiers.
     """
     num, balanced = found.get("num_queries"), found.get(BALANCED[kind]) or {}
-    told = {}
-    for name, value in (found.get(kind) or {}).items():
-        told[name] = f"{value:.1f}%" + (f" ± {standard_error(value, num):.1f}" if num else "")
-        told[name] += f", balanced {balanced[name]:.1f}%" if name in balanced else ""
-    return told
+    return {name: _told(value, num, balanced.get(name)) for name, value in (found.get(kind) or {}).items()}
+
+
+def _told(percent: float, num: float | None, balanced: float | None) -> str:
+    told = f"{percent:.1f}%" + (f" ± {standard_error(percent, num):.1f}" if num else "")
+    return told if balanced is None else f"{told}, balanced {balanced:.1f}%"
 
 
 def yardstick(found: Mapping[str, Any]) -> str:
@@ -84,6 +88,6 @@ def yardstick(found: Mapping[str, Any]) -> str:
     if not found.get("num_queries"):
         return ""
     return (
-        f"{found['num_queries']:,} queries; ± is one standard error; balanced: mean over the classes; "
+        f"{found['num_queries']:,.0f} queries; ± is one standard error; balanced: mean over the classes; "
         f"always answering the most frequent class would give {found['majority']:.1f}%"
     )

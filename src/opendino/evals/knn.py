@@ -82,22 +82,22 @@ def evaluate(config: Config) -> Report:
     judge = _multi_label if config.multi_label else _few_shot if config.shots else _plain
     notes, by_k = judge(config, both, device)
     first = by_k[config.k[0]]
+    said = [*([] if config.multi_label else both.notes), *_lost(both)]
+    said += [NO_TOP5] if "top5" in first and first["top5"] is None else []
     fields: dict[str, Any] = {
         "k": config.k[0], "temperature": config.temperature, "weights": config.weights,
         "num_train": len(both.train), "num_val": len(both.val), "num_unreadable": len(both.bad),
-        **first, "by_k": {str(k): by_k[k] for k in config.k},
+        "notes": said, **first, "by_k": {str(k): by_k[k] for k in config.k},
     }  # fmt: skip
     votes = "one vote each" if config.weights == "uniform" else f"votes exp(cosine / {config.temperature:g})"
     columns = {name: told for name, told in _COLUMNS.items() if first.get(name) is not None}
     lines = [
         f"k-NN of {config.model}: {len(both.val):,} images of {both.origin} among {len(both.train):,} of {both.data}",
         f"protocol: cosine of {model.backbone.name}'s image features, {votes}" + "".join(f"; {note}" for note in notes),
-        *([] if config.multi_label else both.notes),
-        *_lost(both),
+        *said,
         f"{'k':>6}" + "".join(f"{told:>10}" for told in columns.values()),
         *(f"{k:>6}" + "".join(f"{by_k[k][name]:>9.2f}%" for name in columns) for k in config.k),
         *([] if config.multi_label else [yardstick(first)]),
-        *([NO_TOP5] if "top5" in first and "top5" not in columns else []),
     ]
     return Report("\n".join(lines), fields)
 

@@ -116,26 +116,26 @@ def evaluate(config: Config) -> Report:
     final = fit(train, [(tokens, strength)])[0]
     found = accuracy(fit.scores(final, val), val.labels_by(classes))
 
+    said = both.notes + ([NO_TOP5] if found.top5 is None else [])
     how = f"SGD, momentum {MOMENTUM}, cosine over {config.epochs} epochs, batches of {config.batch}, learning rate"
     chosen = "chosen on a tenth of the training images, then trained on all of them"
     crops = "random crops and flips" if config.augment else "centre crops"
     lines = [
         f"linear probe of {config.model}: {len(train):,} images of {both.data}, {len(classes)} classes",
         f"judged on {len(val):,} images of {both.origin}",
-        *both.notes,
+        *said,
         f"protocol {protocol}: {tokens} of {model.backbone.name}, {crops}",
         f"{how if config.solver == 'sgd' else 'logistic regression by L-BFGS, C'} {strength:g}"
         + (f", {chosen}; {len(candidates)} candidates" if len(candidates) > 1 else ""),
         f"top-1 {found.top1:.2f}% ± {found.standard_error:.2f}   balanced {found.balanced_accuracy:.2f}%"
         + (f"   top-5 {found.top5:.2f}%" if found.top5 is not None else ""),
         yardstick(found.fields),
-        *([NO_TOP5] if found.top5 is None else []),
     ]
     fields = {
         **found.fields, "protocol": protocol, "tokens": str(tokens), "solver": config.solver,
         "lr" if config.solver == "sgd" else "C": strength, "augment": config.augment, "epochs": config.epochs,
         "num_classes": len(classes), "num_train": len(train), "num_val": len(val),
-        "num_unreadable": len(both.bad),
+        "num_unreadable": len(both.bad), "notes": said,
         "candidates": [
             {"tokens": str(kind), "strength": x, "top1": merit[0]}
             for (kind, x), merit in zip(candidates, merits, strict=True)

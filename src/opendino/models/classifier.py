@@ -7,7 +7,7 @@ classifies needs none: its classifier is on CLS, and `backbone.json` names the c
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from opendino.core import files
+from opendino.core.accuracy import Accuracy
 from opendino.core.errors import UserError
 from opendino.models.load import CLASSIFIER, Model, load, read_classifier, save_backbone
 from opendino.models.tokens import Tokens
@@ -33,14 +34,14 @@ class Classifier:
         bias: float32 `[C]`.
         classes: C names.
         tokens: The features it was trained on.
-        known: How good it was found to be, see `core.accuracy`; empty where nobody has looked.
+        known: How good it was found to be; None where nobody has looked.
     """
 
     weight: Tensor
     bias: Tensor
     classes: tuple[str, ...]
     tokens: Tokens
-    known: dict[str, Any] = field(default_factory=dict)
+    known: Accuracy | None = None
 
     def __call__(self, features: Tensor) -> Tensor:
         """Logits float32 `[B C]` of features `[B D]`."""
@@ -97,5 +98,13 @@ def load_classifier(folder: str | Path) -> tuple[Model, Classifier]:
         raise UserError(f"The classifier in '{folder}' does not fit together: {shapes}", "Train it again")
     if not weight.isfinite().all() or bias.isnan().any():  # -inf is the bias of a class without an image
         raise UserError(f"The classifier in '{folder}' holds weights that are not numbers", "Train it again")
-    known = told.get("extra")
-    return model, Classifier(weight, bias, classes, tokens, known if isinstance(known, dict) else {})
+    return model, Classifier(weight, bias, classes, tokens, _known(told))
+
+
+def _known(told: dict[str, Any]) -> Accuracy | None:
+    """What `save` was told of its accuracy; earlier versions did not tell all."""
+    try:
+        of_top1 = [float(told["extra"][name]) for name in ("top1", "balanced_accuracy", "majority")]
+        return Accuracy(of_top1[0], None, of_top1[1], of_top1[2], int(told["extra"]["num_queries"]))
+    except (KeyError, TypeError, ValueError):
+        return None
