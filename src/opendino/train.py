@@ -245,7 +245,6 @@ def _run(
         found = dist.agreed(examine(metrics.rows(folder / "metrics.jsonl"), total) if leader else None)
         assert found is not None
         collapse = found.name if found.name in COLLAPSES else watch.verdict.name if watch.verdict else None
-        measured = ("balanced_accuracy", "standard_error", "accuracy_balanced", "majority", "num_queries")
         return Result(
             run=str(folder),
             steps=total,
@@ -256,7 +255,11 @@ def _run(
             effective_rank=watch.quality.get("effective_rank"),
             collapse=collapse,
             against_start=judge.against_start(watch.quality, state["baselines"]) if judge else None,
-            **{name: watch.quality.get(name) for name in measured},
+            balanced_accuracy=watch.quality.get("balanced_accuracy"),
+            standard_error=watch.quality.get("standard_error"),
+            accuracy_balanced=watch.quality.get("accuracy_balanced"),
+            majority=watch.quality.get("majority"),
+            num_queries=watch.quality.get("num_queries"),
             verdict=outcome(found, collapse),
             evidence=found.evidence,
         )

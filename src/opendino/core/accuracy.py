@@ -85,7 +85,7 @@ def _told(percent: float, num: float | None, balanced: float | None) -> str:
 
 def yardstick(found: Mapping[str, Any]) -> str:
     """What `shown` is to be compared with, a sentence; empty where it is not known."""
-    if not found.get("num_queries"):
+    if not found.get("num_queries") or found.get("majority") is None:
         return ""
     return (
         f"{found['num_queries']:,.0f} queries; ± is one standard error; balanced: mean over the classes; "

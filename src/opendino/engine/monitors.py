@@ -245,18 +245,21 @@ def _by_signs(columns: Columns) -> tuple[bool, str]:
         signs.append(f"the teacher's entropy {entropy[1]:.0%} of ln K")
         against |= entropy[1] >= _NO_OPINION_FRAC and entropy[1] > entropy[0] - 0.002
     if loss := _course(columns, "loss"):
-        signs.append(f"loss {loss[0]:.2f} at first, {loss[1]:.2f} at the end")
+        signs.append(f"loss {loss[0]:.2f} half-way, {loss[1]:.2f} at the end")
         against |= loss[1] > loss[0]
     return not against, f"there are signs only, for want of labels: {', '.join(signs)}"
 
 
 def _course(columns: Columns, name: str) -> tuple[float, float] | None:
-    """The medians over the first and the last tenth of a number; None where it is not known."""
+    """The medians of a number over a tenth of the run half-way and at the end; None where it is not known.
+
+    Not at the start: there a healthy loss may rise, while the teacher's entropy does and its temperature warms up.
+    """
     if name not in columns:
         return None
     values = columns[name][1]
-    tenth = max(1, len(values) // 10)
-    return statistics.median(values[:tenth]), statistics.median(values[-tenth:])
+    half, tenth = len(values) // 2, max(1, len(values) // 10)
+    return statistics.median(values[half : half + tenth]), statistics.median(values[-tenth:])
 
 
 def _last(columns: Columns, name: str) -> float | None:

@@ -290,7 +290,9 @@ def _few_shot(config: Config, both: Sides, device: torch.device) -> _Judged:
         return {name: mean(values), f"{name}_std": stdev(values) if len(values) > 1 else 0.0}
 
     def figures(each: list[Accuracy]) -> dict[str, Any]:
-        made = each[0].fields | over(each, "top1") | over(each, "top5") | over(each, "balanced_accuracy")
+        made: dict[str, Any] = each[0].fields
+        for name in ("top1", "top5", "balanced_accuracy"):
+            made |= over(each, name)
         return made | {"standard_error": standard_error(made["top1"], made["num_queries"])}
 
     return notes, {k: figures([each[k] for each in runs]) for k in config.k}
