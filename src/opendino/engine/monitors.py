@@ -35,7 +35,7 @@ COLLAPSES = ("uniform", "one-hot", "constant", "dead", "rank 1")
 NOT_SHOWN = "not shown to have learned"
 _RANK_ONE = 1.05
 _NO_OPINION_FRAC = 0.98
-Columns = Mapping[str, tuple[Sequence[float], Sequence[float]]]
+Columns = Mapping[str, tuple[Any, Any]]
 """Name, of a part of a table "knn.teacher" → steps and values, as `core.metrics.columns` returns them."""
 
 
