@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import zlib
 from typing import Any, cast
 
@@ -13,13 +12,15 @@ from torch import Tensor, nn
 from opendino import features
 from opendino.config import Config
 from opendino.core import dist, log
+from opendino.core.accuracy import BALANCED, Accuracy, chance_of_difference, standard_error
 from opendino.core.contracts import Backbone, Method
 from opendino.core.types import ViewSpec
 from opendino.data import evalset
 from opendino.data.cache import Images
 from opendino.data.open import open_source
-from opendino.evals.knn import knn
+from opendino.evals.knn import places
 from opendino.evals.label_free import effective_rank
+from opendino.features.scores import accuracy, accuracy_of, majority
 
 Scores = dict[str, dict[str, float]]
 
@@ -46,6 +47,11 @@ class Judge:
         self._judging = self._set.labelled and (config.val is not None or not spec.labelled_frac)
         if self._set.labelled and not self._judging:
             self.origin = "no held-out images; name some with --val to see accuracies"
+        elif self._set.one_class:
+            self.origin += ", all of one class: any answer would be right, so no accuracy is shown"
+        self._seen = self._set.seen()
+        if odd := evalset.oddities(self._seen):
+            log.warn(odd)
 
     def __call__(self, method: Method, baselines: Scores) -> tuple[dict[str, Any], Scores]:
         """Judge a method.
@@ -58,8 +64,10 @@ class Judge:
                 checksum of those they were measured with}}.
 
         Returns:
-            {"effective_rank": of the network to use} and, with labels, {"knn": {name: top-1 in percent}} and
-            {"accuracy": {name: of its classifier in percent}}, the network to use first; and the baselines.
+            {"effective_rank": of the network to use, "judged_on": see `EvalSet.seen`} and, with labels, {"knn": {name:
+            top-1 in percent}} and {"accuracy": {name: of its classifier in percent}}, the network to use first, with
+            {"balanced_accuracy", "standard_error"} of the k-NN, {"accuracy_balanced"} of the classifiers, "majority"
+            and "num_queries", see `scores.Accuracy`; and the baselines.
         """
         first_time = not baselines
         if first_time:
@@ -70,7 +78,7 @@ class Judge:
         networks = method.networks()
         first = next(iter(networks))
         bank = self._features(networks[first], self._set.bank)
-        quality: dict[str, Any] = {"effective_rank": effective_rank(bank[:2048])}
+        quality: dict[str, Any] = {"effective_rank": effective_rank(bank[:2048]), "judged_on": self._seen}
         if first_time and self._init:
             baselines = baselines | {"effective_rank": {"start": quality["effective_rank"]}}
         if not self._judging:
@@ -78,10 +86,13 @@ class Judge:
         if "knn" not in baselines:
             baselines = baselines | self._baselines(method)
         scores = self._scores(method, networks, {first: bank})
-        for kind in ("knn", "accuracy"):
-            if found := scores[kind] | baselines[kind]:
+        for kind in scores:
+            if found := scores[kind] | baselines.get(kind, {}):
                 quality[kind] = found
-        return quality, baselines
+        num = len(self._set.query_labels)
+        errors = {name: standard_error(value, num) for name, value in quality["knn"].items()}
+        common = {"standard_error": errors, "majority": majority(self._set.query_labels), "num_queries": num}
+        return quality | common, baselines
 
     def against_start(self, quality: dict[str, Any], baselines: Scores) -> dict[str, Any] | None:
         """Whether the network to use is better than the weights it started from; None where those were random.
@@ -96,7 +107,7 @@ class Judge:
         if "knn" in quality:
             measure, unit, num = "knn", " %", len(self._set.query_labels)
             before, after = baselines["knn"]["start"], next(iter(quality["knn"].values()))
-            noise = 2 * math.sqrt(sum(each * (100 - each) / num for each in (before, after)))
+            noise = chance_of_difference(before, after, num)
             verdict = "better" if after - before > noise else "worse" if before - after > noise else "no better"
             why = f"; on {num:,} queries {noise:.1f} points may be chance"
         else:
@@ -121,7 +132,7 @@ class Judge:
         name = "start" if self._init else "untrained"
         scores = self._scores(method, frozen | {name: nn.ModuleDict({"backbone": first})}, {})
         pixels = (dist.gathered(features.pixels(crops)) for crops in (self._set.bank, self._set.queries))
-        scores["knn"]["pixels"] = self._knn(*pixels)
+        _note(scores, "knn", "pixels", self._knn(*pixels))
         return scores
 
     def _leading(self, number: int) -> Tensor:
@@ -130,20 +141,20 @@ class Judge:
         return dist.gathered(self._set.bank[: max(0, number - before)])
 
     def _scores(self, method: Method, networks: dict[str, nn.ModuleDict], banks: dict[str, Tensor]) -> Scores:
-        """k-NN of each network, and the accuracy of its classifier where it has one for these classes.
+        """k-NN of each network, and the accuracy of its classifier where it has one for these classes; balanced too.
 
         Args:
             method: Theirs.
             networks: By name.
             banks: Features of the bank that are known already.
         """
-        scores: Scores = {"knn": {}, "accuracy": {}}
+        scores: Scores = {kind: {} for pair in BALANCED.items() for kind in pair}
         for name, network in networks.items():
             bank = banks[name] if name in banks else self._features(network, self._set.bank)
             queries = self._features(network, self._set.queries)
-            scores["knn"][name] = self._knn(bank, queries)
+            _note(scores, "knn", name, self._knn(bank, queries))
             if "classifier" in network and self._classes == (method.classes or self._classes):
-                scores["accuracy"][name] = self._accuracy(network["classifier"], queries)
+                _note(scores, "accuracy", name, self._accuracy(network["classifier"], queries))
         return scores
 
     def _features(self, network: nn.ModuleDict, crops: Tensor) -> Tensor:
@@ -151,10 +162,15 @@ class Judge:
         mine = features.extract(backbone, crops, self._spec.mean, self._spec.std, self._device)
         return dist.gathered(mine)
 
-    def _knn(self, bank: Tensor, queries: Tensor) -> float:
-        return knn(bank, self._set.bank_labels, queries, self._set.query_labels, [self._k])[self._k][0]
+    def _knn(self, bank: Tensor, queries: Tensor) -> Accuracy:
+        labels, truth = self._set.bank_labels, self._set.query_labels
+        found = places(bank, labels, queries, truth, [self._k])[self._k]
+        return accuracy_of(found, truth, len(labels.unique()), most=self._k)
 
     @torch.no_grad()
-    def _accuracy(self, classifier: nn.Module, queries: Tensor) -> float:
-        right = classifier(queries.to(self._device)).argmax(-1).cpu() == self._set.query_labels
-        return 100 * int(right.sum()) / len(right)
+    def _accuracy(self, classifier: nn.Module, queries: Tensor) -> Accuracy:
+        return accuracy(classifier(queries.to(self._device)).cpu(), self._set.query_labels)
+
+
+def _note(scores: Scores, kind: str, name: str, found: Accuracy) -> None:
+    scores[kind][name], scores[BALANCED[kind]][name] = found.top1, found.balanced_accuracy

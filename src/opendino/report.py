@@ -13,7 +13,7 @@ from PIL import Image
 
 from opendino import config as configs
 from opendino import plan
-from opendino.core import dist, files, log, metrics
+from opendino.core import accuracy, dist, files, log, metrics
 from opendino.core.contracts import Source
 from opendino.core.errors import BadImage, UserError
 from opendino.data.decode import decode
@@ -124,8 +124,8 @@ def _scores(rows: Sequence[dict[str, Any]], total_steps: int) -> str:
     for kind, title in (("knn", "k-NN, top-1 on held-out images"), ("accuracy", "classifier, top-1")):
         bars = [
             f"<tr><th>{html.escape(_name(name))}</th>"
-            f'<td><div class="bar" style="width:{3 * value:.0f}px"></div>{value:.1f} %</td></tr>'
-            for name, value in (found.get(kind) or {}).items()
+            f'<td><div class="bar" style="width:{3 * found[kind][name]:.0f}px"></div>{told}</td></tr>'
+            for name, told in accuracy.shown(found, kind).items()
         ]
         parts += [f"<p>{title}:</p><table>{''.join(bars)}</table>"] if bars else []
     if not parts:
@@ -133,6 +133,8 @@ def _scores(rows: Sequence[dict[str, Any]], total_steps: int) -> str:
             "<p>Nobody can say without labels. Folders that name classes, or <code>--val</code> with a few labelled "
             "images, would show it here.</p>"
         )
+    if told := accuracy.yardstick(found):
+        parts.append(f"<p>{told[0].upper()}{told[1:]}.</p>")
     if "effective_rank" in found:
         parts.append(f"<p>Effective rank of the features: {found['effective_rank']:.1f}.</p>")
     return "".join(parts)
@@ -204,7 +206,8 @@ def _alike(model: Model, source: Source) -> str:
     cosines, places = nearest(found.features, found.features[queries], min(_NEIGHBOURS + 1, len(found)))
     rows: list[list[Tile | None]] = []
     for query, near, scores in zip(queries.tolist(), places.tolist(), cosines.tolist(), strict=True):
-        others = [(place, score) for place, score in zip(near, scores, strict=True) if place != query][:_NEIGHBOURS]
+        others = [(place, score) for place, score in zip(near, scores, strict=True) if place != query and score >= -1]
+        others = others[:_NEIGHBOURS]  # without those whose features are zero
         row = [Tile(_thumb(source, int(found.indices[query])), "query")]
         row += [Tile(_thumb(source, int(found.indices[place])), f"{score:.2f}") for place, score in others]
         rows.append([*row])

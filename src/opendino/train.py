@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from opendino import config as configs
 from opendino import extend, plan, report, snapshots
 from opendino.config import Config
-from opendino.core import dist, files, fusion, log, span
+from opendino.core import dist, files, fusion, log, metrics, span
 from opendino.core.contracts import Method, Source
 from opendino.core.errors import UserError
 from opendino.core.types import Clock, Views, ViewSpec
@@ -33,6 +33,7 @@ from opendino.engine import checkpoint, launch, optim, parallel, precision, prof
 from opendino.engine.background import Background
 from opendino.engine.interrupt import Interrupt, Interrupted
 from opendino.engine.meters import Meters
+from opendino.engine.monitors import COLLAPSES, examine, outcome
 from opendino.engine.profiler import Profiler
 from opendino.engine.progress import Progress
 from opendino.engine.run_folder import Claim
@@ -59,6 +60,11 @@ class Result:
         effective_rank: Of the features of the network to use.
         collapse: Name of a collapse that stood at the end, None for a healthy run.
         against_start: Whether it is better than the weights it was given at first, see `Judge.against_start`.
+        balanced_accuracy, standard_error: Of `knn`, see `core.accuracy`.
+        accuracy_balanced: Of `accuracy`.
+        majority, num_queries: The share of the most frequent class among the images classified; how many these are.
+        verdict: "learned", "not shown to have learned" or "collapsed: NAME".
+        evidence: The numbers it rests on, one sentence.
     """
 
     run: str
@@ -73,6 +79,13 @@ class Result:
     effective_rank: float | None
     collapse: str | None
     against_start: dict[str, Any] | None
+    balanced_accuracy: dict[str, float] | None
+    standard_error: dict[str, float] | None
+    accuracy_balanced: dict[str, float] | None
+    majority: float | None
+    num_queries: int | None
+    verdict: str
+    evidence: str
 
 
 def train(config: Config) -> Result:
@@ -276,6 +289,9 @@ def _run(
         images.discard()
         if config.report and leader:
             _report(folder)
+        found = dist.agreed(examine(metrics.sampled(folder / "metrics.jsonl"), total) if leader else None)
+        assert found is not None
+        collapse = found.name if found.name in COLLAPSES else watch.verdict.name if watch.verdict else None
         return Result(
             run=str(folder),
             steps=total,
@@ -284,8 +300,15 @@ def _run(
             knn=watch.quality.get("knn"),
             accuracy=watch.quality.get("accuracy"),
             effective_rank=watch.quality.get("effective_rank"),
-            collapse=watch.verdict.name if watch.verdict else None,
+            collapse=collapse,
             against_start=judge.against_start(watch.quality, state["baselines"]) if judge else None,
+            balanced_accuracy=watch.quality.get("balanced_accuracy"),
+            standard_error=watch.quality.get("standard_error"),
+            accuracy_balanced=watch.quality.get("accuracy_balanced"),
+            majority=watch.quality.get("majority"),
+            num_queries=watch.quality.get("num_queries"),
+            verdict=outcome(found, collapse),
+            evidence=found.evidence,
         )
 
 

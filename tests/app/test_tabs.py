@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 from pathlib import Path
 
@@ -33,7 +34,23 @@ def test_a_collapsed_run_is_named(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", 100, 0)
     same = row(1, 100).replace('"entropy_frac": 0.5', '"entropy_frac": 0.999')
     (run / "metrics.jsonl").write_text(same * 60)
-    assert "uniform" in curves.state(run, 60, 100)
+    assert "uniform" in curves.state(run, 60, 100, {})
+
+
+@pytest.mark.parametrize(
+    ("teacher", "word"), [(80.0, "finished, learned"), (52.0, "not shown to have learned"), (40.0, "not shown")]
+)
+def test_a_finished_run_says_whether_it_has_learned(tmp_path: Path, teacher: float, word: str) -> None:
+    run = write_run(tmp_path / "run", 100, 100)
+    measured = {
+        "step": 100, "effective_rank": 9.0, "knn": {"teacher": teacher, "untrained": 50.0}, "majority": 30.0,
+        "balanced_accuracy": {"teacher": teacher, "untrained": 50.0}, "num_queries": 50,
+    }  # fmt: skip
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write(json.dumps(measured) + "\n")
+    drawn = curves.draw({"run": run}, {"run": curves.Reader().columns(run)})
+    assert word in drawn
+    assert f"{teacher:.1f}% ± " in drawn and "balanced" in drawn and "30.0%" in drawn and "50 queries" in drawn
 
 
 def test_of_a_run_that_has_grown_only_what_is_new_is_read(tmp_path: Path) -> None:

@@ -11,13 +11,15 @@ from opendino.cli import main
 
 HEALTHY = {"loss": 3.0, "entropy_frac": 0.6, "marginal_frac": 0.9, "feature_spread": 0.5, "ok": 1.0}
 
+EARLY, LATE = {"effective_rank": 4.0}, {"effective_rank": 9.0}
+
 
 def run(
     home: Path, sick: dict[str, float], knn: dict[str, float] | None = None, steps: int = 100, of: int = 100
 ) -> str:
     (home / "config.yaml").write_text(f"data: photos\nsteps: {of}\n")
     rows = [{"step": step, **HEALTHY, **(sick if step > 20 else {})} for step in range(1, steps + 1)]
-    rows += [{"step": steps, "effective_rank": 9.0, "knn": knn}] if knn else []
+    rows += [{"step": steps, **evaluation, **({"knn": knn} if knn else {})} for evaluation in (EARLY, LATE)]
     torn = '{"step": 101, "lo'
     (home / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + torn)
     return str(home)
@@ -46,10 +48,14 @@ def test_it_names_what_the_rows_say(
     assert f": {name}\n" in capsys.readouterr().out
 
 
-def test_no_better_than_untrained_is_not_learning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_better_than_untrained_is_not_shown_to_have_learned(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     knn = {"teacher": 40.0, "student": 41.0, "untrained": 45.0}
     assert main(["doctor", run(tmp_path, {}, knn), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["verdict"] == "not learning"
+    found = json.loads(capsys.readouterr().out)
+    assert found["verdict"] == "not shown to have learned" and found["cure"]
+    assert "40.0%" in found["evidence"] and "45.0%" in found["evidence"]
     assert main(["doctor", run(tmp_path, {}, knn, of=500), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["verdict"] == "healthy", "it may still come"
 

@@ -45,6 +45,22 @@ def test_a_row_for_every_readable_image(folder: Path, photos: Path, capsys: pyte
     assert capsys.readouterr().out == out.read_text()
 
 
+def test_how_good_the_classifier_is_known_to_be_is_said(
+    folder: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["predict", str(folder), str(photos), "--out", str(photos.parent / "found.csv"), "--device", "cpu"]
+    assert main([*words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["classifier"] is None, "an earlier version did not tell all"
+    told = json.loads((folder / "classifier.json").read_text())
+    told["extra"] = {"top1": 82.0, "balanced_accuracy": 70.0, "majority": 60.0, "num_queries": 150}
+    (folder / "classifier.json").write_text(json.dumps(told))
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert all(each in said for each in ("82.0% ± 3.1, balanced 70.0%", "150 queries", "60.0%"))
+    assert main([*words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["classifier"]["majority"] == 60
+
+
 def spoil(folder: Path, how: str) -> None:
     told = json.loads((folder / "classifier.json").read_text())
     if how == "json":

@@ -9,7 +9,7 @@ import torch
 from opendino.core.contracts import Source
 from opendino.core.errors import BadImage
 from opendino.data.cache import Images
-from opendino.data.evalset import make
+from opendino.data.evalset import make, oddities
 
 
 class Plain(Source):
@@ -96,6 +96,45 @@ def test_crops_are_the_middle_of_the_image(monkeypatch: pytest.MonkeyPatch) -> N
     assert bool((made.bank == 200).all())
     picture[1, 17] = 255  # just outside
     assert torch.equal(make(images(2, classes=()), None, 2, 28).bank, made.bank)
+
+
+class Odd(Plain):
+    """The first `distinct` images are of noise, or of one color each; the others are copies of the first."""
+
+    def __init__(self, num: int, distinct: int, flat: bool) -> None:
+        super().__init__(num)
+        self.distinct, self.flat = distinct, flat
+
+    def read(self, index: int) -> np.ndarray:
+        rng = np.random.default_rng(index if index < self.distinct else 0)
+        return np.broadcast_to(rng.integers(0, 256, (1, 1, 3) if self.flat else (16, 24, 3), np.uint8), (16, 24, 3))
+
+
+@pytest.mark.parametrize(
+    ("distinct", "flat", "told"),
+    [
+        (40, False, None), (1, True, "single color"), (40, True, "single color"), (1, False, "only 1 of 40"),
+        (39, False, None), (20, False, "only 20 of 40"),
+    ],
+)  # fmt: skip
+def test_copies_and_images_with_nothing_in_them_are_counted(distinct: int, flat: bool, told: str | None) -> None:
+    made = make(Images(Odd(40, distinct, flat), 10_000), None, 40, 16)
+    seen = made.seen()
+    assert seen["images"] == 40 and seen["distinct"] == distinct and seen["flat"] == 40 * flat
+    bank = {crop.numpy().tobytes() for crop in made.bank}
+    assert seen["copy"] == sum(crop.numpy().tobytes() in bank for crop in made.queries)
+    said = oddities(seen)
+    assert told in said if told else ("exact copies of labelled" in said) == (seen["copy"] > 0)
+
+
+def test_one_class_is_no_labels_worth_the_name() -> None:
+    class One(Plain):
+        def label(self, index: int) -> int:
+            return 0
+
+    made = make(Images(One(20), 10_000), None, 20, 8)
+    assert made.one_class and not made.labelled
+    assert not make(images(20), None, 20, 8).one_class and not make(images(20, classes=()), None, 20, 8).one_class
 
 
 class Half(Plain):

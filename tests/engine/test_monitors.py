@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from opendino.engine.monitors import PATIENCE, Monitor, diagnose
+from opendino.engine.monitors import COLLAPSES, NOT_SHOWN, PATIENCE, Monitor, diagnose, examine, outcome
 
 HEALTHY = {"entropy_frac": 0.6, "marginal_frac": 0.9, "feature_spread": 0.5}
 
@@ -89,3 +90,88 @@ def test_two_kinds_in_turn_are_no_verdict() -> None:
     monitor = Monitor(100)
     sick = (HEALTHY | {"entropy_frac": 1.0}, HEALTHY | {"feature_spread": 0.0})
     assert [monitor.watch(sick[n % 2]) for n in range(40)] == [None] * 40
+
+
+def run(steps: int = 100, course: dict[str, tuple[float, float]] | None = None, **last: Any) -> list[dict[str, Any]]:
+    """Rows of healthy steps; `course` from a first to a last value, and two evaluations, the second one with `last`."""
+    course = {"loss": (4.0, 3.0), **(course or {})}
+    rows = [
+        {
+            "step": n,
+            "ok": 1.0,
+            **HEALTHY,
+            "marginal_frac": 0.999,
+            **{k: a + (b - a) * n / steps for k, (a, b) in course.items()},
+        }
+        for n in range(1, steps + 1)
+    ]
+    return [{"step": 0, "effective_rank": 5.0}, *rows, {"step": steps, "effective_rank": 9.0, **last}]
+
+
+@pytest.mark.parametrize(
+    ("change", "learned"),
+    [
+        ({}, True),
+        ({"effective_rank": 4.9}, False),
+        ({"course": {"entropy_frac": (0.985, 0.985)}}, False),
+        ({"course": {"entropy_frac": (0.989, 0.97)}}, True),
+        ({"course": {"loss": (3.0, 4.0)}}, False),
+    ],
+)
+def test_without_labels_signs_speak_against_it(change: dict[str, Any], learned: bool) -> None:
+    found = examine(run(**change), 100)
+    assert (found.name == "healthy") == learned and outcome(found, None) == ("learned" if learned else NOT_SHOWN)
+    assert bool(found.cure) != learned and "signs only" in found.evidence and "\n" not in found.evidence
+
+
+@pytest.mark.parametrize(
+    ("teacher", "untrained", "num", "learned"),
+    [(80, 50, 50, True), (60, 50, 50, False), (60, 50, 5000, True), (50, 50, 5000, False), (40, 50, None, False)],
+)
+@pytest.mark.parametrize("first", ["untrained", "start"])
+def test_with_labels_knn_must_gain_more_than_chance(
+    teacher: float, untrained: float, num: int | None, learned: bool, first: str
+) -> None:
+    # The signs, here against it, do not matter where there are labels.
+    knn = {"teacher": teacher, "student": 99.0, first: untrained, "pixels": 99.0}
+    found = examine(run(effective_rank=2.0, knn=knn, num_queries=num, majority=30.0), 100)
+    assert outcome(found, None) == ("learned" if learned else NOT_SHOWN)
+    assert f"{teacher:.1f}%" in found.evidence and f"{untrained:.1f}%" in found.evidence
+    assert num is None or (f"{num:,} queries" in found.evidence and "30.0%" in found.evidence)
+
+
+def test_to_answer_the_most_frequent_class_more_often_is_not_learning() -> None:
+    knn = {"knn": {"teacher": 90.0, "untrained": 70.0}, "balanced_accuracy": {"teacher": 50.0, "untrained": 60.0}}
+    assert examine(run(**knn, num_queries=1000, majority=90.0), 100).name == NOT_SHOWN
+
+
+def test_nothing_measured_shows_nothing_and_an_unfinished_run_is_left_in_peace() -> None:
+    rows = [row for row in run() if "loss" in row]
+    assert examine(rows, 100).name == NOT_SHOWN
+    assert examine(rows, 1000).name == "healthy", "it may still come"
+    assert examine(run(knn={"teacher": 40.0, "untrained": 50.0}), 1000).name == "healthy"
+
+
+@pytest.mark.parametrize(
+    ("seen", "name"),
+    [
+        ({"images": 24, "distinct": 1, "flat": 24, "copy": 0}, "constant images"),
+        ({"images": 24, "distinct": 24, "flat": 24, "copy": 0}, "constant images"),
+        ({"images": 100, "distinct": 3, "flat": 0, "copy": 0}, "duplicate images"),
+        ({"images": 100, "distinct": 60, "flat": 20, "copy": 5}, "healthy"),
+    ],
+)
+@pytest.mark.parametrize("total", [100, 1000])
+def test_images_with_nothing_in_them_are_named(seen: dict[str, int], name: str, total: int) -> None:
+    found = examine(run(judged_on=seen), total)
+    assert found.name == name
+    assert name == "healthy" or (str(seen["images"]) in found.evidence and found.cure)
+    assert outcome(found, None) == ("learned" if name == "healthy" else NOT_SHOWN)
+    assert outcome(found, "dead") == "collapsed: dead"
+
+
+@pytest.mark.parametrize("total", [100, 1000])
+def test_features_on_one_line_are_a_collapse(total: int) -> None:
+    found = examine(run(effective_rank=1.01), total)
+    assert found.name == "rank 1" and found.name in COLLAPSES and found.cure
+    assert "1.01" in found.evidence and "5.00" in found.evidence

@@ -150,6 +150,9 @@ def test_the_line_holds_the_figures_there_are(make: MakeWatch) -> None:
     line = watch.line()
     assert line.startswith("loss 2.000  entropy 2.50 (50% of ln K)  k-NN 43.2%  rank 12  ")
     assert all(word in line for word in ("images/s", "wait", "MFU", "GiB"))
+    more = {"balanced_accuracy": {"teacher": 40.0}, "majority": 30.0, "num_queries": 50}
+    watch.judged(2, {"effective_rank": 12.4, "knn": {"teacher": 43.21}} | more)
+    assert "k-NN 43.2% ± 7.0, balanced 40.0%  (most frequent class 30.0%)  rank 12" in watch.line()
 
 
 def test_speed_has_rows_of_its_own_every_ten_seconds(

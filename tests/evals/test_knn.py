@@ -6,6 +6,7 @@ import csv
 import json
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from opendino.cli import main
 from opendino.core.errors import UsageError, UserError
-from opendino.evals.knn import Config, average_precision, evaluate, few_shot, knn, knn_multi_label
+from opendino.evals.knn import Config, Weights, average_precision, evaluate, few_shot, knn, knn_multi_label
 from opendino.models.build import backbone
 from opendino.models.load import preprocessing, save_backbone
 
@@ -227,10 +228,53 @@ def test_what_cannot_be_judged_is_one_line(
     assert captured.out == "" and len(captured.err.splitlines()) == 1 and WRONG[words] in captured.err
 
 
-def test_one_class_is_always_right(model: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [{}, {"shots": 1}, {"multi_label": True}])
+def test_one_class_is_refused(model: str, tmp_path: Path, options: dict[str, Any]) -> None:
     (tmp_path / "list.csv").write_text("".join(f"{picture(tmp_path / f'{n}.png', 50).name},only\n" for n in range(6)))
-    report = evaluate(Config(model, train=str(tmp_path / "list.csv"), k=(3,), device="cpu"))
-    assert (report.fields["top1"], report.fields["top5"]) == (100, 100)
+    with pytest.raises(UserError, match="are only") as refused:
+        evaluate(Config(model, train=str(tmp_path / "list.csv"), k=(3,), device="cpu", **options))
+    assert "two classes" in str(refused.value.hint)
+
+
+def test_labels_that_all_images_share_are_refused(model: str, tmp_path: Path) -> None:
+    names = ["a;b", "b;a"]  # two classes by name, of the same labels
+    lines = [f"{picture(tmp_path / f'{n}.png', 50).name},{names[n % 2]}\n" for n in range(6)]
+    (tmp_path / "list.csv").write_text("".join(lines))
+    with pytest.raises(UserError, match="the same labels"):
+        evaluate(Config(model, train=str(tmp_path / "list.csv"), k=(3,), multi_label=True, device="cpu"))
+
+
+@pytest.mark.parametrize("options", [{}, {"shots": 3, "tries": 2}])
+def test_every_accuracy_comes_with_its_yardsticks(model: str, tmp_path: Path, options: dict[str, Any]) -> None:
+    train, val = folders(tmp_path / "train", {"a": 8, "b": 8}), folders(tmp_path / "val", {"a": 9, "b": 0, "z": 1})
+    report = evaluate(Config(model, train=train, val=val, k=(1,), device="cpu", **options))
+    found = {name: report.fields[name] for name in ("top1", "balanced_accuracy", "majority", "num_queries")}
+    assert found == {"top1": 90, "balanced_accuracy": 50, "majority": 90, "num_queries": 10}
+    assert report.fields["standard_error"] == pytest.approx(9.487, abs=0.001)
+    assert report.fields["top5"] is None and any("top-5 is not shown" in note for note in report.fields["notes"])
+    assert "top-5 is not shown" in report.text and "90.0%" in report.text and "10 queries" in report.text
+    assert "balanced" in report.text and "9.49%" in report.text
+
+
+def test_queries_of_one_class_are_said(model: str, tmp_path: Path) -> None:
+    train, val = folders(tmp_path / "train", {"a": 4, "b": 4}), folders(tmp_path / "val", {"b": 3, "c": 1})
+    (tmp_path / "val" / "c" / "0.png").write_bytes(b"torn")
+    report = evaluate(Config(model, train=train, val=val, k=(1,), device="cpu"))
+    assert report.fields["majority"] == 100 and "all images judged are b" in report.text
+
+
+@pytest.mark.parametrize("weights", ["similarity", "uniform"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0])
+def test_features_without_a_direction_have_no_vote_and_are_never_right(weights: Weights, value: float) -> None:
+    bank, labels = torch.eye(4), torch.tensor([0, 0, 1, 1])
+    spoilt = torch.cat([torch.full((3, 4), value), bank])
+    many = torch.cat([torch.full((3,), 1), labels])
+    assert knn(spoilt, many, bank, labels, [1], weights=weights)[1][0] == 100
+    assert knn(bank, labels, torch.full((4, 4), value), labels, [4], weights=weights)[4][0] == 0
+    targets = torch.nn.functional.one_hot(labels)
+    queries = torch.cat([torch.full((1, 4), value), bank])
+    truth = torch.cat([torch.zeros(1, 2, dtype=torch.int64), targets])
+    assert knn_multi_label(bank, targets, queries, truth, [1], weights=weights)[1] == pytest.approx(100)
 
 
 def test_the_command_prints_one_json_document(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -239,7 +283,9 @@ def test_the_command_prints_one_json_document(model: str, tmp_path: Path, capsys
     assert main(["eval", "knn", model, *words]) == 0
     fields = json.loads(capsys.readouterr().out)
     assert {"top1", "top5", "k", "temperature", "num_train", "num_val", "by_k"} <= fields.keys()
-    assert fields["by_k"]["1"] == {"top1": fields["top1"], "top5": fields["top5"]}
+    assert {"balanced_accuracy", "majority", "num_queries", "standard_error"} <= fields.keys()
+    assert fields["by_k"]["1"] == {name: fields[name] for name in fields["by_k"]["1"]}
+    assert {"top1", "top5", "balanced_accuracy", "standard_error"} <= fields["by_k"]["1"].keys()
 
 
 @pytest.mark.parametrize("change", [{"k": (0,)}, {"k": ()}, {"temperature": 0.0}, {"shots": 0}, {"batch": 0}])

@@ -109,6 +109,12 @@ def test_one_model_on_the_images_it_was_trained_on(run: Path) -> None:
     assert without["lidar"] is None and without["effective_rank"] == fields["effective_rank"]
 
 
+def test_more_workers_than_cores_are_no_reason_to_warn(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0}, raising=False)
+    fields = evaluate(Config(str(run), images=12, views=2, workers=3, device="cpu")).fields  # warnings are errors
+    assert isinstance(fields["alignment"], float)
+
+
 def test_the_checkpoints_of_a_run_are_ranked_and_compared_with_its_own_knn(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
 
 from opendino.features import neighbours
-from opendino.features.neighbours import nearest
+from opendino.features.neighbours import directed, nearest
 
 
 def by_sorting(bank: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -60,6 +62,30 @@ def test_half_precision_features_are_compared_in_float32() -> None:
     assert values.dtype == torch.float32
     assert torch.equal(found, order)
     torch.testing.assert_close(values.double(), wanted, rtol=0, atol=1e-6)  # float32
+
+
+NOWHERE = [math.nan, math.inf, -math.inf, 0.0]
+
+
+@pytest.mark.usefixtures("_blocks")
+@pytest.mark.parametrize("value", NOWHERE)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_what_has_no_direction_is_nobodys_neighbour_and_has_none(value: float, dtype: torch.dtype) -> None:
+    bank, queries = torch.randn(300, 6).to(dtype), torch.randn(20, 6).to(dtype)
+    lost = torch.rand(300) < 0.3
+    lost[:7] = True  # whole blocks at the beginning too
+    bank[lost] = value if value == 0 else torch.where(torch.arange(6) == 2, value, 1.0).to(dtype)
+    queries[3] = bank[0]
+    assert torch.equal(directed(bank), ~lost)
+    num = int((~lost).sum())
+    values, found = nearest(bank, queries, 300)
+    others = torch.arange(20) != 3
+    assert torch.equal(values[others].isfinite().sum(1), torch.full((19,), num))
+    kept = (~lost).nonzero()[:, 0]
+    wanted = nearest(bank[kept], queries[others], num)
+    torch.testing.assert_close(values[others][:, :num], wanted[0], rtol=0, atol=1e-6)  # another order of sums
+    assert not lost[found[others][:, :num]].any()
+    assert (values[3] == -math.inf).all()
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])

@@ -64,11 +64,36 @@ def test_an_index_finds_nearly_all_and_rows_that_came_later(tmp_path: Path, kind
     assert len(table.nearest(queries[:1], 3).keys[0]) == 3
 
 
-def test_more_is_asked_for_than_there_is_and_zeros_resemble_nothing(tmp_path: Path) -> None:
-    write_table(tmp_path / "t.parquet", torch.tensor([[1.0, 0], [0, 0], [-1, 0]]))
-    found = open_table(str(tmp_path / "t.parquet")).nearest(torch.tensor([[2.0, 0]]), 10)
-    assert found.keys == [["0.png", "1.png", "2.png"]]
-    assert found.scores == [[1, 0, -1]]
+@pytest.mark.parametrize("ending", ["parquet", "lance"])
+def test_more_is_asked_for_than_there_is_and_zeros_resemble_nothing(tmp_path: Path, ending: str) -> None:
+    write_table(tmp_path / f"t.{ending}", torch.tensor([[1.0, 0], [0, 0], [-1, 0]]))
+    table = open_table(str(tmp_path / f"t.{ending}"))
+    found = table.nearest(torch.tensor([[2.0, 0]]), 10)
+    assert found.keys == [["0.png", "2.png"]]
+    assert found.scores == [[1, -1]]
+    assert found.left_out == (1 if ending == "parquet" else None)
+    keys, vectors = table.unit()
+    assert keys == ["0.png", "2.png"] and torch.equal(vectors, torch.tensor([[1.0, 0], [-1, 0]]))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0])
+def test_vectors_without_a_direction_are_left_out_and_counted(tmp_path: Path, value: float) -> None:
+    vectors = torch.randn(40, 4)
+    vectors[::3] = value
+    write_table(tmp_path / "t.parquet", vectors)
+    table = open_table(str(tmp_path / "t.parquet"))
+    for k in (1, 5, 40):
+        found = table.nearest(vectors[1:2], k)
+        assert found.left_out == 14 and len(found.keys[0]) == min(k, 26) and found.keys[0][0] == "1.png"
+        assert all(int(key.partition(".")[0]) % 3 for key in found.keys[0])
+    keys, unit = table.unit()
+    assert len(keys) == len(unit) == 26 and unit.isfinite().all()
+    with pytest.raises(UserError, match="image to search for"):
+        table.nearest(vectors[:1], 1)
+    write_table(tmp_path / "none.parquet", torch.full((3, 4), value))
+    with pytest.raises(UserError, match="All vectors of"):
+        open_table(str(tmp_path / "none.parquet")).unit()
+    assert open_table(str(tmp_path / "none.parquet")).nearest(vectors[1:2], 5).keys == [[]]
 
 
 def test_another_model_is_refused_with_both_names(tmp_path: Path) -> None:

@@ -16,8 +16,9 @@ import gradio as gr
 from opendino.app._desk import Desk, session, told
 from opendino.config import read_tree
 from opendino.core import metrics
+from opendino.core.accuracy import shown, yardstick
 from opendino.core.errors import UserError
-from opendino.engine.monitors import Monitor
+from opendino.engine.monitors import EXAMINED, Monitor, Verdict, conclude
 from opendino.visualise._lines import Style, plot, style
 from opendino.visualise.curves import PANELS, of_runs
 
@@ -31,6 +32,7 @@ _LEGEND = 48
 """Letters that fit above a plot."""
 _TAIL_BYTES = 2**18
 _ALIVE_SECONDS = 60
+_NAMES = [*dict.fromkeys([*PANELS, *EXAMINED])]
 Columns = Mapping[str, metrics.Column]
 
 
@@ -86,7 +88,7 @@ class Reader:
             if run not in self._read:
                 taken = {each.style for each in self._read.values()}
                 free = next((style(n) for n in range(24) if style(n) not in taken), style(len(self._read)))
-                self._read[run] = _Read(metrics.Course(run / "metrics.jsonl", list(PANELS)), free)
+                self._read[run] = _Read(metrics.Course(run / "metrics.jsonl", _NAMES), free)
             return self._read[run]
 
 
@@ -178,18 +180,31 @@ def _row(short: str, name: str, run: Path, columns: Columns, color: str, left: i
     done = _last_step(columns)
     try:
         total = _total(run)
-        word = state(run, done, total) if not left else f"reading: {left / 2**20:,.0f} MB left"
+        word = state(run, done, total, columns) if not left else f"reading: {left / 2**20:,.0f} MB left"
     except (UserError, OSError) as error:
         total, word = 0, escape(str(error))
-    cells = [f"{done:,} of {total:,}" if total else f"{done:,}", last("loss", ".3f"), last("knn", ".1f")]
+    cells = [f"{done:,} of {total:,}" if total else f"{done:,}", last("loss", ".3f"), _knn(columns)]
     cells += [last("effective_rank", ".1f"), word]
     told = f"{short}: {name}" if short.isdecimal() else name
     shown = f'<td><span style="color:{color}">●</span> {escape(told)}</td>'
     return f"<tr>{shown}{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
 
 
-def state(run: Path, done: int, total: int) -> str:
-    """Whether a run goes on, and whether its last steps look like a collapse, as HTML."""
+def _knn(columns: Columns) -> str:
+    """The k-NN of the network to use, with what it is to be compared with, as HTML."""
+    found: dict[str, Any] = {
+        name: float(columns[name].values[-1]) for name in ("majority", "num_queries") if name in columns
+    }
+    for kind in ("knn", "balanced_accuracy"):
+        of_kind = {key.partition(".")[2]: each for key, each in columns.items() if key.startswith(f"{kind}.")}
+        # Step 0 is the network before training.
+        found[kind] = {name: float(each.values[-1]) for name, each in of_kind.items() if each.steps[-1]}
+    told = next(iter(shown(found).values()), "")
+    return f'<span title="{escape(yardstick(found))}">{told}</span>' if told else ""
+
+
+def state(run: Path, done: int, total: int, columns: Columns) -> str:
+    """Whether a run goes on, whether its last steps look like a collapse, and whether it has learned, as HTML."""
     path = run / "metrics.jsonl"
     with open(path, "rb") as file:
         file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
@@ -203,12 +218,15 @@ def state(run: Path, done: int, total: int) -> str:
         if isinstance(row, dict) and "loss" in row:
             verdict = monitor.watch(row)
     if verdict is not None:
-        return (
-            f'<span class="bad-word" title="{escape(verdict.evidence)}. {escape(verdict.cure)}">{verdict.name}</span>'
-        )
+        return _verdict(verdict)
     if total and done >= total:
-        return "finished"
+        found = conclude(columns, done, total)
+        return "finished, learned" if found.name == "healthy" else f"finished, {_verdict(found)}"
     return "running" if time.time() - path.stat().st_mtime < _ALIVE_SECONDS else "stopped"
+
+
+def _verdict(verdict: Verdict) -> str:
+    return f'<span class="bad-word" title="{escape(verdict.evidence)}. {escape(verdict.cure)}">{verdict.name}</span>'
 
 
 def _total(run: Path) -> int:

@@ -11,7 +11,9 @@ from opendino.app import _uploads
 from opendino.app._desk import Desk, bounded, session, told
 from opendino.app._workshop import Training
 from opendino.core import metrics
+from opendino.core.accuracy import shown, yardstick
 from opendino.core.errors import UserError
+from opendino.engine.monitors import examine
 from opendino.visualise._lines import plot
 
 NAME = "Train"
@@ -113,10 +115,14 @@ def draw(training: Training, running: bool) -> str:
     if judged:
         cells = "".join(
             f"<tr><th>{escape(_NAMES.get(str(name), str(name)))}</th>"
-            f'<td><span class="bar" style="width:{2 * value:.0f}px"></span>{value:.1f} %</td></tr>'
-            for name, value in judged[-1]["knn"].items()
+            f'<td><span class="bar" style="width:{2 * judged[-1]["knn"][name]:.0f}px"></span>{value}</td></tr>'
+            for name, value in shown(judged[-1]).items()
         )
         parts.append(f"<p>k-NN after {judged[-1]['step']:,} steps:</p><table>{cells}</table>")
+        parts.append(f"<p>{escape(yardstick(judged[-1]))}</p>")
+    if not running and rows:
+        found = examine(rows, training.steps)
+        parts.append(f"<p><b>{found.name}</b>: {escape(found.evidence)}</p>")
     plots = []
     for title, names in _PLOTS:
         lines = {

@@ -13,6 +13,7 @@ from opendino.core import dist
 from opendino.core.duplicates import near_duplicates
 from opendino.core.errors import UsageError
 from opendino.search.open import open_table
+from opendino.search.table import left_out
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,9 @@ def run(args: list[str]) -> Outcome:
     config = _flags.parse(Config, args, "opendino duplicates", "Find groups of near-copies in a table.")
     began = time.monotonic()
     device = dist.device(config.device)
-    keys, vectors = open_table(config.table).unit()
+    table = open_table(config.table)
+    keys, vectors = table.unit()
+    lost = len(table) - len(keys)
     groups = [
         [
             {"path": keys[row], "score": round(score, 6)}
@@ -47,9 +50,9 @@ def run(args: list[str]) -> Outcome:
     num_surplus = sum(len(group) - 1 for group in groups)
     lines = [
         f"{len(groups):,} groups of near-copies (cosine ≥ {config.threshold}) among {len(keys):,} images; "
-        f"{num_surplus:,} could go"
+        f"{num_surplus:,} could go{left_out(lost)}"
     ]
     for number, group in enumerate(groups, 1):
         lines += [f"group {number}", *(f"  {each['score']:7.4f}  {each['path']}" for each in group)]
     fields = {"table": config.table, "threshold": config.threshold, "images": len(keys), "groups": groups}
-    return Outcome("\n".join(lines), {**fields, "seconds": time.monotonic() - began})
+    return Outcome("\n".join(lines), {**fields, "left_out": lost, "seconds": time.monotonic() - began})

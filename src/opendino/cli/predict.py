@@ -14,6 +14,7 @@ import tyro
 
 from opendino.cli import Outcome, _flags
 from opendino.core import dist, files
+from opendino.core.accuracy import yardstick
 from opendino.core.errors import UserError, check_counts
 from opendino.data.files import cell
 from opendino.data.open import list_paths, open_source
@@ -69,11 +70,15 @@ def run(args: list[str]) -> Outcome:
     writer.writerow(["path", "class", "probability"])
     for path, row in zip(list_paths(config.data, [row["path"] for row in rows]), rows, strict=True):
         writer.writerow([cell(path), cell(row["class"]), row["probability"]])
-    done = {"written": len(rows), "skipped": len(found.bad), "seconds": time.monotonic() - began}
+    known = classifier.known
+    done = {"written": len(rows), "skipped": len(found.bad), "classifier": known.fields if known else None}
+    done["seconds"] = time.monotonic() - began
     if not config.out:
         return Outcome(text.getvalue().rstrip("\n"), {"predictions": rows, **done})
     files.write(Path(config.out).expanduser(), text.getvalue())
     counts = torch.bincount(best, minlength=len(classifier.classes)).tolist()
     lines = [f"{len(rows):,} images{found.unread} → {config.out}"]
     lines += [f"  {count:>8,}  {name}" for name, count in zip(classifier.classes, counts, strict=True)]
+    if known:
+        lines.append(f"this classifier was right on {known}; {yardstick(known.fields)}")
     return Outcome("\n".join(lines), {"out": config.out, **done})

@@ -19,7 +19,7 @@ from opendino.data.files import exists
 from opendino.data.open import open_source
 from opendino.models.load import load
 from opendino.search.open import open_table
-from opendino.search.table import check_model
+from opendino.search.table import check_model, left_out
 from opendino.visualise import _canvas
 from opendino.visualise._canvas import Tile
 
@@ -73,12 +73,14 @@ def run(args: list[str]) -> Outcome:
     method = "exact" if found.exact else "approximate (index)"
     lines = []
     for search in searches:
-        lines += [f"{search['query']}: {len(search['results'])} of {len(table):,} images, {method}"]
+        lines += [
+            f"{search['query']}: {len(search['results'])} of {len(table):,} images, {method}{left_out(found.left_out)}"
+        ]
         lines += [f"  {hit['score']:7.4f}  {hit['path']}" for hit in search["results"]]
     if sheet:
         _canvas.Sheet(_tiles(searches, table.about["data"])).save(sheet)
         lines.append(f"→ {config.sheet}")
-    told = {"table": config.table, "exact": found.exact, "sheet": config.sheet}
+    told = {"table": config.table, "exact": found.exact, "left_out": found.left_out, "sheet": config.sheet}
     return Outcome("\n".join(lines), {**(searches[0] if len(searches) == 1 else {"searches": searches}), **told})
 
 

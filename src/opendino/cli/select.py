@@ -18,6 +18,7 @@ from opendino.data.list_columns import read_list
 from opendino.data.open import list_paths
 from opendino.search.open import open_table
 from opendino.search.select import k_centre
+from opendino.search.table import left_out
 
 
 @dataclass(frozen=True)
@@ -53,18 +54,27 @@ def run(args: list[str]) -> Outcome:
         raise UserError(f"There is no folder to write {config.out} into", "Make it, or choose another --out")
     table = open_table(config.table)
     keys, vectors = table.unit()
+    lost = len(table) - len(keys)
     paths = list_paths(table.about["data"], keys)
     start = _labelled(config.start_from, keys, paths) if config.start_from else []
     if config.num > len(keys) - len(start):
         already = f", {len(start):,} of them labelled" if start else ""
-        raise UserError(f"--num is {config.num}, and there are {len(keys):,} images{already}", "Choose fewer")
+        raise UserError(
+            f"--num is {config.num}, and there are {len(keys):,} images{already}{left_out(lost)}", "Choose fewer"
+        )
     chosen = list(itertools.islice(k_centre(vectors.to(device), start, config.seed), config.num))
     files.write(out, "".join(f"{line(paths[row])}\n" for row, _ in chosen))
     text = f"{len(chosen):,} of {len(keys):,} images → {config.out}; every image is within {chosen[-1][1]:.3f} of one"
     rows = [{"path": keys[row], "radius": round(radius, 6)} for row, radius in chosen]
     return Outcome(
-        f"{text} (0 the same, 2 opposite)",
-        {"out": config.out, "chosen": rows, "labelled": len(start), "seconds": time.monotonic() - began},
+        f"{text} (0 the same, 2 opposite){left_out(lost)}",
+        {
+            "out": config.out,
+            "chosen": rows,
+            "labelled": len(start),
+            "left_out": lost,
+            "seconds": time.monotonic() - began,
+        },
     )
 
 

@@ -12,6 +12,7 @@ from opendino import config as configs
 from opendino.cli import Outcome, _flags
 from opendino.config import Config
 from opendino.core import registry
+from opendino.core.accuracy import shown, yardstick
 
 _RECIPES = "opendino.recipes"
 
@@ -47,26 +48,29 @@ def _train(config: Config) -> dict[str, Any]:
 
 def report(result: Any) -> Outcome:
     """What a finished run says."""
+    found = dict(result.__dict__)
     lines = [
         f"{result.steps:,} steps, {result.seconds:.0f} s, {result.images_per_second:.3g} images/s, "
         f"data wait {result.data_wait:.0%}, MFU {result.mfu:.0%}, {result.peak_memory_bytes / 2**30:.1f} GiB"
     ]
     if result.knn is not None:
-        lines += [f"{'k-NN on':<12}{'top-1':>8}"] + [f"{name:<12}{value:>7.1f}%" for name, value in result.knn.items()]
+        lines += [f"{'k-NN on':<12} top-1"] + [f"{name:<12} {told}" for name, told in shown(found).items()]
     if result.accuracy is not None:
-        lines += [f"{'classifier':<12}{'top-1':>8}"]
-        lines += [f"{name:<12}{value:>7.1f}%" for name, value in result.accuracy.items()]
+        lines += [f"{'classifier':<12} top-1"]
+        lines += [f"{name:<12} {told}" for name, told in shown(found, "accuracy").items()]
+    if told := yardstick(found):
+        lines.append(told)
     if result.effective_rank is not None:
         lines.append(f"effective rank of the features: {result.effective_rank:.1f}")
     if result.against_start is not None:
         lines.append(result.against_start["says"])
-    if result.collapse is not None:
-        lines.append(f"collapsed: {result.collapse}; see the warnings in {result.run}/log.txt")
+    more = f"; see the warnings in {result.run}/log.txt" if result.collapse is not None else ""
     lines += [
+        f"{result.verdict}: {result.evidence}{more}",
         f"run folder: {result.run}{', with report.html' * (Path(result.run) / 'report.html').is_file()}",
         f"from Python: opendino.load('{result.run}').embed(images)",
     ]
-    return Outcome("\n".join(lines), dict(result.__dict__))
+    return Outcome("\n".join(lines), found)
 
 
 def parse(args: list[str], recipe: str = "auto", data: str | None = None) -> Config:

@@ -51,7 +51,7 @@ class Source(abc.ABC):
             BadImage: It cannot be read.
         """
         data = self.read(index)
-        return zlib.crc32(data if isinstance(data, bytes) else np.ascontiguousarray(data))
+        return zlib.crc32(data if isinstance(data, bytes) else np.ascontiguousarray(data).data)
 
     def soon(self, indices: np.ndarray) -> None:  # noqa: B027 - most have nothing to prepare
         """A hint that these images will be asked for shortly; returns at once."""

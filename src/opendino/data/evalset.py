@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +19,8 @@ from opendino.data.order import visits
 from opendino.data.workers import each
 
 CENTRE_FRAC = 224 / 256  # of the shorter side: the usual "resize to 256, crop 224"
+
+_ODD_FRAC = 0.1  # of the images: so many copies, or images without anything in them, are worth a word
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,46 @@ class EvalSet:
     def labelled(self) -> bool:
         """Whether k-NN makes sense: queries, and at least two classes among the bank."""
         return len(self.query_labels) > 0 and len(self.bank_labels.unique()) > 1
+
+    @property
+    def one_class(self) -> bool:
+        """Whether classes are named and the bank has but one of them."""
+        return len(self.query_labels) > 0 and len(self.bank_labels.unique()) == 1
+
+    def seen(self) -> dict[str, int]:
+        """What the crops of all ranks are: how many "images", how many "distinct", how many "flat" (of one color), and
+        how many queries are a "copy" of an image of the bank, pixel for pixel. Every rank must call it.
+        """
+        bank, queries = (dist.collected([_digest(crop) for crop in crops]) for crops in (self.bank, self.queries))
+        flat = dist.collected([int(_flat(crops).sum()) for crops in (self.bank, self.queries)])
+        known = set(bank)
+        return {
+            "images": len(bank) + len(queries), "distinct": len(known | set(queries)), "flat": sum(flat),
+            "copy": sum(each in known for each in queries),
+        }  # fmt: skip
+
+
+def oddities(seen: Mapping[str, float]) -> str:
+    """What is wrong with images that a run is judged on, see `EvalSet.seen`: a sentence, empty where nothing is."""
+    images, distinct, flat, copies = (int(seen.get(name, 0)) for name in ("images", "distinct", "flat", "copy"))
+    told = []
+    if flat > images * _ODD_FRAC:
+        told.append(f"{flat:,} of {images:,} have a single color")
+    if images - distinct > images * _ODD_FRAC:
+        told.append(f"only {distinct:,} of {images:,} differ from each other, the rest are exact copies")
+    if copies:
+        told.append(f"{copies:,} to be classified are exact copies of labelled ones: such a k-NN is too good")
+    return f"of the images looked at, {'; '.join(told)}" if told else ""
+
+
+def _digest(crop: Tensor) -> bytes:
+    return hashlib.blake2b(crop.numpy().tobytes(), digest_size=16).digest()
+
+
+def _flat(crops: Tensor) -> Tensor:
+    """Which of the crops `[M C H W]` have the same value everywhere in each channel."""
+    pixels = crops.flatten(2)
+    return (pixels == pixels[:, :, :1]).flatten(1).all(1)
 
 
 def make(images: Images, val: Images | None, num: int, size_px: int, workers: int = 0) -> EvalSet:

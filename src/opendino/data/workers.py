@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 import signal
 import sys
 import time
@@ -124,6 +125,11 @@ def stream(
                 break
             first, deaths = first + 1, 0
             yield item
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def each(look: Callable[[int], T], indices: Sequence[int], hands: Hands, workers: int) -> Iterator[T]:

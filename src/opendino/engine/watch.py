@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from opendino.core import dist, files, log
+from opendino.core import accuracy, dist, files, log
 from opendino.core.contracts import Source
 from opendino.core.errors import UserError
 from opendino.data.files import cell
@@ -124,10 +124,10 @@ class Watch:
         if "teacher_entropy" in self._last:
             shown.append(f"entropy {self._last['teacher_entropy']:.2f} ({self._last['entropy_frac']:.0%} of ln K)")
         quality = self.quality if self._judged else {}  # from before the first step it says nothing of the training
-        if "knn" in quality:
-            shown.append(f"k-NN {next(iter(quality['knn'].values())):.1f}%")
-        if "accuracy" in quality:
-            shown.append(f"accuracy {next(iter(quality['accuracy'].values())):.1f}%")
+        for kind, title in (("knn", "k-NN"), ("accuracy", "accuracy")):
+            shown += [f"{title} {told}" for told in [*accuracy.shown(quality, kind).values()][:1]]
+        if "majority" in quality:
+            shown.append(f"(most frequent class {quality['majority']:.1f}%)")
         if "effective_rank" in quality:
             shown.append(f"rank {quality['effective_rank']:.0f}")
         rates = self.rates or self._speed.so_far()

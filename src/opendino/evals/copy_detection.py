@@ -187,6 +187,8 @@ def _report(
     strong = blocks.get("strong")
     rows = [*((block, blocks[block], len(values)) for block, values in found.items())]
     rows.append(("all", every, sum(map(len, found.values()))))
+    if num_database < 2:
+        raise UserError(f"{config.data} has one original", "Among one image every search is right: give more")
     width = max(len(block) for block, _, _ in rows) + 2
     num_distractors = num_database - num_originals
     text = "\n".join([

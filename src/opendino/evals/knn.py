@@ -13,10 +13,11 @@ import tyro
 from torch import Tensor
 
 from opendino.core import dist
+from opendino.core.accuracy import NO_TOP5, Accuracy, standard_error, yardstick
 from opendino.core.errors import UsageError, UserError, check_counts
 from opendino.core.types import Report
-from opendino.features.neighbours import nearest
-from opendino.features.scores import place
+from opendino.features.neighbours import directed, nearest
+from opendino.features.scores import accuracy_of, place
 from opendino.features.sides import Sides, sides
 from opendino.features.table import Table
 from opendino.models.load import load
@@ -80,19 +81,23 @@ def evaluate(config: Config) -> Report:
     both = sides(model, config.train, config.val, batch=config.batch, workers=config.workers, dtype=dtype)
     judge = _multi_label if config.multi_label else _few_shot if config.shots else _plain
     notes, by_k = judge(config, both, device)
+    first = by_k[config.k[0]]
+    said = [*([] if config.multi_label else both.notes), *_lost(both)]
+    said += [NO_TOP5] if "top5" in first and first["top5"] is None else []
     fields: dict[str, Any] = {
         "k": config.k[0], "temperature": config.temperature, "weights": config.weights,
         "num_train": len(both.train), "num_val": len(both.val), "num_unreadable": len(both.bad),
-        **by_k[config.k[0]], "by_k": {str(k): by_k[k] for k in config.k},
+        "notes": said, **first, "by_k": {str(k): by_k[k] for k in config.k},
     }  # fmt: skip
     votes = "one vote each" if config.weights == "uniform" else f"votes exp(cosine / {config.temperature:g})"
-    names = list(by_k[config.k[0]])
+    columns = {name: told for name, told in _COLUMNS.items() if first.get(name) is not None}
     lines = [
         f"k-NN of {config.model}: {len(both.val):,} images of {both.origin} among {len(both.train):,} of {both.data}",
         f"protocol: cosine of {model.backbone.name}'s image features, {votes}" + "".join(f"; {note}" for note in notes),
-        *([] if config.multi_label else both.notes),
-        f"{'k':>6}" + "".join(f"{name:>10}" for name in names),
-        *(f"{k:>6}" + "".join(f"{by_k[k][name]:>9.2f}%" for name in names) for k in config.k),
+        *said,
+        f"{'k':>6}" + "".join(f"{told:>10}" for told in columns.values()),
+        *(f"{k:>6}" + "".join(f"{by_k[k][name]:>9.2f}%" for name in columns) for k in config.k),
+        *([] if config.multi_label else [yardstick(first)]),
     ]
     return Report("\n".join(lines), fields)
 
@@ -124,21 +129,37 @@ def knn(
     Raises:
         UserError: An empty bank or no queries.
     """
-    classes, positions = bank_labels.unique(return_inverse=True)
-    truth = torch.searchsorted(classes, query_labels).clamp_max(max(0, len(classes) - 1))
-    truth = truth.where(classes[truth] == query_labels, -1) if len(classes) else truth
-    places = {each: [] for each in k}
-    for voters, votes, some in _ballots(bank, queries, max(k), temperature, weights, len(classes)):
-        for each in k:
-            scores = votes.new_zeros(len(votes), len(classes))
-            scores.scatter_add_(1, positions[voters[:, :each]], votes[:, :each])
-            places[each].append(place(scores, truth[some]))
-    found = {each: torch.cat(parts) for each, parts in places.items()}
-    num, most = len(queries), min(5, len(classes))  # of k voters at most k classes are ranked
+    found, num = places(bank, bank_labels, queries, query_labels, k, temperature, weights), len(queries)
+    most = min(5, len(bank_labels.unique()))  # of k voters at most k classes are ranked
     return {
         each: (100 * int((p < 1).sum()) / num, 100 * int((p < min(most, each)).sum()) / num)
         for each, p in found.items()
     }
+
+
+def places(
+    bank: Tensor,
+    bank_labels: Tensor,
+    queries: Tensor,
+    query_labels: Tensor,
+    k: Sequence[int],
+    temperature: float = 0.07,
+    weights: Weights = "similarity",
+) -> dict[int, Tensor]:
+    """How many classes get more votes than the true one, int64 `[Q]` for each k; arguments as for `knn`.
+
+    An image without a direction, such as features of zeros, has no vote, and as a query it is never right.
+    """
+    classes, positions = bank_labels.unique(return_inverse=True)
+    truth = torch.searchsorted(classes, query_labels).clamp_max(max(0, len(classes) - 1))
+    truth = truth.where(classes[truth] == query_labels, -1) if len(classes) else truth
+    found = {each: [] for each in k}
+    for voters, votes, some in _ballots(bank, queries, max(k), temperature, weights, len(classes)):
+        for each in k:
+            scores = votes.new_zeros(len(votes), len(classes))
+            scores.scatter_add_(1, positions[voters[:, :each]], votes[:, :each])
+            found[each].append(place(scores, truth[some]))
+    return {each: torch.cat(parts) for each, parts in found.items()}
 
 
 def knn_multi_label(
@@ -171,7 +192,8 @@ def knn_multi_label(
     for voters, votes, _ in _ballots(bank, queries, max(k), temperature, weights, bank_targets.shape[1] * max(k)):
         for each in k:
             share = votes[:, :each, None] / votes[:, :each].sum(1)[:, None, None]
-            scores[each].append((share * bank_targets[voters[:, :each]]).sum(1)[:, present].cpu())
+            shares = (share * bank_targets[voters[:, :each]]).sum(1)[:, present]
+            scores[each].append(shares.nan_to_num(0).cpu())  # of a query without a direction
     truth = query_targets[:, present].cpu()
     return {each: 100 * float(average_precision(torch.cat(parts), truth).mean()) for each, parts in scores.items()}
 
@@ -216,27 +238,40 @@ def _ballots(
         raise UserError(f"k-NN needs features on both sides, got {len(bank)} and {len(queries)}")
     cosines, voters = nearest(bank, queries, min(k, len(bank)))
     votes = torch.ones_like(cosines) if weights == "uniform" else ((cosines - cosines[:, :1]) / temperature).exp()
+    votes.masked_fill_(cosines == -torch.inf, 0).masked_fill_(cosines[:, :1] == -torch.inf, torch.nan)
     chunk = max(1, 2**24 // max(1, width))
     for start in range(0, len(queries), chunk):
         some = slice(start, start + chunk)
         yield voters[some], votes[some], some
 
 
-_Judged = tuple[list[str], dict[int, dict[str, float]]]
+_Judged = tuple[list[str], dict[int, dict[str, Any]]]
 """Notes on the protocol, and for each k the figures by their names."""
+_COLUMNS = {
+    "top1": "top1", "standard_error": "±", "top1_std": "top1_std", "top5": "top5", "top5_std": "top5_std",
+    "balanced_accuracy": "balanced", "mAP": "mAP", "mAP_of_chance": "by chance",
+}  # fmt: skip
+"""Figures that people are shown, and their heads."""
 
 
-def _run(config: Config, both: Sides, rows: Tensor | slice, device: torch.device) -> dict[int, tuple[float, float]]:
+def _lost(both: Sides) -> list[str]:
+    """A line where features are zero: nothing is near to them."""
+    lost = sum(int((~directed(side.features)).sum()) for side in (both.train, both.val))
+    return [f"features of {lost:,} images are all zero: these have no vote and count as wrong"] if lost else []
+
+
+def _run(config: Config, both: Sides, rows: Tensor | slice, device: torch.device) -> dict[int, Accuracy]:
     """k-NN among some rows of the labelled images."""
     bank = both.train.features[rows].to(device), both.train.labels[rows].to(device)
     queries = both.val.features.to(device), both.truth.to(device)
-    return knn(*bank, *queries, config.k, config.temperature, config.weights)
+    found = places(*bank, *queries, config.k, config.temperature, config.weights)
+    return {k: accuracy_of(each, queries[1], len(bank[1].unique()), most=k) for k, each in found.items()}
 
 
 def _plain(config: Config, both: Sides, device: torch.device) -> _Judged:
     found = _run(config, both, slice(None), device)
     notes = [f"{len(both.train.labels.unique())} classes"]
-    return notes, {k: {"top1": one, "top5": five} for k, (one, five) in found.items()}
+    return notes, {k: each.fields for k, each in found.items()}
 
 
 def _few_shot(config: Config, both: Sides, device: torch.device) -> _Judged:
@@ -248,12 +283,19 @@ def _few_shot(config: Config, both: Sides, device: torch.device) -> _Judged:
     if fewest < config.shots:
         notes.append(f"some classes have fewer, the smallest {fewest}")
 
-    def over(values: list[float], name: str) -> dict[str, float]:
+    def over(each: list[Accuracy], name: str) -> dict[str, float | None]:
+        values = [value for one in each if (value := getattr(one, name)) is not None]
+        if not values:
+            return {name: None, f"{name}_std": None}
         return {name: mean(values), f"{name}_std": stdev(values) if len(values) > 1 else 0.0}
 
-    return notes, {
-        k: over([each[k][0] for each in runs], "top1") | over([each[k][1] for each in runs], "top5") for k in config.k
-    }
+    def figures(each: list[Accuracy]) -> dict[str, Any]:
+        made: dict[str, Any] = each[0].fields
+        for name in ("top1", "top5", "balanced_accuracy"):
+            made |= over(each, name)
+        return made | {"standard_error": standard_error(made["top1"], made["num_queries"])}
+
+    return notes, {k: figures([each[k] for each in runs]) for k in config.k}
 
 
 def _multi_label(config: Config, both: Sides, device: torch.device) -> _Judged:
@@ -265,5 +307,11 @@ def _multi_label(config: Config, both: Sides, device: torch.device) -> _Judged:
 
     bank = both.train.features.to(device), targets(both.train, lists[0])
     queries = both.val.features.to(device), targets(both.val, lists[1])
+    shares = queries[1].mean(0)[queries[1].any(0)]  # of the queries that have it, for each label that some have
+    if len(shares) and (shares == 1).all():
+        raise UserError(
+            f"Every image of {both.origin} has the same labels", "With these every order is right: give others too"
+        )
+    also = {"mAP_of_chance": 100 * float(shares.mean()), "num_queries": len(queries[1])}
     found = knn_multi_label(*bank, *queries, config.k, config.temperature, config.weights)
-    return [f"{len(names)} labels, mean average precision"], {k: {"mAP": value} for k, value in found.items()}
+    return [f"{len(names)} labels, mean average precision"], {k: {"mAP": value, **also} for k, value in found.items()}

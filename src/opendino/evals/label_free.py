@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from opendino.core import dist, log, metrics
+from opendino.core.accuracy import shown, yardstick
 from opendino.core.contracts import Source
 from opendino.core.errors import UsageError, UserError
 from opendino.core.types import Augment, Report
@@ -83,7 +84,7 @@ def evaluate(config: Config) -> Report:
 
     steps = checkpoints.steps(config.model)
     network = config.which or model.description["networks"][0]
-    rows, knn, bad = [], _knn_of(Path(config.model).expanduser() / "metrics.jsonl", network), 0
+    (knn, judged), rows, bad = _knn_of(Path(config.model).expanduser() / "metrics.jsonl", network), [], 0
     for step in steps:
         one = checkpoints.load_step(config.model, step, config.which).to(device)
         found, bad = _measure(one, source, indices, config)
@@ -108,6 +109,8 @@ def evaluate(config: Config) -> Report:
         f"Spearman: rank correlation with the run's own k-NN over {num} checkpoints; 1 where the measure's better is "
         "always k-NN's better. Better is: " + ", ".join(f"{name} {_BETTER[name]}" for name in MEASURES),
     ]
+    if judged:
+        lines.append(f"k-NN at step {judged['step']}: {shown(judged)[network]}; {yardstick(judged)}".rstrip("; "))
     return Report("\n".join(lines), {"checkpoints": ranked, "best": best, "spearman": agreement, "num_compared": num})
 
 
@@ -237,7 +240,7 @@ def merit(name: str, value: float | None) -> float | None:
 
 
 _MEANING = {
-    "effective_rank": "RankMe: dimensions in use",
+    "effective_rank": "RankMe: dimensions in use; 1 where all images look alike to it",
     "alpha_req": "decay of the spectrum; 1 is best",
     "uniformity": "0 for collapse; lower is more even",
     "alignment": "0 where crops of an image agree, 2 at chance",
@@ -267,14 +270,14 @@ def _measure(model: Model, source: Source, indices: list[int], config: Config) -
     return {name: _number(found.get(name, math.nan)) for name in MEASURES}, len(whole.bad)
 
 
-def _knn_of(path: Path, network: str) -> dict[int, float]:
-    """Step → k-NN in percent, from a run's measurements."""
-    found = {}
+def _knn_of(path: Path, network: str) -> tuple[dict[int, float], dict[str, Any]]:
+    """Step → k-NN in percent, from a run's measurements, and the last row that has one."""
+    found, last = {}, {}
     for row in metrics.sampled(path) if path.is_file() else ():
         knn = row.get("knn")
         if isinstance(knn, dict) and isinstance(knn.get(network), int | float):
-            found[row["step"]] = float(knn[network])
-    return found
+            found[row["step"]], last = float(knn[network]), row
+    return found, last
 
 
 def _spread(values: Tensor) -> float:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from opendino.core import dist
+from opendino.core.accuracy import NO_TOP5, yardstick
 from opendino.core.contracts import Backbone, Source
 from opendino.core.errors import UsageError, UserError, check_counts
 from opendino.core.types import Augment, Report
@@ -107,33 +108,34 @@ def evaluate(config: Config) -> Report:
     both = sides(model, config.train, config.val, widest, workers=config.workers, dtype=dtype)
     train, val = both.train, both.val
     classes = [train.classes[label] for label in train.labels.unique()]
-    if len(classes) < 2:
-        raise UserError(f"All labelled images of {both.data} are {classes[0]}", "A classifier needs two classes")
 
     fit = _Fit(config, model, both.source, widest, classes, device)
     candidates = [(kind, x) for kind in kinds for x in (config.lr if config.solver == "sgd" else config.C)]
     merits = fit.merits(train, candidates) if len(candidates) > 1 else [(0.0, 0.0)]
     tokens, strength = max(zip(merits, candidates, strict=True), key=lambda pair: pair[0])[1]
     final = fit(train, [(tokens, strength)])[0]
-    top1, top5 = accuracy(fit.scores(final, val), val.labels_by(classes))
+    found = accuracy(fit.scores(final, val), val.labels_by(classes))
 
+    said = both.notes + ([NO_TOP5] if found.top5 is None else [])
     how = f"SGD, momentum {MOMENTUM}, cosine over {config.epochs} epochs, batches of {config.batch}, learning rate"
     chosen = "chosen on a tenth of the training images, then trained on all of them"
     crops = "random crops and flips" if config.augment else "centre crops"
     lines = [
         f"linear probe of {config.model}: {len(train):,} images of {both.data}, {len(classes)} classes",
         f"judged on {len(val):,} images of {both.origin}",
-        *both.notes,
+        *said,
         f"protocol {protocol}: {tokens} of {model.backbone.name}, {crops}",
         f"{how if config.solver == 'sgd' else 'logistic regression by L-BFGS, C'} {strength:g}"
         + (f", {chosen}; {len(candidates)} candidates" if len(candidates) > 1 else ""),
-        f"top-1 {top1:.2f}%   top-5 {top5:.2f}%",
+        f"top-1 {found.top1:.2f}% ± {found.standard_error:.2f}   balanced {found.balanced_accuracy:.2f}%"
+        + (f"   top-5 {found.top5:.2f}%" if found.top5 is not None else ""),
+        yardstick(found.fields),
     ]
     fields = {
-        "top1": top1, "top5": top5, "protocol": protocol, "tokens": str(tokens), "solver": config.solver,
+        **found.fields, "protocol": protocol, "tokens": str(tokens), "solver": config.solver,
         "lr" if config.solver == "sgd" else "C": strength, "augment": config.augment, "epochs": config.epochs,
         "num_classes": len(classes), "num_train": len(train), "num_val": len(val),
-        "num_unreadable": len(both.bad),
+        "num_unreadable": len(both.bad), "notes": said,
         "candidates": [
             {"tokens": str(kind), "strength": x, "top1": merit[0]}
             for (kind, x), merit in zip(candidates, merits, strict=True)
@@ -142,7 +144,7 @@ def evaluate(config: Config) -> Report:
         "out": config.out,
     }  # fmt: skip
     if home:
-        classifier.save(home, model, final, {name: fields[name] for name in ("top1", "top5", "protocol", "num_train")})
+        classifier.save(home, model, final, found.fields | {name: fields[name] for name in ("protocol", "num_train")})
         lines.append(f"use it: opendino predict {config.out} DATA")
     return Report("\n".join(lines), fields)
 
@@ -165,7 +167,7 @@ class _Fit:
         for made in self(rest, candidates):
             scores = self.scores(made, tenth)
             loss = float(cross_entropy(scores, truth))
-            found.append((accuracy(scores, truth)[0], -loss if math.isfinite(loss) else -math.inf))
+            found.append((accuracy(scores, truth).top1, -loss if math.isfinite(loss) else -math.inf))
         return found
 
     def scores(self, made: Classifier, rows: Table) -> Tensor:

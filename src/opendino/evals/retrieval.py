@@ -141,6 +141,12 @@ def _folders(config: Config, source: Source, seen: Describer) -> Report:
             f"{config.data} names no classes", "Sort the images into sub-folders, one a class; or give --ground-truth"
         )
     images = seen(source)
+    known = {source.label(i) for i in images.kept} - {-1}
+    if len(known) == 1:
+        raise UserError(
+            f"All images of {config.data} are {source.classes[known.pop()]}",
+            "With one class every order is right: give images of two classes or more",
+        )
     vectors = images.features[:, 0]
     labels = torch.tensor([source.label(i) for i in images.kept], device=vectors.device)
 
@@ -153,12 +159,16 @@ def _folders(config: Config, source: Source, seen: Describer) -> Report:
     if not found["queries"]:
         raise UserError(f"No class of {config.data} has two readable images", "A query needs another image to find")
     alone = len(images.kept) - found["queries"]
+    # With fewer others than that, one of its class is among the first k of any order.
+    others = len(labels) - int(labels[labels >= 0].unique(return_counts=True)[1].min())
+    found["recall"] = {n: value if int(n) <= others else None for n, value in found["recall"].items()}
     text = "\n".join([
         f"Retrieval on {config.data}: {len(images.kept)} images, {len(source.classes)} classes",
         f"{'mAP':>8}" + "".join(f"{f'mP@{n}':>8}" for n in config.k) + "".join(f"{f'R@{n}':>8}" for n in config.k),
-        "".join(f"{v:8.2f}" for v in (found["mAP"], *found["mP"].values(), *found["recall"].values())),
+        "".join(_percent(v) for v in (found["mAP"], *found["mP"].values(), *found["recall"].values())),
         "",
         "percent; each image against all others, those of its class are to be found; R@k: any of them among the first k"
+        f" (not shown where any order has that); {found['queries']:,} queries"
         + (f"; {alone} without another of its class are no queries" if alone else ""),
         seen.protocol + skipped(images.bad),
     ])  # fmt: skip

@@ -14,11 +14,15 @@ _QUERIES, _BANK = 1024, 2048  # sides of a block of similarities, 8 MiB in float
 _SLAB = 16 * _BANK
 _GROUP = 16  # neighbours that are looked at one by one only if the best of them is good enough
 _AT_ONCE = 64 * _QUERIES
+_SHORTEST = 1e-12  # below that `normalize` does not reach unit length
 
 
 @torch.no_grad()
 def nearest(bank: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k features of a bank with the largest cosine to each query, exactly; equal ones in the order of the bank.
+
+    What has no direction (zeros, NaN, infinity: see `directed`) has no neighbours and is nobody's: its cosines are
+    -inf, and the positions that go with these mean nothing.
 
     Works block by block: beside the result it holds some 150 MiB at D = 384, whatever the number of features. On a CPU
     it takes as many threads as torch is set to.
@@ -42,25 +46,42 @@ def nearest(bank: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
         torch.set_grad_enabled(False)  # this too is a thread's own
         own.buffer = torch.empty(_BANK * _QUERIES, dtype=dtype, device=bank.device)
 
-    def look(part: Tensor, place: int, slab: Tensor, first: int) -> None:
+    def look(part: Tensor, place: int, slab: Tensor, first: int, whole: bool) -> None:
         rows = slice(place, place + len(part))
         for offset in range(0, len(slab), _BANK):
             table = _similarity(slab[offset : offset + _BANK], part, own.buffer)
+            if not whole:
+                table.masked_fill_(table.isnan(), -torch.inf)
             _merge(table, first + offset, values[rows], found[rows])
 
     try:
         with ThreadPoolExecutor(threads if bank.device.type == "cpu" else 1, initializer=start) as pool:
             for begin in range(0, len(queries), _AT_ONCE):
-                asked = normalize(queries[begin : begin + _AT_ONCE].to(dtype), dim=1)
+                asked, all_asked = _unit(queries[begin : begin + _AT_ONCE].to(dtype))
                 parts = asked.split(min(_QUERIES, -(-len(asked) // threads)))
                 places = [begin + place for place in range(0, len(asked), len(parts[0]))]
                 for first in range(0, len(bank), _SLAB):
-                    slab = normalize(bank[first : first + _SLAB].to(dtype), dim=1)
-                    for _ in pool.map(look, parts, places, repeat(slab), repeat(first)):
+                    slab, all_there = _unit(bank[first : first + _SLAB].to(dtype))
+                    whole = all_asked and all_there
+                    for _ in pool.map(look, parts, places, repeat(slab), repeat(first), repeat(whole)):
                         pass
     finally:
         torch.set_num_threads(threads)
     return values, found
+
+
+def directed(vectors: Tensor) -> Tensor:
+    """Which of the vectors `[M D]` can be compared with others: bool `[M]`, False for zeros, NaN and infinity."""
+    length = vectors.norm(dim=1, dtype=torch.promote_types(vectors.dtype, torch.float32))
+    return (length > _SHORTEST) & length.isfinite()
+
+
+def _unit(vectors: Tensor) -> tuple[Tensor, bool]:
+    """Of unit length, NaN where there is no direction; and whether all have one."""
+    known = directed(vectors)
+    if known.all():
+        return normalize(vectors, dim=1), True
+    return normalize(vectors, dim=1).masked_fill_(~known[:, None], torch.nan), False
 
 
 def _similarity(block: Tensor, queries: Tensor, buffer: Tensor) -> Tensor:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
+
+from opendino.core.accuracy import Accuracy
 
 
 def place(scores: Tensor, truth: Tensor) -> Tensor:
@@ -25,7 +29,37 @@ def place(scores: Tensor, truth: Tensor) -> Tensor:
     return ((scores > own) | ((scores == own) & lower)).sum(1).where(known, num)
 
 
-def accuracy(scores: Tensor, truth: Tensor) -> tuple[float, float]:
-    """Top-1 and top-5 accuracy in percent, of `place`'s arguments; NaN where there is nothing to classify."""
-    places = place(scores, truth)
-    return tuple(100 * float((places < min(top, scores.shape[1])).double().mean()) for top in (1, 5))  # type: ignore[return-value]
+def accuracy(scores: Tensor, truth: Tensor) -> Accuracy:
+    """The accuracy of scores, `place`'s arguments."""
+    return accuracy_of(place(scores, truth), truth, scores.shape[1])
+
+
+def accuracy_of(places: Tensor, truth: Tensor, num_classes: int, most: int = 5) -> Accuracy:
+    """The accuracy of places in a ranking.
+
+    Args:
+        places: int64 `[Q]`, as `place` returns them.
+        truth: int64 `[Q]`, the queries' classes by any numbers.
+        num_classes: C, how many can be answered.
+        most: Classes that are ranked at all, if fewer than five.
+
+    Returns:
+        NaN for what needs queries where there are none.
+    """
+    if not len(truth):
+        return Accuracy(math.nan, None, math.nan, math.nan, 0)
+    right, num = places < 1, len(truth)
+    _, own, counts = truth.unique(return_inverse=True, return_counts=True)
+    recall = torch.bincount(own, right.double()) / counts
+    return Accuracy(
+        top1=100 * int(right.sum()) / num,
+        top5=100 * int((places < min(5, most)).sum()) / num if num_classes > 5 else None,
+        balanced_accuracy=100 * float(recall.mean()),
+        majority=majority(truth),
+        num_queries=num,
+    )
+
+
+def majority(truth: Tensor) -> float:
+    """Share of the most frequent class, in percent; NaN of nothing."""
+    return 100 * int(truth.unique(return_counts=True)[1].max()) / len(truth) if len(truth) else math.nan

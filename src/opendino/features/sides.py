@@ -46,6 +46,8 @@ class Sides:
         notes = [left_out(self.bad)] if self.bad else []
         if lost:
             notes.append(f"{lost:,} of the images judged are of classes that {self.data} lacks, and count as wrong")
+        if len(self.val.labels.unique()) == 1:
+            notes.append(f"all images judged are {self.val.classes[self.val.labels[0]]}: accuracy says little")
         return notes
 
 
@@ -67,7 +69,7 @@ def sides(
         tokens, batch, workers, dtype: As for `table`.
 
     Raises:
-        UserError: There are no such images, none that can be read, or none with a class.
+        UserError: There are no such images, none that can be read, none with a class, or one class only.
     """
 
     def look(data: str) -> tuple[Source, Table]:
@@ -88,6 +90,11 @@ def sides(
     for side, name in ((mine, data), (other, origin)):
         if not len(side):
             raise UserError(f"There are too few images with a class in {name}", "Both sides need some")
+    if len(mine.labels.unique()) < 2:
+        raise UserError(
+            f"All labelled images of {data} are {mine.classes[mine.labels[0]]}",
+            "With one class every answer is right: give images of two classes or more",
+        )
     return Sides(mine, other, source, data, origin, bad)
 
 

@@ -13,6 +13,7 @@ from opendino.data import cache, loader
 from opendino.data.crops import crops
 from opendino.data.decode import working_area_px
 from opendino.data.subset import Subset
+from opendino.data.workers import cores
 from opendino.models.load import Model
 from opendino.models.tokens import Tokens
 
@@ -42,7 +43,7 @@ def views(
         batch: B, at most the number of indices.
         epochs: Passes over the images; crops differ from one to the next.
         seed: Decides order and crops.
-        workers: Processes that read and decode; 0 for this one.
+        workers: Processes that read and decode, at most one per core; 0 for this one.
 
     Yields:
         Features `[V B D]` on the model's device, and labels int64 `[B]`.
@@ -57,6 +58,7 @@ def views(
     where, _ = cache.decide("auto", len(indices), 3 * area_px, epochs)
     images = cache.Images(Subset(source, indices), area_px, where)
     batches = loader.Batches(images, spec, seed, batch)
+    workers = min(workers, cores())
     weight = next(model.backbone.parameters())
     pin = weight.device.type == "cuda"
     for item in loader.batches(batches, 0, epochs * batches.steps_per_epoch, workers, pin):

@@ -53,7 +53,7 @@ def describe(
         batch: Images in memory at a time, twice over, and in the network.
 
     Raises:
-        UserError: No image can be read.
+        UserError: No image can be read, or the network gives what is not a number.
     """
     indices = range(len(source)) if indices is None else indices
 
@@ -73,6 +73,8 @@ def describe(
             f"No image can be read, of {len(indices)} tried, e.g. {bad[0][0]}: {bad[0][1]}",
             "Check that the folder holds intact images",
         )
+    if not all(row.isfinite().all() for row in rows):
+        raise UserError("The network's features are not finite numbers", "Its weights are broken; take an earlier one")
     return Described(torch.stack(rows).unflatten(0, (len(kept), -1)), kept, bad)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from opendino.config import Config as RunConfig
 from opendino.core import files
+from opendino.core.accuracy import yardstick
 from opendino.core.errors import UsageError, unknown
 from opendino.core.types import Report
 from opendino.engine.monitors import Monitor
@@ -151,6 +152,8 @@ def _outcome(setting: str, config: RunConfig, rows: list[dict[str, Any]]) -> dic
         "first_named": next((step for step, name in named if name == outcome), None),
         "knn": knn["teacher"],
         "untrained": knn["untrained"],
+        "balanced_accuracy": (rows[-1].get("balanced_accuracy") or {}).get("teacher"),
+        "yardstick": yardstick(rows[-1]),
         "effective_rank": rows[-1]["effective_rank"],
         "curves": {
             name: ([row["step"] for row in steps], [row[name] for row in steps])
@@ -168,6 +171,8 @@ def _table(settings: list[str], found: list[dict[str, Any]], detection: dict[str
     for setting in settings:
         runs = [each for each in found if each["setting"] == setting]
         names = ", ".join(f"{name} {n}×" for name, n in Counter(each["outcome"] for each in runs).most_common())
+        balanced = [each["balanced_accuracy"] for each in runs if each["balanced_accuracy"] is not None]
+        even = f", balanced {mean(balanced):.1f} %" if balanced else ""
         first = [each["first_named"] for each in runs if each["first_named"]]
         when = f"{median(first):.0f} ({max(first)})" if first else "-"
         knn = [each["knn"] for each in runs]
@@ -179,7 +184,7 @@ def _table(settings: list[str], found: list[dict[str, Any]], detection: dict[str
             about.expected or "depends",
             names,
             when,
-            f"{mean(knn):.1f}{spread} %",
+            f"{mean(knn):.1f}{spread} %{even}",
             f"{rank:.1f}",
             about.why,
         )
@@ -193,6 +198,7 @@ def _table(settings: list[str], found: list[dict[str, Any]], detection: dict[str
             f"Untrained network: k-NN {untrained:.1f} %. Collapsed runs named rightly within their first third: "
             f"{d['named_rightly_in_first_third']} of {d['collapsed']}. Healthy runs on which the monitors stayed "
             f"silent throughout: {d['silent']} of {d['healthy']}.",
+            *([f"k-NN of each run: {found[0]['yardstick']}."] if found[0]["yardstick"] else []),
         ]
     )
 

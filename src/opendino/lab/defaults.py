@@ -16,6 +16,7 @@ from typing import Any
 
 from opendino.config import Config as RunConfig
 from opendino.core import files
+from opendino.core.accuracy import yardstick
 from opendino.core.errors import UsageError, unknown
 from opendino.core.types import Report
 from opendino.engine.monitors import Monitor
@@ -111,7 +112,11 @@ def _outcome(trial: Trial, rows: list[dict[str, Any]]) -> dict[str, Any]:
     monitor = Monitor(trial.config.steps)
     named = {verdict.name for row in rows if "loss" in row and (verdict := monitor.watch(row))}
     knn = [row["knn"] for row in rows if "knn" in row][-1]
-    return {"seed": trial.config.seed, "knn": knn, "effective_rank": rows[-1]["effective_rank"], "named": sorted(named)}
+    also = {
+        "balanced_accuracy": (rows[-1].get("balanced_accuracy") or {}).get("teacher"), "yardstick": yardstick(rows[-1]),
+    }  # fmt: skip
+    rank = rows[-1]["effective_rank"]
+    return {"seed": trial.config.seed, "knn": knn, "effective_rank": rank, "named": sorted(named), **also}
 
 
 def _table(found: list[dict[str, Any]]) -> str:
@@ -123,8 +128,12 @@ def _table(found: list[dict[str, Any]]) -> str:
         gains = ", ".join(f"{mine - theirs:+.1f}" for mine, theirs in zip(knn, base, strict=True))
         rank = mean(run["effective_rank"] for run in each["runs"])
         names = ", ".join(sorted({name for run in each["runs"] for name in run["named"]})) or "-"
-        cells = (each["factor"], each["value"], f"{mean(knn):.1f}{spread} %", gains, f"{rank:.1f}", names)
+        balanced = [run["balanced_accuracy"] for run in each["runs"] if run["balanced_accuracy"] is not None]
+        even = f", balanced {mean(balanced):.1f} %" if balanced else ""
+        cells = (each["factor"], each["value"], f"{mean(knn):.1f}{spread} %{even}", gains, f"{rank:.1f}", names)
         lines.append(f"| {' | '.join(cells)} |")
     before = [run["knn"] for each in found for run in each["runs"]]
     lines += ["", *(f"{name}: {mean(knn[name] for knn in before):.1f} %. " for name in ("untrained", "pixels"))]
+    if told := found[0]["runs"][0]["yardstick"]:
+        lines.append(f"k-NN of each run: {told}.")
     return "\n".join(lines)

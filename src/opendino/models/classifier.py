@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from opendino.core import files
+from opendino.core.accuracy import Accuracy
 from opendino.core.errors import UserError
 from opendino.models.load import CLASSIFIER, Model, load, read_classifier, save_backbone
 from opendino.models.tokens import Tokens
@@ -33,12 +34,14 @@ class Classifier:
         bias: float32 `[C]`.
         classes: C names.
         tokens: The features it was trained on.
+        known: How good it was found to be; None where nobody has looked.
     """
 
     weight: Tensor
     bias: Tensor
     classes: tuple[str, ...]
     tokens: Tokens
+    known: Accuracy | None = None
 
     def __call__(self, features: Tensor) -> Tensor:
         """Logits float32 `[B C]` of features `[B D]`."""
@@ -46,7 +49,7 @@ class Classifier:
 
     def to(self, device: str | torch.device) -> Classifier:
         """The same on a device."""
-        return Classifier(self.weight.to(device), self.bias.to(device), self.classes, self.tokens)
+        return Classifier(self.weight.to(device), self.bias.to(device), self.classes, self.tokens, self.known)
 
 
 def save(folder: Path, model: Model, classifier: Classifier, extra: dict[str, Any]) -> None:
@@ -93,4 +96,15 @@ def load_classifier(folder: str | Path) -> tuple[Model, Classifier]:
     if weight.ndim != 2 or len(weight) != len(classes) or bias.shape != weight.shape[:1]:
         shapes = f"weight {list(weight.shape)}, bias {list(bias.shape)} for {len(classes)} classes"
         raise UserError(f"The classifier in '{folder}' does not fit together: {shapes}", "Train it again")
-    return model, Classifier(weight, bias, classes, tokens)
+    if not weight.isfinite().all() or bias.isnan().any():  # -inf is the bias of a class without an image
+        raise UserError(f"The classifier in '{folder}' holds weights that are not numbers", "Train it again")
+    return model, Classifier(weight, bias, classes, tokens, _known(told))
+
+
+def _known(told: dict[str, Any]) -> Accuracy | None:
+    """What `save` was told of its accuracy; earlier versions did not tell all."""
+    try:
+        of_top1 = [float(told["extra"][name]) for name in ("top1", "balanced_accuracy", "majority")]
+        return Accuracy(of_top1[0], None, of_top1[1], of_top1[2], int(told["extra"]["num_queries"]))
+    except (KeyError, TypeError, ValueError):
+        return None

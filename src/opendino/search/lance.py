@@ -57,7 +57,10 @@ class LanceTable(Table):
         return iter(self._table.search().select(["key", "vector"]).to_batches(STRETCH))
 
     def search(self, queries: Tensor, k: int, exact: bool) -> Found:
-        """See `Table`. With an index, rows that were added since it was made are compared one by one."""
+        """See `Table`. With an index, rows that were added since it was made are compared one by one.
+
+        LanceDB itself takes no vector with NaN, and finds none of zeros.
+        """
         exact = exact or not _indices(self._table)
         keys: list[list[str]] = []
         scores: list[list[float]] = []

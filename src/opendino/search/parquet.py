@@ -44,7 +44,7 @@ class ParquetTable(Table):
         """See `Table`. All rows are compared, stretch by stretch; equal ones in the order of the table."""
         values, rows = torch.empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.int64)
         names: dict[int, str] = {}
-        first = 0
+        first, left_out = 0, 0
         for keys, vectors in self.stretches():
             cosines, found = neighbours.nearest(vectors, queries, min(k, len(keys)))
             names.update((first + row, keys[row]) for row in found.unique().tolist())
@@ -52,4 +52,7 @@ class ParquetTable(Table):
             values, order = values.sort(dim=1, descending=True, stable=True)
             values, rows = values[:, :k], rows.gather(1, order[:, :k])
             first += len(keys)
-        return Found([[names[row] for row in each] for each in rows.tolist()], values.clamp(-1, 1).tolist(), True)
+            left_out += int((~neighbours.directed(vectors)).sum())
+        kept = min(k, first - left_out)  # those without a direction come last
+        found = [[names[row] for row in each] for each in rows[:, :kept].tolist()]
+        return Found(found, values[:, :kept].clamp(-1, 1).tolist(), True, left_out)

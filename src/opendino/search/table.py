@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from opendino.core.errors import UserError, reason
+from opendino.features.neighbours import directed
 from opendino.models.load import Model
 
 if TYPE_CHECKING:
@@ -30,11 +31,21 @@ class Found:
         keys: A list for each query, the most similar first; at most k.
         scores: Their cosines to the query, in [-1, 1].
         exact: Whether all rows were compared; else an index chose which, and a few of the best may be missing.
+        left_out: How many rows have a vector that nothing is near to (zeros, NaN, infinity); None where not counted.
     """
 
     keys: list[list[str]]
     scores: list[list[float]]
     exact: bool
+    left_out: int | None = None
+
+
+_AGAIN = "The model that made it is broken; take another, and embed the images again"
+
+
+def left_out(number: int | None) -> str:
+    """What to tell people of vectors that nothing is near to: part of a sentence, or nothing."""
+    return f", {number:,} left out whose vector is zeros or not numbers" if number else ""
 
 
 class Table(abc.ABC):
@@ -71,19 +82,24 @@ class Table(abc.ABC):
                 yield batch.column("key").to_pylist(), torch.tensor(vectors)
 
     def unit(self) -> tuple[list[str], Tensor]:
-        """All keys, and vectors scaled to unit length, float32 `[M D]`; all in memory.
+        """Keys, and vectors scaled to unit length, float32 `[M D]`; all in memory.
+
+        Rows whose vector has no direction (zeros, NaN, infinity) are left out: M may be less than the table's length.
 
         Raises:
-            UserError: The table is damaged or empty.
+            UserError: The table is damaged or empty, or no vector has a direction.
         """
         keys: list[str] = []
         vectors = torch.empty(len(self), self.about["dim"])
         for some, part in self.stretches():
-            vectors[len(keys) : len(keys) + len(some)] = normalize(part, dim=1)
-            keys += some
-        if not keys:
+            known = directed(part)
+            vectors[len(keys) : len(keys) + int(known.sum())] = normalize(part[known], dim=1)
+            keys += [key for key, keep in zip(some, known.tolist(), strict=True) if keep]
+        if not len(self):
             raise UserError(f"{self.name} is empty", "Fill it with opendino embed")
-        return keys, vectors
+        if not keys:
+            raise UserError(f"All vectors of {self.name} are zeros or not numbers", _AGAIN)
+        return keys, vectors[: len(keys)]
 
     def nearest(self, queries: Tensor, k: int, *, exact: bool = False) -> Found:
         """The k rows with the largest cosine to each query.
@@ -94,11 +110,13 @@ class Table(abc.ABC):
             exact: Compare with all rows even where there is an index.
 
         Raises:
-            UserError: The table is damaged or empty.
+            UserError: The table is damaged or empty, or a query has no direction.
         """
         assert queries.shape[1] == self.about["dim"] and k >= 1
         if not len(self):
             raise UserError(f"{self.name} is empty", "Fill it with opendino embed")
+        if not directed(queries).all():
+            raise UserError("The vector of an image to search for is zeros or not numbers", _AGAIN)
         with readable(self.name):
             return self.search(queries, k, exact)
 
