@@ -100,7 +100,7 @@ def alive(process: int) -> bool:
 
 
 def waited(until: Callable[[], bool]) -> None:
-    last = time.monotonic() + 120
+    last = time.monotonic() + 240
     while not until():
         assert time.monotonic() < last
         time.sleep(0.1)
