@@ -24,7 +24,7 @@ from opendino.data.decode import SUFFIXES
 
 _AT_ONCE = 8
 _ENDINGS = SUFFIXES | {".zip", ".mp4", ".mov", ".webm", ".mkv", ".avi"}
-_MAX_SECONDS, _LOOKED_AT_SECONDS = 3600, 60
+_MAX_SECONDS, _LOOKED_AT_SECONDS = 3600, 15  # the editor of Follow uploads what is painted several times a second
 """Uploads that are older than the first go. Pictures that are older than the second have been looked at: they go where
 half the quota of their visitor is used."""
 
@@ -39,9 +39,9 @@ class Quota:
     """
 
     bytes: int = 512 * 2**20
-    files: int = 500
+    files: int = 1000
     all_bytes: int = 2 * 2**30
-    all_files: int = 5000
+    all_files: int = 10_000
 
 
 class UploadStore:
