@@ -100,7 +100,7 @@ def test_without_labels_and_readable_images_it_says_so(tmp_path: Path) -> None:
 
 
 def test_a_page_that_cannot_be_written_does_not_fail_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "examine", lambda *_: 1 / 0)
+    monkeypatch.setattr(report, "load", lambda *_: 1 / 0)
     recipe = demo.config("toy:textures?n=32&size=32")
     result = opendino.train(
         replace(

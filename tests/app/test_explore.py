@@ -89,6 +89,7 @@ def test_the_map_ends_with_the_command(
         waited(lambda: not list((tmp_path / "temporary").iterdir()))
     finally:
         command.kill()
+        command.wait()
 
 
 def alive(process: int) -> bool:
@@ -100,7 +101,7 @@ def alive(process: int) -> bool:
 
 
 def waited(until: Callable[[], bool]) -> None:
-    last = time.monotonic() + 120
+    last = time.monotonic() + 400
     while not until():
         assert time.monotonic() < last
         time.sleep(0.1)

@@ -145,24 +145,24 @@ def layer(size: tuple[int, int], *discs: tuple[int, int, int, str]) -> bytes:
 
 
 def test_brush_colours_become_objects() -> None:
-    labels = follow.painted_labels([layer((80, 60), (20, 30, 8, COLOURS[1]), (60, 30, 8, COLOURS[3]))], (80, 60))
+    labels = follow.painted_labels([layer((80, 60), (20, 30, 8, COLOURS[1]), (60, 30, 8, COLOURS[3]))])
     assert labels.shape == (60, 80) and set(np.unique(labels)) == {0, 1, 3}
     assert labels[30, 20] == 1 and labels[30, 60] == 3 and labels[5, 40] == 0
 
 
 def test_an_empty_layer_is_refused() -> None:
     with pytest.raises(UserError, match="Nothing is painted"):
-        follow.painted_labels([layer((80, 60))], (80, 60))
+        follow.painted_labels([layer((80, 60))])
     with pytest.raises(UserError, match="Nothing is painted"):
-        follow.painted_labels([], (80, 60))
+        follow.painted_labels([])
 
 
-def test_a_layer_larger_than_the_frame_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_huge_layer_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     content = io.BytesIO()
     Image.new("1", (7990, 7990)).save(content, "PNG")  # a few kilobytes
     monkeypatch.setattr(PngImageFile, "load", lambda image: pytest.fail("it was decoded"))
     with pytest.raises(UserError, match="7990 x 7990 pixels"):
-        follow.painted_labels([content.getvalue()], (64, 64))
+        follow.painted_labels([content.getvalue()])
 
 
 def test_layers_are_counted_and_weighed_before_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,7 +187,7 @@ def test_what_no_slider_can_give_is_refused(value: object) -> None:
 def test_a_disc_is_followed(place: Path) -> None:
     model = _shelf.Shelf(torch.device("cpu")).model(str(place / "runs/first"))
     frames = [("", np.asarray(scene(number, (160, 120)))) for number in range(5)]
-    labels = follow.painted_labels([layer((160, 120), (48, 60, 27, COLOURS[1]))], (160, 120))
+    labels = follow.painted_labels([layer((160, 120), (48, 60, 27, COLOURS[1]))])
     drawn = list(follow.followed(model, iter(frames), labels, 120))
     assert len(drawn) == 5 and all(frame.shape == (120, 160, 3) for frame in drawn)
     inside = np.any(drawn[-1] != frames[-1][1], -1)

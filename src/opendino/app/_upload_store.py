@@ -16,7 +16,7 @@ from python_multipart.exceptions import FormParserError
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from opendino.app._uploads import MAX_BYTES
@@ -24,7 +24,7 @@ from opendino.data.decode import SUFFIXES
 
 _AT_ONCE = 8
 _ENDINGS = SUFFIXES | {".zip", ".mp4", ".mov", ".webm", ".mkv", ".avi"}
-_MAX_SECONDS, _LOOKED_AT_SECONDS = 3600, 60
+_MAX_SECONDS, _LOOKED_AT_SECONDS = 3600, 15  # the editor of Follow uploads what is painted several times a second
 """Uploads that are older than the first go. Pictures that are older than the second have been looked at: they go where
 half the quota of their visitor is used."""
 
@@ -39,9 +39,9 @@ class Quota:
     """
 
     bytes: int = 512 * 2**20
-    files: int = 500
+    files: int = 1000
     all_bytes: int = 2 * 2**30
-    all_files: int = 5000
+    all_files: int = 10_000
 
 
 class UploadStore:
@@ -77,7 +77,7 @@ class UploadStore:
         if not request.headers.get("content-type", "").startswith("multipart/form-data"):
             return PlainTextResponse("An upload is multipart/form-data", 400)
         self._tidy(visitor)
-        arrived: list[int] = []
+        arrived = [0]  # bytes
         try:
             body = self._counted(request, visitor, arrived)
             parser = MultiPartParser(request.headers, body, max_files=_AT_ONCE, max_fields=_AT_ONCE)
@@ -90,18 +90,18 @@ class UploadStore:
                 await form.close()
         except _Full as error:
             return PlainTextResponse(str(error.message), 413)
-        except (MultiPartException, FormParserError):
+        except (MultiPartException, FormParserError, ClientDisconnect):
             return PlainTextResponse("This is no upload that can be read", 400)
         finally:
-            self._arriving[visitor] -= sum(arrived)
+            self._arriving[visitor] -= arrived[0]
             self._arriving += Counter()  # forgets zeros
 
     async def _counted(self, request: Request, visitor: str, arrived: list[int]) -> AsyncGenerator[bytes, None]:
         """The body, for as long as there is room for it."""
         async for chunk in request.stream():
-            arrived.append(len(chunk))
+            arrived[0] += len(chunk)
             self._arriving[visitor] += len(chunk)
-            if sum(arrived) > MAX_BYTES:
+            if arrived[0] > MAX_BYTES:
                 raise _Full(f"An upload may hold {MAX_BYTES // 2**20} MB")
             self._check(visitor, 1)
             yield chunk

@@ -16,7 +16,8 @@ MAX_BYTES = 200 * 2**20
 """Of any upload; the server stops reading there."""
 MAX_PIXELS = 64_000_000
 """Of a picture."""
-_KEPT_AREA_PX = 1600 * 1600
+KEPT_AREA_PX = 1600 * 1600
+"""What a picture or a frame is shrunk to."""
 _MAX_ELONGATION = 4
 _FILM_PIXELS, FILM_FRAMES = 3840 * 2160, 240
 _ZIP_IMAGES, _ZIP_BYTES, _ZIP_MEMBER_BYTES, _ZIP_LIST_BYTES = 20_000, 2**30, 64 * 2**20, 8 * 2**20
@@ -59,7 +60,7 @@ def picture(content: bytes) -> Image.Image:
         UserError: It is none, damaged, too large or too thin.
     """
     try:
-        image = Image.fromarray(decode(content, _KEPT_AREA_PX, MAX_PIXELS))
+        image = Image.fromarray(decode(content, KEPT_AREA_PX, MAX_PIXELS))
     except BadImage as error:
         raise UserError(f"This picture cannot be used: {error}") from None
     if max(image.size) > _MAX_ELONGATION * min(image.size):
@@ -89,7 +90,7 @@ def film(file: Path) -> Image.Image:
 
 def picture_of(frame: Any) -> Image.Image:
     """A frame, uint8 `[H W 3]`, shrunk to what a page can show."""
-    return Image.fromarray(decode(frame, _KEPT_AREA_PX))
+    return Image.fromarray(decode(frame, KEPT_AREA_PX))
 
 
 def archive(file: Path) -> int:

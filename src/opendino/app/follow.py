@@ -71,21 +71,20 @@ def build(desk: Desk, model: gr.Dropdown) -> None:
             first = _uploads.film(file)
         except UserError as error:
             return None, None, refusal(error)
-        return (file, first.size), first, gr.update(visible=False)
+        return file, first, gr.update(visible=False)
 
     def follow(
         name: str | None,
-        film: tuple[Path, tuple[int, int]] | None,
+        file: Path | None,
         painted: Any,
         size: float,
         ask: gr.Request,
         progress: gr.Progress = gr.Progress(),  # noqa: B008 - so gradio knows that it is wanted
     ) -> tuple[str, str]:
-        if film is None:
+        if file is None:
             raise UserError("There is no film yet", "Put one in above")
-        file, first = film
         side = int(bounded(size, 64, 480))
-        labels = painted_labels(_layers(painted, desk.uploads), first)
+        labels = painted_labels(_layers(painted, desk.uploads))
         out = desk.temporary(".mp4")
         frames = itertools.islice(video.frames(file), _uploads.FILM_FRAMES)
         drawn = followed(desk.model(name, session(ask)), frames, labels, side)
@@ -122,30 +121,28 @@ def _layers(painted: Any, folder: Path) -> list[bytes]:
     return [_uploads.content(file, _MAX_LAYER_BYTES) for file in files if file]
 
 
-def painted_labels(layers: list[bytes], size: tuple[int, int]) -> np.ndarray:
+def painted_labels(layers: list[bytes]) -> np.ndarray:
     """Which object is painted where, by the nearest color of a brush: uint8 `[H W]`, 0 for none.
 
     Args:
-        layers: PNGs, transparent where nothing is painted.
-        size: Width and height of the frame that was painted on; a layer of more pixels is refused undecoded.
+        layers: PNGs of one size, transparent where nothing is painted. One of more pixels than the largest first frame
+            has on the page is refused undecoded.
 
     Raises:
-        UserError: Nothing is painted anywhere, or a layer is larger than the frame.
+        UserError: Nothing is painted anywhere, or a layer is too large.
     """
-    labels = np.zeros((size[1], size[0]), np.uint8)
+    labels = np.zeros((1, 1), np.uint8)
     ways = 255 - _RGB  # from white, which transparency becomes; a soft rim lies on the way to its colour
     for layer in layers:
         try:
-            pixels = decode(layer, max_pixels=size[0] * size[1])
+            pixels = decode(layer, max_pixels=_uploads.KEPT_AREA_PX)
         except BadImage as error:
             raise UserError(f"What is painted cannot be used: {error}", "Clear it and paint again") from None
         away = 255 - pixels.astype(np.float32)
         along = away @ ways.T / np.linalg.norm(ways, axis=1)
         nearest = along.argmax(-1)
         painted = along.max(-1) > 0.5 * np.linalg.norm(ways, axis=1)[nearest]
-        if painted.shape != labels.shape:
-            raise UserError("What is painted is not of the size of the frame", "Clear it and paint again")
-        labels = np.where(painted, nearest + 1, labels).astype(np.uint8)
+        labels = np.where(painted, nearest + 1, labels if labels.shape == painted.shape else 0).astype(np.uint8)
     used = [number for number in np.unique(labels) if number]
     if not used:
         raise UserError("Nothing is painted yet", "Paint over what you want to follow on the first frame")
