@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from opendino.core.contracts import Backbone
 from opendino.core.errors import UserError
 from opendino.models.build import backbone
-from opendino.models.load import check_weights, load_weights
 from opendino.models.timm_backbone import TimmBackbone
 from opendino.models.vit import SIZES
+from opendino.models.weights import check_weights, load_foreign_weights
 
 _RESNETS: dict[tuple[bool, tuple[int, ...]], str] = {
     (False, (2, 2, 2, 2)): "resnet18", (False, (3, 4, 6, 3)): "resnet34", (True, (3, 4, 6, 3)): "resnet50",

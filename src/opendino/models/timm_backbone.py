@@ -45,8 +45,12 @@ class TimmBackbone(Backbone):
         if files := kwargs.keys() & {"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}:
             # a description of a model is data: it may not name files, some of which timm unpickles
             raise UsageError(f"Backbone {name} takes no option '{min(files)}'", "Give weights by --init MODEL")
+        saved_name, arguments = name, {}
+        if timm_name.startswith("hf-hub:"):  # what is saved of this network must be enough to build it offline
+            config, architecture, arguments = _of_hub(timm_name)
+            saved_name, image_px = name.replace(timm_name, architecture), image_px or config["input_size"][-1]
         image_px = image_px or _published_config(timm_name)["input_size"][-1]
-        self.name, self.kwargs = name, dict(kwargs, image_px=image_px, drop_path=drop_path)
+        self.name, self.kwargs = saved_name, {**arguments, **kwargs, "image_px": image_px, "drop_path": drop_path}
         optional = {"img_size": image_px, "dynamic_img_size": True, "drop_path_rate": drop_path}
         self.model = _create(timm_name, pretrained, kwargs, optional)
         if name != timm_name:
@@ -179,6 +183,26 @@ def _published_config(name: str) -> dict[str, Any]:
     return resolve_data_config(pretrained_cfg=config.to_dict() if config else {})
 
 
+def _of_hub(name: str) -> tuple[dict[str, Any], str, dict[str, Any]]:
+    """Configuration for data, architecture and arguments of `hf-hub:…`, whose config.json is fetched."""
+    from timm.data.config import resolve_data_config
+    from timm.models import load_model_config_from_hf  # pyright: ignore[reportPrivateImportUsage]
+
+    try:
+        config, architecture, arguments = load_model_config_from_hf(name.removeprefix("hf-hub:"))
+    except Exception as error:  # of the hub's client, of the network, or of a config.json that is not timm's
+        raise _not_had(name, error) from error
+    left_out = {"img_size", "num_classes", "drop_path_rate"}  # given by `image_px`, never, and by `drop_path`
+    kept = {key: value for key, value in (arguments or {}).items() if key not in left_out}
+    return resolve_data_config(pretrained_cfg=config), architecture, kept
+
+
+def _not_had(name: str, error: Exception) -> UserError:
+    return UserError(
+        f"'{name}' could not be had from timm's hub: {reason(error).rstrip('.')}", "Check the name and the network"
+    )
+
+
 def _check_name(name: str) -> None:
     import timm
 
@@ -197,21 +221,17 @@ def _create(name: str, pretrained: bool, required: dict[str, Any], optional: dic
         try:
             return timm.create_model(name, pretrained=pretrained, **{"num_classes": 0, **optional, **required})
         except TypeError as error:  # timm has no other way to ask what a family takes
-            refused = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-            if refused is None:
+            unexpected = re.search(r"unexpected keyword argument.*", str(error))  # MetaFormer names several
+            refused = re.findall(r"'(\w+)'", unexpected[0]) if unexpected else []
+            if wrong := [option for option in refused if option in required]:
+                raise UsageError(f"Backbone {name} takes no option '{wrong[0]}'") from error
+            if not optional.keys() & set(refused):
                 raise
-            if refused[1] in required:
-                raise UsageError(f"Backbone {name} takes no option '{refused[1]}'") from error
-            if refused[1] not in optional:
-                raise
-            optional = {key: value for key, value in optional.items() if key != refused[1]}
+            optional = {key: value for key, value in optional.items() if key not in refused}
         except Exception as error:
             if not pretrained and not name.startswith("hf-hub:"):
                 raise
-            raise UserError(
-                f"'{name}' could not be had from timm's hub: {reason(error).rstrip('.')}",
-                "Check the name and the network",
-            ) from error
+            raise _not_had(name, error) from error
 
 
 def _small_stem(model: Any, name: str) -> None:
