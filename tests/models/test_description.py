@@ -21,15 +21,13 @@ from opendino.models.load import load, preprocessing, save_backbone
 from opendino.models.timm_backbone import TimmBackbone
 
 NETWORKS: dict[str, tuple[str, dict[str, Any], int]] = {
-    "vit": ("vit/4", {"image_px": 16, "embed_dim": 24, "depth": 2, "num_heads": 3}, 16),
+    "vit": ("vit/16", {"image_px": 32, "embed_dim": 24, "depth": 2, "num_heads": 3}, 32),
     "conv4": ("conv4", {"width": 4}, 16),
     "timm": ("test_vit", {"image_px": 32, "in_chans": 3}, 32),
-    "resnet": ("test_resnet", {"image_px": 32}, 32),
 }
 HOSTILE: list[Any] = [
-    None, True, False, -1, 0, 1, 7, 10**6, 10**7, 10**9, 2**40, 2**63, 10**30, -(10**30), 0.0, -0.5, 0.5, 1e-300, 1e300,
-    "", "x", "a" * 10**5, "hf-hub:a/b", "../../etc/passwd", "\x00", "\ud83d", [], [1], [[]], [10**9] * 9, {}, {"a": 1},
-    {"teacher": 1}, ["teacher", "teacher"], ["student"], [None], [0, 0, 0], [123.7, 116.3, 103.5], [0.5, 0.5],
+    None, True, -1, 0, 7, 10**9, 2**63, 10**300, 0.5, 1e300, "", "a" * 10**5, "hf-hub:a/b", "\x00", [], [[]],
+    [10**9] * 9, {"teacher": 1}, ["student"],
 ]  # fmt: skip
 
 
@@ -95,7 +93,7 @@ def test_any_field_may_be_hostile(tmp_path: Path, kind: str, offline: list[Any])
             refused += said is not None
             if said is not None:
                 assert "\n" not in said and len(said) < 600 and str(tmp_path) in said, (path, str(value)[:40], said)
-    assert refused > 300 and not offline
+    assert refused > 200 and not offline
     assert opens(tmp_path, json.dumps(true)) is None
 
 
@@ -106,10 +104,11 @@ def test_any_field_may_be_hostile(tmp_path: Path, kind: str, offline: list[Any])
         ("name", "timm:hf-hub:evil/evil", "name is 'timm:hf-hub:evil/evil'"),
         ("name", "local-dir:/tmp/evil", "name is"),
         ("name", 5, "name is 5"),
-        ("name", "vit/99999", "describes a|does not fit"),
+        ("name", "vit/99999", "describes a|does not fit|cannot be cut"),
         ("kwargs", [1], "kwargs: expected 'object', got 'array'"),
-        ("kwargs.depth", 10**7, "many more layers than the 29 tensors"),
-        ("kwargs.embed_dim", 3 * 10**6, "in another shape cls_token"),
+        ("kwargs.depth", 10**7, "depth is 1e.07, larger than anything in its weights"),
+        ("kwargs.depth", 4000, "many more layers than the 29 tensors"),
+        ("kwargs.embed_dim", 3 * 10**6, "embed_dim is 3e.06, larger"),
         ("kwargs.mlp_ratio", 0.01, "in another shape|cannot be built"),
         ("kwargs.depth", "12", r"kwargs\.depth is '12': expected 'int', got 'str'"),
         ("kwargs.num_heads", 0, r"kwargs\.num_heads is 0: expected 'int' >= 1"),
@@ -138,8 +137,9 @@ def test_each_violation_is_named(tmp_path: Path, place: str, value: Any, said: s
         ("pretrained", True, "option 'pretrained', which is not part of a network"),
         ("checkpoint_path", "x.pth", "option 'checkpoint_path'"),
         ("pretrained_cfg", {"file": "x"}, "option 'pretrained_cfg'"),
-        ("depth", 10**7, "many more layers"),
-        ("embed_dim", 64 * 10**9, "cannot be built|in another shape"),
+        ("depth", 10**7, "larger than anything in its weights"),
+        ("depth", 4000, "many more layers than"),
+        ("embed_dim", 64 * 10**9, "embed_dim is 6.4e.10, larger"),
         ("foo", 1, "no option 'foo'"),
         ("depth", {"a": 1}, "kwargs.depth"),
     ],
@@ -165,16 +165,14 @@ def test_what_is_no_description(tmp_path: Path, content: bytes) -> None:
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -float("inf")])
 def test_weights_that_are_no_numbers(tmp_path: Path, wrong: float) -> None:
-    true = saved(tmp_path, "resnet")
+    true = saved(tmp_path, "conv4")
     state = safetensors.torch.load_file(tmp_path / "backbone.safetensors")
-    for key in ("model.conv1.0.weight" if "model.conv1.0.weight" in state else min(state), "model.bn1.running_var"):
+    for key in ("net.0.weight", "net.1.running_var"):
         spoilt = {**state, key: state[key].clone()}
         spoilt[key].flatten()[0] = wrong
         safetensors.torch.save_file(spoilt, tmp_path / "backbone.safetensors")
         assert f"numbers in {key} that are not finite" in (opens(tmp_path, json.dumps(true)) or "")
-    safetensors.torch.save_file(
-        {key: value.long() for key, value in state.items()}, tmp_path / "backbone.safetensors"
-    )
+    safetensors.torch.save_file({key: value.long() for key, value in state.items()}, tmp_path / "backbone.safetensors")
     assert "as int64. Save its weights as floating-point" in (opens(tmp_path, json.dumps(true)) or "")
 
 
@@ -212,7 +210,9 @@ def test_a_network_of_the_hub_is_saved_under_its_architecture(monkeypatch: pytes
     monkeypatch.setattr(
         timm.models, "load_model_config_from_hf", lambda _: (told, "test_vit", {"num_classes": 5, "class_token": True})
     )
-    monkeypatch.setattr(timm, "create_model", lambda name, **options: create(name.replace("hf-hub:a/b", "test_vit"), **options))
+    monkeypatch.setattr(
+        timm, "create_model", lambda name, **options: create(name.replace("hf-hub:a/b", "test_vit"), **options)
+    )
     network = TimmBackbone("hf-hub:a/b", image_px=None)
     assert (network.name, network.kwargs["image_px"], network.kwargs["class_token"]) == ("test_vit", 48, True)
     save_backbone(tmp_path, {"teacher": network}, preprocessing=preprocessing(48))

@@ -6,10 +6,11 @@ import contextlib
 import inspect
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn.modules.module import register_module_module_registration_hook
 
 from opendino.core.contracts import Backbone
@@ -19,8 +20,9 @@ from opendino.models.vit import SIZES, VisionTransformer
 
 _MODULES_A_TENSOR = 12
 """More modules for each tensor of a file than any network of timm has."""
+_MOST_PIXELS = 16_384
 _MOST_UNSAVED_BYTES = 2**30
-"""Of a network's tables that are not in its file of weights: 16 times what any network of timm has."""
+"""Of a network's tables that are not in its file of weights: five times what any network of timm has."""
 
 
 def backbone(
@@ -68,7 +70,7 @@ def backbone_names() -> list[str]:
     return ["conv4", *(f"{family}/{patch}" for family in SIZES for patch in (16, 8))]
 
 
-def plan(name: str, kwargs: dict[str, Any], num_tensors: int, source: str) -> Backbone:
+def plan(name: str, kwargs: dict[str, Any], shapes: Mapping[str, Tensor], source: str) -> Backbone:
     """Build on the device `meta` what the description of a stranger asks for: shapes alone, whatever their size.
 
     Compare it with the shapes of the weights (`models.weights.check_weights`), then `make` it.
@@ -76,20 +78,30 @@ def plan(name: str, kwargs: dict[str, Any], num_tensors: int, source: str) -> Ba
     Args:
         name: As for `backbone`.
         kwargs: As for `backbone`.
-        num_tensors: How many the file of weights has; it bounds how deep the network may be.
+        shapes: The weights' tensors, perhaps on `meta`. Their number bounds how deep the network may be, and their
+            sides how wide.
         source: What described it, for messages.
 
     Raises:
-        UserError: There is no such network, or it has many more parts than its file has tensors.
+        UserError: There is no such network, or it is deeper or wider than its weights.
     """
+    most_modules = 100 + _MODULES_A_TENSOR * len(shapes)
+    sides = {side for tensor in shapes.values() if tensor.numel() for side in tensor.shape}
+    for option, value in kwargs.items():
+        most = _MOST_PIXELS if option in ("image_px", "img_size") else max(most_modules, 4096)
+        if too_large := [number for number in _whole_numbers(value) if abs(number) > most and number not in sides]:
+            raise UserError(
+                f"{source}: {option:.60} is {too_large[0]:.6g}, larger than anything in its weights",
+                "Take its description from where the weights are from",
+            )
     try:
-        with _at_most(100 + _MODULES_A_TENSOR * num_tensors), torch.device("meta"):
+        with _at_most(most_modules), torch.device("meta"):
             return backbone(name, **kwargs)
     except UserError as error:
         raise UserError(f"{source}: {error.message}", error.hint) from error
     except _TooManyError as error:
         raise UserError(
-            f"{source} describes a '{name}' of many more layers than the {num_tensors} tensors of its weights",
+            f"{source} describes a '{name}' of many more layers than the {len(shapes)} tensors of its weights",
             "Take its description from where the weights are from",
         ) from error
     except Exception as error:  # whatever torch and timm say of numbers that make no network
@@ -113,6 +125,12 @@ def make(planned: Backbone) -> Backbone:
             "Describe it for smaller images",
         )
     return backbone(planned.name, **planned.kwargs)  # pyright: ignore[reportArgumentType]
+
+
+def _whole_numbers(value: Any) -> list[int]:
+    if isinstance(value, list | tuple):
+        return [number for each in value for number in _whole_numbers(each)]
+    return [value] if isinstance(value, int) else []
 
 
 class _TooManyError(Exception):

@@ -16,6 +16,7 @@ DESCRIPTION = "backbone.json"
 NETWORKS = ("teacher", "student")
 _MOST_BYTES = 2**24
 
+NetworkName = Annotated[str, Meta(pattern=r"^(timm:)?[A-Za-z0-9_.]{1,150}(/[0-9]{1,5}(x[0-9]{1,5})?)?$")]
 Count = Annotated[int, Meta(ge=1, le=2**31)]
 PixelSize = Annotated[int, Meta(ge=1, le=16_384)]
 Share = Annotated[float, Meta(ge=0, le=1)]
@@ -33,10 +34,15 @@ class Preprocessing(msgspec.Struct, forbid_unknown_fields=True):
     std: tuple[Spread, Spread, Spread]
 
 
+class _Network(msgspec.Struct):
+    name: NetworkName
+    kwargs: dict[str, Any]
+
+
 class Description(msgspec.Struct, forbid_unknown_fields=True):
     """All fields of the file."""
 
-    name: Annotated[str, Meta(pattern=r"^(timm:)?[A-Za-z0-9_.]{1,150}(/[0-9]{1,5}(x[0-9]{1,5})?)?$")]
+    name: NetworkName
     kwargs: dict[str, Any]
     preprocessing: Preprocessing
     networks: Annotated[list[Literal["teacher", "student"]], Meta(min_length=1, max_length=2)]
@@ -105,8 +111,19 @@ def read_description(path: Path) -> dict[str, Any]:
     check_kwargs(described.name, described.kwargs, str(path))
     data = described.extra.get("data")
     if data is not None and not isinstance(data, str):
-        raise UserError(f"{path}: extra.data is {data!s:.60}", "Give the DATA it was trained on as text, or leave it out")
+        raise UserError(f"{path}: extra.data is {data!s:.60}", "Give the training DATA as text, or leave it out")
     return found
+
+
+def check_network(name: Any, kwargs: Any, source: str) -> tuple[str, dict[str, Any]]:
+    """Name and options of a network, both checked.
+
+    Raises:
+        UserError: The name is a place or none, or no backbone of this name can be given these options.
+    """
+    convert({"name": name, "kwargs": kwargs}, _Network, "", source)
+    check_kwargs(name, kwargs, source)
+    return name, kwargs
 
 
 def check_kwargs(name: str, kwargs: dict[str, Any], source: str) -> None:

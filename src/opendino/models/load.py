@@ -240,7 +240,7 @@ def load(model: str | Path, which: str | None = None, *, classifier: bool = Fals
         raise UserError(f"'{model}' holds no {wanted}", f"It has: {', '.join(have) or 'no weights'}")
     weights = folder / _file(wanted, networks)
     shapes = read_shapes(weights)
-    planned = plan(description["name"], description["kwargs"], len(shapes), str(folder / DESCRIPTION))
+    planned = plan(description["name"], description["kwargs"], shapes, str(folder / DESCRIPTION))
     check_weights(planned, shapes, str(weights))
     network = make(planned)
     load_foreign_weights(network, read_weights(weights), str(weights))
