@@ -60,9 +60,9 @@ def read(checkpoint: Checkpoint) -> Imported:
         if wanted["interpolation"] not in _INTERPOLATIONS:
             raise UserError(f"{source} wants its images as {wanted}", "Only Pillow's interpolations are possible")
         options |= {"global_pool": pool} if pool else {}
+        check_kwargs(str(name), options, source)
         heads, first = (_names(str(name), config, key) for key in ("classifier", "first_conv"))
         options |= _architectures.channels(checkpoint.state, f"{first[0]}.weight") if first else {}
-        check_kwargs(str(name), options, source)
         top = {key: value for key, value in checkpoint.state.items() if key.startswith(heads)}
         rest = {key: value for key, value in checkpoint.state.items() if key not in top}
         network = backbone(str(name), rest, source, wanted["image_px"], **options)

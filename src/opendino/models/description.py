@@ -181,7 +181,8 @@ def _said(error: str, value: Any, prefix: str, source: str) -> tuple[str, str]:
     place, found = place.rstrip("`"), value
     for key, index in re.findall(r"\.([^.\[]+)|\[(\d+)\]", place):
         found = found[int(index)] if index else found.get(key)
-    field = (prefix + place).strip(".") or "it"
+    field = (prefix + place.removeprefix(".")).strip(".") or "it"
+    wrong = wrong[:120].replace("`", "'")
     if field == "name":
         return f"{source}: name is {found!r:.80}", "Use a name of `opendino list backbones` or of timm, never a place"
     if field == "kwargs.in_chans":
@@ -190,4 +191,4 @@ def _said(error: str, value: Any, prefix: str, source: str) -> tuple[str, str]:
     shown = field if isinstance(found, dict | list) or found is None else f"{field} is {found!r:.60}"
     in_bytes = re.match(r"preprocessing\.(mean|std)", field) and isinstance(found, int | float) and 1 < found <= 255
     hint = f"Pixels lie in [0, 1]: divided by 255 it is {found / 255:.4g}" if in_bytes else ""
-    return f"{source}: {shown}: {wrong[0].lower()}{wrong[1:].replace('`', chr(39))}", hint
+    return f"{source}: {shown}: {wrong[0].lower()}{wrong[1:]}", hint

@@ -269,7 +269,7 @@ def read_classifier(folder: Path, embed_dim: int) -> nn.Linear:
     if not path.is_file():
         raise UserError(f"'{folder}' holds no {CLASSIFIER}: it was not trained to classify", "Use its features instead")
     state = read_weights(path)
-    classes = int(state["weight"].shape[0]) if "weight" in state and state["weight"].ndim == 2 else 0
+    classes = max(1, len(state["weight"])) if "weight" in state and state["weight"].ndim == 2 else 1
     check_weights(nn.Linear(embed_dim, classes, device="meta"), state, str(path))
     linear = nn.Linear(embed_dim, classes)
     load_foreign_weights(linear, state, str(path))
