@@ -15,7 +15,8 @@ from torchvision import transforms
 from opendino.core.contracts import Backbone
 from opendino.core.errors import UsageError, UserError
 from opendino.models.build import backbone
-from opendino.models.load import Model, load, load_weights, preprocessing, save_backbone
+from opendino.models.load import Model, load, preprocessing, save_backbone
+from opendino.models.weights import load_weights
 
 
 def tiny(seed: int = 0, **options: object) -> Backbone:

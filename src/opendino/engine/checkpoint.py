@@ -23,7 +23,7 @@ from opendino.core import dist, files
 from opendino.core.contracts import Method
 from opendino.engine import optim
 from opendino.models.checkpoints import folders
-from opendino.models.load import load_weights
+from opendino.models.weights import load_weights
 
 
 def snapshot(method: Method, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -6,15 +6,14 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from opendino.core.contracts import Backbone
 from opendino.core.errors import UserError
-from opendino.models.build import backbone
-from opendino.models.load import check_weights, load_weights
+from opendino.models.build import make, plan
 from opendino.models.timm_backbone import TimmBackbone
 from opendino.models.vit import SIZES
+from opendino.models.weights import check_weights, load_foreign_weights
 
 _RESNETS: dict[tuple[bool, tuple[int, ...]], str] = {
     (False, (2, 2, 2, 2)): "resnet18", (False, (3, 4, 6, 3)): "resnet34", (True, (3, 4, 6, 3)): "resnet50",
@@ -39,25 +38,20 @@ def has(wanted: Mapping[str, int], state: Mapping[str, Tensor]) -> bool:
     return all(key in state and state[key].ndim == ndim for key, ndim in wanted.items())
 
 
-def vit(state: Mapping[str, Tensor], source: str, num_heads: int | None = None) -> Backbone:
+def vit(state: Mapping[str, Tensor], source: str, heads: int | None = None) -> Backbone:
     """A vision transformer as DINO v1 has it, with these weights.
 
     Args:
         state: By the keys of DINO v1.
         source: What to call it in an error.
-        num_heads: Of its attention; 64 numbers a head where None, as in every published one.
+        heads: Of its attention; 64 numbers a head where None, as in every published one.
 
     Raises:
         UserError: It is another kind of network, or its weights are not finite numbers.
     """
     patch, width = state["patch_embed.proj.weight"], state["cls_token"].shape[-1]
     depth, side = count(state, r"blocks\.(\d+)\."), round(max(0, state["pos_embed"].shape[1] - 1) ** 0.5)
-    if num_heads is None and (width % 64 or not width):
-        raise UserError(
-            f"{source} is {width} wide, from which the heads of its attention cannot be told",
-            "Say how many: --num-heads N",
-        )
-    sizes = {"embed_dim": width, "depth": depth, "num_heads": num_heads or width // 64}
+    sizes = {"embed_dim": width, "depth": depth, "num_heads": num_heads(width, heads, source)}
     options: dict[str, Any] = {"image_px": side * patch.shape[-1]}
     if "reg_token" in state:
         options["num_registers"] = state["reg_token"].shape[1]
@@ -65,13 +59,13 @@ def vit(state: Mapping[str, Tensor], source: str, num_heads: int | None = None) 
         options["in_chans"] = patch.shape[1]
     hidden = len(state["blocks.0.mlp.fc1.weight"])
     if hidden != 4 * width:
-        options["mlp_ratio"] = hidden / width
+        options["mlp_ratio"] = ratio(hidden, width)
     family = next((name for name, known in SIZES.items() if known == sizes), "vit")
     name = f"{family}/{patch.shape[-1]}"
-    with torch.device("meta"):  # shapes only, until they are known to fit
-        network = backbone(name, **options, **(sizes if family == "vit" else {}))
-    check_weights(network, state, source)
-    fill(network.to_empty(device="cpu"), state, source)
+    planned = plan(name, {**options, **(sizes if family == "vit" else {})}, state, source)
+    check_weights(planned, state, source)
+    network = make(planned)
+    fill(network, state, source)
     return network
 
 
@@ -93,9 +87,54 @@ def resnet(state: Mapping[str, Tensor], source: str) -> Backbone:
             "If timm has it: --architecture NAME",
         )
     stem = "/3x3" if state["conv1.weight"].shape[-1] == 3 else ""
-    network = TimmBackbone(f"{name}{stem}")
+    return timm(f"{name}{stem}", {"image_px": 224, **channels(state, "conv1.weight")}, state, source)
+
+
+def timm(name: str, kwargs: dict[str, Any], state: Mapping[str, Tensor], source: str) -> TimmBackbone:
+    """A model of timm with these weights; none is made that is larger than they are.
+
+    Args:
+        name: Of timm.
+        kwargs: As for `TimmBackbone`.
+        state: By timm's keys, without a classifier.
+        source: What to call it in an error.
+
+    Raises:
+        UserError: There is no such model, the weights do not fit it, or one is not finite.
+    """
+    planned = plan(name, kwargs, state, source)
+    assert isinstance(planned, TimmBackbone)
+    check_weights(planned.model, {**_counters(planned.model), **state}, source)
+    network = make(planned)
+    assert isinstance(network, TimmBackbone)
     fill(network.model, state, source)
     return network
+
+
+def channels(state: Mapping[str, Tensor], first: str) -> dict[str, int]:
+    """The option `in_chans` by the first convolution's weights, nothing where they are for three."""
+    found = state[first].shape[1] if first in state and state[first].ndim == 4 else 3
+    return {} if found == 3 else {"in_chans": found}
+
+
+def ratio(hidden: int, width: int) -> float:
+    """The number that makes `hidden` of `width` where the product is rounded down."""
+    exact = hidden / max(width, 1)
+    return exact if int(width * exact) == hidden else (hidden + 0.5) / width
+
+
+def num_heads(width: int, told: int | None, source: str) -> int:
+    """Heads of an attention: what the user says, else 64 numbers a head, as in every published ViT but the largest.
+
+    Raises:
+        UserError: The width cannot be shared so.
+    """
+    if told is None and (width % 64 or not width):
+        raise UserError(
+            f"{source} is {width} wide, from which the heads of its attention cannot be told",
+            "Say how many: --num-heads N",
+        )
+    return told or width // 64
 
 
 def classifier(state: Mapping[str, Tensor], prefix: str, source: str) -> nn.Linear | None:
@@ -121,19 +160,12 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     Raises:
         UserError: Keys, shapes or kinds of numbers differ, or one is not finite.
     """
-    own = module.state_dict()
-    odd = [key for key in own if key in state and state[key].is_floating_point() != own[key].is_floating_point()]
-    if odd:
-        kind = str(state[odd[0]].dtype).removeprefix("torch.")
-        raise UserError(f"{source} holds {odd[0]} as {kind}", "Save its weights as floating-point numbers")
-    # counters of batches that normalise nothing, absent from files older than they are
-    counters = {key: value for key, value in own.items() if key.endswith(".num_batches_tracked")}
-    load_weights(module, {**counters, **state}, source)
-    for key, value in module.state_dict().items():
-        if value.is_floating_point() and not value.isfinite().all():
-            raise UserError(
-                f"{source} holds numbers in {key} that are not finite (NaN or infinite)", "Take an earlier checkpoint"
-            )
+    load_foreign_weights(module, {**_counters(module), **state}, source)
+
+
+def _counters(module: nn.Module) -> dict[str, Tensor]:
+    """Counters of batches, which normalise nothing and are absent from files older than they are."""
+    return {key: value for key, value in module.state_dict().items() if key.endswith(".num_batches_tracked")}
 
 
 def count(keys: Iterable[str], pattern: str) -> int:

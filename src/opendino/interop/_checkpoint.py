@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from opendino.models.load import DESCRIPTION, NETWORKS
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 """What Hugging Face and timm call the weights in a folder, the one to prefer first."""
+_TRAINING = re.compile(r"(student|teacher|model_ema|gram_teacher|dino_loss|ibot_patch_loss|koleo_loss)\.")
 _AGAIN = "Download or copy it again"
 
 
@@ -46,13 +48,14 @@ class Checkpoint:
         named = {which: self.tree[which] for which in NETWORKS if _is_state(self.tree.get(which))}
         if not named:
             wrapped = next((self.tree[key] for key in ("state_dict", "model") if key in self.tree), self.tree)
-            named = {"teacher": wrapped} if _is_state(wrapped) else {}
+            named = _of_training(wrapped) or {"teacher": wrapped} if _is_state(wrapped) else {}
         return {which: without("module.", state) for which, state in named.items()}
 
     @property
     def state(self) -> dict[str, Tensor]:
         """The one state dict of a file that holds one; else empty."""
-        return {} if self.tree.keys() & set(NETWORKS) else self.networks.get("teacher", {})
+        networks = self.networks
+        return {} if self.tree.keys() & set(NETWORKS) or "student" in networks else networks.get("teacher", {})
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,29 @@ def without(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
     if not all(key.startswith(prefix) for key in state):
         return state
     return {key.removeprefix(prefix): value for key, value in state.items()}
+
+
+def _of_training(state: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Student and teacher of DINOv2's `model_final.rank_0.pth`, whose keys begin with their names; else nothing.
+
+    Raises:
+        UserError: It holds one rank's share of FSDP's flat parameters, from which no network can be made.
+    """
+    if any(key.endswith("_flat_param") for key in state):
+        raise UserError(
+            "The file holds one process's share of the weights, flattened by FSDP",
+            "Take teacher_checkpoint.pth, which training writes into eval/training_N",
+        )
+    known = [key for key in state if key.startswith(("student.backbone.", "teacher.backbone."))]
+    if not known or any(not _TRAINING.match(key) for key in state):
+        return {}
+    networks: dict[str, dict[str, Tensor]] = {}
+    for which in NETWORKS:
+        part = {key: value for key, value in state.items() if key.startswith(f"{which}.")}
+        bare = without(f"{which}.", part)
+        if bare:
+            networks[which] = {key.replace("_fsdp_wrapped_module.", ""): value for key, value in bare.items()}
+    return networks
 
 
 def _is_state(tree: Any) -> bool:

@@ -8,9 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from opendino.core import registry
+from opendino.core.contracts import Backbone
 from opendino.core.errors import UserError
 from opendino.interop import _checkpoint
 from opendino.interop._checkpoint import Checkpoint, Imported
+from opendino.models.adapt import adapt
+from opendino.models.build import backbone
+from opendino.models.description import check_preprocessing
 from opendino.models.load import Model, load, save_backbone
 
 
@@ -24,13 +28,35 @@ def recognised(checkpoint: Checkpoint) -> Imported:
     readers = {name: module for name, module in readers.items() if hasattr(module, "recognises")}
     for module in readers.values():
         if module.recognises(checkpoint):
-            return module.read(checkpoint)
+            imported = _for_rgb(module.read(checkpoint))
+            check_preprocessing(imported.preprocessing, f"'{checkpoint.path}'")
+            return imported
     keys = list(next(iter(checkpoint.networks.values()), checkpoint.tree))
     some = ", ".join(str(key)[:60] for key in keys[:4]) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
     raise UserError(
         f"'{checkpoint.path}' is of no layout known here ({', '.join(readers)}); it has {some or 'nothing in it'}",
         "If timm has this architecture: --architecture NAME",
     )
+
+
+def _for_rgb(imported: Imported) -> Imported:
+    """The same for images of three channels, which all images here have, whatever number it was trained with."""
+    network, wanted = next(iter(imported.networks.values())), dict(imported.preprocessing)
+    channels = int(str(network.kwargs.get("in_chans", 3)))
+    for key in ("mean", "std"):
+        values = list(wanted[key])
+        if channels == 1 and values:  # a gray image must look the same in each channel
+            values = [sum(values) / len(values)]
+        wanted[key] = [values[i % len(values)] for i in range(3)] if values else values
+    if channels == 3:
+        return replace(imported, preprocessing=wanted)
+    networks: dict[str, Backbone] = {}
+    for which, own in imported.networks.items():
+        kwargs: dict[str, Any] = {**own.kwargs, "in_chans": 3}
+        networks[which] = backbone(own.name, **kwargs)
+        adapt(own, networks[which], f"the {which}")
+    about = f"{imported.about}, adapted from {channels} channel{'s' * (channels > 1)} to RGB"
+    return replace(imported, networks=networks, preprocessing=wanted, about=about)
 
 
 def import_model(

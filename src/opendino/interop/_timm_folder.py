@@ -15,20 +15,27 @@ from opendino.core import files
 from opendino.core.contracts import Backbone
 from opendino.core.errors import UserError
 from opendino.interop import _architectures
-from opendino.models.build import backbone
+from opendino.models.build import make, plan
+from opendino.models.description import check_network
 from opendino.models.load import Model
 from opendino.models.timm_backbone import TimmBackbone
 from opendino.models.vit import VisionTransformer
+from opendino.models.weights import check_weights
 
 OURS = "opendino"
 """Key in config.json under which a folder of ours remembers which network it was."""
 
 
+_OWN = ("image_px", "drop_path", "position_resampling")
+"""Options of `TimmBackbone` that timm does not have."""
+
+
 def at_its_size(model: Model) -> Model:
     """A model whose ViT stores position embeddings for the very images it is used on: others resample differently."""
     own, side = model.backbone, model.preprocessing["image_px"]
-    if not isinstance(own, VisionTransformer) or own.kwargs["image_px"] == side:
+    if not hasattr(own, "stored_for") or own.kwargs["image_px"] == side:
         return model
+    assert isinstance(own, VisionTransformer | TimmBackbone)
     return Model(own.stored_for(side), model.preprocessing, model.description, which=model.which)
 
 
@@ -78,18 +85,19 @@ def read_ours(told: Any, state: dict[str, Tensor], source: str) -> Backbone:
         UserError: The description is none of ours, or the weights do not fit.
     """
     try:
-        network = backbone(told["name"], **told["kwargs"])
-    except UserError:
-        raise
-    except Exception as error:  # whatever anybody may have put there
+        name, kwargs = check_network(told["name"], told["kwargs"], source)
+    except (KeyError, TypeError) as error:
         raise UserError(f"{source} describes no network of opendino: {error}", f'Remove "{OURS}" from it') from error
-    if isinstance(network, VisionTransformer):
-        registers, positions = network.num_registers, state.get("pos_embed")
+    planned = plan(name, kwargs, state, source)
+    if isinstance(planned, VisionTransformer):
+        registers, positions = planned.num_registers, state.get("pos_embed")
         if registers and positions is not None and positions.ndim == 3:
             state = {**state, "pos_embed": torch.cat([positions[:, :1], positions[:, 1 + registers :]], dim=1)}
-        _architectures.fill(network, state, source)
-    else:
-        _architectures.fill(getattr(network, "model", network), state, source)
+    elif isinstance(planned, TimmBackbone):
+        return _architectures.timm(name, kwargs, state, source)
+    check_weights(planned, state, source)
+    network = make(planned)
+    _architectures.fill(network, state, source)
     return network
 
 
@@ -100,7 +108,7 @@ def _as_timm(own: Backbone) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
     if not isinstance(own, TimmBackbone) or own.name.endswith("/3x3"):
         what = "ResNet with a 3×3 stem" if own.name.endswith("/3x3") else own.name
         raise UserError(f"timm has no {what}", "Use --to opendino, onnx or torch-export")
-    arguments: dict[str, Any] = {key: own.kwargs[key] for key in own.kwargs if key not in ("image_px", "drop_path")}
+    arguments: dict[str, Any] = {key: own.kwargs[key] for key in own.kwargs if key not in _OWN}
     if getattr(getattr(own.model, "patch_embed", None), "img_size", None):
         arguments["img_size"] = own.kwargs["image_px"]
     if hasattr(own.model, "dynamic_img_size"):

@@ -1,4 +1,4 @@
-"""Model folders of Hugging Face transformers: ViT, DINOv2 (with registers), DINOv3 and ResNet; anything of timm's too.
+"""Model folders of Hugging Face transformers: ViT, DINOv2 (with registers), DINOv3 (ViT, ConvNeXt), ResNet, timm's.
 
 transformers' names for the same tensors are translated to those of DINO and torchvision, whose readers do the rest.
 """
@@ -32,6 +32,7 @@ _FIXED: dict[str, dict[str, Any]] = {
     "dinov2": _DINOV2,
     "dinov2_with_registers": _DINOV2,
     "dinov3_vit": {"rope_theta": 100.0, "layer_norm_eps": 1e-5, "proj_bias": True, "mlp_bias": True},
+    "dinov3_convnext": {"hidden_act": "gelu", "layer_norm_eps": 1e-6},
     "resnet": {"hidden_act": "relu", "downsample_in_first_stage": False, "downsample_in_bottleneck": False},
 }
 """Kinds of model, and the only values of their settings that the networks here have."""
@@ -54,6 +55,17 @@ _VIT = (
     (r"^layernorm\.", "norm."),
 )
 """transformers' keys → the original's."""
+_CONVNEXT = (
+    (r"^model\.", ""),
+    (r"^stages\.0\.downsample_layers\.", "stem."),
+    (r"\.downsample_layers\.", ".downsample."),
+    (r"\.layers\.", ".blocks."),
+    (r"\.depthwise_conv\.", ".conv_dw."),
+    (r"\.layer_norm\.", ".norm."),
+    (r"\.pointwise_conv(\d)\.", r".mlp.fc\1."),
+    (r"^layer_norm\.", "head.norm."),
+)
+"""transformers' keys → timm's."""
 _RESNET = (
     (r"^embedder\.embedder\.convolution\.", "conv1."),
     (r"^embedder\.embedder\.normalization\.", "bn1."),
@@ -87,7 +99,7 @@ def read(checkpoint: Checkpoint) -> Imported:
     if not isinstance(config.get("num_attention_heads", 12), int) or config.get("num_attention_heads", 12) < 1:
         raise UserError(f"{source} has num_attention_heads {config['num_attention_heads']}, no number of heads")
     state = {re.sub(rf"^({kind})\.", "", key): value for key, value in checkpoint.state.items()}
-    read_as = _resnet if kind == "resnet" else _plain if kind == "vit" else _dinov2
+    read_as = {"resnet": _resnet, "vit": _plain, "dinov3_convnext": _convnext}.get(kind, _dinov2)
     imported = read_as(replace(checkpoint, tree=state, config=None), config)
     side = imported.networks["teacher"].kwargs["image_px"]
     wanted = _preprocessing(checkpoint.path) or usual_preprocessing(int(str(side)))
@@ -311,6 +323,27 @@ def _resnet(checkpoint: Checkpoint, config: dict[str, Any]) -> Imported:
     return torchvision.read(replace(checkpoint, tree=state))
 
 
+def _convnext(checkpoint: Checkpoint, config: dict[str, Any]) -> Imported:
+    """DINOv3's ConvNeXt, whose feature is the mean of the last map after the last norm, as in timm's; of any size."""
+    source = f"'{checkpoint.path}'"
+    state = {_renamed(key, _CONVNEXT): value for key, value in checkpoint.tree.items()}
+    depths = [_architectures.count(state, rf"stages\.{stage}\.blocks\.(\d+)\.") for stage in range(4)]
+    widths = [len(state.get(f"stages.{stage}.blocks.0.gamma", ())) for stage in range(4)]
+    name = _CONVNEXTS.get((*depths, *widths))
+    sizes = {} if name else {"depths": depths, "dims": widths}
+    image_px = config.get("image_size", 224) if isinstance(config.get("image_size", 224), int) else 224
+    options = {"image_px": image_px, **sizes, **_architectures.channels(state, "stem.0.weight")}
+    network = _architectures.timm(name or "convnext_tiny", options, state, source)
+    return Imported({"teacher": network}, {}, network.name)
+
+
+_CONVNEXTS = {
+    (3, 3, 9, 3, 96, 192, 384, 768): "convnext_tiny", (3, 3, 27, 3, 96, 192, 384, 768): "convnext_small",
+    (3, 3, 27, 3, 128, 256, 512, 1024): "convnext_base", (3, 3, 27, 3, 192, 384, 768, 1536): "convnext_large",
+}  # fmt: skip
+"""By depths and widths (Liu et al. 2022, section 2)."""
+
+
 def _plain(checkpoint: Checkpoint, config: dict[str, Any]) -> Imported:
     state = _vit_names(checkpoint.tree)
     linear = _architectures.classifier(state, "classifier.", f"'{checkpoint.path}'")
@@ -335,7 +368,8 @@ def _dinov2(checkpoint: Checkpoint, config: dict[str, Any]) -> Imported:
     state.setdefault("mask_token", torch.zeros(1, width))
     if config["model_type"] == "dinov3_vit" and "register_tokens" in state:
         state["storage_tokens"] = state.pop("register_tokens")
-    return dinov2.read(replace(checkpoint, tree=state))
+    heads = {"num_heads": config.get("num_attention_heads", 12 if "pos_embed" in state else 6)}
+    return dinov2.read(replace(checkpoint, tree=state, config=heads))
 
 
 def _vit_names(tree: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from opendino.core.errors import UserError, reason
 from opendino.interop import _architectures, _compare, _timm_folder
 from opendino.interop._card import card
 from opendino.interop._checkpoint import Checkpoint, Imported
+from opendino.models.description import check_kwargs
 from opendino.models.load import Model
 from opendino.models.timm_backbone import TimmBackbone, described_preprocessing, published_preprocessing
 
@@ -56,24 +57,22 @@ def read(checkpoint: Checkpoint) -> Imported:
         for option in ("img_size", "in_chans", "num_classes", "drop_path_rate", "global_pool"):
             options.pop(option, None)
         wanted = described_preprocessing(described) if described else published_preprocessing(str(name))
-        if wanted["interpolation"] not in _INTERPOLATIONS or [len(wanted[key]) for key in ("mean", "std")] != [3, 3]:
-            raise UserError(
-                f"{source} wants its images as {wanted}", "Only RGB and Pillow's interpolations are possible"
-            )
-        network = backbone(
-            str(name), checkpoint.state, wanted["image_px"], **options, **({"global_pool": pool} if pool else {})
-        )
+        if wanted["interpolation"] not in _INTERPOLATIONS:
+            raise UserError(f"{source} wants its images as {wanted}", "Only Pillow's interpolations are possible")
+        options |= {"global_pool": pool} if pool else {}
+        check_kwargs(str(name), options, source)
+        heads, first = (_names(str(name), config, key) for key in ("classifier", "first_conv"))
+        options |= _architectures.channels(checkpoint.state, f"{first[0]}.weight") if first else {}
+        top = {key: value for key, value in checkpoint.state.items() if key.startswith(heads)}
+        rest = {key: value for key, value in checkpoint.state.items() if key not in top}
+        network = backbone(str(name), rest, source, wanted["image_px"], **options)
     except UserError:
         raise
     except Exception as error:  # whatever timm makes of a config.json that is not its own
         raise UserError(
             f"timm cannot build '{name}' as {source} describes it: {reason(error)}", "Name another one"
         ) from error
-    heads = network.model.pretrained_cfg.get("classifier") or ()
-    heads = tuple(f"{head}." for head in ((heads,) if isinstance(heads, str) else heads))
-    top = {key: value for key, value in checkpoint.state.items() if key.startswith(heads)}
-    rest = {key: value for key, value in checkpoint.state.items() if key not in top}
-    _architectures.fill(network.model, rest, source)
+    heads = tuple(f"{head}." for head in heads)
     ours = len(heads) == 1 and top.keys() == {f"{heads[0]}weight", f"{heads[0]}bias"}  # others we do not keep
     ours = ours and top[f"{heads[0]}weight"].shape[1:] == (network.embed_dim,)
     linear = _architectures.classifier(top, heads[0], source) if ours else None
@@ -117,9 +116,21 @@ def write(model: Model, out: Path, config: Config) -> float:
         return _compare.largest_difference([model.embed(images)], [again(images)], "timm")
 
 
-def backbone(name: str, state: dict[str, Tensor], image_px: int | None = None, **options: Any) -> TimmBackbone:
-    """A model of timm with fresh weights, for images of the size that the position embeddings in `state` are for."""
-    return TimmBackbone(name, image_px=_image_px(state) or image_px, **options)
+def backbone(
+    name: str, state: dict[str, Tensor], source: str, image_px: int | None = None, **options: Any
+) -> TimmBackbone:
+    """A model of timm with these weights, for images of the size that their position embeddings are for."""
+    image_px = _image_px(state) or image_px or published_preprocessing(name)["image_px"]
+    return _architectures.timm(name, {**options, "image_px": image_px}, state, source)
+
+
+def _names(name: str, config: dict[str, Any], key: str) -> tuple[str, ...]:
+    """What config.json or else timm says is the `classifier` or the `first_conv` of an architecture."""
+    import timm
+
+    published = timm.get_pretrained_cfg(name)
+    found = (published.to_dict() if published else config.get("pretrained_cfg") or {}).get(key) or ()
+    return (found,) if isinstance(found, str) else tuple(found)
 
 
 def sized(wanted: dict[str, Any], network: TimmBackbone) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from opendino.core.contracts import Backbone
-from opendino.models.load import load_weights
+from opendino.models.weights import load_weights
 
 
 def adapt(weights: Backbone, network: Backbone, source: str) -> list[str]:

@@ -7,7 +7,8 @@ from pathlib import Path
 import safetensors
 
 from opendino.core.errors import UserError
-from opendino.models.load import Model, load, load_weights
+from opendino.models.load import Model, load
+from opendino.models.weights import load_foreign_weights
 
 
 def folders(run: str | Path) -> list[Path]:
@@ -52,5 +53,5 @@ def load_step(run: str | Path, step: int, which: str | None = None) -> Model:
             state = {key.removeprefix(prefix): file.get_tensor(key) for key in file.keys() if key.startswith(prefix)}  # noqa: SIM118
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(f"{path} cannot be read: {error}", "Remove this checkpoint to judge the others") from error
-    load_weights(model.backbone, state, str(path))
+    load_foreign_weights(model.backbone, state, str(path))
     return model

@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import msgspec
 import safetensors
 import safetensors.torch
 import torch
@@ -19,10 +20,18 @@ from torch import Tensor
 from opendino.core import files
 from opendino.core.accuracy import Accuracy
 from opendino.core.errors import UserError
+from opendino.models.description import convert
 from opendino.models.load import CLASSIFIER, Model, load, read_classifier, save_backbone
 from opendino.models.tokens import Tokens
 
 DESCRIPTION = "classifier.json"
+
+
+class _Description(msgspec.Struct, forbid_unknown_fields=True):
+    classes: list[str]
+    tokens: Tokens
+    format: Literal[1] = 1
+    extra: dict[str, Any] = {}
 
 
 @dataclass(frozen=True)
@@ -86,25 +95,25 @@ def load_classifier(folder: str | Path) -> tuple[Model, Classifier]:
             f"'{folder}' holds no {DESCRIPTION}", "Train a classifier: opendino eval linear MODEL --train DIR --out DIR"
         )
     try:
-        told = json.loads((home / DESCRIPTION).read_text(encoding="utf-8"))
-        classes, tokens = tuple(map(str, told["classes"])), Tokens(**told["tokens"])
+        told = convert(json.loads((home / DESCRIPTION).read_text(encoding="utf-8")), _Description, "", DESCRIPTION)
         state = safetensors.torch.load_file(home / CLASSIFIER)
         weight, bias = state["weight"], state["bias"]
-    except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+    except (OSError, ValueError, KeyError, RecursionError, safetensors.SafetensorError) as error:
         raise UserError(f"The classifier in '{folder}' cannot be read: {error}", "Train it again") from error
+    classes, tokens = tuple(told.classes), told.tokens
     tokens.check(model.backbone)
     if weight.ndim != 2 or len(weight) != len(classes) or bias.shape != weight.shape[:1]:
         shapes = f"weight {list(weight.shape)}, bias {list(bias.shape)} for {len(classes)} classes"
         raise UserError(f"The classifier in '{folder}' does not fit together: {shapes}", "Train it again")
     if not weight.isfinite().all() or bias.isnan().any():  # -inf is the bias of a class without an image
         raise UserError(f"The classifier in '{folder}' holds weights that are not numbers", "Train it again")
-    return model, Classifier(weight, bias, classes, tokens, _known(told))
+    return model, Classifier(weight, bias, classes, tokens, _known(told.extra))
 
 
-def _known(told: dict[str, Any]) -> Accuracy | None:
-    """What `save` was told of its accuracy; earlier versions did not tell all."""
+def _known(extra: dict[str, Any]) -> Accuracy | None:
+    """What `save` was told of its accuracy; None where it was not told all."""
     try:
-        of_top1 = [float(told["extra"][name]) for name in ("top1", "balanced_accuracy", "majority")]
-        return Accuracy(of_top1[0], None, of_top1[1], of_top1[2], int(told["extra"]["num_queries"]))
+        of_top1 = [float(extra[name]) for name in ("top1", "balanced_accuracy", "majority")]
+        return Accuracy(of_top1[0], None, of_top1[1], of_top1[2], int(extra["num_queries"]))
     except (KeyError, TypeError, ValueError):
         return None

@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
-import safetensors.torch
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
@@ -22,10 +20,10 @@ from opendino.core.contracts import Backbone
 from opendino.core.errors import BadImage, UsageError, UserError, nearest
 from opendino.core.types import IMAGENET_MEAN, IMAGENET_STD, Features
 from opendino.data.decode import decode, upright
-from opendino.models.build import backbone as build_backbone
+from opendino.models.build import make, plan
+from opendino.models.description import DESCRIPTION, NETWORKS, read_description
+from opendino.models.weights import check_weights, load_foreign_weights, read_shapes, read_weights, write_weights
 
-NETWORKS = ("teacher", "student")
-DESCRIPTION = "backbone.json"
 CLASSIFIER = "classifier.safetensors"
 Picture = Image.Image | str | Path | np.ndarray | Tensor
 Images = Picture | Sequence[Picture]
@@ -193,11 +191,11 @@ def save_backbone(
     backbone = next(iter(networks.values()))
     for which in NETWORKS:
         if which in networks:
-            _write_weights(folder / _file(which, networks), networks[which])
+            write_weights(folder / _file(which, networks), networks[which])
         else:
             (folder / f"backbone_{which}.safetensors").unlink(missing_ok=True)
     if classifier is not None:
-        _write_weights(folder / CLASSIFIER, classifier)
+        write_weights(folder / CLASSIFIER, classifier)
     description = {
         "format": 1,
         "name": backbone.name,
@@ -234,66 +232,31 @@ def load(model: str | Path, which: str | None = None, *, classifier: bool = Fals
         raise UserError(f"There is no folder '{model}'", _FORMS)
     if not (folder / DESCRIPTION).is_file():
         raise UserError(f"'{model}' holds no {DESCRIPTION}", f"{_FORMS}; a run has one from its first checkpoint on")
-    description = _read_description(folder / DESCRIPTION)
+    description = read_description(folder / DESCRIPTION)
     networks = description["networks"]
     have = [network for network in networks if (folder / _file(network, networks)).is_file()]
     wanted = which or networks[0]
     if wanted not in have:
         raise UserError(f"'{model}' holds no {wanted}", f"It has: {', '.join(have) or 'no weights'}")
     weights = folder / _file(wanted, networks)
-    network = build_backbone(description["name"], **description["kwargs"])
-    load_weights(network, _read_weights(weights), str(weights))
+    shapes = read_shapes(weights)
+    planned = plan(description["name"], description["kwargs"], shapes, str(folder / DESCRIPTION))
+    check_weights(planned, shapes, str(weights))
+    network = make(planned)
+    load_foreign_weights(network, read_weights(weights), str(weights))
     linear = read_classifier(folder, network.embed_dim) if classifier else None
+    if linear and len(description.get("classes", ())) not in (0, linear.out_features):
+        raise UserError(
+            f"{folder / DESCRIPTION} names {len(description['classes'])} classes for a classifier of "
+            f"{linear.out_features}",
+            "Export or import the model again",
+        )
     return Model(network, description["preprocessing"], description, linear, wanted)
-
-
-def load_weights(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Load weights into a module; every key and shape must fit. Floating-point dtypes follow the module.
-
-    Raises:
-        UserError: They do not; says which, a few of each kind.
-    """
-    check_weights(module, state, source)
-    module.load_state_dict(dict(state))
-
-
-def check_weights(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Compare keys and shapes with a module's, which may be on the device `meta`.
-
-    Raises:
-        UserError: They differ; says which, a few of each kind.
-    """
-    own = module.state_dict()
-    both = [key for key in own if key in state]
-    findings = {
-        "lacks": [key for key in own if key not in state],
-        "has besides": [key for key in state if key not in own],
-        "has in another shape": [
-            f"{key} {tuple(state[key].shape)} for {tuple(own[key].shape)}"
-            for key in both
-            if state[key].shape != own[key].shape
-        ],
-    }
-    if any(findings.values()):
-        parts = "; ".join(f"{what} {_some(items)}" for what, items in findings.items() if items)
-        raise UserError(f"{source} does not fit {type(module).__name__}: it {parts}", "Is it of another architecture?")
 
 
 def _file(which: str, networks: Iterable[str]) -> str:
     """Where a network of a model folder is: the first, the one to use, under the plain name."""
     return "backbone.safetensors" if which == next(iter(networks)) else f"backbone_{which}.safetensors"
-
-
-def _write_weights(path: Path, network: nn.Module) -> None:
-    state = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
-    files.write(path, safetensors.torch.save(state, metadata={"format": "pt"}))
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    try:
-        return safetensors.torch.load_file(path)
-    except safetensors.SafetensorError as error:
-        raise UserError(f"{path} cannot be read: {error}", "The file is damaged; copy or export it again") from error
 
 
 def read_classifier(folder: Path, embed_dim: int) -> nn.Linear:
@@ -305,9 +268,11 @@ def read_classifier(folder: Path, embed_dim: int) -> nn.Linear:
     path = folder / CLASSIFIER
     if not path.is_file():
         raise UserError(f"'{folder}' holds no {CLASSIFIER}: it was not trained to classify", "Use its features instead")
-    state = _read_weights(path)
-    linear = nn.Linear(embed_dim, len(state.get("weight", ())))
-    load_weights(linear, state, str(path))
+    state = read_weights(path)
+    classes = max(1, len(state["weight"])) if "weight" in state and state["weight"].ndim == 2 else 1
+    check_weights(nn.Linear(embed_dim, classes, device="meta"), state, str(path))
+    linear = nn.Linear(embed_dim, classes)
+    load_foreign_weights(linear, state, str(path))
     return linear
 
 
@@ -318,21 +283,4 @@ def _load_timm(name: str, which: str | None, classifier: bool) -> Model:
         raise UserError(f"timm:{name} has no student", "Only runs have one")
     backbone = timm_backbone.TimmBackbone(name, image_px=None, pretrained=True)
     linear = timm_backbone.published_classifier(name, backbone.embed_dim) if classifier else None
-    return Model(backbone, timm_backbone.published_preprocessing(name), {}, linear)
-
-
-def _read_description(path: Path) -> dict[str, Any]:
-    try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-        missing = {"name", "kwargs", "preprocessing", "networks"} - description.keys()
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{path} is not a model's description: {error}") from error
-    if missing:
-        raise UserError(f"{path} lacks {', '.join(sorted(missing))}")
-    if not description["networks"] or not set(description["networks"]) <= set(NETWORKS):
-        raise UserError(f"{path} names the networks {description['networks']}", f"Known are {', '.join(NETWORKS)}")
-    return description
-
-
-def _some(items: Sequence[str], limit: int = 4) -> str:
-    return ", ".join(items[:limit]) + (f" and {len(items) - limit} more" if len(items) > limit else "")
+    return Model(backbone, timm_backbone.described_preprocessing(backbone.model.pretrained_cfg), {}, linear)

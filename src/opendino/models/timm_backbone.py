@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import re
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from opendino.core.contracts import Backbone
 from opendino.core.errors import UsageError, UserError, reason, unknown
 from opendino.core.types import Features
-from opendino.models.vit import SIZES
+from opendino.models.vit import SIZES, resampled_positions
 
 
 class TimmBackbone(Backbone):
@@ -30,6 +32,8 @@ class TimmBackbone(Backbone):
             networks need none and ignore it.
         drop_path: Stochastic depth; families without it ignore it.
         pretrained: Start from timm's weights.
+        position_resampling: For images of another size: "timm" (bicubic, antialiased, by size), or "dinov2" as in the
+            original DINOv2 without registers (bicubic, not antialiased, by the scale (n + 0.1) / n₀).
         **kwargs: For `timm.create_model`, e.g. `in_chans`, `global_pool`.
 
     Raises:
@@ -38,19 +42,33 @@ class TimmBackbone(Backbone):
     """
 
     def __init__(
-        self, name: str, *, image_px: int | None = 224, drop_path: float = 0.0, pretrained: bool = False, **kwargs: Any
+        self,
+        name: str,
+        *,
+        image_px: int | None = 224,
+        drop_path: float = 0.0,
+        pretrained: bool = False,
+        position_resampling: str = "timm",
+        **kwargs: Any,
     ) -> None:
         super().__init__()
         timm_name = name.removesuffix("/3x3")
         if files := kwargs.keys() & {"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}:
             # a description of a model is data: it may not name files, some of which timm unpickles
             raise UsageError(f"Backbone {name} takes no option '{min(files)}'", "Give weights by --init MODEL")
+        saved_name, arguments = name, {}
+        if timm_name.startswith("hf-hub:"):  # what is saved of this network must be enough to build it offline
+            config, architecture, arguments = _of_hub(timm_name)
+            saved_name, image_px = name.replace(timm_name, architecture), image_px or config["input_size"][-1]
         image_px = image_px or _published_config(timm_name)["input_size"][-1]
-        self.name, self.kwargs = name, dict(kwargs, image_px=image_px, drop_path=drop_path)
+        self.name, self.kwargs = saved_name, {**arguments, **kwargs, "image_px": image_px, "drop_path": drop_path}
         optional = {"img_size": image_px, "dynamic_img_size": True, "drop_path_rate": drop_path}
         self.model = _create(timm_name, pretrained, kwargs, optional)
         if name != timm_name:
             _small_stem(self.model, name)
+        if position_resampling != "timm":
+            _resample_as(position_resampling, self.model, name)
+            self.kwargs["position_resampling"] = position_resampling
         self.embed_dim = int(getattr(self.model, "head_hidden_size", None) or self.model.num_features)
 
     def forward(self, images: Sequence[Tensor]) -> list[Tensor]:
@@ -87,20 +105,23 @@ class TimmBackbone(Backbone):
             NotImplementedError: The last block's attention is not the plain one of Dosovitskiy et al.
         """
         # timm's oldest version we support has it only there
+        from timm.models import beit, eva
         from timm.models.vision_transformer import Attention  # pyright: ignore[reportPrivateImportUsage]
 
+        kinds = (Attention, eva.EvaAttention, beit.Attention)  # DINOv3 is an EVA
         blocks = getattr(self.model, "blocks", None)
-        last = getattr(blocks[-1], "attn", None) if isinstance(blocks, nn.Sequential | nn.ModuleList) else None
-        if not isinstance(last, Attention):
+        last: Any = getattr(blocks[-1], "attn", None) if isinstance(blocks, nn.Sequential | nn.ModuleList) else None
+        if not isinstance(last, kinds):
             raise NotImplementedError(f"{self.name} has no plain self-attention in a last block")
         seen: list[Tensor] = []
-        hook = last.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        was_fused, last.fused_attn = last.fused_attn, False  # the fused kernel never shows its weights
+        hook = last.attn_drop.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
         try:
             self._final(images)
         finally:
             hook.remove()
-        q, k, _ = last.qkv(seen[0]).unflatten(-1, (3, last.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind()
-        return (last.q_norm(q) * last.scale @ last.k_norm(k).mT).softmax(dim=-1)
+            last.fused_attn = was_fused
+        return seen[0]
 
     def stages(self) -> list[list[str]]:
         """As timm groups them."""
@@ -108,6 +129,21 @@ class TimmBackbone(Backbone):
 
         groups = group_parameters(self.model, self.model.group_matcher(coarse=False))
         return [[f"model.{name}" for name in groups[depth]] for depth in sorted(groups)]
+
+    def stored_for(self, image_px: int) -> TimmBackbone:
+        """Itself, or where only we resample its positions as it does, one whose positions are stored for another size.
+
+        Equal at that size alone.
+        """
+        if "position_resampling" not in self.kwargs:
+            return self
+        kwargs: dict[str, Any] = {key: self.kwargs[key] for key in self.kwargs if key != "position_resampling"}
+        other, model = TimmBackbone(self.name, **{**kwargs, "image_px": image_px}), self.model
+        positions = resampled_positions(
+            model.pos_embed, tuple(model.patch_embed.grid_size), tuple(other.model.patch_embed.grid_size)
+        )
+        other.model.load_state_dict({**model.state_dict(), "pos_embed": positions.detach()})
+        return other.train(self.training).requires_grad_(model.pos_embed.requires_grad)
 
     def transformer_blocks(self) -> list[nn.Module]:
         """Those of timm's vision transformers and their like; BatchNorm among them excludes them."""
@@ -179,6 +215,26 @@ def _published_config(name: str) -> dict[str, Any]:
     return resolve_data_config(pretrained_cfg=config.to_dict() if config else {})
 
 
+def _of_hub(name: str) -> tuple[dict[str, Any], str, dict[str, Any]]:
+    """Configuration for data, architecture and arguments of `hf-hub:…`, whose config.json is fetched."""
+    from timm.data.config import resolve_data_config
+    from timm.models import load_model_config_from_hf  # pyright: ignore[reportPrivateImportUsage]
+
+    try:
+        config, architecture, arguments = load_model_config_from_hf(name.removeprefix("hf-hub:"))
+    except Exception as error:  # of the hub's client, of the network, or of a config.json that is not timm's
+        raise _not_had(name, error) from error
+    left_out = {"img_size", "num_classes", "drop_path_rate"}  # given by `image_px`, never, and by `drop_path`
+    kept = {key: value for key, value in (arguments or {}).items() if key not in left_out}
+    return resolve_data_config(pretrained_cfg=config), architecture, kept
+
+
+def _not_had(name: str, error: Exception) -> UserError:
+    return UserError(
+        f"'{name}' could not be had from timm's hub: {reason(error).rstrip('.')}", "Check the name and the network"
+    )
+
+
 def _check_name(name: str) -> None:
     import timm
 
@@ -197,21 +253,37 @@ def _create(name: str, pretrained: bool, required: dict[str, Any], optional: dic
         try:
             return timm.create_model(name, pretrained=pretrained, **{"num_classes": 0, **optional, **required})
         except TypeError as error:  # timm has no other way to ask what a family takes
-            refused = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-            if refused is None:
+            unexpected = re.search(r"unexpected keyword argument.*", str(error))  # MetaFormer names several
+            refused = re.findall(r"'(\w+)'", unexpected[0]) if unexpected else []
+            if wrong := [option for option in refused if option in required]:
+                raise UsageError(f"Backbone {name} takes no option '{wrong[0]}'") from error
+            if not optional.keys() & set(refused):
                 raise
-            if refused[1] in required:
-                raise UsageError(f"Backbone {name} takes no option '{refused[1]}'") from error
-            if refused[1] not in optional:
-                raise
-            optional = {key: value for key, value in optional.items() if key != refused[1]}
+            optional = {key: value for key, value in optional.items() if key not in refused}
         except Exception as error:
             if not pretrained and not name.startswith("hf-hub:"):
                 raise
-            raise UserError(
-                f"'{name}' could not be had from timm's hub: {reason(error).rstrip('.')}",
-                "Check the name and the network",
-            ) from error
+            raise _not_had(name, error) from error
+
+
+def _resample_as(rule: str, model: Any, name: str) -> None:
+    """Have a model of timm resample its position embeddings by another rule than timm's."""
+    if rule != "dinov2":
+        raise unknown("position_resampling", rule, ("timm", "dinov2"))
+    has_registers = getattr(model, "reg_token", None) is not None or getattr(model, "no_embed_class", True)
+    if not getattr(model, "dynamic_img_size", False) or has_registers:
+        raise UsageError(
+            f"'{name}' does not resample its positions as DINOv2 without registers does", "Leave it at timm's rule"
+        )
+    model._pos_embed = functools.partial(_with_positions_of_dinov2, model)
+
+
+def _with_positions_of_dinov2(model: Any, patches: Tensor) -> Tensor:
+    """Patches `[B rows columns D]` → tokens `[B 1+N D]` with positions."""
+    rows, columns = patches.shape[1:3]
+    positions = resampled_positions(model.pos_embed, tuple(model.patch_embed.grid_size), (rows, columns))
+    tokens = torch.cat([model.cls_token.expand(len(patches), -1, -1), patches.flatten(1, 2)], dim=1)
+    return model.pos_drop(tokens + positions)
 
 
 def _small_stem(model: Any, name: str) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from msgspec import Meta
 from torch import Tensor
 
 from opendino.core.contracts import Backbone
@@ -21,7 +23,7 @@ class Tokens:
         mean_patch: Whether the mean of the patches follows.
     """
 
-    blocks: int = 1
+    blocks: Annotated[int, Meta(ge=1)] = 1
     mean_patch: bool = False
 
     def __call__(self, backbone: Backbone, images: Tensor) -> Tensor:

@@ -146,33 +146,8 @@ class VisionTransformer(Backbone):
         return torch.cat([cls, *registers, patches], dim=1)
 
     def _positions(self, grid: tuple[int, int]) -> Tensor:
-        """Position embeddings for a grid of patches, `[1 1+N D]`.
-
-        The bicubic scale is (n + 0.1) / n₀ and not n / n₀: DINO v1's guard against rounding down became part of its
-        numbers, since the samples shift with it (by up to a standard deviation of an untrained embedding).
-        """
-        if torch.compiler.is_exporting():
-            return self._positions_of_an_open_grid(grid)
-        if grid == self.native_grid:
-            return self.pos_embed
-        cls, patches = self.pos_embed[:, :1], self.pos_embed[:, 1:]
-        scale = [(side + 0.1) / native for side, native in zip(grid, self.native_grid, strict=True)]
-        square = patches.mT.unflatten(2, self.native_grid)
-        resampled = interpolate(square, scale_factor=scale, mode="bicubic")
-        assert resampled.shape[2:] == grid, f"positions came out as {tuple(resampled.shape[2:])} for a grid of {grid}"
-        return torch.cat([cls, resampled.flatten(2).mT], dim=1)
-
-    def _positions_of_an_open_grid(self, grid: tuple[int, int]) -> Tensor:
-        """The same for a graph that is recorded once for grids of any size: nothing here asks how large it is."""
-        cls, patches = self.pos_embed[:, :1], self.pos_embed[0, 1:].unflatten(0, self.native_grid)
-        counted = [self.pos_embed.new_ones(side).sum() for side in grid]
-        native = (counted[0] == self.native_grid[0]) & (counted[1] == self.native_grid[1])
-        rows, columns = (
-            bicubic(side, torch.where(native, 1.0, (count + 0.1) / stored), stored)
-            for side, count, stored in zip(grid, counted, self.native_grid, strict=True)
-        )
-        resampled = torch.einsum("ri,cj,ijd->rcd", rows, columns, patches)
-        return torch.cat([cls, resampled.flatten(0, 1).unsqueeze(0)], dim=1)
+        """Position embeddings for a grid of patches, `[1 1+N D]`."""
+        return resampled_positions(self.pos_embed, self.native_grid, grid)
 
     def _grid(self, height: int, width: int) -> tuple[int, int]:
         """(rows, columns) of patches."""
@@ -195,3 +170,42 @@ class VisionTransformer(Backbone):
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
+
+
+def resampled_positions(stored: Tensor, native_grid: tuple[int, int], grid: tuple[int, int]) -> Tensor:
+    """Position embeddings for another grid of patches, by the rule of DINO v1 and of DINOv2 without registers.
+
+    Bicubic, not antialiased, and the scale is (n + 0.1) / n₀ and not n / n₀: the guard against rounding down became
+    part of the numbers, since the samples shift with it (by up to a standard deviation of an untrained embedding).
+
+    Args:
+        stored: `[1 1+N D]`, that of CLS first.
+        native_grid: (rows, columns) of its patches.
+        grid: (rows, columns) wanted.
+
+    Returns:
+        `[1 1+N' D]`.
+    """
+    if torch.compiler.is_exporting():
+        return _positions_of_an_open_grid(stored, native_grid, grid)
+    if grid == native_grid:
+        return stored
+    cls, patches = stored[:, :1], stored[:, 1:]
+    scale = [(side + 0.1) / native for side, native in zip(grid, native_grid, strict=True)]
+    square = patches.mT.unflatten(2, native_grid)
+    resampled = interpolate(square, scale_factor=scale, mode="bicubic")
+    assert resampled.shape[2:] == grid, f"positions came out as {tuple(resampled.shape[2:])} for a grid of {grid}"
+    return torch.cat([cls, resampled.flatten(2).mT], dim=1)
+
+
+def _positions_of_an_open_grid(stored: Tensor, native_grid: tuple[int, int], grid: tuple[int, int]) -> Tensor:
+    """The same for a graph that is recorded once for grids of any size: nothing here asks how large it is."""
+    cls, patches = stored[:, :1], stored[0, 1:].unflatten(0, native_grid)
+    counted = [stored.new_ones(side).sum() for side in grid]
+    native = (counted[0] == native_grid[0]) & (counted[1] == native_grid[1])
+    rows, columns = (
+        bicubic(side, torch.where(native, 1.0, (count + 0.1) / kept), kept)
+        for side, count, kept in zip(grid, counted, native_grid, strict=True)
+    )
+    resampled = torch.einsum("ri,cj,ijd->rcd", rows, columns, patches)
+    return torch.cat([cls, resampled.flatten(0, 1).unsqueeze(0)], dim=1)

@@ -1,0 +1,194 @@
+"""`backbone.json`: what a model folder says of its network, checked before anything is built from it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from opendino.core.errors import UserError
+from opendino.models.vit import SIZES
+
+DESCRIPTION = "backbone.json"
+NETWORKS = ("teacher", "student")
+_MOST_BYTES = 2**24
+
+NetworkName = Annotated[str, Meta(pattern=r"^(timm:)?[A-Za-z0-9_.]{1,150}(/[0-9]{1,5}(x[0-9]{1,5})?)?$")]
+Count = Annotated[int, Meta(ge=1, le=2**31)]
+PixelSize = Annotated[int, Meta(ge=1, le=16_384)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+DropRate = Annotated[float, Meta(ge=0, lt=1)]
+Spread = Annotated[float, Meta(ge=1e-6, le=1)]
+
+
+class Preprocessing(msgspec.Struct, forbid_unknown_fields=True):
+    """How the network wants its images: see `models.load.Model.preprocess`."""
+
+    image_px: PixelSize
+    resize_px: PixelSize
+    interpolation: Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
+    mean: tuple[Share, Share, Share]
+    std: tuple[Spread, Spread, Spread]
+
+
+class _Network(msgspec.Struct):
+    name: NetworkName
+    kwargs: dict[str, Any]
+
+
+class Description(msgspec.Struct, forbid_unknown_fields=True):
+    """All fields of the file."""
+
+    name: NetworkName
+    kwargs: dict[str, Any]
+    preprocessing: Preprocessing
+    networks: Annotated[list[Literal["teacher", "student"]], Meta(min_length=1, max_length=2)]
+    format: Literal[1] = 1
+    embed_dim: Count | None = None
+    classes: list[str] = []
+    versions: dict[str, str] = {}
+    extra: dict[str, Any] = {}
+
+
+class _Vit(msgspec.Struct, forbid_unknown_fields=True):
+    image_px: PixelSize = 224
+    in_chans: Literal[3] = 3
+    embed_dim: Count = 384
+    depth: Count = 12
+    num_heads: Count = 6
+    mlp_ratio: Annotated[float, Meta(gt=0, le=1000)] = 4.0
+    num_registers: Annotated[int, Meta(ge=0, le=2**31)] = 0
+    drop_path: DropRate = 0.0
+
+
+class _Conv4(msgspec.Struct, forbid_unknown_fields=True):
+    width: Count = 32
+
+
+class _Timm(msgspec.Struct):
+    """Those that every model of timm has; its others are plain values or lists of them."""
+
+    image_px: PixelSize = 224
+    in_chans: Literal[3] = 3
+    drop_path: DropRate = 0.0
+
+
+_Scalar = bool | int | float | str | None
+_TimmOption = _Scalar | Annotated[list[_Scalar | list[_Scalar]], Meta(max_length=64)]
+_NOT_OF_A_NETWORK = {
+    "name", "model_name", "pretrained", "pretrained_strict", "pretrained_cfg", "pretrained_cfg_overlay",
+    "checkpoint_path", "cache_dir", "features_only", "scriptable", "exportable", "num_classes",
+}  # fmt: skip
+"""Arguments of `timm.create_model` that fetch or read files, or make something other than a network to embed with."""
+
+
+def read_description(path: Path) -> dict[str, Any]:
+    """The content of the file, every field of it checked.
+
+    Raises:
+        UserError: A field is missing, unknown, of another type or out of range; one line that names it.
+    """
+    try:
+        with open(path, "rb") as file:
+            content = file.read(_MOST_BYTES + 1)
+        if len(content) > _MOST_BYTES:
+            raise UserError(f"{path} is larger than {_MOST_BYTES >> 20} MiB and not a model's description")
+        found = msgspec.json.decode(content)
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"{path} is not a model's description: {error}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is not a model's description: it holds no fields")
+    if missing := {"name", "kwargs", "preprocessing", "networks"} - found.keys():
+        raise UserError(f"{path} lacks {', '.join(sorted(missing))}")
+    if not found["networks"] or not isinstance(found["networks"], list):
+        raise UserError(f"{path} names the networks {found['networks']!s:.60}", f"Known are {', '.join(NETWORKS)}")
+    described = convert(found, Description, "", str(path))
+    if len(set(described.networks)) < len(described.networks):
+        raise UserError(f"{path} names a network twice: {', '.join(described.networks)}", "Name each once")
+    check_kwargs(described.name, described.kwargs, str(path))
+    data = described.extra.get("data")
+    if data is not None and not isinstance(data, str):
+        raise UserError(f"{path}: extra.data is {data!s:.60}", "Give the training DATA as text, or leave it out")
+    return found
+
+
+def check_network(name: Any, kwargs: Any, source: str) -> tuple[str, dict[str, Any]]:
+    """Name and options of a network, both checked.
+
+    Raises:
+        UserError: The name is a place or none, or no backbone of this name can be given these options.
+    """
+    convert({"name": name, "kwargs": kwargs}, _Network, "", source)
+    check_kwargs(name, kwargs, source)
+    return name, kwargs
+
+
+def check_kwargs(name: str, kwargs: dict[str, Any], source: str) -> None:
+    """Refuse what no backbone of this name can be given.
+
+    Raises:
+        UserError: An option is unknown, of another type or out of range, or it would fetch or read a file.
+    """
+    family = name.partition("/")[0]
+    if family == "vit" or family in SIZES:
+        convert(kwargs, _Vit, "kwargs.", source)
+        return
+    if name == "conv4":
+        convert(kwargs, _Conv4, "kwargs.", source)
+        return
+    if refused := sorted(_NOT_OF_A_NETWORK & kwargs.keys()):
+        raise UserError(
+            f"{source} gives the network the option '{refused[0]}', which is not part of a network", "Remove it"
+        )
+    convert(kwargs, _Timm, "kwargs.", source)
+    for key, value in kwargs.items():
+        convert(value, _TimmOption, f"kwargs.{key:.60}", source)
+
+
+def check_preprocessing(wanted: dict[str, Any], source: str) -> None:
+    """Refuse a preprocessing that images cannot be given.
+
+    Raises:
+        UserError: A field is missing, unknown, of another type or out of range.
+    """
+    convert(wanted, Preprocessing, "preprocessing.", source)
+
+
+def convert(value: Any, kind: Any, prefix: str, source: str) -> Any:
+    """A value of JSON as a type of msgspec's.
+
+    Args:
+        value: As decoded.
+        kind: What it must be.
+        prefix: Of the fields' names in a message, "" or "kwargs.".
+        source: Which file it is from.
+
+    Raises:
+        UserError: It is not; one line that names the field, what it is and what is allowed.
+    """
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise UserError(*_said(str(error), value, prefix, source)) from error
+
+
+def _said(error: str, value: Any, prefix: str, source: str) -> tuple[str, str]:
+    """A message and a hint from msgspec's "Expected `int` >= 1, got `str` - at `$.a.b[0]`"."""
+    wrong, _, place = error.partition(" - at `$")
+    place, found = place.rstrip("`"), value
+    for key, index in re.findall(r"\.([^.\[]+)|\[(\d+)\]", place):
+        found = found[int(index)] if index else found.get(key)
+    field = (prefix + place.removeprefix(".")).strip(".") or "it"
+    wrong = wrong[:120].replace("`", "'")
+    if field == "name":
+        return f"{source}: name is {found!r:.80}", "Use a name of `opendino list backbones` or of timm, never a place"
+    if field == "kwargs.in_chans":
+        hint = "Import the original weights again: that adapts them to RGB"
+        return f"{source}: {field} is {found!r:.60}, but images here have 3 channels", hint
+    shown = field if isinstance(found, dict | list) or found is None else f"{field} is {found!r:.60}"
+    in_bytes = re.match(r"preprocessing\.(mean|std)", field) and isinstance(found, int | float) and 1 < found <= 255
+    hint = f"Pixels lie in [0, 1]: divided by 255 it is {found / 255:.4g}" if in_bytes else ""
+    return f"{source}: {shown}: {wrong[0].lower()}{wrong[1:]}", hint
