@@ -14,14 +14,15 @@ import tyro
 
 from opendino.cli import Outcome, _flags
 from opendino.core import dist, files
-from opendino.core.errors import UserError, check_counts
+from opendino.core.errors import UserError
+from opendino.core.ranges import Batch, Checked, Workers
 from opendino.data.open import open_source
 from opendino.features.table import table
 from opendino.models.classifier import load_classifier
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Checked):
     """What `opendino predict` takes."""
 
     folder: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
@@ -30,15 +31,12 @@ class Config:
     """Images: a folder, a .tar or .zip, a text file of paths."""
     out: str | None = None
     """Write path, class and probability here, as CSV; to the terminal by default."""
-    batch: int = 64
+    batch: Batch = 64
     """Images at a time."""
-    workers: int = 4
+    workers: Workers = 4
     """Threads that decode images."""
     device: str = "auto"
     """auto, cuda, mps or cpu."""
-
-    def __post_init__(self) -> None:
-        check_counts(self, "batch", "workers")
 
 
 def run(args: list[str]) -> Outcome:

@@ -12,31 +12,32 @@ import tyro
 
 from opendino.cli import Outcome, _flags
 from opendino.core import dist, files
-from opendino.core.errors import UsageError, UserError, check_counts
+from opendino.core.errors import UsageError, UserError
+from opendino.core.ranges import Checked, Count, Seed
 from opendino.data.files import printable, read_list
 from opendino.search.open import folder_of, open_table
 from opendino.search.select import k_centre
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Checked):
     """What `opendino select` takes."""
 
     table: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TABLE")]
     """A .lance table or a .parquet file of `opendino embed`."""
-    num: int
+    num: Count
     """How many images to choose."""
     out: str
     """Write them here, one path a line, in the order chosen: any first part of the list is a good choice too."""
     start_from: str | None = None
     """A list of images that are labelled already: what is chosen lies far from them too."""
-    seed: int = 0
+    seed: Seed = 0
     """Draws the first image where none is labelled."""
     device: str = "auto"
     """auto, cuda, mps or cpu."""
 
     def __post_init__(self) -> None:
-        check_counts(self, "num")
+        super().__post_init__()
         if not self.out.lower().endswith((".txt", ".lst")):
             raise UsageError(f"--out is {self.out}", "End its name in .txt: a list of paths, which is DATA as well")
 
