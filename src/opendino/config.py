@@ -134,7 +134,7 @@ class Config(Checked):
         if not dataclasses.is_dataclass(self.method):
             raise UsageError(f"method is {shown(self.method)}", "Give a method's Config, e.g. methods.dino.Config()")
         if self.epochs is not None and self.steps is not None:
-            raise UsageError(f"epochs={self.epochs:g} and steps={self.steps} were both given", "Give one of them")
+            raise UsageError(f"epochs={shown(self.epochs)} and steps={self.steps} were both given", "Give one of them")
         if self.resume and self.out is None:
             raise UsageError("--resume was given without a run folder", "Name it: --out runs/NAME")
 
@@ -231,7 +231,7 @@ def dump(config: Config) -> str:
     return msgspec.yaml.encode(to_tree(config)).decode()
 
 
-class _OneOfEachKey(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+class _OneOfEachKey(yaml.SafeLoader):
     """YAML's reader takes the last of several values of one key; here that is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:

@@ -67,9 +67,15 @@ def decide(config: Config, device: torch.device) -> tuple[Config, Source]:
     config, resolved = configs.resolve(config, facts)
     reasons += resolved
     spec = configs.views(config)
+    with torch.device("meta"):  # networks without memory, to ask how much the real ones take
+        planned = make_method(config, spec, make_backbone)
+    parted = dist.world() > 1 and config.parallel != "ddp"
+    sizing.check_fits(sizing.memory(planned, config.optim.name, 0.0, parted), device)
     area_px = min(looked.area_px, working_area_px(spec))
     gpu_bytes = sizing.free_bytes(device) if device.type == "cuda" else 0.0
-    cache, why_cache = decide_cache(config.cache, len(source), 3 * area_px, steps / steps_per_epoch, gpu_bytes)
+    cache, why_cache = decide_cache(
+        config.cache, len(source), 3 * area_px, steps / steps_per_epoch, gpu_bytes, config.out
+    )
     parts, why_parts = _parts(config, spec, batch, dtype, device)
     judged, why_judged = _eval_images(config.eval_images, len(source), steps * batch)
     reasons += [

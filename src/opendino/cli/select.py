@@ -12,8 +12,8 @@ import tyro
 
 from opendino.cli import Outcome, _flags
 from opendino.core import dist, files
-from opendino.core.errors import UsageError, UserError
-from opendino.core.ranges import Checked, Count, Seed
+from opendino.core.errors import UserError
+from opendino.core.ranges import Checked, Count, OutOfRange, Seed
 from opendino.data.files import printable, read_list
 from opendino.search.open import folder_of, open_table
 from opendino.search.select import k_centre
@@ -39,7 +39,7 @@ class Config(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.out.lower().endswith((".txt", ".lst")):
-            raise UsageError(f"--out is {self.out}", "End its name in .txt: a list of paths, which is DATA as well")
+            raise OutOfRange("out", self.out, "End its name in .txt: a list of paths, which is DATA as well")
 
 
 def run(args: list[str]) -> Outcome:

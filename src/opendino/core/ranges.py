@@ -138,9 +138,9 @@ def convert(value: Any, hint: Any, name: str, strict: bool = True) -> Any:
         raise OutOfRange(name, value, "Text must not hold a NUL character")
     try:
         converted = msgspec.convert(value, hint, strict=strict)
-    except (msgspec.ValidationError, TypeError, ValueError, RecursionError):
+    except Exception:  # ValidationError, and what msgspec runs into with objects that are no data
         raise OutOfRange(name, value, _hint(value, hint)) from None
-    if _extra(hint).get("ascending") and list(converted) != sorted(converted):
+    if _extra(hint).get("ascending") and isinstance(converted, tuple) and converted[0] > converted[1]:
         raise OutOfRange(name, value, _hint(value, hint))
     return converted
 
@@ -201,7 +201,7 @@ def _hint(value: Any, hint: Any) -> str:
 
 
 def _extra(hint: Any) -> dict[str, Any]:
-    notes = hint.__metadata__ if get_origin(hint) is Annotated else ()
+    notes = [note for part in (hint, *get_args(hint)) for note in getattr(part, "__metadata__", ())]
     return {key: value for note in notes if isinstance(note, Meta) for key, value in (note.extra or {}).items()}
 
 
@@ -219,5 +219,5 @@ def _limited(base: Any, notes: list[Meta]) -> str:
     low = f"from {limits['ge']}" if "ge" in limits else f"above {limits['gt']}" if "gt" in limits else ""
     joint = "to" if "ge" in limits else "and at most" if "gt" in limits else "up to"
     high = f"{joint} {limits['le']}" if "le" in limits else f"to below {limits['lt']}" if "lt" in limits else ""
-    ordered = "the smaller first" if _extra(Annotated[base, *notes]).get("ascending") else ""
+    ordered = "the smaller first" if any((note.extra or {}).get("ascending") for note in notes) else ""
     return ", ".join(part for part in (" ".join(filter(None, (text, low, high))), ordered) if part)

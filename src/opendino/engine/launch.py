@@ -28,6 +28,7 @@ import torch
 
 from opendino.core import errors, files
 from opendino.core.errors import UsageError, UserError
+from opendino.core.ranges import MOST_PROCESSES, cores
 
 _RESTARTS = 3
 _METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
@@ -50,6 +51,10 @@ def number(devices: int | str, device: str) -> int:
     if devices == "auto":
         return max(1, present)
     assert isinstance(devices, int)
+    if kind == "cpu" and devices > MOST_PROCESSES:
+        raise UsageError(
+            f"--devices is {devices:,}, and this machine has {cores()} cores", f"Use 1 to {MOST_PROCESSES}"
+        )
     if devices > present and kind != "cpu":
         raise UsageError(f"--devices is {devices}, and there is {present} of {kind}", "Use --devices auto")
     return devices

@@ -84,7 +84,8 @@ def build(config: Config, make_backbone: Callable[[Literal["student", "teacher"]
     """
     if not config.teacher:
         raise UsageError("Distillation needs a trained teacher", "Name it: --method.teacher runs/big, or timm:NAME")
-    model = load(config.teacher, classifier=config.objective == "logits")
+    with torch.device("cpu"):  # weights are read there also where a network without memory is asked for
+        model = load(config.teacher, classifier=config.objective == "logits")
     return _Distillation(config, model, make_backbone("student"))
 
 
