@@ -109,7 +109,7 @@ def check(config: Any) -> None:
     for name, hint in hints(type(config)).items():
         value = getattr(config, name)
         converted = convert(value, hint, name)
-        if isinstance(value, np.generic) or converted != value:
+        if converted is not value and (isinstance(value, np.generic) or converted != value):
             object.__setattr__(config, name, converted)
         if dataclasses.is_dataclass(value):
             try:
