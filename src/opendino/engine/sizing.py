@@ -104,7 +104,8 @@ class Memory:
 
     def __str__(self) -> str:
         parts = ("weights", "gradients", "moments", "activations")
-        return ", ".join(f"{name} {getattr(self, name) / 2**30:.2g}" for name in parts)
+        numbers = {name: getattr(self, name) / 2**30 for name in parts}
+        return ", ".join(f"{name} {gib:,.0f}" if gib > 99 else f"{name} {gib:.2g}" for name, gib in numbers.items())
 
 
 def memory(method: Method, optimizer: str, activations: float, parted: bool) -> Memory:
@@ -153,7 +154,7 @@ def check_fits(needed: Memory, device: torch.device) -> None:
     """
     total, fixed = total_bytes(device), needed.total - needed.activations
     if fixed > total or needed.total > _BY_FAR * total:
-        large = "network, --method.out-dim or --method.hidden-dim" if fixed > total else "--batch, or smaller views"
+        large = "network, --method.out-dim or --method.hidden-dim" if fixed > total else "--batch or smaller views"
         raise UserError(
             f"Training needs {needed.total / 2**30:,.0f} GiB ({needed}), and the {device.type} device has "
             f"{total / 2**30:.2g} GiB",
