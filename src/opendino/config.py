@@ -214,7 +214,7 @@ def read_tree(path: str | Path) -> dict[str, Any]:
     """
     try:
         with open(Path(path).expanduser(), "rb") as file:
-            tree = yaml.load(file, _OneOfEachKey)
+            tree = _OneOfEachKey(file).get_single_data()
     except UsageError:
         raise
     except OSError as error:
