@@ -79,12 +79,48 @@ def test_another_method_brings_its_own_defaults(monkeypatch: pytest.MonkeyPatch,
         ("- a\n- b", "holds no settings"),
         ("", "holds no settings"),
         ("a: [", "is not YAML"),
+        ("[" * 2000, "is not YAML"),
+        ("batch: " + "9" * 5000, "is not YAML: Exceeds the limit"),
+        ("mean: [123.7, 116.3, 103.5]", r"mean is \[123\.7, 116\.3, 103\.5\]\. .*: 0\.4851 0\.4561 0\.4059"),
+        ("mean: [.nan, 0, 0]", r"mean is \[nan, 0, 0\]"),
+        ("method: {jitter_strength: [.nan, 0, 0, 0]}", r"method\.jitter_strength is \[nan, 0, 0, 0\]"),
+        ("method: {local_size_px: -16}", r"method\.local_size_px is -16\. Use a whole number from 1 to 16,384"),
+        ("method: {local_size_px: 0}", "method.local_size_px is 0"),
+        ("method: {out_dim: 1000000000000}", "method.out_dim is 1000000000000"),
+        ("max_nonfinite: 0", "max_nonfinite is 0"),
+        ("eval_every: soon", "eval_every is 'soon'. Use a duration"),
+        ("optim: {lr_warmup: 9999999999999ep}", "optim.lr_warmup is '9999999999999ep'"),
+        ("backbone_options: {depth: 10000000}", "backbone_options is"),
+        ('init: "a\\0b"', "NUL"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(tmp_path: Path, text: str, says: str) -> None:
     with pytest.raises(UsageError, match=says) as caught:
         read(tmp_path, text, FULL)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("batch: 3\nseed: 1\nbatch: 4\n", "gives 'batch' twice, in lines 1 and 3. Keep one of them"),
+        ("method:\n  name: dino\n  'name': byol\n", "gives 'name' twice, in lines 2 and 3"),
+        ("optim: {lr: 1, lr: 2}", "gives 'lr' twice, in line 1"),
+    ],
+)
+def test_a_key_that_stands_twice_is_refused_with_both_lines(tmp_path: Path, text: str, says: str) -> None:
+    with pytest.raises(UsageError, match=rf"settings\.yaml {says}"):
+        read(tmp_path, text, FULL)
+
+
+def test_the_same_key_in_two_places_is_no_repetition(tmp_path: Path) -> None:
+    laid = read(tmp_path, "optim: {name: sgd}\nmethod: {name: dino}\n", FULL)
+    assert (laid.optim.name, configs.method_name(laid)) == ("sgd", "dino")
+
+
+def test_a_method_is_a_dataclass() -> None:
+    with pytest.raises(UsageError, match=r"method is 'dino'\. Give a method's Config"):
+        Config(data="a", method="dino")
 
 
 def test_choices_are_listed_for_a_wrong_word(tmp_path: Path) -> None:

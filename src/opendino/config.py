@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
@@ -12,10 +11,28 @@ from typing import Annotated, Any, Literal, cast, get_args
 
 import msgspec
 import tyro
+import yaml
+from msgspec import Meta
 from tyro.conf import Positional
 
 from opendino.core import registry
 from opendino.core.errors import UsageError, nearest
+from opendino.core.ranges import (
+    Batch,
+    Checked,
+    Count,
+    CountOrZero,
+    Duration,
+    Fraction,
+    Mean,
+    Positive,
+    Repeats,
+    Seed,
+    Std,
+    convert,
+    hints,
+    shown,
+)  # fmt: skip
 from opendino.core.types import IMAGENET_MEAN, IMAGENET_STD, Facts, ViewSpec
 from opendino.data.cache import Cache
 from opendino.engine import optim
@@ -23,12 +40,14 @@ from opendino.engine.parallel import Parallel
 from opendino.engine.precision import Precision
 from opendino.methods import dino
 
+Option = Annotated[int, Meta(ge=-65_536, le=65_536)] | Annotated[float, Meta(ge=-65_536, le=65_536)] | bool | str
+
 
 @dataclass(frozen=True)
-class Config:
+class Config(Checked):
     """Everything that decides a run. "auto" values are decided from the data when it starts, and printed."""
 
-    data: Annotated[str, Positional, tyro.conf.arg(metavar="DATA")]
+    data: Annotated[str, Positional, tyro.conf.arg(metavar="DATA", help_behavior_hint="(required)")]
     """Images: a folder, a .tar or .zip, a text file of paths, shards/{000..127}.tar (local or https://), a .parquet,
     hf:NAME?split=train, or toy:KIND."""
     val: str | None = None
@@ -44,9 +63,9 @@ class Config:
     backbone: str = "vit_small/16"
     """vit_tiny|small|base/PATCH, any timm name (resnet50, convnext_tiny), or a timm ResNet with a stem for small
     images (resnet18/3x3). auto: what the device can bear."""
-    backbone_options: dict[str, int | float | bool | str] = field(default_factory=dict)
+    backbone_options: dict[str, Option] = field(default_factory=dict)
     """Further arguments of the backbone's constructor, e.g. num_registers 4."""
-    drop_path: float = 0.1
+    drop_path: Annotated[float, Meta(ge=0, lt=1)] = 0.1
     """Stochastic depth of the student, linear over blocks; the teacher has none."""
     drop_path_on_subset: bool = False
     """Work out each branch for the images that are not dropped alone, a fixed number of each batch (DINOv2): saves
@@ -55,22 +74,22 @@ class Config:
     """Settings of the training method."""
     optim: optim.Config = field(default_factory=optim.Config)
     """Settings of the optimiser."""
-    epochs: float | Literal["auto"] | None = None
+    epochs: Positive | Literal["auto"] | None = None
     """Length in passes over the data; give this or steps. auto: 200, and about ten minutes for the small
     convolutional network on a CPU."""
-    steps: int | None = None
+    steps: Count | None = None
     """Length in optimiser steps; give this or epochs."""
-    batch: int | Literal["auto"] = "auto"
+    batch: Batch | Literal["auto"] = "auto"
     """Images per optimiser step over all devices."""
-    mean: tuple[float, float, float] = IMAGENET_MEAN
+    mean: Mean = IMAGENET_MEAN
     """Of the pixels in [0, 1] that the network is to see as 0; with --init that model's."""
-    std: tuple[float, float, float] = IMAGENET_STD
+    std: Std = IMAGENET_STD
     """Their spread that it is to see as 1; with --init that model's."""
-    seed: int = 0
+    seed: Seed = 0
     """Decides initial weights, order and every augmentation."""
     device: str = "auto"
     """cuda, mps or cpu; auto takes the first there is."""
-    devices: int | Literal["auto"] = "auto"
+    devices: Annotated[int, Meta(ge=1, le=4096)] | Literal["auto"] = "auto"
     """How many of this machine's devices train together: auto takes every GPU, and one process where there is none.
     Under torchrun or srun these say how many."""
     parallel: Parallel = "auto"
@@ -84,25 +103,25 @@ class Config:
     """Of the networks; softmax and losses are float32 in any case."""
     compile: bool | Literal["auto"] = "auto"
     """Join small operations into few kernels, which takes about a minute at the start. auto: on a GPU."""
-    workers: int | Literal["auto"] = "auto"
+    workers: Annotated[int, Meta(ge=0, le=4096)] | Literal["auto"] = "auto"
     """Processes that decode images; changes nothing but speed."""
-    threads: int | Literal["auto"] = "auto"
+    threads: Annotated[int, Meta(ge=1, le=4096)] | Literal["auto"] = "auto"
     """Threads that compute on a CPU, in each process. auto: OMP_NUM_THREADS where it is set, else measured at the
     start, and again when the run has become slower by half; a resumed run keeps its number on the same machine."""
     cache: Cache = "auto"
     """Where decoded images are kept: on the device, all of them from the start; in RAM or on disk once they were
     read. auto: where they fit and are seen more than once."""
-    max_bad_frac: float = 0.5
+    max_bad_frac: Fraction = 0.5
     """The run stops when more than this share of the images cannot be read."""
-    eval_every: str = "10%"
+    eval_every: Duration = "10%"
     """How often features are judged (k-NN, effective rank)."""
-    eval_images: int | Literal["auto"] = "auto"
+    eval_images: CountOrZero | Literal["auto"] = "auto"
     """How many images they are judged on; 0 for never."""
-    knn_k: int = 10
+    knn_k: Count = 10
     """Neighbours of the k-NN shown while training."""
-    checkpoint_every: str = "10%"
+    checkpoint_every: Duration = "10%"
     """How often the whole state is saved."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: Count = 2
     """Newest checkpoints kept."""
     report: bool = True
     """Leave a page at the end, report.html: curves, attention, neighbours, and how to go on."""
@@ -111,43 +130,17 @@ class Config:
     again. Needs --out."""
     profile: bool = False
     """Look closely at a few early steps: profile.txt says where their time went, profile.json.gz is the trace."""
-    max_nonfinite: int = 10
+    max_nonfinite: Repeats = 10
     """Steps in a row whose loss is not finite before the run stops."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        if not dataclasses.is_dataclass(self.method):
+            raise UsageError(f"method is {shown(self.method)}", "Give a method's Config, e.g. methods.dino.Config()")
         if self.epochs is not None and self.steps is not None:
-            raise UsageError(f"epochs={self.epochs} and steps={self.steps} were both given", "Give one of them")
-        for prefix, part in (("", self), ("method.", self.method), ("optim.", self.optim)):
-            for part_field in dataclasses.fields(part):
-                value = getattr(part, part_field.name)
-                if isinstance(value, float) and not math.isfinite(value):
-                    raise UsageError(f"{prefix}{part_field.name} is {value}", "Use a finite number")
-        for name, least in (
-            ("epochs", 0),
-            ("steps", 1),
-            ("batch", 1),
-            ("workers", 0),
-            ("threads", 1),
-            ("devices", 1),
-            ("eval_images", 0),
-            ("seed", 0),
-            ("keep_checkpoints", 1),
-            ("knn_k", 1),
-        ):
-            value = getattr(self, name)
-            if isinstance(value, int | float) and (value < least or (name == "epochs" and value == 0)):
-                allowed = "more than 0" if name == "epochs" else f"{least} or more"
-                raise UsageError(f"{name} is {value}", f"Use {allowed}")
+            raise UsageError(f"epochs={shown(self.epochs)} and steps={self.steps} were both given", "Give one of them")
         if self.resume and self.out is None:
             raise UsageError("--resume was given without a run folder", "Name it: --out runs/NAME")
-        if min(self.std) <= 0:
-            raise UsageError(f"std is {self.std}", "Use values above 0, e.g. 0.229 0.224 0.225")
-        if self.seed >= 2**63:
-            raise UsageError(f"seed is {self.seed}", "Use a number below 2^63")
-        if not 0 <= self.drop_path < 1:
-            raise UsageError(f"drop_path is {self.drop_path}", "Use a share from 0 to below 1")
-        if not 0 <= self.max_bad_frac <= 1:
-            raise UsageError(f"max_bad_frac is {self.max_bad_frac}", "Use a share from 0 to 1")
 
 
 def method_module(config: Config) -> ModuleType:
@@ -221,13 +214,16 @@ def read_tree(path: str | Path) -> dict[str, Any]:
     """The settings in a YAML file.
 
     Raises:
-        UsageError: No such file, or no mapping in it.
+        UsageError: No such file, no mapping in it, or one that gives a key twice.
     """
     try:
-        tree = msgspec.yaml.decode(Path(path).expanduser().read_bytes())
+        with open(Path(path).expanduser(), "rb") as file:
+            tree = _OneOfEachKey(file).get_single_data()
+    except UsageError:
+        raise
     except OSError as error:
         raise UsageError(f"Cannot read {path}: {error.strerror}") from None
-    except msgspec.DecodeError as error:
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
         raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise UsageError(f"{path} holds no settings", "Write lines such as epochs: 100")
@@ -239,36 +235,35 @@ def dump(config: Config) -> str:
     return msgspec.yaml.encode(to_tree(config)).decode()
 
 
+class _OneOfEachKey(yaml.SafeLoader):
+    """YAML's reader takes the last of several values of one key; here that is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        lines: dict[str, int] = {}
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            line = key.start_mark.line + 1
+            if key.value in lines:
+                where = f"line {line}" if line == lines[key.value] else f"lines {lines[key.value]} and {line}"
+                raise UsageError(
+                    f"{key.start_mark.name} gives {shown(key.value)} twice, in {where}", "Keep one of them"
+                )
+            lines[key.value] = line
+        return super().construct_mapping(node, deep)
+
+
 def _overlay(base: Any, tree: dict[str, Any], path: str) -> Any:
     """A copy of a dataclass with the values of `tree` checked and put in."""
-    fields = {f.name: f for f in dataclasses.fields(base)}
-    kinds = _kinds(type(base))
-    changes = {}
+    kinds, changes = hints(type(base)), {}
     for key, value in tree.items():
         where = f"{path}{key}"
-        if key not in fields:
-            raise UsageError(f"Unknown key '{where}'", nearest(str(key), fields))
+        if key not in kinds:
+            raise UsageError(f"Unknown key {shown(where)}", nearest(str(key), kinds))
         current = getattr(base, key)
         if dataclasses.is_dataclass(current) and isinstance(value, dict):
             changes[key] = _overlay(current, value, f"{where}.")
             continue
-        if kinds[key] is str and isinstance(value, int | float):  # a duration in steps needs no quotes
+        text = kinds[key] is str or get_args(kinds[key])[:1] == (str,)
+        if text and isinstance(value, int | float) and abs(value) < 1e15:  # a duration in steps needs no quotes
             value = f"{value:g}" if isinstance(value, float) else str(value)
-        try:
-            changes[key] = msgspec.convert(value, kinds[key], strict=False)  # YAML reads 5e-4 as text
-        except msgspec.ValidationError as error:
-            raise UsageError(
-                f"{where} is {value!r}: {str(error)[0].lower()}{str(error)[1:]}", _choices(kinds[key])
-            ) from None
+        changes[key] = convert(value, kinds[key], where, strict=False)  # YAML reads 5e-4 as text
     return replace(base, **changes)
-
-
-def _kinds(kind: type) -> dict[str, Any]:
-    import typing
-
-    return typing.get_type_hints(kind)
-
-
-def _choices(kind: Any) -> str:
-    choices = [str(c) for c in get_args(kind) if isinstance(c, str)]
-    return f"Choose from {', '.join(choices)}" if choices else ""

@@ -15,7 +15,7 @@ from torch import nn
 
 from opendino import config as configs
 from opendino.config import Config
-from opendino.core import auto, dist, fusion, log
+from opendino.core import auto, dist, fusion, log, ranges
 from opendino.core.contracts import Backbone, Method, Source
 from opendino.core.errors import UserError, reason
 from opendino.core.types import Facts, ViewSpec
@@ -61,9 +61,15 @@ def decide(config: Config, device: torch.device) -> tuple[Config, Source]:
     config, resolved = configs.resolve(config, facts)
     reasons += resolved
     spec = configs.views(config)
+    with torch.device("meta"):  # networks without memory, to ask how much the real ones take
+        planned = make_method(config, spec, make_backbone)
+    parted = dist.world() > 1 and config.parallel != "ddp"
+    sizing.check_fits(sizing.memory(planned, config.optim.name, 0.0, parted), device)
     area_px = min(looked.area_px, working_area_px(spec))
     gpu_bytes = sizing.free_bytes(device) if device.type == "cuda" else 0.0
-    cache, why_cache = decide_cache(config.cache, len(source), 3 * area_px, steps / steps_per_epoch, gpu_bytes)
+    cache, why_cache = decide_cache(
+        config.cache, len(source), 3 * area_px, steps / steps_per_epoch, gpu_bytes, config.out
+    )
     parts, why_parts = _parts(config, spec, batch, dtype, device)
     number, why_threads = threads.choose(config.threads, device, workers, _work(config, spec))
     judged, why_judged = _eval_images(config.eval_images, len(source), steps * batch)
@@ -281,7 +287,7 @@ def resumed_threads(config: Config, known: dict[str, Any] | None, device: torch.
     before = known["number"] if known else config.threads
     same_machine = known is None or known["machine"] == threads.machine()
     given = bool(known and os.environ.get("OMP_NUM_THREADS"))
-    if same_machine and not given and isinstance(before, int) and before <= threads.cores():
+    if same_machine and not given and isinstance(before, int) and before <= ranges.cores():
         return replace(config, threads=before)
     return replace(config, threads=measured_threads(config, before, device))
 

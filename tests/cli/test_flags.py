@@ -8,7 +8,7 @@ from typing import Annotated
 import pytest
 import tyro
 
-from opendino.cli import _flags
+from opendino.cli import _flags, search, train
 from opendino.core.errors import UsageError
 
 
@@ -41,3 +41,40 @@ def test_a_switch_without_a_value_is_true(words: str, all_of_it: bool, fast: boo
 def test_another_value_is_wrong_usage() -> None:
     with pytest.raises(UsageError):
         _flags.parse(Config, ["here", "--all-of-it", "--fast", "maybe"], "prog", "Some.")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("--method.local-size-px -16", "--method.local-size-px is -16. Use a whole number from 1 to 16,384, or auto"),
+        ("--method byol --method.first.flip=2", "--method.first.flip is 2.0. Use a number from 0 to 1"),
+        ("--optim.lr nan", "--optim.lr is nan. Use a number above 0 and at most 1,000,000"),
+        ("--mean 124 116 104",
+         "--mean is 124.0 116.0 104.0. Pixels lie in [0, 1]. Divided by 255: 0.4863 0.4549 0.4078"),
+        ("--cache disc", "--cache is 'disc'. Choose from auto, device, ram, disk, off"),
+        ("--steps " + "9" * 5000, f"--steps is '{'9' * 60}'... (5,000 characters), not of type int. See"),
+        ("--workers x", "--workers is 'x', not of type int|{auto}. See opendino train --help"),
+        ("--method.student-views local --method.local-crops 0",
+         "student_views=local leaves the student nothing to see"),
+    ],
+)  # fmt: skip
+def test_a_value_out_of_range_is_named_as_it_was_written(words: str, says: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        train.parse(["photos", *words.split()])
+    assert str(caught.value).startswith(says)
+
+
+@pytest.mark.parametrize(("words", "flag"), [("-k 0", "-k"), ("--k 0", "--k"), ("--k=0", "--k")])
+def test_an_alias_is_named_where_it_was_written(words: str, flag: str) -> None:
+    with pytest.raises(UsageError, match=rf"^{flag} is 0\. Use a whole number from 1"):
+        _flags.parse(search.Config, ["model", "table", "image", *words.split()], "opendino search", "")
+
+
+def test_help_shows_plain_types_and_no_ranges(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        train.parse(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for flag in ("--batch INT|{auto}", "--mean FLOAT FLOAT FLOAT", "--eval-every STR", "--steps {None}|INT"):
+        assert flag in text
+    assert "(required)" in text
+    assert "Meta" not in text and "ge=" not in text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import pickle
+import shutil
 import zlib
 from pathlib import Path
 
@@ -234,6 +235,7 @@ def test_decisions(
     monkeypatch: pytest.MonkeyPatch, asked: Cache, epochs: float, bytes_per_image: int, decided: str
 ) -> None:
     monkeypatch.setattr(cache, "_free_ram_bytes", lambda: 1000.0)
+    monkeypatch.setattr(cache, "_free_disk_bytes", lambda out: 1e9)
     found, why = cache.decide(asked, 10, bytes_per_image, epochs)
     assert found == decided
     assert (why == "as asked") == (asked != "auto")
@@ -257,3 +259,19 @@ def test_ram_that_cannot_hold_it_is_refused_with_the_way_on(monkeypatch: pytest.
 
 def test_free_memory_is_a_sensible_number() -> None:
     assert 2**20 < cache._free_ram_bytes() < 2**50
+
+
+def test_a_disk_that_can_hold_but_little_of_it_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[Path] = []
+
+    def disk(path: Path) -> shutil._ntuple_diskusage:
+        asked.append(path)
+        return shutil._ntuple_diskusage(10_000, 8_500, 1_500)  # 500 are kept for checkpoints
+
+    monkeypatch.setattr(cache.shutil, "disk_usage", disk)
+    out = str(tmp_path / "not/yet")
+    assert cache.decide("disk", 10, 100, 2, out=out) == ("disk", "as asked")
+    assert cache.decide("disk", 10, 400, 2, out=out)[1].startswith("25% of the images fit on the disk")
+    with pytest.raises(UserError, match=r"cache=disk needs 0\.0 GiB and 0\.0 GiB are free\. Use --cache off"):
+        cache.decide("disk", 10, 401, 2, out=out)
+    assert set(asked) == {tmp_path}

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +19,7 @@ from torch.utils.data import Dataset, get_worker_info
 
 from opendino.core.contracts import Source
 from opendino.core.errors import BadImage, UserError
-from opendino.data import decode
+from opendino.data import decode, workers
 from opendino.data.cache import Images
 from opendino.data.workers import Hands, each, stream
 
@@ -140,3 +143,30 @@ def test_a_slow_decoder_that_reads_on_is_cut_off_anywhere(monkeypatch: pytest.Mo
     monkeypatch.setattr(decode, "MAX_SECONDS", -1.0)
     with pytest.raises(BadImage, match="not decoded within"):
         decode.decode(b"\x89PNG\r\n\x1a\n" + bytes(100))
+
+
+def test_a_run_begun_on_a_larger_machine_takes_fewer_workers(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(workers, "MOST_PROCESSES", 2)
+    assert list(stream(Right(), Hands(), 0, 4, 64)) == list(range(4))
+    assert "workers = 2 in place of 64: this machine has" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # torch's loader, made by half
+def test_processes_that_were_started_before_one_could_not_be_are_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[Any] = []
+    start = multiprocessing.process.BaseProcess.start
+
+    def third_fails(process: Any) -> None:
+        if len(started) == 2:
+            raise OSError(errno.EMFILE, "Too many open files")
+        start(process)
+        started.append(process)
+
+    monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", third_fails)
+    with pytest.raises(OSError, match="Too many open files"):
+        next(stream(Right(), Hands(), 0, 4, 4))
+    for process in started:
+        process.join(10)
+    assert [process.exitcode for process in started] == [-signal.SIGKILL] * 2

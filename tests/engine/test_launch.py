@@ -28,6 +28,8 @@ def test_as_many_as_there_are_or_were_asked_for(monkeypatch: pytest.MonkeyPatch)
     assert [launch.number(*asked) for asked in (("auto", "cpu"), (3, "cpu"), ("auto", "cuda:1"))] == [1, 3, 1]
     with pytest.raises(UsageError, match="--devices is 5, and there is 4 of cuda"):
         launch.number(5, "auto")
+    with pytest.raises(UsageError, match=r"--devices is 100,000, and this machine has \d+ cores\. Use 1 to \d+"):
+        launch.number(100_000, "cpu")
     monkeypatch.setenv("RANK", "1")
     assert launch.number(8, "cuda") == 1
 

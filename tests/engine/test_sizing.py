@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import os
+from pathlib import Path
 
 import pytest
 import torch
 
 from opendino.core import dist
-from opendino.core.errors import UserError
+from opendino.core.errors import UsageError, UserError
 from opendino.core.types import Augment, ViewGroup, ViewSpec
 from opendino.engine import sizing
 from opendino.methods import dino
@@ -121,6 +122,7 @@ def test_memory_counts_what_each_device_holds(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(dist, "world", lambda: 4)
     assert sizing.memory(method, "sgd", 5.0, False) == sizing.Memory(weights, 2 * trained, trained, 5.0)
     assert sizing.memory(method, "sgd", 5.0, True) == sizing.Memory(weights / 4, trained / 4, trained / 4, 5.0)
+    monkeypatch.setattr(sizing, "total_bytes", lambda _: 1e9)
     whole, part = (sizing.memory(method, "sgd", 5.0, parted).total for parted in (False, True))
     for free, how in ((whole, "ddp"), (whole - 1, "fsdp"), (part - 1, "fsdp")):
         monkeypatch.setattr(sizing, "free_bytes", lambda _, free=free: free)
@@ -137,3 +139,39 @@ def test_workers_share_the_cores_among_the_processes(monkeypatch: pytest.MonkeyP
     assert (sizing.workers("auto", CPU)[0], sizing.workers("auto", GPU)[0]) == (4, 15)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
     assert (sizing.workers("auto", CPU)[0], sizing.workers("auto", GPU)[0]) == (1, 1)
+
+
+def test_more_workers_than_the_cores_can_serve_are_refused() -> None:
+    most = sizing.ranges.MOST_PROCESSES
+    assert sizing.workers(most, CPU) == (most, "as asked")
+    with pytest.raises(UsageError, match=rf"--workers is 100,000, and this machine has \d+ cores\. Use 0 to {most}"):
+        sizing.workers(100_000, CPU)
+
+
+@pytest.mark.parametrize(
+    ("weights", "activations", "hint"),
+    [(49.0, 0.0, None), (49.0, 200.0, None), (51.0, 0.0, "out-dim"), (51.0, 900.0, "out-dim"), (1.0, 399.0, "--batch")],
+)
+def test_what_cannot_fit_is_refused_before_memory_is_taken(
+    monkeypatch: pytest.MonkeyPatch, weights: float, activations: float, hint: str | None
+) -> None:
+    monkeypatch.setattr(sizing, "total_bytes", lambda _: 100.0 * 2**30)
+    needed = sizing.Memory(weights * 2**30, weights * 2**30, 0.0, activations * 2**30)
+    if hint is None:
+        sizing.check_fits(needed, CPU)
+    else:
+        says = rf"Training needs [\d,]+ GiB \(weights .*has 1e\+02 GiB\. Use a smaller .*{hint}"
+        with pytest.raises(UserError, match=says):
+            sizing.check_fits(needed, CPU)
+
+
+def test_all_memory_is_a_sensible_number(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert 2**28 < sizing.total_bytes(CPU) < 2**50
+    monkeypatch.setattr(sizing, "_CONTAINER_LIMIT", tmp_path / "memory.max")
+    machine = sizing.total_bytes(CPU)
+    for text, total in (("max\n", machine), ("1000000\n", 1e6)):
+        (tmp_path / "memory.max").write_text(text)
+        assert sizing.total_bytes(CPU) == total
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert sizing.total_bytes(CPU) == 250_000

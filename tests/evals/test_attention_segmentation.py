@@ -165,6 +165,6 @@ def test_networks_without_attention_or_cls_say_so_in_one_line(tmp_path: Path) ->
 
 
 def test_flags_are_checked(model: str) -> None:
-    for flags, said in (({"mass": 0.0}, "--mass is 0"), ({"size_px": 0}, "--size-px is 0"), ({}, "Give --data")):
+    for flags, said in (({"mass": 0.0}, "mass is 0"), ({"size_px": 0}, "size_px is 0"), ({}, "Give --data")):
         with pytest.raises(UsageError, match=said):
             evaluate(Config(model, **flags))

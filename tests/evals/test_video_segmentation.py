@@ -316,8 +316,8 @@ def test_mistakes_are_one_clear_line(model: str, toy_davis: Path, tmp_path: Path
     (tmp_path / "file").touch()
     assert "Cannot write into" in said(UserError, data=frames, mask=first, out=str(tmp_path / "file"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["black.png", "file"], "nothing is left behind"
-    assert "--size-px is 0" in said(UsageError, size_px=0)
-    assert "--temperature is 0" in said(UsageError, temperature=0)
+    assert "size_px is 0" in said(UsageError, size_px=0)
+    assert "temperature is 0" in said(UsageError, temperature=0)
 
 
 def test_any_network_with_a_grid_will_do(toy_davis: Path, tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def test_mistakes_are_one_line_and_leave_nothing(vit: str, tmp_path: Path) -> No
     (tmp_path / "a.png").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"No image can be read, e\.g\. .*a\.png: not an image"):
         show(Config(vit, (a,), out=out, size_px=32, device="cpu"))
-    for flags, said in (({"mass": 0.0}, "--mass"), ({"size_px": 0}, "--size-px")):
+    for flags, said in (({"mass": 0.0}, "mass is 0"), ({"size_px": 0}, "size_px is 0")):
         with pytest.raises(UsageError, match=said):
             Config(vit, (a,), **flags)
     assert {path.name for path in tmp_path.iterdir()} == {"a.png", "vit"}

@@ -72,8 +72,8 @@ def test_logits_from_a_file(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=said):
             show(Config(logits=str(tmp_path / f"{name}.npy"), out=str(tmp_path / "o.png")))
     for flags, said in (
-        ({"temperatures": (0.0,)}, "above 0"),
-        ({"temperatures": ()}, "one to six"),
+        ({"temperatures": (0.0,)}, "from 0.0001"),
+        ({"temperatures": ()}, "1 to 6 values"),
         ({"prototypes": 1}, "2"),
     ):
         with pytest.raises(UsageError, match=said):

@@ -92,5 +92,5 @@ def test_what_cannot_be_done_is_said(vit: str, tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=said):
             show(config)
-    with pytest.raises(UsageError, match="--fps is 0"):
+    with pytest.raises(UsageError, match="fps is 0"):
         Config(vit, str(film), fps=0)

@@ -11,12 +11,13 @@ from typing import Any, TypeVar, get_type_hints
 
 import tyro
 
-from opendino.core.errors import UsageError, nearest
+from opendino.core.errors import UsageError, UserError, nearest
+from opendino.core.ranges import OutOfRange, shown
 
 T = TypeVar("T")
 
 _MISSING = {
-    "DATA": ("No images were named", "Give a folder: opendino train ~/photos"),
+    "DATA": ("No images were named", "Give a folder of images"),
     "MODEL": ("No model was named", "Give a run folder, an imported or exported model folder, or timm:NAME"),
 }
 
@@ -51,7 +52,7 @@ def parse(kind: type[T], args: list[str], prog: str, description: str, default: 
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise _one_line(errors.getvalue(), prog) from None
+        raise _one_line(errors.getvalue(), prog, stop, args) from None
 
 
 def take(args: list[str], *names: str) -> tuple[list[str], dict[str, str | None]]:
@@ -69,23 +70,41 @@ def take(args: list[str], *names: str) -> tuple[list[str], dict[str, str | None]
     return rest, found
 
 
-def _one_line(framed: str, prog: str) -> UsageError:
+def _one_line(framed: str, prog: str, stop: BaseException, args: list[str]) -> UserError:
     """Tyro's framed complaint as one of ours."""
     text = " ".join(re.sub(r"\x1b\[[0-9;]*m|[│╭╮╰╯─]", " ", framed).split())
+    told, cause = re.search(r"Error parsing (\S+):", text), stop.__context__
+    while cause is not None and not isinstance(cause, UserError):
+        cause = cause.__context__
+    if isinstance(cause, OutOfRange):
+        part = f"{told[1]}." if told and told[1][0].islower() else ""
+        return cause.named(_written(part + cause.field, args))
+    if isinstance(cause, UserError):  # raised by a Config itself, already in our words
+        return cause
     if missing := re.search(rf"Missing from {prog}: ([A-Z]+|--[a-z-]+)", text):
         return UsageError(*_MISSING.get(missing[1], (f"{prog} lacks {missing[1]}", f"See {prog} --help")))
-    if wrong := re.search(
-        r"Error parsing (--\S+): no type matching (.+?) could be instantiated from \['(.*?)'\]", text
-    ):
-        kind = wrong[2].replace("{None}|", "").lower()
-        several = next((words for words in re.findall(r"\{(.*?)\}", kind) if " " in words), "")
+    kind = re.search(r"no type matching (.+?) could be instantiated from", text)
+    if told and (kind or "digits" in text):
+        flag, words = told[1], [word.partition("=") for word in args]
+        given = [word[2] or follow[0] for word, follow in itertools.pairwise([*words, ("", "", "")]) if word[0] == flag]
+        types = kind[1].replace("{None}|", "").lower() if kind else ""
+        several = next((each for each in re.findall(r"\{(.*?)\}", types) if " " in each), "")
         hint = f"Expected {len(several.split())} values, or auto" if several else f"See {prog} --help"
-        return UsageError(f"{wrong[1]} is '{wrong[3]}', not of type {kind}", hint)
+        of = f"of type {types}" if kind else "a number that short"
+        return UsageError(f"{flag} is {shown(given[-1] if given else '')}, not {of}", hint)
+    if choice := re.search(r"invalid choice '(.*?)' for argument '(\S+)'. Expected one of \((.*?)\)", text):
+        choices = ", ".join(word.strip("'") for word in choice[3].split(", ") if word != "'None'")
+        return UsageError(f"{choice[2]} is {shown(choice[1])}", f"Choose from {choices}")
     text = re.split("For full helptext|Argument helptext", text)[0].strip(" .")
-    if ours := re.search(r"Error parsing Config\w*: (.*)", text):  # raised by a Config itself, already in our words
-        return UsageError(ours[1])
     text = re.sub(r"^(Parsing error|Value error|Invalid choice|Unrecognized options) ", "", text)
     return UsageError(text, f"See {prog} --help")
+
+
+def _written(field: str, args: list[str]) -> str:
+    """A setting as the user wrote it: `-k` or `--method.out-dim`."""
+    flag = "--" + field.replace("_", "-")
+    short = flag[1:]
+    return short if len(field) == 1 and short in [arg.partition("=")[0] for arg in args] else flag
 
 
 def _spelled_out(args: list[str], flags: dict[str, Any]) -> list[str]:

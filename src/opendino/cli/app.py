@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
+from msgspec import Meta
 
 from opendino.cli import Outcome, _flags
 from opendino.core import log
-from opendino.core.errors import UsageError, UserError, check_counts
+from opendino.core.errors import UserError
+from opendino.core.ranges import Checked
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Checked):
     """What `opendino app` takes."""
 
     names: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="NAME")] = ()
@@ -25,19 +27,14 @@ class Config:
     The page opens nothing else; to see the images of a table, name their folder or archive too."""
     host: str = "127.0.0.1"
     """Address to listen at. Any but this machine's own lets others use the page, without a password."""
-    port: int = 7860
+    port: Annotated[int, Meta(ge=0, le=65_535)] = 7860
     """Port to listen at; 0 for any that is free."""
     out: str | None = None
     """Folder for what is trained on the page; by default it goes when its user does."""
-    trainings: int = 1
+    trainings: Annotated[int, Meta(ge=1, le=64)] = 1
     """How many trainings may go on at a time."""
     device: str = "auto"
     """auto, cuda, mps or cpu."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.port < 2**16:
-            raise UsageError(f"--port is {self.port}", "Use 1 to 65535, or 0")
-        check_counts(self, "trainings")
 
 
 def run(args: list[str]) -> Outcome:

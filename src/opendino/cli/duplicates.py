@@ -11,25 +11,21 @@ import tyro
 from opendino.cli import Outcome, _flags
 from opendino.core import dist
 from opendino.core.duplicates import near_duplicates
-from opendino.core.errors import UsageError
+from opendino.core.ranges import Checked, Cosine
 from opendino.search.open import open_table
 from opendino.search.table import left_out
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Checked):
     """What `opendino duplicates` takes."""
 
     table: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TABLE")]
     """A .lance table or a .parquet file of `opendino embed`."""
-    threshold: float = 0.95
+    threshold: Cosine = 0.95
     """Cosine from which on two images are near-copies; what suits depends on the model, so look at some groups."""
     device: str = "auto"
     """auto, cuda, mps or cpu. All pairs are compared; the vectors have to fit into memory twice."""
-
-    def __post_init__(self) -> None:
-        if not -1 < self.threshold <= 1:
-            raise UsageError(f"--threshold is {self.threshold}", "Use a cosine above -1 and up to 1, e.g. 0.95")
 
 
 def run(args: list[str]) -> Outcome:

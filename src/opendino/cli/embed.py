@@ -9,13 +9,14 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
 from opendino.cli import Outcome, _flags
 from opendino.core import dist
-from opendino.core.errors import UsageError, UserError, check_counts
+from opendino.core.errors import UsageError, UserError
+from opendino.core.ranges import Batch, Checked, Workers
 from opendino.data.open import open_source
 from opendino.engine import parallel
 from opendino.features.stream import left_out
@@ -24,7 +25,7 @@ from opendino.search import embed, formats, parts
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Checked):
     """What `opendino embed` takes."""
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
@@ -34,7 +35,7 @@ class Config:
     out: str
     """The table to write; its ending, .parquet, .csv, .npz or .lance, says how. The same command goes on where it
     ended, and brings a .lance table up to date: only new and changed images are embedded."""
-    which: str | None = None
+    which: Literal["teacher", "student"] | None = None
     """teacher or student; the network to use by default."""
     patches: bool = False
     """Also keep the features of every patch, as float16 (.parquet, .npz and .lance)."""
@@ -42,15 +43,15 @@ class Config:
     """Replace the table, and drop unfinished parts of another model or of other images."""
     prune: bool = False
     """Remove images from a .lance table that are gone from DATA; else they stay and are counted."""
-    batch: int = 64
+    batch: Batch = 64
     """Images at a time."""
-    workers: int = 4
+    workers: Workers = 4
     """Threads that decode images."""
     device: str = "auto"
     """auto, cuda, mps or cpu."""
 
     def __post_init__(self) -> None:
-        check_counts(self, "batch", "workers")
+        super().__post_init__()
         if self.prune and not self.out.lower().endswith(".lance"):
             raise UsageError("--prune is for .lance tables", "Other tables hold the images of DATA and no more")
 

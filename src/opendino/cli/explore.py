@@ -6,25 +6,23 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import tyro
+from msgspec import Meta
 
 from opendino.cli import Outcome, _flags
-from opendino.core.errors import UsageError, UserError
+from opendino.core.errors import UserError
+from opendino.core.ranges import Checked
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Checked):
     """What `opendino explore` takes."""
 
     table: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TABLE")]
     """A .parquet or .lance table of `opendino embed`."""
     host: str = "127.0.0.1"
     """Address to listen at. Any but this machine's own lets others see the map, without a password."""
-    port: int = 5055
+    port: Annotated[int, Meta(ge=1, le=65_535)] = 5055
     """Port to listen at."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.port < 2**16:
-            raise UsageError(f"--port is {self.port}", "Use 1 to 65535")
 
 
 def run(args: list[str]) -> Outcome | None:

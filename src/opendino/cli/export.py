@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, make_dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from opendino.cli import Outcome, _flags
-from opendino.core.errors import UsageError, unknown
+from opendino.core.errors import UsageError
+from opendino.core.ranges import Checked
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Checked):
     """What `opendino export` takes, whatever the other software."""
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """A run folder, an imported or exported model folder, or timm:NAME."""
     out: str
     """The file or folder to make; must not exist."""
-    which: str | None = None
+    which: Literal["teacher", "student"] | None = None
     """teacher or student; the network to use by default."""
 
 
@@ -40,8 +41,6 @@ def run(args: list[str]) -> Outcome | None:
     module = writer(to)
     kind = make_dataclass("Config", [], bases=(module.Config, Config), frozen=True)
     config: Any = _flags.parse(kind, args, f"opendino export --to {to}", (module.__doc__ or "").partition("\n")[0])
-    if config.which not in (None, "teacher", "student"):
-        raise unknown("network", config.which, ("teacher", "student"))
     model, difference = export_model(config.model, to, config.out, config.which, config)
     text = (
         f"{model.backbone.name}, the {model.which}, fingerprint {model.fingerprint} → {config.out}\n"

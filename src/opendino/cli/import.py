@@ -10,12 +10,12 @@ from typing import Annotated
 import tyro
 
 from opendino.cli import Outcome, _flags
-from opendino.core.errors import check_counts
+from opendino.core.ranges import Checked, Width
 from opendino.interop._import import import_model
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Checked):
     """What `opendino import` takes."""
 
     checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
@@ -24,11 +24,8 @@ class Config:
     """The model folder to make."""
     architecture: str | None = None
     """The model of timm it is, where the file alone does not tell, e.g. convnext_tiny."""
-    num_heads: int | None = None
+    num_heads: Width | None = None
     """Attention heads of a ViT of DINO v1, where they are not 64 wide."""
-
-    def __post_init__(self) -> None:
-        check_counts(self, "num_heads")
 
 
 def run(args: list[str]) -> Outcome:

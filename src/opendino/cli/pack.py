@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
+from msgspec import Meta
 
 from opendino import config as configs
 from opendino.cli import Outcome, _flags
 from opendino.core import registry
-from opendino.core.errors import UsageError, check_counts
+from opendino.core.errors import UsageError
+from opendino.core.ranges import Checked, PixelSize, Workers
 from opendino.data import pack
 from opendino.data.decode import working_area_px
 from opendino.data.open import absolute, open_source
@@ -20,36 +22,36 @@ _DEFAULT_PX = 448  # the paper's crops have native pixels from here on: 224 px o
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Checked):
     """What `opendino pack` takes."""
 
     data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
     """Images: a folder, a .tar or .zip, a text file of paths, shards, a Hugging Face dataset."""
     out: str
     """Folder of the shards; an interrupted pack into it goes on where it stopped."""
-    size: int | None = None
+    size: PixelSize | None = None
     """Larger images are shrunk to the area of a square of this side, in pixels; 448 where neither this nor --crops-of
     is given, enough for the paper's crops."""
     crops_of: str | None = None
     """The size at which the smallest crop of this recipe still has native pixels."""
-    tiles: int | None = None
+    tiles: PixelSize | None = None
     """Cut images larger than this many pixels a side into tiles of that side, at full resolution; for slides and
     aerial images. One large image is in memory at a time, at 4 bytes a pixel (16 for more than 8 bits)."""
-    max_pixels: int | None = None
+    max_pixels: Annotated[int, Meta(ge=1, le=2**40)] | None = None
     """Leave out images of more pixels; 250 million where not given, 1,000 million with --tiles."""
-    shard_mb: int = 256
+    shard_mb: Annotated[int, Meta(ge=1, le=10**6)] = 256
     """Megabytes of a shard."""
     format: pack.Format = "jpeg"
     """What shrunk images become: jpeg or webp (quality 95), or png, without loss. Small ones stay as they are."""
-    workers: int | None = None
+    workers: Workers | None = None
     """Threads that decode and encode; four more than there are cores by default."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         given = [name for name in ("size", "crops_of", "tiles") if getattr(self, name) is not None]
         if len(given) > 1:
             flags = " and ".join(f"--{name.replace('_', '-')}" for name in given[:2])
             raise UsageError(f"{flags} were both given", "Give one of them")
-        check_counts(self, "size", "tiles", "max_pixels", "shard_mb", "workers")
 
 
 def run(args: list[str]) -> Outcome:

@@ -15,7 +15,8 @@ import tyro
 from opendino.cli import Outcome, _flags
 from opendino.core import dist, files
 from opendino.core.accuracy import yardstick
-from opendino.core.errors import UserError, check_counts
+from opendino.core.errors import UserError
+from opendino.core.ranges import Batch, Checked, Workers
 from opendino.data.files import cell
 from opendino.data.open import list_paths, open_source
 from opendino.features.table import table
@@ -23,7 +24,7 @@ from opendino.models.classifier import load_classifier
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Checked):
     """What `opendino predict` takes."""
 
     folder: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
@@ -33,15 +34,12 @@ class Config:
     out: str | None = None
     """Write path, class and probability here, as CSV; to the terminal by default. Paths are absolute, so that the file
     can be given as DATA or as --labels; of an archive they are the names in it."""
-    batch: int = 64
+    batch: Batch = 64
     """Images at a time."""
-    workers: int = 4
+    workers: Workers = 4
     """Threads that decode images."""
     device: str = "auto"
     """auto, cuda, mps or cpu."""
-
-    def __post_init__(self) -> None:
-        check_counts(self, "batch", "workers")
 
 
 def run(args: list[str]) -> Outcome:

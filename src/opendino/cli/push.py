@@ -8,10 +8,11 @@ from typing import Annotated
 import tyro
 
 from opendino.cli import Outcome, _flags
+from opendino.core.ranges import Checked
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Checked):
     """What `opendino push` takes."""
 
     folder: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]

@@ -14,6 +14,7 @@ from opendino.cli import Outcome, _flags
 from opendino.core import dist
 from opendino.core.contracts import Source
 from opendino.core.errors import BadImage, UsageError, UserError
+from opendino.core.ranges import Checked, Count
 from opendino.data.decode import decode
 from opendino.data.files import exists
 from opendino.data.open import open_source
@@ -27,7 +28,7 @@ _THUMBNAIL_PX = 160
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Checked):
     """What `opendino search` takes."""
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
@@ -36,7 +37,7 @@ class Config:
     """A .lance table or a .parquet file of `opendino embed`."""
     images: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE")]
     """Image files to find similar ones of."""
-    k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 10
+    k: Annotated[Count, tyro.conf.arg(aliases=["-k"])] = 10
     """How many to show of each."""
     exact: bool = False
     """Compare with all images even where the table has an index (from 100,000 images on)."""
@@ -44,10 +45,6 @@ class Config:
     """Also draw what was found into this picture: .png, .jpg, .svg, .html ..."""
     device: str = "auto"
     """auto, cuda, mps or cpu."""
-
-    def __post_init__(self) -> None:
-        if self.k < 1:
-            raise UsageError(f"-k is {self.k}", "Use a whole number from 1 up")
 
 
 def run(args: list[str]) -> Outcome:

@@ -12,7 +12,8 @@ import tyro
 
 from opendino.cli import Outcome, _flags
 from opendino.core import dist, files
-from opendino.core.errors import UsageError, UserError, check_counts
+from opendino.core.errors import UserError
+from opendino.core.ranges import Checked, Count, OutOfRange, Seed
 from opendino.data.files import line, unescape
 from opendino.data.list_columns import read_list
 from opendino.data.open import list_paths
@@ -22,27 +23,27 @@ from opendino.search.table import left_out
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Checked):
     """What `opendino select` takes."""
 
     table: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TABLE")]
     """A .lance table or a .parquet file of `opendino embed`."""
-    num: int
+    num: Count
     """How many images to choose."""
     out: str
     """Write them here, in the order chosen, so that any first part of the list is a good choice too: one absolute path
     a line, so that the list can be given as DATA; of a table of an archive the names in it."""
     start_from: str | None = None
     """A list of images that are labelled already: what is chosen lies far from them too."""
-    seed: int = 0
+    seed: Seed = 0
     """Draws the first image where none is labelled."""
     device: str = "auto"
     """auto, cuda, mps or cpu."""
 
     def __post_init__(self) -> None:
-        check_counts(self, "num")
+        super().__post_init__()
         if not self.out.lower().endswith((".txt", ".lst")):
-            raise UsageError(f"--out is {self.out}", "End its name in .txt: a list of paths, which is DATA as well")
+            raise OutOfRange("out", self.out, "End its name in .txt: a list of paths, which is DATA as well")
 
 
 def run(args: list[str]) -> Outcome:

@@ -6,13 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import tyro
-
 from opendino import config as configs
 from opendino.cli import Outcome, _flags
 from opendino.config import Config
 from opendino.core import registry
 from opendino.core.accuracy import shown, yardstick
+from opendino.core.errors import UsageError
 
 _RECIPES = "opendino.recipes"
 
@@ -93,8 +92,6 @@ def parse(args: list[str], recipe: str = "auto", data: str | None = None) -> Con
         base = configs.from_tree(configs.read_tree(chosen["config"]), base)
     if chosen["method"] and chosen["method"] != configs.method_name(base):
         base = replace(base, method=configs.method_config(chosen["method"]))
-    if not base.data:
-        base = replace(base, data=tyro.MISSING)
     given = {arg.partition("=")[0] for arg in args}
     if "--steps" in given and "--epochs" not in given:
         base = replace(base, epochs=None)
@@ -105,4 +102,7 @@ def parse(args: list[str], recipe: str = "auto", data: str | None = None) -> Con
         f"Train on images without labels. Also: --recipe NAME ({recipes}), --config FILE.yaml, "
         f"--method NAME ({', '.join(registry.names('opendino.methods'))}), --json."
     )
-    return _flags.parse(Config, args, "opendino train", description, base)
+    config = _flags.parse(Config, args, "opendino train", description, base)
+    if not config.data:
+        raise UsageError("No images were named", "Give a folder: opendino train ~/photos")
+    return config

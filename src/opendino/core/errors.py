@@ -49,18 +49,6 @@ class UsageError(UserError):
         super().__init__(message, hint, exit_code)
 
 
-def check_counts(config: object, *names: str) -> None:
-    """Flags that count something are 1 or more; None stands for not given.
-
-    Raises:
-        UsageError: One is less.
-    """
-    for name in names:
-        value = getattr(config, name)
-        if value is not None and value < 1:
-            raise UsageError(f"--{name.replace('_', '-')} is {value}", "Use a whole number from 1 up")
-
-
 class BadImage(Exception):
     """One image that cannot be used; `str(error)` is the reason, one line. Never ends a run by itself."""
 

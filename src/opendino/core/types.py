@@ -7,18 +7,21 @@ Letters: `V` views, `B` images in a batch, `C` channels, `H W` pixels, `N` patch
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
+from msgspec import Meta
 from torch import Tensor
 
-from opendino.core.errors import UsageError
+from opendino.core.ranges import ASCENDING, Checked, Fraction, FractionRange, Hue, Strength
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+Aspect = Annotated[float, Meta(ge=0.01, le=100)]
+Sigma = Annotated[float, Meta(ge=0, le=100)]
 
 
 @dataclass(frozen=True)
-class Augment:
+class Augment(Checked):
     """How one view is drawn: crop, then flip, jitter, grey, blur, solarise (BYOL, appendix B; DINO v1).
 
     Attributes:
@@ -33,32 +36,18 @@ class Augment:
         solarise: Probability of inverting every value at or above one half.
     """
 
-    scale: tuple[float, float]
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    flip: float = 0.5
-    jitter: float = 0.8
-    brightness: float = 0.4
-    contrast: float = 0.4
-    saturation: float = 0.2
-    hue: float = 0.1
-    grey: float = 0.2
-    blur: float = 0.0
-    sigma_px: tuple[float, float] = (0.1, 2.0)
-    solarise: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name in ("flip", "jitter", "grey", "blur", "solarise"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UsageError(f"{name} is {getattr(self, name)}", "A probability lies between 0 and 1")
-        for name in ("brightness", "contrast", "saturation", "hue"):
-            if getattr(self, name) < 0 or (name == "hue" and self.hue > 0.5):
-                raise UsageError(f"{name} is {getattr(self, name)}", "Use 0 or more, and for the hue 0.5 at most")
-        if not 0 < self.scale[0] <= self.scale[1] <= 1:
-            raise UsageError(f"scale is {self.scale}", "Give two shares with 0 < low <= high <= 1, e.g. 0.25 1.0")
-        if not 0 < self.ratio[0] <= self.ratio[1]:
-            raise UsageError(f"ratio is {self.ratio}", "Give two aspects with 0 < low <= high, e.g. 0.75 1.33")
-        if not 0 <= self.sigma_px[0] <= self.sigma_px[1]:
-            raise UsageError(f"sigma_px is {self.sigma_px}", "Give two widths with 0 <= low <= high, e.g. 0.1 2.0")
+    scale: FractionRange
+    ratio: Annotated[tuple[Aspect, Aspect], ASCENDING] = (3 / 4, 4 / 3)
+    flip: Fraction = 0.5
+    jitter: Fraction = 0.8
+    brightness: Strength = 0.4
+    contrast: Strength = 0.4
+    saturation: Strength = 0.2
+    hue: Hue = 0.1
+    grey: Fraction = 0.2
+    blur: Fraction = 0.0
+    sigma_px: Annotated[tuple[Sigma, Sigma], ASCENDING] = (0.1, 2.0)
+    solarise: Fraction = 0.0
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import fcntl
 import json
 import mmap
 import os
+import shutil
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -179,7 +180,12 @@ def _write(descriptor: int, data: memoryview, offset: int) -> None:
 
 
 def decide(
-    cache: Cache, num_images: int, bytes_per_image: float, num_epochs: float, gpu_bytes: float = 0.0
+    cache: Cache,
+    num_images: int,
+    bytes_per_image: float,
+    num_epochs: float,
+    gpu_bytes: float = 0.0,
+    out: str | None = None,
 ) -> tuple[Cache, str]:
     """Resolve "auto", for a set that is seen more than once.
 
@@ -192,9 +198,10 @@ def decide(
         bytes_per_image: Decoded.
         num_epochs: Of the run.
         gpu_bytes: Free memory of the GPU that trains; 0 where there is none.
+        out: Run folder of a cache on disk.
 
     Raises:
-        UserError: "ram" or "device" was asked for and cannot fit.
+        UserError: A cache was asked for and cannot fit; one on disk where less than a quarter fits.
     """
     needed, free = num_images * bytes_per_image, _free_ram_bytes()
     size = f"{num_images:,} images of about {bytes_per_image / 1024:.0f} KiB"
@@ -204,6 +211,13 @@ def decide(
         raise UserError(
             f"cache={cache} needs {wanted / 2**30:.1f} GiB and {there / 2**30:.1f} GiB are free", "Use --cache disk"
         )
+    if cache == "disk" and needed > (disk := _free_disk_bytes(out)):
+        if needed > 4 * disk:
+            raise UserError(
+                f"cache=disk needs {needed / 2**30:,.1f} GiB and {disk / 2**30:.1f} GiB are free",
+                "Use --cache off, or an --out on a larger disk",
+            )
+        return cache, f"{disk / needed:.0%} of the images fit on the disk; the others are decoded every epoch"
     if cache != "auto":
         return cache, "as asked"
     if num_epochs <= 1:
@@ -213,6 +227,13 @@ def decide(
     if needed > free / 4:
         return "off", f"{size} are more than a quarter of the free memory"
     return "ram", f"{size} fit into memory"
+
+
+def _free_disk_bytes(out: str | None) -> float:
+    """Of the disk that a run folder will be on, which may not exist yet; without what is kept for checkpoints."""
+    place = Path(out or ".").expanduser().absolute()
+    found = shutil.disk_usage(next(path for path in (place, *place.parents) if path.is_dir()))
+    return max(0.0, found.free - _LEFT_FREE * found.total)
 
 
 def _free_ram_bytes() -> float:

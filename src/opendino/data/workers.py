@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import os
+import multiprocessing
 import signal
 import sys
 import time
@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from opendino.core import log
 from opendino.core.errors import BadImage, UserError
+from opendino.core.ranges import MOST_PROCESSES, cores
 from opendino.data import decode
 
 T = TypeVar("T")
@@ -104,6 +105,9 @@ def stream(
     Raises:
         UserError: Processes die again and again.
     """
+    if workers > MOST_PROCESSES:  # a run that was begun on a larger machine
+        log.say(f"workers = {MOST_PROCESSES} in place of {workers}: this machine has {cores()} cores")
+        workers = MOST_PROCESSES
     deaths = 0
     while first < last:
         hands.open(workers)
@@ -125,11 +129,6 @@ def stream(
                 break
             first, deaths = first + 1, 0
             yield item
-
-
-def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def each(look: Callable[[int], T], indices: Sequence[int], hands: Hands, workers: int) -> Iterator[T]:
@@ -169,7 +168,12 @@ def _started(dataset: Dataset[Any], numbers: range, workers: int, pin: bool) -> 
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,  # shares a cache in RAM
     )
     before = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
-    items = iter(loader)
+    others = set(multiprocessing.active_children())
+    try:
+        items = iter(loader)
+    except BaseException:  # e.g. no descriptor is left for the next one: those that were started hear no SIGTERM
+        _end([process for process in multiprocessing.active_children() if process not in others])
+        raise
     if workers:
         # Whatever still holds on to them when Python ends, which would wait for them for ever: they hear no SIGTERM.
         weakref.finalize(items, _end, items._workers)  # pyright: ignore[reportAttributeAccessIssue]

@@ -30,6 +30,7 @@ import torch
 
 from opendino.core import errors, files
 from opendino.core.errors import UsageError, UserError
+from opendino.core.ranges import MOST_PROCESSES, cores
 from opendino.engine.interrupt import Interrupted
 
 _RESTARTS = 3
@@ -55,6 +56,10 @@ def number(devices: int | str, device: str) -> int:
     assert isinstance(devices, int)
     if present == 0:
         return 1  # which says that there is no such device
+    if kind == "cpu" and devices > MOST_PROCESSES:
+        raise UsageError(
+            f"--devices is {devices:,}, and this machine has {cores()} cores", f"Use 1 to {MOST_PROCESSES}"
+        )
     if devices > present and kind != "cpu":
         raise UsageError(f"--devices is {devices}, and there is {present} of {kind}", "Use --devices auto")
     return devices

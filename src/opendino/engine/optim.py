@@ -14,48 +14,37 @@ from torch import Tensor, nn
 
 from opendino.core import auto, dist, schedule, span
 from opendino.core.contracts import Backbone
-from opendino.core.errors import UsageError
+from opendino.core.ranges import Checked, Duration, FractionAboveZero, NotNegative, Positive, Width
 from opendino.core.types import Clock, Facts
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Checked):
     """How the student is optimised. Defaults are DINO v1's for ViTs."""
 
     name: Literal["adamw", "sgd", "lars"] = "adamw"
-    lr: float | Literal["auto"] = 5e-4
+    lr: Positive | Literal["auto"] = 5e-4
     """Peak learning rate for a batch of 256; scaled linearly with the batch. auto: the published rate; for small
     convolutional networks on a CPU one that small batches need."""
-    min_lr: float = 1e-6
+    min_lr: NotNegative = 1e-6
     """Where the cosine ends; not scaled."""
-    lr_warmup: str = "10ep"
+    lr_warmup: Duration = "10ep"
     """Linear warm-up (at most a fifth of the run)."""
-    layer_decay: float = 1.0
+    layer_decay: FractionAboveZero = 1.0
     """Each stage of the backbone learns at this share of the rate of the one above it; 1 for all alike."""
-    freeze_backbone: str = "0ep"
+    freeze_backbone: Duration = "0ep"
     """The backbone stands still this long (at most a fifth of the run), while a fresh head finds its place; then its
     rate is warmed up from 0 in its turn."""
-    weight_decay: float = 0.04
-    weight_decay_end: float = 0.4
+    weight_decay: NotNegative = 0.04
+    weight_decay_end: NotNegative = 0.4
     """Half cosine from start to end. Biases and one-dimensional parameters are never decayed."""
-    clip: float = 3.0
+    clip: NotNegative = 3.0
     """Largest gradient norm; 0 for none."""
     clip_by: Literal["tensor", "global"] = "tensor"
     """Norm of each parameter tensor on its own (DINO v1), or of all together."""
-    accumulate: int | Literal["auto"] = "auto"
+    accumulate: Width | Literal["auto"] = "auto"
     """A step's batch is worked off in this many parts, to save memory; one EMA and centre update a step all
     the same. BatchNorm sees one part at a time. auto: as few parts as fit."""
-
-    def __post_init__(self) -> None:
-        if self.accumulate != "auto" and self.accumulate < 1:
-            raise UsageError(f"accumulate is {self.accumulate}", "Use 1 or more")
-        if not 0 < self.layer_decay <= 1:
-            raise UsageError(f"layer_decay is {self.layer_decay}", "Use a share above 0 and at most 1, e.g. 0.75")
-        if self.lr != "auto" and self.lr <= 0:
-            raise UsageError(f"lr is {self.lr}", "Use a learning rate above 0, e.g. 5e-4")
-        for name in ("min_lr", "weight_decay", "weight_decay_end", "clip"):
-            if getattr(self, name) < 0:
-                raise UsageError(f"{name} is {getattr(self, name)}", "Use 0 or more")
 
     def resolved(self, facts: Facts) -> tuple[Config, list[str]]:
         """Durations within their share of the run; with the reasons."""

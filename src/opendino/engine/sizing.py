@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from opendino.core import dist
+from opendino.core import dist, ranges
 from opendino.core.contracts import Backbone, Method
-from opendino.core.errors import UserError
+from opendino.core.errors import UsageError, UserError
 from opendino.core.types import ViewSpec
-from opendino.engine import threads
 from opendino.engine.parallel import Parallel
 
+_BY_FAR = 4
+_CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
 _MARGIN = 1.25  # for the head, the teacher and what a step allocates besides
 
 
@@ -104,7 +106,8 @@ class Memory:
 
     def __str__(self) -> str:
         parts = ("weights", "gradients", "moments", "activations")
-        return ", ".join(f"{name} {getattr(self, name) / 2**30:.2g}" for name in parts)
+        numbers = {name: getattr(self, name) / 2**30 for name in parts}
+        return ", ".join(f"{name} {gib:,.0f}" if gib > 99 else f"{name} {gib:.2g}" for name, gib in numbers.items())
 
 
 def memory(method: Method, optimizer: str, activations: float, parted: bool) -> Memory:
@@ -133,6 +136,34 @@ def free_bytes(device: torch.device) -> float:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf(available) / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
+def total_bytes(device: torch.device) -> float:
+    """All memory there is: of the GPU, or this process's share of the machine's or of its container's."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    limit = _CONTAINER_LIMIT.read_text().strip() if _CONTAINER_LIMIT.is_file() else "max"
+    machine = float(os.sysconf("SC_PAGE_SIZE")) * os.sysconf("SC_PHYS_PAGES")
+    total = min(machine, float(limit)) if limit.isdecimal() else machine
+    return total / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def check_fits(needed: Memory, device: torch.device) -> None:
+    """Refuse a run that cannot fit, before it takes the memory.
+
+    What a step keeps for the way back is an estimate: it alone is refused only where it is several times too much.
+
+    Raises:
+        UserError: Weights, gradients and moments exceed the memory there is, or all together do by far.
+    """
+    total, fixed = total_bytes(device), needed.total - needed.activations
+    if fixed > total or needed.total > _BY_FAR * total:
+        large = "network, --method.out-dim or --method.hidden-dim" if fixed > total else "--batch or smaller views"
+        raise UserError(
+            f"Training needs {needed.total / 2**30:,.0f} GiB ({needed}), and the {device.type} device has "
+            f"{total / 2**30:.2g} GiB",
+            f"Use a smaller {large}",
+        )
+
+
 def parallel(
     wanted: Parallel, method: Method, optimizer: str, activations: float, device: torch.device
 ) -> tuple[Literal["ddp", "fsdp"], str]:
@@ -144,14 +175,18 @@ def parallel(
         optimizer: Its name.
         activations: Bytes of one part of a step.
         device: Whose memory counts.
+
+    Raises:
+        UserError: The device cannot hold it.
     """
     free, how = free_bytes(device), wanted
     if how == "auto":
         how = "ddp" if dist.world() == 1 or memory(method, optimizer, activations, False).total <= free else "fsdp"
     needed = memory(method, optimizer, activations, how == "fsdp")
+    check_fits(needed, device)
     where = f" of each of {dist.world()} {how} devices" if dist.world() > 1 else ""
     text = f"memory{where} = {needed.total / 2**30:.2g} GiB of {free / 2**30:.2g} free: {needed}"
-    return how, text if needed.total <= free else f"{text}; it may not fit"
+    return how, text if needed.total <= free else f"{text}; it may not fit: a smaller --batch takes less"
 
 
 def accumulate(wanted: int | str, batch: int, each: float, device: torch.device) -> tuple[int, str]:
@@ -180,10 +215,17 @@ def accumulate(wanted: int | str, batch: int, each: float, device: torch.device)
 
 
 def workers(wanted: int | str, device: torch.device) -> tuple[int, str]:
-    """Loader processes of this rank, and why."""
+    """Loader processes of this rank, and why.
+
+    Raises:
+        UsageError: More were asked for than the cores can serve.
+    """
+    cores = ranges.cores()
     if isinstance(wanted, int):
+        if wanted > ranges.MOST_PROCESSES:
+            most = f"Use 0 to {ranges.MOST_PROCESSES}, or auto"
+            raise UsageError(f"--workers is {wanted:,}, and this machine has {cores} cores", most)
         return wanted, "as asked"
-    cores = threads.cores()
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if device.type == "cpu":
         return max(1, cores // (4 * local)), f"a quarter of {cores} cores; the rest train"

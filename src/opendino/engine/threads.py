@@ -17,15 +17,11 @@ from typing import Any
 import torch
 
 from opendino.core.errors import UsageError
+from opendino.core.ranges import cores
 
 _GAIN = 1.1  # what twice the threads must gain: a smaller gain is lost as soon as another program runs
 _SECONDS = 0.25  # of each timing
 _SLOW_ROWS = 3  # of ten seconds each, at less than half of the best speed, before the threads are timed again
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def choose(wanted: int | str, device: torch.device, workers: int, work: Callable[[], object]) -> tuple[int, str]:

@@ -16,6 +16,7 @@ from torch.nn.functional import interpolate
 
 from opendino.core import dist
 from opendino.core.errors import BadImage, UsageError, UserError
+from opendino.core.ranges import Checked, FractionAboveZero, PixelSize, Seed
 from opendino.core.types import Report
 from opendino.data.mask_scores import jaccard
 from opendino.data.masked import open_masked
@@ -26,7 +27,7 @@ from opendino.models.patches import normalise, patch_px
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Checked):
     """What `opendino eval attention-segmentation` takes."""
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
@@ -35,20 +36,14 @@ class Config:
     """Network of a run; all it has by default. The untrained one is always judged besides."""
     data: str = ""
     """A folder with images/ and masks/ (PNG, same names), PASCAL VOC's folder, or toy:forms."""
-    mass: float = 0.6
+    mass: FractionAboveZero = 0.6
     """Share of the attention that is kept."""
-    size_px: int = 480
+    size_px: PixelSize = 480
     """Shorter side of the images that the network sees."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the untrained network's weights."""
     device: str = "auto"
     """auto, cuda, mps or cpu."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.mass <= 1:
-            raise UsageError(f"--mass is {self.mass}", "It is a share, above 0 and at most 1")
-        if self.size_px < 1:
-            raise UsageError(f"--size-px is {self.size_px}", "It is a whole number from 1 up")
 
 
 def evaluate(config: Config) -> Report:

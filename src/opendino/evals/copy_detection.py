@@ -16,6 +16,7 @@ from opendino.core import dist
 from opendino.core.contracts import Source
 from opendino.core.duplicates import near_duplicates
 from opendino.core.errors import UsageError, UserError
+from opendino.core.ranges import Batch, Checked, Cosine, PixelSize
 from opendino.core.ranking import POSITIVE, average_precision, search
 from opendino.core.types import Report
 from opendino.data.copies import COPIES
@@ -28,7 +29,7 @@ _SIZE_PX, _POWER, _DEPTH = 320, 4.0, 20  # of DINO v1 on Copydays
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Checked):
     """What `opendino eval copy-detection` takes."""
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
@@ -45,23 +46,18 @@ class Config:
     """A folder of other images to hide the originals among; 10,000 of YFCC100M in the paper."""
     whiten: str | None = None
     """A folder of other images to learn a PCA whitening on; 20,000 of YFCC100M in the paper."""
-    size_px: int | None = None
+    size_px: PixelSize | None = None
     """Both sides of the images that the network sees; by default 320 for Copydays, else what the model was trained
     for."""
-    threshold: float = 0.95
+    threshold: Cosine = 0.95
     """duplicates: cosine from which on two images count as one."""
-    batch: int = 32
+    batch: Batch = 32
     """Images at a time."""
     device: str = "auto"
     """auto, cuda, mps or cpu."""
 
     def __post_init__(self) -> None:
-        if self.size_px is not None and self.size_px < 1:
-            raise UsageError(f"--size-px is {self.size_px}", "It is a number of pixels, 1 or more")
-        if not -1 < self.threshold <= 1:
-            raise UsageError(f"--threshold is {self.threshold}", "It is a cosine, above -1 and at most 1")
-        if self.batch < 1:
-            raise UsageError(f"--batch is {self.batch}", "It is a number of images, 1 or more")
+        super().__post_init__()
         if self.mode == "duplicates" and self.distractors:
             raise UsageError("--distractors has no meaning with --mode duplicates", "Leave one of them out")
 

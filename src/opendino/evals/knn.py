@@ -10,11 +10,13 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 import tyro
+from msgspec import Meta
 from torch import Tensor
 
 from opendino.core import dist
 from opendino.core.accuracy import NO_TOP5, Accuracy, standard_error, yardstick
-from opendino.core.errors import UsageError, UserError, check_counts
+from opendino.core.errors import UsageError, UserError
+from opendino.core.ranges import Batch, Checked, Count, Repeats, Temperature, Workers
 from opendino.core.types import Report
 from opendino.features.neighbours import directed, nearest
 from opendino.features.scores import accuracy_of, place
@@ -26,7 +28,7 @@ Weights = Literal["similarity", "uniform"]
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Checked):
     """What `opendino eval knn` takes."""
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
@@ -37,21 +39,21 @@ class Config:
     """Labelled images to look for neighbours among; those that a run was trained on by default."""
     val: str | None = None
     """Labelled images to classify; without it a fifth of --train is held out."""
-    k: tuple[int, ...] = (10, 20)
+    k: Annotated[tuple[Count, ...], Meta(min_length=1)] = (10, 20)
     """Numbers of neighbours that vote."""
-    temperature: float = 0.07
+    temperature: Temperature = 0.07
     """T: a neighbour's vote is exp(cosine / T)."""
     weights: Weights = "similarity"
     """similarity: votes by the temperature; uniform: one vote each."""
-    shots: int | None = None
+    shots: Count | None = None
     """Few-shot: label only so many images of each class, drawn at random."""
-    tries: int = 5
+    tries: Repeats = 5
     """Few-shot: how many draws; their mean and standard deviation are reported."""
     multi_label: bool = False
     """An image may have several labels: names of classes are lists such as "cat;dog", in a CSV of path,names."""
-    batch: int = 64
+    batch: Batch = 64
     """Images at a time."""
-    workers: int = 4
+    workers: Workers = 4
     """Threads that decode images."""
     feature_dtype: Literal["float32", "float16"] = "float32"
     """Of the stored features; float16 halves their memory."""
@@ -59,12 +61,7 @@ class Config:
     """auto, cuda, mps or cpu."""
 
     def __post_init__(self) -> None:
-        for flag, values in (("k", self.k), ("shots", (self.shots,)), ("tries", (self.tries,))):
-            if not values or any(value is not None and value < 1 for value in values):
-                raise UsageError(f"--{flag} is {' '.join(map(str, values)) or 'empty'}", "Use whole numbers from 1 up")
-        check_counts(self, "batch", "workers")
-        if not self.temperature > 0:
-            raise UsageError(f"--temperature is {self.temperature}", "Use a number above 0")
+        super().__post_init__()
         if self.shots and self.multi_label:
             raise UsageError("--shots and --multi-label were both given", "Give one of them")
 

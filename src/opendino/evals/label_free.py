@@ -10,13 +10,15 @@ from typing import Annotated, Any, Literal
 
 import torch
 import tyro
+from msgspec import Meta
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from opendino.core import dist, log, metrics
 from opendino.core.accuracy import shown, yardstick
 from opendino.core.contracts import Source
-from opendino.core.errors import UsageError, UserError
+from opendino.core.errors import UserError
+from opendino.core.ranges import Checked, OutOfRange, Repeats, Seed, Workers
 from opendino.core.types import Augment, Report
 from opendino.data.open import open_source
 from opendino.data.order import permutation
@@ -32,7 +34,7 @@ MEASURES = ("effective_rank", "alpha_req", "uniformity", "alignment", "lidar")
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Checked):
     """What `opendino eval label-free` takes."""
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
@@ -43,23 +45,21 @@ class Config:
     """Images; those that a run was trained on by default."""
     all_checkpoints: bool = False
     """Judge every checkpoint that a run has kept, rank them, and compare with the k-NN measured while it trained."""
-    images: int = 2048
+    images: Annotated[int, Meta(ge=2, le=10**9)] = 2048
     """How many images to look at, drawn at random."""
-    views: int = 4
+    views: Repeats | Literal[0] = 4
     """Random crops of each image for alignment and LiDAR; 0 goes without these two."""
-    seed: int = 0
+    seed: Seed = 0
     """Decides which images and crops."""
-    workers: int = 4
+    workers: Workers = 4
     """Threads or processes that decode images."""
     device: str = "auto"
     """auto, cuda, mps or cpu."""
 
     def __post_init__(self) -> None:
-        for flag, least in (("images", 2), ("workers", 1), ("seed", 0)):
-            if getattr(self, flag) < least:
-                raise UsageError(f"--{flag} is {getattr(self, flag)}", f"Use a whole number from {least} up")
-        if self.views < 0 or self.views == 1:
-            raise UsageError(f"--views is {self.views}", "Use 0, or 2 or more")
+        super().__post_init__()
+        if self.views == 1:
+            raise OutOfRange("views", self.views, "Use 0, or 2 or more")
 
 
 def evaluate(config: Config) -> Report:

@@ -10,13 +10,15 @@ from typing import Annotated, Literal
 
 import torch
 import tyro
+from msgspec import Meta
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from opendino.core import dist
 from opendino.core.accuracy import NO_TOP5, yardstick
 from opendino.core.contracts import Backbone, Source
-from opendino.core.errors import UsageError, UserError, check_counts
+from opendino.core.errors import UsageError, UserError
+from opendino.core.ranges import Batch, Checked, Count, NotNegative, Positive, Seed, Workers
 from opendino.core.types import Augment, Report
 from opendino.data.order import permutation
 from opendino.features.fit import MOMENTUM, logistic_regression, scikit_learn, train_together
@@ -31,11 +33,12 @@ from opendino.models.tokens import Tokens, num_blocks
 from opendino.models.vit import VisionTransformer
 
 Candidate = tuple[Tokens, float]
+Candidates = Annotated[tuple[Positive, ...], Meta(min_length=1)]
 _CROP = Augment(scale=(0.08, 1.0), jitter=0.0, grey=0.0)  # random-resized crop and flip, as in supervised training
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Checked):
     """What `opendino eval linear` takes."""
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
@@ -51,23 +54,23 @@ class Config:
     grid: the best of the three. auto: by the backbone."""
     solver: Literal["sgd", "lbfgs"] = "sgd"
     """sgd: as the original; lbfgs: scikit-learn's logistic regression, quick for small sets."""
-    lr: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0)
+    lr: Candidates = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0)
     """Learning rates for batches of 256, trained together; a single one is not chosen but used."""
-    weight_decay: float = 0.0
+    weight_decay: NotNegative = 0.0
     """Of sgd."""
-    C: tuple[float, ...] = (0.01, 0.1, 1.0, 10.0, 100.0)
+    C: Candidates = (0.01, 0.1, 1.0, 10.0, 100.0)
     """Inverse strengths of the penalty of lbfgs."""
-    epochs: int = 100
+    epochs: Count = 100
     """Passes over the training images."""
     augment: bool = False
     """Random-resized crops and flips, as the original; the network then runs in every epoch."""
-    batch: int = 256
+    batch: Batch = 256
     """Images a step."""
-    seed: int = 0
+    seed: Seed = 0
     """Decides initial weights, order and crops."""
     out: str | None = None
     """Write the trained classifier into this new folder, for `opendino predict`."""
-    workers: int = 4
+    workers: Workers = 4
     """Threads or processes that decode images."""
     feature_dtype: Literal["float32", "float16"] = "float32"
     """Of the stored features; float16 halves their memory."""
@@ -75,14 +78,7 @@ class Config:
     """auto, cuda, mps or cpu."""
 
     def __post_init__(self) -> None:
-        check_counts(self, "epochs", "batch", "workers")
-        for flag, values in (("lr", self.lr), ("C", self.C)):
-            if not values or not all(0 < value < math.inf for value in values):
-                raise UsageError(f"--{flag} is {' '.join(map(str, values)) or 'empty'}", "Use numbers above 0")
-        if not 0 <= self.weight_decay < math.inf:
-            raise UsageError(f"--weight-decay is {self.weight_decay}", "Use 0 or more")
-        if not 0 <= self.seed < 2**63:
-            raise UsageError(f"--seed is {self.seed}", "Use a whole number from 0 up")
+        super().__post_init__()
         if self.augment and self.solver == "lbfgs":
             raise UsageError("--augment and --solver lbfgs were both given", "lbfgs looks at every image once: use sgd")
 

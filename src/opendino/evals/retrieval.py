@@ -9,12 +9,14 @@ from typing import Annotated, Any, Literal
 
 import torch
 import tyro
+from msgspec import Meta
 from PIL import Image
 from torch import Tensor
 
 from opendino.core import dist
 from opendino.core.contracts import Source
 from opendino.core.errors import BadImage, UsageError, UserError
+from opendino.core.ranges import Batch, Checked, Count, PixelSize
 from opendino.core.ranking import JUNK, POSITIVE, average_precision, precision_at, recall_at, search
 from opendino.core.types import Report
 from opendino.data import revisited
@@ -33,7 +35,7 @@ _SETUPS = {
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Checked):
     """What `opendino eval retrieval` takes."""
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
@@ -44,34 +46,24 @@ class Config:
     """A folder with a sub-folder of images a class; with a ground truth, the folder of the benchmark's images."""
     ground_truth: str | None = None
     """gnd_roxford5k.pkl, gnd_rparis6k.pkl or the same as JSON; found by itself where it lies in DATA."""
-    size_px: int | None = None
+    size_px: PixelSize | None = None
     """Longest side of an image; by default 512 with a ground truth, else what the model was trained for."""
     multi_scale: bool = True
     """Mean over the scales 1, 1/√2, 1/2."""
     pool: Literal["cls", "gem"] = "cls"
     """The image feature, or the generalised mean of the patches."""
-    gem_power: float = 3.0
+    gem_power: Annotated[float, Meta(gt=0, le=1000)] = 3.0
     """p of the generalised mean."""
     crop_queries: bool = True
     """Cut queries to their box, as the benchmark asks; DINO v1 published its figures without."""
     whiten: str | None = None
     """A folder of other images to learn a PCA whitening on."""
-    k: tuple[int, ...] = (1, 5, 10)
+    k: Annotated[tuple[Count, ...], Meta(min_length=1)] = (1, 5, 10)
     """Lengths of the list for precision and recall."""
-    batch: int = 32
+    batch: Batch = 32
     """Images at a time."""
     device: str = "auto"
     """auto, cuda, mps or cpu."""
-
-    def __post_init__(self) -> None:
-        if self.size_px is not None and self.size_px < 1:
-            raise UsageError(f"--size-px is {self.size_px}", "It is a number of pixels, 1 or more")
-        if not self.gem_power > 0:
-            raise UsageError(f"--gem-power is {self.gem_power}", "It is above 0; the usual is 3")
-        if not self.k or min(self.k) < 1:
-            raise UsageError(f"--k is {' '.join(map(str, self.k)) or 'empty'}", "Give numbers of images, 1 or more")
-        if self.batch < 1:
-            raise UsageError(f"--batch is {self.batch}", "It is a number of images, 1 or more")
 
 
 def evaluate(config: Config) -> Report:

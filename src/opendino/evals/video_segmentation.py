@@ -17,6 +17,7 @@ from torch.nn.functional import interpolate, normalize, one_hot
 
 from opendino.core import dist, files, log
 from opendino.core.errors import BadImage, UsageError, UserError
+from opendino.core.ranges import Checked, Count, CountOrZero, PixelSize, Temperature
 from opendino.core.types import Report
 from opendino.data import masks, video
 from opendino.data.files import printable
@@ -27,7 +28,7 @@ from opendino.models.patches import normalise, patch_px
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Checked):
     """What `opendino eval video-segmentation` takes."""
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
@@ -46,26 +47,18 @@ class Config:
     """DAVIS: the folder below JPEGImages and Annotations."""
     sequences: tuple[str, ...] = ()
     """DAVIS: only these."""
-    size_px: int = 480
+    size_px: PixelSize = 480
     """Shorter side of the frames that the network sees."""
-    num_last: int = 7
+    num_last: CountOrZero = 7
     """Frames before the present one that it is compared with, besides the first."""
-    radius: int = 12
+    radius: CountOrZero = 12
     """How many patches away, in rows and in columns, the same thing may have been; 0 for any number."""
-    top_k: int = 5
+    top_k: Count = 5
     """Most similar patches that decide."""
-    temperature: float = 0.1
+    temperature: Temperature = 0.1
     """Of the softmax over their cosine similarities."""
     device: str = "auto"
     """auto, cuda, mps or cpu."""
-
-    def __post_init__(self) -> None:
-        for name, low in {"size_px": 1, "num_last": 0, "radius": 0, "top_k": 1}.items():
-            if getattr(self, name) < low:
-                flag = name.replace("_", "-")
-                raise UsageError(f"--{flag} is {getattr(self, name)}", f"It is a whole number from {low} up")
-        if not self.temperature > 0:
-            raise UsageError(f"--temperature is {self.temperature}", "It is a number above 0")
 
 
 def evaluate(config: Config) -> Report:

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from opendino.core.contracts import Source
+from opendino.core.ranges import cores
 from opendino.core.types import Augment, ViewGroup, ViewSpec
 from opendino.data import cache, loader
 from opendino.data.crops import crops
 from opendino.data.decode import working_area_px
 from opendino.data.subset import Subset
-from opendino.data.workers import cores
 from opendino.models.load import Model
 from opendino.models.tokens import Tokens
 

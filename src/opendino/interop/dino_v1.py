@@ -19,6 +19,7 @@ from torch import Tensor
 from opendino.core import files
 from opendino.core.contracts import Backbone
 from opendino.core.errors import UserError
+from opendino.core.ranges import Checked
 from opendino.interop import _architectures, _checkpoint
 from opendino.interop._checkpoint import Checkpoint, Imported
 from opendino.models.load import Model, load, preprocessing
@@ -66,7 +67,7 @@ def read(checkpoint: Checkpoint) -> Imported:
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Checked):
     """How a file in the manner of DINO v1 is written."""
 
     with_student: str | None = None

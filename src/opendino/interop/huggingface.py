@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from opendino.core import files
 from opendino.core.errors import UserError, reason
+from opendino.core.ranges import Checked
 from opendino.interop import _architectures, _compare, _timm_folder, dino_v1, dinov2, torchvision
 from opendino.interop._card import card
 from opendino.interop._checkpoint import Checkpoint, Imported
@@ -107,7 +108,7 @@ def read(checkpoint: Checkpoint) -> Imported:
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Checked):
     """No flags."""
 
 

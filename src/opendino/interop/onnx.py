@@ -6,26 +6,25 @@ import json
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
+from msgspec import Meta
 
-from opendino.core.errors import UsageError, UserError
+from opendino.core.errors import UserError
+from opendino.core.ranges import Checked
 from opendino.interop import _compare, _program
 from opendino.models.load import Model
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Checked):
     """How the graph is written."""
 
     attention: bool = False
     """Also give the last block's self-attention [B heads T T]."""
-    opset: int = 18
+    opset: Annotated[int, Meta(ge=18, le=23)] = 18
     """Version of ONNX's operators; 18 is what most runtimes know."""
-
-    def __post_init__(self) -> None:
-        if not 18 <= self.opset <= 23:
-            raise UsageError(f"--opset is {self.opset}", "Use 18 to 23")
 
 
 def write(model: Model, out: Path, config: Config) -> float:

@@ -8,13 +8,14 @@ from pathlib import Path
 import torch
 
 from opendino.core import files
+from opendino.core.ranges import Checked
 from opendino.interop import _compare
 from opendino.interop._card import card
 from opendino.models.load import Model, load, save_backbone
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Checked):
     """No flags."""
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from opendino.core.errors import UserError, reason
+from opendino.core.ranges import Checked
 from opendino.interop import _architectures, _compare, _timm_folder
 from opendino.interop._card import card
 from opendino.interop._checkpoint import Checkpoint, Imported
@@ -81,7 +82,7 @@ def read(checkpoint: Checkpoint) -> Imported:
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Checked):
     """No flags."""
 
 

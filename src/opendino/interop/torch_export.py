@@ -8,12 +8,13 @@ from pathlib import Path
 import torch
 
 from opendino.core.errors import UserError
+from opendino.core.ranges import Checked
 from opendino.interop import _compare, _program
 from opendino.models.load import Model
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Checked):
     """No flags. `torch.export.load` reads such a file; load only those you made yourself, it may run what they say."""
 
 

@@ -16,7 +16,8 @@ from typing import Any
 from opendino.config import Config as RunConfig
 from opendino.core import files
 from opendino.core.accuracy import yardstick
-from opendino.core.errors import UsageError, unknown
+from opendino.core.errors import unknown
+from opendino.core.ranges import Checked, Count, Repeats, Workers
 from opendino.core.types import Report
 from opendino.engine.monitors import Monitor
 from opendino.lab._trials import Trial, run
@@ -66,22 +67,20 @@ BYOL = {
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Checked):
     """How much of the experiment is run."""
 
     out: str = "runs/lab-collapse"
     """Folder of the experiment; what is finished in it is not run again."""
-    seeds: int = 5
-    steps: int = 240
-    jobs: int = 2
+    seeds: Repeats = 5
+    steps: Count = 240
+    jobs: Workers = 2
     """Runs at a time."""
     only: tuple[str, ...] = field(default=())
     """Names of settings; all where none is given."""
 
     def __post_init__(self) -> None:
-        for name in ("seeds", "steps", "jobs"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} is {getattr(self, name)}", "Use 1 or more")
+        super().__post_init__()
         for name in self.only:
             if name not in SETTINGS | BYOL:
                 raise unknown("setting", name, SETTINGS | BYOL)

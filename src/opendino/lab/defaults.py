@@ -17,7 +17,8 @@ from typing import Any
 from opendino.config import Config as RunConfig
 from opendino.core import files
 from opendino.core.accuracy import yardstick
-from opendino.core.errors import UsageError, unknown
+from opendino.core.errors import unknown
+from opendino.core.ranges import Checked, Count, Repeats, Workers
 from opendino.core.types import Report
 from opendino.engine.monitors import Monitor
 from opendino.lab._trials import Trial, run
@@ -41,7 +42,7 @@ FACTORS: dict[str, dict[str, dict[str, Any]]] = {
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Checked):
     """How much of the experiment is run, and on what."""
 
     out: str = "runs/lab-defaults"
@@ -50,18 +51,16 @@ class Config:
     """Images to learn from."""
     val: str | None = None
     """Labelled images for the k-NN; of DATA's kind where it is a toy, a part of DATA where absent."""
-    seeds: int = 2
-    steps: int = 240
+    seeds: Repeats = 2
+    steps: Count = 240
     """Of a run with 64 images a step."""
-    jobs: int = 2
+    jobs: Workers = 2
     """Runs at a time."""
     only: tuple[str, ...] = field(default=())
     """Names of factors; all where none is given."""
 
     def __post_init__(self) -> None:
-        for name in ("seeds", "steps", "jobs"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} is {getattr(self, name)}", "Use 1 or more")
+        super().__post_init__()
         for name in self.only:
             if name not in FACTORS:
                 raise unknown("factor", name, FACTORS)

@@ -22,7 +22,7 @@ from torch.nn.functional import cosine_similarity
 
 from opendino.core import auto, schedule
 from opendino.core.contracts import Backbone, Method
-from opendino.core.errors import UsageError
+from opendino.core.ranges import Checked, Fraction, PixelSize, Width
 from opendino.core.types import Augment, Clock, Facts, StepOutput, ViewGroup, Views, ViewSpec
 from opendino.losses import full, spread
 from opendino.models.heads import MLPHead
@@ -30,33 +30,23 @@ from opendino.models.teacher import copy_from, ema_
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Checked):
     """Settings of BYOL. Defaults are the paper's; it used LARS (`--optim.name lars`) and ResNet-50."""
 
-    size_px: int | Literal["auto"] = "auto"
+    size_px: PixelSize | Literal["auto"] = "auto"
     """Side of both views."""
     first: Augment = field(default_factory=lambda: Augment(scale=(0.08, 1.0), blur=1.0))
     """How the first view is drawn (appendix B of the paper)."""
     second: Augment = field(default_factory=lambda: Augment(scale=(0.08, 1.0), blur=0.1, solarise=0.2))
     """How the second view is drawn."""
-    hidden_dim: int = 4096
+    hidden_dim: Width = 4096
     """Hidden width of projector and predictor."""
-    projection_dim: int = 256
+    projection_dim: Width = 256
     predictor: bool = True
     """False leaves nothing to tell student from teacher but their age; see `opendino lab collapse`."""
-    momentum: float | Literal["auto"] = "auto"
+    momentum: Fraction | Literal["auto"] = "auto"
     """EMA momentum of the teacher at the start; follows a half cosine to `momentum_end`."""
-    momentum_end: float = 1.0
-
-    def __post_init__(self) -> None:
-        for name in ("momentum", "momentum_end"):
-            value = getattr(self, name)
-            if value != "auto" and not 0 <= value <= 1:
-                raise UsageError(f"{name} is {value}", "A momentum lies between 0 and 1")
-        for name in ("hidden_dim", "projection_dim", "size_px"):
-            value = getattr(self, name)
-            if value != "auto" and value < 1:
-                raise UsageError(f"{name} is {value}", "Use 1 or more")
+    momentum_end: Fraction = 1.0
 
     def resolved(self, facts: Facts) -> tuple[Config, list[str]]:
         """Every "auto" as a number, with the reasons, one line each."""

@@ -18,15 +18,27 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import torch
+from msgspec import Meta
 from torch import Tensor, nn
 
 from opendino.core import auto, dist, schedule, span
 from opendino.core.contracts import Backbone, Method
 from opendino.core.errors import UsageError
 from opendino.core.fusion import fused
+from opendino.core.ranges import (
+    Checked,
+    Duration,
+    Fraction,
+    FractionRange,
+    Hue,
+    PixelSize,
+    Strength,
+    Temperature,
+    Width,
+)
 from opendino.core.types import Augment, Clock, Facts, StepOutput, ViewGroup, Views, ViewSpec
 from opendino.losses import entropy, full, spread
 from opendino.models.heads import ProjectionHead
@@ -36,92 +48,64 @@ _ROWS_AT_ONCE = 256  # scored against all prototypes: enough for the matrix prod
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Checked):
     """Settings of DINO. Defaults are the paper's for ViT-S/16 with two global and ten local crops."""
 
     student_views: Literal["all", "local"] = "all"
     """all: the student sees every view (paper, original code). local: it sees only local ones (Kirch's article)."""
-    global_size_px: int | Literal["auto"] = 224
-    local_size_px: int | Literal["auto"] = 96
-    local_crops: int = 10
+    global_size_px: PixelSize | Literal["auto"] = 224
+    local_size_px: PixelSize | Literal["auto"] = 96
+    local_crops: Annotated[int, Meta(ge=0, le=256)] = 10
     """Number of local views, 0 or more."""
-    global_scale: tuple[float, float] | Literal["auto"] = (0.25, 1.0)
+    global_scale: FractionRange | Literal["auto"] = (0.25, 1.0)
     """Area of a global crop as a share of the image."""
-    local_scale: tuple[float, float] | Literal["auto"] = (0.05, 0.25)
+    local_scale: FractionRange | Literal["auto"] = (0.05, 0.25)
     """Area of a local crop as a share of the image."""
-    flip: float = 0.5
+    flip: Fraction = 0.5
     """Probability of a horizontal flip."""
-    jitter: float = 0.8
+    jitter: Fraction = 0.8
     """Probability of colour jitter."""
-    jitter_strength: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)
+    jitter_strength: tuple[Strength, Strength, Strength, Hue] = (0.4, 0.4, 0.2, 0.1)
     """Brightness, contrast, saturation, hue."""
-    grey: float = 0.2
+    grey: Fraction = 0.2
     """Probability of grey."""
-    blur: tuple[float, float, float] | Literal["auto"] = (1.0, 0.1, 0.5)
+    blur: tuple[Fraction, Fraction, Fraction] | Literal["auto"] = (1.0, 0.1, 0.5)
     """Probability of a blur in the first global, the second global, a local view."""
-    solarise: float = 0.2
+    solarise: Fraction = 0.2
     """Probability of solarisation in the second global view."""
 
-    out_dim: int | Literal["auto"] = 65536
+    out_dim: Annotated[int, Meta(ge=2, le=2**24)] | Literal["auto"] = 65536
     """K, the number of prototypes."""
-    hidden_dim: int | Literal["auto"] = 2048
-    bottleneck_dim: int | Literal["auto"] = 256
-    head_layers: int = 3
+    hidden_dim: Width | Literal["auto"] = 2048
+    bottleneck_dim: Width | Literal["auto"] = 256
+    head_layers: Annotated[int, Meta(ge=1, le=64)] = 3
     head_batch_norm: bool = False
     norm_last_layer: bool = True
     """Fix the prototypes' lengths at 1. False can gain accuracy on small ViTs and is less stable."""
-    freeze_last_layer: str = "1ep"
+    freeze_last_layer: Duration = "1ep"
     """The prototypes stand still this long (at most a tenth of the run)."""
 
     centering: bool = True
-    center_momentum: float = 0.9
+    center_momentum: Fraction = 0.9
     sharpening: bool = True
     """False: the teacher's temperature equals the student's."""
-    student_temp: float = 0.1
-    teacher_temp: float = 0.07
-    teacher_temp_start: float = 0.04
-    teacher_temp_warmup: str = "30ep"
+    student_temp: Temperature = 0.1
+    teacher_temp: Temperature = 0.07
+    teacher_temp_start: Temperature = 0.04
+    teacher_temp_warmup: Duration = "30ep"
     """From start to final temperature in this time (at most 30 % of the run); stated in epochs it moves once an
     epoch, as the original, else every step."""
-    momentum: float | Literal["auto"] = 0.996
+    momentum: Fraction | Literal["auto"] = 0.996
     """EMA momentum of the teacher at the start; follows a half cosine to `momentum_end`."""
-    momentum_end: float = 1.0
+    momentum_end: Fraction = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("student_temp", "teacher_temp", "teacher_temp_start"):
-            if getattr(self, name) <= 0:
-                raise UsageError(f"{name} is {getattr(self, name)}", "A temperature is above 0, e.g. 0.04 to 0.1")
-        for name in ("momentum", "momentum_end", "center_momentum"):
-            value = getattr(self, name)
-            if value != "auto" and not 0 <= value <= 1:
-                raise UsageError(f"{name} is {value}", "A momentum lies between 0 and 1")
-        if min(self.jitter_strength) < 0 or self.jitter_strength[3] > 0.5:
-            raise UsageError(f"jitter_strength is {self.jitter_strength}", "Use 0 or more, and for the hue 0.5 at most")
-        for name in ("flip", "jitter", "grey", "solarise", "blur"):
-            value = getattr(self, name)
-            if value != "auto" and not all(
-                0 <= each <= 1 for each in (value if isinstance(value, tuple) else (value,))
-            ):
-                raise UsageError(f"{name} is {value}", "Use values from 0 to 1")
-        for name in ("hidden_dim", "bottleneck_dim", "head_layers"):
-            if getattr(self, name) != "auto" and getattr(self, name) < 1:
-                raise UsageError(f"{name} is {getattr(self, name)}", "Use 1 or more")
-        if self.local_crops < 0:
-            raise UsageError(f"local_crops is {self.local_crops}", "Use 0 or more")
+        super().__post_init__()
         if self.student_views == "local" and self.local_crops == 0:
             raise UsageError(
                 "student_views=local leaves the student nothing to see with local_crops=0",
                 "Use local_crops=1 or more, or student_views=all",
             )
-        for name in ("global_scale", "local_scale"):
-            value = getattr(self, name)
-            if value == "auto":
-                continue
-            low, high = value
-            if not 0 < low <= high <= 1:
-                raise UsageError(f"{name} is {(low, high)}", "Give two shares with 0 < low <= high <= 1, e.g. 0.25 1.0")
-        if self.out_dim != "auto" and self.out_dim < 2:
-            raise UsageError(f"out_dim is {self.out_dim}", "Use 2 prototypes or more")
 
     def resolved(self, facts: Facts) -> tuple[Config, list[str]]:
         """Every "auto" as a number and every duration within its share of the run; with the reasons, one line each."""

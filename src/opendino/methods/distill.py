@@ -25,6 +25,7 @@ from torch.nn.functional import cross_entropy, interpolate, kl_div, log_softmax
 from opendino.core import auto
 from opendino.core.contracts import Backbone, Method
 from opendino.core.errors import UsageError
+from opendino.core.ranges import Checked, Fraction, PixelSize, Temperature
 from opendino.core.types import Augment, Clock, Facts, Features, StepOutput, ViewGroup, Views, ViewSpec
 from opendino.losses import full, spread
 from opendino.models.load import Model, load
@@ -34,7 +35,7 @@ WHOLE = Augment(scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=0.0, jitter=0.0, grey=0
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Checked):
     """Settings of distillation from a frozen teacher."""
 
     teacher: str = ""
@@ -44,20 +45,17 @@ class Config:
     teacher_view: Literal["same", "whole"] = "same"
     """same: the student's own view. whole: the centred image; its features are remembered, so that the teacher works
     in the first epoch only."""
-    size_px: int | Literal["auto"] = "auto"
+    size_px: PixelSize | Literal["auto"] = "auto"
     """Side of the student's view. The teacher's is resized to what the teacher was trained for."""
     augment: Augment = field(default_factory=lambda: Augment(scale=(0.25, 1.0)))
     """How the view is drawn."""
-    temperature: float = 4.0
+    temperature: Temperature = 4.0
     """T of both softmax functions (logits)."""
-    label_weight: float = 0.0
+    label_weight: Fraction = 0.0
     """Share of the loss that is cross-entropy with known labels (logits); the classes must be the teacher's."""
 
     def __post_init__(self) -> None:
-        if self.temperature <= 0:
-            raise UsageError(f"temperature is {self.temperature}", "A temperature is above 0, e.g. 1 to 10")
-        if not 0 <= self.label_weight <= 1:
-            raise UsageError(f"label_weight is {self.label_weight}", "Use a share from 0 to 1")
+        super().__post_init__()
         if self.label_weight and self.objective != "logits":
             raise UsageError(f"label_weight={self.label_weight} needs objective=logits", "Give both, or neither")
 
@@ -86,7 +84,8 @@ def build(config: Config, make_backbone: Callable[[Literal["student", "teacher"]
     """
     if not config.teacher:
         raise UsageError("Distillation needs a trained teacher", "Name it: --method.teacher runs/big, or timm:NAME")
-    model = load(config.teacher, classifier=config.objective == "logits")
+    with torch.device("cpu"):  # weights are read there also where a network without memory is asked for
+        model = load(config.teacher, classifier=config.objective == "logits")
     return _Distillation(config, model, make_backbone("student"))
 
 

@@ -26,42 +26,33 @@ from torch.nn.functional import cross_entropy
 from opendino.core import auto, span
 from opendino.core.contracts import Backbone, Method
 from opendino.core.errors import UsageError
+from opendino.core.ranges import Checked, CountOrZero, Duration, Fraction, FractionAboveZero, NotNegative, PixelSize
 from opendino.core.types import Augment, Clock, Facts, StepOutput, ViewGroup, Views, ViewSpec
 from opendino.losses import entropy, full, spread
 from opendino.models.teacher import copy_from, ema_
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Checked):
     """Settings of mean teacher. Labels: folder names or a CSV, see `--labels`."""
 
-    size_px: int | Literal["auto"] = "auto"
+    size_px: PixelSize | Literal["auto"] = "auto"
     """Side of both views."""
     augment: Augment = field(default_factory=lambda: Augment(scale=(0.4, 1.0)))
     """How each of the two views is drawn. One way for both: batch norm's statistics must suit either network."""
-    labelled_frac: float = 0.125
+    labelled_frac: FractionAboveZero = 0.125
     """Share of every batch that is images with a label; they come round more often than the others."""
-    consistency: float = 10.0
+    consistency: NotNegative = 10.0
     """Weight of the agreement (the paper's 100 for ten classes, whose code divides the distance by their number)."""
-    consistency_rampup: str = "20%"
+    consistency_rampup: Duration = "20%"
     """The weight rises over this time as exp(-5 (1 - t)²)."""
-    momentum: float = 0.99
+    momentum: Fraction = 0.99
     """EMA momentum of the teacher during the ramp-up; at first 1 - 1/(step + 1), a plain mean of all weights so far."""
-    momentum_end: float | Literal["auto"] = "auto"
+    momentum_end: Fraction | Literal["auto"] = "auto"
     """EMA momentum after the ramp-up, 0.999 in the paper."""
     baseline: bool = True
     """Also train the same network on the labelled images alone, to compare with."""
-    num_classes: int | Literal["auto"] = "auto"
-
-    def __post_init__(self) -> None:
-        for name in ("momentum", "momentum_end"):
-            value = getattr(self, name)
-            if value != "auto" and not 0 <= value <= 1:
-                raise UsageError(f"{name} is {value}", "A momentum lies between 0 and 1")
-        if not 0 < self.labelled_frac <= 1:
-            raise UsageError(f"labelled_frac is {self.labelled_frac}", "Use a share above 0, e.g. 0.25")
-        if self.consistency < 0:
-            raise UsageError(f"consistency is {self.consistency}", "Use 0 or more")
+    num_classes: CountOrZero | Literal["auto"] = "auto"
 
     def resolved(self, facts: Facts) -> tuple[Config, list[str]]:
         """Every "auto" as a number, with the reasons, one line each."""

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from opendino.core.contracts import Source
-from opendino.core.errors import BadImage, UsageError, UserError
+from opendino.core.errors import BadImage, UserError
 from opendino.data.decode import decode
 from opendino.data.files import printable
 from opendino.features.stream import Bad, ahead
@@ -149,13 +149,3 @@ def write_each(found: Iterator[tuple[str, T]], folder: Path, save: Callable[[T, 
             raise UserError(f"Cannot write {printable(str(path))}: {error.strerror}", "Choose another --out") from error
         paths.append(str(path))
     return paths
-
-
-def check_size(size_px: int) -> None:
-    """Refuse sizes that no image has.
-
-    Raises:
-        UsageError: Below 1.
-    """
-    if size_px < 1:
-        raise UsageError(f"--size-px is {size_px}", "It is a whole number from 1 up")

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from opendino.core import dist
 from opendino.core.errors import UsageError
+from opendino.core.ranges import Checked, CountOrZero, FractionAboveZero, PixelSize
 from opendino.core.types import Report
 from opendino.data.pictures import open_pictures
 from opendino.features.stream import Bad, left_out
@@ -30,7 +31,7 @@ from opendino.models.attention import keep_mass
 from opendino.models.load import load
 from opendino.visualise import _canvas
 from opendino.visualise._canvas import Sheet, Tile
-from opendino.visualise._sight import Sight, check_size, each, none_read, write_each
+from opendino.visualise._sight import Sight, each, none_read, write_each
 
 MOST = 16
 """Images in one picture; more go into a folder."""
@@ -38,7 +39,7 @@ _COLUMNS = 8
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Checked):
     """What `opendino show attention` takes."""
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
@@ -49,21 +50,16 @@ class Config:
     """Network of a run; the one to use by default."""
     out: str = "attention.png"
     """A picture (.png, .jpg, .webp, .pdf, .svg, .html), or a folder for one .png an image."""
-    size_px: int = 480
+    size_px: PixelSize = 480
     """Shorter side of the images that the network sees, rounded to whole patches."""
-    mass: float = 0.6
+    mass: FractionAboveZero = 0.6
     """Share of the attention that the patches in colour hold (--threshold of DINO v1)."""
-    heads: tuple[int, ...] = ()
+    heads: tuple[CountOrZero, ...] = ()
     """Only these heads, counted from 0; all by default."""
     overlay: bool = False
     """Draw the maps over the image."""
     device: str = "auto"
     """auto, cuda, mps or cpu."""
-
-    def __post_init__(self) -> None:
-        check_size(self.size_px)
-        if not 0 < self.mass <= 1:
-            raise UsageError(f"--mass is {self.mass}", "It is a share, above 0 and at most 1")
 
 
 def show(config: Config) -> Report:

@@ -16,19 +16,20 @@ from torch.nn.functional import normalize
 
 from opendino.core import dist
 from opendino.core.errors import BadImage, UsageError, UserError
+from opendino.core.ranges import Checked, NotNegative, PixelSize
 from opendino.core.types import Report
 from opendino.data.decode import decode
 from opendino.data.pictures import open_pictures
 from opendino.models.load import load
 from opendino.visualise import _canvas
 from opendino.visualise._canvas import Sheet, Tile
-from opendino.visualise._sight import Sight, check_size
+from opendino.visualise._sight import Sight
 
 _TILE_PX = _canvas.WIDTH_PX // 3
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Checked):
     """What `opendino show correspondence` takes."""
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
@@ -37,19 +38,16 @@ class Config:
     """The image with the point."""
     second: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SECOND")]
     """The image that is searched."""
-    at: tuple[float, float] | None = None
+    at: tuple[NotNegative, NotNegative] | None = None
     """X and Y of the point in pixels of the first image from its upper left; its middle by default."""
     which: Literal["teacher", "student"] | None = None
     """Network of a run; the one to use by default."""
     out: str = "correspondence.png"
     """A picture: .png, .jpg, .webp, .pdf, .svg or .html."""
-    size_px: int = 480
+    size_px: PixelSize = 480
     """Shorter side of the images that the network sees, rounded to whole patches."""
     device: str = "auto"
     """auto, cuda, mps or cpu."""
-
-    def __post_init__(self) -> None:
-        check_size(self.size_px)
 
 
 def show(config: Config) -> Report:

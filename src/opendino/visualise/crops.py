@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from opendino.core.errors import UsageError, UserError
+from opendino.core.ranges import Checked, Count, CountOrZero
 from opendino.core.types import Report, ViewSpec
 from opendino.data.crops import crops
 from opendino.data.draw import GroupDraw
@@ -33,24 +34,19 @@ _TILE_PX = _canvas.WIDTH_PX // _COLUMNS
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Checked):
     """What `opendino show crops` takes."""
 
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """A run folder."""
-    step: int = 0
+    step: CountOrZero = 0
     """The step whose batch is shown, counted from 0."""
-    images: int = 2
+    images: Count = 2
     """How many images of the batch, its first ones."""
     stages: bool = False
     """Show each view after every stage, a row a view."""
     out: str = "crops.png"
     """A picture: .png, .jpg, .webp, .pdf, .svg or .html."""
-
-    def __post_init__(self) -> None:
-        for name, low in {"step": 0, "images": 1}.items():
-            if getattr(self, name) < low:
-                raise UsageError(f"--{name} is {getattr(self, name)}", f"It is a whole number from {low} up")
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike
 
 from opendino.core import metrics
 from opendino.core.errors import UsageError, UserError
+from opendino.core.ranges import Checked
 from opendino.core.types import Report
 from opendino.visualise import _canvas, _plot
 from opendino.visualise._canvas import COLOURS
@@ -51,7 +52,7 @@ PANELS = {
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Checked):
     """What `opendino show curves` takes."""
 
     runs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
@@ -60,6 +61,7 @@ class Config:
     """A picture: .png, .svg, .pdf or .html."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.runs:
             raise UsageError("No run was named", "Give one or several run folders")
 

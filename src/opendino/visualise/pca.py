@@ -20,6 +20,7 @@ from torch import Tensor
 
 from opendino.core import dist
 from opendino.core.errors import UsageError
+from opendino.core.ranges import Checked, PixelSize
 from opendino.core.types import Report
 from opendino.data.pictures import open_pictures
 from opendino.features.stream import Bad, left_out
@@ -27,7 +28,7 @@ from opendino.models.load import load
 from opendino.visualise import _canvas
 from opendino.visualise._canvas import Sheet, Tile
 from opendino.visualise._principal import Basis, Foreground, fit
-from opendino.visualise._sight import Sight, check_size, each, none_read, write_each
+from opendino.visualise._sight import Sight, each, none_read, write_each
 
 MOST = 32
 """Images in one picture; more go into a folder."""
@@ -36,7 +37,7 @@ _COLUMNS = 8
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Checked):
     """What `opendino show pca` takes."""
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
@@ -47,16 +48,13 @@ class Config:
     """Network of a run; the one to use by default."""
     out: str = "pca.png"
     """A picture (.png, .jpg, .webp, .pdf, .svg, .html), or a folder for one .png an image."""
-    size_px: int = 480
+    size_px: PixelSize = 480
     """Shorter side of the images that the network sees, rounded to whole patches."""
     foreground: Foreground = "off"
     """Colour only the patches on one side of the first component: above or below its mean, or auto, the side that
     touches the borders less."""
     device: str = "auto"
     """auto, cuda, mps or cpu."""
-
-    def __post_init__(self) -> None:
-        check_size(self.size_px)
 
 
 def show(config: Config) -> Report:

@@ -13,13 +13,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from msgspec import Meta
 from torch import Tensor
 
-from opendino.core.errors import UsageError, UserError
+from opendino.core.errors import UserError
+from opendino.core.ranges import Checked, Seed, Temperature
 from opendino.core.types import Report
 from opendino.losses import entropy
 from opendino.visualise import _canvas, _plot
@@ -27,30 +29,19 @@ from opendino.visualise._canvas import COLOURS
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Checked):
     """What `opendino show temperature` takes."""
 
-    temperatures: tuple[float, ...] = (0.04, 0.07, 0.1, 1.0)
+    temperatures: Annotated[tuple[Temperature, ...], Meta(min_length=1, max_length=6)] = (0.04, 0.07, 0.1, 1.0)
     """Of the softmax, a column each; DINO's teacher 0.04 to 0.07, its student 0.1."""
-    prototypes: int = 32
+    prototypes: Annotated[int, Meta(ge=2, le=2**24)] = 32
     """K, of logits drawn by chance."""
-    seed: int = 0
+    seed: Seed = 0
     """Of logits drawn by chance."""
     logits: str | None = None
     """A .npy of float logits [images prototypes]; the first image's are drawn, the mean of all is the centre."""
     out: str = "temperature.png"
     """A picture: .png, .svg, .pdf or .html."""
-
-    def __post_init__(self) -> None:
-        if not 1 <= len(self.temperatures) <= 6:
-            raise UsageError(f"{len(self.temperatures)} temperatures were given", "Give one to six")
-        for temperature in self.temperatures:
-            if not (temperature > 0 and math.isfinite(temperature)):
-                raise UsageError(f"--temperatures has {temperature}", "A temperature is above 0")
-        if self.prototypes < 2:
-            raise UsageError(f"--prototypes is {self.prototypes}", "Use 2 or more")
-        if not 0 <= self.seed < 2**63:
-            raise UsageError(f"--seed is {self.seed}", "Use 0 or more, below 2^63")
 
 
 @dataclass(frozen=True)

@@ -16,24 +16,26 @@ from typing import Annotated, Literal
 
 import numpy as np
 import tyro
+from msgspec import Meta
 from PIL import Image
 
 from opendino.core import dist, log
 from opendino.core.errors import BadImage, UsageError, UserError
+from opendino.core.ranges import Checked, PixelSize
 from opendino.core.types import Report
 from opendino.data import video
 from opendino.features.stream import Bad, left_out
 from opendino.models.load import load
 from opendino.visualise import _canvas
 from opendino.visualise._principal import Foreground, fit
-from opendino.visualise._sight import Sight, check_size
+from opendino.visualise._sight import Sight
 from opendino.visualise.attention import heat
 
 _FITTED = 32
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Checked):
     """What `opendino show video` takes."""
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
@@ -46,21 +48,16 @@ class Config:
     """What is shown beside the film."""
     out: str = "video.mp4"
     """An .mp4."""
-    size_px: int = 480
+    size_px: PixelSize = 480
     """Shorter side of the frames that the network sees, rounded to whole patches."""
     foreground: Foreground = "off"
     """Of components: colour only one side of the first one, see `opendino show pca`."""
     overlay: bool = False
     """Of attention: draw it over the film."""
-    fps: float = 25.0
+    fps: Annotated[float, Meta(ge=0.1, le=1000)] = 25.0
     """Frames a second of a folder of frames; a film keeps its own."""
     device: str = "auto"
     """auto, cuda, mps or cpu."""
-
-    def __post_init__(self) -> None:
-        check_size(self.size_px)
-        if not 0.1 <= self.fps <= 1000:
-            raise UsageError(f"--fps is {self.fps:g}", "Use 0.1 to 1000")
 
 
 def show(config: Config) -> Report:
