@@ -115,8 +115,7 @@ def _network(config: Config, short_side_px: int, device: torch.device) -> tuple[
     if config.backbone == "auto":
         convolutional = device.type == "cpu" and short_side_px <= auto.CONVOLUTIONAL_MAX_PX
         name = "conv4" if convolutional else "vit_tiny/16" if device.type == "cpu" else "vit_small/16"
-        options = {"width": 16} if convolutional else {}
-        config = replace(config, backbone=name, backbone_options=options | config.backbone_options)
+        config = replace(config, backbone=name)
         size = f" and images of about {short_side_px} px" if device.type == "cpu" else ""
         reasons.append(f"backbone = {name}: a {device.type} device{size}")
     if config.backbone == "conv4" and config.drop_path:

@@ -36,7 +36,7 @@ class Config(Checked):
     """The backbone stands still this long (at most a fifth of the run), while a fresh head finds its place; then its
     rate is warmed up from 0 in its turn."""
     weight_decay: NotNegative = 0.04
-    weight_decay_end: NotNegative = 0.4
+    weight_decay_end: NotNegative | Literal["auto"] = 0.4
     """Half cosine from start to end. Biases and one-dimensional parameters are never decayed."""
     clip: NotNegative = 3.0
     """Largest gradient norm; 0 for none."""
@@ -52,6 +52,9 @@ class Config(Checked):
         found: dict[str, tuple[Any, str]] = {}
         if self.lr == "auto":
             found["lr"] = _rate(self.name, facts)
+        if self.weight_decay_end == "auto":
+            end = self.weight_decay if facts.convolutional else 0.4
+            found["weight_decay_end"] = end, "constant, as in the demo" if facts.convolutional else "as in the paper"
         for name in ("lr_warmup", "freeze_backbone"):
             asked = getattr(self, name)
             value = span.capped(asked, 0.2, **timing)
@@ -191,7 +194,7 @@ def set_schedules(optimizer: torch.optim.Optimizer, config: Config, clock: Clock
         clock: The step about to be done.
         batch: Images per step over all devices; the rate is `lr · batch / 256`.
     """
-    assert config.lr != "auto"
+    assert config.lr != "auto" and config.weight_decay_end != "auto"
     total = clock.total_steps
     warmup = span.steps(config.lr_warmup, total_steps=total, steps_per_epoch=clock.steps_per_epoch)
     lr = schedule.cosine(clock.step, config.lr * batch / 256, config.min_lr, total, warmup)

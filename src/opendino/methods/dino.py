@@ -55,7 +55,7 @@ class Config(Checked):
     """all: the student sees every view (paper, original code). local: it sees only local ones (Kirch's article)."""
     global_size_px: PixelSize | Literal["auto"] = 224
     local_size_px: PixelSize | Literal["auto"] = 96
-    local_crops: Annotated[int, Meta(ge=0, le=256)] = 10
+    local_crops: Annotated[int, Meta(ge=0, le=256)] | Literal["auto"] = 10
     """Number of local views, 0 or more."""
     global_scale: FractionRange | Literal["auto"] = (0.25, 1.0)
     """Area of a global crop as a share of the image."""
@@ -97,7 +97,7 @@ class Config(Checked):
     epoch, as the original, else every step."""
     momentum: Fraction | Literal["auto"] = 0.996
     """EMA momentum of the teacher at the start; follows a half cosine to `momentum_end`."""
-    momentum_end: Fraction = 1.0
+    momentum_end: Fraction | Literal["auto"] = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -125,20 +125,16 @@ class Config(Checked):
         for name, scale in zip(("global_scale", "local_scale"), auto.scales(facts)[:2], strict=True):
             if getattr(self, name) == "auto":
                 found[name] = scale, auto.scales(facts)[2]
-        for name, value in auto.head_and_blur(facts).items():
+        values, why = (_SMALL_NETWORK, "as in the demo") if facts.convolutional else (_USUAL, "as in the paper")
+        for name, value in values.items():
             if getattr(self, name) == "auto":
-                found[name] = (
-                    value,
-                    "as in the demo, convolutional network" if facts.convolutional else "as in the paper",
-                )
-        if self.out_dim == "auto" and facts.convolutional:
-            found["out_dim"] = 256, "as in the demo, convolutional network"
-        elif self.out_dim == "auto":
+                found[name] = value, why
+        if self.out_dim == "auto" and "out_dim" not in found:
             # Prototypes beyond what a small set can fill only slow the start; the steps follow lightly-train's rule.
             steps = ((20_000, 1024), (50_000, 2048), (100_000, 4096), (200_000, 16384), (500_000, 32768))
             num = next((k for limit, k in steps if facts.num_images < limit), 65536)
             found["out_dim"] = num, f"{facts.num_images:,} images"
-        if self.momentum == "auto":
+        if self.momentum == "auto" and "momentum" not in found:
             found["momentum"] = auto.momentum(facts)
         timing = {"total_steps": facts.total_steps, "steps_per_epoch": facts.steps_per_epoch}
         for name, share in (("freeze_last_layer", 0.1), ("teacher_temp_warmup", 0.3)):
@@ -149,10 +145,22 @@ class Config(Checked):
         return auto.applied(self, found)
 
 
+_USUAL: dict[str, Any] = {
+    "local_crops": 6, "blur": (1.0, 0.1, 0.5), "hidden_dim": 2048, "bottleneck_dim": 256, "momentum_end": 1.0,
+}  # fmt: skip
+"""The published values of what depends on the network alone; six local crops are those of the recipe for small sets."""
+_SMALL_NETWORK: dict[str, Any] = {
+    "local_crops": 4, "blur": (0.2, 0.1, 0.1), "hidden_dim": 256, "bottleneck_dim": 64, "out_dim": 256,
+    "momentum": 0.95, "momentum_end": 0.99,
+}  # fmt: skip
+"""What the small convolutional network learns with in a thousand steps (docs/log.md)."""
+
+
 def views(config: Config) -> ViewSpec:
     """Two global and `local_crops` local views with BYOL's augmentations."""
     brightness, contrast, saturation, hue = config.jitter_strength
     assert config.global_scale != "auto" and config.local_scale != "auto" and config.blur != "auto"
+    assert config.local_crops != "auto"
     base = Augment(
         scale=config.global_scale, flip=config.flip, jitter=config.jitter, brightness=brightness, contrast=contrast,
         saturation=saturation, hue=hue, grey=config.grey,
@@ -179,10 +187,11 @@ class _DINO(Method):
 
     def __init__(self, config: Config, make_backbone: Callable[[Literal["student", "teacher"]], Backbone]) -> None:
         super().__init__()
-        assert config.out_dim != "auto" and config.momentum != "auto"
+        assert config.out_dim != "auto" and config.momentum != "auto" and config.momentum_end != "auto"
         assert config.hidden_dim != "auto" and config.bottleneck_dim != "auto"
         sizes = config.hidden_dim, config.bottleneck_dim
-        self.config, self.momentum, out_dim = config, config.momentum, config.out_dim
+        self.config, out_dim = config, config.out_dim
+        self.momentum, self.momentum_end = config.momentum, config.momentum_end
 
         def network(role: Literal["student", "teacher"]) -> nn.ModuleDict:
             backbone = make_backbone(role)
@@ -240,7 +249,7 @@ class _DINO(Method):
 
     def ema(self, clock: Clock) -> float:
         """The teacher's momentum at this time."""
-        return schedule.cosine(clock.step, self.momentum, self.config.momentum_end, clock.total_steps)
+        return schedule.cosine(clock.step, self.momentum, self.momentum_end, clock.total_steps)
 
     def temperature(self, clock: Clock) -> float:
         """τ_t at this time."""

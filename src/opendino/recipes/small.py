@@ -2,7 +2,7 @@
 
 Command: `opendino train FOLDER`
 Network, crops, prototypes, momentum, learning rate, length and batch follow device, set and images ("auto"),
-and the run says why. Six local crops.
+and the run says why.
 Cost at 224 px: about 90 GFLOP an image and epoch for ViT-S/16, so hours for a set of this size on one GPU. On a CPU
 images of up to 160 px get a small convolutional network and about ten minutes of one core, larger ones ViT-Ti/16 at
 96 px (about 5 GFLOP an image and epoch). No figure is claimed yet.
@@ -24,7 +24,7 @@ def config(data: str) -> Config:
         method=dino.Config(
             global_size_px="auto",
             local_size_px="auto",
-            local_crops=6,
+            local_crops="auto",
             global_scale="auto",
             local_scale="auto",
             blur="auto",
@@ -32,7 +32,8 @@ def config(data: str) -> Config:
             bottleneck_dim="auto",
             out_dim="auto",
             momentum="auto",
+            momentum_end="auto",
             teacher_temp=0.04,
         ),
-        optim=optim.Config(lr="auto"),
+        optim=optim.Config(lr="auto", weight_decay_end="auto"),
     )
