@@ -24,8 +24,16 @@ from opendino.models.timm_backbone import TimmBackbone
 def v2(width: int = 64, patch: int = 16, registers: int = 0, side: int = 64, **options: Any) -> dict[str, Tensor]:
     """A small network by the keys of DINOv2."""
     name = f"vit_small_patch14{'_reg4' if registers else ''}_dinov2"
-    options = {"embed_dim": width, "patch_size": patch, "img_size": side, "depth": 2, "num_heads": 1, **options}
-    model = timm.create_model(name, num_classes=0, **options, **({"reg_tokens": registers} if registers else {}))
+    sizes: dict[str, Any] = {
+        "embed_dim": width,
+        "patch_size": patch,
+        "img_size": side,
+        "depth": 2,
+        "num_heads": 1,
+        **options,
+    }
+    sizes |= {"reg_tokens": registers} if registers else {}
+    model = timm.create_model(name, num_classes=0, **sizes)
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.2)
     state = {"mask_token": torch.zeros(1, width), **model.state_dict()}
@@ -189,9 +197,9 @@ def test_dinov3_of_any_size_and_its_attention(tmp_path: Path) -> None:
 
     config = DINOv3ViTConfig(
         hidden_size=64, intermediate_size=160, num_hidden_layers=2, num_attention_heads=2, num_register_tokens=3,
-        patch_size=16, image_size=64, attn_implementation="eager",
+        patch_size=16, image_size=64,
     )  # fmt: skip
-    theirs = DINOv3ViTModel(config).eval()
+    theirs = DINOv3ViTModel._from_config(config, attn_implementation="eager").eval()
     theirs.save_pretrained(tmp_path / "hf")
     _, model = import_model(str(tmp_path / "hf"), str(tmp_path / "m"))
     images = torch.randn(2, 3, 64, 96)

@@ -104,12 +104,12 @@ def test_any_field_may_be_hostile(tmp_path: Path, kind: str, offline: list[Any])
         ("name", "timm:hf-hub:evil/evil", "name is 'timm:hf-hub:evil/evil'"),
         ("name", "local-dir:/tmp/evil", "name is"),
         ("name", 5, "name is 5"),
-        ("name", "vit/99999", "describes a|does not fit|cannot be cut"),
+        ("name", "vit/99999", "cannot build|does not fit|cannot be cut"),
         ("kwargs", [1], "kwargs: expected 'object', got 'array'"),
         ("kwargs.depth", 10**7, "depth is 1e.07, larger than anything in its weights"),
         ("kwargs.depth", 4000, "many more layers than the 30 tensors"),
         ("kwargs.embed_dim", 3 * 10**6, "embed_dim is 3e.06, larger"),
-        ("kwargs.mlp_ratio", 0.01, "in another shape|cannot be built"),
+        ("kwargs.mlp_ratio", 0.01, "in another shape|cannot build"),
         ("kwargs.depth", "12", r"kwargs\.depth is '12': expected 'int', got 'str'"),
         ("kwargs.num_heads", 0, r"kwargs\.num_heads is 0: expected 'int' >= 1"),
         ("kwargs.in_chans", 1, r"kwargs\.in_chans is 1, but images here have 3 channels.*adapts them to RGB"),
@@ -134,7 +134,7 @@ def test_each_violation_is_named(tmp_path: Path, place: str, value: Any, said: s
 @pytest.mark.parametrize(
     ("option", "value", "said"),
     [
-        ("pretrained", True, "option 'pretrained', which is not part of a network"),
+        ("pretrained", True, "takes no option 'pretrained', which is for fetching one"),
         ("checkpoint_path", "x.pth", "option 'checkpoint_path'"),
         ("pretrained_cfg", {"file": "x"}, "option 'pretrained_cfg'"),
         ("depth", 10**7, "larger than anything in its weights"),

@@ -20,6 +20,11 @@ _RESNETS: dict[tuple[bool, tuple[int, ...]], str] = {
     (True, (3, 4, 23, 3)): "resnet101", (True, (3, 8, 36, 3)): "resnet152",
 }  # fmt: skip
 """By (bottlenecks?, blocks of each stage), He et al. 2016, table 1."""
+_CONVNEXTS: dict[tuple[tuple[int, ...], tuple[int, ...]], str] = {
+    ((3, 3, 9, 3), (96, 192, 384, 768)): "convnext_tiny", ((3, 3, 27, 3), (96, 192, 384, 768)): "convnext_small",
+    ((3, 3, 27, 3), (128, 256, 512, 1024)): "convnext_base", ((3, 3, 27, 3), (192, 384, 768, 1536)): "convnext_large",
+}  # fmt: skip
+"""By (blocks, width) of each stage, Liu et al. 2022, section 3."""
 
 
 def is_vit(state: Mapping[str, Tensor]) -> bool:
@@ -88,6 +93,25 @@ def resnet(state: Mapping[str, Tensor], source: str) -> Backbone:
         )
     stem = "/3x3" if state["conv1.weight"].shape[-1] == 3 else ""
     return timm(f"{name}{stem}", {"image_px": 224, **channels(state, "conv1.weight")}, state, source)
+
+
+def convnext(state: Mapping[str, Tensor], source: str, image_px: int) -> TimmBackbone:
+    """A ConvNeXt of any depths and widths, with these weights.
+
+    Args:
+        state: By timm's keys, without a classifier.
+        source: What to call it in an error.
+        image_px: Side of the images it is used on.
+
+    Raises:
+        UserError: It is another kind of network, or its weights are not finite numbers.
+    """
+    depths = tuple(count(state, rf"stages\.{stage}\.blocks\.(\d+)\.") for stage in range(4))
+    widths = tuple(state[key].numel() if (key := f"stages.{i}.blocks.0.gamma") in state else 0 for i in range(4))
+    name = _CONVNEXTS.get((depths, widths))
+    sizes = {} if name else {"depths": list(depths), "dims": list(widths)}
+    options = {"image_px": image_px, **sizes, **channels(state, "stem.0.weight")}
+    return timm(name or "convnext_tiny", options, state, source)
 
 
 def timm(name: str, kwargs: dict[str, Any], state: Mapping[str, Tensor], source: str) -> TimmBackbone:

@@ -49,7 +49,7 @@ def read(checkpoint: Checkpoint) -> Imported:
             finite.
     """
     networks: dict[str, Backbone] = {}
-    told = (checkpoint.config or {}).get("num_heads")
+    told, patch = (checkpoint.config or {}).get("num_heads"), 0
     for which, original in checkpoint.networks.items():
         state, source = _by_timm(_bare(original)), f"the {which} of '{checkpoint.path}'"
         name, options = _architecture(state, told, source)

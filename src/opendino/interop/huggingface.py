@@ -328,21 +328,9 @@ def _convnext(checkpoint: Checkpoint, config: dict[str, Any]) -> Imported:
     """DINOv3's ConvNeXt, whose feature is the mean of the last map after the last norm, as in timm's; of any size."""
     source = f"'{checkpoint.path}'"
     state = {_renamed(key, _CONVNEXT): value for key, value in checkpoint.tree.items()}
-    depths = [_architectures.count(state, rf"stages\.{stage}\.blocks\.(\d+)\.") for stage in range(4)]
-    widths = [len(state.get(f"stages.{stage}.blocks.0.gamma", ())) for stage in range(4)]
-    name = _CONVNEXTS.get((*depths, *widths))
-    sizes = {} if name else {"depths": depths, "dims": widths}
-    image_px = config.get("image_size", 224) if isinstance(config.get("image_size", 224), int) else 224
-    options = {"image_px": image_px, **sizes, **_architectures.channels(state, "stem.0.weight")}
-    network = _architectures.timm(name or "convnext_tiny", options, state, source)
+    told = config.get("image_size")
+    network = _architectures.convnext(state, source, told if isinstance(told, int) else 224)
     return Imported({"teacher": network}, {}, network.name)
-
-
-_CONVNEXTS = {
-    (3, 3, 9, 3, 96, 192, 384, 768): "convnext_tiny", (3, 3, 27, 3, 96, 192, 384, 768): "convnext_small",
-    (3, 3, 27, 3, 128, 256, 512, 1024): "convnext_base", (3, 3, 27, 3, 192, 384, 768, 1536): "convnext_large",
-}  # fmt: skip
-"""By depths and widths (Liu et al. 2022, section 2)."""
 
 
 def _plain(checkpoint: Checkpoint, config: dict[str, Any]) -> Imported:

@@ -105,8 +105,9 @@ def plan(name: str, kwargs: dict[str, Any], shapes: Mapping[str, Tensor], source
             "Take its description from where the weights are from",
         ) from error
     except Exception as error:  # whatever torch and timm say of numbers that make no network
+        maker = "opendino" if name == "conv4" or name.partition("/")[0] in ("vit", *SIZES) else "timm"
         raise UserError(
-            f"{source} describes a '{name}' that cannot be built: {reason(error):.200}",
+            f"{maker} cannot build '{name}' as {source} describes it: {reason(error):.200}",
             "Take its description from where the weights are from",
         ) from error
 

@@ -140,9 +140,7 @@ def check_kwargs(name: str, kwargs: dict[str, Any], source: str) -> None:
         convert(kwargs, _Conv4, "kwargs.", source)
         return
     if refused := sorted(_NOT_OF_A_NETWORK & kwargs.keys()):
-        raise UserError(
-            f"{source} gives the network the option '{refused[0]}', which is not part of a network", "Remove it"
-        )
+        raise UserError(f"{source}: a network takes no option '{refused[0]}', which is for fetching one", "Remove it")
     convert(kwargs, _Timm, "kwargs.", source)
     for key, value in kwargs.items():
         convert(value, _TimmOption, f"kwargs.{key:.60}", source)
@@ -178,7 +176,8 @@ def convert(value: Any, kind: Any, prefix: str, source: str) -> Any:
 def _said(error: str, value: Any, prefix: str, source: str) -> tuple[str, str]:
     """A message and a hint from msgspec's "Expected `int` >= 1, got `str` - at `$.a.b[0]`"."""
     wrong, _, place = error.partition(" - at `$")
-    place, found = place.rstrip("`"), value
+    place = place.rstrip("`")
+    found: Any = value
     for key, index in re.findall(r"\.([^.\[]+)|\[(\d+)\]", place):
         found = found[int(index)] if index else found.get(key)
     field = (prefix + place.removeprefix(".")).strip(".") or "it"
@@ -189,6 +188,6 @@ def _said(error: str, value: Any, prefix: str, source: str) -> tuple[str, str]:
         hint = "Import the original weights again: that adapts them to RGB"
         return f"{source}: {field} is {found!r:.60}, but images here have 3 channels", hint
     shown = field if isinstance(found, dict | list) or found is None else f"{field} is {found!r:.60}"
-    in_bytes = re.match(r"preprocessing\.(mean|std)", field) and isinstance(found, int | float) and 1 < found <= 255
-    hint = f"Pixels lie in [0, 1]: divided by 255 it is {found / 255:.4g}" if in_bytes else ""
+    number = found if isinstance(found, int | float) and re.match(r"preprocessing\.(mean|std)", field) else 0
+    hint = f"Pixels lie in [0, 1]: divided by 255 it is {number / 255:.4g}" if 1 < number <= 255 else ""
     return f"{source}: {shown}: {wrong[0].lower()}{wrong[1:]}", hint

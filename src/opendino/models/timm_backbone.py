@@ -111,7 +111,7 @@ class TimmBackbone(Backbone):
         kinds = (Attention, eva.EvaAttention, beit.Attention)  # DINOv3 is an EVA
         blocks = getattr(self.model, "blocks", None)
         last: Any = getattr(blocks[-1], "attn", None) if isinstance(blocks, nn.Sequential | nn.ModuleList) else None
-        if not isinstance(last, kinds):
+        if not any(isinstance(last, kind) for kind in kinds):
             raise NotImplementedError(f"{self.name} has no plain self-attention in a last block")
         seen: list[Tensor] = []
         was_fused, last.fused_attn = last.fused_attn, False  # the fused kernel never shows its weights
@@ -269,7 +269,7 @@ def _create(name: str, pretrained: bool, required: dict[str, Any], optional: dic
 def _resample_as(rule: str, model: Any, name: str) -> None:
     """Have a model of timm resample its position embeddings by another rule than timm's."""
     if rule != "dinov2":
-        raise unknown("position_resampling", rule, ("timm", "dinov2"))
+        raise unknown("position_resampling", str(rule), ("timm", "dinov2"))
     has_registers = getattr(model, "reg_token", None) is not None or getattr(model, "no_embed_class", True)
     if not getattr(model, "dynamic_img_size", False) or has_registers:
         raise UsageError(
