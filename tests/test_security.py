@@ -77,7 +77,9 @@ def test_nothing_in_the_package_unpickles_evaluates_or_starts_a_shell() -> None:
 def test_a_pickle_in_place_of_weights_is_refused_unread(tmp_path: Path, mark: Path) -> None:
     description = {
         "name": "conv4", "kwargs": {"width": 4}, "networks": ["teacher"],
-        "preprocessing": {"size_px": 32, "resize_px": 36, "mean": [0, 0, 0], "std": [1, 1, 1]},
+        "preprocessing": {
+            "image_px": 32, "resize_px": 36, "interpolation": "bicubic", "mean": [0, 0, 0], "std": [1, 1, 1],
+        },
     }  # fmt: skip
     (tmp_path / "backbone.json").write_text(json.dumps(description))
     (tmp_path / "backbone.safetensors").write_bytes(pickle.dumps(Evil(mark)))

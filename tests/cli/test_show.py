@@ -48,7 +48,7 @@ def test_each_has_a_frozen_config_and_a_function_and_helps(kind: str, capsys: py
         (["pca", "no/folder", "a.png"], ""),
         (["curves"], "No run was named"),
         (["crops", "no/run"], "no run folder"),
-        (["temperature", "--temperatures", "0"], "above 0"),
+        (["temperature", "--temperatures", "0"], "from 0.0001"),
         (["video", "m", "f.mp4", "--out", "x.gif"], "Use .mp4"),
     ],
 )

@@ -317,7 +317,7 @@ def test_less_memory_and_compilation_are_done_where_asked(
     opendino.train(base("dino", teachers, out=str(tmp_path / "plain"), **common))
     assert asked == []
     opendino.train(base("dino", teachers, out=str(tmp_path / "less"), activation_checkpointing=True, **common))
-    assert asked == ["less memory"]
+    assert set(asked) == {"less memory"}
     with pytest.raises(UserError, match="Nothing can be compiled here: no compiler"):
         opendino.train(base("dino", teachers, compile=True))
 

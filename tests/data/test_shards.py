@@ -174,7 +174,7 @@ def test_an_index_by_other_rules_is_discarded_with_a_line(
     before = contents(open_source(f"wds:{tmp_path}/s"))
     monkeypatch.setattr(shards, "_RULES", "another")
     scanned: list[Path] = []
-    monkeypatch.setattr(shards, "scan", lambda path: scanned.append(path) or scan(path))
+    monkeypatch.setattr(shards, "scan", lambda path, *rule: scanned.append(path) or scan(path, *rule))
     for _ in range(2):
         assert contents(open_source(f"wds:{tmp_path}/s")) == before
     assert len(scanned) == 2 and len(said) == 1 and "discarded" in said[0]

@@ -212,8 +212,8 @@ def test_real_photographs_give_the_accuracy_of_scikit_learn(data_folder: Path, t
     theirs = linear_model.LogisticRegression(C=1.0, max_iter=2000, tol=1e-6).fit(x.numpy(), y.numpy())
     wanted = 100 * theirs.score(val.numpy(), truth.numpy())
     weight, bias = logistic_regression(x, y, 10, [1.0])[0]
-    assert accuracy(val @ weight.T + bias, truth)[0] == pytest.approx(wanted, abs=0.5)
+    assert accuracy(val @ weight.T + bias, truth).top1 == pytest.approx(wanted, abs=0.5)
     # The same objective for SGD: scikit-learn's is C Σ loss + ½ ‖W‖², so λ = 1 / (C M).
     weight, bias = train_together(batches(x, y, 275), 4000, 10, [slice(0, 192)], [[0.3]], 1 / len(x))[0][0]
-    assert accuracy(val @ weight.T + bias, truth)[0] == pytest.approx(wanted, abs=0.5)
+    assert accuracy(val @ weight.T + bias, truth).top1 == pytest.approx(wanted, abs=0.5)
     assert wanted > 20  # ten classes: far from chance

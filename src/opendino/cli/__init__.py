@@ -8,10 +8,10 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import select
 import sys
 from dataclasses import dataclass
 from importlib.metadata import version
+from select import POLLERR, poll
 from typing import Any, TextIO
 
 from opendino.core import cluster, registry
@@ -73,9 +73,9 @@ def _run(argv: list[str] | None) -> int:
 
 def _has_no_reader(stream: TextIO) -> bool:
     try:
-        asked = select.poll()
+        asked = poll()
         asked.register(stream.fileno(), 0)  # of errors it tells in any case
-        return any(event & select.POLLERR for _, event in asked.poll(0))
+        return any(event & POLLERR for _, event in asked.poll(0))
     except (OSError, ValueError):  # closed, or no file of the system's
         return False
 

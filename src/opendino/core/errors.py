@@ -92,6 +92,6 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     return f"{lead}Available: {', '.join(choices)}"
 
 
-def unknown(what: str, name: str, choices: Iterable[str]) -> UsageError:
+def unknown(what: str, name: object, choices: Iterable[str]) -> UsageError:
     """The error for a name that is not in a list: the value, the nearest, the list."""
-    return UsageError(f"Unknown {what} '{name}'", nearest(name, choices))
+    return UsageError(f"Unknown {what} '{name}'", nearest(str(name), choices))

@@ -18,7 +18,7 @@ from opendino.core import dist, log, metrics
 from opendino.core.accuracy import shown, yardstick
 from opendino.core.contracts import Source
 from opendino.core.errors import UserError
-from opendino.core.ranges import Checked, OutOfRange, Repeats, Seed, Workers
+from opendino.core.ranges import Checked, OutOfRange, Seed, Workers
 from opendino.core.types import Augment, Report
 from opendino.data.open import open_source
 from opendino.data.order import permutation
@@ -47,7 +47,7 @@ class Config(Checked):
     """Judge every checkpoint that a run has kept, rank them, and compare with the k-NN measured while it trained."""
     images: Annotated[int, Meta(ge=2, le=10**9)] = 2048
     """How many images to look at, drawn at random."""
-    views: Repeats | Literal[0] = 4
+    views: Annotated[int, Meta(ge=0, le=10_000)] = 4
     """Random crops of each image for alignment and LiDAR; 0 goes without these two."""
     seed: Seed = 0
     """Decides which images and crops."""
