@@ -41,9 +41,9 @@ class MultiCrop:
             transforms.RandomResizedCrop(size_px, view.scale, view.ratio, transforms.InterpolationMode.BICUBIC),
             transforms.RandomHorizontalFlip(view.flip),
             transforms.RandomApply([jitter], view.jitter),
-            transforms.RandomGrayscale(view.grey),
+            transforms.RandomGrayscale(view.gray),
             _Sometimes(view.blur, lambda image: image.filter(ImageFilter.GaussianBlur(random.uniform(*view.sigma_px)))),
-            _Sometimes(view.solarise, ImageOps.solarize),
+            _Sometimes(view.solarize, ImageOps.solarize),
             transforms.ToTensor(),
             transforms.Normalize(spec.mean, spec.std),
         ])  # fmt: skip
@@ -98,7 +98,7 @@ class ViT(nn.Module):
 
 
 class Pair:
-    """Student, teacher, centre and optimiser, started from one of our methods."""
+    """Student, teacher, center and optimizer, started from one of our methods."""
 
     def __init__(self, method: Any) -> None:
         method = copy.deepcopy(method)

@@ -29,13 +29,13 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from opendino.core.fusion import fusing
-from opendino.data import apply
-from opendino.data.crops import crops
-from opendino.data.draw import draw
+from opendino.core.compilation import compiling
 from opendino.engine import optim
 from opendino.methods import dino
-from opendino.models.layers import Block
+from opendino.models.vit_layers import Block
+from opendino.views import functional
+from opendino.views.multi_crop import multi_crop
+from opendino.views.sampling import sample_views
 
 SPEC = dino.views(PAPER)
 SIZES = (2, 4)
@@ -68,7 +68,7 @@ class Counting(TorchDispatchMode):
 
 def written(function: Callable[[], Any]) -> Counter[str]:
     """What a function does as it is written."""
-    with Counting() as counting, fusing(False):
+    with Counting() as counting, compiling(False):
         function()
     return counting.found
 
@@ -85,7 +85,7 @@ def compiled(function: Callable[[], Any]) -> Counter[str]:
     usual, lowering.GraphLowering.count_bytes = lowering.GraphLowering.count_bytes, noting
     torch._dynamo.reset()
     try:
-        with fusing(True):
+        with compiling(True):
             function()
     finally:
         lowering.GraphLowering.count_bytes = usual
@@ -117,7 +117,7 @@ def joined(function: Callable[[], Any]) -> Counter[str]:
     CppScheduling._get_outer_loop_fusion_depth = lambda self, node1, node2: 0
     torch.compile = compile_part  # pyright: ignore[reportAttributeAccessIssue]
     try:
-        with Counting() as counting, fusing(True):
+        with Counting() as counting, compiling(True):
             function()
     finally:
         torch.compile, CppScheduling._get_outer_loop_fusion_depth = COMPILE, usual
@@ -137,7 +137,7 @@ def line(count: Callable[[int], Counter[str]], batch: int) -> dict[str, float]:
 
 
 def a_step(num: int) -> Callable[[], Any]:
-    """Forward, backward, optimiser and average on views that are there."""
+    """Forward, backward, optimizer and average on views that are there."""
     ours = Ours("vit_small/16", PAPER, optim.Config(), num, torch.bfloat16, torch.device("cpu"))
     views = ours.noise()
     return lambda: ours.step(views)
@@ -182,8 +182,8 @@ def loss(num: int) -> Callable[[], Any]:
 def views(num: int) -> Callable[[], Any]:
     """The crops of images of 448 x 448 px."""
     canvas = torch.randint(0, 256, (num, 3, 448, 448), dtype=torch.uint8)
-    draws = draw(SPEC, 0, 0, range(num), [[448, 448]] * num)
-    return lambda: crops(canvas, draws, SPEC)
+    draws = sample_views(SPEC, 0, 0, range(num), [[448, 448]] * num)
+    return lambda: multi_crop(canvas, draws, SPEC)
 
 
 def main() -> None:
@@ -197,7 +197,7 @@ def main() -> None:
     inductor.force_disable_caches = True
     torch._logging.set_logs(inductor_metrics=True)  # without it inductor does not count; what it says is not shown
     logging.getLogger("torch").handlers.clear()
-    apply._factors = lambda device: torch.float16  # as on a GPU
+    functional._factors = lambda device: torch.float16  # as on a GPU
 
     def counted(make: Callable[[int], Callable[[], Any]], how: Callable[..., Counter[str]]) -> dict[str, float]:
         return line(lambda num: how(make(num)), args.batch)

@@ -23,7 +23,7 @@ from record import keep, machine
 from torch.nn.functional import normalize
 
 from opendino.evals import label_free, linear
-from opendino.features.neighbours import nearest
+from opendino.features.nearest_neighbors import nearest
 from opendino.models.build import backbone
 from opendino.models.load import preprocessing, save_backbone
 
@@ -31,7 +31,7 @@ from opendino.models.load import preprocessing, save_backbone
 def main() -> None:
     """Measure, report."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--bank", type=int, default=1_000_000, help="labelled features of the k-NN")
+    parser.add_argument("--bank", type=int, default=1_000_000, help="labeled features of the k-NN")
     parser.add_argument("--queries", type=int, default=10_000)
     parser.add_argument("--width", type=int, default=384)
     parser.add_argument("--k", type=int, default=20)
@@ -105,7 +105,7 @@ def _knn(args: argparse.Namespace) -> dict[str, Any]:
         "seconds": best, "cpu_seconds": cpu,
         "ratio": best["ours"] / best["faiss"] if theirs else None,
         "cpu_ratio": cpu["ours"] / cpu["faiss"] if theirs else None,
-        "same_neighbours": same,
+        "same_neighbors": same,
     }  # fmt: skip
 
 

@@ -24,7 +24,7 @@ from record import keep, machine
 import opendino
 from opendino.methods import byol, distill, mean_teacher
 from opendino.recipes import demo
-from opendino.train import Result
+from opendino.training import Result
 
 METHODS = ["byol", "mean_teacher", "distill"]
 

@@ -40,13 +40,13 @@ from PIL import Image
 from record import keep, machine
 from safetensors.torch import load_file
 
-import opendino.train  # noqa: F401
+import opendino.training  # noqa: F401
 from opendino import config as configs
 from opendino.cli import main as opendino_main
 from opendino.config import Config
 from opendino.data import decode
 from opendino.engine import checkpoint
-from opendino.engine.watch import Watch
+from opendino.engine.run_monitor import RunMonitor
 from opendino.recipes import demo
 
 PAGE = Path(__file__).parents[1] / "docs" / "reliability.md"
@@ -144,13 +144,13 @@ def noting(path: Path) -> Callable[[], None]:
     """What a process is to do first: write down the images of every step, in one write each."""
 
     def patch() -> None:
-        step, file = Watch.step, os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        step, file = RunMonitor.step, os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
-        def noted(self: Watch, done: int, tensors: Any, numbers: Any, indices: Any) -> None:
+        def noted(self: RunMonitor, done: int, tensors: Any, numbers: Any, indices: Any) -> None:
             os.write(file, json.dumps([done, torch.cat(indices).tolist()]).encode() + b"\n")
             step(self, done, tensors, numbers, indices)
 
-        Watch.step = noted
+        RunMonitor.step = noted
 
     return patch
 
@@ -494,7 +494,7 @@ def cache_full(home: Path, peace: dict[str, Life], times: int) -> Iterator[Row]:
 def cut(home: Path, peace: dict[str, Life], times: int) -> Iterator[Row]:
     """A checkpoint that ends early, at many places; and whole runs gone on with after it."""
     source = peace["toy"].run
-    row = Row("newest checkpoint cut at a byte", "recognised, the one before it is used")
+    row = Row("newest checkpoint cut at a byte", "recognized, the one before it is used")
     run = Path(shutil.copytree(source, home / "cut"))
     newest = checkpoint.newest(run)
     for name in ("tensors.safetensors", "state.json"):
@@ -626,7 +626,7 @@ def not_finite(home: Path, peace: dict[str, Life], times: int) -> Iterator[Row]:
 
     def poison(rank: int, at: int) -> None:
         if rank == 1:
-            module, calls = sys.modules["opendino.train"], []
+            module, calls = sys.modules["opendino.training"], []
             crops = module.crops
 
             def poisoned(*args: Any) -> Any:

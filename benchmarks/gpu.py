@@ -29,17 +29,17 @@ from record import keep, machine
 from torch import Tensor
 
 from opendino import config as configs
-from opendino import train
-from opendino.core.fusion import fusing
+from opendino import training
+from opendino.core.compilation import compiling
 from opendino.core.types import ViewSpec
 from opendino.data import loader
-from opendino.data.cache import Images
-from opendino.data.crops import crops
+from opendino.data.cache import DecodedImages
 from opendino.data.decode import working_area_px
-from opendino.data.open import open_source
+from opendino.data.open_source import open_source
 from opendino.engine import optim
-from opendino.engine.speed import peak_flops
+from opendino.engine.throughput import peak_flops
 from opendino.methods import dino
+from opendino.views.multi_crop import multi_crop
 
 SMALL = replace(PAPER, out_dim=256, local_crops=2, global_size_px=64, local_size_px=32)
 PARTS = ("waits", "crops", "step_vits16", "step_vitb16", "end_to_end")
@@ -60,7 +60,7 @@ def main() -> None:
     device = torch.device(args.device)
     if args.small:
         args.batch, args.seconds, args.workers = 8, 5.0, 1
-    with tempfile.TemporaryDirectory() as home, fusing(device.type == "cuda"):
+    with tempfile.TemporaryDirectory() as home, compiling(device.type == "cuda"):
         args.home = Path(home)
         args.images = args.images or made_images(args.home / "images", 64 if args.small else 2048)
         found: dict[str, Any] = {}
@@ -103,7 +103,7 @@ def of_crops(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """2 + 10 views of whole images; the floor is to read the images and to write the views once."""
     spec = dino.views(PAPER)
     batch = first_batch(args).to(device)
-    seconds = timed(lambda: crops(batch.canvas, batch.draws, spec), device)
+    seconds = timed(lambda: multi_crop(batch.canvas, batch.draws, spec), device)
     written = sum(len(g.views) * len(batch.labels) * 3 * g.size_px**2 * 4 for g in spec.groups)
     moved = written + batch.canvas.nbytes
     copied = torch.empty(2**28, dtype=torch.uint8, device=device)
@@ -117,7 +117,7 @@ def of_crops(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
 
 
 def with_torchvision(images: Tensor, spec: ViewSpec) -> Callable[[], Any]:
-    """The same views, image by image; without solarisation, so less than is asked for."""
+    """The same views, image by image; without solarization, so less than is asked for."""
     from torchvision.transforms import v2
 
     made = [
@@ -133,7 +133,7 @@ def with_torchvision(images: Tensor, spec: ViewSpec) -> Callable[[], Any]:
 
 
 def with_kornia(images: Tensor, spec: ViewSpec) -> Callable[[], Any]:
-    """The same views, batch by batch; without solarisation and without antialias where a crop is shrunk."""
+    """The same views, batch by batch; without solarization and without antialias where a crop is shrunk."""
     from kornia import augmentation as k
 
     mean, std = torch.tensor(spec.mean), torch.tensor(spec.std)
@@ -159,7 +159,7 @@ def of_step_vitb16(args: argparse.Namespace, device: torch.device) -> dict[str, 
 
 
 def of_step(name: str, args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """Images a second of both, and model FLOPs utilisation of ours, against a large matrix product."""
+    """Images a second of both, and model FLOPs utilization of ours, against a large matrix product."""
     from torch.utils.flop_counter import FlopCounterMode
 
     ours = made(name, args, device)
@@ -170,7 +170,7 @@ def of_step(name: str, args: argparse.Namespace, device: torch.device) -> dict[s
 
     losses = [(classic(), float(ours.step(views))) for _ in range(2)]
     assert all(abs(a - b) < 0.02 * abs(a) for a, b in losses), f"the two ways come to different losses: {losses}"
-    with FlopCounterMode(display=False) as counter, fusing(False):
+    with FlopCounterMode(display=False) as counter, compiling(False):
         ours.step(views)
     first, second = timed(classic, device), timed(lambda: ours.step(views), device)
     peak = peak_flops(device, torch.bfloat16)
@@ -189,9 +189,9 @@ def of_end_to_end(args: argparse.Namespace, device: torch.device) -> dict[str, A
     settings, name = (SMALL, "vit_tiny/16") if args.small else (PAPER, "vit_small/16")
 
     def trained(steps: int) -> Any:
-        return train(configs.Config(
+        return training(configs.Config(
             data=str(args.images), backbone=name, method=settings, steps=steps, batch=args.batch,
-            optim=optim.Config(accumulate=1), workers=args.workers, eval_images=0, device=str(device),
+            optim=optim.Config(grad_accum_steps=1), workers=args.workers, eval_images=0, device=str(device),
             precision="bfloat16", cache="off", compile=device.type == "cuda", report=False, checkpoint_every="100%",
             out=str(args.home / f"run-{steps}"),
         ))  # fmt: skip
@@ -239,7 +239,7 @@ def made(name: str, args: argparse.Namespace, device: torch.device) -> Ours:
 def first_batch(args: argparse.Namespace) -> loader.Batch:
     """Decoded images and choices for the paper's crops."""
     spec = dino.views(PAPER)
-    batch = loader.Batches(Images(open_source(str(args.images)), working_area_px(spec)), spec, 0, args.batch)[0]
+    batch = loader.Batches(DecodedImages(open_source(str(args.images)), working_area_px(spec)), spec, 0, args.batch)[0]
     assert isinstance(batch, loader.Batch)
     return batch
 

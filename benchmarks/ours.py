@@ -13,19 +13,19 @@ from opendino.core.types import Clock, Views
 from opendino.engine import optim, precision
 from opendino.methods import dino
 from opendino.models import build
-from opendino.train import step
+from opendino.training import step
 
 CLOCK = Clock(0, 1000, 100)
 PAPER = dino.Config(freeze_last_layer="0")
 
 
 class Ours:
-    """A method and its optimiser; drop path is off, so that neither way draws any chance of its own.
+    """A method and its optimizer; drop path is off, so that neither way draws any chance of its own.
 
     Args:
         backbone: Its name.
         config: Of DINO.
-        settings: Of the optimiser; the rate is not warmed up.
+        settings: Of the optimizer; the rate is not warmed up.
         batch: Images a step.
         dtype: Of our matrix products.
         device: Where all is.

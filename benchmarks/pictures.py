@@ -27,10 +27,10 @@ import torch
 from PIL import Image
 from record import keep, machine
 
-from opendino.app import curves as page_curves
+from opendino.app import curves_tab as page_curves
 from opendino.models import load
 from opendino.models.build import backbone
-from opendino.visualise import attention, curves, pca
+from opendino.visualize import attention, curves, pca
 
 
 def main() -> None:

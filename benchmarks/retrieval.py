@@ -23,14 +23,14 @@ import torch
 from PIL import Image
 from record import keep, machine
 
-from opendino.core.duplicates import near_duplicates
-from opendino.core.ranking import search
-from opendino.data.open import open_source
+from opendino.data.open_source import open_source
 from opendino.data.sources.toy import ToySource
 from opendino.evals.retrieval import scores
-from opendino.features.whole import describe
+from opendino.features.image_descriptors import describe_images
+from opendino.features.near_duplicates import near_duplicates
+from opendino.features.ranking_metrics import search
 from opendino.models.build import backbone
-from opendino.models.descriptor import SCALES, Descriptor
+from opendino.models.global_descriptor import SCALES, Descriptor
 from opendino.models.load import Model, preprocessing
 
 DIM, PER_CLASS, PLANTED = 384, 10, 100
@@ -39,15 +39,15 @@ DIM, PER_CLASS, PLANTED = 384, 10, 100
 def extraction(num_images: int, device: str) -> dict[str, Any]:
     """JPEG files of 480×360 px through a random ViT-S/16 at scales 1, 1/√2, 1/2 of 320×240."""
     with tempfile.TemporaryDirectory() as folder:
-        drawn = ToySource("colourful", n=num_images, size=480)
+        drawn = ToySource("colorful", n=num_images, size=480)
         for number in range(num_images):
             Image.fromarray(drawn.read(number)).crop((0, 0, 480, 360)).save(f"{folder}/{number}.jpg")
         model = Model(backbone("vit_small/16"), preprocessing(224), {}).to(device)
         sees = Descriptor(model, 320, scales=SCALES)
         source = open_source(folder)
-        describe(sees, source, range(2))
+        describe_images(sees, source, range(2))
         began = time.perf_counter()
-        describe(sees, source, batch=8)
+        describe_images(sees, source, batch=8)
         seconds = time.perf_counter() - began
     return {"images": num_images, "seconds": seconds, "images_per_second": num_images / seconds}
 

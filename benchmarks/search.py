@@ -1,4 +1,4 @@
-"""Search in a table of vectors: exact against brute force, recall and speed of the index; duplicates, k-centre.
+"""Search in a table of vectors: exact against brute force, recall and speed of the index; duplicates, k-center.
 
 Run it with: python benchmarks/search.py [--vectors 200000] [--out FILE.json], or --help
 Some ten minutes on one CPU core, most of it for duplicates: all pairs are compared. Two sets of vectors: `mixture`,
@@ -26,10 +26,10 @@ from record import keep, machine
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from opendino.core.duplicates import near_duplicates
-from opendino.search import embed, schema
-from opendino.search.lance import LanceTable, _tidy
-from opendino.search.select import k_centre
+from opendino.embeddings import embed_images, table_schema
+from opendino.embeddings.diverse_selection import k_center
+from opendino.embeddings.lance_table import LanceTable, _tidy
+from opendino.features.near_duplicates import near_duplicates
 
 DIM, K, PLANTED, CHOSEN = 384, 10, 100, 100
 
@@ -37,9 +37,9 @@ DIM, K, PLANTED, CHOSEN = 384, 10, 100, 100
 def mixture(num: int, seed: int) -> Tensor:
     """As features are: few dimensions matter, and many images are alike."""
     world = torch.Generator().manual_seed(0)
-    axes, centres = torch.linalg.qr(torch.randn(DIM, 48, generator=world))[0], torch.randn(1000, 48, generator=world)
+    axes, centers = torch.linalg.qr(torch.randn(DIM, 48, generator=world))[0], torch.randn(1000, 48, generator=world)
     chance = torch.Generator().manual_seed(seed)
-    low = centres[torch.randint(1000, (num,), generator=chance)] + 0.5 * torch.randn(num, 48, generator=chance)
+    low = centers[torch.randint(1000, (num,), generator=chance)] + 0.5 * torch.randn(num, 48, generator=chance)
     return low @ axes.T + 0.02 * torch.randn(num, DIM, generator=chance)
 
 
@@ -51,13 +51,15 @@ def gaussian(num: int, seed: int) -> Tensor:
 def written(folder: Path, vectors: Tensor) -> LanceTable:
     """A table of them; keys are row numbers."""
     about = {"model": "", "which": None, "fingerprint": "", "preprocessing": {}, "data": "", "images": len(vectors)}
-    columns = schema.arrow(DIM, None, about)
+    columns = table_schema.arrow(DIM, None, about)
 
     def batches() -> Iterator[Any]:
         for first in range(0, len(vectors), 10_000):
             part = vectors[first : first + 10_000]
             keys = [str(first + row) for row in range(len(part))]
-            yield schema.batch(embed.Rows([*range(len(keys))], keys, part, [(1, 1)] * len(keys), None, []), columns)
+            yield table_schema.batch(
+                embed_images.Rows([*range(len(keys))], keys, part, [(1, 1)] * len(keys), None, []), columns
+            )
 
     lancedb.connect(folder).create_table("vectors", batches(), schema=columns)
     return LanceTable(str(folder / "vectors.lance"))
@@ -120,7 +122,7 @@ def main() -> None:
     for draw in (mixture, gaussian):
         note(draw.__name__, searches(draw(args.vectors, 1), draw(args.queries, 2)))
     vectors = normalize(mixture(args.vectors, 1), dim=1)
-    chosen, seconds = timed(lambda: list(itertools.islice(k_centre(vectors), CHOSEN)))
+    chosen, seconds = timed(lambda: list(itertools.islice(k_center(vectors), CHOSEN)))
     note("select", {"chosen": len(chosen), "radius": chosen[-1][1], "seconds": seconds})
     if not args.skip_duplicates:
         vectors = normalize(gaussian(args.vectors, 1), dim=1)

@@ -27,15 +27,15 @@ from record import keep
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from opendino.core.fusion import fusing
+from opendino.core.compilation import compiling
 from opendino.data import loader
-from opendino.data.cache import Images
-from opendino.data.crops import crops
+from opendino.data.cache import DecodedImages
 from opendino.data.decode import working_area_px
-from opendino.data.open import open_source
+from opendino.data.open_source import open_source
 from opendino.engine import optim, precision
 from opendino.methods import dino
 from opendino.recipes import demo
+from opendino.views.multi_crop import multi_crop
 
 CPU = torch.device("cpu")
 PARTS = ("loader", "crops", "loss", "step_demo", "step_vits16", "whole_demo", "whole_vits16", "memory")
@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    with tempfile.TemporaryDirectory() as home, fusing(args.compile):
+    with tempfile.TemporaryDirectory() as home, compiling(args.compile):
         args.images = args.images or made_images(Path(home), *args.size_px)
         found = {part: globals()[f"of_{part}"](args) for part in args.only}
     document = {
@@ -80,7 +80,7 @@ def of_loader(args: argparse.Namespace) -> dict[str, Any]:
     num = min(64, len(source))  # the paper's batch of a GPU
     torch.set_num_threads(1)
     classic = Files([args.images / source.key(i) for i in range(num)], spec)
-    ours = loader.Batches(Images(source, working_area_px(spec)), spec, 0, num)
+    ours = loader.Batches(DecodedImages(source, working_area_px(spec)), spec, 0, num)
 
     def first() -> None:
         default_collate([classic[i] for i in range(num)])
@@ -96,7 +96,7 @@ def of_loader(args: argparse.Namespace) -> dict[str, Any]:
 def of_memory(args: argparse.Namespace) -> dict[str, Any]:
     """A loader's process, a pass over the images after the other: does it grow?"""
     spec, source = dino.views(PAPER), open_source(str(args.images))
-    dataset = loader.Batches(Images(source, working_area_px(spec)), spec, 0, 16)
+    dataset = loader.Batches(DecodedImages(source, working_area_px(spec)), spec, 0, 16)
     total, resident, began = args.passes * dataset.steps_per_epoch, {}, time.monotonic()
     for number, _ in enumerate(loader.batches(dataset, 0, total, 1, pin=False), start=1):
         if number * 20 % total < 20:  # its own memory; of what it shares, canvases come and go
@@ -110,7 +110,7 @@ def of_crops(args: argparse.Namespace) -> dict[str, Any]:
     """From decoded images to views: PIL's there, matrix products here (which a GPU would do)."""
     spec = dino.views(PAPER)
     source = open_source(str(args.images))
-    batch = loader.Batches(Images(source, working_area_px(spec)), spec, 0, 16)[0]
+    batch = loader.Batches(DecodedImages(source, working_area_px(spec)), spec, 0, 16)[0]
     assert isinstance(batch, loader.Batch)
     classic = Files([], spec)
     images = [Image.open(args.images / source.key(i)).convert("RGB") for i in range(16)]
@@ -119,7 +119,7 @@ def of_crops(args: argparse.Namespace) -> dict[str, Any]:
         for image in images:
             classic._crop(image)
 
-    return compare(first, lambda: crops(batch.canvas, batch.draws, spec), args.turns, 16)
+    return compare(first, lambda: multi_crop(batch.canvas, batch.draws, spec), args.turns, 16)
 
 
 def of_loss(args: argparse.Namespace) -> dict[str, Any]:
@@ -203,7 +203,7 @@ def whole(
     """Files, crops, step."""
     ours, dtype = made(args, backbone, config, batch, settings)
     source = open_source(str(args.images))
-    batches = loader.Batches(Images(source, working_area_px(ours.spec)), ours.spec, 0, batch)
+    batches = loader.Batches(DecodedImages(source, working_area_px(ours.spec)), ours.spec, 0, batch)
     files = Files([args.images / source.key(i) for i in range(batch)], ours.spec)
     pair = Pair(ours.method)
 
@@ -213,7 +213,7 @@ def whole(
     def second() -> float:
         item = batches[0]
         assert isinstance(item, loader.Batch)
-        return float(ours.step(crops(item.canvas, item.draws, ours.spec)))
+        return float(ours.step(multi_crop(item.canvas, item.draws, ours.spec)))
 
     return compare(first, second, args.turns, batch) | {"precision": dtype}
 

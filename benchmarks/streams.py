@@ -28,15 +28,15 @@ from record import keep
 
 from opendino.core.contracts import Source
 from opendino.core.types import Augment, ViewGroup, ViewSpec
-from opendino.data import index
-from opendino.data.cache import Images
+from opendino.data import mmap_table
+from opendino.data.cache import DecodedImages
 from opendino.data.decode import decode
-from opendino.data.files import is_image
 from opendino.data.loader import Batches
-from opendino.data.open import open_source
-from opendino.data.order import Windowed, permutation
-from opendino.data.pack import Plan, pack
+from opendino.data.open_source import open_source
+from opendino.data.sampler import Windowed, permutation
+from opendino.data.shard_writer import Plan, pack
 from opendino.data.shards import scan
+from opendino.data.source_files import is_image
 
 SIDE_PX = 256
 SPEC = ViewSpec((ViewGroup("global", 224, (Augment((0.25, 1.0)),) * 2),))
@@ -140,7 +140,7 @@ def _written(root: Path) -> dict[str, Source]:
 
 def _read(source: Source) -> float:
     """CPU seconds for one epoch of canvases."""
-    data = Batches(Images(source, SIDE_PX**2), SPEC, 0, 50)
+    data = Batches(DecodedImages(source, SIDE_PX**2), SPEC, 0, 50)
     began = time.process_time()
     for n in range(len(source) // 50):
         data[n]
@@ -173,9 +173,9 @@ def _index(work: Path) -> dict[str, Any]:
         "labels": np.zeros(many, np.int32),
     }
     assert len(contents.names) == num
-    index.save(work / "many.index", columns, {})
+    mmap_table.save(work / "many.index", columns, {})
     began, before = time.process_time(), _anonymous_mib()
-    assert index.load(work / "many.index")
+    assert mmap_table.load(work / "many.index")
     return {
         "scan_microseconds_per_member": round(scanned / num / 3 * 1e6, 2),
         "tarfile_microseconds_per_member": round(by_tarfile / num / 3 * 1e6, 2),
@@ -241,7 +241,7 @@ def _shuffle(shards: int = 500, each: int = 1000, batch: int = 256) -> dict[str,
             "pairs_of_one_shard_frac": round(float(np.mean(same)) / batch / (batch - 1), 5),
             # 1 is what two independent permutations give: |a - b| of uniform places has the mean num / 3
             "moved_from_epoch_to_epoch": round(float(np.abs(places[0] - places[1]).mean() / (num / 3)), 3),
-            "neighbours_apart_next_epoch": round(float(apart.mean() / (num / 3)), 3),
+            "neighbors_apart_next_epoch": round(float(apart.mean() / (num / 3)), 3),
         }
     return found
 

@@ -41,7 +41,7 @@ TARGETS: dict[str, tuple[float, int, float, Config]] = {  # published accuracy, 
         out_dim=2048, head_batch_norm=True, teacher_temp=0.04, momentum=0.99, freeze_last_layer="0",
     ))),
     "byol_resnet18": (70.5, 200, 0.1, replace(RESNET18, method=byol.Config(
-        size_px=128, first=JITTERED, second=replace(JITTERED, blur=0.1, solarise=0.2), momentum=0.99,
+        size_px=128, first=JITTERED, second=replace(JITTERED, blur=0.1, solarize=0.2), momentum=0.99,
     ))),
     "dino_vits16": (83.8, 20, 0.07, Config(
         data="", backbone="vit_small/16", batch=128, eval_every="10%",

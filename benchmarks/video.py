@@ -30,7 +30,7 @@ RADIUS, TOP_K, TEMPERATURE, NUM_CONTEXT = 12, 5, 0.1, 8
 def dense(target: Tensor, context: Tensor, labels: Tensor) -> Tensor:
     """The same by one matrix of all patches against all of the context, most of which a mask then removes."""
     height, width = target.shape[:2]
-    near = neighbours(height, width, str(target.device))
+    near = neighbors(height, width, str(target.device))
     queries, keys = normalize(target, dim=-1).flatten(0, 1), normalize(context, dim=-1).flatten(1, 2)
     affinity = (keys @ queries.T / TEMPERATURE).exp() * near
     affinity = affinity.flatten(0, 1)
@@ -41,7 +41,7 @@ def dense(target: Tensor, context: Tensor, labels: Tensor) -> Tensor:
 
 
 @functools.cache
-def neighbours(height: int, width: int, device: str) -> Tensor:
+def neighbors(height: int, width: int, device: str) -> Tensor:
     """Which patch is within the radius of which, bool `[N N]`; made once, as in the original."""
     places = torch.cartesian_prod(torch.arange(height), torch.arange(width)).to(device)
     return ((places[:, None] - places).abs() <= RADIUS).all(-1)

@@ -66,7 +66,7 @@ def measured(name: str) -> dict[str, str]:
     config, _ = module.Config().resolved(IMAGENET)
     spec = module.views(config)
     found = {"Views": " + ".join(described(group) for group in spec.groups if group.views)}
-    found["Labels in a batch"] = f"{spec.labelled_frac:.0%} at least" if spec.labelled_frac else "none needed"
+    found["Labels in a batch"] = f"{spec.labeled_frac:.0%} at least" if spec.labeled_frac else "none needed"
     if name == "distill":  # needs a trained teacher to be built
         return found | {"Parts of the student": "backbone, head or classifier", "A run leaves": "student"}
     method = module.build(config, lambda role: backbone("vit/16", embed_dim=24, depth=1, num_heads=2))

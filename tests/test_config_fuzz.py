@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from opendino import config as configs
-from opendino.cli.train import parse
+from opendino.cli.train_command import parse
 from opendino.config import Config
 from opendino.core.errors import UserError
 

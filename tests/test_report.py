@@ -15,9 +15,9 @@ from PIL import Image
 import opendino
 from opendino import report
 from opendino.core.errors import UserError
-from opendino.data.open import open_source
+from opendino.data.open_source import open_source
 from opendino.recipes import demo
-from opendino.visualise._lines import plot
+from opendino.visualize.drawing.line_plots import plot
 
 
 class Checked(HTMLParser):

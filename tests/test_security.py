@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 import opendino
 from opendino import config as configs
 from opendino.core.errors import UserError
-from opendino.data.open import open_source
+from opendino.data.open_source import open_source
 from opendino.engine import checkpoint
 
 ROOT = Path(__file__).parents[1]

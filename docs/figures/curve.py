@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 780, 300, 52, 250, 24, 40
-# Okabe and Ito's colours, told apart by the colour-blind too.
+# Okabe and Ito's colors, told apart by the color-blind too.
 LINES = {
     "teacher": ("#0072B2", "DINO, teacher"),
     "student": ("#E69F00", "DINO, student"),
@@ -37,17 +37,17 @@ def main(run: str, out: str) -> None:
         parts.append(f'<line x1="{x}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="#ddd"/>')
         parts.append(f'<text x="{x - 8}" y="{y + 4:.1f}" text-anchor="end">{percent}</text>')
     ends = []
-    for name, (colour, label) in LINES.items():
+    for name, (color, label) in LINES.items():
         points = [place(row["step"], row["knn"][name]) for row in judged]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
         dash = "" if name in ("teacher", "student") else ' stroke-dasharray="6 4"'
-        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2.5"{dash}/>')
-        ends.append([points[-1][1], colour, f"{label} {judged[-1]['knn'][name]:.1f} %"])
+        parts.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="2.5"{dash}/>')
+        ends.append([points[-1][1], color, f"{label} {judged[-1]['knn'][name]:.1f} %"])
     ends.sort()
     for above, below in zip(ends, ends[1:], strict=False):
         below[0] = max(below[0], above[0] + 16)
-    for y, colour, label in ends:
-        parts.append(f'<text x="{WIDTH - RIGHT + 8}" y="{y + 4:.1f}" fill="{colour}">{label}</text>')
+    for y, color, label in ends:
+        parts.append(f'<text x="{WIDTH - RIGHT + 8}" y="{y + 4:.1f}" fill="{color}">{label}</text>')
     parts.append(f'<text x="{LEFT}" y="{TOP - 8}">k-NN top-1 on held-out images, %</text>')
     parts.append(f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 12}" text-anchor="end">step {last}</text></svg>')
     Path(out).write_text("\n".join(parts) + "\n", encoding="utf-8")

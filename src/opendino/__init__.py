@@ -1,4 +1,4 @@
-"""opendino: a folder of unlabelled images in, a vision model out.
+"""opendino: a folder of unlabeled images in, a vision model out.
 
 Self-distillation with no labels (DINO, Caron et al. 2021) and its family on one frame. The names below are
 imported on first use, so that `import opendino` costs nothing.
@@ -13,14 +13,14 @@ __all__ = ["Config", "load", "resume", "train"]
 if TYPE_CHECKING:
     from opendino.config import Config as Config
     from opendino.models.load import load as load
-    from opendino.train import resume as resume
-    from opendino.train import train as train
+    from opendino.training import resume as resume
+    from opendino.training import train as train
 
 _HOMES = {
     "Config": "opendino.config",
     "load": "opendino.models.load",
-    "resume": "opendino.train",
-    "train": "opendino.train",
+    "resume": "opendino.training",
+    "train": "opendino.training",
 }
 
 
@@ -33,7 +33,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'opendino' has no attribute {name!r}; it has {', '.join(__all__)}")
     import importlib
 
-    # The function must win over the submodule of the same name, which this import binds to `opendino.train`.
+    # The function must win over the submodule of the same name, which this import binds to `opendino.training`.
     value = getattr(importlib.import_module(_HOMES[name]), name)
     globals()[name] = value
     return value

@@ -17,7 +17,7 @@ from tyro.conf import Positional
 
 from opendino.core import registry
 from opendino.core.errors import UsageError, nearest
-from opendino.core.ranges import (
+from opendino.core.ranges import (  # fmt: skip
     Batch,
     Checked,
     Count,
@@ -32,7 +32,7 @@ from opendino.core.ranges import (
     convert,
     hints,
     shown,
-)  # fmt: skip
+)
 from opendino.core.types import IMAGENET_MEAN, IMAGENET_STD, Facts, ViewSpec
 from opendino.data.cache import Cache
 from opendino.engine import optim
@@ -51,7 +51,7 @@ class Config(Checked):
     """Images: a folder, a .tar or .zip, a text file of paths, shards/{000..127}.tar (local or https://), a .parquet,
     hf:NAME?split=train, or toy:KIND."""
     val: str | None = None
-    """Labelled images for the k-NN shown while training; without it a part of DATA, where folders name classes."""
+    """Labeled images for the k-NN shown while training; without it a part of DATA, where folders name classes."""
     labels: str = "all"
     """Labels that may be seen: all, a share of each class such as 10%, or a CSV of path,class. Methods that learn
     without labels use them for the k-NN alone."""
@@ -73,14 +73,14 @@ class Config(Checked):
     method: Any = field(default_factory=dino.Config)
     """Settings of the training method."""
     optim: optim.Config = field(default_factory=optim.Config)
-    """Settings of the optimiser."""
+    """Settings of the optimizer."""
     epochs: Positive | Literal["auto"] | None = None
     """Length in passes over the data; give this or steps. auto: 200, and about ten minutes for the small
     convolutional network on a CPU."""
     steps: Count | None = None
-    """Length in optimiser steps; give this or epochs."""
+    """Length in optimizer steps; give this or epochs."""
     batch: Batch | Literal["auto"] = "auto"
-    """Images per optimiser step over all devices."""
+    """Images per optimizer step over all devices."""
     mean: Mean = IMAGENET_MEAN
     """Of the pixels in [0, 1] that the network is to see as 0; with --init that model's."""
     std: Std = IMAGENET_STD
@@ -118,13 +118,13 @@ class Config(Checked):
     eval_images: CountOrZero | Literal["auto"] = "auto"
     """How many images they are judged on; 0 for never."""
     knn_k: Count = 10
-    """Neighbours of the k-NN shown while training."""
+    """Neighbors of the k-NN shown while training."""
     checkpoint_every: Duration = "10%"
     """How often the whole state is saved."""
     keep_checkpoints: Count = 2
     """Newest checkpoints kept."""
     report: bool = True
-    """Leave a page at the end, report.html: curves, attention, neighbours, and how to go on."""
+    """Leave a page at the end, report.html: curves, attention, neighbors, and how to go on."""
     resume: bool = False
     """If the run folder holds a run already, go on with it, by its own settings: for schedulers that start a command
     again. Needs --out."""
@@ -149,7 +149,7 @@ def method_module(config: Config) -> ModuleType:
 
 
 def views(config: Config) -> ViewSpec:
-    """The views its method asks for, with the run's normalisation."""
+    """The views its method asks for, with the run's normalization."""
     return replace(method_module(config).views(config.method), mean=config.mean, std=config.std)
 
 
@@ -167,11 +167,11 @@ def method_config(name: str) -> Any:
     return registry.load("opendino.methods", name).Config()
 
 
-def resolve(config: Config, facts: Facts) -> tuple[Config, list[str]]:
-    """Let the method and the optimiser decide their "auto" values; with the reasons."""
+def resolve_parts(config: Config, facts: Facts) -> tuple[Config, list[str]]:
+    """Let the method and the optimizer decide their "auto" values; with the reasons."""
     method, why = config.method.resolved(facts)
-    optimiser, why_optim = config.optim.resolved(facts)
-    return replace(config, method=method, optim=optimiser), [f"method.{r}" for r in why] + [
+    optimizer, why_optim = config.optim.resolved(facts)
+    return replace(config, method=method, optim=optimizer), [f"method.{r}" for r in why] + [
         f"optim.{r}" for r in why_optim
     ]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from opendino import config as configs
 from opendino.config import Config
-from opendino.core import files, span
+from opendino.core import atomic_write, duration
 from opendino.core.errors import UsageError, UserError
 
 _REQUEST = "request.yaml"
@@ -19,7 +19,7 @@ _OF_THE_CALL = ("out", "resume", "devices")  # a run continues on any number of 
 
 def remember(folder: Path, request: Config) -> None:
     """Keep the settings that were asked for, "auto" included, to compare later requests with."""
-    files.write(folder / _REQUEST, configs.dump(request))
+    atomic_write.write(folder / _REQUEST, configs.dump(request))
 
 
 def remembered(folder: Path) -> Config | None:
@@ -92,7 +92,7 @@ def _pinned(part: Any, total_steps: int, steps_per_epoch: int) -> Any:
     for field in dataclasses.fields(part):
         value = getattr(part, field.name)
         if isinstance(value, str) and value.endswith("%"):
-            found[field.name] = str(span.steps(value, total_steps=total_steps, steps_per_epoch=steps_per_epoch))
+            found[field.name] = str(duration.steps(value, total_steps=total_steps, steps_per_epoch=steps_per_epoch))
     return replace(part, **found)
 
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 
-def full(x: Tensor) -> Tensor:
-    """At least float32: softmax, normalisation and losses are never computed in half precision."""
+def to_float32(x: Tensor) -> Tensor:
+    """At least float32: softmax, normalization and losses are never computed in half precision."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -16,9 +16,9 @@ def entropy(probabilities: Tensor) -> Tensor:
     return torch.special.entr(probabilities).sum(-1)
 
 
-def spread(features: Tensor) -> Tensor:
+def feature_std(features: Tensor) -> Tensor:
     """How far the directions of features `[B D]` lie apart: the root of their total variance, a scalar.
 
     0 where all are the same, about 1 where they point everywhere.
     """
-    return torch.nn.functional.normalize(full(features), dim=-1).std(0).norm()
+    return torch.nn.functional.normalize(to_float32(features), dim=-1).std(0).norm()

@@ -12,26 +12,27 @@ import torch
 from PIL import Image
 
 from opendino import config as configs
-from opendino import plan
-from opendino.core import accuracy, dist, files, log, metrics
+from opendino import resolve
+from opendino.core import accuracy, atomic_write, distributed, log, metrics_log
 from opendino.core.contracts import Source
 from opendino.core.errors import BadImage, UserError
 from opendino.data.decode import decode
-from opendino.data.order import permutation
-from opendino.engine.monitors import Verdict, examine
-from opendino.features.neighbours import nearest
-from opendino.features.stream import Bad, left_out
-from opendino.features.table import table
+from opendino.data.sampler import permutation
+from opendino.engine.collapse_detection import Verdict, examine
+from opendino.features.feature_table import table
+from opendino.features.image_stream import Bad, skipped_message
+from opendino.features.nearest_neighbors import nearest
 from opendino.models.load import Model, load
-from opendino.visualise import _canvas, attention
-from opendino.visualise._canvas import Sheet, Tile
-from opendino.visualise._lines import plot
-from opendino.visualise._sight import Sight
-from opendino.visualise.curves import BUCKETS, thinned
+from opendino.visualize import attention
+from opendino.visualize.curves import BUCKETS, thinned
+from opendino.visualize.drawing import tile_grid
+from opendino.visualize.drawing.image_encoder import ImageEncoder
+from opendino.visualize.drawing.line_plots import plot
+from opendino.visualize.drawing.tile_grid import Sheet, Tile
 
 NAME = "report.html"
-_LOOKED_AT = 200  # images that neighbours are sought among
-_QUERIES, _NEIGHBOURS, _THUMB_PX = 6, 6, 120
+_LOOKED_AT = 200  # images that neighbors are sought among
+_QUERIES, _NEIGHBORS, _THUMB_PX = 6, 6, 120
 _NAMES = {
     "teacher": "teacher", "student": "student", "baseline": "on labels alone", "start": "the weights it started from",
     "untrained": "the same network untrained", "pixels": "raw pixels",
@@ -71,10 +72,13 @@ def write(run: str | Path) -> Path:
     if not (folder / "config.yaml").is_file() or not (folder / "metrics.jsonl").is_file():
         raise UserError(f"'{run}' is no run folder: it has no metrics.jsonl", "Start one with: opendino train DATA")
     config = configs.from_tree(configs.read_tree(folder / "config.yaml"))
-    rows, columns = metrics.sampled(folder / "metrics.jsonl"), metrics.columns(folder / "metrics.jsonl", _COLUMNS)
+    rows, columns = (
+        metrics_log.sampled(folder / "metrics.jsonl"),
+        metrics_log.columns(folder / "metrics.jsonl", _COLUMNS),
+    )
     assert config.steps is not None
-    steps, model = config.steps, load(folder).to(dist.device(config.device))
-    source = functools.cache(lambda: plan.images(config))
+    steps, model = config.steps, load(folder).to(distributed.device(config.device))
+    source = functools.cache(lambda: resolve.images(config))
     sections = [
         _part(lambda: _summary(folder, config, rows, examine(rows, steps))),
         _part(lambda: _scores(rows, steps), "Is it better than nothing?"),
@@ -85,7 +89,7 @@ def write(run: str | Path) -> Path:
         _part(lambda: f"<pre>{html.escape(configs.dump(config))}</pre>", "Settings"),
     ]
     path = folder / NAME
-    files.write(path, _PAGE.format(title=html.escape(folder.name), style=_STYLE, body="\n".join(sections)))
+    atomic_write.write(path, _PAGE.format(title=html.escape(folder.name), style=_STYLE, body="\n".join(sections)))
     return path
 
 
@@ -105,7 +109,8 @@ def _summary(folder: Path, config: configs.Config, rows: Sequence[dict[str, Any]
     cure = f"<p><b>What to do:</b> {html.escape(verdict.cure)}</p>" if verdict.cure else ""
     facts = {
         "method": configs.method_name(config), "network": config.backbone, "images": config.data,
-        "steps": f"{done:,} of {config.steps:,}", "batch": f"{config.batch}", "device": dist.device(config.device).type,
+        "steps": f"{done:,} of {config.steps:,}", "batch": f"{config.batch}",
+        "device": distributed.device(config.device).type,
     }  # fmt: skip
     told = "".join(f"<tr><th>{name}</th><td>{html.escape(value)}</td></tr>" for name, value in facts.items())
     verdict_line = f"<b>{html.escape(verdict.name)}</b>: {html.escape(verdict.evidence)}"
@@ -130,7 +135,7 @@ def _scores(rows: Sequence[dict[str, Any]], total_steps: int) -> str:
         parts += [f"<p>{title}:</p><table>{''.join(bars)}</table>"] if bars else []
     if not parts:
         parts.append(
-            "<p>Nobody can say without labels. Folders that name classes, or <code>--val</code> with a few labelled "
+            "<p>Nobody can say without labels. Folders that name classes, or <code>--val</code> with a few labeled "
             "images, would show it here.</p>"
         )
     if told := accuracy.yardstick(found):
@@ -144,7 +149,7 @@ def _name(network: str) -> str:
     return _NAMES.get(network, network)
 
 
-def _plots(columns: Mapping[str, metrics.Column]) -> str:
+def _plots(columns: Mapping[str, metrics_log.Column]) -> str:
     knn = {_name(name.partition(".")[2]): column for name, column in columns.items() if name.startswith("knn.")}
     plots = [_plot("k-NN, top-1 (%)", knn)] if knn else []
     for title, names in _PLOTS:
@@ -154,7 +159,7 @@ def _plots(columns: Mapping[str, metrics.Column]) -> str:
     return "".join(plots)
 
 
-def _plot(title: str, columns: Mapping[str, metrics.Column]) -> str:
+def _plot(title: str, columns: Mapping[str, metrics_log.Column]) -> str:
     lines = {name: (column.steps, column.values) for name, column in columns.items()}
     bands = {}
     for name, column in columns.items():
@@ -171,7 +176,7 @@ def _looks(model: Model, source: Source) -> str:
         return "<p>No image could be read.</p>"
     try:
         fitting = [min(image.size) for _, image in images if max(image.size) <= 4 * min(image.size)]
-        sight = Sight(model, max(model.preprocessing["image_px"], min([240, *fitting])))
+        sight = ImageEncoder(model, max(model.preprocessing["image_px"], min([240, *fitting])))
         for key, image in images:
             try:
                 seen = sight.prepare(image)
@@ -182,11 +187,11 @@ def _looks(model: Model, source: Source) -> str:
             pale = attention.heat(large, maps.mean(0), overlay=True)
             kept = attention.keep_mass(maps.mean(0).flatten(), 0.6).view(maps.shape[1:])
             rows.append(
-                [Tile(large, "image"), Tile(pale, "where it looks"), Tile(_canvas.veiled(large, kept), "60 % of it")]
+                [Tile(large, "image"), Tile(pale, "where it looks"), Tile(tile_grid.dimmed(large, kept), "60 % of it")]
             )
     except UserError as error:
         return f"<p>{html.escape(str(error))}</p>"
-    told = f"<p>{html.escape(left_out(odd))}</p>" if odd else ""
+    told = f"<p>{html.escape(skipped_message(odd))}</p>" if odd else ""
     if not rows:
         return told
     columns = [tile for row in rows for tile in row]
@@ -203,11 +208,11 @@ def _alike(model: Model, source: Source) -> str:
     if len(found) < 3:
         return "<p>Too few images to compare.</p>"
     queries = torch.arange(min(_QUERIES, len(found)))
-    cosines, places = nearest(found.features, found.features[queries], min(_NEIGHBOURS + 1, len(found)))
+    cosines, places = nearest(found.features, found.features[queries], min(_NEIGHBORS + 1, len(found)))
     rows: list[list[Tile | None]] = []
     for query, near, scores in zip(queries.tolist(), places.tolist(), cosines.tolist(), strict=True):
         others = [(place, score) for place, score in zip(near, scores, strict=True) if place != query and score >= -1]
-        others = others[:_NEIGHBOURS]  # without those whose features are zero
+        others = others[:_NEIGHBORS]  # without those whose features are zero
         row = [Tile(_thumb(source, int(found.indices[query])), "query")]
         row += [Tile(_thumb(source, int(found.indices[place])), f"{score:.2f}") for place, score in others]
         rows.append([*row])
@@ -222,7 +227,7 @@ def _next(folder: Path) -> str:
         f"opendino train DATA --init {run}          # on other images, from these weights",
         f"opendino eval knn {run} --train DIR --val DIR",
         f"opendino embed {run} DATA --out vectors.parquet",
-        f"opendino show attention {run} IMAGE...",
+        f"opendino visualize attention {run} IMAGE...",
         f"opendino export {run} --to timm --out MODEL",
         f"opendino doctor {run}",
     ]
@@ -247,7 +252,7 @@ def _read(source: Source, index: int) -> Image.Image | None:
 
 
 def _thumb(source: Source, index: int) -> Image.Image:
-    return _canvas.square(_read(source, index), _THUMB_PX)
+    return tile_grid.square(_read(source, index), _THUMB_PX)
 
 
 def _large(image: Image.Image) -> Image.Image:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from opendino import config as configs
 from opendino.config import Config
-from opendino.core import dist
+from opendino.core import distributed
 from opendino.core.contracts import Backbone, Method, Source
 from opendino.core.types import ViewSpec
 from opendino.data import fingerprint
@@ -28,7 +28,7 @@ def restore(path: Path, method: Method, optimizer: torch.optim.Optimizer, source
     """
     state = checkpoint.load(path, method, optimizer)
     fingerprint.check(source, state, f"{path} was written")
-    if dist.rank() == 0:
+    if distributed.rank() == 0:
         checkpoint.forget_after(path)  # damaged ones, of a future that will now come anew
     return state
 

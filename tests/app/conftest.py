@@ -48,7 +48,7 @@ def row(step: int, steps: int, seed: int = 0) -> str:
 
 
 def scene(number: int, size: tuple[int, int] = (96, 72)) -> Image.Image:
-    """A picture of a disc on a slope of colours; another number, another place and hue."""
+    """A picture of a disc on a slope of colors; another number, another place and hue."""
     height, width = size[1], size[0]
     y, x = np.mgrid[:height, :width]
     pixels = np.stack([40 + x * 120 // width, 70 + y * 90 // height, np.full_like(x, 60 + 20 * number % 150)], -1)

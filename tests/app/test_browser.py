@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 from tests.app.conftest import row, scene
 
-from opendino.data import video
+from opendino.datasets import video_frames
 
 sync = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -137,7 +137,7 @@ def test_a_picture_is_looked_at_and_sliders_and_kinds_change_what_is_shown(visit
     shown = picture(panel, "What it sees")
     first = shown.get_attribute("src")
     panel.get_by_text("dark to bright").wait_for()
-    panel.get_by_role("slider", name=re.compile("Attention in colour")).focus()
+    panel.get_by_role("slider", name=re.compile("Attention in color")).focus()
     visit.page.keyboard.press("Home")
     sync.expect(shown).not_to_have_attribute("src", first, timeout=WAIT_MS)
     panel.get_by_label("Components").check()
@@ -180,7 +180,7 @@ def test_search_shows_the_query_itself_first_and_never_a_path_to_it(visit: Visit
 
 def test_a_painted_object_is_followed_through_a_film(visit: Visit, tmp_path: Path) -> None:
     frames = (np.asarray(scene(number, (160, 120))) for number in range(6))
-    video.write(tmp_path / "film.mp4", frames, Fraction(6))
+    video_frames.write(tmp_path / "film.mp4", frames, Fraction(6))
     panel = visit.tab("Follow")
     (tmp_path / "list.mp4").write_text("#EXTM3U\n#EXTINF:1,\n/etc/passwd\n", encoding="utf-8")
     put(panel, tmp_path / "list.mp4")
@@ -209,8 +209,8 @@ def test_the_temperature_sliders_move_the_distributions(visit: Visit) -> None:
     panel = visit.tab("Temperature")
     panel.get_by_text("Balanced.").wait_for()
     bars = panel.locator(".bars").inner_html()
-    centring = panel.get_by_role("slider", name=re.compile("Centring"))
-    centring.focus()
+    centering = panel.get_by_role("slider", name=re.compile("Centering"))
+    centering.focus()
     visit.page.keyboard.press("Home")  # none
     panel.get_by_text("One prototype takes over.").wait_for()
     assert panel.locator(".bars").inner_html() != bars

@@ -14,27 +14,27 @@ from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngImageFile
 from tests.app.conftest import row, scene, write_run
 
-from opendino.app import _desk, _shelf, curves, follow, temperature, train
-from opendino.core import metrics
+from opendino.app import context, curves_tab, model_cache, temperature_tab, train_tab, video_tracking_tab
+from opendino.core import metrics_log
 from opendino.core.errors import UserError
-from opendino.visualise._canvas import COLOURS
+from opendino.visualize.drawing.tile_grid import COLORS
 
 
 def test_curves_tell_runs_apart_and_escape_their_names(tmp_path: Path) -> None:
     runs = {f"<b>{name}": write_run(tmp_path / name, 100, done) for name, done in (("a", 100), ("b", 60))}
-    reader = curves.Reader()
-    drawn = curves.draw(runs, {name: reader.columns(run) for name, run in runs.items()})
+    reader = curves_tab.Reader()
+    drawn = curves_tab.draw(runs, {name: reader.columns(run) for name, run in runs.items()})
     assert "100 of 100" in drawn and "60 of 100" in drawn and "finished" in drawn and "running" in drawn
     assert "<b>" not in drawn.replace("<b>a", "<b>a", 0) or "&lt;b&gt;a" in drawn
-    assert all(colour in drawn for colour in COLOURS[:2])
-    assert len(re.findall("<svg", drawn)) == len(curves.of_runs({"x": reader.columns(runs["<b>a"])}))
+    assert all(color in drawn for color in COLORS[:2])
+    assert len(re.findall("<svg", drawn)) == len(curves_tab.of_runs({"x": reader.columns(runs["<b>a"])}))
 
 
 def test_a_collapsed_run_is_named(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", 100, 0)
     same = row(1, 100).replace('"entropy_frac": 0.5', '"entropy_frac": 0.999')
     (run / "metrics.jsonl").write_text(same * 60)
-    assert "uniform" in curves.state(run, 60, 100, {})
+    assert "uniform" in curves_tab.state(run, 60, 100, {})
 
 
 @pytest.mark.parametrize(
@@ -48,14 +48,14 @@ def test_a_finished_run_says_whether_it_has_learned(tmp_path: Path, teacher: flo
     }  # fmt: skip
     with open(run / "metrics.jsonl", "a") as file:
         file.write(json.dumps(measured) + "\n")
-    drawn = curves.draw({"run": run}, {"run": curves.Reader().columns(run)})
+    drawn = curves_tab.draw({"run": run}, {"run": curves_tab.Reader().columns(run)})
     assert word in drawn
     assert f"{teacher:.1f}% ± " in drawn and "balanced" in drawn and "30.0%" in drawn and "50 queries" in drawn
 
 
 def test_of_a_run_that_has_grown_only_what_is_new_is_read(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", 100, 10)
-    reader = curves.Reader()
+    reader = curves_tab.Reader()
     assert reader.columns(run)["loss"][0][-1] == 10
     assert reader.columns(run) is reader.columns(run)
     course = reader._read[run].course
@@ -70,13 +70,13 @@ def test_of_a_run_that_has_grown_only_what_is_new_is_read(tmp_path: Path) -> Non
 
 
 def test_a_long_run_is_read_a_piece_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(curves, "_TICK_BYTES", 1)  # a chunk is the least
-    monkeypatch.setattr(metrics, "_CHUNK_BYTES", 1000)
+    monkeypatch.setattr(curves_tab, "_TICK_BYTES", 1)  # a chunk is the least
+    monkeypatch.setattr(metrics_log, "_CHUNK_BYTES", 1000)
     run = write_run(tmp_path / "run", 100, 100)
-    reader = curves.Reader()
+    reader = curves_tab.Reader()
     first = reader.columns(run)
     assert 0 < first["loss"].steps[-1] < 100
-    assert "MB left" in curves.draw({"a": run}, {"a": first}, left={"a": reader.left(run)})
+    assert "MB left" in curves_tab.draw({"a": run}, {"a": first}, left={"a": reader.left(run)})
     while reader.left(run):
         reader.columns(run)
     assert reader.columns(run)["loss"].steps[-1] == 100
@@ -94,29 +94,29 @@ def test_a_run_has_one_color_in_all_plots_and_keeps_it(tmp_path: Path) -> None:
     runs = {name: write_run(tmp_path / name, 100, 100, seed) for seed, name in enumerate("abc")}
     text = (runs["a"] / "metrics.jsonl").read_text()  # the first has no KL, so it is absent from that plot
     (runs["a"] / "metrics.jsonl").write_text(text.replace('"kl"', '"other"'))
-    reader = curves.Reader()
+    reader = curves_tab.Reader()
     columns = {name: reader.columns(run) for name, run in runs.items()}
     styles = {name: reader.style(run) for name, run in runs.items()}
-    assert colors(curves.draw(runs, columns, styles)) == {name: {styles[name][0]} for name in runs}
+    assert colors(curves_tab.draw(runs, columns, styles)) == {name: {styles[name][0]} for name in runs}
     del runs["a"]  # no longer chosen
-    drawn = curves.draw(runs, columns, {name: reader.style(run) for name, run in runs.items()})
+    drawn = curves_tab.draw(runs, columns, {name: reader.style(run) for name, run in runs.items()})
     assert colors(drawn) == {name: {styles[name][0]} for name in "bc"}
     assert len(set(styles.values())) == 3
-    alone = colors(curves.draw({"b": runs["b"]}, columns, styles))
+    alone = colors(curves_tab.draw({"b": runs["b"]}, columns, styles))
     assert all(len(tints) == 1 for tints in alone.values()) and alone["b"] == {styles["b"][0]} == alone["teacher"]
 
 
 def test_a_run_whose_settings_cannot_be_read_costs_no_other_its_curves(tmp_path: Path) -> None:
     runs = {name: write_run(tmp_path / name, 100, 100) for name in "ab"}
     (runs["a"] / "config.yaml").write_text("{")
-    reader = curves.Reader()
-    drawn = curves.draw(runs, {name: reader.columns(run) for name, run in runs.items()})
+    reader = curves_tab.Reader()
+    drawn = curves_tab.draw(runs, {name: reader.columns(run) for name, run in runs.items()})
     assert "config.yaml" in drawn and "100 of 100" in drawn and "<svg" in drawn
 
 
 def test_runs_of_the_same_name_are_numbered() -> None:
-    assert curves._short(["a/x", "b/x"]) == {"a/x": "1", "b/x": "2"}
-    assert curves._short(["a/x", "b/y"]) == {"a/x": "x", "b/y": "y"}
+    assert curves_tab._short(["a/x", "b/x"]) == {"a/x": "1", "b/x": "2"}
+    assert curves_tab._short(["a/x", "b/y"]) == {"a/x": "x", "b/y": "y"}
 
 
 @pytest.mark.parametrize(
@@ -126,35 +126,35 @@ def test_runs_of_the_same_name_are_numbered() -> None:
         ((0.04, 0.1, 0, 0.25, 32, 0), "One prototype takes over"),
         ((1, 0.1, 1, 0.25, 32, 0), "It says next to nothing"),
         ((1, 0.1, 0, 0.25, 32, 0), "It says next to nothing"),
-        ((0.04, 0.1, 0, 0, 32, 0), "Balanced"),  # without a lead there is nothing to centre
+        ((0.04, 0.1, 0, 0, 32, 0), "Balanced"),  # without a lead there is nothing to center
     ],
 )
 def test_the_laboratory_names_each_way_to_fail(sliders: tuple[float, ...], word: str) -> None:
-    assert f"<b>{word}.</b>" in temperature.draw(*sliders)
+    assert f"<b>{word}.</b>" in temperature_tab.draw(*sliders)
 
 
 def layer(size: tuple[int, int], *discs: tuple[int, int, int, str]) -> bytes:
-    """A transparent PNG with discs (x, y, radius, colour), their rims softened as a browser paints them."""
+    """A transparent PNG with discs (x, y, radius, color), their rims softened as a browser paints them."""
     image = Image.new("RGBA", (4 * size[0], 4 * size[1]), (0, 0, 0, 0))
     pen = ImageDraw.Draw(image)
-    for x, y, radius, colour in discs:
-        pen.ellipse([4 * (x - radius), 4 * (y - radius), 4 * (x + radius), 4 * (y + radius)], colour)
+    for x, y, radius, color in discs:
+        pen.ellipse([4 * (x - radius), 4 * (y - radius), 4 * (x + radius), 4 * (y + radius)], color)
     out = io.BytesIO()
     image.resize(size, Image.Resampling.BOX).save(out, "PNG")
     return out.getvalue()
 
 
-def test_brush_colours_become_objects() -> None:
-    labels = follow.painted_labels([layer((80, 60), (20, 30, 8, COLOURS[1]), (60, 30, 8, COLOURS[3]))])
+def test_brush_colors_become_objects() -> None:
+    labels = video_tracking_tab.painted_labels([layer((80, 60), (20, 30, 8, COLORS[1]), (60, 30, 8, COLORS[3]))])
     assert labels.shape == (60, 80) and set(np.unique(labels)) == {0, 1, 3}
     assert labels[30, 20] == 1 and labels[30, 60] == 3 and labels[5, 40] == 0
 
 
 def test_an_empty_layer_is_refused() -> None:
     with pytest.raises(UserError, match="Nothing is painted"):
-        follow.painted_labels([layer((80, 60))])
+        video_tracking_tab.painted_labels([layer((80, 60))])
     with pytest.raises(UserError, match="Nothing is painted"):
-        follow.painted_labels([])
+        video_tracking_tab.painted_labels([])
 
 
 def test_a_huge_layer_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,33 +162,33 @@ def test_a_huge_layer_is_refused_before_it_is_decoded(monkeypatch: pytest.Monkey
     Image.new("1", (7990, 7990)).save(content, "PNG")  # a few kilobytes
     monkeypatch.setattr(PngImageFile, "load", lambda image: pytest.fail("it was decoded"))
     with pytest.raises(UserError, match="7990 x 7990 pixels"):
-        follow.painted_labels([content.getvalue()])
+        video_tracking_tab.painted_labels([content.getvalue()])
 
 
 def test_layers_are_counted_and_weighed_before_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.png").write_bytes(layer((8, 8)))
     sent = {"path": str(tmp_path / "a.png")}
-    assert len(follow._layers({"layers": [sent, None]}, tmp_path)) == 1
+    assert len(video_tracking_tab._layers({"layers": [sent, None]}, tmp_path)) == 1
     with pytest.raises(UserError, match="9 layers"):
-        follow._layers({"layers": [sent] * 9}, tmp_path)
-    monkeypatch.setattr(follow, "_MAX_LAYER_BYTES", 10)
+        video_tracking_tab._layers({"layers": [sent] * 9}, tmp_path)
+    monkeypatch.setattr(video_tracking_tab, "_MAX_LAYER_BYTES", 10)
     with pytest.raises(UserError, match="more than 0 MB"):
-        follow._layers({"layers": [sent]}, tmp_path)
+        video_tracking_tab._layers({"layers": [sent]}, tmp_path)
 
 
 @pytest.mark.parametrize("value", [1e9, -1, float("nan"), float("inf"), "3", None, True, [3], {}])
 def test_what_no_slider_can_give_is_refused(value: object) -> None:
     with pytest.raises(UserError, match="out of its range"):
-        _desk.bounded(value, 0, 50)
+        context.bounded(value, 0, 50)
     with pytest.raises(UserError, match="out of its range"):
-        temperature.draw(0.04, 0.1, 1, 0.25, value, 0)
+        temperature_tab.draw(0.04, 0.1, 1, 0.25, value, 0)
 
 
 def test_a_disc_is_followed(place: Path) -> None:
-    model = _shelf.Shelf(torch.device("cpu")).model(str(place / "runs/first"))
+    model = model_cache.ModelCache(torch.device("cpu")).model(str(place / "runs/first"))
     frames = [("", np.asarray(scene(number, (160, 120)))) for number in range(5)]
-    labels = follow.painted_labels([layer((160, 120), (48, 60, 27, COLOURS[1]))])
-    drawn = list(follow.followed(model, iter(frames), labels, 120))
+    labels = video_tracking_tab.painted_labels([layer((160, 120), (48, 60, 27, COLORS[1]))])
+    drawn = list(video_tracking_tab.followed(model, iter(frames), labels, 120))
     assert len(drawn) == 5 and all(frame.shape == (120, 160, 3) for frame in drawn)
     inside = np.any(drawn[-1] != frames[-1][1], -1)
     y, x = np.mgrid[:120, :160]
@@ -196,7 +196,7 @@ def test_a_disc_is_followed(place: Path) -> None:
     assert (inside & disc).sum() / (inside | disc).sum() > 0.6
 
 
-class Told(train.Training):
+class Told(train_tab.Training):
     """A training that says what it is told to."""
 
     def __init__(self, out: Path, stopped: bool = False, said: str = "") -> None:
@@ -209,10 +209,10 @@ class Told(train.Training):
 
 def test_progress_is_drawn_and_failures_are_told(tmp_path: Path) -> None:
     out = write_run(tmp_path / "run", 100, 60)
-    drawn = train.draw(Told(out), running=True)
+    drawn = train_tab.draw(Told(out), running=True)
     assert (
         "<b>Training:</b> 60 of 100 steps" in drawn and "width:60.0%" in drawn and "teacher (the one to use)" in drawn
     )
-    assert "<b>Stopped:</b>" in train.draw(Told(out, stopped=True), running=False)
-    assert "&lt;x&gt;" in train.draw(Told(out, said="<x>"), running=False)
-    assert "<b>Training:</b> 0 of 100" in train.draw(Told(tmp_path / "none"), running=True)
+    assert "<b>Stopped:</b>" in train_tab.draw(Told(out, stopped=True), running=False)
+    assert "&lt;x&gt;" in train_tab.draw(Told(out, said="<x>"), running=False)
+    assert "<b>Training:</b> 0 of 100" in train_tab.draw(Told(tmp_path / "none"), running=True)

@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 from tests.app.conftest import scene
 
-from opendino.app import _uploads
+from opendino.app import uploads
 from opendino.core.errors import UserError
-from opendino.data import video
+from opendino.datasets import video_frames
 
 
 def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
@@ -32,7 +32,7 @@ def test_only_files_below_the_uploads_folder_count(tmp_path: Path, raw: object) 
     (tmp_path / "up").mkdir()
     (tmp_path / "secret").write_text("x")
     with pytest.raises(UserError, match="no uploaded file"):
-        _uploads.path(raw, tmp_path / "up")
+        uploads.path(raw, tmp_path / "up")
 
 
 def test_a_link_out_of_the_uploads_folder_does_not_count(tmp_path: Path) -> None:
@@ -40,14 +40,14 @@ def test_a_link_out_of_the_uploads_folder_does_not_count(tmp_path: Path) -> None
     (tmp_path / "secret").write_text("x")
     (tmp_path / "up/link").symlink_to(tmp_path / "secret")
     with pytest.raises(UserError, match="no uploaded file"):
-        _uploads.path({"path": str(tmp_path / "up/link")}, tmp_path / "up")
-    assert _uploads.path({"path": str(tmp_path / "secret")}, tmp_path) == (tmp_path / "secret").resolve()
-    assert _uploads.path(None, tmp_path) is None
+        uploads.path({"path": str(tmp_path / "up/link")}, tmp_path / "up")
+    assert uploads.path({"path": str(tmp_path / "secret")}, tmp_path) == (tmp_path / "secret").resolve()
+    assert uploads.path(None, tmp_path) is None
 
 
 def test_a_picture_is_shrunk_to_what_a_page_shows() -> None:
-    assert _uploads.picture(encoded(scene(1))).size == (96, 72)
-    large = _uploads.picture(encoded(Image.new("RGB", (4000, 3000)), "JPEG"))
+    assert uploads.picture(encoded(scene(1))).size == (96, 72)
+    large = uploads.picture(encoded(Image.new("RGB", (4000, 3000)), "JPEG"))
     assert large.size == (1847, 1385)  # 4:3 within 1600² pixels
 
 
@@ -65,50 +65,50 @@ def test_a_picture_is_shrunk_to_what_a_page_shows() -> None:
 )
 def test_bad_pictures_are_refused_in_a_sentence(content: bytes, reason: str) -> None:
     with pytest.raises(UserError, match=reason):
-        _uploads.picture(content)
+        uploads.picture(content)
 
 
 def test_a_films_first_frame(tmp_path: Path) -> None:
     frames = (np.asarray(scene(number, (160, 120))) for number in range(3))
-    video.write(tmp_path / "film.mp4", frames, Fraction(3))
-    assert _uploads.film(tmp_path / "film.mp4").size == (160, 120)
+    video_frames.write(tmp_path / "film.mp4", frames, Fraction(3))
+    assert uploads.film(tmp_path / "film.mp4").size == (160, 120)
 
 
 @pytest.mark.parametrize("content", [b"#EXTM3U\n/etc/passwd\n", b"ffconcat version 1.0\nfile /etc/passwd\n", b"GIF89a"])
 def test_playlists_are_no_films(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "film.mp4").write_bytes(content)
     with pytest.raises(UserError, match="no film that can be used"):
-        _uploads.film(tmp_path / "film.mp4")
+        uploads.film(tmp_path / "film.mp4")
 
 
 def test_films_of_huge_frames_are_refused_before_one_is_decoded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "film.mp4").write_bytes(b"\0\0\0\x18ftypisom")
-    monkeypatch.setattr(video, "size", lambda path: (8192, 8192))
+    monkeypatch.setattr(video_frames, "size", lambda path: (8192, 8192))
     with pytest.raises(UserError, match="8192 × 8192 pixels"):
-        _uploads.film(tmp_path / "film.mp4")
+        uploads.film(tmp_path / "film.mp4")
 
 
 def test_a_zip_of_images_may_be_trained_on(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         for number in range(3):
             archive.writestr(f"{number}.png", encoded(scene(number)))
-    assert _uploads.archive(tmp_path / "a.zip") == 3
+    assert uploads.archive(tmp_path / "a.zip") == 3
 
 
 def test_zip_bombs_are_refused_unopened(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "one.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("a.png", bytes(_uploads._ZIP_MEMBER_BYTES + 1))
+        archive.writestr("a.png", bytes(uploads._ZIP_MEMBER_BYTES + 1))
     with pytest.raises(UserError, match="would unpack to 64 MB"):
-        _uploads.archive(tmp_path / "one.zip")
+        uploads.archive(tmp_path / "one.zip")
     with zipfile.ZipFile(tmp_path / "many.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         for number in range(3):
             archive.writestr(f"{number}.png", b"0")
         for info in archive.filelist:
             info.file_size = 2**29  # as the list of files then says
     with pytest.raises(UserError, match="would unpack to 1,536 MB"):
-        _uploads.archive(tmp_path / "many.zip")
+        uploads.archive(tmp_path / "many.zip")
 
 
 def end_of_list(num_bytes: int, at: int, zip64: bool) -> bytes:
@@ -122,21 +122,21 @@ def end_of_list(num_bytes: int, at: int, zip64: bool) -> bytes:
 
 @pytest.mark.parametrize("zip64", [False, True])
 def test_a_zip_whose_list_is_huge_is_refused_before_it_is_read(tmp_path: Path, zip64: bool) -> None:
-    num_bytes = _uploads._ZIP_LIST_BYTES + 1
+    num_bytes = uploads._ZIP_LIST_BYTES + 1
     (tmp_path / "a.zip").write_bytes(b"PK\3\4" + bytes(num_bytes) + end_of_list(num_bytes, 4, zip64))
     with pytest.raises(UserError, match="too many files"):
-        _uploads.archive(tmp_path / "a.zip")
+        uploads.archive(tmp_path / "a.zip")
 
 
 @pytest.mark.parametrize(("name", "content"), [("a.zip", b"MZ" + bytes(100)), ("a.zip", b""), ("a.exe", b"PK")])
 def test_what_is_no_zip_is_refused(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=r"no archive|no \.zip|damaged"):
-        _uploads.archive(tmp_path / name)
+        uploads.archive(tmp_path / name)
 
 
 def test_a_zip_without_images_is_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("inner.zip", b"PK")
     with pytest.raises(UserError, match="No images"):
-        _uploads.archive(tmp_path / "a.zip")
+        uploads.archive(tmp_path / "a.zip")

@@ -87,7 +87,9 @@ MISTAKES = {
     "train photos --epochs 2 --steps 3": (2, "epochs=2.0 and steps=3", "Give one of them"),
     "train photos --method.global-scale 0.5": (2, "--method.global-scale", "Expected 2"),
     "train photos more": (2, "more", "opendino train --help"),
-    "train photos --batch 6 --optim.accumulate 4": (1, "6 images do not divide into accumulate=4", "divisor of 6"),
+    "train photos --batch 6 --optim.grad-accum-steps 4": (
+        1, "6 images do not divide into grad_accum_steps=4", "divisor of 6",
+    ),
     "trian photos": (2, "Unknown verb 'trian'", "Did you mean train?"),
     "list recipies": (2, "Unknown kind 'recipies'", "Did you mean recipes"),
     "list": (2, "list takes one kind, not nothing", "recipes"),
@@ -161,7 +163,7 @@ def test_ctrl_c_ends_quietly(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     def pressed(args: list[str]) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("opendino.cli.resume.run", pressed)
+    monkeypatch.setattr("opendino.cli.resume_command.run", pressed)
     assert main(["resume", "x"]) == 130
     captured = capsys.readouterr()
     assert captured.err.lower().startswith("opendino: interrupted") and captured.err.count("\n") == 1
@@ -179,7 +181,7 @@ def test_what_the_system_refuses_is_one_line(
     def refused(args: list[str]) -> None:
         raise OSError(number, "refused", "/there/file")
 
-    monkeypatch.setattr("opendino.cli.resume.run", refused)
+    monkeypatch.setattr("opendino.cli.resume_command.run", refused)
     assert main(["resume", "x"]) == 1
     line = capsys.readouterr().err
     assert line.count("\n") == 1 and says in line and "/there/file" in line

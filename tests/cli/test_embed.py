@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from opendino.cli import main
+from opendino.embeddings import resumable_parts, table_schema
 from opendino.models.build import backbone
 from opendino.models.load import load, preprocessing, save_backbone
-from opendino.search import parts, schema
 
 pq = pytest.importorskip("pyarrow.parquet")
 
@@ -38,7 +38,7 @@ def test_a_row_for_every_readable_image(folder: Path, photos: Path, capsys: pyte
     assert "5 images" in told and "images/s" in told
     assert "1 unreadable left out, e.g. broken.jpg: not an image in a known format; all in" in told
     assert pq.read_table(out)["key"].to_pylist() == [f"{number}.png" for number in range(5)]
-    about = schema.about(pq.read_schema(out))
+    about = table_schema.about(pq.read_schema(out))
     assert (about["model"], about["which"], about["data"], about["images"]) == (str(folder), None, str(photos), 6)
     assert main([*words, "--overwrite", "--which", "student", "--json"]) == 0
     fields = json.loads(capsys.readouterr().out)
@@ -46,7 +46,7 @@ def test_a_row_for_every_readable_image(folder: Path, photos: Path, capsys: pyte
     assert fields["bad"] == [["broken.jpg", "not an image in a known format"]]
     assert fields["seconds"] > 0 and fields["images_per_second"] > 0
     assert fields["fingerprint"] == load(folder, "student").fingerprint != about["fingerprint"]
-    assert schema.about(pq.read_schema(out))["fingerprint"] == fields["fingerprint"]
+    assert table_schema.about(pq.read_schema(out))["fingerprint"] == fields["fingerprint"]
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_what_stops_it_names_the_way_on(
     def stop(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(parts, "write", stop)
+    monkeypatch.setattr(resumable_parts, "write", stop)
     words = ["embed", str(folder), str(photos), "--out", str(photos.parent / "x.csv"), "--device", "cpu"]
     assert main(words) == exit_code
     assert "The same command goes on from here" in capsys.readouterr().err.replace("; the", ". The")

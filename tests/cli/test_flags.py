@@ -8,7 +8,7 @@ from typing import Annotated
 import pytest
 import tyro
 
-from opendino.cli import _flags, search, train
+from opendino.cli import flags, search_command, train_command
 from opendino.core.errors import UsageError
 
 
@@ -34,13 +34,13 @@ class Config:
     ],
 )
 def test_a_switch_without_a_value_is_true(words: str, all_of_it: bool, fast: bool) -> None:
-    found = _flags.parse(Config, words.split(), "prog", "Some.")
+    found = flags.parse(Config, words.split(), "prog", "Some.")
     assert (found.where, found.all_of_it, found.fast) == ("here", all_of_it, fast)
 
 
 def test_another_value_is_wrong_usage() -> None:
     with pytest.raises(UsageError):
-        _flags.parse(Config, ["here", "--all-of-it", "--fast", "maybe"], "prog", "Some.")
+        flags.parse(Config, ["here", "--all-of-it", "--fast", "maybe"], "prog", "Some.")
 
 
 @pytest.mark.parametrize(
@@ -60,19 +60,19 @@ def test_another_value_is_wrong_usage() -> None:
 )  # fmt: skip
 def test_a_value_out_of_range_is_named_as_it_was_written(words: str, says: str) -> None:
     with pytest.raises(UsageError) as caught:
-        train.parse(["photos", *words.split()])
+        train_command.parse(["photos", *words.split()])
     assert str(caught.value).startswith(says)
 
 
 @pytest.mark.parametrize(("words", "flag"), [("-k 0", "-k"), ("--k 0", "--k"), ("--k=0", "--k")])
 def test_an_alias_is_named_where_it_was_written(words: str, flag: str) -> None:
     with pytest.raises(UsageError, match=rf"^{flag} is 0\. Use a whole number from 1"):
-        _flags.parse(search.Config, ["model", "table", "image", *words.split()], "opendino search", "")
+        flags.parse(search_command.Config, ["model", "table", "image", *words.split()], "opendino search", "")
 
 
 def test_help_shows_plain_types_and_no_ranges(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        train.parse(["--help"])
+        train_command.parse(["--help"])
     text = " ".join(capsys.readouterr().out.split())
     for flag in ("--batch INT|{auto}", "--mean FLOAT FLOAT FLOAT", "--eval-every STR", "--steps {None}|INT"):
         assert flag in text

@@ -41,7 +41,7 @@ def test_scripts_get_one_document(checkpoint: Path, capsys: pytest.CaptureFixtur
     out = checkpoint.with_name("new") / "model"
     assert main(["import", str(checkpoint), "--out", str(out), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found.keys() == {"path", "recognised", "networks", "fingerprint"}
+    assert found.keys() == {"path", "recognized", "networks", "fingerprint"}
     assert (found["path"], found["networks"]) == (str(out), ["teacher", "student"])
     assert found["fingerprint"] == load(out).fingerprint
 

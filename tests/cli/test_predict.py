@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from opendino.cli import main
-from opendino.data.open import open_source
+from opendino.data.open_source import open_source
 from opendino.models.build import backbone
 from opendino.models.classifier import Classifier, save
+from opendino.models.feature_tokens import Tokens
 from opendino.models.load import Model, preprocessing
-from opendino.models.tokens import Tokens
 
 
 @pytest.fixture

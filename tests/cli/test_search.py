@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from opendino.cli import main
-from opendino.data.open import open_source
+from opendino.data.open_source import open_source
 from opendino.models.build import backbone
 from opendino.models.load import preprocessing, save_backbone
 
@@ -113,11 +113,11 @@ def test_select_writes_a_list_that_is_data(place: Path, capsys: pytest.CaptureFi
     assert radii == sorted(radii, reverse=True) and radii[-1] == pytest.approx(0, abs=1e-3)
     source = open_source("lists/c.txt")
     assert [source.read(i) for i in range(8)] == [(place / "photos" / path).read_bytes() for path in paths]
-    (place / "labelled.txt").write_text("photos/1.png\n2.png\n")
-    words = ["select", "t.lance", "--num", "7", "--out", "c.txt", "--start-from", "labelled.txt", "--device", "cpu"]
+    (place / "labeled.txt").write_text("photos/1.png\n2.png\n")
+    words = ["select", "t.lance", "--num", "7", "--out", "c.txt", "--start-from", "labeled.txt", "--device", "cpu"]
     assert main([*words, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told["labelled"] == 2
+    assert told["labeled"] == 2
     assert {each["path"] for each in told["chosen"]} == {f"{n}.png" for n in (0, 3, 4, 5, 6, 7, 8)}
 
 

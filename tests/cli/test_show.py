@@ -18,7 +18,7 @@ from opendino.models.build import backbone
 from opendino.models.load import preprocessing, save_backbone
 from opendino.recipes import demo
 
-KINDS = registry.names("opendino.visualise")
+KINDS = registry.names("opendino.visualize")
 
 
 def test_the_kinds_are_the_files() -> None:
@@ -28,7 +28,7 @@ def test_the_kinds_are_the_files() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_has_a_frozen_config_and_a_function_and_helps(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
-    module = registry.load("opendino.visualise", kind)
+    module = registry.load("opendino.visualize", kind)
     assert dataclasses.is_dataclass(module.Config) and module.Config.__dataclass_params__.frozen
     assert next(iter(inspect.signature(module.show).parameters)) == "config"
     with pytest.raises(SystemExit) as stop:
@@ -75,18 +75,18 @@ def test_crops_of_a_run_are_found_by_its_settings(tmp_path: Path, capsys: pytest
     base = demo.config("toy:textures?n=64")
     method = replace(base.method, global_size_px=32, local_size_px=16, out_dim=64, momentum=0.9, student_views="local")
     config = replace(
-        base, method=method, batch=8, steps=5, epochs=None, seed=11, optim=replace(base.optim, accumulate=2)
+        base, method=method, batch=8, steps=5, epochs=None, seed=11, optim=replace(base.optim, grad_accum_steps=2)
     )
     (tmp_path / "config.yaml").write_text(configs.dump(config))
     out = str(tmp_path / "c.png")
     assert main(["show", "crops", str(tmp_path), "--step", "3", "--images", "1", "--out", out, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    from opendino.data.cache import Images
+    from opendino.data.cache import DecodedImages
     from opendino.data.loader import Batches
-    from opendino.data.open import open_source
+    from opendino.data.open_source import open_source
     from opendino.methods import dino
 
-    batches = Batches(Images(open_source(config.data), 10**6), dino.views(method), 11, 8)
+    batches = Batches(DecodedImages(open_source(config.data), 10**6), dino.views(method), 11, 8)
     batch = batches[3]
     assert found["images"][0]["image"] == batches.images.source.key(int(batch.indices[0]))  # pyright: ignore
     assert found["images"][0]["views"][0]["box"] == batch.draws["global"].box[0, 0].tolist()  # pyright: ignore

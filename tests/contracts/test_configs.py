@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec import Meta
 
-from opendino.cli import _flags
+from opendino.cli import flags as _flags
 from opendino.core import registry
 from opendino.core.errors import UsageError
 from opendino.core.ranges import Checked, hints
@@ -26,7 +26,7 @@ from opendino.core.types import Augment
 from opendino.engine import optim
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("cli", "evals", "interop", "lab", "methods", "visualise")
+PACKAGES = ("cli", "evals", "interop", "lab", "methods", "visualize")
 GIVEN = {"out": "x.lance", "num": 1, "images": ("x",), "runs": ("x",), "scale": (0.2, 1.0)}
 fuzz = settings(
     max_examples=300, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
@@ -52,7 +52,7 @@ def example(name: str) -> Any:
     for field in fields(kind):
         if field.default is MISSING and field.default_factory is MISSING:
             given[field.name] = GIVEN.get(field.name, "x")
-    if name == "opendino.cli.select.Config":
+    if name == "opendino.cli.select_command.Config":
         given["out"] = "x.txt"
     return kind(**given)
 
@@ -84,8 +84,12 @@ def sane(value: Any) -> bool:
 
 
 def test_there_are_many() -> None:
-    assert {"opendino.config.Config", "opendino.cli.embed.Config", "opendino.evals.knn.Config"} <= configs().keys()
-    assert {"opendino.interop.onnx.Config", "opendino.lab.collapse.Config"} <= configs().keys()
+    assert {
+        "opendino.config.Config",
+        "opendino.cli.embed_command.Config",
+        "opendino.evals.knn.Config",
+    } <= configs().keys()
+    assert {"opendino.interop.formats.onnx.Config", "opendino.experiments.collapse.Config"} <= configs().keys()
 
 
 @pytest.mark.parametrize("name", sorted(configs()))

@@ -68,7 +68,7 @@ def built(module: types.ModuleType) -> Method:
 
 def views(spec: ViewSpec, batch: int = 3) -> Views:
     crops = {g.name: torch.randn(len(g.views), batch, 3, g.size_px, g.size_px) for g in spec.groups if g.views}
-    return Views(crops, torch.zeros(batch, dtype=torch.long), torch.arange(batch), spec.num_labelled(batch))
+    return Views(crops, torch.zeros(batch, dtype=torch.long), torch.arange(batch), spec.num_labeled(batch))
 
 
 def test_the_articles_four_are_there() -> None:

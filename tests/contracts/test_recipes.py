@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from opendino import config as configs
-from opendino.cli.train import parse
+from opendino.cli.train_command import parse
 from opendino.config import Config
 from opendino.core import registry
 from opendino.core.types import Facts
@@ -64,13 +64,13 @@ def test_yaml_gives_the_same_settings_back(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("facts", FACTS.values(), ids=FACTS)
 @pytest.mark.parametrize("name", NAMES)
-def test_no_auto_of_method_or_optimiser_is_left_and_yaml_holds_the_result(
+def test_no_auto_of_method_or_optimizer_is_left_and_yaml_holds_the_result(
     name: str, facts: Facts, tmp_path: Path
 ) -> None:
-    config, reasons = configs.resolve(recipe(name), facts)
+    config, reasons = configs.resolve_parts(recipe(name), facts)
     tree = configs.to_tree(config)
     assert "auto" not in tree["method"].values()
-    assert tree["optim"].pop("accumulate") == "auto"  # decided later, from the memory there is
+    assert tree["optim"].pop("grad_accum_steps") == "auto"  # decided later, from the memory there is
     assert "auto" not in tree["optim"].values()
     assert all(reason.startswith(("method.", "optim.")) for reason in reasons)
     path = tmp_path / "config.yaml"

@@ -24,23 +24,23 @@ from safetensors.torch import load_file
 
 import opendino
 from opendino import config as configs
-from opendino import plan
+from opendino import resolve
 from opendino.config import Config
-from opendino.core import fusion, registry
+from opendino.core import compilation, registry
 from opendino.core.errors import UserError
 from opendino.core.types import Augment, Facts
 from opendino.data import cache, loader, workers
-from opendino.data.cache import Images
-from opendino.data.crops import crops
+from opendino.data.cache import DecodedImages
 from opendino.data.decode import working_area_px
-from opendino.engine import launch, optim, parallel, recompute, sizing, speed
+from opendino.engine import activation_checkpointing, launch, optim, parallel, sizing, throughput
 from opendino.methods import byol, dino, distill, mean_teacher
 from opendino.models import load
 from opendino.models.build import backbone
 from opendino.recipes import demo
+from opendino.views.multi_crop import multi_crop
 
 TOY = "toy:textures?n=24&size=16"
-COLOURED = "toy:colourful?n=24&size=16"
+COLORED = "toy:colorful?n=24&size=16"
 METHODS = {
     "dino": dino.Config(
         global_size_px=16, local_size_px=8, local_crops=2, out_dim=8, hidden_dim=8, bottleneck_dim=4, momentum=0.9,
@@ -56,14 +56,14 @@ VIEWS: dict[str, Any] = {
     "seed": 1, "mean": (0.4, 0.4, 0.4), "std": (0.5, 0.5, 0.5), "data": "toy:forms?n=24&size=16",
     "dino.global_size_px": 24, "dino.local_size_px": 12, "dino.local_crops": 3, "dino.global_scale": (0.7, 1.0),
     "dino.local_scale": (0.2, 0.3), "dino.flip": 1.0, "dino.jitter": 0.0, "dino.jitter_strength": (0.1, 0.1, 0.1, 0.0),
-    "dino.grey": 1.0, "dino.blur": (1.0, 1.0, 1.0), "dino.solarise": 1.0,
+    "dino.gray": 1.0, "dino.blur": (1.0, 1.0, 1.0), "dino.solarize": 1.0,
     "byol.size_px": 24, "mean_teacher.size_px": 24, "distill.size_px": 24, "distill.teacher_view": "whole",
-    "mean_teacher.labelled_frac": 0.5,
+    "mean_teacher.labeled_frac": 0.5,
 }  # fmt: skip
 """Seen in the views of a batch: setting → another value."""
 AUGMENT: dict[str, Any] = {
     "scale": (0.7, 0.8), "ratio": (1.0, 1.0), "flip": 1.0, "jitter": 0.0, "brightness": 0.0, "contrast": 0.0,
-    "saturation": 0.0, "hue": 0.0, "grey": 1.0, "blur": 0.5, "sigma_px": (3.0, 4.0), "solarise": 1.0,
+    "saturation": 0.0, "hue": 0.0, "gray": 1.0, "blur": 0.5, "sigma_px": (3.0, 4.0), "solarize": 1.0,
 }  # fmt: skip
 """Of every `Augment` inside a method's settings."""
 RUN: dict[str, Any] = {
@@ -76,7 +76,7 @@ RUN: dict[str, Any] = {
     "optim.name": "sgd", "optim.lr": 0.1, "optim.min_lr": 0.001, "optim.lr_warmup": ("2", {"steps": 10}),
     "optim.layer_decay": 0.5, "optim.freeze_backbone": "20%",
     "optim.weight_decay": 0.3, "optim.weight_decay_end": 0.3, "optim.clip": 0.001,
-    "optim.clip_by": ("global", {"optim": optim.Config(clip=0.001, lr_warmup="0")}), "optim.accumulate": 2,
+    "optim.clip_by": ("global", {"optim": optim.Config(clip=0.001, lr_warmup="0")}), "optim.grad_accum_steps": 2,
     "dino.student_views": "local", "dino.out_dim": 9, "dino.hidden_dim": 9, "dino.bottleneck_dim": 5,
     "dino.head_layers": 2, "dino.head_batch_norm": True, "dino.norm_last_layer": False,
     "dino.freeze_last_layer": ("10%", {"steps": 10}), "dino.centering": False,
@@ -133,7 +133,7 @@ def teachers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         torch.manual_seed(seed)
         network = backbone("conv4", width=2)
         folder = tmp_path_factory.mktemp("models") / name
-        classes = tuple(plan.open_source(TOY).classes)
+        classes = tuple(resolve.open_source(TOY).classes)
         load.save_backbone(
             folder, {"teacher": network}, preprocessing=load.preprocessing(16, (0.5,) * 3, (0.3,) * 3),
             classifier=torch.nn.Linear(network.embed_dim, len(classes)), classes=classes,
@@ -144,8 +144,8 @@ def teachers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture(autouse=True)
 def _no_time_is_spent_on_speed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speed, "peak_flops", lambda *_: 1e9)
-    monkeypatch.setattr(speed.Speed, "counting", lambda self: nullcontext())
+    monkeypatch.setattr(throughput, "peak_flops", lambda *_: 1e9)
+    monkeypatch.setattr(throughput.Throughput, "counting", lambda self: nullcontext())
 
 
 def base(name: str, teachers: dict[str, str], **changes: Any) -> Config:
@@ -177,15 +177,15 @@ def changed(config: Config, name: str, value: Any, teachers: dict[str, str]) -> 
 
 def seen_in_views(config: Config) -> list[Any]:
     """The views of a few batches, and how many of their images have labels for sure."""
-    source = plan.images(config)
+    source = resolve.images(config)
     spec, found = configs.views(config), []
-    batches = loader.Batches(Images(source, working_area_px(spec)), spec, config.seed, 8)
+    batches = loader.Batches(DecodedImages(source, working_area_px(spec)), spec, config.seed, 8)
     for number in range(3):
         batch = batches[number]
         assert isinstance(batch, loader.Batch)
-        views = crops(batch.canvas, batch.draws, spec)
+        views = multi_crop(batch.canvas, batch.draws, spec)
         found.append({name: hashlib.sha256(each.numpy().tobytes()).hexdigest() for name, each in views.items()})
-    return [found, spec.num_labelled(8)]
+    return [found, spec.num_labeled(8)]
 
 
 def seen_in_run(config: Config, folder: Path) -> list[Any]:
@@ -212,7 +212,7 @@ def refused_or(see: Callable[..., list[Any]], *args: Any) -> list[Any]:
 @pytest.mark.parametrize("name", [*VIEWS, *AUGMENTS])
 def test_it_changes_what_is_drawn(name: str, teachers: dict[str, str]) -> None:
     method = name.partition(".")[0] if "." in name else "dino"
-    config = base(method, teachers, data=COLOURED)
+    config = base(method, teachers, data=COLORED)
     value = AUGMENT[name.rpartition(".")[2]] if name in AUGMENTS else VIEWS[name]
     if name.endswith("sigma_px"):
         config = changed(config, name.replace("sigma_px", "blur"), 1.0, teachers)
@@ -301,18 +301,18 @@ def test_how_devices_share_the_work(teachers: dict[str, str], monkeypatch: pytes
     monkeypatch.setattr(parallel.dist, "active", lambda: True)
     monkeypatch.setattr(parallel.sync_batch_norm, "convert", called.append)
     monkeypatch.setattr(parallel, "_part", lambda method, device: lambda: method)
-    for synchronise in (False, True):
-        parallel.place(method, torch.device("cpu"), "fsdp", synchronise)
-        assert len(called) == synchronise
+    for synchronize in (False, True):
+        parallel.prepare_distributed(method, torch.device("cpu"), "fsdp", synchronize)
+        assert len(called) == synchronize
 
 
 def test_less_memory_and_compilation_are_done_where_asked(
     tmp_path: Path, teachers: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Any] = []
-    real = recompute.recompute
-    monkeypatch.setattr(plan, "recompute", lambda network: (asked.append("less memory"), real(network))[1])
-    monkeypatch.setattr(fusion, "works", lambda device: "no compiler")
+    real = activation_checkpointing.checkpoint_activations
+    monkeypatch.setattr(resolve, "recompute", lambda network: (asked.append("less memory"), real(network))[1])
+    monkeypatch.setattr(compilation, "works", lambda device: "no compiler")
     common = {**VIT, "steps": 1, "drop_path": 0.0}
     opendino.train(base("dino", teachers, out=str(tmp_path / "plain"), **common))
     assert asked == []

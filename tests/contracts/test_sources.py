@@ -24,7 +24,7 @@ from opendino.core import registry
 from opendino.core.contracts import Source
 from opendino.core.errors import BadImage
 from opendino.data.decode import decode
-from opendino.data.open import open_source
+from opendino.data.open_source import open_source
 
 PACKAGE = "opendino.data.sources"
 

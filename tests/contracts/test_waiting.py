@@ -1,4 +1,4 @@
-"""In a training step the host asks the device for nothing, whatever the method, network and optimiser."""
+"""In a training step the host asks the device for nothing, whatever the method, network and optimizer."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torch.profiler import ProfilerActivity, profile
 
 from opendino.core.contracts import Method
 from opendino.core.types import Clock, Views
-from opendino.data.cache import Images
-from opendino.data.crops import crops
+from opendino.data.cache import DecodedImages
 from opendino.data.loader import Batch, Batches
-from opendino.data.open import open_source
+from opendino.data.open_source import open_source
 from opendino.engine import optim
 from opendino.models.build import backbone
-from opendino.train import step
+from opendino.training import step
+from opendino.views.multi_crop import multi_crop
 
 QUESTIONS = {"aten::item", "aten::_local_scalar_dense", "aten::is_nonzero", "aten::nonzero", "aten::equal"}
 """What a tensor is asked when the host needs its value; on a GPU each waits for all work before it."""
@@ -32,25 +32,25 @@ NETWORKS = {
 
 
 def batch_of(spec: object) -> Batch:
-    batches = Batches(Images(open_source("toy:textures?n=16&size=40"), None), spec, seed=0, batch=4)  # pyright: ignore
+    batches = Batches(DecodedImages(open_source("toy:textures?n=16&size=40"), None), spec, seed=0, batch=4)  # pyright: ignore
     batch = batches[0]
     assert isinstance(batch, Batch)
     return batch
 
 
-def steps(name: str, network: str, optimiser: optim.Config, device: torch.device) -> Iterator[None]:
+def steps(name: str, network: str, optimizer: optim.Config, device: torch.device) -> Iterator[None]:
     """Two steps that count for nothing (buffers are made, kernels chosen), and a third."""
     module = importlib.import_module(f"{PACKAGE}.{name}")
     config = small(module)
     method: Method = module.build(config, lambda role: NETWORKS[network]()).train().to(device)
     spec = module.views(config)
-    batch, optimizer = batch_of(spec), optim.build(optimiser, method.student)
+    batch, optimizer = batch_of(spec), optim.build(optimizer, method.student)
     clock = Clock(5, 10, 4)
     for _ in range(3):
         yield
         there = batch.to(device)
-        views = Views(crops(there.canvas, there.draws, spec), there.labels % 3, there.indices, spec.num_labelled(4))
-        step(method, method, optimizer, optimiser, 4, clock, [views])
+        views = Views(multi_crop(there.canvas, there.draws, spec), there.labels % 3, there.indices, spec.num_labeled(4))
+        step(method, method, optimizer, optimizer, 4, clock, [views])
 
 
 CASES = [(name, "vit", optim.Config()) for name in NAMES] + [
@@ -60,9 +60,9 @@ CASES = [(name, "vit", optim.Config()) for name in NAMES] + [
 ]
 
 
-@pytest.mark.parametrize(("name", "network", "optimiser"), CASES, ids=lambda value: getattr(value, "name", value))
-def test_a_step_asks_for_no_value(name: str, network: str, optimiser: optim.Config) -> None:
-    going = steps(name, network, optimiser, torch.device("cpu"))
+@pytest.mark.parametrize(("name", "network", "optimizer"), CASES, ids=lambda value: getattr(value, "name", value))
+def test_a_step_asks_for_no_value(name: str, network: str, optimizer: optim.Config) -> None:
+    going = steps(name, network, optimizer, torch.device("cpu"))
     for _ in range(3):
         next(going)
     with profile(activities=[ProfilerActivity.CPU]) as profiled, pytest.raises(StopIteration):
@@ -88,9 +88,9 @@ def test_the_profiler_would_see_a_question() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(("name", "network", "optimiser"), CASES, ids=lambda value: getattr(value, "name", value))
-def test_a_step_never_waits_for_the_gpu(name: str, network: str, optimiser: optim.Config) -> None:
-    going = steps(name, network, optimiser, torch.device("cuda"))
+@pytest.mark.parametrize(("name", "network", "optimizer"), CASES, ids=lambda value: getattr(value, "name", value))
+def test_a_step_never_waits_for_the_gpu(name: str, network: str, optimizer: optim.Config) -> None:
+    going = steps(name, network, optimizer, torch.device("cuda"))
     for _ in range(3):
         next(going)
     torch.cuda.set_sync_debug_mode("error")

@@ -13,7 +13,7 @@ from opendino.core.errors import UsageError
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    folder = tmp_path / "some_folder_of_colours"
+    folder = tmp_path / "some_folder_of_colors"
     folder.mkdir()
     for name in ("__init__", "_hidden", "red", "green"):
         (folder / f"{name}.py").write_text(f"NAME = {name!r}\n")
@@ -44,7 +44,7 @@ def test_a_new_file_is_found_at_once(package: str, tmp_path: Path) -> None:
 def test_an_unknown_name_gets_the_list(package: str, name: str) -> None:
     with pytest.raises(UsageError) as caught:
         registry.load(package, name)
-    assert f"Unknown some_folder_of_colour '{name}'" in str(caught.value)
+    assert f"Unknown some_folder_of_color '{name}'" in str(caught.value)
     assert "Available: broken, green, red" in caught.value.hint
 
 

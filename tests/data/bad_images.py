@@ -25,7 +25,7 @@ def encoded(image: Image.Image, form: str, **options: object) -> bytes:
 
 
 def picture(width: int = 48, height: int = 40) -> Image.Image:
-    """Slow colours."""
+    """Slow colors."""
     y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
     return Image.fromarray(np.stack([255 * x, 255 * y, 255 * (1 - x) * (1 - y)], axis=2).astype(np.uint8))
 

@@ -84,14 +84,14 @@ class Server:
         ranges: The Range headers that came.
         trouble: Path → what to do the first times it is asked for: an HTTP code, "truncate", "stall", "trickle".
         etag: What it calls the content of every file.
-        honours_ranges: Whether it answers with a part where asked for one.
+        honors_ranges: Whether it answers with a part where asked for one.
     """
 
     def __init__(self, root: Path) -> None:
         self.asked: Counter[str] = Counter()
         self.ranges: list[str] = []
         self.trouble: dict[str, list[int | str]] = {}
-        self.honours_ranges, self.etag = True, '"1"'
+        self.honors_ranges, self.etag = True, '"1"'
         self.closing = threading.Event()
         outer = self
 
@@ -113,7 +113,7 @@ class Server:
                 wanted = self.headers.get("Range")
                 if wanted:
                     outer.ranges.append(wanted)
-                if wanted and outer.honours_ranges:
+                if wanted and outer.honors_ranges:
                     start = int(wanted.removeprefix("bytes=").rstrip("-"))
                     self.send_response(206)
                     self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from opendino.core.errors import BadImage, UserError
-from opendino.data.open import open_source
+from opendino.data.open_source import open_source
 from opendino.data.sources.archive import ArchiveSource
 
 _UNPACKED = 208 * 2**20

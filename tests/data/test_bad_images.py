@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from opendino.core.errors import BadImage
 from opendino.data.decode import decode
-from opendino.data.open import open_source
+from opendino.data.open_source import open_source
 
 sys.path.append(str(Path(__file__).parent))
 import bad_images

@@ -13,7 +13,7 @@ import pytest
 from opendino.core.contracts import Source
 from opendino.core.errors import BadImage, UserError
 from opendino.data import remote_files
-from opendino.data.open import absolute, open_source
+from opendino.data.open_source import absolute, open_source
 from opendino.data.sources.bucket import BucketSource
 from opendino.data.sources.wds import WdsSource
 

@@ -14,7 +14,7 @@ import pytest
 from opendino.core.contracts import Source
 from opendino.core.errors import BadImage, UserError
 from opendino.data import cache
-from opendino.data.cache import Cache, Images
+from opendino.data.cache import Cache, DecodedImages
 
 AREA = 200
 
@@ -57,7 +57,7 @@ def kind(request: pytest.FixtureRequest) -> Cache:
 
 
 def test_all_give_the_same_arrays_at_every_reading(kind: Cache, tmp_path: Path) -> None:
-    plain, kept = Images(Counted(), AREA), Images(Counted(), AREA, kind, tmp_path)
+    plain, kept = DecodedImages(Counted(), AREA), DecodedImages(Counted(), AREA, kind, tmp_path)
     for _ in range(3):
         for index in reversed(READABLE):
             image = kept.read(index)
@@ -68,7 +68,7 @@ def test_all_give_the_same_arrays_at_every_reading(kind: Cache, tmp_path: Path) 
 
 def test_each_image_is_decoded_once(kind: Cache, tmp_path: Path) -> None:
     source = Counted()
-    images = Images(source, AREA, kind, tmp_path)
+    images = DecodedImages(source, AREA, kind, tmp_path)
     for _ in range(3):
         for index in READABLE:
             images.read(index)
@@ -76,16 +76,16 @@ def test_each_image_is_decoded_once(kind: Cache, tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_read_stays_unreadable(kind: Cache, tmp_path: Path) -> None:
-    images = Images(Counted(), AREA, kind, tmp_path)
+    images = DecodedImages(Counted(), AREA, kind, tmp_path)
     for _ in range(2):
         with pytest.raises(BadImage, match="torn"):
             images.read(3)
 
 
 def test_a_disk_cache_survives_and_can_be_discarded(tmp_path: Path) -> None:
-    first = Images(Counted(), AREA, "disk", tmp_path)
+    first = DecodedImages(Counted(), AREA, "disk", tmp_path)
     wanted = [first.read(index).copy() for index in READABLE]
-    again = Images(Counted(refuse=True), AREA, "disk", tmp_path)
+    again = DecodedImages(Counted(refuse=True), AREA, "disk", tmp_path)
     assert all(np.array_equal(again.read(i), image) for i, image in zip(READABLE, wanted, strict=True))
     again.discard()
     again.discard()  # a second time is no error
@@ -106,41 +106,41 @@ def test_a_disk_cache_of_something_else_is_discarded_with_a_line(
 ) -> None:
     said: list[str] = []
     monkeypatch.setattr(cache.log, "warn", said.append)
-    before = Images(Counted(), AREA, "disk", tmp_path)
+    before = DecodedImages(Counted(), AREA, "disk", tmp_path)
     for index in READABLE:
         before.read(index)
-    after = Images(source, area, "disk", tmp_path)
+    after = DecodedImages(source, area, "disk", tmp_path)
     before.read(0)
     before._keep(1, np.zeros((9, 9, 3), np.uint8))  # a worker that outlived its run
     for _ in range(2):
         for index in READABLE:
-            assert np.array_equal(after.read(index), Images(source, area).read(index))
+            assert np.array_equal(after.read(index), DecodedImages(source, area).read(index))
     assert len(said) == 1 and why in said[0] and "discarded" in said[0]
 
 
 @pytest.mark.parametrize("left", [b"", b"\0" * 9000, b"\1" * 9000, b'{"format": 0}', b"[1]", b'{"format": 1}'])
 def test_a_file_that_is_no_disk_cache_is_replaced(tmp_path: Path, left: bytes) -> None:
     (tmp_path / "cache.u8").write_bytes(left)
-    images = Images(Counted(), AREA, "disk", tmp_path)
+    images = DecodedImages(Counted(), AREA, "disk", tmp_path)
     for index in (*READABLE, *READABLE):
-        assert np.array_equal(images.read(index), Images(Counted(), AREA).read(index))
+        assert np.array_equal(images.read(index), DecodedImages(Counted(), AREA).read(index))
 
 
 def test_a_disk_cache_of_another_version_is_discarded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    Images(Counted(), AREA, "disk", tmp_path).read(0)
+    DecodedImages(Counted(), AREA, "disk", tmp_path).read(0)
     said: list[str] = []
     monkeypatch.setattr(cache.log, "warn", said.append)
     monkeypatch.setattr(cache, "version", lambda _: "0.0.9")
     again = Counted()
-    Images(again, AREA, "disk", tmp_path).read(0)
+    DecodedImages(again, AREA, "disk", tmp_path).read(0)
     assert again.reads == 1 and "of another version" in said[0]
 
 
 def test_of_several_processes_one_makes_the_file(tmp_path: Path) -> None:
-    Images(Counted(seed=1), AREA, "disk", tmp_path).read(0)  # which all of them must replace
+    DecodedImages(Counted(seed=1), AREA, "disk", tmp_path).read(0)  # which all of them must replace
 
     def rank(number: int) -> None:
-        images = Images(Counted(), AREA, "disk", tmp_path)
+        images = DecodedImages(Counted(), AREA, "disk", tmp_path)
         images.read(READABLE[number])
 
     children = [multiprocessing.get_context("fork").Process(target=rank, args=[number]) for number in range(4)]
@@ -150,14 +150,14 @@ def test_of_several_processes_one_makes_the_file(tmp_path: Path) -> None:
         child.join(60)
         assert child.exitcode == 0
     last = Counted()
-    images = Images(last, AREA, "disk", tmp_path)
+    images = DecodedImages(last, AREA, "disk", tmp_path)
     for index in READABLE[:4]:
         images.read(index)
     assert last.reads == 0, "what each of them decoded is there"
 
 
 def test_pickled_copies_read_the_same(kind: Cache, tmp_path: Path) -> None:
-    images = Images(Counted(), AREA, kind, tmp_path)
+    images = DecodedImages(Counted(), AREA, kind, tmp_path)
     wanted = [images.read(index).copy() for index in READABLE]
     copy = pickle.loads(pickle.dumps(images))
     assert all(np.array_equal(copy.read(i), image) for i, image in zip(READABLE, wanted, strict=True))
@@ -166,13 +166,13 @@ def test_pickled_copies_read_the_same(kind: Cache, tmp_path: Path) -> None:
 
 
 def test_what_a_forked_worker_decoded_is_there_for_all(kind: Cache, tmp_path: Path) -> None:
-    images = Images(Counted(), AREA, kind, tmp_path)
+    images = DecodedImages(Counted(), AREA, kind, tmp_path)
     images.read(0)
     child = multiprocessing.get_context("fork").Process(target=lambda: images.read(5))
     child.start()
     child.join(20)
     assert child.exitcode == 0
-    assert np.array_equal(images.read(5), Images(Counted(), AREA).read(5))
+    assert np.array_equal(images.read(5), DecodedImages(Counted(), AREA).read(5))
     assert images.source.reads == 1
 
 
@@ -181,7 +181,7 @@ def test_a_full_disk_costs_only_the_cache(tmp_path: Path, monkeypatch: pytest.Mo
     said: list[str] = []
     monkeypatch.setattr(cache.log, "warn", said.append)
     source = Counted()
-    images = Images(source, AREA, "disk", tmp_path)
+    images = DecodedImages(source, AREA, "disk", tmp_path)
     images.read(0)
     if full == "nearly":
         monkeypatch.setattr(cache, "_LEFT_FREE", 2.0)
@@ -193,27 +193,27 @@ def test_a_full_disk_costs_only_the_cache(tmp_path: Path, monkeypatch: pytest.Mo
         monkeypatch.setattr(cache.os, "pwrite", refused)
     for _ in range(2):
         for index in READABLE:
-            assert np.array_equal(images.read(index), Images(Counted(), AREA).read(index))
+            assert np.array_equal(images.read(index), DecodedImages(Counted(), AREA).read(index))
     assert source.reads == 1 + 2 * (len(READABLE) - 1), "the first is still there"
     assert len(said) == 1 and "grows no more" in said[0]
     images.discard()
 
 
 def test_a_failing_disk_costs_only_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    images = Images(Counted(), AREA, "disk", tmp_path)
+    images = DecodedImages(Counted(), AREA, "disk", tmp_path)
     images.read(0)
 
     def failing(*_: object) -> int:
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(cache.os, "preadv", failing)
-    assert np.array_equal(images.read(0), Images(Counted(), AREA).read(0))
+    assert np.array_equal(images.read(0), DecodedImages(Counted(), AREA).read(0))
     images.discard()
 
 
 def test_without_a_cache_nothing_is_kept(tmp_path: Path) -> None:
     source = Counted()
-    images = Images(source, AREA, "off", tmp_path)
+    images = DecodedImages(source, AREA, "off", tmp_path)
     images.read(0), images.read(0)
     assert source.reads == 2
     assert not list(tmp_path.iterdir())

@@ -27,7 +27,7 @@ def encoded(image: Image.Image | np.ndarray, form: str = "PNG", **options: objec
 
 
 def smooth(height: int, width: int) -> np.ndarray:
-    """Slow colours, different in every corner: survives JPEG and any resizing."""
+    """Slow colors, different in every corner: survives JPEG and any resizing."""
     y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
     return np.stack([255 * x, 255 * y, 255 * (1 - x) * (1 - y)], axis=2).astype(np.uint8)
 
@@ -81,11 +81,11 @@ def test_broken_exif_is_ignored() -> None:
 
 
 def test_modes() -> None:
-    grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
-    rgb = np.repeat(grey[..., None], 3, axis=2)
-    close(decode(encoded(grey)), rgb, 0)
-    close(decode(encoded(Image.fromarray(grey > 99))), np.where(rgb > 99, 255, 0), 0)
-    close(decode(encoded(Image.fromarray(grey).convert("P"))), rgb, 0)
+    gray = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    rgb = np.repeat(gray[..., None], 3, axis=2)
+    close(decode(encoded(gray)), rgb, 0)
+    close(decode(encoded(Image.fromarray(gray > 99))), np.where(rgb > 99, 255, 0), 0)
+    close(decode(encoded(Image.fromarray(gray).convert("P"))), rgb, 0)
     cmyk = Image.merge("CMYK", [Image.new("L", (8, 8), value) for value in (0, 255, 255, 0)])
     for form in ("JPEG", "TIFF"):
         close(decode(encoded(cmyk, form)), np.broadcast_to([255, 0, 0], (8, 8, 3)), 4)
@@ -100,10 +100,10 @@ def test_transparency_lies_on_white() -> None:
     palette = Image.new("P", (2, 1))
     palette.putpalette([0, 0, 0, 10, 20, 30])
     palette.putpixel((1, 0), 1)
-    white_then_colour = np.array([[[255, 255, 255], [10, 20, 30]]])
-    close(decode(encoded(palette, transparency=0)), white_then_colour, 0)
-    close(decode(encoded(palette, transparency=b"\x00\xff")), white_then_colour, 0)
-    close(decode(encoded(palette, "GIF", transparency=0)), white_then_colour, 0)
+    white_then_color = np.array([[[255, 255, 255], [10, 20, 30]]])
+    close(decode(encoded(palette, transparency=0)), white_then_color, 0)
+    close(decode(encoded(palette, transparency=b"\x00\xff")), white_then_color, 0)
+    close(decode(encoded(palette, "GIF", transparency=0)), white_then_color, 0)
 
 
 @pytest.mark.parametrize(
@@ -120,14 +120,14 @@ def test_transparency_lies_on_white() -> None:
         (np.array([[np.nan, np.inf, np.nan]], np.float32), [0, 0, 0]),
     ],
 )
-def test_greys_of_other_depths(values: np.ndarray, expected: list[int]) -> None:
+def test_grays_of_other_depths(values: np.ndarray, expected: list[int]) -> None:
     close(decode(encoded(values, "TIFF"))[..., 0], np.array([expected]), 1)
     if values.dtype == np.uint16:
         close(decode(encoded(values, "PNG"))[..., 2], np.array([expected]), 1)
 
 
 def test_first_frame_and_first_page() -> None:
-    frames = [Image.new("RGB", (6, 4), colour) for colour in ("red", "blue", "lime")]
+    frames = [Image.new("RGB", (6, 4), color) for color in ("red", "blue", "lime")]
     for form in ("GIF", "TIFF", "WEBP", "PNG"):
         lossless = {"lossless": True} if form == "WEBP" else {}
         data = encoded(frames[0], form, save_all=True, append_images=frames[1:], **lossless)
@@ -167,7 +167,7 @@ def test_a_jpeg_is_what_pillow_makes_of_it_to_the_bit(quality: int, subsampling:
 
 
 def test_shrinking_is_antialiased() -> None:
-    """Stripes one pixel wide turn into an even grey, whether the DCT or the filter removes them."""
+    """Stripes one pixel wide turn into an even gray, whether the DCT or the filter removes them."""
     stripes = np.zeros((512, 512, 3), np.uint8)
     stripes[:, ::2] = 255
     for data in (stripes, encoded(stripes), encoded(stripes, "JPEG", quality=95)):

@@ -14,10 +14,10 @@ import torch
 from opendino.core.errors import BadImage, UsageError
 from opendino.core.types import Augment, ViewGroup, ViewSpec
 from opendino.data import download
-from opendino.data.cache import Images
+from opendino.data.cache import DecodedImages
 from opendino.data.download import Unreachable
 from opendino.data.loader import Batches, batches
-from opendino.data.open import open_source
+from opendino.data.open_source import open_source
 
 
 def fetched(server: Any, tmp_path: Path) -> bytes:
@@ -33,16 +33,16 @@ def content(tmp_path: Path, server: Any) -> bytes:
 
 
 @pytest.mark.parametrize("trouble", [500, 503, 429, "truncate", "stall", "trickle"])
-@pytest.mark.parametrize("honours_ranges", [True, False])
-def test_passing_trouble(tmp_path: Path, server: Any, content: bytes, trouble: int | str, honours_ranges: bool) -> None:
-    server.honours_ranges = honours_ranges
+@pytest.mark.parametrize("honors_ranges", [True, False])
+def test_passing_trouble(tmp_path: Path, server: Any, content: bytes, trouble: int | str, honors_ranges: bool) -> None:
+    server.honors_ranges = honors_ranges
     server.trouble["/a"] = [trouble, trouble]
     assert fetched(server, tmp_path) == content
     assert server.asked["/a"] == 3
     if isinstance(trouble, int):
         assert server.ranges == []
     elif trouble != "trickle":  # of which more arrives, nobody knows how much
-        assert server.ranges == ["bytes=150000-", f"bytes={225000 if honours_ranges else 150000}-"]
+        assert server.ranges == ["bytes=150000-", f"bytes={225000 if honors_ranges else 150000}-"]
     else:
         assert len(server.ranges) == 2
 
@@ -112,7 +112,7 @@ def test_a_lost_shard_is_skipped_and_said(
     server.trouble["/s/00002.tar"] = [500] * 99
     server.asked.clear()
     spec = ViewSpec((ViewGroup("global", 8, (Augment((0.4, 1.0)),)),))
-    taken = list(batches(Batches(Images(source, 400), spec, 0, 6), 0, 8, 0, pin=False))
+    taken = list(batches(Batches(DecodedImages(source, 400), spec, 0, 6), 0, 8, 0, pin=False))
     bad = dict(pair for batch in taken for pair in batch.bad)
     assert set(bad) == {f"00002.tar/00002{i:04d}" for i in range(6)}
     assert all("500" in reason and "\n" not in reason for reason in bad.values())
@@ -185,7 +185,7 @@ def test_shards_are_fetched_ahead(make: Any, tmp_path: Path, server: Any, cache:
     for path in (cache / "shards").iterdir():
         path.unlink()
     server.asked.clear()
-    source.soon(np.array([4, 5]))
+    source.prefetch(np.array([4, 5]))
     until = time.monotonic() + 10
     while not [path for path in (cache / "shards").iterdir() if not path.suffix and path.name[0] != "."]:
         assert time.monotonic() < until, "it never came"

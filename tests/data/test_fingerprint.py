@@ -13,7 +13,7 @@ from PIL import Image
 from opendino.core.errors import UserError
 from opendino.data import fingerprint
 from opendino.data.labels import relabel
-from opendino.data.open import open_source
+from opendino.data.open_source import open_source
 from opendino.data.subset import Subset
 
 

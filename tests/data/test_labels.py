@@ -1,4 +1,4 @@
-"""Which labels a run may see, and that a batch begins with labelled images where a method asks for them."""
+"""Which labels a run may see, and that a batch begins with labeled images where a method asks for them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from PIL import Image
 
 from opendino.core.errors import UsageError, UserError
 from opendino.core.types import Augment, ViewGroup, ViewSpec
-from opendino.data.cache import Images
+from opendino.data.cache import DecodedImages
 from opendino.data.labels import known, relabel
 from opendino.data.loader import Batches
-from opendino.data.open import open_source
+from opendino.data.open_source import open_source
 
 
 def folder(home: Path, *names: str) -> str:
@@ -56,11 +56,11 @@ def test_a_csv_names_classes_by_key_or_by_a_unique_file_name(tmp_path: Path) -> 
     assert {some.key(i): some.label(i) for i in range(4)} == {"4.png": -1, "a/1.png": 1, "a/2.png": -1, "b/3.png": 0}
 
 
-def test_a_folder_called_unlabelled_has_no_class(tmp_path: Path) -> None:
-    source = open_source(folder(tmp_path, "cats/1.png", "dogs/2.png", "Unlabelled/3.png", "Unlabelled/deep/4.png"))
+def test_a_folder_called_unlabeled_has_no_class(tmp_path: Path) -> None:
+    source = open_source(folder(tmp_path, "cats/1.png", "dogs/2.png", "Unlabeled/3.png", "Unlabeled/deep/4.png"))
     assert source.classes == ("cats", "dogs")
     assert {source.key(i): source.label(i) for i in range(4)} == {
-        "Unlabelled/3.png": -1, "Unlabelled/deep/4.png": -1, "cats/1.png": 0, "dogs/2.png": 1
+        "Unlabeled/3.png": -1, "Unlabeled/deep/4.png": -1, "cats/1.png": 0, "dogs/2.png": 1
     }  # fmt: skip
 
 
@@ -111,15 +111,15 @@ def test_columns_are_known_by_their_names(tmp_path: Path, table: str) -> None:
     assert [some.classes[some.label(i)] if some.label(i) >= 0 else "" for i in range(3)] == ["mel", "nv", ""]
 
 
-SPEC = ViewSpec((ViewGroup("global", 16, (Augment(scale=(0.5, 1.0)),)),), labelled_frac=0.25)
+SPEC = ViewSpec((ViewGroup("global", 16, (Augment(scale=(0.5, 1.0)),)),), labeled_frac=0.25)
 
 
-def stream(accumulate: int = 1, rank: int = 0, world: int = 1) -> Batches:
-    source = relabel(open_source("toy:textures?n=60&size=16"), "10%", 0)  # ten labelled images
-    return Batches(Images(source, 16 * 16), SPEC, 5, 16, accumulate, rank, world)
+def stream(micro_batches: int = 1, rank: int = 0, world: int = 1) -> Batches:
+    source = relabel(open_source("toy:textures?n=60&size=16"), "10%", 0)  # ten labeled images
+    return Batches(DecodedImages(source, 16 * 16), SPEC, 5, 16, micro_batches, rank, world)
 
 
-def test_every_batch_begins_with_labelled_images_that_all_come_round() -> None:
+def test_every_batch_begins_with_labeled_images_that_all_come_round() -> None:
     seen: Counter[int] = Counter()
     for n in range(10):
         batch = stream()[n]
@@ -133,13 +133,15 @@ def test_the_rest_of_the_batches_goes_through_the_whole_set() -> None:
     assert len(seen) == 60 and set(seen.values()) == {3}, "180 places for 60 images"
 
 
-@pytest.mark.parametrize(("accumulate", "world"), [(2, 1), (1, 2), (2, 2)])
-def test_parts_and_ranks_share_them_evenly(accumulate: int, world: int) -> None:
+@pytest.mark.parametrize(("micro_batches", "world"), [(2, 1), (1, 2), (2, 2)])
+def test_parts_and_ranks_share_them_evenly(micro_batches: int, world: int) -> None:
     whole = stream()[3]
     parts = [
-        stream(accumulate, rank, world)[3 * accumulate + part] for rank in range(world) for part in range(accumulate)
+        stream(micro_batches, rank, world)[3 * micro_batches + part]
+        for rank in range(world)
+        for part in range(micro_batches)
     ]
-    count = SPEC.num_labelled(16 // (accumulate * world))
+    count = SPEC.num_labeled(16 // (micro_batches * world))
     assert all((part.labels[:count] >= 0).all() for part in parts)
     assert sorted(i for part in parts for i in part.indices.tolist()) == sorted(whole.indices.tolist())
 
@@ -157,9 +159,9 @@ def test_an_image_is_drawn_anew_each_time_it_comes_round() -> None:
 
 def test_a_method_without_labels_gets_the_same_batches_as_ever() -> None:
     plain = ViewSpec(SPEC.groups)
-    labelled = relabel(open_source("toy:textures?n=60&size=16"), "10%", 0)
+    labeled = relabel(open_source("toy:textures?n=60&size=16"), "10%", 0)
     one, other = (
-        Batches(Images(s, 256), plain, 5, 16)[4] for s in (labelled, open_source("toy:textures?n=60&size=16"))
+        Batches(DecodedImages(s, 256), plain, 5, 16)[4] for s in (labeled, open_source("toy:textures?n=60&size=16"))
     )
     assert torch.equal(one.indices, other.indices)
     assert torch.equal(one.draws["global"].box, other.draws["global"].box)

@@ -9,7 +9,7 @@ from PIL import Image
 
 from opendino.core.errors import UserError
 from opendino.data.list_columns import read_list
-from opendino.data.open import open_source
+from opendino.data.open_source import open_source
 
 KNOWN = {"1.png": "a", "2.png": "b", "3.png": "a"}
 

@@ -14,11 +14,11 @@ from PIL import Image
 from opendino.core.contracts import Source
 from opendino.core.errors import BadImage, UserError
 from opendino.core.types import Augment, ViewGroup, ViewSpec
-from opendino.data.cache import Images
-from opendino.data.draw import draw
-from opendino.data.loader import Batch, Batches, batches, to_canvas
-from opendino.data.open import open_source
-from opendino.data.order import permutation
+from opendino.data.cache import DecodedImages
+from opendino.data.loader import Batch, Batches, batches, pad_to_batch
+from opendino.data.open_source import open_source
+from opendino.data.sampler import permutation
+from opendino.views.sampling import sample_views
 
 SPEC = ViewSpec((ViewGroup("global", 16, (Augment((0.4, 1.0), blur=0.5),) * 2), ViewGroup("local", 8, ())))
 SEED = 3
@@ -53,12 +53,12 @@ class Sharded(Plain):
         self.blocks = np.array([3] * (num // 3) + [num % 3])
         self.hints: list[np.ndarray] = []
 
-    def soon(self, indices: np.ndarray) -> None:
+    def prefetch(self, indices: np.ndarray) -> None:
         self.hints.append(indices)
 
 
 def dataset(num: int = 13, batch: int = 4, bad: tuple[int, ...] = (), **options: int) -> Batches:
-    return Batches(Images(Plain(num, bad), 10_000), SPEC, SEED, batch, **options)
+    return Batches(DecodedImages(Plain(num, bad), 10_000), SPEC, SEED, batch, **options)
 
 
 def assert_equal(one: Batch, other: Batch) -> None:
@@ -75,7 +75,7 @@ def test_workers_change_nothing(tmp_path: Path) -> None:
     for number in range(9):
         Image.new("RGB", (20 + number, 30), (number, 0, 0)).save(tmp_path / f"{number}.png")
     (tmp_path / "5.png").write_bytes(b"no image")
-    data = Batches(Images(open_source(tmp_path), 400), SPEC, SEED, 4)
+    data = Batches(DecodedImages(open_source(tmp_path), 400), SPEC, SEED, 4)
     alone, helped = (list(batches(data, 0, 5, workers, pin=False)) for workers in (0, 2))
     assert len(alone) == len(helped) == 5
     for one, other in zip(alone, helped, strict=True):
@@ -107,13 +107,13 @@ def test_an_epoch_is_the_beginning_of_a_permutation_and_drops_the_rest() -> None
     assert all(sorted(order) == list(range(13)) for order in orders)
 
 
-@pytest.mark.parametrize(("world", "accumulate"), [(2, 1), (1, 2), (3, 1), (1, 3), (2, 3), (3, 2)])
-def test_ranks_and_parts_share_out_the_images_of_a_step(world: int, accumulate: int) -> None:
+@pytest.mark.parametrize(("world", "micro_batches"), [(2, 1), (1, 2), (3, 1), (1, 3), (2, 3), (3, 2)])
+def test_ranks_and_parts_share_out_the_images_of_a_step(world: int, micro_batches: int) -> None:
     whole = dataset(num=26, batch=12)
-    shares = [dataset(num=26, batch=12, rank=rank, world=world, accumulate=accumulate) for rank in range(world)]
+    shares = [dataset(num=26, batch=12, rank=rank, world=world, micro_batches=micro_batches) for rank in range(world)]
     for step in range(3):  # one beyond the first epoch
-        pieces = [share[step * accumulate + part] for share in shares for part in range(accumulate)]
-        assert {len(piece.indices) for piece in pieces} == {12 // (world * accumulate)}
+        pieces = [share[step * micro_batches + part] for share in shares for part in range(micro_batches)]
+        assert {len(piece.indices) for piece in pieces} == {12 // (world * micro_batches)}
         assert torch.equal(torch.cat([p.indices for p in pieces]).sort()[0], whole[step].indices.sort()[0])
         boxes = {int(i): whole[step].draws["global"].box[:, n] for n, i in enumerate(whole[step].indices)}
         for piece in pieces:  # an image is cropped alike whoever takes it
@@ -131,7 +131,7 @@ def test_a_batch_holds_the_pixels_sizes_and_labels_of_its_images() -> None:
 
 
 def test_a_canvas_is_as_large_as_its_largest_image_in_multiples_of_32() -> None:
-    canvas, sizes = to_canvas([np.ones((33, 5, 3), np.uint8), np.ones((2, 64, 3), np.uint8)])
+    canvas, sizes = pad_to_batch([np.ones((33, 5, 3), np.uint8), np.ones((2, 64, 3), np.uint8)])
     assert canvas.shape == (2, 3, 64, 64)
     assert sizes.tolist() == [[33, 5], [2, 64]]
 
@@ -156,9 +156,9 @@ def test_a_stand_in_is_drawn_by_the_number_of_the_image_asked_for() -> None:
     data = dataset(bad=(4,))
     step = next(step for step in range(3) if 4 in permutation(13, SEED, 0)[4 * step :][:4])
     asked, batch = permutation(13, SEED, 0)[4 * step :][:4], data[step]
-    expected = draw(SPEC, SEED, 0, asked, batch.sizes.numpy())["global"]
+    expected = sample_views(SPEC, SEED, 0, asked, batch.sizes.numpy())["global"]
     assert torch.equal(batch.draws["global"].box, expected.box)
-    own = draw(SPEC, SEED, 0, batch.indices, batch.sizes.numpy())["global"]
+    own = sample_views(SPEC, SEED, 0, batch.indices, batch.sizes.numpy())["global"]
     assert not torch.equal(batch.draws["global"].factors, own.factors)
 
 
@@ -166,7 +166,7 @@ def test_a_stand_in_is_drawn_by_the_number_of_the_image_asked_for() -> None:
 def test_a_set_without_a_readable_image_stops_in_one_line(tmp_path: Path, workers: int) -> None:
     for number in range(8):
         (tmp_path / f"{number}.png").write_bytes(b"torn")
-    data = Batches(Images(open_source(tmp_path), 400), SPEC, SEED, 4)
+    data = Batches(DecodedImages(open_source(tmp_path), 400), SPEC, SEED, 4)
     with pytest.raises(UserError, match=r"8 images in a row cannot be read, last \d\.png: ") as caught:
         next(batches(data, 0, 2, workers, pin=False))
     assert "\n" not in str(caught.value) and caught.value.hint
@@ -176,23 +176,23 @@ def test_a_set_without_a_readable_image_stops_in_one_line(tmp_path: Path, worker
 
 
 def sharded(num: int = 48, batch: int = 12, bad: tuple[int, ...] = (), **options: int) -> Batches:
-    return Batches(Images(Sharded(num, bad), 10_000), SPEC, SEED, batch, **options)
+    return Batches(DecodedImages(Sharded(num, bad), 10_000), SPEC, SEED, batch, **options)
 
 
 def test_blocks_an_epoch_sees_every_image_once_whatever_the_world() -> None:
     steps: list[list[int]] = []
-    for world, accumulate in ((1, 1), (2, 1), (3, 2), (4, 3)):
-        shares = [sharded(rank=rank, world=world, accumulate=accumulate) for rank in range(world)]
+    for world, micro_batches in ((1, 1), (2, 1), (3, 2), (4, 3)):
+        shares = [sharded(rank=rank, world=world, micro_batches=micro_batches) for rank in range(world)]
         for step in range(8):
-            pieces = [share[step * accumulate + part] for share in shares for part in range(accumulate)]
-            assert {len(piece.indices) for piece in pieces} == {12 // (world * accumulate)}
+            pieces = [share[step * micro_batches + part] for share in shares for part in range(micro_batches)]
+            assert {len(piece.indices) for piece in pieces} == {12 // (world * micro_batches)}
             steps.append(sorted(torch.cat([piece.indices for piece in pieces]).tolist()))
     assert steps[:8] == steps[8:16] == steps[16:24] == steps[24:]
     for epoch in range(2):
         assert sorted(itertools.chain(*steps[4 * epoch : 4 * epoch + 4])) == list(range(48))
 
 
-def test_blocks_a_rank_reads_neighbours_and_says_so_before() -> None:
+def test_blocks_a_rank_reads_neighbors_and_says_so_before() -> None:
     whole, shares = sharded()[0], [sharded(rank=rank, world=2) for rank in range(2)]
     halves = [share[0].indices for share in shares]
     assert torch.cat(halves).equal(whole.indices.sort()[0])
@@ -204,14 +204,14 @@ def test_blocks_a_rank_reads_neighbours_and_says_so_before() -> None:
         assert all(np.array_equal(hint, np.sort(hint)) for hint in hints)
 
 
-def test_blocks_labelled_images_stay_first_in_every_part() -> None:
-    spec = ViewSpec(SPEC.groups, labelled_frac=0.5)
+def test_blocks_labeled_images_stay_first_in_every_part() -> None:
+    spec = ViewSpec(SPEC.groups, labeled_frac=0.5)
     source = Sharded(48)
     source.label = lambda index: index % 3 if index < 12 else -1
     for rank in range(2):
-        data = Batches(Images(source, 10_000), spec, SEED, 12, accumulate=2, rank=rank, world=2)
+        data = Batches(DecodedImages(source, 10_000), spec, SEED, 12, micro_batches=2, rank=rank, world=2)
         for n in range(12):
-            assert bool((data[n].labels[: spec.num_labelled(3)] >= 0).all())
+            assert bool((data[n].labels[: spec.num_labeled(3)] >= 0).all())
 
 
 def test_blocks_unreadable_images_are_replaced() -> None:

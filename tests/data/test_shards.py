@@ -17,9 +17,9 @@ import pytest
 
 from opendino.core.contracts import Source
 from opendino.core.errors import BadImage, UsageError, UserError
-from opendino.data import index, shards
-from opendino.data.open import absolute, open_source
-from opendino.data.shards import Contents, scan
+from opendino.data import mmap_table, shards
+from opendino.data.open_source import absolute, open_source
+from opendino.data.shards import ShardIndex, scan
 from opendino.data.sources.wds import WdsSource, expand
 
 
@@ -160,7 +160,7 @@ def test_a_damaged_index_is_made_anew(make: Any, tmp_path: Path, cache: Path) ->
     whole = path.read_bytes()
     for damaged in (whole[:-9], whole[:20], b"", whole[:-40] + b"\xff" + whole[-39:], whole.replace(b"note", b"n0te")):
         path.write_bytes(damaged)
-        assert index.load(path) is None
+        assert mmap_table.load(path) is None
         assert contents(open_source(f"wds:{tmp_path}/s")) == before
         assert path.read_bytes() == whole
 
@@ -169,7 +169,7 @@ def test_an_index_by_other_rules_is_discarded_with_a_line(
     make: Any, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
-    monkeypatch.setattr(index.log, "say", said.append)
+    monkeypatch.setattr(mmap_table.log, "say", said.append)
     make.shards(tmp_path / "s", 2, 3)
     before = contents(open_source(f"wds:{tmp_path}/s"))
     monkeypatch.setattr(shards, "_RULES", "another")
@@ -262,12 +262,12 @@ def test_wrong_words(make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_names_packed_and_back() -> None:
     every = ["a", "ünï", "b\udcff", "x/y\n"]
-    packed = index.Names.of(every)
+    packed = mmap_table.Names.of(every)
     assert list(packed) == every
     assert packed[-1] == every[-1] and packed[1:3] == every[1:3]
     with pytest.raises(IndexError):
         packed[4]
-    assert len(index.Names.of([])) == 0
+    assert len(mmap_table.Names.of([])) == 0
     assert np.array_equal(packed.ends, [1, 6, 8, 12])
 
 
@@ -322,8 +322,8 @@ def test_sparse_members_keep_their_place_and_have_a_reason(
 
 
 def test_sizes_beyond_31_bits_stay_large() -> None:
-    contents = Contents(
-        index.Names.of(["a"]), np.array([512]), np.array([2**32 + 5]), np.array([-1], np.int32), (), 2**33
+    contents = ShardIndex(
+        mmap_table.Names.of(["a"]), np.array([512]), np.array([2**32 + 5]), np.array([-1], np.int32), (), 2**33
     )
     columns, _ = shards._joined([("a.tar", [], contents)])
     assert columns["sizes"].tolist() == [2**31 - 1], "and are refused as too large when they are read"
@@ -348,7 +348,7 @@ def test_an_index_of_a_stranger_is_whole_or_none(header: Any) -> None:
         header = header | {"crc32": zlib.crc32(bytes(8))}
     encoded = json.dumps(header).encode()
     content = b"opendino index 1\n" + len(encoded).to_bytes(8, "little") + encoded + bytes(8)
-    assert index.parse(np.frombuffer(content, np.uint8)) is None
+    assert mmap_table.parse(np.frombuffer(content, np.uint8)) is None
 
 
 @pytest.mark.parametrize(
@@ -359,7 +359,7 @@ def test_an_index_that_points_outside_its_shard_is_none(offset: int, size: int, 
         "text": np.frombuffer(b"ab", np.uint8), "ends": np.array([1, 2]), "offsets": np.array([0, offset]),
         "sizes": np.array([1, size]), "labels": np.array([-1, -1], np.int32),
     }  # fmt: skip
-    assert shards.restored(
+    assert shards.read_index(
         columns | {"offsets": np.array([0, 1]), "sizes": np.array([1, 1])}, {"bytes": 9, "classes": []}
     )
-    assert shards.restored(columns, {"bytes": num_bytes, "classes": []}) is None
+    assert shards.read_index(columns, {"bytes": num_bytes, "classes": []}) is None

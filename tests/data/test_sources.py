@@ -15,10 +15,10 @@ from PIL import Image
 from opendino.core.contracts import Source
 from opendino.core.errors import BadImage, UsageError, UserError
 from opendino.core.types import Augment, ViewGroup, ViewSpec
-from opendino.data.cache import Images
-from opendino.data.index import folder as cache_folder
+from opendino.data.cache import DecodedImages
 from opendino.data.loader import Batches
-from opendino.data.open import open_source
+from opendino.data.mmap_table import folder as cache_folder
+from opendino.data.open_source import open_source
 from opendino.data.sources import folder, toy
 from opendino.data.sources.archive import ArchiveSource
 from opendino.data.sources.folder import FolderSource
@@ -40,7 +40,7 @@ def keys(source: Source) -> list[str]:
     return [source.key(index) for index in range(len(source))]
 
 
-def labelled(source: Source) -> dict[str, str]:
+def labeled(source: Source) -> dict[str, str]:
     return {source.key(i): source.classes[source.label(i)] if source.label(i) >= 0 else "" for i in range(len(source))}
 
 
@@ -89,7 +89,7 @@ def test_classes_are_folders(tmp_path: Path, names: list[str], classes: dict[str
     put(tmp_path, *names)
     (tmp_path / "notes/only").mkdir(parents=True)  # a folder without images is no class
     source = open_source(tmp_path)
-    assert labelled(source) == (classes or dict.fromkeys(sorted(names), ""))
+    assert labeled(source) == (classes or dict.fromkeys(sorted(names), ""))
     assert list(source.classes) == sorted(set((classes or {}).values()))
 
 
@@ -170,7 +170,7 @@ def test_names_that_are_not_text(tmp_path: Path) -> None:
 def test_folder_pickles_and_is_stable(tmp_path: Path) -> None:
     put(tmp_path, *(f"{name}/{i}.png" for name in "cab" for i in range(3)))
     one, other = FolderSource(str(tmp_path)), pickle.loads(pickle.dumps(open_source(tmp_path)))
-    assert labelled(one) == labelled(other)
+    assert labeled(one) == labeled(other)
     assert one.classes == ("a", "b", "c")
 
 
@@ -193,12 +193,12 @@ def test_list_with_classes(tmp_path: Path) -> None:
     put(tmp_path, "1.png", "2.png", "3, x.png", "4.png")
     (tmp_path / "a.lst").write_text("1.png\t10\n2.png\t9\n3, x.png\t10\n4.png\n")
     source = open_source(tmp_path / "a.lst")
-    assert labelled(source) == {"1.png": "10", "2.png": "9", "3, x.png": "10", "4.png": ""}
+    assert labeled(source) == {"1.png": "10", "2.png": "9", "3, x.png": "10", "4.png": ""}
     assert source.classes == ("9", "10")
     (tmp_path / "b.csv").write_text('path,label\n1.png,cat\n"3, x.png",dog\n')
-    assert labelled(open_source(tmp_path / "b.csv")) == {"1.png": "cat", "3, x.png": "dog"}
+    assert labeled(open_source(tmp_path / "b.csv")) == {"1.png": "cat", "3, x.png": "dog"}
     (tmp_path / "c.csv").write_text("2.png\n1.png\n")
-    assert labelled(open_source(tmp_path / "c.csv")) == {"2.png": "", "1.png": ""}
+    assert labeled(open_source(tmp_path / "c.csv")) == {"2.png": "", "1.png": ""}
 
 
 def test_list_without_images(tmp_path: Path) -> None:
@@ -234,7 +234,7 @@ def test_archive(tmp_path: Path, suffix: str, prefix: str) -> None:
     assert type(source) is ArchiveSource
     base = prefix.removeprefix("./")
     expected = {f"{base}cat/1.PNG": "cat", f"{base}dog/2.png": "dog", f"{base}dog/old/3.png": "dog"}
-    assert labelled(source) == expected
+    assert labeled(source) == expected
     for index in (2, 0, 1, 0):
         assert source.read(index) == (root / source.key(index).removeprefix(base)).read_bytes()
     copy = pickle.loads(pickle.dumps(source))
@@ -437,7 +437,7 @@ def test_a_folder_that_has_just_changed_is_not_relied_on(
 def test_files_that_come_and_go_while_a_run_reads(tmp_path: Path) -> None:
     put(tmp_path, *(f"{i}.png" for i in range(8)))
     data = Batches(
-        Images(open_source(tmp_path), 400), ViewSpec((ViewGroup("global", 8, (Augment((0.4, 1.0)),)),)), 0, 4
+        DecodedImages(open_source(tmp_path), 400), ViewSpec((ViewGroup("global", 8, (Augment((0.4, 1.0)),)),)), 0, 4
     )
     first = data[0]
     gone, changed = (int(i) for i in data[1].indices[:2])

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from opendino.core.errors import UserError
 from opendino.data import tar_headers
-from opendino.data.open import open_source
+from opendino.data.open_source import open_source
 
 
 def raw(name: str, kind: bytes, content: bytes) -> bytes:

@@ -15,14 +15,14 @@ def images(spec: str, indices: range) -> np.ndarray:
 
 
 def pixels(spec: str) -> tuple[np.ndarray, np.ndarray]:
-    """16 × 16 grey pixels of unit length, and labels."""
+    """16 × 16 gray pixels of unit length, and labels."""
     source = toy.build(spec)
-    grey = images(spec, range(len(source)))[..., :3].mean(3)
-    small = grey.reshape(-1, 16, 2, 16, 2).mean((2, 4)).reshape(len(grey), 256)
+    gray = images(spec, range(len(source)))[..., :3].mean(3)
+    small = gray.reshape(-1, 16, 2, 16, 2).mean((2, 4)).reshape(len(gray), 256)
     return small / np.linalg.norm(small, axis=1, keepdims=True), np.array([source.label(i) for i in range(len(source))])
 
 
-@pytest.mark.parametrize("kind", ["textures", "forms", "colourful"])
+@pytest.mark.parametrize("kind", ["textures", "forms", "colorful"])
 def test_an_image_depends_on_seed_split_and_index_only(kind: str) -> None:
     base = images(f"{kind}?n=30", range(30))
     assert base.shape == (30, 32, 32, 3)
@@ -33,7 +33,7 @@ def test_an_image_depends_on_seed_split_and_index_only(kind: str) -> None:
     assert len({image.tobytes() for image in base}) == 30
 
 
-@pytest.mark.parametrize("kind", ["textures", "forms", "colourful"])
+@pytest.mark.parametrize("kind", ["textures", "forms", "colorful"])
 def test_the_same_scene_at_every_size(kind: str) -> None:
     small, large = (images(f"{kind}?size={size}", range(20)).astype(float) for size in (32, 128))
     reduced = large.reshape(20, 32, 4, 32, 4, 3).mean((2, 4))
@@ -41,20 +41,20 @@ def test_the_same_scene_at_every_size(kind: str) -> None:
         assert np.corrcoef(one.ravel(), same.ravel())[0, 1] > 0.8 > abs(np.corrcoef(one.ravel(), another.ravel())[0, 1])
 
 
-def test_classes_are_balanced_and_colour_is_only_in_colourful() -> None:
+def test_classes_are_balanced_and_color_is_only_in_colorful() -> None:
     source = toy.build("toy:")
     assert (len(source), source.size, len(source.classes)) == (2000, 32, 10)
     assert np.bincount([source.label(i) for i in range(2000)]).tolist() == [200] * 10
     assert source.key(12) == "textures/train/chequers/000012"
     for kind in ("textures", "forms"):
-        grey = images(kind, range(20))
-        assert (grey == grey[..., :1]).all()
-    assert (np.ptp(images("colourful", range(20)).astype(int).mean((1, 2)), axis=1) > 5).mean() > 0.9
+        gray = images(kind, range(20))
+        assert (gray == gray[..., :1]).all()
+    assert (np.ptp(images("colorful", range(20)).astype(int).mean((1, 2)), axis=1) > 5).mean() > 0.9
 
 
-def test_colourful_draws_the_patterns_of_textures() -> None:
-    grey, colour = images("textures", range(20)), images("colourful", range(20)).astype(float)
-    for one, other in zip(grey[..., 0], colour, strict=True):
+def test_colorful_draws_the_patterns_of_textures() -> None:
+    gray, color = images("textures", range(20)), images("colorful", range(20)).astype(float)
+    for one, other in zip(gray[..., 0], color, strict=True):
         channel = other[..., other.std((0, 1)).argmax()]
         assert abs(np.corrcoef(one.ravel(), channel.ravel())[0, 1]) > 0.97
 
@@ -91,9 +91,9 @@ def test_films_move_and_begin_alike() -> None:
         short_frames, short_masks = source.video(index, 7)
         np.testing.assert_array_equal(short_frames, frames[:7])
         np.testing.assert_array_equal(short_masks, masks[:7])
-        centres = np.array([np.argwhere(mask == 1).mean(0) for mask in masks if (mask == 1).sum() > 20])
-        steps = np.linalg.norm(np.diff(centres, axis=0), axis=1)
-        assert np.ptp(centres, axis=0).max() > 4, "it moves"
+        centers = np.array([np.argwhere(mask == 1).mean(0) for mask in masks if (mask == 1).sum() > 20])
+        steps = np.linalg.norm(np.diff(centers, axis=0), axis=1)
+        assert np.ptp(centers, axis=0).max() > 4, "it moves"
         assert np.median(steps) < 3, "smoothly"
         met = (masks > 0).any(0)
         met = np.any([np.roll(met, shift, (0, 1)) for shift in np.ndindex(3, 3)], axis=0)

@@ -15,7 +15,7 @@ from PIL import Image
 from opendino.core.errors import BadImage, UserError
 from opendino.data import unsupported
 from opendino.data.decode import MAX_PIXELS, SUFFIXES, decode
-from opendino.data.open import open_source
+from opendino.data.open_source import open_source
 
 sys.path.append(str(Path(__file__).parent))
 import bad_images

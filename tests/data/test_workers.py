@@ -20,8 +20,8 @@ from torch.utils.data import Dataset, get_worker_info
 from opendino.core.contracts import Source
 from opendino.core.errors import BadImage, UserError
 from opendino.data import decode, workers
-from opendino.data.cache import Images
-from opendino.data.workers import Hands, each, stream
+from opendino.data.cache import DecodedImages
+from opendino.data.workers import InFlightTracker, each, stream
 
 
 class Hostile(Source):
@@ -61,7 +61,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("impatient")
 def test_images_that_hang_or_crash_their_decoder_are_set_aside() -> None:
-    images = Images(Hostile(hangs=(3, 4), crashes=(2, 5)), 100)  # four in one item: no reason to give up
+    images = DecodedImages(Hostile(hangs=(3, 4), crashes=(2, 5)), 100)  # four in one item: no reason to give up
 
     def look(index: int) -> int | str:
         try:
@@ -69,10 +69,10 @@ def test_images_that_hang_or_crash_their_decoder_are_set_aside() -> None:
         except BadImage as error:
             return str(error)
 
-    found = list(each(look, range(10), images.hands, workers=2))
+    found = list(each(look, range(10), images.in_flight, workers=2))
     slow, crashed = "not decoded within 1 s", "its decoder crashed (SIGSEGV)"
     assert found == [0, 1, crashed, slow, slow, crashed, "torn", 7, 8, 9]
-    assert images.hands.fatal == {2: crashed, 3: slow, 4: slow, 5: crashed}
+    assert images.in_flight.fatal == {2: crashed, 3: slow, 4: slow, 5: crashed}
     assert look(3) == slow, "known in this process too, which never tries"
 
 
@@ -94,14 +94,14 @@ class Killed(Dataset):
 @pytest.mark.slow
 def test_a_killed_process_is_replaced_and_nothing_is_lost_or_twice(tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGCHLD)
-    items = stream(Killed(tmp_path, (4, 10)), Hands(), 2, 20, workers=2)
+    items = stream(Killed(tmp_path, (4, 10)), InFlightTracker(), 2, 20, workers=2)
     assert [int(item[0, 0]) for item in items] == list(range(2, 20))
     assert signal.getsignal(signal.SIGCHLD) == before, "torch's handler would interrupt a step"
 
 
 @pytest.mark.slow
 def test_processes_that_die_again_and_again_end_the_run_in_one_line(tmp_path: Path) -> None:
-    items = stream(Killed(tmp_path, (1,), always=True), Hands(), 0, 20, 1)
+    items = stream(Killed(tmp_path, (1,), always=True), InFlightTracker(), 0, 20, 1)
     with pytest.raises(UserError, match=r"die: SIGKILL, 3 times in a row\. .*fewer --workers"):
         list(items)
 
@@ -113,7 +113,7 @@ class Wrong(Dataset):
 
 def test_other_errors_are_not_taken_for_deaths() -> None:
     with pytest.raises(RuntimeError, match="our own mistake"):
-        next(stream(Wrong(), Hands(), 0, 2, 1))
+        next(stream(Wrong(), InFlightTracker(), 0, 2, 1))
 
 
 @pytest.mark.slow
@@ -134,7 +134,7 @@ class Right(Dataset):
 
 def test_without_processes_there_is_no_timer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decode, "MAX_SECONDS", 0.001)
-    with Hands().on(0):
+    with InFlightTracker().on(0):
         time.sleep(0.01)
     assert signal.getitimer(signal.ITIMER_REAL)[0] in (0, pytest.approx(600, abs=600)), "pytest's own, if any"
 
@@ -149,7 +149,7 @@ def test_a_run_begun_on_a_larger_machine_takes_fewer_workers(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(workers, "MOST_PROCESSES", 2)
-    assert list(stream(Right(), Hands(), 0, 4, 64)) == list(range(4))
+    assert list(stream(Right(), InFlightTracker(), 0, 4, 64)) == list(range(4))
     assert "workers = 2 in place of 64: this machine has" in capsys.readouterr().err
 
 
@@ -166,7 +166,7 @@ def test_processes_that_were_started_before_one_could_not_be_are_ended(monkeypat
 
     monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", third_fails)
     with pytest.raises(OSError, match="Too many open files"):
-        next(stream(Right(), Hands(), 0, 4, 4))
+        next(stream(Right(), InFlightTracker(), 0, 4, 4))
     for process in started:
         process.join(10)
     assert [process.exitcode for process in started] == [-signal.SIGKILL] * 2

@@ -27,7 +27,7 @@ def test_before_there_is_a_state_to_save_it_leaves_at_once(number: signal.Signal
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_later_the_first_is_only_noted(number: signal.Signals) -> None:
     with Interrupt() as interrupt:
-        interrupt.patient = True
+        interrupt.finish_step = True
         assert not interrupt.asked
         signal.raise_signal(number)
         assert interrupt.asked
@@ -37,7 +37,7 @@ def test_later_the_first_is_only_noted(number: signal.Signals) -> None:
 @pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_after_that_does_not_wait(first: signal.Signals) -> None:
     with pytest.raises(KeyboardInterrupt), Interrupt() as interrupt:
-        interrupt.patient = True
+        interrupt.finish_step = True
         signal.raise_signal(first)
         signal.raise_signal(signal.SIGINT)
 

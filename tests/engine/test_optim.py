@@ -1,4 +1,4 @@
-"""Groups, updates, void steps, clipping and the schedules of the optimisers."""
+"""Groups, updates, void steps, clipping and the schedules of the optimizers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def network() -> nn.Module:
 
 
 def ready(name: str, steps: int = 0, **settings: float) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """A network and its optimiser after some good steps, with the rates of the middle of a run."""
+    """A network and its optimizer after some good steps, with the rates of the middle of a run."""
     model = network()
     config = optim.Config(name=name, lr=0.1, lr_warmup="0", **settings)
     optimizer = optim.build(config, model)
@@ -262,7 +262,7 @@ def test_a_warm_up_takes_at_most_a_fifth_of_a_run() -> None:
     assert optim.Config(lr_warmup="10ep").resolved(facts(500)) == (optim.Config(lr_warmup="10ep"), [])
 
 
-@pytest.mark.parametrize("wrong", [{"lr": 0.0}, {"lr": -1.0}, {"accumulate": 0}, {"accumulate": -2}])
+@pytest.mark.parametrize("wrong", [{"lr": 0.0}, {"lr": -1.0}, {"grad_accum_steps": 0}, {"grad_accum_steps": -2}])
 def test_settings_that_cannot_be_are_refused(wrong: dict[str, float]) -> None:
     ((name, value),) = wrong.items()
     with pytest.raises(UsageError, match=f"{name} is {value}") as caught:

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from opendino.core.errors import UserError
-from opendino.engine.run_folder import Claim
+from opendino.engine.run_folder import RunDirLock
 
 
 def claim(folder: Path, again: bool, started: object, stop: object) -> None:
-    with Claim(folder, leader=True, again=again):
+    with RunDirLock(folder, leader=True, again=again):
         started.set()
         stop.wait(60)
 
@@ -28,17 +28,17 @@ def test_a_folder_in_use_is_refused_until_its_process_is_gone(tmp_path: Path, ag
     other = fork.Process(target=claim, args=(folder, again, started, stop))
     other.start()
     assert started.wait(60)
-    with pytest.raises(UserError, match="is in use by a run under way"), Claim(folder, leader=True, again=again):
+    with pytest.raises(UserError, match="is in use by a run under way"), RunDirLock(folder, leader=True, again=again):
         pytest.fail("entered")
     assert folder.is_dir(), "the other's folder stays"
     os.kill(other.pid, signal.SIGKILL)
     other.join()
-    with Claim(folder, leader=True, again=again):
+    with RunDirLock(folder, leader=True, again=again):
         pass
 
 
 def test_a_run_that_came_and_went_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
-    mine = Claim(tmp_path, leader=True)
+    mine = RunDirLock(tmp_path, leader=True)
     (tmp_path / "config.yaml").touch()
     with pytest.raises(UserError, match="was just used by another run"), mine:
         pytest.fail("entered")
@@ -50,12 +50,12 @@ def test_a_failed_start_gives_back_what_it_made_and_a_run_that_goes_on_nothing(t
         folder = tmp_path / "new" / "run"
         if again:
             folder.mkdir(parents=True)
-        with pytest.raises(RuntimeError), Claim(folder, leader=True, again=again):
+        with pytest.raises(RuntimeError), RunDirLock(folder, leader=True, again=again):
             (folder / "half").touch()
             raise RuntimeError
         assert (tmp_path / "new").exists() == again
 
 
 def test_other_ranks_touch_nothing(tmp_path: Path) -> None:
-    with Claim(tmp_path / "run", leader=False):
+    with RunDirLock(tmp_path / "run", leader=False):
         assert not (tmp_path / "run").exists()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from opendino.core import dist
+from opendino.core import distributed
 from opendino.core.errors import UsageError, UserError
 from opendino.core.types import Augment, ViewGroup, ViewSpec
 from opendino.engine import sizing
@@ -30,7 +30,7 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
 def test_a_batch_is_at_most_a_quarter_of_the_set(
     monkeypatch: pytest.MonkeyPatch, images: int, device: torch.device, world: int, batch: int
 ) -> None:
-    monkeypatch.setattr(dist, "world", lambda: world)
+    monkeypatch.setattr(distributed, "world", lambda: world)
     size, why = sizing.batch("auto", images, math.inf, device)
     assert size == batch
     assert size % world == 0 and size <= images
@@ -46,16 +46,18 @@ def test_a_batch_that_was_asked_for_is_taken_or_refused(monkeypatch: pytest.Monk
     assert sizing.batch(30, 30, 1e6, CPU) == (30, "as asked")
     with pytest.raises(UserError, match=r"The set has 30 images, fewer than one batch of 31\. Use --batch 30 or less"):
         sizing.batch(31, 30, 1e6, CPU)
-    monkeypatch.setattr(dist, "world", lambda: 4)
+    monkeypatch.setattr(distributed, "world", lambda: 4)
     with pytest.raises(UserError, match="A batch of 30 does not divide over 4 processes"):
         sizing.batch(30, 30, 1e6, CPU)
 
 
 def test_parts_that_were_asked_for_must_divide_the_share_of_a_rank(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert sizing.accumulate(4, 32, 1.0, CPU) == (4, "as asked")
-    monkeypatch.setattr(dist, "world", lambda: 4)
-    with pytest.raises(UserError, match=r"8 images do not divide into accumulate=3 parts\. Use a divisor of 8"):
-        sizing.accumulate(3, 32, 1.0, CPU)
+    assert sizing.micro_batches(4, 32, 1.0, CPU) == (4, "as asked")
+    monkeypatch.setattr(distributed, "world", lambda: 4)
+    with pytest.raises(
+        UserError, match=r"8 images do not divide into optim.grad_accum_steps=3 parts\. Use a divisor of 8"
+    ):
+        sizing.micro_batches(3, 32, 1.0, CPU)
 
 
 @pytest.mark.parametrize(("views", "local"), [(1, 0), (2, 0), (2, 3)])
@@ -74,7 +76,7 @@ def test_what_a_step_keeps_of_an_image_is_counted_without_computing(views: int, 
 def test_as_few_parts_as_fit(monkeypatch: pytest.MonkeyPatch, memory: float, parts: int) -> None:
     # 24 images of 130.5 MB are 3.13 GB. A quarter of the memory must hold a part, or a part is one image.
     monkeypatch.setattr(os, "sysconf", lambda name: int(memory) if name == "SC_PAGE_SIZE" else 1)
-    found, why = sizing.accumulate("auto", 24, 130.5e6, CPU)
+    found, why = sizing.micro_batches("auto", 24, 130.5e6, CPU)
     assert found == parts
     assert "MiB" in why
 
@@ -119,7 +121,7 @@ def test_memory_counts_what_each_device_holds(monkeypatch: pytest.MonkeyPatch) -
     weights = sum(p.nbytes for p in method.parameters())
     trained = sum(p.nbytes for p in method.student.parameters() if p.requires_grad)
     assert sizing.memory(method, "adamw", 5.0, False) == sizing.Memory(weights, trained, 2 * trained, 5.0)
-    monkeypatch.setattr(dist, "world", lambda: 4)
+    monkeypatch.setattr(distributed, "world", lambda: 4)
     assert sizing.memory(method, "sgd", 5.0, False) == sizing.Memory(weights, 2 * trained, trained, 5.0)
     assert sizing.memory(method, "sgd", 5.0, True) == sizing.Memory(weights / 4, trained / 4, trained / 4, 5.0)
     monkeypatch.setattr(sizing, "total_bytes", lambda _: 1e9)

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from opendino.cli import main
-from opendino.data.copies import COPIES
 from opendino.data.sources.toy import ToySource
+from opendino.datasets.copy_transforms import COPIES
 from opendino.evals.copy_detection import copy_precision
 
 Answer = dict[str, Any]
@@ -21,7 +21,7 @@ EVAL = "copy-detection"
 
 
 def picture(number: int, size: int = 48) -> Image.Image:
-    return Image.fromarray(ToySource("colourful", n=200, size=size).read(number))
+    return Image.fromarray(ToySource("colorful", n=200, size=size).read(number))
 
 
 def folder_of(folder: Path, numbers: range) -> Path:

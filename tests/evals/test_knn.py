@@ -31,7 +31,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def picture(path: Path, shade: int, mode: str = "RGB") -> Path:
-    """A grey picture with a little noise of its own."""
+    """A gray picture with a little noise of its own."""
     path.parent.mkdir(parents=True, exist_ok=True)
     noise = np.random.default_rng(zlib.crc32(path.name.encode())).integers(-4, 5, (20, 24, 3))
     Image.fromarray((noise + shade).clip(0, 255).astype(np.uint8)).convert(mode).save(path)
@@ -39,7 +39,7 @@ def picture(path: Path, shade: int, mode: str = "RGB") -> Path:
 
 
 def folders(root: Path, counts: dict[str, int]) -> str:
-    """A folder a class; its pictures have a shade of the class's own, so that neighbours know the class."""
+    """A folder a class; its pictures have a shade of the class's own, so that neighbors know the class."""
     for name, count in counts.items():
         for number in range(count):
             picture(root / name / f"{number}.png", 40 + 60 * (ord(name[0]) - ord("a")))
@@ -49,7 +49,7 @@ def folders(root: Path, counts: dict[str, int]) -> str:
 def brute_force(
     bank: Tensor, labels: Tensor, queries: Tensor, k: int, temperature: float | None = None
 ) -> list[list[int]]:
-    """The classes of each query from most votes to least, one neighbour after the other in plain Python."""
+    """The classes of each query from most votes to least, one neighbor after the other in plain Python."""
     bank, queries = (x.double() / x.double().norm(dim=1, keepdim=True) for x in (bank, queries))
     ranked = []
     for cosines in (queries @ bank.T).tolist():
@@ -74,7 +74,7 @@ def test_it_votes_as_brute_force_does(k: int, temperature: float | None) -> None
         assert top5 == (100 if place < k else 0)  # of k voters at most k classes are ranked
 
 
-def test_equal_votes_go_to_the_lower_class_and_equal_neighbours_by_their_order() -> None:
+def test_equal_votes_go_to_the_lower_class_and_equal_neighbors_by_their_order() -> None:
     axes = torch.cat([torch.eye(3), -torch.eye(3)])  # cosines are exactly -1, 0 or 1, hence ties everywhere
     bank, labels, queries = axes[torch.randint(0, 6, (90,))], torch.randint(0, 6, (90,)), axes
     for k in (1, 2, 7, 30):
@@ -159,7 +159,7 @@ def test_without_val_a_fifth_is_held_out_and_said(model: str, tmp_path: Path) ->
     assert "a fifth held out" in report.text
 
 
-def test_more_neighbours_than_images_and_fewer_queries_than_neighbours(model: str, tmp_path: Path) -> None:
+def test_more_neighbors_than_images_and_fewer_queries_than_neighbors(model: str, tmp_path: Path) -> None:
     train, val = folders(tmp_path / "train", {"a": 3, "b": 2}), folders(tmp_path / "val", {"a": 1, "b": 0, "c": 1})
     report = evaluate(Config(model, train=train, val=val, k=(200,), temperature=0.001, device="cpu"))
     assert report.fields["top1"] == 50 and report.fields["num_val"] == 2

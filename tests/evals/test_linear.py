@@ -16,12 +16,12 @@ from torch import Tensor
 from opendino import features
 from opendino.cli import main
 from opendino.core.errors import UsageError, UserError
-from opendino.data.cache import Images
-from opendino.data.evalset import make
-from opendino.data.open import open_source
+from opendino.data.cache import DecodedImages
+from opendino.data.open_source import open_source
 from opendino.evals.linear import Config, evaluate
-from opendino.features.fit import logistic_regression, train_together
-from opendino.features.scores import accuracy
+from opendino.features.classification_metrics import accuracy
+from opendino.features.eval_crops import make
+from opendino.features.linear_classifiers import logistic_regression, train_together
 from opendino.models.build import backbone
 from opendino.models.classifier import load_classifier
 from opendino.models.load import preprocessing, save_backbone
@@ -205,7 +205,7 @@ def test_real_photographs_give_the_accuracy_of_scikit_learn(data_folder: Path, t
         tar.extractall(tmp_path, filter="data")
     sides = []
     for split in ("train", "val"):
-        images = Images(open_source(str(tmp_path / "clothing96" / split)), 128**2)
+        images = DecodedImages(open_source(str(tmp_path / "clothing96" / split)), 128**2)
         crops = make(images, images, len(images), 32)  # all of them in the bank
         sides.append((features.pixels(crops.bank, side=8) - 0.5, crops.bank_labels))
     (x, y), (val, truth) = sides

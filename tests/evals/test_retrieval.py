@@ -24,11 +24,11 @@ EVAL = "retrieval"
 
 
 def picture(number: int, size: int = 48) -> Image.Image:
-    return Image.fromarray(ToySource("colourful", n=100, size=size).read(number))
+    return Image.fromarray(ToySource("colorful", n=100, size=size).read(number))
 
 
 def classes(folder: Path, num_classes: int = 4, copies: int = 3) -> Path:
-    """Every class holds one picture several times, in several file formats without loss and colour modes."""
+    """Every class holds one picture several times, in several file formats without loss and color modes."""
     for label in range(num_classes):
         place = folder / f"class{label}"
         place.mkdir(parents=True)
@@ -113,7 +113,7 @@ def test_batches_change_nothing(ask: Ask, tmp_path: Path) -> None:
 
 def test_odd_modes_and_unreadable_files_are_counted(ask: Ask, tmp_path: Path) -> None:
     folder = classes(tmp_path / "set")
-    picture(0).convert("L").save(folder / "class0/grey.png")
+    picture(0).convert("L").save(folder / "class0/gray.png")
     picture(1).convert("P").save(folder / "class1/palette.gif")
     picture(2).convert("CMYK").save(folder / "class2/cmyk.jpg")
     (folder / "class3/broken.jpg").write_bytes(b"\xff\xd8 no image")

@@ -16,9 +16,9 @@ from torch.nn.functional import one_hot
 
 from opendino.cli import main
 from opendino.core.errors import UsageError, UserError
-from opendino.data import masks
-from opendino.data.mask_scores import jaccard
 from opendino.data.sources.toy import ToySource
+from opendino.datasets import mask_files
+from opendino.datasets.mask_metrics import jaccard
 from opendino.evals import video_segmentation
 from opendino.evals.video_segmentation import Config, Tracker, evaluate, harden, propagate, working_size
 from opendino.models.build import backbone
@@ -166,7 +166,7 @@ def write_davis(root: Path, films: dict[str, tuple[np.ndarray, np.ndarray]]) -> 
             (root / folder / "480p" / name).mkdir(parents=True)
         for t, (frame, mask) in enumerate(zip(frames, truth, strict=True)):
             Image.fromarray(frame).save(root / f"JPEGImages/480p/{name}/{t:05d}.jpg", quality=95)
-            (root / f"Annotations/480p/{name}/{t:05d}.png").write_bytes(masks.encode(mask, masks.palette()))
+            (root / f"Annotations/480p/{name}/{t:05d}.png").write_bytes(mask_files.encode(mask, mask_files.palette()))
     return root
 
 
@@ -189,12 +189,12 @@ def test_davis_end_to_end(model: str, toy_davis: Path, tmp_path: Path, capsys: p
     assert found["frames"] == 10
     for name in ("J_mean", "J_recall", "J_decay", "F_mean", "F_recall", "F_decay"):
         assert found[name] == pytest.approx(np.mean([scores[name] for scores in objects]))
-    assert 40 < found["J_mean"] < 100, "even random features see grey values"
+    assert 40 < found["J_mean"] < 100, "even random features see gray values"
     assert found["JF_mean"] == pytest.approx((found["J_mean"] + found["F_mean"]) / 2)
 
     # The masks written are those scored.
-    written = [masks.read(path)[0] for path in sorted((tmp_path / "toy0").glob("*.png"))]
-    truth = [masks.read(path)[0] for path in sorted((toy_davis / "Annotations/480p/toy0").glob("*.png"))]
+    written = [mask_files.read(path)[0] for path in sorted((tmp_path / "toy0").glob("*.png"))]
+    truth = [mask_files.read(path)[0] for path in sorted((toy_davis / "Annotations/480p/toy0").glob("*.png"))]
     np.testing.assert_array_equal(written[0], truth[0])
     pairs = [torch.from_numpy(np.stack(part)[1:-1] == 1) for part in (truth, written)]
     assert found["per_sequence"]["toy0"]["J_mean"] == pytest.approx(100 * float(jaccard(*pairs).mean()))
@@ -233,7 +233,7 @@ def test_thirty_objects_and_one_that_vanishes(model: str, tmp_path: Path, capsys
     objects = found["per_sequence"]["stripes"]["objects"]
     assert list(objects) == [str(number) for number in range(1, 31)]
     assert objects["30"]["J_recall"] <= 50, "scored as 0 in the frame where only we see it"
-    assert masks.read(tmp_path / "out/stripes/00001.png")[0].max() > 20
+    assert mask_files.read(tmp_path / "out/stripes/00001.png")[0].max() > 20
 
 
 def test_a_film_file_with_one_mask(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -245,15 +245,15 @@ def test_a_film_file_with_one_mask(model: str, tmp_path: Path, capsys: pytest.Ca
         for pixels in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(stream.encode(None))
-    colours = bytes(range(9)) + bytes(759)
+    colors = bytes(range(9)) + bytes(759)
     renumbered = np.array([0, 2, 1], np.uint8)[truth[0]]
-    (tmp_path / "first.png").write_bytes(masks.encode(renumbered, colours))
+    (tmp_path / "first.png").write_bytes(mask_files.encode(renumbered, colors))
     args = ["--data", str(tmp_path / "film.mp4"), "--mask", str(tmp_path / "first.png"), "--out", str(tmp_path / "out")]
     found = run([model, *args], capsys)
     assert found["J_mean"] is found["per_sequence"]["film"]["F_decay"] is None
     assert found["notes"] == ["film: nothing to score, only the first frame has a mask"]
-    written = [masks.read(path) for path in sorted((tmp_path / "out/film").iterdir())]
-    assert len(written) == 4 and all(palette == colours for _, palette in written)
+    written = [mask_files.read(path) for path in sorted((tmp_path / "out/film").iterdir())]
+    assert len(written) == 4 and all(palette == colors for _, palette in written)
     np.testing.assert_array_equal(written[0][0], renumbered)
     assert (written[-1][0] == np.array([0, 2, 1])[truth[-1]]).mean() > 0.8
 
@@ -273,9 +273,9 @@ def test_masks_of_another_size_and_black_and_white(
     large[2] = 0  # an empty mask between black and white ones
     root = write_davis(tmp_path, {"toy": (frames, large)})
     found = run([model, "--data", str(root), "--out", str(tmp_path / "out")], capsys)
-    assert found["notes"] == ["toy: masks of 96×96 px for frames of 48×48 px were resized by nearest neighbour"]
+    assert found["notes"] == ["toy: masks of 96×96 px for frames of 48×48 px were resized by nearest neighbor"]
     assert list(found["per_sequence"]["toy"]["objects"]) == ["1"]
-    np.testing.assert_array_equal(masks.read(tmp_path / "out/toy/00000.png")[0], truth[0])
+    np.testing.assert_array_equal(mask_files.read(tmp_path / "out/toy/00000.png")[0], truth[0])
 
 
 def test_an_unreadable_frame_is_left_out(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from opendino.core.errors import UserError
-from opendino.interop._checkpoint import Checkpoint
-from opendino.interop._import import import_model, recognised
-from opendino.interop._timm_folder import at_its_size
+from opendino.interop.checkpoint_files import Checkpoint
+from opendino.interop.importing import import_model, read_recognized
+from opendino.interop.timm_folder import at_its_size
 from opendino.models.build import backbone
 from opendino.models.load import Model, preprocessing
 from opendino.models.timm_backbone import TimmBackbone
@@ -44,7 +44,7 @@ def v2(width: int = 64, patch: int = 16, registers: int = 0, side: int = 64, **o
 
 
 def read(tree: dict[str, Any], **config: Any) -> Any:
-    return recognised(Checkpoint(Path("teacher_checkpoint.pth"), tree, config or None))
+    return read_recognized(Checkpoint(Path("teacher_checkpoint.pth"), tree, config or None))
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_convnext_of_dinov3(tmp_path: Path, channels: int, widths: tuple[int, ..
 def test_dinov3_of_any_size_and_its_attention(tmp_path: Path) -> None:
     from transformers import DINOv3ViTConfig, DINOv3ViTModel
 
-    from opendino.models.attention import of_cls
+    from opendino.models.attention_maps import of_cls
 
     config = DINOv3ViTConfig(
         hidden_size=64, intermediate_size=160, num_hidden_layers=2, num_attention_heads=2, num_register_tokens=3,

@@ -15,10 +15,10 @@ from opendino.core.contracts import Backbone, Method
 from opendino.core.errors import UsageError
 from opendino.core.types import Clock, Facts, Views
 from opendino.engine import optim
-from opendino.engine.monitors import diagnose
+from opendino.engine.collapse_detection import diagnose
 from opendino.methods import dino
 from opendino.models import build as models
-from opendino.train import step
+from opendino.training import step
 
 B, K = 4, 16
 CLOCK = Clock(0, 20, 5)
@@ -70,7 +70,7 @@ def constant(network: nn.ModuleDict) -> None:
 
 
 def train(made: Method, steps: int = 1, batch: Views | None = None, **settings: object) -> Tensor:
-    """Real optimiser steps from the first on; returns whether the last one counted."""
+    """Real optimizer steps from the first on; returns whether the last one counted."""
     config = optim.Config(lr=0.1, lr_warmup="0", **settings)
     optimizer = optim.build(config, made.student)
     for number in range(steps):
@@ -129,7 +129,7 @@ def test_momentum_goes_from_its_start_to_its_end_by_a_half_cosine() -> None:
     torch.testing.assert_close(made.teacher["backbone"].norm.weight.data, 0.05 * moved, rtol=1e-14, atol=1e-15)
 
 
-def test_a_forward_pass_changes_no_weight_and_not_the_centre() -> None:
+def test_a_forward_pass_changes_no_weight_and_not_the_center() -> None:
     made = method()
     before = state(made)
     made(views(), CLOCK)
@@ -147,7 +147,7 @@ def test_a_void_step_changes_nothing(make: Callable[[], Backbone], monkeypatch: 
         batch.crops["global"][0, 0, 0, 0, 0] = math.nan  # both networks see it
         assert not train(made, batch=batch)
     else:
-        monkeypatch.setattr("opendino.core.dist.everywhere", torch.zeros_like)
+        monkeypatch.setattr("opendino.core.distributed.everywhere", torch.zeros_like)
         assert not train(made)
     assert equal(learnt(made), before)
     monkeypatch.undo()
@@ -178,24 +178,24 @@ def test_without_local_crops_each_global_view_learns_from_the_other() -> None:
         logits = made.student["head"](made.student["backbone"]([batch.crops["global"].flatten(0, 1)])[0]).unflatten(
             0, (2, B)
         )
-        targets = (logits / 0.04).softmax(-1)  # the teacher is the student, its centre 0
+        targets = (logits / 0.04).softmax(-1)  # the teacher is the student, its center 0
         terms = [-(targets[1 - i] * (logits[i] / 0.1).log_softmax(-1)).sum(-1).mean() for i in (0, 1)]
     torch.testing.assert_close(loss.detach(), sum(terms) / 2, rtol=1e-12, atol=1e-12)
     assert train(made, batch=batch)
 
 
 def test_views_are_two_global_ones_and_so_many_local_ones() -> None:
-    spec = dino.views(replace(SMALL, local_crops=5, blur=(1.0, 0.1, 0.5), solarise=0.2, jitter_strength=(1, 2, 3, 0.4)))
+    spec = dino.views(replace(SMALL, local_crops=5, blur=(1.0, 0.1, 0.5), solarize=0.2, jitter_strength=(1, 2, 3, 0.4)))
     first, second = spec.groups[0].views
     assert [(group.name, group.size_px, len(group.views)) for group in spec.groups] == [
         ("global", 16, 2),
         ("local", 8, 5),
     ]
-    assert [(v.blur, v.solarise, v.scale) for v in (first, second)] == [
+    assert [(v.blur, v.solarize, v.scale) for v in (first, second)] == [
         (1.0, 0.0, (0.25, 1.0)),
         (0.1, 0.2, (0.25, 1.0)),
     ]
-    assert {(v.blur, v.solarise, v.scale) for v in spec.groups[1].views} == {(0.5, 0.0, (0.05, 0.25))}
+    assert {(v.blur, v.solarize, v.scale) for v in spec.groups[1].views} == {(0.5, 0.0, (0.05, 0.25))}
     assert (first.brightness, first.contrast, first.saturation, first.hue) == (1, 2, 3, 0.4)
 
 
@@ -292,10 +292,10 @@ def test_where_all_views_look_alike_the_student_has_nothing_left_to_learn() -> N
     assert 0 < float(metrics["teacher_entropy"]) < math.log(K)
 
 
-# ---- centre and temperature
+# ---- center and temperature
 
 
-def test_the_centre_moves_to_what_the_teacher_said_after_use() -> None:
+def test_the_center_moves_to_what_the_teacher_said_after_use() -> None:
     made, batch = method(center_momentum=0.75), views()
     start = torch.randn(1, K, dtype=torch.float64)
     made.get_buffer("center").copy_(start)
@@ -306,7 +306,7 @@ def test_the_centre_moves_to_what_the_teacher_said_after_use() -> None:
     torch.testing.assert_close(made.get_buffer("center"), 0.75 * start + 0.25 * said.mean(0), rtol=1e-13, atol=1e-14)
 
 
-def test_without_centring_the_centre_has_no_say() -> None:
+def test_without_centering_the_center_has_no_say() -> None:
     losses = {}
     for centering in (True, False):
         torch.manual_seed(0)
@@ -329,12 +329,12 @@ def test_the_teachers_temperature_moves_once_an_epoch_or_every_step() -> None:
     assert path(sharpening=False) == [SMALL.student_temp] * 20
 
 
-@pytest.mark.parametrize("optimiser", ["adamw", "sgd", "lars"])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "lars"])
 @pytest.mark.parametrize(("duration", "frozen"), [("0", 0), ("2", 2), ("1ep", 5), ("10%", 2)])
-def test_the_prototypes_stand_still_for_exactly_so_many_steps(duration: str, frozen: int, optimiser: str) -> None:
+def test_the_prototypes_stand_still_for_exactly_so_many_steps(duration: str, frozen: int, optimizer: str) -> None:
     made = method(freeze_last_layer=duration, norm_last_layer=False)
     last = made.student["head"].last_layer
-    config = optim.Config(name=optimiser, lr=0.1, lr_warmup="0", weight_decay=0.1)
+    config = optim.Config(name=optimizer, lr=0.1, lr_warmup="0", weight_decay=0.1)
     optimizer = optim.build(config, made.student)
     moved = []
     for number in range(6):

@@ -24,7 +24,7 @@ CLOCK = Clock(0, 10, 5)
 
 @pytest.fixture
 def big(tmp_path: Path) -> str:
-    """A trained model of 24 px that classifies, with a normalisation of its own."""
+    """A trained model of 24 px that classifies, with a normalization of its own."""
     network = backbone("vit/8", image_px=24, embed_dim=12, depth=2, num_heads=2)
     own = preprocessing(24, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
     head = nn.Linear(12, CLASSES)
@@ -53,7 +53,7 @@ def test_hintons_loss_and_gradient_are_the_closed_form() -> None:
     torch.testing.assert_close(student.grad, temperature * (p - q) / B, **EXACT)
 
 
-def test_at_high_temperature_it_is_the_distance_of_centred_logits() -> None:
+def test_at_high_temperature_it_is_the_distance_of_centered_logits() -> None:
     student, teacher = torch.randn(2, B, CLASSES, dtype=torch.float64)
     loss = soft_cross_entropy(student, teacher, 1e4)
     difference = (student - teacher) - (student - teacher).mean(1, keepdim=True)
@@ -65,8 +65,8 @@ def test_the_distance_of_features_is_blind_to_their_scale_and_mean() -> None:
     prediction, target = torch.randn(2, B, 5, dtype=torch.float64)
     prediction.requires_grad_()
     loss = feature_distance(prediction, target)
-    centred = target - target.mean(0)
-    standard = centred / (centred.square().mean(0).sqrt() + 1e-6)
+    centered = target - target.mean(0)
+    standard = centered / (centered.square().mean(0).sqrt() + 1e-6)
     torch.testing.assert_close(loss.detach(), (prediction.detach() - standard).square().mean(), **EXACT)
     loss.backward()
     torch.testing.assert_close(prediction.grad, 2 * (prediction.detach() - standard) / (B * 5), **EXACT)
@@ -85,7 +85,7 @@ def test_label_and_soft_loss_are_weighed(big: str) -> None:
     torch.testing.assert_close(metrics["classification"], expected.detach())
 
 
-def test_the_teacher_sees_its_own_normalisation_and_size(big: str) -> None:
+def test_the_teacher_sees_its_own_normalization_and_size(big: str) -> None:
     trained = method(big)
     frozen, model = trained.teacher["backbone"], load(big)
     pixels = torch.rand(B, 3, 24, 24)

@@ -15,7 +15,7 @@ from opendino.methods.mean_teacher import consistency
 from opendino.models.conv4 import Conv4
 
 EXACT = {"rtol": 0, "atol": 1e-10}
-B, LABELLED, CLASSES = 8, 3, 4
+B, LABELED, CLASSES = 8, 3, 4
 LATE = Clock(9, 10, 5)
 
 
@@ -27,7 +27,7 @@ def method(**changes: object) -> mean_teacher._MeanTeacher:
 def views() -> Views:
     crops = {"global": torch.randn(2, B, 3, 16, 16, dtype=torch.float64)}
     labels = torch.tensor([0, 3, 1, -1, -1, 2, -1, -1])
-    return Views(crops, labels, torch.arange(B), LABELLED)
+    return Views(crops, labels, torch.arange(B), LABELED)
 
 
 def test_consistency_and_its_gradient_are_the_closed_form() -> None:
@@ -49,25 +49,25 @@ def test_the_loss_is_labels_plus_weighted_agreement_plus_the_baselines_own() -> 
     whole = m["classification"] + 10 * m["consistency"] + m["baseline"]
     torch.testing.assert_close(output.loss.detach(), whole, **EXACT)
     student = trained.student["classifier"](trained.student["backbone"]([seen.crops["global"][0]])[0])
-    expected = cross_entropy(student[:LABELLED], seen.labels[:LABELLED])
+    expected = cross_entropy(student[:LABELED], seen.labels[:LABELED])
     torch.testing.assert_close(m["classification"], expected.detach(), **EXACT)
 
 
-def test_the_classifiers_gradient_is_that_of_cross_entropy_on_the_labelled_images_alone() -> None:
+def test_the_classifiers_gradient_is_that_of_cross_entropy_on_the_labeled_images_alone() -> None:
     trained, seen = method(consistency=0.0, baseline=False), views()
     trained(seen, LATE).loss.backward()
     with torch.no_grad():
-        features = trained.student["backbone"]([seen.crops["global"][0]])[0][:LABELLED]
-        error = trained.student["classifier"](features).softmax(1) - one_hot(seen.labels[:LABELLED], CLASSES)
-    torch.testing.assert_close(trained.student["classifier"].weight.grad, error.T @ features / LABELLED, **EXACT)
+        features = trained.student["backbone"]([seen.crops["global"][0]])[0][:LABELED]
+        error = trained.student["classifier"](features).softmax(1) - one_hot(seen.labels[:LABELED], CLASSES)
+    torch.testing.assert_close(trained.student["classifier"].weight.grad, error.T @ features / LABELED, **EXACT)
 
 
-def test_the_baseline_sees_nothing_but_labelled_images() -> None:
+def test_the_baseline_sees_nothing_but_labeled_images() -> None:
     trained, seen = method(), views()
     trained(seen, LATE).loss.backward()
     wanted = [p.grad.clone() for p in trained.student["baseline"].parameters()]
     trained.zero_grad()
-    seen.crops["global"][:, LABELLED:] = 7.0
+    seen.crops["global"][:, LABELED:] = 7.0
     trained(seen, LATE).loss.backward()
     assert all(torch.equal(p.grad, g) for p, g in zip(trained.student["baseline"].parameters(), wanted, strict=True))
 
@@ -98,7 +98,7 @@ def test_without_labels_it_says_how_to_give_some() -> None:
         mean_teacher.build(config, lambda _: Conv4(width=2))
 
 
-@pytest.mark.parametrize("wrong", [{"momentum": -0.1}, {"labelled_frac": 0.0}, {"consistency": -1.0}])
+@pytest.mark.parametrize("wrong", [{"momentum": -0.1}, {"labeled_frac": 0.0}, {"consistency": -1.0}])
 def test_impossible_settings_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(UsageError, match=next(iter(wrong))):
         mean_teacher.Config(**wrong)

@@ -48,12 +48,12 @@ def test_enlarged_patches_are_seen_as_the_old_ones_were() -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 2, 4, 6])
-def test_grey_images_are_seen_alike_whatever_the_number_of_channels(channels: int) -> None:
+def test_gray_images_are_seen_alike_whatever_the_number_of_channels(channels: int) -> None:
     weights, network = vit(0), vit(1, in_chans=channels)
     assert adapt(weights, network, "there") == [f"patch_embed.proj.weight: 3 channels became {channels}"]
-    grey = torch.randn(2, 1, 16, 16)
+    gray = torch.randn(2, 1, 16, 16)
     torch.testing.assert_close(
-        network([grey.expand(-1, channels, -1, -1)])[0], weights([grey.expand(-1, 3, -1, -1)])[0]
+        network([gray.expand(-1, channels, -1, -1)])[0], weights([gray.expand(-1, 3, -1, -1)])[0]
     )
 
 

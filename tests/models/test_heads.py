@@ -56,7 +56,7 @@ def test_rows_do_not_see_each_other() -> None:
     assert not torch.allclose(normed(rows)[2:4], normed(rows[2:4]))
 
 
-def test_normalisation_is_float32_under_autocast() -> None:
+def test_normalization_is_float32_under_autocast() -> None:
     model, seen = head(), []
     model.last_layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     with torch.autocast("cpu", torch.bfloat16):

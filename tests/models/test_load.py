@@ -144,7 +144,7 @@ def test_no_image_is_said_in_a_line(tmp_path: Path) -> None:
         (tmp_path / "none.jpg", "none.jpg' cannot be read: No such file"),
         (tmp_path / "a.jpg", "not an image in a known format"),
         (np.zeros((4, 4)), "float64"),
-        (torch.zeros(3, 16, 16), "normalised pixels as"),
+        (torch.zeros(3, 16, 16), "normalized pixels as"),
     ):
         with pytest.raises((UserError, UsageError), match=words):
             model.embed(form)

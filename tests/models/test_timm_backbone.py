@@ -109,7 +109,7 @@ def test_small_stem_keeps_resolution() -> None:
     model = build("resnet18/3x3").model
     assert (model.conv1.kernel_size, model.conv1.stride) == ((3, 3), (1, 1))
     assert model.layer1(model.maxpool(model.conv1(noise(1, 3, 32, 32)))).shape == (1, 64, 32, 32)
-    variance = 2 / (9 * 64)  # He initialisation by fan-out
+    variance = 2 / (9 * 64)  # He initialization by fan-out
     assert abs(model.conv1.weight.var().item() / variance - 1) < 5 * (2 / model.conv1.weight.numel()) ** 0.5
 
 

@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from opendino.core.errors import UsageError, UserError
-from opendino.models import build, layers
+from opendino.models import build, vit_layers
 from opendino.models.build import backbone, backbone_names
-from opendino.models.layers import DropPath
 from opendino.models.vit import VisionTransformer
+from opendino.models.vit_layers import DropPath
 
 SMALL = {"image_px": 16, "embed_dim": 24, "depth": 3, "num_heads": 3}
 CLOSE = {"rtol": 0.0, "atol": 1e-12}  # float64, values of order 1, sums of at most some hundred terms in another order
@@ -135,14 +135,14 @@ def test_drop_path_drops_whole_samples_and_preserves_the_mean() -> None:
 @pytest.mark.parametrize("asking", [None, 1])
 def test_drop_path_on_a_subset_adds_each_branch_to_a_fixed_number_of_samples(asking: int | None) -> None:
     block = small(drop_path=0.5).train().blocks[1]  # of rate 1/4
-    layers.drop_on_subset(block)
+    vit_layers.drop_on_subset(block)
     shapes = [(8, 5), (4, 3)]
     tokens = torch.randn(8 * 5 + 4 * 3, 24, dtype=torch.float64)
     torch.manual_seed(1)
     found = block(tokens, shapes, asking=asking)
 
     torch.manual_seed(1)
-    expected, few = layers.leading(tokens, shapes, asking) if asking else (tokens, shapes)
+    expected, few = vit_layers.leading(tokens, shapes, asking) if asking else (tokens, shapes)
     masks = []
     for _ in ("attention", "mlp"):
         mask = [torch.zeros(samples, dtype=torch.float64) for samples, _ in few]
@@ -162,18 +162,18 @@ def test_drop_path_on_a_subset_saves_the_work_of_what_it_drops() -> None:
         with FlopCounterMode(display=False) as counter:
             torch.cat(model(batches)).sum().backward()
         work.append(counter.get_total_flops())
-        layers.drop_on_subset(model)
+        vit_layers.drop_on_subset(model)
     assert 0.7 < work[1] / work[0] < 0.8  # a quarter on average; a little less, since patches are embedded in any case
 
 
 def test_drop_path_on_a_subset_sleeps_in_eval_and_is_refused_where_it_cannot_be() -> None:
     model, (batch,) = small(drop_path=0.4), images((8, 16, 16))
     plain = model.eval()([batch])[0]
-    layers.drop_on_subset(model)
+    vit_layers.drop_on_subset(model)
     assert torch.equal(model([batch])[0], plain)
     assert not torch.equal(model.train()([batch])[0], plain)
     with pytest.raises(UserError, match="for a part of the samples"):
-        layers.drop_on_subset(build.backbone("conv4"))
+        vit_layers.drop_on_subset(build.backbone("conv4"))
 
 
 def test_drop_path_rises_linearly_and_sleeps_in_eval() -> None:

@@ -18,7 +18,7 @@ def test_the_covariance_becomes_the_identity_and_the_mean_zero() -> None:
 
 def test_about_the_origin_the_second_moment_becomes_the_identity_and_the_mean_is_subtracted_all_the_same() -> None:
     features = torch.randn(500, 4, dtype=torch.float64) + 2
-    whitening = fit(features, centred=False)
+    whitening = fit(features, centered=False)
     moment = (features @ whitening.matrix.T).T @ (features @ whitening.matrix.T) / 500
     assert torch.allclose(moment, torch.eye(4, dtype=torch.float64), atol=1e-10)
     assert torch.equal(whitening.mean, features.mean(0))

@@ -1,4 +1,4 @@
-"""Our views against the pipeline that DINO v1 was trained with: Pillow's resize and filters, torchvision's colours."""
+"""Our views against the pipeline that DINO v1 was trained with: Pillow's resize and filters, torchvision's colors."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional as tv
 
 from opendino.core.types import Augment, ViewGroup, ViewSpec
-from opendino.data import apply
-from opendino.data.draw import draw
+from opendino.views import functional
+from opendino.views.sampling import sample_views
 
 EPS = torch.finfo(torch.float32).eps
 
@@ -60,7 +60,7 @@ def test_crop_resize_is_pillows(size_px: int, height: int, width: int, smooth: b
         canvas = tv.gaussian_blur(canvas, [9, 9], [3.0, 3.0])
     box = random_boxes(6, 4, height, width)
     flip = torch.arange(24).reshape(6, 4) % 3 == 0
-    ours = apply.crop_resize(canvas, box, flip, size_px)
+    ours = functional.crop_resize(canvas, box, flip, size_px)
     assert ours.shape == (6, 4, 3, size_px, size_px)
     assert ours.dtype == torch.uint8
     unequal = 0.0
@@ -84,9 +84,9 @@ def test_crop_resize_is_pillows(size_px: int, height: int, width: int, smooth: b
 @pytest.mark.parametrize("size_px", [32, 96])
 def test_with_the_11_bits_of_a_gpu_few_values_move_and_by_a_level(size_px: int, monkeypatch: pytest.MonkeyPatch):
     canvas, box, flip = noise(4, 3, 150, 131), random_boxes(6, 4, 150, 131), torch.zeros(6, 4, dtype=torch.bool)
-    exact = apply.crop_resize(canvas, box, flip, size_px)
-    monkeypatch.setattr(apply, "_factors", lambda device: torch.float16)
-    halves = apply.crop_resize(canvas, box, flip, size_px)
+    exact = functional.crop_resize(canvas, box, flip, size_px)
+    monkeypatch.setattr(functional, "_factors", lambda device: torch.float16)
+    halves = functional.crop_resize(canvas, box, flip, size_px)
     assert halves.dtype == torch.uint8
     away = (halves.float() - exact.float()).abs()
     # n ≈ 7 weights of up to 1, each rounded by at most 2^-12 of itself, times 255: √n · 255 · 2^-12 / √3 ≈ 0.1 of a
@@ -99,9 +99,9 @@ def test_with_the_11_bits_of_a_gpu_few_values_move_and_by_a_level(size_px: int, 
 
 def test_a_blur_with_the_11_bits_of_a_gpu_is_off_by_a_quarter_of_a_level(monkeypatch: pytest.MonkeyPatch):
     x, sigma = noise(3, 3, 40, 50).float() / 255, torch.tensor([0.1, 0.7, 2.0])
-    exact = apply.blur(x, sigma)
-    monkeypatch.setattr(apply, "_factors", lambda device: torch.float16)
-    halves = apply.blur(x, sigma)
+    exact = functional.blur(x, sigma)
+    monkeypatch.setattr(functional, "_factors", lambda device: torch.float16)
+    halves = functional.blur(x, sigma)
     assert halves.dtype == torch.float32
     assert (halves - exact).abs().max() < 0.25 / 255
 
@@ -109,8 +109,8 @@ def test_a_blur_with_the_11_bits_of_a_gpu_is_off_by_a_quarter_of_a_level(monkeyp
 @pytest.mark.gpu
 def test_a_gpu_makes_the_same_crops_but_for_few_levels():
     canvas, box, flip = noise(4, 3, 150, 131), random_boxes(6, 4, 150, 131), torch.arange(24).reshape(6, 4) % 3 == 0
-    there = apply.crop_resize(canvas.cuda(), box.cuda(), flip.cuda(), 96).cpu()
-    away = (there.float() - apply.crop_resize(canvas, box, flip, 96).float()).abs()
+    there = functional.crop_resize(canvas.cuda(), box.cuda(), flip.cuda(), 96).cpu()
+    away = (there.float() - functional.crop_resize(canvas, box, flip, 96).float()).abs()
     assert away.max() <= 2
     assert away.mean() < 0.1
 
@@ -123,7 +123,7 @@ def test_boxes_are_distributed_as_random_resized_crops(size: tuple[int, int], sc
     torch.manual_seed(0)
     theirs = np.array([RandomResizedCrop.get_params(image, list(scale), [3 / 4, 4 / 3]) for _ in range(count)])
     spec = ViewSpec((ViewGroup("g", 8, (Augment(scale),)),))
-    ours = draw(spec, 0, 0, range(count), [size] * count)["g"].box[0].numpy()
+    ours = sample_views(spec, 0, 0, range(count), [size] * count)["g"].box[0].numpy()
     for column in range(4):
         assert stats.ks_2samp(ours[:, column], theirs[:, column]).pvalue > 1e-3
     for of in (lambda b: b[:, 2] * b[:, 3], lambda b: b[:, 3] / b[:, 2], lambda b: b[:, 0] / (size[0] - b[:, 2] + 1)):
@@ -131,14 +131,14 @@ def test_boxes_are_distributed_as_random_resized_crops(size: tuple[int, int], sc
 
 
 @pytest.mark.parametrize("size", [(10, 1000), (1000, 10), (1, 30000), (30000, 1), (11, 1000), (1000, 11)])
-def test_centre_crop_where_no_try_fits(size: tuple[int, int]):
+def test_center_crop_where_no_try_fits(size: tuple[int, int]):
     image = torch.empty(1, 1, 1).expand(3, *size)
     theirs = RandomResizedCrop.get_params(image, [0.9, 1.0], [3 / 4, 4 / 3])  # no box of this area fits: no chance
     spec = ViewSpec((ViewGroup("g", 8, (Augment((0.9, 1.0)),)),))
-    assert draw(spec, 0, 0, range(3), [size] * 3)["g"].box[0].tolist() == [list(theirs)] * 3
+    assert sample_views(spec, 0, 0, range(3), [size] * 3)["g"].box[0].tolist() == [list(theirs)] * 3
 
 
-# Colours ---------------------------------------------------------------------------------------------------------
+# Colors ---------------------------------------------------------------------------------------------------------
 
 OPS = (tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation, tv.adjust_hue)
 FACTORS = [
@@ -152,7 +152,7 @@ FACTORS = [
 
 @pytest.fixture
 def image() -> Tensor:
-    """`[3 H W]` in [0, 1]: noise with runs of grey, black, white and pure colours."""
+    """`[3 H W]` in [0, 1]: noise with runs of gray, black, white and pure colors."""
     x = noise(3, 16, 33) / 255
     x[:, 0] = x[:1, 0]
     x[:, 1, :8] = torch.tensor(list(itertools.product((0.0, 1.0), repeat=3))).T
@@ -161,9 +161,9 @@ def image() -> Tensor:
 
 @pytest.mark.parametrize("factors", FACTORS)
 def test_jitter_in_every_order_is_torchvisions(image: Tensor, factors: tuple[float, ...], monkeypatch):
-    monkeypatch.setattr(apply, "LUMA", (0.2989, 0.587, 0.114))  # torchvision's, so that only rounding is left
+    monkeypatch.setattr(functional, "LUMA", (0.2989, 0.587, 0.114))  # torchvision's, so that only rounding is left
     orders = torch.tensor(list(itertools.permutations(range(4))))
-    ours = apply.jitter(image.expand(24, -1, -1, -1), torch.tensor(factors).expand(24, 4), orders)
+    ours = functional.jitter(image.expand(24, -1, -1, -1), torch.tensor(factors).expand(24, 4), orders)
     for order, x in zip(orders.tolist(), ours, strict=True):
         theirs = image
         for op in order:
@@ -175,12 +175,12 @@ def test_jitter_in_every_order_is_torchvisions(image: Tensor, factors: tuple[flo
 
 @pytest.mark.parametrize("op", range(4))
 @pytest.mark.parametrize("factors", FACTORS)
-def test_each_colour_op_is_torchvisions(image: Tensor, op: int, factors: tuple[float, ...]):
+def test_each_color_op_is_torchvisions(image: Tensor, op: int, factors: tuple[float, ...]):
     only = torch.tensor([1.0, 1.0, 1.0, 0.0])
     only[op] = factors[op]
     theirs = OPS[op](image, factors[op])
-    ours = apply.jitter(image, only, torch.arange(4))
-    # Our weight of red is 0.299 and theirs 0.2989: greys differ by up to 1e-4, a blend with grey by |1 - f| of that.
+    ours = functional.jitter(image, only, torch.arange(4))
+    # Our weight of red is 0.299 and theirs 0.2989: grays differ by up to 1e-4, a blend with gray by |1 - f| of that.
     weights = 1e-4 * abs(1 - factors[op]) if op in (1, 2) else 0.0
     torch.testing.assert_close(ours, theirs, atol=weights + 20 * EPS, rtol=0)
 
@@ -192,29 +192,29 @@ def test_blends_are_pillows(image: Tensor, op: int, factor: float):
     theirs = from_pillow(enhance(to_pillow(image.mul(255).round().byte())).enhance(factor))
     only = torch.tensor([1.0, 1.0, 1.0, 0.0])
     only[op] = factor
-    ours = apply.jitter(image, only, torch.arange(4)) * 255
-    # Pillow drops the fraction (1) and rounds the grey (1/2) and, for contrast, its mean (1/2), by |1 - f| each.
+    ours = functional.jitter(image, only, torch.arange(4)) * 255
+    # Pillow drops the fraction (1) and rounds the gray (1/2) and, for contrast, its mean (1/2), by |1 - f| each.
     assert (ours - theirs).abs().max() <= 1 + abs(1 - factor) + 1e-3
 
 
-def test_grey_is_pillows(image: Tensor):
+def test_gray_is_pillows(image: Tensor):
     theirs = from_pillow(to_pillow(image.mul(255).round().byte()).convert("L"))
-    ours = apply.grey(image, torch.tensor(True)) * 255
+    ours = functional.gray(image, torch.tensor(True)) * 255
     # Pillow rounds to whole numbers (1/2), with weights in units of 2^-16 (three halves of one, times 255).
     assert (ours - theirs).abs().max() <= 0.5 + 255 * 1.5 / 2**16 + 1e-4
 
 
-def test_solarise_is_pillows():
+def test_solarize_is_pillows():
     levels = torch.arange(256, dtype=torch.uint8).expand(3, 1, 256)
     theirs = from_pillow(ImageOps.solarize(to_pillow(levels), threshold=128))
-    ours = apply.solarise(levels / 255, torch.tensor(True)) * 255
+    ours = functional.solarize(levels / 255, torch.tensor(True)) * 255
     torch.testing.assert_close(ours, theirs, atol=255 * 2 * EPS, rtol=0)
 
 
-def test_normalise_is_torchvisions(image: Tensor):
+def test_normalize_is_torchvisions(image: Tensor):
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     theirs = tv.normalize(image, list(mean), list(std))
-    torch.testing.assert_close(apply.normalise(image, mean, std), theirs, atol=4 * EPS, rtol=0)
+    torch.testing.assert_close(functional.normalize(image, mean, std), theirs, atol=4 * EPS, rtol=0)
 
 
 # Blur ------------------------------------------------------------------------------------------------------------
@@ -230,7 +230,7 @@ def gaussian(sigma: float, reach: int) -> np.ndarray:
 @pytest.mark.parametrize(("height", "width"), [(24, 31), (3, 40), (1, 5)])
 def test_blur_is_a_convolution_with_repeated_edges(height: int, width: int):
     x = noise(len(SIGMAS), 3, height, width) / 255
-    ours = apply.blur(x, torch.tensor(SIGMAS))
+    ours = functional.blur(x, torch.tensor(SIGMAS))
     for image, blurred, sigma in zip(x.double(), ours, SIGMAS, strict=True):
         kernel = torch.from_numpy(np.outer(gaussian(sigma, 20), gaussian(sigma, 20)))
         padded = torch.nn.functional.pad(image[None], (20, 20, 20, 20), mode="replicate")
@@ -243,7 +243,7 @@ def test_blur_is_a_convolution_with_repeated_edges(height: int, width: int):
 def test_blur_is_torchvisions_away_from_the_edge(sigma: float):
     x = noise(3, 40, 50) / 255
     theirs = tv.gaussian_blur(x, [21, 21], [sigma, sigma])
-    ours = apply.blur(x, torch.tensor(sigma))
+    ours = functional.blur(x, torch.tensor(sigma))
     torch.testing.assert_close(ours[:, 10:-10, 10:-10], theirs[:, 10:-10, 10:-10], atol=10 * EPS, rtol=0)
 
 
@@ -272,6 +272,6 @@ def test_blur_is_as_near_to_pillows_as_its_kernel_is_to_a_gaussian(sigma: float)
     distance = np.abs(np.outer(wide, wide) - np.outer(gaussian(sigma, 20), gaussian(sigma, 20))).sum()
     image = noise(3, 30, 41)
     theirs = from_pillow(to_pillow(image).filter(ImageFilter.GaussianBlur(sigma)))
-    ours = apply.blur(image / 255, torch.tensor(sigma)) * 255
+    ours = functional.blur(image / 255, torch.tensor(sigma)) * 255
     within = (..., slice(reach, -reach), slice(reach, -reach))
     assert (ours - theirs)[within].abs().max() <= 255 * distance / 2 + 6 * 0.5

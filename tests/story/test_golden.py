@@ -18,7 +18,7 @@ from opendino.evals.knn import knn
 from opendino.methods import dino
 from opendino.models.heads import ProjectionHead
 from opendino.models.vit import VisionTransformer
-from opendino.train import step
+from opendino.training import step
 
 TOLERANCE = 1e-10
 
@@ -81,7 +81,7 @@ class Recorded(Backbone):
             return logits
 
 
-def test_golden_loss_gradient_and_centre(golden: Mapping[str, np.ndarray]) -> None:
+def test_golden_loss_gradient_and_center(golden: Mapping[str, np.ndarray]) -> None:
     assert names(golden, "loss")
     for name in names(golden, "loss"):
         args = golden[f"loss.{name}.args"].tolist()
@@ -164,7 +164,7 @@ def first_weights(golden: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
 
 
 def golden_method(golden: Mapping[str, np.ndarray]) -> tuple[Method, optim.Config, int]:
-    """The method of the recorded run, with its first weights, and its optimiser's settings."""
+    """The method of the recorded run, with its first weights, and its optimizer's settings."""
     args = golden["run.args"].tolist()
     (
         batch,
@@ -206,7 +206,7 @@ def golden_method(golden: Mapping[str, np.ndarray]) -> tuple[Method, optim.Confi
         weight_decay=wd,
         weight_decay_end=wd_end,
         clip=clip,
-        accumulate=1,
+        grad_accum_steps=1,
     )
     return method, settings, int(per_epoch)
 

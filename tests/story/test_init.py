@@ -16,7 +16,7 @@ from opendino.engine import optim
 from opendino.methods import byol, dino, distill, mean_teacher
 from opendino.models import load
 from opendino.models.build import backbone
-from opendino.train import resume, train
+from opendino.training import resume, train
 
 TOY = "toy:textures?n=64&size=16"
 
@@ -91,7 +91,7 @@ def test_the_run_sees_images_as_the_model_did_and_resumes_without_it(model: Path
 def test_without_labels_the_rank_is_compared_and_said_to_prove_little(model: Path, tmp_path: Path) -> None:
     from PIL import Image
 
-    from opendino.data.open import open_source
+    from opendino.data.open_source import open_source
 
     source = open_source(TOY)
     (tmp_path / "flat").mkdir()

@@ -20,16 +20,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from opendino.config import Config
-from opendino.core import dist
+from opendino.core import distributed
 from opendino.engine import optim
 from opendino.methods import byol
 from opendino.recipes import demo
 
-train = importlib.import_module("opendino.train")  # the module, not the function of the same name
+train = importlib.import_module("opendino.training")  # the module, not the function of the same name
 
 STEPS, POISONED, CUT, PER_EPOCH = 6, 3, 5, 3  # cut in the middle of the second epoch, after the checkpoint of step 4
 WORLDS, METHODS, WAYS = (2, 4), ("dino", "byol"), ("ddp", "fsdp")
-SGD = optim.Config(name="sgd", lr=0.1, lr_warmup="0", accumulate=2)
+SGD = optim.Config(name="sgd", lr=0.1, lr_warmup="0", grad_accum_steps=2)
 RATES = {"dino": 0.1, "byol": 0.01}  # batch norm over eight images is steep: a larger step would amplify rounding
 CASES = list(itertools.product(WORLDS, METHODS, WAYS))
 
@@ -67,7 +67,7 @@ def watched(work: Any, out: Path, poisoned: int = -1, cut: int = 0) -> None:
         poisoned: In this step an image of rank 1 is bad.
         cut: Before this step's end the power fails, everywhere.
     """
-    rank, made, rows = dist.rank(), [], []
+    rank, made, rows = distributed.rank(), [], []
     step, place = train.step, train.parallel.place
 
     def record(model, method, optimizer, optim_settings, batch, clock, views, *rest):  # type: ignore[no-untyped-def]
@@ -105,21 +105,21 @@ def answers(rank: int) -> dict[str, Any]:
 
     norm, rows = convert(torch.nn.BatchNorm1d(3).double()), torch.randn(8, 3, dtype=torch.float64)
     plain = torch.nn.BatchNorm1d(3).double()
-    dist.copied([rows])
+    distributed.broadcast_([rows])
     whole = rows.clone().requires_grad_()
-    mine = rows[dist.share(8)].clone().requires_grad_()
+    mine = rows[distributed.rank_slice(8)].clone().requires_grad_()
     (plain(whole) ** 3).mean().backward()
     (norm(mine) ** 3).mean().backward()
     return {
-        "everywhere": [bool(dist.everywhere(torch.tensor(flag))) for flag in (True, rank == 0, False)],
-        "anywhere": [dist.anywhere(flag) for flag in (True, rank == 0, False)],
-        "mean": dist.mean(torch.tensor([1.0 + 2 * rank, 5.0])).tolist(),
-        "agreed": dist.agreed(f"said by {rank}"),
-        "gathered": dist.gathered(torch.arange(5)[dist.share(5)]).tolist(),
-        "world": dist.world(),
-        "rank": dist.rank(),
+        "everywhere": [bool(distributed.all_true(torch.tensor(flag))) for flag in (True, rank == 0, False)],
+        "anywhere": [distributed.any_true(flag) for flag in (True, rank == 0, False)],
+        "mean": distributed.all_reduce_mean(torch.tensor([1.0 + 2 * rank, 5.0])).tolist(),
+        "agreed": distributed.broadcast_object(f"said by {rank}"),
+        "gathered": distributed.all_gather_rows(torch.arange(5)[distributed.rank_slice(5)]).tolist(),
+        "world": distributed.world_size(),
+        "rank": distributed.rank(),
         # A rank's own loss is half of the mean's sum; its gradient is to be averaged, so that it is whole here.
-        "batch norm": bool((mine.grad / 2 - whole.grad[dist.share(8)]).abs().max() < 1e-14),
+        "batch norm": bool((mine.grad / 2 - whole.grad[distributed.rank_slice(8)]).abs().max() < 1e-14),
         "its statistics": all(
             torch.allclose(a, b, rtol=1e-14) for a, b in zip(norm.buffers(), plain.buffers(), strict=True)
         ),
@@ -136,14 +136,14 @@ def process(folder: Path, rank: int, world: int) -> None:
         watched(lambda settings=settings: train.train(settings), folder / name)
     if world == 2:
         (folder / f"answers_{rank}.json").write_text(json.dumps(answers(rank)))
-        poisoned = config(folder / "run poisoned", "dino", optim=replace(SGD, accumulate=1))
+        poisoned = config(folder / "run poisoned", "dino", optim=replace(SGD, grad_accum_steps=1))
         watched(lambda: train.train(poisoned), folder / "poisoned", POISONED)
         cut = config(folder / "run cut", "dino", parallel="fsdp", checkpoint_every="2")
         watched(lambda: train.train(cut), folder / "cut", cut=CUT)
         if rank == 0:
             shutil.copytree(folder / "run cut", folder / "run cut alone")
             shutil.copytree(folder / "run cut", folder / "run cut 4")
-        dist.barrier()
+        distributed.barrier()
         watched(lambda: train.resume(folder / "run cut"), folder / "cut resumed")
     else:
         watched(lambda: train.resume(folder / "run cut 4"), folder / "cut resumed on 4")

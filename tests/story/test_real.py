@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import opendino
-from opendino.data.open import open_source
-from opendino.data.survey import survey
+from opendino.data.dataset_probe import probe_dataset
+from opendino.data.open_source import open_source
 from opendino.recipes import resnet50, vits16_300ep
 
 
@@ -28,7 +28,7 @@ def clothing(data_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def test_real_photographs_are_found_with_their_classes(clothing: Path) -> None:
     source = open_source(str(clothing / "train"))
     assert (len(source), len(source.classes)) == (1100, 10)
-    looked = survey(source, 0.0)
+    looked = probe_dataset(source, 0.0)
     assert looked.short_side_px == 96
 
 

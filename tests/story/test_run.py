@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 import opendino
 from opendino.cli import main
 from opendino.config import Config, dump
-from opendino.core import fusion
+from opendino.core import compilation
 from opendino.core.errors import UserError
 from opendino.engine import checkpoint, optim
 from opendino.methods import byol, dino, distill, mean_teacher
@@ -153,7 +153,7 @@ for line in sys.stdin:  # one child a line: forked here, before anything has sta
         os._exit(0)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
-"""Kills a run by SIGKILL after an optimiser step, or in a checkpoint that is written but not yet in its place."""
+"""Kills a run by SIGKILL after an optimizer step, or in a checkpoint that is written but not yet in its place."""
 
 KILLS = [("step", n) for n in range(1, 11)] + [("checkpoint", n) for n in range(1, 5)]
 
@@ -398,7 +398,7 @@ def test_accumulation_is_the_same_run(tmp_path: Path) -> None:
     # No drop path: it draws per part. Then only the order of float32 sums differs, amplified by ten AdamW steps of at
     # most lr each; parameters that move by less than 1 % of that are equal for this purpose.
     whole, parts = (
-        tiny(tmp_path / name, drop_path=0.0, optim=replace(tiny(tmp_path).optim, accumulate=n))
+        tiny(tmp_path / name, drop_path=0.0, optim=replace(tiny(tmp_path).optim, grad_accum_steps=n))
         for name, n in (("a", 1), ("b", 4))
     )
     results = [opendino.train(config) for config in (whole, parts)]
@@ -424,7 +424,7 @@ def test_compiled_it_is_the_same_run_and_goes_on_exactly(
     shutil.copytree(whole, cut)
     shutil.rmtree(cut / "checkpoints/step_00000010")
     with monkeypatch.context() as patch:
-        patch.setattr(fusion, "works", lambda device: "no compiler")
+        patch.setattr(compilation, "works", lambda device: "no compiler")
         with pytest.raises(UserError, match="Nothing can be compiled here: no compiler"):
             opendino.resume(cut)
     opendino.resume(cut)

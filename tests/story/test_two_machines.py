@@ -105,7 +105,7 @@ def config(out: Path) -> Config:
         recipe, val=None, out=str(out), backbone="vit/8", drop_path=0.0, method=small, steps=STEPS, batch=16, workers=0,
         backbone_options={"embed_dim": 24, "depth": 2, "num_heads": 2}, precision="float32", eval_images=20,
         checkpoint_every="5", eval_every="100%", keep_checkpoints=99, device="cpu", parallel="fsdp",
-        optim=optim.Config(name="sgd", lr=0.005, lr_warmup="0", accumulate=2),
+        optim=optim.Config(name="sgd", lr=0.005, lr_warmup="0", grad_accum_steps=2),
     )  # fmt: skip
 
 

@@ -20,7 +20,7 @@ def noted(self: Interrupt, *args: Any) -> None:
     ask(self, *args)
 
 
-train = importlib.import_module("opendino.train")
+train = importlib.import_module("opendino.training")
 step = train.step
 
 

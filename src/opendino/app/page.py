@@ -17,16 +17,25 @@ import torch
 from gradio import themes
 from starlette.middleware import Middleware
 
-from opendino.app import _uploads, curves, follow, look, match, search, temperature, train
-from opendino.app._desk import Desk, session
-from opendino.app._guard import Guard
-from opendino.app._places import Places
-from opendino.app._shelf import Shelf
-from opendino.app._upload_store import UploadStore
-from opendino.app._workshop import Workshop
+from opendino.app import (
+    attention_pca_tab,
+    correspondence_tab,
+    curves_tab,
+    search_tab,
+    temperature_tab,
+    train_tab,
+    uploads,
+    video_tracking_tab,
+)
+from opendino.app.catalog import Catalog
+from opendino.app.context import Context, session
+from opendino.app.model_cache import ModelCache
+from opendino.app.request_guard import Guard
+from opendino.app.training_jobs import TrainingJobs
+from opendino.app.upload_store import UploadStore
 from opendino.core.errors import UserError
 
-TABS = (curves, look, match, follow, search, temperature, train)
+TABS = (curves_tab, attention_pca_tab, correspondence_tab, video_tracking_tab, search_tab, temperature_tab, train_tab)
 _SESSIONS = 50
 """Whose pictures are kept in memory, a few MB each; of more, those that came first are forgotten."""
 
@@ -57,17 +66,17 @@ def serve(
     Raises:
         UserError: There is no such run, model or table; the port is taken.
     """
-    places, folder = Places(names), Path(tempfile.mkdtemp(prefix="opendino-"))
+    places, folder = Catalog(names), Path(tempfile.mkdtemp(prefix="opendino-"))
     os.environ["GRADIO_TEMP_DIR"] = str(folder)
-    workshop = Workshop(out or folder / "runs", keep=out is not None, most=trainings)
-    desk = Desk(places, Shelf(device, places.images), workshop, folder)
+    workshop = TrainingJobs(out or folder / "runs", keep=out is not None, most=trainings)
+    desk = Context(places, ModelCache(device, places.images), workshop, folder)
     guard, page = Middleware(Guard, host=host, store=UploadStore(desk.uploads)), build(desk)
     try:
         try:
             _, address, _ = page.queue(max_size=100, default_concurrency_limit=8).launch(
                 server_name=host,
                 server_port=port or _free(host),
-                max_file_size=_uploads.MAX_BYTES,
+                max_file_size=uploads.MAX_BYTES,
                 app_kwargs={"middleware": [guard]},
                 state_session_capacity=_SESSIONS,
                 theme=_theme(),
@@ -91,7 +100,7 @@ def serve(
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def build(desk: Desk) -> gr.Blocks:
+def build(desk: Context) -> gr.Blocks:
     """All tabs, under one choice of a model."""
     with gr.Blocks(title="opendino", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         names = list(desk.places.models())

@@ -1,6 +1,6 @@
 """The command line: one verb a file, imported only when that verb runs.
 
-A verb's file has a docstring (its first line is the help text) and `run(args) -> Outcome`.
+The file of a verb is VERB_command.py. It has a docstring (its first line is the help text) and `run(args) -> Outcome`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,11 @@ from importlib.metadata import version
 from select import POLLERR, poll
 from typing import Any, TextIO
 
-from opendino.core import cluster, registry
-from opendino.core.errors import UserError, explained, unknown
+from opendino.core import registry, slurm
+from opendino.core.errors import UserError, to_user_error, unknown
+
+_SUFFIX = "_command"
+_ALIASES = {"show": "visualize"}
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ def _run(argv: list[str] | None) -> int:
     args = [*(sys.argv[1:] if argv is None else argv)]  # not list(): that is a verb here
     as_json = "--json" in args
     args = [arg for arg in args if arg != "--json"]
-    cluster.adopt(os.environ)  # first of all: only one process of a run speaks
+    slurm.adopt_slurm_environment(os.environ)  # first of all: only one process of a run speaks
     # Read when torch loads its OpenMP: threads that wait by spinning keep others from the cores they need.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
@@ -56,13 +59,14 @@ def _run(argv: list[str] | None) -> int:
         if args[0] == "--version":
             print(version("opendino"))
             return 0
-        if args[0] not in registry.names("opendino.cli"):
-            raise unknown("verb", args[0], registry.names("opendino.cli"))
-        outcome: Outcome | None = importlib.import_module(f"opendino.cli.{args[0]}").run(args[1:])
+        verb = _ALIASES.get(args[0], args[0])
+        if verb not in _verbs():
+            raise unknown("verb", verb, _verbs())
+        outcome: Outcome | None = importlib.import_module(_module(verb)).run(args[1:])
     except KeyboardInterrupt:
         return _failed(UserError("Interrupted before there was anything to save", exit_code=130), as_json)
     except Exception as error:
-        known = explained(error)
+        known = to_user_error(error)
         if known is None:
             raise
         return _failed(known, as_json)
@@ -80,6 +84,16 @@ def _has_no_reader(stream: TextIO) -> bool:
         return False
 
 
+def _verbs() -> list[str]:
+    """The verbs, by their files."""
+    files = registry.names("opendino.cli")
+    return [name.removesuffix(_SUFFIX) for name in files if name.endswith(_SUFFIX)]
+
+
+def _module(verb: str) -> str:
+    return f"opendino.cli.{verb}{_SUFFIX}"
+
+
 def _failed(error: UserError, as_json: bool) -> int:
     if _is_leader():
         if as_json:
@@ -91,12 +105,12 @@ def _failed(error: UserError, as_json: bool) -> int:
 
 def _help() -> str:
     lines = [
-        "opendino: a folder of unlabelled images in, a vision model out.",
+        "opendino: a folder of unlabeled images in, a vision model out.",
         "",
         "usage: opendino VERB ... [--json]",
         "",
     ]
-    lines += [f"  {verb:<11} {registry.summary('opendino.cli', verb)}" for verb in registry.names("opendino.cli")]
+    lines += [f"  {verb:<11} {registry.summary('opendino.cli', verb + _SUFFIX)}" for verb in _verbs()]
     return "\n".join([*lines, "", "`opendino VERB --help` says more. Start with: opendino demo"])
 
 

@@ -18,7 +18,7 @@ class Source(abc.ABC):
 
     Attributes:
         classes: Names of the classes, empty where the source names none.
-        blocks: int64 `[blocks]`, the sizes of stretches of neighbouring images that are cheap to read together, such
+        blocks: int64 `[blocks]`, the sizes of stretches of neighboring images that are cheap to read together, such
             as shards; they add up to all images. Empty where any image is as near as any other.
     """
 
@@ -53,7 +53,7 @@ class Source(abc.ABC):
         data = self.read(index)
         return zlib.crc32(data if isinstance(data, bytes) else np.ascontiguousarray(data).data)
 
-    def soon(self, indices: np.ndarray) -> None:  # noqa: B027 - most have nothing to prepare
+    def prefetch(self, indices: np.ndarray) -> None:  # noqa: B027 - most have nothing to prepare
         """A hint that these images will be asked for shortly; returns at once."""
 
 
@@ -75,7 +75,7 @@ class Backbone(nn.Module, abc.ABC):
         """Image features of several batches, each of its own size, in one pass over the weights.
 
         Args:
-            images: Each float `[B_i C H_i W_i]`, normalised.
+            images: Each float `[B_i C H_i W_i]`, normalized.
 
         Returns:
             Each `[B_i D]`: `Features.cls` of that batch.
@@ -137,10 +137,10 @@ class Method(nn.Module, abc.ABC):
         """
 
     def before_step(self, clock: Clock) -> None:
-        """After the gradients of an optimiser step are complete, before they are clipped and used."""
+        """After the gradients of an optimizer step are complete, before they are clipped and used."""
 
     def after_step(self, clock: Clock, ok: Tensor) -> None:
-        """After the optimiser's step, once per step however many batches it accumulated.
+        """After the optimizer's step, once per step however many batches it accumulated.
 
         Args:
             clock: The clock of the step just done.

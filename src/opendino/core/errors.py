@@ -53,7 +53,7 @@ class BadImage(Exception):
     """One image that cannot be used; `str(error)` is the reason, one line. Never ends a run by itself."""
 
 
-def reason(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     """What an error of another library says, in one line: the first that is not empty, else the kind of error."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
@@ -64,7 +64,7 @@ def lost(error: BaseException) -> bool:
     return "DistError" in names or ("RuntimeError" in names and ("gloo" in str(error) or "Connection" in str(error)))
 
 
-def explained(error: BaseException) -> UserError | None:
+def to_user_error(error: BaseException) -> UserError | None:
     """What of the errors of others a user can act on, in our words; None for a mistake of our own."""
     if isinstance(error, UserError):
         return error
@@ -72,10 +72,10 @@ def explained(error: BaseException) -> UserError | None:
         message, hint = _ADVICE[error.errno]
         return UserError(f"{message}: {error}", hint)
     if isinstance(error, RuntimeError) and "out of memory" in str(error).lower():
-        hint = "Use a smaller --batch, or work it off in parts with --optim.accumulate 4"
+        hint = "Use a smaller --batch, or work it off in parts with --optim.grad-accum-steps 4"
         return UserError("The device has too little memory for a step", hint)
     if isinstance(error, ValueError) and "more than 1 value per channel" in str(error):
-        hint = "Use a larger --batch, larger crops, or fewer parts (--optim.accumulate)"
+        hint = "Use a larger --batch, larger crops, or fewer parts (--optim.grad-accum-steps)"
         return UserError("BatchNorm needs more than one value of a channel, and a step's crops give it one", hint)
     if lost(error):
         return UserError("Another process of this run is gone", "Go on with: opendino resume RUN")

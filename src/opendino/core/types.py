@@ -22,18 +22,18 @@ Sigma = Annotated[float, Meta(ge=0, le=100)]
 
 @dataclass(frozen=True)
 class Augment(Checked):
-    """How one view is drawn: crop, then flip, jitter, grey, blur, solarise (BYOL, appendix B; DINO v1).
+    """How one view is drawn: crop, then flip, jitter, gray, blur, solarize (BYOL, appendix B; DINO v1).
 
     Attributes:
         scale: Area of the crop as a share of the image, uniform in this range.
         ratio: Aspect (width / height) of the crop, log-uniform in this range.
         flip: Probability of a horizontal flip.
-        jitter: Probability of colour jitter.
+        jitter: Probability of color jitter.
         brightness, contrast, saturation: Factor uniform in [1 - x, 1 + x].
-        hue: Shift uniform in [-x, x] turns of the colour wheel, x ≤ 0.5.
-        grey: Probability of grey.
+        hue: Shift uniform in [-x, x] turns of the color wheel, x ≤ 0.5.
+        gray: Probability of gray.
         blur: Probability of a Gaussian blur; its sigma in pixels of the crop is uniform in `sigma_px`.
-        solarise: Probability of inverting every value at or above one half.
+        solarize: Probability of inverting every value at or above one half.
     """
 
     scale: FractionRange
@@ -44,10 +44,10 @@ class Augment(Checked):
     contrast: Strength = 0.4
     saturation: Strength = 0.2
     hue: Hue = 0.1
-    grey: Fraction = 0.2
+    gray: Fraction = 0.2
     blur: Fraction = 0.0
     sigma_px: Annotated[tuple[Sigma, Sigma], ASCENDING] = (0.1, 2.0)
-    solarise: Fraction = 0.0
+    solarize: Fraction = 0.0
 
 
 @dataclass(frozen=True)
@@ -67,23 +67,23 @@ class ViewGroup:
 
 @dataclass(frozen=True)
 class ViewSpec:
-    """All the views a method asks for, the normalisation of their pixels, and how many images must have a label.
+    """All the views a method asks for, the normalization of their pixels, and how many images must have a label.
 
     Attributes:
         groups: What is drawn.
         mean, std: Of pixels in [0, 1].
-        labelled_frac: This share of every batch, its first images, have a label; they come round more often than the
+        labeled_frac: This share of every batch, its first images, have a label; they come round more often than the
             others where the set has fewer. 0 for methods that never look at labels.
     """
 
     groups: tuple[ViewGroup, ...]
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
-    labelled_frac: float = 0.0
+    labeled_frac: float = 0.0
 
-    def num_labelled(self, batch: int) -> int:
+    def num_labeled(self, batch: int) -> int:
         """How many images of a batch have a label for sure: none, or at least one."""
-        return max(1, round(self.labelled_frac * batch)) if self.labelled_frac else 0
+        return max(1, round(self.labeled_frac * batch)) if self.labeled_frac else 0
 
 
 @dataclass(frozen=True)
@@ -91,16 +91,16 @@ class Views:
     """The views of one batch on the training device.
 
     Attributes:
-        crops: Group name → float `[V B C H W]`, normalised; a group without views is absent.
+        crops: Group name → float `[V B C H W]`, normalized; a group without views is absent.
         labels: int64 `[B]`, -1 where unknown (self-supervised methods never look).
         indices: int64 `[B]`, positions in the source; on the host.
-        num_labelled: The first so many images have a label for sure, see `ViewSpec.labelled_frac`.
+        num_labeled: The first so many images have a label for sure, see `ViewSpec.labeled_frac`.
     """
 
     crops: dict[str, Tensor]
     labels: Tensor
     indices: Tensor
-    num_labelled: int = 0
+    num_labeled: int = 0
 
 
 @dataclass(frozen=True)
@@ -125,9 +125,9 @@ class Clock:
     """Where a run stands. Schedules are functions of it.
 
     Attributes:
-        step: Optimiser steps done so far, so 0 during the first.
+        step: Optimizer steps done so far, so 0 during the first.
         total_steps: Length of the run.
-        steps_per_epoch: Optimiser steps in one pass over the data.
+        steps_per_epoch: Optimizer steps in one pass over the data.
     """
 
     step: int
@@ -148,7 +148,7 @@ class Facts:
         num_images: Images in the source.
         short_side_px: Median shorter side of a sample of the images as stored.
         num_classes: Classes the source names, 0 for none.
-        batch: Images per optimiser step over all devices.
+        batch: Images per optimizer step over all devices.
         total_steps, steps_per_epoch: Length of the run and of an epoch.
         device: "cpu", "cuda" or "mps".
         patch_px: What the sides of views must be multiples of; 16 for networks that do not mind.

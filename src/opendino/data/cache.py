@@ -16,12 +16,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from opendino.core import files, log
+from opendino.core import atomic_write, log
 from opendino.core.contracts import Source
 from opendino.core.errors import UserError
 from opendino.data import fingerprint
 from opendino.data.decode import decode
-from opendino.data.workers import Hands
+from opendino.data.workers import InFlightTracker
 
 Cache = Literal["auto", "device", "ram", "disk", "off"]
 
@@ -33,7 +33,7 @@ _DIFFERENCES = {"images": "of other content", "max_area_px": "of another working
 _LEFT_FREE = 0.05  # of a disk: checkpoints need the room more than the cache does
 
 
-class Images:
+class DecodedImages:
     """The images of a source, decoded and shrunk to at most `max_area_px`, as uint8 arrays `[H W 3]`.
 
     With a cache every image has a slot of `3 · max_area_px` bytes; untouched ones cost nothing, so images smaller than
@@ -51,7 +51,7 @@ class Images:
 
     def __init__(self, source: Source, max_area_px: int, cache: Cache = "off", folder: Path | None = None) -> None:
         self.source, self.max_area_px = source, max_area_px
-        self.hands = Hands()
+        self.in_flight = InFlightTracker()
         self._file = folder / "cache.u8" if cache == "disk" and folder is not None else None
         self._memory: mmap.mmap | None = None
         self._descriptor, self._full = -1, False
@@ -76,7 +76,7 @@ class Images:
         """
         image = self._kept(index)
         if image is None:
-            with self.hands.on(index):
+            with self.in_flight.on(index):
                 image = decode(self.source.read(index), self.max_area_px)
             self._keep(index, image)
         return image
@@ -116,7 +116,7 @@ class Images:
                 if header:
                     log.warn(f"{path.name} holds images {_difference(header, about)}; it is discarded and made again")
                 # A new file, not the old one emptied: workers of a killed run may still be writing into that.
-                with files.replacing(path) as partial, open(partial, "wb") as new:
+                with atomic_write.replace_file(path) as partial, open(partial, "wb") as new:
                     new.write(json.dumps(about).encode())
                     new.truncate(self._offset(len(self.source)))  # sparse: takes disk only as it fills
                 return

@@ -57,7 +57,7 @@ _MAX_ELONGATION = 2
 def decode(data: bytes | np.ndarray, max_area_px: int | None = None, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Decode an image, upright, and shrink it to working size; it is never enlarged.
 
-    Animations and documents give their first frame or page. Transparent pixels lie on white. Greys of more than 8 bits
+    Animations and documents give their first frame or page. Transparent pixels lie on white. Grays of more than 8 bits
     are scaled linearly, all images of one depth alike so that their brightness stays comparable: whole numbers from
     0..255, 0..4095 (microscopes, X-rays) or 0..65535, whichever is the first to hold the largest value; floats from
     0..1 if they lie within; anything else from its own smallest to its own largest value.
@@ -162,8 +162,8 @@ def _bad_images(data: bytes, max_pixels: int) -> Iterator[None]:
         raise BadImage(reason or type(error).__name__) from error
 
 
-def upright(image: Image.Image) -> Image.Image:
-    """An opened image as `decode` makes it: RGB, turned by its EXIF note, on white, greys scaled; of its own size."""
+def apply_exif_orientation(image: Image.Image) -> Image.Image:
+    """An opened image as `decode` makes it: RGB, turned by its EXIF note, on white, grays scaled; of its own size."""
     turn = _TURN.get(_orientation(image))
     image = _rgb(image)
     return image if turn is None else image.transpose(turn)
@@ -248,14 +248,14 @@ def _is_deep(image: Image.Image) -> bool:
     return image.mode in ("I", "F") or image.mode.startswith("I;")
 
 
-def _eight_bits(grey: np.ndarray) -> np.ndarray:
-    """A grey image of any depth as uint8, by the rule in `decode`."""
-    values = grey.astype(np.float32)
+def _eight_bits(gray: np.ndarray) -> np.ndarray:
+    """A gray image of any depth as uint8, by the rule in `decode`."""
+    values = gray.astype(np.float32)
     values[~np.isfinite(values)] = np.nan
     if np.isnan(values).all():
         return np.zeros(values.shape, np.uint8)
     low, high = float(np.nanmin(values)), float(np.nanmax(values))
-    scales = (1,) if grey.dtype.kind == "f" else (255, 4095, 65535)
+    scales = (1,) if gray.dtype.kind == "f" else (255, 4095, 65535)
     full = next((scale for scale in scales if low >= 0 and high <= scale), None)
     if full is not None:
         low, high = 0.0, float(full)

@@ -25,10 +25,10 @@ from email.message import Message
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from opendino.core import files, log
+from opendino.core import atomic_write, log
 from opendino.core.errors import UsageError
-from opendino.data import index
-from opendino.data.files import printable
+from opendino.data import mmap_table
+from opendino.data.source_files import printable
 
 ATTEMPTS = 6
 """How often a transfer that gets nowhere is tried."""
@@ -95,7 +95,7 @@ def download(url: str, path: Path) -> str:
 
 def small(url: str) -> bytes | None:
     """The content of a small file that may well not be there: then, and whenever it cannot be had, None."""
-    path = index.folder() / f".small-{os.getpid()}-{hashlib.sha256(url.encode()).hexdigest()[:16]}"
+    path = mmap_table.folder() / f".small-{os.getpid()}-{hashlib.sha256(url.encode()).hexdigest()[:16]}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         download(url, path)
@@ -125,7 +125,7 @@ def keep(name: str, make: Callable[[Path], str | None]) -> Path:
     folder, note = path.parent, _note(path)
     if _used(path, name):
         return path
-    with index.locked(path):
+    with mmap_table.locked(path):
         if _used(path, name):
             return path
         if path.exists():
@@ -140,7 +140,7 @@ def keep(name: str, make: Callable[[Path], str | None]) -> Path:
             note.unlink(missing_ok=True)
             partial.replace(path)
             said = {"name": printable(name), "bytes": path.stat().st_size, "validator": validator}
-            files.write(note, json.dumps(said))
+            atomic_write.write(note, json.dumps(said))
             _make_room(folder, path)
         except (Unreachable, OSError) as error:
             with contextlib.suppress(OSError):
@@ -174,7 +174,7 @@ def forget_changed(urls: Sequence[str]) -> None:
             log.say(f"{url} has changed on the server; the kept copy is discarded")
             _place(url).unlink(missing_ok=True)
             said |= {"bytes": -1, "validator": now}
-        files.write(note, json.dumps(said))
+        atomic_write.write(note, json.dumps(said))
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(ask, urls))
@@ -195,7 +195,7 @@ def _validator_now(url: str, validator: str) -> str:
 
 
 def _place(name: str) -> Path:
-    return index.folder() / "shards" / hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+    return mmap_table.folder() / "shards" / hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 
 def _note(path: Path) -> Path:

@@ -6,15 +6,15 @@ from typing import final
 
 import numpy as np
 
-from opendino.core import log, span
+from opendino.core import duration, log
 from opendino.core.contracts import Source
 from opendino.core.errors import UsageError, UserError
-from opendino.data.files import class_order, is_file, printable
 from opendino.data.list_columns import read_list
+from opendino.data.source_files import class_order, is_file, printable
 
 
 @final
-class Relabelled(Source):
+class Relabeled(Source):
     """A source with other labels; its images and keys stay.
 
     Args:
@@ -47,9 +47,9 @@ class Relabelled(Source):
         """The source's."""
         return self._source.checksum(index)
 
-    def soon(self, indices: np.ndarray) -> None:
+    def prefetch(self, indices: np.ndarray) -> None:
         """The source's."""
-        self._source.soon(indices)
+        self._source.prefetch(indices)
 
 
 def known(source: Source) -> np.ndarray:
@@ -63,7 +63,7 @@ def relabel(source: Source, labels: str, seed: int) -> Source:
     Args:
         source: The images.
         labels: "all"; a share such as "10%", drawn from each class, one image at least; or a CSV of path and class.
-            Images without a label count as unlabelled.
+            Images without a label count as unlabeled.
         seed: Of the draw.
 
     Raises:
@@ -75,7 +75,7 @@ def relabel(source: Source, labels: str, seed: int) -> Source:
     if is_file(labels):
         return _from_list(source, labels)
     try:
-        number, unit = span.parse(labels)
+        number, unit = duration.parse(labels)
     except UsageError:
         number, unit = 0.0, ""
     if unit != "%" or not 0 < number <= 100:
@@ -91,10 +91,10 @@ def relabel(source: Source, labels: str, seed: int) -> Source:
         members = np.flatnonzero(every == label)
         chosen = chance.permutation(members)[: max(1, round(number / 100 * len(members)))]
         kept[chosen] = label
-    return Relabelled(source, source.classes, kept)
+    return Relabeled(source, source.classes, kept)
 
 
-def _from_list(source: Source, path: str) -> Relabelled:
+def _from_list(source: Source, path: str) -> Relabeled:
     """Labels by key, with or without the folders that DATA lies in; else by the name of a file that one image has."""
     keys = {source.key(index): index for index in range(len(source))}
     files: dict[str, list[int]] = {}
@@ -124,7 +124,7 @@ def _from_list(source: Source, path: str) -> Relabelled:
     labels = np.full(len(source), -1, np.int64)
     for index, name in found.items():
         labels[index] = number[name]
-    return Relabelled(source, classes, labels)
+    return Relabeled(source, classes, labels)
 
 
 def _by_key(keys: dict[str, int], path: str) -> int | None:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from opendino.core import log
 from opendino.core.errors import UserError
-from opendino.data.files import is_image, printable, unescape
+from opendino.data.source_files import is_image, printable, unescape
 
 # As `_plain` writes them. Of two columns that may name the images the one with an earlier kind of name does.
 _IMAGE_NAMES = (

@@ -15,16 +15,16 @@ from torch.utils.data import Dataset
 
 from opendino.core.errors import BadImage, UserError
 from opendino.core.types import ViewSpec
-from opendino.data.cache import Images
-from opendino.data.draw import GroupDraw, draw
+from opendino.data.cache import DecodedImages
 from opendino.data.labels import known
-from opendino.data.order import Windowed, visits
+from opendino.data.sampler import Windowed, epoch_order
 from opendino.data.workers import stream as made_ahead
+from opendino.views.sampling import ViewParameters, sample_views
 
 _TRIES = 100  # unreadable images in a row before a set counts as broken
 _Order = np.ndarray | Windowed
 _Place = tuple[int, int, _Order]  # epoch, place in the epoch's order, that order
-_LABELLED = 2**63  # passes over the labelled images are counted from here, so that their chance is their own
+_LABELED = 2**63  # passes over the labeled images are counted from here, so that their chance is their own
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Batch:
     sizes: Tensor
     labels: Tensor
     indices: Tensor
-    draws: dict[str, GroupDraw]
+    draws: dict[str, ViewParameters]
     bad: tuple[tuple[str, str], ...] = ()
 
     def pin_memory(self) -> Batch:
@@ -61,32 +61,39 @@ class Batch:
 
 
 class Batches(Dataset[Batch | UserError]):
-    """The batches of a whole run, in order; item n is part n % accumulate of optimiser step n // accumulate.
+    """The batches of a whole run, in order; item n is part n % micro_batches of optimizer step n // micro_batches.
 
     Epoch e visits the images in the order of `order.visits`, keyed by (seed, e), and drops what does not fill a batch.
     Where images lie in blocks, a step's images are sorted before the ranks share them out: each rank then reads from
     its part of the open blocks alone, though the images of the step are the same for any number of ranks.
 
-    Where the views ask for labels (`ViewSpec.labelled_frac`), a step has two streams: images with a label come first
+    Where the views ask for labels (`ViewSpec.labeled_frac`), a step has two streams: images with a label come first
     in every part, then images of the whole set, labels or not. Each stream goes from one permutation into the next.
 
     Args:
         images: Decoded images.
         spec: The views to draw.
         seed: Of the run.
-        batch: Images per optimiser step, over all ranks.
-        accumulate: Parts a rank's share of a step is worked off in.
+        batch: Images per optimizer step, over all ranks.
+        micro_batches: Parts a rank's share of a step is worked off in.
         rank, world: This process and their number.
     """
 
     def __init__(
-        self, images: Images, spec: ViewSpec, seed: int, batch: int, accumulate: int = 1, rank: int = 0, world: int = 1
+        self,
+        images: DecodedImages,
+        spec: ViewSpec,
+        seed: int,
+        batch: int,
+        micro_batches: int = 1,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
-        assert batch % (accumulate * world) == 0 and batch <= len(images)
+        assert batch % (micro_batches * world) == 0 and batch <= len(images)
         self.images, self.spec, self.seed = images, spec, seed
-        self.batch, self.accumulate, self.rank, self.world = batch, accumulate, rank, world
+        self.batch, self.micro_batches, self.rank, self.world = batch, micro_batches, rank, world
         self.steps_per_epoch = len(images) // batch
-        self._labelled = np.flatnonzero(known(images.source) >= 0) if spec.labelled_frac else None
+        self._labeled = np.flatnonzero(known(images.source) >= 0) if spec.labeled_frac else None
         self._orders: dict[int, tuple[int, _Order]] = {}
         self._hinted: dict[int, tuple[int, int]] = {}
 
@@ -97,7 +104,7 @@ class Batches(Dataset[Batch | UserError]):
             return error
 
     def _batch(self, n: int) -> Batch:
-        step, part = divmod(n, self.accumulate)
+        step, part = divmod(n, self.micro_batches)
         asked, epochs, found, pixels, bad = [], [], [], [], []
         for epoch, place, order in self._share(self._places(step), part):
             actual, image = self._read(place, order, bad)
@@ -105,51 +112,51 @@ class Batches(Dataset[Batch | UserError]):
             epochs.append(epoch)
             found.append(actual)
             pixels.append(image)
-        canvas, sizes = to_canvas(pixels)
+        canvas, sizes = pad_to_batch(pixels)
         return Batch(
             canvas=canvas,
             sizes=sizes,
             labels=torch.tensor([self.images.source.label(i) for i in found]),
             indices=torch.tensor(found),
             # Keyed by the image asked for, so that a stand-in is drawn unlike its own turn in the epoch.
-            draws=draw(self.spec, self.seed, epochs, asked, sizes.numpy()),
+            draws=sample_views(self.spec, self.seed, epochs, asked, sizes.numpy()),
             bad=tuple(bad),
         )
 
     def _share(self, places: list[_Place], part: int) -> list[_Place]:
         """Which of a step's places this rank works off in a part of it."""
         if len(self.images.source.blocks) == 0:
-            return places[part :: self.accumulate][self.rank :: self.world]
+            return places[part :: self.micro_batches][self.rank :: self.world]
         self._hint(places)
-        num_labelled = sum(epoch >= _LABELLED for epoch, _, _ in places)
+        num_labeled = sum(epoch >= _LABELED for epoch, _, _ in places)
         share = []
-        for stream in (places[:num_labelled], places[num_labelled:]):  # the labelled ones stay first
+        for stream in (places[:num_labeled], places[num_labeled:]):  # the labeled ones stay first
             stream = sorted(stream, key=lambda each: each[2][each[1]])
             each = len(stream) // self.world
-            share += stream[self.rank * each : (self.rank + 1) * each][part :: self.accumulate]
+            share += stream[self.rank * each : (self.rank + 1) * each][part :: self.micro_batches]
         return share
 
     def _hint(self, places: list[_Place]) -> None:
         """Let the source prepare for this rank's share of the part of the epoch that follows, once for each."""
-        for stream, (epoch, place, order) in {place[0] // _LABELLED: place for place in places}.items():
+        for stream, (epoch, place, order) in {place[0] // _LABELED: place for place in places}.items():
             assert isinstance(order, Windowed)
             following = order.part_of(place) + 1
             if self._hinted.get(stream) != (epoch, following):
                 self._hinted[stream] = epoch, following
                 images = np.sort(order.part(following))
-                self.images.source.soon(np.array_split(images, self.world)[self.rank])
+                self.images.source.prefetch(np.array_split(images, self.world)[self.rank])
 
     def _places(self, step: int) -> list[_Place]:
         """A step's places over all ranks and parts."""
-        shares = self.world * self.accumulate
-        num_labelled = shares * self.spec.num_labelled(self.batch // shares)
-        if num_labelled == 0:
+        shares = self.world * self.micro_batches
+        num_labeled = shares * self.spec.num_labeled(self.batch // shares)
+        if num_labeled == 0:
             epoch, within = divmod(step, self.steps_per_epoch)
             return [(epoch, within * self.batch + i, self._order(epoch)) for i in range(self.batch)]
-        assert self._labelled is not None
+        assert self._labeled is not None
         places = []
         for first, count, num in (
-            (_LABELLED, num_labelled, len(self._labelled)), (0, self.batch - num_labelled, len(self.images))
+            (_LABELED, num_labeled, len(self._labeled)), (0, self.batch - num_labeled, len(self.images))
         ):  # fmt: skip
             for n in range(step * count, (step + 1) * count):
                 epoch, place = divmod(n, num)
@@ -158,10 +165,10 @@ class Batches(Dataset[Batch | UserError]):
 
     def _order(self, epoch: int) -> _Order:
         """The images of an epoch in its order; the last one of each stream is remembered."""
-        stream = epoch // _LABELLED
+        stream = epoch // _LABELED
         if self._orders.get(stream, (-1,))[0] != epoch:
-            members = self._labelled if stream else None
-            order = visits(len(self.images), self.images.source.blocks, self.seed, epoch, members)
+            members = self._labeled if stream else None
+            order = epoch_order(len(self.images), self.images.source.blocks, self.seed, epoch, members)
             self._orders[stream] = epoch, order
         return self._orders[stream][1]
 
@@ -186,13 +193,13 @@ def batches(dataset: Batches, first: int, last: int, workers: int, pin: bool) ->
     Raises:
         UserError: The set cannot be read.
     """
-    for item in made_ahead(dataset, dataset.images.hands, first, last, workers, pin):
+    for item in made_ahead(dataset, dataset.images.in_flight, first, last, workers, pin):
         if isinstance(item, UserError):
             raise item
         yield item
 
 
-def to_canvas(pixels: list[np.ndarray]) -> tuple[Tensor, Tensor]:
+def pad_to_batch(pixels: list[np.ndarray]) -> tuple[Tensor, Tensor]:
     """Images of any size `[H W C]` on one canvas `[B C H' W']`, its sides multiples of 32, and their sizes `[B 2]`.
 
     In memory the channels come last, as the decoder leaves them: to part them is the device's work.

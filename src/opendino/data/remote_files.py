@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from opendino.core.errors import UserError, reason
+from opendino.core.errors import UserError, first_line
 from opendino.data.download import Unreachable
-from opendino.data.files import MAX_BYTES, printable
+from opendino.data.source_files import MAX_BYTES, printable
 
 PROTOCOLS = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "file", "memory")
 """What an address may begin with. fsspec knows more, of which some reach into other files or start programs."""
@@ -32,7 +32,7 @@ def filesystem(address: str) -> Any:
         return fsspec.filesystem(protocol)
     except ImportError as error:
         raise UserError(
-            f"{protocol}:// needs a library ({reason(error)})", 'Install it: pip install "opendino[remote]"'
+            f"{protocol}:// needs a library ({first_line(error)})", 'Install it: pip install "opendino[remote]"'
         ) from None
 
 
@@ -48,7 +48,7 @@ def listed(address: str) -> dict[str, int]:
         found = files.find(root, detail=True)
     except Exception as error:  # drivers and the libraries below them raise many kinds
         raise UserError(
-            f"Cannot list {printable(address)}: {reason(error)}",
+            f"Cannot list {printable(address)}: {first_line(error)}",
             "Check its name and your credentials; for a public bucket on S3 set FSSPEC_S3_ANON=true",
         ) from error
     return {
@@ -67,7 +67,7 @@ def read(files: Any, address: str, most: int = MAX_BYTES) -> bytes:
     try:
         return files.cat_file(files._strip_protocol(address), start=0, end=most + 1)
     except Exception as error:  # as above
-        raise Unreachable(reason(error)) from error
+        raise Unreachable(first_line(error)) from error
 
 
 def fetch(address: str, path: Path) -> None:
@@ -81,4 +81,4 @@ def fetch(address: str, path: Path) -> None:
     try:
         files.get_file(files._strip_protocol(address), str(path))
     except Exception as error:  # as above
-        raise Unreachable(reason(error)) from error
+        raise Unreachable(first_line(error)) from error

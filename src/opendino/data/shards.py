@@ -1,6 +1,6 @@
 """Images in many .tar shards by WebDataset's rule, any of them at once: an index of where each lies, made only once.
 
-A sample is a run of neighbouring members whose names are equal up to the first dot of the last part: `00017.jpg`,
+A sample is a run of neighboring members whose names are equal up to the first dot of the last part: `00017.jpg`,
 `00017.cls`, `00017.json`. Its image is the first member that ends like one; `.cls` holds its class, as a number or in
 words; whatever else there is (captions, embeddings) is passed over.
 
@@ -26,11 +26,12 @@ import numpy as np
 
 from opendino.core import log
 from opendino.core.errors import BadImage, UserError
-from opendino.data import index, tar_headers
+from opendino.data import mmap_table as index
+from opendino.data import tar_headers
 from opendino.data.decode import SUFFIXES
 from opendino.data.download import Unreachable
-from opendino.data.files import check_size, class_order, is_hidden, is_image, printable
-from opendino.data.index import Names
+from opendino.data.mmap_table import Names
+from opendino.data.source_files import check_size, class_order, is_hidden, is_image, printable
 
 _FIRST_DOT = re.compile(r"((?:.*/|)[^./]+)\.([^/]*)")
 _LAST_DOT = re.compile(r"((?:.*/|)[^./][^/]*)\.([^./]*)")
@@ -48,7 +49,7 @@ NameRule = Literal["auto", "first-dot", "last-dot"]
 """Where the name of a sample ends."""
 
 
-class Reach(Protocol):
+class ShardStore(Protocol):
     """How shards are got at, each by its name."""
 
     def stamp(self, shard: str) -> list[int]:
@@ -71,12 +72,12 @@ class Reach(Protocol):
         """
         ...
 
-    def soon(self, shards: Sequence[str]) -> None:
+    def prefetch(self, shards: Sequence[str]) -> None:
         """Begin to get hold of these."""
 
 
 @dataclass(frozen=True)
-class Contents:
+class ShardIndex:
     """What lies in one shard.
 
     Attributes:
@@ -106,7 +107,7 @@ class Contents:
         }  # fmt: skip
 
 
-def scan(path: Path, rule: NameRule = "auto") -> Contents:
+def scan(path: Path, rule: NameRule = "auto") -> ShardIndex:
     """Read the headers of a shard.
 
     Raises:
@@ -152,7 +153,7 @@ def scan(path: Path, rule: NameRule = "auto") -> Contents:
     spans = np.array(list(found.values()), np.int64).reshape(-1, 2)
     labels = np.fromiter((number.get(words.get(key, ""), -1) for key in found), np.int32, len(found))
     names = Names.of(map(printable, found))
-    return Contents(names, spans[:, 0], spans[:, 1], labels, classes, num_bytes, damage, remarks)
+    return ShardIndex(names, spans[:, 0], spans[:, 1], labels, classes, num_bytes, damage, remarks)
 
 
 _DOTTED = (
@@ -175,12 +176,12 @@ def _numbered(members: Sequence[tar_headers.Member]) -> bool:
     return len({parts[1] for parts in images}) < len(images) < 2 * numbers
 
 
-def note(contents: Contents) -> dict[str, Any]:
+def write_index(contents: ShardIndex) -> dict[str, Any]:
     """What an index beside a shard says besides its columns."""
     return {"bytes": contents.num_bytes, "classes": list(contents.classes)}
 
 
-def restored(columns: index.Columns, said: Any) -> Contents | None:
+def read_index(columns: index.Columns, said: Any) -> ShardIndex | None:
     """The reverse of `columns` and `note`; None where they contradict each other, as those of a stranger may."""
     try:
         names = Names(columns["text"], columns["ends"])
@@ -199,7 +200,7 @@ def restored(columns: index.Columns, said: Any) -> Contents | None:
         )
     except (KeyError, TypeError, ValueError, OverflowError):
         return None
-    return Contents(names, offsets, sizes, labels, classes, num_bytes) if sound else None
+    return ShardIndex(names, offsets, sizes, labels, classes, num_bytes) if sound else None
 
 
 class Shards:
@@ -220,7 +221,7 @@ class Shards:
     """
 
     def __init__(
-        self, names: Sequence[str], reach: Reach, classes: tuple[str, ...] = (), rule: NameRule = "auto"
+        self, names: Sequence[str], reach: ShardStore, classes: tuple[str, ...] = (), rule: NameRule = "auto"
     ) -> None:
         self._reach, self._index = reach, index.place("shards", "\n".join([rule, *names]))
         self._rule: NameRule = rule
@@ -273,10 +274,10 @@ class Shards:
         """The size of the image's file, from the index: for more a shard might have to be fetched."""
         return int(self._sizes[place])
 
-    def soon(self, places: np.ndarray) -> None:
+    def prefetch(self, places: np.ndarray) -> None:
         """A hint that these images will be asked for."""
         shards = np.unique(np.searchsorted(self._starts, places, "right") - 1)
-        self._reach.soon([self._shards[shard] for shard in shards if shard not in self._handles])
+        self._reach.prefetch([self._shards[shard] for shard in shards if shard not in self._handles])
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_handles": {}}
@@ -349,7 +350,7 @@ class Shards:
                 return index.load(self._index) or (columns, said)  # mapped, so that processes share it
             return columns, said
 
-    def _entry(self, shard: str, old: tuple[list[int], Contents] | None) -> tuple[list[int], Contents] | str:
+    def _entry(self, shard: str, old: tuple[list[int], ShardIndex] | None) -> tuple[list[int], ShardIndex] | str:
         """A shard's stamp and contents, or why it cannot be read."""
         stamp = self._stamp(shard)
         if stamp is None:
@@ -358,7 +359,7 @@ class Shards:
             return old
         beside = self._reach.index(shard)
         parsed = index.parse(np.frombuffer(beside, np.uint8)) if beside else None
-        contents = restored(*parsed) if parsed else None
+        contents = read_index(*parsed) if parsed else None
         if contents and (len(stamp) < 2 or contents.num_bytes == stamp[0]):
             return stamp, contents
         try:
@@ -378,7 +379,7 @@ class Shards:
                 return use(self._reach.path(shard))
         return use(self._reach.path(shard))
 
-    def _parts(self) -> dict[str, tuple[list[int], Contents]]:
+    def _parts(self) -> dict[str, tuple[list[int], ShardIndex]]:
         """The old index, shard by shard."""
         known = index.load(self._index)
         if known is None or known[1].get("rules") != _RULES:
@@ -393,7 +394,7 @@ class Shards:
             names = Names(text, ends - bytes_stop)
             bytes_stop = int(ends[-1])
             offsets, sizes, labels = (columns[name][here] for name in ("offsets", "sizes", "labels"))
-            parts[shard] = stamp, Contents(names, offsets, sizes, labels, tuple(said["classes"]), num_bytes)
+            parts[shard] = stamp, ShardIndex(names, offsets, sizes, labels, tuple(said["classes"]), num_bytes)
         return parts
 
     def _stamp(self, shard: str) -> list[int] | None:
@@ -415,7 +416,7 @@ def _shared(shards: Sequence[str]) -> int:
     return sum(len(folder) + 1 for folder, _ in same)
 
 
-def _joined(good: list[tuple[str, list[int], Contents]]) -> tuple[index.Columns, Any]:
+def _joined(good: list[tuple[str, list[int], ShardIndex]]) -> tuple[index.Columns, Any]:
     """Several shards' contents as one."""
     every = [contents for *_, contents in good]
     used = [np.unique(contents.labels[contents.labels >= 0]) for contents in every]

@@ -33,7 +33,7 @@ _STARTS = 3  # without an item or a culprit in between
 _PIPE_BYTES = 2**20
 
 
-class Hands:
+class InFlightTracker:
     """What each process has in hands, and the images that ended one.
 
     Attributes:
@@ -69,7 +69,7 @@ class Hands:
             signal.setitimer(signal.ITIMER_REAL, 0)
             self._held[worker.id] = -1
 
-    def let_go(self, ended: dict[int, int]) -> str:
+    def record_crashes(self, ended: dict[int, int]) -> str:
         """Settle what processes left when they ended.
 
         Args:
@@ -91,7 +91,7 @@ class Hands:
 
 
 def stream(
-    dataset: Dataset[Any], hands: Hands, first: int, last: int, workers: int, pin: bool = False
+    dataset: Dataset[Any], hands: InFlightTracker, first: int, last: int, workers: int, pin: bool = False
 ) -> Iterator[Any]:
     """Items first … last - 1, made ahead by `workers` processes (0: by this one, when asked for).
 
@@ -116,7 +116,7 @@ def stream(
             try:
                 item = next(items)
             except (RuntimeError, OSError, EOFError):  # a dead process leaves torn messages too
-                known, said = len(hands.fatal), hands.let_go(_buried(items))
+                known, said = len(hands.fatal), hands.record_crashes(_buried(items))
                 if not said:
                     raise
                 deaths = deaths + 1 if len(hands.fatal) == known else 0
@@ -131,7 +131,7 @@ def stream(
             yield item
 
 
-def each(look: Callable[[int], T], indices: Sequence[int], hands: Hands, workers: int) -> Iterator[T]:
+def each(look: Callable[[int], T], indices: Sequence[int], hands: InFlightTracker, workers: int) -> Iterator[T]:
     """What `look` makes of each image, in order, by `workers` processes; by threads where there are none or no fork."""
     if not workers or sys.platform != "linux":
         with ThreadPoolExecutor(4) as pool:  # a picture of the largest size takes a gigabyte

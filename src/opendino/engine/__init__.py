@@ -1,1 +1,1 @@
-"""What turns a method into a run: optimiser, precision, checkpoints, monitors, meters."""
+"""What turns a method into a run: optimizer, precision, checkpoints, monitors, meters."""

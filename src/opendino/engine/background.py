@@ -9,14 +9,14 @@ from types import TracebackType
 from opendino.core import log
 
 
-class Background:
+class BackgroundWriter:
     """A context; what was begun in it is finished when it is left."""
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, "background")
         self._work: Future[None] | None = None
 
-    def do(self, work: Callable[[], None]) -> None:
+    def submit(self, work: Callable[[], None]) -> None:
         """Begin this; first wait for what was begun before, and raise what went wrong in it."""
         self.wait()
         self._work = self._thread.submit(work)
@@ -32,7 +32,7 @@ class Background:
         if work is not None:
             work.result()
 
-    def __enter__(self) -> Background:
+    def __enter__(self) -> BackgroundWriter:
         return self
 
     def __exit__(

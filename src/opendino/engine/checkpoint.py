@@ -19,15 +19,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from opendino.core import dist, files
+from opendino.core import atomic_write, distributed
 from opendino.core.contracts import Method
 from opendino.engine import optim
-from opendino.models.checkpoints import folders
+from opendino.models.run_checkpoints import folders
 from opendino.models.weights import load_weights
 
 
 def snapshot(method: Method, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Copies on the host of all that trains: networks, heads, what else is registered (DINO's centre), and moments.
+    """Copies on the host of all that trains: networks, heads, what else is registered (DINO's center), and moments.
 
     Whole tensors on any number of ranks, so that any other number can go on from them. Every rank must take part; all
     but rank 0 get nothing.
@@ -37,11 +37,13 @@ def snapshot(method: Method, optimizer: torch.optim.Optimizer) -> dict[str, Tens
         for key, value in optimizer.state.get(held, {}).items():
             if isinstance(value, Tensor):
                 moment = value.shape == held.shape
-                tensors[f"optimizer.{index}.{key}"] = dist.parts_like(optim.whole(held), value) if moment else value
+                tensors[f"optimizer.{index}.{key}"] = (
+                    distributed.from_local_shard(optim.whole(held), value) if moment else value
+                )
     copies = {}
     for key, value in tensors.items():
-        gathered = dist.whole(value)
-        if dist.rank() == 0:
+        gathered = distributed.full_tensor(value)
+        if distributed.rank() == 0:
             copies[key] = torch.empty(gathered.shape, dtype=gathered.dtype).copy_(gathered)
     return copies
 
@@ -70,16 +72,16 @@ def save(folder: Path, tensors: dict[str, Tensor], state: dict[str, Any], keep: 
     try:
         partial.mkdir()
         _write(tensors, partial / "tensors.safetensors")
-        files.write(partial / "state.json", json.dumps(state, indent=1))
+        atomic_write.write(partial / "state.json", json.dumps(state, indent=1))
         for path in (partial / "tensors.safetensors", partial, home):
-            files.sync(path)
+            atomic_write.sync(path)
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
     except BaseException:  # on a full disk every byte counts
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    files.sync(home)
-    files.write(folder / "latest", f"checkpoints/{name}\n")
+    atomic_write.sync(home)
+    atomic_write.write(folder / "latest", f"checkpoints/{name}\n")
     for old in folders(folder)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return final
@@ -130,7 +132,7 @@ def load(path: Path, method: Method, optimizer: torch.optim.Optimizer) -> dict[s
     tensors = load_file(path / "tensors.safetensors")
     weights = {key.removeprefix("method."): value for key, value in tensors.items() if key.startswith("method.")}
     own = method.state_dict()
-    weights = {key: dist.parted_like(own[key], value) if key in own else value for key, value in weights.items()}
+    weights = {key: distributed.shard_like(own[key], value) if key in own else value for key, value in weights.items()}
     load_weights(method, weights, str(path))
     parameters = _parameters(optimizer)
     moments: dict[int, dict[str, Tensor]] = {}
@@ -140,8 +142,8 @@ def load(path: Path, method: Method, optimizer: torch.optim.Optimizer) -> dict[s
             held = parameters[int(index)]
             parameter = optim.whole(held)
             if value.shape == parameter.shape:
-                # Fused optimisers want a moment to lie in memory as its parameter does.
-                mine = dist.local(dist.parted_like(parameter, value))
+                # Fused optimizers want a moment to lie in memory as its parameter does.
+                mine = distributed.local_tensor(distributed.shard_like(parameter, value))
                 value = torch.empty_like(held, dtype=value.dtype).copy_(mine)
             moments.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})

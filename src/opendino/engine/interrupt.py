@@ -26,7 +26,7 @@ class Interrupt:
     """
 
     def __init__(self) -> None:
-        self.patient = self.asked = False
+        self.finish_step = self.asked = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupt:
@@ -42,6 +42,6 @@ class Interrupt:
             signal.signal(number, handler)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if not self.patient or (self.asked and number == signal.SIGINT):
+        if not self.finish_step or (self.asked and number == signal.SIGINT):
             raise KeyboardInterrupt
         self.asked = True

@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 
-from opendino.core import errors, files
+from opendino.core import atomic_write, errors
 from opendino.core.errors import UsageError, UserError
 from opendino.core.ranges import MOST_PROCESSES, cores
 from opendino.engine.interrupt import Interrupted
@@ -191,10 +191,10 @@ def _process(home: str, processes: int, work: Callable[..., dict[str, Any]], arg
     except Exception as error:
         if errors.lost(error):
             os._exit(1)  # the launcher starts all of us again
-        known = errors.explained(error)
+        known = errors.to_user_error(error)
         answer = {"error": [known.message, known.hint, known.exit_code]} if known else {"bug": traceback.format_exc()}
     mine = verdict.with_name(f"verdict-{os.environ['RANK']}.json")
-    files.write(mine, json.dumps(answer))
+    atomic_write.write(mine, json.dumps(answer))
     with contextlib.suppress(FileExistsError):
         os.link(mine, verdict)  # complete at once, and never in place of an earlier one
     if "answer" not in answer and not (known and known.exit_code == 130):

@@ -1,4 +1,4 @@
-"""Optimisers, parameter groups, clipping and the schedules of learning rate and weight decay.
+"""Optimizers, parameter groups, clipping and the schedules of learning rate and weight decay.
 
 Nothing here waits for the device: a void step (`found_inf`) is skipped on the device itself.
 """
@@ -12,7 +12,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from opendino.core import auto, dist, schedule, span
+from opendino.core import auto_values, distributed, duration, schedule
 from opendino.core.contracts import Backbone
 from opendino.core.ranges import Checked, Duration, FractionAboveZero, NotNegative, Positive, Width
 from opendino.core.types import Clock, Facts
@@ -20,7 +20,7 @@ from opendino.core.types import Clock, Facts
 
 @dataclass(frozen=True)
 class Config(Checked):
-    """How the student is optimised. Defaults are DINO v1's for ViTs."""
+    """How the student is optimized. Defaults are DINO v1's for ViTs."""
 
     name: Literal["adamw", "sgd", "lars"] = "adamw"
     lr: Positive | Literal["auto"] = 5e-4
@@ -42,8 +42,8 @@ class Config(Checked):
     """Largest gradient norm; 0 for none."""
     clip_by: Literal["tensor", "global"] = "tensor"
     """Norm of each parameter tensor on its own (DINO v1), or of all together."""
-    accumulate: Width | Literal["auto"] = "auto"
-    """A step's batch is worked off in this many parts, to save memory; one EMA and centre update a step all
+    grad_accum_steps: Width | Literal["auto"] = "auto"
+    """A step's batch is worked off in this many parts, to save memory; one EMA and center update a step all
     the same. BatchNorm sees one part at a time. auto: as few parts as fit."""
 
     def resolved(self, facts: Facts) -> tuple[Config, list[str]]:
@@ -57,10 +57,10 @@ class Config(Checked):
             found["weight_decay_end"] = end, "constant, as in the demo" if facts.convolutional else "as in the paper"
         for name in ("lr_warmup", "freeze_backbone"):
             asked = getattr(self, name)
-            value = span.capped(asked, 0.2, **timing)
+            value = duration.capped(asked, 0.2, **timing)
             if value != asked:
                 found[name] = value, f"{asked} is more than 20% of {facts.total_steps:,} steps"
-        return auto.applied(self, found)
+        return auto_values.with_auto_values(self, found)
 
 
 _RATES = {"adamw": 5e-4, "sgd": 0.03, "lars": 0.3}
@@ -83,7 +83,7 @@ class LARS(torch.optim.Optimizer):
     Then v ← momentum·v + g and p ← p - lr·v. Biases and norms get neither decay nor ratio.
     """
 
-    _step_supports_amp_scaling = True  # `found_inf` is honoured, see step()
+    _step_supports_amp_scaling = True  # `found_inf` is honored, see step()
 
     def __init__(self, params: Iterable[Any], lr: float, momentum: float = 0.9, eta: float = 0.001) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "eta": eta, "weight_decay": 0.0})
@@ -122,7 +122,7 @@ class LARS(torch.optim.Optimizer):
 
 def _norm(part: Tensor, parted: bool) -> Tensor:
     """Of the whole tensor, where this is all of it or, if `parted`, what one rank holds."""
-    return dist.total(part.square().sum()).sqrt() if parted else part.norm()
+    return distributed.all_reduce_sum(part.square().sum()).sqrt() if parted else part.norm()
 
 
 def param_groups(student: nn.Module, layer_decay: float = 1.0, apart: bool = False) -> list[dict[str, Any]]:
@@ -154,8 +154,8 @@ def param_groups(student: nn.Module, layer_decay: float = 1.0, apart: bool = Fal
 
 
 def build(config: Config, student: nn.Module) -> torch.optim.Optimizer:
-    """The optimiser of a student. Its learning rate and weight decay are set by `set_schedules` before each step."""
-    groups = param_groups(student, config.layer_decay, apart=span.parse(config.freeze_backbone)[0] > 0)
+    """The optimizer of a student. Its learning rate and weight decay are set by `set_schedules` before each step."""
+    groups = param_groups(student, config.layer_decay, apart=duration.parse(config.freeze_backbone)[0] > 0)
     for group in groups:
         group["params"] = [_held(parameter) for parameter in group["params"]]
     if config.name == "adamw":
@@ -172,15 +172,15 @@ def build(config: Config, student: nn.Module) -> torch.optim.Optimizer:
 
 
 def whole(parameter: nn.Parameter) -> nn.Parameter:
-    """The student's parameter behind one of the optimiser's: itself, unless ranks hold parts of it (FSDP)."""
+    """The student's parameter behind one of the optimizer's: itself, unless ranks hold parts of it (FSDP)."""
     return getattr(parameter, "whole", parameter)
 
 
 def _held(parameter: nn.Parameter) -> nn.Parameter:
-    """What this rank holds of a parameter: optimisers work on plain tensors, and need not know of the other ranks."""
-    if not dist.sharded(parameter):
+    """What this rank holds of a parameter: optimizers work on plain tensors, and need not know of the other ranks."""
+    if not distributed.is_sharded(parameter):
         return parameter
-    held = nn.Parameter(dist.local(parameter.detach()))
+    held = nn.Parameter(distributed.local_tensor(parameter.detach()))
     held.whole = parameter  # pyright: ignore[reportAttributeAccessIssue]
     return held
 
@@ -196,11 +196,11 @@ def set_schedules(optimizer: torch.optim.Optimizer, config: Config, clock: Clock
     """
     assert config.lr != "auto" and config.weight_decay_end != "auto"
     total = clock.total_steps
-    warmup = span.steps(config.lr_warmup, total_steps=total, steps_per_epoch=clock.steps_per_epoch)
+    warmup = duration.steps(config.lr_warmup, total_steps=total, steps_per_epoch=clock.steps_per_epoch)
     lr = schedule.cosine(clock.step, config.lr * batch / 256, config.min_lr, total, warmup)
     weight_decay = schedule.cosine(clock.step, config.weight_decay, config.weight_decay_end, total)
-    # At a rate of 0 weights stay as they are, bit for bit, while the optimiser's moments settle.
-    frozen = span.steps(config.freeze_backbone, total_steps=total, steps_per_epoch=clock.steps_per_epoch)
+    # At a rate of 0 weights stay as they are, bit for bit, while the optimizer's moments settle.
+    frozen = duration.steps(config.freeze_backbone, total_steps=total, steps_per_epoch=clock.steps_per_epoch)
     thawed = min(1.0, max(0, clock.step - frozen) / max(1, warmup)) if frozen else 1.0
     for group in optimizer.param_groups:
         group["lr"] = lr * group["share"] * (thawed if group["backbone"] else 1.0)
@@ -216,10 +216,10 @@ def clip(student: nn.Module, max_norm: float, by: Literal["tensor", "global"]) -
     Norms are those of whole tensors, also where each rank holds a part of them.
     """
     found = [p.grad for p in student.parameters() if p.grad is not None]
-    grads = [dist.local(grad) for grad in found]
+    grads = [distributed.local_tensor(grad) for grad in found]
     norms = torch.stack(torch._foreach_norm(grads))  # pyright: ignore[reportPrivateImportUsage]
-    if any(dist.sharded(grad) for grad in found):
-        norms = dist.total(norms.square()).sqrt()
+    if any(distributed.is_sharded(grad) for grad in found):
+        norms = distributed.all_reduce_sum(norms.square()).sqrt()
     total = torch.linalg.vector_norm(norms)
     if max_norm > 0:
         # The original's rule, with its 1e-6: g · min(1, c / (‖g‖ + 1e-6)).
@@ -229,7 +229,7 @@ def clip(student: nn.Module, max_norm: float, by: Literal["tensor", "global"]) -
     return total
 
 
-class Buffers:
+class BatchNormBuffers:
     """The buffers of a module before a step: BatchNorm's statistics, which a void step must not spoil.
 
     Args:
@@ -239,23 +239,23 @@ class Buffers:
     def __init__(self, module: nn.Module) -> None:
         self._pairs = [(buffer, buffer.clone()) for buffer in module.buffers()]
 
-    def put_back(self, ok: Tensor) -> None:
+    def restore(self, ok: Tensor) -> None:
         """Undo what happened to them since, where `ok` (scalar bool on the device) is False."""
         for buffer, before in self._pairs:
             buffer.copy_(torch.where(ok, buffer, before))
 
 
 def step(optimizer: torch.optim.Optimizer, ok: Tensor) -> None:
-    """The optimiser's step, void where `ok` (scalar bool on the device) is False; then gradients are forgotten.
+    """The optimizer's step, void where `ok` (scalar bool on the device) is False; then gradients are forgotten.
 
     The host does not wait.
     """
     pairs = [(held, whole(held)) for group in optimizer.param_groups for held in group["params"]]
     for held, parameter in pairs:
         if held is not parameter:
-            held.data = dist.local(parameter.detach())
-            held.grad = None if parameter.grad is None else dist.local(parameter.grad)
-    # The protocol of torch's own GradScaler: fused optimisers read `found_inf` and skip on the device.
+            held.data = distributed.local_tensor(parameter.detach())
+            held.grad = None if parameter.grad is None else distributed.local_tensor(parameter.grad)
+    # The protocol of torch's own GradScaler: fused optimizers read `found_inf` and skip on the device.
     optimizer.found_inf = (~ok).to(torch.float32)  # pyright: ignore[reportAttributeAccessIssue]
     optimizer.step()
     del optimizer.found_inf  # pyright: ignore[reportAttributeAccessIssue]

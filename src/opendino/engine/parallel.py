@@ -12,7 +12,8 @@ import torch
 import torch.distributed as torch_dist
 from torch import Tensor, nn
 
-from opendino.core import cluster, dist
+from opendino.core import distributed as dist
+from opendino.core import slurm
 from opendino.core.contracts import Backbone, Method
 from opendino.engine import sync_batch_norm
 
@@ -20,7 +21,7 @@ Parallel = Literal["auto", "ddp", "fsdp"]
 
 
 @contextlib.contextmanager
-def processes(name: str) -> Iterator[torch.device]:
+def process_group(name: str) -> Iterator[torch.device]:
     """Join the other processes where torchrun, srun or `opendino train` itself started several.
 
     Args:
@@ -32,9 +33,9 @@ def processes(name: str) -> Iterator[torch.device]:
     Raises:
         UsageError: There is no such device.
     """
-    cluster.adopt(os.environ)
+    slurm.adopt_slurm_environment(os.environ)
     device = dist.device(name)
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.active():
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_distributed():
         yield device
         return
     torch_dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
@@ -44,8 +45,8 @@ def processes(name: str) -> Iterator[torch.device]:
         torch_dist.destroy_process_group()
 
 
-def place(
-    method: Method, device: torch.device, how: Literal["ddp", "fsdp"], synchronise: bool
+def prepare_distributed(
+    method: Method, device: torch.device, how: Literal["ddp", "fsdp"], synchronize: bool
 ) -> tuple[nn.Module, Callable[[], Method]]:
     """Put a method on its device, ready to train there with the others.
 
@@ -53,25 +54,25 @@ def place(
         method: On the host, the same on every rank.
         device: This rank's.
         how: ddp keeps everything on every rank; fsdp a part of each tensor, and fetches a block's when it is its turn.
-        synchronise: BatchNorm takes its statistics over all ranks.
+        synchronize: BatchNorm takes its statistics over all ranks.
 
     Returns:
         What to call in place of the method; and a function that gives a method with whole weights and the buffers of
         rank 0 on every rank, to be judged and saved. Every rank must call it; its tensors may be those that train.
     """
-    if dist.active() and synchronise:
+    if dist.is_distributed() and synchronize:
         sync_batch_norm.convert(method)
-    if dist.active() and how == "fsdp":
+    if dist.is_distributed() and how == "fsdp":
         return method, _part(method, device)
     method.to(device).to(memory_format=torch.channels_last)  # what convolutions are fastest in, on every device
-    if not dist.active():
+    if not dist.is_distributed():
         return method, lambda: method
-    # Buffers are left alone: a method reduces its own (the centre), and BatchNorm's are each rank's or synchronised.
+    # Buffers are left alone: a method reduces its own (the center), and BatchNorm's are each rank's or synchronized.
     distributed = nn.parallel.DistributedDataParallel
     distributed._set_params_and_buffers_to_ignore_for_model(method, [name for name, _ in method.named_buffers()])
 
     def whole() -> Method:
-        dist.copied(method.buffers())
+        dist.broadcast_(method.buffers())
         return method
 
     return distributed(method), whole
@@ -89,7 +90,7 @@ def _part(method: Method, device: torch.device) -> Callable[[], Method]:
     # A method without memory of its own, for whole weights to be put in.
     empty = {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in method.parameters()}
     skeleton = copy.deepcopy(method, dict[int, object](empty))
-    mesh = init_device_mesh(device.type, (dist.world(),))
+    mesh = init_device_mesh(device.type, (dist.world_size(),))
     for network in (method.student, method.teacher):
         for block in cast(Backbone, network["backbone"]).transformer_blocks():
             fully_shard(block, mesh=mesh, reshard_after_forward=True)
@@ -97,10 +98,10 @@ def _part(method: Method, device: torch.device) -> Callable[[], Method]:
     method.to(device)
 
     def whole() -> Method:
-        dist.copied(method.buffers())
+        dist.broadcast_(method.buffers())
         pairs: list[tuple[Tensor, Tensor]] = []
         for hollow, parted in zip(skeleton.parameters(), method.parameters(), strict=True):
-            pairs.append((hollow, nn.Parameter(dist.whole(parted.detach()), parted.requires_grad)))
+            pairs.append((hollow, nn.Parameter(dist.full_tensor(parted.detach()), parted.requires_grad)))
         for hollow, buffer in zip(skeleton.buffers(), method.buffers(), strict=True):
             pairs.append((hollow, buffer.clone()))
         return copy.deepcopy(skeleton, {id(hollow): full for hollow, full in pairs})

@@ -1,4 +1,4 @@
-"""In which precision the networks run. Softmax, normalisation and losses are float32 in any case."""
+"""In which precision the networks run. Softmax, normalization and losses are float32 in any case."""
 
 from __future__ import annotations
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, record_function, schedule
 
-from opendino.core import files, log
+from opendino.core import atomic_write, log
 
-PARTS = ("wait for images", "crops", "forward", "backward", "optimiser", "teacher's average")
+PARTS = ("wait for images", "crops", "forward", "backward", "optimizer", "teacher's average")
 """The parts of a step, as they are marked in train.py."""
 _WARM, _SHOWN = 3, 5
 
@@ -66,5 +66,5 @@ class Profiler:
         lines.append(f"{'in all':<18}{whole / 1e3:>10.2f}{1:>7.0%}")
         sort = "self_device_time_total" if self._cuda else "self_cpu_time_total"
         table = steps.table(sort_by=sort, row_limit=25, max_name_column_width=50)
-        files.write(self._folder / "profile.txt", "\n".join([*lines, "", table]))
+        atomic_write.write(self._folder / "profile.txt", "\n".join([*lines, "", table]))
         log.say("\n".join([*lines, f"trace: {self._folder / 'profile.json.gz'} (chrome://tracing, ui.perfetto.dev)"]))

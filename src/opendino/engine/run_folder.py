@@ -13,7 +13,7 @@ LEFT_AT_THE_START = frozenset({".lock", "cache.u8", ".cache.u8.partial", ".confi
 """All that is there of a run killed before it had settings: a folder with no more than that is as good as empty."""
 
 
-class Claim:
+class RunDirLock:
     """Makes a run's folder where there is none; takes it away again if the run fails before its first step.
 
     While entered a lock is held on the file `.lock` in it, which the system lets go of when the process ends in
@@ -37,7 +37,7 @@ class Claim:
         """From now on the folder stays."""
         self._kept = True
 
-    def __enter__(self) -> Claim:
+    def __enter__(self) -> RunDirLock:
         if self._leader:
             begins, self._kept = not self._kept, True  # others' folders stay
             try:

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from opendino.core import dist, ranges
+from opendino.core import distributed, ranges
 from opendino.core.contracts import Backbone, Method
 from opendino.core.errors import UsageError, UserError
 from opendino.core.types import ViewSpec
@@ -35,7 +35,7 @@ def batch(wanted: int | str, num_images: int, seen: float, device: torch.device)
     Raises:
         UserError: More than the set has.
     """
-    world = dist.world()
+    world = distributed.world_size()
     if isinstance(wanted, int):
         if wanted > num_images:
             raise UserError(
@@ -90,7 +90,7 @@ class Memory:
     Attributes:
         weights: Of student and teacher.
         gradients: Of the student, with the copy in which DDP sends them.
-        moments: The optimiser's.
+        moments: The optimizer's.
         activations: What autograd keeps of one part of a step.
     """
 
@@ -119,7 +119,7 @@ def memory(method: Method, optimizer: str, activations: float, parted: bool) -> 
         activations: Bytes of one part of a step.
         parted: Whether the ranks part weights, gradients and moments among them (FSDP); else each holds all (DDP).
     """
-    world = dist.world()
+    world = distributed.world_size()
     weights = sum(p.nbytes for p in method.parameters())
     trained = sum(p.nbytes for p in method.parameters() if p.requires_grad)
     copies = 2 if world > 1 and not parted else 1
@@ -181,15 +181,19 @@ def parallel(
     """
     free, how = free_bytes(device), wanted
     if how == "auto":
-        how = "ddp" if dist.world() == 1 or memory(method, optimizer, activations, False).total <= free else "fsdp"
+        how = (
+            "ddp"
+            if distributed.world_size() == 1 or memory(method, optimizer, activations, False).total <= free
+            else "fsdp"
+        )
     needed = memory(method, optimizer, activations, how == "fsdp")
     check_fits(needed, device)
-    where = f" of each of {dist.world()} {how} devices" if dist.world() > 1 else ""
+    where = f" of each of {distributed.world_size()} {how} devices" if distributed.world_size() > 1 else ""
     text = f"memory{where} = {needed.total / 2**30:.2g} GiB of {free / 2**30:.2g} free: {needed}"
     return how, text if needed.total <= free else f"{text}; it may not fit: a smaller --batch takes less"
 
 
-def accumulate(wanted: int | str, batch: int, each: float, device: torch.device) -> tuple[int, str]:
+def micro_batches(wanted: int | str, batch: int, each: float, device: torch.device) -> tuple[int, str]:
     """In how many parts a rank works off its share of a step, and why.
 
     Args:
@@ -201,10 +205,12 @@ def accumulate(wanted: int | str, batch: int, each: float, device: torch.device)
     Raises:
         UserError: The share does not divide into that many parts.
     """
-    share = batch // dist.world()
+    share = batch // distributed.world_size()
     if isinstance(wanted, int):
         if share % wanted:
-            raise UserError(f"{share} images do not divide into accumulate={wanted} parts", f"Use a divisor of {share}")
+            raise UserError(
+                f"{share} images do not divide into optim.grad_accum_steps={wanted} parts", f"Use a divisor of {share}"
+            )
         return wanted, "as asked"
     if device.type == "cuda":
         free, what = 0.6 * torch.cuda.mem_get_info(device)[0], "60% of the free GPU memory"

@@ -11,19 +11,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from opendino.core import dist
+from opendino.core import distributed
 
 
 def convert(module: nn.Module) -> nn.Module:
     """Let every BatchNorm below see the images of all ranks; parameters, buffers and their names stay."""
     if isinstance(module, _BatchNorm):
-        return module if isinstance(module, nn.SyncBatchNorm) else _synchronised(module)
+        return module if isinstance(module, nn.SyncBatchNorm) else _synchronized(module)
     for name, child in module.named_children():
         setattr(module, name, convert(child))
     return module
 
 
-def _synchronised(norm: _BatchNorm) -> nn.Module:
+def _synchronized(norm: _BatchNorm) -> nn.Module:
     plain = type(norm) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
     if plain and torch.cuda.is_available():  # its kernels are faster; on other devices it refuses to run
         return nn.SyncBatchNorm.convert_sync_batchnorm(norm)
@@ -53,17 +53,17 @@ class SyncBatchNorm(_BatchNorm):
         pass
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002, torch's name
-        """Normalised, scaled and shifted channel by channel; in eval mode by the running statistics, as ever."""
-        if not (self.training and dist.active()):
+        """Normalized, scaled and shifted channel by channel; in eval mode by the running statistics, as ever."""
+        if not (self.training and distributed.is_distributed()):
             return self.after(super().forward(input))
         axes = [axis for axis in range(input.ndim) if axis != 1]
         x = input.to(torch.promote_types(input.dtype, torch.float32))
         # Twice around, mean before variance: E[x²] - E[x]² in one go would lose digits.
         mean = _Mean.apply(x.mean(axes))
-        centred = x - self._along(mean, x)
-        variance = _Mean.apply(centred.square().mean(axes))
-        self._remember(mean, variance, x.numel() // x.shape[1] * dist.world())
-        normed = centred * self._along((variance + self.eps).rsqrt(), x)
+        centered = x - self._along(mean, x)
+        variance = _Mean.apply(centered.square().mean(axes))
+        self._remember(mean, variance, x.numel() // x.shape[1] * distributed.world_size())
+        normed = centered * self._along((variance + self.eps).rsqrt(), x)
         if self.affine:
             normed = normed * self._along(self.weight, x) + self._along(self.bias, x)
         return self.after(normed.to(input.dtype))
@@ -88,8 +88,8 @@ class _Mean(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
-        return dist.mean(tensor)
+        return distributed.all_reduce_mean(tensor)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        return dist.mean(grads[0].contiguous())
+        return distributed.all_reduce_mean(grads[0].contiguous())

@@ -14,16 +14,16 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from opendino.core import dist
+from opendino.core import distributed
 from opendino.core.errors import BadImage, UsageError, UserError
 from opendino.core.ranges import Checked, FractionAboveZero, PixelSize, Seed
 from opendino.core.types import Report
-from opendino.data.mask_scores import jaccard
-from opendino.data.masked import open_masked
-from opendino.models.attention import keep_mass, of_cls
+from opendino.datasets.mask_metrics import jaccard
+from opendino.datasets.segmentation_dataset import open_segmentation_dataset
+from opendino.models.attention_maps import keep_mass, of_cls
 from opendino.models.build import backbone
 from opendino.models.load import NETWORKS, Model, load
-from opendino.models.patches import normalise, patch_px
+from opendino.models.patch_inputs import patch_px, to_network_input
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ def evaluate(config: Config) -> Report:
     """
     if not config.data:
         raise UsageError("No images were named", "Give --data with a folder of images/ and masks/, VOC, or toy:forms")
-    device = dist.device(config.device)
-    images = open_masked(config.data)
+    device = distributed.device(config.device)
+    images = open_segmentation_dataset(config.data)
     networks = {name: model.to(device) for name, model in _networks(config).items()}
     step = patch_px(networks["untrained"])
     began, notes = time.monotonic(), []
@@ -84,7 +84,7 @@ def evaluate(config: Config) -> Report:
 def attention_jaccard(attention: Tensor, truth: Tensor, void: Tensor | None = None, mass: float = 0.6) -> Tensor:
     """Overlap of a mask with what each head looks at most, and with what all heads together do.
 
-    The attention is cut off at patches and then enlarged by nearest neighbour.
+    The attention is cut off at patches and then enlarged by nearest neighbor.
 
     Args:
         attention: float `[heads h w]`, of the CLS token to the patches.
@@ -120,7 +120,7 @@ def _attention(model: Model, pixels: np.ndarray, height: int, width: int, step: 
     resampling = Image.Resampling[model.preprocessing["interpolation"].upper()]
     resized = np.array(Image.fromarray(pixels).resize((width, height), resampling))
     try:
-        return of_cls(model, normalise(resized, model), (height // step, width // step))[0]
+        return of_cls(model, to_network_input(resized, model), (height // step, width // step))[0]
     except NotImplementedError as error:
         raise UserError(str(error), "Judge it by k-NN or a linear probe") from error
 

@@ -12,17 +12,17 @@ import torch
 import tyro
 from torch import Tensor
 
-from opendino.core import dist
+from opendino.core import distributed
 from opendino.core.contracts import Source
-from opendino.core.duplicates import near_duplicates
 from opendino.core.errors import UsageError, UserError
 from opendino.core.ranges import Batch, Checked, Cosine, PixelSize
-from opendino.core.ranking import POSITIVE, average_precision, search
 from opendino.core.types import Report
-from opendino.data.copies import COPIES
-from opendino.data.open import open_source
-from opendino.features.whole import Describer, skipped
-from opendino.models.descriptor import Descriptor
+from opendino.data.open_source import open_source
+from opendino.datasets.copy_transforms import COPIES
+from opendino.features.image_descriptors import Describe, skipped
+from opendino.features.near_duplicates import near_duplicates
+from opendino.features.ranking_metrics import POSITIVE, average_precision, search
+from opendino.models.global_descriptor import Descriptor
 from opendino.models.load import load
 
 _SIZE_PX, _POWER, _DEPTH = 320, 4.0, 20  # of DINO v1 on Copydays
@@ -70,7 +70,7 @@ def evaluate(config: Config) -> Report:
     """
     if not config.data:
         raise UsageError("No images were named", "Give a folder of images, or Copydays")
-    device = dist.device(config.device)
+    device = distributed.device(config.device)
     source = open_source(config.data)
     blocks = _blocks(source) if config.mode in ("auto", "copydays") else {}
     if config.mode == "copydays" and len(blocks) < 2:
@@ -78,7 +78,7 @@ def evaluate(config: Config) -> Report:
     model = load(config.model, config.which).to(device)
     size_px = config.size_px or (_SIZE_PX if len(blocks) > 1 else model.preprocessing["image_px"])
     sees = Descriptor(model, size_px, fit="square", pool="cls+gem", power=_POWER)
-    seen = Describer(sees, device, config.whiten, centred=False, batch=config.batch)
+    seen = Describe(sees, device, config.whiten, centered=False, batch=config.batch)
     if config.mode == "duplicates":
         return _duplicates(config, source, seen)
     return _copydays(config, source, blocks, seen) if len(blocks) > 1 else _augment(config, source, seen)
@@ -119,7 +119,7 @@ def _blocks(source: Source) -> dict[str, list[int]]:
     return {"original": below.pop("original"), **below}
 
 
-def _copydays(config: Config, source: Source, blocks: dict[str, list[int]], seen: Describer) -> Report:
+def _copydays(config: Config, source: Source, blocks: dict[str, list[int]], seen: Describe) -> Report:
     """Each copy is to find its originals, among all of them and the distractors."""
     listed = [index for images in blocks.values() for index in images]
     images = seen(source, listed)
@@ -150,7 +150,7 @@ def _family(source: Source, index: int) -> str:
     return stem[:-2] if stem.isdigit() and len(stem) > 2 else stem
 
 
-def _augment(config: Config, source: Source, seen: Describer) -> Report:
+def _augment(config: Config, source: Source, seen: Describe) -> Report:
     """Copies made of every image, each to find the image it was made of."""
     images = seen(source, views=lambda _, image: [image, *(change(image) for change in COPIES.values())])
     database, bad = _with_distractors(config, images.features[:, 0], seen)
@@ -162,7 +162,7 @@ def _augment(config: Config, source: Source, seen: Describer) -> Report:
     return _report(config, "copies made here", found, num_originals, len(database), bad, seen.protocol)
 
 
-def _with_distractors(config: Config, originals: Tensor, seen: Describer) -> tuple[Tensor, list[tuple[str, str]]]:
+def _with_distractors(config: Config, originals: Tensor, seen: Describe) -> tuple[Tensor, list[tuple[str, str]]]:
     if not config.distractors:
         return originals, []
     others = seen(open_source(config.distractors))
@@ -208,7 +208,7 @@ def _report(
     })  # fmt: skip
 
 
-def _duplicates(config: Config, source: Source, seen: Describer) -> Report:
+def _duplicates(config: Config, source: Source, seen: Describe) -> Report:
     images = seen(source)
     groups: list[dict[str, Any]] = [
         {"files": [source.key(images.kept[i]) for i in group.indices], "similarity": list(group.similarity)}

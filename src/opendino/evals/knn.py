@@ -1,4 +1,4 @@
-"""Weighted k-nearest-neighbour classification (Wu et al. 2018, arXiv:1805.01978), the protocol of DINO."""
+"""Weighted k-nearest-neighbor classification (Wu et al. 2018, arXiv:1805.01978), the protocol of DINO."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import tyro
 from msgspec import Meta
 from torch import Tensor
 
-from opendino.core import dist
+from opendino.core import distributed
 from opendino.core.accuracy import NO_TOP5, Accuracy, standard_error, yardstick
 from opendino.core.errors import UsageError, UserError
 from opendino.core.ranges import Batch, Checked, Count, Repeats, Temperature, Workers
 from opendino.core.types import Report
-from opendino.features.neighbours import directed, nearest
-from opendino.features.scores import accuracy_of, place
-from opendino.features.sides import Sides, sides
-from opendino.features.table import Table
+from opendino.features.classification_metrics import accuracy_of, place
+from opendino.features.feature_table import FeatureTable
+from opendino.features.nearest_neighbors import directed, nearest
+from opendino.features.train_val_features import TrainValFeatures, train_val_features
 from opendino.models.load import load
 
 Weights = Literal["similarity", "uniform"]
@@ -36,13 +36,13 @@ class Config(Checked):
     which: Literal["teacher", "student"] | None = None
     """Network of a run; the one to use by default."""
     train: str | None = None
-    """Labelled images to look for neighbours among; those that a run was trained on by default."""
+    """Labeled images to look for neighbors among; those that a run was trained on by default."""
     val: str | None = None
-    """Labelled images to classify; without it a fifth of --train is held out."""
+    """Labeled images to classify; without it a fifth of --train is held out."""
     k: Annotated[tuple[Count, ...], Meta(min_length=1)] = (10, 20)
-    """Numbers of neighbours that vote."""
+    """Numbers of neighbors that vote."""
     temperature: Temperature = 0.07
-    """T: a neighbour's vote is exp(cosine / T)."""
+    """T: a neighbor's vote is exp(cosine / T)."""
     weights: Weights = "similarity"
     """similarity: votes by the temperature; uniform: one vote each."""
     shots: Count | None = None
@@ -67,15 +67,15 @@ class Config(Checked):
 
 
 def evaluate(config: Config) -> Report:
-    """Classify images by their neighbours.
+    """Classify images by their neighbors.
 
     Raises:
         UserError: No such model or images, no labels, or nothing that can be read.
     """
-    device = dist.device(config.device)
+    device = distributed.device(config.device)
     model = load(config.model, config.which).to(device)
     dtype = getattr(torch, config.feature_dtype)
-    both = sides(model, config.train, config.val, batch=config.batch, workers=config.workers, dtype=dtype)
+    both = train_val_features(model, config.train, config.val, batch=config.batch, workers=config.workers, dtype=dtype)
     judge = _multi_label if config.multi_label else _few_shot if config.shots else _plain
     notes, by_k = judge(config, both, device)
     first = by_k[config.k[0]]
@@ -110,16 +110,16 @@ def knn(
 ) -> dict[int, tuple[float, float]]:
     """Top-1 and top-5 accuracy in percent for each k.
 
-    Features are L2-normalised; each of the k nearest neighbours votes for its class, with exp(cosine / temperature) or
-    with one vote. Among equally near neighbours the earlier in the bank comes first, among classes with equal votes
+    Features are L2-normalized; each of the k nearest neighbors votes for its class, with exp(cosine / temperature) or
+    with one vote. Among equally near neighbors the earlier in the bank comes first, among classes with equal votes
     the lower label.
 
     Args:
-        bank: float `[M D]`, the labelled features.
+        bank: float `[M D]`, the labeled features.
         bank_labels: int64 `[M]`, any numbers.
         queries: float `[Q D]`.
         query_labels: int64 `[Q]`; a label that the bank lacks cannot be guessed right.
-        k: Numbers of neighbours; more than M counts as M.
+        k: Numbers of neighbors; more than M counts as M.
         temperature: T above 0.
         weights: "similarity" or "uniform".
 
@@ -170,7 +170,7 @@ def knn_multi_label(
 ) -> dict[int, float]:
     """Mean average precision in percent for each k, where an image may belong to several classes or to none.
 
-    A class's score is its share of the k neighbours' votes. The mean is over classes that some query has.
+    A class's score is its share of the k neighbors' votes. The mean is over classes that some query has.
 
     Args:
         bank: float `[M D]`.
@@ -229,7 +229,7 @@ def _ballots(
 ) -> Iterator[tuple[Tensor, Tensor, slice]]:
     """The voters `[q k]`, positions in the bank, and their votes, for a part of the queries at a time.
 
-    Votes are relative to the nearest neighbour's: exp(1 / T) by itself may exceed float32.
+    Votes are relative to the nearest neighbor's: exp(1 / T) by itself may exceed float32.
     """
     if not len(bank) or not len(queries):
         raise UserError(f"k-NN needs features on both sides, got {len(bank)} and {len(queries)}")
@@ -251,32 +251,32 @@ _COLUMNS = {
 """Figures that people are shown, and their heads."""
 
 
-def _lost(both: Sides) -> list[str]:
+def _lost(both: TrainValFeatures) -> list[str]:
     """A line where features are zero: nothing is near to them."""
     lost = sum(int((~directed(side.features)).sum()) for side in (both.train, both.val))
     return [f"features of {lost:,} images are all zero: these have no vote and count as wrong"] if lost else []
 
 
-def _run(config: Config, both: Sides, rows: Tensor | slice, device: torch.device) -> dict[int, Accuracy]:
-    """k-NN among some rows of the labelled images."""
+def _run(config: Config, both: TrainValFeatures, rows: Tensor | slice, device: torch.device) -> dict[int, Accuracy]:
+    """k-NN among some rows of the labeled images."""
     bank = both.train.features[rows].to(device), both.train.labels[rows].to(device)
     queries = both.val.features.to(device), both.truth.to(device)
     found = places(*bank, *queries, config.k, config.temperature, config.weights)
     return {k: accuracy_of(each, queries[1], len(bank[1].unique()), most=k) for k, each in found.items()}
 
 
-def _plain(config: Config, both: Sides, device: torch.device) -> _Judged:
+def _plain(config: Config, both: TrainValFeatures, device: torch.device) -> _Judged:
     found = _run(config, both, slice(None), device)
     notes = [f"{len(both.train.labels.unique())} classes"]
     return notes, {k: each.fields for k, each in found.items()}
 
 
-def _few_shot(config: Config, both: Sides, device: torch.device) -> _Judged:
+def _few_shot(config: Config, both: TrainValFeatures, device: torch.device) -> _Judged:
     assert config.shots
     labels = both.train.labels
     runs = [_run(config, both, few_shot(labels, config.shots, seed), device) for seed in range(config.tries)]
     fewest = int(labels.unique(return_counts=True)[1].min())
-    notes = [f"{config.shots} labelled images a class, mean and standard deviation over {config.tries} draws"]
+    notes = [f"{config.shots} labeled images a class, mean and standard deviation over {config.tries} draws"]
     if fewest < config.shots:
         notes.append(f"some classes have fewer, the smallest {fewest}")
 
@@ -295,11 +295,11 @@ def _few_shot(config: Config, both: Sides, device: torch.device) -> _Judged:
     return notes, {k: figures([each[k] for each in runs]) for k in config.k}
 
 
-def _multi_label(config: Config, both: Sides, device: torch.device) -> _Judged:
+def _multi_label(config: Config, both: TrainValFeatures, device: torch.device) -> _Judged:
     lists = [[{*map(str.strip, name.split(";"))} - {""} for name in side.classes] for side in (both.train, both.val)]
     names = sorted(set[str]().union(*lists[0], *lists[1]))
 
-    def targets(side: Table, own: list[set[str]]) -> Tensor:
+    def targets(side: FeatureTable, own: list[set[str]]) -> Tensor:
         return torch.tensor([[float(name in each) for name in names] for each in own])[side.labels].to(device)
 
     bank = both.train.features.to(device), targets(both.train, lists[0])

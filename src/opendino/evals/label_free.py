@@ -14,21 +14,21 @@ from msgspec import Meta
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from opendino.core import dist, log, metrics
+from opendino.core import distributed, log, metrics_log
 from opendino.core.accuracy import shown, yardstick
 from opendino.core.contracts import Source
 from opendino.core.errors import UserError
 from opendino.core.ranges import Checked, OutOfRange, Seed, Workers
 from opendino.core.types import Augment, Report
-from opendino.data.open import open_source
-from opendino.data.order import permutation
-from opendino.features.sides import data_of
-from opendino.features.table import table
-from opendino.features.views import views
-from opendino.models import checkpoints
+from opendino.data.open_source import open_source
+from opendino.data.sampler import permutation
+from opendino.features.feature_table import table
+from opendino.features.train_val_features import data_of
+from opendino.features.view_features import views
+from opendino.models import run_checkpoints
 from opendino.models.load import Model, load
 
-_VIEW = Augment(scale=(0.25, 1.0))  # with flip, jitter and grey: about what methods train on
+_VIEW = Augment(scale=(0.25, 1.0))  # with flip, jitter and gray: about what methods train on
 _BATCH = 64
 MEASURES = ("effective_rank", "alpha_req", "uniformity", "alignment", "lidar")
 
@@ -68,7 +68,7 @@ def evaluate(config: Config) -> Report:
     Raises:
         UserError: No such model, checkpoints or images.
     """
-    device = dist.device(config.device)
+    device = distributed.device(config.device)
     model = load(config.model, config.which)
     data = data_of(model, config.data, "Name images: MODEL DATA")
     source = open_source(data)
@@ -82,11 +82,11 @@ def evaluate(config: Config) -> Report:
         lines += [f"  {name:<16}{_shown(found[name]):>10}   {_MEANING[name]}" for name in MEASURES]
         return Report("\n".join(lines), {**found, "num_images": len(indices) - bad, "num_unreadable": bad})
 
-    steps = checkpoints.steps(config.model)
+    steps = run_checkpoints.steps(config.model)
     network = config.which or model.description["networks"][0]
     (knn, judged), rows, bad = _knn_of(Path(config.model).expanduser() / "metrics.jsonl", network), [], 0
     for step in steps:
-        one = checkpoints.load_step(config.model, step, config.which).to(device)
+        one = run_checkpoints.load_step(config.model, step, config.which).to(device)
         found, bad = _measure(one, source, indices, config)
         rows.append({"step": step, **found, "knn": knn.get(step)})
         log.say(f"step {step}: effective rank {_shown(found['effective_rank'])}")
@@ -116,9 +116,9 @@ def evaluate(config: Config) -> Report:
 
 @torch.no_grad()
 def effective_rank(features: Tensor) -> float:
-    """RankMe (Garrido et al. 2023, arXiv:2210.02885): exp of the entropy of the normalised singular values.
+    """RankMe (Garrido et al. 2023, arXiv:2210.02885): exp of the entropy of the normalized singular values.
 
-    Between 1 (all features on one line: collapse) and min(M, D). Features are not centred, as in the paper.
+    Between 1 (all features on one line: collapse) and min(M, D). Features are not centered, as in the paper.
 
     Args:
         features: float `[M D]`.
@@ -273,7 +273,7 @@ def _measure(model: Model, source: Source, indices: list[int], config: Config) -
 def _knn_of(path: Path, network: str) -> tuple[dict[int, float], dict[str, Any]]:
     """Step → k-NN in percent, from a run's measurements, and the last row that has one."""
     found, last = {}, {}
-    for row in metrics.sampled(path) if path.is_file() else ():
+    for row in metrics_log.sampled(path) if path.is_file() else ():
         knn = row.get("knn")
         if isinstance(knn, dict) and isinstance(knn.get(network), int | float):
             found[row["step"]], last = float(knn[network]), row

@@ -14,27 +14,27 @@ from msgspec import Meta
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from opendino.core import dist
+from opendino.core import distributed
 from opendino.core.accuracy import NO_TOP5, yardstick
 from opendino.core.contracts import Backbone, Source
 from opendino.core.errors import UsageError, UserError
 from opendino.core.ranges import Batch, Checked, Count, NotNegative, Positive, Seed, Workers
 from opendino.core.types import Augment, Report
-from opendino.data.order import permutation
-from opendino.features.fit import MOMENTUM, logistic_regression, scikit_learn, train_together
-from opendino.features.scores import accuracy
-from opendino.features.sides import sides
-from opendino.features.table import Table, hold_out
-from opendino.features.views import views
+from opendino.data.sampler import permutation
+from opendino.features.classification_metrics import accuracy
+from opendino.features.feature_table import FeatureTable, hold_out
+from opendino.features.linear_classifiers import MOMENTUM, logistic_regression, scikit_learn, train_together
+from opendino.features.train_val_features import train_val_features as sides
+from opendino.features.view_features import views
 from opendino.models import classifier
 from opendino.models.classifier import Classifier
+from opendino.models.feature_tokens import Tokens, num_blocks
 from opendino.models.load import Model, load
-from opendino.models.tokens import Tokens, num_blocks
 from opendino.models.vit import VisionTransformer
 
 Candidate = tuple[Tokens, float]
 Candidates = Annotated[tuple[Positive, ...], Meta(min_length=1)]
-_CROP = Augment(scale=(0.08, 1.0), jitter=0.0, grey=0.0)  # random-resized crop and flip, as in supervised training
+_CROP = Augment(scale=(0.08, 1.0), jitter=0.0, gray=0.0)  # random-resized crop and flip, as in supervised training
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ class Config(Checked):
     which: Literal["teacher", "student"] | None = None
     """Network of a run; the one to use by default."""
     train: str | None = None
-    """Labelled images to train the classifier on; those that a run was trained on by default."""
+    """Labeled images to train the classifier on; those that a run was trained on by default."""
     val: str | None = None
-    """Labelled images to judge it on; without it a fifth of --train is held out."""
+    """Labeled images to judge it on; without it a fifth of --train is held out."""
     protocol: Literal["auto", "vits", "vitb", "resnet", "grid"] = "auto"
     """Features. vits: CLS of the last 4 blocks; vitb: CLS and mean patch of the last; resnet: the pooled map or CLS;
     grid: the best of the three. auto: by the backbone."""
@@ -94,7 +94,7 @@ def evaluate(config: Config) -> Report:
         raise UserError(f"'{config.out}' exists already", "Choose another --out")
     if config.solver == "lbfgs":
         scikit_learn()
-    device = dist.device(config.device)
+    device = distributed.device(config.device)
     model = load(config.model, config.which).to(device)
     protocol = _protocol_for(model.backbone) if config.protocol == "auto" else config.protocol
     kinds = _kinds(protocol, model.backbone)
@@ -115,7 +115,7 @@ def evaluate(config: Config) -> Report:
     said = both.notes + ([NO_TOP5] if found.top5 is None else [])
     how = f"SGD, momentum {MOMENTUM}, cosine over {config.epochs} epochs, batches of {config.batch}, learning rate"
     chosen = "chosen on a tenth of the training images, then trained on all of them"
-    crops = "random crops and flips" if config.augment else "centre crops"
+    crops = "random crops and flips" if config.augment else "center crops"
     lines = [
         f"linear probe of {config.model}: {len(train):,} images of {both.data}, {len(classes)} classes",
         f"judged on {len(val):,} images of {both.origin}",
@@ -156,7 +156,7 @@ class _Fit:
     classes: list[str]
     device: torch.device
 
-    def merits(self, rows: Table, candidates: list[Candidate]) -> list[tuple[float, float]]:
+    def merits(self, rows: FeatureTable, candidates: list[Candidate]) -> list[tuple[float, float]]:
         """Top-1 and minus the loss of each on a tenth of the rows, trained on the rest."""
         rest, tenth = hold_out(rows, 1 / 10)
         truth, found = tenth.labels_by(self.classes), []
@@ -166,12 +166,12 @@ class _Fit:
             found.append((accuracy(scores, truth).top1, -loss if math.isfinite(loss) else -math.inf))
         return found
 
-    def scores(self, made: Classifier, rows: Table) -> Tensor:
+    def scores(self, made: Classifier, rows: FeatureTable) -> Tensor:
         """`[M C]`."""
         own = rows.features[:, self._columns(made.tokens, rows)]
         return torch.cat([made(part) for part in own.split(2**14)])
 
-    def __call__(self, rows: Table, candidates: Sequence[Candidate]) -> list[Classifier]:
+    def __call__(self, rows: FeatureTable, candidates: Sequence[Candidate]) -> list[Classifier]:
         """Classifiers on the host, in the order of the candidates, who come kind by kind."""
         labels = rows.labels_by(self.classes)
         strengths = {kind: [x for own, x in candidates if own == kind] for kind, _ in candidates}
@@ -189,14 +189,14 @@ class _Fit:
             for weight, bias in own
         ]
 
-    def _columns(self, kind: Tokens, rows: Table) -> slice:
+    def _columns(self, kind: Tokens, rows: FeatureTable) -> slice:
         """Where in the rows a kind of features lies: each ends with the last CLS, or with the mean patch after it."""
         width = self.model.backbone.embed_dim
         last = self.widest.blocks * width
         return slice(last - kind.blocks * width, rows.features.shape[1] if kind.mean_patch else last)
 
     def _sgd(
-        self, rows: Table, labels: Tensor, columns: list[slice], lrs: list[list[float]]
+        self, rows: FeatureTable, labels: Tensor, columns: list[slice], lrs: list[list[float]]
     ) -> list[list[tuple[Tensor, Tensor]]]:
         config, batch = self.config, min(self.config.batch, len(rows))
         scaled = [[lr * batch / 256 for lr in own] for own in lrs]
@@ -206,13 +206,13 @@ class _Fit:
             steps, stream = config.epochs * -(-len(rows) // batch), self._cached(rows, labels, batch)
         return train_together(stream, steps, len(self.classes), columns, scaled, config.weight_decay, config.seed)
 
-    def _cached(self, rows: Table, labels: Tensor, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def _cached(self, rows: FeatureTable, labels: Tensor, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
         for epoch in range(self.config.epochs):
             order = torch.from_numpy(permutation(len(rows), self.config.seed, epoch))
             for part in order.tensor_split(-(-len(rows) // batch)):
                 yield rows.features[part].float().to(self.device), labels[part].to(self.device)
 
-    def _crops(self, rows: Table, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def _crops(self, rows: FeatureTable, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
         number = {name: i for i, name in enumerate(self.classes)}
         renumbered = torch.tensor([number.get(name, -1) for name in self.source.classes], device=self.device)
         stream = views(

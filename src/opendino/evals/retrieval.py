@@ -13,16 +13,16 @@ from msgspec import Meta
 from PIL import Image
 from torch import Tensor
 
-from opendino.core import dist
+from opendino.core import distributed
 from opendino.core.contracts import Source
 from opendino.core.errors import BadImage, UsageError, UserError
 from opendino.core.ranges import Batch, Checked, Count, PixelSize
-from opendino.core.ranking import JUNK, POSITIVE, average_precision, precision_at, recall_at, search
 from opendino.core.types import Report
-from opendino.data import revisited
-from opendino.data.open import open_source
-from opendino.features.whole import Describer, skipped
-from opendino.models.descriptor import SCALES, Descriptor
+from opendino.data.open_source import open_source
+from opendino.datasets import roxford_rparis
+from opendino.features.image_descriptors import Describe, skipped
+from opendino.features.ranking_metrics import JUNK, POSITIVE, average_precision, precision_at, recall_at, search
+from opendino.models.global_descriptor import SCALES, Descriptor
 from opendino.models.load import load
 
 _SIZE_PX = 512
@@ -51,9 +51,9 @@ class Config(Checked):
     multi_scale: bool = True
     """Mean over the scales 1, 1/√2, 1/2."""
     pool: Literal["cls", "gem"] = "cls"
-    """The image feature, or the generalised mean of the patches."""
+    """The image feature, or the generalized mean of the patches."""
     gem_power: Annotated[float, Meta(gt=0, le=1000)] = 3.0
-    """p of the generalised mean."""
+    """p of the generalized mean."""
     crop_queries: bool = True
     """Cut queries to their box, as the benchmark asks; DINO v1 published its figures without."""
     whiten: str | None = None
@@ -74,14 +74,14 @@ def evaluate(config: Config) -> Report:
     """
     if not config.data:
         raise UsageError("No images were named", "Give a folder with a sub-folder of images a class")
-    device = dist.device(config.device)
+    device = distributed.device(config.device)
     source, path = open_source(config.data), _ground_truth(config)
-    truth = revisited.read(path) if path else None
+    truth = roxford_rparis.read(path) if path else None
     model = load(config.model, config.which).to(device)
     size_px = config.size_px or (_SIZE_PX if truth else model.preprocessing["image_px"])
     scales = SCALES if config.multi_scale else (1.0,)
     sees = Descriptor(model, size_px, scales=scales, pool=config.pool, power=config.gem_power)
-    seen = Describer(sees, device, config.whiten, centred=True, batch=config.batch)
+    seen = Describe(sees, device, config.whiten, centered=True, batch=config.batch)
     return _benchmark(config, source, truth, seen) if truth else _folders(config, source, seen)
 
 
@@ -126,7 +126,7 @@ def _ground_truth(config: Config) -> Path | None:
     return found[0] if found else None
 
 
-def _folders(config: Config, source: Source, seen: Describer) -> Report:
+def _folders(config: Config, source: Source, seen: Describe) -> Report:
     """Each image a query against all others; those of its class are to be found."""
     if not source.classes:
         raise UserError(
@@ -167,7 +167,7 @@ def _folders(config: Config, source: Source, seen: Describer) -> Report:
     return Report(text, {**found, "images": len(images.kept), "skipped": len(images.bad), "protocol": seen.protocol})
 
 
-def _benchmark(config: Config, source: Source, truth: revisited.GroundTruth, seen: Describer) -> Report:
+def _benchmark(config: Config, source: Source, truth: roxford_rparis.GroundTruth, seen: Describe) -> Report:
     """Revisited Oxford and Paris."""
     place = _places(config, source, [*truth.images, *(query.name for query in truth.queries)])
 

@@ -15,16 +15,16 @@ import tyro
 from torch import Tensor
 from torch.nn.functional import interpolate, normalize, one_hot
 
-from opendino.core import dist, files, log
+from opendino.core import atomic_write, distributed, log
 from opendino.core.errors import BadImage, UsageError, UserError
 from opendino.core.ranges import Checked, Count, CountOrZero, PixelSize, Temperature
 from opendino.core.types import Report
-from opendino.data import masks, video
-from opendino.data.files import printable
-from opendino.data.mask_scores import statistics
-from opendino.data.video import Truth, Video
+from opendino.data.source_files import printable
+from opendino.datasets import mask_files, video_frames
+from opendino.datasets.mask_metrics import statistics
+from opendino.datasets.video_frames import Truth, Video
 from opendino.models.load import Model, load
-from opendino.models.patches import normalise, patch_px
+from opendino.models.patch_inputs import patch_px, to_network_input
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Config(Checked):
     data: str = ""
     """DAVIS (with JPEGImages, Annotations and ImageSets), a folder of frames, or a film file."""
     mask: str = ""
-    """The first frame's mask, an indexed or grey PNG that numbers the objects; not for DAVIS, which has its own."""
+    """The first frame's mask, an indexed or gray PNG that numbers the objects; not for DAVIS, which has its own."""
     out: str = ""
     """Write the masks found into this folder, as OUT/SEQUENCE/FRAME.png."""
     year: Literal[2016, 2017] = 2017
@@ -68,7 +68,7 @@ def evaluate(config: Config) -> Report:
         UserError: No such model, film or mask; one that cannot be used.
         UsageError: Flags that do not go together.
     """
-    device = dist.device(config.device)
+    device = distributed.device(config.device)
     films = _films(config)
     model = load(config.model, config.which).to(device)
     began, notes, found = time.monotonic(), [], {}
@@ -195,10 +195,10 @@ def _films(config: Config) -> list[Video]:
     path = Path(config.data).expanduser()
     if not path.exists():
         raise UserError(f"{printable(str(path))} does not exist", "Give DAVIS, a folder of frames, or a film file")
-    if path.is_dir() and video.is_davis(path):
+    if path.is_dir() and video_frames.is_davis(path):
         if config.mask:
             raise UsageError("--mask does not go with DAVIS", "Its first annotations are the masks")
-        films = video.davis(path, config.year, config.resolution, config.sequences)
+        films = video_frames.davis(path, config.year, config.resolution, config.sequences)
     elif not config.mask:
         raise UsageError(f"{printable(str(path))} is not laid out as DAVIS", "Give its first mask: --mask FIRST.png")
     elif not config.out:
@@ -216,7 +216,7 @@ def _films(config: Config) -> list[Video]:
 
 def _follow(film: Video, model: Model, config: Config, notes: list[str]) -> dict[str, Any]:
     """Follow the objects of one film, write their masks, and score them."""
-    frames = video.frames(film.path)
+    frames = video_frames.frames(film.path)
     name, image = next(frames, ("", BadImage("there is none")))
     if isinstance(image, BadImage):
         raise UserError(f"The first frame of {film.name} cannot be read: {image}", "All others follow from it")
@@ -224,7 +224,7 @@ def _follow(film: Video, model: Model, config: Config, notes: list[str]) -> dict
     truth = Truth(film, height, width, notes)
     size = working_size(height, width, config.size_px, patch_px(model))
     features = _features(model, image, size)
-    small = torch.from_numpy(masks.resize(truth.first, *features.shape[:2])).long()
+    small = torch.from_numpy(mask_files.resize(truth.first, *features.shape[:2])).long()
     labels = one_hot(small, 1 + len(truth.numbers)).permute(2, 0, 1).to(features)
     how = {"radius": config.radius, "top_k": config.top_k, "temperature": config.temperature}
     tracker = Tracker(features, labels, config.num_last, **how)
@@ -237,7 +237,7 @@ def _follow(film: Video, model: Model, config: Config, notes: list[str]) -> dict
             skipped += 1
             continue
         found = harden(tracker(_features(model, image, size)), *size)
-        mask = masks.resize(found.cpu().numpy(), height, width)
+        mask = mask_files.resize(found.cpu().numpy(), height, width)
         _write(config, film, name, truth.encode(mask))
         if len(film.masks) > 1:
             scores[number] = truth.score(number, mask)
@@ -251,7 +251,7 @@ def _features(model: Model, image: np.ndarray, size: tuple[int, int]) -> Tensor:
     """Patch features `[h w D]` of a frame, resized without antialias and to whole values, as in DINO."""
     pixels = torch.from_numpy(image).permute(2, 0, 1)[None].float()
     pixels = interpolate(pixels, size, mode="bilinear")[0].round().permute(1, 2, 0)
-    features = model.features(normalise(pixels, model))
+    features = model.features(to_network_input(pixels, model))
     return features.patches[0].unflatten(0, features.grid)
 
 
@@ -261,7 +261,7 @@ def _write(config: Config, film: Video, frame: str, png: bytes) -> None:
     folder = Path(config.out).expanduser() / film.name
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        files.write(folder / f"{frame}.png", png)
+        atomic_write.write(folder / f"{frame}.png", png)
     except OSError as error:
         where = printable(str(folder))
         raise UserError(f"Cannot write into {where}: {error.strerror}", "Choose another --out") from error

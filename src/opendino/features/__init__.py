@@ -1,5 +1,5 @@
 """Images → features, and what evaluations do with features alike."""
 
-from opendino.features.crops import extract as extract
-from opendino.features.crops import pixels as pixels
-from opendino.features.crops import settle as settle
+from opendino.features.crop_features import extract as extract
+from opendino.features.crop_features import pixels as pixels
+from opendino.features.crop_features import recalibrate_batch_norm as recalibrate_batch_norm

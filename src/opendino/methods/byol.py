@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
-from opendino.core import auto, schedule
+from opendino.core import auto_values, schedule
 from opendino.core.contracts import Backbone, Method
 from opendino.core.ranges import Checked, Fraction, PixelSize, Width
 from opendino.core.types import Augment, Clock, Facts, StepOutput, ViewGroup, Views, ViewSpec
-from opendino.losses import full, spread
+from opendino.losses import feature_std, to_float32
 from opendino.models.heads import MLPHead
 from opendino.models.teacher import copy_from, ema_
 
@@ -37,13 +37,13 @@ class Config(Checked):
     """Side of both views."""
     first: Augment = field(default_factory=lambda: Augment(scale=(0.08, 1.0), blur=1.0))
     """How the first view is drawn (appendix B of the paper)."""
-    second: Augment = field(default_factory=lambda: Augment(scale=(0.08, 1.0), blur=0.1, solarise=0.2))
+    second: Augment = field(default_factory=lambda: Augment(scale=(0.08, 1.0), blur=0.1, solarize=0.2))
     """How the second view is drawn."""
     hidden_dim: Width = 4096
     """Hidden width of projector and predictor."""
     projection_dim: Width = 256
     predictor: bool = True
-    """False leaves nothing to tell student from teacher but their age; see `opendino lab collapse`."""
+    """False leaves nothing to tell student from teacher but their age; see `opendino experiment collapse`."""
     momentum: Fraction | Literal["auto"] = "auto"
     """EMA momentum of the teacher at the start; follows a half cosine to `momentum_end`."""
     momentum_end: Fraction = 1.0
@@ -52,10 +52,10 @@ class Config(Checked):
         """Every "auto" as a number, with the reasons, one line each."""
         found = {}
         if self.size_px == "auto":
-            found["size_px"] = auto.size_px(facts)
+            found["size_px"] = auto_values.size_px(facts)
         if self.momentum == "auto":
-            found["momentum"] = auto.momentum(facts)
-        return auto.applied(self, found)
+            found["momentum"] = auto_values.momentum(facts)
+        return auto_values.with_auto_values(self, found)
 
 
 def views(config: Config) -> ViewSpec:
@@ -97,8 +97,8 @@ class _BYOL(Method):
         loss = regression(predictions[0], targets[1]) + regression(predictions[1], targets[0])
         metrics = {
             "loss": loss.detach(),
-            "feature_spread": spread(embeddings[0]),
-            "projection_spread": spread(targets[0]),
+            "feature_spread": feature_std(embeddings[0]),
+            "projection_spread": feature_std(targets[0]),
         }
         return StepOutput(loss, metrics, {"momentum": self.ema(clock)})
 
@@ -112,10 +112,10 @@ class _BYOL(Method):
 
 
 def regression(prediction: Tensor, target: Tensor) -> Tensor:
-    """Squared distance of the L2-normalised rows, ‖p̂ - t̂‖² = 2 - 2 cos(p, t), mean over images (eq. 2).
+    """Squared distance of the L2-normalized rows, ‖p̂ - t̂‖² = 2 - 2 cos(p, t), mean over images (eq. 2).
 
     Args:
         prediction: `[B D]`, of the student.
         target: `[B D]`, of the teacher, without gradient.
     """
-    return (2 - 2 * cosine_similarity(full(prediction), full(target), dim=-1)).mean()
+    return (2 - 2 * cosine_similarity(to_float32(prediction), to_float32(target), dim=-1)).mean()

@@ -1,7 +1,7 @@
 """DINO: self-distillation with no labels (Caron et al. 2021, arXiv:2104.14294).
 
 A student learns to predict, from any view of an image, what its teacher says of the two global views. The teacher is
-a moving average of the student. Two forces keep the pair from agreeing on nothing: centring (subtract a running mean,
+a moving average of the student. Two forces keep the pair from agreeing on nothing: centering (subtract a running mean,
 so that no prototype wins everywhere; alone it drifts to the uniform distribution) and sharpening (a low teacher
 temperature; alone it collapses onto one prototype). Agreement with recorded numbers: tests/story/test_golden.py.
 
@@ -9,7 +9,7 @@ Teacher is: a moving average of the student, momentum 0.996 → 1
 Student sees: all views
 Teacher sees: the global views
 Objective: cross-entropy of the two softmax outputs over prototypes, every pair of different views
-Against collapse: centring and sharpening of the teacher's output
+Against collapse: centering and sharpening of the teacher's output
 Learns from: images alone
 """
 
@@ -24,10 +24,11 @@ import torch
 from msgspec import Meta
 from torch import Tensor, nn
 
-from opendino.core import auto, dist, schedule, span
+from opendino.core import auto_values, distributed, schedule
+from opendino.core import duration as span
+from opendino.core.compilation import compiled
 from opendino.core.contracts import Backbone, Method
 from opendino.core.errors import UsageError
-from opendino.core.fusion import fused
 from opendino.core.ranges import (
     Checked,
     Duration,
@@ -40,7 +41,7 @@ from opendino.core.ranges import (
     Width,
 )
 from opendino.core.types import Augment, Clock, Facts, StepOutput, ViewGroup, Views, ViewSpec
-from opendino.losses import entropy, full, spread
+from opendino.losses import entropy, feature_std, to_float32
 from opendino.models.heads import ProjectionHead
 from opendino.models.teacher import copy_from, ema_
 
@@ -64,15 +65,15 @@ class Config(Checked):
     flip: Fraction = 0.5
     """Probability of a horizontal flip."""
     jitter: Fraction = 0.8
-    """Probability of colour jitter."""
+    """Probability of color jitter."""
     jitter_strength: tuple[Strength, Strength, Strength, Hue] = (0.4, 0.4, 0.2, 0.1)
     """Brightness, contrast, saturation, hue."""
-    grey: Fraction = 0.2
-    """Probability of grey."""
+    gray: Fraction = 0.2
+    """Probability of gray."""
     blur: tuple[Fraction, Fraction, Fraction] | Literal["auto"] = (1.0, 0.1, 0.5)
     """Probability of a blur in the first global, the second global, a local view."""
-    solarise: Fraction = 0.2
-    """Probability of solarisation in the second global view."""
+    solarize: Fraction = 0.2
+    """Probability of solarization in the second global view."""
 
     out_dim: Annotated[int, Meta(ge=2, le=2**24)] | Literal["auto"] = 65536
     """K, the number of prototypes."""
@@ -111,7 +112,7 @@ class Config(Checked):
         """Every "auto" as a number and every duration within its share of the run; with the reasons, one line each."""
         found: dict[str, tuple[Any, str]] = {}
         if self.global_size_px == "auto":
-            found["global_size_px"] = auto.size_px(facts)
+            found["global_size_px"] = auto_values.size_px(facts)
             size = found["global_size_px"][0]
         else:
             size = self.global_size_px
@@ -122,9 +123,9 @@ class Config(Checked):
             else:
                 local = max(patch, round(size * 96 / 224 / patch) * patch)
                 found["local_size_px"] = local, "96/224 of the global size, as in the paper"
-        for name, scale in zip(("global_scale", "local_scale"), auto.scales(facts)[:2], strict=True):
+        for name, scale in zip(("global_scale", "local_scale"), auto_values.scales(facts)[:2], strict=True):
             if getattr(self, name) == "auto":
-                found[name] = scale, auto.scales(facts)[2]
+                found[name] = scale, auto_values.scales(facts)[2]
         values, why = (_SMALL_NETWORK, "as in the demo") if facts.convolutional else (_USUAL, "as in the paper")
         for name, value in values.items():
             if getattr(self, name) == "auto":
@@ -135,14 +136,14 @@ class Config(Checked):
             num = next((k for limit, k in steps if facts.num_images < limit), 65536)
             found["out_dim"] = num, f"{facts.num_images:,} images"
         if self.momentum == "auto" and "momentum" not in found:
-            found["momentum"] = auto.momentum(facts)
+            found["momentum"] = auto_values.momentum(facts)
         timing = {"total_steps": facts.total_steps, "steps_per_epoch": facts.steps_per_epoch}
         for name, share in (("freeze_last_layer", 0.1), ("teacher_temp_warmup", 0.3)):
             asked = getattr(self, name)
             value = span.capped(asked, share, **timing)
             if value != asked:
                 found[name] = value, f"{asked} is more than {share:.0%} of {facts.total_steps:,} steps"
-        return auto.applied(self, found)
+        return auto_values.with_auto_values(self, found)
 
 
 _USUAL: dict[str, Any] = {
@@ -163,10 +164,10 @@ def views(config: Config) -> ViewSpec:
     assert config.local_crops != "auto"
     base = Augment(
         scale=config.global_scale, flip=config.flip, jitter=config.jitter, brightness=brightness, contrast=contrast,
-        saturation=saturation, hue=hue, grey=config.grey,
+        saturation=saturation, hue=hue, gray=config.gray,
     )  # fmt: skip
     first = replace(base, blur=config.blur[0])
-    second = replace(base, blur=config.blur[1], solarise=config.solarise)
+    second = replace(base, blur=config.blur[1], solarize=config.solarize)
     local = replace(base, blur=config.blur[2], scale=config.local_scale)
     assert config.global_size_px != "auto" and config.local_size_px != "auto"
     return ViewSpec(
@@ -212,7 +213,7 @@ class _DINO(Method):
 
         with torch.no_grad():
             embedding = self.teacher["backbone"]([crops["global"]])[0]
-            teacher = full(self.teacher["head"](embedding)).unflatten(0, (num_global, batch))
+            teacher = to_float32(self.teacher["head"](embedding)).unflatten(0, (num_global, batch))
             targets = torch.softmax((teacher - self.center * self.config.centering) / self.temperature(clock), dim=-1)
             self._teacher_means.append(teacher.mean((0, 1))[None])
 
@@ -229,20 +230,20 @@ class _DINO(Method):
             "kl": loss.detach() - teacher_entropy,
             "entropy_frac": teacher_entropy / most,
             "marginal_frac": entropy(targets.mean((0, 1))) / most,
-            "feature_spread": spread(embedding),
+            "feature_spread": feature_std(embedding),
         }
         return StepOutput(loss, metrics, {"teacher_temp": self.temperature(clock), "momentum": self.ema(clock)})
 
     def before_step(self, clock: Clock) -> None:
-        """Hold the prototypes still at first: without a gradient the optimiser skips them, weight decay included."""
+        """Hold the prototypes still at first: without a gradient the optimizer skips them, weight decay included."""
         if clock.step < _steps(self.config.freeze_last_layer, clock):
             for parameter in cast(ProjectionHead, self.student["head"]).last_layer.parameters():
                 parameter.grad = None
 
     def after_step(self, clock: Clock, ok: Tensor) -> None:
-        """Move the teacher towards the student and the centre towards what the teacher said."""
+        """Move the teacher towards the student and the center towards what the teacher said."""
         ema_(self.teacher, self.student, self.ema(clock), ok)
-        mean = dist.mean(torch.stack(self._teacher_means).mean(0))
+        mean = distributed.all_reduce_mean(torch.stack(self._teacher_means).mean(0))
         self._teacher_means.clear()
         moved = self.config.center_momentum * self.center + (1 - self.config.center_momentum) * mean
         self.center.copy_(torch.where(ok, moved, self.center))
@@ -312,7 +313,7 @@ class _CrossEntropy(torch.autograd.Function):
         return grads[0] * d_rows, grads[0] * d_prototypes, None, None, None
 
 
-@fused
+@compiled
 def _scored(scores: Tensor, wanted: Tensor, temperature: float, share: float) -> tuple[Tensor, Tensor]:
     """Σ H(q, softmax(s / τ)) over all rows, and `share` times its gradient in the scores, whose memory it may take.
 

@@ -6,7 +6,7 @@ arXiv:2106.05237), or the teacher at the whole image, and is then asked only onc
 Teacher is: a trained, usually larger network, frozen
 Student sees: one augmented view
 Teacher sees: the same view, or the whole image
-Objective: features: squared distance to the teacher's, standardised; logits: KL at a temperature, times its square
+Objective: features: squared distance to the teacher's, standardized; logits: KL at a temperature, times its square
 Against collapse: nothing is needed, the targets stand still
 Learns from: images, and what the teacher has learnt; labels as an option
 """
@@ -22,16 +22,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate, kl_div, log_softmax
 
-from opendino.core import auto
+from opendino.core import auto_values
 from opendino.core.contracts import Backbone, Method
 from opendino.core.errors import UsageError
 from opendino.core.ranges import Checked, Fraction, PixelSize, Temperature
 from opendino.core.types import Augment, Clock, Facts, Features, StepOutput, ViewGroup, Views, ViewSpec
-from opendino.losses import full, spread
+from opendino.losses import feature_std, to_float32
 from opendino.models.load import Model, load
 
-WHOLE = Augment(scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=0.0, jitter=0.0, grey=0.0)
-"""The largest centred square, without chance."""
+WHOLE = Augment(scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=0.0, jitter=0.0, gray=0.0)
+"""The largest centered square, without chance."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Config(Checked):
     objective: Literal["features", "logits"] = "features"
     """features: any teacher, no labels. logits: a teacher that classifies."""
     teacher_view: Literal["same", "whole"] = "same"
-    """same: the student's own view. whole: the centred image; its features are remembered, so that the teacher works
+    """same: the student's own view. whole: the centered image; its features are remembered, so that the teacher works
     in the first epoch only."""
     size_px: PixelSize | Literal["auto"] = "auto"
     """Side of the student's view. The teacher's is resized to what the teacher was trained for."""
@@ -63,7 +63,9 @@ class Config(Checked):
         """Every "auto" as a number, with the reasons, one line each; the teacher by its full path."""
         path = Path(self.teacher).expanduser()
         found = replace(self, teacher=str(path.absolute()) if self.teacher and path.exists() else self.teacher)
-        return auto.applied(found, {"size_px": auto.size_px(facts)} if self.size_px == "auto" else {})
+        return auto_values.with_auto_values(
+            found, {"size_px": auto_values.size_px(facts)} if self.size_px == "auto" else {}
+        )
 
 
 def views(config: Config) -> ViewSpec:
@@ -72,7 +74,7 @@ def views(config: Config) -> ViewSpec:
     groups = [ViewGroup("global", config.size_px, (config.augment,))]
     if config.teacher_view == "whole":
         groups.append(ViewGroup("whole", config.size_px, (WHOLE,)))
-    return ViewSpec(tuple(groups), labelled_frac=0.25 if config.label_weight else 0.0)
+    return ViewSpec(tuple(groups), labeled_frac=0.25 if config.label_weight else 0.0)
 
 
 def build(config: Config, make_backbone: Callable[[Literal["student", "teacher"]], Backbone]) -> Method:
@@ -114,15 +116,17 @@ class _Distillation(Method):
     def forward(self, views: Views, clock: Clock) -> StepOutput:
         embedding = self._ask(views)
         output = self.student["backbone"]([views.crops["global"][0]])[0]
-        metrics = {"feature_spread": spread(output.detach())}
+        metrics = {"feature_spread": feature_std(output.detach())}
         if self.config.objective == "features":
             loss = feature_distance(self.student["head"](output), embedding)
         else:
-            logits = full(self.student["classifier"](output))
-            loss = soft_cross_entropy(logits, full(self.teacher["classifier"](embedding)), self.config.temperature)
+            logits = to_float32(self.student["classifier"](output))
+            loss = soft_cross_entropy(
+                logits, to_float32(self.teacher["classifier"](embedding)), self.config.temperature
+            )
             metrics["kl"] = loss.detach()
             if self.config.label_weight:
-                hard = cross_entropy(logits[: views.num_labelled], views.labels[: views.num_labelled])
+                hard = cross_entropy(logits[: views.num_labeled], views.labels[: views.num_labeled])
                 metrics["classification"] = hard.detach()
                 loss = (1 - self.config.label_weight) * loss + self.config.label_weight * hard
         return StepOutput(loss, {"loss": loss.detach()} | metrics)
@@ -140,7 +144,7 @@ class _Distillation(Method):
 
 
 class _Frozen(Backbone):
-    """A trained model that takes the student's views: at its own size and normalisation, always in eval mode."""
+    """A trained model that takes the student's views: at its own size and normalization, always in eval mode."""
 
     def __init__(self, model: Model, spec: ViewSpec) -> None:
         super().__init__()
@@ -154,11 +158,11 @@ class _Frozen(Backbone):
         self.register_buffer("shift", (mean - own_mean) / own_std)
 
     def forward(self, images: Sequence[Tensor]) -> list[Tensor]:
-        """As the model's own, of batches normalised for the student."""
+        """As the model's own, of batches normalized for the student."""
         return self.inner([self._own(batch) for batch in images])
 
     def features(self, images: Tensor) -> Features:
-        """As the model's own, of a batch normalised for the student."""
+        """As the model's own, of a batch normalized for the student."""
         return self.inner.features(self._own(images))
 
     def _own(self, images: Tensor) -> Tensor:
@@ -170,18 +174,18 @@ class _Frozen(Backbone):
 
 
 def feature_distance(prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean squared distance to the teacher's features, each dimension standardised over the batch.
+    """Mean squared distance to the teacher's features, each dimension standardized over the batch.
 
-    Standardising makes the loss blind to how a network scales its features and to what is common to all images, which
+    Standardizing makes the loss blind to how a network scales its features and to what is common to all images, which
     in networks that end in a ReLU is most of the vector. A prediction of the mean costs 1.
 
     Args:
         prediction: `[B D]`, a linear map of the student's features.
         target: `[B D]`, the teacher's.
     """
-    target = full(target)
+    target = to_float32(target)
     deviation, mean = torch.std_mean(target, dim=0, correction=0)
-    return (full(prediction) - (target - mean) / (deviation + 1e-6)).square().mean()
+    return (to_float32(prediction) - (target - mean) / (deviation + 1e-6)).square().mean()
 
 
 def soft_cross_entropy(logits: Tensor, target: Tensor, temperature: float) -> Tensor:

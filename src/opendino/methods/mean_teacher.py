@@ -1,10 +1,10 @@
 """Mean teacher: a few labels, many images, and agreement between them (Tarvainen & Valpola 2017, arXiv:1703.01780).
 
-The student learns to classify the labelled images, and on all images to agree with the teacher, which sees another
-view. A third network, the baseline, learns from the labelled images alone: so a run tells whether the others helped.
+The student learns to classify the labeled images, and on all images to agree with the teacher, which sees another
+view. A third network, the baseline, learns from the labeled images alone: so a run tells whether the others helped.
 
 Teacher is: a moving average of the student, momentum 0.99, after the ramp-up 0.999
-Student sees: one view of labelled and unlabelled images
+Student sees: one view of labeled and unlabeled images
 Teacher sees: another view of the same images
 Objective: cross-entropy on the labels, plus squared distance of the two class distributions, ramped up
 Against collapse: the labels
@@ -23,12 +23,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from opendino.core import auto, span
+from opendino.core import auto_values, duration
 from opendino.core.contracts import Backbone, Method
 from opendino.core.errors import UsageError
 from opendino.core.ranges import Checked, CountOrZero, Duration, Fraction, FractionAboveZero, NotNegative, PixelSize
 from opendino.core.types import Augment, Clock, Facts, StepOutput, ViewGroup, Views, ViewSpec
-from opendino.losses import entropy, full, spread
+from opendino.losses import entropy, feature_std, to_float32
 from opendino.models.teacher import copy_from, ema_
 
 
@@ -40,7 +40,7 @@ class Config(Checked):
     """Side of both views."""
     augment: Augment = field(default_factory=lambda: Augment(scale=(0.4, 1.0)))
     """How each of the two views is drawn. One way for both: batch norm's statistics must suit either network."""
-    labelled_frac: FractionAboveZero = 0.125
+    labeled_frac: FractionAboveZero = 0.125
     """Share of every batch that is images with a label; they come round more often than the others."""
     consistency: NotNegative = 10.0
     """Weight of the agreement (the paper's 100 for ten classes, whose code divides the distance by their number)."""
@@ -51,27 +51,27 @@ class Config(Checked):
     momentum_end: Fraction | Literal["auto"] = "auto"
     """EMA momentum after the ramp-up, 0.999 in the paper."""
     baseline: bool = True
-    """Also train the same network on the labelled images alone, to compare with."""
+    """Also train the same network on the labeled images alone, to compare with."""
     num_classes: CountOrZero | Literal["auto"] = "auto"
 
     def resolved(self, facts: Facts) -> tuple[Config, list[str]]:
         """Every "auto" as a number, with the reasons, one line each."""
         found: dict[str, tuple[float, str]] = {}
         if self.size_px == "auto":
-            found["size_px"] = auto.size_px(facts)
+            found["size_px"] = auto_values.size_px(facts)
         if self.momentum_end == "auto":
             value = min(0.999, max(self.momentum, 1 - 20 / facts.total_steps))
             found["momentum_end"] = round(value, 4), f"a twentieth of {facts.total_steps:,} steps is remembered"
         if self.num_classes == "auto":
             found["num_classes"] = facts.num_classes, "the classes that the data names"
-        return auto.applied(self, found)
+        return auto_values.with_auto_values(self, found)
 
 
 def views(config: Config) -> ViewSpec:
     """Two views drawn alike: the student's, then the teacher's."""
     assert config.size_px != "auto"
     group = ViewGroup("global", config.size_px, (config.augment, config.augment))
-    return ViewSpec((group,), labelled_frac=config.labelled_frac)
+    return ViewSpec((group,), labeled_frac=config.labeled_frac)
 
 
 def build(config: Config, make_backbone: Callable[[Literal["student", "teacher"]], Backbone]) -> Method:
@@ -84,7 +84,7 @@ def build(config: Config, make_backbone: Callable[[Literal["student", "teacher"]
     if config.num_classes < 2:
         raise UsageError(
             f"mean teacher learns from labels, and the data names {config.num_classes} classes",
-            "Sort some images into folders by class (the rest into one called 'unlabelled'), or give --labels FILE.csv",
+            "Sort some images into folders by class (the rest into one called 'unlabeled'), or give --labels FILE.csv",
         )
     return _MeanTeacher(config, make_backbone, config.num_classes)
 
@@ -113,13 +113,13 @@ class _MeanTeacher(Method):
 
     def forward(self, views: Views, clock: Clock) -> StepOutput:
         seen, other = views.crops["global"]
-        num_labelled = views.num_labelled
-        labels = views.labels[:num_labelled]
+        num_labeled = views.num_labeled
+        labels = views.labels[:num_labeled]
         with torch.no_grad():
             embedding = self.teacher["backbone"]([other])[0]
-            target = full(self.teacher["classifier"](embedding)).softmax(-1)
-        logits = full(self.student["classifier"](self.student["backbone"]([seen])[0]))
-        classification = cross_entropy(logits[:num_labelled], labels)
+            target = to_float32(self.teacher["classifier"](embedding)).softmax(-1)
+        logits = to_float32(self.student["classifier"](self.student["backbone"]([seen])[0]))
+        classification = cross_entropy(logits[:num_labeled], labels)
         distance = consistency(logits, target)
         weight = self.config.consistency * self.rampup(clock)
         loss = classification + weight * distance
@@ -127,11 +127,11 @@ class _MeanTeacher(Method):
             "classification": classification.detach(),
             "consistency": distance.detach(),
             "class_entropy": entropy(target).mean(),
-            "feature_spread": spread(embedding),
+            "feature_spread": feature_std(embedding),
         }
         if self.config.baseline:
             alone = cast(nn.ModuleDict, self.student["baseline"])
-            own = cross_entropy(full(alone["classifier"](alone["backbone"]([seen[:num_labelled]])[0])), labels)
+            own = cross_entropy(to_float32(alone["classifier"](alone["backbone"]([seen[:num_labeled]])[0])), labels)
             metrics["baseline"] = own.detach()
             loss = loss + own  # of other parameters: neither gradient feels the other
         numbers = {"consistency_weight": weight, "momentum": self.ema(clock)}
@@ -152,7 +152,7 @@ class _MeanTeacher(Method):
 
     def _rampup_steps(self, clock: Clock) -> int:
         rampup = self.config.consistency_rampup
-        return max(1, span.steps(rampup, total_steps=clock.total_steps, steps_per_epoch=clock.steps_per_epoch))
+        return max(1, duration.steps(rampup, total_steps=clock.total_steps, steps_per_epoch=clock.steps_per_epoch))
 
 
 def consistency(logits: Tensor, target: Tensor) -> Tensor:

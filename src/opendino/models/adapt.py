@@ -17,7 +17,7 @@ def adapt(weights: Backbone, network: Backbone, source: str) -> list[str]:
     - *Image size*: position embeddings are resampled to the network's grid (bicubic, antialiased).
     - *Patch size*: the patch projection is resampled so that it answers to enlarged patches as the old one did to the
       old ones (pseudo-inverse of the resizing; Beyer et al. 2023, FlexiViT, section 3.4).
-    - *Channels*: the filters in turn, scaled, and what is lacking spread evenly, so that a grey image gives the same
+    - *Channels*: the filters in turn, scaled, and what is lacking spread evenly, so that a gray image gives the same
       answer as before; to one channel that is their sum.
     - *Registers* that the weights lack start fresh.
 

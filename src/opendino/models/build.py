@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.modules.module import register_module_module_registration_hook
 
 from opendino.core.contracts import Backbone
-from opendino.core.errors import UsageError, UserError, reason, unknown
+from opendino.core.errors import UsageError, UserError, first_line, unknown
 from opendino.models.conv4 import Conv4
 from opendino.models.vit import SIZES, VisionTransformer
 
@@ -107,7 +107,7 @@ def plan(name: str, kwargs: dict[str, Any], shapes: Mapping[str, Tensor], source
     except Exception as error:  # whatever torch and timm say of numbers that make no network
         maker = "opendino" if name == "conv4" or name.partition("/")[0] in ("vit", *SIZES) else "timm"
         raise UserError(
-            f"{maker} cannot build '{name}' as {source} describes it: {reason(error):.200}",
+            f"{maker} cannot build '{name}' as {source} describes it: {first_line(error):.200}",
             "Take its description from where the weights are from",
         ) from error
 

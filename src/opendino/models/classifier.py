@@ -17,12 +17,12 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from opendino.core import files
+from opendino.core import atomic_write
 from opendino.core.accuracy import Accuracy
 from opendino.core.errors import UserError
 from opendino.models.description import convert
+from opendino.models.feature_tokens import Tokens
 from opendino.models.load import CLASSIFIER, Model, load, read_classifier, save_backbone
-from opendino.models.tokens import Tokens
 
 DESCRIPTION = "classifier.json"
 
@@ -74,9 +74,9 @@ def save(folder: Path, model: Model, classifier: Classifier, extra: dict[str, An
     kept = model.description.get("extra", {})
     save_backbone(folder, networks, preprocessing=model.preprocessing, extra=kept)
     state = {"weight": classifier.weight.cpu().contiguous(), "bias": classifier.bias.cpu().contiguous()}
-    files.write(folder / CLASSIFIER, safetensors.torch.save(state, metadata={"format": "pt"}))
+    atomic_write.write(folder / CLASSIFIER, safetensors.torch.save(state, metadata={"format": "pt"}))
     description = {"format": 1, "classes": classifier.classes, "tokens": asdict(classifier.tokens), "extra": extra}
-    files.write(folder / DESCRIPTION, json.dumps(description, indent=2) + "\n")
+    atomic_write.write(folder / DESCRIPTION, json.dumps(description, indent=2) + "\n")
 
 
 def load_classifier(folder: str | Path) -> tuple[Model, Classifier]:

@@ -13,7 +13,7 @@ from opendino.core.types import Features
 class Conv4(Backbone):
     """The four-block network of the few-shot literature (Vinyals et al. 2016), with strides in place of pooling.
 
-    Each block is a 3×3 convolution, batch normalisation and ReLU; widths are w, 2w, 4w, 8w at strides 1, 2, 2, 2.
+    Each block is a 3×3 convolution, batch normalization and ReLU; widths are w, 2w, 4w, 8w at strides 1, 2, 2, 2.
 
     Args:
         width: w; the features have D = 8w.

@@ -11,7 +11,7 @@ from torch.nn.functional import linear, normalize
 
 
 class ProjectionHead(nn.Module):
-    """DINO's: MLP to a bottleneck, L2 normalisation, then cosine-like scores against K prototypes.
+    """DINO's: MLP to a bottleneck, L2 normalization, then cosine-like scores against K prototypes.
 
     Caron et al. 2021, section 3.2 and appendix C.
 
@@ -22,7 +22,7 @@ class ProjectionHead(nn.Module):
         in_dim: D, width of the features.
         out_dim: K, number of prototypes.
         hidden_dim: Width of the hidden layers.
-        bottleneck_dim: Width of what is normalised.
+        bottleneck_dim: Width of what is normalized.
         num_layers: Linear layers of the MLP, at least 1.
         batch_norm: Batch norm after each hidden layer (DINO v1 does so for ResNet); rows then depend on each other.
         norm_last_layer: Prototypes have length 1, fixed; otherwise their lengths are learnt (better, less stable).
@@ -52,7 +52,7 @@ class ProjectionHead(nn.Module):
         self.last_layer = Prototypes(bottleneck_dim, out_dim, norm_last_layer)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Features `[B D]` → logits `[B K]`, each in [-1, 1] where prototypes are normalised.
+        """Features `[B D]` → logits `[B K]`, each in [-1, 1] where prototypes are normalized.
 
         Call it once on the rows of all views: it is as large as a small ViT.
         """
@@ -66,7 +66,7 @@ class ProjectionHead(nn.Module):
 
 
 class Prototypes(nn.Module):
-    """Linear layer without bias whose K rows are g · v / |v| (weight normalisation, Salimans & Kingma 2016).
+    """Linear layer without bias whose K rows are g · v / |v| (weight normalization, Salimans & Kingma 2016).
 
     Attributes:
         weight_g: `[K 1]`, length of each prototype; starts at 1, fixed if `normed`.

@@ -15,11 +15,11 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
-from opendino.core import files
+from opendino.core import atomic_write
 from opendino.core.contracts import Backbone
 from opendino.core.errors import BadImage, UsageError, UserError, nearest
 from opendino.core.types import IMAGENET_MEAN, IMAGENET_STD, Features
-from opendino.data.decode import decode, upright
+from opendino.data.decode import apply_exif_orientation, decode
 from opendino.models.build import make, plan
 from opendino.models.description import DESCRIPTION, NETWORKS, read_description
 from opendino.models.weights import check_weights, load_foreign_weights, read_shapes, read_weights, write_weights
@@ -36,7 +36,7 @@ class Model:
 
     Wherever `images` are asked for, give one or several of: a PIL image, a path, a uint8 array `[H W 3]` or tensor
     `[3 H W]` of RGB; or uint8 batches `[B H W 3]` and `[B 3 H W]` of them. A float tensor `[B C H W]` is taken as it
-    is: normalised, of any size that the backbone takes.
+    is: normalized, of any size that the backbone takes.
 
     Attributes:
         backbone: In eval mode.
@@ -75,7 +75,7 @@ class Model:
         return self.description.get("extra", {}).get("data")
 
     def preprocess(self, image: Picture) -> Tensor:
-        """Upright, RGB, shorter side to `resize_px` (antialiased), centre crop of `image_px`, normalised.
+        """Upright, RGB, shorter side to `resize_px` (antialiased), center crop of `image_px`, normalized.
 
         Returns:
             float32 `[3 H W]` on the host.
@@ -131,10 +131,10 @@ class Model:
 
 
 def _several(images: Images) -> Sequence[Picture] | Tensor:
-    """A list of pictures, or the batch of normalised pixels that was given."""
+    """A list of pictures, or the batch of normalized pixels that was given."""
     if isinstance(images, Tensor) and images.is_floating_point():
         if images.ndim != 4:
-            raise UsageError(f"The tensor's shape is {list(images.shape)}", "Give normalised pixels as [B C H W]")
+            raise UsageError(f"The tensor's shape is {list(images.shape)}", "Give normalized pixels as [B C H W]")
         return images
     if isinstance(images, np.ndarray | Tensor):
         return list(images) if images.ndim == 4 else [images]
@@ -144,7 +144,7 @@ def _several(images: Images) -> Sequence[Picture] | Tensor:
 def _opened(image: Picture) -> Image.Image:
     try:
         if isinstance(image, Image.Image):
-            return upright(image)
+            return apply_exif_orientation(image)
         if isinstance(image, str | Path):
             return Image.fromarray(decode(Path(image).expanduser().read_bytes()))
         if isinstance(image, Tensor):
@@ -207,7 +207,7 @@ def save_backbone(
         "versions": {"opendino": version("opendino"), "torch": torch.__version__},
         "extra": dict(extra or {}),
     }
-    files.write(folder / DESCRIPTION, json.dumps(description, indent=2, allow_nan=False).encode() + b"\n")
+    atomic_write.write(folder / DESCRIPTION, json.dumps(description, indent=2, allow_nan=False).encode() + b"\n")
 
 
 def load(model: str | Path, which: str | None = None, *, classifier: bool = False) -> Model:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from opendino.core import dist
+from opendino.core import distributed
 
 
 @torch.no_grad()
@@ -37,7 +37,9 @@ def ema_(teacher: nn.Module, student: nn.Module, momentum: float, ok: Tensor) ->
     """
     pair = (teacher, _same_entries(teacher, student))
     # Where FSDP has parted the two it has parted them alike, so that each rank moves what it holds.
-    targets, sources = ([dist.local(parameter.detach()) for parameter in net.parameters()] for net in pair)
+    targets, sources = (
+        [distributed.local_tensor(parameter.detach()) for parameter in net.parameters()] for net in pair
+    )
     # In one pass over the weights: a third of the time that difference, product and sum take one after the other.
     share = ok.to(targets[0].dtype) * (1.0 - momentum)
     torch._foreach_lerp_(targets, sources, [share] * len(targets))  # pyright: ignore[reportPrivateImportUsage]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from opendino.core.contracts import Backbone
-from opendino.core.errors import UsageError, UserError, reason, unknown
+from opendino.core.errors import UsageError, UserError, first_line, unknown
 from opendino.core.types import Features
 from opendino.models.vit import SIZES, resampled_positions
 
@@ -231,7 +231,7 @@ def _of_hub(name: str) -> tuple[dict[str, Any], str, dict[str, Any]]:
 
 def _not_had(name: str, error: Exception) -> UserError:
     return UserError(
-        f"'{name}' could not be had from timm's hub: {reason(error).rstrip('.')}", "Check the name and the network"
+        f"'{name}' could not be had from timm's hub: {first_line(error).rstrip('.')}", "Check the name and the network"
     )
 
 

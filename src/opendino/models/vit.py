@@ -13,7 +13,7 @@ from torch.nn.functional import interpolate
 from opendino.core.contracts import Backbone
 from opendino.core.errors import UserError
 from opendino.core.types import Features
-from opendino.models.layers import Block, PatchEmbed, Shapes, bicubic, pack, unpack
+from opendino.models.vit_layers import Block, PatchEmbed, Shapes, bicubic, pack, unpack
 
 SIZES: dict[str, dict[str, int]] = {
     "vit_tiny": {"embed_dim": 192, "depth": 12, "num_heads": 3},
@@ -75,13 +75,13 @@ class VisionTransformer(Backbone):
         rates = [drop_path * i / max(1, depth - 1) for i in range(depth)]
         self.blocks = nn.ModuleList(Block(embed_dim, num_heads, mlp_ratio, rate) for rate in rates)
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
-        self._initialise()
+        self._initialize()
 
     def forward(self, images: Sequence[Tensor]) -> list[Tensor]:
         """CLS tokens after the last norm.
 
         Args:
-            images: Batches float `[B_i C H_i W_i]`, normalised, each of its own size.
+            images: Batches float `[B_i C H_i W_i]`, normalized, each of its own size.
 
         Returns:
             Each `[B_i D]`.
@@ -160,7 +160,7 @@ class VisionTransformer(Backbone):
             )
         return height // p, width // p
 
-    def _initialise(self) -> None:
+    def _initialize(self) -> None:
         """As DINO v1: truncated normals of 0.02, zero biases; the patch projection keeps PyTorch's default."""
         for tokens in (self.pos_embed, self.cls_token):
             nn.init.trunc_normal_(tokens, std=0.02)

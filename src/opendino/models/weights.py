@@ -10,14 +10,14 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from opendino.core import files
+from opendino.core import atomic_write
 from opendino.core.errors import UserError
 
 
 def write_weights(path: Path, network: nn.Module) -> None:
     """Write all weights of a network at once or not at all."""
     state = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
-    files.write(path, safetensors.torch.save(state, metadata={"format": "pt"}))
+    atomic_write.write(path, safetensors.torch.save(state, metadata={"format": "pt"}))
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

@@ -28,16 +28,16 @@ class Whitening:
 
 
 @torch.no_grad()
-def fit(features: Tensor, centred: bool = True, eps: float = 1e-5) -> Whitening:
+def fit(features: Tensor, centered: bool = True, eps: float = 1e-5) -> Whitening:
     """Learn a whitening: after it, the features it was learnt on have the identity as covariance.
 
     A variance below `eps` times the largest is taken as that, as in DINO v1, lest noise be blown up. Directions that no
-    feature varies in are left out, so with fewer features than dimensions D' is at most M - 1 (M if not centred).
+    feature varies in are left out, so with fewer features than dimensions D' is at most M - 1 (M if not centered).
     All in float64.
 
     Args:
         features: float `[M D]`.
-        centred: Whether the covariance is about the mean. DINO v1's copy detection takes it about the origin and
+        centered: Whether the covariance is about the mean. DINO v1's copy detection takes it about the origin and
             subtracts the mean all the same.
         eps: Above 0.
 
@@ -48,7 +48,7 @@ def fit(features: Tensor, centred: bool = True, eps: float = 1e-5) -> Whitening:
         raise UserError("Whitening cannot be learnt from a single image", "Give a folder with more images")
     table = features.double()
     mean = table.mean(0)
-    spread = table - mean if centred else table
+    spread = table - mean if centered else table
     variance, directions = torch.linalg.eigh(spread.T @ spread / len(table))  # ascending
     largest = float(variance[-1])
     if not largest > 1e-12 * float(table.square().mean()):

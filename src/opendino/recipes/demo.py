@@ -1,4 +1,4 @@
-"""Ten grey textures drawn on the spot, 32 px: see DINO learn in five minutes on two CPU cores.
+"""Ten gray textures drawn on the spot, 32 px: see DINO learn in five minutes on two CPU cores.
 
 Command: `make demo`, or `opendino demo`
 """

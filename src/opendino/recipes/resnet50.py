@@ -5,7 +5,7 @@ Expected on ImageNet-1k: the original publishes a log of this run but no figure 
 LARS and a batch of 4,080 has k-NN 67.5 %, linear 75.3 %. Not yet run by us.
 Source of the numbers: the original's README: SGD, lr 0.03, weight decay 1e-4 throughout, crops (0.14, 1) and
 (0.05, 0.14); eight local crops, teacher temperature 0.04 throughout, batch 512. BatchNorm sees the views of one size
-of one device together: see `optim.accumulate` in docs/tour.md before splitting a step.
+of one device together: see `optim.grad_accum_steps` in docs/tour.md before splitting a step.
 """
 
 from __future__ import annotations

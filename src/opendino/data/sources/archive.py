@@ -16,7 +16,7 @@ from opendino.core import log
 from opendino.core.contracts import Source
 from opendino.core.errors import BadImage, UserError
 from opendino.data import tar_headers
-from opendino.data.files import (
+from opendino.data.source_files import (
     check_size,
     class_level,
     is_file,

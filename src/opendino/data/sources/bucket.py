@@ -15,7 +15,16 @@ from opendino.core.contracts import Source
 from opendino.core.errors import BadImage, UserError
 from opendino.data import remote_files
 from opendino.data.download import Unreachable
-from opendino.data.files import check_size, class_level, is_hidden, is_image, no_images, printable, say_left_out, suffix
+from opendino.data.source_files import (
+    check_size,
+    class_level,
+    is_hidden,
+    is_image,
+    no_images,
+    printable,
+    say_left_out,
+    suffix,
+)
 
 
 @final

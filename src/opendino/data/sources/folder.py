@@ -17,11 +17,12 @@ import numpy as np
 
 from opendino.core.contracts import Source
 from opendino.core.errors import UserError
-from opendino.data import index
+from opendino.data import mmap_table as index
 from opendino.data.decode import SUFFIXES
-from opendino.data.files import (
+from opendino.data.mmap_table import Names
+from opendino.data.source_files import (
     class_level,
-    holds,
+    detect_layout,
     is_hidden,
     is_image,
     no_images,
@@ -30,7 +31,6 @@ from opendino.data.files import (
     say_left_out,
     suffix,
 )
-from opendino.data.index import Names
 
 _THREADS = 8
 _LARGE = 100_000  # images from which on the list of them is remembered
@@ -46,7 +46,7 @@ class FolderSource(Source):
 
     Classes are the names of the first-level folders, where the images lie in two or more of them and none beside
     them; below `train`, `val`, `test` and the like (nothing else at the first level) those of the second level. What
-    lies in a folder called `unlabelled` has none.
+    lies in a folder called `unlabeled` has none.
 
     Args:
         root: The folder.
@@ -212,7 +212,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 def matches(data: str) -> bool:
     """Whether DATA is a folder that holds neither shards nor tables."""
-    return holds(data) == "images"
+    return detect_layout(data) == "images"
 
 
 def build(data: str) -> FolderSource:

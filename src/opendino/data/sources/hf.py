@@ -27,8 +27,17 @@ import numpy as np
 from opendino.core.contracts import Source
 from opendino.core.errors import BadImage, UsageError, UserError, unknown
 from opendino.data.download import Unreachable, keep
-from opendino.data.files import check_size, class_order, exists, holds, is_file, is_folder, printable, read_regular
 from opendino.data.shards import Shards
+from opendino.data.source_files import (
+    check_size,
+    class_order,
+    detect_layout,
+    exists,
+    is_file,
+    is_folder,
+    printable,
+    read_regular,
+)
 
 _OPTIONS = ("split", "config", "revision", "image", "label", "streaming")
 _BINARY = ("image", "img", "jpg", "jpeg", "png", "webp", "bytes")  # columns of plain bytes that may be images
@@ -71,10 +80,10 @@ class HfSource(Source):
         """See `Shards.checksum`."""
         return self._rows.checksum(index) if isinstance(self._rows, Shards) else super().checksum(index)
 
-    def soon(self, indices: np.ndarray) -> None:
+    def prefetch(self, indices: np.ndarray) -> None:
         """Streaming, fetch the shards of these images in the background."""
         if isinstance(self._rows, Shards):
-            self._rows.soon(indices)
+            self._rows.prefetch(indices)
 
 
 @dataclass(frozen=True)
@@ -139,7 +148,7 @@ class _Streamed:
     def path(self, shard: str) -> Path:
         return keep(shard, partial(self._write, self._numbers[shard]))
 
-    def soon(self, shards: Sequence[str]) -> None:
+    def prefetch(self, shards: Sequence[str]) -> None:
         if shards:
             threading.Thread(target=self._fetch, args=[shards], daemon=True).start()
 
@@ -232,7 +241,7 @@ def _version(name: str) -> str:
 def matches(data: str) -> bool:
     """Whether DATA is a folder of Parquet or Arrow tables, or a .parquet file; options may follow."""
     path = data if exists(data) else data.partition("?")[0]
-    return holds(path) == "tables" or (path.lower().endswith(".parquet") and is_file(path))
+    return detect_layout(path) == "tables" or (path.lower().endswith(".parquet") and is_file(path))
 
 
 def build(data: str) -> HfSource:

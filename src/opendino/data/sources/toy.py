@@ -1,16 +1,16 @@
 """Images drawn on the spot, for demos, tests and lessons: `toy:KIND?n=2000&size=32&seed=0&split=train`.
 
 Kinds:
-    textures: Ten grey textures. A class is a *structure* (bricks, cells, dots, ...); position, angle, scale, contrast
+    textures: Ten gray textures. A class is a *structure* (bricks, cells, dots, ...); position, angle, scale, contrast
         and polarity change from image to image, so comparing pixels says little about the class, while any crop
         of a fair size still shows it. That is what multi-crop training rewards, so a method that works soon leaves
         the pixels behind.
-    forms: Ten grey forms (disc, star, heart, ...) of any place, size and angle on textured ground. Has masks
+    forms: Ten gray forms (disc, star, heart, ...) of any place, size and angle on textured ground. Has masks
         (`mask`) and films (`video`).
-    colourful: The very images of `textures`, each in two colours of its own. A lesson: which two colours an image
-        has is visible in every crop of it and tells it from all others, and colour jitter blurs that only a little.
-        So self-distillation takes the easy way and sorts images by colour. With a three-layer CNN of K = 256 its
-        features fell to chance on the classes, where the grey images gave 95 %. What the augmentations do not remove is
+    colorful: The very images of `textures`, each in two colors of its own. A lesson: which two colors an image
+        has is visible in every crop of it and tells it from all others, and color jitter blurs that only a little.
+        So self-distillation takes the easy way and sorts images by color. With a three-layer CNN of K = 256 its
+        features fell to chance on the classes, where the gray images gave 95 %. What the augmentations do not remove is
         what is learnt.
 
 Image i is a pure function of (kind, seed, split, i) and shows the same scene at every size; its class is i mod 10.
@@ -26,9 +26,9 @@ from numpy.random import Generator, Philox
 
 from opendino.core.contracts import Source
 from opendino.core.errors import UsageError, unknown
-from opendino.data.drawings import FORMS, TAU, TEXTURES, form, ground, local_axes, pixels, saw, texture
+from opendino.data.toy_images import FORMS, TAU, TEXTURES, form, ground, local_axes, pixels, saw, texture
 
-Kind = Literal["textures", "forms", "colourful"]
+Kind = Literal["textures", "forms", "colorful"]
 Split = Literal["train", "val"]
 
 _DEFAULTS = {"n": "2000", "size": "32", "seed": "0", "split": "train"}
@@ -66,18 +66,18 @@ class ToySource(Source):
         return self._checked(index) % len(self.classes)
 
     def read(self, index: int) -> np.ndarray:
-        """The drawing, uint8 `[H W 3]`; grey kinds have three equal channels."""
+        """The drawing, uint8 `[H W 3]`; gray kinds have three equal channels."""
         rng, name = self._rng(index), self.classes[self.label(index)]
         if self.kind == "forms":
-            grey, _ = self._scene(rng, name)
-            return np.repeat(pixels(grey)[..., None], 3, axis=2)
+            gray, _ = self._scene(rng, name)
+            return np.repeat(pixels(gray)[..., None], 3, axis=2)
         pattern = texture(rng, name, self.size)
         if rng.random() < 0.5:
             pattern = 1 - pattern
         contrast, middle = rng.uniform(100, 180), rng.uniform(110, 145)
         if self.kind == "textures":
             return np.repeat(pixels(middle + contrast * (pattern - 0.5))[..., None], 3, axis=2)
-        one, other = self._two_colours(rng)
+        one, other = self._two_colors(rng)
         return pixels(one + (other - one) * pattern[..., None])
 
     def mask(self, index: int) -> np.ndarray:
@@ -128,7 +128,7 @@ class ToySource(Source):
         return np.repeat(pixels(frames)[..., None], 3, axis=3), masks
 
     def _scene(self, rng: Generator, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """One form on textured ground: grey `[H W]` and its cover `[H W]` in 0 .. 1."""
+        """One form on textured ground: gray `[H W]` and its cover `[H W]` in 0 .. 1."""
         sign = rng.choice((-1, 1))
         scenery = ground(rng, self.size, 128 - sign * rng.uniform(20, 60))
         fill = ground(rng, self.size, 128 + sign * rng.uniform(35, 85))
@@ -137,8 +137,8 @@ class ToySource(Source):
         cover = form(name, *local_axes(self.size, place, rng.uniform(0, TAU)), radius)
         return scenery + cover * (fill - scenery), cover
 
-    def _two_colours(self, rng: Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Two colours far enough apart to see the pattern."""
+    def _two_colors(self, rng: Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Two colors far enough apart to see the pattern."""
         while True:
             one, other = rng.uniform(20, 235, (2, 3))
             if np.abs(one - other).sum() > 150:
@@ -146,7 +146,7 @@ class ToySource(Source):
 
     def _rng(self, index: int, stream: int = _IMAGE) -> Generator:
         # A counter-based generator: streams that differ in an upper word of the counter never meet.
-        # `colourful` shares its word with `textures`, so that it draws the same patterns.
+        # `colorful` shares its word with `textures`, so that it draws the same patterns.
         word = 2 * (self.kind == "forms") + (self.split == "val")
         return Generator(Philox(key=self.seed, counter=[0, index, word, stream]))
 

@@ -28,8 +28,8 @@ from opendino.core.contracts import Source
 from opendino.core.errors import UsageError
 from opendino.data import remote_files
 from opendino.data.download import Unreachable, download, forget_changed, is_remote, keep, small, stamp
-from opendino.data.files import exists, holds, is_folder, is_hidden, printable, suffix
 from opendino.data.shards import NameRule, Shards
+from opendino.data.source_files import detect_layout, exists, is_folder, is_hidden, printable, suffix
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RULE = re.compile(r"[?&]names=([^&]*)$")
@@ -77,9 +77,9 @@ class WdsSource(Source):
         """See `Shards.checksum`."""
         return self._shards.checksum(index)
 
-    def soon(self, indices: np.ndarray) -> None:
+    def prefetch(self, indices: np.ndarray) -> None:
         """Fetch the shards of these images in the background."""
-        self._shards.soon(indices)
+        self._shards.prefetch(indices)
 
 
 class _Files:
@@ -113,7 +113,7 @@ class _Files:
             return Path(shard)
         return keep(shard, partial(download if is_remote(shard) else remote_files.fetch, shard))
 
-    def soon(self, shards: Sequence[str]) -> None:
+    def prefetch(self, shards: Sequence[str]) -> None:
         """Fetch one after the other."""
         wanted = [shard for shard in shards if _is_afar(shard) and shard not in self._fetching]
         if wanted:
@@ -181,7 +181,7 @@ def _class_names(shard: str) -> tuple[str, ...]:
 
 def matches(data: str) -> bool:
     """Whether DATA is a folder of .tar, or a pattern or address of some."""
-    if holds(_RULE.sub("", data)) == "shards":
+    if detect_layout(_RULE.sub("", data)) == "shards":
         return True
     pattern = data.partition("?")[0].lower()
     return pattern.endswith(".tar") and not exists(data) and (_is_afar(data) or bool(_BRACES.search(pattern)))

@@ -1,0 +1,66 @@
+"""The web page: opendino app [RUN or MODEL or TABLE ...] [--port N]"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from msgspec import Meta
+
+from opendino.cli import Outcome, flags
+from opendino.core import log
+from opendino.core.errors import UserError
+from opendino.core.ranges import Checked
+
+
+@dataclass(frozen=True)
+class Config(Checked):
+    """What `opendino app` takes."""
+
+    names: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="NAME")] = ()
+    """Run folders, model folders, tables (.parquet, .lance), timm:NAME, or folders that hold such; runs/ by default.
+    The page opens nothing else; to see the images of a table, name their folder or archive too."""
+    host: str = "127.0.0.1"
+    """Address to listen at. Any but this machine's own lets others use the page, without a password."""
+    port: Annotated[int, Meta(ge=0, le=65_535)] = 7860
+    """Port to listen at; 0 for any that is free."""
+    out: str | None = None
+    """Folder for what is trained on the page; by default it goes when its user does."""
+    trainings: Annotated[int, Meta(ge=1, le=64)] = 1
+    """How many trainings may go on at a time."""
+    device: str = "auto"
+    """auto, cuda, mps or cpu."""
+
+
+def run(args: list[str]) -> Outcome:
+    """Serve the page until Ctrl-C."""
+    config = flags.parse(Config, args, "opendino app", "See runs, models and tables in the browser.")
+    gc.disable()  # what is imported stays: to look through it again and again is a fifth of the start
+    try:
+        from opendino.app.page import serve
+    except ImportError as error:
+        if error.name != "gradio":
+            raise
+        raise UserError("The web page needs Gradio", 'pip install "opendino[app]"') from None
+    finally:
+        gc.freeze()
+        gc.enable()
+    from opendino.core import distributed
+    from opendino.engine.interrupt import Interrupt
+
+    names = config.names or (("runs",) if Path("runs").is_dir() else ())
+    out = Path(config.out).expanduser() if config.out else None
+    device = distributed.device(config.device)
+    with (
+        Interrupt(),
+        serve(names, device=device, host=config.host, port=config.port, out=out, trainings=config.trainings) as address,
+    ):
+        log.say(f"opendino is at {address}   (Ctrl-C ends it)")
+        with contextlib.suppress(KeyboardInterrupt):
+            threading.Event().wait()
+    return Outcome("", {"address": address})

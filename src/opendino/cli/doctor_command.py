@@ -1,0 +1,45 @@
+"""What a run's curves say, and what to do about it: opendino doctor RUN"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from opendino.cli import Outcome
+from opendino.core import metrics_log
+from opendino.core.errors import UsageError, UserError
+
+USAGE = "usage: opendino doctor RUN [--json]"
+
+
+def run(args: list[str]) -> Outcome | None:
+    """Examine a run folder, finished or not."""
+    if args in (["-h"], ["--help"]):
+        print(f"{USAGE}\n\nRUN is a folder that `opendino train` made; the run may still be going on.")
+        return None
+    if len(args) != 1 or args[0].startswith("-"):
+        raise UsageError(f"doctor takes one run folder, not {' '.join(args) or 'nothing'}", USAGE)
+    from opendino.engine.collapse_detection import examine
+
+    folder = Path(args[0]).expanduser()
+    found = examine(_rows(folder), _total_steps(folder))
+    lines = [f"{folder}: {found.name}", f"evidence: {found.evidence}"] + ([f"cure: {found.cure}"] if found.cure else [])
+    return Outcome("\n".join(lines), {"verdict": found.name, "evidence": found.evidence, "cure": found.cure})
+
+
+def _rows(folder: Path) -> list[dict[str, Any]]:
+    try:
+        return metrics_log.sampled(folder / "metrics.jsonl")
+    except OSError:
+        raise UserError(
+            f"'{folder}' is no run folder: it has no metrics.jsonl", "Start one with: opendino train DATA"
+        ) from None
+
+
+def _total_steps(folder: Path) -> int:
+    from opendino.config import read_tree
+
+    steps = read_tree(folder / "config.yaml").get("steps")
+    if not isinstance(steps, int) or steps < 1:
+        raise UserError(f"{folder}/config.yaml does not say how many steps the run has", "Is it a run's folder?")
+    return steps

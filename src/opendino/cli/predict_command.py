@@ -1,0 +1,82 @@
+"""Classify images: opendino predict FOLDER DATA [--out FILE.csv], FOLDER from `eval linear --out`"""
+
+from __future__ import annotations
+
+import csv
+import io
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+
+from opendino.cli import Outcome, flags
+from opendino.core import atomic_write, distributed
+from opendino.core.accuracy import yardstick
+from opendino.core.errors import UserError
+from opendino.core.ranges import Batch, Checked, Workers
+from opendino.data.open_source import list_paths, open_source
+from opendino.data.source_files import cell
+from opendino.features.feature_table import table
+from opendino.models.classifier import load_classifier
+
+
+@dataclass(frozen=True)
+class Config(Checked):
+    """What `opendino predict` takes."""
+
+    folder: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
+    """A classifier that `opendino eval linear MODEL --train DIR --out FOLDER` has trained."""
+    data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
+    """Images: a folder, a .tar or .zip, a text file of paths."""
+    out: str | None = None
+    """Write path, class and probability here, as CSV; to the terminal by default. Paths are absolute, so that the file
+    can be given as DATA or as --labels; of an archive they are the names in it."""
+    batch: Batch = 64
+    """Images at a time."""
+    workers: Workers = 4
+    """Threads that decode images."""
+    device: str = "auto"
+    """auto, cuda, mps or cpu."""
+
+
+def run(args: list[str]) -> Outcome:
+    """The most probable class of every readable image."""
+    config = flags.parse(Config, args, "opendino predict", "Classify images with a trained linear classifier.")
+    began = time.monotonic()
+    if config.out and not Path(config.out).expanduser().absolute().parent.is_dir():
+        raise UserError(f"There is no folder to write {config.out} into", "Make it, or choose another --out")
+    device = distributed.device(config.device)
+    model, classifier = load_classifier(config.folder)
+    source = open_source(config.data)
+    found = table(model.to(device), source, classifier.tokens, batch=config.batch, workers=config.workers)
+    if found.features.shape[1] != classifier.weight.shape[1]:
+        raise UserError(
+            f"The classifier takes {classifier.weight.shape[1]} features and the network gives "
+            f"{found.features.shape[1]}",
+            "Train it again",
+        )
+    sure, best = classifier(found.features).softmax(1).max(1)
+    rows = [
+        {"path": source.key(index), "class": classifier.classes[label], "probability": round(probability, 6)}
+        for index, label, probability in zip(found.indices.tolist(), best.tolist(), sure.tolist(), strict=True)
+    ]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["path", "class", "probability"])
+    for path, row in zip(list_paths(config.data, [row["path"] for row in rows]), rows, strict=True):
+        writer.writerow([cell(path), cell(row["class"]), row["probability"]])
+    known = classifier.known
+    done = {"written": len(rows), "skipped": len(found.bad), "classifier": known.fields if known else None}
+    done["seconds"] = time.monotonic() - began
+    if not config.out:
+        return Outcome(text.getvalue().rstrip("\n"), {"predictions": rows, **done})
+    atomic_write.write(Path(config.out).expanduser(), text.getvalue())
+    counts = torch.bincount(best, minlength=len(classifier.classes)).tolist()
+    lines = [f"{len(rows):,} images{found.unread} → {config.out}"]
+    lines += [f"  {count:>8,}  {name}" for name, count in zip(classifier.classes, counts, strict=True)]
+    if known:
+        lines.append(f"this classifier was right on {known}; {yardstick(known.fields)}")
+    return Outcome("\n".join(lines), {"out": config.out, **done})

@@ -1,0 +1,114 @@
+"""Find similar images: opendino search MODEL TABLE IMAGE... [-k 10] [--sheet OUT.png]"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+from PIL import Image
+
+from opendino.cli import Outcome, flags
+from opendino.core import distributed
+from opendino.core.contracts import Source
+from opendino.core.errors import BadImage, UsageError, UserError
+from opendino.core.ranges import Checked, Count
+from opendino.data.decode import decode
+from opendino.data.open_source import open_source
+from opendino.data.source_files import exists
+from opendino.embeddings.embedding_table import check_model, left_out
+from opendino.embeddings.open_table import open_table
+from opendino.models.load import load
+from opendino.visualize.drawing import tile_grid
+from opendino.visualize.drawing.tile_grid import Tile
+
+_THUMBNAIL_PX = 160
+
+
+@dataclass(frozen=True)
+class Config(Checked):
+    """What `opendino search` takes."""
+
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    """The model that the table was made with."""
+    table: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TABLE")]
+    """A .lance table or a .parquet file of `opendino embed`."""
+    images: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE")]
+    """Image files to find similar ones of."""
+    k: Annotated[Count, tyro.conf.arg(aliases=["-k"])] = 10
+    """How many to show of each."""
+    exact: bool = False
+    """Compare with all images even where the table has an index (from 100,000 images on)."""
+    sheet: str | None = None
+    """Also draw what was found into this picture: .png, .jpg, .svg, .html ..."""
+    device: str = "auto"
+    """auto, cuda, mps or cpu."""
+
+
+def run(args: list[str]) -> Outcome:
+    """The images of a table that a model sees as most similar, by the cosine of their vectors."""
+    config = flags.parse(Config, args, "opendino search", "Find the images of a table that look like others.")
+    if not config.images:
+        raise UsageError("No image was named to search for", "opendino search MODEL TABLE photo.jpg")
+    sheet = tile_grid.out(config.sheet, tile_grid.PICTURES) if config.sheet else None
+    table = open_table(config.table)
+    model = load(config.model, table.about["which"])
+    check_model(table, model, config.model)
+    pixels = torch.stack([model.preprocess(image) for image in config.images])
+    found = table.nearest(
+        model.to(distributed.device(config.device)).embed(pixels).float().cpu(), config.k, exact=config.exact
+    )
+    searches = [
+        {
+            "query": query,
+            "results": [{"path": key, "score": round(score, 6)} for key, score in zip(keys, scores, strict=True)],
+        }
+        for query, keys, scores in zip(config.images, found.keys, found.scores, strict=True)
+    ]
+    method = "exact" if found.exact else "approximate (index)"
+    lines = []
+    for search in searches:
+        lines += [
+            f"{search['query']}: {len(search['results'])} of {len(table):,} images, {method}{left_out(found.left_out)}"
+        ]
+        lines += [f"  {hit['score']:7.4f}  {hit['path']}" for hit in search["results"]]
+    if sheet:
+        tile_grid.Sheet(_tiles(searches, table.about["data"])).save(sheet)
+        lines.append(f"→ {config.sheet}")
+    told = {"table": config.table, "exact": found.exact, "left_out": found.left_out, "sheet": config.sheet}
+    return Outcome("\n".join(lines), {**(searches[0] if len(searches) == 1 else {"searches": searches}), **told})
+
+
+def _tiles(searches: list[dict], data: str) -> list[list[Tile | None]]:
+    """A row for each query: it, and what was found."""
+    wanted = {hit["path"] for search in searches for hit in search["results"]}
+    try:
+        if not exists(data) and not data.startswith("toy:"):  # nothing is fetched because a table names it
+            raise UserError(f"The images are no longer at {data}")
+        source = open_source(data)
+        place = {key: index for index in range(len(source)) if (key := source.key(index)) in wanted}
+    except UserError:  # the images have been moved away; the sheet says so tile by tile
+        source, place = None, {}
+    rows = []
+    for search in searches:
+        asked = Image.fromarray(decode(Path(search["query"]).expanduser().read_bytes(), (2 * _THUMBNAIL_PX) ** 2))
+        tiles: list[Tile | None] = [
+            Tile(tile_grid.square(asked, _THUMBNAIL_PX), f"query\n{Path(search['query']).name}")
+        ]
+        for hit in search["results"]:
+            image = tile_grid.square(_thumbnail(source, place.get(hit["path"])), _THUMBNAIL_PX)
+            tiles.append(Tile(image, f"{hit['score']:.4f}\n{Path(hit['path']).name}"))
+        rows.append(tiles)
+    return rows
+
+
+def _thumbnail(source: Source | None, index: int | None) -> Image.Image | None:
+    """A small picture of an image, None where it cannot be read any more."""
+    if source is None or index is None:
+        return None
+    try:
+        return Image.fromarray(decode(source.read(index), (2 * _THUMBNAIL_PX) ** 2))
+    except BadImage:
+        return None

@@ -1,0 +1,96 @@
+"""Choose diverse images to label: opendino select TABLE --num 100 --out CHOSEN.txt"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from opendino.cli import Outcome, flags
+from opendino.core import atomic_write, distributed
+from opendino.core.errors import UserError
+from opendino.core.ranges import Checked, Count, OutOfRange, Seed
+from opendino.data.list_columns import read_list
+from opendino.data.open_source import list_paths
+from opendino.data.source_files import line, unescape
+from opendino.embeddings.diverse_selection import k_center
+from opendino.embeddings.embedding_table import left_out
+from opendino.embeddings.open_table import open_table
+
+
+@dataclass(frozen=True)
+class Config(Checked):
+    """What `opendino select` takes."""
+
+    table: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TABLE")]
+    """A .lance table or a .parquet file of `opendino embed`."""
+    num: Count
+    """How many images to choose."""
+    out: str
+    """Write them here, in the order chosen, so that any first part of the list is a good choice too: one absolute path
+    a line, so that the list can be given as DATA; of a table of an archive the names in it."""
+    start_from: str | None = None
+    """A list of images that are labeled already: what is chosen lies far from them too."""
+    seed: Seed = 0
+    """Draws the first image where none is labeled."""
+    device: str = "auto"
+    """auto, cuda, mps or cpu."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.out.lower().endswith((".txt", ".lst")):
+            raise OutOfRange("out", self.out, "End its name in .txt: a list of paths, which is DATA as well")
+
+
+def run(args: list[str]) -> Outcome:
+    """The k-center choice: each image is the one that is least like all chosen before."""
+    config = flags.parse(Config, args, "opendino select", "Choose diverse images of a table to label.")
+    began = time.monotonic()
+    out, device = Path(config.out).expanduser(), distributed.device(config.device)
+    if not out.absolute().parent.is_dir():
+        raise UserError(f"There is no folder to write {config.out} into", "Make it, or choose another --out")
+    table = open_table(config.table)
+    keys, vectors = table.normalized()
+    lost = len(table) - len(keys)
+    paths = list_paths(table.about["data"], keys)
+    start = _labeled(config.start_from, keys, paths) if config.start_from else []
+    if config.num > len(keys) - len(start):
+        already = f", {len(start):,} of them labeled" if start else ""
+        raise UserError(
+            f"--num is {config.num}, and there are {len(keys):,} images{already}{left_out(lost)}", "Choose fewer"
+        )
+    chosen = list(itertools.islice(k_center(vectors.to(device), start, config.seed), config.num))
+    atomic_write.write(out, "".join(f"{line(paths[row])}\n" for row, _ in chosen))
+    text = f"{len(chosen):,} of {len(keys):,} images → {config.out}; every image is within {chosen[-1][1]:.3f} of one"
+    rows = [{"path": keys[row], "radius": round(radius, 6)} for row, radius in chosen]
+    return Outcome(
+        f"{text} (0 the same, 2 opposite){left_out(lost)}",
+        {
+            "out": config.out,
+            "chosen": rows,
+            "labeled": len(start),
+            "left_out": lost,
+            "seconds": time.monotonic() - began,
+        },
+    )
+
+
+def _labeled(path: str, keys: list[str], paths: list[str]) -> list[int]:
+    """Rows of the images that a list names: by key, or by path as `--out` writes them.
+
+    Raises:
+        UserError: It cannot be read, or none of them is in the table.
+    """
+    row = {unescape(name): number for names in (paths, keys) for number, name in enumerate(names)}
+    beside = Path(path).expanduser().absolute().parent
+    named = read_list(
+        str(Path(path).expanduser()), lambda name: name in row or str(beside / name) in row, classes=False
+    )
+    rows = {row.get(name, row.get(str(beside / name))) for name in named} - {None}
+    if not rows:
+        raise UserError(f"None of the {len(named)} images in {path} is in the table", "Write one key or path a line")
+    return sorted(number for number in rows if number is not None)

@@ -1,0 +1,46 @@
+"""Slurm's names for who is who, in the words of torch: a run under `srun` needs no other launcher."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import MutableMapping
+
+
+def adopt_slurm_environment(environment: MutableMapping[str, str]) -> None:
+    """Set RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT from what `srun` has set.
+
+    Nothing happens where torchrun has set them already, outside of a step of `srun` (the body of an sbatch script is
+    one process, whatever the job has room for), and in a step of one process.
+
+    Args:
+        environment: `os.environ`, changed in place. MASTER_ADDR and MASTER_PORT are kept where they are set.
+    """
+    step = "SLURM_STEP_ID" in environment or "SLURM_STEP_NUM_TASKS" in environment
+    tasks = environment.get("SLURM_STEP_NUM_TASKS") or environment.get("SLURM_NTASKS", "1")
+    if "RANK" in environment or not step or "SLURM_PROCID" not in environment or int(tasks) == 1:
+        return
+    nodes = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST", "localhost")
+    here = int(environment.get("SLURM_NODEID", "0"))
+    per_node = tasks_per_node(environment.get("SLURM_STEP_TASKS_PER_NODE") or environment.get("SLURM_TASKS_PER_NODE"))
+    environment.update(
+        RANK=environment["SLURM_PROCID"],
+        WORLD_SIZE=tasks,
+        LOCAL_RANK=environment.get("SLURM_LOCALID", "0"),
+        LOCAL_WORLD_SIZE=str(per_node[here] if here < len(per_node) else 1),
+    )
+    environment.setdefault("MASTER_ADDR", first_host(nodes))
+    # A port that all agree on without talking: by the job, so that two jobs on one machine do not meet.
+    environment.setdefault("MASTER_PORT", str(20_000 + int(environment.get("SLURM_JOB_ID", "0")) % 20_000))
+
+
+def first_host(nodes: str) -> str:
+    """The first of Slurm's list of hosts: "gpu[007-009,12],login" → "gpu007"."""
+    found = re.match(r"([^,\[]+)(?:\[([^,\-\]]+)[^\]]*\]([^,\[]*))?", nodes)
+    assert found, f"no host in {nodes!r}"
+    return "".join(part or "" for part in found.groups())
+
+
+def tasks_per_node(counts: str | None) -> list[int]:
+    """Slurm's short form, node by node: "4(x2),3" → [4, 4, 3]; nothing where it says nothing."""
+    pairs = re.findall(r"(\d+)(?:\(x(\d+)\))?", counts or "")
+    return [int(number) for number, times in pairs for _ in range(int(times or 1))]

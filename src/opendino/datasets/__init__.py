@@ -1,0 +1,1 @@
+"""Datasets that only evaluations read: masks, DAVIS, revisited Oxford and Paris, copies."""

@@ -1,0 +1,270 @@
+"""Frames of a film, and the folders in which DAVIS keeps its own (Perazzi et al. 2016, Pont-Tuset et al. 2017)."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from opendino.core.errors import BadImage, UserError, nearest
+from opendino.data.decode import decode
+from opendino.data.source_files import is_hidden, is_image, printable, read_regular
+from opendino.datasets import mask_files as masks
+from opendino.datasets.mask_metrics import boundary_f, jaccard
+
+
+@dataclass(frozen=True)
+class Video:
+    """A film with a mask of its first frame.
+
+    Attributes:
+        name: Of a file without its ending, or of a folder.
+        path: A folder of images, or a film file.
+        masks: PNGs: one for the first frame, or one for each frame in order.
+        one_object: Whether all objects of the masks are one.
+    """
+
+    name: str
+    path: Path
+    masks: tuple[Path, ...]
+    one_object: bool = False
+
+
+class Truth:
+    """The masks of a film at the size of its frames; objects are counted 1, 2, … as they are numbered in the first."""
+
+    def __init__(self, film: Video, height: int, width: int, notes: list[str]) -> None:
+        self._film, self._size, self._notes = film, (height, width), notes
+        raw, self._colors = _read(film.masks[0])
+        self._black_and_white = masks.is_black_and_white(raw)
+        numbered, _ = self._objects(0)
+        self.numbers = [int(number) for number in np.unique(numbered) if number]
+        if not self.numbers:
+            raise UserError(f"{printable(str(film.masks[0]))} has no object: every pixel is 0 or void")
+        self.first = np.searchsorted([0, *self.numbers], numbered).astype(np.uint8)
+
+    def encode(self, mask: np.ndarray) -> bytes:
+        """An indexed PNG of a mask that counts the objects, with their numbers and colors."""
+        return masks.encode(np.array([0, *self.numbers], np.uint8)[mask], self._colors)
+
+    def score(self, frame: int, mask: np.ndarray) -> Tensor:
+        """J and F of every object in a frame, float64 `[2 objects]`."""
+        truth, void = (torch.from_numpy(part) for part in self._objects(frame))
+        found = torch.from_numpy(mask)
+        pairs = [(truth == number, found == count) for count, number in enumerate(self.numbers, start=1)]
+        true, drawn = (torch.stack(part) for part in zip(*pairs, strict=True))
+        return torch.stack([jaccard(true, drawn, void), boundary_f(true, drawn, void)])
+
+    def _objects(self, frame: int) -> tuple[np.ndarray, np.ndarray]:
+        path = self._film.masks[frame]
+        raw, _ = _read(path)
+        if raw.shape != self._size:
+            has, wants = (f"{size[1]}×{size[0]}" for size in (raw.shape, self._size))
+            self._notes.append(
+                f"{self._film.name}: masks of {has} px for frames of {wants} px were resized by nearest neighbor"
+            )
+            raw = masks.resize(raw, *self._size)
+        numbered, void = masks.objects(raw, self._black_and_white)
+        return (numbered.clip(max=1) if self._film.one_object else numbered), void
+
+
+def _read(path: Path) -> tuple[np.ndarray, bytes]:
+    try:
+        return masks.read(path)
+    except BadImage as error:
+        raise UserError(f"The mask {printable(str(path))} cannot be used: {error}") from error
+
+
+def frames(path: Path) -> Iterator[tuple[str, np.ndarray | BadImage]]:
+    """The frames of a film one after the other: their names, and uint8 `[H W 3]`, upright.
+
+    An image that cannot be read is there as its `BadImage`, lest the others change their places.
+
+    Args:
+        path: A folder, whose images are taken by name, 2 before 10; or a film file (PyAV).
+
+    Raises:
+        UserError: No film there, a damaged one, or no PyAV.
+    """
+    if not path.is_dir():
+        yield from ((f"{number:05d}", frame) for number, frame in enumerate(_film(path)))
+        return
+    for image in _images(path):
+        try:
+            yield image.stem, decode(read_regular(image))
+        except BadImage as error:
+            yield image.stem, error
+
+
+def rate(path: Path) -> Fraction | None:
+    """Frames a second of a film file on average; None for a folder, and for a film that does not say.
+
+    Raises:
+        UserError: No film there, a damaged one, or no PyAV.
+    """
+    if path.is_dir():
+        return None
+    with _opened(path) as container:
+        return container.streams.video[0].average_rate
+
+
+def size(path: Path) -> tuple[int, int]:
+    """Width and height of a film file's frames in pixels, as it says itself; no frame is decoded.
+
+    Raises:
+        UserError: No film there, a damaged one, or no PyAV.
+    """
+    with _opened(path) as container:
+        stream = container.streams.video[0]
+        return stream.width, stream.height
+
+
+def write(path: Path, frames: Iterable[np.ndarray], rate: Fraction) -> int:
+    """A film of frames as they come, H.264 where PyAV has it, else MPEG-4; without sound. There at once or not at all.
+
+    Args:
+        path: An .mp4.
+        frames: uint8 `[H W 3]`, all of one size with even sides.
+        rate: Frames a second.
+
+    Returns:
+        How many there were; without any there is no film.
+
+    Raises:
+        UserError: No PyAV, or the file cannot be written.
+    """
+    av = _av()
+    codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
+    quality = {"options": {"crf": "18"}} if codec == "libx264" else {"bit_rate": 8_000_000}
+    partial = path.with_name(f".{path.name}.partial")
+    number = 0
+    try:
+        with av.open(str(partial), "w", format="mp4") as container:
+            stream = container.add_stream(codec, rate=rate.limit_denominator(1001), pix_fmt="yuv420p", **quality)
+            for pixels in frames:
+                if not number:
+                    stream.height, stream.width = pixels.shape[:2]
+                number += 1
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+            if number:
+                container.mux(stream.encode(None))
+        if number:
+            partial.replace(path)
+    except (OSError, av.error.FFmpegError) as error:
+        raise UserError(f"Cannot write {printable(str(path))}: {error.strerror}", "Choose another --out") from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return number
+
+
+def is_davis(root: Path) -> bool:
+    """Whether a folder is laid out as DAVIS."""
+    return (root / "JPEGImages").is_dir() and (root / "Annotations").is_dir()
+
+
+def davis(root: Path, year: int = 2017, resolution: str = "480p", sequences: Sequence[str] = ()) -> list[Video]:
+    """The validation films of DAVIS, or those named.
+
+    Args:
+        root: Holds JPEGImages/RESOLUTION/NAME/*.jpg, Annotations/RESOLUTION/NAME/*.png, ImageSets/YEAR/val.txt.
+        year: 2016 or 2017: which list; in 2016 all objects are one.
+        resolution: Name of the folders below JPEGImages and Annotations.
+        sequences: Names; empty for all of the list.
+
+    Raises:
+        UserError: A list, a sequence or a mask is missing. A sequence needs a mask a frame, or one for the first alone.
+    """
+    images, annotations = root / "JPEGImages" / resolution, root / "Annotations" / resolution
+    for folder in (images, annotations):
+        if not folder.is_dir():
+            raise UserError(f"There is no folder {printable(str(folder))}", _choices(folder.parent))
+    listed = root / "ImageSets" / str(year) / "val.txt"
+    if not sequences and not listed.is_file():
+        raise UserError(f"There is no list {printable(str(listed))}", _choices(listed.parent.parent))
+    names = sequences or [line.strip() for line in listed.read_text("utf-8", "replace").splitlines() if line.strip()]
+    if not names:
+        raise UserError(f"{printable(str(listed))} names no sequence", "Name some with --sequences")
+    for name in names:
+        if not (images / name).is_dir():
+            there = [folder.name for folder in images.iterdir()]
+            raise UserError(f"There is no sequence '{name}' in {printable(str(images))}", nearest(name, there))
+    return [Video(name, images / name, _annotated(images / name, annotations / name), year == 2016) for name in names]
+
+
+def _annotated(frames: Path, folder: Path) -> tuple[Path, ...]:
+    expected = [folder / f"{image.stem}.png" for image in _images(frames)]
+    missing = [mask for mask in expected if not mask.is_file()]
+    if missing == expected[1:]:
+        return (expected[0],)
+    if missing:
+        raise UserError(
+            f"Sequence '{frames.name}' has no annotation {printable(str(missing[0]))}",
+            "It needs one a frame, or one for the first frame alone",
+        )
+    return tuple(expected)
+
+
+def _images(folder: Path) -> list[Path]:
+    """The images of a folder, by name, numbers by their value."""
+    found = [path for path in folder.iterdir() if is_image(path.name) and not is_hidden(path.name)]
+    if not found:
+        raise UserError(f"There are no images in {printable(str(folder))}", "Give a folder of frames or a film file")
+    return sorted(found, key=lambda path: [int(part) if part.isdigit() else part for part in _NUMBER.split(path.name)])
+
+
+_NUMBER = re.compile(r"([0-9]+)")
+
+
+def _choices(folder: Path) -> str:
+    there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    return f"There is: {', '.join(there)}" if there else "Is the folder laid out as DAVIS?"
+
+
+def _av() -> ModuleType:
+    try:
+        import av
+        import av.error
+    except ImportError:
+        raise UserError("Films need PyAV", 'pip install "opendino[video]", or give frames in a folder') from None
+    return av
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    av = _av()
+    try:
+        # A playlist that poses as a film must not reach out to the network.
+        with av.open(str(path), options={"protocol_whitelist": "file"}) as container:
+            if not container.streams.video:
+                raise UserError(f"{printable(str(path))} holds no pictures", "Give a film file or a folder of frames")
+            yield container
+    except av.error.FFmpegError as error:
+        raise UserError(
+            f"{printable(str(path))} cannot be read as a film: {error.strerror}",
+            "Give a film file or a folder of frames",
+        ) from error
+
+
+def _film(path: Path) -> Iterator[np.ndarray]:
+    number = 0
+    with _opened(path) as container:
+        try:
+            for frame in container.decode(video=0):
+                turns = round(frame.rotation / 90)  # counter-clockwise; phones leave it to the player
+                yield np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), turns))
+                number += 1
+        except _av().error.FFmpegError as error:
+            where = f"beyond frame {number - 1}" if number else "as a film"
+            raise UserError(
+                f"{printable(str(path))} cannot be read {where}: {error.strerror}",
+                "Give a film file or a folder of frames",
+            ) from error

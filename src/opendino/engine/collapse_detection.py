@@ -1,0 +1,281 @@
+"""Is the run well? Names a collapse, and its cure.
+
+Four ways to fail, told apart by numbers every step leaves behind (Caron et al. 2021, section 5.3 and figure 7):
+    uniform   the teacher says the same of every prototype: its entropy sits at ln K, the KL to the student at 0
+    one-hot   the teacher gives every image to the same prototype: the entropy of its mean output sits near 0
+    constant  the teacher says the same of every image, whatever that is: its mean output has no more entropy than each
+    dead      different images come out the same: their features, or the projections that the loss compares
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from opendino.core import accuracy
+
+PATIENCE = 50
+"""Steps over which the median must look collapsed; a tenth of the run where that is shorter, but never below ten."""
+
+_UNIFORM_FRAC = 0.99
+_ONE_HOT_FRAC = 0.05
+_CONSTANT_FRAC = 0.002
+_DEAD_SPREAD = {"feature_spread": 0.01, "projection_spread": 0.05}
+SIGNS = ("entropy_frac", "marginal_frac", *_DEAD_SPREAD)
+"""The numbers of a step's row that a diagnosis is made of."""
+EXAMINED = (
+    "loss", "entropy_frac", "effective_rank", "knn", "balanced_accuracy", "majority", "num_queries", "judged_on",
+)  # fmt: skip
+"""The numbers, and tables of numbers, that tell whether a run has learned."""
+COLLAPSES = ("uniform", "one-hot", "constant", "dead", "rank 1")
+NOT_SHOWN = "not shown to have learned"
+_RANK_ONE = 1.05
+_NO_OPINION_FRAC = 0.98
+Columns = Mapping[str, tuple[Any, ...]]
+"""Name, of a part of a table "knn.teacher" → steps, values and more, as `core.metrics.columns` returns them."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a run suffers from, or that it is well.
+
+    Attributes:
+        name: "uniform", "one-hot", "constant" or "dead"; of a whole run also what `examine` says.
+        evidence: The numbers, one line.
+        cure: What to change, one line.
+    """
+
+    name: str
+    evidence: str
+    cure: str
+
+
+class Monitor:
+    """Watches a run's rows: the diagnosis of the medians over the last `patience` of them.
+
+    Medians, since an unstable run jumps: a prototype that wins everywhere now may have lost to another a step later.
+    """
+
+    def __init__(self, total_steps: int) -> None:
+        self.patience = max(10, min(PATIENCE, total_steps // 10))
+        self._rows: deque[dict[str, float]] = deque(maxlen=self.patience)
+
+    def watch(self, row: Mapping[str, Any]) -> Verdict | None:
+        """The verdict after one more step's numbers, see `diagnose`. What is missing or null is passed over."""
+        known = {name: value for name in SIGNS if (value := row.get(name)) is not None}
+        self._rows.append({name: value for name, value in known.items() if math.isfinite(value)})
+        if len(self._rows) < self.patience:
+            return None
+        columns = {name: [each[name] for each in self._rows if name in each] for name in SIGNS}
+        return diagnose({name: statistics.median(values) for name, values in columns.items() if values})
+
+
+def diagnose(row: Mapping[str, float]) -> Verdict | None:
+    """What one step's numbers look like; None for healthy.
+
+    Args:
+        row: `entropy_frac`, the teacher's entropy over ln K; `marginal_frac`, the entropy of its mean output over
+            ln K; `feature_spread`, the standard deviation of L2-normalized features, 0 (all equal) to about 1.
+    """
+    entropy, marginal = row.get("entropy_frac"), row.get("marginal_frac")
+    if marginal is not None and marginal < _ONE_HOT_FRAC:
+        return Verdict(
+            "one-hot",
+            f"the teacher's mean output has {marginal:.1%} of the entropy it could have",
+            "One prototype wins for every image: keep centering on, lower center_momentum towards 0.9, "
+            "or raise teacher_temp_start",
+        )
+    if entropy is not None and entropy > _UNIFORM_FRAC:
+        return Verdict(
+            "uniform",
+            f"the teacher's entropy is {entropy:.1%} of ln K",
+            "The teacher says nothing: keep sharpening on, lower teacher_temp (0.04, then 0.02) or the learning rate",
+        )
+    for what, least in _DEAD_SPREAD.items():
+        spread = row.get(what)
+        if spread is not None and spread < least:
+            return Verdict(
+                "dead",
+                f"{what.partition('_')[0]}s of different images differ by a standard deviation of {spread:.4f}",
+                "Lower the learning rate, lengthen its warm-up, or clip gradients harder (clip = 0.3); "
+                "BYOL needs its predictor and a teacher that moves slowly",
+            )
+    if entropy is not None and marginal is not None and marginal - entropy < _CONSTANT_FRAC:
+        return Verdict(
+            "constant",
+            f"the teacher's outputs share {max(0.0, marginal - entropy):.2%} of ln K with which image it sees",
+            "The teacher says the same of every image: keep centering and sharpening both on",
+        )
+    return None
+
+
+def examine(rows: Sequence[Mapping[str, Any]], total_steps: int) -> Verdict:
+    """What the rows of a run's metrics.jsonl say of it, by the same rules that a run applies to itself.
+
+    Args:
+        rows: In order; rows of steps and of evaluations. Only the numbers named in `EXAMINED` are looked at.
+        total_steps: Length of the run.
+
+    Returns:
+        "constant images" or "duplicate images" where there is nothing to learn from; "uniform", "one-hot", "constant",
+        "dead" or "rank 1" where a collapse stands at the end; "void steps" (a tenth of the last hundred had no finite
+        loss); "too early" (too few steps to tell); of a finished run "not shown to have learned"; else "healthy".
+    """
+    monitor, steps = Monitor(total_steps), [row for row in rows if "loss" in row]
+    standing, since = None, 0
+    for row in steps:
+        verdict = monitor.watch(row)
+        if verdict is not None and (standing is None or standing.name != verdict.name):
+            since = row["step"]
+        standing = verdict
+    done = steps[-1]["step"] if steps else 0
+    columns = _columns(rows)
+    found = useless_images(columns)
+    if found is None and standing is not None:
+        found = Verdict(standing.name, f"since step {since} of {total_steps}, {standing.evidence}", standing.cure)
+    void = sum(not row.get("ok", True) for row in steps[-100:])
+    if found is None and void > len(steps[-100:]) / 10:
+        found = Verdict(
+            "void steps",
+            f"{void} of the last {len(steps[-100:])} steps had a loss that is not finite, and changed nothing",
+            "Lower --optim.lr or --optim.clip, or take --precision float32",
+        )
+    if found is None and len(steps) < monitor.patience:
+        found = Verdict("too early", f"{len(steps)} of {total_steps} steps are too few to tell", "")
+    return found or conclude(columns, done, total_steps)
+
+
+def outcome(found: Verdict, collapse: str | None) -> str:
+    """Result of a finished run: "learned", "not shown to have learned" or "collapsed: NAME"."""
+    if collapse:
+        return f"collapsed: {collapse}"
+    return "learned" if found.name == "healthy" else NOT_SHOWN
+
+
+def conclude(columns: Columns, done: int, total_steps: int) -> Verdict:
+    """What the evaluations of a run say that shows no collapse in its steps.
+
+    Args:
+        columns: Of `EXAMINED`.
+        done: Steps.
+        total_steps: Length of the run; only of a finished one it is said whether it learned.
+
+    Returns:
+        "constant images", "duplicate images", "rank 1", "not shown to have learned" or "healthy".
+    """
+    if found := useless_images(columns) or _rank_one(columns):
+        return found
+    learned, evidence = _by_labels(columns) or _by_signs(columns)
+    if done < total_steps:
+        return Verdict("healthy", f"no collapse in {done} of {total_steps} steps; {evidence}", "")
+    if learned:
+        return Verdict("healthy", f"after all {total_steps} steps {evidence}; no collapse", "")
+    return Verdict(
+        NOT_SHOWN,
+        f"after all {total_steps} steps {evidence}",
+        "Train longer; see whether the views share what you are after, and not a color or a stamp (show crops); "
+        "try a smaller network or a lower momentum; name more labeled images with --val",
+    )
+
+
+def useless_images(columns: Columns) -> Verdict | None:
+    """A verdict where hardly any image differs from the others, or has anything in it."""
+    seen = {name: _last(columns, f"judged_on.{name}") or 0 for name in ("images", "distinct", "flat")}
+    if seen["flat"] > 0.9 * seen["images"]:
+        return Verdict(
+            "constant images",
+            f"{seen['flat']:,.0f} of {seen['images']:,.0f} images looked at have a single color each",
+            "There is nothing in them to learn: see whether they are read as you see them (opendino visualize crops)",
+        )
+    if seen["distinct"] < 0.1 * seen["images"]:
+        return Verdict(
+            "duplicate images",
+            f"only {seen['distinct']:,.0f} of {seen['images']:,.0f} images looked at differ, the rest are exact copies",
+            "Give images that differ; of a film take frames that are seconds apart",
+        )
+    return None
+
+
+def _rank_one(columns: Columns) -> Verdict | None:
+    rank = _last(columns, "effective_rank")
+    if rank is None or rank >= _RANK_ONE:
+        return None
+    return Verdict(
+        "rank 1",
+        f"the features of all images lie on one line: their effective rank is {rank:.2f}, "
+        f"and was {columns['effective_rank'][1][0]:.2f} at first",
+        "See whether the images differ (opendino visualize crops); lower the learning rate, or lengthen its warm-up",
+    )
+
+
+def _by_labels(columns: Columns) -> tuple[bool, str] | None:
+    """Whether k-NN is better than that of the network at first by more than chance makes it, and the figures."""
+    names = [name.partition(".")[2] for name in columns if name.startswith("knn.")]
+    first = next((name for name in ("start", "untrained") if name in names), None)
+    if first is None:
+        return None
+    best, num = names[0], int(_last(columns, "num_queries") or 0)
+    row: dict[str, Any] = {"num_queries": num}
+    for kind in ("knn", "balanced_accuracy"):
+        row[kind] = {name: value for name in (best, first) if (value := _last(columns, f"{kind}.{name}")) is not None}
+    after, before = row["knn"][best], row["knn"][first]
+    chance = accuracy.chance_of_difference(before, after, num)
+    told = accuracy.shown(row)
+    evidence = f"k-NN is {told[best]}, and was {told[first]} {'at the start' if first == 'start' else 'untrained'}"
+    if num:
+        evidence += f" ({num:,} queries: {chance:.1f} points may be chance; "
+        evidence += f"always the most frequent class: {_last(columns, 'majority') or 0:.1f}%)"
+    balanced = row["balanced_accuracy"]
+    return after - before > chance and (len(balanced) < 2 or balanced[best] > balanced[first]), evidence
+
+
+def _by_signs(columns: Columns) -> tuple[bool, str]:
+    """Whether nothing speaks against it, and the figures: without labels there is no proof."""
+    signs, against = [], False
+    rank = columns.get("effective_rank")
+    if rank is None or len(rank[1]) < 2:
+        return False, "nothing was measured that shows it: --eval-images was 0, or there was one evaluation"
+    signs.append(f"effective rank {rank[1][0]:.1f} at first, {rank[1][-1]:.1f} at the end")
+    against = rank[1][-1] < rank[1][0]
+    if entropy := _course(columns, "entropy_frac"):
+        signs.append(f"the teacher's entropy {entropy[1]:.0%} of ln K")
+        against |= entropy[1] >= _NO_OPINION_FRAC and entropy[1] > entropy[0] - 0.002
+    if loss := _course(columns, "loss"):
+        signs.append(f"loss {loss[0]:.2f} half-way, {loss[1]:.2f} at the end")
+        against |= loss[1] > loss[0]
+    return not against, f"there are signs only, for want of labels: {', '.join(signs)}"
+
+
+def _course(columns: Columns, name: str) -> tuple[float, float] | None:
+    """The medians of a number over a tenth of the run half-way and at the end; None where it is not known.
+
+    Not at the start: there a healthy loss may rise, while the teacher's entropy does and its temperature warms up.
+    """
+    if name not in columns:
+        return None
+    values = columns[name][1]
+    half, tenth = len(values) // 2, max(1, len(values) // 10)
+    return statistics.median(values[half : half + tenth]), statistics.median(values[-tenth:])
+
+
+def _last(columns: Columns, name: str) -> float | None:
+    return float(columns[name][1][-1]) if name in columns else None
+
+
+def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[list[int], list[float]]]:
+    """As `core.metrics.columns`, of rows."""
+    found: dict[str, tuple[list[int], list[float]]] = {}
+    for row in rows:
+        for name in EXAMINED:
+            value = row.get(name)
+            parts = {f"{name}.{key}": each for key, each in value.items()} if isinstance(value, dict) else {name: value}
+            for key, each in parts.items():
+                if isinstance(each, int | float) and math.isfinite(each):
+                    steps, values = found.setdefault(key, ([], []))
+                    steps.append(row["step"])
+                    values.append(each)
+    return found

@@ -1,0 +1,97 @@
+"""Many short runs, several at a time, each in a process of its own; those that are finished are not run again."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from opendino import config as configs
+from opendino.config import Config
+from opendino.core import atomic_write, log, metrics_log
+from opendino.core.errors import UserError
+from opendino.data import fingerprint
+from opendino.data.open_source import open_source
+
+
+@dataclass(frozen=True)
+class TrialRun:
+    """One run of an experiment.
+
+    Attributes:
+        setting: What is tried; trials of one setting differ in their seed.
+        config: The run; its `out` is decided by `run`.
+    """
+
+    setting: str
+    config: Config
+
+    @property
+    def name(self) -> str:
+        """Of its run folder."""
+        return f"{self.setting.replace(' ', '-').replace('=', '-')}-seed{self.config.seed}"
+
+
+def run(trials: Sequence[TrialRun], folder: Path, jobs: int) -> list[list[dict[str, Any]]]:
+    """Train them all into `folder/runs`.
+
+    Args:
+        trials: The runs.
+        folder: Of the experiment; what is finished there already is kept, what is not is gone on with, and what was
+            run with other settings, on other images or by another version is run again.
+        jobs: Runs at a time; they share the cores.
+
+    Returns:
+        The rows of metrics.jsonl of each.
+
+    Raises:
+        UserError: A run failed.
+    """
+    (folder / "runs").mkdir(parents=True, exist_ok=True)
+    data = {name for trial in trials for name in (trial.config.data, trial.config.val) if name}
+    images = {name: fingerprint.whole(open_source(name)) for name in sorted(data)}
+
+    def train(trial: TrialRun) -> list[dict[str, Any]]:
+        said = ", ".join(images[name] for name in (trial.config.data, trial.config.val) if name)
+        settings = f"# opendino {version('opendino')}, images {said}\n{configs.dump(replace(trial.config, out=None))}"
+        return _train(trial, settings, folder / "runs" / trial.name, jobs)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        return list(pool.map(train, trials))
+
+
+def _train(trial: TrialRun, settings: str, out: Path, jobs: int) -> list[dict[str, Any]]:
+    """The rows of a run; what lies in `out` counts only if it was begun with just these settings, on these images."""
+    path = out.with_name(f"{out.name}.yaml")  # names hold dots
+    if out.exists() and not (path.is_file() and path.read_text(encoding="utf-8") == settings):
+        log.warn(f"{out} was run with other settings, images or another version; it is discarded and run again")
+        shutil.rmtree(out)
+    rows = _rows(out)
+    if rows and rows[-1]["step"] == trial.config.steps and "effective_rank" in rows[-1]:
+        return rows
+    if (out / "config.yaml").is_file():
+        words = ["resume", str(out)]
+    else:
+        atomic_write.write(path, settings)
+        words = ["train", trial.config.data, "--config", str(path), "--out", str(out)]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = {"OMP_NUM_THREADS": str(max(1, cores // jobs))}
+    command = [sys.executable, "-m", "opendino", *words, "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | threads)
+    if done.returncode:
+        raise UserError(f"The run {out} failed: {done.stderr.strip().splitlines()[-1:]}", f"See {out}/log.txt")
+    rows = _rows(out)
+    log.say(f"{trial.name}: {rows[-1]}")
+    return rows
+
+
+def _rows(out: Path) -> list[dict[str, Any]]:
+    path = out / "metrics.jsonl"
+    return metrics_log.rows(path) if path.is_file() else []

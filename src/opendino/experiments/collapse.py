@@ -1,0 +1,215 @@
+"""Collapse, shown: the paper's ablation of centering and sharpening at small scale, each outcome named by the monitors.
+
+Command: `opendino experiment collapse`
+Caron et al. 2021, section 5.3 and figure 7. Price: 50 runs of about a minute, half an hour on two cores.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import mean, median, stdev
+from typing import Any
+
+from opendino.config import Config as RunConfig
+from opendino.core import atomic_write
+from opendino.core.accuracy import yardstick
+from opendino.core.errors import unknown
+from opendino.core.ranges import Checked, Count, Repeats, Workers
+from opendino.core.types import Report
+from opendino.engine.collapse_detection import Monitor
+from opendino.experiments._trial_runs import TrialRun, run
+from opendino.methods import byol
+from opendino.recipes import demo
+from opendino.visualize.curves import Panel, draw
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What one row of the experiment changes.
+
+    Attributes:
+        changes: Of the method's settings.
+        expected: What the paper, or the reasoning beside it, says it comes to; None where it depends on the run. Such a
+            run counts as healthy if its k-NN ends three points above the untrained network's, else as collapsed.
+        why: That reasoning.
+    """
+
+    changes: dict[str, Any]
+    expected: str | None
+    why: str
+
+
+SETTINGS = {
+    "both": Setting({}, "healthy", "centering and sharpening balance each other"),
+    "centering only": Setting({"sharpening": False}, "uniform", "centering alone pulls to the uniform distribution"),
+    "sharpening only": Setting({"centering": False}, "one-hot", "sharpening alone lets one prototype win everywhere"),
+    "neither": Setting({"sharpening": False, "centering": False}, "constant", "agreeing on anything will do"),
+    "center momentum 0.99": Setting(
+        {"center_momentum": 0.99}, None, "the center remembers 100 steps, nearly half of this run; fine in the paper's"
+    ),
+    "center momentum 0.999": Setting(
+        {"center_momentum": 0.999}, None, "the center remembers 1,000 steps and comes too late in a run of 240"
+    ),
+    "teacher temp 0.07": Setting(
+        {"teacher_temp": 0.07, "teacher_temp_start": 0.07}, None, "without warm-up the paper warns of it"
+    ),
+    "no EMA": Setting(
+        {"momentum": 0.0, "momentum_end": 0.0}, None, "the two agree on anything, and on another thing every few steps"
+    ),
+}
+BYOL = {
+    "BYOL": Setting({}, "healthy", "the predictor tells student from teacher"),
+    "BYOL without predictor": Setting({"predictor": False}, "dead", "a constant projection costs nothing"),
+}
+
+
+@dataclass(frozen=True)
+class Config(Checked):
+    """How much of the experiment is run."""
+
+    out: str = "runs/lab-collapse"
+    """Folder of the experiment; what is finished in it is not run again."""
+    seeds: Repeats = 5
+    steps: Count = 240
+    jobs: Workers = 2
+    """Runs at a time."""
+    only: tuple[str, ...] = field(default=())
+    """Names of settings; all where none is given."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in self.only:
+            if name not in SETTINGS | BYOL:
+                raise unknown("setting", name, SETTINGS | BYOL)
+
+
+def trials(config: Config) -> list[TrialRun]:
+    """The runs: the demo's, with a network of half its width."""
+    base = replace(
+        demo.config(), steps=config.steps, backbone_options={"width": 16}, eval_every="100%", eval_images=1000,
+        checkpoint_every="100%", keep_checkpoints=1, workers=0, report=False,
+    )  # fmt: skip
+    small = byol.Config(hidden_dim=512, projection_dim=64)
+
+    def method(name: str) -> Any:
+        if name in BYOL:
+            return replace(small, **BYOL[name].changes)
+        return replace(base.method, **({"local_crops": 2} | SETTINGS[name].changes))
+
+    names = config.only or tuple(SETTINGS | BYOL)
+    return [
+        TrialRun(name, replace(base, method=method(name), seed=seed)) for name in names for seed in range(config.seeds)
+    ]
+
+
+def conduct(config: Config) -> Report:
+    """Run, name, draw; leaves table.md, result.json and curves.svg in the folder."""
+    folder, planned = Path(config.out), trials(config)
+    found = [
+        _outcome(trial.setting, trial.config, rows)
+        for trial, rows in zip(planned, run(planned, folder, config.jobs), strict=True)
+    ]
+    settings = list(dict.fromkeys(trial.setting for trial in planned))
+    sick, well = ([each for each in found if (each["truth"] != "healthy") == ill] for ill in (True, False))
+    detection = {
+        "collapsed": len(sick),
+        "named_rightly_in_first_third": sum(
+            each["first_named"] is not None
+            and each["first_named"] <= config.steps / 3
+            and each["truth"] in (each["outcome"], "collapsed")
+            for each in sick
+        ),
+        "healthy": len(well),
+        "silent": sum(not each["named"] for each in well),
+    }
+    text = _table(settings, found, detection)
+    fields = {"detection": detection, "runs": [{k: v for k, v in each.items() if k != "curves"} for each in found]}
+    atomic_write.write(folder / "table.md", text + "\n")
+    atomic_write.write(folder / "result.json", json.dumps(fields, indent=1) + "\n")
+    _figure(settings, found, folder / "curves.svg")
+    return Report(f"{text}\n\nFigure: {folder / 'curves.svg'}", fields | {"folder": str(folder)})
+
+
+def _outcome(setting: str, config: RunConfig, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """How a run ended, and when the monitor said what."""
+    assert config.steps is not None
+    monitor, steps = Monitor(config.steps), [row for row in rows if "loss" in row]
+    named = [(row["step"], verdict.name) for row in steps if (verdict := monitor.watch(row))]
+    # The verdict that stood longest: an unstable run may leave and come back.
+    outcome = Counter(name for _, name in named).most_common(1)[0][0] if named else "healthy"
+    knn = [row["knn"] for row in rows if "knn" in row][-1]
+    by_knn = "healthy" if knn["teacher"] > knn["untrained"] + 3 else "collapsed"
+    return {
+        "setting": setting,
+        "seed": config.seed,
+        "truth": (SETTINGS | BYOL)[setting].expected or by_knn,
+        "outcome": outcome,
+        "named": sorted({name for _, name in named}),
+        "first_named": next((step for step, name in named if name == outcome), None),
+        "knn": knn["teacher"],
+        "untrained": knn["untrained"],
+        "balanced_accuracy": (rows[-1].get("balanced_accuracy") or {}).get("teacher"),
+        "yardstick": yardstick(rows[-1]),
+        "effective_rank": rows[-1]["effective_rank"],
+        "curves": {
+            name: ([row["step"] for row in steps], [row[name] for row in steps])
+            for name in ("teacher_entropy", "kl", "projection_spread", "feature_spread")
+            if name in steps[-1]
+        },
+    }
+
+
+def _table(settings: list[str], found: list[dict[str, Any]], detection: dict[str, int]) -> str:
+    lines = [
+        "| setting | expected | named | from step, median (latest) | k-NN of the teacher | rank | why |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for setting in settings:
+        runs = [each for each in found if each["setting"] == setting]
+        names = ", ".join(f"{name} {n}×" for name, n in Counter(each["outcome"] for each in runs).most_common())
+        balanced = [each["balanced_accuracy"] for each in runs if each["balanced_accuracy"] is not None]
+        even = f", balanced {mean(balanced):.1f} %" if balanced else ""
+        first = [each["first_named"] for each in runs if each["first_named"]]
+        when = f"{median(first):.0f} ({max(first)})" if first else "-"
+        knn = [each["knn"] for each in runs]
+        spread = f" ± {stdev(knn):.1f}" if len(knn) > 1 else ""
+        rank = mean(each["effective_rank"] for each in runs)
+        about = (SETTINGS | BYOL)[setting]
+        cells = (
+            setting,
+            about.expected or "depends",
+            names,
+            when,
+            f"{mean(knn):.1f}{spread} %{even}",
+            f"{rank:.1f}",
+            about.why,
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    untrained = mean(each["untrained"] for each in found)
+    d = detection
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Untrained network: k-NN {untrained:.1f} %. Collapsed runs named rightly within their first third: "
+            f"{d['named_rightly_in_first_third']} of {d['collapsed']}. Healthy runs on which the monitors stayed "
+            f"silent throughout: {d['silent']} of {d['healthy']}.",
+            *([f"k-NN of each run: {found[0]['yardstick']}."] if found[0]["yardstick"] else []),
+        ]
+    )
+
+
+def _figure(settings: list[str], found: list[dict[str, Any]], path: Path) -> None:
+    def curves(name: str) -> dict[str, list[Any]]:
+        having = {s: [e["curves"][name] for e in found if e["setting"] == s and name in e["curves"]] for s in settings}
+        return {setting: each for setting, each in having.items() if each}
+
+    panels = [
+        Panel("What the teacher says", "entropy of the teacher's output (nats)", curves("teacher_entropy")),
+        Panel("How far the student is from it", "KL(teacher ‖ student) (nats)", curves("kl")),
+        Panel("BYOL", "spread of the teacher's projections", curves("projection_spread")),
+    ]
+    draw([panel for panel in panels if panel.curves], path)

@@ -1,0 +1,138 @@
+"""Which defaults matter on a small set: one setting of DINO changed at a time around the demo's run, judged by k-NN.
+
+Command: `opendino experiment defaults [--data FOLDER --val FOLDER]`
+Every run sees the same number of images, but for the factor "momentum, long run", which sees three times as many: a
+teacher's memory is compared with the length of the run, not only with a number of steps. Price: 62 runs of about a
+minute, an hour on two cores.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from opendino.config import Config as RunConfig
+from opendino.core import atomic_write
+from opendino.core.accuracy import yardstick
+from opendino.core.errors import unknown
+from opendino.core.ranges import Checked, Count, Repeats, Workers
+from opendino.core.types import Report
+from opendino.engine.collapse_detection import Monitor
+from opendino.experiments._trial_runs import TrialRun, run
+from opendino.recipes import demo
+
+LONG = 3
+FACTORS: dict[str, dict[str, dict[str, Any]]] = {
+    "as it is": {"-": {}},
+    "momentum": {f"{m:g} → 1": {"momentum": m, "momentum_end": 1.0} for m in (0.8, 0.9, 0.95, 0.99, 0.996)},
+    "momentum, long run": {
+        f"{m:g} → 1": {"momentum": m, "momentum_end": 1.0, "steps": LONG} for m in (0.8, 0.9, 0.95, 0.99, 0.996)
+    },
+    "K": {f"{k}": {"out_dim": k} for k in (64, 1024, 4096, 16384)},
+    "teacher temperature": {
+        f"{t:g}": {"teacher_temp": t, "teacher_temp_start": min(t, 0.04)} for t in (0.02, 0.03, 0.055, 0.07)
+    },
+    "local crops": {f"{n}": {"local_crops": n} for n in (0, 2, 6, 8)},
+    "batch": {f"{b}": {"batch": b} for b in (16, 32, 128, 256)},
+}
+"""Factor → value → what changes: settings of the method, "batch", and "steps" as a multiple."""
+
+
+@dataclass(frozen=True)
+class Config(Checked):
+    """How much of the experiment is run, and on what."""
+
+    out: str = "runs/lab-defaults"
+    """Folder of the experiment; what is finished in it is not run again."""
+    data: str = demo.DATA
+    """Images to learn from."""
+    val: str | None = None
+    """Labeled images for the k-NN; of DATA's kind where it is a toy, a part of DATA where absent."""
+    seeds: Repeats = 2
+    steps: Count = 240
+    """Of a run with 64 images a step."""
+    jobs: Workers = 2
+    """Runs at a time."""
+    only: tuple[str, ...] = field(default=())
+    """Names of factors; all where none is given."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in self.only:
+            if name not in FACTORS:
+                raise unknown("factor", name, FACTORS)
+
+
+def trials(config: Config) -> list[TrialRun]:
+    """The runs: the demo's, with a network of half its width."""
+    base = demo.config(config.data)
+    base = replace(
+        base, val=base.val if config.data == demo.DATA else config.val, backbone_options={"width": 16},
+        eval_every="100%", checkpoint_every="100%", keep_checkpoints=1, workers=0, report=False,
+    )  # fmt: skip
+    factors = dict.fromkeys(("as it is", *(config.only or FACTORS)))
+
+    def planned(changes: dict[str, Any], seed: int) -> RunConfig:
+        changes = dict(changes)
+        batch, times = changes.pop("batch", 64), changes.pop("steps", 1)
+        steps = max(1, round(config.steps * times * 64 / batch))
+        return replace(base, batch=batch, steps=steps, seed=seed, method=replace(base.method, **changes))
+
+    return [
+        TrialRun(f"{factor} {value}".replace(" → 1", "").replace(",", ""), planned(changes, seed))
+        for factor in factors
+        for value, changes in FACTORS[factor].items()
+        for seed in range(config.seeds)
+    ]
+
+
+def conduct(config: Config) -> Report:
+    """Run and compare; leaves table.md and result.json in the folder."""
+    folder, planned = Path(config.out), trials(config)
+    rows = run(planned, folder, config.jobs)
+    values = iter(zip(planned, rows, strict=True))
+    found: list[dict[str, Any]] = []
+    for factor in dict.fromkeys(("as it is", *(config.only or FACTORS))):
+        for value in FACTORS[factor]:
+            runs = [_outcome(*next(values)) for _ in range(config.seeds)]
+            found.append({"factor": factor, "value": value, "runs": runs})
+    text = _table(found)
+    atomic_write.write(folder / "table.md", text + "\n")
+    atomic_write.write(folder / "result.json", json.dumps({"data": config.data, "settings": found}, indent=1) + "\n")
+    return Report(text, {"folder": str(folder), "settings": found})
+
+
+def _outcome(trial: TrialRun, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """How a run ended."""
+    assert trial.config.steps is not None
+    monitor = Monitor(trial.config.steps)
+    named = {verdict.name for row in rows if "loss" in row and (verdict := monitor.watch(row))}
+    knn = [row["knn"] for row in rows if "knn" in row][-1]
+    also = {
+        "balanced_accuracy": (rows[-1].get("balanced_accuracy") or {}).get("teacher"), "yardstick": yardstick(rows[-1]),
+    }  # fmt: skip
+    rank = rows[-1]["effective_rank"]
+    return {"seed": trial.config.seed, "knn": knn, "effective_rank": rank, "named": sorted(named), **also}
+
+
+def _table(found: list[dict[str, Any]]) -> str:
+    base = [run["knn"]["teacher"] for run in found[0]["runs"]]
+    lines = ["| factor | value | k-NN | against as it is, seed by seed | rank | named |", "|---|---|---|---|---|---|"]
+    for each in found:
+        knn = [run["knn"]["teacher"] for run in each["runs"]]
+        spread = f" ± {stdev(knn):.1f}" if len(knn) > 1 else ""
+        gains = ", ".join(f"{mine - theirs:+.1f}" for mine, theirs in zip(knn, base, strict=True))
+        rank = mean(run["effective_rank"] for run in each["runs"])
+        names = ", ".join(sorted({name for run in each["runs"] for name in run["named"]})) or "-"
+        balanced = [run["balanced_accuracy"] for run in each["runs"] if run["balanced_accuracy"] is not None]
+        even = f", balanced {mean(balanced):.1f} %" if balanced else ""
+        cells = (each["factor"], each["value"], f"{mean(knn):.1f}{spread} %{even}", gains, f"{rank:.1f}", names)
+        lines.append(f"| {' | '.join(cells)} |")
+    before = [run["knn"] for each in found for run in each["runs"]]
+    lines += ["", *(f"{name}: {mean(knn[name] for knn in before):.1f} %. " for name in ("untrained", "pixels"))]
+    if told := found[0]["runs"][0]["yardstick"]:
+        lines.append(f"k-NN of each run: {told}.")
+    return "\n".join(lines)

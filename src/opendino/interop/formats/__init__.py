@@ -1,0 +1,1 @@
+"""One file format per module: `recognizes` and `read`, or `Config` and `write`, or both."""

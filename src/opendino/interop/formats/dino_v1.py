@@ -1,0 +1,147 @@
+"""Files of the original DINO (Caron et al. 2021): full checkpoints, and files of a backbone alone.
+
+A full checkpoint is {"student": {"module.backbone.…", "module.head.…"}, "teacher": {"backbone.…", "head.…"}, …}. The
+backbone is a ViT by the keys of `models.vit`, or a ResNet by torchvision's. A file of a backbone alone has its bare
+keys; a bare ResNet is left to `interop.torchvision`.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from opendino.core import atomic_write
+from opendino.core.contracts import Backbone
+from opendino.core.errors import UserError
+from opendino.core.ranges import Checked
+from opendino.interop import architectures, checkpoint_files
+from opendino.interop.checkpoint_files import Checkpoint, Imported
+from opendino.models.load import Model, load, preprocessing
+from opendino.models.timm_backbone import TimmBackbone
+from opendino.models.vit import VisionTransformer
+
+# The last layer is weight-normed; in early files the head has other names.
+_HEAD = re.compile(
+    r"head\.mlp\.(\d+\.(weight|bias|running_mean|running_var|num_batches_tracked)|weight|bias)"
+    r"|head\.last_layer\.(weight|weight_g|weight_v|parametrizations\.weight\.original[01])"
+    r"|(projection_head|prototypes)\.[\w.]+"
+)
+
+
+def recognizes(checkpoint: Checkpoint) -> bool:
+    """Student and teacher with a `backbone.`, or the bare keys of a ViT without layer scale and classifier."""
+    if "architecture" in (checkpoint.config or {}):
+        return False
+    parts = [_parts(state) for state in checkpoint.networks.values()]
+    full = "teacher" in checkpoint.tree or "student" in checkpoint.tree
+    known = [_is_plain_vit(backbone) or (full and architectures.is_resnet(backbone)) for backbone, _ in parts]
+    return bool(known) and all(known)
+
+
+def read(checkpoint: Checkpoint) -> Imported:
+    """Teacher and student, or the one network there is; heads are checked for their names and left out.
+
+    Raises:
+        UserError: A key is unknown or missing, a shape wrong, or a number not finite.
+    """
+    networks, prototypes = {}, 0
+    for which, state in checkpoint.networks.items():
+        source = f"the {which} of '{checkpoint.path}'" if len(checkpoint.networks) > 1 else f"'{checkpoint.path}'"
+        backbone, rest = _parts(state)
+        if odd := [key for key in rest if not _HEAD.fullmatch(key)]:
+            raise UserError(f"{source} has {odd[0]}, part of neither backbone nor head", "Is it of another method?")
+        last = [value.shape[:1] for key, value in rest.items() if key.startswith("head.last_layer.weight")]
+        prototypes = max(prototypes, *(rows for shape in last for rows in shape), 0)
+        networks[which] = _network(backbone, source, checkpoint.config or {})
+    first = next(iter(networks.values()))
+    if any((other.name, other.kwargs) != (first.name, first.kwargs) for other in networks.values()):
+        names = " and ".join(f"{which} {network.name}" for which, network in networks.items())
+        raise UserError(f"'{checkpoint.path}' holds networks of different shapes: {names}", "Keep one of the two")
+    return Imported(networks, preprocessing(int(str(first.kwargs["image_px"]))), _about(checkpoint, first, prototypes))
+
+
+@dataclass(frozen=True)
+class Config(Checked):
+    """How a file in the manner of DINO v1 is written."""
+
+    with_student: str | None = None
+    """A run or model folder whose student is kept too: a file {"teacher", "student"}; a backbone alone by default."""
+
+
+def write(model: Model, out: Path, config: Config) -> float:
+    """Write weights by the original's keys with `torch.save`. Preprocessing has no place in such a file.
+
+    Returns:
+        The largest difference on random images of the features after reading the file back.
+
+    Raises:
+        UserError: The original knows no such network, or there is no such student.
+    """
+    state: dict[str, Any] = _state(model.backbone)
+    if config.with_student is not None:
+        student = _state(load(config.with_student, "student").backbone)
+        state = {
+            "student": {f"module.backbone.{key}": value for key, value in student.items()},
+            "teacher": {f"backbone.{key}": value for key, value in state.items()},
+        }
+    content = io.BytesIO()
+    torch.save(state, content)
+    atomic_write.write(out, content.getvalue())
+    kwargs: dict[str, Any] = model.backbone.kwargs
+    again = replace(checkpoint_files.read(out), config={"num_heads": kwargs.get("num_heads")})
+    side = model.preprocessing["image_px"]
+    images = torch.rand(2, kwargs.get("in_chans", 3), side, side)
+    with torch.no_grad():
+        found = read(again).networks["teacher"].eval()([images])[0]
+        return float((found - model.backbone([images])[0]).abs().max())
+
+
+def _parts(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """A network's backbone with bare keys, and what is on top of it; all is backbone where no key says `backbone.`."""
+    inside = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
+    return (inside, {key: state[key] for key in state if not key.startswith("backbone.")}) if inside else (state, {})
+
+
+def _is_plain_vit(state: dict[str, Tensor]) -> bool:
+    alien = {"mask_token", "head.weight", "blocks.0.ls1.gamma", "reg_token"}
+    return architectures.is_vit(state) and not alien & state.keys()
+
+
+def _network(state: dict[str, Tensor], source: str, config: dict[str, Any]) -> Backbone:
+    if architectures.is_resnet(state):
+        return architectures.resnet(state, source)
+    return architectures.vit(state, source, config.get("num_heads"))
+
+
+def _about(checkpoint: Checkpoint, backbone: Backbone, prototypes: int) -> str:
+    kwargs: dict[str, Any] = backbone.kwargs
+    epoch = checkpoint.tree.get("epoch")
+    kind = "full checkpoint" if prototypes else "backbone"
+    parts = [f"{kind} of {backbone.name} by the keys of DINO v1"]
+    if isinstance(backbone, VisionTransformer):
+        block: Any = backbone.blocks[0]
+        parts.append(f"for {kwargs['image_px']} px, {len(backbone.blocks)} blocks of {block.attn.num_heads} heads")
+    if isinstance(epoch, int) and 0 < epoch < 10**6:
+        parts.append(f"after {epoch} epochs")
+    if prototypes:
+        parts.append(f"its heads of {prototypes:,} prototypes left out")
+    return ", ".join(parts)
+
+
+def _state(backbone: Backbone) -> dict[str, Tensor]:
+    """Weights by the original's keys."""
+    if isinstance(backbone, VisionTransformer) and not backbone.num_registers:
+        state = backbone.state_dict()
+    elif isinstance(backbone, TimmBackbone) and architectures.is_resnet(backbone.model.state_dict()):
+        state = backbone.model.state_dict()
+    else:
+        raise UserError(
+            f"DINO v1 knows no {backbone.name}, only ViTs without registers and ResNets", "Choose another --to"
+        )
+    return {key: value.detach().cpu().contiguous() for key, value in state.items()}

@@ -1,0 +1,40 @@
+"""Our own model folder: safetensors, JSON and a model card, without the state of training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from opendino.core import atomic_write
+from opendino.core.ranges import Checked
+from opendino.interop import compare_outputs
+from opendino.interop.model_card import card
+from opendino.models.load import Model, load, save_backbone
+
+
+@dataclass(frozen=True)
+class Config(Checked):
+    """No flags."""
+
+
+def write(model: Model, out: Path, config: Config) -> float:
+    """Write a folder that `opendino.load` and every verb take, with the classifier if the network has one.
+
+    Returns:
+        The largest difference of features after loading it again.
+    """
+    save_backbone(
+        out,
+        {model.which: model.backbone},
+        preprocessing=model.preprocessing,
+        extra=model.description.get("extra", {}),
+        classifier=model.classifier,
+        classes=model.classes if model.classifier is not None else (),
+    )
+    loading = f'import opendino\nmodel = opendino.load("{out.name}")\nfeatures = model.embed("image.jpg")'
+    atomic_write.write(out / "README.md", card(model, "opendino", loading))
+    images, again = compare_outputs.random_images(model), load(out)
+    with torch.no_grad():
+        return compare_outputs.largest_difference([model.embed(images)], [again.embed(images)], "opendino")

@@ -1,0 +1,147 @@
+"""A model folder as timm's hub has it, and our networks as timm's."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from opendino.core import atomic_write
+from opendino.core.contracts import Backbone
+from opendino.core.errors import UserError
+from opendino.interop import architectures
+from opendino.models.build import make, plan
+from opendino.models.description import check_network
+from opendino.models.load import Model
+from opendino.models.timm_backbone import TimmBackbone
+from opendino.models.vit import VisionTransformer
+from opendino.models.weights import check_weights
+
+OURS = "opendino"
+"""Key in config.json under which a folder of ours remembers which network it was."""
+
+
+_OWN = ("image_px", "drop_path", "position_resampling")
+"""Options of `TimmBackbone` that timm does not have."""
+
+
+def at_its_size(model: Model) -> Model:
+    """A model whose ViT stores position embeddings for the very images it is used on: others resample differently."""
+    own, side = model.backbone, model.preprocessing["image_px"]
+    if not hasattr(own, "stored_for") or own.kwargs["image_px"] == side:
+        return model
+    assert isinstance(own, VisionTransformer | TimmBackbone)
+    return Model(own.stored_for(side), model.preprocessing, model.description, which=model.which)
+
+
+def write_folder(model: Model, out: Path, readme: str) -> None:
+    """Write model.safetensors, config.json and README.md.
+
+    Raises:
+        UserError: timm has no such network.
+    """
+    architecture, arguments, state = _as_timm(model.backbone)
+    own, wanted = model.backbone, model.preprocessing
+    side, channels = wanted["image_px"], own.kwargs.get("in_chans", 3)
+    known = own.model.pretrained_cfg if isinstance(own, TimmBackbone) else {}
+    described = {
+        "custom_load": False,
+        "input_size": [channels, side, side],
+        "fixed_input_size": "img_size" in arguments and "dynamic_img_size" not in arguments,
+        "interpolation": wanted["interpolation"],
+        "crop_pct": _crop_pct(side, wanted["resize_px"]),
+        "crop_mode": "center",
+        "mean": wanted["mean"],
+        "std": wanted["std"],
+        "num_classes": 0,
+        "pool_size": None,
+        "first_conv": known.get("first_conv", "patch_embed.proj"),
+        "classifier": known.get("classifier", "head"),
+    }
+    config = {
+        "architecture": architecture,
+        "num_classes": 0,
+        "num_features": own.embed_dim,
+        "pretrained_cfg": described,
+        "model_args": arguments,
+        OURS: {"name": own.name, "kwargs": own.kwargs},
+    }
+    out.mkdir()
+    weights = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+    atomic_write.write(out / "model.safetensors", safetensors.torch.save(weights, metadata={"format": "pt"}))
+    atomic_write.write(out / "config.json", json.dumps(config, indent=2, allow_nan=False) + "\n")
+    atomic_write.write(out / "README.md", readme)
+
+
+def read_ours(told: Any, state: dict[str, Tensor], source: str) -> Backbone:
+    """The network that `write_folder` wrote, with its weights.
+
+    Raises:
+        UserError: The description is none of ours, or the weights do not fit.
+    """
+    try:
+        name, kwargs = check_network(told["name"], told["kwargs"], source)
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{source} describes no network of opendino: {error}", f'Remove "{OURS}" from it') from error
+    planned = plan(name, kwargs, state, source)
+    if isinstance(planned, VisionTransformer):
+        registers, positions = planned.num_registers, state.get("pos_embed")
+        if registers and positions is not None and positions.ndim == 3:
+            state = {**state, "pos_embed": torch.cat([positions[:, :1], positions[:, 1 + registers :]], dim=1)}
+    elif isinstance(planned, TimmBackbone):
+        return architectures.timm(name, kwargs, state, source)
+    check_weights(planned, state, source)
+    network = make(planned)
+    architectures.fill(network, state, source)
+    return network
+
+
+def _as_timm(own: Backbone) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
+    """Architecture, arguments and weights by timm's keys."""
+    if isinstance(own, VisionTransformer):
+        return _vit_as_timm(own)
+    if not isinstance(own, TimmBackbone) or own.name.endswith("/3x3"):
+        what = "ResNet with a 3×3 stem" if own.name.endswith("/3x3") else own.name
+        raise UserError(f"timm has no {what}", "Use --to opendino, onnx or torch-export")
+    arguments: dict[str, Any] = {key: own.kwargs[key] for key in own.kwargs if key not in _OWN}
+    if getattr(getattr(own.model, "patch_embed", None), "img_size", None):
+        arguments["img_size"] = own.kwargs["image_px"]
+    if hasattr(own.model, "dynamic_img_size"):
+        arguments["dynamic_img_size"] = True
+    return own.model.pretrained_cfg["architecture"], arguments, own.model.state_dict()
+
+
+def _vit_as_timm(own: VisionTransformer) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
+    """Our ViT is timm's, but that timm adds a position to registers too; ours have none, hence zeros."""
+    kwargs: dict[str, Any] = own.kwargs
+    block: Any = own.blocks[0]
+    arguments = {
+        "img_size": kwargs["image_px"],
+        "patch_size": own.patch_px,
+        "embed_dim": own.embed_dim,
+        "depth": len(own.blocks),
+        "num_heads": block.attn.num_heads,
+        "mlp_ratio": block.mlp.fc1.out_features / own.embed_dim,
+        "dynamic_img_size": True,
+    }
+    if "in_chans" in kwargs:
+        arguments["in_chans"] = kwargs["in_chans"]
+    state = own.state_dict()
+    if own.num_registers:
+        arguments["reg_tokens"] = own.num_registers
+        positions = state["pos_embed"]
+        none = positions.new_zeros(1, own.num_registers, own.embed_dim)
+        state["pos_embed"] = torch.cat([positions[:, :1], none, positions[:, 1:]], dim=1)
+    sizes = {192: "tiny", 384: "small", 768: "base"}
+    return f"vit_{sizes.get(own.embed_dim, 'small')}_patch16_224", arguments, state
+
+
+def _crop_pct(image_px: int, resize_px: int) -> float:
+    """The share that timm turns into `resize_px`: it rounds image_px / share down."""
+    share = image_px / resize_px
+    return share if math.floor(image_px / share) == resize_px else math.nextafter(share, 0)

@@ -1,0 +1,140 @@
+"""One feature for a whole image of any size: CLS or GeM-pooled patches, at one scale or several."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from opendino.core.errors import UserError
+from opendino.models.load import Model
+from opendino.models.patch_inputs import patch_px, to_network_input
+
+Pool = Literal["cls", "gem", "cls+gem"]
+Fit = Literal["inside", "square"]
+
+SCALES = (1.0, 2**-0.5, 0.5)
+"""Of multi-scale features, as in DINO v1."""
+
+
+def gem(patches: Tensor, power: float, eps: float = 1e-6) -> Tensor:
+    """Generalized mean over patches, (mean xᵖ)^(1/p), negative values taken as `eps` (Radenovic et al. 2019).
+
+    Args:
+        patches: float `[B N D]`.
+        power: p above 0: 1 is the mean, ∞ the maximum.
+        eps: Least value.
+
+    Returns:
+        float `[B D]`.
+    """
+    return patches.clamp_min(eps).pow(power).mean(1).pow(1 / power)
+
+
+class Descriptor:
+    """How a model sees whole images. Networks that take one size only see them through their own preprocessing.
+
+    Args:
+        model: On the device to work on.
+        size_px: Longest side ("inside": shrunk to fit, never enlarged, at its own aspect ratio) or both ("square").
+        fit: Which of them.
+        scales: Shares of that size; the feature is the mean over them, as in DINO v1.
+        pool: "cls" is `Features.cls`; "gem" the generalized mean of the patches; "cls+gem" both, one after the other.
+        power: p of GeM.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        size_px: int,
+        fit: Fit = "inside",
+        scales: tuple[float, ...] = (1.0,),
+        pool: Pool = "cls",
+        power: float = 3.0,
+    ) -> None:
+        self._model, self._size_px, self._fit, self._pool, self._power = model, size_px, fit, pool, power
+        self._step = side_step(model)
+        self._scales = scales if self._step else (1.0,)
+
+    @property
+    def protocol(self) -> str:
+        """What is done, in words."""
+        side = f"{self._size_px} px"
+        if self._step is None:
+            side = f"{self._model.preprocessing['image_px']} px"
+            size = f"resized and center-cropped to {side}, the one size this network takes"
+        else:
+            size = f"resized to {side} square" if self._fit == "square" else f"shrunk to at most {side} a side"
+            if self._step > 1 and (self._fit, self._size_px % self._step) != ("square", 0):
+                size += f", what exceeds a multiple of {self._step} px cut off at the right and bottom"
+        scales = ", mean over scales " + " ".join(f"{s:.3g}" for s in self._scales) if len(self._scales) > 1 else ""
+        pool = {"cls": "image feature (CLS)", "gem": "GeM of patches", "cls+gem": "CLS and GeM of patches"}[self._pool]
+        return f"{pool}{f' (p = {self._power:g})' if 'gem' in self._pool else ''}; images {size}{scales}"
+
+    def prepare(self, image: Image.Image) -> Tensor:
+        """An RGB image as float32 `[3 H W]`, normalized."""
+        if self._step is None:
+            return self._model.preprocess(image)
+        if self._fit == "square":
+            image = image.resize((self._size_px, self._size_px), Image.Resampling.BICUBIC)
+        else:
+            image = image.copy()
+            image.thumbnail((self._size_px, self._size_px), Image.Resampling.LANCZOS)
+        return to_network_input(np.array(image), self._model)[0]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Features of prepared images of one size, `[B 3 H W]` → float32 `[B D]` on the host; not of unit length.
+
+        Raises:
+            UserError: GeM of a network whose features are no grid.
+        """
+        means = torch.stack([self._pooled(self._scaled(images, scale)) for scale in self._scales]).mean(0)
+        return means.float().cpu()
+
+    def _scaled(self, images: Tensor, scale: float) -> Tensor:
+        if self._step is None:
+            return images
+        height, width = (int(side * scale) for side in images.shape[2:])
+        if min(height, width) < self._step:  # less than one patch
+            size = max(height, self._step), max(width, self._step)
+            images = interpolate(images, size=size, mode="bilinear", align_corners=False)
+        elif scale != 1:
+            images = interpolate(images, scale_factor=scale, mode="bilinear", align_corners=False)
+        rows, columns = (side // self._step * self._step for side in images.shape[2:])
+        return images[:, :, :rows, :columns]
+
+    def _pooled(self, images: Tensor) -> Tensor:
+        if self._pool == "cls":
+            return self._model.embed(images, batch=len(images))
+        try:
+            features = self._model.features(images)
+        except NotImplementedError as error:
+            raise UserError(str(error), "Use --pool cls") from error
+        pooled = gem(features.patches, self._power)
+        return pooled if self._pool == "gem" else torch.cat([features.cls, pooled], dim=1)
+
+
+def side_step(model: Model) -> int | None:
+    """What the sides of its images must be multiples of: a ViT's patch, 1 for a convolutional network; None if it
+    takes images of one size only. Found out by trying.
+    """
+    side = model.preprocessing["image_px"]
+
+    def takes(height: int) -> bool:
+        try:
+            model.embed(torch.zeros(1, 3, height, side))
+        except UserError:
+            return False
+        return True
+
+    if takes(side + 1):
+        return 1
+    try:
+        patch = patch_px(model)
+    except UserError:
+        return None
+    return patch if takes(side + patch) else None

@@ -1,0 +1,57 @@
+"""The checkpoints of a run, opened as models without a method or an optimizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import safetensors
+
+from opendino.core.errors import UserError
+from opendino.models.load import Model, load
+from opendino.models.weights import load_foreign_weights
+
+
+def folders(run: str | Path) -> list[Path]:
+    """A run's checkpoints by step, `checkpoints/step_00012000`; empty where there are none."""
+    found = (path for path in (Path(run).expanduser() / "checkpoints").glob("step_*") if path.name[5:].isdecimal())
+    return sorted(found, key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """12000 of `checkpoints/step_00012000`."""
+    return int(checkpoint.name[5:])
+
+
+def steps(run: str | Path) -> list[int]:
+    """The steps of a run's checkpoints, ascending.
+
+    Raises:
+        UserError: There are none.
+    """
+    found = [step_of(path) for path in folders(run)]
+    if not found:
+        raise UserError(f"'{run}' holds no checkpoints", "Give the folder of a run")
+    return found
+
+
+def load_step(run: str | Path, step: int, which: str | None = None) -> Model:
+    """A network of a run as it was at a step, on the CPU, in eval mode.
+
+    Args:
+        run: The run's folder.
+        step: One of `steps`.
+        which: "teacher" or "student"; None for the network to use.
+
+    Raises:
+        UserError: It cannot be read, or is of another network.
+    """
+    model = load(run, which)
+    path = Path(run).expanduser() / "checkpoints" / f"step_{step:08d}" / "tensors.safetensors"
+    prefix = f"method.{which or model.description['networks'][0]}.backbone."
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:  # heads and moments stay on disk
+            state = {key.removeprefix(prefix): file.get_tensor(key) for key in file.keys() if key.startswith(prefix)}  # noqa: SIM118
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UserError(f"{path} cannot be read: {error}", "Remove this checkpoint to judge the others") from error
+    load_foreign_weights(model.backbone, state, str(path))
+    return model

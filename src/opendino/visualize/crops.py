@@ -1,0 +1,210 @@
+"""What a run's student and teacher saw: the very views of a step, their boxes, and what was done to them.
+
+Views are functions of (seed, epoch, image), so that those of any step can be drawn again, of one gone by or to come.
+An image is shown at working size with a numbered box a view. Above a view stands what chance decided: b, c, s are the
+factors of brightness, contrast and saturation, h the hue's shift in turns, blur its sigma in pixels of the view.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Annotated, Any
+
+import torch
+import tyro
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from opendino.core.errors import UsageError, UserError
+from opendino.core.ranges import Checked, Count, CountOrZero
+from opendino.core.types import Report, ViewSpec
+from opendino.data.loader import Batch, Batches
+from opendino.features.image_stream import skipped_message
+from opendino.views.multi_crop import multi_crop
+from opendino.views.sampling import ViewParameters
+from opendino.visualize.drawing import tile_grid
+from opendino.visualize.drawing.tile_grid import COLORS, Sheet, Tile
+
+STAGES = ("crop, flip", "jitter", "gray", "blur", "solarize")
+"""What is done to a view, in this order."""
+
+_COLUMNS = 6
+_TILE_PX = tile_grid.WIDTH_PX // _COLUMNS
+
+
+@dataclass(frozen=True)
+class Config(Checked):
+    """What `opendino visualize crops` takes."""
+
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """A run folder."""
+    step: CountOrZero = 0
+    """The step whose batch is shown, counted from 0."""
+    images: Count = 2
+    """How many images of the batch, its first ones."""
+    stages: bool = False
+    """Show each view after every stage, a row a view."""
+    out: str = "crops.png"
+    """A picture: .png, .jpg, .webp, .pdf, .svg or .html."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a run trains on, handed over by whoever knows its settings.
+
+    Attributes:
+        batches: Its batches, as if one process trained.
+        steps: Length of the run.
+        student, teacher: Which views each sees, in words.
+    """
+
+    batches: Batches
+    steps: int
+    student: str
+    teacher: str
+
+
+def show(config: Config, seen: Seen) -> Report:
+    """Draw the views of a step.
+
+    Raises:
+        UsageError: The run has no such step.
+        UserError: Its images cannot be read.
+    """
+    path = tile_grid.out(config.out, tile_grid.PICTURES)
+    if config.step >= seen.steps:
+        raise UsageError(f"--step is {config.step} and the run has {seen.steps:,}", f"Use 0 to {seen.steps - 1}")
+    batch = seen.batches[config.step * seen.batches.micro_batches]
+    if isinstance(batch, UserError):
+        raise batch
+    batch = first(batch, config.images)
+    epoch = config.step // seen.batches.steps_per_epoch
+    spec, places = seen.batches.spec, range(len(batch.indices))
+    Sheet([row for place in places for row in tiles(batch, place, spec, config.stages)]).save(path)
+    source = seen.batches.images.source
+    told = [{"image": source.key(int(batch.indices[place])), "views": choices(batch, place)} for place in places]
+    lines = [f"step {config.step} (epoch {epoch}), {len(told)} image{'s' * (len(told) > 1)} → {path}"]
+    lines += [f"the student sees {seen.student}, the teacher {seen.teacher}"]
+    lines += [f"note: {skipped_message(batch.bad)}"] * bool(batch.bad)
+    found = {"paths": [str(path)], "step": config.step, "epoch": epoch, "images": told}
+    return Report("\n".join(lines), found | {"student": seen.student, "teacher": seen.teacher})
+
+
+def first(batch: Batch, number: int) -> Batch:
+    """The first images of a batch."""
+    draws = {name: _each(d, lambda x: x[:, :number]) for name, d in batch.draws.items()}
+    return replace(
+        batch, canvas=batch.canvas[:number], sizes=batch.sizes[:number], labels=batch.labels[:number],
+        indices=batch.indices[:number], draws=draws,
+    )  # fmt: skip
+
+
+def tiles(batch: Batch, place: int, spec: ViewSpec, stages: bool = False) -> list[list[Tile | None]]:
+    """The rows of a `Sheet` about one image of a batch: the image with its boxes, then its views.
+
+    Args:
+        batch: With its draws.
+        place: Of the image in the batch.
+        spec: The views that were drawn.
+        stages: A row a view: its crop, and what it became after each stage that changed it. Else the finished views.
+    """
+    canvas = batch.canvas[place : place + 1]
+    draws = {name: _each(d, lambda x: x[:, place : place + 1]) for name, d in batch.draws.items()}
+    height, width = batch.sizes[place].tolist()
+    image = Image.fromarray(canvas[0, :, :height, :width].permute(1, 2, 0).contiguous().numpy())
+    done = choices(batch, place)
+    lead = Tile(boxed(image, [(each["group"], each["box"]) for each in done]), "image and boxes")
+    finished = _views(canvas, draws, spec)
+    if not stages:
+        flat = [lead, *(Tile(view, _line(n, each)) for n, (view, each) in enumerate(zip(finished, done, strict=True)))]
+        return [list(flat[start : start + _COLUMNS]) for start in range(0, len(flat), _COLUMNS)]
+    after = [_views(canvas, {name: until(d, stage) for name, d in draws.items()}, spec) for stage in range(len(STAGES))]
+    rows: list[list[Tile | None]] = [[lead]]
+    for n, each in enumerate(done):
+        titles = [f"{n} {each['group']}{', flip' * each['flip']}", *_titles(each)]
+        rows.append([Tile(after[i][n], title) if title else None for i, title in enumerate(titles)])
+    return rows
+
+
+def until(draw: ViewParameters, stage: int) -> ViewParameters:
+    """The same choices up to one of `STAGES`, and nothing after it."""
+    plain = torch.tensor([1.0, 1.0, 1.0, 0.0]).expand_as(draw.factors)
+    return replace(
+        draw, factors=draw.factors if stage >= 1 else plain, gray=draw.gray & (stage >= 2),
+        sigma=draw.sigma * (stage >= 3), solarize=draw.solarize & (stage >= 4),
+    )  # fmt: skip
+
+
+def choices(batch: Batch, place: int) -> list[dict[str, Any]]:
+    """What chance decided for each view of an image: plain values, views in the order of their groups.
+
+    "box" is (top, left, height, width) in pixels of the image at working size; "jitter" None or brightness, contrast,
+    saturation, hue; "blur" None or sigma in pixels of the view.
+    """
+    found = []
+    for name, d in batch.draws.items():
+        for v in range(len(d.box)):
+            factors = [round(x, 3) for x in d.factors[v, place].tolist()]
+            sigma = round(d.sigma[v, place].item(), 3)
+            found.append(
+                {
+                    "group": name, "box": d.box[v, place].tolist(), "flip": bool(d.flip[v, place]),
+                    "jitter": None if factors == [1, 1, 1, 0] else factors, "gray": bool(d.gray[v, place]),
+                    "blur": sigma or None, "solarize": bool(d.solarize[v, place]),
+                }
+            )  # fmt: skip
+    return found
+
+
+def boxed(image: Image.Image, boxes: list[tuple[str, list[int]]]) -> Image.Image:
+    """The image at the width of a tile, or twice its height, with a numbered box a view, a color a group.
+
+    Args:
+        image: RGB.
+        boxes: Name of the group, and (top, left, height, width) in pixels of the image.
+    """
+    scale = min(_TILE_PX / image.width, 2 * _TILE_PX / image.height)
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    image = image.resize(size, Image.Resampling.BICUBIC)
+    pen, font = ImageDraw.Draw(image), ImageFont.load_default(_TILE_PX // 14)
+    groups = list(dict.fromkeys(name for name, _ in boxes))
+    for n, (name, (top, left, height, width)) in enumerate(boxes):
+        tint = COLORS[groups.index(name) % len(COLORS)]
+        corners = [x * scale for x in (left, top, left + width, top + height)]
+        corners[2:] = [max(end - 1, start) for start, end in zip(corners[:2], corners[2:], strict=True)]
+        pen.rectangle(corners, outline=tint, width=3)
+        at = corners[0] + 4, corners[1] + 4
+        pen.rectangle(pen.textbbox(at, str(n), font), fill=tint)
+        pen.text(at, str(n), "white", font)
+    return image
+
+
+def _views(canvas: Tensor, draws: dict[str, ViewParameters], spec: ViewSpec) -> list[Image.Image]:
+    """The views of one image as tiles, by the function that makes them in training."""
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (spec.mean, spec.std))
+    pictures = []
+    for group in multi_crop(canvas, draws, spec).values():
+        for view in group[:, 0]:
+            pixels = ((view * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+            picture = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+            enlarge = Image.Resampling.NEAREST if picture.width < _TILE_PX else Image.Resampling.LANCZOS
+            pictures.append(picture.resize((_TILE_PX, _TILE_PX), enlarge))
+    return pictures
+
+
+def _titles(done: dict[str, Any]) -> list[str]:
+    """What was done to a view after its crop, a stage each; nothing where nothing was."""
+    jitter = "b{:.1f} c{:.1f} s{:.1f} h{:+.2f}".format(*done["jitter"]) if done["jitter"] else ""
+    blur = f"blur {done['blur']:.1f} px" if done["blur"] else ""
+    return [jitter, "gray" * done["gray"], blur, "solarize" * done["solarize"]]
+
+
+def _line(n: int, done: dict[str, Any]) -> str:
+    jitter, *others = _titles(done)
+    lines = [f"{n} {done['group']}{', flip' * done['flip']}", jitter, ", ".join(filter(None, others))]
+    return "\n".join(filter(None, lines))
+
+
+def _each(draw: ViewParameters, part: Callable[[Tensor], Tensor]) -> ViewParameters:
+    return ViewParameters(**{field.name: part(getattr(draw, field.name)) for field in fields(draw)})

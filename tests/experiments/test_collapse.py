@@ -1,0 +1,42 @@
+"""The laboratory end to end, small: runs, names, table, figure; what is finished is not run again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from opendino.cli import main
+from opendino.core.errors import UsageError
+from opendino.experiments import collapse
+
+
+def test_runs_table_and_figure_and_a_second_call_that_trains_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["lab", "collapse", "--out", str(tmp_path), "--seeds", "1", "--steps", "12", "--json", "--only"]
+    words += ["sharpening only", "BYOL"]
+    assert main(words) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [(run["setting"], run["seed"]) for run in found["runs"]] == [("sharpening only", 0), ("BYOL", 0)]
+    assert found["detection"]["collapsed"] == found["detection"]["healthy"] == 1
+    assert json.loads((tmp_path / "result.json").read_text()) == {k: v for k, v in found.items() if k != "folder"}
+    table = (tmp_path / "table.md").read_text()
+    assert table.count("\n| ") == 2 and "| sharpening only | one-hot |" in table
+    assert (tmp_path / "curves.svg").read_text().startswith("<?xml")
+    rows = (tmp_path / "runs" / "BYOL-seed0" / "metrics.jsonl").stat()
+    assert main(words) == 0
+    assert json.loads(capsys.readouterr().out) == found
+    assert (tmp_path / "runs" / "BYOL-seed0" / "metrics.jsonl").stat().st_mtime_ns == rows.st_mtime_ns
+
+
+def test_every_setting_is_planned_for_every_seed() -> None:
+    planned = collapse.trials(collapse.Config(seeds=5))
+    assert len(planned) == 5 * len(collapse.SETTINGS | collapse.BYOL) == len({trial.name for trial in planned})
+    assert {trial.config.seed for trial in planned} == set(range(5))
+
+
+def test_unknown_settings_are_refused() -> None:
+    with pytest.raises(UsageError, match="Did you mean both"):
+        collapse.Config(only=("bothh",))

@@ -1,0 +1,117 @@
+"""What is decided before a run: the network, its length, what it can take, how many threads."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from opendino import resolve
+from opendino.cli.train_command import parse
+from opendino.config import Config
+from opendino.core.errors import UserError
+from opendino.engine import sizing, threads
+from opendino.recipes import demo, small
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("side", "backbone", "size", "seen"),
+    [(128, "conv4", 64, 16_000), (64, "conv4", 48, 28_444), (32, "conv4", 32, 64_000)],
+)
+def test_small_images_on_a_cpu_get_a_small_convolutional_network_and_a_short_run(
+    side: int, backbone: str, size: int, seen: int
+) -> None:
+    config, _ = resolve.resolve_config(replace(small.config(f"toy:colorful?n=500&size={side}"), workers=0), CPU)
+    assert (config.backbone, config.backbone_options, config.drop_path) == (backbone, {"width": 16}, 0.0)
+    assert (config.method.global_size_px, config.method.local_size_px) == (size, size // 2)
+    assert config.steps is not None and isinstance(config.batch, int) and config.epochs is None
+    assert seen * 0.85 < config.steps * config.batch < seen * 1.1
+    assert config.optim.lr * config.batch / 256 == pytest.approx(3e-3)
+
+
+def test_larger_images_a_gpu_and_what_was_asked_for_are_as_before() -> None:
+    large = resolve._network(small.config("x"), 300, CPU)
+    assert (large[0].backbone, large[1]) == ("vit_tiny/16", False)
+    gpu = resolve._network(small.config("x"), 64, torch.device("cuda"))
+    assert (gpu[0].backbone, gpu[1], gpu[0].drop_path) == ("vit_small/16", False, 0.1)
+    asked = resolve._network(replace(small.config("x"), backbone="resnet18/3x3"), 64, CPU)
+    assert (asked[0].backbone, asked[1]) == ("resnet18/3x3", False)
+    config, _ = resolve.resolve_config(replace(parse(["toy:textures?n=40&size=32", "--epochs", "3"]), workers=0), CPU)
+    assert config.steps == 3 * (40 // config.batch)
+
+
+def with_network(backbone: str, options: dict[str, Any], local_px: int = 16) -> Config:
+    config = demo.config("toy:textures?n=16&size=32")
+    method = replace(config.method, local_crops=1, local_size_px=local_px)
+    return replace(config, backbone=backbone, backbone_options=options, method=method, batch=8, steps=1, workers=0)
+
+
+@pytest.mark.parametrize("backbone", ["vit/8", "resnet10t"])
+def test_a_network_that_cannot_take_the_images_is_refused_in_one_line(backbone: str) -> None:
+    options: dict[str, Any] = {"in_chans": 1}
+    if backbone == "vit/8":
+        options |= {"embed_dim": 12, "depth": 1, "num_heads": 2}
+    with pytest.raises(UserError, match=r"'in_chans': 1.* cannot take images of 3 channels at 32×32, 16×16 px"):
+        resolve.resolve_config(with_network(backbone, options), CPU)
+
+
+def test_one_local_crop_whose_map_is_a_single_place_is_estimated_as_it_trains() -> None:
+    config, _ = resolve.resolve_config(with_network("resnet10t", {}), CPU)
+    assert config.optim.grad_accum_steps == 1
+
+
+@pytest.mark.parametrize("limit", [0, 10**9])
+def test_small_networks_are_measured_without_loading_what_meta_needs(
+    monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    where: list[str] = []
+    real = sizing.activation_bytes
+    monkeypatch.setattr(resolve, "_SMALL_NETWORK", limit)
+    monkeypatch.setattr(
+        sizing, "activation_bytes",
+        lambda network, *args: (where.append(next(network.parameters()).device.type), real(network, *args))[1],
+    )  # fmt: skip
+    config = with_network("conv4", {"width": 4})
+    before = torch.get_rng_state()
+    found = resolve.activation_bytes(config, resolve.configs.views(config))
+    assert where == ["cpu" if limit else "meta"]
+    assert torch.equal(torch.get_rng_state(), before), "what is measured changes no run"
+    assert found > 100_000
+
+
+def test_a_resumed_run_keeps_its_threads_on_the_same_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(threads, "cores", lambda: 8)
+    monkeypatch.setattr(threads, "machine", lambda: "this")
+    monkeypatch.setattr(threads, "choose", lambda *_: (5, "measured"))
+    config = replace(with_network("conv4", {"width": 4}), threads=1)
+
+    def resumed(known: dict[str, Any] | None, asked: int = 1) -> int | str:
+        return resolve.resumed_threads(replace(config, threads=asked), known, CPU).threads
+
+    assert resumed({"number": 3, "machine": "this"}) == 3, "of the checkpoint: it may have changed since the start"
+    assert resumed({"number": 3, "machine": "another"}) == 5
+    assert resumed(None) == 1, "asked for"
+    assert resumed(None, asked=16) == 5, "more than there are here"
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    assert resumed({"number": 3, "machine": "this"}) == 5, "the environment decides"
+    assert resumed(None) == 1
+
+
+def test_the_checkpoint_of_a_run_names_its_threads(tmp_path: Path) -> None:
+    import opendino
+    from opendino.engine import checkpoint
+
+    for asked, known in (("auto", threads.known(1)), (1, None)):
+        config = replace(
+            with_network("conv4", {"width": 4}), threads=asked, out=str(tmp_path / str(asked)), val=None,
+            eval_images=0, report=False,
+        )  # fmt: skip
+        run = Path(opendino.train(config).run)
+        newest = checkpoint.newest(run)
+        assert newest is not None and checkpoint.state(newest)["threads"] == known

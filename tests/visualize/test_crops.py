@@ -1,0 +1,89 @@
+"""What is shown is what was drawn: boxes at their places, each stage what training makes of it."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageColor
+
+from opendino.core.errors import UsageError
+from opendino.data.cache import DecodedImages
+from opendino.data.loader import Batch, Batches
+from opendino.data.sources.toy import ToySource
+from opendino.methods import dino
+from opendino.views.multi_crop import multi_crop
+from opendino.visualize.crops import STAGES, Config, Seen, boxed, choices, first, show, tiles, until
+from opendino.visualize.drawing.tile_grid import COLORS
+
+SPEC = dino.views(dino.Config(global_size_px=32, local_size_px=16, local_crops=4, gray=0.5, solarize=1.0))
+
+
+@pytest.fixture
+def batches() -> Batches:
+    return Batches(DecodedImages(ToySource("colorful", n=12, size=48), 10_000), SPEC, seed=3, batch=4)
+
+
+def test_boxes_are_where_the_draw_says() -> None:
+    drawn = np.array(boxed(Image.new("RGB", (100, 50)), [("global", [10, 20, 30, 60]), ("local", [5, 5, 10, 10])]))
+    assert drawn.shape == (200, 400, 3)  # four times as large
+    for color, (top, left, bottom, right) in ((COLORS[0], (40, 80, 160, 320)), (COLORS[1], (20, 20, 60, 60))):
+        ours = (drawn == ImageColor.getrgb(color)).all(-1)
+        assert (ours.any(1).nonzero()[0][[0, -1]] == (top, bottom - 1)).all()
+        assert (ours.any(0).nonzero()[0][[0, -1]] == (left, right - 1)).all()
+        assert ours[top, left:right].all() and ours[bottom - 1, left:right].all()
+
+
+def test_the_views_shown_are_those_of_training(batches: Batches) -> None:
+    batch = batches[2]
+    assert isinstance(batch, Batch)
+    views = multi_crop(batch.canvas, batch.draws, SPEC)
+    rows = tiles(batch, 1, SPEC)
+    shown = [tile.image for row in rows for tile in row if tile][1:]
+    assert len(shown) == 6
+    mean, std = (torch.tensor(each).view(3, 1, 1) for each in (SPEC.mean, SPEC.std))
+    for n, picture in enumerate(shown):
+        name, v = ("global", n) if n < 2 else ("local", n - 2)
+        expected = ((views[name][v, 1] * std + mean) * 255).round().clamp(0, 255).permute(1, 2, 0).numpy()
+        small = picture.resize(expected.shape[:2], Image.Resampling.NEAREST)  # whole pixels were repeated
+        assert np.abs(np.array(small) - expected).max() == 0
+
+
+def test_every_stage_does_its_part_and_the_last_is_the_view(batches: Batches) -> None:
+    batch = batches[0]
+    assert isinstance(batch, Batch)
+    draws = [{name: until(d, stage) for name, d in batch.draws.items()} for stage in range(len(STAGES))]
+    after = [multi_crop(batch.canvas, each, SPEC)["global"] for each in draws]
+    assert torch.equal(after[-1], multi_crop(batch.canvas, batch.draws, SPEC)["global"])
+    for place in range(4):
+        for v, done in enumerate(choices(batch, place)[:2]):
+            changed = [not torch.equal(a[v, place], b[v, place]) for a, b in itertools.pairwise(after)]
+            assert changed == [done["jitter"] is not None, done["gray"], done["blur"] is not None, done["solarize"]]
+            row = tiles(batch, place, SPEC, stages=True)[1 + v]
+            assert [tile is not None for tile in row] == [True, *changed]
+
+
+def test_a_step_end_to_end(batches: Batches, tmp_path: Path) -> None:
+    seen = Seen(batches, steps=7, student="all views", teacher="the global views")
+    report = show(Config("run", step=4, images=2, out=str(tmp_path / "c.png")), seen)
+    assert (report.fields["step"], report.fields["epoch"]) == (4, 1)
+    batch = batches[4]
+    assert isinstance(batch, Batch)
+    keys = [batches.images.source.key(int(index)) for index in batch.indices[:2]]
+    assert [each["image"] for each in report.fields["images"]] == keys
+    box = report.fields["images"][1]["views"][3]["box"]
+    assert box == batch.draws["local"].box[1, 1].tolist()
+    assert "the student sees all views, the teacher the global views" in report.text
+    assert len(first(batch, 9).indices) == 4, "no more than there are"
+    with pytest.raises(UsageError, match="--step is 7 and the run has 7"):
+        show(Config("run", step=7, out=str(tmp_path / "d.png")), seen)
+    assert [path.name for path in tmp_path.iterdir()] == ["c.png"]
+
+
+@pytest.mark.parametrize("size", [(1, 3000), (3000, 1)])
+def test_the_boxes_of_a_thin_image_fit_on_the_sheet(size: tuple[int, int]) -> None:
+    drawn = boxed(Image.new("RGB", size), [("global", [0, 0, size[1], size[0]])])
+    assert drawn.width <= 400 and drawn.height <= 800
