@@ -139,7 +139,7 @@ def test_an_odd_image_costs_the_page_nothing_but_itself(
         Image.new("RGB", (1, 30_000)).save(tmp_path / f"tall{n}.png")
         Image.new("RGB", (32, 32), (n * 80,) * 3).save(tmp_path / f"{n}.png")
     (tmp_path / "broken.png").write_bytes(b"\x89PNG")
-    monkeypatch.setattr(report.plan, "images", lambda config: open_source(str(tmp_path)))
+    monkeypatch.setattr(report.resolve, "images", lambda config: open_source(str(tmp_path)))
     text = report.write(run).read_text(encoding="utf-8")
     page = Checked()
     page.feed(text)
@@ -166,7 +166,7 @@ def test_a_page_without_its_images_has_all_the_rest(run: Path, monkeypatch: pyte
     def gone(config: object) -> None:
         raise UserError("There is no folder photos")
 
-    monkeypatch.setattr(report.plan, "images", gone)
+    monkeypatch.setattr(report.resolve, "images", gone)
     text = report.write(run).read_text(encoding="utf-8")
     assert text.count("There is no folder photos") == 2 and "<title>loss" in text
 

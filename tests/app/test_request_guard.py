@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from starlette.requests import Request
-from tests.app.test_workshop import TRAINER
+from tests.app.test_training_jobs import TRAINER
 
 from opendino.app import request_guard, upload_store
 from opendino.app.upload_store import Quota, UploadStore

@@ -196,7 +196,7 @@ def test_a_disc_is_followed(place: Path) -> None:
     assert (inside & disc).sum() / (inside | disc).sum() > 0.6
 
 
-class Told(train_tab.Training):
+class Told(train_tab.TrainingJob):
     """A training that says what it is told to."""
 
     def __init__(self, out: Path, stopped: bool = False, said: str = "") -> None:

@@ -298,7 +298,7 @@ def test_how_devices_share_the_work(teachers: dict[str, str], monkeypatch: pytes
     found = {how: sizing.parallel(how, method, "adamw", 1.0, torch.device("cpu"))[0] for how in ("ddp", "fsdp")}
     assert found == {"ddp": "ddp", "fsdp": "fsdp"}
     called = []
-    monkeypatch.setattr(parallel.dist, "active", lambda: True)
+    monkeypatch.setattr(parallel.dist, "is_distributed", lambda: True)
     monkeypatch.setattr(parallel.sync_batch_norm, "convert", called.append)
     monkeypatch.setattr(parallel, "_part", lambda method, device: lambda: method)
     for synchronize in (False, True):
@@ -311,8 +311,10 @@ def test_less_memory_and_compilation_are_done_where_asked(
 ) -> None:
     asked: list[Any] = []
     real = activation_checkpointing.checkpoint_activations
-    monkeypatch.setattr(resolve, "recompute", lambda network: (asked.append("less memory"), real(network))[1])
-    monkeypatch.setattr(compilation, "works", lambda device: "no compiler")
+    monkeypatch.setattr(
+        resolve, "checkpoint_activations", lambda network: (asked.append("less memory"), real(network))[1]
+    )
+    monkeypatch.setattr(compilation, "compiler_works", lambda device: "no compiler")
     common = {**VIT, "steps": 1, "drop_path": 0.0}
     opendino.train(base("dino", teachers, out=str(tmp_path / "plain"), **common))
     assert asked == []

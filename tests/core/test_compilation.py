@@ -160,8 +160,8 @@ def test_a_machine_that_cannot_compile_is_told_so(monkeypatch: pytest.MonkeyPatc
     assert compilation.choose(False, CPU, 10) == (False, "as asked")
     assert compilation.choose("auto", CPU, 10**6)[0] is False
     gpu = torch.device("cuda")
-    monkeypatch.setattr(compilation, "works", lambda device: "no Triton")
+    monkeypatch.setattr(compilation, "compiler_works", lambda device: "no Triton")
     assert compilation.choose("auto", gpu, 10**6) == (False, "no Triton")
-    monkeypatch.setattr(compilation, "works", lambda device: None)
+    monkeypatch.setattr(compilation, "compiler_works", lambda device: None)
     assert compilation.choose("auto", gpu, 999)[0] is False
     assert compilation.choose("auto", gpu, 1000)[0] is True

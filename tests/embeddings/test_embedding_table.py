@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from lancedb.index import IvfSq
-from tests.search.conftest import small_model, write_table
+from tests.embeddings.conftest import small_model, write_table
 from torch import Tensor
 from torch.nn.functional import normalize
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.search.conftest import photo, small_model
+from tests.embeddings.conftest import photo, small_model
 
 from opendino.core.contracts import Source
 from opendino.core.errors import UserError

@@ -30,7 +30,7 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
 def test_a_batch_is_at_most_a_quarter_of_the_set(
     monkeypatch: pytest.MonkeyPatch, images: int, device: torch.device, world: int, batch: int
 ) -> None:
-    monkeypatch.setattr(distributed, "world", lambda: world)
+    monkeypatch.setattr(distributed, "world_size", lambda: world)
     size, why = sizing.batch("auto", images, math.inf, device)
     assert size == batch
     assert size % world == 0 and size <= images
@@ -46,14 +46,14 @@ def test_a_batch_that_was_asked_for_is_taken_or_refused(monkeypatch: pytest.Monk
     assert sizing.batch(30, 30, 1e6, CPU) == (30, "as asked")
     with pytest.raises(UserError, match=r"The set has 30 images, fewer than one batch of 31\. Use --batch 30 or less"):
         sizing.batch(31, 30, 1e6, CPU)
-    monkeypatch.setattr(distributed, "world", lambda: 4)
+    monkeypatch.setattr(distributed, "world_size", lambda: 4)
     with pytest.raises(UserError, match="A batch of 30 does not divide over 4 processes"):
         sizing.batch(30, 30, 1e6, CPU)
 
 
 def test_parts_that_were_asked_for_must_divide_the_share_of_a_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sizing.micro_batches(4, 32, 1.0, CPU) == (4, "as asked")
-    monkeypatch.setattr(distributed, "world", lambda: 4)
+    monkeypatch.setattr(distributed, "world_size", lambda: 4)
     with pytest.raises(
         UserError, match=r"8 images do not divide into optim.grad_accum_steps=3 parts\. Use a divisor of 8"
     ):
@@ -121,7 +121,7 @@ def test_memory_counts_what_each_device_holds(monkeypatch: pytest.MonkeyPatch) -
     weights = sum(p.nbytes for p in method.parameters())
     trained = sum(p.nbytes for p in method.student.parameters() if p.requires_grad)
     assert sizing.memory(method, "adamw", 5.0, False) == sizing.Memory(weights, trained, 2 * trained, 5.0)
-    monkeypatch.setattr(distributed, "world", lambda: 4)
+    monkeypatch.setattr(distributed, "world_size", lambda: 4)
     assert sizing.memory(method, "sgd", 5.0, False) == sizing.Memory(weights, 2 * trained, trained, 5.0)
     assert sizing.memory(method, "sgd", 5.0, True) == sizing.Memory(weights / 4, trained / 4, trained / 4, 5.0)
     monkeypatch.setattr(sizing, "total_bytes", lambda _: 1e9)

@@ -147,7 +147,7 @@ def test_a_void_step_changes_nothing(make: Callable[[], Backbone], monkeypatch: 
         batch.crops["global"][0, 0, 0, 0, 0] = math.nan  # both networks see it
         assert not train(made, batch=batch)
     else:
-        monkeypatch.setattr("opendino.core.distributed.everywhere", torch.zeros_like)
+        monkeypatch.setattr("opendino.core.distributed.all_true", torch.zeros_like)
         assert not train(made)
     assert equal(learnt(made), before)
     monkeypatch.undo()

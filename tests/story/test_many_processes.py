@@ -87,7 +87,7 @@ def watched(work: Any, out: Path, poisoned: int = -1, cut: int = 0) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "step", record)
-        patch.setattr(train.parallel, "place", note)
+        patch.setattr(train.parallel, "prepare_distributed", note)
         try:
             work()
         except ValueError as error:

@@ -424,7 +424,7 @@ def test_compiled_it_is_the_same_run_and_goes_on_exactly(
     shutil.copytree(whole, cut)
     shutil.rmtree(cut / "checkpoints/step_00000010")
     with monkeypatch.context() as patch:
-        patch.setattr(compilation, "works", lambda device: "no compiler")
+        patch.setattr(compilation, "compiler_works", lambda device: "no compiler")
         with pytest.raises(UserError, match="Nothing can be compiled here: no compiler"):
             opendino.resume(cut)
     opendino.resume(cut)

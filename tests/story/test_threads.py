@@ -21,7 +21,7 @@ def test_a_change_of_threads_is_saved_and_resumed(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(threads, "choose", lambda *_: (1, "measured"))
     looks: list[int] = []
     monkeypatch.setattr(threads.Slowdown, "__call__", lambda self, rates: (looks.append(1), len(looks) == 2)[1])
-    monkeypatch.setattr("opendino.engine.run_monitor.Watch.due", lambda self: True)
+    monkeypatch.setattr("opendino.engine.run_monitor.RunMonitor.due", lambda self: True)
     monkeypatch.setattr(resolve, "measured_threads", lambda config, before, device: 3)
     used: list[int] = []
     real = optim.step

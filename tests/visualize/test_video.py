@@ -59,7 +59,7 @@ def test_a_folder_of_frames_with_a_broken_one(vit: str, tmp_path: Path) -> None:
 def test_a_thousand_frames_never_live_together(looking: Model, tmp_path: Path) -> None:
     alive: set[int] = set()
     most = 0
-    sight = video.Sight(looking, 16)
+    sight = video.ImageEncoder(looking, 16)
 
     def images() -> Iterator[tuple[str, Image.Image]]:
         nonlocal most
