@@ -38,19 +38,19 @@ def batch_of(spec: object) -> Batch:
     return batch
 
 
-def steps(name: str, network: str, optimizer: optim.Config, device: torch.device) -> Iterator[None]:
+def steps(name: str, network: str, settings: optim.Config, device: torch.device) -> Iterator[None]:
     """Two steps that count for nothing (buffers are made, kernels chosen), and a third."""
     module = importlib.import_module(f"{PACKAGE}.{name}")
     config = small(module)
     method: Method = module.build(config, lambda role: NETWORKS[network]()).train().to(device)
     spec = module.views(config)
-    batch, optimizer = batch_of(spec), optim.build(optimizer, method.student)
+    batch, optimizer = batch_of(spec), optim.build(settings, method.student)
     clock = Clock(5, 10, 4)
     for _ in range(3):
         yield
         there = batch.to(device)
         views = Views(multi_crop(there.canvas, there.draws, spec), there.labels % 3, there.indices, spec.num_labeled(4))
-        step(method, method, optimizer, optimizer, 4, clock, [views])
+        step(method, method, optimizer, settings, 4, clock, [views])
 
 
 CASES = [(name, "vit", optim.Config()) for name in NAMES] + [
@@ -60,9 +60,9 @@ CASES = [(name, "vit", optim.Config()) for name in NAMES] + [
 ]
 
 
-@pytest.mark.parametrize(("name", "network", "optimizer"), CASES, ids=lambda value: getattr(value, "name", value))
-def test_a_step_asks_for_no_value(name: str, network: str, optimizer: optim.Config) -> None:
-    going = steps(name, network, optimizer, torch.device("cpu"))
+@pytest.mark.parametrize(("name", "network", "settings"), CASES, ids=lambda value: getattr(value, "name", value))
+def test_a_step_asks_for_no_value(name: str, network: str, settings: optim.Config) -> None:
+    going = steps(name, network, settings, torch.device("cpu"))
     for _ in range(3):
         next(going)
     with profile(activities=[ProfilerActivity.CPU]) as profiled, pytest.raises(StopIteration):
@@ -88,9 +88,9 @@ def test_the_profiler_would_see_a_question() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(("name", "network", "optimizer"), CASES, ids=lambda value: getattr(value, "name", value))
-def test_a_step_never_waits_for_the_gpu(name: str, network: str, optimizer: optim.Config) -> None:
-    going = steps(name, network, optimizer, torch.device("cuda"))
+@pytest.mark.parametrize(("name", "network", "settings"), CASES, ids=lambda value: getattr(value, "name", value))
+def test_a_step_never_waits_for_the_gpu(name: str, network: str, settings: optim.Config) -> None:
+    going = steps(name, network, settings, torch.device("cuda"))
     for _ in range(3):
         next(going)
     torch.cuda.set_sync_debug_mode("error")
