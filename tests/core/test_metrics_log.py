@@ -71,12 +71,12 @@ def values(number: int) -> np.ndarray:
 @pytest.mark.parametrize("number", [3999, 4001, 10_000, 50_001])
 def test_a_long_column_is_thinned_alike_however_it_arrives(number: int) -> None:
     steps, noise = np.arange(number) + 7, values(number)
-    whole, pieces = metrics_log._Thinned(), metrics_log._Thinned()
+    whole, pieces = metrics_log._Downsampled(), metrics_log._Downsampled()
     whole.add(steps, noise)
     for part in np.array_split(np.arange(number), [1, 5, 1000, number // 3, number - 1]):
         pieces.add(steps[part], noise[part])
-    column = whole.made()
-    for one, other in zip(column, pieces.made(), strict=True):
+    column = whole.result()
+    for one, other in zip(column, pieces.result(), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-12)
     assert len(column.steps) <= 4002
     assert (column.steps[-1], column.values[-1]) == (steps[-1], noise[-1])  # the newest stands alone
