@@ -75,7 +75,7 @@ REFUSED = [
     ("kind", "c", "kind is 'c'. Choose from a, b"),
     ("switch", 1, "switch is 1. Use True or False"),
     ("text", 1, "text is 1. Use text"),
-    ("text", "a\0", "text is 'a\\x00'. Text must not hold a NUL character"),
+    ("text", "a\0", "text is 'a\\x00'. Text must not contain a NUL character"),
     ("text", b"a" * 999, f"text is {str(b'a' * 999)[:240]}.... Use text"),
     (
         "options", {"a": 10},

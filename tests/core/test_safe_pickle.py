@@ -86,7 +86,7 @@ class WithState:
 def test_what_would_run_something_is_refused_in_one_line_and_not_run(protocol: int, tmp_path: Path) -> None:
     mark = tmp_path / "ran"
     evil = pickle.dumps({"gnd": [Runs(os.mkdir, str(mark))]}, protocol)
-    with pytest.raises(ValueError, match=r"it wants '\w+\.mkdir' run, which is no plain data") as told:
+    with pytest.raises(ValueError, match=r"it calls '\w+\.mkdir', which is not plain data") as told:
         safe_pickle.loads(evil)
     assert "\n" not in str(told.value)
     assert not mark.exists()
@@ -105,7 +105,7 @@ def test_what_would_run_something_is_refused_in_one_line_and_not_run(protocol: i
     ids=lambda content: type(content).__name__ + str(content)[:20],
 )  # fmt: skip
 def test_whatever_is_not_plain_is_refused(protocol: int, content: Any) -> None:
-    with pytest.raises(ValueError, match=r"^it (wants|holds) .*$"):
+    with pytest.raises(ValueError, match=r"^it (calls|contains) .*$"):
         safe_pickle.loads(pickle.dumps([content], protocol))
 
 
@@ -138,7 +138,7 @@ def test_a_small_file_that_would_fill_the_memory_is_refused() -> None:
     content = [b"B" + length + bytes(100_000) + b"q\x01", *[b"h\x01"] * 1000]
     array = b"cnumpy.core.multiarray\n_reconstruct\n)R(K\x01J" + length + b"\x85cnumpy\ndtype\n(U\x02u1tR\x89"
     program = b"](" + b"".join(array + each + b"tb" for each in content) + b"e."
-    with pytest.raises(ValueError, match="repeats itself"):
+    with pytest.raises(ValueError, match="repeated objects"):
         safe_pickle.loads(program)
 
 

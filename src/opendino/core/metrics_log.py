@@ -224,7 +224,7 @@ def _decoded(decoder: msgspec.json.Decoder[Any], lines: bytes) -> list[Any]:
 
 
 def _column(rows: list[Any], steps: np.ndarray, name: str) -> Iterator[tuple[str, tuple[np.ndarray, np.ndarray]]]:
-    """The finite values of a metric with their steps, as (column name, (steps, values)); one column per key of a dict."""
+    """The finite values of a metric: (column name, (steps, values)), with one column per key of a dict."""
     values = [getattr(row, name) for row in rows]
     try:
         columns = {name: np.array(values, np.float64)}  # None becomes NaN

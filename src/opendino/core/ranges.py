@@ -37,7 +37,7 @@ def _divide_by_255_hint(value: Any) -> str:
         return ""
     if max(value, default=0) <= 1:
         return ""
-    return f"Pixels are in [0, 1]. Divided by 255: {' '.join(f'{x / 255:.4g}' for x in value)}"
+    return f"Pixels lie in [0, 1]. Divided by 255: {' '.join(f'{x / 255:.4g}' for x in value)}"
 
 
 Count = Annotated[int, Meta(ge=1, le=10**9)]
