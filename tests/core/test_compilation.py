@@ -85,8 +85,8 @@ def test_the_filters_do_not_depend_on_what_was_compiled_before() -> None:
     starts, lengths, flips = torch.zeros(2, 3).int(), torch.full((2, 3), 20).int(), torch.zeros(2, 3).bool()
     for size, side in ((8, 64), (8, 96), (12, 32)):
         with compiling(True):
-            found = functional._filters(starts, lengths, flips, size, side, torch.float32)
-        expected = functional._filters(starts, lengths, flips, size, side, torch.float32)
+            found = functional._resize_matrices(starts, lengths, flips, size, side, torch.float32)
+        expected = functional._resize_matrices(starts, lengths, flips, size, side, torch.float32)
         torch.testing.assert_close(found, expected, atol=3e-7, rtol=0)  # weights ≤ 1, a few roundings of 2^-24
     assert counters["stats"]["unique_graphs"] - before == 1
 
@@ -154,7 +154,7 @@ def test_a_machine_that_cannot_compile_is_told_so(monkeypatch: pytest.MonkeyPatc
         raise RuntimeError("\n no compiler \n  and a long story")
 
     monkeypatch.setattr(torch, "compile", broken)
-    with pytest.raises(UserError, match="torch.compile does not work on this machine: no compiler") as raised:
+    with pytest.raises(UserError, match=r"torch\.compile does not work on this machine: no compiler") as raised:
         compilation.choose(True, CPU, 10)
     assert "--compile False" in str(raised.value)
     assert compilation.choose(False, CPU, 10) == (False, "as asked")

@@ -85,7 +85,7 @@ def test_crop_resize_is_pillows(size_px: int, height: int, width: int, smooth: b
 def test_with_the_11_bits_of_a_gpu_few_values_move_and_by_a_level(size_px: int, monkeypatch: pytest.MonkeyPatch):
     canvas, box, flip = noise(4, 3, 150, 131), random_boxes(6, 4, 150, 131), torch.zeros(6, 4, dtype=torch.bool)
     exact = functional.crop_resize(canvas, box, flip, size_px)
-    monkeypatch.setattr(functional, "_factors", lambda device: torch.float16)
+    monkeypatch.setattr(functional, "_matmul_dtype", lambda device: torch.float16)
     halves = functional.crop_resize(canvas, box, flip, size_px)
     assert halves.dtype == torch.uint8
     away = (halves.float() - exact.float()).abs()
@@ -100,7 +100,7 @@ def test_with_the_11_bits_of_a_gpu_few_values_move_and_by_a_level(size_px: int, 
 def test_a_blur_with_the_11_bits_of_a_gpu_is_off_by_a_quarter_of_a_level(monkeypatch: pytest.MonkeyPatch):
     x, sigma = noise(3, 3, 40, 50).float() / 255, torch.tensor([0.1, 0.7, 2.0])
     exact = functional.blur(x, sigma)
-    monkeypatch.setattr(functional, "_factors", lambda device: torch.float16)
+    monkeypatch.setattr(functional, "_matmul_dtype", lambda device: torch.float16)
     halves = functional.blur(x, sigma)
     assert halves.dtype == torch.float32
     assert (halves - exact).abs().max() < 0.25 / 255
