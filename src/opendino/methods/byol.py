@@ -109,7 +109,7 @@ class _BYOL(Method):
         ema_(self.teacher, self.student, self.ema(clock), ok)
 
     def ema(self, clock: Clock) -> float:
-        """Current EMA momentum of the teacher: 1 - (1 - τ) · (cos(π k / K) + 1) / 2 for a final value of 1 (section 3.3)."""
+        """Current EMA momentum of the teacher: 1 - (1 - τ) · (cos(π k / K) + 1) / 2 with end value 1 (section 3.3)."""
         return schedule.cosine(clock.step, self.momentum, self.config.momentum_end, clock.total_steps)
 
 

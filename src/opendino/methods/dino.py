@@ -105,7 +105,7 @@ class Config(Checked):
     teacher_temp_start: Temperature = 0.04
     """Softmax temperature of the teacher at the start."""
     teacher_temp_warmup: Duration = "30ep"
-    """Teacher temperature warm-up (at most 30% of the run), per epoch if given in epochs (as in DINO v1), else per step."""
+    """Teacher temperature warm-up, at most 30% of the run; updated per epoch if given in epochs, else per step."""
     momentum: Fraction | Literal["auto"] = 0.996
     """EMA momentum of the teacher at the start; a cosine schedule to momentum_end. auto: from the length of the run."""
     momentum_end: Fraction | Literal["auto"] = 1.0
