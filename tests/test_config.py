@@ -76,8 +76,8 @@ def test_another_method_brings_its_own_defaults(monkeypatch: pytest.MonkeyPatch,
         ("batch: 0", "batch is 0"),
         ("epochs: 0\nsteps: null", "epochs is 0"),
         ("workers: -1", "workers is -1"),
-        ("- a\n- b", "holds no settings"),
-        ("", "holds no settings"),
+        ("- a\n- b", "has no settings"),
+        ("", "has no settings"),
         ("a: [", "is not YAML"),
         ("[" * 2000, "is not YAML"),
         ("batch: " + "9" * 5000, "is not YAML: Exceeds the limit"),
@@ -103,9 +103,9 @@ def test_what_cannot_be_is_refused_in_one_line(tmp_path: Path, text: str, says: 
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("batch: 3\nseed: 1\nbatch: 4\n", "gives 'batch' twice, in lines 1 and 3. Keep one of them"),
-        ("method:\n  name: dino\n  'name': byol\n", "gives 'name' twice, in lines 2 and 3"),
-        ("optim: {lr: 1, lr: 2}", "gives 'lr' twice, in line 1"),
+        ("batch: 3\nseed: 1\nbatch: 4\n", "has the key 'batch' twice, in lines 1 and 3. Keep one of them"),
+        ("method:\n  name: dino\n  'name': byol\n", "has the key 'name' twice, in lines 2 and 3"),
+        ("optim: {lr: 1, lr: 2}", "has the key 'lr' twice, in line 1"),
     ],
 )
 def test_a_key_that_stands_twice_is_refused_with_both_lines(tmp_path: Path, text: str, says: str) -> None:
@@ -119,7 +119,7 @@ def test_the_same_key_in_two_places_is_no_repetition(tmp_path: Path) -> None:
 
 
 def test_a_method_is_a_dataclass() -> None:
-    with pytest.raises(UsageError, match=r"method is 'dino'\. Give a method's Config"):
+    with pytest.raises(UsageError, match=r"method is 'dino'\. Use a method's Config"):
         Config(data="a", method="dino")
 
 
@@ -137,7 +137,7 @@ def test_epochs_and_steps_exclude_each_other(tmp_path: Path) -> None:
 
 
 def test_settings_without_data_say_so(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"The settings name no data\. Add a line such as data: ~/photos"):
+    with pytest.raises(UsageError, match=r"The settings have no data\. Add a line such as data: ~/photos"):
         read(tmp_path, "batch: 3\n")
 
 

@@ -51,23 +51,23 @@ class Config(Checked):
     """Images: a folder, .tar, .zip, .parquet, a text file of paths, shards/{000..127}.tar (local or https://),
     hf:NAME?split=train, or toy:KIND."""
     val: str | None = None
-    """Labeled images for the k-NN accuracy during training; default: a part of DATA, if its folders are classes."""
+    """Labeled images for the k-NN accuracy during training; default: part of DATA, if it has class folders."""
     labels: str = "all"
-    """Labels to use: all, a fraction of each class such as 10%, or a CSV of path,class. DINO uses labels only for k-NN."""
+    """Labels to use: all, 10% (of each class), or a CSV of path,class. Methods without labels use them for k-NN only."""
     out: str | None = None
     """Run folder to create; default: runs/NAME-DATE."""
     init: str | None = None
-    """Pretrained MODEL to start from: a run, a model folder or timm:NAME. --backbone auto uses its architecture; weights
-    are adapted to another image size, patch size or number of registers."""
+    """Pretrained MODEL to start from: a run, a model folder or timm:NAME. Weights are adapted to another image or patch
+    size and to added registers. --backbone auto uses the model's architecture."""
     backbone: str = "vit_small/16"
-    """vit_tiny|small|base/PATCH, any timm name (resnet50), or resnet18/3x3 (a timm ResNet with a stem for small images).
+    """vit_tiny|small|base/PATCH, any timm name (resnet50), or resnet18/3x3 (timm ResNet, stem for small images).
     auto: chosen from the image size and the device."""
     backbone_options: dict[str, Option] = field(default_factory=dict)
     """Extra keyword arguments of the backbone's constructor, e.g. num_registers 4."""
     drop_path: Annotated[float, Meta(ge=0, lt=1)] = 0.1
     """Stochastic depth rate of the student in [0, 1), increasing linearly over blocks; 0 for small networks."""
     drop_path_on_subset: bool = False
-    """Skip dropped images in each ViT block (DINOv2). Faster; results differ, as random numbers are used differently."""
+    """Skip dropped images in ViT blocks (DINOv2). Faster; results differ: random numbers are used differently."""
     method: Any = field(default_factory=dino.Config)
     """Settings of the training method."""
     optim: optim.Config = field(default_factory=optim.Config)
@@ -87,9 +87,9 @@ class Config(Checked):
     device: str = "auto"
     """cuda, mps or cpu. auto: the first that is available."""
     devices: Annotated[int, Meta(ge=1, le=4096)] | Literal["auto"] = "auto"
-    """Number of GPUs (or CPU processes) on this machine; set by torchrun or srun if used. auto: all GPUs, or 1 process."""
+    """Number of GPUs or CPU processes on this machine; torchrun and srun set it. auto: all GPUs, or 1 process."""
     parallel: Parallel = "auto"
-    """ddp: every device has all weights; fsdp: weights are sharded, for networks too large for one. auto: ddp if it fits."""
+    """ddp: a copy of the weights per device; fsdp: sharded weights, for large networks. auto: ddp if it fits."""
     sync_batch_norm: bool = True
     """Compute BatchNorm statistics over the images of all devices; False is faster."""
     activation_checkpointing: bool = False
@@ -103,7 +103,7 @@ class Config(Checked):
     threads: Annotated[int, Meta(ge=1, le=4096)] | Literal["auto"] = "auto"
     """CPU threads per process. auto: OMP_NUM_THREADS if set, else the fastest number, measured at the start."""
     cache: Cache = "auto"
-    """Where to cache decoded images: device (all, at the start), ram or disk (as they are read). auto: where they fit."""
+    """Where to cache decoded images: device (at the start), ram or disk (as they are read). auto: where they fit."""
     max_bad_frac: Fraction = 0.5
     """Stop the run if more than this fraction of the images cannot be read."""
     eval_every: Duration = "10%"
@@ -119,18 +119,18 @@ class Config(Checked):
     report: bool = True
     """Write report.html at the end: curves, attention maps, nearest neighbors, next commands."""
     resume: bool = False
-    """Resume the run in --out if there is one, with its own settings; for schedulers that restart a command."""
+    """Resume the run in --out, if any, with its own settings; for schedulers that restart commands."""
     profile: bool = False
-    """Profile a few early steps: profile.txt is a summary of the time spent, profile.json.gz the trace."""
+    """Profile a few early steps: profile.txt sums up the time spent, profile.json.gz is the trace."""
     max_nonfinite: Repeats = 10
     """Stop the run after this many consecutive steps with a non-finite loss."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not dataclasses.is_dataclass(self.method):
-            raise UsageError(f"method is {shown(self.method)}", "Use the Config of a method, e.g. methods.dino.Config()")
+            raise UsageError(f"method is {shown(self.method)}", "Use a method's Config, e.g. methods.dino.Config()")
         if self.epochs is not None and self.steps is not None:
-            raise UsageError(f"epochs={shown(self.epochs)} and steps={self.steps} were both given", "Set only one of them")
+            raise UsageError(f"epochs={shown(self.epochs)} and steps={self.steps} were both given", "Give one of them")
         if self.resume and self.out is None:
             raise UsageError("--resume needs a run folder", "Add --out runs/NAME")
 
@@ -244,7 +244,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
 
 def _overlay(base: Any, tree: dict[str, Any], path: str) -> Any:
-    """Copy a dataclass with the values of `tree`, which are checked; `path` is the prefix of keys in errors."""
+    """Copy a dataclass with the values of `tree`, after a check; `path` is the prefix of keys in errors."""
     kinds, changes = hints(type(base)), {}
     for key, value in tree.items():
         where = f"{path}{key}"
@@ -255,7 +255,7 @@ def _overlay(base: Any, tree: dict[str, Any], path: str) -> Any:
             changes[key] = _overlay(current, value, f"{where}.")
             continue
         text = kinds[key] is str or get_args(kinds[key])[:1] == (str,)
-        if text and isinstance(value, int | float) and abs(value) < 1e15:  # durations in steps may be written without quotes
+        if text and isinstance(value, int | float) and abs(value) < 1e15:  # 1500 steps, unquoted
             value = f"{value:g}" if isinstance(value, float) else str(value)
         changes[key] = convert(value, kinds[key], where, strict=False)  # not strict: YAML reads 5e-4 as text
     return replace(base, **changes)

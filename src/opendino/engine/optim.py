@@ -25,7 +25,7 @@ class Config(Checked):
     name: Literal["adamw", "sgd", "lars"] = "adamw"
     """Optimizer: adamw for ViTs and most networks, sgd or lars for ResNets."""
     lr: Positive | Literal["auto"] = 5e-4
-    """Peak learning rate for a batch of 256, scaled linearly with the batch. auto: from optimizer, network and batch."""
+    """Peak learning rate for a batch of 256, scaled linearly with the batch. auto: from optimizer and network."""
     min_lr: NotNegative = 1e-6
     """Learning rate at the end of the cosine schedule; not scaled with the batch."""
     lr_warmup: Duration = "10ep"
@@ -37,7 +37,7 @@ class Config(Checked):
     weight_decay: NotNegative = 0.04
     """Weight decay at the start; biases and one-dimensional parameters are never decayed."""
     weight_decay_end: NotNegative | Literal["auto"] = 0.4
-    """Weight decay at the end of its cosine schedule. auto: 0.4, or constant for small convolutional networks."""
+    """Weight decay at the end of its cosine schedule. auto: 0.4; for small ConvNets constant."""
     clip: NotNegative = 3.0
     """Maximum gradient norm; lower it if training is unstable, 0 turns clipping off."""
     clip_by: Literal["tensor", "global"] = "tensor"
@@ -64,14 +64,17 @@ class Config(Checked):
 
 _PUBLISHED_LR = {"adamw": 5e-4, "sgd": 0.03, "lars": 0.3}
 """DINO v1's published learning rates for a batch of 256."""
-_SMALL_NETWORK_LR = 3e-3
-"""Learning rate, not scaled, with which the small convolutional network learns fastest: AdamW, batches of 32 to 64."""
+_SMALL_CONVNET_LR = 3e-3
+"""Learning rate, not scaled with the batch, at which the small ConvNet learns fastest (AdamW, batches of 32 to 64)."""
 
 
 def _learning_rate(name: str, facts: Facts) -> tuple[float, str]:
     """Learning rate for a batch of 256, and why."""
     if facts.convolutional and name == "adamw":
-        return _SMALL_NETWORK_LR * 256 / facts.batch, f"{_SMALL_NETWORK_LR:g} at the batch of {facts.batch}, convolutional network"
+        return (
+            _SMALL_CONVNET_LR * 256 / facts.batch,
+            f"{_SMALL_CONVNET_LR:g} at the batch of {facts.batch}, convolutional network",
+        )
     return _PUBLISHED_LR[name], f"the published rate for {name}"
 
 
@@ -162,8 +165,8 @@ def build(config: Config, student: nn.Module) -> torch.optim.Optimizer:
         return torch.optim.AdamW(groups, lr=0.0, fused=True)
     if config.name == "sgd":
         sgd = torch.optim.SGD(groups, lr=0.0, momentum=0.9, fused=True)
-        # Create the momentum buffers now, not at the first step: torch's fused SGD needs all or none of them in a group,
-        # but frozen prototypes join later; and if that first step is skipped, it leaves its buffers uninitialized.
+        # Create the momentum buffers now, not at the first step: torch's fused SGD needs all or none of them in a
+        # group, but frozen prototypes join later. If that first step is skipped, it leaves its buffers uninitialized.
         for group in sgd.param_groups:
             for parameter in group["params"]:
                 sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
@@ -234,7 +237,7 @@ def clip(student: nn.Module, max_norm: float, by: Literal["tensor", "global"]) -
 
 
 class BatchNormBuffers:
-    """A copy of a module's buffers (BatchNorm statistics) from before a step, to restore them if the step is skipped.
+    """Copies of a module's buffers (BatchNorm statistics) from before a step, to restore after a skipped step.
 
     Args:
         module: Any module.
@@ -256,7 +259,7 @@ def step(optimizer: torch.optim.Optimizer, ok: Tensor) -> None:
     """
     pairs = [(shard, whole(shard)) for group in optimizer.param_groups for shard in group["params"]]
     for shard, parameter in pairs:
-        if shard is not parameter:  # FSDP allocates shards again: point to the current ones
+        if shard is not parameter:  # use the current shards of the weight and the gradient
             shard.data = distributed.local_tensor(parameter.detach())
             shard.grad = None if parameter.grad is None else distributed.local_tensor(parameter.grad)
     # The protocol of torch's own GradScaler: fused optimizers read `found_inf` and skip on the device.

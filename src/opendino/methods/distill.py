@@ -138,7 +138,8 @@ class _Distillation(Method):
         indices = views.indices.tolist()
         if not all(index in self._cached_features for index in indices):
             # Compute the whole batch, including cached images, so that shapes and step time do not vary.
-            self._cached_features.update(zip(indices, self.teacher["backbone"]([views.crops["whole"][0]])[0], strict=True))
+            features = self.teacher["backbone"]([views.crops["whole"][0]])[0]
+            self._cached_features.update(zip(indices, features, strict=True))
         return torch.stack([self._cached_features[index] for index in indices])
 
 
