@@ -53,7 +53,7 @@ class Config(Checked):
     val: str | None = None
     """Labeled images for the k-NN accuracy during training; default: part of DATA, if it has class folders."""
     labels: str = "all"
-    """Labels to use: all, 10% (of each class), or a CSV of path,class. Methods without labels use them for k-NN only."""
+    """Labels to use: all, 10% (of each class), or a CSV of path,class. Self-supervised methods: only for k-NN."""
     out: str | None = None
     """Run folder to create; default: runs/NAME-DATE."""
     init: str | None = None

@@ -46,7 +46,7 @@ class Config(Checked):
     """Number of micro-batches per optimizer step; increase it to save memory. auto: as few as fit in memory."""
 
     def resolved(self, facts: Facts) -> tuple[Config, list[str]]:
-        """Replace every "auto" by a value, limit durations to 20% of the run; also returns the reasons, one line each."""
+        """Replace every "auto" by a value, limit durations to 20% of the run; also returns the reasons."""
         timing = {"total_steps": facts.total_steps, "steps_per_epoch": facts.steps_per_epoch}
         found: dict[str, tuple[Any, str]] = {}
         if self.lr == "auto":

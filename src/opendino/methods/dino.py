@@ -334,9 +334,7 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 @compiled
-def _loss_and_gradient(
-    scores: Tensor, target_sum: Tensor, temperature: float, share: float
-) -> tuple[Tensor, Tensor]:
+def _loss_and_gradient(scores: Tensor, target_sum: Tensor, temperature: float, share: float) -> tuple[Tensor, Tensor]:
     """Σ H(q, softmax(s / τ)) over all rows, and `share` times its gradient with respect to the scores.
 
     May overwrite `scores`.
