@@ -57,8 +57,8 @@ class Config(Checked):
     out: str | None = None
     """Run folder to create; default: runs/NAME-DATE."""
     init: str | None = None
-    """Pretrained MODEL to start from: a run, a model folder or timm:NAME. Weights are adapted to another image or patch
-    size and to added registers. --backbone auto uses the model's architecture."""
+    """Pretrained MODEL to start from: a run, a model folder or timm:NAME. --backbone auto uses its architecture.
+    Weights are adapted to another image size, patch size or added registers."""
     backbone: str = "vit_small/16"
     """vit_tiny|small|base/PATCH, any timm name (resnet50), or resnet18/3x3 (timm ResNet, stem for small images).
     auto: chosen from the image size and the device."""
