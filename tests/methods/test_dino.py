@@ -1,4 +1,4 @@
-"""DINO: the loss, the views of each network, and the updates of a step. Recorded numbers: tests/story/test_golden.py."""
+"""DINO: the loss, the views of each network, and the updates of a step. Golden: tests/story/test_golden.py."""
 
 from __future__ import annotations
 
@@ -138,7 +138,9 @@ def test_a_forward_pass_changes_no_weight_and_not_the_center() -> None:
 
 @pytest.mark.parametrize("how", ["loss is nan", "another rank failed"])
 @pytest.mark.parametrize("make", [vit, resnet])
-def test_a_skipped_step_changes_nothing(make: Callable[[], Backbone], monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+def test_a_skipped_step_changes_nothing(
+    make: Callable[[], Backbone], monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
     made = method(make).train()
     train(made)
     before = learnt(made)
