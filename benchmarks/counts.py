@@ -197,7 +197,7 @@ def main() -> None:
     inductor.force_disable_caches = True
     torch._logging.set_logs(inductor_metrics=True)  # without it inductor does not count; what it says is not shown
     logging.getLogger("torch").handlers.clear()
-    functional._factors = lambda device: torch.float16  # as on a GPU
+    functional._matmul_dtype = lambda device: torch.float16  # as on a GPU
 
     def counted(make: Callable[[int], Callable[[], Any]], how: Callable[..., Counter[str]]) -> dict[str, float]:
         return line(lambda num: how(make(num)), args.batch)

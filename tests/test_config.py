@@ -1,4 +1,4 @@
-"""The settings of a run: as YAML and back, laid over each other, and refused in one line."""
+"""The settings of a run: YAML round trips, merging, and one-line errors."""
 
 from __future__ import annotations
 
@@ -76,8 +76,8 @@ def test_another_method_brings_its_own_defaults(monkeypatch: pytest.MonkeyPatch,
         ("batch: 0", "batch is 0"),
         ("epochs: 0\nsteps: null", "epochs is 0"),
         ("workers: -1", "workers is -1"),
-        ("- a\n- b", "holds no settings"),
-        ("", "holds no settings"),
+        ("- a\n- b", "has no settings"),
+        ("", "has no settings"),
         ("a: [", "is not YAML"),
         ("[" * 2000, "is not YAML"),
         ("batch: " + "9" * 5000, "is not YAML: Exceeds the limit"),
@@ -94,7 +94,7 @@ def test_another_method_brings_its_own_defaults(monkeypatch: pytest.MonkeyPatch,
         ('init: "a\\0b"', "NUL"),
     ],
 )
-def test_what_cannot_be_is_refused_in_one_line(tmp_path: Path, text: str, says: str) -> None:
+def test_invalid_settings_are_rejected_in_one_line(tmp_path: Path, text: str, says: str) -> None:
     with pytest.raises(UsageError, match=says) as caught:
         read(tmp_path, text, FULL)
     assert "\n" not in str(caught.value)
@@ -103,27 +103,27 @@ def test_what_cannot_be_is_refused_in_one_line(tmp_path: Path, text: str, says: 
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("batch: 3\nseed: 1\nbatch: 4\n", "gives 'batch' twice, in lines 1 and 3. Keep one of them"),
-        ("method:\n  name: dino\n  'name': byol\n", "gives 'name' twice, in lines 2 and 3"),
-        ("optim: {lr: 1, lr: 2}", "gives 'lr' twice, in line 1"),
+        ("batch: 3\nseed: 1\nbatch: 4\n", "has the key 'batch' twice, in lines 1 and 3. Keep one of them"),
+        ("method:\n  name: dino\n  'name': byol\n", "has the key 'name' twice, in lines 2 and 3"),
+        ("optim: {lr: 1, lr: 2}", "has the key 'lr' twice, in line 1"),
     ],
 )
-def test_a_key_that_stands_twice_is_refused_with_both_lines(tmp_path: Path, text: str, says: str) -> None:
+def test_a_duplicate_key_is_rejected_with_both_lines(tmp_path: Path, text: str, says: str) -> None:
     with pytest.raises(UsageError, match=rf"settings\.yaml {says}"):
         read(tmp_path, text, FULL)
 
 
-def test_the_same_key_in_two_places_is_no_repetition(tmp_path: Path) -> None:
+def test_the_same_key_in_two_sections_is_allowed(tmp_path: Path) -> None:
     laid = read(tmp_path, "optim: {name: sgd}\nmethod: {name: dino}\n", FULL)
     assert (laid.optim.name, configs.method_name(laid)) == ("sgd", "dino")
 
 
-def test_a_method_is_a_dataclass() -> None:
-    with pytest.raises(UsageError, match=r"method is 'dino'\. Give a method's Config"):
+def test_a_method_must_be_a_dataclass() -> None:
+    with pytest.raises(UsageError, match=r"method is 'dino'\. Use a method's Config"):
         Config(data="a", method="dino")
 
 
-def test_choices_are_listed_for_a_wrong_word(tmp_path: Path) -> None:
+def test_choices_are_listed_for_an_invalid_choice(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         read(tmp_path, "cache: disc", FULL)
     assert caught.value.hint == "Choose from auto, device, ram, disk, off"
@@ -137,7 +137,7 @@ def test_epochs_and_steps_exclude_each_other(tmp_path: Path) -> None:
 
 
 def test_settings_without_data_say_so(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"The settings name no data\. Add a line such as data: ~/photos"):
+    with pytest.raises(UsageError, match=r"The settings have no data\. Add a line such as data: ~/photos"):
         read(tmp_path, "batch: 3\n")
 
 

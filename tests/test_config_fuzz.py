@@ -1,4 +1,4 @@
-"""Whatever stands in a settings file or on the command line: a Config, or one line of error."""
+"""Any settings file or command line gives a Config or a one-line error."""
 
 # ruff: noqa: PT017 - either outcome is right here, each in its way
 
@@ -90,7 +90,7 @@ def test_any_flags(flags: list[tuple[str, str]], more: list[str]) -> None:
 
 
 @pytest.mark.parametrize("path", sorted(SEEDS.glob("*")), ids=lambda path: path.name)
-def test_what_once_was_a_problem(path: Path) -> None:
+def test_earlier_failures(path: Path) -> None:
     try:
         sane(configs.read_tree(path))
     except UserError as error:

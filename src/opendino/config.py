@@ -1,4 +1,4 @@
-"""The settings of a run: one tree of every part's own Config, as dataclass, YAML and command line alike."""
+"""The settings of a run, as a tree of Configs: dataclasses in Python, a YAML file, and command line options."""
 
 from __future__ import annotations
 
@@ -45,116 +45,108 @@ Option = Annotated[int, Meta(ge=-65_536, le=65_536)] | Annotated[float, Meta(ge=
 
 @dataclass(frozen=True)
 class Config(Checked):
-    """Everything that decides a run. "auto" values are decided from the data when it starts, and printed."""
+    """All settings of a run. "auto" values are chosen when the run starts, and printed with the reason."""
 
     data: Annotated[str, Positional, tyro.conf.arg(metavar="DATA", help_behavior_hint="(required)")]
-    """Images: a folder, a .tar or .zip, a text file of paths, shards/{000..127}.tar (local or https://), a .parquet,
+    """Images: a folder, .tar, .zip, .parquet, a text file of paths, shards/{000..127}.tar (local or https://),
     hf:NAME?split=train, or toy:KIND."""
     val: str | None = None
-    """Labeled images for the k-NN shown while training; without it a part of DATA, where folders name classes."""
+    """Labeled images for the k-NN accuracy during training; default: part of DATA, if it has class folders."""
     labels: str = "all"
-    """Labels that may be seen: all, a share of each class such as 10%, or a CSV of path,class. Methods that learn
-    without labels use them for the k-NN alone."""
+    """Labels to use: all, 10% (of each class), or a CSV of path,class. Self-supervised methods: only for k-NN."""
     out: str | None = None
-    """Run folder to make; runs/NAME-DATE where absent."""
+    """Run folder to create; default: runs/NAME-DATE."""
     init: str | None = None
-    """MODEL whose backbone the student and its teacher start from: a run, a model folder, timm:NAME. With
-    --backbone auto the network is that model's; another image size, patch size or added registers are adapted to."""
+    """Pretrained MODEL to start from: a run, a model folder or timm:NAME. --backbone auto uses its architecture.
+    Weights are adapted to another image size, patch size or added registers."""
     backbone: str = "vit_small/16"
-    """vit_tiny|small|base/PATCH, any timm name (resnet50, convnext_tiny), or a timm ResNet with a stem for small
-    images (resnet18/3x3). auto: what the device can bear."""
+    """vit_tiny|small|base/PATCH, any timm name (resnet50), or resnet18/3x3 (timm ResNet, stem for small images).
+    auto: chosen from the image size and the device."""
     backbone_options: dict[str, Option] = field(default_factory=dict)
-    """Further arguments of the backbone's constructor, e.g. num_registers 4."""
+    """Extra keyword arguments of the backbone's constructor, e.g. num_registers 4."""
     drop_path: Annotated[float, Meta(ge=0, lt=1)] = 0.1
-    """Stochastic depth of the student, linear over blocks; the teacher has none."""
+    """Stochastic depth rate of the student in [0, 1), increasing linearly over blocks; 0 for small networks."""
     drop_path_on_subset: bool = False
-    """Work out each branch for the images that are not dropped alone, a fixed number of each batch (DINOv2): saves
-    about that share of the blocks' work, and draws other chances. For our vision transformers."""
+    """Skip dropped images in ViT blocks (DINOv2). Faster; results differ: random numbers are used differently."""
     method: Any = field(default_factory=dino.Config)
     """Settings of the training method."""
     optim: optim.Config = field(default_factory=optim.Config)
     """Settings of the optimizer."""
     epochs: Positive | Literal["auto"] | None = None
-    """Length in passes over the data; give this or steps. auto: 200, and about ten minutes for the small
-    convolutional network on a CPU."""
+    """Length in epochs; set this or steps. auto: 200, or about 10 minutes for small images on a CPU."""
     steps: Count | None = None
-    """Length in optimizer steps; give this or epochs."""
+    """Length in optimizer steps; set this or epochs."""
     batch: Batch | Literal["auto"] = "auto"
-    """Images per optimizer step over all devices."""
+    """Images per optimizer step over all devices; the learning rate scales with it."""
     mean: Mean = IMAGENET_MEAN
-    """Of the pixels in [0, 1] that the network is to see as 0; with --init that model's."""
+    """Per-channel mean for normalization, for pixels in [0, 1]; default: ImageNet, or that of the --init model."""
     std: Std = IMAGENET_STD
-    """Their spread that it is to see as 1; with --init that model's."""
+    """Per-channel standard deviation for normalization, for pixels in [0, 1]; default as for mean."""
     seed: Seed = 0
-    """Decides initial weights, order and every augmentation."""
+    """Random seed of the initial weights, the order of the images and the augmentations."""
     device: str = "auto"
-    """cuda, mps or cpu; auto takes the first there is."""
+    """cuda, mps or cpu. auto: the first that is available."""
     devices: Annotated[int, Meta(ge=1, le=4096)] | Literal["auto"] = "auto"
-    """How many of this machine's devices train together: auto takes every GPU, and one process where there is none.
-    Under torchrun or srun these say how many."""
+    """Number of GPUs or CPU processes on this machine; torchrun and srun set it. auto: all GPUs, or 1 process."""
     parallel: Parallel = "auto"
-    """How several devices share the work. ddp: each holds everything. fsdp: each holds a part of every tensor, for
-    networks too large for one. auto: ddp where that fits."""
+    """ddp: a copy of the weights per device; fsdp: sharded weights, for large networks. auto: ddp if it fits."""
     sync_batch_norm: bool = True
-    """With several devices BatchNorm takes its statistics over the images of all, as one device would."""
+    """Compute BatchNorm statistics over the images of all devices; False is faster."""
     activation_checkpointing: bool = False
-    """Keep less of the student's forward pass and work it out anew on the way back: less memory, a third slower."""
+    """Recompute activations in the backward pass: less memory, about a third slower."""
     precision: Precision = "auto"
-    """Of the networks; softmax and losses are float32 in any case."""
+    """Precision of the networks: lower is faster on a GPU; softmax and losses are always float32."""
     compile: bool | Literal["auto"] = "auto"
-    """Join small operations into few kernels, which takes about a minute at the start. auto: on a GPU."""
+    """Use torch.compile: faster steps, about a minute more at the start. auto: on a GPU, from 1,000 steps."""
     workers: Annotated[int, Meta(ge=0, le=4096)] | Literal["auto"] = "auto"
-    """Processes that decode images; changes nothing but speed."""
+    """Number of data loader workers (processes that decode images); affects only speed."""
     threads: Annotated[int, Meta(ge=1, le=4096)] | Literal["auto"] = "auto"
-    """Threads that compute on a CPU, in each process. auto: OMP_NUM_THREADS where it is set, else measured at the
-    start, and again when the run has become slower by half; a resumed run keeps its number on the same machine."""
+    """CPU threads per process. auto: OMP_NUM_THREADS if set, else the fastest number, measured at the start."""
     cache: Cache = "auto"
-    """Where decoded images are kept: on the device, all of them from the start; in RAM or on disk once they were
-    read. auto: where they fit and are seen more than once."""
+    """Where to cache decoded images: device (at the start), ram or disk (as they are read). auto: where they fit."""
     max_bad_frac: Fraction = 0.5
-    """The run stops when more than this share of the images cannot be read."""
+    """Stop the run if more than this fraction of the images cannot be read."""
     eval_every: Duration = "10%"
-    """How often features are judged (k-NN, effective rank)."""
+    """Interval of the online evaluation (k-NN, effective rank): 10%, 5ep or a number of steps."""
     eval_images: CountOrZero | Literal["auto"] = "auto"
-    """How many images they are judged on; 0 for never."""
+    """Number of images for the online evaluation; 0 turns it off."""
     knn_k: Count = 10
-    """Neighbors of the k-NN shown while training."""
+    """Number of neighbors of the k-NN in the online evaluation."""
     checkpoint_every: Duration = "10%"
-    """How often the whole state is saved."""
+    """Interval of checkpoints: 10%, 5ep or a number of steps."""
     keep_checkpoints: Count = 2
-    """Newest checkpoints kept."""
+    """Number of newest checkpoints to keep."""
     report: bool = True
-    """Leave a page at the end, report.html: curves, attention, neighbors, and how to go on."""
+    """Write report.html at the end: curves, attention maps, nearest neighbors, next commands."""
     resume: bool = False
-    """If the run folder holds a run already, go on with it, by its own settings: for schedulers that start a command
-    again. Needs --out."""
+    """Resume the run in --out, if any, with its own settings; for schedulers that restart commands."""
     profile: bool = False
-    """Look closely at a few early steps: profile.txt says where their time went, profile.json.gz is the trace."""
+    """Profile a few early steps: profile.txt sums up the time spent, profile.json.gz is the trace."""
     max_nonfinite: Repeats = 10
-    """Steps in a row whose loss is not finite before the run stops."""
+    """Stop the run after this many consecutive steps with a non-finite loss."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not dataclasses.is_dataclass(self.method):
-            raise UsageError(f"method is {shown(self.method)}", "Give a method's Config, e.g. methods.dino.Config()")
+            raise UsageError(f"method is {shown(self.method)}", "Use a method's Config, e.g. methods.dino.Config()")
         if self.epochs is not None and self.steps is not None:
             raise UsageError(f"epochs={shown(self.epochs)} and steps={self.steps} were both given", "Give one of them")
         if self.resume and self.out is None:
-            raise UsageError("--resume was given without a run folder", "Name it: --out runs/NAME")
+            raise UsageError("--resume needs a run folder", "Add --out runs/NAME")
 
 
 def method_module(config: Config) -> ModuleType:
-    """The file of the method that `config.method` belongs to."""
+    """The module of the method that `config.method` belongs to."""
     return importlib.import_module(type(config.method).__module__)
 
 
 def views(config: Config) -> ViewSpec:
-    """The views its method asks for, with the run's normalization."""
+    """The views that the method needs, with the normalization of the run."""
     return replace(method_module(config).views(config.method), mean=config.mean, std=config.std)
 
 
 def method_name(config: Config) -> str:
-    """e.g. "dino"."""
+    """Name of the method, e.g. "dino"."""
     return type(config.method).__module__.rpartition(".")[2]
 
 
@@ -162,13 +154,13 @@ def method_config(name: str) -> Any:
     """The default Config of a method.
 
     Raises:
-        UsageError: No such method.
+        UsageError: There is no such method.
     """
     return registry.load("opendino.methods", name).Config()
 
 
 def resolve_parts(config: Config, facts: Facts) -> tuple[Config, list[str]]:
-    """Let the method and the optimizer decide their "auto" values; with the reasons."""
+    """Resolve the "auto" values of the method and the optimizer; also returns the reasons, one line each."""
     method, why = config.method.resolved(facts)
     optimizer, why_optim = config.optim.resolved(facts)
     return replace(config, method=method, optim=optimizer), [f"method.{r}" for r in why] + [
@@ -177,17 +169,17 @@ def resolve_parts(config: Config, facts: Facts) -> tuple[Config, list[str]]:
 
 
 def to_tree(config: Config) -> dict[str, Any]:
-    """Plain dicts, lists and scalars, e.g. for YAML."""
+    """Convert a Config to plain dicts, lists and scalars, e.g. for YAML."""
     tree = cast(dict[str, Any], msgspec.to_builtins(config))
     tree["method"] = {"name": method_name(config)} | cast(dict[str, Any], msgspec.to_builtins(config.method))
     return tree
 
 
 def from_tree(tree: dict[str, Any], base: Config | None = None) -> Config:
-    """A Config from plain values laid over `base`.
+    """Create a Config from plain values, with `base` for the values that are missing.
 
     Raises:
-        UsageError: An unknown key (names the nearest), a value of the wrong kind, or no `data`.
+        UsageError: A key is unknown (the message has the closest one), a value is invalid, or `data` is missing.
     """
     tree = dict(tree)
     method = tree.pop("method", {})
@@ -197,28 +189,28 @@ def from_tree(tree: dict[str, Any], base: Config | None = None) -> Config:
         raise UsageError(f"method is {method!r}, not a name or settings", "Write method: dino, or its settings below")
     name = method.get("name")
     if not isinstance(name, str | None):
-        raise UsageError(f"method.name is {name!r}, not a name", "Write for example name: dino")
+        raise UsageError(f"method.name is {name!r}, not a name", "Write, for example, name: dino")
     tree["method"] = {key: value for key, value in method.items() if key != "name"}
     if base is None:
         if not isinstance(tree.get("data"), str):
-            raise UsageError("The settings name no data", "Add a line such as data: ~/photos")
+            raise UsageError("The settings have no data", "Add a line such as data: ~/photos")
         base = Config(data=tree["data"])
     if name is not None and name != method_name(base):
         base = replace(base, method=method_config(name))
-    if (tree.get("steps") is None) != (tree.get("epochs") is None):  # the one that is given replaces the other
+    if (tree.get("steps") is None) != (tree.get("epochs") is None):  # the new one replaces the one in `base`
         base = replace(base, steps=None, epochs=None)
     return _overlay(base, tree, "")
 
 
 def read_tree(path: str | Path) -> dict[str, Any]:
-    """The settings in a YAML file.
+    """Read the settings from a YAML file.
 
     Raises:
-        UsageError: No such file, no mapping in it, or one that gives a key twice.
+        UsageError: The file cannot be read, is not a mapping, or has a duplicate key.
     """
     try:
         with open(Path(path).expanduser(), "rb") as file:
-            tree = _OneOfEachKey(file).get_single_data()
+            tree = _UniqueKeyLoader(file).get_single_data()
     except UsageError:
         raise
     except OSError as error:
@@ -226,17 +218,17 @@ def read_tree(path: str | Path) -> dict[str, Any]:
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
         raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
-        raise UsageError(f"{path} holds no settings", "Write lines such as epochs: 100")
+        raise UsageError(f"{path} has no settings", "Write lines such as epochs: 100")
     return tree
 
 
 def dump(config: Config) -> str:
-    """The YAML text that `read_tree` and `from_tree` turn back into this Config."""
+    """Convert a Config to YAML text; `read_tree` and `from_tree` are the inverse."""
     return msgspec.yaml.encode(to_tree(config)).decode()
 
 
-class _OneOfEachKey(yaml.SafeLoader):
-    """YAML's reader takes the last of several values of one key; here that is an error."""
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """A YAML loader that rejects duplicate keys; PyYAML silently uses the last value."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         lines: dict[str, int] = {}
@@ -245,14 +237,14 @@ class _OneOfEachKey(yaml.SafeLoader):
             if key.value in lines:
                 where = f"line {line}" if line == lines[key.value] else f"lines {lines[key.value]} and {line}"
                 raise UsageError(
-                    f"{key.start_mark.name} gives {shown(key.value)} twice, in {where}", "Keep one of them"
+                    f"{key.start_mark.name} has the key {shown(key.value)} twice, in {where}", "Keep one of them"
                 )
             lines[key.value] = line
         return super().construct_mapping(node, deep)
 
 
 def _overlay(base: Any, tree: dict[str, Any], path: str) -> Any:
-    """A copy of a dataclass with the values of `tree` checked and put in."""
+    """Copy a dataclass with the values of `tree`, after a check; `path` is the prefix of keys in errors."""
     kinds, changes = hints(type(base)), {}
     for key, value in tree.items():
         where = f"{path}{key}"
@@ -263,7 +255,7 @@ def _overlay(base: Any, tree: dict[str, Any], path: str) -> Any:
             changes[key] = _overlay(current, value, f"{where}.")
             continue
         text = kinds[key] is str or get_args(kinds[key])[:1] == (str,)
-        if text and isinstance(value, int | float) and abs(value) < 1e15:  # a duration in steps needs no quotes
+        if text and isinstance(value, int | float) and abs(value) < 1e15:  # 1500 steps, unquoted
             value = f"{value:g}" if isinstance(value, float) else str(value)
-        changes[key] = convert(value, kinds[key], where, strict=False)  # YAML reads 5e-4 as text
+        changes[key] = convert(value, kinds[key], where, strict=False)  # not strict: YAML reads 5e-4 as text
     return replace(base, **changes)

@@ -173,7 +173,7 @@ def test_ctrl_c_ends_quietly(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
 
 
 @pytest.mark.parametrize(
-    ("number", "says"), [(28, "disk is full"), (122, "share of the disk"), (30, "Cannot write"), (13, "Not allowed")]
+    ("number", "says"), [(28, "disk is full"), (122, "disk quota"), (30, "Cannot write"), (13, "Not allowed")]
 )
 def test_what_the_system_refuses_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int, says: str

@@ -55,7 +55,7 @@ def test_another_value_is_wrong_usage() -> None:
         ("--steps " + "9" * 5000, f"--steps is '{'9' * 60}'... (5,000 characters), not of type int. See"),
         ("--workers x", "--workers is 'x', not of type int|{auto}. See opendino train --help"),
         ("--method.student-views local --method.local-crops 0",
-         "student_views=local leaves the student nothing to see"),
+         "student_views=local with local_crops=0 leaves the student without views"),
     ],
 )  # fmt: skip
 def test_a_value_out_of_range_is_named_as_it_was_written(words: str, says: str) -> None:

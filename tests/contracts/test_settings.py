@@ -320,7 +320,7 @@ def test_less_memory_and_compilation_are_done_where_asked(
     assert asked == []
     opendino.train(base("dino", teachers, out=str(tmp_path / "less"), activation_checkpointing=True, **common))
     assert set(asked) == {"less memory"}
-    with pytest.raises(UserError, match="Nothing can be compiled here: no compiler"):
+    with pytest.raises(UserError, match=r"torch\.compile does not work on this machine: no compiler"):
         opendino.train(base("dino", teachers, compile=True))
 
 

@@ -1,4 +1,4 @@
-"""What is said beside an accuracy."""
+"""Accuracies: standard errors, formatting, interpretation."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from opendino.core.accuracy import Accuracy, chance_of_difference, shown, standa
 
 
 @pytest.mark.parametrize(("percent", "num", "points"), [(50, 50, 7.07), (72, 50, 6.35), (90, 1000, 0.949)])
-def test_the_standard_error_is_that_of_a_share(percent: float, num: int, points: float) -> None:
+def test_standard_error_of_a_proportion(percent: float, num: int, points: float) -> None:
     assert standard_error(percent, num) == pytest.approx(points, abs=0.005)
 
 
 @pytest.mark.parametrize("percent", [0, 100])
 @pytest.mark.parametrize("num", [1, 5, 50, 5000])
-def test_all_or_none_of_a_few_is_no_certainty(percent: float, num: int) -> None:
+def test_standard_error_at_0_and_100_percent_is_not_zero(percent: float, num: int) -> None:
     assert 50 / num > standard_error(percent, num) * 0.5 > 0
     assert standard_error(percent, num) == pytest.approx(standard_error(100 * (num + 1) / (num + 2), num))
 
@@ -26,7 +26,7 @@ def test_a_difference_of_two_is_noisier_than_either() -> None:
     assert chance_of_difference(70, 90, 0) == 0
 
 
-def test_a_row_is_told_with_what_is_known_of_it() -> None:
+def test_a_row_is_formatted_with_the_available_numbers() -> None:
     row = {"knn": {"teacher": 72.0, "pixels": 30.0}, "balanced_accuracy": {"teacher": 61.0}, "num_queries": 50}
     assert shown(row) == {"teacher": "72.0% ± 6.3, balanced 61.0%", "pixels": "30.0% ± 6.5"}
     assert shown({"knn": {"teacher": 72.0}}) == {"teacher": "72.0%"}, "of an earlier version"
@@ -36,7 +36,7 @@ def test_a_row_is_told_with_what_is_known_of_it() -> None:
     assert "50 queries" in told and "44.0%" in told and "standard error" in told
 
 
-def test_fields_hold_every_figure() -> None:
+def test_fields_have_every_number() -> None:
     fields = Accuracy(50.0, None, 40.0, 44.0, 50).fields
     assert fields.keys() == {"top1", "top5", "balanced_accuracy", "majority", "num_queries", "standard_error"}
     assert fields["top5"] is None and fields["standard_error"] == pytest.approx(7.07, abs=0.01)

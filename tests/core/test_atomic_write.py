@@ -1,4 +1,4 @@
-"""A reader sees the old or the new file, never half of either."""
+"""Atomic writes: a reader sees the old or the new file, never a part of one."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
     assert os.listdir(tmp_path) == ["note.txt"]
 
 
-def test_content_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_content_is_flushed_before_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
     fsync, replace = os.fsync, Path.replace
     monkeypatch.setattr(os, "fsync", lambda descriptor: (order.append("forced to disk"), fsync(descriptor)))

@@ -1,4 +1,4 @@
-"""The rules of "auto" that depend on image size: whole tables, since each value is a promise of the documentation."""
+"""The rules of "auto" that depend on image size; complete tables, since the documentation states every value."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_other_networks_keep_the_crops_of_the_paper() -> None:
     assert (found.global_scale, found.local_scale) == ((0.25, 1.0), (0.05, 0.25))
 
 
-def test_what_was_asked_for_stays() -> None:
+def test_explicit_values_are_kept() -> None:
     asked = dino.Config(global_size_px=80, local_size_px=40, global_scale=(0.5, 1.0), local_scale=(0.1, 0.2))
     found, _ = asked.resolved(facts(64, convolutional=True))
     assert (found.global_size_px, found.local_size_px) == (80, 40)

@@ -1,4 +1,4 @@
-"""Compiled or not, the numbers are the same to rounding; and a machine that cannot compile is told so."""
+"""Compiled and eager results agree up to rounding; a machine that cannot compile gets a clear error."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ CLOSE = {"rtol": 1e-11, "atol": 1e-13}  # float64; sums in another order
 @pytest.mark.slow
 @pytest.mark.parametrize("device", ["cpu", GPU])
 @pytest.mark.parametrize("how", ["plain", "subset", "recomputed"])
-def test_blocks_come_to_the_same_outputs_and_gradients(how: str, device: str) -> None:
+def test_compiled_blocks_give_the_same_outputs_and_gradients(how: str, device: str) -> None:
     torch.manual_seed(0)
     network = build.backbone("vit/4", image_px=16, embed_dim=24, depth=3, num_heads=2, drop_path=0.5)
     network.to(device, torch.float64).train()
@@ -59,7 +59,7 @@ def test_blocks_come_to_the_same_outputs_and_gradients(how: str, device: str) ->
 
 @pytest.mark.slow
 @pytest.mark.parametrize("device", ["cpu", GPU])
-def test_crops_come_to_the_same_pixels(device: str) -> None:
+def test_compiled_crops_give_the_same_pixels(device: str) -> None:
     spec = dino.views(dino.Config(global_size_px=32, local_size_px=16, local_crops=2))
     torch.manual_seed(0)
     canvas = torch.randint(0, 256, (8, 3, 64, 64), dtype=torch.uint8).to(device)
@@ -78,22 +78,22 @@ def test_crops_come_to_the_same_pixels(device: str) -> None:
 
 
 @pytest.mark.slow
-def test_the_filters_do_not_depend_on_what_was_compiled_before() -> None:
-    """Else a run that goes on, and first meets images of other sizes, would not be the same to the bit."""
+def test_resize_matrices_do_not_depend_on_earlier_compilations() -> None:
+    """Otherwise a resumed run that sees image sizes in another order would not be bitwise reproducible."""
     before = counters["stats"]["unique_graphs"]
     torch._dynamo.reset()
     starts, lengths, flips = torch.zeros(2, 3).int(), torch.full((2, 3), 20).int(), torch.zeros(2, 3).bool()
     for size, side in ((8, 64), (8, 96), (12, 32)):
         with compiling(True):
-            found = functional._filters(starts, lengths, flips, size, side, torch.float32)
-        expected = functional._filters(starts, lengths, flips, size, side, torch.float32)
+            found = functional._resize_matrices(starts, lengths, flips, size, side, torch.float32)
+        expected = functional._resize_matrices(starts, lengths, flips, size, side, torch.float32)
         torch.testing.assert_close(found, expected, atol=3e-7, rtol=0)  # weights ≤ 1, a few roundings of 2^-24
     assert counters["stats"]["unique_graphs"] - before == 1
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_the_loss_and_its_gradient_come_out_the_same(dtype: torch.dtype) -> None:
+def test_compiled_loss_gives_the_same_value_and_gradient(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     full = torch.promote_types(dtype, torch.float32)
     rows = torch.nn.functional.normalize(torch.randn(4, 6, 8, dtype=full), dim=-1).requires_grad_()
@@ -110,7 +110,7 @@ def test_the_loss_and_its_gradient_come_out_the_same(dtype: torch.dtype) -> None
         torch.testing.assert_close(other, one, **close)
 
 
-def test_only_what_is_within_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_functions_are_compiled_only_inside_compiling(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     monkeypatch.setattr(torch, "compile", lambda f, dynamic: lambda x: calls.append(dynamic) or f(x) + 1)
 
@@ -127,7 +127,7 @@ def test_only_what_is_within_is_compiled(monkeypatch: pytest.MonkeyPatch) -> Non
     assert double(3) == 6 and calls == [False, False]
 
 
-def test_what_the_compiler_fails_at_runs_as_it_is_written(
+def test_a_function_that_fails_to_compile_runs_eagerly(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def failing(*args: object, **kwargs: object) -> None:
@@ -138,7 +138,7 @@ def test_what_the_compiler_fails_at_runs_as_it_is_written(
     with compiling(True):
         assert [double(3), double(4)] == [6, 8]
     said = capsys.readouterr().err
-    assert said.count("could not be compiled and runs as it is written: no such kernel") == 1
+    assert said.count("could not be compiled and runs eagerly: no such kernel") == 1
     monkeypatch.setattr(torch, "compile", lambda f, dynamic: f)
 
     @fused
@@ -149,12 +149,12 @@ def test_what_the_compiler_fails_at_runs_as_it_is_written(
         broken(3)
 
 
-def test_a_machine_that_cannot_compile_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_that_cannot_compile_gets_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*args: object, **kwargs: object) -> None:
         raise RuntimeError("\n no compiler \n  and a long story")
 
     monkeypatch.setattr(torch, "compile", broken)
-    with pytest.raises(UserError, match="Nothing can be compiled here: no compiler") as raised:
+    with pytest.raises(UserError, match=r"torch\.compile does not work on this machine: no compiler") as raised:
         compilation.choose(True, CPU, 10)
     assert "--compile False" in str(raised.value)
     assert compilation.choose(False, CPU, 10) == (False, "as asked")

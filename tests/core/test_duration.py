@@ -1,4 +1,4 @@
-"""Durations: what may be written, and how many steps it is."""
+"""Durations: the allowed formats, and their number of steps."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_every_unit_in_steps(written: str, steps: int) -> None:
 
 
 @pytest.mark.parametrize("written", ["", "ep", "-1", "+1", "1 ep", "1e3", "3 epochs", "5%%", ".5", "1,5", "nan", "٣"])
-def test_anything_else_is_refused_with_the_forms(written: str) -> None:
+def test_invalid_durations_are_rejected_with_the_formats(written: str) -> None:
     with pytest.raises(UsageError, match="is not a duration") as caught:
         duration.parse(written)
     assert repr(written) in str(caught.value)
@@ -42,10 +42,10 @@ def test_only_epochs_are_in_epochs() -> None:
 @pytest.mark.parametrize(
     ("written", "kept"), [("2ep", "2ep"), ("100", "100"), ("10%", "10%"), ("101", "100"), ("3ep", "100"), ("1k", "100")]
 )
-def test_a_cap_leaves_what_fits_and_shortens_the_rest(written: str, kept: str) -> None:
+def test_capped_shortens_only_long_durations(written: str, kept: str) -> None:
     assert duration.capped(written, 0.1, **RUN) == kept
 
 
-def test_a_cap_rounds_down_so_that_the_share_is_never_exceeded() -> None:
+def test_capped_rounds_down() -> None:
     assert duration.capped("1ep", 0.1, total_steps=19, steps_per_epoch=19) == "1"
     assert duration.capped("1ep", 0.1, total_steps=9, steps_per_epoch=9) == "0"

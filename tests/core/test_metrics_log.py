@@ -1,4 +1,4 @@
-"""The rows of a run are read as far as they are rows."""
+"""Reading metrics.jsonl: invalid lines, long files, growing files."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ import pytest
 from opendino.core import metrics_log
 
 
-def test_torn_and_foreign_lines_are_passed_over(tmp_path: Path) -> None:
+def test_incomplete_and_invalid_lines_are_skipped(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 1, "loss": 2.5}\n[1]\n{"loss": 1}\n\n{"step": "2"}\n\xff\n{"step": 3}\n{"step": 4, "lo')
     assert metrics_log.rows(path) == [{"step": 1, "loss": 2.5}, {"step": 3}]
 
 
-def test_no_file_is_the_callers_to_explain(tmp_path: Path) -> None:
+def test_a_missing_file_raises(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         metrics_log.rows(tmp_path / "metrics.jsonl")
 
 
-def test_columns_are_the_rows_turned_over(tmp_path: Path) -> None:
+def test_columns_are_the_transposed_rows(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(
         b'{"step": 0, "knn": {"teacher": 20.5, "student": 19}, "note": "x"}\n{"step": 1, "loss": 2.5, "lr": 0.1}\n[1]\n'
@@ -44,7 +44,7 @@ def test_columns_are_the_rows_turned_over(tmp_path: Path) -> None:
         metrics_log.columns(tmp_path / "none", ["loss"])
 
 
-def test_long_files_are_read_in_pieces_and_lose_no_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_files_are_read_in_chunks_without_losing_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics_log, "_CHUNK_BYTES", 1000)
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(f'{{"step": {n}, "loss": {n / 7}, "lr": {n / 9}}}\n' for n in range(1, 2001)))
@@ -54,7 +54,7 @@ def test_long_files_are_read_in_pieces_and_lose_no_line(tmp_path: Path, monkeypa
     assert found["lr"].values.tolist() == [n / 9 for n in range(1, 2001)]
 
 
-def test_a_line_longer_than_a_piece_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_line_longer_than_a_chunk_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics_log, "_CHUNK_BYTES", 1000)
     path = tmp_path / "metrics.jsonl"
     path.write_text(
@@ -69,14 +69,14 @@ def values(number: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("number", [3999, 4001, 10_000, 50_001])
-def test_a_long_column_is_thinned_alike_however_it_arrives(number: int) -> None:
+def test_downsampling_does_not_depend_on_the_chunks(number: int) -> None:
     steps, noise = np.arange(number) + 7, values(number)
-    whole, pieces = metrics_log._Thinned(), metrics_log._Thinned()
+    whole, pieces = metrics_log._Downsampled(), metrics_log._Downsampled()
     whole.add(steps, noise)
     for part in np.array_split(np.arange(number), [1, 5, 1000, number // 3, number - 1]):
         pieces.add(steps[part], noise[part])
-    column = whole.made()
-    for one, other in zip(column, pieces.made(), strict=True):
+    column = whole.result()
+    for one, other in zip(column, pieces.result(), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-12)
     assert len(column.steps) <= 4002
     assert (column.steps[-1], column.values[-1]) == (steps[-1], noise[-1])  # the newest stands alone
@@ -85,7 +85,7 @@ def test_a_long_column_is_thinned_alike_however_it_arrives(number: int) -> None:
     assert (column.low <= column.values).all() and (column.values <= column.high).all()
 
 
-def test_a_course_reads_on_where_it_stopped(tmp_path: Path) -> None:
+def test_a_course_continues_where_it_stopped(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "loss": 1}\n{"step": 2, "lo')
     course = metrics_log.Course(path, ["loss"])
@@ -104,7 +104,7 @@ def test_a_course_reads_on_where_it_stopped(tmp_path: Path) -> None:
     assert course.columns()["loss"].values.tolist() == [7] * 4
 
 
-def test_a_course_can_be_read_bit_by_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_course_can_be_read_in_small_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics_log, "_CHUNK_BYTES", 100)
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(f'{{"step": {n}, "loss": {n}}}\n' for n in range(100)))
@@ -115,7 +115,7 @@ def test_a_course_can_be_read_bit_by_bit(tmp_path: Path, monkeypatch: pytest.Mon
     assert course.columns()["loss"].values.tolist() == list(range(100))
 
 
-def test_a_sample_holds_the_ends_and_all_evaluations_of_a_long_file(tmp_path: Path) -> None:
+def test_a_sample_has_the_ends_and_all_evaluations_of_a_long_file(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     with open(path, "w") as file:
         for n in range(5000):

@@ -1,4 +1,4 @@
-"""Settings are checked by what their annotations say."""
+"""Settings are checked against their annotations."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ REFUSED = [
     ("kind", "c", "kind is 'c'. Choose from a, b"),
     ("switch", 1, "switch is 1. Use True or False"),
     ("text", 1, "text is 1. Use text"),
-    ("text", "a\0", "text is 'a\\x00'. Text must not hold a NUL character"),
+    ("text", "a\0", "text is 'a\\x00'. Text must not contain a NUL character"),
     ("text", b"a" * 999, f"text is {str(b'a' * 999)[:240]}.... Use text"),
     (
         "options", {"a": 10},
@@ -86,13 +86,13 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("name", "value", "says"), REFUSED, ids=[f"{n}-{case[0]}" for n, case in enumerate(REFUSED)])
-def test_what_is_out_of_range_is_refused_with_what_is_allowed(name: str, value: Any, says: str) -> None:
+def test_values_out_of_range_are_rejected_with_the_allowed_range(name: str, value: Any, says: str) -> None:
     with pytest.raises(UsageError) as caught:
         Outer(**{name: value})
     assert str(caught.value) == says
 
 
-def test_whatever_is_within_its_range_is_kept() -> None:
+def test_values_in_range_are_kept() -> None:
     made = Outer(
         Inner(3), num=None, fraction=0, several=(1, 10**9), scale="auto", every="1.5ep", seed=2**63 - 1, kind=None,
         options={"a": 9, "b": True, "c": "x"},
@@ -100,7 +100,7 @@ def test_whatever_is_within_its_range_is_kept() -> None:
     assert (made.inner.size, made.fraction, made.several, made.seed) == (3, 0, (1, 10**9), 2**63 - 1)
 
 
-def test_lists_and_numbers_of_numpy_become_pythons() -> None:
+def test_lists_and_numpy_scalars_are_converted() -> None:
     made = Outer(several=[1, 2], fraction=np.float32(0.5), num=np.int64(3))  # type: ignore[arg-type]
     assert (made.several, made.fraction, made.num) == ((1, 2), 0.5, 3)
     assert type(made.fraction) is float and type(made.num) is int
@@ -117,7 +117,7 @@ def test_a_setting_inside_another_has_its_whole_name() -> None:
     assert str(caught.value.named("--x")) == "--x is 3.0. Use a number from 0 to 1"
 
 
-def test_means_in_0_to_255_are_answered_with_those_in_0_to_1() -> None:
+def test_means_in_0_to_255_get_a_hint_with_values_in_0_to_1() -> None:
     with pytest.raises(UsageError, match=r"Divided by 255: 0\.485 0\.456 0\.406"):
         Inner(mean=(123.675, 116.28, 103.53))
     with pytest.raises(UsageError, match="each a number from 0 to 1"):

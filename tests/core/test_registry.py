@@ -30,12 +30,12 @@ def test_every_public_file_is_a_name_and_none_is_imported(package: str) -> None:
     assert [module for module in sys.modules if module.startswith(f"{package}.")] == []
 
 
-def test_a_name_loads_its_file_alone(package: str) -> None:
+def test_a_name_loads_only_its_module(package: str) -> None:
     assert registry.load(package, "red").NAME == "red"
     assert f"{package}.green" not in sys.modules
 
 
-def test_a_new_file_is_found_at_once(package: str, tmp_path: Path) -> None:
+def test_a_new_module_is_found_immediately(package: str, tmp_path: Path) -> None:
     (tmp_path / package / "blue.py").touch()
     assert "blue" in registry.names(package)
 
@@ -48,6 +48,6 @@ def test_an_unknown_name_gets_the_list(package: str, name: str) -> None:
     assert "Available: broken, green, red" in caught.value.hint
 
 
-def test_what_a_file_itself_fails_with_is_not_hidden(package: str) -> None:
+def test_import_errors_of_a_module_are_not_hidden(package: str) -> None:
     with pytest.raises(ImportError, match="a library is missing"):
         registry.load(package, "broken")

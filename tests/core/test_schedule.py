@@ -10,7 +10,7 @@ import pytest
 from opendino.core.schedule import cosine, ramp
 
 
-def test_warm_up_goes_from_nothing_to_the_peak_which_comes_twice() -> None:
+def test_warm_up_starts_at_zero_and_the_peak_occurs_twice() -> None:
     values = [cosine(step, 8.0, 1.0, 20, warmup=5) for step in range(20)]
     assert values[:6] == [0.0, 2.0, 4.0, 6.0, 8.0, 8.0]
     assert all(later < earlier for earlier, later in itertools.pairwise(values[5:]))

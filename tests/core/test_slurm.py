@@ -1,4 +1,4 @@
-"""Slurm's names become torch's, where srun started several processes and nobody else has named them."""
+"""Slurm's variables are converted to torch's if srun started several processes without torchrun."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SRUN = {
 }  # fmt: skip
 
 
-def test_every_name_that_torch_wants() -> None:
+def test_all_variables_of_torch_are_set() -> None:
     environment = dict(SRUN)
     slurm.adopt_slurm_environment(environment)
     assert {key: environment[key] for key in environment if key not in SRUN} == {
@@ -34,13 +34,13 @@ def test_every_name_that_torch_wants() -> None:
         SRUN | {"SLURM_STEP_NUM_TASKS": "1"},
     ],
 )
-def test_nothing_where_there_is_nothing_to_say(environment: dict[str, str]) -> None:
+def test_nothing_is_set_outside_of_a_step_with_several_tasks(environment: dict[str, str]) -> None:
     before = dict(environment)
     slurm.adopt_slurm_environment(environment)
     assert environment == before
 
 
-def test_a_meeting_place_that_was_chosen_is_kept() -> None:
+def test_an_existing_master_address_is_kept() -> None:
     environment = SRUN | {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "1234"}
     slurm.adopt_slurm_environment(environment)
     assert (environment["MASTER_ADDR"], environment["MASTER_PORT"]) == ("10.0.0.1", "1234")

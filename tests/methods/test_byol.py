@@ -1,4 +1,4 @@
-"""BYOL's loss against its closed form, its schedule, and which network has what."""
+"""BYOL: the loss against its closed form, the schedule, and the modules of each network."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_momentum_rises_as_the_papers_formula() -> None:
         assert trained.ema(Clock(k, 10, 5)) == pytest.approx(expected, abs=1e-15)
 
 
-def test_batch_statistics_are_the_teachers_own_and_weights_the_average() -> None:
+def test_the_teacher_has_its_own_batch_statistics_and_averaged_weights() -> None:
     trained = method()
     clock = Clock(3, 10, 5)
     trained(views(), clock).loss.backward()
@@ -103,6 +103,6 @@ def test_a_collapsed_projection_shows_in_the_metrics() -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"momentum": 1.5}, {"hidden_dim": 0}, {"size_px": 0}])
-def test_impossible_settings_are_refused(wrong: dict[str, float]) -> None:
+def test_impossible_settings_are_rejected(wrong: dict[str, float]) -> None:
     with pytest.raises(UsageError, match=next(iter(wrong))):
         byol.Config(**wrong)

@@ -1,4 +1,4 @@
-"""DINO: the loss, the views each network sees, and what moves when. Recorded numbers: tests/story/test_golden.py."""
+"""DINO: the loss, the views of each network, and the updates of a step. Golden: tests/story/test_golden.py."""
 
 from __future__ import annotations
 
@@ -64,13 +64,13 @@ def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 @torch.no_grad()
 def constant(network: nn.ModuleDict) -> None:
-    """Make the backbone blind: every image has the same feature."""
+    """Make the backbone constant: every image has the same feature."""
     network["backbone"].norm.weight.zero_()
     network["backbone"].norm.bias.fill_(1)
 
 
 def train(made: Method, steps: int = 1, batch: Views | None = None, **settings: object) -> Tensor:
-    """Real optimizer steps from the first on; returns whether the last one counted."""
+    """Run optimizer steps; returns whether the last one was not skipped."""
     config = optim.Config(lr=0.1, lr_warmup="0", **settings)
     optimizer = optim.build(config, made.student)
     for number in range(steps):
@@ -82,7 +82,7 @@ def train(made: Method, steps: int = 1, batch: Views | None = None, **settings: 
 
 
 @pytest.mark.parametrize("make", [vit, resnet])
-def test_the_teacher_begins_as_the_student_buffers_too(make: Callable[[], Backbone]) -> None:
+def test_the_teacher_starts_equal_to_the_student_including_buffers(make: Callable[[], Backbone]) -> None:
     made = method(make, head_batch_norm=True)
     assert equal(state(made.student), state(made.teacher))
     assert any("running_mean" in key for key in state(made.teacher))
@@ -117,7 +117,7 @@ def test_after_a_step_the_teacher_is_the_average_of_itself_and_the_new_student(m
     assert equal(state(made.teacher), before) == (momentum == 1)
 
 
-def test_momentum_goes_from_its_start_to_its_end_by_a_half_cosine() -> None:
+def test_momentum_follows_a_half_cosine() -> None:
     made = method(momentum=0.9, momentum_end=1.0)
     clock, moved = Clock(10, 20, 5), torch.ones(12, dtype=torch.float64)
     made(views(), clock)
@@ -138,7 +138,9 @@ def test_a_forward_pass_changes_no_weight_and_not_the_center() -> None:
 
 @pytest.mark.parametrize("how", ["loss is nan", "another rank failed"])
 @pytest.mark.parametrize("make", [vit, resnet])
-def test_a_void_step_changes_nothing(make: Callable[[], Backbone], monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+def test_a_skipped_step_changes_nothing(
+    make: Callable[[], Backbone], monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
     made = method(make).train()
     train(made)
     before = learnt(made)
@@ -184,7 +186,7 @@ def test_without_local_crops_each_global_view_learns_from_the_other() -> None:
     assert train(made, batch=batch)
 
 
-def test_views_are_two_global_ones_and_so_many_local_ones() -> None:
+def test_views_are_two_global_and_several_local_ones() -> None:
     spec = dino.views(replace(SMALL, local_crops=5, blur=(1.0, 0.1, 0.5), solarize=0.2, jitter_strength=(1, 2, 3, 0.4)))
     first, second = spec.groups[0].views
     assert [(group.name, group.size_px, len(group.views)) for group in spec.groups] == [
@@ -228,7 +230,7 @@ def test_the_loss_is_the_mean_over_pairs_of_different_views(
         torch.testing.assert_close(our_gradient, gradient, rtol=1e-12, atol=1e-12)
 
 
-def test_the_loss_keeps_a_third_of_what_the_textbook_keeps_and_no_logits() -> None:
+def test_the_loss_stores_a_third_of_plain_autograd_and_no_logits() -> None:
     # 32 images in 2 + 8 views against 65,536 prototypes: what autograd holds between forward and backward.
     views, batch, num, width = 10, 32, 65536, 8
     rows = nn.functional.normalize(torch.randn(views, batch, width), dim=-1).requires_grad_()
@@ -284,7 +286,7 @@ def test_the_order_of_images_does_not_matter(student_views: str) -> None:
         torch.testing.assert_close(value, other.metrics[name], rtol=1e-10, atol=1e-10)
 
 
-def test_where_all_views_look_alike_the_student_has_nothing_left_to_learn() -> None:
+def test_the_loss_of_equal_views_is_the_teacher_entropy() -> None:
     made = method(sharpening=False)
     constant(made.student), constant(made.teacher)
     metrics = made(views(), CLOCK).metrics
@@ -295,7 +297,7 @@ def test_where_all_views_look_alike_the_student_has_nothing_left_to_learn() -> N
 # ---- center and temperature
 
 
-def test_the_center_moves_to_what_the_teacher_said_after_use() -> None:
+def test_the_center_is_updated_after_use() -> None:
     made, batch = method(center_momentum=0.75), views()
     start = torch.randn(1, K, dtype=torch.float64)
     made.get_buffer("center").copy_(start)
@@ -306,7 +308,7 @@ def test_the_center_moves_to_what_the_teacher_said_after_use() -> None:
     torch.testing.assert_close(made.get_buffer("center"), 0.75 * start + 0.25 * said.mean(0), rtol=1e-13, atol=1e-14)
 
 
-def test_without_centering_the_center_has_no_say() -> None:
+def test_without_centering_the_center_is_not_used() -> None:
     losses = {}
     for centering in (True, False):
         torch.manual_seed(0)
@@ -318,7 +320,7 @@ def test_without_centering_the_center_has_no_say() -> None:
     assert losses[True, 1.0] != losses[True, 0.0]
 
 
-def test_the_teachers_temperature_moves_once_an_epoch_or_every_step() -> None:
+def test_the_teacher_temperature_changes_per_epoch_or_per_step() -> None:
     def path(**changes: object) -> list[float]:
         made = method(teacher_temp_start=0.04, teacher_temp=0.07, **changes)
         return [made.temperature(replace(CLOCK, step=n)) for n in range(20)]
@@ -331,7 +333,7 @@ def test_the_teachers_temperature_moves_once_an_epoch_or_every_step() -> None:
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "lars"])
 @pytest.mark.parametrize(("duration", "frozen"), [("0", 0), ("2", 2), ("1ep", 5), ("10%", 2)])
-def test_the_prototypes_stand_still_for_exactly_so_many_steps(duration: str, frozen: int, optimizer: str) -> None:
+def test_the_prototypes_are_frozen_for_the_given_steps(duration: str, frozen: int, optimizer: str) -> None:
     made = method(freeze_last_layer=duration, norm_last_layer=False)
     last = made.student["head"].last_layer
     config = optim.Config(name=optimizer, lr=0.1, lr_warmup="0", weight_decay=0.1)
@@ -382,7 +384,7 @@ def test_a_collapsed_teacher_shows_in_the_metrics(name: str | None) -> None:
         ({"local_scale": (0.5, 1.1)}, "local_scale is"),
     ],
 )  # fmt: skip
-def test_settings_that_cannot_be_are_refused(wrong: dict[str, object], says: str) -> None:
+def test_impossible_settings_are_rejected(wrong: dict[str, object], says: str) -> None:
     with pytest.raises(UsageError, match=says) as caught:
         dino.Config(**wrong)
     assert caught.value.hint and "\n" not in str(caught.value)
@@ -436,5 +438,5 @@ def test_no_freeze_and_no_warm_up_exceeds_its_share(total: int) -> None:
     assert len(reasons) == (total < 1000) + (total < 10_000)
 
 
-def test_what_is_no_auto_stays() -> None:
+def test_explicit_values_are_kept() -> None:
     assert SMALL.resolved(facts(total_steps=100_000)) == (SMALL, [])

@@ -1,4 +1,4 @@
-"""Distillation's losses against their closed forms; a teacher that sees the right pixels and never moves."""
+"""Distillation: losses against their closed forms; a frozen teacher with its own preprocessing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CLOCK = Clock(0, 10, 5)
 
 @pytest.fixture
 def big(tmp_path: Path) -> str:
-    """A trained model of 24 px that classifies, with a normalization of its own."""
+    """A trained model of 24 px that classifies, with its own normalization."""
     network = backbone("vit/8", image_px=24, embed_dim=12, depth=2, num_heads=2)
     own = preprocessing(24, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
     head = nn.Linear(12, CLASSES)
@@ -42,7 +42,7 @@ def views(size: int = 32, **groups: int) -> Views:
     return Views(crops, torch.tensor([0, 1, 2, -1, -1, -1]), torch.arange(B), 3)
 
 
-def test_hintons_loss_and_gradient_are_the_closed_form() -> None:
+def test_soft_targets_loss_and_gradient_are_the_closed_form() -> None:
     student, teacher = torch.randn(2, B, CLASSES, dtype=torch.float64)
     student.requires_grad_()
     temperature = 3.0
@@ -61,7 +61,7 @@ def test_at_high_temperature_it_is_the_distance_of_centered_logits() -> None:
     torch.testing.assert_close(loss, difference.square().sum(1).mean() / (2 * CLASSES), rtol=1e-3, atol=0)
 
 
-def test_the_distance_of_features_is_blind_to_their_scale_and_mean() -> None:
+def test_feature_distance_is_invariant_to_scale_and_mean() -> None:
     prediction, target = torch.randn(2, B, 5, dtype=torch.float64)
     prediction.requires_grad_()
     loss = feature_distance(prediction, target)
@@ -76,7 +76,7 @@ def test_the_distance_of_features_is_blind_to_their_scale_and_mean() -> None:
     assert float(mean) == pytest.approx(1, abs=1e-5), "the mean of the set as prediction costs 1"
 
 
-def test_label_and_soft_loss_are_weighed(big: str) -> None:
+def test_label_and_soft_loss_are_weighted(big: str) -> None:
     trained, seen = method(big, objective="logits", label_weight=0.25), views()
     metrics = trained(seen, CLOCK).metrics
     torch.testing.assert_close(metrics["loss"], 0.75 * metrics["kl"] + 0.25 * metrics["classification"])
@@ -99,7 +99,7 @@ def test_the_teacher_sees_its_own_normalization_and_size(big: str) -> None:
     assert frozen.features(torch.randn(2, 3, 40, 40)).grid == (3, 3)
 
 
-def test_the_teacher_never_moves_not_even_its_batch_statistics(tmp_path: Path) -> None:
+def test_the_teacher_and_its_batch_statistics_never_change(tmp_path: Path) -> None:
     save_backbone(tmp_path, {"teacher": Conv4(width=4)}, preprocessing=preprocessing(32))
     trained = method(str(tmp_path))
     before = {key: value.clone() for key, value in trained.teacher.state_dict().items()}
@@ -109,7 +109,7 @@ def test_the_teacher_never_moves_not_even_its_batch_statistics(tmp_path: Path) -
     assert trained.product == ("student",) and tuple(trained.networks()) == ("student",)
 
 
-def test_of_whole_images_the_teacher_is_asked_once(big: str) -> None:
+def test_features_of_whole_images_are_computed_once(big: str) -> None:
     trained, seen = method(big, teacher_view="whole"), views(whole=1)
     asked = []
     trained.teacher["backbone"].register_forward_pre_hook(lambda *_: asked.append(1))
@@ -135,6 +135,6 @@ def test_a_teacher_must_be_named_and_exist(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"temperature": 0.0}, {"label_weight": 2.0}, {"label_weight": 0.5}])
-def test_impossible_settings_are_refused(wrong: dict[str, float]) -> None:
+def test_impossible_settings_are_rejected(wrong: dict[str, float]) -> None:
     with pytest.raises(UsageError, match=next(iter(wrong))):
         distill.Config(**wrong)

@@ -1,4 +1,4 @@
-"""Mean teacher's two losses against their closed forms, its ramps, and a baseline that nothing else touches."""
+"""Mean teacher: losses against their closed forms, ramp-ups, and an independent baseline."""
 
 from __future__ import annotations
 
@@ -99,6 +99,6 @@ def test_without_labels_it_says_how_to_give_some() -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"momentum": -0.1}, {"labeled_frac": 0.0}, {"consistency": -1.0}])
-def test_impossible_settings_are_refused(wrong: dict[str, float]) -> None:
+def test_impossible_settings_are_rejected(wrong: dict[str, float]) -> None:
     with pytest.raises(UsageError, match=next(iter(wrong))):
         mean_teacher.Config(**wrong)

@@ -1,4 +1,4 @@
-"""Our views against the pipeline that DINO v1 was trained with: Pillow's resize and filters, torchvision's colors."""
+"""Views compared with the pipeline of DINO v1: Pillow's resize and filters, torchvision's color operations."""
 
 from __future__ import annotations
 
@@ -82,10 +82,10 @@ def test_crop_resize_is_pillows(size_px: int, height: int, width: int, smooth: b
 
 
 @pytest.mark.parametrize("size_px", [32, 96])
-def test_with_the_11_bits_of_a_gpu_few_values_move_and_by_a_level(size_px: int, monkeypatch: pytest.MonkeyPatch):
+def test_with_11_bit_weights_few_values_change_by_one_level(size_px: int, monkeypatch: pytest.MonkeyPatch):
     canvas, box, flip = noise(4, 3, 150, 131), random_boxes(6, 4, 150, 131), torch.zeros(6, 4, dtype=torch.bool)
     exact = functional.crop_resize(canvas, box, flip, size_px)
-    monkeypatch.setattr(functional, "_factors", lambda device: torch.float16)
+    monkeypatch.setattr(functional, "_matmul_dtype", lambda device: torch.float16)
     halves = functional.crop_resize(canvas, box, flip, size_px)
     assert halves.dtype == torch.uint8
     away = (halves.float() - exact.float()).abs()
@@ -97,17 +97,17 @@ def test_with_the_11_bits_of_a_gpu_few_values_move_and_by_a_level(size_px: int, 
     assert (away > 1).double().mean() < 1e-3
 
 
-def test_a_blur_with_the_11_bits_of_a_gpu_is_off_by_a_quarter_of_a_level(monkeypatch: pytest.MonkeyPatch):
+def test_blur_with_11_bit_weights_is_off_by_a_quarter_level(monkeypatch: pytest.MonkeyPatch):
     x, sigma = noise(3, 3, 40, 50).float() / 255, torch.tensor([0.1, 0.7, 2.0])
     exact = functional.blur(x, sigma)
-    monkeypatch.setattr(functional, "_factors", lambda device: torch.float16)
+    monkeypatch.setattr(functional, "_matmul_dtype", lambda device: torch.float16)
     halves = functional.blur(x, sigma)
     assert halves.dtype == torch.float32
     assert (halves - exact).abs().max() < 0.25 / 255
 
 
 @pytest.mark.gpu
-def test_a_gpu_makes_the_same_crops_but_for_few_levels():
+def test_crops_on_a_gpu_agree_up_to_few_levels():
     canvas, box, flip = noise(4, 3, 150, 131), random_boxes(6, 4, 150, 131), torch.arange(24).reshape(6, 4) % 3 == 0
     there = functional.crop_resize(canvas.cuda(), box.cuda(), flip.cuda(), 96).cpu()
     away = (there.float() - functional.crop_resize(canvas, box, flip, 96).float()).abs()
@@ -131,7 +131,7 @@ def test_boxes_are_distributed_as_random_resized_crops(size: tuple[int, int], sc
 
 
 @pytest.mark.parametrize("size", [(10, 1000), (1000, 10), (1, 30000), (30000, 1), (11, 1000), (1000, 11)])
-def test_center_crop_where_no_try_fits(size: tuple[int, int]):
+def test_center_crop_if_no_attempt_fits(size: tuple[int, int]):
     image = torch.empty(1, 1, 1).expand(3, *size)
     theirs = RandomResizedCrop.get_params(image, [0.9, 1.0], [3 / 4, 4 / 3])  # no box of this area fits: no chance
     spec = ViewSpec((ViewGroup("g", 8, (Augment((0.9, 1.0)),)),))

@@ -1,4 +1,4 @@
-"""Our vision transformer against timm's, with the same weights."""
+"""The vision transformer compared with timm's, with the same weights."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_same_weights_same_numbers(pair: tuple[VisionTransformer, TimmBackbone])
 
 
 @torch.no_grad()
-def test_registers_stand_where_timm_has_them() -> None:
+def test_registers_have_the_same_position_as_in_timm() -> None:
     torch.manual_seed(0)
     sizes = {"embed_dim": 48, "depth": 2, "num_heads": 3, "image_px": 56}
     theirs = backbone("vit_base_patch14_reg4_dinov2", init_values=0.0, **sizes).double().eval()

@@ -1,4 +1,4 @@
-"""Properties of a draw's application; agreement with Pillow and torchvision is in tests/reference/test_crops.py."""
+"""Properties of the image operations; tests/reference/test_crops.py compares them with Pillow and torchvision."""
 
 from __future__ import annotations
 
@@ -59,12 +59,12 @@ def test_a_group_without_views_is_absent(canvas: torch.Tensor):
 
 
 def still(d: ViewParameters, **kept: torch.Tensor) -> ViewParameters:
-    """The draw with every distortion switched off, but for those given."""
+    """View parameters without any distortion, except for those given."""
     off = {"flip": d.flip & False, "gray": d.gray & False, "solarize": d.solarize & False, "sigma": d.sigma * 0}
     return dataclasses.replace(d, **(off | {"factors": IDENTITY.expand_as(d.factors)} | kept))
 
 
-def test_all_fields_at_zero_give_the_bare_crop(canvas: torch.Tensor):
+def test_neutral_parameters_give_only_the_crop(canvas: torch.Tensor):
     plain = Augment((0.2, 1.0), flip=0, brightness=0, contrast=0, saturation=0, hue=0, gray=0, blur=0, solarize=0)
     for none in (plain, dataclasses.replace(plain, jitter=0, brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1)):
         spec = ViewSpec((ViewGroup("global", 24, (none,) * 2), ViewGroup("local", 12, (none,) * 3)))
@@ -91,7 +91,7 @@ def test_every_field_reaches_every_view(canvas: torch.Tensor, field: str):
         assert (before[name] != after[name]).flatten(2).any(-1).all()  # each view of each image
 
 
-def test_stages_follow_each_other_in_the_papers_order(canvas: torch.Tensor):
+def test_operations_have_the_order_of_the_paper(canvas: torch.Tensor):
     wide = dataclasses.replace(EVERYTHING, sigma_px=(3.0, 4.0))
     spec = ViewSpec((ViewGroup("global", 24, (wide, EVERYTHING)),))
     d = drawn(spec, list(range(6)))["global"]
@@ -102,7 +102,7 @@ def test_stages_follow_each_other_in_the_papers_order(canvas: torch.Tensor):
     torch.testing.assert_close(multi_crop(canvas, {"global": d}, spec)["global"], expected, atol=1e-5, rtol=0)
 
 
-def test_neutral_numbers_change_no_bit(images: torch.Tensor):
+def test_neutral_parameters_change_no_bit(images: torch.Tensor):
     none = torch.zeros(2, 3, dtype=torch.bool)
     for order in permutations():
         assert torch.equal(functional.jitter(images, IDENTITY.expand(2, 3, 4), order.expand(2, 3, 4)), images)
@@ -111,7 +111,7 @@ def test_neutral_numbers_change_no_bit(images: torch.Tensor):
     assert torch.equal(functional.solarize(images, none), images)
 
 
-def test_each_image_gets_its_own_numbers(images: torch.Tensor):
+def test_each_image_gets_its_own_parameters(images: torch.Tensor):
     """A batch of different numbers equals the images one by one: nothing leaks between samples."""
     g = torch.Generator().manual_seed(2)
     factors = torch.rand(2, 3, 4, generator=g) * 0.5 + torch.tensor([0.7, 0.7, 0.7, -0.25])

@@ -1,4 +1,4 @@
-"""The numbers behind the views: what they depend on, and their distributions. Seeds are fixed, so nothing is flaky."""
+"""Sampled view parameters: what they depend on, and their distributions. Seeds are fixed, so no test is flaky."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def make_spec(num_local: int = 3) -> ViewSpec:
 
 
 def one(view: Augment, count: int = MANY, size: tuple[int, int] = (240, 320), seed: int = 0) -> ViewParameters:
-    """`count` draws of one view."""
+    """`count` samples of one view."""
     return sample_views(ViewSpec((ViewGroup("g", 8, (view,)),)), seed, 0, range(count), [size] * count)["g"]
 
 
@@ -209,7 +209,7 @@ def test_position_reaches_both_ends():
     assert stats.chisquare(counts).pvalue > 1e-3
 
 
-def test_travels():
+def test_moves_between_devices_and_processes():
     d = one(LOCAL, 4)
     assert same(pickle.loads(pickle.dumps(d)), d)  # from a worker
     assert same(d.to("cpu", non_blocking=True), d)

@@ -1,1 +1,1 @@
-"""The ground floor: types, contracts, errors, the clock and its schedules. Imports nothing of ours."""
+"""The lowest layer: types, contracts, errors, schedules, distributed helpers. Imports no other part of opendino."""

@@ -1,4 +1,4 @@
-"""Accuracies, each with the numbers that say what it means."""
+"""Accuracies with what is needed to interpret them: standard error, balanced accuracy, majority-class baseline."""
 
 from __future__ import annotations
 
@@ -7,21 +7,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-NO_TOP5 = "top-5 is not shown: of five classes or fewer every answer would be right"
+NO_TOP5 = "top-5 is not shown: with five classes or fewer it is always 100%"
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """How often the true class was found, in percent, and what to compare that with.
+    """Classification accuracy in percent, and the numbers to compare it with.
 
     Attributes:
-        top1: Share of the queries whose true class came first.
-        top5: Share whose true class was among the first five; None where there are five classes or fewer: all answers
-            would be right.
-        balanced_accuracy: Mean over the queries' classes of the share found of each: 100 / C for guessing, however
-            unequal the classes.
-        majority: Share of the most frequent class among the queries: the top-1 of always answering that.
-        num_queries: How many were classified.
+        top1: Top-1 accuracy over the queries, 0 to 100.
+        top5: Top-5 accuracy, 0 to 100; None with five classes or fewer, where it is always 100.
+        balanced_accuracy: Mean of the per-class recalls, 0 to 100; guessing gives 100 / C for any class sizes.
+        majority: Share of the most frequent class among the queries: the top-1 of always predicting that class.
+        num_queries: Number of classified images.
     """
 
     top1: float
@@ -31,24 +29,28 @@ class Accuracy:
     num_queries: int
 
     def __str__(self) -> str:
-        return _told(self.top1, self.num_queries, self.balanced_accuracy)
+        return _format(self.top1, self.num_queries, self.balanced_accuracy)
 
     @property
     def standard_error(self) -> float:
-        """Of `top1`, in points."""
+        """Standard error of `top1`, in percentage points."""
         return standard_error(self.top1, self.num_queries)
 
     @property
     def fields(self) -> dict[str, Any]:
-        """All of it, for scripts."""
+        """All values as a dict, for scripts and JSON."""
         return self.__dict__ | {"standard_error": self.standard_error}
 
 
 def standard_error(percent: float, num: float) -> float:
-    """Of a share of `num` independent trials, in points: 100 · sqrt(p (1 - p) / n).
+    """Standard error of a proportion from `num` independent trials: 100 · sqrt(p (1 - p) / n), in percentage points.
 
-    Of none or all of them that would be 0, as if more trials could not change it: then p is taken as if one more had
-    gone well and one more had not.
+    At p = 0 or 1 the formula gives 0, as if more trials could not change the result. There p = (p n + 1) / (n + 2) is
+    used instead: one success and one failure are added.
+
+    Args:
+        percent: The proportion, 0 to 100.
+        num: Number of trials; 0 gives NaN.
     """
     if not num:
         return math.nan
@@ -59,35 +61,36 @@ def standard_error(percent: float, num: float) -> float:
 
 
 def chance_of_difference(one: float, other: float, num: int) -> float:
-    """How far apart two shares of `num` trials each, in percent, may be by chance: two standard errors, in points."""
+    """Difference between two accuracies (percent, `num` trials each) that chance explains: two standard errors."""
     return 2 * math.hypot(standard_error(one, num), standard_error(other, num)) if num else 0.0
 
 
 BALANCED = {"knn": "balanced_accuracy", "accuracy": "accuracy_balanced"}
-"""Where a run's row of measurements holds the balanced accuracies of a kind."""
+"""Kind of accuracy → the metric that holds its balanced accuracies, in a row of metrics.jsonl."""
 
 
 def shown(found: Mapping[str, Any], kind: str = "knn") -> dict[str, str]:
-    """A run's accuracies for people: name of the network → "81.2% ± 2.1, balanced 79.0%", less what is not known.
+    """Format a run's accuracies: name of the network → "81.2% ± 2.1, balanced 79.0%".
 
     Args:
-        found: A row of a run's measurements, or its result; those of older versions hold the bare accuracies.
-        kind: "knn", or "accuracy" of classifiers.
+        found: A row of a run's metrics, or its result. Rows of older versions have no standard error and no balanced
+            accuracy; these are left out.
+        kind: "knn", or "accuracy" for trained classifiers.
     """
     num, balanced = found.get("num_queries"), found.get(BALANCED[kind]) or {}
-    return {name: _told(value, num, balanced.get(name)) for name, value in (found.get(kind) or {}).items()}
+    return {name: _format(value, num, balanced.get(name)) for name, value in (found.get(kind) or {}).items()}
 
 
-def _told(percent: float, num: float | None, balanced: float | None) -> str:
-    told = f"{percent:.1f}%" + (f" ± {standard_error(percent, num):.1f}" if num else "")
-    return told if balanced is None else f"{told}, balanced {balanced:.1f}%"
+def _format(percent: float, num: float | None, balanced: float | None) -> str:
+    text = f"{percent:.1f}%" + (f" ± {standard_error(percent, num):.1f}" if num else "")
+    return text if balanced is None else f"{text}, balanced {balanced:.1f}%"
 
 
 def yardstick(found: Mapping[str, Any]) -> str:
-    """What `shown` is to be compared with, a sentence; empty where it is not known."""
+    """One sentence on how to interpret the output of `shown`; empty where the row lacks the numbers for it."""
     if not found.get("num_queries") or found.get("majority") is None:
         return ""
     return (
         f"{found['num_queries']:,.0f} queries; ± is one standard error; balanced: mean over the classes; "
-        f"always answering the most frequent class would give {found['majority']:.1f}%"
+        f"always predicting the most frequent class gives {found['majority']:.1f}%"
     )

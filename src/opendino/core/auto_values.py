@@ -1,4 +1,4 @@
-"""The rules behind "auto" that several methods share: a value, and why, in one line."""
+"""The rules behind "auto" that several methods share. Each returns a value and the reason for it in one line."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ if TYPE_CHECKING:
 
 
 CONVOLUTIONAL_MAX_PX = 160
-"""On a CPU, images whose shorter side is at most this get a small convolutional network: a ViT would take hours."""
+"""On a CPU, images with a shorter side up to this train a small convolutional network: a ViT would take hours."""
 IMAGES_SEEN_64_PX = 57_600
 _DETAIL = ((96, 64, (0.25, 1.0), (0.05, 0.25)), (48, 48, (0.3, 1.0), (0.1, 0.3)), (0, 32, (0.4, 1.0), (0.15, 0.4)))
-"""For convolutional networks: from this shorter side on, global size, global scale, local scale. A crop is resized by
-little, so that it keeps the detail of the image."""
+"""For convolutional networks: minimum shorter side of the images, global size, global scale, local scale. Sizes and
+scales are chosen so that a crop is resized little and keeps the detail of the image."""
 
 
 def images_seen(short_side_px: int) -> int:
-    """How many images a run of the small convolutional network sees: seven to ten minutes of one thread at any size."""
+    """Training length of the small convolutional network in images: 7 to 10 minutes on one thread at any image size."""
     size = next(size for least, size, *_ in _DETAIL if short_side_px >= least)
     return round(IMAGES_SEEN_64_PX * (64 / size) ** 2)
 
 
 def size_px(facts: Facts) -> tuple[int, str]:
-    """Side of the large views: that of the images, in steps of two patches; for convolutional networks less."""
+    """Side of the global views in pixels, and why: the images' side, limited by the device, in steps of two patches."""
     if facts.convolutional:
         size = _detail(facts)[1]
         size = min(size, max(16, facts.short_side_px // 4 * 4))
         return size, f"images of about {facts.short_side_px} px, convolutional network"
-    most = 224 if facts.device != "cpu" else 96  # on a CPU a network of 224 px learns an image a second
+    most = 224 if facts.device != "cpu" else 96  # on a CPU a ViT at 224 px trains on one image per second
     step = 2 * facts.patch_px
     value = max(step, min(most, facts.short_side_px) // step * step)
     return value, f"images of about {facts.short_side_px} px on a {facts.device} device"
 
 
 def scales(facts: Facts) -> tuple[tuple[float, float], tuple[float, float], str]:
-    """Area of global and local crops as a share of the image, and why."""
+    """Ranges of the area of global and local crops as a fraction of the image, and why."""
     if not facts.convolutional:
         return (0.25, 1.0), (0.05, 0.25), "as in the paper"
     _, _, large, small = _detail(facts)
@@ -52,16 +52,25 @@ def _detail(facts: Facts) -> tuple[int, int, tuple[float, float], tuple[float, f
 
 
 def momentum(facts: Facts) -> tuple[float, str]:
-    """A teacher that remembers an eighth of the run, at most as the original's: 1 / (1 - m) steps.
+    """EMA momentum m of the teacher, and why: it averages over 1 / (1 - m) steps, one eighth of the run.
 
-    Of the momenta tried on small sets the best rises with the length, 0.95 at 240 steps and 0.99 at 720; 0.9 is bad at
-    any (docs/log.md, `opendino experiment defaults`).
+    Limited to 0.95 … 0.996, the latter being DINO v1's value. On small data sets the best momentum increases with the
+    length of the run: 0.95 at 240 steps, 0.99 at 720; 0.9 is poor at any length (docs/log.md,
+    `opendino experiment defaults`).
     """
     value = min(0.996, max(0.95, 1 - 8 / facts.total_steps))
     return round(value, 4), f"{facts.total_steps:,} steps"
 
 
 def with_auto_values(config: C, found: dict[str, tuple[Any, str]]) -> tuple[C, list[str]]:
-    """A Config with values put in, and a line for each with its reason: name → (value, why)."""
+    """Set fields of a Config.
+
+    Args:
+        config: Any dataclass.
+        found: Field name → (value, reason).
+
+    Returns:
+        The Config with these values, and one line "name = value: reason" for each.
+    """
     values = {name: value for name, (value, _) in found.items()}
     return replace(config, **values), [f"{name} = {value}: {why}" for name, (value, why) in found.items()]

@@ -1,4 +1,4 @@
-"""A program that ends with the process that started it, however that ends: also when it is killed."""
+"""Run a program that is stopped when the process that started it ends, even if that process is killed."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ import sys
 import threading
 from collections.abc import Sequence
 
-_PATIENCE_SECONDS = 5
+_TERMINATE_TIMEOUT_S = 5
 
 
 def run(command: Sequence[str], remove: str) -> int:
-    """Run a program and wait for it; its exit code.
+    """Run a program, wait for it and return its exit code.
 
-    Between it and us stands a process that waits for the end of its input, which comes when we are gone.
+    A watcher process in between reads from a pipe that this process holds open. When this process ends, the pipe
+    closes, and the watcher stops the program. This also works after SIGKILL, which no handler can catch.
 
     Args:
         command: The program and its arguments.
-        remove: A folder to remove if we do not live to do so.
+        remove: A folder that the watcher removes when the program has ended.
     """
-    words = [sys.executable, "-m", __name__, remove, *command]
-    with subprocess.Popen(words, stdin=subprocess.PIPE) as watcher:
+    watcher_command = [sys.executable, "-m", __name__, remove, *command]
+    with subprocess.Popen(watcher_command, stdin=subprocess.PIPE) as watcher:
         try:
             return watcher.wait()
         finally:
@@ -36,16 +37,16 @@ def _watch(remove: str, command: Sequence[str]) -> int:
     program = subprocess.Popen(command, stdin=subprocess.DEVNULL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the program too
 
-    def follow() -> None:
-        while os.read(0, 1):
+    def stop_at_end_of_input() -> None:
+        while os.read(0, 1):  # blocks until the parent has ended; it never writes
             pass
         program.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            program.wait(_PATIENCE_SECONDS)
+            program.wait(_TERMINATE_TIMEOUT_S)
         program.kill()
 
     signal.signal(signal.SIGTERM, lambda number, frame: program.terminate())
-    threading.Thread(target=follow, daemon=True).start()
+    threading.Thread(target=stop_at_end_of_input, daemon=True).start()
     code = program.wait()
     shutil.rmtree(remove, ignore_errors=True)
     return code

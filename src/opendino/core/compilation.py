@@ -1,7 +1,7 @@
-"""Functions of many small operations, each compiled into a few kernels while a run asks for it (`torch.compile`).
+"""Optional `torch.compile`: decorated functions are compiled inside `compiling(True)` and run eagerly elsewhere.
 
-What is marked holds no chance and no shape that depends on data; a network is compiled block by block, once for all
-blocks that look alike. Outside of `fusing` (evaluations, other sizes) everything runs as it is written.
+Decorated functions use no random numbers and no data-dependent shapes. A network is compiled block by block, once for
+all blocks of the same structure. Outside of `compiling` (evaluations, other sizes) everything runs eagerly.
 """
 
 from __future__ import annotations
@@ -19,32 +19,36 @@ from opendino.core.errors import UserError, first_line
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_on = False
+_enabled = False
 
 
 def compiled(function: Callable[P, T], any_shape: bool = False) -> Callable[P, T]:
-    """A decorator: within `fusing` the function is compiled, for each shape that it meets or once for any.
+    """Decorator: compile the function inside `compiling(True)`.
 
-    Where the compiler fails, the function runs as it is written from then on, with a warning.
+    If the compiler fails, the function runs eagerly from then on, with a warning.
+
+    Args:
+        function: The function to compile at its first call.
+        any_shape: False compiles again for every new input shape, True once for all shapes (dynamic shapes).
     """
     compiled: Callable[P, T] | None = None
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
         nonlocal compiled
-        if not _on:
+        if not _enabled:
             return function(*args, **kwargs)
-        # For any shape from the first on: with None the first would get a kernel, and roundings, of its own.
+        # `dynamic=None` would compile the first shape separately, with different rounding than later shapes.
         compiled = compiled or torch.compile(function, dynamic=any_shape)
         try:
             return compiled(*args, **kwargs)
         except Exception as error:
-            from torch._dynamo.exc import TorchDynamoException  # loaded by now where it was raised
+            from torch._dynamo.exc import TorchDynamoException  # slow to import, but loaded already
 
             if not isinstance(error, TorchDynamoException):
                 raise
             compiled = function
-            log.warn(f"{function.__qualname__} could not be compiled and runs as it is written: {first_line(error)}")
+            log.warn(f"{function.__qualname__} could not be compiled and runs eagerly: {first_line(error)}")
             return function(*args, **kwargs)
 
     return call
@@ -52,50 +56,53 @@ def compiled(function: Callable[P, T], any_shape: bool = False) -> Callable[P, T
 
 @contextlib.contextmanager
 def compiling(wanted: bool) -> Iterator[None]:
-    """Within, marked functions are compiled, or (`wanted` False) are not although an outer one asks for it."""
-    global _on
-    before, _on = _on, wanted
+    """Context in which decorated functions are compiled; `wanted` False turns this off inside an outer context."""
+    global _enabled
+    before, _enabled = _enabled, wanted
     try:
         yield
     finally:
-        _on = before
+        _enabled = before
 
 
 def compiler_works(device: torch.device) -> str | None:
-    """Try it on a small function.
+    """Compile a small function to test whether `torch.compile` works on a device.
 
     Returns:
-        None where it works, else why not.
+        None if it works, else the reason in one line.
     """
     try:
-        torch.compile(_small, dynamic=False)(torch.ones(64, device=device))
-    except Exception as error:  # whatever a compiler that is missing or broken comes up with
+        torch.compile(_test_function, dynamic=False)(torch.ones(64, device=device))
+    except Exception as error:  # a missing or broken compiler can raise anything
         return first_line(error)
     return None
 
 
 def choose(wanted: bool | str, device: torch.device, steps: int) -> tuple[bool, str]:
-    """Whether a run is to compile, and why.
+    """Decide whether a run compiles, and why.
 
     Args:
-        wanted: True, False, or "auto": on a GPU, from 1,000 steps on, where it works.
-        device: That trains.
-        steps: Of the run.
+        wanted: True, False, or "auto": on a CUDA device, for runs of 1,000 steps or more, if the compiler works.
+        device: The training device.
+        steps: Length of the run in optimizer steps.
+
+    Returns:
+        Whether to compile, and the reason in one line.
 
     Raises:
-        UserError: It was asked for and does not work.
+        UserError: `wanted` is True and the compiler does not work.
     """
     if wanted is False or (wanted == "auto" and (device.type != "cuda" or steps < 1000)):
-        why = "as asked" if wanted is False else "worth its minute on a GPU in a run of 1,000 steps or more"
+        why = "as asked" if wanted is False else "compiling takes a minute; it pays off on a GPU from 1,000 steps"
         return False, why
     broken = compiler_works(device)
     if broken and wanted is True:
         raise UserError(
-            f"Nothing can be compiled here: {broken}",
+            f"torch.compile does not work on this machine: {broken}",
             "Use --compile False (in the config.yaml of a run: compile: false), or install a C++ compiler",
         )
     return not broken, broken or ("as asked" if wanted is True else f"a {device.type} device, {steps:,} steps")
 
 
-def _small(x: torch.Tensor) -> torch.Tensor:
+def _test_function(x: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.gelu(x) * 2

@@ -1,4 +1,4 @@
-"""The seams. Everything behind one of these is final: implemented in one place, never subclassed again."""
+"""The abstract base classes. Subclasses are final: a class that implements one is never subclassed again."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class Source(abc.ABC):
     """A finite, indexable set of images. Must be picklable: loader workers get a copy.
 
     Attributes:
-        classes: Names of the classes, empty where the source names none.
-        blocks: int64 `[blocks]`, the sizes of stretches of neighboring images that are cheap to read together, such
-            as shards; they add up to all images. Empty where any image is as near as any other.
+        classes: Names of the classes, empty if the source has none.
+        blocks: int64 `[blocks]`, sizes of groups of consecutive images that are cheap to read together, such as
+            shards; they sum to the number of images. Empty if random access costs the same for every image.
     """
 
     classes: tuple[str, ...] = ()
@@ -30,40 +30,40 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def key(self, index: int) -> str:
-        """A stable name, unique in the source: a path, or a member's name in its archive."""
+        """Stable unique name of an image: its path, or the name of the archive member."""
 
     @abc.abstractmethod
     def label(self, index: int) -> int:
-        """Index into `classes`, -1 where unknown. Cheap: opens no file."""
+        """Class of an image as an index into `classes`, -1 if unknown. Must be cheap: opens no file."""
 
     @abc.abstractmethod
     def read(self, index: int) -> bytes | np.ndarray:
-        """The encoded file, or an RGB uint8 array `[H W 3]` for images that were never encoded.
+        """The encoded file as bytes, or an RGB uint8 array `[H W 3]` for images that are stored decoded.
 
         Raises:
-            BadImage: The bytes cannot be read (vanished, no permission, not a regular file).
+            BadImage: The file cannot be read (deleted, no permission, not a regular file).
         """
 
     def checksum(self, index: int) -> int:
-        """A number from 0 up that differs where the content of the image does, and is the same for a copy of it.
+        """Checksum (CRC-32, ≥ 0) of an image's content; equal for copies of one image.
 
         Raises:
-            BadImage: It cannot be read.
+            BadImage: The image cannot be read.
         """
         data = self.read(index)
         return zlib.crc32(data if isinstance(data, bytes) else np.ascontiguousarray(data).data)
 
-    def prefetch(self, indices: np.ndarray) -> None:  # noqa: B027 - most have nothing to prepare
-        """A hint that these images will be asked for shortly; returns at once."""
+    def prefetch(self, indices: np.ndarray) -> None:  # noqa: B027 - most sources read files directly
+        """Hint that these images will be read soon; starts fetching them in the background and returns at once."""
 
 
 class Backbone(nn.Module, abc.ABC):
-    """A network from images to features.
+    """A network that computes features of images.
 
     Attributes:
         embed_dim: D, the width of `Features.cls`.
-        name: What rebuilds it: `models.build.backbone(name, **kwargs)`.
-        kwargs: The keyword arguments that go with `name`, plain JSON values.
+        name: Architecture; `models.build.backbone(name, **kwargs)` builds the network again.
+        kwargs: Keyword arguments for that call, plain JSON values.
     """
 
     embed_dim: int
@@ -72,29 +72,29 @@ class Backbone(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def forward(self, images: Sequence[Tensor]) -> list[Tensor]:
-        """Image features of several batches, each of its own size, in one pass over the weights.
+        """Image features of several batches of different image sizes.
 
         Args:
-            images: Each float `[B_i C H_i W_i]`, normalized.
+            images: One float tensor `[B_i C H_i W_i]` per batch, normalized.
 
         Returns:
-            Each `[B_i D]`: `Features.cls` of that batch.
+            One tensor `[B_i D]` per batch: its `Features.cls`.
         """
 
     @abc.abstractmethod
     def features(self, images: Tensor) -> Features:
-        """All tokens of one batch `[B C H W]`."""
+        """CLS, register and patch tokens of one batch `[B C H W]`."""
 
     def stages(self) -> list[list[str]]:
-        """Names of its parameters from the input up, for learning rates that differ by depth; all in one if unknown."""
+        """Parameter names per stage, from input to output, for layer-wise learning rates; one stage if not known."""
         return [[name for name, _ in self.named_parameters()]]
 
     def transformer_blocks(self) -> list[nn.Module]:
-        """First to last, called one after the other: the units in which memory is saved. Empty where it has none."""
+        """The transformer blocks in order, the units of activation checkpointing; empty if there are none."""
         return []
 
     def attention(self, images: Tensor) -> Tensor:
-        """Self-attention of the last block, `[B heads tokens tokens]`, rows summing to 1; tokens as in the network.
+        """Self-attention of the last block, `[B heads tokens tokens]`; rows sum to 1, tokens in the network's order.
 
         Raises:
             NotImplementedError: The backbone has no self-attention.
@@ -103,20 +103,19 @@ class Backbone(nn.Module, abc.ABC):
 
 
 class Method(nn.Module, abc.ABC):
-    """A student that learns by gradients and a teacher that does not.
+    """A training method: a student trained by gradients and a teacher without gradients.
 
     A method's file has three public names: `Config` (a frozen dataclass with `resolved(facts) -> (Config, reasons)`,
-    which turns every "auto" into a number and says why), `views(config) -> ViewSpec`, and
+    which replaces every "auto" by a value and gives the reasons), `views(config) -> ViewSpec`, and
     `build(config, make_backbone) -> Method`.
 
     Attributes:
-        student: Has "backbone" and what the method puts on it ("head", "predictor", "classifier"); gets gradients.
-        teacher: Has "backbone"; `requires_grad` False throughout. Where it follows the student, it is equal to it at
-            step 0, key by key.
-        product: The networks that a run leaves behind, the one to use first: ("teacher", "student") where the teacher
-            follows the student, ("student",) where it is a frozen one from elsewhere.
-        classes: What "classifier" tells apart, where that was brought along by a frozen teacher; else it is what the
-            data names.
+        student: Modules "backbone" and the method's own ("head", "predictor", "classifier"); trained by gradients.
+        teacher: Module "backbone" and others; `requires_grad` is False. If it is an average of the student, it has the
+            same weights at step 0, key by key.
+        product: The networks that a run exports, the recommended one first: ("teacher", "student") if the teacher is an
+            average of the student, ("student",) if the teacher is a frozen pretrained model.
+        classes: Class names of "classifier" if a frozen teacher defines them; else empty, and the data defines them.
     """
 
     student: nn.ModuleDict
@@ -125,25 +124,25 @@ class Method(nn.Module, abc.ABC):
     classes: tuple[str, ...] = ()
 
     def networks(self) -> dict[str, nn.ModuleDict]:
-        """The networks that change while a run trains, by name, the one to use first."""
+        """The networks that change during training, by name, the recommended one first."""
         both = {"teacher": self.teacher, "student": self.student}
         return {name: both[name] for name in self.product}
 
     @abc.abstractmethod
     def forward(self, views: Views, clock: Clock) -> StepOutput:
-        """Loss and metrics of one batch. Changes no weight and no state that outlives the step.
+        """Loss and metrics of one batch. Changes no weights and no state that persists after the step.
 
-        But for batch norm's running statistics, which the engine puts back where the step was void.
+        The exception is batch norm's running statistics; the engine restores them after a skipped step.
         """
 
     def before_step(self, clock: Clock) -> None:
-        """After the gradients of an optimizer step are complete, before they are clipped and used."""
+        """Hook before gradient clipping and the optimizer step, when all gradients of the step are complete."""
 
     def after_step(self, clock: Clock, ok: Tensor) -> None:
-        """After the optimizer's step, once per step however many batches it accumulated.
+        """Hook after the optimizer step; called once per step, also with gradient accumulation.
 
         Args:
-            clock: The clock of the step just done.
-            ok: Scalar bool on the device. Where False the step was void (a non-finite loss on some rank) and
-                nothing may change. A tensor, so that no host waits for it.
+            clock: The clock of the step that has just run.
+            ok: Scalar bool on the device. False for a skipped step (a non-finite loss on some rank): nothing may
+                change. A tensor, so that the host does not wait for the device.
         """

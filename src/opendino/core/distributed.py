@@ -1,4 +1,4 @@
-"""One path for one device and many: which device, rank, world size, reductions. No-ops when alone."""
+"""Device selection and collectives (`torch.distributed`). Without a process group every function is a no-op."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from opendino.core.errors import UsageError
 
 T = TypeVar("T")
 
-_alone = False
+_single_process = False
 
 
 def device(name: str) -> torch.device:
-    """The device of this process: `auto` is CUDA, else MPS, else the CPU.
+    """The device of this process: `auto` is CUDA if available, else MPS, else the CPU.
 
     Raises:
-        UsageError: Not a device, or not one of this machine's.
+        UsageError: The name is not a device, or this machine does not have it.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -34,46 +34,46 @@ def device(name: str) -> torch.device:
     if not available.get(chosen.type, False):
         raise UsageError(f"This machine has no {chosen.type} device", "Use --device auto")
     if chosen.type == "cuda":
-        # A scheduler may show each process its own GPU alone, as number 0.
-        local_tensor = int(os.environ.get("LOCAL_RANK", chosen.index or 0)) % torch.cuda.device_count()
-        chosen = torch.device("cuda", local_tensor)
+        # Some schedulers make only one GPU visible to each process, as index 0: that is why there is a modulo.
+        index = int(os.environ.get("LOCAL_RANK", chosen.index or 0)) % torch.cuda.device_count()
+        chosen = torch.device("cuda", index)
         torch.cuda.set_device(chosen)
     return chosen
 
 
 def is_distributed() -> bool:
-    """Whether several processes work together."""
-    return not _alone and dist.is_available() and dist.is_initialized()
+    """Whether this process is one of several ranks (and not inside `single_process`)."""
+    return not _single_process and dist.is_available() and dist.is_initialized()
 
 
 @contextlib.contextmanager
 def single_process() -> Iterator[None]:
-    """While this lasts no other process is talked to: for what one rank does and the others do not."""
-    global _alone
-    before, _alone = _alone, True
+    """Context without communication: for code that one rank runs and the others do not."""
+    global _single_process
+    before, _single_process = _single_process, True
     try:
         yield
     finally:
-        _alone = before
+        _single_process = before
 
 
 def rank() -> int:
-    """This process's number, 0 when alone."""
+    """Rank of this process, 0 without a process group."""
     return dist.get_rank() if is_distributed() else 0
 
 
 def world_size() -> int:
-    """How many processes train together, 1 when alone."""
+    """Number of processes, 1 without a process group."""
     return dist.get_world_size() if is_distributed() else 1
 
 
 def all_reduce_mean(tensor: Tensor) -> Tensor:
-    """Mean over ranks, elementwise; the tensor itself when alone."""
+    """Elementwise mean over ranks."""
     return all_reduce_sum(tensor) / world_size() if is_distributed() else tensor
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:
-    """Sum over ranks, elementwise; the tensor itself when alone."""
+    """Elementwise sum over ranks, in a new tensor."""
     if not is_distributed():
         return tensor
     tensor = tensor.clone()
@@ -82,7 +82,7 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
 
 
 def all_true(flag: Tensor) -> Tensor:
-    """Scalar bool: whether it is True on every rank. Stays on the device."""
+    """Whether a scalar bool tensor is True on every rank; the result stays on the device."""
     if not is_distributed():
         return flag
     votes = flag.to(torch.float32)
@@ -91,7 +91,7 @@ def all_true(flag: Tensor) -> Tensor:
 
 
 def any_true(flag: bool) -> bool:
-    """Whether a host-side flag is True on some rank; a host sync, for rare decisions such as stopping."""
+    """Whether a Python bool is True on any rank. Waits for the device: only for rare decisions such as stopping."""
     if not is_distributed():
         return flag
     votes = torch.tensor(float(flag), device=_collective_device())
@@ -100,7 +100,7 @@ def any_true(flag: bool) -> bool:
 
 
 def broadcast_object(value: T) -> T:
-    """Rank 0's value, on every rank: for what each would measure or read off its own clock."""
+    """Rank 0's value on every rank, for measured values and times that differ between ranks."""
     if not is_distributed():
         return value
     box = [value]
@@ -109,67 +109,68 @@ def broadcast_object(value: T) -> T:
 
 
 def rank_slice(number: int) -> slice:
-    """This rank's share of so many rows: `gathered` puts the shares together again in their order."""
+    """This rank's slice of `number` rows; `all_gather_rows` concatenates the slices in the original order."""
     return slice(rank() * number // world_size(), (rank() + 1) * number // world_size())
 
 
 def broadcast_(tensors: Iterable[Tensor]) -> None:
-    """Rank 0's values into these tensors of every rank, in place."""
+    """Copy rank 0's values into these tensors on every rank, in place."""
     if is_distributed():
         for tensor in tensors:
             dist.broadcast(tensor, src=0)
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether each rank holds a part of it only (FSDP's DTensor)."""
-    return hasattr(tensor, "full_tensor")  # the class itself costs a quarter of a second to import
+    """Whether the tensor is sharded over the ranks (FSDP's DTensor)."""
+    return hasattr(tensor, "full_tensor")  # importing DTensor for isinstance takes 0.25 s
 
 
 def local_tensor(tensor: Tensor) -> Tensor:
-    """The part that this rank holds, sharing memory; of a plain tensor itself."""
+    """This rank's shard, sharing its memory; a plain tensor is returned unchanged."""
     return cast(Any, tensor).to_local() if is_sharded(tensor) else tensor
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """All of it, on every rank; every rank must ask. A plain tensor itself."""
+    """The unsharded tensor, on every rank. Every rank must call it. A plain tensor is returned unchanged."""
     return cast(Any, tensor).full_tensor() if is_sharded(tensor) else tensor
 
 
 def shard_like(model: Tensor, tensor: Tensor) -> Tensor:
-    """A whole tensor that every rank has, parted among them as `model` is; itself where that is plain."""
+    """Shard a full tensor, present on every rank, like `model`; unchanged if `model` is not sharded."""
     if not is_sharded(model):
         return tensor
     from torch.distributed.tensor import distribute_tensor
 
-    parts = cast(Any, model)
+    sharded = cast(Any, model)
     return distribute_tensor(
-        tensor.to(local_tensor(model).device), parts.device_mesh, parts.placements, src_data_rank=None
+        tensor.to(local_tensor(model).device), sharded.device_mesh, sharded.placements, src_data_rank=None
     )
 
 
 def from_local_shard(model: Tensor, part: Tensor) -> Tensor:
-    """What this rank holds of a tensor that is parted as `model` is, as that tensor; itself where that is plain."""
+    """The sharded tensor whose shard on this rank is `part`; sharded like `model`, unchanged if that is not sharded."""
     if not is_sharded(model):
         return part
     from torch.distributed.tensor import DTensor
 
-    parts = cast(Any, model)
+    sharded = cast(Any, model)
     return DTensor.from_local(
-        part, parts.device_mesh, parts.placements, run_check=False, shape=model.shape, stride=model.stride()
+        part, sharded.device_mesh, sharded.placements, run_check=False, shape=model.shape, stride=model.stride()
     )
 
 
 def barrier() -> None:
-    """Wait for the others."""
+    """Wait until every rank has reached this call."""
     if is_distributed():
         dist.barrier()
 
 
 def all_gather_rows(rows: Tensor) -> Tensor:
-    """The rows of all ranks, rank by rank, `[ΣM …]` where each has `[M …]` with an M of its own; on every rank."""
+    """Concatenate the rows of all ranks: `[M …]` → `[ΣM …]` in rank order, on every rank; M may differ per rank."""
     if not is_distributed():
         return rows
     lengths = all_gather_object([len(rows)])
+    # all_gather needs equal shapes: pad to the longest, then cut.
     padded = rows.new_zeros(max(lengths), *rows.shape[1:], device=_collective_device())
     padded[: len(rows)] = rows
     parts = [torch.empty_like(padded) for _ in lengths]
@@ -178,7 +179,7 @@ def all_gather_rows(rows: Tensor) -> Tensor:
 
 
 def all_gather_object(values: list[T]) -> list[T]:
-    """The lists of all ranks one after the other, on every rank."""
+    """Concatenate the lists of all ranks, in rank order; the result is on every rank."""
     if not is_distributed():
         return values
     boxes: list[list[T]] = [[] for _ in range(world_size())]
@@ -187,5 +188,5 @@ def all_gather_object(values: list[T]) -> list[T]:
 
 
 def _collective_device() -> torch.device:
-    """Where ranks can exchange tensors."""
+    """The device that the backend communicates on: the GPU for NCCL, the CPU for Gloo."""
     return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")

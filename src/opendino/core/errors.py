@@ -1,7 +1,7 @@
-"""Errors that a user can act on.
+"""Errors with a message that tells the user what to do.
 
-A user's mistake is a `UserError`: one line that says what was wrong, with the value, and what to do next.
-Our own mistakes are assertions and show a traceback.
+A `UserError` is a mistake that the user can fix: one line with what is wrong and the value, one with what to do next.
+Mistakes in this code are assertions and show a traceback.
 """
 
 from __future__ import annotations
@@ -10,26 +10,26 @@ import difflib
 import errno
 from collections.abc import Iterable
 
-_GO_ON = "then: opendino resume RUN, which goes on from the last checkpoint"
-_ELSEWHERE = "Give a place that you may write to; a run's is chosen by --out"
+_RESUME = "then continue from the last checkpoint: opendino resume RUN"
+_OTHER_PATH = "Choose a folder that you can write to; for a run: --out FOLDER"
 _ADVICE = {
-    errno.ENOSPC: ("The disk is full", f"Make room, {_GO_ON}"),
-    errno.EDQUOT: ("Your share of the disk is full", f"Make room, {_GO_ON}"),
-    errno.EFBIG: ("A file would become larger than allowed", f"Raise the limit (ulimit -f), {_GO_ON}"),
-    errno.EIO: ("The disk fails", f"Look after it, {_GO_ON}"),
-    errno.EMFILE: ("Too many files are open", f"Raise the limit (ulimit -n) or use fewer --workers, {_GO_ON}"),
-    errno.EROFS: ("Cannot write", _ELSEWHERE),
-    errno.EACCES: ("Not allowed", _ELSEWHERE),
-    errno.EPERM: ("Not allowed", _ELSEWHERE),
+    errno.ENOSPC: ("The disk is full", f"Free some space, {_RESUME}"),
+    errno.EDQUOT: ("Your disk quota is used up", f"Free some space, {_RESUME}"),
+    errno.EFBIG: ("A file would exceed the size limit", f"Raise the limit (ulimit -f), {_RESUME}"),
+    errno.EIO: ("Disk I/O error", f"Check the disk, {_RESUME}"),
+    errno.EMFILE: ("Too many files are open", f"Raise the limit (ulimit -n) or use fewer --workers, {_RESUME}"),
+    errno.EROFS: ("Cannot write", _OTHER_PATH),
+    errno.EACCES: ("Not allowed", _OTHER_PATH),
+    errno.EPERM: ("Not allowed", _OTHER_PATH),
 }
-"""What the system refuses → what to say of it."""
+"""errno → (message, hint)."""
 
 
 class UserError(ValueError):
-    """Something the user can put right.
+    """A mistake that the user can fix.
 
     Args:
-        message: What was wrong, with the offending value; one line, no final full stop needed.
+        message: What is wrong, with the offending value; one line without a final period.
         hint: What to do next; one line, may be empty.
         exit_code: 1 for something that failed, 2 for wrong usage.
     """
@@ -38,52 +38,52 @@ class UserError(ValueError):
         super().__init__(f"{message}. {hint}" if hint else message)
         self.message, self.hint, self.exit_code = message, hint, exit_code
 
-    def __reduce__(self) -> tuple[type[UserError], tuple[str, str, int]]:  # comes back whole from a loader worker
+    def __reduce__(self) -> tuple[type[UserError], tuple[str, str, int]]:  # pickled by loader workers
         return type(self), (self.message, self.hint, self.exit_code)
 
 
 class UsageError(UserError):
-    """A wrong word on the command line or in a config file (exit code 2)."""
+    """An invalid option or value on the command line or in a config file (exit code 2)."""
 
     def __init__(self, message: str, hint: str = "", exit_code: int = 2) -> None:
         super().__init__(message, hint, exit_code)
 
 
 class BadImage(Exception):
-    """One image that cannot be used; `str(error)` is the reason, one line. Never ends a run by itself."""
+    """An image that cannot be read or decoded; `str(error)` is the reason, one line. Does not stop a run by itself."""
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of another library says, in one line: the first that is not empty, else the kind of error."""
+    """The first non-empty line of an error's message, or the name of its class if there is none."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def lost(error: BaseException) -> bool:
-    """Whether an error says that another process is gone, rather than what is wrong in this one."""
+    """Whether an error is a lost connection to another rank, not a failure in this process."""
     names = {kind.__name__ for kind in type(error).__mro__}  # torch's classes, without importing torch
     return "DistError" in names or ("RuntimeError" in names and ("gloo" in str(error) or "Connection" in str(error)))
 
 
 def to_user_error(error: BaseException) -> UserError | None:
-    """What of the errors of others a user can act on, in our words; None for a mistake of our own."""
+    """Turn an error of the system or of torch into a `UserError` with a hint; None if it is not a user's mistake."""
     if isinstance(error, UserError):
         return error
     if isinstance(error, OSError) and error.errno in _ADVICE:
         message, hint = _ADVICE[error.errno]
         return UserError(f"{message}: {error}", hint)
     if isinstance(error, RuntimeError) and "out of memory" in str(error).lower():
-        hint = "Use a smaller --batch, or work it off in parts with --optim.grad-accum-steps 4"
-        return UserError("The device has too little memory for a step", hint)
+        hint = "Use a smaller --batch, or several micro-batches per step: --optim.grad-accum-steps 4"
+        return UserError("The device is out of memory", hint)
     if isinstance(error, ValueError) and "more than 1 value per channel" in str(error):
-        hint = "Use a larger --batch, larger crops, or fewer parts (--optim.grad-accum-steps)"
-        return UserError("BatchNorm needs more than one value of a channel, and a step's crops give it one", hint)
+        hint = "Use a larger --batch, larger crops, or fewer micro-batches (--optim.grad-accum-steps)"
+        return UserError("BatchNorm needs more than one value per channel, and a micro-batch has only one", hint)
     if lost(error):
-        return UserError("Another process of this run is gone", "Go on with: opendino resume RUN")
+        return UserError("Another process of this run exited", "Continue from the last checkpoint: opendino resume RUN")
     return None
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:
-    """The hint for an unknown name: the nearest of `choices`, then all of them (or the nearest few)."""
+    """Hint for an unknown name: the closest `choices`, then all of them (only the closest if there are over 40)."""
     choices = sorted(choices)
     close = difflib.get_close_matches(name, choices, n=3, cutoff=0.5)
     lead = f"Did you mean {' or '.join(close)}? " if close else ""
@@ -93,5 +93,5 @@ def nearest(name: str, choices: Iterable[str]) -> str:
 
 
 def unknown(what: str, name: object, choices: Iterable[str]) -> UsageError:
-    """The error for a name that is not in a list: the value, the nearest, the list."""
+    """Error for a name that is not in `choices`: the name, the closest matches, the list."""
     return UsageError(f"Unknown {what} '{name}'", nearest(str(name), choices))

@@ -1,4 +1,4 @@
-"""The rows of a run's metrics.jsonl, as far as they can be read, in memory that does not grow with the run."""
+"""Read metrics.jsonl, skipping invalid lines, with memory that does not grow with the length of the run."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ import numpy as np
 
 _CHUNK_BYTES = 2**20
 _BUCKETS = 2000
-"""A column has up to twice as many before it is thinned."""
+"""A column is downsampled to this many buckets when it reaches twice as many."""
 
 
 class Column(NamedTuple):
-    """A number of a run over steps; of a long run the mean, the smallest and the largest value of short stretches.
+    """One metric over steps. For a long run it is downsampled: mean, minimum and maximum of each bucket of rows.
 
-    The newest value always stands alone, so that the last entry is what the run measured last.
+    The newest value is never averaged, so that the last entry is the last measurement.
 
     Attributes:
         steps: int64 `[T]`.
-        values, low, high: float64 `[T]`; the same where nothing was thinned.
+        values, low, high: float64 `[T]`, mean, minimum and maximum per bucket; equal without downsampling.
     """
 
     steps: np.ndarray
@@ -33,7 +33,7 @@ class Column(NamedTuple):
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
-    """The objects with a whole `step`, in order; a line that is none, such as one being written, is passed over.
+    """All rows with an integer `step`, in order; invalid lines, such as one that is still being written, are skipped.
 
     Raises:
         OSError: There is no such file.
@@ -42,19 +42,19 @@ def rows(path: Path) -> list[dict[str, Any]]:
 
 
 def sampled(path: Path, most: int = 10_000, tail: int = 1_000) -> list[dict[str, Any]]:
-    """As `rows`, but of a long file few: every n-th line, the last ones, and every n-th of those without a loss.
+    """A subset of `rows` for a long file: every n-th line, the last lines, and every n-th evaluation.
 
-    Rows without a loss are evaluations; the first and the last of them are always there.
+    Evaluations are the rows without a loss; the first and the last of them are always included.
 
     Args:
         path: A run's metrics.jsonl.
-        most: Lines of each kind at most.
-        tail: How many of the last lines are all there.
+        most: Maximum number of lines of each kind (with and without a loss).
+        tail: Number of last lines that are all included.
 
     Raises:
         OSError: There is no such file.
     """
-    steps, evaluations, last = _Every(most), _Every(most), deque[tuple[int, bytes]](maxlen=tail)
+    steps, evaluations, last = _EveryNth(most), _EveryNth(most), deque[tuple[int, bytes]](maxlen=tail)
     evaluation = None
     for place, line in enumerate(_lines(path)):
         if b'"loss"' in line:
@@ -68,7 +68,7 @@ def sampled(path: Path, most: int = 10_000, tail: int = 1_000) -> list[dict[str,
 
 
 def columns(path: Path, names: Sequence[str]) -> dict[str, Column]:
-    """Some numbers of a run over steps: what `rows` holds, fast and thinned, see `Course`.
+    """Some metrics of a run over steps, downsampled: the content of `rows`, read faster. See `Course`.
 
     Raises:
         OSError: There is no such file.
@@ -79,26 +79,26 @@ def columns(path: Path, names: Sequence[str]) -> dict[str, Column]:
 
 
 class Course:
-    """Some numbers of a run over steps, read on as the file grows.
+    """Some metrics of a run over steps, read incrementally as the file grows.
 
     Args:
         path: A run's metrics.jsonl.
-        names: Of numbers, or of tables of numbers such as "knn", whose parts become "knn.teacher" and so on.
+        names: Metric names. A metric that is a dict, such as "knn", becomes the columns "knn.teacher" etc.
 
     Attributes:
-        changes: Grows whenever `columns` may give something else than before.
+        changes: A counter that increases whenever the result of `columns` may have changed.
     """
 
     def __init__(self, path: Path, names: Sequence[str]) -> None:
         self._path, self._names, self.changes = path, names, 0
         kind = msgspec.defstruct("Row", [("step", int), *((name, Number | None, None) for name in names)], gc=False)
         self._decoder = msgspec.json.Decoder(kind)
-        self._begin(None)
+        self._reset(None)
 
     def read(self, limit: int | None = None) -> int:
-        """Read what is new, or so many bytes of it; how many bytes are left.
+        """Read the lines added since the last call, at most `limit` bytes; returns the number of bytes left.
 
-        A file that was replaced or cut, as when a run is resumed, is read from its beginning.
+        A file that was replaced or truncated, as by resuming a run, is read again from its start.
 
         Raises:
             OSError: There is no such file.
@@ -106,29 +106,29 @@ class Course:
         with open(self._path, "rb") as file:
             status = self._path.stat()
             if self._inode != status.st_ino or status.st_size < self._offset:
-                self._begin(status.st_ino)
+                self._reset(status.st_ino)
             end = status.st_size if limit is None else min(status.st_size, self._offset + limit)
             file.seek(self._offset)
             while self._offset < end:
-                piece = file.read(_CHUNK_BYTES)
-                whole = piece.rfind(b"\n") + 1
-                if not whole and len(piece) < _CHUNK_BYTES:
-                    break  # a line that is being written
-                self._take(piece[:whole])
-                self._offset += whole or len(piece)  # a line longer than a piece is none of ours
+                chunk = file.read(_CHUNK_BYTES)
+                complete = chunk.rfind(b"\n") + 1  # bytes up to the end of the last complete line
+                if not complete and len(chunk) < _CHUNK_BYTES:
+                    break  # a line that is still being written
+                self._add_lines(chunk[:complete])
+                self._offset += complete or len(chunk)  # skip a line longer than a chunk: no row is that long
                 file.seek(self._offset)
         return status.st_size - self._offset
 
     def columns(self) -> dict[str, Column]:
-        """Name → where it was measured and finite; absent where never."""
-        return {name: column.made() for name, column in self._found.items()}
+        """Name → its finite measurements; a name without any is absent."""
+        return {name: column.result() for name, column in self._found.items()}
 
-    def _begin(self, inode: int | None) -> None:
+    def _reset(self, inode: int | None) -> None:
         self._inode, self._offset = inode, 0
         self.changes += 1
-        self._found: dict[str, _Thinned] = {}
+        self._found: dict[str, _Downsampled] = {}
 
-    def _take(self, lines: bytes) -> None:
+    def _add_lines(self, lines: bytes) -> None:
         self.changes += 1
         read = _decoded(self._decoder, lines)
         steps = np.array([row.step for row in read], np.int64)
@@ -136,11 +136,11 @@ class Course:
             if f'"{name}"'.encode() in lines:
                 for column, measured in _column(read, steps, name):
                     if len(measured[0]):
-                        self._found.setdefault(column, _Thinned()).add(*measured)
+                        self._found.setdefault(column, _Downsampled()).add(*measured)
 
 
-class _Every:
-    """Every n-th of many lines, the first among them; n doubles whenever there are too many."""
+class _EveryNth:
+    """Keep every n-th line, starting with the first; n doubles whenever more than `most` lines are kept."""
 
     def __init__(self, most: int) -> None:
         self.kept: dict[int, bytes] = {}
@@ -155,20 +155,23 @@ class _Every:
         self._seen += 1
 
 
-class _Thinned:
-    """A column in stretches of as many values each, however the values arrive; at `2 * _BUCKETS` pairs become one."""
+class _Downsampled:
+    """A column in buckets of `_stride` values. At `2 * _BUCKETS` buckets, pairs of buckets are merged.
+
+    The result does not depend on how the values are split over calls of `add`.
+    """
 
     def __init__(self) -> None:
         self._stride = 1
-        self._buckets = np.empty((5, 0))  # first step, last step, mean, smallest, largest
-        self._steps, self._values = np.empty(0, np.int64), np.empty(0)  # not in a stretch yet, the newest among them
+        self._buckets = np.empty((5, 0))  # [5, buckets]: first step, last step, mean, min, max
+        self._steps, self._values = np.empty(0, np.int64), np.empty(0)  # not in a bucket yet; the newest is among them
 
     def add(self, steps: np.ndarray, values: np.ndarray) -> None:
         self._steps = np.concatenate([self._steps, steps])
         self._values = np.concatenate([self._values, values])
         while full := min((len(self._values) - 1) // self._stride, 2 * _BUCKETS - self._buckets.shape[1]):
             number = full * self._stride
-            self._buckets = np.concatenate([self._buckets, self._stretches(number, self._stride)], axis=1)
+            self._buckets = np.concatenate([self._buckets, self._buckets_of(number, self._stride)], axis=1)
             self._steps, self._values = self._steps[number:], self._values[number:]
             if self._buckets.shape[1] == 2 * _BUCKETS:
                 one, other = self._buckets[:, ::2], self._buckets[:, 1::2]
@@ -176,13 +179,13 @@ class _Thinned:
                 self._buckets = np.stack([one[0], other[1], (one[2] + other[2]) / 2, low, high])
                 self._stride *= 2
 
-    def made(self) -> Column:
-        begun = len(self._values) - 1
-        parts = [self._buckets, *([self._stretches(begun, begun)] if begun else []), self._newest()]
+    def result(self) -> Column:
+        rest = len(self._values) - 1
+        parts = [self._buckets, *([self._buckets_of(rest, rest)] if rest else []), self._newest()]
         first, last, mean, low, high = np.concatenate(parts, axis=1)
         return Column(((first + last) // 2).astype(np.int64), mean, low, high)
 
-    def _stretches(self, number: int, stride: int) -> np.ndarray:
+    def _buckets_of(self, number: int, stride: int) -> np.ndarray:
         steps, values = (each[:number].reshape(-1, stride) for each in (self._steps, self._values))
         return np.stack([steps[:, 0], steps[:, -1], values.mean(1), values.min(1), values.max(1)])
 
@@ -210,7 +213,7 @@ def _row(line: bytes) -> dict[str, Any] | None:
 def _decoded(decoder: msgspec.json.Decoder[Any], lines: bytes) -> list[Any]:
     try:
         return decoder.decode_lines(lines)
-    except (msgspec.DecodeError, UnicodeDecodeError):  # torn or foreign lines among them
+    except (msgspec.DecodeError, UnicodeDecodeError):  # some lines are incomplete or invalid: decode one by one
         found = []
         for line in lines.splitlines():
             try:
@@ -221,11 +224,11 @@ def _decoded(decoder: msgspec.json.Decoder[Any], lines: bytes) -> list[Any]:
 
 
 def _column(rows: list[Any], steps: np.ndarray, name: str) -> Iterator[tuple[str, tuple[np.ndarray, np.ndarray]]]:
-    """The finite values of a column with their steps; of a table, each of its own columns."""
+    """The finite values of a metric: (column name, (steps, values)), with one column per key of a dict."""
     values = [getattr(row, name) for row in rows]
     try:
         columns = {name: np.array(values, np.float64)}  # None becomes NaN
-    except TypeError:  # a table
+    except TypeError:  # a dict of numbers
         tables = [value if isinstance(value, dict) else {} for value in values]
         keys = dict.fromkeys(key for table in tables for key in table)
         columns = {f"{name}.{key}": np.array([table.get(key) for table in tables], np.float64) for key in keys}

@@ -1,7 +1,7 @@
-"""What a setting may be, stated where it is declared, and the one function that checks it.
+"""Ranges of settings as type annotations, and the check of a Config against them.
 
-A Config is a frozen dataclass below `Checked`. Its fields are annotated with the types below, or with
-`Annotated[int, Meta(ge=1)]` of msgspec; its `__post_init__` holds only rules between fields.
+A Config is a frozen subclass of `Checked`. Its fields are annotated with the types below, or with
+`Annotated[int, Meta(ge=1)]` of msgspec; its `__post_init__` has only the rules between fields.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from msgspec import Meta
 
 from opendino.core.errors import UsageError
 
-_SHOWN = 60  # characters of a refused value
+_MAX_SHOWN = 60  # characters of a rejected value in an error message
 
 
 def cores() -> int:
-    """Processor cores that this process may use."""
+    """Number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 MOST_PROCESSES = max(16, 4 * cores())
-"""More workers or devices than this only fill memory: four for each core."""
+"""Upper limit of processes, four per core: more would only use memory."""
 
 
-def _divided(value: Any) -> str:
-    """The hint for statistics of pixels in 0 to 255 where those of pixels in [0, 1] are meant."""
+def _divide_by_255_hint(value: Any) -> str:
+    """Hint for a mean or std of pixels in 0 … 255 where pixels in [0, 1] are expected; empty if it does not apply."""
     if not isinstance(value, Sequence) or not all(isinstance(x, int | float) and 0 <= x <= 255 for x in value):
         return ""
     if max(value, default=0) <= 1:
@@ -59,8 +59,8 @@ Hue = Annotated[float, Meta(ge=0, le=0.5)]
 ASCENDING = Meta(extra={"ascending": True})
 FractionRange = Annotated[tuple[FractionAboveZero, FractionAboveZero], ASCENDING]
 Spread = Annotated[float, Meta(ge=1e-6, le=1)]
-Mean = Annotated[tuple[Fraction, Fraction, Fraction], Meta(extra={"hint": _divided})]
-Std = Annotated[tuple[Spread, Spread, Spread], Meta(extra={"hint": _divided})]
+Mean = Annotated[tuple[Fraction, Fraction, Fraction], Meta(extra={"hint": _divide_by_255_hint})]
+Std = Annotated[tuple[Spread, Spread, Spread], Meta(extra={"hint": _divide_by_255_hint})]
 Duration = Annotated[
     str,
     Meta(
@@ -71,11 +71,11 @@ Duration = Annotated[
 
 
 class OutOfRange(UsageError):
-    """A setting that cannot have its value.
+    """A setting with a value that is not allowed.
 
     Args:
-        field: Its name, e.g. "method.out_dim".
-        value: What it was to be.
+        field: Name of the setting, e.g. "method.out_dim".
+        value: The rejected value.
         hint: What is allowed.
     """
 
@@ -87,24 +87,24 @@ class OutOfRange(UsageError):
         return type(self), (self.field, self.value, self.hint)
 
     def named(self, field: str) -> OutOfRange:
-        """The same under the name that the user wrote."""
+        """The same error with another name for the setting."""
         return OutOfRange(field, self.value, self.hint)
 
 
 class Checked:
-    """A dataclass below this one checks each of its fields whenever one is made."""
+    """Base of dataclasses that check their fields at construction."""
 
     def __post_init__(self) -> None:
         check(self)
 
 
 def check(config: Any) -> None:
-    """Every field of a dataclass, and of the dataclasses in it, is what its annotation allows.
+    """Check every field of a dataclass, and of nested dataclasses, against its annotation.
 
-    Lists become tuples and NumPy's scalars Python's where the annotation asks for these.
+    Lists are converted to tuples, and NumPy scalars to Python numbers, where the annotation requires it.
 
     Raises:
-        OutOfRange: One is not.
+        OutOfRange: A field has a value that its annotation does not allow.
     """
     for name, hint in hints(type(config)).items():
         value = getattr(config, name)
@@ -119,26 +119,26 @@ def check(config: Any) -> None:
 
 
 def convert(value: Any, hint: Any, name: str, strict: bool = True) -> Any:
-    """A value as its annotation asks for it.
+    """Convert a value to the type of an annotation, and check its range.
 
     Args:
         value: Anything.
         hint: The annotation.
-        name: Of the setting, for the error.
-        strict: False also reads numbers from text.
+        name: Name of the setting, for the error message.
+        strict: False also converts text to numbers.
 
     Raises:
-        OutOfRange: It is of another type or outside the range.
+        OutOfRange: The value has another type or is out of range.
     """
     if isinstance(value, np.generic):
         value = value.item()
     if dataclasses.is_dataclass(value) and (hint is Any or type(value) is hint):
         return value
     if any("\0" in part for part in (value if isinstance(value, tuple | list) else [value]) if isinstance(part, str)):
-        raise OutOfRange(name, value, "Text must not hold a NUL character")
+        raise OutOfRange(name, value, "Text must not contain a NUL character")
     try:
         converted = msgspec.convert(value, hint, strict=strict)
-    except Exception:  # ValidationError, and what msgspec runs into with objects that are no data
+    except Exception:  # ValidationError, or any error of msgspec on an object that is not plain data
         raise OutOfRange(name, value, _hint(value, hint)) from None
     if _extra(hint).get("ascending") and isinstance(converted, tuple) and converted[0] > converted[1]:
         raise OutOfRange(name, value, _hint(value, hint))
@@ -147,14 +147,14 @@ def convert(value: Any, hint: Any, name: str, strict: bool = True) -> Any:
 
 @functools.cache
 def hints(kind: type) -> dict[str, Any]:
-    """Field → annotation, with its range."""
+    """The annotations of a dataclass, with their ranges: field name → annotation."""
     every = get_type_hints(kind, include_extras=True)
     return {field.name: every[field.name] for field in dataclasses.fields(kind)}
 
 
 def shown(value: Any) -> str:
-    """A value in an error: shortened where it is long."""
-    if isinstance(value, int) and abs(value) >= 10**_SHOWN:
+    """Format a value for an error message, shortened if it is long."""
+    if isinstance(value, int) and abs(value) >= 10**_MAX_SHOWN:
         return f"a number of {int(value.bit_length() * 0.30103) + 1:,} digits"
     if isinstance(value, tuple):
         text = " ".join(map(shown, value)) or "empty"
@@ -162,21 +162,21 @@ def shown(value: Any) -> str:
         text = f"[{', '.join(map(shown, value))}]"
     elif isinstance(value, dict):
         text = f"{{{', '.join(f'{key!r}: {shown(part)}' for key, part in value.items())}}}"
-    elif isinstance(value, str) and len(value) > _SHOWN:
-        return f"{value[:_SHOWN]!r}... ({len(value):,} characters)"
+    elif isinstance(value, str) and len(value) > _MAX_SHOWN:
+        return f"{value[:_MAX_SHOWN]!r}... ({len(value):,} characters)"
     else:
         text = repr(value)
     text = " ".join(text.split())
-    return text if len(text) <= 4 * _SHOWN else f"{text[: 4 * _SHOWN]}..."
+    return text if len(text) <= 4 * _MAX_SHOWN else f"{text[: 4 * _MAX_SHOWN]}..."
 
 
 def allowed(hint: Any) -> str:
-    """What an annotation allows, in words."""
+    """Describe the values that an annotation allows, e.g. "a whole number from 1 to 64"."""
     if get_origin(hint) is Annotated:
         base, *notes = get_args(hint)
         found = [note for note in notes if isinstance(note, Meta)]
         described = [note.description for note in found if note.description]
-        return described[0] if described else _limited(base, found)
+        return described[0] if described else _describe_range(base, found)
     if get_origin(hint) in (Union, types.UnionType):
         return ", or ".join(dict.fromkeys(allowed(part) for part in get_args(hint) if part is not type(None)))
     if get_origin(hint) is Literal:
@@ -205,7 +205,7 @@ def _extra(hint: Any) -> dict[str, Any]:
     return {key: value for note in notes if isinstance(note, Meta) for key, value in (note.extra or {}).items()}
 
 
-def _limited(base: Any, notes: list[Meta]) -> str:
+def _describe_range(base: Any, notes: list[Meta]) -> str:
     text, limits = allowed(base), {}
     for note in notes:
         for name in ("ge", "gt", "le", "lt", "min_length", "max_length"):

@@ -1,4 +1,4 @@
-"""The folder is the registry: a name in a config is a file name, and the file defines what its folder agreed on."""
+"""The folder is the registry: a name in a config is a module name, and each module of a folder has the same API."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from opendino.core.errors import unknown
 METHOD_QUESTIONS = (
     "Teacher is", "Student sees", "Teacher sees", "Objective", "Against collapse", "Learns from",
 )  # fmt: skip
-"""What the docstring of every method answers, a line each; docs/methods.md is made of it."""
+"""Fields in the docstring of every method, one line each; docs/methods.md is generated from them."""
 
 
 def names(package: str) -> list[str]:
-    """The modules of a package, e.g. `names("opendino.methods") == ["dino", ...]`. Imports none of them."""
+    """Names of the public modules of a package, e.g. ["byol", "dino"] for "opendino.methods"; imports none of them."""
     return sorted(m.name for m in pkgutil.iter_modules(importlib.import_module(package).__path__) if m.name[0] != "_")
 
 
@@ -25,7 +25,7 @@ def load(package: str, name: str) -> ModuleType:
     """Import one module of a package.
 
     Raises:
-        UsageError: No such module; names the nearest and the list.
+        UsageError: There is no such module; the message lists the closest names and all names.
     """
     if name not in names(package):
         raise unknown(package.rpartition(".")[2].rstrip("s"), name, names(package))
@@ -33,12 +33,12 @@ def load(package: str, name: str) -> ModuleType:
 
 
 def summary(package: str, name: str) -> str:
-    """The first line of a module's docstring, read without importing the module."""
+    """First line of a module's docstring, read without importing the module."""
     return _docstring(package, name).partition("\n")[0]
 
 
 def answers(package: str, name: str) -> dict[str, str]:
-    """The lines `Question: answer` of a module's docstring, for `METHOD_QUESTIONS`."""
+    """The lines "Field: text" of a method's docstring, for the fields in `METHOD_QUESTIONS`."""
     lines = (line.partition(": ") for line in _docstring(package, name).splitlines())
     return {question: answer for question, _, answer in lines if question in METHOD_QUESTIONS}
 

@@ -1,9 +1,9 @@
-"""Pickles of plain data, read without unpickling: nothing in the file is ever called.
+"""Read pickles of plain data without unpickling: no name in the file is imported or called.
 
-A pickle is a program for a small stack machine. Here `pickletools.genops` splits it into instructions, and those that
-make numbers, strings, lists, tuples and dicts are carried out by us. Instructions that call something are followed only
-where they name one of a few words, `NUMPY` for arrays, numbers and bytes: each stands for a function of ours that does
-what the one of that name would have done. No name is ever looked up. All else is refused.
+A pickle is a program for a stack machine. `pickletools.genops` splits it into instructions, and the interpreter below
+executes those that build numbers, strings, lists, tuples and dicts. A call is executed only if the name of its function
+is a key of a dict, such as `NUMPY`; the value is our own implementation of that function. Names are never resolved to
+Python objects. Everything else is rejected.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": (
 
 
 class _Name(str):
-    """A function that the file wants called; a word, no function."""
+    """The name of a function that the pickle calls; only text, never the function."""
 
 
 class _Array(list[Any]):
-    """A numpy array as nested lists."""
+    """A NumPy array as nested lists."""
 
     def set_state(self, state: Any) -> None:
         _, shape, dtype, fortran, content = state
@@ -48,77 +48,80 @@ class _Dtype:
 
 
 class Forbidden(ValueError):
-    """A pickle holds more than plain data; one line says what."""
+    """A pickle contains more than plain data; the message is one line."""
 
 
 def loads(data: bytes) -> Any:
-    """The content of a pickle of numbers, strings, lists, tuples, dicts and numeric numpy arrays (as nested lists).
+    """Read a pickle of numbers, strings, lists, tuples, dicts and numeric NumPy arrays (returned as nested lists).
 
-    Strings of Python 2 come as text (Latin-1).
+    Strings of Python 2 are decoded as Latin-1.
 
     Raises:
-        ValueError: Damaged, or it holds anything else; one line says what.
+        ValueError: The pickle is damaged or contains anything else; the message is one line.
     """
     return read(data, NUMPY, len(data))
 
 
 def read(
     program: bytes | mmap.mmap,
-    words: Mapping[str, Callable[..., Any] | None],
+    functions: Mapping[str, Callable[..., Any] | None],
     size: int,
-    pointed: Callable[[Any], Any] | None = None,
+    load_persistent: Callable[[Any], Any] | None = None,
 ) -> Any:
-    """The content of a pickle whose calls are spelt with `words`.
+    """Read a pickle that may call only the functions in `functions`.
 
     Args:
-        program: The pickle, or a mapped file that stands at its beginning and will stand behind its end.
-        words: "module name" → a function of ours for it, None for a word that is only handed on to others. What a
-            function returns may have `set_state(state)`; without it no state is taken.
-        size: Bytes of the file, which bounds the work done for it.
-        pointed: What something outside the pickle, to which it points, comes in as; None forbids it.
+        program: The pickle, or a memory-mapped file positioned at its start; afterwards it is positioned at its end.
+        functions: "module name" → our implementation, or None for a name that is only passed as an argument. The object
+            that a function returns may have a method `set_state(state)`; otherwise a BUILD instruction is rejected.
+        size: Size of the file in bytes; limits the work and memory spent on it.
+        load_persistent: Converts a persistent id (a reference to data outside the pickle) to a value; None rejects it.
+
+    Returns:
+        The content of the pickle.
 
     Raises:
-        Forbidden: It holds anything else.
-        ValueError: It is damaged.
+        Forbidden: The pickle contains anything else.
+        ValueError: The pickle is damaged.
     """
     try:
-        return _checked(_run(program, words, size, pointed))
+        return _check_no_names(_run(program, functions, size, load_persistent))
     except (IndexError, KeyError, TypeError, AttributeError, OverflowError, RuntimeError) as error:
         raise ValueError(f"damaged pickle ({type(error).__name__})") from error
 
 
 def _run(
     program: bytes | mmap.mmap,
-    words: Mapping[str, Callable[..., Any] | None],
+    functions: Mapping[str, Callable[..., Any] | None],
     size: int,
-    pointed: Callable[[Any], Any] | None,
+    load_persistent: Callable[[Any], Any] | None,
 ) -> Any:
     stack: list[Any] = []
     marks: list[int] = []
     memo: dict[int, Any] = {}
     spent = 0
 
-    def afford(*parts: Any) -> None:
-        """A small file may use one piece of itself over and over to fill the memory; an honest one does not."""
+    def check_size(*parts: Any) -> None:
+        """Limit the copied data: a malicious small file can repeat one object until memory is full."""
         nonlocal spent
         spent += sum(len(part) for part in parts if isinstance(part, str | bytes | bytearray | list | tuple | dict))
         if spent > 4 * size:
-            raise ValueError("it repeats itself to far beyond its size")
+            raise ValueError("its content is much larger than the file (repeated objects)")
 
-    def named(written: str) -> None:
-        if written not in words:
-            raise Forbidden(f"it wants {'.'.join(written.split())[:80]!r} run, which is no plain data")
+    def push_name(written: str) -> None:
+        if written not in functions:
+            raise Forbidden(f"it calls {'.'.join(written.split())[:80]!r}, which is not plain data")
         stack.append(_Name(written))
 
-    def called() -> None:
+    def call() -> None:
         arguments, function = stack.pop(), stack.pop()
         if not isinstance(function, _Name):
-            raise Forbidden("it holds more than plain data (a call of a value)")
-        afford(*arguments)
-        ours = words[function]
-        if ours is None:
-            raise Forbidden(f"it holds more than plain data (a call of {'.'.join(function.split())})")
-        stack.append(ours(*arguments))
+            raise Forbidden("it contains more than plain data (a call of a value)")
+        check_size(*arguments)
+        implementation = functions[function]
+        if implementation is None:
+            raise Forbidden(f"it contains more than plain data (a call of {'.'.join(function.split())})")
+        stack.append(implementation(*arguments))
 
     def since_mark() -> list[Any]:
         start = marks.pop()
@@ -167,70 +170,70 @@ def _run(
                 stack.append(dict(zip(items[::2], items[1::2], strict=True)))
             case "APPEND":
                 item = stack.pop()
-                _is(list, stack[-1]).append(item)
+                _require_type(list, stack[-1]).append(item)
             case "APPENDS":
                 items = since_mark()
-                _is(list, stack[-1]).extend(items)
+                _require_type(list, stack[-1]).extend(items)
             case "SETITEM":
                 value, key = stack.pop(), stack.pop()
-                _is(dict, stack[-1])[key] = value
+                _require_type(dict, stack[-1])[key] = value
             case "SETITEMS":
                 items = since_mark()
-                _is(dict, stack[-1]).update(zip(items[::2], items[1::2], strict=True))
+                _require_type(dict, stack[-1]).update(zip(items[::2], items[1::2], strict=True))
             case "GLOBAL":
-                named(str(argument))
+                push_name(str(argument))
             case "STACK_GLOBAL":
                 name, module = stack.pop(), stack.pop()
-                named(f"{module} {name}")
+                push_name(f"{module} {name}")
             case "REDUCE" | "NEWOBJ":
-                called()
+                call()
             case "BUILD":
                 state = stack.pop()
-                afford(state, *(state if isinstance(state, tuple) else ()))
+                check_size(state, *(state if isinstance(state, tuple) else ()))
                 if not hasattr(stack[-1], "set_state"):
-                    raise Forbidden("it holds more than plain data (the state of an object)")
+                    raise Forbidden("it contains more than plain data (the state of an object)")
                 stack[-1].set_state(state)
-            case "BINPERSID" if pointed is not None:
-                stack.append(pointed(stack.pop()))
+            case "BINPERSID" if load_persistent is not None:
+                stack.append(load_persistent(stack.pop()))
             case name:
-                raise Forbidden(f"it holds more than plain data (instruction {name})")
+                raise Forbidden(f"it contains more than plain data (instruction {name})")
     raise ValueError("damaged pickle (no end)")
 
 
-def _checked(content: Any) -> Any:
-    """The content, if none of the words that spell arrays is left over in it."""
+def _check_no_names(content: Any) -> Any:
+    """Return the content if it has no leftover names or dtypes, which are only valid as arguments of calls."""
     todo, seen = [content], set[int]()
     while todo:
         value = todo.pop()
         if isinstance(value, _Name | _Dtype):
-            raise Forbidden("it holds more than plain data (the name of a function)")
+            raise Forbidden("it contains more than plain data (the name of a function)")
         if isinstance(value, list | tuple | dict) and id(value) not in seen:
             seen.add(id(value))
             todo.extend([*value.keys(), *value.values()] if isinstance(value, dict) else value)
     return content
 
 
-def _is(kind: type, value: Any) -> Any:
+def _require_type(kind: type, value: Any) -> Any:
     if not isinstance(value, kind):
         raise TypeError(f"{type(value).__name__} for {kind.__name__}")
     return value
 
 
 def _numbers(content: bytes | str, dtype: _Dtype, shape: tuple[int, ...], order: str = "C") -> list[Any]:
-    """The content of an array as nested lists."""
+    """The values of an array as nested lists."""
     if not re.fullmatch(r"[biuf][1248]", dtype.code) or dtype.order not in ("<", ">"):
-        raise ValueError(f"it holds an array of {dtype.code[:20]!r}, not of numbers")
-    if isinstance(content, str):  # bytes of Python 2
+        raise ValueError(f"it contains an array of dtype {dtype.code[:20]!r}, which is not numeric")
+    if isinstance(content, str):  # bytes pickled by Python 2
         content = content.encode("latin-1")
     kind = np.dtype(dtype.order + dtype.code)
     if not shape or math.prod(shape) * kind.itemsize != len(content):
-        raise ValueError("it holds an array whose content does not fill its shape")
+        raise ValueError("it contains an array with a shape that does not match its data")
     return np.frombuffer(content, kind).reshape(shape, order="F" if order == "F" else "C").tolist()
 
 
 def _encoded(text: str, encoding: str) -> bytes:
     if encoding not in ("latin1", "latin-1"):
-        raise Forbidden("it holds more than plain data (text in another encoding)")
+        raise Forbidden("it contains more than plain data (text in another encoding)")
     return text.encode("latin-1")
 
 
@@ -251,4 +254,4 @@ NUMPY: dict[str, Callable[..., Any] | None] = {
     "_codecs encode": _encoded,
     **{f"{module} bytes": lambda: b"" for module in ("builtins", "__builtin__")},
 }
-"""The words that spell numpy's arrays and numbers, and bytes."""
+"""The functions in pickles of NumPy arrays, NumPy scalars and bytes → our implementations."""

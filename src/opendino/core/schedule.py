@@ -1,6 +1,6 @@
-"""Schedules: pure functions of a position in time, in float64 like the original's tables.
+"""Schedules as pure functions of the step, in float64 like the tables of DINO v1.
 
-Agreement with DINO v1's recorded tables is tested in tests/story/test_golden.py.
+tests/story/test_golden.py compares them with the recorded tables of DINO v1.
 """
 
 from __future__ import annotations
@@ -9,17 +9,17 @@ import math
 
 
 def cosine(step: int, base: float, final: float, total: int, warmup: int = 0) -> float:
-    """Linear warm-up from 0 to `base` (endpoint included), then a half cosine from `base` towards `final`.
+    """Linear warm-up from 0 to `base` (both included), then half a cosine period from `base` towards `final`.
 
-    Two properties of DINO v1 are kept: the peak occurs twice (last warm-up step, first cosine step), and `final`
-    is approached but not reached, since the cosine is sampled at i/n for i = 0 … n-1.
+    As in DINO v1, `base` occurs twice (last warm-up step, first cosine step), and `final` is not reached: the cosine is
+    sampled at i/n for i = 0 … n-1.
 
     Args:
-        step: Position, 0 … total - 1.
-        base: Value at the peak.
-        final: Value the cosine tends to.
-        total: Length of the run in the units of `step`.
-        warmup: Length of the warm-up in the same units; 0 for none.
+        step: Current step, 0 … total - 1.
+        base: Peak value.
+        final: Value that the cosine approaches.
+        total: Length of the run in units of `step`.
+        warmup: Length of the warm-up in units of `step`; 0 for none.
     """
     if step < warmup:
         return base * step / (warmup - 1) if warmup > 1 else 0.0
@@ -27,7 +27,7 @@ def cosine(step: int, base: float, final: float, total: int, warmup: int = 0) ->
 
 
 def ramp(position: int, start: float, end: float, length: int) -> float:
-    """Linear from `start` to `end` over `length` positions, both included, then constant (τ_t of DINO v1)."""
+    """Linear from `start` to `end` over `length` positions (both included), then constant: τ_t of DINO v1."""
     if position >= length:
         return end
     return start + (end - start) * position / (length - 1) if length > 1 else start

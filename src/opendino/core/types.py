@@ -1,7 +1,7 @@
-"""The values that travel between layers, and the letters used for their shapes.
+"""Data types passed between layers, and the letters used for tensor shapes.
 
 Letters: `V` views, `B` images in a batch, `C` channels, `H W` pixels, `N` patches, `R` registers, `D` feature width,
-`K` prototypes, `S` side of a square canvas in pixels. `num_` counts, `_px` pixels, `_frac` shares in [0, 1].
+`K` prototypes, `S` side of a square canvas in pixels. `num_` counts, `_px` pixels, `_frac` fractions in [0, 1].
 """
 
 from __future__ import annotations
@@ -22,18 +22,19 @@ Sigma = Annotated[float, Meta(ge=0, le=100)]
 
 @dataclass(frozen=True)
 class Augment(Checked):
-    """How one view is drawn: crop, then flip, jitter, gray, blur, solarize (BYOL, appendix B; DINO v1).
+    """Random augmentation of one view: crop, flip, jitter, gray, blur, solarize (BYOL, appendix B; DINO v1).
 
     Attributes:
-        scale: Area of the crop as a share of the image, uniform in this range.
-        ratio: Aspect (width / height) of the crop, log-uniform in this range.
+        scale: Area of the crop as a fraction of the image, uniform in this range.
+        ratio: Aspect ratio (width / height) of the crop, log-uniform in this range.
         flip: Probability of a horizontal flip.
         jitter: Probability of color jitter.
         brightness, contrast, saturation: Factor uniform in [1 - x, 1 + x].
         hue: Shift uniform in [-x, x] turns of the color wheel, x ≤ 0.5.
-        gray: Probability of gray.
-        blur: Probability of a Gaussian blur; its sigma in pixels of the crop is uniform in `sigma_px`.
-        solarize: Probability of inverting every value at or above one half.
+        gray: Probability of conversion to grayscale.
+        blur: Probability of Gaussian blur.
+        sigma_px: Sigma of the blur in pixels of the crop, uniform in this range.
+        solarize: Probability of inverting all values ≥ 128/255.
     """
 
     scale: FractionRange
@@ -52,12 +53,12 @@ class Augment(Checked):
 
 @dataclass(frozen=True)
 class ViewGroup:
-    """Views of one size, e.g. the two global ones.
+    """Views of one size, e.g. the two global views.
 
     Attributes:
         name: "global" or "local" for multi-crop.
         size_px: Side of the square crops.
-        views: One `Augment` a view; may be empty.
+        views: One `Augment` per view; may be empty.
     """
 
     name: str
@@ -67,13 +68,13 @@ class ViewGroup:
 
 @dataclass(frozen=True)
 class ViewSpec:
-    """All the views a method asks for, the normalization of their pixels, and how many images must have a label.
+    """The views that a method needs, their normalization, and the fraction of labeled images per batch.
 
     Attributes:
-        groups: What is drawn.
-        mean, std: Of pixels in [0, 1].
-        labeled_frac: This share of every batch, its first images, have a label; they come round more often than the
-            others where the set has fewer. 0 for methods that never look at labels.
+        groups: The groups of views.
+        mean, std: Per-channel normalization, for pixels in [0, 1].
+        labeled_frac: Fraction of every batch that has labels: its first images. If the data has a smaller fraction,
+            labeled images repeat more often than the others. 0 for methods without labels.
     """
 
     groups: tuple[ViewGroup, ...]
@@ -82,7 +83,7 @@ class ViewSpec:
     labeled_frac: float = 0.0
 
     def num_labeled(self, batch: int) -> int:
-        """How many images of a batch have a label for sure: none, or at least one."""
+        """Number of images in a batch that have a label: 0 for methods without labels, else at least 1."""
         return max(1, round(self.labeled_frac * batch)) if self.labeled_frac else 0
 
 
@@ -92,9 +93,9 @@ class Views:
 
     Attributes:
         crops: Group name → float `[V B C H W]`, normalized; a group without views is absent.
-        labels: int64 `[B]`, -1 where unknown (self-supervised methods never look).
-        indices: int64 `[B]`, positions in the source; on the host.
-        num_labeled: The first so many images have a label for sure, see `ViewSpec.labeled_frac`.
+        labels: int64 `[B]`, -1 where unknown; self-supervised methods do not use them.
+        indices: int64 `[B]`, positions in the source; on the CPU.
+        num_labeled: This many images, the first of the batch, have a label; see `ViewSpec.labeled_frac`.
     """
 
     crops: dict[str, Tensor]
@@ -105,12 +106,12 @@ class Views:
 
 @dataclass(frozen=True)
 class Features:
-    """What a backbone makes of images of one size.
+    """The tokens that a backbone computes for images of one size.
 
     Attributes:
-        cls: float `[B D]`, the CLS token after the last norm (ViT) or the pooled map (others): the image's feature.
-        registers: float `[B R D]`, R may be 0.
-        patches: float `[B N D]`, row by row.
+        cls: float `[B D]`, the image feature: CLS token after the last norm (ViT) or pooled feature map (others).
+        registers: float `[B R D]`, register tokens; R may be 0.
+        patches: float `[B N D]`, patch tokens in row-major order.
         grid: (rows, columns), rows · columns = N.
     """
 
@@ -122,11 +123,11 @@ class Features:
 
 @dataclass(frozen=True)
 class Clock:
-    """Where a run stands. Schedules are functions of it.
+    """The current position of a run; schedules are functions of it.
 
     Attributes:
-        step: Optimizer steps done so far, so 0 during the first.
-        total_steps: Length of the run.
+        step: Optimizer steps completed; 0 during the first step.
+        total_steps: Length of the run in optimizer steps.
         steps_per_epoch: Optimizer steps in one pass over the data.
     """
 
@@ -136,23 +137,23 @@ class Clock:
 
     @property
     def epoch(self) -> int:
-        """Passes over the data completed so far."""
+        """Completed passes over the data."""
         return self.step // self.steps_per_epoch
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What an `auto` value may depend on; measured once, before the run starts.
+    """The facts that an `auto` value may depend on; measured once, before the run starts.
 
     Attributes:
-        num_images: Images in the source.
-        short_side_px: Median shorter side of a sample of the images as stored.
-        num_classes: Classes the source names, 0 for none.
+        num_images: Number of images in the source.
+        short_side_px: Median of the shorter side over a sample of the stored images, in pixels.
+        num_classes: Number of classes in the source, 0 for none.
         batch: Images per optimizer step over all devices.
-        total_steps, steps_per_epoch: Length of the run and of an epoch.
+        total_steps, steps_per_epoch: Length of the run and of an epoch in optimizer steps.
         device: "cpu", "cuda" or "mps".
-        patch_px: What the sides of views must be multiples of; 16 for networks that do not mind.
-        convolutional: Small images on a CPU, for which "auto" took a small convolutional network.
+        patch_px: View sizes must be multiples of this; 16 for networks without such a constraint.
+        convolutional: Whether "auto" selected a small convolutional network (small images on a CPU).
     """
 
     num_images: int
@@ -168,12 +169,12 @@ class Facts:
 
 @dataclass(frozen=True)
 class StepOutput:
-    """What a method returns for one batch.
+    """The result of a method for one batch.
 
     Attributes:
         loss: Scalar tensor to differentiate.
-        metrics: Name → detached scalar tensor, left on the device.
-        numbers: Name → where a schedule stands, e.g. the teacher's temperature.
+        metrics: Name → detached scalar tensor on the device.
+        numbers: Name → current value of a schedule, e.g. the teacher temperature.
     """
 
     loss: Tensor
@@ -183,11 +184,11 @@ class StepOutput:
 
 @dataclass(frozen=True)
 class Report:
-    """What an eval found.
+    """Result of an evaluation.
 
     Attributes:
-        text: A table for people, with the protocol it was measured by.
-        fields: The same for scripts, plain JSON values; accuracies in percent.
+        text: A readable table, with the evaluation protocol.
+        fields: The same numbers as plain JSON values; accuracies in percent.
     """
 
     text: str

@@ -1,6 +1,6 @@
 """Optimizers, parameter groups, clipping and the schedules of learning rate and weight decay.
 
-Nothing here waits for the device: a void step (`found_inf`) is skipped on the device itself.
+The host never waits for the device: steps with non-finite values (`found_inf`) are skipped on the device itself.
 """
 
 from __future__ import annotations
@@ -20,67 +20,70 @@ from opendino.core.types import Clock, Facts
 
 @dataclass(frozen=True)
 class Config(Checked):
-    """How the student is optimized. Defaults are DINO v1's for ViTs."""
+    """Settings of the optimizer. Defaults are those of DINO v1 for ViTs."""
 
     name: Literal["adamw", "sgd", "lars"] = "adamw"
+    """Optimizer: adamw for ViTs and most networks, sgd or lars for ResNets."""
     lr: Positive | Literal["auto"] = 5e-4
-    """Peak learning rate for a batch of 256; scaled linearly with the batch. auto: the published rate; for small
-    convolutional networks on a CPU one that small batches need."""
+    """Peak learning rate for a batch of 256, scaled linearly with the batch. auto: from optimizer and network."""
     min_lr: NotNegative = 1e-6
-    """Where the cosine ends; not scaled."""
+    """Learning rate at the end of the cosine schedule; not scaled with the batch."""
     lr_warmup: Duration = "10ep"
-    """Linear warm-up (at most a fifth of the run)."""
+    """Length of the linear learning rate warm-up (at most 20% of the run)."""
     layer_decay: FractionAboveZero = 1.0
-    """Each stage of the backbone learns at this share of the rate of the one above it; 1 for all alike."""
+    """Layer-wise learning rate decay: factor per stage from output to input; below 1 for fine-tuning, 1 for none."""
     freeze_backbone: Duration = "0ep"
-    """The backbone stands still this long (at most a fifth of the run), while a fresh head finds its place; then its
-    rate is warmed up from 0 in its turn."""
+    """Train only the head for this time (at most 20% of the run), then warm up the backbone; for use with --init."""
     weight_decay: NotNegative = 0.04
+    """Weight decay at the start; biases and one-dimensional parameters are never decayed."""
     weight_decay_end: NotNegative | Literal["auto"] = 0.4
-    """Half cosine from start to end. Biases and one-dimensional parameters are never decayed."""
+    """Weight decay at the end of its cosine schedule. auto: 0.4; for small ConvNets constant."""
     clip: NotNegative = 3.0
-    """Largest gradient norm; 0 for none."""
+    """Maximum gradient norm; lower it if training is unstable, 0 turns clipping off."""
     clip_by: Literal["tensor", "global"] = "tensor"
-    """Norm of each parameter tensor on its own (DINO v1), or of all together."""
+    """Clip the norm of each parameter tensor (tensor, as in DINO v1) or of all gradients together (global)."""
     grad_accum_steps: Width | Literal["auto"] = "auto"
-    """A step's batch is worked off in this many parts, to save memory; one EMA and center update a step all
-    the same. BatchNorm sees one part at a time. auto: as few parts as fit."""
+    """Number of micro-batches per optimizer step; increase it to save memory. auto: as few as fit in memory."""
 
     def resolved(self, facts: Facts) -> tuple[Config, list[str]]:
-        """Durations within their share of the run; with the reasons."""
+        """Replace every "auto" by a value, limit durations to 20% of the run; also returns the reasons."""
         timing = {"total_steps": facts.total_steps, "steps_per_epoch": facts.steps_per_epoch}
         found: dict[str, tuple[Any, str]] = {}
         if self.lr == "auto":
-            found["lr"] = _rate(self.name, facts)
+            found["lr"] = _learning_rate(self.name, facts)
         if self.weight_decay_end == "auto":
             end = self.weight_decay if facts.convolutional else 0.4
             found["weight_decay_end"] = end, "constant, as in the demo" if facts.convolutional else "as in the paper"
         for name in ("lr_warmup", "freeze_backbone"):
-            asked = getattr(self, name)
-            value = duration.capped(asked, 0.2, **timing)
-            if value != asked:
-                found[name] = value, f"{asked} is more than 20% of {facts.total_steps:,} steps"
+            requested = getattr(self, name)
+            value = duration.capped(requested, 0.2, **timing)
+            if value != requested:
+                found[name] = value, f"{requested} is more than 20% of {facts.total_steps:,} steps"
         return auto_values.with_auto_values(self, found)
 
 
-_RATES = {"adamw": 5e-4, "sgd": 0.03, "lars": 0.3}
+_PUBLISHED_LR = {"adamw": 5e-4, "sgd": 0.03, "lars": 0.3}
 """DINO v1's published learning rates for a batch of 256."""
-_STEP_RATE = 3e-3
-"""What the demo's convolutional network learns fastest with under AdamW, at batches of 32 to 64."""
+_SMALL_CONVNET_LR = 3e-3
+"""Learning rate, not scaled with the batch, at which the small ConvNet learns fastest (AdamW, batches of 32 to 64)."""
 
 
-def _rate(name: str, facts: Facts) -> tuple[float, str]:
-    """The learning rate for a batch of 256, and why."""
+def _learning_rate(name: str, facts: Facts) -> tuple[float, str]:
+    """Learning rate for a batch of 256, and why."""
     if facts.convolutional and name == "adamw":
-        return _STEP_RATE * 256 / facts.batch, f"{_STEP_RATE:g} at the batch of {facts.batch}, convolutional network"
-    return _RATES[name], f"the published rate for {name}"
+        return (
+            _SMALL_CONVNET_LR * 256 / facts.batch,
+            f"{_SMALL_CONVNET_LR:g} at the batch of {facts.batch}, convolutional network",
+        )
+    return _PUBLISHED_LR[name], f"the published rate for {name}"
 
 
 class LARS(torch.optim.Optimizer):
-    """SGD with momentum and a trust ratio per tensor (You et al. 2017, arXiv:1708.03888), as DINO v1 uses it.
+    """LARS: SGD with momentum and a trust ratio per tensor (You et al. 2017, arXiv:1708.03888), as in DINO v1.
 
     For tensors of two or more dimensions: g ← g + wd·p, then g ← g · eta·‖p‖/‖g‖ where both norms are above 0.
-    Then v ← momentum·v + g and p ← p - lr·v. Biases and norms get neither decay nor ratio.
+    Then v ← momentum·v + g and p ← p - lr·v. Biases and norm parameters get neither weight decay nor
+    trust ratio.
     """
 
     _step_supports_amp_scaling = True  # `found_inf` is honored, see step()
@@ -90,7 +93,7 @@ class LARS(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """One update of every parameter that has a gradient; none where `found_inf` is set and above 0."""
+        """Update every parameter that has a gradient; skipped if `found_inf` is set and above 0."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -103,41 +106,41 @@ class LARS(torch.optim.Optimizer):
                 update = p.grad
                 if p.ndim > 1:
                     update = update + group["weight_decay"] * p
-                    parted = whole(p) is not p
-                    p_norm, g_norm = _norm(p, parted), _norm(update, parted)
+                    is_sharded = whole(p) is not p
+                    p_norm, g_norm = _norm(p, is_sharded), _norm(update, is_sharded)
                     ratio = torch.where((p_norm > 0) & (g_norm > 0), group["eta"] * p_norm / g_norm, 1.0)
                     update = update * ratio
                 if not self.state[p]:
                     self.state[p]["velocity"] = torch.zeros_like(p)
                 velocity = self.state[p]["velocity"]
-                moved = group["momentum"] * velocity + update
+                new_velocity = group["momentum"] * velocity + update
                 if found_inf is None:
-                    velocity.copy_(moved)
+                    velocity.copy_(new_velocity)
                     p.sub_(velocity, alpha=group["lr"])
                 else:
-                    velocity.copy_(torch.where(found_inf > 0, velocity, moved))
+                    velocity.copy_(torch.where(found_inf > 0, velocity, new_velocity))
                     p.copy_(torch.where(found_inf > 0, p, p - group["lr"] * velocity))
         return loss
 
 
-def _norm(part: Tensor, parted: bool) -> Tensor:
-    """Of the whole tensor, where this is all of it or, if `parted`, what one rank holds."""
-    return distributed.all_reduce_sum(part.square().sum()).sqrt() if parted else part.norm()
+def _norm(part: Tensor, is_sharded: bool) -> Tensor:
+    """Norm of the full tensor, of which `part` is this rank's shard if `is_sharded`, else all."""
+    return distributed.all_reduce_sum(part.square().sum()).sqrt() if is_sharded else part.norm()
 
 
 def param_groups(student: nn.Module, layer_decay: float = 1.0, apart: bool = False) -> list[dict[str, Any]]:
-    """Groups of the parameters that train, each decayed or (biases and one-dimensional ones) not.
+    """Parameter groups for the optimizer, with weight decay for all but biases and one-dimensional parameters.
 
     Args:
-        student: Any module; with a "backbone" where the next two are used.
-        layer_decay: The last stage of the backbone learns at this share of the rate of what is above it, each stage
-            below at this share of the next one's (Clark et al. 2020, ELECTRA; Bao et al. 2022, BEiT).
-        apart: Whether the backbone has groups of its own in any case.
+        student: Any module; must have a "backbone" if one of the next two arguments is used.
+        layer_decay: Factor of the learning rate per stage: the last stage of the backbone has this factor, the stage
+            before it the square, and so on (Clark et al. 2020, ELECTRA; Bao et al. 2022, BEiT).
+        apart: Whether to put the backbone into separate groups even if `layer_decay` is 1.
 
     Returns:
-        Groups with "decayed", "share" of the learning rate, and "backbone": whether they are its own.
+        Groups with the extra keys "decayed" (bool), "share" (factor of the learning rate) and "backbone" (bool).
     """
-    depth: dict[str, int] = {}  # below the head
+    depth: dict[str, int] = {}  # stages below the head: 1 is the last stage
     if apart or layer_decay < 1:
         stages = cast(Backbone, cast(nn.ModuleDict, student)["backbone"]).stages()
         depth = {f"backbone.{name}": len(stages) - i for i, stage in enumerate(stages) for name in stage}
@@ -154,16 +157,16 @@ def param_groups(student: nn.Module, layer_decay: float = 1.0, apart: bool = Fal
 
 
 def build(config: Config, student: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer of a student. Its learning rate and weight decay are set by `set_schedules` before each step."""
+    """Build the optimizer of a student; `set_schedules` sets learning rate and weight decay before each step."""
     groups = param_groups(student, config.layer_decay, apart=duration.parse(config.freeze_backbone)[0] > 0)
     for group in groups:
-        group["params"] = [_held(parameter) for parameter in group["params"]]
+        group["params"] = [_local_parameter(parameter) for parameter in group["params"]]
     if config.name == "adamw":
         return torch.optim.AdamW(groups, lr=0.0, fused=True)
     if config.name == "sgd":
         sgd = torch.optim.SGD(groups, lr=0.0, momentum=0.9, fused=True)
-        # Made here and not at the first step: torch's fused SGD wants all or none of a group's to exist, while the
-        # prototypes join later, and leaves memory as it finds it where that first step is void.
+        # Create the momentum buffers now, not at the first step: torch's fused SGD needs all or none of them in a
+        # group, but frozen prototypes join later. If that first step is skipped, it leaves its buffers uninitialized.
         for group in sgd.param_groups:
             for parameter in group["params"]:
                 sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
@@ -172,38 +175,41 @@ def build(config: Config, student: nn.Module) -> torch.optim.Optimizer:
 
 
 def whole(parameter: nn.Parameter) -> nn.Parameter:
-    """The student's parameter behind one of the optimizer's: itself, unless ranks hold parts of it (FSDP)."""
+    """The student's parameter that an optimizer parameter belongs to; the same object unless sharded (FSDP)."""
     return getattr(parameter, "whole", parameter)
 
 
-def _held(parameter: nn.Parameter) -> nn.Parameter:
-    """What this rank holds of a parameter: optimizers work on plain tensors, and need not know of the other ranks."""
+def _local_parameter(parameter: nn.Parameter) -> nn.Parameter:
+    """This rank's shard of a parameter as a plain tensor, since fused optimizers do not need to know about DTensor."""
     if not distributed.is_sharded(parameter):
         return parameter
-    held = nn.Parameter(distributed.local_tensor(parameter.detach()))
-    held.whole = parameter  # pyright: ignore[reportAttributeAccessIssue]
-    return held
+    shard = nn.Parameter(distributed.local_tensor(parameter.detach()))
+    shard.whole = parameter  # pyright: ignore[reportAttributeAccessIssue]
+    return shard
 
 
 def set_schedules(optimizer: torch.optim.Optimizer, config: Config, clock: Clock, batch: int) -> tuple[float, float]:
-    """Set this step's learning rate and weight decay; returns both, the rate as of the head.
+    """Set the learning rate and weight decay of the current step.
 
     Args:
-        optimizer: From `build`.
-        config: Its settings.
-        clock: The step about to be done.
-        batch: Images per step over all devices; the rate is `lr · batch / 256`.
+        optimizer: Result of `build`.
+        config: Settings of the optimizer.
+        clock: The step that comes next.
+        batch: Images per step over all devices; the peak learning rate is `lr · batch / 256`.
+
+    Returns:
+        Learning rate of the head, and weight decay.
     """
     assert config.lr != "auto" and config.weight_decay_end != "auto"
     total = clock.total_steps
     warmup = duration.steps(config.lr_warmup, total_steps=total, steps_per_epoch=clock.steps_per_epoch)
     lr = schedule.cosine(clock.step, config.lr * batch / 256, config.min_lr, total, warmup)
     weight_decay = schedule.cosine(clock.step, config.weight_decay, config.weight_decay_end, total)
-    # At a rate of 0 weights stay as they are, bit for bit, while the optimizer's moments settle.
+    # A frozen backbone has learning rate 0: its weights do not change by a bit, while AdamW's moments are estimated.
     frozen = duration.steps(config.freeze_backbone, total_steps=total, steps_per_epoch=clock.steps_per_epoch)
-    thawed = min(1.0, max(0, clock.step - frozen) / max(1, warmup)) if frozen else 1.0
+    backbone_warmup = min(1.0, max(0, clock.step - frozen) / max(1, warmup)) if frozen else 1.0
     for group in optimizer.param_groups:
-        group["lr"] = lr * group["share"] * (thawed if group["backbone"] else 1.0)
+        group["lr"] = lr * group["share"] * (backbone_warmup if group["backbone"] else 1.0)
         if group["decayed"]:
             group["weight_decay"] = weight_decay
     return lr, weight_decay
@@ -211,9 +217,10 @@ def set_schedules(optimizer: torch.optim.Optimizer, config: Config, clock: Clock
 
 @torch.no_grad()
 def clip(student: nn.Module, max_norm: float, by: Literal["tensor", "global"]) -> Tensor:
-    """Scale gradients down to `max_norm`; returns their norm before (over all tensors), a scalar on the device.
+    """Clip gradients to `max_norm`; 0 turns clipping off. Norms are those of full tensors, also with FSDP.
 
-    Norms are those of whole tensors, also where each rank holds a part of them.
+    Returns:
+        Norm of all gradients before clipping, a scalar on the device.
     """
     found = [p.grad for p in student.parameters() if p.grad is not None]
     grads = [distributed.local_tensor(grad) for grad in found]
@@ -222,7 +229,7 @@ def clip(student: nn.Module, max_norm: float, by: Literal["tensor", "global"]) -
         norms = distributed.all_reduce_sum(norms.square()).sqrt()
     total = torch.linalg.vector_norm(norms)
     if max_norm > 0:
-        # The original's rule, with its 1e-6: g · min(1, c / (‖g‖ + 1e-6)).
+        # As in DINO v1, with its 1e-6: g · min(1, c / (‖g‖ + 1e-6)).
         each = norms.unbind() if by == "tensor" else [total] * len(grads)
         shares = [(max_norm / (norm + 1e-6)).clamp(max=1.0) for norm in each]
         torch._foreach_mul_(grads, shares)  # pyright: ignore[reportPrivateImportUsage]
@@ -230,34 +237,34 @@ def clip(student: nn.Module, max_norm: float, by: Literal["tensor", "global"]) -
 
 
 class BatchNormBuffers:
-    """The buffers of a module before a step: BatchNorm's statistics, which a void step must not spoil.
+    """Copies of a module's buffers (BatchNorm statistics) from before a step, to restore after a skipped step.
 
     Args:
-        module: Anything.
+        module: Any module.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self._pairs = [(buffer, buffer.clone()) for buffer in module.buffers()]
 
     def restore(self, ok: Tensor) -> None:
-        """Undo what happened to them since, where `ok` (scalar bool on the device) is False."""
+        """Restore the buffers if `ok` (scalar bool on the device) is False."""
         for buffer, before in self._pairs:
             buffer.copy_(torch.where(ok, buffer, before))
 
 
 def step(optimizer: torch.optim.Optimizer, ok: Tensor) -> None:
-    """The optimizer's step, void where `ok` (scalar bool on the device) is False; then gradients are forgotten.
+    """Run the optimizer step, skipped if `ok` (scalar bool on the device) is False, and set all gradients to None.
 
-    The host does not wait.
+    The host does not wait for the device.
     """
-    pairs = [(held, whole(held)) for group in optimizer.param_groups for held in group["params"]]
-    for held, parameter in pairs:
-        if held is not parameter:
-            held.data = distributed.local_tensor(parameter.detach())
-            held.grad = None if parameter.grad is None else distributed.local_tensor(parameter.grad)
+    pairs = [(shard, whole(shard)) for group in optimizer.param_groups for shard in group["params"]]
+    for shard, parameter in pairs:
+        if shard is not parameter:  # use the current shards of the weight and the gradient
+            shard.data = distributed.local_tensor(parameter.detach())
+            shard.grad = None if parameter.grad is None else distributed.local_tensor(parameter.grad)
     # The protocol of torch's own GradScaler: fused optimizers read `found_inf` and skip on the device.
     optimizer.found_inf = (~ok).to(torch.float32)  # pyright: ignore[reportAttributeAccessIssue]
     optimizer.step()
     del optimizer.found_inf  # pyright: ignore[reportAttributeAccessIssue]
-    for held, parameter in pairs:
-        held.grad = parameter.grad = None
+    for shard, parameter in pairs:
+        shard.grad = parameter.grad = None

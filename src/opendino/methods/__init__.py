@@ -1,1 +1,1 @@
-"""One training method a file: `Config`, `views`, `build`. `ls` is the list."""
+"""Training methods, one per module, each with `Config`, `views` and `build`."""

@@ -3,11 +3,11 @@
 The paper's "online" and "target" networks are our student and teacher. No prototypes, no negatives, no labels.
 
 Teacher is: a moving average of the student, momentum 0.996 → 1
-Student sees: both views, and carries a predictor that the teacher has not
+Student sees: both views; it has a predictor, the teacher does not
 Teacher sees: both views
 Objective: 2 - 2 cos(prediction of one view, projection of the other), summed over both directions
-Against collapse: the predictor on the student alone, stop-gradient, and the moving average
-Learns from: images alone
+Against collapse: a predictor only on the student, stop-gradient, and the moving average
+Learns from: images without labels
 """
 
 from __future__ import annotations
@@ -31,25 +31,27 @@ from opendino.models.teacher import copy_from, ema_
 
 @dataclass(frozen=True)
 class Config(Checked):
-    """Settings of BYOL. Defaults are the paper's; it used LARS (`--optim.name lars`) and ResNet-50."""
+    """Settings of BYOL. Defaults are the paper's, which used ResNet-50 and LARS (`--optim.name lars`)."""
 
     size_px: PixelSize | Literal["auto"] = "auto"
-    """Side of both views."""
+    """Side of both views in pixels. auto: from the image size and the device."""
     first: Augment = field(default_factory=lambda: Augment(scale=(0.08, 1.0), blur=1.0))
-    """How the first view is drawn (appendix B of the paper)."""
+    """Augmentation of the first view (appendix B of the paper)."""
     second: Augment = field(default_factory=lambda: Augment(scale=(0.08, 1.0), blur=0.1, solarize=0.2))
-    """How the second view is drawn."""
+    """Augmentation of the second view (appendix B of the paper)."""
     hidden_dim: Width = 4096
-    """Hidden width of projector and predictor."""
+    """Hidden width of the projector and predictor MLPs."""
     projection_dim: Width = 256
+    """Output width of the projector and predictor MLPs."""
     predictor: bool = True
-    """False leaves nothing to tell student from teacher but their age; see `opendino experiment collapse`."""
+    """Predictor MLP on the student. False only to study collapse (see `opendino experiment collapse`)."""
     momentum: Fraction | Literal["auto"] = "auto"
-    """EMA momentum of the teacher at the start; follows a half cosine to `momentum_end`."""
+    """EMA momentum of the teacher at the start; a cosine schedule to momentum_end. auto: from the length of the run."""
     momentum_end: Fraction = 1.0
+    """EMA momentum of the teacher at the end of the run."""
 
     def resolved(self, facts: Facts) -> tuple[Config, list[str]]:
-        """Every "auto" as a number, with the reasons, one line each."""
+        """Replace every "auto" by a value; also returns the reasons, one line each."""
         found = {}
         if self.size_px == "auto":
             found["size_px"] = auto_values.size_px(facts)
@@ -59,13 +61,13 @@ class Config(Checked):
 
 
 def views(config: Config) -> ViewSpec:
-    """Two views of one size, drawn differently."""
+    """Two views of the same size with different augmentations."""
     assert config.size_px != "auto"
     return ViewSpec((ViewGroup("global", config.size_px, (config.first, config.second)),))
 
 
 def build(config: Config, make_backbone: Callable[[Literal["student", "teacher"]], Backbone]) -> Method:
-    """A student with projector and predictor, and a teacher equal to it but for the predictor."""
+    """Build the student (backbone, projector, predictor) and a teacher of the same weights without a predictor."""
     return _BYOL(config, make_backbone)
 
 
@@ -86,8 +88,8 @@ class _BYOL(Method):
         copy_from(self.teacher, self.student)
 
     def forward(self, views: Views, clock: Clock) -> StepOutput:
-        # View by view, so that batch norm sees them apart, as in the paper's code.
-        images = list(views.crops["global"].unbind())
+        # One forward pass per view, so that batch norm computes statistics per view, as in the paper's code.
+        images = list(views.crops["global"].unbind())  # two of [B, C, H, W]
         with torch.no_grad():
             embeddings = self.teacher["backbone"](images)
             targets = [self.teacher["head"](embedding) for embedding in embeddings]
@@ -103,19 +105,22 @@ class _BYOL(Method):
         return StepOutput(loss, metrics, {"momentum": self.ema(clock)})
 
     def after_step(self, clock: Clock, ok: Tensor) -> None:
-        """Move the teacher towards the student."""
+        """EMA update of the teacher."""
         ema_(self.teacher, self.student, self.ema(clock), ok)
 
     def ema(self, clock: Clock) -> float:
-        """The teacher's momentum at this time: 1 - (1 - τ) · (cos(π k / K) + 1) / 2 for τ → 1 (section 3.3)."""
+        """Current EMA momentum of the teacher: 1 - (1 - τ) · (cos(π k / K) + 1) / 2 with end value 1 (section 3.3)."""
         return schedule.cosine(clock.step, self.momentum, self.config.momentum_end, clock.total_steps)
 
 
 def regression(prediction: Tensor, target: Tensor) -> Tensor:
-    """Squared distance of the L2-normalized rows, ‖p̂ - t̂‖² = 2 - 2 cos(p, t), mean over images (eq. 2).
+    """Squared distance of L2-normalized vectors, ‖p̂ - t̂‖² = 2 - 2 cos(p, t), mean over images (eq. 2).
 
     Args:
-        prediction: `[B D]`, of the student.
-        target: `[B D]`, of the teacher, without gradient.
+        prediction: `[B D]`, from the student.
+        target: `[B D]`, from the teacher, without gradient.
+
+    Returns:
+        Scalar in [0, 4].
     """
     return (2 - 2 * cosine_similarity(to_float32(prediction), to_float32(target), dim=-1)).mean()

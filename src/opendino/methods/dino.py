@@ -1,16 +1,16 @@
 """DINO: self-distillation with no labels (Caron et al. 2021, arXiv:2104.14294).
 
-A student learns to predict, from any view of an image, what its teacher says of the two global views. The teacher is
-a moving average of the student. Two forces keep the pair from agreeing on nothing: centering (subtract a running mean,
-so that no prototype wins everywhere; alone it drifts to the uniform distribution) and sharpening (a low teacher
-temperature; alone it collapses onto one prototype). Agreement with recorded numbers: tests/story/test_golden.py.
+A student learns to predict, from any view of an image, the teacher's output for the two global views. The teacher is
+an exponential moving average (EMA) of the student. Two mechanisms prevent collapse: centering (subtract a running mean,
+so that no prototype dominates; alone it leads to a uniform output) and sharpening (a low teacher temperature; alone it
+leads to one dominant prototype). tests/story/test_golden.py compares training with recorded numbers of DINO v1.
 
 Teacher is: a moving average of the student, momentum 0.996 → 1
 Student sees: all views
 Teacher sees: the global views
 Objective: cross-entropy of the two softmax outputs over prototypes, every pair of different views
 Against collapse: centering and sharpening of the teacher's output
-Learns from: images alone
+Learns from: images without labels
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from opendino.losses import entropy, feature_std, to_float32
 from opendino.models.heads import ProjectionHead
 from opendino.models.teacher import copy_from, ema_
 
-_ROWS_AT_ONCE = 256  # scored against all prototypes: enough for the matrix products, little beside the network's memory
+_ROWS_AT_ONCE = 256  # rows per matrix product with the prototypes: enough for full speed, little memory
 
 
 @dataclass(frozen=True)
@@ -53,63 +53,78 @@ class Config(Checked):
     """Settings of DINO. Defaults are the paper's for ViT-S/16 with two global and ten local crops."""
 
     student_views: Literal["all", "local"] = "all"
-    """all: the student sees every view (paper, original code). local: it sees only local ones (Kirch's article)."""
+    """Views that the student sees. all: every view (paper, original code); local: only local ones (Kirch's article)."""
     global_size_px: PixelSize | Literal["auto"] = 224
+    """Side of the global crops in pixels. auto: from the image size and the device."""
     local_size_px: PixelSize | Literal["auto"] = 96
+    """Side of the local crops in pixels. auto: 96/224 of the global size, half of it for small ConvNets."""
     local_crops: Annotated[int, Meta(ge=0, le=256)] | Literal["auto"] = 10
-    """Number of local views, 0 or more."""
+    """Number of local crops per image; fewer are faster and use less memory."""
     global_scale: FractionRange | Literal["auto"] = (0.25, 1.0)
-    """Area of a global crop as a share of the image."""
+    """Smallest and largest area of a global crop, as a fraction of the image."""
     local_scale: FractionRange | Literal["auto"] = (0.05, 0.25)
-    """Area of a local crop as a share of the image."""
+    """Smallest and largest area of a local crop, as a fraction of the image."""
     flip: Fraction = 0.5
-    """Probability of a horizontal flip."""
+    """Probability of a horizontal flip; 0 if left and right matter (text, maps)."""
     jitter: Fraction = 0.8
-    """Probability of color jitter."""
+    """Probability of color jitter, for each view."""
     jitter_strength: tuple[Strength, Strength, Strength, Hue] = (0.4, 0.4, 0.2, 0.1)
-    """Brightness, contrast, saturation, hue."""
+    """Strength of brightness, contrast, saturation and hue jitter; lower them if color identifies your classes."""
     gray: Fraction = 0.2
-    """Probability of gray."""
+    """Probability of conversion to grayscale, for each view."""
     blur: tuple[Fraction, Fraction, Fraction] | Literal["auto"] = (1.0, 0.1, 0.5)
-    """Probability of a blur in the first global, the second global, a local view."""
+    """Probability of Gaussian blur in the first global, the second global and each local view."""
     solarize: Fraction = 0.2
-    """Probability of solarization in the second global view."""
+    """Probability of solarization (invert bright pixels) in the second global view."""
 
     out_dim: Annotated[int, Meta(ge=2, le=2**24)] | Literal["auto"] = 65536
-    """K, the number of prototypes."""
+    """Number of prototypes K (output dimension of the head). auto: from the number of images."""
     hidden_dim: Width | Literal["auto"] = 2048
+    """Hidden width of the head MLP."""
     bottleneck_dim: Width | Literal["auto"] = 256
+    """Width of the head's bottleneck, before the prototype layer."""
     head_layers: Annotated[int, Meta(ge=1, le=64)] = 3
+    """Number of linear layers in the head MLP."""
     head_batch_norm: bool = False
+    """Use batch norm in the head MLP."""
     norm_last_layer: bool = True
-    """Fix the prototypes' lengths at 1. False can gain accuracy on small ViTs and is less stable."""
+    """Fix the norms of the prototypes at 1. False can improve small ViTs, but is less stable."""
     freeze_last_layer: Duration = "1ep"
-    """The prototypes stand still this long (at most a tenth of the run)."""
+    """Freeze the prototypes for this time at the start (at most 10% of the run); longer if the loss does not fall."""
 
     centering: bool = True
+    """Subtract a running mean from the teacher's output. False only to study collapse."""
     center_momentum: Fraction = 0.9
+    """EMA momentum of the center."""
     sharpening: bool = True
-    """False: the teacher's temperature equals the student's."""
+    """Use a low teacher temperature. False sets it to the student's, only to study collapse."""
     student_temp: Temperature = 0.1
+    """Softmax temperature of the student."""
     teacher_temp: Temperature = 0.07
+    """Softmax temperature of the teacher after the warm-up; lower it if training is unstable."""
     teacher_temp_start: Temperature = 0.04
+    """Softmax temperature of the teacher at the start."""
     teacher_temp_warmup: Duration = "30ep"
-    """From start to final temperature in this time (at most 30 % of the run); stated in epochs it moves once an
-    epoch, as the original, else every step."""
+    """Teacher temperature warm-up, at most 30% of the run; updated per epoch if given in epochs, else per step."""
     momentum: Fraction | Literal["auto"] = 0.996
-    """EMA momentum of the teacher at the start; follows a half cosine to `momentum_end`."""
+    """EMA momentum of the teacher at the start; a cosine schedule to momentum_end. auto: from the length of the run."""
     momentum_end: Fraction | Literal["auto"] = 1.0
+    """EMA momentum of the teacher at the end of the run."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.student_views == "local" and self.local_crops == 0:
             raise UsageError(
-                "student_views=local leaves the student nothing to see with local_crops=0",
+                "student_views=local with local_crops=0 leaves the student without views",
                 "Use local_crops=1 or more, or student_views=all",
             )
 
     def resolved(self, facts: Facts) -> tuple[Config, list[str]]:
-        """Every "auto" as a number and every duration within its share of the run; with the reasons, one line each."""
+        """Replace every "auto" by a value and limit durations to their fraction of the run.
+
+        Returns:
+            The new Config, and the reasons for each change, one line each.
+        """
         found: dict[str, tuple[Any, str]] = {}
         if self.global_size_px == "auto":
             found["global_size_px"] = auto_values.size_px(facts)
@@ -131,34 +146,34 @@ class Config(Checked):
             if getattr(self, name) == "auto":
                 found[name] = value, why
         if self.out_dim == "auto" and "out_dim" not in found:
-            # Prototypes beyond what a small set can fill only slow the start; the steps follow lightly-train's rule.
-            steps = ((20_000, 1024), (50_000, 2048), (100_000, 4096), (200_000, 16384), (500_000, 32768))
-            num = next((k for limit, k in steps if facts.num_images < limit), 65536)
+            # Unused prototypes slow down the start of training on small data sets; thresholds as in lightly-train.
+            thresholds = ((20_000, 1024), (50_000, 2048), (100_000, 4096), (200_000, 16384), (500_000, 32768))
+            num = next((k for limit, k in thresholds if facts.num_images < limit), 65536)
             found["out_dim"] = num, f"{facts.num_images:,} images"
         if self.momentum == "auto" and "momentum" not in found:
             found["momentum"] = auto_values.momentum(facts)
         timing = {"total_steps": facts.total_steps, "steps_per_epoch": facts.steps_per_epoch}
         for name, share in (("freeze_last_layer", 0.1), ("teacher_temp_warmup", 0.3)):
-            asked = getattr(self, name)
-            value = span.capped(asked, share, **timing)
-            if value != asked:
-                found[name] = value, f"{asked} is more than {share:.0%} of {facts.total_steps:,} steps"
+            requested = getattr(self, name)
+            value = span.capped(requested, share, **timing)
+            if value != requested:
+                found[name] = value, f"{requested} is more than {share:.0%} of {facts.total_steps:,} steps"
         return auto_values.with_auto_values(self, found)
 
 
 _USUAL: dict[str, Any] = {
     "local_crops": 6, "blur": (1.0, 0.1, 0.5), "hidden_dim": 2048, "bottleneck_dim": 256, "momentum_end": 1.0,
 }  # fmt: skip
-"""The published values of what depends on the network alone; six local crops are those of the recipe for small sets."""
+"""Values of "auto" from the paper, except local_crops: 6 as in the recipe for small data sets."""
 _SMALL_NETWORK: dict[str, Any] = {
     "local_crops": 4, "blur": (0.2, 0.1, 0.1), "hidden_dim": 256, "bottleneck_dim": 64, "out_dim": 256,
     "momentum": 0.95, "momentum_end": 0.99,
 }  # fmt: skip
-"""What the small convolutional network learns with in a thousand steps (docs/log.md)."""
+"""Values of "auto" with which the small convolutional network learns in 1,000 steps (docs/log.md)."""
 
 
 def views(config: Config) -> ViewSpec:
-    """Two global and `local_crops` local views with BYOL's augmentations."""
+    """Two global and `local_crops` local views with the augmentations of BYOL."""
     brightness, contrast, saturation, hue = config.jitter_strength
     assert config.global_scale != "auto" and config.local_scale != "auto" and config.blur != "auto"
     assert config.local_crops != "auto"
@@ -179,7 +194,7 @@ def views(config: Config) -> ViewSpec:
 
 
 def build(config: Config, make_backbone: Callable[[Literal["student", "teacher"]], Backbone]) -> Method:
-    """A student, and a teacher equal to it. `config` must be resolved."""
+    """Build a student and a teacher of the same weights. `config` must be resolved (no "auto")."""
     return _DINO(config, make_backbone)
 
 
@@ -205,43 +220,43 @@ class _DINO(Method):
         self.student, self.teacher = network("student"), network("teacher")
         copy_from(self.teacher, self.student)
         self.register_buffer("center", torch.zeros(1, out_dim))
-        self._teacher_means: list[Tensor] = []  # of the batches of the current step
+        self._teacher_means: list[Tensor] = []  # [1, K] per micro-batch of the current step
 
     def forward(self, views: Views, clock: Clock) -> StepOutput:
-        crops = {name: group.flatten(0, 1) for name, group in views.crops.items()}
+        crops = {name: group.flatten(0, 1) for name, group in views.crops.items()}  # [V * B, C, H, W]
         batch, num_global = len(views.indices), len(views.crops["global"])
 
         with torch.no_grad():
             embedding = self.teacher["backbone"]([crops["global"]])[0]
-            teacher = to_float32(self.teacher["head"](embedding)).unflatten(0, (num_global, batch))
+            teacher = to_float32(self.teacher["head"](embedding)).unflatten(0, (num_global, batch))  # [V_t, B, K]
             targets = torch.softmax((teacher - self.center * self.config.centering) / self.temperature(clock), dim=-1)
             self._teacher_means.append(teacher.mean((0, 1))[None])
 
         seen = [crop for name, crop in crops.items() if name == "local" or self.config.student_views == "all"]
         head = cast(ProjectionHead, self.student["head"])
-        rows = head.bottleneck(torch.cat(self.student["backbone"](seen))).unflatten(0, (-1, batch))
-        every = self.config.student_views == "all"
-        loss = cross_entropy(rows, head.last_layer.weight, targets, self.config.student_temp, same_views=every)
+        rows = head.bottleneck(torch.cat(self.student["backbone"](seen))).unflatten(0, (-1, batch))  # [V_s, B, D]
+        same_views = self.config.student_views == "all"
+        loss = cross_entropy(rows, head.last_layer.weight, targets, self.config.student_temp, same_views=same_views)
 
-        teacher_entropy, most = entropy(targets).mean(), math.log(targets.shape[-1])
+        teacher_entropy, max_entropy = entropy(targets).mean(), math.log(targets.shape[-1])
         metrics = {
             "loss": loss.detach(),
             "teacher_entropy": teacher_entropy,
             "kl": loss.detach() - teacher_entropy,
-            "entropy_frac": teacher_entropy / most,
-            "marginal_frac": entropy(targets.mean((0, 1))) / most,
+            "entropy_frac": teacher_entropy / max_entropy,
+            "marginal_frac": entropy(targets.mean((0, 1))) / max_entropy,
             "feature_spread": feature_std(embedding),
         }
         return StepOutput(loss, metrics, {"teacher_temp": self.temperature(clock), "momentum": self.ema(clock)})
 
     def before_step(self, clock: Clock) -> None:
-        """Hold the prototypes still at first: without a gradient the optimizer skips them, weight decay included."""
+        """Freeze the prototypes at the start: without a gradient the optimizer skips them, including weight decay."""
         if clock.step < _steps(self.config.freeze_last_layer, clock):
             for parameter in cast(ProjectionHead, self.student["head"]).last_layer.parameters():
                 parameter.grad = None
 
     def after_step(self, clock: Clock, ok: Tensor) -> None:
-        """Move the teacher towards the student and the center towards what the teacher said."""
+        """EMA updates of the teacher and of the center."""
         ema_(self.teacher, self.student, self.ema(clock), ok)
         mean = distributed.all_reduce_mean(torch.stack(self._teacher_means).mean(0))
         self._teacher_means.clear()
@@ -249,11 +264,11 @@ class _DINO(Method):
         self.center.copy_(torch.where(ok, moved, self.center))
 
     def ema(self, clock: Clock) -> float:
-        """The teacher's momentum at this time."""
+        """Current EMA momentum of the teacher."""
         return schedule.cosine(clock.step, self.momentum, self.momentum_end, clock.total_steps)
 
     def temperature(self, clock: Clock) -> float:
-        """τ_t at this time."""
+        """Current teacher temperature τ_t."""
         config = self.config
         if not config.sharpening:
             return config.student_temp
@@ -265,18 +280,22 @@ class _DINO(Method):
 
 
 def cross_entropy(rows: Tensor, prototypes: Tensor, targets: Tensor, temperature: float, *, same_views: bool) -> Tensor:
-    """Mean of H(teacher view, student view) over images and pairs of different views (eq. 2 of the paper).
+    """Cross-entropy H(teacher view, student view), mean over images and pairs of different views (eq. 2 of the paper).
 
-    H(q, p) with p = softmax(x) is (Σ_k q)·logsumexp(x) - Σ_k q·x, linear in q: so the targets that a student view
-    meets are summed first, and it is scored once. Its gradient, (Σ_k q)·p - q, is worked out there and then, for some
-    views at a time: no logits are kept for the way back, where the textbook keeps several tensors of their size.
+    H(q, p) with p = softmax(x) is (Σ_k q)·logsumexp(x) - Σ_k q·x, which is linear in q. So the targets of each student
+    view are summed first, and its logits are computed once. The gradient, (Σ_k q)·p - q, is computed in the forward
+    pass, for a few views at a time: no logits are stored for the backward pass, where plain autograd stores several
+    tensors of the size of all logits.
 
     Args:
-        rows: `[V_s B D]`, the student's bottleneck, float32 or float64.
-        prototypes: `[K D]`; logits are rows · prototypesᵀ / τ_s, the product in autocast's precision.
-        targets: `[V_t B K]` teacher probabilities; no gradient flows into them.
+        rows: `[V_s B D]`, output of the student's bottleneck, float32 or float64.
+        prototypes: `[K D]`; logits are rows · prototypesᵀ / τ_s, with the product in autocast precision.
+        targets: `[V_t B K]`, teacher probabilities; they get no gradient.
         temperature: τ_s.
-        same_views: The first V_t student views are the teacher's own; a view is not compared with itself.
+        same_views: Whether the first V_t student views are the teacher's views; a view is not compared with itself.
+
+    Returns:
+        Scalar loss.
     """
     return cast(Tensor, _CrossEntropy.apply(rows, prototypes, targets, temperature, same_views))
 
@@ -294,13 +313,14 @@ class _CrossEntropy(torch.autograd.Function):
         loss, d_rows, d_prototypes = rows.new_zeros(()), torch.empty_like(rows), torch.zeros_like(prototypes)
         with torch.autocast(device, enabled=False):
             for first in range(0, num_views, step):
-                part = rows[first : first + step].to(half)
-                wanted = total.expand(len(part), -1, -1)
+                part = rows[first : first + step].to(half)  # [v, B, D] with v ≤ step
+                # Sum of the targets of each student view, without the target from the same view: [v, B, K]
+                target_sum = total.expand(len(part), -1, -1)
                 if same_views and first < len(targets):
-                    wanted = wanted.clone()
+                    target_sum = target_sum.clone()
                     own = targets[first : first + step]
-                    wanted[: len(own)] -= own
-                terms, gradient = _scored(part @ weight.mT, wanted, temperature, share)
+                    target_sum[: len(own)] -= own
+                terms, gradient = _loss_and_gradient(part @ weight.mT, target_sum, temperature, share)
                 loss += terms
                 d_rows[first : first + step] = gradient @ weight
                 d_prototypes += gradient.flatten(0, 1).mT @ part.flatten(0, 1)
@@ -314,19 +334,21 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 @compiled
-def _scored(scores: Tensor, wanted: Tensor, temperature: float, share: float) -> tuple[Tensor, Tensor]:
-    """Σ H(q, softmax(s / τ)) over all rows, and `share` times its gradient in the scores, whose memory it may take.
+def _loss_and_gradient(scores: Tensor, target_sum: Tensor, temperature: float, share: float) -> tuple[Tensor, Tensor]:
+    """Σ H(q, softmax(s / τ)) over all rows, and `share` times its gradient with respect to the scores.
+
+    May overwrite `scores`.
 
     Args:
-        scores: s, `[V B K]`, in the precision of the product.
-        wanted: Σ q of each row, `[V B K]`, in that of the loss.
+        scores: s, `[V B K]`, in the precision of the matrix product.
+        target_sum: Σ q of each row, `[V B K]`, in the precision of the loss.
         temperature: τ.
-        share: Of a row in the mean.
+        share: Weight of a row in the mean.
     """
-    logits = scores.to(wanted.dtype).div_(temperature)
-    mass, lse = wanted.sum(-1, keepdim=True), logits.logsumexp(-1, keepdim=True)
-    terms = (mass * lse).sum() - torch.linalg.vecdot(wanted, logits).sum()
-    gradient = logits.sub_(lse).exp_().mul_(mass).sub_(wanted).mul_(share / temperature)
+    logits = scores.to(target_sum.dtype).div_(temperature)
+    mass, lse = target_sum.sum(-1, keepdim=True), logits.logsumexp(-1, keepdim=True)
+    terms = (mass * lse).sum() - torch.linalg.vecdot(target_sum, logits).sum()
+    gradient = logits.sub_(lse).exp_().mul_(mass).sub_(target_sum).mul_(share / temperature)
     return terms, gradient.to(scores.dtype)
 
 

@@ -1,14 +1,14 @@
-"""Knowledge distillation: a small student learns from a trained teacher that stays as it is (Hinton et al. 2015).
+"""Knowledge distillation: a small student learns from a frozen pretrained teacher (Hinton et al. 2015).
 
-arXiv:1503.02531. Teacher and student may be of any two architectures. Both look at the same view (Beyer et al. 2022,
-arXiv:2106.05237), or the teacher at the whole image, and is then asked only once about each.
+arXiv:1503.02531. Teacher and student can have different architectures. Both get the same view (Beyer et al. 2022,
+arXiv:2106.05237), or the teacher gets the whole image, and its output is computed once per image and cached.
 
 Teacher is: a trained, usually larger network, frozen
 Student sees: one augmented view
 Teacher sees: the same view, or the whole image
-Objective: features: squared distance to the teacher's, standardized; logits: KL at a temperature, times its square
-Against collapse: nothing is needed, the targets stand still
-Learns from: images, and what the teacher has learnt; labels as an option
+Objective: features: squared distance to the teacher's standardized features; logits: T² times the KL divergence
+Against collapse: not needed, the targets are fixed
+Learns from: images and the teacher's outputs; optionally labels
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from opendino.losses import feature_std, to_float32
 from opendino.models.load import Model, load
 
 WHOLE = Augment(scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=0.0, jitter=0.0, gray=0.0)
-"""The largest centered square, without chance."""
+"""The largest center crop, without random augmentation."""
 
 
 @dataclass(frozen=True)
@@ -39,28 +39,27 @@ class Config(Checked):
     """Settings of distillation from a frozen teacher."""
 
     teacher: str = ""
-    """The trained model: a run folder, an imported or exported model folder, or timm:NAME. Needed."""
+    """Required. The teacher: a run folder, an imported or exported model folder, or timm:NAME."""
     objective: Literal["features", "logits"] = "features"
-    """features: any teacher, no labels. logits: a teacher that classifies."""
+    """Output to match. features: works with any teacher; logits: needs a teacher with a classifier."""
     teacher_view: Literal["same", "whole"] = "same"
-    """same: the student's own view. whole: the centered image; its features are remembered, so that the teacher works
-    in the first epoch only."""
+    """same: the student's view. whole: the center crop; faster, since its features are cached after the first epoch."""
     size_px: PixelSize | Literal["auto"] = "auto"
-    """Side of the student's view. The teacher's is resized to what the teacher was trained for."""
+    """Side of the student's view in pixels; the teacher's view is resized to the teacher's own size."""
     augment: Augment = field(default_factory=lambda: Augment(scale=(0.25, 1.0)))
-    """How the view is drawn."""
+    """Augmentation of the student's view."""
     temperature: Temperature = 4.0
-    """T of both softmax functions (logits)."""
+    """Softmax temperature T of teacher and student; only for objective=logits."""
     label_weight: Fraction = 0.0
-    """Share of the loss that is cross-entropy with known labels (logits); the classes must be the teacher's."""
+    """Weight in [0, 1] of cross-entropy with labels of the teacher's classes; only for objective=logits."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.label_weight and self.objective != "logits":
-            raise UsageError(f"label_weight={self.label_weight} needs objective=logits", "Give both, or neither")
+            raise UsageError(f"label_weight={self.label_weight} needs objective=logits", "Use both, or neither")
 
     def resolved(self, facts: Facts) -> tuple[Config, list[str]]:
-        """Every "auto" as a number, with the reasons, one line each; the teacher by its full path."""
+        """Replace every "auto" by a value, and the teacher by its absolute path; also returns the reasons."""
         path = Path(self.teacher).expanduser()
         found = replace(self, teacher=str(path.absolute()) if self.teacher and path.exists() else self.teacher)
         return auto_values.with_auto_values(
@@ -69,7 +68,7 @@ class Config(Checked):
 
 
 def views(config: Config) -> ViewSpec:
-    """The student's view, and the teacher's where that is another."""
+    """The student's view, and the teacher's view if it is different."""
     assert config.size_px != "auto"
     groups = [ViewGroup("global", config.size_px, (config.augment,))]
     if config.teacher_view == "whole":
@@ -78,15 +77,15 @@ def views(config: Config) -> ViewSpec:
 
 
 def build(config: Config, make_backbone: Callable[[Literal["student", "teacher"]], Backbone]) -> Method:
-    """A fresh student and the trained teacher.
+    """Build a new student and load the frozen teacher.
 
     Raises:
-        UsageError: No teacher was named, or it has no classifier where its logits are wanted.
-        UserError: There is no such model.
+        UsageError: No teacher is given, or it has no classifier and `objective` is "logits".
+        UserError: The teacher does not exist.
     """
     if not config.teacher:
-        raise UsageError("Distillation needs a trained teacher", "Name it: --method.teacher runs/big, or timm:NAME")
-    with torch.device("cpu"):  # weights are read there also where a network without memory is asked for
+        raise UsageError("Distillation needs a teacher", "Set --method.teacher to a run or to timm:NAME")
+    with torch.device("cpu"):  # read the weights even if the caller builds on the meta device
         model = load(config.teacher, classifier=config.objective == "logits")
     return _Distillation(config, model, make_backbone("student"))
 
@@ -105,17 +104,17 @@ class _Distillation(Method):
         else:
             self.student["head"] = nn.Linear(student.embed_dim, model.backbone.embed_dim)
         self.teacher.requires_grad_(False)
-        self._remembered: dict[int, Tensor] = {}
+        self._cached_features: dict[int, Tensor] = {}
 
     def train(self, mode: bool = True) -> _Distillation:
-        """The teacher never trains: its batch norms keep their statistics."""
+        """Keep the teacher in eval mode, so that its batch norm statistics do not change."""
         super().train(mode)
         self.teacher.eval()
         return self
 
     def forward(self, views: Views, clock: Clock) -> StepOutput:
-        embedding = self._ask(views)
-        output = self.student["backbone"]([views.crops["global"][0]])[0]
+        embedding = self._teacher_features(views)  # [B, D_teacher]
+        output = self.student["backbone"]([views.crops["global"][0]])[0]  # [B, D]
         metrics = {"feature_spread": feature_std(output.detach())}
         if self.config.objective == "features":
             loss = feature_distance(self.student["head"](output), embedding)
@@ -133,39 +132,40 @@ class _Distillation(Method):
 
     @torch.no_grad()
     def _ask(self, views: Views) -> Tensor:
-        """The teacher's features `[B D]`; of whole images it is asked once."""
+        """The teacher's features `[B D]`; those of whole images are cached by index."""
         if self.config.teacher_view == "same":
             return self.teacher["backbone"]([views.crops["global"][0]])[0]
         indices = views.indices.tolist()
-        if not all(index in self._remembered for index in indices):
-            # The whole batch, also what is known: a step costs the same, and no shape depends on what is known.
-            self._remembered.update(zip(indices, self.teacher["backbone"]([views.crops["whole"][0]])[0], strict=True))
-        return torch.stack([self._remembered[index] for index in indices])
+        if not all(index in self._cached_features for index in indices):
+            # Compute the whole batch, including cached images, so that shapes and step time do not vary.
+            features = self.teacher["backbone"]([views.crops["whole"][0]])[0]
+            self._cached_features.update(zip(indices, features, strict=True))
+        return torch.stack([self._cached_features[index] for index in indices])
 
 
 class _Frozen(Backbone):
-    """A trained model that takes the student's views: at its own size and normalization, always in eval mode."""
+    """A pretrained backbone that takes the student's views, and converts them to its own size and normalization."""
 
     def __init__(self, model: Model, spec: ViewSpec) -> None:
         super().__init__()
         self.inner = model.backbone
         self.name, self.kwargs, self.embed_dim = self.inner.name, self.inner.kwargs, self.inner.embed_dim
         self.image_px: int = model.preprocessing["image_px"]
-        # (x · s + m - m') / s' with the student's mean m and deviation s, and the model's own.
+        # (x · s + m - m') / s' with mean m and std s of the student, m' and s' of the teacher.
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (spec.mean, spec.std))
         own_mean, own_std = (torch.tensor(model.preprocessing[key]).view(3, 1, 1) for key in ("mean", "std"))
         self.register_buffer("scale", std / own_std)
         self.register_buffer("shift", (mean - own_mean) / own_std)
 
     def forward(self, images: Sequence[Tensor]) -> list[Tensor]:
-        """As the model's own, of batches normalized for the student."""
-        return self.inner([self._own(batch) for batch in images])
+        """Image features of batches that are normalized for the student."""
+        return self.inner([self._preprocess(batch) for batch in images])
 
     def features(self, images: Tensor) -> Features:
-        """As the model's own, of a batch normalized for the student."""
-        return self.inner.features(self._own(images))
+        """All tokens of a batch that is normalized for the student."""
+        return self.inner.features(self._preprocess(images))
 
-    def _own(self, images: Tensor) -> Tensor:
+    def _preprocess(self, images: Tensor) -> Tensor:
         side = (self.image_px, self.image_px)
         if images.shape[-2:] != side:
             images = interpolate(images, side, mode="bilinear", antialias=True)
@@ -176,12 +176,15 @@ class _Frozen(Backbone):
 def feature_distance(prediction: Tensor, target: Tensor) -> Tensor:
     """Mean squared distance to the teacher's features, each dimension standardized over the batch.
 
-    Standardizing makes the loss blind to how a network scales its features and to what is common to all images, which
-    in networks that end in a ReLU is most of the vector. A prediction of the mean costs 1.
+    Standardizing makes the loss independent of the scale of the features and of their mean over images, which is most
+    of the vector in networks that end in a ReLU. Predicting the mean gives a loss of 1.
 
     Args:
-        prediction: `[B D]`, a linear map of the student's features.
-        target: `[B D]`, the teacher's.
+        prediction: `[B D]`, a linear projection of the student's features.
+        target: `[B D]`, the teacher's features.
+
+    Returns:
+        Scalar loss.
     """
     target = to_float32(target)
     deviation, mean = torch.std_mean(target, dim=0, correction=0)
@@ -191,12 +194,12 @@ def feature_distance(prediction: Tensor, target: Tensor) -> Tensor:
 def soft_cross_entropy(logits: Tensor, target: Tensor, temperature: float) -> Tensor:
     """T² · KL(softmax(target / T) ‖ softmax(logits / T)), mean over images: Hinton's soft targets.
 
-    The square keeps the gradient's size, which falls as 1/T² (section 2.1 of the paper).
+    The factor T² compensates for gradients that scale as 1/T² (section 2.1 of the paper).
 
     Args:
-        logits: `[B C]`, of the student.
+        logits: `[B C]`, from the student.
         target: `[B C]`, the teacher's logits.
-        temperature: T above 0.
+        temperature: T > 0.
     """
-    soft, wanted = (log_softmax(x / temperature, dim=-1) for x in (logits, target))
-    return temperature**2 * kl_div(soft, wanted, reduction="batchmean", log_target=True)
+    student, teacher = (log_softmax(x / temperature, dim=-1) for x in (logits, target))
+    return temperature**2 * kl_div(student, teacher, reduction="batchmean", log_target=True)

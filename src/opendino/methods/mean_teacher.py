@@ -1,12 +1,12 @@
-"""Mean teacher: a few labels, many images, and agreement between them (Tarvainen & Valpola 2017, arXiv:1703.01780).
+"""Mean teacher: semi-supervised classification with consistency (Tarvainen & Valpola 2017, arXiv:1703.01780).
 
-The student learns to classify the labeled images, and on all images to agree with the teacher, which sees another
-view. A third network, the baseline, learns from the labeled images alone: so a run tells whether the others helped.
+The student learns to classify the labeled images and, on all images, to agree with the teacher, which sees another
+view. A third network, the baseline, learns only from the labeled images and shows whether the unlabeled images helped.
 
-Teacher is: a moving average of the student, momentum 0.99, after the ramp-up 0.999
+Teacher is: a moving average of the student, momentum 0.99, and 0.999 after the ramp-up
 Student sees: one view of labeled and unlabeled images
 Teacher sees: another view of the same images
-Objective: cross-entropy on the labels, plus squared distance of the two class distributions, ramped up
+Objective: cross-entropy on the labels, plus squared distance of the two class distributions with a ramp-up
 Against collapse: the labels
 Learns from: images, some of them with labels
 """
@@ -34,57 +34,58 @@ from opendino.models.teacher import copy_from, ema_
 
 @dataclass(frozen=True)
 class Config(Checked):
-    """Settings of mean teacher. Labels: folder names or a CSV, see `--labels`."""
+    """Settings of mean teacher. Labels are folder names or a CSV file, see `--labels`."""
 
     size_px: PixelSize | Literal["auto"] = "auto"
-    """Side of both views."""
+    """Side of both views in pixels. auto: from the image size and the device."""
     augment: Augment = field(default_factory=lambda: Augment(scale=(0.4, 1.0)))
-    """How each of the two views is drawn. One way for both: batch norm's statistics must suit either network."""
+    """Augmentation of each of the two views (the same for both, so that batch norm statistics fit both networks)."""
     labeled_frac: FractionAboveZero = 0.125
-    """Share of every batch that is images with a label; they come round more often than the others."""
+    """Fraction of labeled images per batch, in (0, 1]; labeled images repeat more often if the data has fewer."""
     consistency: NotNegative = 10.0
-    """Weight of the agreement (the paper's 100 for ten classes, whose code divides the distance by their number)."""
+    """Weight of the consistency loss; 10 equals the paper's 100 for 10 classes, as its code divides by their number."""
     consistency_rampup: Duration = "20%"
-    """The weight rises over this time as exp(-5 (1 - t)²)."""
+    """Ramp-up time of the consistency weight, exp(-5 (1 - t)²); longer if training is unstable at the start."""
     momentum: Fraction = 0.99
-    """EMA momentum of the teacher during the ramp-up; at first 1 - 1/(step + 1), a plain mean of all weights so far."""
+    """EMA momentum of the teacher during the ramp-up; in the first steps 1 - 1/(step + 1), a plain average."""
     momentum_end: Fraction | Literal["auto"] = "auto"
-    """EMA momentum after the ramp-up, 0.999 in the paper."""
+    """EMA momentum of the teacher after the ramp-up. auto: 0.999 as in the paper, less for short runs."""
     baseline: bool = True
-    """Also train the same network on the labeled images alone, to compare with."""
+    """Also train a network only on the labeled images, to compare with; False is faster."""
     num_classes: CountOrZero | Literal["auto"] = "auto"
+    """Number of classes. auto: the classes of the data."""
 
     def resolved(self, facts: Facts) -> tuple[Config, list[str]]:
-        """Every "auto" as a number, with the reasons, one line each."""
+        """Replace every "auto" by a value; also returns the reasons, one line each."""
         found: dict[str, tuple[float, str]] = {}
         if self.size_px == "auto":
             found["size_px"] = auto_values.size_px(facts)
         if self.momentum_end == "auto":
             value = min(0.999, max(self.momentum, 1 - 20 / facts.total_steps))
-            found["momentum_end"] = round(value, 4), f"a twentieth of {facts.total_steps:,} steps is remembered"
+            found["momentum_end"] = round(value, 4), f"averages over 1/20 of {facts.total_steps:,} steps"
         if self.num_classes == "auto":
-            found["num_classes"] = facts.num_classes, "the classes that the data names"
+            found["num_classes"] = facts.num_classes, "the classes of the data"
         return auto_values.with_auto_values(self, found)
 
 
 def views(config: Config) -> ViewSpec:
-    """Two views drawn alike: the student's, then the teacher's."""
+    """Two views with the same augmentation: the student's, then the teacher's."""
     assert config.size_px != "auto"
     group = ViewGroup("global", config.size_px, (config.augment, config.augment))
     return ViewSpec((group,), labeled_frac=config.labeled_frac)
 
 
 def build(config: Config, make_backbone: Callable[[Literal["student", "teacher"]], Backbone]) -> Method:
-    """A student that classifies, a teacher equal to it, and the baseline.
+    """Build a student with a classifier, a teacher of the same weights, and the baseline.
 
     Raises:
-        UsageError: The data names fewer than two classes.
+        UsageError: The data has fewer than two classes.
     """
     assert config.num_classes != "auto"
     if config.num_classes < 2:
         raise UsageError(
-            f"mean teacher learns from labels, and the data names {config.num_classes} classes",
-            "Sort some images into folders by class (the rest into one called 'unlabeled'), or give --labels FILE.csv",
+            f"mean_teacher needs labels of at least 2 classes, but the data has {config.num_classes} classes",
+            "Sort labeled images into one folder per class and the rest into 'unlabeled', or use --labels FILE.csv",
         )
     return _MeanTeacher(config, make_backbone, config.num_classes)
 
@@ -107,18 +108,18 @@ class _MeanTeacher(Method):
             self.student["baseline"] = copy.deepcopy(self.student)
 
     def networks(self) -> dict[str, nn.ModuleDict]:
-        """Teacher, student and the baseline."""
+        """Teacher, student and, if enabled, the baseline."""
         baseline = {"baseline": cast(nn.ModuleDict, self.student["baseline"])} if self.config.baseline else {}
         return super().networks() | baseline
 
     def forward(self, views: Views, clock: Clock) -> StepOutput:
-        seen, other = views.crops["global"]
+        student_view, teacher_view = views.crops["global"]  # each [B, C, H, W]
         num_labeled = views.num_labeled
         labels = views.labels[:num_labeled]
         with torch.no_grad():
-            embedding = self.teacher["backbone"]([other])[0]
+            embedding = self.teacher["backbone"]([teacher_view])[0]
             target = to_float32(self.teacher["classifier"](embedding)).softmax(-1)
-        logits = to_float32(self.student["classifier"](self.student["backbone"]([seen])[0]))
+        logits = to_float32(self.student["classifier"](self.student["backbone"]([student_view])[0]))
         classification = cross_entropy(logits[:num_labeled], labels)
         distance = consistency(logits, target)
         weight = self.config.consistency * self.rampup(clock)
@@ -130,25 +131,26 @@ class _MeanTeacher(Method):
             "feature_spread": feature_std(embedding),
         }
         if self.config.baseline:
-            alone = cast(nn.ModuleDict, self.student["baseline"])
-            own = cross_entropy(to_float32(alone["classifier"](alone["backbone"]([seen[:num_labeled]])[0])), labels)
-            metrics["baseline"] = own.detach()
-            loss = loss + own  # of other parameters: neither gradient feels the other
+            network = cast(nn.ModuleDict, self.student["baseline"])
+            embedding = network["backbone"]([student_view[:num_labeled]])[0]
+            baseline_loss = cross_entropy(to_float32(network["classifier"](embedding)), labels)
+            metrics["baseline"] = baseline_loss.detach()
+            loss = loss + baseline_loss  # no shared parameters, so the gradients are independent
         numbers = {"consistency_weight": weight, "momentum": self.ema(clock)}
         return StepOutput(loss, {"loss": loss.detach()} | metrics, numbers)
 
     def after_step(self, clock: Clock, ok: Tensor) -> None:
-        """Move the teacher towards the student."""
+        """EMA update of the teacher."""
         ema_(self.teacher, self.student, self.ema(clock), ok)
 
     def rampup(self, clock: Clock) -> float:
-        """Share of the consistency weight at this time, exp(-5) … 1."""
+        """Current factor of the consistency weight, exp(-5) … 1."""
         return math.exp(-5 * (1 - min(1.0, clock.step / self._rampup_steps(clock))) ** 2)
 
     def ema(self, clock: Clock) -> float:
-        """The teacher's momentum at this time."""
-        late = clock.step >= self._rampup_steps(clock)
-        return min(1 - 1 / (clock.step + 1), self.momentum_end if late else self.config.momentum)
+        """Current EMA momentum of the teacher."""
+        after_rampup = clock.step >= self._rampup_steps(clock)
+        return min(1 - 1 / (clock.step + 1), self.momentum_end if after_rampup else self.config.momentum)
 
     def _rampup_steps(self, clock: Clock) -> int:
         rampup = self.config.consistency_rampup
@@ -159,7 +161,10 @@ def consistency(logits: Tensor, target: Tensor) -> Tensor:
     """Squared distance Σ_c (softmax(logits)_c - target_c)² of class distributions, mean over images.
 
     Args:
-        logits: `[B C]`, of the student.
+        logits: `[B C]`, from the student.
         target: `[B C]`, the teacher's probabilities, without gradient.
+
+    Returns:
+        Scalar in [0, 2].
     """
     return (logits.softmax(-1) - target).square().sum(-1).mean()

@@ -1,1 +1,1 @@
-"""Full runs, one file each: `config(data) -> Config`, with a docstring that says command, hours, machine and figure."""
+"""Recipes, one module each: `config(data) -> Config`. The docstring has command, cost and expected accuracy."""

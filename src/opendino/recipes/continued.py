@@ -1,10 +1,10 @@
-"""Go on from weights that have learnt already, on images of one's own.
+"""Continue training a pretrained model on your own images.
 
-Command: `opendino train FOLDER --recipe continued --init MODEL`, MODEL a run, an imported model or timm:NAME; the
-recipe is the one taken with `--init` where none is named
-A fresh head is warmed up for a tenth of the run while the backbone stands still. Then the backbone follows at a fifth
-of the usual rate, each stage at three quarters of the one above it, so that what the first stages know stays. The
-teacher starts from the same weights. The end says whether the result is better than the start. No figure is claimed.
+Command: `opendino train FOLDER --recipe continued --init MODEL`, with MODEL a run, an imported model or timm:NAME. This
+is the default recipe with `--init`.
+The backbone is frozen for the first 10% of the run, while the new head is warmed up. Then it trains at a fifth of the
+usual learning rate, with layer-wise decay 0.75 per stage, so that the early stages keep their features. The teacher
+starts from the same weights. The run ends with a comparison of the result with the start. No expected accuracy yet.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from opendino.methods import dino
 
 
 def config(data: str) -> Config:
-    """The run on `data`; its `init` is to be given."""
+    """The settings for `data`; `init` must be set by the caller."""
     return Config(
         data=data,
         backbone="auto",

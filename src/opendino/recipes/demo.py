@@ -1,4 +1,4 @@
-"""Ten gray textures drawn on the spot, 32 px: see DINO learn in five minutes on two CPU cores.
+"""DINO on ten synthetic gray textures of 32 px: learns in five minutes on two CPU cores.
 
 Command: `make demo`, or `opendino demo`
 """
@@ -13,7 +13,7 @@ DATA = "toy:textures?n=2000&size=32"
 
 
 def config(data: str = DATA) -> Config:
-    """The run on `data`."""
+    """The settings for `data`."""
     return Config(
         data=data,
         val="toy:textures?n=1000&size=32&split=val",

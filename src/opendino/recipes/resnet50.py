@@ -1,11 +1,11 @@
-"""ResNet-50, 100 epochs: the original's small ConvNet run.
+"""ResNet-50, 100 epochs: the small ConvNet run of the original.
 
 Command: `torchrun --nproc-per-node 8 -m opendino train IMAGENET/train --recipe resnet50 --val IMAGENET/val`
-Expected on ImageNet-1k: the original publishes a log of this run but no figure in its README; the 800-epoch run with
-LARS and a batch of 4,080 has k-NN 67.5 %, linear 75.3 %. Not yet run by us.
+Expected on ImageNet-1k: the original has a log of this run, but no accuracy in its README; its 800-epoch run with
+LARS and a batch of 4,080 reaches k-NN 67.5%, linear 75.3%. Not yet run by us.
 Source of the numbers: the original's README: SGD, lr 0.03, weight decay 1e-4 throughout, crops (0.14, 1) and
-(0.05, 0.14); eight local crops, teacher temperature 0.04 throughout, batch 512. BatchNorm sees the views of one size
-of one device together: see `optim.grad_accum_steps` in docs/tour.md before splitting a step.
+(0.05, 0.14); eight local crops, teacher temperature 0.04 throughout, batch 512. BatchNorm statistics are computed over
+all views of one size on a device: see `optim.grad_accum_steps` in docs/tour.md before using micro-batches.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from opendino.methods import dino
 
 
 def config(data: str) -> Config:
-    """The run on `data`."""
+    """The settings for `data`."""
     return Config(
         data=data,
         backbone="resnet50",

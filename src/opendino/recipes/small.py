@@ -1,11 +1,11 @@
-"""A thousand to fifty thousand images, one GPU; the recipe for a folder of one's own.
+"""The default for your own images: 1,000 to 50,000 images on one GPU, or small images on a CPU.
 
 Command: `opendino train FOLDER`
-Network, crops, prototypes, momentum, learning rate, length and batch follow device, set and images ("auto"),
-and the run says why.
-Cost at 224 px: about 90 GFLOP an image and epoch for ViT-S/16, so hours for a set of this size on one GPU. On a CPU
-images of up to 160 px get a small convolutional network and about ten minutes of one core, larger ones ViT-Ti/16 at
-96 px (about 5 GFLOP an image and epoch). No figure is claimed yet.
+Network, crops, prototypes, momentum, learning rate, length and batch are chosen from the device, the number of images
+and their size ("auto"); the run prints the reasons.
+Cost at 224 px: about 90 GFLOP per image and epoch for ViT-S/16, which is hours on one GPU. On a CPU, images up to
+160 px train a small convolutional network for about ten minutes on one core, larger ones ViT-Ti/16 at 96 px (about
+5 GFLOP per image and epoch). No expected accuracy yet.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from opendino.methods import dino
 
 
 def config(data: str) -> Config:
-    """The run on `data`."""
+    """The settings for `data`."""
     return Config(
         data=data,
         backbone="auto",

@@ -1,9 +1,9 @@
 """ViT-B/16, 400 epochs.
 
 Command: `torchrun --nproc-per-node 32 -m opendino train IMAGENET/train --recipe vitb16 --val IMAGENET/val`
-Expected on ImageNet-1k: k-NN 76.1 %, linear 78.2 % (the original's README). Not yet run by us.
-Source of the numbers: the arguments published with the original's checkpoint, as remembered by third parties; the
-gradient clip of 0.3 in particular is from memory.
+Expected on ImageNet-1k: k-NN 76.1%, linear 78.2% (the original's README). Not yet run by us.
+Source of the numbers: the arguments published with the original's checkpoint, as quoted by third parties; the
+gradient clip of 0.3 in particular is not checked.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from opendino.methods import dino
 
 
 def config(data: str) -> Config:
-    """The run on `data`."""
+    """The settings for `data`."""
     return Config(
         data=data,
         backbone="vit_base/16",

@@ -1,9 +1,9 @@
-"""ViT-S/16, 100 epochs: DINO v1's "vanilla" run.
+"""ViT-S/16, 100 epochs: the "vanilla" run of DINO v1.
 
 Command: `torchrun --nproc-per-node 8 -m opendino train IMAGENET/train --recipe vits16_100ep --val IMAGENET/val`
-Expected on ImageNet-1k: k-NN 69.3 %, linear 74.0 %, in 1.75 days on 8 V100 (the original's README; a user's
-reproduction reached 68.4 % k-NN, facebookresearch/dino issue 280). Not yet run by us.
-Source of the numbers: the defaults of the original's main_dino.py, with a total batch of 512. It has eight local crops.
+Expected on ImageNet-1k: k-NN 69.3%, linear 74.0%, in 1.75 days on 8 V100 (the original's README; a user's
+reproduction reached 68.4% k-NN, facebookresearch/dino issue 280). Not yet run by us.
+Source of the numbers: the defaults of the original's main_dino.py, with a total batch of 512 and eight local crops.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from opendino.methods import dino
 
 
 def config(data: str) -> Config:
-    """The run on `data`."""
+    """The settings for `data`."""
     return Config(
         data=data,
         backbone="vit_small/16",

@@ -1,1 +1,1 @@
-"""Views of images, made on the device: random parameters, pixel operations, multi-crop."""
+"""Augmented views of images on the training device: random parameters, pixel operations, multi-crop."""
