@@ -10,7 +10,8 @@ from opendino.cli import main
 from opendino.core import registry
 
 PACKAGE = "opendino.cli"
-NAMES = registry.names(PACKAGE)
+SUFFIX = "_command"
+NAMES = [name.removesuffix(SUFFIX) for name in registry.names(PACKAGE) if name.endswith(SUFFIX)]
 
 
 def code(args: list[str]) -> int:
@@ -28,7 +29,7 @@ def test_the_first_verbs_are_there() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_its_first_line_is_in_the_overview_with_its_form(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
-    module = registry.load(PACKAGE, name)
+    module = registry.load(PACKAGE, name + SUFFIX)
     first = (module.__doc__ or "").splitlines()[0]
     assert first in capsys.readouterr().out
     assert f"opendino {name}" in first

@@ -54,16 +54,12 @@ class Config(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.prune and not self.out.lower().endswith(".lance"):
-            raise UsageError(
-                "--prune is for .lance tables", "Other tables always contain only the images of DATA: leave --prune out"
-            )
+            raise UsageError("--prune is for .lance tables", "Leave --prune out: other tables hold only DATA")
 
 
 def run(args: list[str]) -> Outcome | None:
     """Write one row per readable image. Under torchrun the images are split between the processes."""
-    config = flags.parse(
-        Config, args, "opendino embed", "Compute an embedding of every image and write them as a table."
-    )
+    config = flags.parse(Config, args, "opendino embed", "Compute an embedding of every image.")
     began, out = time.monotonic(), Path(config.out).expanduser()
     if out.suffix.lower() == ".lance":
         return _update_lance(config, began)
@@ -127,7 +123,7 @@ def _update_lance(config: Config, began: float) -> Outcome:
     lines = [f"{', '.join(parts)} → {config.out}"]
     if done.vanished:
         lines.append(
-            f"{len(done.vanished):,} are no longer in {config.data}, e.g. {done.vanished[0]}; --prune removes them from the table"
+            f"{len(done.vanished):,} are no longer in {config.data}, e.g. {done.vanished[0]}; --prune removes them"
         )
     if done.bad:
         lines.append(skipped_message(done.bad))
@@ -155,6 +151,4 @@ def _resumable() -> Iterator[None]:
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        raise UserError(
-            f"The disk is full: {error}", "Free some space; the same command continues from here"
-        ) from error
+        raise UserError(f"The disk is full: {error}", "Free space; the same command continues from here") from error

@@ -1,4 +1,4 @@
-"""Run an experiment of several short trainings: opendino experiment EXPERIMENT [--out FOLDER] [flags of the experiment]"""
+"""Run an experiment of short trainings: opendino experiment EXPERIMENT [--out FOLDER] [flags of the experiment]"""
 
 from __future__ import annotations
 

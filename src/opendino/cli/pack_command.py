@@ -80,7 +80,5 @@ def _crops(recipe: str) -> int:
         field.name.endswith("size_px") and getattr(config.method, field.name) == "auto"
         for field in fields(config.method)
     ):
-        raise UsageError(
-            f"Recipe {recipe} chooses its crop sizes from the images", "Give --size in pixels instead of --crops-of"
-        )
+        raise UsageError(f"Recipe {recipe} chooses its crop sizes from the images", "Give --size instead of --crops-of")
     return working_area_px(configs.views(config))

@@ -15,7 +15,7 @@ def run(args: list[str]) -> Outcome | None:
     """Resume a run. All settings without a flag come from the run folder."""
     if args in (["-h"], ["--help"]):
         print(
-            f"{USAGE}\n\nRUN is a run folder of `opendino train`. The run continues with the settings in the folder; on "
+            f"{USAGE}\n\nRUN is a run folder of `opendino train`. The run continues with the settings in it; on "
             "another number of devices the steps are the same up to rounding.\n--steps, --epochs: new total length, "
             "also of a finished run. From the resume point, learning rate, weight decay and teacher momentum follow "
             "the schedules of a run of that length; warm-ups keep their length in steps."

@@ -49,9 +49,7 @@ class Config(Checked):
 
 def run(args: list[str]) -> Outcome:
     """Find the nearest neighbors of each query by cosine similarity."""
-    config = flags.parse(
-        Config, args, "opendino search", "Find the images of a table that are most similar to the query images."
-    )
+    config = flags.parse(Config, args, "opendino search", "Find the most similar images in a table.")
     if not config.images:
         raise UsageError("No image was named to search for", "Give one: opendino search MODEL TABLE photo.jpg")
     sheet = tile_grid.out(config.sheet, tile_grid.PICTURES) if config.sheet else None

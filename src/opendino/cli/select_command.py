@@ -31,8 +31,8 @@ class Config(Checked):
     num: Count
     """Number of images to choose."""
     out: str
-    """List to write (.txt, .lst), one absolute path (or name inside an archive) per line; works as DATA. In the order of
-    choice, so the first images of the list are a good choice too."""
+    """List to write (.txt, .lst): one absolute path, or name inside an archive, per line. Works as DATA. Its first N
+    images are a good choice of N."""
     start_from: str | None = None
     """List of images that are already labeled; the chosen ones differ from these too."""
     seed: Seed = 0
@@ -48,9 +48,7 @@ class Config(Checked):
 
 def run(args: list[str]) -> Outcome:
     """Greedy k-center: each image is the one farthest from all images chosen before it (Sener & Savarese 2018)."""
-    config = flags.parse(
-        Config, args, "opendino select", "Choose diverse images of a table to label (greedy k-center)."
-    )
+    config = flags.parse(Config, args, "opendino select", "Choose diverse images of a table to label.")
     began = time.monotonic()
     out, device = Path(config.out).expanduser(), distributed.device(config.device)
     if not out.absolute().parent.is_dir():
@@ -69,7 +67,8 @@ def run(args: list[str]) -> Outcome:
         )
     chosen = list(itertools.islice(k_center(vectors.to(device), start, config.seed), config.num))
     atomic_write.write(out, "".join(f"{line(paths[row])}\n" for row, _ in chosen))
-    text = f"{len(chosen):,} of {len(keys):,} images → {config.out}; every image is within {chosen[-1][1]:.3f} of a chosen one"
+    radius = chosen[-1][1]
+    text = f"{len(chosen):,} of {len(keys):,} images → {config.out}; every image is within {radius:.3f} of a chosen one"
     rows = [{"path": keys[row], "radius": round(radius, 6)} for row, radius in chosen]
     return Outcome(
         f"{text} (distance of unit vectors, 0 to 2){left_out(lost)}",
