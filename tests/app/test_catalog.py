@@ -1,4 +1,4 @@
-"""What the page may open, and what is open already."""
+"""What the page may open, and the cache of open models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trainings from the page: one a session, few at a time, nothing left behind."""
+"""Trainings from the page: one per session, few at a time, nothing left behind."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from opendino.app import training_jobs
 from opendino.app.training_jobs import TrainingJobs
 from opendino.core.errors import UserError
 
-# Stands in for Python: makes a run folder and goes on until it is asked to stop; fails for data called "toy:bad".
+# A fake Python: makes a run folder and runs until it gets SIGTERM; fails for data called "toy:bad".
 TRAINER = """#!/bin/sh
 test "$4" = toy:bad && { echo 'opendino: Unknown kind bad' >&2; exit 2; }
 mkdir -p "$6"; echo '{}' > "$6/backbone.json"; echo '{"step": 1}' > "$6/metrics.jsonl"
@@ -33,12 +33,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def jobs(folder: Path) -> Iterator[TrainingJobs]:
-    jobs = TrainingJobs(folder, keep=False, most=2)
+    jobs = TrainingJobs(folder, keep=False, max_running=2)
     yield jobs
     jobs.close()
 
 
-def begun(jobs: TrainingJobs, session: str) -> None:
+def wait_for_model(jobs: TrainingJobs, session: str) -> None:
     until = time.monotonic() + 30
     while not jobs.models(session):
         assert time.monotonic() < until
@@ -47,23 +47,23 @@ def begun(jobs: TrainingJobs, session: str) -> None:
 
 def test_one_a_session_and_few_in_all(jobs: TrainingJobs) -> None:
     jobs.start("one", "toy:x", 10, [])
-    with pytest.raises(UserError, match="under way"):
+    with pytest.raises(UserError, match="already have a running training"):
         jobs.start("one", "toy:x", 10, [])
     jobs.start("two", "toy:x", 10, [])
-    with pytest.raises(UserError, match="Others are training"):
+    with pytest.raises(UserError, match="Other users are training"):
         jobs.start("three", "toy:x", 10, [])
 
 
 def test_a_session_sees_its_own_runs_alone(jobs: TrainingJobs) -> None:
     jobs.start("one", "toy:x", 10, [])
-    begun(jobs, "one")
+    wait_for_model(jobs, "one")
     assert list(jobs.runs("one")) == ["trained here (1)"]
     assert jobs.runs("two") == {} and jobs.latest("two") is None
 
 
 def test_stopping_waits_for_the_training_to_save(jobs: TrainingJobs) -> None:
     training = jobs.start("one", "toy:x", 10, [])
-    begun(jobs, "one")
+    wait_for_model(jobs, "one")
     assert training.running
     training.ask_to_stop()
     training.end()
@@ -77,7 +77,7 @@ def test_what_a_failed_training_said_is_told(jobs: TrainingJobs) -> None:
 
 
 def test_a_training_that_does_not_listen_is_ended(jobs: TrainingJobs, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training_jobs, "_PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(training_jobs, "_GRACE_SECONDS", 0.1)
     training = jobs.start("one", "toy:x", 10, [])
     training.end()  # nobody asked it
     assert not training.running
@@ -85,10 +85,10 @@ def test_a_training_that_does_not_listen_is_ended(jobs: TrainingJobs, monkeypatc
 
 @pytest.mark.parametrize("keep", [False, True])
 def test_a_session_takes_its_uploads_and_its_runs_along(folder: Path, tmp_path: Path, keep: bool) -> None:
-    jobs = TrainingJobs(folder, keep=keep, most=2)
+    jobs = TrainingJobs(folder, keep=keep, max_running=2)
     (tmp_path / "images.zip").write_bytes(b"PK")
     jobs.start("one", tmp_path / "images.zip", 10, [])
-    begun(jobs, "one")
+    wait_for_model(jobs, "one")
     jobs.close("one")
     left = sorted(path.suffix or "run" for path in folder.iterdir())
     assert left == (["run"] if keep else [])

@@ -88,7 +88,7 @@ MISTAKES = {
     "train photos --method.global-scale 0.5": (2, "--method.global-scale", "Expected 2"),
     "train photos more": (2, "more", "opendino train --help"),
     "train photos --batch 6 --optim.grad-accum-steps 4": (
-        1, "6 images do not divide into grad_accum_steps=4", "divisor of 6",
+        1, "6 images do not divide into optim.grad_accum_steps=4", "divisor of 6",
     ),
     "trian photos": (2, "Unknown verb 'trian'", "Did you mean train?"),
     "list recipies": (2, "Unknown kind 'recipies'", "Did you mean recipes"),

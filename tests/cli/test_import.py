@@ -22,7 +22,7 @@ def checkpoint(tmp_path: Path) -> Path:
     return tmp_path / "checkpoint.pth"
 
 
-def test_the_text_names_the_checkpoint_and_the_next_command(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_text_names_checkpoint_and_next_command(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = checkpoint.with_name("model")
     assert main(["import", str(checkpoint), "--out", str(out)]) == 0
     assert capsys.readouterr().out.splitlines() == [

@@ -42,7 +42,7 @@ def test_each_has_a_frozen_config_and_a_function_and_helps(kind: str, capsys: py
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ([], "show takes the name of a kind"),
+        ([], "visualize takes the name of a kind"),
         (["atention"], "Did you mean attention"),
         (["attention"], "No model was named"),
         (["pca", "no/folder", "a.png"], ""),

@@ -102,9 +102,8 @@ class TrainingJobs:
                 raise UserError("You already have a running training", "Stop it first")
             if sum(each.running for all_ in self._sessions.values() for each in all_) >= self._max_running:
                 raise UserError("Other users are training on this page", "Try again in a few minutes")
-            out = (
-                self._folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(8)}"
-            )  # no part of the name comes from the client
+            # no part of the name comes from the client
+            out = self._folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(8)}"
             if isinstance(data, Path):
                 kept = out.with_name(f"{out.name}.zip")
                 kept.parent.mkdir(parents=True, exist_ok=True)
@@ -129,7 +128,7 @@ class TrainingJobs:
         return {name: str(out) for name, out in self.runs(session).items() if (out / DESCRIPTION).is_file()}
 
     def close(self, session: str | None = None) -> None:
-        """End a session (None: all sessions): stop its trainings; delete their archives and, unless kept, their runs."""
+        """End a session (None: all sessions): stop its trainings, delete their archives and, unless kept, runs."""
         with self._lock:
             names = [*self._sessions] if session is None else [session]
             closed = [training for name in names for training in self._sessions.pop(name, [])]
