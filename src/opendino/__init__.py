@@ -1,7 +1,7 @@
-"""opendino: a folder of unlabeled images in, a vision model out.
+"""opendino: train a vision model on a folder of unlabeled images.
 
-Self-distillation with no labels (DINO, Caron et al. 2021) and its family on one frame. The names below are
-imported on first use, so that `import opendino` costs nothing.
+Self-distillation with no labels (DINO, Caron et al. 2021) and related methods in one framework. The names below are
+imported on first use, so `import opendino` is fast and does not import torch.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from opendino.training import resume as resume
     from opendino.training import train as train
 
-_HOMES = {
+_MODULES = {
     "Config": "opendino.config",
     "load": "opendino.models.load",
     "resume": "opendino.training",
@@ -29,11 +29,10 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("opendino")
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'opendino' has no attribute {name!r}; it has {', '.join(__all__)}")
     import importlib
 
-    # The function must win over the submodule of the same name, which this import binds to `opendino.training`.
-    value = getattr(importlib.import_module(_HOMES[name]), name)
-    globals()[name] = value
+    value = getattr(importlib.import_module(_MODULES[name]), name)
+    globals()[name] = value  # the next access does not call __getattr__
     return value

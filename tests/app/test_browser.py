@@ -1,4 +1,4 @@
-"""The page in a real browser, Chromium without a screen, as people drive it."""
+"""The page in a real browser, Chromium without a screen, with mouse and keyboard."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def address(place: Path) -> Iterator[str]:
     yield found[1]
     server.send_signal(signal.SIGTERM)
     assert server.wait(60) == 0
-    assert "a mistake of ours" not in said.read_text(encoding="utf-8")
+    assert "internal error" not in said.read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def browser() -> Iterator[Any]:
 
 
 class Visit:
-    """One user's browser at the page; notes whatever it asks of other machines."""
+    """One user's browser at the page; notes requests to other hosts."""
 
     def __init__(self, browser: Any, address: str) -> None:
         self.elsewhere: list[str] = []
@@ -115,7 +115,7 @@ def sentence(page: Any, text: str) -> None:
     notice.get_by_role("button").first.click()
 
 
-def test_curves_of_several_runs_grow_while_one_goes_on(visit: Visit, place: Path) -> None:
+def test_curves_of_several_runs_grow_while_one_continues(visit: Visit, place: Path) -> None:
     panel = visit.tab("Curves")
     panel.get_by_text("430 of 800").wait_for()
     panel.get_by_text("800 of 800").wait_for()
@@ -131,41 +131,41 @@ def test_curves_of_several_runs_grow_while_one_goes_on(visit: Visit, place: Path
     sync.expect(loss).to_have_count(1, timeout=WAIT_MS)
 
 
-def test_a_picture_is_looked_at_and_sliders_and_kinds_change_what_is_shown(visit: Visit, photo: Path) -> None:
-    panel = visit.tab("Look")
+def test_attention_and_pca_of_an_image_follow_the_sliders(visit: Visit, photo: Path) -> None:
+    panel = visit.tab("Attention and PCA")
     put(panel, photo)
-    shown = picture(panel, "What it sees")
+    shown = picture(panel, "Result")
     first = shown.get_attribute("src")
     panel.get_by_text("dark to bright").wait_for()
-    panel.get_by_role("slider", name=re.compile("Attention in color")).focus()
+    panel.get_by_role("slider", name=re.compile("Share of the attention shown in color")).focus()
     visit.page.keyboard.press("Home")
     sync.expect(shown).not_to_have_attribute("src", first, timeout=WAIT_MS)
-    panel.get_by_label("Components").check()
+    panel.get_by_label("PCA").check()
     panel.get_by_text("three components explain").wait_for()
 
 
-def test_bad_pictures_are_refused_in_a_sentence_and_the_page_goes_on(visit: Visit, tmp_path: Path, photo: Path) -> None:
-    panel = visit.tab("Look")
+def test_bad_images_are_refused_in_a_sentence_and_the_page_continues(visit: Visit, tmp_path: Path, photo: Path) -> None:
+    panel = visit.tab("Attention and PCA")
     (tmp_path / "program.jpg").write_bytes(Path(sys.executable).resolve().read_bytes()[:100_000])
     put(panel, tmp_path / "program.jpg")
-    panel.get_by_text("This picture cannot be used: not an image in a known format").wait_for()
+    panel.get_by_text("This image cannot be used: not an image in a known format").wait_for()
     (tmp_path / "huge.png").write_bytes(gigapixel())
     put(panel, tmp_path / "huge.png")
-    panel.get_by_text("This picture cannot be used: 1,024,000,000 pixels").wait_for()
+    panel.get_by_text("This image cannot be used: 1,024,000,000 pixels").wait_for()
     put(panel, photo)
     panel.get_by_text("dark to bright").wait_for()
     assert not panel.get_by_text("cannot be used").is_visible()
 
 
 def test_a_click_finds_the_same_place_in_another_picture(visit: Visit, tmp_path: Path) -> None:
-    panel = visit.tab("Match")
+    panel = visit.tab("Correspondence")
     scene(5, (240, 180)).save(tmp_path / "one.png")
     put(panel, tmp_path / "one.png")
-    clicked = picture(panel, "First: click on it")
+    clicked = picture(panel, "First image: click on a point")
     clicked.wait_for()
     scene(5, (240, 180)).save(tmp_path / "two.png")
     put(panel, tmp_path / "two.png", number=1)  # the first can be replaced
-    picture(panel, "Second").wait_for()
+    picture(panel, "Second image").wait_for()
     clicked.click()
     panel.get_by_text("best match: 1.00").wait_for()  # the pictures are the same
 
@@ -174,25 +174,25 @@ def test_search_shows_the_query_itself_first_and_never_a_path_to_it(visit: Visit
     panel = visit.tab("Search")
     put(panel, place / "photos/07.png")
     panel.get_by_text("1.00 · 07.png").wait_for()
-    panel.get_by_text("12 of 24 images, all compared").wait_for()
+    panel.get_by_text("12 of 24 images, exact search").wait_for()
     assert str(place) not in visit.page.content()
 
 
-def test_a_painted_object_is_followed_through_a_film(visit: Visit, tmp_path: Path) -> None:
+def test_a_painted_object_is_tracked_through_a_video(visit: Visit, tmp_path: Path) -> None:
     frames = (np.asarray(scene(number, (160, 120))) for number in range(6))
     video_frames.write(tmp_path / "film.mp4", frames, Fraction(6))
-    panel = visit.tab("Follow")
+    panel = visit.tab("Video tracking")
     (tmp_path / "list.mp4").write_text("#EXTM3U\n#EXTINF:1,\n/etc/passwd\n", encoding="utf-8")
     put(panel, tmp_path / "list.mp4")
-    panel.get_by_text("no film that can be used").wait_for()
+    panel.get_by_text("not a supported video").wait_for()
     panel.get_by_label("Clear").first.click()
     put(panel, tmp_path / "film.mp4")
     panel.get_by_label("film.mp4").wait_for()
     visit.page.wait_for_timeout(5000)  # the editor builds its canvas
     canvas = panel.locator("canvas").first.bounding_box()
     middle = canvas["x"] + canvas["width"] / 2, canvas["y"] + canvas["height"] / 2
-    panel.get_by_role("button", name="Follow").click()
-    sentence(visit.page, "Nothing is painted yet")
+    panel.get_by_role("button", name="Track").click()
+    sentence(visit.page, "Nothing is painted")
     visit.page.mouse.move(*middle)
     visit.page.mouse.down()
     for step in range(6):  # as slowly as a hand
@@ -200,7 +200,7 @@ def test_a_painted_object_is_followed_through_a_film(visit: Visit, tmp_path: Pat
         visit.page.wait_for_timeout(80)
     visit.page.mouse.up()
     visit.page.wait_for_timeout(1000)
-    panel.get_by_role("button", name="Follow").click()
+    panel.get_by_role("button", name="Track").click()
     panel.get_by_text("6 frames, 1 object.").wait_for()
     assert panel.locator("video").count() == 1
 
@@ -212,11 +212,11 @@ def test_the_temperature_sliders_move_the_distributions(visit: Visit) -> None:
     centering = panel.get_by_role("slider", name=re.compile("Centering"))
     centering.focus()
     visit.page.keyboard.press("Home")  # none
-    panel.get_by_text("One prototype takes over.").wait_for()
+    panel.get_by_text("One prototype dominates.").wait_for()
     assert panel.locator(".bars").inner_html() != bars
-    panel.get_by_role("slider", name=re.compile("Teacher's temperature")).focus()
+    panel.get_by_role("slider", name=re.compile("Teacher temperature")).focus()
     visit.page.keyboard.press("End")  # 1
-    panel.get_by_text("It says next to nothing.").wait_for()
+    panel.get_by_text("Uniform output.").wait_for()
 
 
 def test_a_training_shows_its_progress_and_can_be_stopped(visit: Visit) -> None:
@@ -242,12 +242,12 @@ def test_a_zip_bomb_is_not_trained_on(visit: Visit, tmp_path: Path) -> None:
 
 def test_users_see_nothing_of_each_other(browser: Any, address: str, photo: Path) -> None:
     one, other = Visit(browser, address), Visit(browser, address)
-    put(one.tab("Look"), photo)
+    put(one.tab("Attention and PCA"), photo)
     one.page.get_by_text("dark to bright").wait_for()
-    panel = other.tab("Look")
-    panel.get_by_label("Components").check()  # would draw the picture, were there one
+    panel = other.tab("Attention and PCA")
+    panel.get_by_label("PCA").check()  # would draw the picture, were there one
     other.page.wait_for_timeout(1500)
-    assert picture(panel, "What it sees").count() == 0
+    assert picture(panel, "Result").count() == 0
     one.close()
     other.close()
 

@@ -1,4 +1,4 @@
-"""What the page may open, and what is open already."""
+"""What the page may open, and the cache of open models."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from opendino.core.errors import UserError
 
 
 def test_runs_models_and_tables_are_found_by_the_names_they_were_given(place: Path) -> None:
-    places = Catalog([str(place / "runs"), str(place / "photos.parquet"), "timm:resnet50"])
+    catalog = Catalog([str(place / "runs"), str(place / "photos.parquet"), "timm:resnet50"])
     runs = [str(place / "runs" / name) for name in ("first", "second")]
-    assert sorted(places.runs()) == runs
-    assert list(places.models()) == [*runs, "timm:resnet50"]
-    assert list(places.tables()) == [str(place / "photos.parquet")]
+    assert sorted(catalog.runs()) == runs
+    assert list(catalog.models()) == [*runs, "timm:resnet50"]
+    assert list(catalog.tables()) == [str(place / "photos.parquet")]
 
 
 def test_a_new_run_turns_up_and_the_newest_comes_first(tmp_path: Path) -> None:
     write_run(tmp_path / "runs/one", 10, 5)
-    places = Catalog([str(tmp_path / "runs")])
+    catalog = Catalog([str(tmp_path / "runs")])
     write_run(tmp_path / "runs/two", 10, 5)
     os.utime(tmp_path / "runs/two/metrics.jsonl", (0, 0))
-    assert [Path(name).name for name in places.runs()] == ["one", "two"]
+    assert [Path(name).name for name in catalog.runs()] == ["one", "two"]
 
 
 def test_a_link_out_of_a_named_folder_is_not_followed(tmp_path: Path) -> None:
@@ -45,16 +45,16 @@ def test_what_is_neither_run_nor_table_is_refused(place: Path, name: str) -> Non
 
 def test_a_model_is_opened_once_until_its_weights_change(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", 10, 5)
-    shelf = ModelCache(torch.device("cpu"))
-    first = shelf.model(str(run))
-    assert shelf.model(str(run)) is first
+    cache = ModelCache(torch.device("cpu"))
+    first = cache.model(str(run))
+    assert cache.model(str(run)) is first
     os.utime(run / "backbone.safetensors", (1, 1))
-    assert shelf.model(str(run)) is not first
+    assert cache.model(str(run)) is not first
 
 
 def test_thumbnails_are_gray_where_an_image_is_gone(place: Path) -> None:
-    places = Catalog([str(place / "photos.parquet"), str(place / "photos")])
-    shown = ModelCache(torch.device("cpu"), places.images).table(str(place / "photos.parquet"))
+    catalog = Catalog([str(place / "photos.parquet"), str(place / "photos")])
+    shown = ModelCache(torch.device("cpu"), catalog.images).table(str(place / "photos.parquet"))
     assert shown.thumbnail("03.png").size == (96, 72)
     assert shown.thumbnail("../secret.txt").getcolors() == [(96 * 96, (0xDD, 0xDD, 0xDD))]
 
@@ -94,8 +94,8 @@ def test_images_are_opened_only_within_what_was_named(
     (tmp_path / "photos/list.txt").write_text("/etc/passwd\n")
     (tmp_path / "photos.zip").write_bytes(b"PK")
     (tmp_path / "table.parquet").write_bytes(b"")
-    places = Catalog(["runs", "photos", "photos.zip", "table.parquet"])
-    assert (places.images(data) is not None) == allowed
+    catalog = Catalog(["runs", "photos", "photos.zip", "table.parquet"])
+    assert (catalog.images(data) is not None) == allowed
 
 
 def test_a_long_picture_is_seen_small_enough_for_memory(place: Path) -> None:

@@ -55,8 +55,8 @@ SERVER = """
 import os, sys
 from pathlib import Path
 import torch
-from opendino.app import _upload_store, page
-_upload_store.Quota.__init__.__defaults__ = (5000, 4, 12_000, 7)
+from opendino.app import upload_store, page
+upload_store.Quota.__init__.__defaults__ = (5000, 4, 12_000, 7)
 runs, out, sys.executable = sys.argv[1:]
 with page.serve([runs], device=torch.device("cpu"), port=0, out=Path(out), trainings=9) as address:
     print(address, os.environ["GRADIO_TEMP_DIR"], flush=True)

@@ -65,7 +65,7 @@ def test_of_a_run_that_has_grown_only_what_is_new_is_read(tmp_path: Path) -> Non
     assert reader.columns(run)["loss"][0].tolist() == list(range(1, 12))
     assert course.changes == changes + 1  # one more piece, not the whole again
     (run / "metrics.jsonl").unlink()
-    with pytest.raises(UserError, match="is gone"):
+    with pytest.raises(UserError, match="was deleted"):
         reader.columns(run)
 
 
@@ -123,9 +123,9 @@ def test_runs_of_the_same_name_are_numbered() -> None:
     ("sliders", "word"),
     [
         ((0.04, 0.1, 1, 0.25, 32, 0), "Balanced"),
-        ((0.04, 0.1, 0, 0.25, 32, 0), "One prototype takes over"),
-        ((1, 0.1, 1, 0.25, 32, 0), "It says next to nothing"),
-        ((1, 0.1, 0, 0.25, 32, 0), "It says next to nothing"),
+        ((0.04, 0.1, 0, 0.25, 32, 0), "One prototype dominates"),
+        ((1, 0.1, 1, 0.25, 32, 0), "Uniform output"),
+        ((1, 0.1, 0, 0.25, 32, 0), "Uniform output"),
         ((0.04, 0.1, 0, 0, 32, 0), "Balanced"),  # without a lead there is nothing to center
     ],
 )
@@ -184,11 +184,11 @@ def test_what_no_slider_can_give_is_refused(value: object) -> None:
         temperature_tab.draw(0.04, 0.1, 1, 0.25, value, 0)
 
 
-def test_a_disc_is_followed(place: Path) -> None:
+def test_a_disc_is_tracked(place: Path) -> None:
     model = model_cache.ModelCache(torch.device("cpu")).model(str(place / "runs/first"))
     frames = [("", np.asarray(scene(number, (160, 120)))) for number in range(5)]
     labels = video_tracking_tab.painted_labels([layer((160, 120), (48, 60, 27, COLORS[1]))])
-    drawn = list(video_tracking_tab.followed(model, iter(frames), labels, 120))
+    drawn = list(video_tracking_tab.draw_tracked(model, iter(frames), labels, 120))
     assert len(drawn) == 5 and all(frame.shape == (120, 160, 3) for frame in drawn)
     inside = np.any(drawn[-1] != frames[-1][1], -1)
     y, x = np.mgrid[:120, :160]
@@ -196,23 +196,21 @@ def test_a_disc_is_followed(place: Path) -> None:
     assert (inside & disc).sum() / (inside | disc).sum() > 0.6
 
 
-class Told(train_tab.TrainingJob):
-    """A training that says what it is told to."""
+class FakeJob(train_tab.TrainingJob):
+    """A training job that fails with a given message."""
 
-    def __init__(self, out: Path, stopped: bool = False, said: str = "") -> None:
-        self.out, self.steps, self.stopped, self._told = out, 100, stopped, said
+    def __init__(self, out: Path, stopped: bool = False, message: str = "") -> None:
+        self.out, self.steps, self.stopped, self._message = out, 100, stopped, message
 
     @property
     def failed(self) -> str:
-        return self._told
+        return self._message
 
 
 def test_progress_is_drawn_and_failures_are_told(tmp_path: Path) -> None:
     out = write_run(tmp_path / "run", 100, 60)
-    drawn = train_tab.draw(Told(out), running=True)
-    assert (
-        "<b>Training:</b> 60 of 100 steps" in drawn and "width:60.0%" in drawn and "teacher (the one to use)" in drawn
-    )
-    assert "<b>Stopped:</b>" in train_tab.draw(Told(out, stopped=True), running=False)
-    assert "&lt;x&gt;" in train_tab.draw(Told(out, said="<x>"), running=False)
-    assert "<b>Training:</b> 0 of 100" in train_tab.draw(Told(tmp_path / "none"), running=True)
+    drawn = train_tab.draw(FakeJob(out), running=True)
+    assert "<b>Training:</b> 60 of 100 steps" in drawn and "width:60.0%" in drawn and "teacher (recommended)" in drawn
+    assert "<b>Stopped:</b>" in train_tab.draw(FakeJob(out, stopped=True), running=False)
+    assert "&lt;x&gt;" in train_tab.draw(FakeJob(out, message="<x>"), running=False)
+    assert "<b>Training:</b> 0 of 100" in train_tab.draw(FakeJob(tmp_path / "none"), running=True)

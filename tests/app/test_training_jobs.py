@@ -1,4 +1,4 @@
-"""Trainings from the page: one a session, few at a time, nothing left behind."""
+"""Trainings from the page: one per session, few at a time, nothing left behind."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from opendino.app import training_jobs
 from opendino.app.training_jobs import TrainingJobs
 from opendino.core.errors import UserError
 
-# Stands in for Python: makes a run folder and goes on until it is asked to stop; fails for data called "toy:bad".
+# A fake Python: makes a run folder and runs until it gets SIGTERM; fails for data called "toy:bad".
 TRAINER = """#!/bin/sh
 test "$4" = toy:bad && { echo 'opendino: Unknown kind bad' >&2; exit 2; }
 mkdir -p "$6"; echo '{}' > "$6/backbone.json"; echo '{"step": 1}' > "$6/metrics.jsonl"
@@ -32,64 +32,64 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def workshop(folder: Path) -> Iterator[TrainingJobs]:
-    workshop = TrainingJobs(folder, keep=False, most=2)
-    yield workshop
-    workshop.close()
+def jobs(folder: Path) -> Iterator[TrainingJobs]:
+    jobs = TrainingJobs(folder, keep=False, max_running=2)
+    yield jobs
+    jobs.close()
 
 
-def begun(workshop: TrainingJobs, session: str) -> None:
+def wait_for_model(jobs: TrainingJobs, session: str) -> None:
     until = time.monotonic() + 30
-    while not workshop.models(session):
+    while not jobs.models(session):
         assert time.monotonic() < until
         time.sleep(0.02)
 
 
-def test_one_a_session_and_few_in_all(workshop: TrainingJobs) -> None:
-    workshop.start("one", "toy:x", 10, [])
-    with pytest.raises(UserError, match="under way"):
-        workshop.start("one", "toy:x", 10, [])
-    workshop.start("two", "toy:x", 10, [])
-    with pytest.raises(UserError, match="Others are training"):
-        workshop.start("three", "toy:x", 10, [])
+def test_one_a_session_and_few_in_all(jobs: TrainingJobs) -> None:
+    jobs.start("one", "toy:x", 10, [])
+    with pytest.raises(UserError, match="already have a running training"):
+        jobs.start("one", "toy:x", 10, [])
+    jobs.start("two", "toy:x", 10, [])
+    with pytest.raises(UserError, match="Other users are training"):
+        jobs.start("three", "toy:x", 10, [])
 
 
-def test_a_session_sees_its_own_runs_alone(workshop: TrainingJobs) -> None:
-    workshop.start("one", "toy:x", 10, [])
-    begun(workshop, "one")
-    assert list(workshop.runs("one")) == ["trained here (1)"]
-    assert workshop.runs("two") == {} and workshop.latest("two") is None
+def test_a_session_sees_its_own_runs_alone(jobs: TrainingJobs) -> None:
+    jobs.start("one", "toy:x", 10, [])
+    wait_for_model(jobs, "one")
+    assert list(jobs.runs("one")) == ["trained here (1)"]
+    assert jobs.runs("two") == {} and jobs.latest("two") is None
 
 
-def test_stopping_waits_for_the_training_to_save(workshop: TrainingJobs) -> None:
-    training = workshop.start("one", "toy:x", 10, [])
-    begun(workshop, "one")
+def test_stopping_waits_for_the_training_to_save(jobs: TrainingJobs) -> None:
+    training = jobs.start("one", "toy:x", 10, [])
+    wait_for_model(jobs, "one")
     assert training.running
     training.ask_to_stop()
     training.end()
     assert not training.running and training.stopped and not training.failed
 
 
-def test_what_a_failed_training_said_is_told(workshop: TrainingJobs) -> None:
-    training = workshop.start("one", "toy:bad", 10, [])
+def test_what_a_failed_training_said_is_told(jobs: TrainingJobs) -> None:
+    training = jobs.start("one", "toy:bad", 10, [])
     training._process.wait()
     assert training.failed == "Unknown kind bad"
 
 
-def test_a_training_that_does_not_listen_is_ended(workshop: TrainingJobs, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training_jobs, "_PATIENCE_SECONDS", 0.1)
-    training = workshop.start("one", "toy:x", 10, [])
+def test_a_training_that_does_not_listen_is_ended(jobs: TrainingJobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training_jobs, "_GRACE_SECONDS", 0.1)
+    training = jobs.start("one", "toy:x", 10, [])
     training.end()  # nobody asked it
     assert not training.running
 
 
 @pytest.mark.parametrize("keep", [False, True])
 def test_a_session_takes_its_uploads_and_its_runs_along(folder: Path, tmp_path: Path, keep: bool) -> None:
-    workshop = TrainingJobs(folder, keep=keep, most=2)
+    jobs = TrainingJobs(folder, keep=keep, max_running=2)
     (tmp_path / "images.zip").write_bytes(b"PK")
-    workshop.start("one", tmp_path / "images.zip", 10, [])
-    begun(workshop, "one")
-    workshop.close("one")
+    jobs.start("one", tmp_path / "images.zip", 10, [])
+    wait_for_model(jobs, "one")
+    jobs.close("one")
     left = sorted(path.suffix or "run" for path in folder.iterdir())
     assert left == (["run"] if keep else [])
-    assert workshop.runs("one") == {}
+    assert jobs.runs("one") == {}

@@ -1,4 +1,4 @@
-"""What people upload is looked at before anything else opens it."""
+"""Uploads are checked before other code opens them."""
 
 from __future__ import annotations
 
@@ -31,23 +31,23 @@ def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
 def test_only_files_below_the_uploads_folder_count(tmp_path: Path, raw: object) -> None:
     (tmp_path / "up").mkdir()
     (tmp_path / "secret").write_text("x")
-    with pytest.raises(UserError, match="no uploaded file"):
-        uploads.path(raw, tmp_path / "up")
+    with pytest.raises(UserError, match="not an uploaded file"):
+        uploads.resolve_upload(raw, tmp_path / "up")
 
 
 def test_a_link_out_of_the_uploads_folder_does_not_count(tmp_path: Path) -> None:
     (tmp_path / "up").mkdir()
     (tmp_path / "secret").write_text("x")
     (tmp_path / "up/link").symlink_to(tmp_path / "secret")
-    with pytest.raises(UserError, match="no uploaded file"):
-        uploads.path({"path": str(tmp_path / "up/link")}, tmp_path / "up")
-    assert uploads.path({"path": str(tmp_path / "secret")}, tmp_path) == (tmp_path / "secret").resolve()
-    assert uploads.path(None, tmp_path) is None
+    with pytest.raises(UserError, match="not an uploaded file"):
+        uploads.resolve_upload({"path": str(tmp_path / "up/link")}, tmp_path / "up")
+    assert uploads.resolve_upload({"path": str(tmp_path / "secret")}, tmp_path) == (tmp_path / "secret").resolve()
+    assert uploads.resolve_upload(None, tmp_path) is None
 
 
 def test_a_picture_is_shrunk_to_what_a_page_shows() -> None:
-    assert uploads.picture(encoded(scene(1))).size == (96, 72)
-    large = uploads.picture(encoded(Image.new("RGB", (4000, 3000)), "JPEG"))
+    assert uploads.load_image(encoded(scene(1))).size == (96, 72)
+    large = uploads.load_image(encoded(Image.new("RGB", (4000, 3000)), "JPEG"))
     assert large.size == (1847, 1385)  # 4:3 within 1600² pixels
 
 
@@ -59,26 +59,26 @@ def test_a_picture_is_shrunk_to_what_a_page_shows() -> None:
         (b"<html>", "a web page"),
         (encoded(scene(1))[:300], "cannot be used"),
         (encoded(Image.new("1", (9000, 9000))), "9000 x 9000 pixels, more than 64 million"),
-        (encoded(Image.new("L", (500, 100))), "more than 4 times as long as wide"),
+        (encoded(Image.new("L", (500, 100))), "aspect ratio of this image is more than 4:1"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "PostScript, which is not supported"),
     ],
 )
 def test_bad_pictures_are_refused_in_a_sentence(content: bytes, reason: str) -> None:
     with pytest.raises(UserError, match=reason):
-        uploads.picture(content)
+        uploads.load_image(content)
 
 
 def test_a_films_first_frame(tmp_path: Path) -> None:
     frames = (np.asarray(scene(number, (160, 120))) for number in range(3))
     video_frames.write(tmp_path / "film.mp4", frames, Fraction(3))
-    assert uploads.film(tmp_path / "film.mp4").size == (160, 120)
+    assert uploads.first_frame(tmp_path / "film.mp4").size == (160, 120)
 
 
 @pytest.mark.parametrize("content", [b"#EXTM3U\n/etc/passwd\n", b"ffconcat version 1.0\nfile /etc/passwd\n", b"GIF89a"])
 def test_playlists_are_no_films(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "film.mp4").write_bytes(content)
-    with pytest.raises(UserError, match="no film that can be used"):
-        uploads.film(tmp_path / "film.mp4")
+    with pytest.raises(UserError, match="not a supported video"):
+        uploads.first_frame(tmp_path / "film.mp4")
 
 
 def test_films_of_huge_frames_are_refused_before_one_is_decoded(
@@ -87,28 +87,28 @@ def test_films_of_huge_frames_are_refused_before_one_is_decoded(
     (tmp_path / "film.mp4").write_bytes(b"\0\0\0\x18ftypisom")
     monkeypatch.setattr(video_frames, "size", lambda path: (8192, 8192))
     with pytest.raises(UserError, match="8192 × 8192 pixels"):
-        uploads.film(tmp_path / "film.mp4")
+        uploads.first_frame(tmp_path / "film.mp4")
 
 
 def test_a_zip_of_images_may_be_trained_on(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         for number in range(3):
             archive.writestr(f"{number}.png", encoded(scene(number)))
-    assert uploads.archive(tmp_path / "a.zip") == 3
+    assert uploads.check_zip(tmp_path / "a.zip") == 3
 
 
 def test_zip_bombs_are_refused_unopened(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "one.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a.png", bytes(uploads._ZIP_MEMBER_BYTES + 1))
     with pytest.raises(UserError, match="would unpack to 64 MB"):
-        uploads.archive(tmp_path / "one.zip")
+        uploads.check_zip(tmp_path / "one.zip")
     with zipfile.ZipFile(tmp_path / "many.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         for number in range(3):
             archive.writestr(f"{number}.png", b"0")
         for info in archive.filelist:
             info.file_size = 2**29  # as the list of files then says
     with pytest.raises(UserError, match="would unpack to 1,536 MB"):
-        uploads.archive(tmp_path / "many.zip")
+        uploads.check_zip(tmp_path / "many.zip")
 
 
 def end_of_list(num_bytes: int, at: int, zip64: bool) -> bytes:
@@ -125,18 +125,18 @@ def test_a_zip_whose_list_is_huge_is_refused_before_it_is_read(tmp_path: Path, z
     num_bytes = uploads._ZIP_LIST_BYTES + 1
     (tmp_path / "a.zip").write_bytes(b"PK\3\4" + bytes(num_bytes) + end_of_list(num_bytes, 4, zip64))
     with pytest.raises(UserError, match="too many files"):
-        uploads.archive(tmp_path / "a.zip")
+        uploads.check_zip(tmp_path / "a.zip")
 
 
 @pytest.mark.parametrize(("name", "content"), [("a.zip", b"MZ" + bytes(100)), ("a.zip", b""), ("a.exe", b"PK")])
 def test_what_is_no_zip_is_refused(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match=r"no archive|no \.zip|damaged"):
-        uploads.archive(tmp_path / name)
+    with pytest.raises(UserError, match=r"no archive|not a \.zip|damaged"):
+        uploads.check_zip(tmp_path / name)
 
 
 def test_a_zip_without_images_is_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("inner.zip", b"PK")
     with pytest.raises(UserError, match="No images"):
-        uploads.archive(tmp_path / "a.zip")
+        uploads.check_zip(tmp_path / "a.zip")

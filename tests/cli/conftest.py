@@ -1,4 +1,4 @@
-"""Photographs for the verbs that look at some."""
+"""Images for the verbs that read some."""
 
 from __future__ import annotations
 

@@ -97,7 +97,7 @@ def test_what_stops_it_names_the_way_on(
     monkeypatch.setattr(resumable_parts, "write", stop)
     words = ["embed", str(folder), str(photos), "--out", str(photos.parent / "x.csv"), "--device", "cpu"]
     assert main(words) == exit_code
-    assert "The same command goes on from here" in capsys.readouterr().err.replace("; the", ". The")
+    assert "The same command continues from here" in capsys.readouterr().err.replace("; the", ". The")
 
 
 @pytest.mark.slow

@@ -22,12 +22,12 @@ def checkpoint(tmp_path: Path) -> Path:
     return tmp_path / "checkpoint.pth"
 
 
-def test_people_are_told_what_it_is_and_how_to_go_on(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_text_names_checkpoint_and_next_command(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = checkpoint.with_name("model")
     assert main(["import", str(checkpoint), "--out", str(out)]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "backbone of vit_tiny/16 by the keys of DINO v1, for 32 px, 12 blocks of 3 heads, after 7 epochs",
-        f"teacher and student, 5.5 million weights each, features of 192 → {out}",
+        f"teacher and student, 5.5 million parameters each, feature dimension 192 → {out}",
         f"Try it: opendino eval knn {out} --train DIR --val DIR",
     ]
     assert sorted(path.name for path in out.iterdir()) == [

@@ -69,7 +69,7 @@ def test_a_table_follows_its_folder(place: Path, capsys: pytest.CaptureFixture[s
     assert main(words) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "1 new, 0 changed, 8 unchanged → t.lance"
-    assert lines[1] == "1 are gone from photos, e.g. 8.png; --prune removes them"
+    assert lines[1] == "1 are no longer in photos, e.g. 8.png; --prune removes them"
     assert lines[2] == "1 unreadable left out, e.g. bad.png: empty file"
     assert main([*words, "--prune", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
@@ -100,7 +100,7 @@ def test_duplicates_are_grouped(place: Path, capsys: pytest.CaptureFixture[str])
     assert [[each["path"] for each in group] for group in told["groups"]] == [["3.png", "8.png"]]
     assert told["groups"][0][0]["score"] == pytest.approx(1, abs=1e-6) and told["images"] == 9
     assert main(["duplicates", "t.lance", "--threshold", "0.999", "--device", "cpu"]) == 0
-    assert "1 groups of near-copies" in capsys.readouterr().out
+    assert "1 groups of near-duplicates" in capsys.readouterr().out
 
 
 def test_select_writes_a_list_that_is_data(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""`opendino show` finds every kind of picture in its folder, and what a run saw in its settings."""
+"""`opendino visualize` (alias show) finds every kind in its folder, and the crops of a run by its settings."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ def test_each_has_a_frozen_config_and_a_function_and_helps(kind: str, capsys: py
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ([], "show takes the name of a kind"),
+        ([], "visualize takes the name of a kind"),
         (["atention"], "Did you mean attention"),
         (["attention"], "No model was named"),
         (["pca", "no/folder", "a.png"], ""),
         (["curves"], "No run was named"),
-        (["crops", "no/run"], "no run folder"),
+        (["crops", "no/run"], "not a run folder"),
         (["temperature", "--temperatures", "0"], "from 0.0001"),
         (["video", "m", "f.mp4", "--out", "x.gif"], "Use .mp4"),
     ],
@@ -93,4 +93,4 @@ def test_crops_of_a_run_are_found_by_its_settings(tmp_path: Path, capsys: pytest
     assert (found["student"], found["teacher"]) == ("the local views", "the global views")
     (tmp_path / "config.yaml").write_text(configs.dump(replace(config, batch="auto")))
     assert main(["show", "crops", str(tmp_path)]) == 1
-    assert "still has values to be decided" in capsys.readouterr().err
+    assert "still has auto values" in capsys.readouterr().err

@@ -1,1 +1,1 @@
-"""The web page: a file a tab, each a few lines around what the layers below already do."""
+"""The web page: one file per tab, each a thin layer over the other packages."""

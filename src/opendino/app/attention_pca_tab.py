@@ -1,4 +1,4 @@
-"""Look: attention and patch components of a picture."""
+"""Tab "Attention and PCA": attention maps of an image, and the principal components of its patch features."""
 
 from __future__ import annotations
 
@@ -7,55 +7,61 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from opendino.app.context import NETWORK, Context, bounded, handle_errors, session
+from opendino.app.context import NETWORK, Context, bounded, handle_errors, session_id
 from opendino.app.model_cache import encoder_for
 from opendino.visualize import attention, pca
 from opendino.visualize.drawing.pca_colors import fit
 from opendino.visualize.drawing.tile_grid import Sheet
 
-NAME = "Look"
+NAME = "Attention and PCA"
 
 
-def build(desk: Context, model: gr.Dropdown) -> None:
-    """The tab."""
-    gr.Markdown("What a network sees in a picture: where it looks, and which parts it holds to be alike.")
+def build(context: Context, model: gr.Dropdown) -> None:
+    """Build the tab."""
+    gr.Markdown("Attention maps of an image, or the first three principal components (PCA) of its patch features.")
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
-            _, picture = desk.picture("Picture")
-            kind = gr.Radio(["Attention", "Components"], value="Attention", show_label=False, container=False)
-            size = gr.Slider(64, 480, 240, step=16, label="Shorter side seen (px)")
-            mass = gr.Slider(0.1, 1, 0.6, step=0.05, label="Attention in color")
-            foreground = gr.Checkbox(False, label="Leave the background black", visible=False)
+            _, picture = context.image_input("Image")
+            kind = gr.Radio(["Attention", "PCA"], value="Attention", show_label=False, container=False)
+            size = gr.Slider(64, 480, 240, step=16, label="Shorter side of the input (px)")
+            mass = gr.Slider(0.1, 1, 0.6, step=0.05, label="Share of the attention shown in color")
+            foreground = gr.Checkbox(False, label="Black background", visible=False)
         with gr.Column(scale=5):
-            found = gr.Image(label="What it sees", interactive=False, format="png", height=520, buttons=["fullscreen"])
+            output = gr.Image(label="Result", interactive=False, format="png", height=520, buttons=["fullscreen"])
             note = gr.Markdown()
 
-    def look(
-        name: str | None, image: Image.Image | None, kind: str, size: float, mass: float, split: bool, ask: gr.Request
+    def show(
+        name: str | None,
+        image: Image.Image | None,
+        kind: str,
+        size: float,
+        mass: float,
+        split: bool,
+        request: gr.Request,
     ) -> tuple[Any, str]:
         if image is None:
             return None, ""
-        seen = encoder_for(desk.model(name, session(ask)), image, int(bounded(size, 64, 480)))
-        prepared = seen.prepare(image)
+        encoder = encoder_for(context.model(name, session_id(request)), image, int(bounded(size, 64, 480)))
+        prepared = encoder.prepare(image)
         if kind == "Attention":
-            maps = seen.attention(prepared)
-            rows = attention.tiles(_large(prepared), maps, bounded(mass, 0.1, 1), name="picture")
+            maps = encoder.attention(prepared)
+            rows = attention.tiles(_large(prepared), maps, bounded(mass, 0.1, 1), name="image")
             return (
                 Sheet(rows).image(),
-                f"{seen.quantity[:1].upper()}{seen.quantity[1:]}, dark to bright; below, the patches that hold most.",
+                f"{encoder.quantity[:1].upper()}{encoder.quantity[1:]}, dark to bright. Below: the patches with most.",
             )
-        patches = seen.patches(prepared)
+        patches = encoder.patches(prepared)
         basis = fit([patches], "auto" if split else "off")
         shares = ", ".join(f"{share:.0%}" for share in basis.explained)
-        note = f"Equal colors mean similar features. The three components explain {shares} of the variance."
-        return Sheet([pca.tiles(_large(prepared), patches, basis, "picture")]).image(), note
+        note = f"Similar colors mean similar features. The three components explain {shares} of the variance."
+        return Sheet([pca.tiles(_large(prepared), patches, basis, "image")]).image(), note
 
-    asked = [model, picture, kind, size, mass, foreground]
+    inputs = [model, picture, kind, size, mass, foreground]
     gr.on(
         [picture.change, model.change, kind.change, size.change, mass.change, foreground.change],
-        handle_errors(look),
-        asked,
-        [found, note],
+        handle_errors(show),
+        inputs,
+        [output, note],
         trigger_mode="always_last",
         api_visibility="private",
         **NETWORK,
@@ -70,6 +76,6 @@ def build(desk: Context, model: gr.Dropdown) -> None:
 
 
 def _large(image: Image.Image) -> Image.Image:
-    """A small picture enlarged, so that its tiles have room for their titles."""
+    """Enlarge a small image, so that the titles fit above its tiles."""
     scale = max(1, 320 / min(image.size))
     return image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)

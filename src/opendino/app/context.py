@@ -1,4 +1,4 @@
-"""What all tabs share: where to look, what is open, and errors as sentences."""
+"""State shared by all tabs, and error handling for their event functions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 
 import gradio as gr
 
-from opendino.app import uploads as _uploads
+from opendino.app import uploads
 from opendino.app.catalog import Catalog
 from opendino.app.model_cache import ModelCache
 from opendino.app.training_jobs import TrainingJobs
@@ -24,56 +24,59 @@ from opendino.core.errors import BadImage, UserError
 from opendino.models.load import Model
 
 NETWORK: dict[str, Any] = {"concurrency_id": "network", "concurrency_limit": 2}
-"""Of events that run a network: two at a time, whoever asks."""
+"""Options of events that run a network: at most two run at a time, over all sessions."""
 
 
 @dataclass(frozen=True)
 class Context:
-    """What the tabs work with. Nothing of one user is in it but the trainings, which know whose they are.
+    """State shared by all tabs and sessions. Only the training jobs belong to a session; they store which one.
 
     Attributes:
-        places: What may be opened.
-        shelf: What is open.
-        workshop: Trainings.
-        folder: For temporary files.
+        catalog: Runs, models and tables that may be opened.
+        cache: Open models and tables.
+        jobs: Trainings started on the page.
+        folder: Folder for temporary files.
     """
 
-    places: Catalog
-    shelf: ModelCache
-    workshop: TrainingJobs
+    catalog: Catalog
+    cache: ModelCache
+    jobs: TrainingJobs
     folder: Path
 
     @property
-    def uploads(self) -> Path:
-        """Where uploads lie."""
+    def upload_folder(self) -> Path:
+        """Folder of the uploaded files."""
         return self.folder / "uploads"
 
     def runs(self, session: str) -> dict[str, Path]:
-        """Name → folder: what was named, and what the session has trained."""
-        return self.workshop.runs(session) | self.places.runs()
+        """Name → run folder: runs of the catalog and runs trained in the session."""
+        return self.jobs.runs(session) | self.catalog.runs()
 
     def models(self, session: str) -> dict[str, str]:
-        """Name → model: what was named, and what the session has trained."""
-        return self.workshop.models(session) | self.places.models()
+        """Name → model: models of the catalog and models trained in the session."""
+        return self.jobs.models(session) | self.catalog.models()
 
     def model(self, name: str | None, session: str) -> Model:
-        """The model chosen at the top of the page.
+        """Open the model chosen at the top of the page.
 
         Raises:
-            UserError: None is, or it cannot be opened.
+            UserError: No model is chosen, or it cannot be opened.
         """
         known = self.models(session)
-        if not isinstance(name, str) or name not in known:
-            raise UserError("There is no model yet", "Train one in the last tab, or start with: opendino app RUN")
-        return self.shelf.model(known[name])
+        if not isinstance(name, str) or name not in known:  # the name comes from the browser
+            raise UserError("No model is chosen", "Train one in the tab Train, or start with: opendino app RUN")
+        return self.cache.model(known[name])
 
-    def picture(self, label: str, *, click: bool = False, height: int = 320) -> tuple[gr.Image, gr.State]:
-        """A place for a picture, and the state that holds it as PIL once it has been looked at.
+    def image_input(self, label: str, *, click: bool = False, height: int = 320) -> tuple[gr.Image, gr.State]:
+        """Add an upload field for an image.
 
         Args:
-            label: Above it.
-            click: Whether a click on it means a point.
-            height: In pixels.
+            label: Label above the field.
+            click: Whether a click on the image chooses a point.
+            height: Height of the field in pixels.
+
+        Returns:
+            The field, and the state that holds the checked image as a PIL image (None without one).
         """
         shown = gr.Image(
             label=label,
@@ -81,40 +84,40 @@ class Context:
             height=height,
             buttons=[],
         )
-        seen: gr.State = gr.State(None)
+        image: gr.State = gr.State(None)
         note = gr.HTML(visible=False)
         gr.on(
             [shown.input, shown.clear],
-            handle_errors(self._take),
+            handle_errors(self._receive),
             shown,
-            [shown, seen, note],
-            preprocess=False,  # gradio would open the file itself, and believe it
+            [shown, image, note],
+            preprocess=False,  # gradio would open the file itself, without our checks
             show_progress="hidden",
             api_visibility="private",
         )
-        return shown, seen
+        return shown, image
 
-    def _take(self, raw: Any) -> tuple[Any, Any, Any]:
+    def _receive(self, raw: Any) -> tuple[Any, Any, Any]:
         try:
-            file = _uploads.path(raw, self.uploads)
+            file = uploads.resolve_upload(raw, self.upload_folder)
             if file is None:
                 return None, None, gr.update(visible=False)
-            image = _uploads.picture(_uploads.content(file))
+            image = uploads.load_image(uploads.read_bytes(file))
         except UserError as error:
             return None, None, refusal(error)
         return image, image, gr.update(visible=False)
 
-    def temporary(self, suffix: str) -> Path:
-        """A name for a file that goes with the server."""
+    def temporary_file(self, suffix: str) -> Path:
+        """Create an empty file that is deleted when the server stops."""
         with tempfile.NamedTemporaryFile(dir=self.folder, suffix=suffix, delete=False) as file:
             return Path(file.name)
 
 
 def bounded(value: Any, low: float, high: float) -> float:
-    """A number from the browser, which need not be what a slider can give.
+    """Check a number from the browser, which can send values that no slider allows.
 
     Raises:
-        UserError: It is no number within the bounds.
+        UserError: The value is not a number from `low` to `high`.
     """
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
         raise UserError("A number is out of its range", f"Choose one from {low:g} to {high:g}")
@@ -122,26 +125,26 @@ def bounded(value: Any, low: float, high: float) -> float:
 
 
 def handle_errors(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of an event whose errors reach the page as a sentence; our own mistakes go to the terminal in full."""
+    """Wrap an event function: its errors appear on the page as one sentence, tracebacks in the terminal."""
     if inspect.isgeneratorfunction(function):
 
         @functools.wraps(function)
         def stream(*args: Any, **kwargs: Any) -> Iterator[Any]:
-            with _sentences():
+            with _errors_on_page():
                 yield from function(*args, **kwargs)
 
         return stream
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        with _sentences():
+        with _errors_on_page():
             return function(*args, **kwargs)
 
     return call
 
 
 @contextmanager
-def _sentences() -> Iterator[None]:
+def _errors_on_page() -> Iterator[None]:
     try:
         yield
     except (UserError, BadImage) as error:
@@ -149,16 +152,16 @@ def _sentences() -> Iterator[None]:
     except gr.Error:
         raise
     except Exception:
-        log.warn(f"a mistake of ours\n{traceback.format_exc()}")
-        sentence = "That went wrong, and the mistake is ours: the terminal says more"
-        raise gr.Error(sentence, title="", print_exception=False) from None
+        log.warn(f"internal error\n{traceback.format_exc()}")
+        message = "Internal error of opendino: see the traceback in the terminal"
+        raise gr.Error(message, title="", print_exception=False) from None
 
 
 def refusal(error: UserError) -> Any:
-    """A sentence that stays on the page, below what was refused."""
+    """An update that shows an error message below the input that was refused."""
     return gr.update(value=f'<div class="bad">{html.escape(str(error))}</div>', visible=True)
 
 
-def session(request: gr.Request) -> str:
-    """Whose event it is."""
+def session_id(request: gr.Request) -> str:
+    """The session that an event belongs to."""
     return request.session_hash or ""

@@ -1,4 +1,4 @@
-"""Curves: how runs are doing, drawn anew while they go on."""
+"""Tab "Curves": state and metrics of runs, updated every two seconds."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from typing import Any
 
 import gradio as gr
 
-from opendino.app.context import Context, session
-from opendino.app.context import handle_errors as told
+from opendino.app.context import Context, handle_errors, session_id
 from opendino.config import read_tree
 from opendino.core import metrics_log
 from opendino.core.accuracy import shown, yardstick
@@ -26,11 +25,11 @@ from opendino.visualize.drawing.line_plots import Style, plot, style
 NAME = "Curves"
 
 _SHOWN = 4
-"""Runs chosen to begin with."""
+"""Number of runs selected at first."""
 _TICK_BYTES = 2**25
-"""Of a run, read each time: a long one is there after a few."""
+"""Bytes read per run and update; a long run is complete after a few updates."""
 _LEGEND = 48
-"""Letters that fit above a plot."""
+"""Number of letters that fit in the legend above a plot."""
 _TAIL_BYTES = 2**18
 _ALIVE_SECONDS = 60
 _NAMES = [*dict.fromkeys([*PANELS, *EXAMINED])]
@@ -49,21 +48,21 @@ class _Read:
 
 @dataclass
 class Reader:
-    """Reads runs for everybody: what is new in them, a piece at a time. Each run keeps its color."""
+    """Reads the metrics of runs incrementally, for all sessions. Each run keeps its color."""
 
     _read: dict[Path, _Read] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def columns(self, run: Path) -> Columns:
-        """What a run has measured so far, see `metrics.Course`.
+        """The metrics of a run so far, see `metrics_log.Course`.
 
         Raises:
-            UserError: It is gone.
+            UserError: The run folder was deleted.
         """
         known = self._known(run)
         if not known.lock.acquire(blocking=known.columns is None):
             assert known.columns is not None
-            return known.columns  # somebody reads it just now
+            return known.columns  # another session is reading this run: use what was read before
         try:
             known.left = known.course.read(_TICK_BYTES)
             if known.columns is None or known.changes != known.course.changes:
@@ -72,16 +71,16 @@ class Reader:
         except OSError:
             with self._lock:
                 self._read.pop(run, None)
-            raise UserError(f"{run} is gone", "Choose another run") from None
+            raise UserError(f"{run} was deleted", "Choose another run") from None
         finally:
             known.lock.release()
 
     def style(self, run: Path) -> Style:
-        """The color and dashes of a run, the same in all plots for as long as the server runs."""
+        """The color and dashes of a run, the same in all plots until the server stops."""
         return self._known(run).style
 
     def left(self, run: Path) -> int:
-        """How many bytes of a run are still to be read."""
+        """Number of bytes of a run that are not read yet."""
         return self._known(run).left
 
     def _known(self, run: Path) -> _Read:
@@ -93,22 +92,22 @@ class Reader:
             return self._read[run]
 
 
-def build(desk: Context, model: gr.Dropdown) -> None:
-    """The tab."""
+def build(context: Context, model: gr.Dropdown) -> None:
+    """Build the tab."""
     reader, seen = Reader(), gr.State("")
-    names = list(desk.places.runs())
-    chosen = gr.CheckboxGroup(names, value=names[:_SHOWN], label="Runs, the newest first")
+    names = list(context.catalog.runs())
+    chosen = gr.CheckboxGroup(names, value=names[:_SHOWN], label="Runs (newest first)")
     page = gr.HTML(min_height=400)
     timer = gr.Timer(2)
 
-    def refresh(picked: list[str], before: str, ask: gr.Request) -> tuple[Any, Any, str]:
-        runs, known, gone = desk.runs(session(ask)), dict[str, Columns](), list[str]()
+    def refresh(picked: list[str], before: str, request: gr.Request) -> tuple[Any, Any, str]:
+        runs, known, gone = context.runs(session_id(request)), dict[str, Columns](), list[str]()
         for name in dict.fromkeys(name for name in picked if name in runs):
             try:
                 known[name] = reader.columns(runs[name])
-            except UserError as error:  # costs no other run its curves
+            except UserError as error:  # the other runs are still drawn
                 gone.append(f'<p class="bad">{escape(str(error))}</p>')
-        state = json.dumps([list(runs), {name: _seen(columns) for name, columns in known.items()}, gone])
+        state = json.dumps([list(runs), {name: _fingerprint(columns) for name, columns in known.items()}, gone])
         if state == before:
             return gr.skip(), gr.skip(), before
         listed = gr.skip() if state.partition("]")[0] == before.partition("]")[0] else gr.update(choices=list(runs))
@@ -119,7 +118,7 @@ def build(desk: Context, model: gr.Dropdown) -> None:
 
     gr.on(
         [timer.tick, chosen.change],
-        told(refresh),
+        handle_errors(refresh),
         [chosen, seen],
         [chosen, page, seen],
         show_progress="hidden",
@@ -134,23 +133,26 @@ def draw(
     styles: Mapping[str, Style] | None = None,
     left: Mapping[str, int] | None = None,
 ) -> str:
-    """A line about each run, and their curves as SVG, a color a run.
+    """A table with one row per run, and their curves as SVG, one color per run.
 
     Args:
-        runs: Name → folder.
-        columns: Name → what it has measured.
-        styles: Name → color and dashes; by default by their order.
-        left: Name → bytes that are still to be read.
+        runs: Name → run folder.
+        columns: Name → its metrics.
+        styles: Name → color and dashes; by default assigned in order.
+        left: Name → number of bytes not read yet.
+
+    Returns:
+        HTML.
     """
     if not runs:
-        return "<p>No run is chosen. Start one in the last tab, or with <code>opendino train DATA</code>.</p>"
+        return "<p>No run is selected. Start one in the tab Train, or with <code>opendino train DATA</code>.</p>"
     short, left = _short(list(runs)), left or {}
     styles = styles or {name: style(number) for number, name in enumerate(runs)}
     rows = [_row(short[name], name, runs[name], columns[name], styles[name][0], left.get(name, 0)) for name in runs]
     heads = "".join(f"<th>{head}</th>" for head in ("run", "step", "loss", "k-NN", "rank", "state"))
     panels = of_runs({short[name]: columns[name] for name in runs})
     lines = {short[name]: styles[name] for name in runs}
-    if len(runs) == 1:  # all its networks, beginning with the one to use in the color of the run
+    if len(runs) == 1:  # one curve per network; the recommended one, the first, has the color of the run
         own = next(iter(lines.values()))
         names = dict.fromkeys(name for panel in panels for name in panel.curves if name not in lines)
         lines |= dict(zip(names, [own, *(each for n in range(24) if (each := style(n)) != own)], strict=False))
@@ -165,7 +167,7 @@ def draw(
 
 
 def _short(names: list[str]) -> dict[str, str]:
-    """What runs are called in plots: the ends of their paths, or numbers where these are long or the same."""
+    """Names for the plots: the last parts of the paths, or numbers if these are too long or not unique."""
     ends = [Path(name).name for name in names]
     if len(set(ends)) < len(ends) or len("".join(ends)) > _LEGEND:
         ends = [str(number) for number in range(1, len(names) + 1)]
@@ -173,10 +175,10 @@ def _short(names: list[str]) -> dict[str, str]:
 
 
 def _row(short: str, name: str, run: Path, columns: Columns, color: str, left: int) -> str:
-    def last(column: str, form: str) -> str:
+    def last(column: str, format_spec: str) -> str:
         each = next((each for key, each in columns.items() if key.partition(".")[0] == column), None)
         # Step 0 is the network before training.
-        return "" if each is None or not each.steps[-1] else format(float(each.values[-1]), form)
+        return "" if each is None or not each.steps[-1] else format(float(each.values[-1]), format_spec)
 
     done = _last_step(columns)
     try:
@@ -186,13 +188,13 @@ def _row(short: str, name: str, run: Path, columns: Columns, color: str, left: i
         total, word = 0, escape(str(error))
     cells = [f"{done:,} of {total:,}" if total else f"{done:,}", last("loss", ".3f"), _knn(columns)]
     cells += [last("effective_rank", ".1f"), word]
-    told = f"{short}: {name}" if short.isdecimal() else name
-    shown = f'<td><span style="color:{color}">●</span> {escape(told)}</td>'
+    label = f"{short}: {name}" if short.isdecimal() else name
+    shown = f'<td><span style="color:{color}">●</span> {escape(label)}</td>'
     return f"<tr>{shown}{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
 
 
 def _knn(columns: Columns) -> str:
-    """The k-NN of the network to use, with what it is to be compared with, as HTML."""
+    """k-NN accuracy of the recommended network as HTML; the tooltip names the baselines."""
     found: dict[str, Any] = {
         name: float(columns[name].values[-1]) for name in ("majority", "num_queries") if name in columns
     }
@@ -200,12 +202,19 @@ def _knn(columns: Columns) -> str:
         of_kind = {key.partition(".")[2]: each for key, each in columns.items() if key.startswith(f"{kind}.")}
         # Step 0 is the network before training.
         found[kind] = {name: float(each.values[-1]) for name, each in of_kind.items() if each.steps[-1]}
-    told = next(iter(shown(found).values()), "")
-    return f'<span title="{escape(yardstick(found))}">{told}</span>' if told else ""
+    accuracy = next(iter(shown(found).values()), "")
+    return f'<span title="{escape(yardstick(found))}">{accuracy}</span>' if accuracy else ""
 
 
 def state(run: Path, done: int, total: int, columns: Columns) -> str:
-    """Whether a run goes on, whether its last steps look like a collapse, and whether it has learned, as HTML."""
+    """State of a run as HTML: running, stopped or finished, and a warning about a collapse or no learning.
+
+    Args:
+        run: Run folder.
+        done: Last step.
+        total: Number of steps of the run; 0 if not known.
+        columns: Its metrics.
+    """
     path = run / "metrics.jsonl"
     with open(path, "rb") as file:
         file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
@@ -235,8 +244,8 @@ def _total(run: Path) -> int:
     return steps if isinstance(steps, int) else 0
 
 
-def _seen(columns: Columns) -> list[int]:
-    """What changes with everything that is drawn: the last step, and how many values there are."""
+def _fingerprint(columns: Columns) -> list[int]:
+    """A fingerprint of the metrics, to redraw only on changes: the last step and the number of values."""
     return [_last_step(columns), sum(len(each.steps) for each in columns.values())]
 
 

@@ -1,4 +1,4 @@
-"""A map of a table's vectors in the browser, by embedding-atlas, which is handed the Parquet file as it is."""
+"""A 2-D map of a table's vectors in the browser: runs embedding-atlas on the Parquet file."""
 
 from __future__ import annotations
 
@@ -16,18 +16,21 @@ _PROGRAM = "embedding-atlas"
 
 
 def explore(name: str, host: str = "127.0.0.1", port: int = 5055) -> int:
-    """Show a table until the program is ended; its exit code.
+    """Show a table until the program exits.
 
     Args:
-        name: A .parquet or .lance table of `opendino embed`; the latter is copied into a temporary Parquet file.
-        host, port: Where the map listens.
+        name: A .parquet or .lance table of `opendino embed`; a .lance table is copied into a temporary Parquet file.
+        host, port: Address and port to listen on.
+
+    Returns:
+        The exit code of embedding-atlas.
 
     Raises:
         UserError: There is no such table, or embedding-atlas is not installed.
     """
     table = open_table(name)
-    beside = shutil.which(_PROGRAM, path=str(Path(sys.executable).parent))  # of an environment that is not activated
-    program = beside or shutil.which(_PROGRAM)
+    # first next to this Python: its environment need not be activated
+    program = shutil.which(_PROGRAM, path=str(Path(sys.executable).parent)) or shutil.which(_PROGRAM)
     if program is None:
         raise UserError("The map needs embedding-atlas", 'pip install "opendino[explore]"')
     with tempfile.TemporaryDirectory(prefix="opendino-") as folder:

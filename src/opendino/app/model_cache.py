@@ -1,4 +1,4 @@
-"""Models and tables, each opened once for everybody; none is ever changed."""
+"""Cache of open models and tables, shared by all sessions; entries are never modified."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from opendino.models.load import Model, load
 from opendino.visualize.drawing.image_encoder import ImageEncoder
 
 T = TypeVar("T")
-_OPEN = 6  # models and tables kept
-_PATCHES = 4096
-"""Of one picture at most: attention takes the square of it in memory."""
+_MAX_OPEN = 6  # models and tables
+_MAX_PATCHES = 4096
+"""Limit per image: the memory for attention maps grows with its square."""
 _THUMBNAIL_AREA_PX = 240 * 240
 
 
 class ModelCache:
-    """Opens what was asked for, or hands out what is open already.
+    """Opens models and tables and keeps the most recently used ones.
 
     Args:
-        device: Where models work.
-        images: What a table says of where its images are → where that may be opened; None for not at all.
+        device: Device of the models.
+        images: Maps the image path that a table states to the path that may be opened, or to None if it may not.
     """
 
     def __init__(self, device: torch.device, images: Callable[[str], str | None] = lambda data: None) -> None:
@@ -44,59 +44,60 @@ class ModelCache:
         self._open: OrderedDict[tuple[str, int], Any] = OrderedDict()
 
     def model(self, name: str) -> Model:
-        """The network to use of a model; anew where its weights have changed.
+        """The recommended network of a model, loaded again if its weights file has changed.
 
         Raises:
-            UserError: It cannot be opened.
+            UserError: The model cannot be opened.
         """
-        return self._kept(name, "backbone.safetensors", lambda: load(name).to(self._device))
+        return self._get(name, "backbone.safetensors", lambda: load(name).to(self._device))
 
     def table(self, name: str) -> ShownTable:
         """A table and its images.
 
         Raises:
-            UserError: It cannot be opened.
+            UserError: The table cannot be opened.
         """
-        return self._kept(name, "", lambda: self._shown(open_table(name)))
+        return self._get(name, "", lambda: self._with_images(open_table(name)))
 
-    def _shown(self, table: EmbeddingTable) -> ShownTable:
+    def _with_images(self, table: EmbeddingTable) -> ShownTable:
         data = table.about["data"]
         allowed = self._images(data)
         if allowed is None:
-            log.warn(f"the images of {table.name} are shown only if you name them too: opendino app … {data}")
+            log.warn(f"the images of {table.name} are shown only if their path is given too: opendino app … {data}")
         return ShownTable(table, allowed)
 
-    def _kept(self, name: str, file: str, opened: Callable[[], T]) -> T:
+    def _get(self, name: str, file: str, open_: Callable[[], T]) -> T:
+        """The open object, or a new one if `file` has changed since; closes the least recently used one."""
         path = Path(name) / file if file else Path(name)
         key = name, path.stat().st_mtime_ns if path.exists() else 0
-        with self._lock:  # whoever else wants it waits rather than opens it again
+        with self._lock:  # held while opening: a second session waits instead of opening it too
             if key not in self._open:
                 for old in [each for each in self._open if each[0] == name]:
                     del self._open[old]
-                self._open[key] = opened()
+                self._open[key] = open_()
             self._open.move_to_end(key)
-            while len(self._open) > _OPEN:
+            while len(self._open) > _MAX_OPEN:
                 self._open.popitem(last=False)
             return self._open[key]
 
 
 @dataclass
 class ShownTable:
-    """A table and small pictures of its images, as long as these are still where they were.
+    """A table and thumbnails of its images.
 
     Attributes:
         table: The table.
-        images: Where its images may be opened; None for not at all.
+        images: Path of its images; None if they may not be opened.
     """
 
     table: EmbeddingTable
     images: str | None = None
 
     def thumbnail(self, key: str) -> Image.Image:
-        """A small picture, gray where the image cannot be read any more, or may not be."""
+        """A thumbnail; plain gray if the image can no longer be read, or may not be opened."""
         try:
-            source, places = self._source
-            return Image.fromarray(decode(source.read(places[key]), _THUMBNAIL_AREA_PX))
+            source, indices = self._source
+            return Image.fromarray(decode(source.read(indices[key]), _THUMBNAIL_AREA_PX))
         except (BadImage, UserError, KeyError):
             return Image.new("RGB", (96, 96), "#dddddd")
 
@@ -109,9 +110,9 @@ class ShownTable:
 
 
 def encoder_for(model: Model, image: Image.Image, size_px: int) -> ImageEncoder:
-    """A model that looks at a picture, at a size that memory can bear."""
-    found = ImageEncoder(model, size_px)
-    width, height = (side * size_px / min(image.size) / found.patch_px for side in image.size)
-    if found.any_size and width * height > _PATCHES:
-        found = ImageEncoder(model, int(size_px * math.sqrt(_PATCHES / (width * height))))
-    return found
+    """An encoder for an image, with a smaller input size if the image would have too many patches."""
+    encoder = ImageEncoder(model, size_px)
+    width, height = (side * size_px / min(image.size) / encoder.patch_px for side in image.size)  # in patches
+    if encoder.any_size and width * height > _MAX_PATCHES:
+        encoder = ImageEncoder(model, int(size_px * math.sqrt(_MAX_PATCHES / (width * height))))
+    return encoder

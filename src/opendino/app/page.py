@@ -1,4 +1,4 @@
-"""The page as a whole, and serving it: to this machine alone unless asked otherwise, and without the internet."""
+"""Builds the page from its tabs and serves it: by default to this machine only, and without internet access."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # gradio looks when it is imported
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # gradio reads it on import
 
 import gradio as gr
 import torch
@@ -28,7 +28,7 @@ from opendino.app import (
     video_tracking_tab,
 )
 from opendino.app.catalog import Catalog
-from opendino.app.context import Context, session
+from opendino.app.context import Context, session_id
 from opendino.app.model_cache import ModelCache
 from opendino.app.request_guard import Guard
 from opendino.app.training_jobs import TrainingJobs
@@ -37,7 +37,7 @@ from opendino.core.errors import UserError
 
 TABS = (curves_tab, attention_pca_tab, correspondence_tab, video_tracking_tab, search_tab, temperature_tab, train_tab)
 _SESSIONS = 50
-"""Whose pictures are kept in memory, a few MB each; of more, those that came first are forgotten."""
+"""Number of sessions whose images are kept in memory, a few MB each; the oldest are dropped."""
 
 
 @contextmanager
@@ -50,32 +50,32 @@ def serve(
     out: Path | None = None,
     trainings: int = 1,
 ) -> Iterator[str]:
-    """Serve the page for as long as the context is entered.
+    """Serve the page until the context exits.
 
     Args:
-        names: See `_places.Places`.
-        device: Where models work.
-        host: The address to listen at; but for this machine's own, whoever reaches it can use the page.
-        port: 0 for any that is free.
-        out: Where runs trained on the page go; None for a temporary folder.
-        trainings: How many may go on at a time.
+        names: What the page may open, see `catalog.Catalog`.
+        device: Device of the models.
+        host: Address to listen on; with any other than 127.0.0.1, every machine that reaches it can use the page.
+        port: Port to listen on; 0 for any free port.
+        out: Folder for runs trained on the page; None for a temporary folder.
+        trainings: Largest number of trainings that run at the same time.
 
     Yields:
-        Its address.
+        The URL of the page.
 
     Raises:
-        UserError: There is no such run, model or table; the port is taken.
+        UserError: A run, model or table does not exist, or the port is in use.
     """
-    places, folder = Catalog(names), Path(tempfile.mkdtemp(prefix="opendino-"))
+    catalog, folder = Catalog(names), Path(tempfile.mkdtemp(prefix="opendino-"))
     os.environ["GRADIO_TEMP_DIR"] = str(folder)
-    workshop = TrainingJobs(out or folder / "runs", keep=out is not None, most=trainings)
-    desk = Context(places, ModelCache(device, places.images), workshop, folder)
-    guard, page = Middleware(Guard, host=host, store=UploadStore(desk.uploads)), build(desk)
+    jobs = TrainingJobs(out or folder / "runs", keep=out is not None, max_running=trainings)
+    context = Context(catalog, ModelCache(device, catalog.images), jobs, folder)
+    guard, page = Middleware(Guard, host=host, store=UploadStore(context.upload_folder)), build(context)
     try:
         try:
             _, address, _ = page.queue(max_size=100, default_concurrency_limit=8).launch(
                 server_name=host,
-                server_port=port or _free(host),
+                server_port=port or _free_port(host),
                 max_file_size=uploads.MAX_BYTES,
                 app_kwargs={"middleware": [guard]},
                 state_session_capacity=_SESSIONS,
@@ -92,38 +92,38 @@ def serve(
                 prevent_thread_lock=True,
             )
         except OSError as error:
-            raise UserError(f"Cannot listen at {host}:{port}: {error}", "Choose another --port") from None
+            raise UserError(f"Cannot listen on {host}:{port}: {error}", "Choose another --port") from None
         yield address
     finally:
         page.close(verbose=False)
-        workshop.close()
+        jobs.close()
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def build(desk: Context) -> gr.Blocks:
-    """All tabs, under one choice of a model."""
+def build(context: Context) -> gr.Blocks:
+    """Build the page: the choice of a model at the top, the tabs below."""
     with gr.Blocks(title="opendino", analytics_enabled=False, delete_cache=(600, 3600)) as page:
-        names = list(desk.places.models())
+        names = list(context.catalog.models())
         with gr.Row(equal_height=True, elem_id="head"):
-            gr.HTML("<h1>opendino</h1><p>Self-distillation with no labels: watch it learn, see what it sees</p>")
+            gr.HTML("<h1>opendino</h1><p>Self-distillation with no labels: training curves, attention and features</p>")
             model = gr.Dropdown(names, value=names[0] if names else None, label="Model", min_width=320)
         with gr.Tabs():
             for tab in TABS:
                 with gr.Tab(tab.NAME):
-                    tab.build(desk, model)
+                    tab.build(context, model)
 
-        def arrived(ask: gr.Request) -> Any:
-            return gr.update(choices=list(desk.models(session(ask))))
+        def list_models(request: gr.Request) -> Any:
+            return gr.update(choices=list(context.models(session_id(request))))
 
-        def left(ask: gr.Request) -> None:
-            desk.workshop.close(session(ask))
+        def end_session(request: gr.Request) -> None:
+            context.jobs.close(session_id(request))
 
-        page.load(arrived, None, model, api_visibility="private", show_progress="hidden")
-        page.unload(left)
+        page.load(list_models, None, model, api_visibility="private", show_progress="hidden")
+        page.unload(end_session)
     return page
 
 
-def _free(host: str) -> int:
+def _free_port(host: str) -> int:
     import socket
 
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
@@ -132,7 +132,7 @@ def _free(host: str) -> int:
 
 
 def _theme() -> themes.Base:
-    """Gradio's plain theme in fonts that every machine has: its own would come from the internet."""
+    """Gradio's base theme with system fonts, because its default fonts are downloaded from the internet."""
     return themes.Base(
         primary_hue="blue",
         neutral_hue="zinc",

@@ -1,4 +1,4 @@
-"""Which requests the page answers: from pages of its own, for what it needs, and of a bounded size."""
+"""Middleware that lets only requests of the page itself through: same origin, known routes, limited size."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from opendino.app.upload_store import UploadStore
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
 VISITOR = "opendino"
-"""Name of the cookie that tells visitors apart."""
+"""Name of the cookie that identifies a visitor."""
 
 _POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'none'; form-action 'self'"
 _MAX_EVENT_BYTES, _MAX_DEPTH, _MAX_VALUES = 2**20, 32, 20_000
-"""Of the JSON that an event sends. Pictures do not travel in it: they are uploaded."""
+"""Limits of the JSON body of an event. Images are not part of it: they are uploaded."""
 
-# Gradio has more than the page needs, such as fetching a URL for whoever asks, or running ffmpeg.
+# Only the routes that the page needs. Gradio has more, some of which fetch any URL or run ffmpeg for the client.
 _EVENTS = re.compile(r"/gradio_api/(queue/join|run/\w+|api/\w+|cancel|reset)/?")
 _UPLOAD = "/gradio_api/upload"
 _HEARTBEAT = "/gradio_api/heartbeat/"
@@ -35,14 +35,14 @@ _REFUSED = re.compile(
 
 
 class Guard:
-    """Middleware around the page: refuses requests of other sites, unknown routes and oversized events.
+    """ASGI middleware that refuses requests from other sites, unknown routes and oversized events.
 
-    Browsers are told to load nothing from anywhere else, and that nobody may frame the page.
+    It also adds headers that forbid browsers to load anything from other hosts and to embed the page in a frame.
 
     Args:
         app: The page.
-        host: The address that it listens at.
-        store: Takes uploads in place of the page's own route, which has no total limit.
+        host: The address that the page listens on.
+        store: Handles uploads instead of Gradio's own route, which has no limit on their total size.
     """
 
     def __init__(self, app: ASGIApp, host: str, store: UploadStore) -> None:
@@ -52,13 +52,14 @@ class Guard:
         self._names = {name.lower() for name in self._names}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, or refuse it."""
+        """Handle a request: refuse it, answer it, or pass it to the page."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
         elif scope["type"] == "http":
             request = Request(scope, receive)
             known = request.cookies.get(VISITOR, "")
-            await self._answer(request, known[:64], _fenced(send, cookie=not known and request.url.path == "/"))
+            send = _with_security_headers(send, cookie=not known and request.url.path == "/")
+            await self._answer(request, known[:64], send)
         else:  # the page uses no websocket
             await send({"type": "websocket.close", "code": 1008})
 
@@ -66,7 +67,7 @@ class Guard:
         scope, receive, path = request.scope, request.receive, request.scope["path"]
         if refusal := self._refusal(request):
             await refusal(scope, receive, send)
-        elif path == f"{_UPLOAD}_progress":  # the browser asks, and does without an answer
+        elif path == f"{_UPLOAD}_progress":  # an empty answer: the browser works without progress
             await Response(media_type="text/event-stream")(scope, receive, send)
         elif request.method in ("GET", "HEAD", "OPTIONS"):
             if path.startswith(_HEARTBEAT):
@@ -85,10 +86,10 @@ class Guard:
                 await self._app(scope, _replayed(body, receive), send)
 
     def _refusal(self, request: Request) -> Response | None:
-        """The answer to a request that must not reach the page; None for one that may."""
+        """The response to a request that must not reach the page; None if it may."""
         host, origin = request.headers.get("host", ""), request.headers.get("origin")
-        if not self._is_own(host):  # also a site whose name was made to point at this machine (DNS rebinding)
-            return PlainTextResponse(f"Unknown host. This page is at {self._shown()}", 400)
+        if not self._is_own(host):  # DNS rebinding: a foreign name that resolves to this machine
+            return PlainTextResponse(f"Unknown host. Open the page at {self._own_name()}", 400)
         if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
             return PlainTextResponse("Requests from other sites are refused", 403)
         opened_by_link = request.method == "GET" and request.headers.get("sec-fetch-mode") == "navigate"
@@ -102,21 +103,21 @@ class Guard:
         return PlainTextResponse("Not found", 404)
 
     def _is_own(self, host: str) -> bool:
-        """Whether a Host header names this machine; by an address always where others may use the page."""
+        """Whether a Host header names this machine. If other machines may use the page, any IP address counts."""
         try:
             name = urlsplit(f"//{host}").hostname or ""
             return name in self._names or (not self._local and ipaddress.ip_address(name) is not None)
         except ValueError:
             return False
 
-    def _shown(self) -> str:
-        return "127.0.0.1" if self._local else "the address or the name given as --host"
+    def _own_name(self) -> str:
+        return "127.0.0.1" if self._local else "the address or name given as --host"
 
 
-def _fenced(send: Send, cookie: bool) -> Send:
-    """Adds headers to answers, and to the first page a cookie with a random name for its visitor."""
+def _with_security_headers(send: Send, cookie: bool) -> Send:
+    """Wrap `send` to add security headers and, on the first request, a cookie with a random visitor name."""
 
-    async def fenced(message: Message) -> None:
+    async def send_with_headers(message: Message) -> None:
         if message["type"] == "http.response.start":
             headers = MutableHeaders(scope=message)
             headers["content-security-policy"] = _POLICY
@@ -127,22 +128,22 @@ def _fenced(send: Send, cookie: bool) -> Send:
                 headers.append("set-cookie", f"{VISITOR}={name}; Path=/; HttpOnly; SameSite=Strict")
         await send(message)
 
-    return fenced
+    return send_with_headers
 
 
 async def _event(request: Request) -> bytes | Response:
-    """The body of an event, or the answer to one that is too large or no plain JSON."""
+    """Read the body of an event; a response instead if it is too large or not plain JSON."""
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
         if len(body) > _MAX_EVENT_BYTES:
-            return PlainTextResponse(f"An event may hold {_MAX_EVENT_BYTES:,} bytes", 413)
+            return PlainTextResponse(f"The event is larger than {_MAX_EVENT_BYTES:,} bytes", 413)
     try:
         sent = json.loads(bytes(body), parse_constant=_refuse)
     except (ValueError, RecursionError):
-        return PlainTextResponse("This is no JSON that the page sends", 400)
+        return PlainTextResponse("The body is not JSON of this page", 400)
     if not _is_plain(sent):
-        return PlainTextResponse("This is no JSON that the page sends", 400)
+        return PlainTextResponse("The body is not JSON of this page", 400)
     return bytes(body)
 
 
@@ -151,7 +152,7 @@ def _refuse(constant: str) -> Any:
 
 
 def _is_plain(sent: Any) -> bool:
-    """Whether a value is neither deep nor long, and names no file by a URL, which Gradio would fetch."""
+    """Whether a JSON value is within the limits and names no file by a URL, because Gradio would fetch it."""
     waiting, seen = [(sent, 1)], 0
     while waiting:
         value, depth = waiting.pop()
@@ -168,7 +169,7 @@ def _is_plain(sent: Any) -> bool:
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:
-    """A body that was read, to be read again."""
+    """A `receive` that returns a body that was already read, once more."""
     left = [body]
 
     async def replayed() -> Message:

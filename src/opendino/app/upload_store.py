@@ -1,4 +1,4 @@
-"""Uploads on their way in: under random names of the server's own, within a quota, and gone with their visitor."""
+"""Stores uploads under random names and within a quota, and deletes them when their visitor leaves."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from opendino.app.uploads import MAX_BYTES
 from opendino.data.decode import SUFFIXES
 
-_AT_ONCE = 8
+_MAX_FILES = 8  # per request
 _ENDINGS = SUFFIXES | {".zip", ".mp4", ".mov", ".webm", ".mkv", ".avi"}
-_MAX_SECONDS, _LOOKED_AT_SECONDS = 3600, 15  # the editor of Follow uploads what is painted several times a second
-"""Uploads that are older than the first go. Pictures that are older than the second have been looked at: they go where
-half the quota of their visitor is used."""
+_MAX_SECONDS, _MAX_IMAGE_SECONDS = 3600, 15
+"""Uploads older than the first are deleted. Images are read soon after the upload, so those older than the second are
+deleted once half of the visitor's quota is used: the editor of the tab "Video tracking" uploads several per second."""
 
 
 @dataclass(frozen=True)
 class Quota:
-    """What uploads may take on the disk.
+    """Limits on the disk use of uploads.
 
     Attributes:
-        bytes, files: Of one visitor.
-        all_bytes, all_files: Of all visitors together.
+        bytes, files: Limits per visitor.
+        all_bytes, all_files: Limits for all visitors together.
     """
 
     bytes: int = 512 * 2**20
@@ -45,24 +45,24 @@ class Quota:
 
 
 class UploadStore:
-    """Takes uploads and knows whose they are.
+    """Stores uploads and records which visitor each belongs to.
 
-    All but the copying happens on the server's one event loop, so nothing here needs a lock.
+    Everything except copying files runs on the server's single event loop, so no lock is needed.
 
     Args:
-        folder: Where uploads go; made when the first comes.
-        quota: What they may take.
+        folder: Folder for uploads; created with the first one.
+        quota: Limits on their disk use.
     """
 
     def __init__(self, folder: Path, quota: Quota | None = None) -> None:
         self._folder, self._quota = folder, quota or Quota()
-        self._held: dict[str, dict[Path, tuple[int, float]]] = {}  # size and time of arrival
-        self._arriving: Counter[str] = Counter()
-        self._pages: Counter[str] = Counter()
+        self._held: dict[str, dict[Path, tuple[int, float]]] = {}  # visitor → path → (bytes, time of arrival)
+        self._arriving: Counter[str] = Counter()  # visitor → bytes of requests in progress
+        self._pages: Counter[str] = Counter()  # visitor → open pages
 
     @contextlib.contextmanager
     def visit(self, visitor: str) -> Iterator[None]:
-        """While a page of a visitor is open; with the last one its uploads go."""
+        """Enter while a page of a visitor is open; when the last one closes, the visitor's uploads are deleted."""
         self._pages[visitor] += 1
         try:
             yield
@@ -73,70 +73,71 @@ class UploadStore:
                 self._remove(visitor)
 
     async def take(self, request: Request, visitor: str) -> Response:
-        """Store the files of a multipart request; the answer is the list of their paths, or a refusal."""
+        """Store the files of a multipart request; the response is the JSON list of their paths, or an error."""
         if not request.headers.get("content-type", "").startswith("multipart/form-data"):
             return PlainTextResponse("An upload is multipart/form-data", 400)
-        self._tidy(visitor)
+        self._delete_old(visitor)
         arrived = [0]  # bytes
         try:
             body = self._counted(request, visitor, arrived)
-            parser = MultiPartParser(request.headers, body, max_files=_AT_ONCE, max_fields=_AT_ONCE)
+            parser = MultiPartParser(request.headers, body, max_files=_MAX_FILES, max_fields=_MAX_FILES)
             form = await parser.parse()
             try:
                 files = [file for file in form.getlist("files") if isinstance(file, UploadFile)]
                 self._check(visitor, len(files))
-                return JSONResponse([str(await self._keep(visitor, file)) for file in files])
+                return JSONResponse([str(await self._store(visitor, file)) for file in files])
             finally:
                 await form.close()
-        except _Full as error:
+        except _QuotaExceeded as error:
             return PlainTextResponse(str(error.message), 413)
         except (MultiPartException, FormParserError, ClientDisconnect):
-            return PlainTextResponse("This is no upload that can be read", 400)
+            return PlainTextResponse("The upload cannot be read", 400)
         finally:
             self._arriving[visitor] -= arrived[0]
-            self._arriving += Counter()  # forgets zeros
+            self._arriving += Counter()  # drops entries of 0
 
     async def _counted(self, request: Request, visitor: str, arrived: list[int]) -> AsyncGenerator[bytes, None]:
-        """The body, for as long as there is room for it."""
+        """The chunks of the body, until the quota is exceeded."""
         async for chunk in request.stream():
             arrived[0] += len(chunk)
             self._arriving[visitor] += len(chunk)
             if arrived[0] > MAX_BYTES:
-                raise _Full(f"An upload may hold {MAX_BYTES // 2**20} MB")
+                raise _QuotaExceeded(f"The upload is larger than {MAX_BYTES // 2**20} MB")
             self._check(visitor, 1)
             yield chunk
 
     def _check(self, visitor: str, files: int) -> None:
-        """Refuse what is beyond the quota."""
+        """Raise if the visitor or all visitors together would exceed the quota, or if the disk is nearly full."""
         mine = self._held.get(visitor, {})
         every = [size for each in self._held.values() for size, _ in each.values()]
         if (
             len(mine) + files > self._quota.files
             or sum(size for size, _ in mine.values()) + self._arriving[visitor] > self._quota.bytes
         ):
-            raise _Full("You have uploaded too much. Reload the page, which removes it, and go on")
+            raise _QuotaExceeded("You have uploaded too much. Reload the page to delete your uploads")
         if (
             len(every) + files > self._quota.all_files
             or sum(every) + self._arriving.total() > self._quota.all_bytes
             or shutil.disk_usage(self._folder.parent).free < 2 * MAX_BYTES
         ):
-            raise _Full("There is no room for uploads just now. Try again in a few minutes")
+            raise _QuotaExceeded("The server has no space for uploads. Try again in a few minutes")
 
-    async def _keep(self, visitor: str, file: UploadFile) -> Path:
+    async def _store(self, visitor: str, file: UploadFile) -> Path:
+        # of the client's file name only a known suffix is used
         ending = Path(file.filename or "").suffix.lower()
         path = self._folder / f"{secrets.token_hex(16)}{ending if ending in _ENDINGS else ''}"
         await run_in_threadpool(_copy, file.file, path)
         self._held.setdefault(visitor, {})[path] = path.stat().st_size, time.monotonic()
         return path
 
-    def _tidy(self, visitor: str) -> None:
-        """Remove what is old or no longer needed."""
+    def _delete_old(self, visitor: str) -> None:
+        """Delete uploads that are too old, and this visitor's images that are no longer needed."""
         now, mine = time.monotonic(), self._held.get(visitor, {})
         used = max(len(mine) / self._quota.files, sum(size for size, _ in mine.values()) / self._quota.bytes)
         for held in self._held.values():
             for path, (_, since) in [*held.items()]:
-                looked_at = held is mine and used > 0.5 and path.suffix in SUFFIXES
-                if now - since > (_LOOKED_AT_SECONDS if looked_at else _MAX_SECONDS):
+                spent = held is mine and used > 0.5 and path.suffix in SUFFIXES
+                if now - since > (_MAX_IMAGE_SECONDS if spent else _MAX_SECONDS):
                     path.unlink(missing_ok=True)
                 if not path.exists():
                     del held[path]
@@ -146,8 +147,8 @@ class UploadStore:
             path.unlink(missing_ok=True)
 
 
-class _Full(MultiPartException):
-    """There is no room; the parser closes what it has begun."""
+class _QuotaExceeded(MultiPartException):
+    """The quota is exceeded. A MultiPartException, because the parser then closes its temporary files."""
 
 
 def _copy(file: Any, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The one door for what people upload: looked at before anything else opens it, refused in a sentence, then removed."""
+"""Checks of uploaded files. Every upload passes through here before other code opens it."""
 
 from __future__ import annotations
 
@@ -13,104 +13,109 @@ from opendino.data.sources.archive import ArchiveSource
 from opendino.datasets import video_frames
 
 MAX_BYTES = 200 * 2**20
-"""Of any upload; the server stops reading there."""
+"""Size limit of an upload; the server stops reading after it."""
 MAX_PIXELS = 64_000_000
-"""Of a picture."""
+"""Pixel limit of an image."""
 KEPT_AREA_PX = 1600 * 1600
-"""What a picture or a frame is shrunk to."""
-_MAX_ELONGATION = 4
-_FILM_PIXELS, FILM_FRAMES = 3840 * 2160, 240
+"""Images and frames are shrunk to this many pixels."""
+_MAX_ASPECT_RATIO = 4
+_VIDEO_PIXELS, VIDEO_FRAMES = 3840 * 2160, 240
 _ZIP_IMAGES, _ZIP_BYTES, _ZIP_MEMBER_BYTES, _ZIP_LIST_BYTES = 20_000, 2**30, 64 * 2**20, 8 * 2**20
 
 
-def path(raw: Any, folder: Path) -> Path | None:
-    """Where an upload lies, of what the browser sent for it; None for nothing.
+def resolve_upload(raw: Any, folder: Path) -> Path | None:
+    """The path of an upload, from the value that the browser sent for it.
 
     Args:
-        raw: As it came from outside.
-        folder: That uploads lie in, however deep.
+        raw: The value as received, not trusted.
+        folder: Folder that contains all uploads, directly or in subfolders.
+
+    Returns:
+        The resolved path; None if nothing was uploaded.
 
     Raises:
-        UserError: It lies elsewhere.
+        UserError: The path lies outside `folder` or is not a file.
     """
     if raw is None:
         return None
     name = raw.get("path") if isinstance(raw, dict) else None
     found = Path(name).resolve() if isinstance(name, str) and "\0" not in name else None
     if found is None or not found.is_relative_to(folder.resolve()) or not found.is_file():
-        raise UserError("That is no uploaded file", "Choose one on this page")
+        raise UserError("This is not an uploaded file", "Upload one on this page")
     return found
 
 
-def content(file: Path, most: int = MAX_BYTES) -> bytes:
-    """An upload as bytes.
+def read_bytes(file: Path, max_bytes: int = MAX_BYTES) -> bytes:
+    """Read an upload.
 
     Raises:
-        UserError: It is larger.
+        UserError: The file is larger than `max_bytes`.
     """
-    if file.stat().st_size > most:
-        raise UserError(f"This file has more than {most // 2**20} MB", "Choose a smaller one")
+    if file.stat().st_size > max_bytes:
+        raise UserError(f"This file has more than {max_bytes // 2**20} MB", "Choose a smaller one")
     return file.read_bytes()
 
 
-def picture(content: bytes) -> Image.Image:
-    """An uploaded picture, RGB, upright, shrunk to what a page can show.
+def load_image(content: bytes) -> Image.Image:
+    """Decode an uploaded image: RGB, rotated upright by its EXIF tag, at most `KEPT_AREA_PX` pixels.
 
     Raises:
-        UserError: It is none, damaged, too large or too thin.
+        UserError: The file is not an image, is damaged, or has too many pixels or an extreme aspect ratio.
     """
     try:
         image = Image.fromarray(decode(content, KEPT_AREA_PX, MAX_PIXELS))
     except BadImage as error:
-        raise UserError(f"This picture cannot be used: {error}") from None
-    if max(image.size) > _MAX_ELONGATION * min(image.size):
-        raise UserError(f"This picture is more than {_MAX_ELONGATION} times as long as wide", "Cut a part out of it")
+        raise UserError(f"This image cannot be used: {error}") from None
+    if max(image.size) > _MAX_ASPECT_RATIO * min(image.size):
+        raise UserError(f"The aspect ratio of this image is more than {_MAX_ASPECT_RATIO}:1", "Crop it")
     return image
 
 
-def film(file: Path) -> Image.Image:
-    """The first frame of an uploaded film.
+def first_frame(file: Path) -> Image.Image:
+    """The first frame of an uploaded video.
 
     Raises:
-        UserError: It is none, or its frames are too large.
+        UserError: The file is not a video, or its frames are too large.
     """
     with open(file, "rb") as opened:
         head = opened.read(12)
-    # No playlist: it could name other files of this machine.
+    # Accept only containers by their magic bytes: ffmpeg also reads playlists, which can name any file.
     if head[4:8] != b"ftyp" and head[:4] != b"\x1aE\xdf\xa3" and (head[:4], head[8:]) != (b"RIFF", b"AVI "):
-        raise UserError("This is no film that can be used", "Give an .mp4, .mov, .webm, .mkv or .avi")
+        raise UserError("This is not a supported video", "Upload an .mp4, .mov, .webm, .mkv or .avi")
     width, height = video_frames.size(file)
-    if width * height > _FILM_PIXELS:
-        raise UserError(f"The frames of this film have {width} × {height} pixels", "At most 3840 × 2160 are taken")
+    if width * height > _VIDEO_PIXELS:
+        raise UserError(f"The frames of this video have {width} × {height} pixels", "Upload one of at most 3840 × 2160")
     _, frame = next(video_frames.frames(file), ("", BadImage("it has no frames")))
     if isinstance(frame, BadImage):
-        raise UserError(f"This film cannot be used: {frame}")
-    return picture_of(frame)
+        raise UserError(f"This video cannot be used: {frame}")
+    return frame_image(frame)
 
 
-def picture_of(frame: Any) -> Image.Image:
-    """A frame, uint8 `[H W 3]`, shrunk to what a page can show."""
+def frame_image(frame: Any) -> Image.Image:
+    """A frame, uint8 `[H W 3]`, as an image of at most `KEPT_AREA_PX` pixels."""
     return Image.fromarray(decode(frame, KEPT_AREA_PX))
 
 
-def archive(file: Path) -> int:
+def check_zip(file: Path) -> int:
     """Check an uploaded .zip before training on it; nothing is unpacked.
 
     Returns:
-        How many images it holds.
+        The number of images in it.
 
     Raises:
-        UserError: It is none, holds no images or too many, or unpacks to far more than it is.
+        UserError: The file is not a .zip, has no images or too many, or its unpacked size is too large (zip bomb).
     """
     if file.suffix.lower() != ".zip":
-        raise UserError(f"{file.name} is no .zip", "Pack the images: zip -r images.zip FOLDER")
+        raise UserError(f"{file.name} is not a .zip", "Pack the images: zip -r images.zip FOLDER")
     found = ArchiveSource(str(file), _ZIP_LIST_BYTES)
     number, total, largest = len(found), int(found.sizes.sum()), int(found.sizes.max())
     if number > _ZIP_IMAGES:
-        raise UserError(f"{number:,} images are more than {_ZIP_IMAGES:,}", "Train with: opendino train images.zip")
+        raise UserError(
+            f"The .zip has {number:,} images, more than {_ZIP_IMAGES:,}", "Train with: opendino train images.zip"
+        )
     if total > _ZIP_BYTES or largest > _ZIP_MEMBER_BYTES:
         raise UserError(
             f"This .zip would unpack to {total / 2**20:,.0f} MB, with files of {largest / 2**20:,.0f} MB",
-            f"At most {_ZIP_BYTES // 2**20} and {_ZIP_MEMBER_BYTES // 2**20} are taken",
+            f"At most {_ZIP_BYTES // 2**20:,} MB in total and {_ZIP_MEMBER_BYTES // 2**20} MB per file are allowed",
         )
     return number

@@ -1,4 +1,4 @@
-"""Follow: objects painted on a film's first frame, followed through the film."""
+"""Tab "Video tracking": objects painted on the first frame of a video are tracked through it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from opendino.app import uploads
-from opendino.app.context import NETWORK, Context, bounded, handle_errors, refusal, session
+from opendino.app.context import NETWORK, Context, bounded, handle_errors, refusal, session_id
 from opendino.app.model_cache import encoder_for
 from opendino.core.errors import BadImage, UserError
 from opendino.data.decode import decode
@@ -25,28 +25,28 @@ from opendino.evals.video_segmentation import Tracker, harden
 from opendino.models.load import Model
 from opendino.visualize.drawing.tile_grid import COLORS
 
-NAME = "Follow"
+NAME = "Video tracking"
 
 _MAX_LAYERS, _MAX_LAYER_BYTES = 8, 32 * 2**20
 
 _BRUSHES = COLORS[1:5]
-"""An object each."""
+"""Brush colors, one per object."""
 _RGB = np.array([[int(color[i : i + 2], 16) for i in (1, 3, 5)] for color in _BRUSHES], np.float32)
 
 
-def build(desk: Context, model: gr.Dropdown) -> None:
-    """The tab."""
+def build(context: Context, model: gr.Dropdown) -> None:
+    """Build the tab."""
     gr.Markdown(
-        f"Put in a short film, paint over what you want to follow on its first frame (a color an object), and go. "
-        f"The first {uploads.FILM_FRAMES} frames are taken."
+        f"Upload a short video and paint over the objects to track on its first frame, one color per object. "
+        f"The first {uploads.VIDEO_FRAMES} frames are used."
     )
-    film: gr.State = gr.State(None)
+    video: gr.State = gr.State(None)
     with gr.Row():
         with gr.Column():
-            upload = gr.File(label="Film (.mp4, .mov, .webm, .mkv, .avi)", file_types=["video"], height=150)
-            refused = gr.HTML(visible=False)
+            upload = gr.File(label="Video (.mp4, .mov, .webm, .mkv, .avi)", file_types=["video"], height=150)
+            error_note = gr.HTML(visible=False)
             editor = gr.ImageEditor(
-                label="First frame: paint here",
+                label="First frame: paint the objects",
                 sources=(),
                 transforms=(),
                 layers=False,
@@ -55,56 +55,56 @@ def build(desk: Context, model: gr.Dropdown) -> None:
                 height=420,
                 interactive=True,
             )
-            size = gr.Slider(64, 480, 240, step=16, label="Shorter side seen (px)")
-            go = gr.Button("Follow", variant="primary")
+            size = gr.Slider(64, 480, 240, step=16, label="Shorter side of the input (px)")
+            start = gr.Button("Track", variant="primary")
         with gr.Column():
-            found = gr.Video(
-                label="Followed", interactive=False, height=420, autoplay=True, loop=True, buttons=["download"]
+            output = gr.Video(
+                label="Tracked objects", interactive=False, height=420, autoplay=True, loop=True, buttons=["download"]
             )
             note = gr.Markdown()
 
-    def take(raw: Any) -> tuple[Any, Any, Any]:
+    def receive(raw: Any) -> tuple[Any, Any, Any]:
         try:
-            file = uploads.path(raw, desk.uploads)
+            file = uploads.resolve_upload(raw, context.upload_folder)
             if file is None:
                 return None, None, gr.update(visible=False)
-            first = uploads.film(file)
+            first = uploads.first_frame(file)
         except UserError as error:
             return None, None, refusal(error)
         return file, first, gr.update(visible=False)
 
-    def follow(
+    def track(
         name: str | None,
         file: Path | None,
         painted: Any,
         size: float,
-        ask: gr.Request,
-        progress: gr.Progress = gr.Progress(),  # noqa: B008 - so gradio knows that it is wanted
+        request: gr.Request,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008 - gradio finds it by this default
     ) -> tuple[str, str]:
         if file is None:
-            raise UserError("There is no film yet", "Put one in above")
+            raise UserError("No video was uploaded", "Upload one above")
         side = int(bounded(size, 64, 480))
-        labels = painted_labels(_layers(painted, desk.uploads))
-        out = desk.temporary(".mp4")
-        frames = itertools.islice(video_frames.frames(file), uploads.FILM_FRAMES)
-        drawn = followed(desk.model(name, session(ask)), frames, labels, side)
+        labels = painted_labels(_layers(painted, context.upload_folder))
+        out = context.temporary_file(".mp4")
+        frames = itertools.islice(video_frames.frames(file), uploads.VIDEO_FRAMES)
+        drawn = draw_tracked(context.model(name, session_id(request)), frames, labels, side)
         rate = video_frames.rate(file) or Fraction(25)
-        number = video_frames.write(out, progress.tqdm(drawn, total=uploads.FILM_FRAMES, unit="frames"), rate)
+        number = video_frames.write(out, progress.tqdm(drawn, total=uploads.VIDEO_FRAMES, unit="frames"), rate)
         objects = len(np.unique(labels[labels > 0]))
         return str(out), f"{number:,} frames, {objects} object{'s' * (objects > 1)}."
 
     upload.change(
-        handle_errors(take),
+        handle_errors(receive),
         upload,
-        [film, editor, refused],
+        [video, editor, error_note],
         preprocess=False,
         api_visibility="private",
         show_progress="hidden",
     )
-    go.click(
-        handle_errors(follow),
-        [model, film, editor, size],
-        [found, note],
+    start.click(
+        handle_errors(track),
+        [model, video, editor, size],
+        [output, note],
         preprocess=False,
         api_visibility="private",
         **NETWORK,
@@ -112,84 +112,88 @@ def build(desk: Context, model: gr.Dropdown) -> None:
 
 
 def _layers(painted: Any, folder: Path) -> list[bytes]:
-    """The PNGs of what is painted that the browser has just uploaded, before gradio opens them.
+    """The painted layers as PNG bytes, from the browser's uploads, before gradio opens them.
 
     Raises:
-        UserError: There are too many, or a large one.
+        UserError: There are too many layers, or one is too large.
     """
     sent = painted.get("layers") if isinstance(painted, dict) else None
     if not isinstance(sent, list):
         return []
     if len(sent) > _MAX_LAYERS:
-        raise UserError(f"{len(sent)} layers were painted", f"At most {_MAX_LAYERS} are taken")
-    files = [uploads.path(layer, folder) for layer in sent]
-    return [uploads.content(file, _MAX_LAYER_BYTES) for file in files if file]
+        raise UserError(f"{len(sent)} layers were painted", f"At most {_MAX_LAYERS} are allowed")
+    files = [uploads.resolve_upload(layer, folder) for layer in sent]
+    return [uploads.read_bytes(file, _MAX_LAYER_BYTES) for file in files if file]
 
 
 def painted_labels(layers: list[bytes]) -> np.ndarray:
-    """Which object is painted where, by the nearest color of a brush: uint8 `[H W]`, 0 for none.
+    """The label of each pixel, by the nearest brush color.
 
     Args:
-        layers: PNGs of one size, transparent where nothing is painted. One of more pixels than the largest first frame
-            has on the page is refused undecoded.
+        layers: PNGs of one size, transparent where nothing is painted. A layer with more pixels than the largest
+            possible first frame is refused before it is decoded.
+
+    Returns:
+        uint8 `[H W]`, 0 for the background.
 
     Raises:
-        UserError: Nothing is painted anywhere, or a layer is too large.
+        UserError: Nothing is painted, or a layer is too large.
     """
     labels = np.zeros((1, 1), np.uint8)
-    ways = 255 - _RGB  # from white, which transparency becomes; a soft rim lies on the way to its color
+    # Transparent pixels decode to white. Antialiased edges lie on the line from white to a brush color, so each pixel
+    # is projected onto these lines.
+    directions = 255 - _RGB  # [K, 3]
     for layer in layers:
         try:
             pixels = decode(layer, max_pixels=uploads.KEPT_AREA_PX)
         except BadImage as error:
-            raise UserError(f"What is painted cannot be used: {error}", "Clear it and paint again") from None
-        away = 255 - pixels.astype(np.float32)
-        along = away @ ways.T / np.linalg.norm(ways, axis=1)
-        nearest = along.argmax(-1)
-        painted = along.max(-1) > 0.5 * np.linalg.norm(ways, axis=1)[nearest]
+            raise UserError(f"The painted layer cannot be used: {error}", "Clear it and paint again") from None
+        offset = 255 - pixels.astype(np.float32)  # [H, W, 3]
+        projection = offset @ directions.T / np.linalg.norm(directions, axis=1)  # [H, W, K]
+        nearest = projection.argmax(-1)  # [H, W]
+        painted = projection.max(-1) > 0.5 * np.linalg.norm(directions, axis=1)[nearest]
         labels = np.where(painted, nearest + 1, labels if labels.shape == painted.shape else 0).astype(np.uint8)
     used = [number for number in np.unique(labels) if number]
     if not used:
-        raise UserError("Nothing is painted yet", "Paint over what you want to follow on the first frame")
+        raise UserError("Nothing is painted", "Paint over the objects to track on the first frame")
     return labels
 
 
-def followed(
+def draw_tracked(
     model: Model, frames: Iterator[tuple[str, np.ndarray | BadImage]], labels: np.ndarray, size_px: int
 ) -> Iterator[np.ndarray]:
-    """The frames with the objects colored, by label propagation (Jabri et al. 2020).
+    """Track objects by label propagation (Jabri et al. 2020) and draw them on the frames.
 
     Args:
-        model: On any device.
-        frames: (name, uint8 `[H W 3]`); those that cannot be read are left out.
-        labels: Of the first, uint8 `[h w]`, 0 for none.
-        size_px: Shorter side that the network sees.
+        model: The model, on any device.
+        frames: (name, uint8 `[H W 3]`); unreadable frames are skipped.
+        labels: Labels of the first frame, uint8 `[h w]`, 0 for the background.
+        size_px: Shorter side of the network input.
 
     Yields:
-        uint8 `[H W 3]` with even sides, all of one size.
+        uint8 `[H W 3]`, all of one size, with even sides as video codecs require.
     """
-    tracker, eye, shape = None, None, (0, 0)
+    tracker, encoder, shape = None, None, (0, 0)
     for _, pixels in frames:
         if isinstance(pixels, BadImage):
             continue
-        image = uploads.picture_of(pixels)
-        if eye is None:
-            eye = encoder_for(model, image, size_px)
+        image = uploads.frame_image(pixels)
+        if encoder is None:
+            encoder = encoder_for(model, image, size_px)
             shape = (image.width - image.width % 2, image.height - image.height % 2)
         image = image.resize(shape) if image.size != shape else image
-        features = eye.patches(eye.prepare(image))
+        features = encoder.patches(encoder.prepare(image))  # [h, w, D]
         if tracker is None:
-            soft = _soft(labels, features.shape[:2])
-            tracker = Tracker(features, soft)
+            tracker = Tracker(features, _patch_labels(labels, features.shape[:2]))
             found = labels
         else:
             found = harden(tracker(features), *features.shape[:2]).numpy()
             found = harden(_one_hot(found), shape[1], shape[0]).numpy()
-        yield colored(image, found)
+        yield draw_objects(image, found)
 
 
-def colored(image: Image.Image, labels: np.ndarray) -> np.ndarray:
-    """A frame with its objects in their colors, uint8 `[H W 3]`."""
+def draw_objects(image: Image.Image, labels: np.ndarray) -> np.ndarray:
+    """Blend the objects of a frame with their colors; uint8 `[H W 3]`."""
     mask = np.asarray(Image.fromarray(labels).resize(image.size, Image.Resampling.NEAREST))
     pixels = np.array(image)
     inside = mask > 0
@@ -201,6 +205,6 @@ def _one_hot(labels: np.ndarray) -> Tensor:
     return (torch.from_numpy(labels) == torch.arange(len(_BRUSHES) + 1)[:, None, None]).float()
 
 
-def _soft(labels: np.ndarray, grid: tuple[int, int] | torch.Size) -> Tensor:
-    """The share of every label in every patch, float32 `[C h w]`."""
+def _patch_labels(labels: np.ndarray, grid: tuple[int, int] | torch.Size) -> Tensor:
+    """The share of each label in each patch, float32 `[C h w]`."""
     return interpolate(_one_hot(labels)[None], tuple(grid), mode="area")[0]

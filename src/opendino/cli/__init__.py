@@ -1,6 +1,7 @@
-"""The command line: one verb a file, imported only when that verb runs.
+"""The command line: one file per verb, imported only when that verb runs.
 
 The file of a verb is VERB_command.py. It has a docstring (its first line is the help text) and `run(args) -> Outcome`.
+`run` returns None if the verb has already printed everything, e.g. its help.
 """
 
 from __future__ import annotations
@@ -23,34 +24,41 @@ _ALIASES = {"show": "visualize"}
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a verb came to: `text` for people, `fields` for scripts."""
+    """Result of a verb: `text` is printed by default, `fields` as one JSON document with --json."""
 
     text: str
     fields: dict[str, Any]
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a verb; returns the exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted (state saved)."""
+    """Run the command line.
+
+    Args:
+        argv: The words after `opendino`; None for those of this process.
+
+    Returns:
+        The exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted (state saved).
+    """
     try:
         try:
             return _run(argv)
         finally:
-            sys.stdout.flush()  # what is left would fail at the interpreter's exit, where nobody can catch it
+            sys.stdout.flush()  # otherwise a broken pipe fails at the interpreter's exit, where it cannot be caught
     except BrokenPipeError:
-        gone = [stream for stream in (sys.stdout, sys.stderr) if _has_no_reader(stream)]
-        if not gone:  # a pipe between processes of our own
+        closed = [stream for stream in (sys.stdout, sys.stderr) if _has_no_reader(stream)]
+        if not closed:  # the broken pipe is one between our own processes: a real error
             raise
-        for stream in gone:  # e.g. `| head`, which has seen enough
+        for stream in closed:  # e.g. `| head` has exited: discard the rest of the output
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         return 0
 
 
 def _run(argv: list[str] | None) -> int:
-    args = [*(sys.argv[1:] if argv is None else argv)]  # not list(): that is a verb here
+    args = [*(sys.argv[1:] if argv is None else argv)]
     as_json = "--json" in args
     args = [arg for arg in args if arg != "--json"]
-    slurm.adopt_slurm_environment(os.environ)  # first of all: only one process of a run speaks
-    # Read when torch loads its OpenMP: threads that wait by spinning keep others from the cores they need.
+    slurm.adopt_slurm_environment(os.environ)  # first, because it sets RANK: only rank 0 prints
+    # torch's OpenMP reads this when it is loaded. Threads that busy-wait would keep other processes off the cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         if not args or args[0] in ("-h", "--help", "help"):
@@ -70,22 +78,23 @@ def _run(argv: list[str] | None) -> int:
         if known is None:
             raise
         return _failed(known, as_json)
-    if outcome is not None and _is_leader():
+    if outcome is not None and _is_rank_zero():
         print(json.dumps(outcome.fields) if as_json else outcome.text)
     return 0
 
 
 def _has_no_reader(stream: TextIO) -> bool:
+    """Whether the reading end of a stream's pipe is closed."""
     try:
-        asked = poll()
-        asked.register(stream.fileno(), 0)  # of errors it tells in any case
-        return any(event & POLLERR for _, event in asked.poll(0))
-    except (OSError, ValueError):  # closed, or no file of the system's
+        poller = poll()
+        poller.register(stream.fileno(), 0)  # errors are always reported, so no event needs to be named
+        return any(event & POLLERR for _, event in poller.poll(0))
+    except (OSError, ValueError):  # the stream is closed, or has no file descriptor
         return False
 
 
 def _verbs() -> list[str]:
-    """The verbs, by their files."""
+    """Names of the verbs, from the files of this package."""
     files = registry.names("opendino.cli")
     return [name.removesuffix(_SUFFIX) for name in files if name.endswith(_SUFFIX)]
 
@@ -95,24 +104,24 @@ def _module(verb: str) -> str:
 
 
 def _failed(error: UserError, as_json: bool) -> int:
-    if _is_leader():
+    if _is_rank_zero():
         if as_json:
             print(json.dumps({"error": {"message": error.message, "hint": error.hint}}))
-        line = str(error).replace("\n", "\\n")  # a file name may hold anything; an error is one line
+        line = str(error).replace("\n", "\\n")  # a file name may contain a line break; an error is one line
         print(f"opendino: {line}", file=sys.stderr)
     return error.exit_code
 
 
 def _help() -> str:
     lines = [
-        "opendino: a folder of unlabeled images in, a vision model out.",
+        "opendino: train a vision model on a folder of unlabeled images.",
         "",
         "usage: opendino VERB ... [--json]",
         "",
     ]
     lines += [f"  {verb:<11} {registry.summary('opendino.cli', verb + _SUFFIX)}" for verb in _verbs()]
-    return "\n".join([*lines, "", "`opendino VERB --help` says more. Start with: opendino demo"])
+    return "\n".join([*lines, "", "`opendino VERB --help` shows the options of a verb. Start with: opendino demo"])
 
 
-def _is_leader() -> bool:
+def _is_rank_zero() -> bool:
     return os.environ.get("RANK", "0") == "0"

@@ -1,4 +1,4 @@
-"""The web page: opendino app [RUN or MODEL or TABLE ...] [--port N]"""
+"""Show runs, models and tables in the browser: opendino app [RUN|MODEL|TABLE ...] [--port N]"""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ from opendino.core.ranges import Checked
 
 @dataclass(frozen=True)
 class Config(Checked):
-    """What `opendino app` takes."""
+    """Options of `opendino app`."""
 
     names: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="NAME")] = ()
-    """Run folders, model folders, tables (.parquet, .lance), timm:NAME, or folders that hold such; runs/ by default.
-    The page opens nothing else; to see the images of a table, name their folder or archive too."""
+    """Run folders, model folders, tables (.parquet, .lance), timm:NAME, or folders of these (default: runs/).
+    The page opens nothing else: to see the images of a table, add their folder or archive."""
     host: str = "127.0.0.1"
-    """Address to listen at. Any but this machine's own lets others use the page, without a password."""
+    """Address to listen on; any other than 127.0.0.1 lets other machines use the page without a password."""
     port: Annotated[int, Meta(ge=0, le=65_535)] = 7860
-    """Port to listen at; 0 for any that is free."""
+    """Port to listen on; 0 for any free port."""
     out: str | None = None
-    """Folder for what is trained on the page; by default it goes when its user does."""
+    """Folder for runs trained on the page; by default a run is deleted when its user closes the page."""
     trainings: Annotated[int, Meta(ge=1, le=64)] = 1
-    """How many trainings may go on at a time."""
+    """Largest number of trainings that run at the same time."""
     device: str = "auto"
-    """auto, cuda, mps or cpu."""
+    """Device: auto, cuda, mps or cpu."""
 
 
 def run(args: list[str]) -> Outcome:
     """Serve the page until Ctrl-C."""
-    config = flags.parse(Config, args, "opendino app", "See runs, models and tables in the browser.")
-    gc.disable()  # what is imported stays: to look through it again and again is a fifth of the start
+    config = flags.parse(Config, args, "opendino app", "Show runs, models and tables in the browser.")
+    gc.disable()  # garbage collection during the imports takes a fifth of the start-up time and frees nothing
     try:
         from opendino.app.page import serve
     except ImportError as error:
@@ -60,7 +60,7 @@ def run(args: list[str]) -> Outcome:
         Interrupt(),
         serve(names, device=device, host=config.host, port=config.port, out=out, trainings=config.trainings) as address,
     ):
-        log.say(f"opendino is at {address}   (Ctrl-C ends it)")
+        log.say(f"opendino is at {address}   (Ctrl-C stops it)")
         with contextlib.suppress(KeyboardInterrupt):
             threading.Event().wait()
     return Outcome("", {"address": address})

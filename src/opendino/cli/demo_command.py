@@ -1,4 +1,4 @@
-"""See it learn in five minutes, no data needed: opendino demo [--out RUN]"""
+"""Train a small model on generated images, about five minutes: opendino demo [--out RUN]"""
 
 from __future__ import annotations
 
@@ -8,23 +8,28 @@ from opendino.cli import Outcome
 from opendino.core.accuracy import shown, yardstick
 
 
-def run(args: list[str]) -> Outcome:
-    """Train the recipe `demo`; takes every flag of `opendino train` too."""
-    from opendino.cli.train_command import parse, start
+def run(args: list[str]) -> Outcome | None:
+    """Train the recipe `demo`; takes every flag of `opendino train`."""
+    from opendino.cli.train_command import brief_help, parse, start
     from opendino.recipes import demo
+
+    if {"-h", "--help"} & set(args):
+        summary = "Train a small model on generated images (recipe demo). Takes all options of `opendino train`."
+        print(brief_help(args, "opendino demo [DATA] [OPTIONS]", summary, recipe="demo"))
+        return None
 
     result = start(parse(args, recipe="demo", data=demo.DATA))
     page, found = Path(result.run) / "report.html", dict(result.__dict__)
     text = "\n".join(
         [
-            f"k-NN on images it has never seen, ten classes, after {result.seconds:.0f} s (chance: 10 %):",
+            f"k-NN accuracy on held-out images of ten classes, after {result.seconds:.0f} s (chance: 10 %):",
             *_rows(shown(found)),
-            *(["and the classifiers themselves:", *_rows(shown(found, "accuracy"))] if result.accuracy else []),
+            *(["accuracy of the trained classifiers:", *_rows(shown(found, "accuracy"))] if result.accuracy else []),
             yardstick(found),
             f"{result.verdict}: {result.evidence}",
-            f"The run lies in {result.run}: config.yaml, metrics.jsonl, backbone.safetensors, checkpoints/",
-            *([f"Look at it:           {page}, in any browser"] if page.is_file() else []),
-            "Your own images next: opendino train ~/photos",
+            f"Run folder: {result.run}: config.yaml, metrics.jsonl, backbone.safetensors, checkpoints/",
+            *([f"Report: {page} (open it in a browser)"] if page.is_file() else []),
+            "Next, train on your own images: opendino train ~/photos",
         ]
     )
     return Outcome(text, {name: found[name] for name in _FIELDS})
@@ -35,15 +40,15 @@ _FIELDS = (
     "num_queries", "verdict", "evidence",
 )  # fmt: skip
 _NAMES = {
-    "teacher": "the teacher",
-    "student": "the student",
-    "baseline": "the labeled images alone",
-    "untrained": "the same network untrained",
+    "teacher": "teacher",
+    "student": "student",
+    "baseline": "trained on labeled images only",
+    "untrained": "untrained network",
     "pixels": "raw pixels",
 }
 
 
 def _rows(scores: dict[str, str]) -> list[str]:
-    """A line a network; the first is the one to use."""
+    """One line per network, the recommended one first."""
     best = next(iter(scores), "")
-    return [f"  {_NAMES[n] + ' (the one to use)' * (n == best):<34} {told}" for n, told in scores.items()]
+    return [f"  {_NAMES[n] + ' (recommended)' * (n == best):<34} {text}" for n, text in scores.items()]

@@ -1,4 +1,4 @@
-"""What a run's curves say, and what to do about it: opendino doctor RUN"""
+"""Check a run for collapse and other problems: opendino doctor RUN"""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ USAGE = "usage: opendino doctor RUN [--json]"
 
 
 def run(args: list[str]) -> Outcome | None:
-    """Examine a run folder, finished or not."""
+    """Check a run folder, finished or not."""
     if args in (["-h"], ["--help"]):
-        print(f"{USAGE}\n\nRUN is a folder that `opendino train` made; the run may still be going on.")
+        print(f"{USAGE}\n\nRUN is a run folder of `opendino train`. The run may still be in progress.")
         return None
     if len(args) != 1 or args[0].startswith("-"):
         raise UsageError(f"doctor takes one run folder, not {' '.join(args) or 'nothing'}", USAGE)
@@ -32,7 +32,7 @@ def _rows(folder: Path) -> list[dict[str, Any]]:
         return metrics_log.sampled(folder / "metrics.jsonl")
     except OSError:
         raise UserError(
-            f"'{folder}' is no run folder: it has no metrics.jsonl", "Start one with: opendino train DATA"
+            f"'{folder}' is not a run folder: it has no metrics.jsonl", "Start one with: opendino train DATA"
         ) from None
 
 
@@ -41,5 +41,8 @@ def _total_steps(folder: Path) -> int:
 
     steps = read_tree(folder / "config.yaml").get("steps")
     if not isinstance(steps, int) or steps < 1:
-        raise UserError(f"{folder}/config.yaml does not say how many steps the run has", "Is it a run's folder?")
+        raise UserError(
+            f"{folder}/config.yaml does not say how many steps the run has",
+            "Give the run folder that `opendino train` made",
+        )
     return steps

@@ -1,4 +1,4 @@
-"""Find near-copies: opendino duplicates TABLE [--threshold 0.95]"""
+"""Find groups of near-duplicate images: opendino duplicates TABLE [--threshold 0.95]"""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from opendino.features.near_duplicates import near_duplicates
 
 @dataclass(frozen=True)
 class Config(Checked):
-    """What `opendino duplicates` takes."""
+    """Options of `opendino duplicates`."""
 
     table: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TABLE")]
     """A .lance table or a .parquet file of `opendino embed`."""
     threshold: Cosine = 0.95
-    """Cosine from which on two images are near-copies; what suits depends on the model, so look at some groups."""
+    """Smallest cosine similarity of two near-duplicates; depends on the model, so check a few groups by eye."""
     device: str = "auto"
-    """auto, cuda, mps or cpu. All pairs are compared; the vectors have to fit into memory twice."""
+    """Device: auto, cuda, mps or cpu. All pairs are compared; needs memory for two copies of the vectors."""
 
 
 def run(args: list[str]) -> Outcome:
-    """Groups of images whose vectors are nearly the same, each linked to another of its group."""
-    config = flags.parse(Config, args, "opendino duplicates", "Find groups of near-copies in a table.")
+    """Find groups of images in which each has a cosine of at least the threshold with another of the group."""
+    config = flags.parse(Config, args, "opendino duplicates", "Find groups of near-duplicate images in a table.")
     began = time.monotonic()
     device = distributed.device(config.device)
     table = open_table(config.table)
@@ -45,8 +45,8 @@ def run(args: list[str]) -> Outcome:
     ]
     num_surplus = sum(len(group) - 1 for group in groups)
     lines = [
-        f"{len(groups):,} groups of near-copies (cosine ≥ {config.threshold}) among {len(keys):,} images; "
-        f"{num_surplus:,} could go{left_out(lost)}"
+        f"{len(groups):,} groups of near-duplicates (cosine ≥ {config.threshold}) among {len(keys):,} images; "
+        f"{num_surplus:,} are redundant{left_out(lost)}"
     ]
     for number, group in enumerate(groups, 1):
         lines += [f"group {number}", *(f"  {each['score']:7.4f}  {each['path']}" for each in group)]

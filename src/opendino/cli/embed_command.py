@@ -1,4 +1,4 @@
-"""Images as vectors: opendino embed MODEL DATA --out FILE.parquet|.csv|.npz|.lance"""
+"""Compute an embedding of every image: opendino embed MODEL DATA --out FILE.parquet|.csv|.npz|.lance"""
 
 from __future__ import annotations
 
@@ -27,48 +27,48 @@ from opendino.models.load import load
 
 @dataclass(frozen=True)
 class Config(Checked):
-    """What `opendino embed` takes."""
+    """Options of `opendino embed`."""
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """A run folder, an imported or exported model folder, or timm:NAME."""
     data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
     """Images: a folder, a .tar or .zip, a text file of paths, or any other source."""
     out: str
-    """The table to write; its ending, .parquet, .csv, .npz or .lance, says how. The same command goes on where it
-    ended, and brings a .lance table up to date: only new and changed images are embedded."""
+    """Table to write: .parquet, .csv, .npz or .lance. The same command continues an interrupted one; a .lance table is
+    updated: only new and changed images are embedded."""
     which: Literal["teacher", "student"] | None = None
-    """teacher or student; the network to use by default."""
+    """Network to use: teacher or student; by default the recommended one."""
     patches: bool = False
-    """Also keep the features of every patch, as float16 (.parquet, .npz and .lance)."""
+    """Also store the patch features, as float16 (.parquet, .npz and .lance)."""
     overwrite: bool = False
-    """Replace the table, and drop unfinished parts of another model or of other images."""
+    """Replace an existing table, and delete unfinished parts of another model or other images."""
     prune: bool = False
-    """Remove images from a .lance table that are gone from DATA; else they stay and are counted."""
+    """Remove images that are no longer in DATA from a .lance table; by default they are kept and counted."""
     batch: Batch = 64
-    """Images at a time."""
+    """Images per forward pass."""
     workers: Workers = 4
-    """Threads that decode images."""
+    """Number of threads that decode images."""
     device: str = "auto"
-    """auto, cuda, mps or cpu."""
+    """Device: auto, cuda, mps or cpu."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.prune and not self.out.lower().endswith(".lance"):
-            raise UsageError("--prune is for .lance tables", "Other tables hold the images of DATA and no more")
+            raise UsageError("--prune is for .lance tables", "Leave --prune out: other tables hold only DATA")
 
 
 def run(args: list[str]) -> Outcome | None:
-    """A row for every readable image. Under torchrun the processes share the work."""
-    config = flags.parse(Config, args, "opendino embed", "Turn images into a table of vectors.")
+    """Write one row per readable image. Under torchrun the images are split between the processes."""
+    config = flags.parse(Config, args, "opendino embed", "Compute an embedding of every image.")
     began, out = time.monotonic(), Path(config.out).expanduser()
     if out.suffix.lower() == ".lance":
-        return _follow(config, began)
+        return _update_lance(config, began)
     table_files.check(out, config.patches)
     parts.check(out, config.overwrite)
     with parallel.process_group(config.device) as device:
         model, source = load(config.model, config.which).to(device), open_source(config.data)
         origin = embed_images.table_origin(model, source, name=config.model, which=config.which, data=config.data)
-        with _going_on():
+        with _resumable():
             done = parts.write(
                 model,
                 source,
@@ -81,7 +81,7 @@ def run(args: list[str]) -> Outcome | None:
             )
     if done is None:
         return None
-    speed = f"{done.images_per_second:,.1f} images/s" if done.images_per_second else "nothing was left to compute"
+    speed = f"{done.images_per_second:,.1f} images/s" if done.images_per_second else "all were already computed"
     lines = [f"{done.written:,} images → {config.out} ({speed})"]
     if done.bad:
         lines.append(f"{done.skipped:,} unreadable left out, e.g. {': '.join(done.bad[0])}; all in {done.listed}")
@@ -97,15 +97,15 @@ def run(args: list[str]) -> Outcome | None:
     return Outcome("\n".join(lines), fields)
 
 
-def _follow(config: Config, began: float) -> Outcome:
-    """A .lance table as DATA is now."""
+def _update_lance(config: Config, began: float) -> Outcome:
+    """Create a .lance table, or update it to the images that DATA has now."""
     from opendino.embeddings import lance_table
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UsageError("A .lance table is written by one process", "Run it without torchrun")
+        raise UsageError("A .lance table is written by one process", "Run the command without torchrun")
     out = config.out if "://" in config.out else str(Path(config.out).expanduser())
     model, source = load(config.model, config.which).to(distributed.device(config.device)), open_source(config.data)
-    with _going_on():
+    with _resumable():
         done = lance_table.update(
             out,
             model,
@@ -123,7 +123,7 @@ def _follow(config: Config, began: float) -> Outcome:
     lines = [f"{', '.join(parts)} → {config.out}"]
     if done.vanished:
         lines.append(
-            f"{len(done.vanished):,} are gone from {config.data}, e.g. {done.vanished[0]}; --prune removes them"
+            f"{len(done.vanished):,} are no longer in {config.data}, e.g. {done.vanished[0]}; --prune removes them"
         )
     if done.bad:
         lines.append(skipped_message(done.bad))
@@ -142,13 +142,13 @@ def _follow(config: Config, began: float) -> Outcome:
 
 
 @contextlib.contextmanager
-def _going_on() -> Iterator[None]:
-    """Whatever ends the work early, what is written stays, and the same command goes on."""
+def _resumable() -> Iterator[None]:
+    """Say, on Ctrl-C or a full disk, that the finished parts are kept and the same command continues."""
     try:
         yield
     except KeyboardInterrupt:
-        raise UserError("Interrupted", "The same command goes on from here", exit_code=130) from None
+        raise UserError("Interrupted", "The same command continues from here", exit_code=130) from None
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        raise UserError(f"The disk is full: {error}", "Make room; the same command goes on from here") from error
+        raise UserError(f"The disk is full: {error}", "Free space; the same command continues from here") from error

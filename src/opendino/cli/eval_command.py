@@ -1,4 +1,4 @@
-"""Judge a trained model: opendino eval EVAL MODEL [--which student] [flags of the eval]"""
+"""Evaluate a trained model: opendino eval EVAL MODEL [--which student] [flags of the eval]"""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _EVALS = "opendino.evals"
 
 
 def run(args: list[str]) -> Outcome | None:
-    """Judge; every eval has its own flags."""
+    """Run an evaluation; each one has its own flags."""
     names = ", ".join(name.replace("_", "-") for name in registry.names(_EVALS))
     usage = f"usage: opendino eval EVAL MODEL [--which teacher|student] [flags] [--json]; EVAL is one of {names}"
     if args in (["-h"], ["--help"]):

@@ -1,4 +1,4 @@
-"""Run an experiment: opendino experiment EXPERIMENT [--out FOLDER] [flags of the experiment]"""
+"""Run an experiment of short trainings: opendino experiment EXPERIMENT [--out FOLDER] [flags of the experiment]"""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _EXPERIMENTS = "opendino.experiments"
 
 
 def run(args: list[str]) -> Outcome | None:
-    """Conduct it; every experiment has its own flags."""
+    """Run an experiment; each one has its own flags."""
     names = registry.names(_EXPERIMENTS)
     usage = f"usage: opendino experiment EXPERIMENT [flags] [--json]; EXPERIMENT is one of {', '.join(names)}"
     if args in (["-h"], ["--help"]):

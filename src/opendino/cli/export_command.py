@@ -1,4 +1,4 @@
-"""Hand a model to other software: opendino export MODEL --to NAME --out PATH [flags of NAME]"""
+"""Export a model to another library or format: opendino export MODEL --to NAME --out PATH [flags of NAME]"""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from opendino.core.ranges import Checked
 
 @dataclass(frozen=True)
 class Config(Checked):
-    """What `opendino export` takes, whatever the other software."""
+    """Options of `opendino export` that every format has."""
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """A run folder, an imported or exported model folder, or timm:NAME."""
     out: str
-    """The file or folder to make; must not exist."""
+    """File or folder to write; must not exist."""
     which: Literal["teacher", "student"] | None = None
-    """teacher or student; the network to use by default."""
+    """Network to export: teacher or student; by default the recommended one."""
 
 
 def run(args: list[str]) -> Outcome | None:
-    """Write, load in the other software, compare on random images, and only then put it in its place."""
+    """Write to a temporary path, load it in the other library, compare features, and only then move it to --out."""
     from opendino.interop.exporting import export_model, writer, writers
 
     names = ", ".join(writers())
@@ -36,15 +36,15 @@ def run(args: list[str]) -> Outcome | None:
         if {"-h", "--help"} & set(args):
             print(f"{usage}\n\n`opendino export --to NAME --help` shows its flags.")
             return None
-        flags.parse(Config, args, "opendino export", "")  # what is wrong besides
-        raise UsageError("export lacks --to", f"Write --to NAME; NAME is one of {names}")
+        flags.parse(Config, args, "opendino export", "")  # report any other mistake first
+        raise UsageError("export lacks --to", f"Add --to NAME; NAME is one of {names}")
     module = writer(to)
     kind = make_dataclass("Config", [], bases=(module.Config, Config), frozen=True)
     config: Any = flags.parse(kind, args, f"opendino export --to {to}", (module.__doc__ or "").partition("\n")[0])
     model, difference = export_model(config.model, to, config.out, config.which, config)
     text = (
         f"{model.backbone.name}, the {model.which}, fingerprint {model.fingerprint} → {config.out}\n"
-        f"Loaded again by {to}: features differ by {difference:.3g} at most, on random images"
+        f"Checked by loading it with {to}: on random images, features differ by {difference:.3g} at most"
     )
     fields = {"path": config.out, "max_difference": difference, "to": to, "fingerprint": model.fingerprint}
     return Outcome(text, fields)

@@ -1,4 +1,4 @@
-"""Take over weights from elsewhere: opendino import CHECKPOINT --out MODEL"""
+"""Import a checkpoint of another library: opendino import CHECKPOINT --out MODEL"""
 
 from __future__ import annotations
 
@@ -14,28 +14,33 @@ from opendino.interop.importing import import_model
 
 @dataclass(frozen=True)
 class Config(Checked):
-    """What `opendino import` takes."""
+    """Options of `opendino import`."""
 
     checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
-    """A file of DINO v1, v2 or v3, timm or torchvision (.pth, .safetensors), or a folder of Hugging Face or timm."""
+    """A DINO v1, v2 or v3, timm or torchvision file (.pth, .safetensors), or a Hugging Face or timm folder."""
     out: str
-    """The model folder to make."""
+    """Model folder to write."""
     architecture: str | None = None
-    """The model of timm it is, where the file alone does not tell, e.g. convnext_tiny."""
+    """timm name of the architecture, if the file does not determine it, e.g. convnext_tiny."""
     num_heads: Width | None = None
-    """Attention heads of a ViT of DINO v1, where they are not 64 wide."""
+    """Number of attention heads of a DINO v1 ViT, if its head dimension is not 64."""
 
 
 def run(args: list[str]) -> Outcome:
-    """Recognize, check every weight, and write a model folder."""
-    config = flags.parse(Config, args, "opendino import", "Take over weights from elsewhere. Nothing in them is run.")
+    """Detect the layout, check every weight, and write a model folder."""
+    config = flags.parse(
+        Config,
+        args,
+        "opendino import",
+        "Import a checkpoint of another library. No code in the checkpoint is executed.",
+    )
     imported, model = import_model(config.checkpoint, config.out, config.architecture, config.num_heads)
     networks = list(imported.networks)
     millions = sum(weight.numel() for weight in model.backbone.parameters()) / 1e6
     text = (
         f"{imported.about}\n"
-        f"{' and '.join(networks)}, {millions:.1f} million weights{' each' if len(networks) > 1 else ''}, "
-        f"features of {model.backbone.embed_dim} → {config.out}\n"
+        f"{' and '.join(networks)}, {millions:.1f} million parameters{' each' if len(networks) > 1 else ''}, "
+        f"feature dimension {model.backbone.embed_dim} → {config.out}\n"
         f"Try it: opendino eval knn {config.out} --train DIR --val DIR"
     )
     fields = {

@@ -1,4 +1,4 @@
-"""What there is: opendino list methods|backbones|recipes|evals|sources"""
+"""List what is available: opendino list methods|backbones|recipes|evals|sources"""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _KINDS = sorted([*_FOLDERS, "backbones"])
 
 
 def run(args: list[str]) -> Outcome | None:
-    """List one kind of thing, each with the first line of its own description."""
+    """List the names of one kind, each with its one-line description."""
     usage = f"usage: opendino list {'|'.join(_KINDS)} [--json]"
     if args in (["-h"], ["--help"]):
         print(usage)

@@ -1,4 +1,4 @@
-"""Write images as shards at working size, once for all runs: opendino pack DATA --out shards/"""
+"""Write resized images as WebDataset shards, for faster training: opendino pack DATA --out shards/"""
 
 from __future__ import annotations
 
@@ -19,33 +19,32 @@ from opendino.data import shard_writer
 from opendino.data.decode import working_area_px
 from opendino.data.open_source import absolute, open_source
 
-_DEFAULT_PX = 448  # the paper's crops have native pixels from here on: 224 px of 25 % of an image, 96 px of 5 %
+_DEFAULT_PX = 448  # at this size the paper's crops are not upsampled: 224 px of 25 % of an image, 96 px of 5 %
 
 
 @dataclass(frozen=True)
 class Config(Checked):
-    """What `opendino pack` takes."""
+    """Options of `opendino pack`."""
 
     data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
     """Images: a folder, a .tar or .zip, a text file of paths, shards, a Hugging Face dataset."""
     out: str
-    """Folder of the shards; an interrupted pack into it goes on where it stopped."""
+    """Folder for the shards; the same command continues an interrupted pack."""
     size: PixelSize | None = None
-    """Larger images are shrunk to the area of a square of this side, in pixels; 448 where neither this nor --crops-of
-    is given, enough for the paper's crops."""
+    """Shrink larger images to the area of a square with this side, in pixels (default: 448)."""
     crops_of: str | None = None
-    """The size at which the smallest crop of this recipe still has native pixels."""
+    """Name of a recipe: use the smallest size at which its crops are not upsampled, instead of --size."""
     tiles: PixelSize | None = None
-    """Cut images larger than this many pixels a side into tiles of that side, at full resolution; for slides and
-    aerial images. One large image is in memory at a time, at 4 bytes a pixel (16 for more than 8 bits)."""
+    """Cut larger images into tiles of this side in pixels, at full resolution; for slides and aerial images.
+    One large image is in memory at a time: 4 bytes per pixel, 16 for images of more than 8 bits."""
     max_pixels: Annotated[int, Meta(ge=1, le=2**40)] | None = None
-    """Leave out images of more pixels; 250 million where not given, 1,000 million with --tiles."""
+    """Skip images with more pixels (default: 250 million, with --tiles 1,000 million)."""
     shard_mb: Annotated[int, Meta(ge=1, le=10**6)] = 256
-    """Megabytes of a shard."""
+    """Size of a shard in MB."""
     format: shard_writer.Format = "jpeg"
-    """What shrunk images become: jpeg or webp (quality 95), or png, without loss. Small ones stay as they are."""
+    """Format of resized images: jpeg or webp (quality 95), or png (lossless). Small images are copied unchanged."""
     workers: Workers | None = None
-    """Threads that decode and encode; four more than there are cores by default."""
+    """Number of threads that decode and encode (default: number of cores + 4)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -56,8 +55,8 @@ class Config(Checked):
 
 
 def run(args: list[str]) -> Outcome:
-    """Shards that any run reads faster than the images they were made of."""
-    config = _flags.parse(Config, args, "opendino pack", "Write images as WebDataset shards at working size.")
+    """Write shards, which are faster to read than the original images."""
+    config = _flags.parse(Config, args, "opendino pack", "Write resized images as WebDataset shards.")
     area_px = _crops(config.crops_of) if config.crops_of else (config.tiles or config.size or _DEFAULT_PX) ** 2
     source = open_source(config.data)
     plan = shard_writer.Plan(
@@ -65,11 +64,11 @@ def run(args: list[str]) -> Outcome:
     )
     out = Path(config.out).expanduser()
     done = shard_writer.pack(source, plan, out, config.workers)
-    left_out = f"{len(done.bad):,} unreadable left out, see {out / 'bad_files.csv'}\n" if done.bad else ""
+    left_out = f"{len(done.bad):,} unreadable images skipped, see {out / 'bad_files.csv'}\n" if done.bad else ""
     what = "images and tiles" if config.tiles else "images"
     text = (
         f"{done.images:,} {what} in {done.shards:,} shards, {done.num_bytes / 1e6:,.1f} MB; "
-        f"{done.unchanged:,} passed through as they were\n{left_out}Train on them with: opendino train {out}"
+        f"{done.unchanged:,} copied unchanged\n{left_out}Train on them with: opendino train {out}"
     )
     facts = asdict(done) | {"out": str(out), "bad": len(done.bad), "max_area_px": area_px}
     return Outcome(text, facts)
@@ -81,5 +80,5 @@ def _crops(recipe: str) -> int:
         field.name.endswith("size_px") and getattr(config.method, field.name) == "auto"
         for field in fields(config.method)
     ):
-        raise UsageError(f"Recipe {recipe} chooses its crops by the images", "Give --size in pixels")
+        raise UsageError(f"Recipe {recipe} chooses its crop sizes from the images", "Give --size instead of --crops-of")
     return working_area_px(configs.views(config))

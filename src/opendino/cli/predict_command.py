@@ -25,29 +25,29 @@ from opendino.models.classifier import load_classifier
 
 @dataclass(frozen=True)
 class Config(Checked):
-    """What `opendino predict` takes."""
+    """Options of `opendino predict`."""
 
     folder: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
-    """A classifier that `opendino eval linear MODEL --train DIR --out FOLDER` has trained."""
+    """Classifier folder of `opendino eval linear MODEL --train DIR --out FOLDER`."""
     data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
     """Images: a folder, a .tar or .zip, a text file of paths."""
     out: str | None = None
-    """Write path, class and probability here, as CSV; to the terminal by default. Paths are absolute, so that the file
-    can be given as DATA or as --labels; of an archive they are the names in it."""
+    """CSV file to write (path, class, probability); by default they are printed. Paths are absolute, or names inside an
+    archive, so the file works as DATA and as --labels."""
     batch: Batch = 64
-    """Images at a time."""
+    """Images per forward pass."""
     workers: Workers = 4
-    """Threads that decode images."""
+    """Number of threads that decode images."""
     device: str = "auto"
-    """auto, cuda, mps or cpu."""
+    """Device: auto, cuda, mps or cpu."""
 
 
 def run(args: list[str]) -> Outcome:
-    """The most probable class of every readable image."""
+    """Predict the most probable class of every readable image."""
     config = flags.parse(Config, args, "opendino predict", "Classify images with a trained linear classifier.")
     began = time.monotonic()
     if config.out and not Path(config.out).expanduser().absolute().parent.is_dir():
-        raise UserError(f"There is no folder to write {config.out} into", "Make it, or choose another --out")
+        raise UserError(f"There is no folder to write {config.out} into", "Create it, or choose another --out")
     device = distributed.device(config.device)
     model, classifier = load_classifier(config.folder)
     source = open_source(config.data)
@@ -56,12 +56,14 @@ def run(args: list[str]) -> Outcome:
         raise UserError(
             f"The classifier takes {classifier.weight.shape[1]} features and the network gives "
             f"{found.features.shape[1]}",
-            "Train it again",
+            "Train the classifier again: opendino eval linear MODEL --train DIR --out FOLDER",
         )
-    sure, best = classifier(found.features).softmax(1).max(1)
+    probabilities, labels = classifier(found.features).softmax(1).max(1)  # [B], [B]
     rows = [
         {"path": source.key(index), "class": classifier.classes[label], "probability": round(probability, 6)}
-        for index, label, probability in zip(found.indices.tolist(), best.tolist(), sure.tolist(), strict=True)
+        for index, label, probability in zip(
+            found.indices.tolist(), labels.tolist(), probabilities.tolist(), strict=True
+        )
     ]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -74,9 +76,9 @@ def run(args: list[str]) -> Outcome:
     if not config.out:
         return Outcome(text.getvalue().rstrip("\n"), {"predictions": rows, **done})
     atomic_write.write(Path(config.out).expanduser(), text.getvalue())
-    counts = torch.bincount(best, minlength=len(classifier.classes)).tolist()
+    counts = torch.bincount(labels, minlength=len(classifier.classes)).tolist()
     lines = [f"{len(rows):,} images{found.unread} → {config.out}"]
     lines += [f"  {count:>8,}  {name}" for name, count in zip(classifier.classes, counts, strict=True)]
     if known:
-        lines.append(f"this classifier was right on {known}; {yardstick(known.fields)}")
+        lines.append(f"accuracy of this classifier: {known}; {yardstick(known.fields)}")
     return Outcome("\n".join(lines), {"out": config.out, **done})

@@ -1,4 +1,4 @@
-"""Publish an exported folder on a hub: opendino push FOLDER USER/NAME [--private]"""
+"""Upload an exported model to the Hugging Face Hub: opendino push FOLDER USER/NAME [--private]"""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from opendino.core.ranges import Checked
 
 @dataclass(frozen=True)
 class Config(Checked):
-    """What `opendino push` takes."""
+    """Options of `opendino push`."""
 
     folder: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
-    """What `opendino export` made for huggingface, timm or opendino. State a license in its README.md first."""
+    """Folder of `opendino export --to huggingface|timm|opendino`; first state a license in its README.md."""
     name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="USER/NAME")]
-    """The repository on the hub; made if it does not exist."""
+    """Repository on the Hub; created if it does not exist."""
     private: bool = False
-    """Make the repository private, if it has to be made."""
+    """If the repository is created, make it private."""
     message: str = "Upload by opendino"
-    """Of the commit."""
+    """Commit message."""
 
 
 def run(args: list[str]) -> Outcome:
-    """Upload with the token that huggingface_hub finds: HF_TOKEN, or that of `hf auth login`."""
-    config = flags.parse(Config, args, "opendino push", "Publish an exported folder on a hub.")
+    """Upload with the token that huggingface_hub finds: HF_TOKEN, or the one of `hf auth login`."""
+    config = flags.parse(Config, args, "opendino push", "Upload an exported model to the Hugging Face Hub.")
     from opendino.interop.hub_push import push
 
     url = push(config.folder, config.name, config.private, config.message)

@@ -1,4 +1,4 @@
-"""Continue a run where it stopped, or make it longer: opendino resume RUN [--epochs N | --steps N] [--devices N]"""
+"""Continue an interrupted run, or extend it: opendino resume RUN [--epochs N | --steps N] [--devices N]"""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ USAGE = "usage: opendino resume RUN [--steps N | --epochs N] [--devices auto|N] 
 
 
 def run(args: list[str]) -> Outcome | None:
-    """Resume; every other setting comes from the run folder."""
+    """Resume a run. All settings without a flag come from the run folder."""
     if args in (["-h"], ["--help"]):
         print(
-            f"{USAGE}\n\nRUN is a folder that `opendino train` made. The run continues exactly as it began, and on "
-            "another number of devices with the same steps, to rounding.\n--steps or --epochs: another length of the "
-            "whole run, finished or not. From there on learning rate, weight decay and the teacher's momentum follow "
-            "the curves of a run of that length; warm-ups keep their length in steps."
+            f"{USAGE}\n\nRUN is a run folder of `opendino train`. The run continues with the settings in it; on "
+            "another number of devices the steps are the same up to rounding.\n--steps, --epochs: new total length, "
+            "also of a finished run. From the resume point, learning rate, weight decay and teacher momentum follow "
+            "the schedules of a run of that length; warm-ups keep their length in steps."
         )
         return None
     from opendino.cli import flags
@@ -43,14 +43,15 @@ def run(args: list[str]) -> Outcome | None:
 
 
 def _number(flag: str, word: str | None, whole: bool = False) -> float:
-    """A flag's number above 0."""
+    """The value of a flag as a number above 0."""
     try:
         value = float(word or "")
     except ValueError:
         value = 0.0
     if not 0 < value < 1e12 or (whole and value != int(value)):
         raise UsageError(
-            f"--{flag} is '{word}'", f"Use a {'whole ' * whole}number from 1 on{' or auto' * (flag == 'devices')}"
+            f"--{flag} is '{word}'",
+            f"Use a {'whole ' * whole}number {'from 1' if whole else 'above 0'}{', or auto' * (flag == 'devices')}",
         )
     return value
 

@@ -1,4 +1,4 @@
-"""Find similar images: opendino search MODEL TABLE IMAGE... [-k 10] [--sheet OUT.png]"""
+"""Find the most similar images in a table: opendino search MODEL TABLE IMAGE... [-k 10] [--sheet OUT.png]"""
 
 from __future__ import annotations
 
@@ -29,29 +29,29 @@ _THUMBNAIL_PX = 160
 
 @dataclass(frozen=True)
 class Config(Checked):
-    """What `opendino search` takes."""
+    """Options of `opendino search`."""
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
-    """The model that the table was made with."""
+    """The model that made the table."""
     table: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TABLE")]
     """A .lance table or a .parquet file of `opendino embed`."""
     images: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE")]
-    """Image files to find similar ones of."""
+    """Query image files."""
     k: Annotated[Count, tyro.conf.arg(aliases=["-k"])] = 10
-    """How many to show of each."""
+    """Number of results per query."""
     exact: bool = False
-    """Compare with all images even where the table has an index (from 100,000 images on)."""
+    """Compare with all images even if the table has an approximate index (tables of 100,000 images or more)."""
     sheet: str | None = None
-    """Also draw what was found into this picture: .png, .jpg, .svg, .html ..."""
+    """Also save the results as a picture: .png, .jpg, .svg, .html ..."""
     device: str = "auto"
-    """auto, cuda, mps or cpu."""
+    """Device: auto, cuda, mps or cpu."""
 
 
 def run(args: list[str]) -> Outcome:
-    """The images of a table that a model sees as most similar, by the cosine of their vectors."""
-    config = flags.parse(Config, args, "opendino search", "Find the images of a table that look like others.")
+    """Find the nearest neighbors of each query by cosine similarity."""
+    config = flags.parse(Config, args, "opendino search", "Find the most similar images in a table.")
     if not config.images:
-        raise UsageError("No image was named to search for", "opendino search MODEL TABLE photo.jpg")
+        raise UsageError("No image was named to search for", "Give one: opendino search MODEL TABLE photo.jpg")
     sheet = tile_grid.out(config.sheet, tile_grid.PICTURES) if config.sheet else None
     table = open_table(config.table)
     model = load(config.model, table.about["which"])
@@ -77,35 +77,35 @@ def run(args: list[str]) -> Outcome:
     if sheet:
         tile_grid.Sheet(_tiles(searches, table.about["data"])).save(sheet)
         lines.append(f"→ {config.sheet}")
-    told = {"table": config.table, "exact": found.exact, "left_out": found.left_out, "sheet": config.sheet}
-    return Outcome("\n".join(lines), {**(searches[0] if len(searches) == 1 else {"searches": searches}), **told})
+    fields = {"table": config.table, "exact": found.exact, "left_out": found.left_out, "sheet": config.sheet}
+    return Outcome("\n".join(lines), {**(searches[0] if len(searches) == 1 else {"searches": searches}), **fields})
 
 
 def _tiles(searches: list[dict], data: str) -> list[list[Tile | None]]:
-    """A row for each query: it, and what was found."""
+    """One row per query: the query, then its results."""
     wanted = {hit["path"] for search in searches for hit in search["results"]}
     try:
-        if not exists(data) and not data.startswith("toy:"):  # nothing is fetched because a table names it
+        if not exists(data) and not data.startswith("toy:"):  # the path comes from the table: never download it
             raise UserError(f"The images are no longer at {data}")
         source = open_source(data)
-        place = {key: index for index in range(len(source)) if (key := source.key(index)) in wanted}
-    except UserError:  # the images have been moved away; the sheet says so tile by tile
-        source, place = None, {}
+        index_of = {key: index for index in range(len(source)) if (key := source.key(index)) in wanted}
+    except UserError:  # the images were moved: draw empty tiles
+        source, index_of = None, {}
     rows = []
     for search in searches:
-        asked = Image.fromarray(decode(Path(search["query"]).expanduser().read_bytes(), (2 * _THUMBNAIL_PX) ** 2))
+        query = Image.fromarray(decode(Path(search["query"]).expanduser().read_bytes(), (2 * _THUMBNAIL_PX) ** 2))
         tiles: list[Tile | None] = [
-            Tile(tile_grid.square(asked, _THUMBNAIL_PX), f"query\n{Path(search['query']).name}")
+            Tile(tile_grid.square(query, _THUMBNAIL_PX), f"query\n{Path(search['query']).name}")
         ]
         for hit in search["results"]:
-            image = tile_grid.square(_thumbnail(source, place.get(hit["path"])), _THUMBNAIL_PX)
+            image = tile_grid.square(_thumbnail(source, index_of.get(hit["path"])), _THUMBNAIL_PX)
             tiles.append(Tile(image, f"{hit['score']:.4f}\n{Path(hit['path']).name}"))
         rows.append(tiles)
     return rows
 
 
 def _thumbnail(source: Source | None, index: int | None) -> Image.Image | None:
-    """A small picture of an image, None where it cannot be read any more."""
+    """A thumbnail of an image; None if the image can no longer be read."""
     if source is None or index is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""Choose diverse images to label: opendino select TABLE --num 100 --out CHOSEN.txt"""
+"""Choose diverse images to label (k-center): opendino select TABLE --num 100 --out CHOSEN.txt"""
 
 from __future__ import annotations
 
@@ -24,51 +24,54 @@ from opendino.embeddings.open_table import open_table
 
 @dataclass(frozen=True)
 class Config(Checked):
-    """What `opendino select` takes."""
+    """Options of `opendino select`."""
 
     table: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TABLE")]
     """A .lance table or a .parquet file of `opendino embed`."""
     num: Count
-    """How many images to choose."""
+    """Number of images to choose."""
     out: str
-    """Write them here, in the order chosen, so that any first part of the list is a good choice too: one absolute path
-    a line, so that the list can be given as DATA; of a table of an archive the names in it."""
+    """List to write (.txt, .lst): one absolute path, or name inside an archive, per line. Works as DATA. Its first N
+    images are a good choice of N."""
     start_from: str | None = None
-    """A list of images that are labeled already: what is chosen lies far from them too."""
+    """List of images that are already labeled; the chosen ones differ from these too."""
     seed: Seed = 0
-    """Draws the first image where none is labeled."""
+    """Seed for the choice of the first image; unused with --start-from."""
     device: str = "auto"
-    """auto, cuda, mps or cpu."""
+    """Device: auto, cuda, mps or cpu."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.out.lower().endswith((".txt", ".lst")):
-            raise OutOfRange("out", self.out, "End its name in .txt: a list of paths, which is DATA as well")
+            raise OutOfRange("out", self.out, "End its name in .txt: a list of paths, which works as DATA")
 
 
 def run(args: list[str]) -> Outcome:
-    """The k-center choice: each image is the one that is least like all chosen before."""
+    """Greedy k-center: each image is the one farthest from all images chosen before it (Sener & Savarese 2018)."""
     config = flags.parse(Config, args, "opendino select", "Choose diverse images of a table to label.")
     began = time.monotonic()
     out, device = Path(config.out).expanduser(), distributed.device(config.device)
     if not out.absolute().parent.is_dir():
-        raise UserError(f"There is no folder to write {config.out} into", "Make it, or choose another --out")
+        raise UserError(f"There is no folder to write {config.out} into", "Create it, or choose another --out")
     table = open_table(config.table)
     keys, vectors = table.normalized()
     lost = len(table) - len(keys)
     paths = list_paths(table.about["data"], keys)
     start = _labeled(config.start_from, keys, paths) if config.start_from else []
     if config.num > len(keys) - len(start):
-        already = f", {len(start):,} of them labeled" if start else ""
+        labeled = f", {len(start):,} of them labeled" if start else ""
+        most = len(keys) - len(start)
         raise UserError(
-            f"--num is {config.num}, and there are {len(keys):,} images{already}{left_out(lost)}", "Choose fewer"
+            f"--num is {config.num}, and there are {len(keys):,} images{labeled}{left_out(lost)}",
+            f"Choose at most {most}",
         )
     chosen = list(itertools.islice(k_center(vectors.to(device), start, config.seed), config.num))
     atomic_write.write(out, "".join(f"{line(paths[row])}\n" for row, _ in chosen))
-    text = f"{len(chosen):,} of {len(keys):,} images → {config.out}; every image is within {chosen[-1][1]:.3f} of one"
+    radius = chosen[-1][1]
+    text = f"{len(chosen):,} of {len(keys):,} images → {config.out}; every image is within {radius:.3f} of a chosen one"
     rows = [{"path": keys[row], "radius": round(radius, 6)} for row, radius in chosen]
     return Outcome(
-        f"{text} (0 the same, 2 opposite){left_out(lost)}",
+        f"{text} (distance of unit vectors, 0 to 2){left_out(lost)}",
         {
             "out": config.out,
             "chosen": rows,
@@ -80,17 +83,17 @@ def run(args: list[str]) -> Outcome:
 
 
 def _labeled(path: str, keys: list[str], paths: list[str]) -> list[int]:
-    """Rows of the images that a list names: by key, or by path as `--out` writes them.
+    """Row numbers of the images in a list, which names them by key or by path as `--out` writes them.
 
     Raises:
-        UserError: It cannot be read, or none of them is in the table.
+        UserError: The list cannot be read, or none of its images is in the table.
     """
     row = {unescape(name): number for names in (paths, keys) for number, name in enumerate(names)}
-    beside = Path(path).expanduser().absolute().parent
+    folder = Path(path).expanduser().absolute().parent
     named = read_list(
-        str(Path(path).expanduser()), lambda name: name in row or str(beside / name) in row, classes=False
+        str(Path(path).expanduser()), lambda name: name in row or str(folder / name) in row, classes=False
     )
-    rows = {row.get(name, row.get(str(beside / name))) for name in named} - {None}
+    rows = {row.get(name, row.get(str(folder / name))) for name in named} - {None}
     if not rows:
-        raise UserError(f"None of the {len(named)} images in {path} is in the table", "Write one key or path a line")
+        raise UserError(f"None of the {len(named)} images in {path} is in the table", "Write one key or path per line")
     return sorted(number for number in rows if number is not None)

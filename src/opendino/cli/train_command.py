@@ -1,4 +1,4 @@
-"""Train on images: opendino train DATA [--recipe NAME] [--epochs N | --steps N] [--out RUN]"""
+"""Train a model on unlabeled images: opendino train DATA [--recipe NAME] [--epochs N | --steps N] [--out RUN]"""
 
 from __future__ import annotations
 
@@ -16,16 +16,19 @@ from opendino.core.errors import UsageError
 _RECIPES = "opendino.recipes"
 
 
-def run(args: list[str]) -> Outcome:
-    """Start a run; prints nothing itself."""
+def run(args: list[str]) -> Outcome | None:
+    """Start a run."""
+    if {"-h", "--help"} & set(args):
+        print(brief_help(args))
+        return None
     return report(start(parse(args)))
 
 
 def start(config: Config) -> Any:
-    """Train on as many devices as asked for: here, or in processes that are started for it.
+    """Train on the requested number of devices: in this process, or in one new process per device.
 
     Returns:
-        The run's `train.Result`.
+        The run's `training.Result`.
     """
     from opendino import resolve
     from opendino.engine import launch
@@ -34,7 +37,7 @@ def start(config: Config) -> Any:
     number = launch.number(config.devices, config.device)
     if number == 1:
         return train(config)
-    # A folder that all agree on, and that a process that is started again goes on in.
+    # The folder is chosen here, so that all processes use the same one, and a restarted process resumes in it.
     config = replace(config, out=str(resolve.folder(config)), resume=True)
     return Result(**launch.together(number, _train, config))
 
@@ -46,26 +49,26 @@ def _train(config: Config) -> dict[str, Any]:
 
 
 def report(result: Any) -> Outcome:
-    """What a finished run says."""
+    """Summary of a finished run, as text and as fields."""
     found = dict(result.__dict__)
     lines = [
         f"{result.steps:,} steps, {result.seconds:.0f} s, {result.images_per_second:.3g} images/s, "
         f"data wait {result.data_wait:.0%}, MFU {result.mfu:.0%}, {result.peak_memory_bytes / 2**30:.1f} GiB"
     ]
     if result.knn is not None:
-        lines += [f"{'k-NN on':<12} top-1"] + [f"{name:<12} {told}" for name, told in shown(found).items()]
+        lines += [f"{'k-NN on':<12} top-1"] + [f"{name:<12} {text}" for name, text in shown(found).items()]
     if result.accuracy is not None:
         lines += [f"{'classifier':<12} top-1"]
-        lines += [f"{name:<12} {told}" for name, told in shown(found, "accuracy").items()]
-    if told := yardstick(found):
-        lines.append(told)
+        lines += [f"{name:<12} {text}" for name, text in shown(found, "accuracy").items()]
+    if comparison := yardstick(found):
+        lines.append(comparison)
     if result.effective_rank is not None:
         lines.append(f"effective rank of the features: {result.effective_rank:.1f}")
     if result.against_start is not None:
         lines.append(result.against_start["says"])
-    more = f"; see the warnings in {result.run}/log.txt" if result.collapse is not None else ""
+    see_log = f"; see the warnings in {result.run}/log.txt" if result.collapse is not None else ""
     lines += [
-        f"{result.verdict}: {result.evidence}{more}",
+        f"{result.verdict}: {result.evidence}{see_log}",
         f"run folder: {result.run}{', with report.html' * (Path(result.run) / 'report.html').is_file()}",
         f"from Python: opendino.load('{result.run}').embed(images)",
     ]
@@ -73,16 +76,72 @@ def report(result: Any) -> Outcome:
 
 
 def parse(args: list[str], recipe: str = "auto", data: str | None = None) -> Config:
-    """The Config that a command line asks for: recipe, then --config FILE, then flags, the later one winning.
+    """Parse a command line into a Config. Flags override --config FILE, which overrides the recipe.
 
     Args:
-        args: Without the verb.
-        recipe: Where the command line names none.
-        data: Where the command line names none; None makes it required.
+        args: The words after the verb.
+        recipe: Recipe to use without --recipe; auto: `continued` with --init, else `small`.
+        data: Images to use if the command line names none; None makes DATA required.
 
     Raises:
         UsageError: An unknown flag or value, in one line.
     """
+    args, base = _base(args, recipe, data)
+    description = (
+        f"Train a model on unlabeled images. Also: --recipe NAME ({', '.join(registry.names(_RECIPES))}), "
+        f"--config FILE.yaml, --method NAME ({', '.join(registry.names('opendino.methods'))}), --json."
+    )
+    config = flags.parse(Config, args, "opendino train", description, base, full_help="--help-all")
+    if not config.data:
+        raise UsageError("No images were named", "Give a folder: opendino train ~/photos")
+    return config
+
+
+def brief_help(
+    args: list[str],
+    usage: str = "opendino train DATA [OPTIONS]",
+    summary: str = "Train a model on unlabeled images.",
+    recipe: str = "auto",
+) -> str:
+    """The help of the main options and the names of the other groups, each in one line.
+
+    Args:
+        args: The words after the verb. The defaults shown are those of their --recipe, --config or --method.
+        usage: The usage line, without "usage:".
+        summary: What the verb does.
+        recipe: As in `parse`.
+    """
+    _, base = _base(args, recipe, None)
+    method = configs.method_name(base)
+    length = "auto" if base.epochs == "auto" else f"{base.epochs} epochs" if base.epochs else f"{base.steps} steps"
+    options = {
+        "DATA": "Images: a folder, a .tar or .zip, a list of paths, .tar shards, .parquet, hf:NAME or toy:KIND",
+        "--val DATA": f"Labeled images for the k-NN accuracy during training; default: {base.val or 'a part of DATA'}",
+        "--out RUN": "Run folder to create; default: runs/NAME-DATE",
+        "--recipe NAME": f"Preset of all settings: {', '.join(registry.names(_RECIPES))}",
+        "--epochs N, --steps N": f"Length in epochs or in optimizer steps; default: {length}",
+        "--batch N": f"Images per optimizer step, summed over devices; default: {base.batch}",
+        "--method NAME": f"{', '.join(registry.names('opendino.methods'))}; default: {method}",
+        "--backbone NAME": f"vit_tiny|small|base/PATCH, or any timm name; default: {base.backbone}",
+        "--init MODEL": "Pretrained weights to start from: a run, a model folder or timm:NAME",
+        "--device NAME": f"auto, cuda, mps or cpu; default: {base.device}",
+        "--devices N": f"Number of GPUs of this machine, or auto for all; default: {base.devices}",
+        "--labels LABELS": f"Labels that may be used: all, a share such as 10%, or a CSV; default: {base.labels}",
+        "--config FILE.yaml": "Settings from a file, e.g. the config.yaml of another run",
+        "--json": "Print the result as JSON",
+    }
+    groups = {
+        "--method.*": f"Settings of {method}: crops, augmentation, projection head, teacher momentum",
+        "--optim.*": "Optimizer, learning rate, weight decay, gradient clipping, gradient accumulation",
+        "model": "Backbone options, drop path, activation checkpointing, compile, precision",
+        "data": "Normalization, decoding workers, cache, unreadable images",
+        "run": "Seed, evaluation, checkpoints, report, resume, profiling, several devices",
+    }
+    return flags.format_help(usage, summary, options, groups, "`opendino train --help-all` shows all options.")
+
+
+def _base(args: list[str], recipe: str, data: str | None) -> tuple[list[str], Config]:
+    """The Config of recipe, --config and --method, before the other flags, and the remaining arguments."""
     args, chosen = flags.take(args, "recipe", "config", "method")
     name = chosen["recipe"] or recipe
     if name == "auto":
@@ -97,12 +156,4 @@ def parse(args: list[str], recipe: str = "auto", data: str | None = None) -> Con
         base = replace(base, epochs=None)
     if "--epochs" in given and "--steps" not in given:
         base = replace(base, steps=None)
-    recipes = ", ".join(registry.names(_RECIPES))
-    description = (
-        f"Train on images without labels. Also: --recipe NAME ({recipes}), --config FILE.yaml, "
-        f"--method NAME ({', '.join(registry.names('opendino.methods'))}), --json."
-    )
-    config = flags.parse(Config, args, "opendino train", description, base)
-    if not config.data:
-        raise UsageError("No images were named", "Give a folder: opendino train ~/photos")
-    return config
+    return args, base

@@ -1,4 +1,4 @@
-"""Pictures of a model or a run: opendino visualize KIND ... [--out FILE]"""
+"""Draw attention, features, crops or curves: opendino visualize KIND ... [--out FILE]"""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _KINDS = "opendino.visualize"
 
 
 def run(args: list[str]) -> Outcome | None:
-    """Draw; every kind of picture has its own flags."""
+    """Draw a visualization; each kind has its own flags."""
     names = registry.names(_KINDS)
     usage = f"usage: opendino visualize KIND ... [flags] [--json]; KIND is one of {', '.join(names)}"
     if args in (["-h"], ["--help"]):
@@ -33,7 +33,7 @@ def run(args: list[str]) -> Outcome | None:
 
 
 def _seen(run: str) -> Seen:
-    """What a run trains on: pictures know nothing of settings and methods."""
+    """The batches of a run, for visualizations that show them (`visualize` may not import config and methods)."""
     from opendino import config as configs
     from opendino import resolve
     from opendino.data.cache import DecodedImages
@@ -42,16 +42,21 @@ def _seen(run: str) -> Seen:
 
     folder = Path(run).expanduser()
     if not (folder / "config.yaml").is_file():
-        raise UserError(f"'{run}' is no run folder: it has no config.yaml", "Start one with: opendino train DATA")
+        raise UserError(f"'{run}' is not a run folder: it has no config.yaml", "Start one with: opendino train DATA")
     config = configs.from_tree(configs.read_tree(folder / "config.yaml"))
-    parts = config.optim.grad_accum_steps
-    if not isinstance(config.batch, int) or not isinstance(parts, int) or config.steps is None:
-        raise UserError(f"{folder / 'config.yaml'} still has values to be decided", "Is it a run's own?")
+    micro_batches = config.optim.grad_accum_steps
+    if not isinstance(config.batch, int) or not isinstance(micro_batches, int) or config.steps is None:
+        raise UserError(
+            f"{folder / 'config.yaml'} still has auto values", "Give the run folder that `opendino train` made"
+        )
     spec = configs.method_module(config).views(config.method)
     images = DecodedImages(resolve.images(config), working_area_px(spec))
     if config.batch > len(images):
-        raise UserError(f"The run has {config.batch} images a step, and {config.data} holds {len(images)} now")
-    told = registry.answers("opendino.methods", configs.method_name(config))
-    student = "the local views" if getattr(config.method, "student_views", "") == "local" else told["Student sees"]
-    batches = Batches(images, spec, config.seed, config.batch, parts)
-    return Seen(batches, config.steps, student, told["Teacher sees"])
+        raise UserError(
+            f"The run uses {config.batch} images per step, but {config.data} now has {len(images)}",
+            "Restore the images",
+        )
+    answers = registry.answers("opendino.methods", configs.method_name(config))
+    student = "the local views" if getattr(config.method, "student_views", "") == "local" else answers["Student sees"]
+    batches = Batches(images, spec, config.seed, config.batch, micro_batches)
+    return Seen(batches, config.steps, student, answers["Teacher sees"])
