@@ -226,7 +226,7 @@ def test_mistakes_are_one_line(ask: Ask, tmp_path: Path) -> None:
         (broken,): (1, "No image can be read, of 2 tried, e.g. 0/x.jpg"),
         (singles,): (1, "No class of"),
         (folder, "--whiten", tmp_path / "gone"): (1, "gone does not exist"),
-        (folder, "--whiten", flat): (1, "Whitening cannot be learnt from a single image"),
+        (folder, "--whiten", flat): (1, "Whitening cannot be learned from a single image"),
         (folder, "--ground-truth", tmp_path / "gone.pkl"): (1, "Cannot read"),
         (folder, "--size-px", 0): (2, "--size-px is 0"),
         (folder, "--batch", 0): (2, "--batch is 0"),

@@ -101,8 +101,8 @@ def test_the_protocol_says_what_was_done() -> None:
         "CLS and GeM of patches (p = 4); images resized to 48 px square"
     )
     assert Descriptor(model(), 48, scales=SCALES).protocol == (
-        "image feature (CLS); images shrunk to at most 48 px a side, what exceeds a multiple of 8 px cut off at the "
-        "right and bottom, mean over scales 1 0.707 0.5"
+        "image feature (CLS); images shrunk to at most 48 px a side, cropped at the right and bottom to "
+        "multiples of 8 px, mean over scales 1 0.707 0.5"
     )
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from opendino.core.contracts import Backbone
 from opendino.core.errors import UserError
-from opendino.models.build import make, plan
+from opendino.models.build import build_on_meta, materialize
 from opendino.models.timm_backbone import TimmBackbone
 from opendino.models.vit import SIZES
 from opendino.models.weights import check_weights, load_foreign_weights
@@ -67,9 +67,9 @@ def vit(state: Mapping[str, Tensor], source: str, heads: int | None = None) -> B
         options["mlp_ratio"] = ratio(hidden, width)
     family = next((name for name, known in SIZES.items() if known == sizes), "vit")
     name = f"{family}/{patch.shape[-1]}"
-    planned = plan(name, {**options, **(sizes if family == "vit" else {})}, state, source)
-    check_weights(planned, state, source)
-    network = make(planned)
+    on_meta = build_on_meta(name, {**options, **(sizes if family == "vit" else {})}, state, source)
+    check_weights(on_meta, state, source)
+    network = materialize(on_meta)
     fill(network, state, source)
     return network
 
@@ -126,10 +126,10 @@ def timm(name: str, kwargs: dict[str, Any], state: Mapping[str, Tensor], source:
     Raises:
         UserError: There is no such model, the weights do not fit it, or one is not finite.
     """
-    planned = plan(name, kwargs, state, source)
-    assert isinstance(planned, TimmBackbone)
-    check_weights(planned.model, {**_counters(planned.model), **state}, source)
-    network = make(planned)
+    on_meta = build_on_meta(name, kwargs, state, source)
+    assert isinstance(on_meta, TimmBackbone)
+    check_weights(on_meta.model, {**_counters(on_meta.model), **state}, source)
+    network = materialize(on_meta)
     assert isinstance(network, TimmBackbone)
     fill(network.model, state, source)
     return network

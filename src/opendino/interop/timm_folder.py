@@ -15,7 +15,7 @@ from opendino.core import atomic_write
 from opendino.core.contracts import Backbone
 from opendino.core.errors import UserError
 from opendino.interop import architectures
-from opendino.models.build import make, plan
+from opendino.models.build import build_on_meta, materialize
 from opendino.models.description import check_network
 from opendino.models.load import Model
 from opendino.models.timm_backbone import TimmBackbone
@@ -88,15 +88,15 @@ def read_ours(told: Any, state: dict[str, Tensor], source: str) -> Backbone:
         name, kwargs = check_network(told["name"], told["kwargs"], source)
     except (KeyError, TypeError) as error:
         raise UserError(f"{source} describes no network of opendino: {error}", f'Remove "{OURS}" from it') from error
-    planned = plan(name, kwargs, state, source)
-    if isinstance(planned, VisionTransformer):
-        registers, positions = planned.num_registers, state.get("pos_embed")
+    on_meta = build_on_meta(name, kwargs, state, source)
+    if isinstance(on_meta, VisionTransformer):
+        registers, positions = on_meta.num_registers, state.get("pos_embed")
         if registers and positions is not None and positions.ndim == 3:
             state = {**state, "pos_embed": torch.cat([positions[:, :1], positions[:, 1 + registers :]], dim=1)}
-    elif isinstance(planned, TimmBackbone):
+    elif isinstance(on_meta, TimmBackbone):
         return architectures.timm(name, kwargs, state, source)
-    check_weights(planned, state, source)
-    network = make(planned)
+    check_weights(on_meta, state, source)
+    network = materialize(on_meta)
     architectures.fill(network, state, source)
     return network
 

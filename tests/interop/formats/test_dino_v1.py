@@ -131,7 +131,7 @@ def test_golden_weights_of_the_original_give_its_features(golden_file: Path, tmp
     ("change", "said"),
     [
         ({"blocks.1.norm1.bias": None, "norm.bias": None}, r"it lacks blocks\.1\.norm1\.bias, norm\.bias\."),
-        ({"extra.weight": torch.ones(2)}, r"it has besides extra\.weight\."),
+        ({"extra.weight": torch.ones(2)}, r"it also has extra\.weight\."),
         ({"cls_token": torch.ones(())}, r"is of no layout known here .*; it has cls_token, pos_embed, .* and 26 more"),
         ({"norm.bias": torch.ones(65)}, r"it has in another shape norm\.bias \(65,\) for \(64,\)\."),
         ({"norm.bias": torch.full((64,), torch.nan)}, r"numbers in norm\.bias that are not finite"),

@@ -68,7 +68,7 @@ def test_file_alone_of_a_named_architecture(tmp_path: Path) -> None:
     imported, _ = import_model(str(tmp_path / "a.pth"), str(tmp_path / "ours"), "mobilenetv3_small_050")
     found, wanted = imported.networks["teacher"].state_dict(), theirs.state_dict()
     assert all(torch.equal(found[f"model.{key}"], value) for key, value in wanted.items() if "classifier" not in key)
-    with pytest.raises(UserError, match=r"does not fit MobileNetV3: it has besides .*; has in another shape "):
+    with pytest.raises(UserError, match=r"does not fit MobileNetV3: it also has .*; has in another shape "):
         import_model(str(tmp_path / "a.pth"), str(tmp_path / "other"), "tf_mobilenetv3_small_minimal_100")
     with pytest.raises(UserError, match=r"Unknown backbone 'mobilenetv3_smal'\. Did you mean mobilenetv3_small"):
         import_model(str(tmp_path / "a.pth"), str(tmp_path / "other"), "mobilenetv3_smal")
