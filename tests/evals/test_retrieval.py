@@ -223,7 +223,7 @@ def test_mistakes_are_one_line(ask: Ask, tmp_path: Path) -> None:
         (): (2, "No images were named"),
         (tmp_path / "gone",): (1, "gone does not exist"),
         (flat,): (1, "flat names no classes | Sort the images into sub-folders"),
-        (broken,): (1, "No image can be read, of 2 tried, e.g. 0/x.jpg"),
+        (broken,): (1, "None of the 2 images can be read, e.g. 0/x.jpg"),
         (singles,): (1, "No class of"),
         (folder, "--whiten", tmp_path / "gone"): (1, "gone does not exist"),
         (folder, "--whiten", flat): (1, "Whitening cannot be learned from a single image"),
