@@ -62,7 +62,7 @@ def test_file_alone_of_a_named_architecture(tmp_path: Path) -> None:
     theirs = made("mobilenetv3_small_050", num_classes=3)
     torch.save({"state_dict": {f"module.{k}": v for k, v in theirs.state_dict().items()}}, tmp_path / "a.pth")
     with pytest.raises(
-        UserError, match=r"of no layout known here \(dino_v1, .*; it has .* and \d+ more.*--architecture"
+        UserError, match=r"has no known format \(dino_v1, .*; its keys are .* and \d+ more.*--architecture"
     ):
         import_model(str(tmp_path / "a.pth"), str(tmp_path / "ours"))
     imported, _ = import_model(str(tmp_path / "a.pth"), str(tmp_path / "ours"), "mobilenetv3_small_050")
@@ -109,7 +109,7 @@ def test_a_description_may_not_name_files_or_places(tmp_path: Path) -> None:
             read_recognized(checkpoint_files.read(path))
     for place in ("local-dir:/tmp/evil", "hf-hub:evil/model"):
         path = folder(tmp_path / place[:5], theirs, architecture=place)
-        with pytest.raises(UserError, match=f"'{place}' is a place, no architecture of timm"):
+        with pytest.raises(UserError, match=f"'{place}' is an address, not an architecture of timm"):
             read_recognized(checkpoint_files.read(path))
     path = folder(tmp_path / "nonsense", theirs, model_args={"layers": "many"})
     with pytest.raises(UserError, match=r"timm cannot build 'resnet18' as '.*nonsense' describes it|takes no option"):
