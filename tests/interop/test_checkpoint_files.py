@@ -76,7 +76,7 @@ def test_folders_with_one_file_of_weights_or_several(tmp_path: Path) -> None:
     assert checkpoint_files.read(tmp_path).state.keys() == {"a", "b"}
     for odd in ("../x.safetensors", "evil.bin"):
         (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": odd}}))
-        with pytest.raises(UserError, match=r"names no \.safetensors files beside it"):
+        with pytest.raises(UserError, match=r"lists no \.safetensors files in its folder"):
             checkpoint_files.read(tmp_path)
 
 

@@ -91,7 +91,7 @@ def test_a_network_of_one_size_falls_back_to_its_own_preprocessing() -> None:
     network = fixed_size()
     sees = Descriptor(network, 64, scales=SCALES)
     assert torch.equal(sees.prepare(image(90, 60)), network.preprocess(image(90, 60)))
-    assert "32 px, the one size this network takes" in sees.protocol and "scales" not in sees.protocol
+    assert "32 px, the only size this network accepts" in sees.protocol and "scales" not in sees.protocol
     prepared = sees.prepare(image(90, 60))[None]
     assert torch.equal(sees(prepared), network.embed(prepared))
 

@@ -62,7 +62,7 @@ class FeatureTable:
 
 
 def hold_out(full: FeatureTable, share: float) -> tuple[FeatureTable, FeatureTable]:
-    """Split a table at random into (kept, held out), `share` of the rows held out; deterministic for a given length."""
+    """Split a table into (rest, held out), at least one row held out; the same rows for every table of this length."""
     chosen = torch.zeros(len(full), dtype=torch.bool)
     chosen[permutation(len(full), 0, 0)[: math.ceil(len(full) * share)]] = True
     return full[~chosen], full[chosen]

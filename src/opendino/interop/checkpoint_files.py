@@ -143,7 +143,7 @@ def _file(path: Path) -> dict[str, Any]:
         if path.name.endswith(".index.json"):
             parts = sorted(set(_config(path).get("weight_map", {}).values()))
             if not parts or any(Path(part).name != part or not part.endswith(".safetensors") for part in parts):
-                raise UserError(f"{path} names no .safetensors files beside it", _DOWNLOAD_AGAIN)
+                raise UserError(f"{path} lists no .safetensors files in its folder", _DOWNLOAD_AGAIN)
             return {key: value for part in parts for key, value in _file(path.with_name(part)).items()}
         with open(path, "rb") as file:
             start = file.read(512)

@@ -65,9 +65,9 @@ def export_model(name: str, to: str, out: str, which: str | None, config: Any) -
             for written in sorted(
                 partial.iterdir(), key=lambda path: path.name == target.name
             ):  # `out` itself is moved last
-                if (place := target.with_name(written.name)).exists():
-                    raise UserError(f"'{place}' exists already", "Choose another --out, or remove it first")
-                written.rename(place)
+                if (destination := target.with_name(written.name)).exists():
+                    raise UserError(f"'{destination}' exists already", "Choose another --out, or remove it first")
+                written.rename(destination)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:

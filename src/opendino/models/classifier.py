@@ -106,7 +106,7 @@ def load_classifier(folder: str | Path) -> tuple[Model, Classifier]:
         shapes = f"weight {list(weight.shape)}, bias {list(bias.shape)} for {len(classes)} classes"
         raise UserError(f"The classifier in '{folder}' has shapes that do not match: {shapes}", "Train it again")
     if not weight.isfinite().all() or bias.isnan().any():  # -inf is the bias of a class without an image
-        raise UserError(f"The classifier in '{folder}' holds weights that are not numbers", "Train it again")
+        raise UserError(f"The classifier in '{folder}' holds weights that are NaN or infinite", "Train it again")
     return model, Classifier(weight, bias, classes, tokens, _known(described.extra))
 
 

@@ -98,7 +98,7 @@ def read_description(path: Path) -> dict[str, Any]:
     except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path} is not a model's description: {error}") from error
     if not isinstance(found, dict):
-        raise UserError(f"{path} is not a model's description: it holds no fields")
+        raise UserError(f"{path} is not a model's description: it is not a JSON object")
     if missing := {"name", "kwargs", "preprocessing", "networks"} - found.keys():
         raise UserError(f"{path} lacks {', '.join(sorted(missing))}", "Export or import the model again")
     if not found["networks"] or not isinstance(found["networks"], list):
@@ -175,12 +175,12 @@ def convert(value: Any, kind: Any, prefix: str, source: str) -> Any:
 
 def _message_and_hint(error: str, value: Any, prefix: str, source: str) -> tuple[str, str]:
     """Message and hint from an error of msgspec, such as "Expected `int` >= 1, got `str` - at `$.a.b[0]`"."""
-    wrong, _, place = error.partition(" - at `$")
-    place = place.rstrip("`")
+    wrong, _, path = error.partition(" - at `$")
+    path = path.rstrip("`")
     found: Any = value
-    for key, index in re.findall(r"\.([^.\[]+)|\[(\d+)\]", place):
+    for key, index in re.findall(r"\.([^.\[]+)|\[(\d+)\]", path):
         found = found[int(index)] if index else found.get(key)
-    field = (prefix + place.removeprefix(".")).strip(".") or "it"
+    field = (prefix + path.removeprefix(".")).strip(".") or "it"
     wrong = wrong[:120].replace("`", "'")
     if field == "name":
         return (

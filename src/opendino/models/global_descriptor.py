@@ -69,7 +69,7 @@ class Descriptor:
         side = f"{self._size_px} px"
         if self._step is None:
             side = f"{self._model.preprocessing['image_px']} px"
-            size = f"resized and center-cropped to {side}, the one size this network takes"
+            size = f"resized and center-cropped to {side}, the only size this network accepts"
         else:
             size = f"resized to {side} square" if self._fit == "square" else f"shrunk to at most {side} a side"
             if self._step > 1 and (self._fit, self._size_px % self._step) != ("square", 0):

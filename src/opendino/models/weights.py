@@ -63,10 +63,10 @@ def load_foreign_weights(module: nn.Module, state: Mapping[str, Tensor], source:
         UserError: Keys or shapes differ, a tensor is integer instead of floating point, or a value is NaN or infinite.
     """
     own = module.state_dict()
-    odd = [key for key in own if key in state and state[key].is_floating_point() != own[key].is_floating_point()]
-    if odd:
-        kind = str(state[odd[0]].dtype).removeprefix("torch.")
-        raise UserError(f"{source} holds {odd[0]} as {kind}", "Save its weights as floating-point numbers")
+    wrong_kind = [key for key in own if key in state and state[key].is_floating_point() != own[key].is_floating_point()]
+    if wrong_kind:
+        kind = str(state[wrong_kind[0]].dtype).removeprefix("torch.")
+        raise UserError(f"{source} holds {wrong_kind[0]} as {kind}", "Save its weights as floating-point numbers")
     load_weights(module, state, source)
     for key, value in module.state_dict().items():
         if value.is_floating_point() and not value.isfinite().all():

@@ -106,7 +106,7 @@ def test_preprocessing_is_taken_from_the_processor(tmp_path: Path) -> None:
         ("hidden_act", "relu", "hidden_act relu; only gelu"),
         ("layer_norm_eps", 1e-3, "layer_norm_eps 0.001"),
         ("num_attention_heads", "3", "num_attention_heads"),
-        ("num_attention_heads", 5, "shared equally"),
+        ("num_attention_heads", 5, "not a multiple of num_heads"),
     ],
 )
 def test_what_no_network_here_computes_is_refused(tmp_path: Path, setting: str, value: Any, said: str) -> None:
