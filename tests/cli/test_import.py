@@ -26,7 +26,7 @@ def test_the_text_names_checkpoint_and_next_command(checkpoint: Path, capsys: py
     out = checkpoint.with_name("model")
     assert main(["import", str(checkpoint), "--out", str(out)]) == 0
     assert capsys.readouterr().out.splitlines() == [
-        "backbone of vit_tiny/16 by the keys of DINO v1, for 32 px, 12 blocks of 3 heads, after 7 epochs",
+        "backbone of vit_tiny/16 with the keys of DINO v1, for 32 px, 12 blocks of 3 heads, after 7 epochs",
         f"teacher and student, 5.5 million parameters each, feature dimension 192 → {out}",
         f"Try it: opendino eval knn {out} --train DIR --val DIR",
     ]
@@ -53,10 +53,7 @@ def test_nothing_is_overwritten_or_half_written(checkpoint: Path, capsys: pytest
     assert main(["import", str(checkpoint.with_name("other.pth")), "--out", str(out)]) == 1
     told = capsys.readouterr().err
     assert (
-        told.startswith("opendino: ")
-        and told.count("\n") == 1
-        and "of no layout known here" in told
-        and "has a." in told
+        told.startswith("opendino: ") and told.count("\n") == 1 and "has no known format" in told and "has a." in told
     )
     checkpoint.with_name("other.pth").unlink()
     assert sorted(checkpoint.parent.iterdir()) == before

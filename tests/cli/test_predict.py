@@ -78,7 +78,7 @@ def spoil(folder: Path, how: str) -> None:
 WRONG = {
     "json": "cannot be read",
     "weights": "cannot be read",
-    "classes": "does not fit together",
+    "classes": "has shapes that do not match",
     "tokens": "takes 48 features and the network gives 24",
     "absent": "holds no classifier.json",
 }

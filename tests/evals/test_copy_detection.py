@@ -59,7 +59,7 @@ def test_distractors_join_the_database_and_whitening_is_learnt(ask: Ask, tmp_pat
     assert crowded["distractors"] == 10
     assert crowded["mAP_strong"] <= plain["mAP_strong"]
     white = ask(set_, "--whiten", others, "--size-px", 32)
-    assert "PCA whitening learnt on 10 images" in white["protocol"] and "32 px square" in white["protocol"]
+    assert "PCA whitening learned on 10 images" in white["protocol"] and "32 px square" in white["protocol"]
     assert white["blocks"]["crops/10"] == pytest.approx(100)
 
 
@@ -161,7 +161,7 @@ def test_mistakes_are_one_line(ask: Ask, tmp_path: Path) -> None:
     cases = {
         (): (2, "No images were named"),
         (tmp_path / "gone",): (1, "gone does not exist"),
-        (broken,): (1, "No image can be read, of 1 tried, e.g. x.jpg"),
+        (broken,): (1, "None of the 1 images can be read, e.g. x.jpg"),
         (images, "--mode", "copydays"): (1, "is no Copydays"),
         (images, "--distractors", tmp_path / "gone"): (1, "gone does not exist"),
         (images, "--whiten", tmp_path / "gone"): (1, "gone does not exist"),

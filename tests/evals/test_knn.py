@@ -149,7 +149,7 @@ def test_classes_are_matched_by_name(model: str, tmp_path: Path) -> None:
     report = evaluate(Config(model, train=train, val=val, k=(1, 3), device="cpu"))
     assert report.fields["top1"] == 80 and report.fields["by_k"]["3"]["top1"] == 80
     assert (report.fields["num_train"], report.fields["num_val"], report.fields["k"]) == (12, 5, 1)
-    assert "1 of the images judged are of classes that" in report.text
+    assert "1 of the validation images are of classes that" in report.text
 
 
 def test_without_val_a_fifth_is_held_out_and_said(model: str, tmp_path: Path) -> None:
@@ -207,7 +207,7 @@ WRONG = {
     "--train {good} --val {flat}": "names no classes",
     "--train {broken}": "None of the 3 images can be read",
     "--train {good} --device gpu": "Unknown device 'gpu'",
-    "": "does not say what it was trained on",
+    "": "does not record what it was trained on",
 }
 
 
@@ -260,7 +260,7 @@ def test_queries_of_one_class_are_said(model: str, tmp_path: Path) -> None:
     train, val = folders(tmp_path / "train", {"a": 4, "b": 4}), folders(tmp_path / "val", {"b": 3, "c": 1})
     (tmp_path / "val" / "c" / "0.png").write_bytes(b"torn")
     report = evaluate(Config(model, train=train, val=val, k=(1,), device="cpu"))
-    assert report.fields["majority"] == 100 and "all images judged are b" in report.text
+    assert report.fields["majority"] == 100 and "all validation images are b" in report.text
 
 
 @pytest.mark.parametrize("weights", ["similarity", "uniform"])

@@ -24,7 +24,7 @@ def _blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     for name, value in zip(("_QUERIES", "_BANK", "_GROUP"), request.param, strict=True):
         monkeypatch.setattr(nearest_neighbors, name, value)
     monkeypatch.setattr(nearest_neighbors, "_SLAB", 3 * request.param[1])
-    monkeypatch.setattr(nearest_neighbors, "_AT_ONCE", 4 * request.param[0])
+    monkeypatch.setattr(nearest_neighbors, "_QUERY_SLAB", 4 * request.param[0])
 
 
 @pytest.mark.usefixtures("_blocks")

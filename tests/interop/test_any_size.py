@@ -81,7 +81,7 @@ def test_the_file_of_one_rank_holds_student_and_teacher() -> None:
         found = imported.networks[which].state_dict()["model.blocks.0.mlp.fc1.weight"]
         assert torch.equal(found, wanted["blocks.0.mlp.fc1.weight"])
     assert next(iter(imported.networks)) == "teacher"
-    with pytest.raises(UserError, match=r"one process's share .*teacher_checkpoint\.pth"):
+    with pytest.raises(UserError, match=r"one rank's shard .*teacher_checkpoint\.pth"):
         read({"model": {"teacher.backbone._fsdp_wrapped_module._flat_param": torch.zeros(9)}})
 
 

@@ -76,7 +76,7 @@ def test_folders_with_one_file_of_weights_or_several(tmp_path: Path) -> None:
     assert checkpoint_files.read(tmp_path).state.keys() == {"a", "b"}
     for odd in ("../x.safetensors", "evil.bin"):
         (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": odd}}))
-        with pytest.raises(UserError, match=r"names no \.safetensors files beside it"):
+        with pytest.raises(UserError, match=r"lists no \.safetensors files in its folder"):
             checkpoint_files.read(tmp_path)
 
 
@@ -164,8 +164,8 @@ def test_damaged_anywhere_is_read_or_refused_never_a_crash(tmp_path: Path, kind:
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "pointer of Git LFS.*git lfs pull"),
         (b"\x89PNG\r\n\x1a\n0000", "neither a .safetensors file nor one of torch.save"),
         (pickle.dumps({"a": 1}, 2), "a pickle, but none of torch.save"),
-        (saved([torch.ones(1)]), "holds a list, no dict"),
-        (saved({1: torch.ones(1)}), "holds a dict, no dict of weights"),
+        (saved([torch.ones(1)]), "holds a list, not a dict"),
+        (saved({1: torch.ones(1)}), "holds a dict, not a dict of weights"),
     ],
 )
 def test_what_is_no_weights_is_named(tmp_path: Path, content: bytes, said: str) -> None:
@@ -183,11 +183,11 @@ def test_places_without_weights(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"is a folder without model\.safetensors"):
         checkpoint_files.read(tmp_path)
     torch.save({"a": torch.ones(1)}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(UserError, match=r"holds no config\.json. Name the file itself"):
+    with pytest.raises(UserError, match=r"holds no config\.json. Give the weights file itself"):
         checkpoint_files.read(tmp_path)
     for config in ("{", "[]"):
         (tmp_path / "config.json").write_text(config)
-        with pytest.raises(UserError, match=r"config\.json' (cannot be read|is no description)"):
+        with pytest.raises(UserError, match=r"config\.json' (cannot be read|is not a model description)"):
             checkpoint_files.read(tmp_path)
     (tmp_path / "backbone.json").write_text("{}")
     with pytest.raises(UserError, match="is a model of opendino already"):

@@ -117,7 +117,7 @@ def test_no_token_is_one_clear_line(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_hub_that_is_not_there_is_one_clear_line(folder: Path, tmp_path: Path) -> None:
     done = verb([str(folder), "me/net"], HF_HOME=str(tmp_path), HF_ENDPOINT="http://127.0.0.1:9", HF_TOKEN=TOKEN)
-    assert done.returncode == 1 and "The hub did not take me/net" in done.stderr
+    assert done.returncode == 1 and "The upload to me/net failed" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1 and TOKEN not in done.stderr
 
 
@@ -125,8 +125,8 @@ def test_what_is_no_exported_folder_is_refused(folder: Path, tmp_path: Path) -> 
     with pytest.raises(UserError, match="There is no folder"):
         push(str(tmp_path / "nowhere"), "me/net", False, "")
     for name in ("net", "a/b/c", "me/", "../x y"):
-        with pytest.raises(UsageError, match="no name on a hub"):
+        with pytest.raises(UsageError, match="not a repository name"):
             push(str(folder), name, False, "")
     (folder / "README.md").unlink()
-    with pytest.raises(UserError, match="no exported folder"):
+    with pytest.raises(UserError, match="not an exported folder"):
         push(str(folder), "me/net", False, "")

@@ -60,7 +60,7 @@ def test_gray_images_are_seen_alike_whatever_the_number_of_channels(channels: in
 def test_added_registers_start_fresh() -> None:
     weights, network = vit(0), vit(1, num_registers=2)
     fresh = network.reg_token.clone()
-    assert adapt(weights, network, "there") == ["2 registers start fresh"]
+    assert adapt(weights, network, "there") == ["2 registers start from random weights"]
     assert torch.equal(network.reg_token, fresh)
     assert torch.equal(network.cls_token, weights.cls_token)
 
@@ -83,5 +83,5 @@ def test_what_cannot_be_adapted_is_named() -> None:
     ):
         with pytest.raises(UserError, match=f"there does not fit.*{words}"):
             adapt(vit(), network, "there")
-    with pytest.raises(UserError, match="has besides reg_token"):
+    with pytest.raises(UserError, match="also has reg_token"):
         adapt(vit(num_registers=2), vit(), "there")

@@ -116,7 +116,7 @@ def test_any_field_may_be_hostile(tmp_path: Path, kind: str, offline: list[Any])
         ("kwargs.pretrained", True, "unknown field 'pretrained'"),
         ("preprocessing", {}, "missing required field 'image_px'"),
         ("preprocessing.std", [0.2, 0, 0.2], r"preprocessing\.std\[1\] is 0: expected 'float' >= 1e-06"),
-        ("preprocessing.mean", [123.7, 0, 0], r"mean\[0\] is 123\.7: .*divided by 255 it is 0\.4851"),
+        ("preprocessing.mean", [123.7, 0, 0], r"mean\[0\] is 123\.7: .*Divided by 255: 0\.4851 0 0"),
         ("preprocessing.image_px", 10**6, r"image_px is 1000000: expected 'int' <= 16384"),
         ("preprocessing.interpolation", "magic", "interpolation is 'magic': invalid enum value"),
         ("networks", {"teacher": 1}, "names the networks"),
@@ -134,7 +134,7 @@ def test_each_violation_is_named(tmp_path: Path, place: str, value: Any, said: s
 @pytest.mark.parametrize(
     ("option", "value", "said"),
     [
-        ("pretrained", True, "takes no option 'pretrained', which is for fetching one"),
+        ("pretrained", True, "takes no option 'pretrained', which is for downloading one"),
         ("checkpoint_path", "x.pth", "option 'checkpoint_path'"),
         ("pretrained_cfg", {"file": "x"}, "option 'pretrained_cfg'"),
         ("depth", 10**7, "larger than anything in its weights"),

@@ -91,7 +91,7 @@ def test_a_network_of_one_size_falls_back_to_its_own_preprocessing() -> None:
     network = fixed_size()
     sees = Descriptor(network, 64, scales=SCALES)
     assert torch.equal(sees.prepare(image(90, 60)), network.preprocess(image(90, 60)))
-    assert "32 px, the one size this network takes" in sees.protocol and "scales" not in sees.protocol
+    assert "32 px, the only size this network accepts" in sees.protocol and "scales" not in sees.protocol
     prepared = sees.prepare(image(90, 60))[None]
     assert torch.equal(sees(prepared), network.embed(prepared))
 
@@ -101,8 +101,8 @@ def test_the_protocol_says_what_was_done() -> None:
         "CLS and GeM of patches (p = 4); images resized to 48 px square"
     )
     assert Descriptor(model(), 48, scales=SCALES).protocol == (
-        "image feature (CLS); images shrunk to at most 48 px a side, what exceeds a multiple of 8 px cut off at the "
-        "right and bottom, mean over scales 1 0.707 0.5"
+        "image feature (CLS); images shrunk to at most 48 px a side, cropped at the right and bottom to "
+        "multiples of 8 px, mean over scales 1 0.707 0.5"
     )
 
 

@@ -184,7 +184,7 @@ def test_weights_that_do_not_fit_say_where() -> None:
     state["cls_token"] = torch.zeros(1, 1, 25)
     with pytest.raises(UserError) as caught:
         load_weights(tiny(), state, "file.pth")
-    for said in ("file.pth", "lacks norm.weight", "has besides block.0", "cls_token (1, 1, 25) for (1, 1, 24)"):
+    for said in ("file.pth", "lacks norm.weight", "also has block.0", "cls_token (1, 1, 25) for (1, 1, 24)"):
         assert said in str(caught.value)
     with pytest.raises(UserError, match="and 8 more"):
         load_weights(tiny(depth=3), tiny().state_dict(), "file.pth")

@@ -132,25 +132,25 @@ def test_drop_path_drops_whole_samples_and_preserves_the_mean() -> None:
     assert (pairs[:, 0] == triples[:, 0]).double().mean() < 0.7  # batches are drawn independently
 
 
-@pytest.mark.parametrize("asking", [None, 1])
-def test_drop_path_on_a_subset_adds_each_branch_to_a_fixed_number_of_samples(asking: int | None) -> None:
+@pytest.mark.parametrize("num_queries", [None, 1])
+def test_drop_path_on_a_subset_adds_each_branch_to_a_fixed_number_of_samples(num_queries: int | None) -> None:
     block = small(drop_path=0.5).train().blocks[1]  # of rate 1/4
     vit_layers.drop_on_subset(block)
     shapes = [(8, 5), (4, 3)]
     tokens = torch.randn(8 * 5 + 4 * 3, 24, dtype=torch.float64)
     torch.manual_seed(1)
-    found = block(tokens, shapes, asking=asking)
+    found = block(tokens, shapes, num_queries=num_queries)
 
     torch.manual_seed(1)
-    expected, few = vit_layers.leading(tokens, shapes, asking) if asking else (tokens, shapes)
+    expected, out_shapes = vit_layers.leading(tokens, shapes, num_queries) if num_queries else (tokens, shapes)
     masks = []
     for _ in ("attention", "mlp"):
-        mask = [torch.zeros(samples, dtype=torch.float64) for samples, _ in few]
+        mask = [torch.zeros(samples, dtype=torch.float64) for samples, _ in out_shapes]
         for each in mask:
             each[torch.rand(len(each)).argsort()[: len(each) * 3 // 4]] = 4 / 3
-        repeated = [each.repeat_interleave(length) for each, (_, length) in zip(mask, few, strict=True)]
+        repeated = [each.repeat_interleave(length) for each, (_, length) in zip(mask, out_shapes, strict=True)]
         masks.append(torch.cat(repeated).unsqueeze(1))
-    expected = expected + block.attn(block.norm1(tokens), shapes, asking) * masks[0]
+    expected = expected + block.attn(block.norm1(tokens), shapes, num_queries) * masks[0]
     expected = expected + block.mlp(block.norm2(expected)) * masks[1]
     torch.testing.assert_close(found, expected, **CLOSE)
 
@@ -172,7 +172,7 @@ def test_drop_path_on_a_subset_sleeps_in_eval_and_is_refused_where_it_cannot_be(
     vit_layers.drop_on_subset(model)
     assert torch.equal(model([batch])[0], plain)
     assert not torch.equal(model.train()([batch])[0], plain)
-    with pytest.raises(UserError, match="for a part of the samples"):
+    with pytest.raises(UserError, match="for a subset of the samples"):
         vit_layers.drop_on_subset(build.backbone("conv4"))
 
 

@@ -44,5 +44,5 @@ def test_small_variances_are_raised_to_eps_of_the_largest() -> None:
 
 @pytest.mark.parametrize("features", [torch.randn(1, 4), torch.ones(10, 4), torch.zeros(10, 4)])
 def test_nothing_to_learn_from_is_one_clear_line(features: torch.Tensor) -> None:
-    with pytest.raises(UserError, match="Whitening cannot be learnt"):
+    with pytest.raises(UserError, match="Whitening cannot be learned"):
         fit(features)

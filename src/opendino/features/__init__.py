@@ -1,4 +1,4 @@
-"""Images → features, and what evaluations do with features alike."""
+"""Compute features of images, and functions on features that several evaluations share."""
 
 from opendino.features.crop_features import extract as extract
 from opendino.features.crop_features import pixels as pixels

@@ -1,4 +1,4 @@
-"""What scores of classes are worth."""
+"""Accuracy of class scores."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from opendino.core.accuracy import Accuracy
 
 
 def place(scores: Tensor, truth: Tensor) -> Tensor:
-    """How many classes come before the true one: those with a larger score, and lower ones with the same.
+    """Rank of the true class: number of classes with a larger score, or with an equal score and a lower number.
 
     Args:
         scores: float `[Q C]`.
-        truth: int64 `[Q]`; anything outside 0 … C - 1 is a class that cannot be found.
+        truth: int64 `[Q]`, true classes; one outside 0 … C - 1 counts as always wrong.
 
     Returns:
-        int64 `[Q]`, 0 for right at first, C where it cannot be found or the scores are not numbers.
+        int64 `[Q]`: 0 if the true class has the top score, C if it is out of range or a score is NaN.
     """
     num = scores.shape[1]
     known = (truth >= 0) & (truth < num)
@@ -30,29 +30,29 @@ def place(scores: Tensor, truth: Tensor) -> Tensor:
 
 
 def accuracy(scores: Tensor, truth: Tensor) -> Accuracy:
-    """The accuracy of scores, `place`'s arguments."""
+    """Accuracy of scores float `[Q C]` for true classes int64 `[Q]`; see `place`."""
     return accuracy_of(place(scores, truth), truth, scores.shape[1])
 
 
 def accuracy_of(places: Tensor, truth: Tensor, num_classes: int, most: int = 5) -> Accuracy:
-    """The accuracy of places in a ranking.
+    """Accuracy from ranks of the true classes.
 
     Args:
-        places: int64 `[Q]`, as `place` returns them.
-        truth: int64 `[Q]`, the queries' classes by any numbers.
-        num_classes: C, how many can be answered.
-        most: Classes that are ranked at all, if fewer than five.
+        places: int64 `[Q]`, ranks from `place`.
+        truth: int64 `[Q]`, true classes of the queries, in any numbering.
+        num_classes: C, number of classes that can be predicted.
+        most: Number of classes that are ranked, if fewer than five.
 
     Returns:
-        NaN for what needs queries where there are none.
+        Percentages; NaN if there are no queries.
     """
     if not len(truth):
         return Accuracy(math.nan, None, math.nan, math.nan, 0)
-    right, num = places < 1, len(truth)
+    correct, num = places < 1, len(truth)
     _, own, counts = truth.unique(return_inverse=True, return_counts=True)
-    recall = torch.bincount(own, right.double()) / counts
+    recall = torch.bincount(own, correct.double()) / counts
     return Accuracy(
-        top1=100 * int(right.sum()) / num,
+        top1=100 * int(correct.sum()) / num,
         top5=100 * int((places < min(5, most)).sum()) / num if num_classes > 5 else None,
         balanced_accuracy=100 * float(recall.mean()),
         majority=majority(truth),
@@ -61,5 +61,5 @@ def accuracy_of(places: Tensor, truth: Tensor, num_classes: int, most: int = 5) 
 
 
 def majority(truth: Tensor) -> float:
-    """Share of the most frequent class, in percent; NaN of nothing."""
+    """Share of the most frequent class in percent; NaN if `truth` is empty."""
     return 100 * int(truth.unique(return_counts=True)[1].max()) / len(truth) if len(truth) else math.nan

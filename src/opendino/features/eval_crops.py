@@ -1,4 +1,4 @@
-"""A fixed part of the data, cropped once, on which a run is judged while it trains."""
+"""A fixed subset of the data, cropped once, for the online evaluation of a run."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from opendino.data.sampler import epoch_order
 from opendino.data.workers import each
 from opendino.views.functional import crop_resize
 
-CENTER_FRAC = 224 / 256  # of the shorter side: the usual "resize to 256, crop 224"
+CENTER_FRAC = 224 / 256  # crop side as a fraction of the shorter side: the usual "resize to 256, crop 224"
 
-_ODD_FRAC = 0.1  # of the images: so many copies, or images without anything in them, are worth a word
+_WARN_FRAC = 0.1  # warn if more than this fraction of images are copies or have a single color
 
 
 @dataclass(frozen=True)
 class EvalSet:
-    """Center crops in two parts: a bank of neighbors and the queries that look among them.
+    """Center crops for k-NN classification: a bank of labeled images and queries.
 
     Attributes:
-        bank, queries: uint8 `[M 3 size size]`, this rank's share; without labels all images are in the bank.
+        bank, queries: uint8 `[M 3 size size]`, the images of this rank; without labels all images are in the bank.
         bank_labels, query_labels: int64 `[M]` of all ranks, -1 without labels.
-        origin: Where the queries come from, for people.
+        origin: Where the queries come from, for messages.
     """
 
     bank: Tensor
@@ -41,17 +41,20 @@ class EvalSet:
 
     @property
     def labeled(self) -> bool:
-        """Whether k-NN makes sense: queries, and at least two classes among the bank."""
+        """Whether k-NN is possible: there are queries, and the bank has at least two classes."""
         return len(self.query_labels) > 0 and len(self.bank_labels.unique()) > 1
 
     @property
     def one_class(self) -> bool:
-        """Whether classes are named and the bank has but one of them."""
+        """Whether there are labels and the bank has only one class."""
         return len(self.query_labels) > 0 and len(self.bank_labels.unique()) == 1
 
     def seen(self) -> dict[str, int]:
-        """What the crops of all ranks are: how many "images", how many "distinct", how many "flat" (of one color), and
-        how many queries are a "copy" of an image of the bank, pixel for pixel. Every rank must call it.
+        """Counts over the crops of all ranks. Collective: every rank must call it.
+
+        Returns:
+            "images": number of images; "distinct": number of different ones; "flat": images of a single color;
+            "copy": queries that equal an image of the bank pixel for pixel.
         """
         bank, queries = (
             distributed.all_gather_object([_digest(crop) for crop in crops]) for crops in (self.bank, self.queries)
@@ -65,16 +68,16 @@ class EvalSet:
 
 
 def oddities(seen: Mapping[str, float]) -> str:
-    """What is wrong with images that a run is judged on, see `EvalSet.seen`: a sentence, empty where nothing is."""
+    """Warning about the evaluation images from the counts of `EvalSet.seen`; empty if there is none."""
     images, distinct, flat, copies = (int(seen.get(name, 0)) for name in ("images", "distinct", "flat", "copy"))
-    told = []
-    if flat > images * _ODD_FRAC:
-        told.append(f"{flat:,} of {images:,} have a single color")
-    if images - distinct > images * _ODD_FRAC:
-        told.append(f"only {distinct:,} of {images:,} differ from each other, the rest are exact copies")
+    warnings = []
+    if flat > images * _WARN_FRAC:
+        warnings.append(f"{flat:,} of {images:,} have a single color")
+    if images - distinct > images * _WARN_FRAC:
+        warnings.append(f"only {distinct:,} of {images:,} differ from each other, the rest are exact copies")
     if copies:
-        told.append(f"{copies:,} to be classified are exact copies of labeled ones: such a k-NN is too good")
-    return f"of the images looked at, {'; '.join(told)}" if told else ""
+        warnings.append(f"{copies:,} queries are exact copies of labeled images, so k-NN accuracy is too high")
+    return f"of the evaluation images, {'; '.join(warnings)}" if warnings else ""
 
 
 def _digest(crop: Tensor) -> bytes:
@@ -82,16 +85,23 @@ def _digest(crop: Tensor) -> bytes:
 
 
 def _flat(crops: Tensor) -> Tensor:
-    """Which of the crops `[M C H W]` have the same value everywhere in each channel."""
+    """Whether each of the crops `[M C H W]` is of a single color, bool `[M]`."""
     pixels = crops.flatten(2)
     return (pixels == pixels[:, :, :1]).flatten(1).all(1)
 
 
 def make(images: DecodedImages, val: DecodedImages | None, num: int, size_px: int, workers: int = 0) -> EvalSet:
-    """Up to `num` images of a set, cropped to `size_px`, read by `workers` processes.
+    """Read and center-crop up to `num` images.
 
-    Where classes are named, a fifth are queries: of `val` if given, else held out from the bank. In the latter case
-    the network has trained on the queries too, without their labels.
+    With labels, queries are taken from `val` if it is given (a quarter of `num`); otherwise a fifth of the images are
+    held out as queries, and then the network also trains on them, without labels.
+
+    Args:
+        images: Images of the bank.
+        val: Validation images for queries, or None.
+        num: Largest number of images.
+        size_px: Crop side in pixels.
+        workers: Number of reader processes, 0 for this one.
     """
     order = _some(images, num)
     if not images.source.classes or (val is not None and not val.source.classes):
@@ -106,25 +116,25 @@ def make(images: DecodedImages, val: DecodedImages | None, num: int, size_px: in
     else:
         queries = _crops(val, _some(val, max(1, num // 4)), size_px, workers)
         origin, bank = "held-out images", _crops(images, order, size_px, workers)
-        # The two sets number their classes each in its own order: go by name.
+        # Both sets number their classes differently: match them by name.
         known = {name: i for i, name in enumerate(images.source.classes)}
         renamed = torch.tensor([known.get(name, len(known) + i) for i, name in enumerate(val.source.classes)] + [-1])
-        queries = queries[0], renamed[queries[1]]  # -1, unknown, is the last of them
+        queries = queries[0], renamed[queries[1]]  # label -1 (unknown) selects the last entry, -1
     return EvalSet(*_labeled(*bank), *_labeled(*queries), origin)
 
 
 def _some(images: DecodedImages, num: int) -> list[int]:
-    """Up to `num` images, drawn from all of them or, where they lie in blocks, from few blocks."""
+    """Indices of up to `num` random images; if the source stores images in shards (blocks), from few of them."""
     return [int(index) for index in epoch_order(len(images), images.source.blocks, 0, 0)[:num]]
 
 
 def _labeled(crops: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """This rank's crops whose class is known, and all ranks' labels."""
+    """Crops of this rank whose label is known, and the labels of all ranks."""
     return crops[labels >= 0], distributed.all_gather_rows(labels[labels >= 0])
 
 
 def _crops(images: DecodedImages, indices: list[int], size_px: int, workers: int) -> tuple[Tensor, Tensor]:
-    """Center crops uint8 `[M 3 size size]` and labels of the readable ones in this rank's share."""
+    """Center crops uint8 `[M 3 size size]` and labels int64 `[M]` of this rank's readable images."""
     indices = indices[distributed.rank_slice(len(indices))]
 
     def crop(index: int) -> Tensor | None:
@@ -137,7 +147,7 @@ def _crops(images: DecodedImages, indices: list[int], size_px: int, workers: int
         box = torch.tensor([(height - side) // 2, (width - side) // 2, side, side]).view(1, 1, 4)
         return crop_resize(canvas, box, torch.zeros(1, 1, dtype=torch.bool), size_px)[0, 0]
 
-    # Cloned: a tensor from another process holds a file open.
+    # Clone: a tensor received from another process keeps a file descriptor open.
     crops = [c if c is None else c.clone() for c in each(crop, indices, images.in_flight, workers)]
     kept = [(c, images.source.label(i)) for c, i in zip(crops, indices, strict=True) if c is not None]
     pixels = torch.stack([c for c, _ in kept]) if kept else torch.zeros(0, 3, size_px, size_px, dtype=torch.uint8)

@@ -1,4 +1,4 @@
-"""One pass of a network over a source of images → a table of features."""
+"""Compute a table of features of all images of a source."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from opendino.models.load import Model
 
 @dataclass(frozen=True)
 class FeatureTable:
-    """Features of the readable images of a source, on the host, in the source's order.
+    """Features of the readable images of a source, on the CPU, in the order of the source.
 
     Attributes:
-        features: `[M D]`, as the network gives them: not of unit length.
-        labels: int64 `[M]`, positions in `classes`, -1 where unknown.
+        features: `[M D]`, not L2-normalized.
+        labels: int64 `[M]`, positions in `classes`, -1 if unknown.
         indices: int64 `[M]`, positions in the source.
-        classes: Names.
-        bad: (key, reason) of images that could not be read.
+        classes: Class names.
+        bad: (key, reason) of unreadable images.
     """
 
     features: Tensor
@@ -42,30 +42,30 @@ class FeatureTable:
         return len(self.labels)
 
     def __getitem__(self, rows: Tensor) -> FeatureTable:
-        """Some rows: a mask or positions."""
+        """Select rows by a bool mask or by positions."""
         return FeatureTable(self.features[rows], self.labels[rows], self.indices[rows], self.classes, self.bad)
 
     def labeled(self) -> FeatureTable:
-        """The rows whose class is known; the table itself where that is all of them, so that nothing is copied."""
+        """Rows with a known label; returns this table without a copy if all are known."""
         known = self.labels >= 0
         return self if known.all() else self[known]
 
     def labels_by(self, classes: Sequence[str]) -> Tensor:
-        """Labels in another numbering, by name: -1 stays -1, a class that is not among them becomes `len(classes)`."""
+        """Labels in another numbering, matched by class name: -1 stays -1, other classes become `len(classes)`."""
         number = {name: i for i, name in enumerate(classes)}
         return torch.tensor([*(number.get(name, len(number)) for name in self.classes), -1])[self.labels]
 
     @property
     def unread(self) -> str:
-        """What to tell people of unreadable images: part of a sentence, or nothing."""
+        """Text about unreadable images to append to a message; empty if there are none."""
         return f", {skipped_message(self.bad)}" if self.bad else ""
 
 
-def hold_out(whole: FeatureTable, share: float) -> tuple[FeatureTable, FeatureTable]:
-    """Two parts of a table: the larger, and a `share` of at least one row that is always the same for as many rows."""
-    chosen = torch.zeros(len(whole), dtype=torch.bool)
-    chosen[permutation(len(whole), 0, 0)[: math.ceil(len(whole) * share)]] = True
-    return whole[~chosen], whole[chosen]
+def hold_out(full: FeatureTable, share: float) -> tuple[FeatureTable, FeatureTable]:
+    """Split a table into (rest, held out), at least one row held out; the same rows for every table of this length."""
+    chosen = torch.zeros(len(full), dtype=torch.bool)
+    chosen[permutation(len(full), 0, 0)[: math.ceil(len(full) * share)]] = True
+    return full[~chosen], full[chosen]
 
 
 @torch.no_grad()
@@ -78,43 +78,43 @@ def table(
     workers: int = 4,
     dtype: torch.dtype = torch.float32,
 ) -> FeatureTable:
-    """Look at every image once, prepared as the model wants it. Ranks share the work and all get the whole table.
+    """Compute the features of images with the model's preprocessing. Ranks split the images; each gets the full table.
 
-    Holds the table and three batches of images; the ranks' parts of the table twice while they are gathered.
+    Memory: the table and three batches of images, and each rank's part of the table twice while parts are gathered.
 
     Args:
-        model: On any device.
-        source: Images.
-        tokens: What of the network's output is kept.
-        indices: Which images, ascending; all where None.
-        batch: Images at a time.
-        workers: Threads that read and decode while the network works.
-        dtype: Of the table; float16 halves it.
+        model: The model, on any device.
+        source: The images.
+        tokens: Tokens of the network that form the feature.
+        indices: Positions of the images to use, ascending; None for all.
+        batch: Images per forward pass.
+        workers: Number of threads that read and decode.
+        dtype: Of the table; float16 halves its memory.
 
     Raises:
-        UserError: No image can be read, or the network gives what is not a number.
+        UserError: No image can be read, or the network outputs NaN or infinity.
     """
     tokens.check(model.backbone)
     indices = range(len(source)) if indices is None else indices
-    each = -(-len(indices) // distributed.world_size())
-    mine = indices[distributed.rank() * each : (distributed.rank() + 1) * each]
+    per_rank = -(-len(indices) // distributed.world_size())
+    mine = indices[distributed.rank() * per_rank : (distributed.rank() + 1) * per_rank]
     weight = next(model.backbone.parameters())
 
-    def look(place: int) -> Tensor:
-        return model.preprocess(Image.fromarray(decode(source.read(mine[place]))))
+    def load_image(position: int) -> Tensor:
+        return model.preprocess(Image.fromarray(decode(source.read(mine[position]))))
 
     rows = torch.empty(0, 0, dtype=dtype)
     kept: list[int] = []
     bad: Bad = []
-    for looked, unread in prefetch_images(source, mine, look, batch, workers):
-        bad += unread
-        if looked:
-            images = torch.stack([image for _, image in looked])
+    for loaded, unreadable in prefetch_images(source, mine, load_image, batch, workers):
+        bad += unreadable
+        if loaded:
+            images = torch.stack([image for _, image in loaded])
             found = tokens(model.backbone, images.to(weight.device, weight.dtype))
-            if not kept:
+            if not kept:  # the width is known from the first batch
                 rows = torch.empty(len(mine), found.shape[1], dtype=dtype)
-            rows[len(kept) : len(kept) + len(looked)] = found
-            kept += [mine[place] for place, _ in looked]
+            rows[len(kept) : len(kept) + len(loaded)] = found
+            kept += [mine[position] for position, _ in loaded]
     width = max(distributed.all_gather_object([rows.shape[1]]))
     features = distributed.all_gather_rows(rows[: len(kept)].reshape(len(kept), width))
     kept, bad = distributed.all_gather_object(kept), distributed.all_gather_object(bad)
@@ -124,6 +124,9 @@ def table(
             f"None of the {len(indices)} images can be read{example}", "Check that the folder holds intact images"
         )
     if not all(part.isfinite().all() for part in features.split(2**16)):
-        raise UserError("The network's features are not finite numbers", "Its weights are broken; take an earlier one")
+        raise UserError(
+            "The network's features are not finite (NaN or infinity)",
+            "Its weights are broken: use an earlier checkpoint",
+        )
     labels = torch.tensor([source.label(index) for index in kept])
     return FeatureTable(features, labels, torch.tensor(kept), source.classes, tuple(bad))

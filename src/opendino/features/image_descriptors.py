@@ -1,4 +1,4 @@
-"""Whole images of any size → vectors, for retrieval and copy detection: described, whitened, of unit length."""
+"""Compute descriptors of whole images of any size for retrieval and copy detection, optionally whitened."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from opendino.models import whitening
 from opendino.models.global_descriptor import Descriptor
 
 Edit = Callable[[int, Image.Image], Sequence[Image.Image]]
-"""(place in the list that was asked for, upright RGB image) → what to describe in its stead, always as many."""
+"""(position in `indices`, upright RGB image) → images to embed instead; must return the same number every time."""
 
 
 @dataclass(frozen=True)
 class ImageDescriptors:
-    """Features of the readable images of a source.
+    """Descriptors of the readable images of a source.
 
     Attributes:
         features: float32 `[M V D]`, V views of each image.
-        kept: The places of the M images in the list that was asked for, ascending.
-        bad: (key, reason) of those that could not be read.
+        kept: Positions of the M images in `indices`, ascending.
+        bad: (key, reason) of unreadable images.
     """
 
     features: Tensor
@@ -43,66 +43,69 @@ def describe_images(
     views: Edit | None = None,
     batch: int = 32,
 ) -> ImageDescriptors:
-    """The features of whole images of any size, on the host, not of unit length; threads decode ahead of the network.
+    """Compute descriptors of whole images of any size, on the CPU, not L2-normalized; threads decode ahead.
 
     Args:
-        descriptor: How the model sees an image.
-        source: Where the images come from.
-        indices: Which of them, at least one; all where None.
-        views: What to describe in the stead of an image, may raise `BadImage`; the image itself where None.
-        batch: Images in memory at a time, twice over, and in the network.
+        descriptor: Computes the descriptor of an image.
+        source: The images.
+        indices: Positions of the images to use, at least one; None for all.
+        views: Returns the images to embed instead of an image, may raise `BadImage`; None for the image itself.
+        batch: Images per forward pass; two batches are in memory.
 
     Raises:
-        UserError: No image can be read, or the network gives what is not a number.
+        UserError: No image can be read, or the network outputs NaN or infinity.
     """
     indices = range(len(source)) if indices is None else indices
 
-    def look(place: int) -> list[Tensor]:
-        image = Image.fromarray(decode(source.read(indices[place])))
-        return [descriptor.prepare(view) for view in (views(place, image) if views else [image])]
+    def load_views(position: int) -> list[Tensor]:
+        image = Image.fromarray(decode(source.read(indices[position])))
+        return [descriptor.prepare(view) for view in (views(position, image) if views else [image])]
 
     kept: list[int] = []
     rows: list[Tensor] = []
     bad: Bad = []
-    for looked, unread in prefetch_images(source, indices, look, batch):
-        bad += unread
-        kept += [place for place, _ in looked]
-        rows += _by_size(descriptor, [view for _, images in looked for view in images], batch)
+    for loaded, unreadable in prefetch_images(source, indices, load_views, batch):
+        bad += unreadable
+        kept += [position for position, _ in loaded]
+        rows += _by_size(descriptor, [view for _, images in loaded for view in images], batch)
     if not rows:
         raise UserError(
-            f"No image can be read, of {len(indices)} tried, e.g. {bad[0][0]}: {bad[0][1]}",
+            f"None of the {len(indices)} images can be read, e.g. {bad[0][0]}: {bad[0][1]}",
             "Check that the folder holds intact images",
         )
     if not all(row.isfinite().all() for row in rows):
-        raise UserError("The network's features are not finite numbers", "Its weights are broken; take an earlier one")
+        raise UserError(
+            "The network's features are not finite (NaN or infinity)",
+            "Its weights are broken: use an earlier checkpoint",
+        )
     return ImageDescriptors(torch.stack(rows).unflatten(0, (len(kept), -1)), kept, bad)
 
 
 def _by_size(descriptor: Descriptor, images: list[Tensor], batch: int) -> list[Tensor]:
-    """Features `[D]` of images of several sizes, those of one size together."""
-    places: dict[torch.Size, list[int]] = {}
-    for place, image in enumerate(images):
-        places.setdefault(image.shape, []).append(place)
+    """Descriptors `[D]` of images `[3 H W]` of several sizes; images of one size are batched."""
+    by_shape: dict[torch.Size, list[int]] = {}
+    for position, image in enumerate(images):
+        by_shape.setdefault(image.shape, []).append(position)
     found: dict[int, Tensor] = {}
-    for alike in places.values():
-        for start in range(0, len(alike), batch):
-            part = alike[start : start + batch]
+    for positions in by_shape.values():
+        for start in range(0, len(positions), batch):
+            part = positions[start : start + batch]
             found.update(zip(part, descriptor(torch.stack([images[i] for i in part])), strict=True))
-    return [found[place] for place in range(len(images))]
+    return [found[position] for position in range(len(images))]
 
 
 class Describe:
-    """Images as vectors of unit length, whitened where a folder to learn that on is given.
+    """Compute L2-normalized descriptors of images, PCA-whitened if `whiten` is given.
 
     Args:
-        descriptor: How the model sees an image.
-        device: Where the vectors go.
-        whiten: DATA to learn a PCA whitening of the raw features on.
-        centered: Whether about their mean, see `whitening.fit`.
-        batch: Images at a time.
+        descriptor: Computes the descriptor of an image.
+        device: Device of the result.
+        whiten: DATA to fit the PCA whitening on; None for no whitening.
+        centered: Whether the whitening is centered, see `whitening.fit`.
+        batch: Images per forward pass.
 
     Attributes:
-        protocol: What is done, in words.
+        protocol: Description of the protocol, for reports.
     """
 
     def __init__(
@@ -114,17 +117,17 @@ class Describe:
         if whiten:
             others = describe_images(descriptor, open_source(whiten), batch=batch).features[:, 0]
             self._whitening = whitening.fit(others, centered)
-            self.protocol += f"; PCA whitening learnt on {len(others)} images of {whiten}"
+            self.protocol += f"; PCA whitening learned on {len(others)} images of {whiten}"
 
     def __call__(
         self, source: Source, indices: Sequence[int] | None = None, views: Edit | None = None
     ) -> ImageDescriptors:
-        """As `describe`, of unit length and on the device."""
+        """As `describe_images`, but whitened, L2-normalized and on the device."""
         table = describe_images(self._descriptor, source, indices, views, self._batch)
         vectors = self._whitening(table.features) if self._whitening else table.features
         return replace(table, features=nn.functional.normalize(vectors, dim=2).to(self._device))
 
 
 def skipped(bad: Sequence[tuple[str, str]]) -> str:
-    """What to tell people of unreadable images: a line, or nothing."""
+    """Line about unreadable images, with a leading newline; empty if there are none."""
     return f"\n{skipped_message(bad)}" if bad else ""

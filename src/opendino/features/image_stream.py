@@ -1,4 +1,4 @@
-"""Images looked at in threads, ahead of the network that waits for them; unreadable ones are set aside."""
+"""Read and process images in threads, one batch ahead of the network; unreadable images are collected."""
 
 from __future__ import annotations
 
@@ -13,52 +13,54 @@ from opendino.core.errors import BadImage
 
 T = TypeVar("T")
 Bad = list[tuple[str, str]]
-"""(key, reason) of images that could not be read."""
+"""(key, reason) of unreadable images."""
 
 
 def prefetch_images(
     source: Source,
     indices: Sequence[int],
-    look: Callable[[int], T],
+    load: Callable[[int], T],
     batch: int,
     workers: int | None = None,
     within: int | None = None,
 ) -> Iterator[tuple[list[tuple[int, T]], Bad]]:
-    """Batch by batch what `look` makes of images, the next batch under way meanwhile. Says every half minute how far.
+    """Apply `load` to images batch by batch in threads, prefetching the next batch. Logs progress every 30 s.
 
     Args:
-        source: Where the images come from.
-        indices: Which of them.
-        look: Place in `indices` → what is wanted of that image; may raise `BadImage`.
-        batch: Images at a time.
-        workers: Threads; as many as Python thinks fit where None.
-        within: No batch reaches across a multiple of so many places.
+        source: The images.
+        indices: Positions of the images to use.
+        load: Position in `indices` → result for that image; may raise `BadImage`.
+        batch: Images per batch.
+        workers: Number of threads; None for Python's default.
+        within: Batches do not cross multiples of this many positions.
 
     Yields:
-        (place, what was made) of the readable ones, in order; and the others.
+        [(position, result)] of the readable images of a batch, in order, and (key, reason) of the unreadable ones.
     """
 
-    def careful(place: int) -> T | BadImage:
+    def load_or_error(position: int) -> T | BadImage:
         try:
-            return look(place)
+            return load(position)
         except BadImage as error:
             return error
 
-    whole = range(len(indices))
-    stretches = [whole[start : start + within] for start in whole[::within]] if within else [whole]
-    parts = [stretch[start : start + batch] for stretch in stretches for start in range(0, len(stretch), batch)]
-    began = spoke = time.monotonic()
+    positions = range(len(indices))
+    sections = [positions[start : start + within] for start in positions[::within]] if within else [positions]
+    batches = [section[start : start + batch] for section in sections for start in range(0, len(section), batch)]
+    began = last_log = time.monotonic()
     with ThreadPoolExecutor(workers) as pool:
-        coming = pool.map(careful, parts[0]) if parts else iter(())
-        for part, following in zip(parts, [*parts[1:], range(0)], strict=bool(parts)):
-            looked, coming = list(zip(part, coming, strict=True)), pool.map(careful, following)
-            bad = [(source.key(indices[place]), str(found)) for place, found in looked if isinstance(found, BadImage)]
-            yield [(place, found) for place, found in looked if not isinstance(found, BadImage)], bad
-            if time.monotonic() - spoke > 30 and following:
-                spoke = time.monotonic()
-                log.say(f"{part.stop:,} of {len(indices):,} images seen, {part.stop / (spoke - began):,.1f}/s")
+        pending = pool.map(load_or_error, batches[0]) if batches else iter(())
+        for current, following in zip(batches, [*batches[1:], range(0)], strict=bool(batches)):
+            # Submit the next batch before this one is yielded, so that threads work while the network runs.
+            results, pending = list(zip(current, pending, strict=True)), pool.map(load_or_error, following)
+            bad = [(source.key(indices[i]), str(found)) for i, found in results if isinstance(found, BadImage)]
+            yield [(i, found) for i, found in results if not isinstance(found, BadImage)], bad
+            if time.monotonic() - last_log > 30 and following:
+                last_log = time.monotonic()
+                rate = current.stop / (last_log - began)
+                log.say(f"{current.stop:,} of {len(indices):,} images processed, {rate:,.1f}/s")
 
 
 def skipped_message(bad: Sequence[tuple[str, str]]) -> str:
-    """What to tell people of unreadable images, or nothing."""
+    """Message about unreadable images; empty if there are none."""
     return f"{len(bad)} unreadable left out, e.g. {bad[0][0]}: {bad[0][1]}" if bad else ""

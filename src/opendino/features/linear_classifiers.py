@@ -1,4 +1,4 @@
-"""Linear classifiers fitted to features: by SGD, many at once, or by scikit-learn."""
+"""Train linear classifiers on features: many at once by SGD, or by L-BFGS of scikit-learn."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ def train_together(
     weight_decay: float = 0.0,
     seed: int = 0,
 ) -> list[list[tuple[Tensor, Tensor]]]:
-    """Train linear classifiers by SGD, all in one pass: of each batch every one sees its own columns.
+    """Train many linear classifiers by SGD in one pass over the data, one per kind of features and learning rate.
 
-    Softmax regression with momentum 0.9, weights N(0, 0.01²) at first, learning rates that fall to 0 as half a cosine.
-    The gradient is written out: softmax minus one-hot, times features.
+    Softmax regression with momentum 0.9, initial weights N(0, 0.01²), cosine learning rate schedule to 0. The gradient
+    is computed explicitly: (softmax - one-hot) · features.
 
     Args:
-        batches: Features float `[B W]` and labels int64 `[B]` in 0 … C - 1, at least `steps` of them.
-        steps: T.
+        batches: Features float `[B W]` and labels int64 `[B]` in 0 … C - 1, at least `steps` batches.
+        steps: T, number of steps.
         num_classes: C.
-        columns: For each kind of features its columns of W.
-        lrs: For each kind its learning rates.
-        weight_decay: Of the weights, not of the biases: λ of λ/2 · ‖W‖².
-        seed: Of the initial weights, which classifiers of a kind share.
+        columns: For each kind of features, its columns of W.
+        lrs: For each kind of features, its learning rates.
+        weight_decay: λ of λ/2 · ‖W‖², for weights but not biases.
+        seed: Seed of the initial weights, which classifiers of the same kind share.
 
     Returns:
-        For each kind and each of its learning rates weight `[C D]` and bias `[C]`; not finite where a rate was too
-        large.
+        For each kind and each of its learning rates: weight `[C D]` and bias `[C]`; not finite if the learning rate was
+        too large.
     """
     batches, state = iter(batches), None
     for step in range(steps):
@@ -50,18 +50,19 @@ def train_together(
                 _start(features[:, c], num_classes, len(rates), seed) for c, rates in zip(columns, lrs, strict=True)
             ]
         decay = 0.5 * (1 + math.cos(math.pi * step / steps))
-        for (weight, bias, weight_speed, bias_speed), own, rates in zip(state, columns, lrs, strict=True):
+        for (weight, bias, weight_momentum, bias_momentum), own, rates in zip(state, columns, lrs, strict=True):
             x = features[:, own]
-            logits = (x @ weight.flatten(0, 1).T).unflatten(1, weight.shape[:2]) + bias
+            logits = (x @ weight.flatten(0, 1).T).unflatten(1, weight.shape[:2]) + bias  # [B L C], L learning rates
             error = logits.softmax(2)
             error[torch.arange(len(x)), :, labels] -= 1
             error /= len(x)
+            # [L C D]
             gradient = (error.flatten(1).T @ x).view_as(weight).add_(weight, alpha=weight_decay)
             rate = decay * x.new_tensor(rates)[:, None]
-            weight_speed.mul_(MOMENTUM).add_(gradient)
-            bias_speed.mul_(MOMENTUM).add_(error.sum(0))
-            weight.sub_(rate[..., None] * weight_speed)
-            bias.sub_(rate * bias_speed)
+            weight_momentum.mul_(MOMENTUM).add_(gradient)
+            bias_momentum.mul_(MOMENTUM).add_(error.sum(0))
+            weight.sub_(rate[..., None] * weight_momentum)
+            bias.sub_(rate * bias_momentum)
     assert state is not None
     return [list(zip(weight, bias, strict=True)) for weight, bias, _, _ in state]
 
@@ -69,19 +70,19 @@ def train_together(
 def logistic_regression(
     features: Tensor, labels: Tensor, num_classes: int, strengths: Sequence[float]
 ) -> list[tuple[Tensor, Tensor]]:
-    """scikit-learn's multinomial logistic regression, by L-BFGS.
+    """Multinomial logistic regression of scikit-learn (L-BFGS).
 
     Args:
         features: `[M D]`.
         labels: int64 `[M]` in 0 … C - 1.
         num_classes: C.
-        strengths: Values of its C.
+        strengths: Values of scikit-learn's inverse regularization strength `C`.
 
     Returns:
-        For each, weight `[C D]` and bias `[C]` in float32; a class without an image has the bias -inf.
+        For each strength: weight `[C D]` and bias `[C]` in float32; the bias of a class without images is -inf.
 
     Raises:
-        UserError: scikit-learn is absent.
+        UserError: scikit-learn is not installed.
     """
     regression, seen, found = scikit_learn(), labels.unique(), []
     for strength in strengths:
@@ -91,10 +92,10 @@ def logistic_regression(
             with warnings.catch_warnings():
                 warnings.filterwarnings(
                     "ignore", message="lbfgs failed to converge"
-                )  # not quite at its optimum is fine
-                made = regression(C=strength, max_iter=1000).fit(features.numpy(), labels.numpy())
-            own = torch.from_numpy(made.coef_).float(), torch.from_numpy(made.intercept_).float()
-            # Of two classes it keeps the score of the second over the first.
+                )  # close to the optimum is good enough
+                fitted = regression(C=strength, max_iter=1000).fit(features.numpy(), labels.numpy())
+            own = torch.from_numpy(fitted.coef_).float(), torch.from_numpy(fitted.intercept_).float()
+            # With two classes scikit-learn returns one row: the score of the second class minus that of the first.
             weight[seen], bias[seen] = (torch.cat([-x, x]) / 2 if len(seen) == 2 else x for x in own)
         found.append((weight, bias))
     return found
@@ -104,7 +105,7 @@ def scikit_learn() -> Any:
     """scikit-learn's `LogisticRegression`.
 
     Raises:
-        UserError: scikit-learn is absent.
+        UserError: scikit-learn is not installed.
     """
     try:
         from sklearn.linear_model import LogisticRegression
@@ -114,9 +115,9 @@ def scikit_learn() -> Any:
 
 
 def _start(x: Tensor, num_classes: int, num: int, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Weights `[L C D]`, biases `[L C]`, and their momenta."""
-    chance = torch.Generator().manual_seed(seed)
-    one = torch.empty(num_classes, x.shape[1]).normal_(0, _INITIAL_STD, generator=chance)
-    weight = one.to(x).expand(num, -1, -1).clone()
+    """Initial weights `[L C D]`, biases `[L C]`, and momentum buffers of both, for L = `num` learning rates."""
+    generator = torch.Generator().manual_seed(seed)
+    initial = torch.empty(num_classes, x.shape[1]).normal_(0, _INITIAL_STD, generator=generator)
+    weight = initial.to(x).expand(num, -1, -1).clone()
     bias = x.new_zeros(num, num_classes)
     return weight, bias, torch.zeros_like(weight), torch.zeros_like(bias)

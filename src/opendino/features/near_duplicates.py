@@ -1,4 +1,4 @@
-"""Groups of near-duplicates among feature vectors, in bounded memory."""
+"""Find groups of near-duplicates by the cosine of their features, in bounded memory."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch.nn.functional import normalize
 
 @dataclass(frozen=True)
 class Group:
-    """Images linked by similarity, directly or through others of the group.
+    """A group of near-duplicates, connected directly or through other members.
 
     Attributes:
         indices: Rows of the feature table, ascending, at least two.
-        similarity: For each its cosine to the nearest other one of the group, at least the threshold.
+        similarity: For each image, the cosine to its nearest other member, at least the threshold.
     """
 
     indices: tuple[int, ...]
@@ -24,18 +24,18 @@ class Group:
 
 @torch.no_grad()
 def near_duplicates(features: Tensor, threshold: float, chunk: int = 2048) -> list[Group]:
-    """The connected groups of vectors whose cosine is `threshold` or more.
+    """Connected components of the graph that links vectors with cosine `threshold` or more.
 
-    All pairs are compared, chunk · chunk at a time; of a pair nothing is kept but the group it makes, so memory is that
-    of the features and a few tiles however many duplicates there are.
+    All pairs are compared in tiles of chunk × chunk. Pairs are merged into groups at once and not stored, so memory is
+    that of the features and a few tiles, for any number of duplicates.
 
     Args:
-        features: float `[M D]`, any lengths; vectors of zeros or with NaN resemble nothing.
+        features: float `[M D]`, of any norm; vectors of zeros or with NaN match nothing.
         threshold: Cosine in (-1, 1].
         chunk: Side of a tile.
 
     Returns:
-        By their first member.
+        Groups, ordered by their first member.
     """
     features = normalize(features, dim=1).nan_to_num(0)
     parent = torch.arange(len(features), device=features.device)
@@ -51,7 +51,7 @@ def near_duplicates(features: Tensor, threshold: float, chunk: int = 2048) -> li
                 part = nearest[start : start + chunk]
                 part.copy_(torch.maximum(part, best))
             rows, columns = (tile >= threshold).nonzero(as_tuple=True)
-            parent = _joined(parent, rows + top, columns + left)
+            parent = _union(parent, rows + top, columns + left)
     members = (nearest >= threshold).nonzero()[:, 0]
     order = parent[members].argsort(stable=True)
     members, sizes = members[order].cpu(), parent[members].unique(return_counts=True)[1].tolist()
@@ -66,8 +66,8 @@ def near_duplicates(features: Tensor, threshold: float, chunk: int = 2048) -> li
     )
 
 
-def _joined(parent: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """Union-find on tensors: `parent` int64 `[M]`, where every entry is the least member of its group, after a = b."""
+def _union(parent: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """Union-find on tensors: merge the groups of `a` and `b`; `parent` int64 `[M]` is the least member of a group."""
     while True:
         one, other = parent[a], parent[b]
         differ = one != other

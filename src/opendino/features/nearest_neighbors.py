@@ -1,4 +1,4 @@
-"""Exact search for the most similar features."""
+"""Exact k-nearest-neighbor search by cosine similarity."""
 
 from __future__ import annotations
 
@@ -10,60 +10,60 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-_QUERIES, _BANK = 1024, 2048  # sides of a block of similarities, 8 MiB in float32: it stays in a CPU's last cache
-_SLAB = 16 * _BANK
-_GROUP = 16  # neighbors that are looked at one by one only if the best of them is good enough
-_AT_ONCE = 64 * _QUERIES
-_SHORTEST = 1e-12  # below that `normalize` does not reach unit length
+_QUERIES, _BANK = 1024, 2048  # sides of a block of similarities, 8 MiB in float32: fits the last-level CPU cache
+_SLAB = 16 * _BANK  # bank rows normalized at a time
+_GROUP = 16  # bank rows per group; a group is searched only if its maximum is good enough
+_QUERY_SLAB = 64 * _QUERIES  # queries normalized at a time
+_MIN_NORM = 1e-12  # `normalize` does not reach unit length below this
 
 
 @torch.no_grad()
 def nearest(bank: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k features of a bank with the largest cosine to each query, exactly; equal ones in the order of the bank.
+    """The k features of a bank with the largest cosine to each query, exactly; ties are ordered by position.
 
-    What has no direction (zeros, NaN, infinity: see `directed`) has no neighbors and is nobody's: its cosines are
-    -inf, and the positions that go with these mean nothing.
+    Vectors without direction (zeros, NaN, infinity: see `directed`) have no neighbors and are never neighbors: their
+    cosines are -inf, and the positions of cosine -inf are meaningless.
 
-    Works block by block: beside the result it holds some 150 MiB at D = 384, whatever the number of features. On a CPU
-    it takes as many threads as torch is set to.
+    The search runs block by block: apart from the result it needs about 150 MiB at D = 384, for any number of features.
+    On a CPU it uses `torch.get_num_threads()` threads.
 
     Args:
-        bank: `[M D]` of any floating-point type; compared in float64 if that is what it is, else in float32.
+        bank: `[M D]`, any floating-point dtype; compared in float64 if it is float64, else in float32.
         queries: `[Q D]`, on the same device.
-        k: From 1 to M.
+        k: Number of neighbors, 1 to M.
 
     Returns:
-        Cosines `[Q k]` from large to small, and int64 `[Q k]`, positions in the bank.
+        Cosines `[Q k]`, descending, and their positions in the bank, int64 `[Q k]`.
     """
     assert 1 <= k <= len(bank)
     dtype = torch.float64 if bank.dtype == torch.float64 else torch.float32
     values = torch.full((len(queries), k), -torch.inf, dtype=dtype, device=bank.device)
     found = torch.zeros(len(queries), k, dtype=torch.int64, device=bank.device)
-    threads, own = torch.get_num_threads(), threading.local()
+    threads, thread_data = torch.get_num_threads(), threading.local()
 
-    def start() -> None:
-        torch.set_num_threads(1)  # of this thread; each works by itself, and none waits for the others in every product
-        torch.set_grad_enabled(False)  # this too is a thread's own
-        own.buffer = torch.empty(_BANK * _QUERIES, dtype=dtype, device=bank.device)
+    def start_thread() -> None:
+        torch.set_num_threads(1)  # per thread: each computes its own matrix products without waiting for others
+        torch.set_grad_enabled(False)  # this setting is per thread too
+        thread_data.buffer = torch.empty(_BANK * _QUERIES, dtype=dtype, device=bank.device)
 
-    def look(part: Tensor, place: int, slab: Tensor, first: int, whole: bool) -> None:
-        rows = slice(place, place + len(part))
+    def search_slab(part: Tensor, start: int, slab: Tensor, first: int, all_valid: bool) -> None:
+        rows = slice(start, start + len(part))
         for offset in range(0, len(slab), _BANK):
-            table = _similarity(slab[offset : offset + _BANK], part, own.buffer)
-            if not whole:
-                table.masked_fill_(table.isnan(), -torch.inf)
-            _merge(table, first + offset, values[rows], found[rows])
+            similarity = _similarity(slab[offset : offset + _BANK], part, thread_data.buffer)
+            if not all_valid:
+                similarity.masked_fill_(similarity.isnan(), -torch.inf)
+            _merge(similarity, first + offset, values[rows], found[rows])
 
     try:
-        with ThreadPoolExecutor(threads if bank.device.type == "cpu" else 1, initializer=start) as pool:
-            for begin in range(0, len(queries), _AT_ONCE):
-                asked, all_asked = _unit(queries[begin : begin + _AT_ONCE].to(dtype))
-                parts = asked.split(min(_QUERIES, -(-len(asked) // threads)))
-                places = [begin + place for place in range(0, len(asked), len(parts[0]))]
+        with ThreadPoolExecutor(threads if bank.device.type == "cpu" else 1, initializer=start_thread) as pool:
+            for begin in range(0, len(queries), _QUERY_SLAB):
+                unit_queries, queries_valid = _unit(queries[begin : begin + _QUERY_SLAB].to(dtype))
+                parts = unit_queries.split(min(_QUERIES, -(-len(unit_queries) // threads)))
+                starts = [begin + offset for offset in range(0, len(unit_queries), len(parts[0]))]
                 for first in range(0, len(bank), _SLAB):
-                    slab, all_there = _unit(bank[first : first + _SLAB].to(dtype))
-                    whole = all_asked and all_there
-                    for _ in pool.map(look, parts, places, repeat(slab), repeat(first), repeat(whole)):
+                    slab, slab_valid = _unit(bank[first : first + _SLAB].to(dtype))
+                    valid = queries_valid and slab_valid
+                    for _ in pool.map(search_slab, parts, starts, repeat(slab), repeat(first), repeat(valid)):
                         pass
     finally:
         torch.set_num_threads(threads)
@@ -71,21 +71,21 @@ def nearest(bank: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def directed(vectors: Tensor) -> Tensor:
-    """Which of the vectors `[M D]` can be compared with others: bool `[M]`, False for zeros, NaN and infinity."""
+    """Whether each of the vectors `[M D]` has a direction: bool `[M]`, False for zeros, NaN and infinity."""
     length = vectors.norm(dim=1, dtype=torch.promote_types(vectors.dtype, torch.float32))
-    return (length > _SHORTEST) & length.isfinite()
+    return (length > _MIN_NORM) & length.isfinite()
 
 
 def _unit(vectors: Tensor) -> tuple[Tensor, bool]:
-    """Of unit length, NaN where there is no direction; and whether all have one."""
-    known = directed(vectors)
-    if known.all():
+    """L2-normalized vectors, NaN for those without direction, and whether all have a direction."""
+    valid = directed(vectors)
+    if valid.all():
         return normalize(vectors, dim=1), True
-    return normalize(vectors, dim=1).masked_fill_(~known[:, None], torch.nan), False
+    return normalize(vectors, dim=1).masked_fill_(~valid[:, None], torch.nan), False
 
 
 def _similarity(block: Tensor, queries: Tensor, buffer: Tensor) -> Tensor:
-    """`[groups _GROUP q]`, the last group filled up with -inf."""
+    """Cosines `[groups _GROUP q]` of a bank block and queries, the last group padded with -inf."""
     rows, columns = -(-len(block) // _GROUP) * _GROUP, len(queries)
     table = buffer[: rows * columns].view(rows, columns)
     torch.mm(block, queries.T, out=table[: len(block)])
@@ -94,39 +94,39 @@ def _similarity(block: Tensor, queries: Tensor, buffer: Tensor) -> Tensor:
 
 
 def _merge(similarity: Tensor, first: int, values: Tensor, found: Tensor) -> None:
-    """Let the neighbors of a block take their places among the k best so far, which are changed in place.
+    """Merge the neighbors of a block `[groups _GROUP q]` into the k best so far (`values`, `found`), in place.
 
-    After the first blocks hardly any can, and little but the groups' maxima is looked at. One that equals the k-th best
-    comes too late: it is further on in the bank.
+    After the first blocks few neighbors qualify, so mostly only the maxima of groups are compared. A tie with the k-th
+    best does not qualify: it has a larger position in the bank.
     """
     k, last = values.shape[1], values[:, -1]
-    if not first:  # nothing to compare with yet
-        whole = similarity.flatten(0, 1).T
-        best = _top(whole, min(k, whole.shape[1]))
-        values[:, : best.shape[1]], found[:, : best.shape[1]] = whole.gather(1, best), best
+    if not first:  # no neighbors so far
+        by_query = similarity.flatten(0, 1).T  # [q bank]
+        best = _top(by_query, min(k, by_query.shape[1]))
+        values[:, : best.shape[1]], found[:, : best.shape[1]] = by_query.gather(1, best), best
         return
     rows, groups = (last[:, None] < similarity.amax(1).T).nonzero(as_tuple=True)
-    near = similarity[groups, :, rows]
+    near = similarity[groups, :, rows]  # [pairs _GROUP]
     pairs, offsets = (near > last[rows, None]).nonzero(as_tuple=True)
     if not len(pairs):
         return
     rows, which, counts = rows[pairs].unique_consecutive(return_inverse=True, return_counts=True)
-    turns = k + torch.arange(len(which), device=rows.device) - (counts.cumsum(0) - counts)[which]
-    # The best so far, then what may join them in the order of the bank, each row filled up with -inf.
+    columns = k + torch.arange(len(which), device=rows.device) - (counts.cumsum(0) - counts)[which]
+    # Columns: the k best so far, then new candidates in bank order; rows are padded with -inf.
     width = k + int(counts.max())
     candidates = torch.cat([values[rows], values.new_full((len(rows), width - k), -torch.inf)], 1)
     positions = torch.cat([found[rows], found.new_zeros(len(rows), width - k)], 1)
-    candidates[which, turns] = near[pairs, offsets]
-    positions[which, turns] = first + groups[pairs] * _GROUP + offsets
+    candidates[which, columns] = near[pairs, offsets]
+    positions[which, columns] = first + groups[pairs] * _GROUP + offsets
     best = _top(candidates, k)
     values[rows], found[rows] = candidates.gather(1, best), positions.gather(1, best)
 
 
 def _top(values: Tensor, k: int) -> Tensor:
-    """Positions `[r k]` of the k largest of each row `[r n]`, from large to small, equal ones in their order."""
+    """Columns `[r k]` of the k largest values of each row of `[r n]`, descending, ties in column order."""
     best, where = values.topk(min(k + 1, values.shape[1]), dim=1)
     where = where[:, :k]
     tied = (best[:, 1:] == best[:, :-1]).any(1)
-    if tied.any():  # topk takes any of them; a stable sort is slow and exact
+    if tied.any():  # topk orders ties arbitrarily; a stable sort is exact but slow
         where[tied] = values[tied].sort(dim=1, descending=True, stable=True).indices[:, :k]
     return where

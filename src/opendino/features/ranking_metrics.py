@@ -1,4 +1,4 @@
-"""How good a ranked list is: average precision and precision at k, as the benchmarks of image retrieval count them."""
+"""Metrics of ranked lists as in image retrieval benchmarks: average precision, precision and recall at k."""
 
 from __future__ import annotations
 
@@ -8,38 +8,38 @@ import torch
 from torch import Tensor
 
 POSITIVE, NEGATIVE, JUNK = 1, 0, -1
-"""What an image of the database is to a query; junk counts as absent."""
+"""Relevance of a database image to a query; junk images are ignored."""
 
 
 def positive_ranks(similarity: Tensor, relevance: Tensor) -> Tensor:
-    """Where the positives come in a query's list, junk taken out of it first.
+    """Ranks of the positives in a query's ranked list, after junk images are removed.
 
-    Ties count against: a positive comes after every negative that is as similar. So a network to which all images are
-    the same gets no credit for the order of the files.
+    Ties are pessimistic: a positive ranks after all negatives of equal similarity. So a network that gives all images
+    the same feature gets no credit for the order of the files.
 
     Args:
-        similarity: float `[N]`, of the query to the images of the database.
+        similarity: float `[N]`, of the query to the database images.
         relevance: int `[N]` of `POSITIVE`, `NEGATIVE`, `JUNK`.
 
     Returns:
-        int64 `[P]`, from 0, ascending; on the host.
+        int64 `[P]`, ranks from 0, ascending, on the CPU.
     """
     positives = similarity[relevance == POSITIVE].sort(descending=True).values
     negatives = similarity[relevance == NEGATIVE]
-    # A count in place of a sort of the whole list: each negative pushes back the positives that do not exceed it.
+    # Count instead of sorting the full list: each negative pushes back the positives that do not exceed it.
     pushed = torch.searchsorted(positives.flip(0), negatives, right=True)
     pushes = torch.bincount(pushed, minlength=len(positives) + 1)[1:].flip(0).cumsum(0)
     return (torch.arange(len(positives), device=positives.device) + pushes).cpu()
 
 
 def search(queries: Tensor, database: Tensor, relevance: Callable[[int], Tensor], chunk: int = 256) -> Iterator[Tensor]:
-    """`positive_ranks` of every query by the cosine, in order.
+    """Yield `positive_ranks` of each query by cosine similarity, in order.
 
     Args:
-        queries: float `[Q D]`, of unit length.
-        database: float `[N D]`, of unit length, on the same device.
-        relevance: Number of a query → int `[N]`, on that device.
-        chunk: Queries compared at a time, which bounds memory to chunk · N similarities.
+        queries: float `[Q D]`, L2-normalized.
+        database: float `[N D]`, L2-normalized, on the same device.
+        relevance: Query number → relevance int `[N]`, on that device.
+        chunk: Queries compared at a time; memory is chunk · N similarities.
     """
     for start in range(0, len(queries), chunk):
         similarity = queries[start : start + chunk] @ database.T
@@ -48,16 +48,17 @@ def search(queries: Tensor, database: Tensor, relevance: Callable[[int], Tensor]
 
 
 def average_precision(ranks: Tensor, num_positives: int) -> float:
-    """Area under precision over recall by trapezoids, as in the evaluators of Oxford, Paris, Holidays and Copydays.
+    """Average precision: area under the precision-recall curve by the trapezoidal rule.
 
-    The j-th positive, at rank r, both from 0, adds (j/r + (j+1)/(r+1)) / 2 · 1/P, with 0/0 taken as 1.
+    This is the rule of the evaluation code of Oxford, Paris, Holidays and Copydays. The j-th positive at rank r (both
+    from 0) adds (j/r + (j+1)/(r+1)) / 2 · 1/P, with 0/0 = 1.
 
     Args:
-        ranks: int `[≤ P]` from 0, ascending, of the positives that were found; the others add nothing.
+        ranks: int `[≤ P]`, ranks from 0 of the positives that were found, ascending; the others add 0.
         num_positives: P, at least 1.
 
     Returns:
-        In [0, 1].
+        Average precision in [0, 1].
     """
     ranks = ranks.double()
     found = torch.arange(len(ranks), dtype=torch.float64)
@@ -66,19 +67,19 @@ def average_precision(ranks: Tensor, num_positives: int) -> float:
 
 
 def precision_at(ranks: Tensor, k: int) -> float:
-    """Share of positives among the first k, as in the revisited Oxford and Paris (Radenovic et al. 2018).
+    """Precision at k, as in revisited Oxford and Paris (Radenovic et al. 2018).
 
-    Where the last positive comes earlier than k, at r, it is the share among the first r: a query with two positives
-    can reach 1 at k = 10 too.
+    If all positives are within the first r < k results, it is the precision at r: a query with two positives can reach
+    1 at k = 10 too.
 
     Args:
-        ranks: int `[P]` from 0, ascending, all positives, at least one.
-        k: 1 or more.
+        ranks: int `[P]`, ranks from 0 of all positives, ascending, at least one.
+        k: Number of results, 1 or more.
     """
     among = min(int(ranks[-1]) + 1, k)
     return int((ranks < among).sum()) / among
 
 
 def recall_at(ranks: Tensor, k: int) -> float:
-    """1 if there is a positive among the first k, else 0 (the recall@k of metric learning, Jégou et al. 2011)."""
+    """Recall at k as in metric learning (Jégou et al. 2011): 1 if a positive is among the first k results, else 0."""
     return float(int(ranks[0]) < k)

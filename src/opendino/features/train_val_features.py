@@ -1,4 +1,4 @@
-"""Labeled images on two sides: those to learn from, and those to be judged on."""
+"""Features of labeled training and validation images."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from opendino.models.load import Model
 
 @dataclass(frozen=True)
 class TrainValFeatures:
-    """Features of two sets of images whose classes are known.
+    """Features of labeled training and validation images.
 
     Attributes:
-        train, val: One or more rows each.
-        source: Of `train`.
-        data, origin: Where `train` and `val` come from, for people.
-        bad: (key, reason) of images that could not be read, of both.
+        train, val: Tables of one or more rows.
+        source: The images of `train`.
+        data, origin: Where `train` and `val` come from, for messages.
+        bad: (key, reason) of unreadable images of both.
     """
 
     train: FeatureTable
@@ -36,18 +36,20 @@ class TrainValFeatures:
 
     @property
     def truth(self) -> Tensor:
-        """`val`'s labels by the classes of `train`, matched by name; the number of these for one they lack."""
+        """Labels of `val` in the numbering of `train`, matched by name; C (their number) for classes `train` lacks."""
         return self.val.labels_by(self.train.classes)
 
     @property
     def notes(self) -> list[str]:
-        """What people should know of the images, a line each: unreadable ones, classes of `val` that `train` lacks."""
+        """Warnings for the report, one line each: unreadable images, classes missing from `train`, one class only."""
         lost = int(torch.isin(self.truth, self.train.labels, invert=True).sum())
         notes = [skipped_message(self.bad)] if self.bad else []
         if lost:
-            notes.append(f"{lost:,} of the images judged are of classes that {self.data} lacks, and count as wrong")
+            notes.append(f"{lost:,} of the validation images are of classes that {self.data} lacks, and count as wrong")
         if len(self.val.labels.unique()) == 1:
-            notes.append(f"all images judged are {self.val.classes[self.val.labels[0]]}: accuracy says little")
+            notes.append(
+                f"all validation images are {self.val.classes[self.val.labels[0]]}: accuracy is not meaningful"
+            )
         return notes
 
 
@@ -60,50 +62,52 @@ def train_val_features(
     workers: int = 4,
     dtype: torch.dtype = torch.float32,
 ) -> TrainValFeatures:
-    """Open both sides and look at their images.
+    """Compute the features of training and validation images.
 
     Args:
-        model: On any device.
-        train: DATA; what the model was trained on where None.
-        val: DATA; a fifth of `train`, the same every time, where None.
+        model: The model, on any device.
+        train: DATA; None for the training data of the model.
+        val: DATA; None to hold out a fifth of `train`, the same images every time.
         tokens, batch, workers, dtype: As for `table`.
 
     Raises:
-        UserError: There are no such images, none that can be read, none with a class, or one class only.
+        UserError: There are no such images, none can be read, none has a class, or there is one class only.
     """
 
-    def look(data: str) -> tuple[Source, FeatureTable]:
+    def read_features(data: str) -> tuple[Source, FeatureTable]:
         source = open_source(data)
         if not source.classes:
             raise UserError(f"{data} names no classes", "Give folders named by their class, or a CSV of path,class")
         return source, table(model, source, tokens, batch=batch, workers=workers, dtype=dtype)
 
     data = data_of(model, train, "Give labeled images: --train DIR")
-    source, mine = look(data)
-    bad, mine = mine.bad, mine.labeled()
+    source, train_table = read_features(data)
+    bad, train_table = train_table.bad, train_table.labeled()
     if val is not None:
-        _, other = look(val)
-        bad, other, origin = bad + other.bad, other.labeled(), val
+        _, val_table = read_features(val)
+        bad, val_table, origin = bad + val_table.bad, val_table.labeled(), val
     else:
-        mine, other = hold_out(mine, 1 / 5)
+        train_table, val_table = hold_out(train_table, 1 / 5)
         origin = f"{data}, a fifth held out"
-    for side, name in ((mine, data), (other, origin)):
-        if not len(side):
-            raise UserError(f"There are too few images with a class in {name}", "Both sides need some")
-    if len(mine.labels.unique()) < 2:
+    for part, name in ((train_table, data), (val_table, origin)):
+        if not len(part):
+            raise UserError(
+                f"There are too few images with a class in {name}", "Training and validation need one each at least"
+            )
+    if len(train_table.labels.unique()) < 2:
         raise UserError(
-            f"All labeled images of {data} are {mine.classes[mine.labels[0]]}",
-            "With one class every answer is right: give images of two classes or more",
+            f"All labeled images of {data} are {train_table.classes[train_table.labels[0]]}",
+            "A classifier needs two classes: give images of two classes or more",
         )
-    return TrainValFeatures(mine, other, source, data, origin, bad)
+    return TrainValFeatures(train_table, val_table, source, data, origin, bad)
 
 
 def data_of(model: Model, data: str | None, advice: str) -> str:
-    """DATA where it is given, else what the model was trained on.
+    """`data` if it is given, else the training DATA of the model.
 
     Raises:
-        UserError: The model does not say; with the advice.
+        UserError: The model does not record it; `advice` is the hint.
     """
     if (data := data or model.trained_on) is None:
-        raise UserError("The model does not say what it was trained on", advice)
+        raise UserError("The model does not record what it was trained on", advice)
     return data

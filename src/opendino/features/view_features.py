@@ -1,4 +1,4 @@
-"""Random crops of images → features, batch by batch."""
+"""Compute features of random crops, batch by batch."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ def views(
     seed: int = 0,
     workers: int = 4,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Features of crops of the size and normalization that the model wants, in a new order every epoch.
+    """Yield features of random crops with the model's image size and normalization, shuffled every epoch.
 
-    Images that cannot be read are replaced by others; what does not fill a batch is left out of the epoch.
+    Unreadable images are replaced by others; an incomplete last batch of an epoch is dropped.
 
     Args:
-        model: On any device.
-        source: Images.
-        indices: Which of them.
-        augment: How each of the V views is drawn.
-        tokens: What of the network's output is kept.
+        model: The model, on any device.
+        source: The images.
+        indices: Positions of the images to use.
+        augment: Augmentation of each of the V views.
+        tokens: Tokens of the network that form the feature.
         batch: B, at most the number of indices.
-        epochs: Passes over the images; crops differ from one to the next.
-        seed: Decides order and crops.
-        workers: Processes that read and decode, at most one per core; 0 for this one.
+        epochs: Passes over the images; each has different crops.
+        seed: Seed of order and crops.
+        workers: Number of processes that read and decode, at most one per core; 0 for this one.
 
     Yields:
         Features `[V B D]` on the model's device, and labels int64 `[B]`.
@@ -62,6 +62,6 @@ def views(
     weight = next(model.backbone.parameters())
     pin = weight.device.type == "cuda"
     for item in loader.batches(batches, 0, epochs * batches.steps_per_epoch, workers, pin):
-        there = item.to(weight.device)
-        drawn = multi_crop(there.canvas, there.draws, spec)["crop"].to(weight.dtype)
-        yield torch.stack([tokens(model.backbone, view) for view in drawn]), there.labels
+        on_device = item.to(weight.device)
+        crops = multi_crop(on_device.canvas, on_device.draws, spec)["crop"].to(weight.dtype)  # [V B 3 H W]
+        yield torch.stack([tokens(model.backbone, view) for view in crops]), on_device.labels

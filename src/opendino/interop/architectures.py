@@ -1,4 +1,4 @@
-"""Networks built from the shapes of their weights, and weights put into them."""
+"""Infer the architecture from the shapes of weights, build the network and load the weights."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from opendino.core.contracts import Backbone
 from opendino.core.errors import UserError
-from opendino.models.build import make, plan
+from opendino.models.build import build_on_meta, materialize
 from opendino.models.timm_backbone import TimmBackbone
 from opendino.models.vit import SIZES
 from opendino.models.weights import check_weights, load_foreign_weights
@@ -19,40 +19,40 @@ _RESNETS: dict[tuple[bool, tuple[int, ...]], str] = {
     (False, (2, 2, 2, 2)): "resnet18", (False, (3, 4, 6, 3)): "resnet34", (True, (3, 4, 6, 3)): "resnet50",
     (True, (3, 4, 23, 3)): "resnet101", (True, (3, 8, 36, 3)): "resnet152",
 }  # fmt: skip
-"""By (bottlenecks?, blocks of each stage), He et al. 2016, table 1."""
+"""ResNet names by (bottleneck blocks?, blocks per stage); He et al. 2016, table 1."""
 _CONVNEXTS: dict[tuple[tuple[int, ...], tuple[int, ...]], str] = {
     ((3, 3, 9, 3), (96, 192, 384, 768)): "convnext_tiny", ((3, 3, 27, 3), (96, 192, 384, 768)): "convnext_small",
     ((3, 3, 27, 3), (128, 256, 512, 1024)): "convnext_base", ((3, 3, 27, 3), (192, 384, 768, 1536)): "convnext_large",
 }  # fmt: skip
-"""By (blocks, width) of each stage, Liu et al. 2022, section 3."""
+"""ConvNeXt names by (blocks, widths) per stage; Liu et al. 2022, section 3."""
 
 
 def is_vit(state: Mapping[str, Tensor]) -> bool:
-    """Has it the tokens and the patch projection of a vision transformer by the keys of DINO and timm?"""
+    """Whether a state dict has the tokens and the patch projection of a ViT by the keys of DINO and timm."""
     wanted = {"cls_token": 3, "pos_embed": 3, "patch_embed.proj.weight": 4, "blocks.0.mlp.fc1.weight": 2}
     return has(wanted, state)
 
 
 def is_resnet(state: Mapping[str, Tensor]) -> bool:
-    """Has it the stem and the stages of a ResNet by torchvision's keys?"""
+    """Whether a state dict has the stem and the stages of a ResNet by torchvision's keys."""
     return has({"conv1.weight": 4, "bn1.weight": 1, "layer4.0.conv1.weight": 4}, state)
 
 
 def has(wanted: Mapping[str, int], state: Mapping[str, Tensor]) -> bool:
-    """Has it these keys, with so many dimensions?"""
+    """Whether a state dict has all `wanted` keys, each with the given number of dimensions."""
     return all(key in state and state[key].ndim == ndim for key, ndim in wanted.items())
 
 
 def vit(state: Mapping[str, Tensor], source: str, heads: int | None = None) -> Backbone:
-    """A vision transformer as DINO v1 has it, with these weights.
+    """Build our vision transformer with these weights.
 
     Args:
-        state: By the keys of DINO v1.
-        source: What to call it in an error.
-        heads: Of its attention; 64 numbers a head where None, as in every published one.
+        state: Weights by the keys of DINO v1.
+        source: Name of the weights, for errors.
+        heads: Number of attention heads; None for a head width of 64, as in every published model.
 
     Raises:
-        UserError: It is another kind of network, or its weights are not finite numbers.
+        UserError: The weights are of another architecture or not finite.
     """
     patch, width = state["patch_embed.proj.weight"], state["cls_token"].shape[-1]
     depth, side = count(state, r"blocks\.(\d+)\."), round(max(0, state["pos_embed"].shape[1] - 1) ** 0.5)
@@ -67,22 +67,22 @@ def vit(state: Mapping[str, Tensor], source: str, heads: int | None = None) -> B
         options["mlp_ratio"] = ratio(hidden, width)
     family = next((name for name, known in SIZES.items() if known == sizes), "vit")
     name = f"{family}/{patch.shape[-1]}"
-    planned = plan(name, {**options, **(sizes if family == "vit" else {})}, state, source)
-    check_weights(planned, state, source)
-    network = make(planned)
+    on_meta = build_on_meta(name, {**options, **(sizes if family == "vit" else {})}, state, source)
+    check_weights(on_meta, state, source)
+    network = materialize(on_meta)
     fill(network, state, source)
     return network
 
 
 def resnet(state: Mapping[str, Tensor], source: str) -> Backbone:
-    """A ResNet-18, 34, 50, 101 or 152 without its classifier, with these weights.
+    """Build a ResNet-18, 34, 50, 101 or 152 without classifier, with these weights.
 
     Args:
-        state: By torchvision's keys, without `fc`.
-        source: What to call it in an error.
+        state: Weights by torchvision's keys, without `fc`.
+        source: Name of the weights, for errors.
 
     Raises:
-        UserError: It is another kind of network, or its weights are not finite numbers.
+        UserError: The weights are of another architecture or not finite.
     """
     blocks = tuple(count(state, rf"layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4))
     name = _RESNETS.get(("layer1.0.conv3.weight" in state, blocks))
@@ -96,15 +96,15 @@ def resnet(state: Mapping[str, Tensor], source: str) -> Backbone:
 
 
 def convnext(state: Mapping[str, Tensor], source: str, image_px: int) -> TimmBackbone:
-    """A ConvNeXt of any depths and widths, with these weights.
+    """Build a ConvNeXt of any depths and widths, with these weights.
 
     Args:
-        state: By timm's keys, without a classifier.
-        source: What to call it in an error.
-        image_px: Side of the images it is used on.
+        state: Weights by timm's keys, without classifier.
+        source: Name of the weights, for errors.
+        image_px: Side of the images the model is used on, in pixels.
 
     Raises:
-        UserError: It is another kind of network, or its weights are not finite numbers.
+        UserError: The weights are of another architecture or not finite.
     """
     depths = tuple(count(state, rf"stages\.{stage}\.blocks\.(\d+)\.") for stage in range(4))
     widths = tuple(state[key].numel() if (key := f"stages.{i}.blocks.0.gamma") in state else 0 for i in range(4))
@@ -115,63 +115,65 @@ def convnext(state: Mapping[str, Tensor], source: str, image_px: int) -> TimmBac
 
 
 def timm(name: str, kwargs: dict[str, Any], state: Mapping[str, Tensor], source: str) -> TimmBackbone:
-    """A model of timm with these weights; none is made that is larger than they are.
+    """Build a model of timm with these weights; a description larger than its weights is refused.
 
     Args:
-        name: Of timm.
+        name: Model name of timm.
         kwargs: As for `TimmBackbone`.
-        state: By timm's keys, without a classifier.
-        source: What to call it in an error.
+        state: Weights by timm's keys, without classifier.
+        source: Name of the weights, for errors.
 
     Raises:
-        UserError: There is no such model, the weights do not fit it, or one is not finite.
+        UserError: There is no such model, the weights do not fit it, or a value is not finite.
     """
-    planned = plan(name, kwargs, state, source)
-    assert isinstance(planned, TimmBackbone)
-    check_weights(planned.model, {**_counters(planned.model), **state}, source)
-    network = make(planned)
+    on_meta = build_on_meta(name, kwargs, state, source)
+    assert isinstance(on_meta, TimmBackbone)
+    check_weights(on_meta.model, {**_counters(on_meta.model), **state}, source)
+    network = materialize(on_meta)
     assert isinstance(network, TimmBackbone)
     fill(network.model, state, source)
     return network
 
 
 def channels(state: Mapping[str, Tensor], first: str) -> dict[str, int]:
-    """The option `in_chans` by the first convolution's weights, nothing where they are for three."""
+    """`{"in_chans": C}` from the weights of the first convolution; empty for three channels."""
     found = state[first].shape[1] if first in state and state[first].ndim == 4 else 3
     return {} if found == 3 else {"in_chans": found}
 
 
 def ratio(hidden: int, width: int) -> float:
-    """The number that makes `hidden` of `width` where the product is rounded down."""
+    """MLP ratio for which `int(width * ratio)` is `hidden`."""
     exact = hidden / max(width, 1)
     return exact if int(width * exact) == hidden else (hidden + 0.5) / width
 
 
-def num_heads(width: int, told: int | None, source: str) -> int:
-    """Heads of an attention: what the user says, else 64 numbers a head, as in every published ViT but the largest.
+def num_heads(width: int, given: int | None, source: str) -> int:
+    """Number of attention heads: the given one, else width / 64 as in every published ViT but the largest.
 
     Raises:
-        UserError: The width cannot be shared so.
+        UserError: None is given and the width is not a multiple of 64.
     """
-    if told is None and (width % 64 or not width):
+    if given is None and (width % 64 or not width):
         raise UserError(
-            f"{source} is {width} wide, from which the heads of its attention cannot be told",
-            "Say how many: --num-heads N",
+            f"{source} is {width} wide, not a multiple of 64, so its number of attention heads is unknown",
+            "Give it with --num-heads N",
         )
-    return told or width // 64
+    return given or width // 64
 
 
 def classifier(state: Mapping[str, Tensor], prefix: str, source: str) -> nn.Linear | None:
-    """The linear layer under `prefix`, None where there is none.
+    """Linear layer from the weights with `prefix`; None if there are none.
 
     Raises:
-        UserError: What is there is no linear layer.
+        UserError: These weights are not a linear layer.
     """
     own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     if not own:
         return None
     if own.keys() != {"weight", "bias"} or own["weight"].ndim != 2:
-        raise UserError(f"{source} has {prefix}{min(own)}, no linear classifier", "Save the network without it")
+        raise UserError(
+            f"{source} has {prefix}{min(own)}, which is not a linear classifier", "Save the network without it"
+        )
     classes, width = own["weight"].shape
     linear = nn.Linear(width, classes)
     fill(linear, own, source)
@@ -179,19 +181,19 @@ def classifier(state: Mapping[str, Tensor], prefix: str, source: str) -> nn.Line
 
 
 def fill(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Put weights into a module, strictly.
+    """Load weights into a module; every key must match.
 
     Raises:
-        UserError: Keys, shapes or kinds of numbers differ, or one is not finite.
+        UserError: Keys, shapes or kinds of dtype differ, or a value is not finite.
     """
     load_foreign_weights(module, {**_counters(module), **state}, source)
 
 
 def _counters(module: nn.Module) -> dict[str, Tensor]:
-    """Counters of batches, which normalize nothing and are absent from files older than they are."""
+    """BatchNorm's `num_batches_tracked`: not used in eval mode, and missing in files of old PyTorch versions."""
     return {key: value for key, value in module.state_dict().items() if key.endswith(".num_batches_tracked")}
 
 
 def count(keys: Iterable[str], pattern: str) -> int:
-    """How many different numbers stand where the pattern has its group."""
+    """Number of different matches of the pattern's first group among the keys, e.g. the number of blocks."""
     return len({found[1] for key in keys if (found := re.match(pattern, key))})

@@ -1,4 +1,4 @@
-"""A file or folder of weights from elsewhere, as tensors in plain containers; nothing in it is ever run."""
+"""Read weight files of other libraries as tensors in plain containers, without executing code from the file."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from opendino.interop import torch_file
 from opendino.models.load import DESCRIPTION, NETWORKS
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
-"""What Hugging Face and timm call the weights in a folder, the one to prefer first."""
-_TRAINING = re.compile(r"(student|teacher|model_ema|gram_teacher|dino_loss|ibot_patch_loss|koleo_loss)\.")
-_AGAIN = "Download or copy it again"
+"""File names of weights in folders of Hugging Face and timm, in order of preference."""
+_TRAINING_KEY = re.compile(r"(student|teacher|model_ema|gram_teacher|dino_loss|ibot_patch_loss|koleo_loss)\.")
+_DOWNLOAD_AGAIN = "Download or copy it again"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Weights from elsewhere.
+    """Content of a weight file or folder.
 
     Attributes:
-        path: As given: a file, or a folder with config.json and weights (Hugging Face, timm).
+        path: The file, or the folder with config.json and weights (Hugging Face, timm).
         tree: Tensors in plain containers: a flat state dict, or e.g. `{"student": {…}, "teacher": {…}, "epoch": 100}`.
-            An `argparse.Namespace` comes as a dict.
-        config: config.json beside the weights, None where there is none. What the user says of the architecture is
-            added to it: `architecture`, a name of timm's; `num_heads`.
+            An `argparse.Namespace` becomes a dict.
+        config: Content of the config.json next to the weights, None if there is none. Flags of the user are added:
+            `architecture`, a model name of timm; `num_heads`.
     """
 
     path: Path
@@ -41,32 +41,32 @@ class Checkpoint:
 
     @property
     def networks(self) -> dict[str, dict[str, Tensor]]:
-        """State dicts by network, without `module.`: "teacher" and "student" of a file that has them, else its one.
+        """State dicts by network, without the prefix `module.`: "teacher" and "student", or one network as "teacher".
 
-        Empty where the file is of neither kind.
+        Empty if the file holds no state dict.
         """
         named = {which: self.tree[which] for which in NETWORKS if _is_state(self.tree.get(which))}
         if not named:
             wrapped = next((self.tree[key] for key in ("state_dict", "model") if key in self.tree), self.tree)
-            named = _of_training(wrapped) or {"teacher": wrapped} if _is_state(wrapped) else {}
+            named = _training_networks(wrapped) or {"teacher": wrapped} if _is_state(wrapped) else {}
         return {which: without("module.", state) for which, state in named.items()}
 
     @property
     def state(self) -> dict[str, Tensor]:
-        """The one state dict of a file that holds one; else empty."""
+        """The state dict of a file with a single network; else empty."""
         networks = self.networks
         return {} if self.tree.keys() & set(NETWORKS) or "student" in networks else networks.get("teacher", {})
 
 
 @dataclass(frozen=True)
 class Imported:
-    """What became of a checkpoint.
+    """An imported checkpoint.
 
     Attributes:
-        networks: "teacher" and "student", or one of them; the first is the one to use.
-        preprocessing: In the form of `models.load.preprocessing`.
-        about: One line for people: what it was recognized as.
-        classifier: Of the network to use, from its features to classes, if it came with one.
+        networks: "teacher" and "student", or one of them; the first is the default.
+        preprocessing: With the keys of `models.load.preprocessing`.
+        about: One line that says what the checkpoint was recognized as.
+        classifier: Linear layer from features of the default network to classes, if the checkpoint has one.
     """
 
     networks: dict[str, Backbone]
@@ -76,25 +76,25 @@ class Imported:
 
 
 def without(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same with a prefix taken off that all keys share; as it is where they do not."""
+    """Remove a prefix from all keys; returns the state dict unchanged if any key does not have it."""
     if not all(key.startswith(prefix) for key in state):
         return state
     return {key.removeprefix(prefix): value for key, value in state.items()}
 
 
-def _of_training(state: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """Student and teacher of DINOv2's `model_final.rank_0.pth`, whose keys begin with their names; else nothing.
+def _training_networks(state: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Student and teacher of DINOv2's `model_final.rank_0.pth`, whose keys start with their names; else empty.
 
     Raises:
-        UserError: It holds one rank's share of FSDP's flat parameters, from which no network can be made.
+        UserError: The file holds one rank's shard of FSDP flat parameters, which is not a complete network.
     """
     if any(key.endswith("_flat_param") for key in state):
         raise UserError(
-            "The file holds one process's share of the weights, flattened by FSDP",
-            "Take teacher_checkpoint.pth, which training writes into eval/training_N",
+            "The file holds one rank's shard of the weights (FSDP flat parameters)",
+            "Use teacher_checkpoint.pth in eval/training_N of the training folder",
         )
     known = [key for key in state if key.startswith(("student.backbone.", "teacher.backbone."))]
-    if not known or any(not _TRAINING.match(key) for key in state):
+    if not known or any(not _TRAINING_KEY.match(key) for key in state):
         return {}
     networks: dict[str, dict[str, Tensor]] = {}
     for which in NETWORKS:
@@ -106,7 +106,7 @@ def _of_training(state: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 
 
 def _is_state(tree: Any) -> bool:
-    """Is it a state dict: names and tensors?"""
+    """Whether it is a state dict: a non-empty dict of names and tensors."""
     return (
         isinstance(tree, dict)
         and len(tree) > 0
@@ -115,10 +115,10 @@ def _is_state(tree: Any) -> bool:
 
 
 def read(path: str | Path) -> Checkpoint:
-    """Open a .safetensors file, a file of `torch.save`, or a folder of Hugging Face or timm, by content.
+    """Read a .safetensors file, a file of `torch.save`, or a folder of Hugging Face or timm; detected by content.
 
     Raises:
-        UserError: No such file, damaged, no weights, or it holds anything but tensors and plain containers.
+        UserError: The file is missing, damaged or holds no weights, or it holds more than tensors and plain containers.
     """
     path = Path(path).expanduser()
     if not path.exists():
@@ -131,19 +131,19 @@ def read(path: str | Path) -> Checkpoint:
         raise UserError(f"'{path}' is a model of opendino already", "Use it as it is")
     weights = next((path / name for name in _WEIGHTS if (path / name).is_file()), None)
     if weights is None:
-        raise UserError(f"'{path}' is a folder without {' or '.join(_WEIGHTS)}", "Name the file of weights itself")
+        raise UserError(f"'{path}' is a folder without {' or '.join(_WEIGHTS)}", "Give the weights file itself")
     if not (path / "config.json").is_file():
-        raise UserError(f"'{path}' holds no config.json", f"Name the file itself: {weights}")
+        raise UserError(f"'{path}' holds no config.json", f"Give the weights file itself: {weights}")
     return Checkpoint(path, _file(weights), _config(path / "config.json"))
 
 
 def _file(path: Path) -> dict[str, Any]:
-    """The content of one file, or of the parts that an index names."""
+    """Content of one file, or of all shards named by an index file."""
     try:
         if path.name.endswith(".index.json"):
             parts = sorted(set(_config(path).get("weight_map", {}).values()))
             if not parts or any(Path(part).name != part or not part.endswith(".safetensors") for part in parts):
-                raise UserError(f"{path} names no .safetensors files beside it", _AGAIN)
+                raise UserError(f"{path} lists no .safetensors files in its folder", _DOWNLOAD_AGAIN)
             return {key: value for part in parts for key, value in _file(path.with_name(part)).items()}
         with open(path, "rb") as file:
             start = file.read(512)
@@ -154,11 +154,13 @@ def _file(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"'{path}' cannot be read: {error.strerror or error}") from error
     except safetensors.SafetensorError as error:
-        raise UserError(f"'{path}' is no intact .safetensors file: {error}", _AGAIN) from error
+        raise UserError(f"'{path}' is a damaged .safetensors file: {error}", _DOWNLOAD_AGAIN) from error
     except torch_file.Refused as error:
-        raise UserError(f"'{path}' {error}", error.hint or _AGAIN) from error
+        raise UserError(f"'{path}' {error}", error.hint or _DOWNLOAD_AGAIN) from error
     if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
-        raise UserError(f"'{path}' holds a {type(tree).__name__}, no dict of weights", "Save the model's state_dict()")
+        raise UserError(
+            f"'{path}' holds a {type(tree).__name__}, not a dict of weights", "Save the model's state_dict()"
+        )
     return tree
 
 
@@ -166,7 +168,7 @@ def _config(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"'{path}' cannot be read: {error}", _AGAIN) from error
+        raise UserError(f"'{path}' cannot be read: {error}", _DOWNLOAD_AGAIN) from error
     if not isinstance(config, dict):
-        raise UserError(f"'{path}' is no description of a model", _AGAIN)
+        raise UserError(f"'{path}' is not a model description", _DOWNLOAD_AGAIN)
     return config

@@ -1,4 +1,4 @@
-"""From a model of ours to files for somewhere else: written beside their place, compared, then moved there."""
+"""Export a model: written to a temporary folder, compared with the original, then moved into place."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ _FORMATS = "opendino.interop.formats"
 
 
 def writers() -> dict[str, ModuleType]:
-    """The modules that can write, by the names that `--to` takes."""
+    """Export modules by their `--to` name."""
     modules = {name.replace("_", "-"): registry.load(_FORMATS, name) for name in registry.names(_FORMATS)}
     return {name: module for name, module in modules.items() if hasattr(module, "write")}
 
 
 def writer(to: str) -> ModuleType:
-    """One of them.
+    """Export module of a `--to` name.
 
     Raises:
-        UsageError: There is none of that name.
+        UsageError: Unknown name.
     """
     known = writers()
     if to.replace("_", "-") not in known:
@@ -34,26 +34,26 @@ def writer(to: str) -> ModuleType:
 
 
 def export_model(name: str, to: str, out: str, which: str | None, config: Any) -> tuple[Model, float]:
-    """Write a model in another layout, whole and compared, or not at all.
+    """Export a model to another file format. `out` exists only if the export succeeded and its outputs match.
 
     Args:
-        name: What `models.load.load` takes.
+        name: Model name or path, as for `models.load.load`.
         to: One of `writers()`.
-        out: The file or folder to make; must not exist.
-        which: "teacher" or "student"; None for the network to use.
-        config: Of the writer.
+        out: File or folder to create; must not exist.
+        which: "teacher" or "student"; None for the default network.
+        config: `Config` of the export module.
 
     Returns:
-        The model, and its largest difference from what the other side computes.
+        The model, and the largest difference between its outputs and those of the exported model.
 
     Raises:
-        UserError: No such model, no way to say it in that layout, a difference, or `out` cannot be written.
+        UserError: There is no such model, the format does not support it, outputs differ, or `out` cannot be written.
     """
     module, target = writer(to), Path(out).expanduser()
     if target.exists() or target.is_symlink():
         raise UserError(f"'{out}' exists already", "Choose another --out, or remove it first")
     if not target.absolute().parent.is_dir():
-        raise UserError(f"There is no folder to write {out} into", "Make it, or choose another --out")
+        raise UserError(f"There is no folder to write {out} into", "Create it, or choose another --out")
     model = load(name, which)
     if model.classes and model.which == model.description["networks"][0]:
         model = load(name, which, classifier=True)
@@ -62,10 +62,12 @@ def export_model(name: str, to: str, out: str, which: str | None, config: Any) -
         partial = Path(tempfile.mkdtemp(dir=target.absolute().parent, prefix=f".{target.name}.", suffix=".partial"))
         try:
             difference = module.write(model, partial / target.name, config)
-            for written in sorted(partial.iterdir(), key=lambda path: path.name == target.name):  # itself last
-                if (place := target.with_name(written.name)).exists():
-                    raise UserError(f"'{place}' exists already", "Choose another --out, or remove it first")
-                written.rename(place)
+            for written in sorted(
+                partial.iterdir(), key=lambda path: path.name == target.name
+            ):  # `out` itself is moved last
+                if (destination := target.with_name(written.name)).exists():
+                    raise UserError(f"'{destination}' exists already", "Choose another --out, or remove it first")
+                written.rename(destination)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""An exported folder to the Hugging Face hub, or one that speaks its language (HF_ENDPOINT)."""
+"""Upload an exported folder to the Hugging Face Hub, or to a compatible server (HF_ENDPOINT)."""
 
 from __future__ import annotations
 
@@ -15,26 +15,27 @@ def push(folder: str, name: str, private: bool, message: str) -> str:
     """Upload a folder as one commit.
 
     Args:
-        folder: With a model card and a model; a run's folder is refused, it holds more than anybody wants to publish.
-        name: USER/NAME.
-        private: Whether a repository that has to be made is private.
-        message: Of the commit.
+        folder: An exported folder, with model card and model. A run folder is refused: it also holds checkpoints and
+            logs.
+        name: Repository, as USER/NAME.
+        private: Make the repository private if it is created.
+        message: Commit message.
 
     Returns:
-        Where to look at it.
+        URL of the repository.
 
     Raises:
-        UsageError: The name is none.
-        UserError: No such folder, no token, or the hub refuses.
+        UsageError: The name is not USER/NAME.
+        UserError: There is no such folder or no token, or the upload failed.
     """
     if not _NAME.fullmatch(name):
-        raise UsageError(f"'{name}' is no name on a hub", "Write USER/NAME")
+        raise UsageError(f"'{name}' is not a repository name", "Write USER/NAME")
     home = Path(folder).expanduser()
     if not home.is_dir():
-        raise UserError(f"There is no folder '{folder}'", "Give what `opendino export` made")
+        raise UserError(f"There is no folder '{folder}'", "Give a folder written by `opendino export`")
     if not (home / "README.md").is_file() or not any((home / file).is_file() for file in ("config.json", DESCRIPTION)):
         raise UserError(
-            f"'{folder}' is no exported folder", "Make one: opendino export MODEL --to huggingface --out FOLDER"
+            f"'{folder}' is not an exported folder", "Make one: opendino export MODEL --to huggingface --out FOLDER"
         )
     try:
         from huggingface_hub import HfApi, get_token
@@ -46,9 +47,9 @@ def push(folder: str, name: str, private: bool, message: str) -> str:
     try:
         api.create_repo(name, private=private, exist_ok=True)
         commit = api.upload_folder(repo_id=name, folder_path=home, commit_message=message)
-    except Exception as error:  # the hub's answers, and whatever the client of the day makes of the network
+    except Exception as error:  # HTTP errors, and network errors that differ between client versions
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise UserError(
-            f"The hub did not take {name}: {reason}", "Check the name, the token and the network"
+            f"The upload to {name} failed: {reason}", "Check the name, the token and the network"
         ) from error
     return str(commit.repo_url)

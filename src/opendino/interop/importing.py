@@ -1,4 +1,4 @@
-"""From a checkpoint of somewhere else to a model folder of ours."""
+"""Import a checkpoint of another library as a model folder."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _FORMATS = "opendino.interop.formats"
 
 
 def read_recognized(checkpoint: Checkpoint) -> Imported:
-    """The networks of a checkpoint, by the one layout that recognizes it.
+    """Read the networks of a checkpoint with the format module that recognizes it.
 
     Raises:
-        UserError: None does, or the weights do not fit what it was recognized as.
+        UserError: No module recognizes it, or the weights do not fit the recognized architecture.
     """
     readers = {name: registry.load(_FORMATS, name) for name in registry.names(_FORMATS)}
     readers = {name: module for name, module in readers.items() if hasattr(module, "recognizes")}
@@ -36,18 +36,18 @@ def read_recognized(checkpoint: Checkpoint) -> Imported:
     keys = list(next(iter(checkpoint.networks.values()), checkpoint.tree))
     some = ", ".join(str(key)[:60] for key in keys[:4]) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
     raise UserError(
-        f"'{checkpoint.path}' is of no layout known here ({', '.join(readers)}); it has {some or 'nothing in it'}",
+        f"'{checkpoint.path}' has no known format ({', '.join(readers)}); its keys are {some or 'none'}",
         "If timm has this architecture: --architecture NAME",
     )
 
 
 def _for_rgb(imported: Imported) -> Imported:
-    """The same for images of three channels, which all images here have, whatever number it was trained with."""
+    """Adapt networks and preprocessing to RGB images, for checkpoints trained with another number of channels."""
     network, wanted = next(iter(imported.networks.values())), dict(imported.preprocessing)
     channels = int(str(network.kwargs.get("in_chans", 3)))
     for key in ("mean", "std"):
         values = list(wanted[key])
-        if channels == 1 and values:  # a gray image must look the same in each channel
+        if channels == 1 and values:  # use the same statistics for each channel, as a gray image has equal channels
             values = [sum(values) / len(values)]
         wanted[key] = [values[i % len(values)] for i in range(3)] if values else values
     if channels == 3:
@@ -64,32 +64,32 @@ def _for_rgb(imported: Imported) -> Imported:
 def import_model(
     path: str, out: str, architecture: str | None = None, num_heads: int | None = None
 ) -> tuple[Imported, Model]:
-    """Read a checkpoint and write a model folder, whole or not at all.
+    """Read a checkpoint and write a model folder, atomically.
 
     Args:
-        path: A file or folder of weights.
-        out: The model folder; must not exist.
-        architecture: A name of timm's, where the weights alone do not tell.
-        num_heads: Heads of a ViT's attention that are not 64 wide.
+        path: File or folder of weights.
+        out: Model folder to create; must not exist.
+        architecture: Model name of timm, if the weights alone are ambiguous.
+        num_heads: Number of attention heads of a ViT, if the head width is not 64.
 
     Returns:
-        What it was recognized as, and the model in the new folder.
+        The imported checkpoint, and the model loaded from the new folder.
 
     Raises:
-        UserError: It cannot be read or recognized, or the folder cannot be written.
+        UserError: The checkpoint cannot be read or recognized, or the folder cannot be written.
     """
     folder = Path(out).expanduser()
     if folder.exists():
         raise UserError(f"'{out}' exists already", "Choose another --out, or remove it first")
-    told: dict[str, Any] = {"architecture": architecture, "num_heads": num_heads}
-    told = {key: value for key, value in told.items() if value is not None}
+    flags: dict[str, Any] = {"architecture": architecture, "num_heads": num_heads}
+    flags = {key: value for key, value in flags.items() if value is not None}
     checkpoint = checkpoint_files.read(path)
-    if told:
-        checkpoint = replace(checkpoint, config={**(checkpoint.config or {}), **told})
+    if flags:
+        checkpoint = replace(checkpoint, config={**(checkpoint.config or {}), **flags})
     imported = read_recognized(checkpoint)
     partial = folder.with_name(f".{folder.name}.partial")
     try:
-        shutil.rmtree(partial, ignore_errors=True)  # of an import that was killed
+        shutil.rmtree(partial, ignore_errors=True)  # left by an import that was killed
         save_backbone(
             partial,
             imported.networks,

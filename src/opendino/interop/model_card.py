@@ -1,4 +1,4 @@
-"""README.md of an exported folder, a model card as the Hugging Face hub reads it. It states what is known, no more."""
+"""README.md of an exported folder: a model card with the metadata of the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from opendino.models.load import Model
 
 
 def card(model: Model, library: str, loading: str, remarks: str = "") -> str:
-    """Markdown with the hub's front matter.
+    """Model card in Markdown with YAML front matter.
 
     Args:
-        model: What was exported.
-        library: `library_name` of the hub.
-        loading: Python that loads it, a few lines.
-        remarks: What a user of this layout has to know.
+        model: The exported model.
+        library: `library_name` for the Hub.
+        loading: Python code that loads the model, a few lines.
+        remarks: Notes for users of this file format.
     """
     wanted, extra = model.preprocessing, dict(model.description.get("extra", {}))
     millions = sum(weight.numel() for weight in model.backbone.parameters()) / 1e6
-    told = [f"- {key}: {_plain(value)}" for key, value in extra.items() if value not in (None, "")]
+    facts = [f"- {key}: {_plain(value)}" for key, value in extra.items() if value not in (None, "")]
     return "\n".join(
         [
             "---",
@@ -31,7 +31,7 @@ def card(model: Model, library: str, loading: str, remarks: str = "") -> str:
             "",
             f"# {model.backbone.name}",
             "",
-            f"An image encoder of {millions:.1f} million weights: an image in, {model.backbone.embed_dim} numbers out. "
+            f"An image encoder with {millions:.1f} million weights; feature size: {model.backbone.embed_dim}. "
             f"Exported by opendino from the {model.which} of a model with fingerprint {model.fingerprint}.",
             "",
             "## Load it",
@@ -49,11 +49,11 @@ def card(model: Model, library: str, loading: str, remarks: str = "") -> str:
             "",
             "## How it was trained",
             "",
-            *(told or ["Not known."]),
+            *(facts or ["Not known."]),
             "",
             "## License",
             "",
-            "Not stated. Whoever publishes these weights says here what others may do with them.",
+            "Not stated. State the license here before you publish these weights.",
             "",
         ]
     )

@@ -1,4 +1,4 @@
-"""A model folder as timm's hub has it, and our networks as timm's."""
+"""Write and read model folders in the format of timm on the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from opendino.core import atomic_write
 from opendino.core.contracts import Backbone
 from opendino.core.errors import UserError
 from opendino.interop import architectures
-from opendino.models.build import make, plan
+from opendino.models.build import build_on_meta, materialize
 from opendino.models.description import check_network
 from opendino.models.load import Model
 from opendino.models.timm_backbone import TimmBackbone
@@ -23,15 +23,15 @@ from opendino.models.vit import VisionTransformer
 from opendino.models.weights import check_weights
 
 OURS = "opendino"
-"""Key in config.json under which a folder of ours remembers which network it was."""
+"""Key in config.json that stores the original network of a folder exported by us."""
 
 
 _OWN = ("image_px", "drop_path", "position_resampling")
-"""Options of `TimmBackbone` that timm does not have."""
+"""Options of `TimmBackbone` that `timm.create_model` does not know."""
 
 
 def at_its_size(model: Model) -> Model:
-    """A model whose ViT stores position embeddings for the very images it is used on: others resample differently."""
+    """The model with position embeddings stored for its image size: other libraries resample them differently."""
     own, side = model.backbone, model.preprocessing["image_px"]
     if not hasattr(own, "stored_for") or own.kwargs["image_px"] == side:
         return model
@@ -43,7 +43,7 @@ def write_folder(model: Model, out: Path, readme: str) -> None:
     """Write model.safetensors, config.json and README.md.
 
     Raises:
-        UserError: timm has no such network.
+        UserError: timm has no such architecture.
     """
     architecture, arguments, state = _as_timm(model.backbone)
     own, wanted = model.backbone, model.preprocessing
@@ -78,31 +78,33 @@ def write_folder(model: Model, out: Path, readme: str) -> None:
     atomic_write.write(out / "README.md", readme)
 
 
-def read_ours(told: Any, state: dict[str, Tensor], source: str) -> Backbone:
-    """The network that `write_folder` wrote, with its weights.
+def read_ours(description: Any, state: dict[str, Tensor], source: str) -> Backbone:
+    """Build a network that was written by `write_folder`, with its weights.
 
     Raises:
-        UserError: The description is none of ours, or the weights do not fit.
+        UserError: The description is not valid, or the weights do not fit.
     """
     try:
-        name, kwargs = check_network(told["name"], told["kwargs"], source)
+        name, kwargs = check_network(description["name"], description["kwargs"], source)
     except (KeyError, TypeError) as error:
-        raise UserError(f"{source} describes no network of opendino: {error}", f'Remove "{OURS}" from it') from error
-    planned = plan(name, kwargs, state, source)
-    if isinstance(planned, VisionTransformer):
-        registers, positions = planned.num_registers, state.get("pos_embed")
+        raise UserError(
+            f"{source} has no valid description of an opendino network: {error}", f'Remove "{OURS}" from it'
+        ) from error
+    on_meta = build_on_meta(name, kwargs, state, source)
+    if isinstance(on_meta, VisionTransformer):
+        registers, positions = on_meta.num_registers, state.get("pos_embed")
         if registers and positions is not None and positions.ndim == 3:
             state = {**state, "pos_embed": torch.cat([positions[:, :1], positions[:, 1 + registers :]], dim=1)}
-    elif isinstance(planned, TimmBackbone):
+    elif isinstance(on_meta, TimmBackbone):
         return architectures.timm(name, kwargs, state, source)
-    check_weights(planned, state, source)
-    network = make(planned)
+    check_weights(on_meta, state, source)
+    network = materialize(on_meta)
     architectures.fill(network, state, source)
     return network
 
 
 def _as_timm(own: Backbone) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
-    """Architecture, arguments and weights by timm's keys."""
+    """(architecture, model arguments, weights) with timm's names."""
     if isinstance(own, VisionTransformer):
         return _vit_as_timm(own)
     if not isinstance(own, TimmBackbone) or own.name.endswith("/3x3"):
@@ -117,7 +119,7 @@ def _as_timm(own: Backbone) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
 
 
 def _vit_as_timm(own: VisionTransformer) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
-    """Our ViT is timm's, but that timm adds a position to registers too; ours have none, hence zeros."""
+    """Our ViT as timm's. timm adds position embeddings to registers, ours have none, so theirs are zeros."""
     kwargs: dict[str, Any] = own.kwargs
     block: Any = own.blocks[0]
     arguments = {
@@ -135,13 +137,13 @@ def _vit_as_timm(own: VisionTransformer) -> tuple[str, dict[str, Any], dict[str,
     if own.num_registers:
         arguments["reg_tokens"] = own.num_registers
         positions = state["pos_embed"]
-        none = positions.new_zeros(1, own.num_registers, own.embed_dim)
-        state["pos_embed"] = torch.cat([positions[:, :1], none, positions[:, 1:]], dim=1)
+        zeros = positions.new_zeros(1, own.num_registers, own.embed_dim)
+        state["pos_embed"] = torch.cat([positions[:, :1], zeros, positions[:, 1:]], dim=1)
     sizes = {192: "tiny", 384: "small", 768: "base"}
     return f"vit_{sizes.get(own.embed_dim, 'small')}_patch16_224", arguments, state
 
 
 def _crop_pct(image_px: int, resize_px: int) -> float:
-    """The share that timm turns into `resize_px`: it rounds image_px / share down."""
-    share = image_px / resize_px
-    return share if math.floor(image_px / share) == resize_px else math.nextafter(share, 0)
+    """`crop_pct` from which timm computes `resize_px`: it rounds image_px / crop_pct down."""
+    crop_pct = image_px / resize_px
+    return crop_pct if math.floor(image_px / crop_pct) == resize_px else math.nextafter(crop_pct, 0)

@@ -1,10 +1,10 @@
-"""Files of `torch.save`, read without unpickling: nothing in the file is ever called.
+"""Read files of `torch.save` without unpickling: no code of the file is ever executed.
 
-Such a file is a pickle that points to raw numbers. Since 2020 both are members of an uncompressed .zip; before, the
-numbers followed the pickle. The pickle is followed by `data.plain_pickle`, instruction by instruction, and the only
-names it may use are the words below, each standing for a function of ours. `torch.load(weights_only=True)` is not used:
-it refuses the `argparse.Namespace` and the numpy numbers in every full checkpoint of DINO v1, and before torch 2.10 a
-crafted file could corrupt memory through it.
+Such a file is a pickle that refers to raw storages. Since PyTorch 1.6 (2020) both are members of an uncompressed .zip;
+before, the storages followed the pickle. `core.safe_pickle` interprets the pickle instruction by instruction; the only
+globals it may use are those in `_GLOBALS`, each mapped to a function of ours. `torch.load(weights_only=True)` is not
+used: it refuses the `argparse.Namespace` and the NumPy scalars in every full checkpoint of DINO v1, and before torch
+2.10 a crafted file could corrupt memory through it.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ _DTYPES = {
     }.items()
 }  # fmt: skip
 _MAGIC = 0x1950A86A20F9469CFC6C
-"""The first number of a file written before 2020."""
-_DAMAGE = (
+"""Magic number of the legacy format, before PyTorch 1.6."""
+_DAMAGE_ERRORS = (
     zipfile.BadZipFile, NotImplementedError, struct.error, LookupError, TypeError, AttributeError, OverflowError,
 )  # fmt: skip
-"""How zipfile, and a list or dict that is not what it should be, stumble over bytes that are wrong."""
-_WAY_OUT = (
-    "Only if you trust where it comes from: open it in the program that wrote it and save the weights alone, "
+"""Errors raised by zipfile and by unexpected containers when bytes are damaged."""
+_RESAVE = (
+    "If you trust the file, open it in the program that wrote it and save only the weights: "
     "torch.save(model.state_dict(), 'weights.pth')"
 )
 
 
 class Refused(ValueError):
-    """Why a file is not read; completes the sentence "FILE …"."""
+    """The file is refused; the message completes the sentence "FILE …"."""
 
     def __init__(self, reason: str, hint: str = "") -> None:
         super().__init__(reason)
@@ -52,10 +52,10 @@ class Refused(ValueError):
 
 
 def check(start: bytes) -> None:
-    """Tell from the first bytes what is plainly no weights.
+    """Check the first bytes of a file for common mistakes.
 
     Raises:
-        Refused: It is none.
+        Refused: The file is empty, a Git LFS pointer, a web page or not a file of `torch.save`.
     """
     text = start.lstrip().lower()
     if not start:
@@ -65,42 +65,42 @@ def check(start: bytes) -> None:
     if text.startswith((b"<!doctype", b"<html", b"<?xml")):
         raise Refused("is a web page, not weights: its download failed", "Download it again")
     if not start.startswith((b"PK\x03\x04", b"\x80")):
-        raise Refused("is neither a .safetensors file nor one of torch.save", "Give a file of weights")
+        raise Refused("is neither a .safetensors file nor one of torch.save", "Give a weights file")
 
 
 def read(path: Path) -> Any:
-    """What was saved: tensors in plain containers.
+    """Read the saved object: tensors in plain containers.
 
-    Tensors are views of the file, mapped into memory: what is not looked at is not read.
+    Tensors are views of the memory-mapped file, so unused ones are never read.
 
     Raises:
-        Refused: Damaged, or it holds anything but tensors and plain containers.
-        OSError: It cannot be opened.
+        Refused: The file is damaged, or holds more than tensors and plain containers.
+        OSError: The file cannot be opened.
     """
     with open(path, "rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         try:
-            return _zipped(zipfile.ZipFile(file), mapped) if mapped[:2] == b"PK" else _old(mapped)
-        except _DAMAGE as error:
+            return _read_zip(zipfile.ZipFile(file), mapped) if mapped[:2] == b"PK" else _read_legacy(mapped)
+        except _DAMAGE_ERRORS as error:
             raise Refused(f"is damaged or cut short ({str(error) or type(error).__name__})") from error
         except safe_pickle.Forbidden as error:
-            raise Refused(f"holds more than tensors and plain containers: {error}", _WAY_OUT) from error
+            raise Refused(f"holds more than tensors and plain containers: {error}", _RESAVE) from error
         except Refused:
             raise
         except ValueError as error:
             raise Refused(f"cannot be read: {error}") from error
 
 
-def _zipped(archive: zipfile.ZipFile, mapped: mmap.mmap) -> Any:
+def _read_zip(archive: zipfile.ZipFile, mapped: mmap.mmap) -> Any:
     members = {member.filename: member for member in archive.infolist()}
     root = next((name.removesuffix("data.pkl") for name in members if name.endswith("/data.pkl")), None)
     if root is None:
-        raise Refused("is a .zip, but none of torch.save", "Give a file of weights")
+        raise Refused("is a .zip, but none of torch.save", "Give a weights file")
     if f"{root}constants.pkl" in members:
-        raise Refused("is a TorchScript program, not weights", _WAY_OUT)
+        raise Refused("is a TorchScript program, not weights", _RESAVE)
 
-    def place(name: str) -> tuple[int, int]:
-        """Where the bytes of a member begin, and how many there are."""
+    def locate(name: str) -> tuple[int, int]:
+        """(offset, size) of the content of a member, in bytes."""
         member = members.get(root + name)
         if member is None:
             raise Refused(f"is damaged: it lacks its member {name!r:.60}")
@@ -115,54 +115,54 @@ def _zipped(archive: zipfile.ZipFile, mapped: mmap.mmap) -> Any:
         return begin, member.file_size
 
     if f"{root}byteorder" in members:
-        begin, size = place("byteorder")
+        begin, size = locate("byteorder")
         if mapped[begin : begin + size] != b"little":
-            raise Refused("was written by a big-endian machine", "Save it again on one of today's")
+            raise Refused("was written on a big-endian machine", "Save it again on a little-endian one")
 
     @functools.cache
-    def raw(key: str) -> Tensor:
-        begin, size = place(f"data/{key}")
-        if begin % 8:
+    def storage_bytes(key: str) -> Tensor:
+        begin, size = locate(f"data/{key}")
+        if begin % 8:  # views of wider dtypes need aligned memory: copy
             return torch.frombuffer(bytearray(mapped[begin : begin + size]), dtype=torch.uint8)
         return torch.frombuffer(mapped, dtype=torch.uint8, count=size, offset=begin)
 
     def numbers(dtype: torch.dtype, key: str, count: int) -> Tensor:
         if not count:
             return torch.empty(0, dtype=dtype)
-        held = raw(key)
-        if count * dtype.itemsize > len(held):
-            raise Refused(f"is damaged: it claims {count} numbers where it holds {len(held)} bytes")
-        return held[: count * dtype.itemsize].view(dtype)
+        stored = storage_bytes(key)
+        if count * dtype.itemsize > len(stored):
+            raise Refused(f"is damaged: it claims {count} numbers, but holds {len(stored)} bytes")
+        return stored[: count * dtype.itemsize].view(dtype)
 
-    begin, size = place("data.pkl")
-    return _tree(mapped[begin : begin + size], size, numbers)
+    begin, size = locate("data.pkl")
+    return _interpret(mapped[begin : begin + size], size, numbers)
 
 
-def _old(mapped: mmap.mmap) -> Any:
-    """Five pickles in a row (a magic number, a version, facts of the machine, the content, the order of storages)."""
+def _read_legacy(mapped: mmap.mmap) -> Any:
+    """Legacy format: five pickles (magic number, version, system info, content, storage keys), then the storages."""
     size = len(mapped)
     if safe_pickle.read(mapped, {}, size) != _MAGIC:
-        raise Refused("is a pickle, but none of torch.save", _WAY_OUT)
+        raise Refused("is a pickle, but none of torch.save", _RESAVE)
     if safe_pickle.read(mapped, {}, size) != 1001 or not safe_pickle.read(mapped, {}, size)["little_endian"]:
-        raise Refused("was written by a version of torch.save that nobody uses", "Save it again with today's")
+        raise Refused("was written by an unsupported version of torch.save", "Save it again with a current PyTorch")
     storages: dict[str, Tensor] = {}
-    promised = 0
+    claimed_bytes = 0
 
     def numbers(dtype: torch.dtype, key: str, count: int) -> Tensor:
-        nonlocal promised
+        nonlocal claimed_bytes
         if key not in storages:
-            promised += count * dtype.itemsize
-            if promised > size:
+            claimed_bytes += count * dtype.itemsize
+            if claimed_bytes > size:
                 raise Refused("is cut short, or claims more numbers than it holds")
             storages[key] = torch.empty(count, dtype=dtype)
         return storages[key]
 
-    tree = _tree(mapped, size, numbers)
+    tree = _interpret(mapped, size, numbers)
     for key in safe_pickle.read(mapped, {}, size):
         content = storages[key].view(torch.uint8).numpy()
-        held = mapped.read(8)
+        length = mapped.read(8)
         raw = mapped.read(content.nbytes)
-        if len(raw) < content.nbytes or int.from_bytes(held, "little") != len(storages.pop(key)):
+        if len(raw) < content.nbytes or int.from_bytes(length, "little") != len(storages.pop(key)):
             raise Refused("is damaged or cut short")
         content[:] = memoryview(raw)
     if storages:
@@ -171,7 +171,7 @@ def _old(mapped: mmap.mmap) -> Any:
 
 
 class _Ordered(dict[Any, Any]):
-    """An OrderedDict; its attributes (`_metadata` of a state dict) are of no use here."""
+    """An OrderedDict; its attributes (`_metadata` of a state dict) are ignored."""
 
     def set_state(self, state: Any) -> None:
         pass
@@ -184,7 +184,7 @@ class _Namespace(dict[Any, Any]):
         self.update(state)
 
 
-def _tree(program: bytes | mmap.mmap, size: int, numbers: Callable[[torch.dtype, str, int], Tensor]) -> Any:
+def _interpret(program: bytes | mmap.mmap, size: int, numbers: Callable[[torch.dtype, str, int], Tensor]) -> Any:
     def storage(pointer: Any) -> Tensor:
         kind, dtype, key, _, count = pointer[:5]
         if kind != "storage" or pointer[5:] not in ((), (None,)) or dtype not in _DTYPES:
@@ -193,11 +193,11 @@ def _tree(program: bytes | mmap.mmap, size: int, numbers: Callable[[torch.dtype,
             raise ValueError("damaged pickle (a storage without a size)")
         return numbers(_DTYPES[dtype], str(key), count)
 
-    return safe_pickle.read(program, _WORDS, size, storage)
+    return safe_pickle.read(program, _GLOBALS, size, storage)
 
 
 def _tensor(storage: Tensor, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
-    """A view of a storage, within its bounds."""
+    """A strided view of a storage, checked against its bounds: a crafted file must not read other memory."""
     if min((offset, *shape, *stride)) < 0 or len(shape) != len(stride):
         raise ValueError("damaged pickle (a tensor of impossible shape)")
     last = offset + sum((side - 1) * step for side, step in zip(shape, stride, strict=True))
@@ -208,7 +208,7 @@ def _tensor(storage: Tensor, offset: int, shape: tuple[int, ...], stride: tuple[
     return storage.as_strided(shape, stride, offset) if count else storage.new_empty(shape)
 
 
-_WORDS: dict[str, Callable[..., Any] | None] = {
+_GLOBALS: dict[str, Callable[..., Any] | None] = {
     **safe_pickle.NUMPY,
     **dict.fromkeys(_DTYPES, None),
     "torch._utils _rebuild_tensor": _tensor,

@@ -1,4 +1,4 @@
-"""A network's computation as a recorded graph (`torch.export`), for any batch and, where it can be, any image size."""
+"""Trace a network to a graph with `torch.export`, for any batch size and, if possible, any image size."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from opendino.interop import compare_outputs
 from opendino.models.load import Model
 from opendino.models.patch_inputs import patch_px
 
-_MOST = 4096
-"""Images in a batch, and patches along a side, that a graph is recorded for."""
+_MAX_DIM = 4096
+"""Largest batch size and number of patches along a side of the exported graph."""
 
 
 class Outputs(nn.Module):
-    """What a graph gives for images float32 `[B 3 H W]`: cls `[B D]`, patches `[B N D]`, and on request attention."""
+    """Outputs of the graph for images float32 `[B 3 H W]`: cls `[B D]`, patches `[B N D]`, and optionally attention."""
 
     def __init__(self, backbone: Backbone, attention: bool) -> None:
         super().__init__()
@@ -33,14 +33,14 @@ class Outputs(nn.Module):
 
 
 @dataclass(frozen=True)
-class Recorded:
-    """A graph and what it stands for.
+class TracedGraph:
+    """An exported graph and its network.
 
     Attributes:
-        program: The graph; its input is `images`.
-        network: The same as a module.
-        sizes: (B, H, W) to compare the two at.
-        sides: For people: which sides of images it takes.
+        program: The exported graph; its input is `images`.
+        network: The module that was traced.
+        sizes: (B, H, W) at which to compare the two.
+        sides: Description of the supported image sides.
     """
 
     program: ExportedProgram
@@ -49,11 +49,13 @@ class Recorded:
     sides: str
 
 
-def record(model: Model, attention: bool = False) -> Recorded:
-    """Record cls and patches, and attention on request.
+def trace(model: Model, attention: bool = False) -> TracedGraph:
+    """Trace cls and patches, and optionally attention.
+
+    Tries dynamic image sizes first, then falls back to the image size of the model with a warning.
 
     Raises:
-        UserError: The network has no grid of patches, no attention, or cannot be recorded.
+        UserError: The network has no grid of patches or no attention, or cannot be exported.
     """
     network = Outputs(model.backbone, attention).eval()
     side, step = model.preprocessing["image_px"], patch_px(model)
@@ -62,26 +64,28 @@ def record(model: Model, attention: bool = False) -> Recorded:
             network(compare_outputs.random_images(model, 1))
     except NotImplementedError as error:
         raise UserError(str(error), "Leave --attention out") from error
-    batch = Dim("batch", min=1, max=_MOST)
-    open_sides = {2: step * Dim("rows", min=1, max=_MOST), 3: step * Dim("columns", min=1, max=_MOST)}
+    batch = Dim("batch", min=1, max=_MAX_DIM)
+    dynamic_sides = {2: step * Dim("rows", min=1, max=_MAX_DIM), 3: step * Dim("columns", min=1, max=_MAX_DIM)}
     try:
-        # neither square nor of the size at which a network may do something else
-        program = _recorded(
-            network, compare_outputs.random_images(model, 2, side + step, side + 2 * step), {0: batch, **open_sides}
+        # an example that is not square and not of the native size, where the network may take another branch
+        program = _export(
+            network, compare_outputs.random_images(model, 2, side + step, side + 2 * step), {0: batch, **dynamic_sides}
         )
         sizes = ((1, side, side), (3, side + step, side + 3 * step), (2, 2 * side, side))
-        return Recorded(program, network, sizes, f"multiples of {step} px")
-    except Exception as error:  # torch has no one error for a network whose shapes it cannot leave open
+        return TracedGraph(program, network, sizes, f"multiples of {step} px")
+    except Exception as error:  # torch raises many error types if dynamic shapes fail
         reason = str(error).strip().partition("\n")[0]
     try:
-        program = _recorded(network, compare_outputs.random_images(model, 2), {0: batch})
+        program = _export(network, compare_outputs.random_images(model, 2), {0: batch})
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
-        raise UserError(f"torch cannot record {model.backbone.name}: {reason}", "Choose another --to") from error
-    log.warn(f"{model.backbone.name} is exported for images of {side}×{side} px only; other sizes failed: {reason}")
-    return Recorded(program, network, ((1, side, side), (3, side, side)), f"{side} px")
+        raise UserError(f"torch.export cannot export {model.backbone.name}: {reason}", "Choose another --to") from error
+    log.warn(
+        f"{model.backbone.name} is exported for images of {side}×{side} px only; dynamic image sizes failed: {reason}"
+    )
+    return TracedGraph(program, network, ((1, side, side), (3, side, side)), f"{side} px")
 
 
-def _recorded(network: Outputs, images: Tensor, dimensions: dict[int, Dim]) -> ExportedProgram:
+def _export(network: Outputs, images: Tensor, dimensions: dict[int, Dim]) -> ExportedProgram:
     with torch.no_grad():
         return torch.export.export(network, (images,), dynamic_shapes={"images": dimensions}, strict=False)

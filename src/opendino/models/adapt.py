@@ -1,4 +1,4 @@
-"""Start a network from the weights of another: other image size, patch size, number of channels, added registers."""
+"""Initialize a network from the weights of another with a different image size, patch size, channels or registers."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from opendino.models.weights import load_weights
 
 
 def adapt(weights: Backbone, network: Backbone, source: str) -> list[str]:
-    """Copy weights into a network of the same widths and depth.
+    """Copy weights into a network of the same width and depth.
 
     - *Image size*: position embeddings are resampled to the network's grid (bicubic, antialiased).
-    - *Patch size*: the patch projection is resampled so that it answers to enlarged patches as the old one did to the
-      old ones (pseudo-inverse of the resizing; Beyer et al. 2023, FlexiViT, section 3.4).
-    - *Channels*: the filters in turn, scaled, and what is lacking spread evenly, so that a gray image gives the same
-      answer as before; to one channel that is their sum.
-    - *Registers* that the weights lack start fresh.
+    - *Patch size*: the patch projection is resampled so that its output on resized patches equals the old output on
+      the original patches (pseudo-inverse of the resizing; Beyer et al. 2023, FlexiViT, section 3.4).
+    - *Channels*: filters are repeated cyclically and scaled, then shifted by a constant so that their sum is kept: a
+      gray image gives the same output as before. With one channel this is the sum of the filters.
+    - *Registers* missing from the weights keep their random initialization.
 
     Args:
-        weights: Where they come from.
-        network: Changed in place.
-        source: What the weights are called, for messages.
+        weights: The network to copy from.
+        network: The network to change, in place.
+        source: Name of the weights, for errors.
 
     Returns:
-        What was changed on the way, one line each.
+        The changes made, one line each.
 
     Raises:
-        UserError: The two differ in anything else; says in which keys and shapes.
+        UserError: The networks differ in anything else; names the keys and shapes.
     """
     state, own, changed = weights.state_dict(), network.state_dict(), []
     for key, wanted in own.items():
         if key not in state and key.endswith("reg_token"):
             state[key] = wanted
-            changed.append(f"{wanted.shape[1]} registers start fresh")
+            changed.append(f"{wanted.shape[1]} registers start from random weights")
             continue
         found = state.get(key)
         if found is None or found.shape == wanted.shape or found.ndim != wanted.ndim:
@@ -59,10 +59,11 @@ def adapt(weights: Backbone, network: Backbone, source: str) -> list[str]:
     return changed
 
 
-def _channels(filters: Tensor, number: int) -> Tensor:
+def _channels(filters: Tensor, num_channels: int) -> Tensor:
+    """Convolution weights `[D C h w]` → `[D num_channels h w]` with the same sum over channels."""
     before = filters.shape[1]
-    turns = filters.repeat(1, -(-number // before), 1, 1)[:, :number] * (before / number)
-    return turns + (filters.sum(1, keepdim=True) - turns.sum(1, keepdim=True)) / number
+    repeated = filters.repeat(1, -(-num_channels // before), 1, 1)[:, :num_channels] * (before / num_channels)
+    return repeated + (filters.sum(1, keepdim=True) - repeated.sum(1, keepdim=True)) / num_channels
 
 
 def _patches(filters: Tensor, size: Any) -> Tensor:
@@ -78,7 +79,7 @@ def _positions(positions: Tensor, old: int, new: int, prefix: int) -> Tensor:
 
 
 def _prefix(network: Backbone) -> int:
-    """Positions that belong to no patch."""
+    """Number of position embeddings before those of the patches."""
     model: Any = getattr(network, "model", None)
     if model is None:
         return 1  # ours: CLS

@@ -1,4 +1,4 @@
-"""Backbones by name: our ViTs as `vit_small/16`, anything else is timm's."""
+"""Build backbones by name: `vit_small/16` is our own ViT, other names are models of timm."""
 
 from __future__ import annotations
 
@@ -18,30 +18,31 @@ from opendino.core.errors import UsageError, UserError, first_line, unknown
 from opendino.models.conv4 import Conv4
 from opendino.models.vit import SIZES, VisionTransformer
 
-_MODULES_A_TENSOR = 12
-"""More modules for each tensor of a file than any network of timm has."""
-_MOST_PIXELS = 16_384
-_MOST_UNSAVED_BYTES = 2**30
-"""Of a network's tables that are not in its file of weights: five times what any network of timm has."""
+_MAX_MODULES_PER_TENSOR = 12
+"""Upper bound on modules per tensor of the weights; every model of timm has fewer."""
+_MAX_IMAGE_PX = 16_384
+_MAX_UNSAVED_BYTES = 2**30
+"""Upper bound on non-persistent buffers (they are not in the weights file): five times the most of any timm model."""
 
 
 def backbone(
     name: str, *, image_px: int = 224, drop_path: float = 0.0, num_registers: int = 0, **kwargs: Any
 ) -> Backbone:
-    """Build a backbone with fresh weights. `backbone(b.name, **b.kwargs)` rebuilds the architecture of any `b`.
+    """Build a backbone with random initial weights. `backbone(b.name, **b.kwargs)` rebuilds the architecture of `b`.
 
     Args:
-        name: `vit_tiny/16`, `vit_small/8`, `vit_base/14`: ours, any patch size after the slash. `vit/4` with
-            `embed_dim`, `depth`, `num_heads`: ours, any size. `resnet50`, `timm:convnext_atto`: any model of timm.
-            `resnet18/3x3`: a timm ResNet with a stem for small images. `conv4`: four convolutions, for demos.
-        image_px: Side of the images the network is made for; others work too.
-        drop_path: Stochastic depth of the last block.
-        num_registers: Register tokens (ours only; timm's have them by name).
+        name: `vit_tiny/16`, `vit_small/8`, `vit_base/14`: our ViT with any patch size in pixels after the slash.
+            `vit/4` with `embed_dim`, `depth`, `num_heads`: our ViT of any size. `resnet50`, `timm:convnext_atto`: any
+            model of timm. `resnet18/3x3`: a timm ResNet with a 3×3 stem for small images. `conv4`: four
+            convolutions, for demos.
+        image_px: Image side in pixels that position embeddings are stored for; other sizes work too.
+        drop_path: Stochastic depth rate of the last block, in [0, 1).
+        num_registers: Number of register tokens, our ViTs only (timm models with registers have their own names).
         **kwargs: Passed to `VisionTransformer` or to `timm.create_model`.
 
     Raises:
-        UsageError: No such name or option.
-        UserError: The sizes do not fit together.
+        UsageError: Unknown name or option.
+        UserError: The sizes do not fit together, e.g. `image_px` is not a multiple of the patch size.
     """
     family = name.partition("/")[0]
     if family == "vit" or family in SIZES:
@@ -60,72 +61,72 @@ def backbone(
 
 
 def patch_px(name: str) -> int:
-    """What the sides of its images must be multiples of, by its name; 16 for networks that do not mind."""
+    """Patch size in pixels from a backbone's name: image sides must be multiples of it. 16 if the name has none."""
     found = re.search(r"^vit[a-z_]*/(\d+)$|patch(\d+)", name)
     return int(found[1] or found[2]) if found else 16
 
 
 def backbone_names() -> list[str]:
-    """Our backbones with the usual patch sizes; every name of `timm.list_models()` works as well."""
+    """Names of our backbones with the usual patch sizes; every name of `timm.list_models()` works too."""
     return ["conv4", *(f"{family}/{patch}" for family in SIZES for patch in (16, 8))]
 
 
-def plan(name: str, kwargs: dict[str, Any], shapes: Mapping[str, Tensor], source: str) -> Backbone:
-    """Build on the device `meta` what the description of a stranger asks for: shapes alone, whatever their size.
+def build_on_meta(name: str, kwargs: dict[str, Any], shapes: Mapping[str, Tensor], source: str) -> Backbone:
+    """Build an untrusted model description on the device `meta`: shapes without memory for weights.
 
-    Compare it with the shapes of the weights (`models.weights.check_weights`), then `make` it.
+    Compare the result with the shapes of the weights (`models.weights.check_weights`), then `materialize` it.
 
     Args:
         name: As for `backbone`.
         kwargs: As for `backbone`.
-        shapes: The weights' tensors, perhaps on `meta`. Their number bounds how deep the network may be, and their
-            sides how wide.
-        source: What described it, for messages.
+        shapes: The weights' tensors, possibly on `meta`. Their number limits the depth of the network, their sizes
+            limit its width.
+        source: Name of the description, for errors.
 
     Raises:
-        UserError: There is no such network, or it is deeper or wider than its weights.
+        UserError: The network cannot be built, or it is deeper or wider than its weights.
     """
-    most_modules = 100 + _MODULES_A_TENSOR * len(shapes)
+    max_modules = 100 + _MAX_MODULES_PER_TENSOR * len(shapes)
     sides = {side for tensor in shapes.values() if tensor.numel() for side in tensor.shape}
     for option, value in kwargs.items():
-        most = _MOST_PIXELS if option in ("image_px", "img_size") else max(most_modules, 4096)
-        if too_large := [number for number in _whole_numbers(value) if abs(number) > most and number not in sides]:
+        limit = _MAX_IMAGE_PX if option in ("image_px", "img_size") else max(max_modules, 4096)
+        if too_large := [number for number in _whole_numbers(value) if abs(number) > limit and number not in sides]:
             raise UserError(
                 f"{source}: {option:.60} is {too_large[0]:.6g}, larger than anything in its weights",
-                "Take its description from where the weights are from",
+                "Use the description that was published with the weights",
             )
     try:
-        with _at_most(most_modules), torch.device("meta"):
+        with _max_registrations(max_modules), torch.device("meta"):
             return backbone(name, **kwargs)
     except UserError as error:
         raise UserError(f"{source}: {error.message}", error.hint) from error
-    except _TooManyError as error:
+    except _TooManyModulesError as error:
         raise UserError(
             f"{source} describes a '{name}' of many more layers than the {len(shapes)} tensors of its weights",
-            "Take its description from where the weights are from",
+            "Use the description that was published with the weights",
         ) from error
-    except Exception as error:  # whatever torch and timm say of numbers that make no network
+    except Exception as error:  # torch and timm raise many types for invalid sizes
         maker = "opendino" if name == "conv4" or name.partition("/")[0] in ("vit", *SIZES) else "timm"
         raise UserError(
             f"{maker} cannot build '{name}' as {source} describes it: {first_line(error):.200}",
-            "Take its description from where the weights are from",
+            "Use the description that was published with the weights",
         ) from error
 
 
-def make(planned: Backbone) -> Backbone:
-    """Build a planned network, whose shapes are known to be those of its weights, for real.
+def materialize(on_meta: Backbone) -> Backbone:
+    """Build a network of `build_on_meta` with memory, once its shapes are checked against those of its weights.
 
     Raises:
-        UserError: Its tables that are not among the weights would fill the memory.
+        UserError: Its non-persistent buffers, which are not among the weights, would fill the memory.
     """
-    saved = planned.state_dict().keys()
-    unsaved = sum(table.nbytes for key, table in planned.named_buffers() if key not in saved)
-    if unsaved > _MOST_UNSAVED_BYTES:
+    saved = on_meta.state_dict().keys()
+    unsaved = sum(buffer.nbytes for key, buffer in on_meta.named_buffers() if key not in saved)
+    if unsaved > _MAX_UNSAVED_BYTES:
         raise UserError(
-            f"'{planned.name}' for images of {planned.kwargs.get('image_px')} px needs {unsaved >> 20:,} MiB of tables",
-            "Describe it for smaller images",
+            f"'{on_meta.name}' at image_px {on_meta.kwargs.get('image_px')} needs {unsaved >> 20:,} MiB of buffers",
+            "Set a smaller image_px",
         )
-    return backbone(planned.name, **planned.kwargs)  # pyright: ignore[reportArgumentType]
+    return backbone(on_meta.name, **on_meta.kwargs)  # pyright: ignore[reportArgumentType]
 
 
 def _whole_numbers(value: Any) -> list[int]:
@@ -134,23 +135,23 @@ def _whole_numbers(value: Any) -> list[int]:
     return [value] if isinstance(value, int) else []
 
 
-class _TooManyError(Exception):
-    """More modules than there can be."""
+class _TooManyModulesError(Exception):
+    """The network has more modules than its weights allow."""
 
 
 @contextlib.contextmanager
-def _at_most(count: int) -> Iterator[None]:
-    """Stop this thread from putting more modules than that into others."""
+def _max_registrations(count: int) -> Iterator[None]:
+    """Raise when this thread registers more than `count` submodules: a huge depth stops before it costs memory."""
     left, thread = count, threading.get_ident()
 
-    def counted(*_: Any) -> None:
+    def count_down(*_: Any) -> None:
         nonlocal left
         if threading.get_ident() == thread:
             left -= 1
             if left < 0:
-                raise _TooManyError
+                raise _TooManyModulesError
 
-    hook = register_module_module_registration_hook(counted)
+    hook = register_module_module_registration_hook(count_down)
     try:
         yield
     finally:

@@ -1,7 +1,7 @@
-"""A linear classifier on a network's features, on disk: a model folder with `classifier.safetensors`.
+"""Save and load a linear classifier on features: a model folder with `classifier.safetensors`.
 
-A linear probe's folder has `classifier.json` too: classes, and the tokens it was trained on. The run of a method that
-classifies needs none: its classifier is on CLS, and `backbone.json` names the classes.
+The folder of a linear probe also has `classifier.json` with its classes and the tokens it was trained on. The run of a
+supervised method needs none: its classifier uses CLS, and `backbone.json` has the classes.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ class _Description(msgspec.Struct, forbid_unknown_fields=True):
 
 @dataclass(frozen=True)
 class Classifier:
-    """Scores of classes, linear in features.
+    """A linear classifier: logits = weight · features + bias.
 
     Attributes:
         weight: float32 `[C D]`.
         bias: float32 `[C]`.
-        classes: C names.
-        tokens: The features it was trained on.
-        known: How good it was found to be; None where nobody has looked.
+        classes: Names of the C classes.
+        tokens: Tokens of the network that form its input features.
+        known: Measured accuracy; None if it was not measured.
     """
 
     weight: Tensor
@@ -53,22 +53,22 @@ class Classifier:
     known: Accuracy | None = None
 
     def __call__(self, features: Tensor) -> Tensor:
-        """Logits float32 `[B C]` of features `[B D]`."""
+        """Features `[B D]` → logits float32 `[B C]`."""
         return features.to(self.weight.dtype) @ self.weight.T + self.bias
 
     def to(self, device: str | torch.device) -> Classifier:
-        """The same on a device."""
+        """A copy of this classifier on a device."""
         return Classifier(self.weight.to(device), self.bias.to(device), self.classes, self.tokens, self.known)
 
 
 def save(folder: Path, model: Model, classifier: Classifier, extra: dict[str, Any]) -> None:
-    """Write a folder that is all that `load` needs: the network too, so that it stays right when the run goes on.
+    """Write a model folder with network and classifier: it stays valid if the original run continues.
 
     Args:
-        folder: Made if absent.
-        model: The network under the classifier.
-        classifier: On any device.
-        extra: Anything JSON to remember with it, e.g. the accuracy.
+        folder: Created if absent.
+        model: The model whose features the classifier uses.
+        classifier: The classifier, on any device.
+        extra: JSON values to store with it, e.g. the accuracy.
     """
     networks = {"teacher": model.backbone}
     kept = model.description.get("extra", {})
@@ -80,10 +80,10 @@ def save(folder: Path, model: Model, classifier: Classifier, extra: dict[str, An
 
 
 def load_classifier(folder: str | Path) -> tuple[Model, Classifier]:
-    """Open what `save` or the run of a method that classifies wrote, on the CPU.
+    """Load model and classifier on the CPU, from a folder of `save` or the run of a supervised method.
 
     Raises:
-        UserError: It is no such folder, or its files do not fit together.
+        UserError: The folder holds no classifier, or its files do not match.
     """
     home = Path(folder).expanduser()
     model = load(home)
@@ -95,25 +95,25 @@ def load_classifier(folder: str | Path) -> tuple[Model, Classifier]:
             f"'{folder}' holds no {DESCRIPTION}", "Train a classifier: opendino eval linear MODEL --train DIR --out DIR"
         )
     try:
-        told = convert(json.loads((home / DESCRIPTION).read_text(encoding="utf-8")), _Description, "", DESCRIPTION)
+        described = convert(json.loads((home / DESCRIPTION).read_text(encoding="utf-8")), _Description, "", DESCRIPTION)
         state = safetensors.torch.load_file(home / CLASSIFIER)
         weight, bias = state["weight"], state["bias"]
     except (OSError, ValueError, KeyError, RecursionError, safetensors.SafetensorError) as error:
         raise UserError(f"The classifier in '{folder}' cannot be read: {error}", "Train it again") from error
-    classes, tokens = tuple(told.classes), told.tokens
+    classes, tokens = tuple(described.classes), described.tokens
     tokens.check(model.backbone)
     if weight.ndim != 2 or len(weight) != len(classes) or bias.shape != weight.shape[:1]:
         shapes = f"weight {list(weight.shape)}, bias {list(bias.shape)} for {len(classes)} classes"
-        raise UserError(f"The classifier in '{folder}' does not fit together: {shapes}", "Train it again")
+        raise UserError(f"The classifier in '{folder}' has shapes that do not match: {shapes}", "Train it again")
     if not weight.isfinite().all() or bias.isnan().any():  # -inf is the bias of a class without an image
-        raise UserError(f"The classifier in '{folder}' holds weights that are not numbers", "Train it again")
-    return model, Classifier(weight, bias, classes, tokens, _known(told.extra))
+        raise UserError(f"The classifier in '{folder}' holds weights that are NaN or infinite", "Train it again")
+    return model, Classifier(weight, bias, classes, tokens, _known(described.extra))
 
 
 def _known(extra: dict[str, Any]) -> Accuracy | None:
-    """What `save` was told of its accuracy; None where it was not told all."""
+    """Accuracy stored in `extra`; None if it is incomplete."""
     try:
-        of_top1 = [float(extra[name]) for name in ("top1", "balanced_accuracy", "majority")]
-        return Accuracy(of_top1[0], None, of_top1[1], of_top1[2], int(extra["num_queries"]))
+        values = [float(extra[name]) for name in ("top1", "balanced_accuracy", "majority")]
+        return Accuracy(values[0], None, values[1], values[2], int(extra["num_queries"]))
     except (KeyError, TypeError, ValueError):
         return None

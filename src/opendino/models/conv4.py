@@ -1,4 +1,4 @@
-"""Four convolutions, for pictures of about 32 px: what the demo and the tests train in minutes on a CPU."""
+"""A small convolutional network for images of about 32 px: the demo and the tests train it in minutes on a CPU."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from opendino.core.types import Features
 
 
 class Conv4(Backbone):
-    """The four-block network of the few-shot literature (Vinyals et al. 2016), with strides in place of pooling.
+    """The four-block network of few-shot learning (Vinyals et al. 2016), with strides instead of pooling.
 
     Each block is a 3×3 convolution, batch normalization and ReLU; widths are w, 2w, 4w, 8w at strides 1, 2, 2, 2.
 
     Args:
-        width: w; the features have D = 8w.
+        width: w, channels of the first block; the features have D = 8w.
     """
 
     def __init__(self, *, width: int = 32) -> None:
@@ -31,16 +31,16 @@ class Conv4(Backbone):
         self.net = nn.Sequential(*layers)
 
     def forward(self, images: Sequence[Tensor]) -> list[Tensor]:
-        """Mean over the map of each batch `[B_i 3 H_i W_i]` → `[B_i D]`."""
+        """Batches `[B_i 3 H_i W_i]` → globally average-pooled features `[B_i D]`."""
         return [self.net(batch).mean((2, 3)) for batch in images]
 
     def stages(self) -> list[list[str]]:
-        """The four blocks."""
+        """Parameter names of the four blocks."""
         names = [name for name, _ in self.named_parameters()]
         return [[name for name in names if int(name.split(".")[1]) // 3 == block] for block in range(4)]
 
     def features(self, images: Tensor) -> Features:
-        """The mean as `cls`, the map's cells as `patches`."""
-        cells = self.net(images)
-        patches = cells.flatten(2).transpose(1, 2)
-        return Features(patches.mean(1), patches[:, :0], patches, (cells.shape[2], cells.shape[3]))
+        """The global average as `cls`, the positions of the last feature map as `patches`; no registers."""
+        feature_map = self.net(images)  # [B D h w]
+        patches = feature_map.flatten(2).transpose(1, 2)  # [B h·w D]
+        return Features(patches.mean(1), patches[:, :0], patches, (feature_map.shape[2], feature_map.shape[3]))

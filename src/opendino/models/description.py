@@ -1,4 +1,4 @@
-"""`backbone.json`: what a model folder says of its network, checked before anything is built from it."""
+"""`backbone.json`, the description of a model folder: every field is validated before a network is built."""
 
 from __future__ import annotations
 
@@ -9,29 +9,27 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from opendino.core import ranges
 from opendino.core.errors import UserError
+from opendino.core.ranges import Count, CountOrZero, Mean, PixelSize, Std
 from opendino.models.vit import SIZES
 
 DESCRIPTION = "backbone.json"
 NETWORKS = ("teacher", "student")
-_MOST_BYTES = 2**24
+_MAX_BYTES = 2**24
 
 NetworkName = Annotated[str, Meta(pattern=r"^(timm:)?[A-Za-z0-9_.]{1,150}(/[0-9]{1,5}(x[0-9]{1,5})?)?$")]
-Count = Annotated[int, Meta(ge=1, le=2**31)]
-PixelSize = Annotated[int, Meta(ge=1, le=16_384)]
-Share = Annotated[float, Meta(ge=0, le=1)]
 DropRate = Annotated[float, Meta(ge=0, lt=1)]
-Spread = Annotated[float, Meta(ge=1e-6, le=1)]
 
 
 class Preprocessing(msgspec.Struct, forbid_unknown_fields=True):
-    """How the network wants its images: see `models.load.Model.preprocess`."""
+    """Preprocessing of images, see `models.load.Model.preprocess`."""
 
     image_px: PixelSize
     resize_px: PixelSize
     interpolation: Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
-    mean: tuple[Share, Share, Share]
-    std: tuple[Spread, Spread, Spread]
+    mean: Mean
+    std: Std
 
 
 class _Network(msgspec.Struct):
@@ -40,7 +38,7 @@ class _Network(msgspec.Struct):
 
 
 class Description(msgspec.Struct, forbid_unknown_fields=True):
-    """All fields of the file."""
+    """All fields of `backbone.json`."""
 
     name: NetworkName
     kwargs: dict[str, Any]
@@ -60,7 +58,7 @@ class _Vit(msgspec.Struct, forbid_unknown_fields=True):
     depth: Count = 12
     num_heads: Count = 6
     mlp_ratio: Annotated[float, Meta(gt=0, le=1000)] = 4.0
-    num_registers: Annotated[int, Meta(ge=0, le=2**31)] = 0
+    num_registers: CountOrZero = 0
     drop_path: DropRate = 0.0
 
 
@@ -69,7 +67,7 @@ class _Conv4(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class _Timm(msgspec.Struct):
-    """Those that every model of timm has; its others are plain values or lists of them."""
+    """Options that every model of timm accepts; other options must be scalars or lists of them."""
 
     image_px: PixelSize = 224
     in_chans: Literal[3] = 3
@@ -78,31 +76,31 @@ class _Timm(msgspec.Struct):
 
 _Scalar = bool | int | float | str | None
 _TimmOption = _Scalar | Annotated[list[_Scalar | list[_Scalar]], Meta(max_length=64)]
-_NOT_OF_A_NETWORK = {
+_REFUSED_OPTIONS = {
     "name", "model_name", "pretrained", "pretrained_strict", "pretrained_cfg", "pretrained_cfg_overlay",
     "checkpoint_path", "cache_dir", "features_only", "scriptable", "exportable", "num_classes",
 }  # fmt: skip
-"""Arguments of `timm.create_model` that fetch or read files, or make something other than a network to embed with."""
+"""Arguments of `timm.create_model` that download or read files, or build something other than a feature extractor."""
 
 
 def read_description(path: Path) -> dict[str, Any]:
-    """The content of the file, every field of it checked.
+    """Read the file and validate every field.
 
     Raises:
-        UserError: A field is missing, unknown, of another type or out of range; one line that names it.
+        UserError: A field is missing, unknown, of another type or out of range; names the field.
     """
     try:
         with open(path, "rb") as file:
-            content = file.read(_MOST_BYTES + 1)
-        if len(content) > _MOST_BYTES:
-            raise UserError(f"{path} is larger than {_MOST_BYTES >> 20} MiB and not a model's description")
+            content = file.read(_MAX_BYTES + 1)
+        if len(content) > _MAX_BYTES:
+            raise UserError(f"{path} is larger than {_MAX_BYTES >> 20} MiB and not a model's description")
         found = msgspec.json.decode(content)
     except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path} is not a model's description: {error}") from error
     if not isinstance(found, dict):
-        raise UserError(f"{path} is not a model's description: it holds no fields")
+        raise UserError(f"{path} is not a model's description: it is not a JSON object")
     if missing := {"name", "kwargs", "preprocessing", "networks"} - found.keys():
-        raise UserError(f"{path} lacks {', '.join(sorted(missing))}")
+        raise UserError(f"{path} lacks {', '.join(sorted(missing))}", "Export or import the model again")
     if not found["networks"] or not isinstance(found["networks"], list):
         raise UserError(f"{path} names the networks {found['networks']!s:.60}", f"Known are {', '.join(NETWORKS)}")
     described = convert(found, Description, "", str(path))
@@ -116,10 +114,10 @@ def read_description(path: Path) -> dict[str, Any]:
 
 
 def check_network(name: Any, kwargs: Any, source: str) -> tuple[str, dict[str, Any]]:
-    """Name and options of a network, both checked.
+    """Validate name and options of a network.
 
     Raises:
-        UserError: The name is a place or none, or no backbone of this name can be given these options.
+        UserError: The name is a path, a hub address or no string, or the backbone does not accept these options.
     """
     convert({"name": name, "kwargs": kwargs}, _Network, "", source)
     check_kwargs(name, kwargs, source)
@@ -127,10 +125,10 @@ def check_network(name: Any, kwargs: Any, source: str) -> tuple[str, dict[str, A
 
 
 def check_kwargs(name: str, kwargs: dict[str, Any], source: str) -> None:
-    """Refuse what no backbone of this name can be given.
+    """Validate the options of a backbone.
 
     Raises:
-        UserError: An option is unknown, of another type or out of range, or it would fetch or read a file.
+        UserError: An option is unknown, of another type or out of range, or would download or read a file.
     """
     family = name.partition("/")[0]
     if family == "vit" or family in SIZES:
@@ -139,15 +137,17 @@ def check_kwargs(name: str, kwargs: dict[str, Any], source: str) -> None:
     if name == "conv4":
         convert(kwargs, _Conv4, "kwargs.", source)
         return
-    if refused := sorted(_NOT_OF_A_NETWORK & kwargs.keys()):
-        raise UserError(f"{source}: a network takes no option '{refused[0]}', which is for fetching one", "Remove it")
+    if refused := sorted(_REFUSED_OPTIONS & kwargs.keys()):
+        raise UserError(
+            f"{source}: a network takes no option '{refused[0]}', which is for downloading one", "Remove it"
+        )
     convert(kwargs, _Timm, "kwargs.", source)
     for key, value in kwargs.items():
         convert(value, _TimmOption, f"kwargs.{key:.60}", source)
 
 
 def check_preprocessing(wanted: dict[str, Any], source: str) -> None:
-    """Refuse a preprocessing that images cannot be given.
+    """Validate a preprocessing.
 
     Raises:
         UserError: A field is missing, unknown, of another type or out of range.
@@ -156,38 +156,54 @@ def check_preprocessing(wanted: dict[str, Any], source: str) -> None:
 
 
 def convert(value: Any, kind: Any, prefix: str, source: str) -> Any:
-    """A value of JSON as a type of msgspec's.
+    """Convert a decoded JSON value to a type with msgspec.
 
     Args:
-        value: As decoded.
-        kind: What it must be.
-        prefix: Of the fields' names in a message, "" or "kwargs.".
-        source: Which file it is from.
+        value: The decoded JSON value.
+        kind: The type or annotation to convert to.
+        prefix: Prefix of field names in errors, "" or "kwargs.".
+        source: Name of the file, for errors.
 
     Raises:
-        UserError: It is not; one line that names the field, what it is and what is allowed.
+        UserError: The value has another type or is out of range; names the field, its value and what is allowed.
     """
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
-        raise UserError(*_said(str(error), value, prefix, source)) from error
+        raise UserError(*_message_and_hint(str(error), value, prefix, source)) from error
 
 
-def _said(error: str, value: Any, prefix: str, source: str) -> tuple[str, str]:
-    """A message and a hint from msgspec's "Expected `int` >= 1, got `str` - at `$.a.b[0]`"."""
-    wrong, _, place = error.partition(" - at `$")
-    place = place.rstrip("`")
+def _message_and_hint(error: str, value: Any, prefix: str, source: str) -> tuple[str, str]:
+    """Message and hint from an error of msgspec, such as "Expected `int` >= 1, got `str` - at `$.a.b[0]`"."""
+    wrong, _, path = error.partition(" - at `$")
+    path = path.rstrip("`")
     found: Any = value
-    for key, index in re.findall(r"\.([^.\[]+)|\[(\d+)\]", place):
+    for key, index in re.findall(r"\.([^.\[]+)|\[(\d+)\]", path):
         found = found[int(index)] if index else found.get(key)
-    field = (prefix + place.removeprefix(".")).strip(".") or "it"
+    field = (prefix + path.removeprefix(".")).strip(".") or "it"
     wrong = wrong[:120].replace("`", "'")
     if field == "name":
-        return f"{source}: name is {found!r:.80}", "Use a name of `opendino list backbones` or of timm, never a place"
+        return (
+            f"{source}: name is {found!r:.80}",
+            "Use a name of `opendino list backbones` or of timm, not a path or a hub address",
+        )
     if field == "kwargs.in_chans":
         hint = "Import the original weights again: that adapts them to RGB"
         return f"{source}: {field} is {found!r:.60}, but images here have 3 channels", hint
     shown = field if isinstance(found, dict | list) or found is None else f"{field} is {found!r:.60}"
-    number = found if isinstance(found, int | float) and re.match(r"preprocessing\.(mean|std)", field) else 0
-    hint = f"Pixels lie in [0, 1]: divided by 255 it is {number / 255:.4g}" if 1 < number <= 255 else ""
-    return f"{source}: {shown}: {wrong[0].lower()}{wrong[1:]}", hint
+    return f"{source}: {shown}: {wrong[0].lower()}{wrong[1:]}", _statistics_hint(value, field)
+
+
+def _statistics_hint(value: Any, field: str) -> str:
+    """The hint of `core.ranges` for a mean or std outside its range, e.g. one of pixels in 0 to 255; else nothing."""
+    if not (match := re.match(r"preprocessing\.(mean|std)\b", field)):
+        return ""
+    name = match[1]
+    statistics = value.get("preprocessing", value)[name]
+    if not isinstance(statistics, list) or len(statistics) != 3:
+        return f"Use {ranges.allowed(Mean if name == 'mean' else Std)}"
+    try:
+        ranges.convert(statistics, Mean if name == "mean" else Std, name)
+    except ranges.OutOfRange as error:
+        return error.hint
+    return ""

@@ -1,4 +1,4 @@
-"""Which of a network's tokens make the feature of an image."""
+"""Which tokens of a network form the feature of an image."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from opendino.models.vit import VisionTransformer
 
 @dataclass(frozen=True)
 class Tokens:
-    """CLS tokens of the last blocks from the earlier to the last, then the mean of the last block's patches.
+    """Concatenated feature: CLS tokens of the last blocks, first to last, then optionally the mean patch token.
 
     Attributes:
-        blocks: From how many blocks; more than one only of our vision transformers.
-        mean_patch: Whether the mean of the patches follows.
+        blocks: Number of last blocks; more than 1 works only with our vision transformers.
+        mean_patch: Append the mean of the last block's patch tokens.
     """
 
     blocks: Annotated[int, Meta(ge=1)] = 1
     mean_patch: bool = False
 
     def __call__(self, backbone: Backbone, images: Tensor) -> Tensor:
-        """Features `[B …]` of images `[B C H W]`, one after the other in a row."""
+        """Images `[B C H W]` → concatenated features `[B D']`, D' = (blocks + mean_patch) · D."""
         if self.blocks == 1 and not self.mean_patch:
             return backbone([images])[0]
         if self.blocks == 1:
@@ -38,15 +38,17 @@ class Tokens:
         return torch.cat([each.cls for each in last] + [last[-1].patches.mean(1)] * self.mean_patch, dim=1)
 
     def check(self, backbone: Backbone) -> None:
-        """Refuse a backbone that has no such tokens.
+        """Check that a backbone has these tokens.
 
         Raises:
-            UserError: It has fewer blocks, or its blocks cannot be looked into.
+            UserError: It has fewer blocks, or its blocks are not accessible.
         """
         depth = num_blocks(backbone)
         if self.blocks > depth:
             has = f"{depth} blocks" if depth > 1 else "one output that can be used"
-            raise UserError(f"The last {self.blocks} blocks were asked for and {backbone.name} has {has}")
+            raise UserError(
+                f"The last {self.blocks} blocks were asked for and {backbone.name} has {has}", f"Use at most {depth}"
+            )
 
     def __str__(self) -> str:
         cls = "CLS" if self.blocks == 1 else f"CLS of the last {self.blocks} blocks"
@@ -54,5 +56,5 @@ class Tokens:
 
 
 def num_blocks(backbone: Backbone) -> int:
-    """Blocks whose CLS token can be had; 1 for networks that we cannot look into."""
+    """Number of blocks whose CLS token is accessible; 1 for networks other than our vision transformers."""
     return len(backbone.blocks) if isinstance(backbone, VisionTransformer) else 1

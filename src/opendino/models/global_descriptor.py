@@ -1,4 +1,4 @@
-"""One feature for a whole image of any size: CLS or GeM-pooled patches, at one scale or several."""
+"""Global image descriptors for images of any size: CLS or GeM-pooled patches, at one scale or several."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ Pool = Literal["cls", "gem", "cls+gem"]
 Fit = Literal["inside", "square"]
 
 SCALES = (1.0, 2**-0.5, 0.5)
-"""Of multi-scale features, as in DINO v1."""
+"""Scales of multi-scale descriptors, as in DINO v1."""
 
 
 def gem(patches: Tensor, power: float, eps: float = 1e-6) -> Tensor:
-    """Generalized mean over patches, (mean xᵖ)^(1/p), negative values taken as `eps` (Radenovic et al. 2019).
+    """Generalized-mean (GeM) pooling over patches: (mean xᵖ)^(1/p) (Radenovic et al. 2019).
 
     Args:
         patches: float `[B N D]`.
-        power: p above 0: 1 is the mean, ∞ the maximum.
-        eps: Least value.
+        power: p, above 0: 1 is the mean, ∞ the maximum.
+        eps: Values are clamped to at least this.
 
     Returns:
         float `[B D]`.
@@ -36,14 +36,17 @@ def gem(patches: Tensor, power: float, eps: float = 1e-6) -> Tensor:
 
 
 class Descriptor:
-    """How a model sees whole images. Networks that take one size only see them through their own preprocessing.
+    """Compute the global descriptor of whole images.
+
+    A network that accepts one image size only gets its own preprocessing (resize and center crop) instead.
 
     Args:
-        model: On the device to work on.
-        size_px: Longest side ("inside": shrunk to fit, never enlarged, at its own aspect ratio) or both ("square").
-        fit: Which of them.
-        scales: Shares of that size; the feature is the mean over them, as in DINO v1.
-        pool: "cls" is `Features.cls`; "gem" the generalized mean of the patches; "cls+gem" both, one after the other.
+        model: The model, on the device to compute on.
+        size_px: Image size in pixels, see `fit`.
+        fit: "inside": the longest side becomes at most `size_px`, aspect ratio kept, never enlarged. "square": both
+            sides become `size_px`.
+        scales: Factors of that size; the descriptor is the mean over scales, as in DINO v1.
+        pool: "cls": the image feature `Features.cls`. "gem": GeM over patches. "cls+gem": both, concatenated.
         power: p of GeM.
     """
 
@@ -62,21 +65,21 @@ class Descriptor:
 
     @property
     def protocol(self) -> str:
-        """What is done, in words."""
+        """Description of the protocol: pooling, image size and scales."""
         side = f"{self._size_px} px"
         if self._step is None:
             side = f"{self._model.preprocessing['image_px']} px"
-            size = f"resized and center-cropped to {side}, the one size this network takes"
+            size = f"resized and center-cropped to {side}, the only size this network accepts"
         else:
             size = f"resized to {side} square" if self._fit == "square" else f"shrunk to at most {side} a side"
             if self._step > 1 and (self._fit, self._size_px % self._step) != ("square", 0):
-                size += f", what exceeds a multiple of {self._step} px cut off at the right and bottom"
+                size += f", cropped at the right and bottom to multiples of {self._step} px"
         scales = ", mean over scales " + " ".join(f"{s:.3g}" for s in self._scales) if len(self._scales) > 1 else ""
         pool = {"cls": "image feature (CLS)", "gem": "GeM of patches", "cls+gem": "CLS and GeM of patches"}[self._pool]
         return f"{pool}{f' (p = {self._power:g})' if 'gem' in self._pool else ''}; images {size}{scales}"
 
     def prepare(self, image: Image.Image) -> Tensor:
-        """An RGB image as float32 `[3 H W]`, normalized."""
+        """Resize and normalize an RGB image → float32 `[3 H W]` on the CPU."""
         if self._step is None:
             return self._model.preprocess(image)
         if self._fit == "square":
@@ -87,10 +90,10 @@ class Descriptor:
         return to_network_input(np.array(image), self._model)[0]
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Features of prepared images of one size, `[B 3 H W]` → float32 `[B D]` on the host; not of unit length.
+        """Prepared images of one size `[B 3 H W]` → descriptors float32 `[B D]` on the CPU, not L2-normalized.
 
         Raises:
-            UserError: GeM of a network whose features are no grid.
+            UserError: GeM with a network whose features do not form a grid.
         """
         means = torch.stack([self._pooled(self._scaled(images, scale)) for scale in self._scales]).mean(0)
         return means.float().cpu()
@@ -99,7 +102,7 @@ class Descriptor:
         if self._step is None:
             return images
         height, width = (int(side * scale) for side in images.shape[2:])
-        if min(height, width) < self._step:  # less than one patch
+        if min(height, width) < self._step:  # smaller than one patch
             size = max(height, self._step), max(width, self._step)
             images = interpolate(images, size=size, mode="bilinear", align_corners=False)
         elif scale != 1:
@@ -119,22 +122,24 @@ class Descriptor:
 
 
 def side_step(model: Model) -> int | None:
-    """What the sides of its images must be multiples of: a ViT's patch, 1 for a convolutional network; None if it
-    takes images of one size only. Found out by trying.
+    """Image sides must be multiples of this, in pixels; found by running the model on different sizes.
+
+    Returns:
+        The patch size of a ViT, 1 for a convolutional network, None if the model accepts one image size only.
     """
     side = model.preprocessing["image_px"]
 
-    def takes(height: int) -> bool:
+    def accepts(height: int) -> bool:
         try:
             model.embed(torch.zeros(1, 3, height, side))
         except UserError:
             return False
         return True
 
-    if takes(side + 1):
+    if accepts(side + 1):
         return 1
     try:
         patch = patch_px(model)
     except UserError:
         return None
-    return patch if takes(side + patch) else None
+    return patch if accepts(side + patch) else None

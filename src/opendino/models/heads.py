@@ -1,4 +1,4 @@
-"""The heads: DINO's projection onto prototypes, BYOL's projector and predictor."""
+"""Heads on top of the backbone: DINO's projection head, BYOL's projector and predictor."""
 
 from __future__ import annotations
 
@@ -11,21 +11,19 @@ from torch.nn.functional import linear, normalize
 
 
 class ProjectionHead(nn.Module):
-    """DINO's: MLP to a bottleneck, L2 normalization, then cosine-like scores against K prototypes.
+    """DINO's head: MLP to a bottleneck, L2 normalization, then a weight-normalized linear layer of K prototypes.
 
-    Caron et al. 2021, section 3.2 and appendix C.
-
-    State-dict keys are DINO v1's: mlp.0, mlp.2, mlp.4 (mlp.0, .1, .3, .4, .6 with batch norm),
-    last_layer.weight_g, last_layer.weight_v.
+    See Caron et al. 2021, section 3.2 and appendix C. State-dict keys are those of DINO v1: mlp.0, mlp.2, mlp.4
+    (mlp.0, .1, .3, .4, .6 with batch norm), last_layer.weight_g, last_layer.weight_v.
 
     Args:
-        in_dim: D, width of the features.
+        in_dim: D, width of the backbone features.
         out_dim: K, number of prototypes.
         hidden_dim: Width of the hidden layers.
-        bottleneck_dim: Width of what is normalized.
-        num_layers: Linear layers of the MLP, at least 1.
-        batch_norm: Batch norm after each hidden layer (DINO v1 does so for ResNet); rows then depend on each other.
-        norm_last_layer: Prototypes have length 1, fixed; otherwise their lengths are learnt (better, less stable).
+        bottleneck_dim: Width of the L2-normalized layer.
+        num_layers: Number of linear layers of the MLP, at least 1.
+        batch_norm: Batch norm after each hidden layer, as DINO v1 uses for ResNets; rows then depend on each other.
+        norm_last_layer: Fix the norm of prototypes at 1. If False it is learned: better results, less stable.
     """
 
     def __init__(
@@ -52,24 +50,24 @@ class ProjectionHead(nn.Module):
         self.last_layer = Prototypes(bottleneck_dim, out_dim, norm_last_layer)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Features `[B D]` → logits `[B K]`, each in [-1, 1] where prototypes are normalized.
+        """Features `[B D]` → logits `[B K]`, in [-1, 1] if prototypes are normalized.
 
-        Call it once on the rows of all views: it is as large as a small ViT.
+        Call it once with the rows of all views: the head has as many weights as a small ViT.
         """
         return self.last_layer(self.bottleneck(features))
 
     def bottleneck(self, features: Tensor) -> Tensor:
-        """Features `[B D]` → what meets the prototypes: `[B bottleneck_dim]` of unit length, at least float32."""
+        """Features `[B D]` → L2-normalized `[B bottleneck_dim]`, float32 or wider."""
         rows = self.mlp(features)
-        full = rows.to(torch.promote_types(rows.dtype, torch.float32))  # half a mantissa is too short here
-        return normalize(full, dim=-1, eps=1e-12)
+        to_float32 = rows.to(torch.promote_types(rows.dtype, torch.float32))  # half precision is too coarse here
+        return normalize(to_float32, dim=-1, eps=1e-12)
 
 
 class Prototypes(nn.Module):
     """Linear layer without bias whose K rows are g · v / |v| (weight normalization, Salimans & Kingma 2016).
 
     Attributes:
-        weight_g: `[K 1]`, length of each prototype; starts at 1, fixed if `normed`.
+        weight_g: `[K 1]`, norm of each prototype; starts at 1, fixed if `normed`.
         weight_v: `[K D]`, direction of each prototype.
     """
 
@@ -85,7 +83,7 @@ class Prototypes(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The prototypes, `[K D]`."""
+        """The prototypes g · v / |v|, `[K D]`."""
         return self.weight_v * (self.weight_g / self.weight_v.norm(dim=1, keepdim=True))
 
 
@@ -95,9 +93,9 @@ class MLPHead(nn.Sequential):
     `[B in_dim]` → `[B out_dim]`; rows depend on each other through batch norm.
 
     Args:
-        in_dim: Width of what comes in.
-        hidden_dim: Width between.
-        out_dim: Width of what goes out.
+        in_dim: Width of the input.
+        hidden_dim: Width of the hidden layer.
+        out_dim: Width of the output.
     """
 
     def __init__(self, in_dim: int, hidden_dim: int, out_dim: int) -> None:

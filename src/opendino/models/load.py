@@ -1,4 +1,4 @@
-"""Trained models on disk: `backbone.safetensors` and `backbone.json`, left by a run or an export, read by all else."""
+"""Load and save trained models: a folder with `backbone.safetensors` and `backbone.json`, from a run or an export."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ from opendino.core.contracts import Backbone
 from opendino.core.errors import BadImage, UsageError, UserError, nearest
 from opendino.core.types import IMAGENET_MEAN, IMAGENET_STD, Features
 from opendino.data.decode import apply_exif_orientation, decode
-from opendino.models.build import make, plan
+from opendino.models.build import build_on_meta, materialize
 from opendino.models.description import DESCRIPTION, NETWORKS, read_description
 from opendino.models.weights import check_weights, load_foreign_weights, read_shapes, read_weights, write_weights
 
 CLASSIFIER = "classifier.safetensors"
-Picture = Image.Image | str | Path | np.ndarray | Tensor
-Images = Picture | Sequence[Picture]
-_LONGEST = 64
-_FORMS = "A model is a run folder, an imported or exported model folder, or timm:NAME"
+ImageInput = Image.Image | str | Path | np.ndarray | Tensor
+Images = ImageInput | Sequence[ImageInput]
+_MAX_ASPECT = 64  # longer images are center-cropped to this aspect ratio before resizing
+_MODEL_KINDS = "A model is a run folder, an imported or exported model folder, or timm:NAME"
 
 
 class Model:
-    """A trained backbone with the preprocessing it was trained for. Gradients are off in every method.
+    """A trained backbone with its preprocessing. Every method runs without gradients.
 
-    Wherever `images` are asked for, give one or several of: a PIL image, a path, a uint8 array `[H W 3]` or tensor
-    `[3 H W]` of RGB; or uint8 batches `[B H W 3]` and `[B 3 H W]` of them. A float tensor `[B C H W]` is taken as it
-    is: normalized, of any size that the backbone takes.
+    `images` are one or several of: a PIL image, a path, a uint8 RGB array `[H W 3]` or tensor `[3 H W]`; or a uint8
+    batch, array `[B H W 3]` or tensor `[B 3 H W]`. A float tensor `[B C H W]` is used without preprocessing: it must
+    be normalized and of a size that the backbone accepts.
 
     Attributes:
-        backbone: In eval mode.
-        preprocessing: image_px, resize_px, interpolation, mean, std.
-        description: All of backbone.json; empty for timm's own weights.
-        classifier: From features `[B D]` to logits `[B classes]`; None unless it was asked for.
-        classes: Their names, as far as they are known.
-        which: "teacher" or "student", what the backbone was in training.
+        backbone: The network, in eval mode.
+        preprocessing: Keys image_px, resize_px (pixels), interpolation, mean, std (per channel, pixels in [0, 1]).
+        description: Content of backbone.json; empty for timm's own weights.
+        classifier: Linear layer from features `[B D]` to logits `[B C]`; None unless loaded with `classifier=True`.
+        classes: Class names; empty if unknown.
+        which: "teacher" or "student": the role of the backbone in training.
     """
 
     def __init__(
@@ -61,9 +61,9 @@ class Model:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Of what decides a vector, architecture, preprocessing and weights: 32 hexadecimal digits, SHA-256's first."""
-        told = {"name": self.backbone.name, "kwargs": self.backbone.kwargs, "preprocessing": self.preprocessing}
-        digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
+        """First 32 hexadecimal digits of the SHA-256 of architecture, preprocessing and weights."""
+        identity = {"name": self.backbone.name, "kwargs": self.backbone.kwargs, "preprocessing": self.preprocessing}
+        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode())
         for key, value in sorted(self.backbone.state_dict().items()):
             digest.update(f"{key} {value.dtype} {list(value.shape)}".encode())
             digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
@@ -71,67 +71,67 @@ class Model:
 
     @property
     def trained_on(self) -> str | None:
-        """The DATA of the run it comes from, None where that is not known."""
+        """DATA of the run that trained the model, None if unknown."""
         return self.description.get("extra", {}).get("data")
 
-    def preprocess(self, image: Picture) -> Tensor:
-        """Upright, RGB, shorter side to `resize_px` (antialiased), center crop of `image_px`, normalized.
+    def preprocess(self, image: ImageInput) -> Tensor:
+        """Rotate by EXIF, convert to RGB, resize the shorter side to `resize_px` (antialiased), center-crop, normalize.
 
         Returns:
-            float32 `[3 H W]` on the host.
+            float32 `[3 image_px image_px]` on the CPU.
 
         Raises:
-            UserError: No image there, or none that can be read.
+            UserError: The file is missing or is not a readable image.
         """
-        image = _opened(image)
+        image = _open_image(image)
         crop_px, short_px = self.preprocessing["image_px"], self.preprocessing["resize_px"]
         short = min(image.size)
-        if max(image.size) > _LONGEST * short:  # hair-thin: what is cut off anyway must not be enlarged first
-            image = ImageOps.fit(image, tuple(min(side, _LONGEST * short) for side in image.size))  # pyright: ignore[reportArgumentType]
+        if max(image.size) > _MAX_ASPECT * short:  # avoid enlarging a very long image that is mostly cropped
+            image = ImageOps.fit(image, tuple(min(side, _MAX_ASPECT * short) for side in image.size))  # pyright: ignore[reportArgumentType]
         width, height = (max(short_px, int(short_px * side / short)) for side in image.size)
         image = image.resize((width, height), Image.Resampling[self.preprocessing["interpolation"].upper()])
         left, top = round((width - crop_px) / 2), round((height - crop_px) / 2)
         image = image.crop((left, top, left + crop_px, top + crop_px))
-        pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+        pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)  # [H·W·3]
         mean, std = (torch.tensor(self.preprocessing[key]).view(3, 1, 1) for key in ("mean", "std"))
         return (pixels.view(crop_px, crop_px, 3).permute(2, 0, 1) / 255 - mean) / std
 
     def embed(self, images: Images, batch: int = 64) -> Tensor:
-        """Image features `[B D]` on the backbone's device, `batch` at a time; raw, not scaled to unit length."""
-        several = _several(images)
-        if not len(several):
-            raise UserError("There are no images to embed")
-        chunks = [several[start : start + batch] for start in range(0, len(several), batch)]
+        """Image features `[B D]` on the backbone's device, computed `batch` images at a time; not L2-normalized."""
+        inputs = _as_list(images)
+        if not len(inputs):
+            raise UserError("There are no images to embed: the list is empty", "Give one image or more")
+        chunks = [inputs[start : start + batch] for start in range(0, len(inputs), batch)]
         return torch.cat([self._run(lambda tensor: self.backbone([tensor])[0], chunk) for chunk in chunks])
 
     def features(self, images: Images) -> Features:
-        """All tokens, in one pass."""
+        """All tokens of the last block (CLS, registers, patches) in one forward pass."""
         return self._run(self.backbone.features, images)
 
     def attention(self, images: Images) -> Tensor:
-        """Self-attention of the last block `[B heads T T]`.
+        """Self-attention weights of the last block, `[B heads T T]`; T counts CLS, registers and patches.
 
         Raises:
-            NotImplementedError: The backbone has none.
+            NotImplementedError: The backbone has no self-attention.
         """
         return self._run(self.backbone.attention, images)
 
     def to(self, device: str | torch.device) -> Model:
-        """Move the backbone; returns the same model."""
+        """Move the backbone to a device and return this model."""
         self.backbone.to(device)
         return self
 
     @torch.no_grad()
     def _run(self, function: Callable[[Tensor], Any], images: Images) -> Any:
         weight = next(self.backbone.parameters())
-        several = _several(images)
-        if not isinstance(several, Tensor):
-            several = torch.stack([self.preprocess(image) for image in several])
-        return function(several.to(weight.device, weight.dtype))
+        inputs = _as_list(images)
+        if not isinstance(inputs, Tensor):
+            inputs = torch.stack([self.preprocess(image) for image in inputs])  # [B 3 H W]
+        return function(inputs.to(weight.device, weight.dtype))
 
 
-def _several(images: Images) -> Sequence[Picture] | Tensor:
-    """A list of pictures, or the batch of normalized pixels that was given."""
+def _as_list(images: Images) -> Sequence[ImageInput] | Tensor:
+    """A list of images to preprocess, or the given batch of normalized pixels."""
     if isinstance(images, Tensor) and images.is_floating_point():
         if images.ndim != 4:
             raise UsageError(f"The tensor's shape is {list(images.shape)}", "Give normalized pixels as [B C H W]")
@@ -141,7 +141,7 @@ def _several(images: Images) -> Sequence[Picture] | Tensor:
     return [images] if isinstance(images, Image.Image | str | Path) else images
 
 
-def _opened(image: Picture) -> Image.Image:
+def _open_image(image: ImageInput) -> Image.Image:
     try:
         if isinstance(image, Image.Image):
             return apply_exif_orientation(image)
@@ -154,13 +154,13 @@ def _opened(image: Picture) -> Image.Image:
         raise UserError(f"'{image}' cannot be read: {error.strerror or error}") from error
     except BadImage as error:
         name = f"'{image}'" if isinstance(image, str | Path) else "The image"
-        raise UserError(f"{name} is no image for a model: {error}") from error
+        raise UserError(f"{name} is not a usable image: {error}") from error
 
 
 def preprocessing(
     image_px: int = 224, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD
 ) -> dict[str, Any]:
-    """The usual evaluation transform: the crop keeps 224/256 of the shorter side."""
+    """The usual ImageNet evaluation transform at `image_px`: resize to image_px · 256/224, then center-crop."""
     resize_px = round(image_px * 256 / 224)
     return {
         "image_px": image_px, "resize_px": resize_px, "interpolation": "bicubic", "mean": list(mean), "std": list(std)
@@ -176,16 +176,16 @@ def save_backbone(
     classifier: nn.Linear | None = None,
     classes: Sequence[str] = (),
 ) -> None:
-    """Write a model folder, each file at once or not at all, the description last.
+    """Write a model folder. Each file is written atomically, `backbone.json` last.
 
     Args:
-        folder: Made if absent; other files in it are left alone.
-        networks: "teacher" and "student", or one of them, of one architecture. The first is the one to use
-            (`backbone.safetensors`), the other is kept beside it.
-        preprocessing: As from `preprocessing()`.
-        extra: Anything JSON to remember with it: method, step, data.
-        classifier: Of the network to use, if it has one.
-        classes: What it tells apart; numbers where nobody knows.
+        folder: Created if absent; other files in it stay.
+        networks: "teacher" and "student", or one of them, of the same architecture. The first is the default network
+            (`backbone.safetensors`); the other is saved as `backbone_NAME.safetensors`.
+        preprocessing: As returned by `preprocessing()`.
+        extra: JSON values to store with the model: method, step, data.
+        classifier: Linear classifier on the features of the default network, if there is one.
+        classes: Class names; class numbers are used if it is empty.
     """
     folder.mkdir(parents=True, exist_ok=True)
     backbone = next(iter(networks.values()))
@@ -211,17 +211,17 @@ def save_backbone(
 
 
 def load(model: str | Path, which: str | None = None, *, classifier: bool = False) -> Model:
-    """Open a trained model, on the CPU, in eval mode.
+    """Load a trained model on the CPU, in eval mode.
 
     Args:
         model: A run folder, an imported or exported model folder, or `timm:NAME` for timm's weights.
-        which: "teacher" or "student"; None for the network to use, which is the teacher unless the student was
-            distilled from a frozen one.
-        classifier: Also open what the network to use was trained to classify with.
+        which: "teacher" or "student". None is the default network: the teacher, except where a student was distilled
+            from a frozen teacher.
+        classifier: Also load the linear classifier of the default network.
 
     Raises:
-        UsageError: `which` is neither, or no such timm model.
-        UserError: No model there, no such network or no classifier in it, or files that do not fit together.
+        UsageError: `which` is neither, or timm has no such model.
+        UserError: The folder holds no model, no such network or no classifier, or its files do not match.
     """
     if which not in (None, *NETWORKS):
         raise UsageError(f"Unknown network '{which}'", nearest(str(which), NETWORKS))
@@ -229,9 +229,11 @@ def load(model: str | Path, which: str | None = None, *, classifier: bool = Fals
         return _load_timm(str(model).removeprefix("timm:"), which, classifier)
     folder = Path(model).expanduser()
     if not folder.is_dir():
-        raise UserError(f"There is no folder '{model}'", _FORMS)
+        raise UserError(f"There is no folder '{model}'", _MODEL_KINDS)
     if not (folder / DESCRIPTION).is_file():
-        raise UserError(f"'{model}' holds no {DESCRIPTION}", f"{_FORMS}; a run has one from its first checkpoint on")
+        raise UserError(
+            f"'{model}' holds no {DESCRIPTION}", f"{_MODEL_KINDS}; a run writes it with its first checkpoint"
+        )
     description = read_description(folder / DESCRIPTION)
     networks = description["networks"]
     have = [network for network in networks if (folder / _file(network, networks)).is_file()]
@@ -239,10 +241,11 @@ def load(model: str | Path, which: str | None = None, *, classifier: bool = Fals
     if wanted not in have:
         raise UserError(f"'{model}' holds no {wanted}", f"It has: {', '.join(have) or 'no weights'}")
     weights = folder / _file(wanted, networks)
+    # The folder may come from anyone: compare shapes on `meta` before memory is allocated.
     shapes = read_shapes(weights)
-    planned = plan(description["name"], description["kwargs"], shapes, str(folder / DESCRIPTION))
-    check_weights(planned, shapes, str(weights))
-    network = make(planned)
+    on_meta = build_on_meta(description["name"], description["kwargs"], shapes, str(folder / DESCRIPTION))
+    check_weights(on_meta, shapes, str(weights))
+    network = materialize(on_meta)
     load_foreign_weights(network, read_weights(weights), str(weights))
     linear = read_classifier(folder, network.embed_dim) if classifier else None
     if linear and len(description.get("classes", ())) not in (0, linear.out_features):
@@ -255,15 +258,15 @@ def load(model: str | Path, which: str | None = None, *, classifier: bool = Fals
 
 
 def _file(which: str, networks: Iterable[str]) -> str:
-    """Where a network of a model folder is: the first, the one to use, under the plain name."""
+    """File name of a network in a model folder; the first, the default, has the plain name."""
     return "backbone.safetensors" if which == next(iter(networks)) else f"backbone_{which}.safetensors"
 
 
 def read_classifier(folder: Path, embed_dim: int) -> nn.Linear:
-    """The classifier that a run left in a model folder, on features of `embed_dim`.
+    """Load the linear classifier of a model folder, on features of width `embed_dim`.
 
     Raises:
-        UserError: There is none, or it does not fit.
+        UserError: There is none, or its shape does not match.
     """
     path = folder / CLASSIFIER
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""Whole images for a network that cuts them into patches: how large a patch is, and pixels as it wants them."""
+"""Patch size of a model, and normalization of whole images for it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from opendino.models.load import Model
 
 
 def patch_px(model: Model) -> int:
-    """Side of the square that one of the model's patch features stands for; the stride of a convolutional network.
+    """Patch side of a model in pixels; for a convolutional network the total stride.
 
     Raises:
-        UserError: Its features are no grid.
+        UserError: Its features do not form a grid.
     """
     side = model.preprocessing["image_px"]
     try:
@@ -24,6 +24,6 @@ def patch_px(model: Model) -> int:
 
 
 def to_network_input(pixels: Tensor | np.ndarray, model: Model) -> Tensor:
-    """Pixels `[H W 3]` in 0 .. 255 → float32 `[1 3 H W]`, normalized as the model was trained."""
+    """Normalize pixels `[H W 3]` in 0 to 255 with the model's mean and std → float32 `[1 3 H W]`."""
     mean, std = (torch.tensor(model.preprocessing[key]).view(3, 1, 1) for key in ("mean", "std"))
     return ((torch.as_tensor(pixels).permute(2, 0, 1) / 255 - mean) / std)[None]

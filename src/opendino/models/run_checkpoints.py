@@ -1,4 +1,4 @@
-"""The checkpoints of a run, opened as models without a method or an optimizer."""
+"""List the checkpoints of a run and load the network of one of them, without method and optimizer."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from opendino.models.weights import load_foreign_weights
 
 
 def folders(run: str | Path) -> list[Path]:
-    """A run's checkpoints by step, `checkpoints/step_00012000`; empty where there are none."""
+    """Checkpoint folders of a run (`checkpoints/step_00012000`), ascending by step; empty if there are none."""
     found = (path for path in (Path(run).expanduser() / "checkpoints").glob("step_*") if path.name[5:].isdecimal())
     return sorted(found, key=step_of)
 
 
 def step_of(checkpoint: Path) -> int:
-    """12000 of `checkpoints/step_00012000`."""
+    """Step number of a checkpoint folder: 12000 for `checkpoints/step_00012000`."""
     return int(checkpoint.name[5:])
 
 
 def steps(run: str | Path) -> list[int]:
-    """The steps of a run's checkpoints, ascending.
+    """Steps of a run's checkpoints, ascending.
 
     Raises:
-        UserError: There are none.
+        UserError: The run has none.
     """
     found = [step_of(path) for path in folders(run)]
     if not found:
@@ -35,23 +35,25 @@ def steps(run: str | Path) -> list[int]:
 
 
 def load_step(run: str | Path, step: int, which: str | None = None) -> Model:
-    """A network of a run as it was at a step, on the CPU, in eval mode.
+    """Load a network of a run as it was at a step, on the CPU, in eval mode.
 
     Args:
         run: The run's folder.
         step: One of `steps`.
-        which: "teacher" or "student"; None for the network to use.
+        which: "teacher" or "student"; None is the default network of the run.
 
     Raises:
-        UserError: It cannot be read, or is of another network.
+        UserError: The checkpoint cannot be read, or is of another network.
     """
     model = load(run, which)
     path = Path(run).expanduser() / "checkpoints" / f"step_{step:08d}" / "tensors.safetensors"
     prefix = f"method.{which or model.description['networks'][0]}.backbone."
     try:
-        with safetensors.safe_open(path, framework="pt") as file:  # heads and moments stay on disk
+        with safetensors.safe_open(
+            path, framework="pt"
+        ) as file:  # reads the backbone alone, no heads, no optimizer state
             state = {key.removeprefix(prefix): file.get_tensor(key) for key in file.keys() if key.startswith(prefix)}  # noqa: SIM118
     except (OSError, safetensors.SafetensorError) as error:
-        raise UserError(f"{path} cannot be read: {error}", "Remove this checkpoint to judge the others") from error
+        raise UserError(f"{path} cannot be read: {error}", "Delete this checkpoint to evaluate the others") from error
     load_foreign_weights(model.backbone, state, str(path))
     return model

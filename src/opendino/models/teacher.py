@@ -1,4 +1,4 @@
-"""The only two ways a teacher changes."""
+"""Teacher updates: copy from the student at the start, then an exponential moving average (EMA)."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ from opendino.core import distributed
 
 @torch.no_grad()
 def copy_from(teacher: nn.Module, student: nn.Module) -> None:
-    """Make the teacher equal to the student, parameters and buffers, and take it out of gradient descent.
+    """Copy the student's parameters and buffers to the teacher, and turn off the teacher's gradients.
 
-    The two must be of one architecture; of a `ModuleDict` the student may have more entries than the teacher.
+    Both must have the same architecture; a student `ModuleDict` may have more entries than the teacher.
+
+    Args:
+        teacher: Changed in place.
+        student: The network to copy from.
     """
     student = _same_entries(teacher, student)
     teacher.requires_grad_(False)
@@ -23,26 +27,26 @@ def copy_from(teacher: nn.Module, student: nn.Module) -> None:
 
 
 def ema_(teacher: nn.Module, student: nn.Module, momentum: float, ok: Tensor) -> None:
-    """One step of the moving average: teacher ← momentum · teacher + (1 - momentum) · student, where `ok`.
+    """One EMA step: teacher ← momentum · teacher + (1 - momentum) · student, if `ok` is True.
 
-    Parameters only. Buffers are batch norm's running statistics, and those the teacher gathers itself, in train mode
-    with its own weights, as in DINO v1.
+    Only parameters are averaged. Buffers are running statistics of batch norm: the teacher runs in train mode and
+    updates its own, as in DINO v1 (Caron et al. 2021).
 
     Args:
         teacher: Changed in place.
-        student: Same architecture (of a `ModuleDict` the teacher's entries count), finite weights: where `ok` is False
-            they are multiplied by 0, not skipped.
+        student: Same architecture (extra entries of a `ModuleDict` are ignored). Its weights must be finite: if `ok`
+            is False they are multiplied by 0, not skipped.
         momentum: In [0, 1].
-        ok: Scalar bool on the device. Where False the teacher stays as it is. The host never waits for it.
+        ok: Scalar bool tensor on the device. If False the teacher does not change. The CPU never waits for its value.
     """
     pair = (teacher, _same_entries(teacher, student))
-    # Where FSDP has parted the two it has parted them alike, so that each rank moves what it holds.
+    # FSDP shards teacher and student alike, so each rank updates its local shards.
     targets, sources = (
         [distributed.local_tensor(parameter.detach()) for parameter in net.parameters()] for net in pair
     )
-    # In one pass over the weights: a third of the time that difference, product and sum take one after the other.
-    share = ok.to(targets[0].dtype) * (1.0 - momentum)
-    torch._foreach_lerp_(targets, sources, [share] * len(targets))  # pyright: ignore[reportPrivateImportUsage]
+    # One fused pass over the weights takes a third of the time of separate difference, product and sum.
+    lerp_weight = ok.to(targets[0].dtype) * (1.0 - momentum)
+    torch._foreach_lerp_(targets, sources, [lerp_weight] * len(targets))  # pyright: ignore[reportPrivateImportUsage]
 
 
 def _same_entries(teacher: nn.Module, student: nn.Module) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Any model of timm behind our contract. The one file that imports timm, and only when a model is asked for."""
+"""Any model of timm as a `Backbone`. timm is imported only when a model is built: the import takes seconds."""
 
 from __future__ import annotations
 
@@ -20,25 +20,26 @@ from opendino.models.vit import SIZES, resampled_positions
 class TimmBackbone(Backbone):
     """A timm model without its classifier.
 
-    `Features.cls` is what timm's own classifier would see: the CLS token after the last norm for vision transformers
-    that have one and pool by it, the pooled map for others. Weights are under `model.` in the state dict, below that
-    with timm's own keys.
+    `Features.cls` is the input of timm's own classifier: the CLS token after the final norm for vision transformers
+    with `global_pool="token"`, the pooled feature map for others. State-dict keys are timm's own with the prefix
+    `model.`.
 
     Args:
-        name: A name of `timm.list_models()`, a pretrained tag allowed; `hf-hub:…`; or a ResNet followed by `/3x3`: its
-            stem becomes one 3×3 convolution of stride 1 without max-pooling, for images of some 32 to 64 px
-            (He et al. 2016, section 4.2).
-        image_px: Side of the images the position embeddings are made for; None for the model's own. Convolutional
-            networks need none and ignore it.
-        drop_path: Stochastic depth; families without it ignore it.
-        pretrained: Start from timm's weights.
-        position_resampling: For images of another size: "timm" (bicubic, antialiased, by size), or "dinov2" as in the
-            original DINOv2 without registers (bicubic, not antialiased, by the scale (n + 0.1) / n₀).
-        **kwargs: For `timm.create_model`, e.g. `in_chans`, `global_pool`.
+        name: A name of `timm.list_models()`, with or without a pretrained tag; `hf-hub:…`; or a ResNet followed by
+            `/3x3`: its stem becomes one 3×3 convolution of stride 1 without max-pooling, for images of about 32 to
+            64 px (He et al. 2016, section 4.2).
+        image_px: Image side in pixels of the position embeddings; None for the model's own. Convolutional networks
+            ignore it.
+        drop_path: Stochastic depth rate; model families without stochastic depth ignore it.
+        pretrained: Load timm's pretrained weights.
+        position_resampling: How position embeddings are resampled to other image sizes. "timm": bicubic, antialiased,
+            by size. "dinov2": bicubic, not antialiased, by the scale (n + 0.1) / n₀, as in the original DINOv2
+            without registers.
+        **kwargs: Passed to `timm.create_model`, e.g. `in_chans`, `global_pool`.
 
     Raises:
-        UsageError: No such name or option, or `/3x3` where there is no such stem.
-        UserError: The pretrained weights could not be had.
+        UsageError: Unknown name or option, or `/3x3` for a network without a ResNet stem.
+        UserError: The pretrained weights could not be downloaded.
     """
 
     def __init__(
@@ -54,11 +55,11 @@ class TimmBackbone(Backbone):
         super().__init__()
         timm_name = name.removesuffix("/3x3")
         if files := kwargs.keys() & {"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}:
-            # a description of a model is data: it may not name files, some of which timm unpickles
-            raise UsageError(f"Backbone {name} takes no option '{min(files)}'", "Give weights by --init MODEL")
+            # model descriptions are untrusted: they must not name files, some of which timm unpickles
+            raise UsageError(f"Backbone {name} takes no option '{min(files)}'", "Load weights with --init MODEL")
         saved_name, arguments = name, {}
-        if timm_name.startswith("hf-hub:"):  # what is saved of this network must be enough to build it offline
-            config, architecture, arguments = _of_hub(timm_name)
+        if timm_name.startswith("hf-hub:"):  # the saved name and kwargs must rebuild it offline
+            config, architecture, arguments = _hub_config(timm_name)
             saved_name, image_px = name.replace(timm_name, architecture), image_px or config["input_size"][-1]
         image_px = image_px or _published_config(timm_name)["input_size"][-1]
         self.name, self.kwargs = saved_name, {**arguments, **kwargs, "image_px": image_px, "drop_path": drop_path}
@@ -72,29 +73,31 @@ class TimmBackbone(Backbone):
         self.embed_dim = int(getattr(self.model, "head_hidden_size", None) or self.model.num_features)
 
     def forward(self, images: Sequence[Tensor]) -> list[Tensor]:
-        """Each batch float `[B_i C H_i W_i]` → `[B_i D]`; one pass a batch."""
+        """Batches float `[B_i C H_i W_i]` → `[B_i D]`; one forward pass per batch."""
         return [self._pooled(self._final(batch)) for batch in images]
 
     def features(self, images: Tensor) -> Features:
-        """All tokens of images `[B C H W]`; patches are the tokens or positions of the last feature map.
+        """All tokens for images `[B C H W]`; patches are the patch tokens or the positions of the last feature map.
 
-        A patch may be narrower than D where timm widens the features after pooling (MobileNetV3).
+        Patches may be narrower than D where timm widens the features after pooling (MobileNetV3).
 
         Raises:
-            NotImplementedError: Its tokens are not one grid of patches.
+            NotImplementedError: The tokens do not form one grid of patches.
         """
         final = self._final(images)
         cls = self._pooled(final)
         if final.ndim == 4:
             final = final if getattr(self.model, "output_fmt", "NCHW") == "NHWC" else final.permute(0, 2, 3, 1)
-            patches = final.flatten(1, 2)
+            patches = final.flatten(1, 2)  # [B h·w D]
             return Features(cls, patches[:, :0], patches, (final.shape[1], final.shape[2]))
         num_prefix = getattr(self.model, "num_prefix_tokens", 0)
         first_register = min(num_prefix, int(getattr(self.model, "has_class_token", True)))
         patches, (height, width) = final[:, num_prefix:], images.shape[2:]
         rows = round((patches.shape[1] * height / width) ** 0.5)  # patches are square
         if not rows or patches.shape[1] % rows:
-            raise NotImplementedError(f"{self.name} leaves {patches.shape[1]} tokens, no grid over {height}×{width} px")
+            raise NotImplementedError(
+                f"{self.name} has {patches.shape[1]} patch tokens, which form no grid over {height}×{width} px"
+            )
         grid = rows, patches.shape[1] // rows
         return Features(cls, final[:, first_register:num_prefix], patches, grid)
 
@@ -102,9 +105,9 @@ class TimmBackbone(Backbone):
         """Self-attention of the last block of a vision transformer, `[B heads T T]`.
 
         Raises:
-            NotImplementedError: The last block's attention is not the plain one of Dosovitskiy et al.
+            NotImplementedError: The last block has no standard multi-head self-attention (Dosovitskiy et al. 2021).
         """
-        # timm's oldest version we support has it only there
+        # in the oldest supported timm the class is only importable from here
         from timm.models import beit, eva
         from timm.models.vision_transformer import Attention  # pyright: ignore[reportPrivateImportUsage]
 
@@ -112,28 +115,28 @@ class TimmBackbone(Backbone):
         blocks = getattr(self.model, "blocks", None)
         last: Any = getattr(blocks[-1], "attn", None) if isinstance(blocks, nn.Sequential | nn.ModuleList) else None
         if not any(isinstance(last, kind) for kind in kinds):
-            raise NotImplementedError(f"{self.name} has no plain self-attention in a last block")
-        seen: list[Tensor] = []
-        was_fused, last.fused_attn = last.fused_attn, False  # the fused kernel never shows its weights
-        hook = last.attn_drop.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+            raise NotImplementedError(f"{self.name} has no standard self-attention in its last block")
+        captured: list[Tensor] = []
+        was_fused, last.fused_attn = last.fused_attn, False  # the fused kernel does not return its weights
+        hook = last.attn_drop.register_forward_pre_hook(lambda _, inputs: captured.append(inputs[0]))
         try:
             self._final(images)
         finally:
             hook.remove()
             last.fused_attn = was_fused
-        return seen[0]
+        return captured[0]
 
     def stages(self) -> list[list[str]]:
-        """As timm groups them."""
+        """Parameter names by depth, grouped by timm's `group_parameters`."""
         from timm.models import group_parameters
 
         groups = group_parameters(self.model, self.model.group_matcher(coarse=False))
         return [[f"model.{name}" for name in groups[depth]] for depth in sorted(groups)]
 
     def stored_for(self, image_px: int) -> TimmBackbone:
-        """Itself, or where only we resample its positions as it does, one whose positions are stored for another size.
+        """A network whose position embeddings are stored for another image size, with equal output at that size only.
 
-        Equal at that size alone.
+        Needed only with `position_resampling="dinov2"`, which timm does not know; otherwise returns this network.
         """
         if "position_resampling" not in self.kwargs:
             return self
@@ -146,7 +149,7 @@ class TimmBackbone(Backbone):
         return other.train(self.training).requires_grad_(model.pos_embed.requires_grad)
 
     def transformer_blocks(self) -> list[nn.Module]:
-        """Those of timm's vision transformers and their like; BatchNorm among them excludes them."""
+        """Blocks of timm's vision transformers and similar networks; empty if the blocks contain BatchNorm."""
         blocks = getattr(self.model, "blocks", None)
         if not isinstance(blocks, nn.Sequential | nn.ModuleList):
             return []
@@ -160,10 +163,10 @@ class TimmBackbone(Backbone):
         except (AssertionError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and "size" not in str(error):
                 raise
-            # How timm's fixed-size models refuse another size, and torch a map that has become too small to go on.
+            # timm's fixed-size models reject another size this way, torch a feature map that is too small.
             size = "×".join(map(str, images.shape[2:]))
             raise UserError(
-                f"{self.name} cannot take images of {size} px: {error}", "Change the size of the crops"
+                f"{self.name} cannot process images of {size} px: {error}", "Change the crop size"
             ) from error
 
     def _pooled(self, final: Tensor) -> Tensor:
@@ -171,19 +174,19 @@ class TimmBackbone(Backbone):
 
 
 def published_preprocessing(name: str) -> dict[str, Any]:
-    """How timm's weights of that name want their images, in the form of `models.load`."""
+    """Preprocessing of timm's pretrained weights of that name, with the keys of `models.load.preprocessing`."""
     return preprocessing(_published_config(name))
 
 
 def described_preprocessing(pretrained_cfg: dict[str, Any]) -> dict[str, Any]:
-    """How weights with a description of timm's (`pretrained_cfg` in its config.json) want their images."""
+    """Preprocessing from timm's `pretrained_cfg` (config.json), with the keys of `models.load.preprocessing`."""
     from timm.data.config import resolve_data_config
 
     return preprocessing(resolve_data_config(pretrained_cfg=pretrained_cfg))
 
 
 def preprocessing(config: dict[str, Any]) -> dict[str, Any]:
-    """The same from timm's `resolve_data_config`."""
+    """Convert timm's `resolve_data_config` to the keys of `models.load.preprocessing`."""
     image_px = config["input_size"][-1]
     return {
         "image_px": image_px,
@@ -195,10 +198,10 @@ def preprocessing(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def published_classifier(name: str, embed_dim: int) -> nn.Linear:
-    """The classifier of timm's weights of that name.
+    """Load the classifier of timm's pretrained weights of that name.
 
     Raises:
-        UserError: It has none, or not a linear one on the pooled features.
+        UserError: There is no linear classifier on the pooled features.
     """
     found = _create(name, True, {"num_classes": None}, {}).get_classifier()
     if not isinstance(found, nn.Linear) or found.in_features != embed_dim:
@@ -215,23 +218,23 @@ def _published_config(name: str) -> dict[str, Any]:
     return resolve_data_config(pretrained_cfg=config.to_dict() if config else {})
 
 
-def _of_hub(name: str) -> tuple[dict[str, Any], str, dict[str, Any]]:
-    """Configuration for data, architecture and arguments of `hf-hub:…`, whose config.json is fetched."""
+def _hub_config(name: str) -> tuple[dict[str, Any], str, dict[str, Any]]:
+    """(data config, architecture, model arguments) of `hf-hub:…`; downloads its config.json."""
     from timm.data.config import resolve_data_config
     from timm.models import load_model_config_from_hf  # pyright: ignore[reportPrivateImportUsage]
 
     try:
         config, architecture, arguments = load_model_config_from_hf(name.removeprefix("hf-hub:"))
-    except Exception as error:  # of the hub's client, of the network, or of a config.json that is not timm's
-        raise _not_had(name, error) from error
-    left_out = {"img_size", "num_classes", "drop_path_rate"}  # given by `image_px`, never, and by `drop_path`
+    except Exception as error:  # from the hub client, the network connection, or a config.json that is not timm's
+        raise _download_error(name, error) from error
+    left_out = {"img_size", "num_classes", "drop_path_rate"}  # set by `image_px`, always 0, and set by `drop_path`
     kept = {key: value for key, value in (arguments or {}).items() if key not in left_out}
     return resolve_data_config(pretrained_cfg=config), architecture, kept
 
 
-def _not_had(name: str, error: Exception) -> UserError:
+def _download_error(name: str, error: Exception) -> UserError:
     return UserError(
-        f"'{name}' could not be had from timm's hub: {first_line(error).rstrip('.')}", "Check the name and the network"
+        f"'{name}' could not be downloaded: {first_line(error).rstrip('.')}", "Check the name and the network"
     )
 
 
@@ -245,14 +248,14 @@ def _check_name(name: str) -> None:
 
 
 def _create(name: str, pretrained: bool, required: dict[str, Any], optional: dict[str, Any]) -> Any:
-    """A model with all `required` options and those of the `optional` ones that its family knows."""
+    """Create a timm model with all `required` options and those `optional` ones that its family accepts."""
     import timm
 
     _check_name(name)
     while True:
         try:
             return timm.create_model(name, pretrained=pretrained, **{"num_classes": 0, **optional, **required})
-        except TypeError as error:  # timm has no other way to ask what a family takes
+        except TypeError as error:  # timm has no API to list the options of a model family
             unexpected = re.search(r"unexpected keyword argument.*", str(error))  # MetaFormer names several
             refused = re.findall(r"'(\w+)'", unexpected[0]) if unexpected else []
             if wrong := [option for option in refused if option in required]:
@@ -263,23 +266,24 @@ def _create(name: str, pretrained: bool, required: dict[str, Any], optional: dic
         except Exception as error:
             if not pretrained and not name.startswith("hf-hub:"):
                 raise
-            raise _not_had(name, error) from error
+            raise _download_error(name, error) from error
 
 
 def _resample_as(rule: str, model: Any, name: str) -> None:
-    """Have a model of timm resample its position embeddings by another rule than timm's."""
+    """Patch a timm model so that it resamples position embeddings by the rule of DINOv2 instead of timm's."""
     if rule != "dinov2":
         raise unknown("position_resampling", str(rule), ("timm", "dinov2"))
     has_registers = getattr(model, "reg_token", None) is not None or getattr(model, "no_embed_class", True)
     if not getattr(model, "dynamic_img_size", False) or has_registers:
         raise UsageError(
-            f"'{name}' does not resample its positions as DINOv2 without registers does", "Leave it at timm's rule"
+            f"'{name}' does not resample its positions as DINOv2 without registers does",
+            "Leave out position_resampling",
         )
-    model._pos_embed = functools.partial(_with_positions_of_dinov2, model)
+    model._pos_embed = functools.partial(_pos_embed_dinov2, model)
 
 
-def _with_positions_of_dinov2(model: Any, patches: Tensor) -> Tensor:
-    """Patches `[B rows columns D]` → tokens `[B 1+N D]` with positions."""
+def _pos_embed_dinov2(model: Any, patches: Tensor) -> Tensor:
+    """Replacement of timm's `_pos_embed`: patches `[B rows columns D]` → tokens `[B 1+N D]` with positions."""
     rows, columns = patches.shape[1:3]
     positions = resampled_positions(model.pos_embed, tuple(model.patch_embed.grid_size), (rows, columns))
     tokens = torch.cat([model.cls_token.expand(len(patches), -1, -1), patches.flatten(1, 2)], dim=1)
@@ -287,10 +291,10 @@ def _with_positions_of_dinov2(model: Any, patches: Tensor) -> Tensor:
 
 
 def _small_stem(model: Any, name: str) -> None:
-    """Put a 3×3 stem of stride 1 in place of a ResNet's 7×7 of stride 2 and its max-pooling."""
+    """Replace a ResNet's 7×7 stride-2 stem and max-pooling by a 3×3 convolution of stride 1."""
     stem = getattr(model, "conv1", None)
     if not isinstance(stem, nn.Conv2d) or not hasattr(model, "maxpool"):
-        raise UsageError(f"'{name}' has no plain ResNet stem to make small", "Use e.g. resnet18/3x3 or resnet50/3x3")
+        raise UsageError(f"'{name}' has no standard ResNet stem to replace", "Use e.g. resnet18/3x3 or resnet50/3x3")
     model.conv1 = nn.Conv2d(stem.in_channels, stem.out_channels, kernel_size=3, padding=1, bias=False)
     nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
     model.maxpool = nn.Identity()

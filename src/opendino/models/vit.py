@@ -1,4 +1,4 @@
-"""Vision transformer (Dosovitskiy et al. 2021) as DINO uses it: any input size, several sizes in one pass."""
+"""Vision transformer (Dosovitskiy et al. 2021) of DINO, for any input size; several sizes in one forward pass."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.nn.functional import interpolate
 from opendino.core.contracts import Backbone
 from opendino.core.errors import UserError
 from opendino.core.types import Features
-from opendino.models.vit_layers import Block, PatchEmbed, Shapes, bicubic, pack, unpack
+from opendino.models.vit_layers import Block, PatchEmbed, Shapes, bicubic_matrix, pack, unpack
 
 SIZES: dict[str, dict[str, int]] = {
     "vit_tiny": {"embed_dim": 192, "depth": 12, "num_heads": 3},
@@ -23,24 +23,24 @@ SIZES: dict[str, dict[str, int]] = {
 
 
 class VisionTransformer(Backbone):
-    """Patches, a class token, optional registers (Darcet et al. 2024), then pre-norm blocks.
+    """ViT with a class token, optional registers (Darcet et al. 2024) and pre-norm blocks.
 
-    Tokens run CLS, registers, patches row by row. State-dict keys are those of DINO v1 and timm. Inputs may have any
-    size whose sides are multiples of `patch_px`; position embeddings are resampled to it.
+    The token order is CLS, registers, patches row by row. State-dict keys are those of DINO v1 and timm. Image sides
+    may be any multiple of `patch_px`; position embeddings are resampled to the input size.
 
     Args:
-        image_px: Side of the images that `pos_embed` is stored for.
-        patch_px: Side of a patch.
-        in_chans: C.
+        image_px: Image side in pixels that `pos_embed` is stored for.
+        patch_px: Patch side in pixels.
+        in_chans: C, number of input channels.
         embed_dim: D, a multiple of `num_heads`.
-        depth: Blocks.
-        num_heads: Attention heads.
-        mlp_ratio: Hidden width of the MLP over D.
-        num_registers: R; registers have no position.
-        drop_path: Stochastic depth of the last block; rises linearly from 0 at the first.
+        depth: Number of blocks.
+        num_heads: Number of attention heads.
+        mlp_ratio: Hidden width of the MLP divided by D.
+        num_registers: R, number of register tokens; they have no position embedding.
+        drop_path: Stochastic depth rate of the last block; the rate rises linearly from 0 at the first block.
 
     Raises:
-        UserError: `image_px` is not a multiple of `patch_px`, or D not one of `num_heads`.
+        UserError: `image_px` is not a multiple of `patch_px`, or D is not a multiple of `num_heads`.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class VisionTransformer(Backbone):
     ) -> None:
         super().__init__()
         if embed_dim % num_heads:
-            raise UserError(f"embed_dim {embed_dim} cannot be shared equally by num_heads {num_heads}")
+            raise UserError(f"embed_dim {embed_dim} is not a multiple of num_heads {num_heads}")
         self.embed_dim, self.patch_px, self.num_registers = embed_dim, patch_px, num_registers
         self.native_grid = self._grid(image_px, image_px)
         self.name = f"vit/{patch_px}"
@@ -78,29 +78,29 @@ class VisionTransformer(Backbone):
         self._initialize()
 
     def forward(self, images: Sequence[Tensor]) -> list[Tensor]:
-        """CLS tokens after the last norm.
+        """CLS tokens after the final norm.
 
         Args:
-            images: Batches float `[B_i C H_i W_i]`, normalized, each of its own size.
+            images: Batches float `[B_i C H_i W_i]`, normalized; batches may differ in size.
 
         Returns:
-            Each `[B_i D]`.
+            One tensor `[B_i D]` per batch.
 
         Raises:
             UserError: A side is not a multiple of `patch_px`.
         """
-        tokens, shapes = self._embed(images)
+        tokens, shapes = self._embed(images)  # [ΣB_i·T_i D], packed
         for block in self.blocks[:-1]:
             tokens = block(tokens, shapes)
-        cls = self.blocks[-1](tokens, shapes, asking=1)  # nobody will read the other tokens
+        cls = self.blocks[-1](tokens, shapes, num_queries=1)  # [ΣB_i D]; the other tokens are not used
         return list(self.norm(cls).split([samples for samples, _ in shapes]))
 
     def features(self, images: Tensor) -> Features:
-        """All tokens of the last block after the last norm, of images `[B C H W]`."""
+        """All tokens of the last block after the final norm, for images `[B C H W]`."""
         return self.intermediate(images, 1)[0]
 
     def intermediate(self, images: Tensor, n: int) -> list[Features]:
-        """The tokens of the last `n` blocks, first to last, each after the last norm."""
+        """Tokens of the last `n` blocks, first to last, each after the final norm, for images `[B C H W]`."""
         tokens, shapes = self._embed([images])
         outputs = [tokens := block(tokens, shapes) for block in self.blocks][-n:]
         grid, first_patch = self._grid(*images.shape[2:]), 1 + self.num_registers
@@ -108,7 +108,7 @@ class VisionTransformer(Backbone):
         return [Features(x[:, 0], x[:, 1:first_patch], x[:, first_patch:], grid) for x in normed]
 
     def attention(self, images: Tensor) -> Tensor:
-        """Self-attention of the last block, `[B heads T T]` with T = 1 + R + N; row 0 is what CLS looks at."""
+        """Self-attention weights of the last block, `[B heads T T]` with T = 1 + R + N; row 0 is that of CLS."""
         tokens, shapes = self._embed([images])
         for block in self.blocks[:-1]:
             tokens = block(tokens, shapes)
@@ -116,29 +116,29 @@ class VisionTransformer(Backbone):
         return last.attn.weights(last.norm1(tokens), shapes)[0]
 
     def stages(self) -> list[list[str]]:
-        """What makes the tokens, then each block; the last norm belongs to the last block, as in timm."""
+        """Parameter names by depth: embeddings, then each block; the final norm is in the last block, as in timm."""
         names = [name for name, _ in self.named_parameters()]
         blocks = [[name for name in names if name.startswith(f"blocks.{i}.")] for i in range(len(self.blocks))]
         blocks[-1] += [name for name in names if name.startswith("norm.")]
         return [[name for name in names if not name.startswith(("blocks.", "norm."))], *blocks]
 
     def stored_for(self, image_px: int) -> VisionTransformer:
-        """The same network with position embeddings stored for images of another size; equal at that size alone."""
+        """A copy with position embeddings stored for another image size; its output is equal at that size only."""
         other = copy.deepcopy(self)
         other.native_grid, other.kwargs = self._grid(image_px, image_px), {**self.kwargs, "image_px": image_px}
         other.pos_embed = nn.Parameter(self._positions(other.native_grid).detach().clone())
         return other
 
     def transformer_blocks(self) -> list[nn.Module]:
-        """All of them."""
+        """All blocks."""
         return list(self.blocks)
 
     def _embed(self, images: Sequence[Tensor]) -> tuple[Tensor, Shapes]:
-        """Batches of images → packed tokens that know their places."""
+        """Batches of images `[B_i C H_i W_i]` → packed tokens `[ΣB_i·T_i D]` with positions, and their shapes."""
         return pack([self._tokens(batch) for batch in images])
 
     def _tokens(self, images: Tensor) -> Tensor:
-        """`[B C H W]` → `[B 1+R+N D]`."""
+        """Images `[B C H W]` → tokens `[B 1+R+N D]`, with position embeddings for CLS and patches."""
         positions = self._positions(self._grid(*images.shape[2:]))
         cls = (self.cls_token + positions[:, :1]).expand(images.shape[0], -1, -1)
         patches = self.patch_embed(images) + positions[:, 1:]
@@ -150,7 +150,7 @@ class VisionTransformer(Backbone):
         return resampled_positions(self.pos_embed, self.native_grid, grid)
 
     def _grid(self, height: int, width: int) -> tuple[int, int]:
-        """(rows, columns) of patches."""
+        """(rows, columns) of patches of an image of this size in pixels."""
         p = self.patch_px
         if height % p or width % p or not height or not width:
             near_h, near_w = (max(p, round(side / p) * p) for side in (height, width))
@@ -161,7 +161,7 @@ class VisionTransformer(Backbone):
         return height // p, width // p
 
     def _initialize(self) -> None:
-        """As DINO v1: truncated normals of 0.02, zero biases; the patch projection keeps PyTorch's default."""
+        """Initialize as DINO v1: truncated normal (std 0.02), zero biases; patch projection as in PyTorch."""
         for tokens in (self.pos_embed, self.cls_token):
             nn.init.trunc_normal_(tokens, std=0.02)
         if self.num_registers:
@@ -173,39 +173,41 @@ class VisionTransformer(Backbone):
 
 
 def resampled_positions(stored: Tensor, native_grid: tuple[int, int], grid: tuple[int, int]) -> Tensor:
-    """Position embeddings for another grid of patches, by the rule of DINO v1 and of DINOv2 without registers.
+    """Resample position embeddings to another grid, as DINO v1 and DINOv2 without registers do.
 
-    Bicubic, not antialiased, and the scale is (n + 0.1) / n₀ and not n / n₀: the guard against rounding down became
-    part of the numbers, since the samples shift with it (by up to a standard deviation of an untrained embedding).
+    Bicubic without antialiasing, with the scale (n + 0.1) / n₀ instead of n / n₀. The 0.1 was added in DINO v1 against
+    rounding down; it shifts the sampled positions (results differ by up to a standard deviation of an untrained
+    embedding), so it must stay for results equal to the original.
 
     Args:
-        stored: `[1 1+N D]`, that of CLS first.
-        native_grid: (rows, columns) of its patches.
-        grid: (rows, columns) wanted.
+        stored: `[1 1+N D]`, the embedding of CLS first.
+        native_grid: (rows, columns) of the N stored patches.
+        grid: (rows, columns) to resample to.
 
     Returns:
         `[1 1+N' D]`.
     """
     if torch.compiler.is_exporting():
-        return _positions_of_an_open_grid(stored, native_grid, grid)
+        return _positions_for_dynamic_grid(stored, native_grid, grid)
     if grid == native_grid:
         return stored
     cls, patches = stored[:, :1], stored[:, 1:]
     scale = [(side + 0.1) / native for side, native in zip(grid, native_grid, strict=True)]
-    square = patches.mT.unflatten(2, native_grid)
-    resampled = interpolate(square, scale_factor=scale, mode="bicubic")
-    assert resampled.shape[2:] == grid, f"positions came out as {tuple(resampled.shape[2:])} for a grid of {grid}"
+    square = patches.mT.unflatten(2, native_grid)  # [1 D rows₀ columns₀]
+    resampled = interpolate(square, scale_factor=scale, mode="bicubic")  # [1 D rows columns]
+    assert resampled.shape[2:] == grid, f"positions have the grid {tuple(resampled.shape[2:])}, expected {grid}"
     return torch.cat([cls, resampled.flatten(2).mT], dim=1)
 
 
-def _positions_of_an_open_grid(stored: Tensor, native_grid: tuple[int, int], grid: tuple[int, int]) -> Tensor:
-    """The same for a graph that is recorded once for grids of any size: nothing here asks how large it is."""
+def _positions_for_dynamic_grid(stored: Tensor, native_grid: tuple[int, int], grid: tuple[int, int]) -> Tensor:
+    """`resampled_positions` for an exported graph with dynamic grid size: no Python branch depends on the size."""
     cls, patches = stored[:, :1], stored[0, 1:].unflatten(0, native_grid)
-    counted = [stored.new_ones(side).sum() for side in grid]
-    native = (counted[0] == native_grid[0]) & (counted[1] == native_grid[1])
+    # Sizes as tensors, so that the exported graph computes them from the input.
+    sizes = [stored.new_ones(side).sum() for side in grid]
+    is_native = (sizes[0] == native_grid[0]) & (sizes[1] == native_grid[1])
     rows, columns = (
-        bicubic(side, torch.where(native, 1.0, (count + 0.1) / kept), kept)
-        for side, count, kept in zip(grid, counted, native_grid, strict=True)
+        bicubic_matrix(side, torch.where(is_native, 1.0, (size + 0.1) / stored_side), stored_side)
+        for side, size, stored_side in zip(grid, sizes, native_grid, strict=True)
     )
     resampled = torch.einsum("ri,cj,ijd->rcd", rows, columns, patches)
     return torch.cat([cls, resampled.flatten(0, 1).unsqueeze(0)], dim=1)

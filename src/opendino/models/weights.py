@@ -1,4 +1,4 @@
-"""Weights in .safetensors files, and whether they fit a network."""
+"""Read and write .safetensors files, and check that weights fit a network."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from opendino.core.errors import UserError
 
 
 def write_weights(path: Path, network: nn.Module) -> None:
-    """Write all weights of a network at once or not at all."""
+    """Write the state dict of a network to a .safetensors file, atomically."""
     state = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
     atomic_write.write(path, safetensors.torch.save(state, metadata={"format": "pt"}))
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file.
+    """Read the tensors of a .safetensors file.
 
     Raises:
-        UserError: It is damaged.
+        UserError: The file is damaged.
     """
     try:
         return safetensors.torch.load_file(path)
@@ -33,10 +33,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def read_shapes(path: Path) -> dict[str, Tensor]:
-    """The shapes of a file's tensors, as tensors on the device `meta`: only the head of the file is read.
+    """Read the shapes of a .safetensors file, as tensors on the device `meta`: only the header is read.
 
     Raises:
-        UserError: It is damaged.
+        UserError: The file is damaged.
     """
     try:
         with safetensors.safe_open(path, framework="pt") as file:
@@ -50,55 +50,55 @@ def load_weights(module: nn.Module, state: Mapping[str, Tensor], source: str) ->
     """Load weights into a module; every key and shape must fit. Floating-point dtypes follow the module.
 
     Raises:
-        UserError: They do not; says which, a few of each kind.
+        UserError: A key or shape does not fit; names a few of each kind.
     """
     check_weights(module, state, source)
     module.load_state_dict(dict(state))
 
 
 def load_foreign_weights(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Load weights that somebody else wrote: every key and shape must fit, and every number must be finite.
+    """Load weights of a file: every key and shape must fit, and every value must be finite.
 
     Raises:
-        UserError: Keys or shapes differ, whole numbers stand where fractions belong, or a number is NaN or infinite.
+        UserError: Keys or shapes differ, a tensor is integer instead of floating point, or a value is NaN or infinite.
     """
     own = module.state_dict()
-    odd = [key for key in own if key in state and state[key].is_floating_point() != own[key].is_floating_point()]
-    if odd:
-        kind = str(state[odd[0]].dtype).removeprefix("torch.")
-        raise UserError(f"{source} holds {odd[0]} as {kind}", "Save its weights as floating-point numbers")
+    wrong_kind = [key for key in own if key in state and state[key].is_floating_point() != own[key].is_floating_point()]
+    if wrong_kind:
+        kind = str(state[wrong_kind[0]].dtype).removeprefix("torch.")
+        raise UserError(f"{source} holds {wrong_kind[0]} as {kind}", "Save its weights as floating-point numbers")
     load_weights(module, state, source)
     for key, value in module.state_dict().items():
         if value.is_floating_point() and not value.isfinite().all():
             raise UserError(
-                f"{source} holds numbers in {key} that are not finite (NaN or infinite)", "Take an earlier checkpoint"
+                f"{source} holds numbers in {key} that are not finite (NaN or infinite)", "Use an earlier checkpoint"
             )
 
 
 def check_weights(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Compare keys and shapes with a module's; both may be on the device `meta`.
+    """Compare keys and shapes with those of a module; both may be on the device `meta`.
 
     Raises:
-        UserError: They differ; says which, a few of each kind.
+        UserError: They differ; names a few of each kind.
     """
     own = module.state_dict()
     both = [key for key in own if key in state]
-    findings = {
+    differences = {
         "lacks": [key for key in own if key not in state],
-        "has besides": [key for key in state if key not in own],
+        "also has": [key for key in state if key not in own],
         "has in another shape": [
             f"{key} {tuple(state[key].shape)} for {tuple(own[key].shape)}"
             for key in both
             if state[key].shape != own[key].shape
         ],
     }
-    if any(findings.values()):
-        parts = "; ".join(f"{what} {_some(items)}" for what, items in findings.items() if items)
+    if any(differences.values()):
+        parts = "; ".join(f"{what} {_some(items)}" for what, items in differences.items() if items)
         raise UserError(f"{source} does not fit {type(module).__name__}: it {parts}", "Is it of another architecture?")
 
 
 def _some(items: Sequence[str], limit: int = 4) -> str:
-    shown = ", ".join(item[:120] for item in items[:limit])  # a stranger's key may be a megabyte long
+    shown = ", ".join(item[:120] for item in items[:limit])  # keys of an untrusted file may be very long
     return shown + (f" and {len(items) - limit} more" if len(items) > limit else "")
 
 

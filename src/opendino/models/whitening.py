@@ -1,4 +1,4 @@
-"""PCA whitening of features (Jégou & Chum 2012): directions in which all images vary alike stop dominating cosines."""
+"""PCA whitening of features (Jégou & Chum 2012), so that high-variance directions do not dominate the cosine."""
 
 from __future__ import annotations
 
@@ -12,48 +12,50 @@ from opendino.core.errors import UserError
 
 @dataclass(frozen=True)
 class Whitening:
-    """x ↦ W (x − mean).
+    """A whitening transform: x → W (x - mean).
 
     Attributes:
         mean: float `[D]`.
-        matrix: W, float `[D' D]`, the rows by falling variance.
+        matrix: W, float `[D' D]`, rows by descending variance.
     """
 
     mean: Tensor
     matrix: Tensor
 
     def __call__(self, features: Tensor) -> Tensor:
-        """Features `[M D]` → `[M D']`, not scaled to unit length."""
+        """Features `[M D]` → `[M D']`, not L2-normalized."""
         return (features - self.mean.to(features)) @ self.matrix.to(features).T
 
 
 @torch.no_grad()
 def fit(features: Tensor, centered: bool = True, eps: float = 1e-5) -> Whitening:
-    """Learn a whitening: after it, the features it was learnt on have the identity as covariance.
+    """Fit a PCA whitening: the whitened training features have the identity as covariance.
 
-    A variance below `eps` times the largest is taken as that, as in DINO v1, lest noise be blown up. Directions that no
-    feature varies in are left out, so with fewer features than dimensions D' is at most M - 1 (M if not centered).
-    All in float64.
+    Variances are clamped to at least `eps` times the largest, as in DINO v1, so that noise is not amplified. Directions
+    without variance are dropped, so with fewer features than dimensions D' is at most M - 1 (M if not centered).
+    Computed in float64.
 
     Args:
         features: float `[M D]`.
-        centered: Whether the covariance is about the mean. DINO v1's copy detection takes it about the origin and
-            subtracts the mean all the same.
-        eps: Above 0.
+        centered: Subtract the mean before the covariance. DINO v1's copy detection does not, but still subtracts it
+            when the transform is applied.
+        eps: Smallest variance as a fraction of the largest, above 0.
 
     Raises:
-        UserError: A single feature, or all are the same.
+        UserError: There are fewer than two features, or all are equal.
     """
     if len(features) < 2:
-        raise UserError("Whitening cannot be learnt from a single image", "Give a folder with more images")
-    table = features.double()
-    mean = table.mean(0)
-    spread = table - mean if centered else table
-    variance, directions = torch.linalg.eigh(spread.T @ spread / len(table))  # ascending
+        raise UserError("Whitening cannot be learned from a single image", "Give a folder with more images")
+    rows = features.double()
+    mean = rows.mean(0)
+    deviations = rows - mean if centered else rows
+    variance, directions = torch.linalg.eigh(deviations.T @ deviations / len(rows))  # ascending
     largest = float(variance[-1])
-    if not largest > 1e-12 * float(table.square().mean()):
-        raise UserError("Whitening cannot be learnt: all images have the same feature", "Give a folder of other images")
-    kept = int((variance > 1e-12 * largest).sum())  # below is the rounding of float32 features
+    if not largest > 1e-12 * float(rows.square().mean()):
+        raise UserError(
+            "Whitening cannot be learned: all images have the same feature", "Give a folder of other images"
+        )
+    kept = int((variance > 1e-12 * largest).sum())  # smaller ones are rounding errors of float32 features
     variance, directions = variance.flip(0)[:kept], directions.flip(1)[:, :kept]
     matrix = directions.T / variance.clamp_min(eps * largest).sqrt()[:, None]
     return Whitening(mean.to(features.dtype), matrix.to(features.dtype))

@@ -73,7 +73,7 @@ def test_a_full_checkpoint_as_the_original_saves_it(layouts: Layouts, tmp_path: 
     assert tree["args"] == vars(saved["args"]) and tree["epoch"] == 100
     assert tree["optimizer"]["param_groups"] == saved["optimizer"]["param_groups"]
     imported, model = import_model(str(tmp_path / "checkpoint.pth"), str(tmp_path / "model"))
-    assert "97 prototypes left out" in imported.about
+    assert "97 prototypes are not imported" in imported.about
     for which, prefix in (("teacher", "backbone."), ("student", "module.backbone.")):
         found = load(tmp_path / "model", which).backbone.state_dict()
         assert found.keys() == layouts.tiny.keys()
@@ -108,7 +108,7 @@ def test_what_is_written_comes_back_in_every_bit(tmp_path: Path, name: str) -> N
 def test_networks_that_the_original_does_not_know_are_not_written(tmp_path: Path) -> None:
     for network in (backbone("conv4"), backbone("vit_tiny/16", num_registers=4)):
         save_backbone(tmp_path / "ours", {"teacher": network}, preprocessing=preprocessing(32))
-        with pytest.raises(UserError, match="DINO v1 knows no "):
+        with pytest.raises(UserError, match="DINO v1 has no "):
             dino_v1.write(load(tmp_path / "ours"), tmp_path / "out.pth", dino_v1.Config())
     assert not (tmp_path / "out.pth").exists()
 
@@ -131,8 +131,8 @@ def test_golden_weights_of_the_original_give_its_features(golden_file: Path, tmp
     ("change", "said"),
     [
         ({"blocks.1.norm1.bias": None, "norm.bias": None}, r"it lacks blocks\.1\.norm1\.bias, norm\.bias\."),
-        ({"extra.weight": torch.ones(2)}, r"it has besides extra\.weight\."),
-        ({"cls_token": torch.ones(())}, r"is of no layout known here .*; it has cls_token, pos_embed, .* and 26 more"),
+        ({"extra.weight": torch.ones(2)}, r"it also has extra\.weight\."),
+        ({"cls_token": torch.ones(())}, r"has no known format .*; its keys are cls_token, pos_embed, .* and 26 more"),
         ({"norm.bias": torch.ones(65)}, r"it has in another shape norm\.bias \(65,\) for \(64,\)\."),
         ({"norm.bias": torch.full((64,), torch.nan)}, r"numbers in norm\.bias that are not finite"),
         ({"norm.bias": torch.full((64,), 1e300, dtype=torch.float64)}, r"numbers in norm\.bias that are not finite"),

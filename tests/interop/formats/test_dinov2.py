@@ -97,8 +97,10 @@ def test_near_misses() -> None:
     original = v2(made("vit_small_patch14_dinov2"))
     del original["blocks.11.ls2.gamma"]
     original["more"] = torch.ones(1)
-    with pytest.raises(UserError, match=r"it lacks blocks\.11\.ls2\.gamma; has besides more\."):
+    with pytest.raises(UserError, match=r"it lacks blocks\.11\.ls2\.gamma; also has more\."):
         read_recognized(Checkpoint(Path("pretrain.pth"), original))
     original["cls_token"] = torch.ones(1, 1, 100)
-    with pytest.raises(UserError, match="is 100 wide, from which the heads of its attention cannot be told"):
+    with pytest.raises(
+        UserError, match="is 100 wide, not a multiple of 64, so its number of attention heads is unknown"
+    ):
         read_recognized(Checkpoint(Path("pretrain.pth"), original))

@@ -62,13 +62,13 @@ def test_file_alone_of_a_named_architecture(tmp_path: Path) -> None:
     theirs = made("mobilenetv3_small_050", num_classes=3)
     torch.save({"state_dict": {f"module.{k}": v for k, v in theirs.state_dict().items()}}, tmp_path / "a.pth")
     with pytest.raises(
-        UserError, match=r"of no layout known here \(dino_v1, .*; it has .* and \d+ more.*--architecture"
+        UserError, match=r"has no known format \(dino_v1, .*; its keys are .* and \d+ more.*--architecture"
     ):
         import_model(str(tmp_path / "a.pth"), str(tmp_path / "ours"))
     imported, _ = import_model(str(tmp_path / "a.pth"), str(tmp_path / "ours"), "mobilenetv3_small_050")
     found, wanted = imported.networks["teacher"].state_dict(), theirs.state_dict()
     assert all(torch.equal(found[f"model.{key}"], value) for key, value in wanted.items() if "classifier" not in key)
-    with pytest.raises(UserError, match=r"does not fit MobileNetV3: it has besides .*; has in another shape "):
+    with pytest.raises(UserError, match=r"does not fit MobileNetV3: it also has .*; has in another shape "):
         import_model(str(tmp_path / "a.pth"), str(tmp_path / "other"), "tf_mobilenetv3_small_minimal_100")
     with pytest.raises(UserError, match=r"Unknown backbone 'mobilenetv3_smal'\. Did you mean mobilenetv3_small"):
         import_model(str(tmp_path / "a.pth"), str(tmp_path / "other"), "mobilenetv3_smal")
@@ -109,7 +109,7 @@ def test_a_description_may_not_name_files_or_places(tmp_path: Path) -> None:
             read_recognized(checkpoint_files.read(path))
     for place in ("local-dir:/tmp/evil", "hf-hub:evil/model"):
         path = folder(tmp_path / place[:5], theirs, architecture=place)
-        with pytest.raises(UserError, match=f"'{place}' is a place, no architecture of timm"):
+        with pytest.raises(UserError, match=f"'{place}' is an address, not an architecture of timm"):
             read_recognized(checkpoint_files.read(path))
     path = folder(tmp_path / "nonsense", theirs, model_args={"layers": "many"})
     with pytest.raises(UserError, match=r"timm cannot build 'resnet18' as '.*nonsense' describes it|takes no option"):

@@ -1,8 +1,8 @@
-"""Files of the original DINO (Caron et al. 2021): full checkpoints, and files of a backbone alone.
+"""Import and export files of the original DINO (Caron et al. 2021): full checkpoints, and files of a backbone alone.
 
 A full checkpoint is {"student": {"module.backbone.…", "module.head.…"}, "teacher": {"backbone.…", "head.…"}, …}. The
-backbone is a ViT by the keys of `models.vit`, or a ResNet by torchvision's. A file of a backbone alone has its bare
-keys; a bare ResNet is left to `interop.torchvision`.
+backbone is a ViT by the keys of `models.vit`, or a ResNet by torchvision's. A file of a backbone alone has the same
+keys without prefix; `formats.torchvision` reads a ResNet without prefix.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from opendino.models.load import Model, load, preprocessing
 from opendino.models.timm_backbone import TimmBackbone
 from opendino.models.vit import VisionTransformer
 
-# The last layer is weight-normed; in early files the head has other names.
+# The last layer is weight-normalized; in early files the head has other names.
 _HEAD = re.compile(
     r"head\.mlp\.(\d+\.(weight|bias|running_mean|running_var|num_batches_tracked)|weight|bias)"
     r"|head\.last_layer\.(weight|weight_g|weight_v|parametrizations\.weight\.original[01])"
@@ -35,7 +35,7 @@ _HEAD = re.compile(
 
 
 def recognizes(checkpoint: Checkpoint) -> bool:
-    """Student and teacher with a `backbone.`, or the bare keys of a ViT without layer scale and classifier."""
+    """Student and teacher with the prefix `backbone.`, or the keys of a ViT without layer scale and classifier."""
     if "architecture" in (checkpoint.config or {}):
         return False
     parts = [_parts(state) for state in checkpoint.networks.values()]
@@ -45,43 +45,45 @@ def recognizes(checkpoint: Checkpoint) -> bool:
 
 
 def read(checkpoint: Checkpoint) -> Imported:
-    """Teacher and student, or the one network there is; heads are checked for their names and left out.
+    """Read teacher and student, or the single network; keys of heads are checked and dropped.
 
     Raises:
-        UserError: A key is unknown or missing, a shape wrong, or a number not finite.
+        UserError: A key is unknown or missing, a shape is wrong, or a value is not finite.
     """
     networks, prototypes = {}, 0
     for which, state in checkpoint.networks.items():
         source = f"the {which} of '{checkpoint.path}'" if len(checkpoint.networks) > 1 else f"'{checkpoint.path}'"
         backbone, rest = _parts(state)
-        if odd := [key for key in rest if not _HEAD.fullmatch(key)]:
-            raise UserError(f"{source} has {odd[0]}, part of neither backbone nor head", "Is it of another method?")
+        if unknown := [key for key in rest if not _HEAD.fullmatch(key)]:
+            raise UserError(f"{source} has {unknown[0]}, part of neither backbone nor head", "Is it of another method?")
         last = [value.shape[:1] for key, value in rest.items() if key.startswith("head.last_layer.weight")]
         prototypes = max(prototypes, *(rows for shape in last for rows in shape), 0)
         networks[which] = _network(backbone, source, checkpoint.config or {})
     first = next(iter(networks.values()))
     if any((other.name, other.kwargs) != (first.name, first.kwargs) for other in networks.values()):
         names = " and ".join(f"{which} {network.name}" for which, network in networks.items())
-        raise UserError(f"'{checkpoint.path}' holds networks of different shapes: {names}", "Keep one of the two")
+        raise UserError(
+            f"'{checkpoint.path}' holds networks of different shapes: {names}", "Save one of the two to a separate file"
+        )
     return Imported(networks, preprocessing(int(str(first.kwargs["image_px"]))), _about(checkpoint, first, prototypes))
 
 
 @dataclass(frozen=True)
 class Config(Checked):
-    """How a file in the manner of DINO v1 is written."""
+    """Options of the DINO v1 export."""
 
     with_student: str | None = None
-    """A run or model folder whose student is kept too: a file {"teacher", "student"}; a backbone alone by default."""
+    """Run or model folder whose student is also exported: the file is {"teacher", "student"} instead of a backbone."""
 
 
 def write(model: Model, out: Path, config: Config) -> float:
-    """Write weights by the original's keys with `torch.save`. Preprocessing has no place in such a file.
+    """Write weights by the original keys with `torch.save`. The format has no field for the preprocessing.
 
     Returns:
-        The largest difference on random images of the features after reading the file back.
+        The largest difference of features on random images after reading the file back.
 
     Raises:
-        UserError: The original knows no such network, or there is no such student.
+        UserError: DINO v1 has no such architecture, or there is no such student.
     """
     state: dict[str, Any] = _state(model.backbone)
     if config.with_student is not None:
@@ -103,14 +105,14 @@ def write(model: Model, out: Path, config: Config) -> float:
 
 
 def _parts(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """A network's backbone with bare keys, and what is on top of it; all is backbone where no key says `backbone.`."""
+    """Split a state dict into (backbone without prefix, rest); all of it is backbone if no key has `backbone.`."""
     inside = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
     return (inside, {key: state[key] for key in state if not key.startswith("backbone.")}) if inside else (state, {})
 
 
 def _is_plain_vit(state: dict[str, Tensor]) -> bool:
-    alien = {"mask_token", "head.weight", "blocks.0.ls1.gamma", "reg_token"}
-    return architectures.is_vit(state) and not alien & state.keys()
+    foreign_keys = {"mask_token", "head.weight", "blocks.0.ls1.gamma", "reg_token"}
+    return architectures.is_vit(state) and not foreign_keys & state.keys()
 
 
 def _network(state: dict[str, Tensor], source: str, config: dict[str, Any]) -> Backbone:
@@ -123,25 +125,25 @@ def _about(checkpoint: Checkpoint, backbone: Backbone, prototypes: int) -> str:
     kwargs: dict[str, Any] = backbone.kwargs
     epoch = checkpoint.tree.get("epoch")
     kind = "full checkpoint" if prototypes else "backbone"
-    parts = [f"{kind} of {backbone.name} by the keys of DINO v1"]
+    parts = [f"{kind} of {backbone.name} with the keys of DINO v1"]
     if isinstance(backbone, VisionTransformer):
         block: Any = backbone.blocks[0]
         parts.append(f"for {kwargs['image_px']} px, {len(backbone.blocks)} blocks of {block.attn.num_heads} heads")
     if isinstance(epoch, int) and 0 < epoch < 10**6:
         parts.append(f"after {epoch} epochs")
     if prototypes:
-        parts.append(f"its heads of {prototypes:,} prototypes left out")
+        parts.append(f"its heads of {prototypes:,} prototypes are not imported")
     return ", ".join(parts)
 
 
 def _state(backbone: Backbone) -> dict[str, Tensor]:
-    """Weights by the original's keys."""
+    """Weights by the original keys."""
     if isinstance(backbone, VisionTransformer) and not backbone.num_registers:
         state = backbone.state_dict()
     elif isinstance(backbone, TimmBackbone) and architectures.is_resnet(backbone.model.state_dict()):
         state = backbone.model.state_dict()
     else:
         raise UserError(
-            f"DINO v1 knows no {backbone.name}, only ViTs without registers and ResNets", "Choose another --to"
+            f"DINO v1 has no {backbone.name}, only ViTs without registers and ResNets", "Choose another --to"
         )
     return {key: value.detach().cpu().contiguous() for key, value in state.items()}

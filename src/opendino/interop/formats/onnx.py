@@ -1,4 +1,4 @@
-"""ONNX, checked with onnxruntime: images in, CLS and patches out, attention on request."""
+"""Export to ONNX, checked with onnxruntime: images → CLS, patches and optionally attention."""
 
 from __future__ import annotations
 
@@ -19,45 +19,48 @@ from opendino.models.load import Model
 
 @dataclass(frozen=True)
 class Config(Checked):
-    """How the graph is written."""
+    """Options of the ONNX export."""
 
     attention: bool = False
-    """Also give the last block's self-attention [B heads T T]."""
+    """Also output the last block's self-attention [B heads T T]."""
     opset: Annotated[int, Meta(ge=18, le=23)] = 18
-    """Version of ONNX's operators; 18 is what most runtimes know."""
+    """ONNX opset version; most runtimes support 18. Raise it only if your runtime needs a newer one."""
 
 
 def write(model: Model, out: Path, config: Config) -> float:
-    """Write images float32 `[B 3 H W]` → cls `[B D]`, patches `[B N D]` and on request attention `[B heads T T]`.
+    """Write images float32 `[B 3 H W]` → cls `[B D]`, patches `[B N D]`, optionally attention `[B heads T T]`.
 
-    Batch and, where the network can be recorded so, image size are open. The file's metadata hold the fingerprint and,
-    as JSON, how to prepare images. Weights beyond the 2 GB of one file lie in `NAME.onnx.data` beside it.
+    Batch size and, if the network supports it, image size are dynamic. The metadata of the file hold the fingerprint
+    and the preprocessing as JSON. Weights beyond the 2 GB limit of one file are in `NAME.onnx.data` next to it.
+
+    Returns:
+        The largest difference between outputs of the network and of onnxruntime.
 
     Raises:
-        UserError: The name does not end in .onnx, or the network cannot be recorded or has no attention.
+        UserError: The name does not end in .onnx, or the network cannot be exported or has no attention.
     """
     import onnxruntime
 
     if out.suffix != ".onnx":
         raise UserError(f"'{out.name}' does not end in .onnx", f"Write --out {out.stem}.onnx")
-    recorded = traced_graph.record(model, config.attention)
+    traced = traced_graph.trace(model, config.attention)
     names = ["cls", "patches", *(["attention"] if config.attention else [])]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter, about itself
+        warnings.simplefilter("ignore")  # warnings of the exporter about its own code
         graph = torch.onnx.export(
-            recorded.program, input_names=["images"], output_names=names, opset_version=config.opset, verbose=False,
+            traced.program, input_names=["images"], output_names=names, opset_version=config.opset, verbose=False,
             dynamo=True,
         )  # fmt: skip
     assert graph is not None
     graph.model.producer_name = "opendino"
-    told = {"architecture": model.backbone.name, "fingerprint": model.fingerprint, "image_sides": recorded.sides}
-    graph.model.metadata_props.update(told | {"preprocessing": json.dumps(model.preprocessing)})
+    metadata = {"architecture": model.backbone.name, "fingerprint": model.fingerprint, "image_sides": traced.sides}
+    graph.model.metadata_props.update(metadata | {"preprocessing": json.dumps(model.preprocessing)})
     graph.save(out)
     session, largest = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"]), 0.0
-    for batch, height, width in recorded.sizes:
+    for batch, height, width in traced.sizes:
         images = compare_outputs.random_images(model, batch, height, width)
         theirs = [torch.from_numpy(found) for found in session.run(names, {"images": images.numpy()})]
         with torch.no_grad():
-            ours = recorded.network(images)
+            ours = traced.network(images)
         largest = max(largest, compare_outputs.largest_difference(ours, theirs, "onnxruntime"))
     return largest

@@ -1,4 +1,4 @@
-"""Our own model folder: safetensors, JSON and a model card, without the state of training."""
+"""Export to our own model folder: safetensors, JSON and a model card, without training state."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from opendino.models.load import Model, load, save_backbone
 
 @dataclass(frozen=True)
 class Config(Checked):
-    """No flags."""
+    """No options."""
 
 
 def write(model: Model, out: Path, config: Config) -> float:
-    """Write a folder that `opendino.load` and every verb take, with the classifier if the network has one.
+    """Write a folder for `opendino.load` and every command that takes a MODEL, with the classifier if there is one.
 
     Returns:
-        The largest difference of features after loading it again.
+        The largest difference of the features after loading it again.
     """
     save_backbone(
         out,

@@ -1,4 +1,4 @@
-"""timm's layouts: a model folder of its hub (config.json beside the weights), or a file of its keys."""
+"""Import and export timm models: folders of timm on the Hub (config.json and weights), or files with timm's keys."""
 
 from __future__ import annotations
 
@@ -19,39 +19,39 @@ from opendino.models.load import Model
 from opendino.models.timm_backbone import TimmBackbone, described_preprocessing, published_preprocessing
 
 _PLAIN = {192: ("tiny", (16,)), 384: ("small", (8, 16, 32)), 768: ("base", (8, 16, 32)), 1024: ("large", (16, 32))}
-"""timm's plain ViTs by width: size, and patches in pixels."""
+"""timm's standard ViTs by width: size name, and patch sizes in pixels."""
 _DINOV2 = {384: "small", 768: "base", 1024: "large", 1536: "giant"}
 _DINOV3 = {
     (192, False): "tiny", (384, False): "small", (384, True): "small_plus", (768, False): "base",
     (1024, False): "large", (1280, True): "huge_plus", (4096, True): "7b",
 }  # fmt: skip
-"""By width, and whether the MLP is gated."""
+"""DINOv3 size names by (width, gated MLP?)."""
 
 
 _INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 
 
 def recognizes(checkpoint: Checkpoint) -> bool:
-    """config.json or the user names timm's architecture, or the shapes leave only one."""
+    """config.json or the user names an architecture of timm, or the shapes match only one."""
     return isinstance((checkpoint.config or {}).get("architecture"), str) or guess(checkpoint.state) is not None
 
 
 def read(checkpoint: Checkpoint) -> Imported:
-    """Any model of timm; a linear classifier on its features is kept.
+    """Read any model of timm; a linear classifier on its features is kept.
 
     Raises:
-        UserError: No such model, or a key is unknown or missing, a shape wrong, or a number not finite.
+        UserError: There is no such model, a key is unknown or missing, a shape is wrong, or a value is not finite.
     """
     config, source = checkpoint.config or {}, f"'{checkpoint.path}'"
     name = config.get("architecture") or guess(checkpoint.state)
     if not checkpoint.state:
-        raise UserError(f"{source} holds no plain state dict of timm's keys", "Leave --architecture out")
+        raise UserError(f"{source} holds no single state dict with timm's keys", "Leave --architecture out")
     if timm_folder.OURS in config:
         ours = timm_folder.read_ours(config[timm_folder.OURS], checkpoint.state, source)
         wanted = described_preprocessing(config.get("pretrained_cfg") or {})
         return Imported({"teacher": ours}, wanted, f"{ours.name}, exported by opendino for timm")
     if ":" in str(name):
-        raise UserError(f"'{name}' is a place, no architecture of timm", "Download it, and import the folder")
+        raise UserError(f"'{name}' is an address, not an architecture of timm", "Download it, then import the folder")
     try:
         described, options = dict(config.get("pretrained_cfg") or {}), dict(config.get("model_args") or {})
         pool = options.get("global_pool") or config.get("global_pool")
@@ -59,7 +59,10 @@ def read(checkpoint: Checkpoint) -> Imported:
             options.pop(option, None)
         wanted = described_preprocessing(described) if described else published_preprocessing(str(name))
         if wanted["interpolation"] not in _INTERPOLATIONS:
-            raise UserError(f"{source} wants its images as {wanted}", "Only Pillow's interpolations are possible")
+            raise UserError(
+                f"{source} needs the interpolation {wanted['interpolation']!r}",
+                f"Supported: {', '.join(_INTERPOLATIONS)}",
+            )
         options |= {"global_pool": pool} if pool else {}
         check_kwargs(str(name), options, source)
         heads, first = (_names(str(name), config, key) for key in ("classifier", "first_conv"))
@@ -69,12 +72,12 @@ def read(checkpoint: Checkpoint) -> Imported:
         network = backbone(str(name), rest, source, wanted["image_px"], **options)
     except UserError:
         raise
-    except Exception as error:  # whatever timm makes of a config.json that is not its own
+    except Exception as error:  # timm raises many types for an invalid config.json
         raise UserError(
-            f"timm cannot build '{name}' as {source} describes it: {first_line(error)}", "Name another one"
+            f"timm cannot build '{name}' as {source} describes it: {first_line(error)}", "Choose another --architecture"
         ) from error
     heads = tuple(f"{head}." for head in heads)
-    ours = len(heads) == 1 and top.keys() == {f"{heads[0]}weight", f"{heads[0]}bias"}  # others we do not keep
+    ours = len(heads) == 1 and top.keys() == {f"{heads[0]}weight", f"{heads[0]}bias"}  # other classifiers are dropped
     ours = ours and top[f"{heads[0]}weight"].shape[1:] == (network.embed_dim,)
     linear = architectures.classifier(top, heads[0], source) if ours else None
     about = f"{network.name} of timm" + (f", {linear.out_features:,} classes" if linear else "")
@@ -83,17 +86,17 @@ def read(checkpoint: Checkpoint) -> Imported:
 
 @dataclass(frozen=True)
 class Config(Checked):
-    """No flags."""
+    """No options."""
 
 
 def write(model: Model, out: Path, config: Config) -> float:
-    """Write a folder for `timm.create_model("local-dir:FOLDER", pretrained=True)`; without a classifier.
+    """Write a folder for `timm.create_model("local-dir:FOLDER", pretrained=True)`, without classifier.
 
     Returns:
-        The largest difference of the features, at the size of image that the model is used at.
+        The largest difference of the features, at the image size of the model.
 
     Raises:
-        UserError: timm has no such network, or loads another one.
+        UserError: timm has no such architecture, or loads a different network.
     """
     import timm
 
@@ -101,16 +104,16 @@ def write(model: Model, out: Path, config: Config) -> float:
     loading = f'import timm\nmodel = timm.create_model("local-dir:{out.name}", pretrained=True).eval()'
     remarks = (
         "" if isinstance(model.backbone, TimmBackbone) else
-        "At other image sizes than that of training timm resamples position embeddings in its own way, and features "
+        "At image sizes other than that of training, timm resamples position embeddings differently, so features "
         "differ from opendino's, which follow DINO v1. `checkpoint_path=` takes `model.safetensors` together with "
         "`model_args` of `config.json`."
     )  # fmt: skip
     timm_folder.write_folder(model, out, card(model, "timm", loading, remarks))
     try:
         again = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
-    except Exception as error:  # whatever timm says of what it cannot build again
+    except Exception as error:  # timm raises many types for models it cannot build
         raise UserError(
-            f"timm cannot load {model.backbone.name} again: {first_line(error)}", "Choose another --to"
+            f"timm cannot load the exported {model.backbone.name}: {first_line(error)}", "Choose another --to"
         ) from error
     images = compare_outputs.random_images(model)
     with torch.no_grad():
@@ -120,13 +123,13 @@ def write(model: Model, out: Path, config: Config) -> float:
 def backbone(
     name: str, state: dict[str, Tensor], source: str, image_px: int | None = None, **options: Any
 ) -> TimmBackbone:
-    """A model of timm with these weights, for images of the size that their position embeddings are for."""
+    """Build a model of timm with these weights, for the image size of their position embeddings."""
     image_px = _image_px(state) or image_px or published_preprocessing(name)["image_px"]
     return architectures.timm(name, {**options, "image_px": image_px}, state, source)
 
 
 def _names(name: str, config: dict[str, Any], key: str) -> tuple[str, ...]:
-    """What config.json or else timm says is the `classifier` or the `first_conv` of an architecture."""
+    """Layer names for `key`, "classifier" or "first_conv", of an architecture: from timm, or else from config.json."""
     import timm
 
     published = timm.get_pretrained_cfg(name)
@@ -135,13 +138,13 @@ def _names(name: str, config: dict[str, Any], key: str) -> tuple[str, ...]:
 
 
 def sized(wanted: dict[str, Any], network: TimmBackbone) -> dict[str, Any]:
-    """A preprocessing for the size that a network is made for."""
+    """Scale a preprocessing to the image size of a network."""
     image_px: Any = network.kwargs["image_px"]
     return {**wanted, "image_px": image_px, "resize_px": wanted["resize_px"] * image_px // wanted["image_px"]}
 
 
 def guess(state: dict[str, Tensor]) -> str | None:
-    """The one model of timm that has these keys and shapes, as far as they say; None where several might."""
+    """Name of the timm model with these keys and shapes; None if it is ambiguous."""
     shapes = {key: tuple(value.shape) for key, value in state.items()}
     width, patch = (sum(shapes.get(key, ())[-1:]) for key in ("cls_token", "patch_embed.proj.weight"))
     gated = "blocks.0.mlp.fc1_g.weight" in shapes
@@ -157,7 +160,7 @@ def guess(state: dict[str, Tensor]) -> str | None:
 
 
 def _image_px(state: dict[str, Tensor]) -> int | None:
-    """Side of the images that position embeddings of a square grid, with or without one for CLS, are for."""
+    """Image side in pixels of the stored position embeddings (square grid, with or without CLS); None if unknown."""
     positions, patch = state.get("pos_embed"), state.get("patch_embed.proj.weight")
     if positions is None or patch is None or positions.ndim != 3 or patch.ndim != 4:
         return None

@@ -1,4 +1,4 @@
-"""A recorded graph as one .pt2 file of `torch.export`: runs in PyTorch without this package."""
+"""Export to one .pt2 file of `torch.export`: runs in PyTorch without this package."""
 
 from __future__ import annotations
 
@@ -15,24 +15,27 @@ from opendino.models.load import Model
 
 @dataclass(frozen=True)
 class Config(Checked):
-    """No flags. `torch.export.load` reads such a file; load only those you made yourself, it may run what they say."""
+    """No options. Load the file with `torch.export.load`; load only files you trust, they can execute code."""
 
 
 def write(model: Model, out: Path, config: Config) -> float:
-    """Write images `[B 3 H W]` → (cls `[B D]`, patches `[B N D]`), for any batch and, where possible, any size.
+    """Write the graph images float32 `[B 3 H W]` → (cls `[B D]`, patches `[B N D]`), with dynamic batch and image size.
+
+    Returns:
+        The largest difference of the outputs after loading it again.
 
     Raises:
-        UserError: The name does not end in .pt2, or the network cannot be recorded.
+        UserError: The name does not end in .pt2, or the network cannot be exported.
     """
     if out.suffix != ".pt2":
         raise UserError(f"'{out.name}' does not end in .pt2", f"Write --out {out.stem}.pt2")
-    recorded = traced_graph.record(model)
-    torch.export.save(recorded.program, out)
+    traced = traced_graph.trace(model)
+    torch.export.save(traced.program, out)
     again, largest = torch.export.load(out).module(), 0.0
-    for batch, height, width in recorded.sizes:
+    for batch, height, width in traced.sizes:
         images = compare_outputs.random_images(model, batch, height, width)
         with torch.no_grad():
             largest = max(
-                largest, compare_outputs.largest_difference(recorded.network(images), again(images), "torch.export")
+                largest, compare_outputs.largest_difference(traced.network(images), again(images), "torch.export")
             )
     return largest

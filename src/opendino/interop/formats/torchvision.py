@@ -1,4 +1,4 @@
-"""ResNets by torchvision's keys: its published files, and whatever else keeps to them (timm's; DINO v1's backbone)."""
+"""Import ResNets by torchvision's keys: its published files, and others with these keys (timm, DINO v1)."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from opendino.models.load import preprocessing
 
 
 def recognizes(checkpoint: Checkpoint) -> bool:
-    """The keys of a ResNet, and nobody says which model of timm it is."""
+    """ResNet keys, without a timm model name."""
     return architectures.is_resnet(checkpoint.state) and "architecture" not in (checkpoint.config or {})
 
 
 def read(checkpoint: Checkpoint) -> Imported:
-    """ResNet-18, 34, 50, 101 or 152; its `fc`, if there is one, becomes the classifier.
+    """Read a ResNet-18, 34, 50, 101 or 152; its `fc`, if there is one, becomes the classifier.
 
     Raises:
-        UserError: It is another ResNet, a key is unknown or missing, a shape wrong, or a number not finite.
+        UserError: It is another ResNet, a key is unknown or missing, a shape is wrong, or a value is not finite.
     """
     source = f"'{checkpoint.path}'"
     backbone = {key: value for key, value in checkpoint.state.items() if not key.startswith("fc.")}
@@ -25,5 +25,5 @@ def read(checkpoint: Checkpoint) -> Imported:
     about = f"{network.name} by torchvision's keys"
     if classifier is None:
         return Imported({"teacher": network}, preprocessing(), about)
-    resized = {**preprocessing(), "interpolation": "bilinear"}  # as torchvision evaluates its own
+    resized = {**preprocessing(), "interpolation": "bilinear"}  # the interpolation of torchvision's evaluation
     return Imported({"teacher": network}, resized, f"{about}, {classifier.out_features:,} classes", classifier)
