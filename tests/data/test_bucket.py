@@ -118,5 +118,5 @@ def test_what_a_driver_says_is_passed_on_in_a_line(monkeypatch: pytest.MonkeyPat
 def test_other_file_systems_of_fsspec_are_not_opened(tmp_path: Path) -> None:
     for data in ("github://a:b@c/d", "reference://x", "simplecache::s3://b/x", "zip://a::file:///b.zip"):
         assert not remote_files.is_bucket(data)
-    with pytest.raises(UserError, match="no address in a bucket"):
+    with pytest.raises(UserError, match="not the address of a bucket"):
         open_source(f"bucket:{tmp_path}")

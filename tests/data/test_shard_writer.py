@@ -106,7 +106,7 @@ def test_an_interrupted_pack_goes_on_and_ends_the_same(tmp_path: Path, monkeypat
             raise KeyboardInterrupt
         return write(*args)
 
-    monkeypatch.setattr(shard_writer, "_shard", failing)
+    monkeypatch.setattr(shard_writer, "_write_shard", failing)
     with pytest.raises(KeyboardInterrupt):
         shard_writer.pack(source, asked, tmp_path / "parts")
     monkeypatch.undo()

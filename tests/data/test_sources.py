@@ -331,7 +331,7 @@ def test_files_that_are_no_source(tmp_path: Path) -> None:
     assert "single image" in error.message
     assert str(tmp_path) in error.hint
     (tmp_path / "a.docx").write_text("x")
-    assert "no source of images" in error_of(tmp_path / "a.docx").message
+    assert "not a source of images" in error_of(tmp_path / "a.docx").message
     (tmp_path / "dead").symlink_to("nowhere")
     assert "link" in error_of(tmp_path / "dead").message
 

@@ -75,7 +75,7 @@ def test_a_pax_header_is_gone_through_once() -> None:
             return piece
 
     record = Counted(b"5 a=\n" * 10_000)
-    assert tar_headers._properties(record) == {"a": ""}
+    assert tar_headers._pax_records(record) == {"a": ""}
     assert Counted.taken <= 2 * len(record)
 
 
@@ -94,7 +94,7 @@ def test_a_header_of_megabytes_is_refused_unread(tmp_path: Path, kind: bytes) ->
     )
 )
 def test_any_record_of_properties_ends(record: bytes) -> None:
-    tar_headers._properties(record)
+    tar_headers._pax_records(record)
 
 
 @pytest.mark.parametrize("layout", ["gnu", "posix"])

@@ -83,7 +83,7 @@ def test_nothing_that_is_read_is_called_unsupported() -> None:
     for name, data in bad_images.good().items():
         said = unsupported.kind_of(data)
         assert not said or "a TIFF" in said, name
-    assert not any(unsupported.way_on(ending) for ending in SUFFIXES)
+    assert not any(unsupported.advice_for_suffix(ending) for ending in SUFFIXES)
 
 
 def test_pillows_log_stays_quiet_in_here_and_as_it_was_outside(caplog: pytest.LogCaptureFixture) -> None:

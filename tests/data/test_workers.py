@@ -150,7 +150,7 @@ def test_a_run_begun_on_a_larger_machine_takes_fewer_workers(
 ) -> None:
     monkeypatch.setattr(workers, "MOST_PROCESSES", 2)
     assert list(stream(Right(), InFlightTracker(), 0, 4, 64)) == list(range(4))
-    assert "workers = 2 in place of 64: this machine has" in capsys.readouterr().err
+    assert "Using 2 workers instead of 64: this machine has" in capsys.readouterr().err
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # torch's loader, made by half

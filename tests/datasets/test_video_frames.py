@@ -102,7 +102,7 @@ def test_davis_lists_its_films(tmp_path: Path) -> None:
 
 def test_what_davis_lacks_is_named(tmp_path: Path) -> None:
     root = davis(tmp_path, {"libby": 4}, masks=3)
-    with pytest.raises(UserError, match=r"'libby' has no annotation .*libby/00003\.png\. It needs one a frame"):
+    with pytest.raises(UserError, match=r"'libby' has no annotation .*libby/00003\.png\. It needs one per frame"):
         video_frames.davis(root)
     with pytest.raises(UserError, match=r"no sequence 'liby' .* Did you mean libby"):
         video_frames.davis(root, sequences=["liby"])
@@ -121,7 +121,7 @@ def test_what_davis_lacks_is_named(tmp_path: Path) -> None:
 
 def test_what_is_no_film_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "text.mp4").write_text("no film")
-    with pytest.raises(UserError, match=r"text\.mp4 cannot be read as a film"):
+    with pytest.raises(UserError, match=r"text\.mp4 cannot be read as a video"):
         list(video_frames.frames(tmp_path / "text.mp4"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"no images in .*empty"):

@@ -114,8 +114,8 @@ def make(images: DecodedImages, val: DecodedImages | None, num: int, size_px: in
 
 
 def _some(images: DecodedImages, num: int) -> list[int]:
-    """Up to `num` images, drawn from all of them or, where they lie in blocks, from few blocks."""
-    return [int(index) for index in epoch_order(len(images), images.source.blocks, 0, 0)[:num]]
+    """Up to `num` images, drawn from all of them or, if the source has shards, from few shards."""
+    return [int(index) for index in epoch_order(len(images), images.source.shard_sizes, 0, 0)[:num]]
 
 
 def _labeled(crops: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
