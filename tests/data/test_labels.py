@@ -13,7 +13,7 @@ from PIL import Image
 from opendino.core.errors import UsageError, UserError
 from opendino.core.types import Augment, ViewGroup, ViewSpec
 from opendino.data.cache import DecodedImages
-from opendino.data.labels import known, relabel
+from opendino.data.labels import all_labels, relabel
 from opendino.data.loader import Batches
 from opendino.data.open_source import open_source
 
@@ -34,17 +34,17 @@ def test_all_is_the_source_itself() -> None:
 def test_a_share_is_drawn_from_each_class(share: int) -> None:
     source = open_source("toy:textures?n=200")
     some = relabel(source, f"{share}%", 3)
-    labels, every = known(some), known(source)
+    labels, every = all_labels(some), all_labels(source)
     kept = labels >= 0
     assert Counter(labels[kept].tolist()) == dict.fromkeys(range(10), max(1, share * 20 // 100))
     assert (labels[kept] == every[kept]).all()
     assert (some.key(7), some.classes, len(some)) == (source.key(7), source.classes, len(source))
-    assert np.array_equal(known(relabel(source, f"{share}%", 3)), labels), "a resumed run draws the same"
+    assert np.array_equal(all_labels(relabel(source, f"{share}%", 3)), labels), "a resumed run draws the same"
 
 
 def test_another_seed_draws_another_share() -> None:
     source = open_source("toy:textures?n=200")
-    assert not np.array_equal(known(relabel(source, "10%", 0)), known(relabel(source, "10%", 1)))
+    assert not np.array_equal(all_labels(relabel(source, "10%", 0)), all_labels(relabel(source, "10%", 1)))
 
 
 def test_a_csv_names_classes_by_key_or_by_a_unique_file_name(tmp_path: Path) -> None:

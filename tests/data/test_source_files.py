@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from opendino.data.labels import known, relabel
+from opendino.data.labels import all_labels, relabel
 from opendino.data.list_columns import read_list
 from opendino.data.open_source import list_paths, open_source
 from opendino.data.source_files import cell, line, printable, unescape
@@ -92,9 +92,9 @@ def test_a_list_of_any_names_is_data_and_labels_again(odd: Path, tmp_path: Path,
             file.writelines(f"{line(name)}\t{line(label)}\n" for name, label in rows)
     again = open_source(path)
     assert [again.read(index) for index in range(len(source))] == [source.read(i) for i in range(len(source))]
-    assert again.classes == source.classes and (known(again) == known(source)).all()
+    assert again.classes == source.classes and (all_labels(again) == all_labels(source)).all()
     relabeled = relabel(source, str(path), 0)
-    assert relabeled.classes == source.classes and (known(relabeled) == known(source)).all()
+    assert relabeled.classes == source.classes and (all_labels(relabeled) == all_labels(source)).all()
 
 
 def test_no_cell_begins_a_formula(odd: Path) -> None:

@@ -17,7 +17,7 @@ from opendino.core.errors import BadImage, UsageError, UserError
 from opendino.core.types import Augment, ViewGroup, ViewSpec
 from opendino.data.cache import DecodedImages
 from opendino.data.loader import Batches
-from opendino.data.mmap_table import folder as cache_folder
+from opendino.data.mmap_table import cache_folder
 from opendino.data.open_source import open_source
 from opendino.data.sources import folder, toy
 from opendino.data.sources.archive import ArchiveSource

@@ -42,7 +42,7 @@ class DeviceCache(DecodedImages):
             except BadImage as error:
                 return str(error)
 
-        # Images go to the device in chunks: one copy per image is slow, and one for all takes the memory twice.
+        # Copied in chunks: one copy per image is slow, and one copy of everything needs all images in host memory.
         nothing = torch.empty(0, dtype=torch.uint8)
         chunks, waiting, size = [], [nothing], 0
         for index, found in enumerate(each(read, range(len(images)), self.in_flight, workers)):

@@ -88,15 +88,15 @@ def download(url: str, path: Path) -> str:
             except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
                 reason = _one_line(error)
             gained = file.seek(0, os.SEEK_END) - most
-            # An attempt that made progress resets the count: a slow connection may break many times.
+            # An attempt that gained a MiB or more resets the count: a slow connection may break many times.
             failures = 1 if gained >= _CHUNK_BYTES else failures + 1
             most += max(0, gained)
     raise Unreachable(f"{reason}, {ATTEMPTS} attempts")
 
 
-def small(url: str) -> bytes | None:
+def download_optional(url: str) -> bytes | None:
     """Content of a small optional file; None if it is missing or cannot be downloaded."""
-    path = mmap_table.folder() / f".small-{os.getpid()}-{hashlib.sha256(url.encode()).hexdigest()[:16]}"
+    path = mmap_table.cache_folder() / f".small-{os.getpid()}-{hashlib.sha256(url.encode()).hexdigest()[:16]}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         download(url, path)
@@ -107,7 +107,7 @@ def small(url: str) -> bytes | None:
         path.unlink(missing_ok=True)
 
 
-def keep(name: str, make: Callable[[Path], str | None]) -> Path:
+def cached_file(name: str, make: Callable[[Path], str | None]) -> Path:
     """Return a file from the cache folder; if it is missing, one process on the machine creates it.
 
     A note beside each file has its name, size and validator. A file that does not match its note is discarded, with a
@@ -199,7 +199,9 @@ def _validator_now(url: str, validator: str) -> str:
 
 
 def _cached_path(name: str) -> Path:
-    return mmap_table.folder() / "shards" / hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+    return (
+        mmap_table.cache_folder() / "shards" / hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+    )
 
 
 def _note_path(path: Path) -> Path:

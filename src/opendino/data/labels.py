@@ -52,7 +52,7 @@ class Relabeled(Source):
         self._source.prefetch(indices)
 
 
-def known(source: Source) -> np.ndarray:
+def all_labels(source: Source) -> np.ndarray:
     """All labels of a source, int64 `[len(source)]`; -1 where unknown."""
     return np.array([source.label(index) for index in range(len(source))], np.int64)
 
@@ -84,7 +84,7 @@ def relabel(source: Source, labels: str, seed: int) -> Source:
         raise UserError(
             f"The images have no classes, so labels={labels} cannot keep a share of them", "Give a CSV of path,class"
         )
-    every = known(source)
+    every = all_labels(source)
     kept = np.full_like(every, -1)
     rng = np.random.Generator(np.random.Philox(key=[seed, 0]))
     for label in range(len(source.classes)):

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from opendino.core.errors import BadImage, UserError
 from opendino.core.types import ViewSpec
 from opendino.data.cache import DecodedImages
-from opendino.data.labels import known
+from opendino.data.labels import all_labels
 from opendino.data.sampler import Windowed, epoch_order
 from opendino.data.workers import stream as prefetched
 from opendino.views.sampling import ViewParameters, sample_views
@@ -94,7 +94,7 @@ class Batches(Dataset[Batch | UserError]):
         self.images, self.spec, self.seed = images, spec, seed
         self.batch, self.micro_batches, self.rank, self.world_size = batch, micro_batches, rank, world_size
         self.steps_per_epoch = len(images) // batch
-        self._labeled = np.flatnonzero(known(images.source) >= 0) if spec.labeled_frac else None
+        self._labeled = np.flatnonzero(all_labels(images.source) >= 0) if spec.labeled_frac else None
         self._orders: dict[int, tuple[int, _Order]] = {}
         self._prefetched: dict[int, tuple[int, int]] = {}
 

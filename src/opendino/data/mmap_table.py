@@ -63,16 +63,16 @@ class Names(Sequence[str]):
         return self.text[start : int(self.ends[index])].tobytes().decode("utf-8", "surrogateescape")
 
 
-def folder() -> Path:
+def cache_folder() -> Path:
     """Folder for indexes and downloaded shards: `$XDG_CACHE_HOME/opendino`, by default `~/.cache/opendino`."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "opendino"
 
 
-def place(kind: str, name: str) -> Path:
+def index_path(kind: str, name: str) -> Path:
     """Path of the index file for a dataset, by its kind and name: for example "folder" and its absolute path."""
     digest = hashlib.sha256(f"{kind}\n{name}".encode("utf-8", "surrogateescape")).hexdigest()[:24]
-    return folder() / f"{kind}-{digest}.index"
+    return cache_folder() / f"{kind}-{digest}.index"
 
 
 def save(path: Path, columns: Mapping[str, np.ndarray], note: object) -> None:
@@ -117,11 +117,11 @@ def load(path: Path) -> tuple[Columns, Any] | None:
     return parse(content)
 
 
-def recall(path: Path, rules: str) -> tuple[Columns, Any] | None:
+def load_if_valid(path: Path, rules: str) -> tuple[Columns, Any] | None:
     """Load an index whose note has the same `rules`; one with other rules is deleted, with a log message.
 
     Args:
-        path: The file, from `place`.
+        path: The file, from `index_path`.
         rules: Identifies how the index was made, for example the version of the package and the image suffixes.
 
     Returns:

@@ -36,7 +36,7 @@ def filesystem(address: str) -> Any:
         ) from None
 
 
-def listed(address: str) -> dict[str, int]:
+def list_files(address: str) -> dict[str, int]:
     """List all files below an address, at any depth: path relative to the address → size in bytes, sorted by path.
 
     Raises:

@@ -232,7 +232,7 @@ class Shards:
     def __init__(
         self, names: Sequence[str], store: ShardStore, classes: tuple[str, ...] = (), rule: NameRule = "auto"
     ) -> None:
-        self._store, self._index = store, index.place("shards", "\n".join([rule, *names]))
+        self._store, self._index = store, index.index_path("shards", "\n".join([rule, *names]))
         self._rule: NameRule = rule
         columns, note = self._load_index(names) or self._build_index(names)
         self._names = Names(columns["text"], columns["ends"])
@@ -252,47 +252,47 @@ class Shards:
     def __len__(self) -> int:
         return len(self._names)
 
-    def key(self, place: int) -> str:
+    def key(self, sample: int) -> str:
         """Name of the shard and the sample: `00012.tar/000120034`."""
-        return f"{printable(self._shards[self._shard(place)][self._common_prefix_length :])}/{self._names[place]}"
+        return f"{printable(self._shards[self._shard(sample)][self._common_prefix_length :])}/{self._names[sample]}"
 
-    def label(self, place: int) -> int:
+    def label(self, sample: int) -> int:
         """Index into `classes`, -1 if unknown; read from the index."""
-        return int(self._labels[place])
+        return int(self._labels[sample])
 
-    def read(self, place: int) -> bytes:
+    def read(self, sample: int) -> bytes:
         """The bytes of an image file.
 
         Raises:
             BadImage: The shard cannot be downloaded, has changed, or is damaged at this image.
         """
-        size = int(self._sizes[place])
+        size = int(self._sizes[sample])
         if size == _SPARSE:
             raise BadImage(tar_headers.SPARSE)
         check_size(size)
-        handle = self._open(self._shard(place))
+        handle = self._open(self._shard(sample))
         try:
-            data = os.pread(handle.number, size, int(self._offsets[place]))
+            data = os.pread(handle.number, size, int(self._offsets[sample]))
         except OSError as error:
             raise BadImage(error.strerror or type(error).__name__) from error
         if len(data) < size:
             raise BadImage("the shard ends within this image")
         return data
 
-    def checksum(self, place: int) -> int:
+    def checksum(self, sample: int) -> int:
         """Size of the image file in bytes, from the index: a checksum of the content could need a download."""
-        return int(self._sizes[place])
+        return int(self._sizes[sample])
 
-    def prefetch(self, places: np.ndarray) -> None:
+    def prefetch(self, samples: np.ndarray) -> None:
         """Start to download the shards of these images."""
-        shards = np.unique(np.searchsorted(self._starts, places, "right") - 1)
+        shards = np.unique(np.searchsorted(self._starts, samples, "right") - 1)
         self._store.prefetch([self._shards[shard] for shard in shards if shard not in self._handles])
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_handles": {}}
 
-    def _shard(self, place: int) -> int:
-        return int(np.searchsorted(self._starts, place, "right")) - 1
+    def _shard(self, sample: int) -> int:
+        return int(np.searchsorted(self._starts, sample, "right")) - 1
 
     def _open(self, shard: int) -> _Handle:
         """An open shard; `os.pread` uses no file position, so forked processes and threads can share it."""
@@ -319,7 +319,7 @@ class Shards:
 
     def _load_index(self, names: Sequence[str]) -> tuple[index.Columns, Any] | None:
         """The saved index, if no shard has changed; else None."""
-        known = index.recall(self._index, _RULES)
+        known = index.load_if_valid(self._index, _RULES)
         if known is None:
             return None
         then = {shard: stamp for shard, stamp, *_ in known[1]["shards"]}

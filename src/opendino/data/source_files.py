@@ -189,7 +189,7 @@ def no_images(place: str, others: Counter[str]) -> UserError:
     return UserError(f"No images in {place}: {files} seen ({seen})", hint)
 
 
-def say_left_out(place: str, others: Counter[str]) -> None:
+def log_unsupported(place: str, others: Counter[str]) -> None:
     """Log a message about image files of unsupported kinds, which are left out.
 
     Args:

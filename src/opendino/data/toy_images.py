@@ -17,7 +17,7 @@ def _edge(depth: np.ndarray, soft: float) -> np.ndarray:
     return np.clip(depth / soft + 0.5, 0, 1)
 
 
-def saw(u: np.ndarray) -> np.ndarray:
+def triangle_wave(u: np.ndarray) -> np.ndarray:
     """Distance to the nearest integer: a triangle wave of period 1 between 0 and 0.5."""
     return np.abs(u - np.rint(u))
 
@@ -42,8 +42,8 @@ def _waves(rng: Generator, x: np.ndarray, y: np.ndarray, freq: np.ndarray, ampli
 
 def _bricks(rng: Generator, x: np.ndarray, y: np.ndarray, soft: float) -> np.ndarray:
     u, v = _rotated(rng, x, y)
-    joints = 2 * saw(0.5 * u + 0.5 * np.floor(v))
-    return _edge(np.minimum(joints, saw(v)) - 0.11, soft)
+    joints = 2 * triangle_wave(0.5 * u + 0.5 * np.floor(v))
+    return _edge(np.minimum(joints, triangle_wave(v)) - 0.11, soft)
 
 
 def _cells(rng: Generator, x: np.ndarray, y: np.ndarray, soft: float) -> np.ndarray:
@@ -61,7 +61,7 @@ def _cells(rng: Generator, x: np.ndarray, y: np.ndarray, soft: float) -> np.ndar
 
 
 def _chequers(rng: Generator, x: np.ndarray, y: np.ndarray, soft: float) -> np.ndarray:
-    a, b = (_edge(saw(0.6 * w) - 0.25, soft) for w in _rotated(rng, x, y))
+    a, b = (_edge(triangle_wave(0.6 * w) - 0.25, soft) for w in _rotated(rng, x, y))
     return a + b - 2 * a * b
 
 
@@ -72,7 +72,7 @@ def _clouds(rng: Generator, x: np.ndarray, y: np.ndarray, soft: float) -> np.nda
 
 def _dots(rng: Generator, x: np.ndarray, y: np.ndarray, soft: float) -> np.ndarray:
     u, v = _rotated(rng, x, y)
-    return _edge(0.28 - np.hypot(saw(u), saw(v)), soft)
+    return _edge(0.28 - np.hypot(triangle_wave(u), triangle_wave(v)), soft)
 
 
 def _labyrinth(rng: Generator, x: np.ndarray, y: np.ndarray, soft: float) -> np.ndarray:
@@ -82,7 +82,7 @@ def _labyrinth(rng: Generator, x: np.ndarray, y: np.ndarray, soft: float) -> np.
 
 def _rings(rng: Generator, x: np.ndarray, y: np.ndarray, soft: float) -> np.ndarray:
     u, v = _rotated(rng, 0.65 * x, 0.65 * y)
-    return _edge(0.085 - np.abs(np.hypot(saw(u), saw(v)) - 0.33), soft)
+    return _edge(0.085 - np.abs(np.hypot(triangle_wave(u), triangle_wave(v)) - 0.33), soft)
 
 
 def _scratches(rng: Generator, x: np.ndarray, y: np.ndarray, soft: float) -> np.ndarray:
@@ -103,7 +103,7 @@ def _stripes(rng: Generator, x: np.ndarray, y: np.ndarray, soft: float) -> np.nd
 
 def _zigzag(rng: Generator, x: np.ndarray, y: np.ndarray, soft: float) -> np.ndarray:
     u, v = _rotated(rng, x, y)
-    return _edge(saw(0.9 * v + 1.6 * saw(0.45 * u)) - 0.25, 1.5 * soft)
+    return _edge(triangle_wave(0.9 * v + 1.6 * triangle_wave(0.45 * u)) - 0.25, 1.5 * soft)
 
 
 TEXTURES = {
@@ -169,13 +169,13 @@ def texture(rng: Generator, name: str, size: int) -> np.ndarray:
     return TEXTURES[name](rng, periods * x, periods * y, periods / size)
 
 
-def ground(rng: Generator, size: int, gray: float) -> np.ndarray:
+def background(rng: Generator, size: int, gray: float) -> np.ndarray:
     """A background: a random texture of low contrast around a gray level, float `[H W]` in about 0 .. 255."""
     name = list(TEXTURES)[rng.integers(len(TEXTURES))]
     return gray + rng.uniform(15, 30) * (2 * texture(rng, name, size) - 1)
 
 
-def local_axes(size: int, place: np.ndarray, angle: float) -> tuple[np.ndarray, np.ndarray]:
+def local_coordinates(size: int, place: np.ndarray, angle: float) -> tuple[np.ndarray, np.ndarray]:
     """Pixel coordinates relative to the center `place`, rotated by `angle` (radians).
 
     Returns:
@@ -191,7 +191,7 @@ def form(name: str, x: np.ndarray, y: np.ndarray, radius: float) -> np.ndarray:
 
     Args:
         name: One of `FORMS`.
-        x, y: Coordinates relative to the shape, `[H W]` in units of the side, from `local_axes`.
+        x, y: Coordinates relative to the shape, `[H W]` in units of the side, from `local_coordinates`.
         radius: Radius of the shape, in units of the side.
     """
     return _edge(FORMS[name](x / radius, y / radius), 1 / (radius * len(x)))

@@ -22,9 +22,9 @@ from opendino.data.source_files import (
     is_file,
     is_hidden,
     is_image,
+    log_unsupported,
     no_images,
     printable,
-    say_left_out,
     suffix,
 )
 
@@ -61,7 +61,7 @@ class ArchiveSource(Source):
         members, others = _read_index(path, self._zip, max_list_bytes)
         if not members:
             raise no_images(f"archive {printable(path)}", others)
-        say_left_out(f"archive {printable(path)}", others)
+        log_unsupported(f"archive {printable(path)}", others)
         self._keys = list(members)
         self._names = [name for name, _, _ in members.values()]
         self._offsets = np.array([offset for _, offset, _ in members.values()], np.int64)  # for .tar only

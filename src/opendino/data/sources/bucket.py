@@ -20,9 +20,9 @@ from opendino.data.source_files import (
     class_level,
     is_hidden,
     is_image,
+    log_unsupported,
     no_images,
     printable,
-    say_left_out,
     suffix,
 )
 
@@ -42,7 +42,7 @@ class BucketSource(Source):
         self._address, self._files, self._pid = address.rstrip("/"), None, 0
         found = {
             path: num_bytes
-            for path, num_bytes in remote_files.listed(address).items()
+            for path, num_bytes in remote_files.list_files(address).items()
             if not any(map(is_hidden, path.split("/")))
         }
         self._sizes = {path: num_bytes for path, num_bytes in found.items() if is_image(path)}
@@ -51,7 +51,7 @@ class BucketSource(Source):
             raise UserError(f"{printable(address)} holds shards", f"Give them as wds:{printable(address)}")
         if not self._sizes:
             raise no_images(printable(address), others)
-        say_left_out(printable(address), others)
+        log_unsupported(printable(address), others)
         self._paths = list(self._sizes)
         self._level, self.classes = class_level(self._paths)
         self._label = {name: label for label, name in enumerate(self.classes)}

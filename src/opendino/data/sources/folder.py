@@ -25,10 +25,10 @@ from opendino.data.source_files import (
     detect_layout,
     is_hidden,
     is_image,
+    log_unsupported,
     no_images,
     printable,
     read_regular,
-    say_left_out,
     suffix,
 )
 
@@ -91,14 +91,14 @@ def _list_images(root: str) -> tuple[Names, int, tuple[str, ...]]:
     Returns:
         The sorted relative paths, the level of the folders that name the classes, and the names of the classes.
     """
-    path = index.place("folder", os.path.abspath(root))  # noqa: PTH100 - resolve() would follow links
+    path = index.index_path("folder", os.path.abspath(root))  # noqa: PTH100 - resolve() would follow links
     if remembered := _load_list(root, path):
         return remembered
     start = time.time_ns()
     paths, others, folders = _walk(root)
     if not paths:
         raise no_images(f"folder {printable(root)}", others)
-    say_left_out(f"folder {printable(root)}", others)
+    log_unsupported(f"folder {printable(root)}", others)
     names, (level, classes) = Names.of(paths), class_level(paths)
     times = np.array(list(folders.values()), np.int64).reshape(-1, 3)
     if len(names) >= _LARGE and times.all() and times[:, 1:].max() < start - _SETTLED_NS:
@@ -113,7 +113,7 @@ def _list_images(root: str) -> tuple[Names, int, tuple[str, ...]]:
 
 def _load_list(root: str, path: Path) -> tuple[Names, int, tuple[str, ...]] | None:
     """The saved list, if there is one and no folder has changed; else None."""
-    found = index.recall(path, _rules())
+    found = index.load_if_valid(path, _rules())
     if found is None:
         return None
     columns, note = found

@@ -26,7 +26,7 @@ import numpy as np
 
 from opendino.core.contracts import Source
 from opendino.core.errors import BadImage, UsageError, UserError, unknown
-from opendino.data.download import Unreachable, keep
+from opendino.data.download import Unreachable, cached_file
 from opendino.data.shards import Shards
 from opendino.data.source_files import (
     check_size,
@@ -146,7 +146,7 @@ class _StreamStore:
         return None
 
     def path(self, shard: str) -> Path:
-        return keep(shard, partial(self._write, self._numbers[shard]))
+        return cached_file(shard, partial(self._write, self._numbers[shard]))
 
     def prefetch(self, shards: Sequence[str]) -> None:
         if shards:
@@ -195,38 +195,38 @@ def _image_bytes(value: Any) -> bytes:
     return value
 
 
-def _find_columns(features: Any, image: str | None, label: str | None, kinds: Any) -> _Columns:
+def _find_columns(features: Any, image: str | None, label: str | None, hf_datasets: Any) -> _Columns:
     """Choose the columns of images and labels, by the options or else by their types."""
     for wanted in (image, label):
         if wanted and wanted not in features:
             raise unknown("column", wanted, features)
     if not image:
-        typed = [name for name, kind in features.items() if isinstance(kind, kinds.Image)]
+        typed = [name for name, kind in features.items() if isinstance(kind, hf_datasets.Image)]
         structs = [name for name, kind in features.items() if isinstance(kind, dict) and "bytes" in kind]
         plain = [name for name in _BINARY if getattr(features.get(name), "dtype", "") in ("binary", "large_binary")]
         found = [*typed, *structs, *plain]
         if not found:
             raise UserError(f"No column holds images, of {', '.join(features)}", "Choose one: hf:...?image=COLUMN")
         image = str(found[0])
-    label = label or next((name for name, kind in features.items() if isinstance(kind, kinds.ClassLabel)), None)
+    label = label or next((name for name, kind in features.items() if isinstance(kind, hf_datasets.ClassLabel)), None)
     names = getattr(features[label], "names", ()) if label else ()
     return _Columns(image, label, tuple(map(printable, names)))
 
 
-def _open_dataset(kinds: Any, name: str, options: dict[str, str], streaming: bool) -> Any:
+def _open_dataset(hf_datasets: Any, name: str, options: dict[str, str], streaming: bool) -> Any:
     """Open a dataset with the `datasets` library: a .parquet file, a folder from `save_to_disk`, or a name."""
     split = options.get("split", "train")
     if is_file(name):
-        return kinds.load_dataset("parquet", data_files=[name], split="train", streaming=streaming)
+        return hf_datasets.load_dataset("parquet", data_files=[name], split="train", streaming=streaming)
     if is_folder(name) and any(exists(os.path.join(name, mark)) for mark in ("dataset_dict.json", "state.json")):  # noqa: PTH118
-        found = kinds.load_from_disk(name)
-        if isinstance(found, kinds.DatasetDict):
+        found = hf_datasets.load_from_disk(name)
+        if isinstance(found, hf_datasets.DatasetDict):
             if split not in found:
                 raise unknown("split", split, found)
             found = found[split]
         return found.to_iterable_dataset(num_shards=max(1, len(found.cache_files))) if streaming else found
     rest = {key: options[key] for key in ("revision",) if key in options}
-    return kinds.load_dataset(name, options.get("config"), split=split, streaming=streaming, **rest)
+    return hf_datasets.load_dataset(name, options.get("config"), split=split, streaming=streaming, **rest)
 
 
 def _version(name: str) -> str:
@@ -264,18 +264,18 @@ def build(data: str) -> HfSource:
         raise UsageError(f"streaming is '{options['streaming']}'", "Use true or false")
     streaming = options.get("streaming") == "true"
     try:
-        import datasets as kinds
+        import datasets as hf_datasets
     except ImportError as error:
         raise UserError(
             "Hugging Face datasets need the library datasets", 'Install it: pip install "opendino[streams]"'
         ) from error
     try:
-        dataset = _open_dataset(kinds, name, options, streaming)
+        dataset = _open_dataset(hf_datasets, name, options, streaming)
         if dataset.features is None:  # streaming a dataset without metadata: read the first rows
             dataset = dataset._resolve_features()
-        columns = _find_columns(dataset.features, options.get("image"), options.get("label"), kinds)
-        if isinstance(dataset.features.get(columns.image), kinds.Image):
-            dataset = dataset.cast_column(columns.image, kinds.Image(decode=False))
+        columns = _find_columns(dataset.features, options.get("image"), options.get("label"), hf_datasets)
+        if isinstance(dataset.features.get(columns.image), hf_datasets.Image):
+            dataset = dataset.cast_column(columns.image, hf_datasets.Image(decode=False))
     except UserError:
         raise
     except Exception as error:  # the library raises many kinds of errors

@@ -24,7 +24,17 @@ from numpy.random import Generator, Philox
 
 from opendino.core.contracts import Source
 from opendino.core.errors import UsageError, unknown
-from opendino.data.toy_images import FORMS, TAU, TEXTURES, form, ground, local_axes, pixels, saw, texture
+from opendino.data.toy_images import (
+    FORMS,
+    TAU,
+    TEXTURES,
+    background,
+    form,
+    local_coordinates,
+    pixels,
+    texture,
+    triangle_wave,
+)
 
 Kind = Literal["textures", "forms", "colorful"]
 Split = Literal["train", "val"]
@@ -104,21 +114,22 @@ class ToySource(Source):
         self._needs_forms()
         rng = self._rng(index, stream=_VIDEO)
         sign = rng.choice((-1, 1))
-        scenery = ground(rng, self.size, 128 - sign * rng.uniform(20, 60))
+        scene = background(rng, self.size, 128 - sign * rng.uniform(20, 60))
         names = rng.permutation(self.classes)[: 1 + index % 2]
-        frames = np.repeat(scenery[None], num_frames, axis=0)
+        frames = np.repeat(scene[None], num_frames, axis=0)
         masks = np.zeros(frames.shape, np.uint8)
         time = np.arange(num_frames)
         for number, name in enumerate(names, start=1):
             radius, angle, spin = rng.uniform(0.13, 0.2), rng.uniform(0, TAU), rng.uniform(-0.08, 0.08)
-            fill = ground(rng, self.size, 128 + sign * rng.uniform(35, 85))
+            fill = background(rng, self.size, 128 + sign * rng.uniform(35, 85))
             room = 0.5 - radius
             start = np.array([rng.uniform(0, room) * (2 * number - 3), rng.uniform(-room, room)])
             heading, pace = rng.uniform(0, TAU), rng.uniform(0.01, 0.03)
             free = start + pace * time[:, None] * np.array([np.cos(heading), np.sin(heading)])
-            places = room * (4 * saw(free / (4 * room) + 0.25) - 1)  # [T 2], a straight path reflected at the borders
+            # [T 2]: the straight path, reflected at the borders.
+            places = room * (4 * triangle_wave(free / (4 * room) + 0.25) - 1)
             for t in range(num_frames):
-                x, y = local_axes(self.size, places[t], angle + spin * t)
+                x, y = local_coordinates(self.size, places[t], angle + spin * t)
                 cover = form(str(name), x, y, radius)
                 rows, columns = (np.clip((axis + 0.5) * self.size, 0, self.size - 1).astype(np.intp) for axis in (y, x))
                 frames[t] += cover * (fill[rows, columns] - frames[t])  # the texture moves and rotates with its shape
@@ -128,12 +139,12 @@ class ToySource(Source):
     def _scene(self, rng: Generator, name: str) -> tuple[np.ndarray, np.ndarray]:
         """One shape on a textured background: gray `[H W]`, and the share of each pixel that it covers `[H W]`."""
         sign = rng.choice((-1, 1))
-        scenery = ground(rng, self.size, 128 - sign * rng.uniform(20, 60))
-        fill = ground(rng, self.size, 128 + sign * rng.uniform(35, 85))
+        scene = background(rng, self.size, 128 - sign * rng.uniform(20, 60))
+        fill = background(rng, self.size, 128 + sign * rng.uniform(35, 85))
         radius = rng.uniform(0.22, 0.4)
         place = rng.uniform(-1, 1, 2) * (0.48 - radius)
-        cover = form(name, *local_axes(self.size, place, rng.uniform(0, TAU)), radius)
-        return scenery + cover * (fill - scenery), cover
+        cover = form(name, *local_coordinates(self.size, place, rng.uniform(0, TAU)), radius)
+        return scene + cover * (fill - scene), cover
 
     def _two_colors(self, rng: Generator) -> tuple[np.ndarray, np.ndarray]:
         """Two random colors, float `[3]` each, different enough to see the pattern."""

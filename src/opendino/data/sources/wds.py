@@ -27,7 +27,15 @@ import numpy as np
 from opendino.core.contracts import Source
 from opendino.core.errors import UsageError
 from opendino.data import remote_files
-from opendino.data.download import Unreachable, download, forget_changed, is_remote, keep, small, stamp
+from opendino.data.download import (
+    Unreachable,
+    cached_file,
+    download,
+    download_optional,
+    forget_changed,
+    is_remote,
+    stamp,
+)
 from opendino.data.shards import NameRule, Shards
 from opendino.data.source_files import detect_layout, exists, is_folder, is_hidden, printable, suffix
 
@@ -111,7 +119,7 @@ class _FileStore:
         """The local file; a remote shard is downloaded first."""
         if not _is_remote_shard(shard):
             return Path(shard)
-        return keep(shard, partial(download if is_remote(shard) else remote_files.fetch, shard))
+        return cached_file(shard, partial(download if is_remote(shard) else remote_files.fetch, shard))
 
     def prefetch(self, shards: Sequence[str]) -> None:
         """Download remote shards in a background thread, one after the other."""
@@ -139,7 +147,7 @@ def _download_small(shard: str, beside: Callable[[str], str]) -> bytes | None:
     """Content of a small file beside a remote shard; None if it is missing or cannot be downloaded."""
     if is_remote(shard):
         address, mark, query = shard.partition("?")
-        return small(f"{beside(address)}{mark}{query}")
+        return download_optional(f"{beside(address)}{mark}{query}")
     with contextlib.suppress(Unreachable):
         return remote_files.read(remote_files.filesystem(shard), beside(shard))
     return None
@@ -215,7 +223,7 @@ def build(data: str) -> WdsSource:
             paths = (path for path in Path(pattern).iterdir() if path.suffix.lower() == ".tar")
             shards |= dict.fromkeys(str(path) for path in sorted(paths) if not is_hidden(path.name))
         elif remote_files.is_bucket(pattern) and not pattern.lower().endswith(".tar"):
-            paths = (path for path in remote_files.listed(pattern) if suffix(path) == ".tar" and "/" not in path)
+            paths = (path for path in remote_files.list_files(pattern) if suffix(path) == ".tar" and "/" not in path)
             shards |= dict.fromkeys(f"{pattern.rstrip('/')}/{path}" for path in paths if not is_hidden(path))
         elif pattern:
             shards |= dict.fromkeys(
