@@ -1,4 +1,4 @@
-"""Remembered images are the images, wherever they are remembered."""
+"""Cached images are equal to decoded ones, for every kind of cache."""
 
 from __future__ import annotations
 
@@ -251,7 +251,7 @@ def test_a_small_set_goes_to_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cache.decide("device", 10, 25, 2, gpu_bytes=500)[0] == "device"
 
 
-def test_ram_that_cannot_hold_it_is_refused_with_the_way_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_ram_is_refused_with_a_hint(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache, "_free_ram_bytes", lambda: 3.0 * 2**30)
     with pytest.raises(UserError, match=r"needs 4\.0 GiB and 3\.0 GiB are free\. Use --cache disk"):
         cache.decide("ram", 4, 2**30, 10)

@@ -1,4 +1,4 @@
-"""Hugging Face datasets as their own library writes them: Parquet, Arrow, streaming; nothing from the network."""
+"""Hugging Face datasets: Parquet, Arrow and streaming, written by the library; without network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which labels a run may see, and that a batch begins with labeled images where a method asks for them."""
+"""Which labels a run may use; batches begin with labeled images if the method needs them."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_every_batch_begins_with_labeled_images_that_all_come_round() -> None:
     assert len(seen) == 10 and set(seen.values()) == {4}, "40 places for 10 images"
 
 
-def test_the_rest_of_the_batches_goes_through_the_whole_set() -> None:
+def test_the_unlabeled_stream_visits_the_whole_set() -> None:
     seen = Counter(index for n in range(15) for index in stream()[n].indices[4:].tolist())
     assert len(seen) == 60 and set(seen.values()) == {3}, "180 places for 60 images"
 
@@ -144,7 +144,7 @@ def test_parts_and_ranks_share_them_evenly(micro_batches: int, world: int) -> No
     assert sorted(i for part in parts for i in part.indices.tolist()) == sorted(whole.indices.tolist())
 
 
-def test_an_image_is_drawn_anew_each_time_it_comes_round() -> None:
+def test_an_image_gets_new_views_each_time_it_is_visited() -> None:
     batches = stream()
     boxes: dict[int, list[torch.Tensor]] = {}
     for n in range(10):

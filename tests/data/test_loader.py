@@ -1,4 +1,4 @@
-"""Batches are a pure function of their number: which images, on which rank, in which part, with which chance."""
+"""Batches are a pure function of their number: images, rank, micro-batch and view parameters."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SEED = 3
 
 
 class Plain(Source):
-    """Image i is 4 + i px high and full of i; some cannot be read."""
+    """Image i is 4 + i px high and filled with i; some are unreadable."""
 
     def __init__(self, num: int, bad: tuple[int, ...] = ()) -> None:
         self.num, self.bad = num, bad
@@ -46,7 +46,7 @@ class Plain(Source):
 
 
 class Sharded(Plain):
-    """The same in blocks of three."""
+    """The same images in shards of three."""
 
     def __init__(self, num: int, bad: tuple[int, ...] = ()) -> None:
         super().__init__(num, bad)
@@ -108,7 +108,7 @@ def test_an_epoch_is_the_beginning_of_a_permutation_and_drops_the_rest() -> None
 
 
 @pytest.mark.parametrize(("world", "micro_batches"), [(2, 1), (1, 2), (3, 1), (1, 3), (2, 3), (3, 2)])
-def test_ranks_and_parts_share_out_the_images_of_a_step(world: int, micro_batches: int) -> None:
+def test_ranks_and_micro_batches_split_the_images_of_a_step(world: int, micro_batches: int) -> None:
     whole = dataset(num=26, batch=12)
     shares = [
         dataset(num=26, batch=12, rank=rank, world_size=world, micro_batches=micro_batches) for rank in range(world)
@@ -118,7 +118,7 @@ def test_ranks_and_parts_share_out_the_images_of_a_step(world: int, micro_batche
         assert {len(piece.indices) for piece in pieces} == {12 // (world * micro_batches)}
         assert torch.equal(torch.cat([p.indices for p in pieces]).sort()[0], whole[step].indices.sort()[0])
         boxes = {int(i): whole[step].draws["global"].box[:, n] for n, i in enumerate(whole[step].indices)}
-        for piece in pieces:  # an image is cropped alike whoever takes it
+        for piece in pieces:  # the crops of an image do not depend on the rank
             for n, index in enumerate(piece.indices.tolist()):
                 assert torch.equal(piece.draws["global"].box[:, n], boxes[index])
 

@@ -1,4 +1,4 @@
-"""Shards: WebDataset's rule for samples, the index and when it is made anew, damage."""
+"""Shards: WebDataset's rule for samples, when the index is created again, damage."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def test_the_index_is_made_once_and_follows_its_shards(
     assert after == {k: v for k, v in before.items() if "00001.tar" not in k} | {"00001.tar/new": make.png(77)}
 
 
-def test_a_damaged_index_is_made_anew(make: Any, tmp_path: Path, cache: Path) -> None:
+def test_a_damaged_index_is_created_again(make: Any, tmp_path: Path, cache: Path) -> None:
     make.shards(tmp_path / "s", 2, 3)
     before = contents(open_source(f"wds:{tmp_path}/s"))
     (path,) = cache.glob("*.index")
@@ -343,7 +343,7 @@ HOSTILE = (
 
 
 @pytest.mark.parametrize("header", HOSTILE, ids=str)
-def test_an_index_of_a_stranger_is_whole_or_none(header: Any) -> None:
+def test_a_foreign_index_is_complete_or_none(header: Any) -> None:
     if isinstance(header, dict):
         header = header | {"crc32": zlib.crc32(bytes(8))}
     encoded = json.dumps(header).encode()

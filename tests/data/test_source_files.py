@@ -1,4 +1,4 @@
-"""Paths as text and back: no two alike, whatever bytes they are made of."""
+"""Paths as text and back: different for all paths, with any bytes in them."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_text_that_was_never_escaped_stays_as_it_is(text: str) -> None:
 
 @pytest.fixture
 def odd(tmp_path: Path) -> Path:
-    """Images of two classes with odd names. What is in them does not matter here: all differ."""
+    """Files with odd names in two classes, all with different content."""
     for folder in (b"=cmd", b"\xfe"):
         (tmp_path / "images" / os.fsdecode(folder)).mkdir(parents=True)
         for name in HOSTILE:

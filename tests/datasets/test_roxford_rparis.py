@@ -75,7 +75,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("said", WRONG)
-def test_what_does_not_fit_together_is_named(tmp_path: Path, said: str) -> None:
+def test_inconsistent_ground_truth_is_named(tmp_path: Path, said: str) -> None:
     (tmp_path / "gnd.json").write_text(json.dumps(WRONG[said]))
     with pytest.raises(UserError, match=said):
         read(tmp_path / "gnd.json")

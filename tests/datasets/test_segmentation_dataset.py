@@ -1,4 +1,4 @@
-"""Images with masks: three layouts, and what is said where something is missing."""
+"""Images with masks: three layouts, and the errors if something is missing."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ class Batch:
 class Batches(Dataset[Batch | UserError]):
     """One rank's micro-batches of a whole run: item n is micro-batch n % micro_batches of step n // micro_batches.
 
-    Epoch e visits the images in the order of `sampler.epoch_order(seed, e)`; the last, incomplete batch is dropped.
+    Epoch e visits the images in the order of `sampler.epoch_order`, keyed by (seed, e), and drops the incomplete batch.
     If the source has shards, the images of a step are sorted before they are split over the ranks. Each rank then reads
     from its part of the open shards only, while the set of images in a step stays the same for any number of ranks.
 
