@@ -485,7 +485,7 @@ def cache_full(home: Path, peace: dict[str, Life], times: int) -> Iterator[Row]:
             life.settings = Path(shutil.move(life.settings, home / f"cache{n}.yaml"))
             life.start().wait()
             problem = differs(life, peace["toy"])
-            if problem is None and "the cache on disk grows no more" not in life.text():
+            if problem is None and "Disk cache is full" not in life.text():
                 problem = "it was not full"
             row.count(problem)
     yield row

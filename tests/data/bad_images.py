@@ -1,4 +1,4 @@
-"""Hundreds of files that a folder of photographs may hold and should not, made by real encoders and by hand."""
+"""Hundreds of damaged or unusual image files, written by real encoders and by hand."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ SUFFIX = {"JPEG": ".jpg", "JPEG2000": ".jp2", "TIFF": ".tif"}
 
 
 def encoded(image: Image.Image, form: str, **options: object) -> bytes:
-    """An image as a file of this form."""
+    """Encode an image in this format."""
     buffer = io.BytesIO()
     image.save(buffer, form, **options)
     return buffer.getvalue()
 
 
 def picture(width: int = 48, height: int = 40) -> Image.Image:
-    """Slow colors."""
+    """A smooth color gradient."""
     y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
     return Image.fromarray(np.stack([255 * x, 255 * y, 255 * (1 - x) * (1 - y)], axis=2).astype(np.uint8))
 
 
 @functools.cache
 def seeds() -> dict[str, bytes]:
-    """A good file of each form and mode: what damage is done to."""
+    """An intact file of each format and mode, to be damaged."""
     image, files = picture(), {}
     for form in FORMS:
         files[form] = encoded(image, form)
@@ -50,7 +50,7 @@ def seeds() -> dict[str, bytes]:
 
 
 def ycck() -> bytes:
-    """A CMYK JPEG whose Adobe note says that it is YCCK, as Photoshop writes them."""
+    """A CMYK JPEG whose Adobe marker says YCCK, as written by Photoshop."""
     data = encoded(picture().convert("CMYK"), "JPEG")
     place = data.index(b"Adobe") + 11
     return data[:place] + b"\x02" + data[place + 1 :]
@@ -58,7 +58,7 @@ def ycck() -> bytes:
 
 @functools.cache
 def good() -> dict[str, bytes]:
-    """Unusual files that show something: all are to be used."""
+    """Unusual but valid files: all must decode."""
     image = picture()
     files = {f"good-{name}{SUFFIX.get(name.partition('-')[0], '.' + name.partition('-')[0].lower())}": data
              for name, data in seeds().items()}  # fmt: skip
@@ -82,7 +82,7 @@ def good() -> dict[str, bytes]:
 
 
 def png_of(width: int, height: int, content: bytes) -> bytes:
-    """A PNG that claims a size and holds what it likes."""
+    """A PNG whose header claims a size, with any content."""
 
     def chunk(name: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
@@ -93,7 +93,7 @@ def png_of(width: int, height: int, content: bytes) -> bytes:
 
 @functools.cache
 def bombs() -> dict[str, bytes]:
-    """Small files that claim, or unfold to, more than any memory."""
+    """Decompression bombs: small files that claim or decompress to more than the memory."""
     bomb = {"bad-bomb.png": png_of(60_000, 60_000, zlib.compress(bytes(10**6)))}
     whole = encoded(picture(), "GIF")
     bomb["bad-bomb.gif"] = whole[:6] + struct.pack("<HH", 65535, 65535) + whole[10:]
@@ -121,7 +121,7 @@ def bombs() -> dict[str, bytes]:
 
 
 def bad() -> dict[str, bytes]:
-    """Files that show nothing: all are to be listed, with a reason."""
+    """Files that are not images: all must be listed with a reason."""
     files: dict[str, bytes] = {}
     for name, data in seeds().items():
         ending = SUFFIX.get(name.partition("-")[0], "." + name.partition("-")[0].lower())
@@ -146,7 +146,7 @@ def bad() -> dict[str, bytes]:
 
 
 def fuzzed(count: int, seed: int = 0) -> dict[str, bytes]:
-    """Good files with damage in their first part: some can be used, some not."""
+    """Intact files with damage in their first part: some decode, some do not."""
     rng, files, whole = random.Random(seed), {}, sorted(seeds().items())
     for number in range(count):
         name, data = whole[number % len(whole)]
@@ -159,7 +159,7 @@ def fuzzed(count: int, seed: int = 0) -> dict[str, bytes]:
 
 
 def write(folder: Path, count: int = 100) -> tuple[set[str], set[str], set[str]]:
-    """All of them, and what is no file at all.
+    """Write all of them to a folder, with entries that are not files.
 
     Returns:
         Names that are to be used, that are to be listed, and that may be either.

@@ -1,4 +1,4 @@
-"""Shards, a cache folder of the test's own, and a web server that can be made to fail."""
+"""Fixtures: shards, a cache folder per test, and a web server that fails on demand."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from opendino.data import download
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where indexes and fetched shards go."""
+    """The cache folder for indexes and downloaded shards."""
     folder = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
     return folder / "opendino"
 
 
 class Make:
-    """Small things for tests to read."""
+    """Makes small images and shards."""
 
     @staticmethod
     def png(value: int, side: int = 4) -> bytes:
-        """A small image, another for every value."""
+        """A small image, different for every value."""
         file = io.BytesIO()
         Image.new("RGB", (side, side), (value % 256, value // 256, 9)).save(file, "PNG")
         return file.getvalue()
 
     @staticmethod
     def shard(path: Path, members: dict[str, bytes], layout: int = tarfile.PAX_FORMAT) -> Path:
-        """A .tar with these members, in this order."""
+        """Write a .tar with these members, in this order."""
         path.parent.mkdir(parents=True, exist_ok=True)
         with tarfile.open(path, "w", format=layout) as tar:
             for name, content in members.items():
@@ -50,7 +50,7 @@ class Make:
 
     @classmethod
     def shards(cls, folder: Path, num: int, each: int) -> list[Path]:
-        """`num` shards of `each` images with two classes, as img2dataset writes them."""
+        """`num` shards of `each` images with two classes, in the format of img2dataset."""
         made = []
         for number in range(num):
             members: dict[str, bytes] = {}
@@ -70,7 +70,7 @@ def make() -> type[Make]:
 
 @pytest.fixture
 def webdataset() -> Iterator[Any]:
-    """The real library. It leaves files open: they go here, not in another test."""
+    """The real library. It leaves files open: they are closed here, not in another test."""
     yield importlib.import_module("webdataset")
     gc.collect()
 

@@ -1,4 +1,4 @@
-"""Archives whose own words about sizes are not true: read in bounded pieces, or refused in a line."""
+"""Archives with wrong sizes in their headers: read with a limit, or refused with one clear line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _UNPACKED = 208 * 2**20
 
 
 def lying_zip(path: Path, method: int, said: int) -> Path:
-    """One member of many zeros, of which the list of files says that they are few."""
+    """A .zip with one member of many zeros, whose central directory says `said` bytes."""
     info = zipfile.ZipInfo("bomb.png")
     info.compress_type = method
     with zipfile.ZipFile(path, "w") as archive, archive.open(info, "w", force_zip64=True) as member:
@@ -60,7 +60,9 @@ def test_a_list_of_files_that_is_too_long_is_not_read(make: Any, tmp_path: Path)
         ArchiveSource(str(tmp_path / "a.zip"), 1000)
 
 
-def test_what_a_tar_stores_without_bytes_is_said(make: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tar_members_without_bytes_are_warned_about(
+    make: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     content = make.png(1)
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         for name, kind in (

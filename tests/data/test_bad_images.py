@@ -1,4 +1,4 @@
-"""A folder full of bad images is trained on; and whatever bytes come, `decode` answers with pixels or a reason."""
+"""Training on a folder full of bad images; for any bytes, `decode` returns pixels or raises `BadImage`."""
 
 # ruff: noqa: PT017 - either outcome is right here, each in its way
 
@@ -30,7 +30,7 @@ WHOLE = bad_images.seeds()
 
 
 def check(data: bytes) -> None:
-    """Pixels or a reason in one line, and no warning."""
+    """`decode` returns pixels or raises a one-line `BadImage`, without warnings."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         try:

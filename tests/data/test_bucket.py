@@ -1,4 +1,4 @@
-"""Images and shards in buckets, by fsspec's file systems that need no server."""
+"""Images and shards in buckets, with the fsspec file systems that need no server."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from opendino.data.sources.wds import WdsSource
 
 @pytest.fixture(params=["memory", "file"])
 def bucket(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """An empty place at such an address."""
+    """An empty bucket at this address."""
     root = f"/{tmp_path.name}" if request.param == "memory" else str(tmp_path / "bucket")
     yield f"{request.param}://{root}"
     if request.param == "memory":
@@ -83,7 +83,7 @@ def test_shards_in_a_bucket(make: Any, bucket: str, tmp_path: Path, cache: Path)
         open_source(f"wds:{bucket}/gone.tar")
 
 
-def test_what_is_not_there_is_said(bucket: str) -> None:
+def test_missing_images_are_named(bucket: str) -> None:
     with pytest.raises(UserError, match="No files in"):
         open_source(f"{bucket}/nothing")
     put(bucket, "a.czi", b"x")
@@ -118,5 +118,5 @@ def test_what_a_driver_says_is_passed_on_in_a_line(monkeypatch: pytest.MonkeyPat
 def test_other_file_systems_of_fsspec_are_not_opened(tmp_path: Path) -> None:
     for data in ("github://a:b@c/d", "reference://x", "simplecache::s3://b/x", "zip://a::file:///b.zip"):
         assert not remote_files.is_bucket(data)
-    with pytest.raises(UserError, match="no address in a bucket"):
+    with pytest.raises(UserError, match="not the address of a bucket"):
         open_source(f"bucket:{tmp_path}")

@@ -1,4 +1,4 @@
-"""Remembered images are the images, wherever they are remembered."""
+"""Cached images are equal to decoded ones, for every kind of cache."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_a_disk_cache_of_something_else_is_discarded_with_a_line(
         before.read(index)
     after = DecodedImages(source, area, "disk", tmp_path)
     before.read(0)
-    before._keep(1, np.zeros((9, 9, 3), np.uint8))  # a worker that outlived its run
+    before._save(1, np.zeros((9, 9, 3), np.uint8))  # a worker that outlived its run
     for _ in range(2):
         for index in READABLE:
             assert np.array_equal(after.read(index), DecodedImages(source, area).read(index))
@@ -195,7 +195,7 @@ def test_a_full_disk_costs_only_the_cache(tmp_path: Path, monkeypatch: pytest.Mo
         for index in READABLE:
             assert np.array_equal(images.read(index), DecodedImages(Counted(), AREA).read(index))
     assert source.reads == 1 + 2 * (len(READABLE) - 1), "the first is still there"
-    assert len(said) == 1 and "grows no more" in said[0]
+    assert len(said) == 1 and "Disk cache is full" in said[0]
     images.discard()
 
 
@@ -238,7 +238,7 @@ def test_decisions(
     monkeypatch.setattr(cache, "_free_disk_bytes", lambda out: 1e9)
     found, why = cache.decide(asked, 10, bytes_per_image, epochs)
     assert found == decided
-    assert (why == "as asked") == (asked != "auto")
+    assert (why == "set explicitly") == (asked != "auto")
 
 
 def test_a_small_set_goes_to_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,7 +251,7 @@ def test_a_small_set_goes_to_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cache.decide("device", 10, 25, 2, gpu_bytes=500)[0] == "device"
 
 
-def test_ram_that_cannot_hold_it_is_refused_with_the_way_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_ram_is_refused_with_a_hint(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache, "_free_ram_bytes", lambda: 3.0 * 2**30)
     with pytest.raises(UserError, match=r"needs 4\.0 GiB and 3\.0 GiB are free\. Use --cache disk"):
         cache.decide("ram", 4, 2**30, 10)
@@ -270,7 +270,7 @@ def test_a_disk_that_can_hold_but_little_of_it_is_refused(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(cache.shutil, "disk_usage", disk)
     out = str(tmp_path / "not/yet")
-    assert cache.decide("disk", 10, 100, 2, out=out) == ("disk", "as asked")
+    assert cache.decide("disk", 10, 100, 2, out=out) == ("disk", "set explicitly")
     assert cache.decide("disk", 10, 400, 2, out=out)[1].startswith("25% of the images fit on the disk")
     with pytest.raises(UserError, match=r"cache=disk needs 0\.0 GiB and 0\.0 GiB are free\. Use --cache off"):
         cache.decide("disk", 10, 401, 2, out=out)

@@ -1,4 +1,4 @@
-"""A first look at a set."""
+"""The sample that is decoded before training."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from opendino.data.dataset_probe import probe_dataset
 
 
 class Plain(Source):
-    """Image i is (10 + i) × 50 px; some cannot be read."""
+    """Image i is (10 + i) × 50 px; some are unreadable."""
 
     def __init__(self, num: int, bad: range = range(0)) -> None:
         self.num, self.bad, self.seen = num, bad, []
@@ -43,7 +43,7 @@ def test_a_large_set_is_sampled_evenly_from_its_first_to_its_last() -> None:
     assert sorted(source.seen) == [0, 250, 500, 749, 999]  # 749.25 rounds down
 
 
-def test_a_small_set_is_looked_at_once() -> None:
+def test_each_image_of_a_small_set_is_probed_once() -> None:
     source = Plain(3)
     probe_dataset(source, 0.5)
     assert sorted(source.seen) == [0, 1, 2]

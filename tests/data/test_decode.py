@@ -1,4 +1,4 @@
-"""Decoding: what a file shows, upright, at working size; and what is wrong with it in one line."""
+"""Decoding: the right pixels, upright, at working size; and one-line reasons for bad files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def encoded(image: Image.Image | np.ndarray, form: str = "PNG", **options: objec
 
 
 def smooth(height: int, width: int) -> np.ndarray:
-    """Slow colors, different in every corner: survives JPEG and any resizing."""
+    """A smooth gradient with a different color in every corner, which survives JPEG and resizing."""
     y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
     return np.stack([255 * x, 255 * y, 255 * (1 - x) * (1 - y)], axis=2).astype(np.uint8)
 
@@ -51,7 +51,7 @@ def test_formats(form: str) -> None:
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "TIFF", "WEBP"])
 @pytest.mark.parametrize("max_area_px", [None, 600])
 def test_orientation(orientation: int, form: str, max_area_px: int | None) -> None:
-    """The upright image is known; it is stored turned, as a camera would, with the note that says so."""
+    """The image is stored rotated, with the EXIF orientation that a camera would write."""
     upright = smooth(80, 120)
     undo = {
         1: lambda a: a,
@@ -167,7 +167,7 @@ def test_a_jpeg_is_what_pillow_makes_of_it_to_the_bit(quality: int, subsampling:
 
 
 def test_shrinking_is_antialiased() -> None:
-    """Stripes one pixel wide turn into an even gray, whether the DCT or the filter removes them."""
+    """Stripes one pixel wide become a uniform gray, whether the DCT or the filter removes them."""
     stripes = np.zeros((512, 512, 3), np.uint8)
     stripes[:, ::2] = 255
     for data in (stripes, encoded(stripes), encoded(stripes, "JPEG", quality=95)):
@@ -234,7 +234,7 @@ def test_what_is_no_image(data: bytes, says: str) -> None:
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "PPM", "JPEG2000", "AVIF", "TGA"])
 def test_damage_is_a_bad_image_and_nothing_else(form: str) -> None:
-    """A file cut short is always refused. Random damage leads to no other error than `BadImage`."""
+    """A truncated file is always refused. Random damage raises no error except `BadImage`."""
     whole = encoded(smooth(48, 64), form)
     for share in (0.1, 0.5, 0.8):
         with pytest.raises(BadImage) as caught:

@@ -1,4 +1,4 @@
-"""What lies on the device is what the loader would have sent."""
+"""A batch filled on the device is equal to one from the loader."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shards from a server that fails, stalls, trickles, cuts off, and does not know parts of files."""
+"""Shards from a server that fails, stalls, is slow, breaks off, or has no range requests."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_what_is_kept_is_bounded(
         open_source(f"wds:{server.url}/s/{{00000..00002}}.tar")
 
 
-def test_a_lost_shard_is_skipped_and_said(
+def test_a_lost_shard_is_skipped_and_logged(
     make: Any, tmp_path: Path, server: Any, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make.shards(tmp_path / "www/s", 4, 6)

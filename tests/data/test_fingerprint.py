@@ -1,4 +1,4 @@
-"""The numbers by which images are known again: the same for a copy, others for other images."""
+"""Fingerprints of sources: equal for a copy, different for other images."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_a_copy_is_the_same_wherever_it_lies(folder: Path, tmp_path: Path) -> No
     assert fingerprint.whole(open_source(copy)) == whole
 
 
-def test_other_images_are_told_apart(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_images_are_distinguished(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     monkeypatch.setattr(fingerprint.log, "warn", said.append)
     then, whole = fingerprint.sample(open_source(folder)), fingerprint.whole(open_source(folder))

@@ -1,4 +1,4 @@
-"""Hugging Face datasets as their own library writes them: Parquet, Arrow, streaming; nothing from the network."""
+"""Hugging Face datasets: Parquet, Arrow and streaming, written by the library; without network."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_streaming_goes_shard_by_shard_through_the_bounded_folder(
         table(make, 5, 5 * number).to_parquet(str(tmp_path / f"p/train-{number:05d}-of-00004.parquet"))
     monkeypatch.setenv("OPENDINO_CACHE_GB", "2e-5")  # no room for two
     source = open_source(f"hf:{tmp_path}/p?streaming=true")
-    assert source.blocks.tolist() == [5, 5, 5, 5]
+    assert source.shard_sizes.tolist() == [5, 5, 5, 5]
     assert source.classes == ("cat", "dog")
     assert whole(source) == expected(make, 20)
     kept = [path for path in (cache / "shards").iterdir() if not path.suffix and path.name[0] != "."]

@@ -1,4 +1,4 @@
-"""Which columns of a list are taken, what is said of it, and what is refused."""
+"""Which columns of a list are used, what is logged, and what is refused."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ KNOWN = {"1.png": "a", "2.png": "b", "3.png": "a"}
 
 
 def rows(template: str) -> str:
-    """A line for each image of `KNOWN`."""
+    """One line for each image of `KNOWN`."""
     return "".join(template.format(image=image, stem=image[0], name=name) + "\n" for image, name in KNOWN.items())
 
 
@@ -28,7 +28,7 @@ UNDERSTOOD = {
     "label,path": "{name},{image}",
     "Image Path,Class": "{image},{name}",
     "\ufefffile,species": "{image},{name}",
-    "whatever,kind": "{image},{name}",
+    "anything,kind": "{image},{name}",
     "image,mask,class": "{image},m{image},{name}",
     "id,url,file_name,category": "7,http://x/{image},{image},{name}",
     ",filename,label": "0,{image},{name}",
@@ -74,7 +74,7 @@ def test_what_may_mean_two_things_is_refused(tmp_path: Path, table: str) -> None
         ("", {}),
     ],
 )
-def test_headers_and_rows_are_told_apart(tmp_path: Path, text: str, expected: dict[str, str]) -> None:
+def test_headers_and_rows_are_distinguished(tmp_path: Path, text: str, expected: dict[str, str]) -> None:
     (tmp_path / "a.csv").write_text(text)
     assert read_list(str(tmp_path / "a.csv"), KNOWN.__contains__) == expected
 
@@ -86,7 +86,7 @@ def test_a_text_file_may_have_a_header_but_its_first_path_is_none(tmp_path: Path
     assert list(read_list(str(tmp_path / "a.txt"))) == ["scans/0001", "1.png"]
 
 
-def test_an_image_with_two_classes_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_image_with_two_classes_is_warned_about(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.csv").write_text("path,label\n1.png,a\n1.png,b\n2.png,b\n2.png,b\n")
     assert read_list(str(tmp_path / "a.csv")) == {"1.png": "a", "2.png": "b"}
     assert "1 images have more than one class in" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Batches are a pure function of their number: which images, on which rank, in which part, with which chance."""
+"""Batches are a pure function of their number: images, rank, micro-batch and view parameters."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SEED = 3
 
 
 class Plain(Source):
-    """Image i is 4 + i px high and full of i; some cannot be read."""
+    """Image i is 4 + i px high and filled with i; some are unreadable."""
 
     def __init__(self, num: int, bad: tuple[int, ...] = ()) -> None:
         self.num, self.bad = num, bad
@@ -46,11 +46,11 @@ class Plain(Source):
 
 
 class Sharded(Plain):
-    """The same in blocks of three."""
+    """The same images in shards of three."""
 
     def __init__(self, num: int, bad: tuple[int, ...] = ()) -> None:
         super().__init__(num, bad)
-        self.blocks = np.array([3] * (num // 3) + [num % 3])
+        self.shard_sizes = np.array([3] * (num // 3) + [num % 3])
         self.hints: list[np.ndarray] = []
 
     def prefetch(self, indices: np.ndarray) -> None:
@@ -108,15 +108,17 @@ def test_an_epoch_is_the_beginning_of_a_permutation_and_drops_the_rest() -> None
 
 
 @pytest.mark.parametrize(("world", "micro_batches"), [(2, 1), (1, 2), (3, 1), (1, 3), (2, 3), (3, 2)])
-def test_ranks_and_parts_share_out_the_images_of_a_step(world: int, micro_batches: int) -> None:
+def test_ranks_and_micro_batches_split_the_images_of_a_step(world: int, micro_batches: int) -> None:
     whole = dataset(num=26, batch=12)
-    shares = [dataset(num=26, batch=12, rank=rank, world=world, micro_batches=micro_batches) for rank in range(world)]
+    shares = [
+        dataset(num=26, batch=12, rank=rank, world_size=world, micro_batches=micro_batches) for rank in range(world)
+    ]
     for step in range(3):  # one beyond the first epoch
         pieces = [share[step * micro_batches + part] for share in shares for part in range(micro_batches)]
         assert {len(piece.indices) for piece in pieces} == {12 // (world * micro_batches)}
         assert torch.equal(torch.cat([p.indices for p in pieces]).sort()[0], whole[step].indices.sort()[0])
         boxes = {int(i): whole[step].draws["global"].box[:, n] for n, i in enumerate(whole[step].indices)}
-        for piece in pieces:  # an image is cropped alike whoever takes it
+        for piece in pieces:  # the crops of an image do not depend on the rank
             for n, index in enumerate(piece.indices.tolist()):
                 assert torch.equal(piece.draws["global"].box[:, n], boxes[index])
 
@@ -182,7 +184,7 @@ def sharded(num: int = 48, batch: int = 12, bad: tuple[int, ...] = (), **options
 def test_blocks_an_epoch_sees_every_image_once_whatever_the_world() -> None:
     steps: list[list[int]] = []
     for world, micro_batches in ((1, 1), (2, 1), (3, 2), (4, 3)):
-        shares = [sharded(rank=rank, world=world, micro_batches=micro_batches) for rank in range(world)]
+        shares = [sharded(rank=rank, world_size=world, micro_batches=micro_batches) for rank in range(world)]
         for step in range(8):
             pieces = [share[step * micro_batches + part] for share in shares for part in range(micro_batches)]
             assert {len(piece.indices) for piece in pieces} == {12 // (world * micro_batches)}
@@ -193,7 +195,7 @@ def test_blocks_an_epoch_sees_every_image_once_whatever_the_world() -> None:
 
 
 def test_blocks_a_rank_reads_neighbors_and_says_so_before() -> None:
-    whole, shares = sharded()[0], [sharded(rank=rank, world=2) for rank in range(2)]
+    whole, shares = sharded()[0], [sharded(rank=rank, world_size=2) for rank in range(2)]
     halves = [share[0].indices for share in shares]
     assert torch.cat(halves).equal(whole.indices.sort()[0])
     for share in shares:
@@ -209,7 +211,7 @@ def test_blocks_labeled_images_stay_first_in_every_part() -> None:
     source = Sharded(48)
     source.label = lambda index: index % 3 if index < 12 else -1
     for rank in range(2):
-        data = Batches(DecodedImages(source, 10_000), spec, SEED, 12, micro_batches=2, rank=rank, world=2)
+        data = Batches(DecodedImages(source, 10_000), spec, SEED, 12, micro_batches=2, rank=rank, world_size=2)
         for n in range(12):
             assert bool((data[n].labels[: spec.num_labeled(3)] >= 0).all())
 

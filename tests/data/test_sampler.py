@@ -1,4 +1,4 @@
-"""The order of an epoch: a permutation always, and where images lie in blocks one that keeps few of them open."""
+"""The order of an epoch is a permutation; for sources with shards, one that keeps few shards open."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shards written once: what is in them, what passes through, what an interruption costs, who can read them."""
+"""Writing shards: content, unchanged files, interruption and resume, readable by WebDataset."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def plan(data: Path | str, **changes: Any) -> shard_writer.Plan:
 
 
 def named(source: Source) -> dict[int, tuple[bytes, str]]:
-    """By the number of the sample."""
+    """Members by number of the sample."""
     return {
         int(source.key(i).rpartition("/")[2]): (source.read(i), source.classes[source.label(i)])
         for i in range(len(source))
@@ -93,7 +93,7 @@ def test_the_real_webdataset_reads_them(webdataset: Any, photos: Path, tmp_path:
         assert ("cat", "dog")[sample["cls"]] == name
 
 
-def test_an_interrupted_pack_goes_on_and_ends_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_pack_resumes_and_ends_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = open_source("toy:colorful?n=600&size=64")
     asked = shard_writer.Plan("toy", 600, 10**4, "jpeg", 1)
     whole = shard_writer.pack(source, asked, tmp_path / "whole")
@@ -106,7 +106,7 @@ def test_an_interrupted_pack_goes_on_and_ends_the_same(tmp_path: Path, monkeypat
             raise KeyboardInterrupt
         return write(*args)
 
-    monkeypatch.setattr(shard_writer, "_shard", failing)
+    monkeypatch.setattr(shard_writer, "_write_shard", failing)
     with pytest.raises(KeyboardInterrupt):
         shard_writer.pack(source, asked, tmp_path / "parts")
     monkeypatch.undo()

@@ -1,4 +1,4 @@
-"""Shards: WebDataset's rule for samples, the index and when it is made anew, damage."""
+"""Shards: WebDataset's rule for samples, when the index is created again, damage."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_img2dataset_layout_by_pattern_folder_and_scheme(make: Any, tmp_path: Pa
         assert source.read(5) == make.png(5)
         assert source.classes == ("0", "1")
         assert [source.label(i) for i in range(4)] == [0, 1, 0, 1]
-        assert source.blocks.tolist() == [4, 4, 4]
+        assert source.shard_sizes.tolist() == [4, 4, 4]
     assert len(open_source(f"wds:{tmp_path}/s/00000.tar::{tmp_path}/s/00002.tar")) == 8
     for name in ("00000.parquet", "00000_stats.json"):
         (tmp_path / "s" / name).unlink()
@@ -153,7 +153,7 @@ def test_the_index_is_made_once_and_follows_its_shards(
     assert after == {k: v for k, v in before.items() if "00001.tar" not in k} | {"00001.tar/new": make.png(77)}
 
 
-def test_a_damaged_index_is_made_anew(make: Any, tmp_path: Path, cache: Path) -> None:
+def test_a_damaged_index_is_created_again(make: Any, tmp_path: Path, cache: Path) -> None:
     make.shards(tmp_path / "s", 2, 3)
     before = contents(open_source(f"wds:{tmp_path}/s"))
     (path,) = cache.glob("*.index")
@@ -238,7 +238,7 @@ def test_a_shard_that_changes_or_goes_while_a_run_reads(make: Any, tmp_path: Pat
 
 def test_wrong_words(make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for data, reason in (
-        ("wds:pipe:cat a.tar", "start a program"), ("wds:ftp://a.org/{0..3}.tar", "neither on the web"),
+        ("wds:pipe:cat a.tar", "start a program"), ("wds:ftp://a.org/{0..3}.tar", "neither a web address"),
         ("wds:", "names no shards"), ("wds:{0..9999999}.tar", "more than"),
     ):  # fmt: skip
         with pytest.raises(UsageError, match=reason) as caught:
@@ -289,7 +289,7 @@ def test_images_with_dots_in_their_names_are_all_found(
     assert "10 images in 2 shards have dots in their names" in said and "?names=first-dot" in said
     for data in (f"{tmp_path}/s?names=first-dot", f"wds:{tmp_path}/s/{{0..1}}.tar?names=first-dot"):
         assert len(open_source(data)) == 2
-    assert "8 images in 2 shards are passed over" in capsys.readouterr().err
+    assert "8 images in 2 shards are ignored" in capsys.readouterr().err
     with pytest.raises(UsageError, match="names is 'dots'"):
         open_source(f"wds:{tmp_path}/s?names=dots")
 
@@ -302,7 +302,7 @@ def test_further_images_of_a_sample_are_counted_and_to_be_had(
     assert names(tmp_path / "a.tar") == ["0", "1", "2"]
     assert len(open_source(f"wds:{tmp_path}/a.tar")) == 3
     said = capsys.readouterr().err
-    assert "3 images in 1 shards are passed over" in said and "?names=last-dot" in said
+    assert "3 images in 1 shards are ignored" in said and "?names=last-dot" in said
     assert len(open_source(f"wds:{tmp_path}/a.tar?names=last-dot")) == 6
 
 
@@ -343,7 +343,7 @@ HOSTILE = (
 
 
 @pytest.mark.parametrize("header", HOSTILE, ids=str)
-def test_an_index_of_a_stranger_is_whole_or_none(header: Any) -> None:
+def test_a_foreign_index_is_complete_or_none(header: Any) -> None:
     if isinstance(header, dict):
         header = header | {"crc32": zlib.crc32(bytes(8))}
     encoded = json.dumps(header).encode()

@@ -1,4 +1,4 @@
-"""Paths as text and back: no two alike, whatever bytes they are made of."""
+"""Paths as text and back: different for all paths, with any bytes in them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from opendino.data.labels import known, relabel
+from opendino.data.labels import all_labels, relabel
 from opendino.data.list_columns import read_list
 from opendino.data.open_source import list_paths, open_source
 from opendino.data.source_files import cell, line, printable, unescape
@@ -57,7 +57,7 @@ def test_text_that_was_never_escaped_stays_as_it_is(text: str) -> None:
 
 @pytest.fixture
 def odd(tmp_path: Path) -> Path:
-    """Images of two classes with odd names. What is in them does not matter here: all differ."""
+    """Files with odd names in two classes, all with different content."""
     for folder in (b"=cmd", b"\xfe"):
         (tmp_path / "images" / os.fsdecode(folder)).mkdir(parents=True)
         for name in HOSTILE:
@@ -92,9 +92,9 @@ def test_a_list_of_any_names_is_data_and_labels_again(odd: Path, tmp_path: Path,
             file.writelines(f"{line(name)}\t{line(label)}\n" for name, label in rows)
     again = open_source(path)
     assert [again.read(index) for index in range(len(source))] == [source.read(i) for i in range(len(source))]
-    assert again.classes == source.classes and (known(again) == known(source)).all()
+    assert again.classes == source.classes and (all_labels(again) == all_labels(source)).all()
     relabeled = relabel(source, str(path), 0)
-    assert relabeled.classes == source.classes and (known(relabeled) == known(source)).all()
+    assert relabeled.classes == source.classes and (all_labels(relabeled) == all_labels(source)).all()
 
 
 def test_no_cell_begins_a_formula(odd: Path) -> None:

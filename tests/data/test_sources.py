@@ -1,4 +1,4 @@
-"""Folders, lists and archives: what they find, what they call it, and what they say when they find nothing."""
+"""Folders, lists and archives: images, keys, classes, and the errors if there are no images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from opendino.core.errors import BadImage, UsageError, UserError
 from opendino.core.types import Augment, ViewGroup, ViewSpec
 from opendino.data.cache import DecodedImages
 from opendino.data.loader import Batches
-from opendino.data.mmap_table import folder as cache_folder
+from opendino.data.mmap_table import cache_folder
 from opendino.data.open_source import open_source
 from opendino.data.sources import folder, toy
 from opendino.data.sources.archive import ArchiveSource
@@ -25,7 +25,7 @@ from opendino.data.sources.folder import FolderSource
 
 
 def put(root: Path, *names: str) -> Path:
-    """Small images (or text, by suffix) at these places."""
+    """Write small images (or text, by suffix) at these paths."""
     for name in names:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -268,9 +268,9 @@ def test_links_in_a_tar_are_no_way_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["gz", "bz2", "xz"])
-def test_compressed_tar_is_refused_with_the_way_on(tmp_path: Path, mode: str) -> None:
+def test_compressed_tar_is_refused_with_a_hint(tmp_path: Path, mode: str) -> None:
     put(tmp_path / "in", "a.png")
-    for name in (f"a.tar.{mode}", "a.tar"):  # by its bytes, whatever its name
+    for name in (f"a.tar.{mode}", "a.tar"):  # by its bytes, for any name
         error = error_of(packed(tmp_path / "in", tmp_path / name, mode=f"w:{mode}"))
         assert "compressed" in error.message
         assert "tar -xf" in error.hint
@@ -331,7 +331,7 @@ def test_files_that_are_no_source(tmp_path: Path) -> None:
     assert "single image" in error.message
     assert str(tmp_path) in error.hint
     (tmp_path / "a.docx").write_text("x")
-    assert "no source of images" in error_of(tmp_path / "a.docx").message
+    assert "not a source of images" in error_of(tmp_path / "a.docx").message
     (tmp_path / "dead").symlink_to("nowhere")
     assert "link" in error_of(tmp_path / "dead").message
 
@@ -358,7 +358,7 @@ def test_schemes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def remembering(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Every folder is large, and settled at once; the folders that are scanned."""
+    """Save the list of every folder, however small; returns the folders that are scanned."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
     monkeypatch.setattr(folder, "_LARGE", 1)
     monkeypatch.setattr(folder, "_SETTLED_NS", -(10**18))
@@ -388,7 +388,7 @@ def test_a_remembered_folder_notices_what_comes_and_goes(tmp_path: Path, remembe
         remembering.clear()
         found = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.png"))
         assert keys(open_source(tmp_path)) == found
-        assert remembering, "scanned anew"
+        assert remembering, "scanned again"
 
 
 def test_a_damaged_memory_is_none(tmp_path: Path, remembering: list[str]) -> None:

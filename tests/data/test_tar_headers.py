@@ -1,4 +1,4 @@
-"""Headers of .tar files: as tarfile reads them, and whatever sizes they claim."""
+"""Headers of .tar files: the same members as tarfile, and any size in a header is safe."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def raw(name: str, kind: bytes, content: bytes) -> bytes:
 
 
 def claiming(kind: bytes, field: bytes) -> bytes:
-    """A header of a valid sum with any size field."""
+    """A header with a valid checksum and any size field."""
     header = bytearray(tarfile.TarInfo("z.png").tobuf(tarfile.GNU_FORMAT))
     header[124:136], header[156:157], header[148:156] = field, kind, b" " * 8
     header[148:156] = b"%06o\0 " % sum(header)
@@ -75,7 +75,7 @@ def test_a_pax_header_is_gone_through_once() -> None:
             return piece
 
     record = Counted(b"5 a=\n" * 10_000)
-    assert tar_headers._properties(record) == {"a": ""}
+    assert tar_headers._pax_records(record) == {"a": ""}
     assert Counted.taken <= 2 * len(record)
 
 
@@ -94,7 +94,7 @@ def test_a_header_of_megabytes_is_refused_unread(tmp_path: Path, kind: bytes) ->
     )
 )
 def test_any_record_of_properties_ends(record: bytes) -> None:
-    tar_headers._properties(record)
+    tar_headers._pax_records(record)
 
 
 @pytest.mark.parametrize("layout", ["gnu", "posix"])

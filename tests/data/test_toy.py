@@ -1,4 +1,4 @@
-"""The drawn images: pure in their arguments, balanced, hard for pixels, with true masks."""
+"""Toy images: pure functions, balanced classes, hard to classify from pixels, with exact masks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is said of files that are whole but of a kind that is not read, and of images that are too large."""
+"""Messages for files of unsupported formats, and for images that are too large."""
 
 from __future__ import annotations
 
@@ -68,14 +68,14 @@ def reason(data: bytes, **words: Any) -> str:
         (b"PK\3\4" + bytes(90), "an archive, which is not supported: give"),
     ],
 )
-def test_what_kind_of_file_it_is_and_the_way_on(data: bytes, said: str) -> None:
+def test_the_kind_of_file_and_what_to_do(data: bytes, said: str) -> None:
     assert said in reason(data)
 
 
 @pytest.mark.parametrize(
     "data", [b"dear diary", bytes(500), b"\xff" * 500, b"II*\0\xff\xff\xff\xff", b"MM\0*", b"II+\0"]
 )
-def test_of_what_is_unknown_nothing_is_made_up(data: bytes) -> None:
+def test_unknown_bytes_get_no_advice(data: bytes) -> None:
     assert reason(data) == "not an image in a known format"
 
 
@@ -83,7 +83,7 @@ def test_nothing_that_is_read_is_called_unsupported() -> None:
     for name, data in bad_images.good().items():
         said = unsupported.kind_of(data)
         assert not said or "a TIFF" in said, name
-    assert not any(unsupported.way_on(ending) for ending in SUFFIXES)
+    assert not any(unsupported.advice_for_suffix(ending) for ending in SUFFIXES)
 
 
 def test_pillows_log_stays_quiet_in_here_and_as_it_was_outside(caplog: pytest.LogCaptureFixture) -> None:
@@ -93,7 +93,7 @@ def test_pillows_log_stays_quiet_in_here_and_as_it_was_outside(caplog: pytest.Lo
         assert not logging.getLogger("PIL.TiffImagePlugin").disabled
 
 
-def test_too_many_pixels_are_said_with_the_ways_on() -> None:
+def test_too_many_pixels_name_the_options() -> None:
     side = 20_480
     for data in (bad_images.png_of(side, side, zlib.compress(b"")), bad_images.png_of(16_000, 16_000, b"")):
         said = reason(data)
@@ -112,7 +112,7 @@ def test_a_limit_above_the_usual_one_holds(monkeypatch: pytest.MonkeyPatch) -> N
     assert MAX_PIXELS == 250_000_000 and (Image.MAX_IMAGE_PIXELS or 0) > 10_000
 
 
-def test_files_of_other_kinds_beside_images_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unsupported_files_beside_images_are_logged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     for name in ("b.czi", "c.CZI", "d.txt", "e.zip"):
         (tmp_path / name).write_bytes(b"x")

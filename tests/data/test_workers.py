@@ -1,4 +1,4 @@
-"""Processes that die while they read images cost time and nothing else."""
+"""Workers that die while they read images cost time and nothing else."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from opendino.data.workers import InFlightTracker, each, stream
 
 
 class Hostile(Source):
-    """Image i is full of i. To read 3 takes for ever, 5 ends the process that does, 6 is torn."""
+    """Image i is filled with i. Reading 3 takes forever, 5 ends the process, 6 is unreadable."""
 
     def __init__(self, hangs: tuple[int, ...] = (3,), crashes: tuple[int, ...] = (5,)) -> None:
         self.hangs, self.crashes = hangs, crashes
@@ -77,7 +77,7 @@ def test_images_that_hang_or_crash_their_decoder_are_set_aside() -> None:
 
 
 class Killed(Dataset):
-    """Item n is n; the process that is asked for one of `deadly` kills itself, the first time or always."""
+    """Item n is n; a process that reads one of `deadly` kills itself, the first time or always."""
 
     def __init__(self, folder: Path, deadly: tuple[int, ...], always: bool = False) -> None:
         self.folder, self.deadly, self.always = folder, deadly, always
@@ -150,7 +150,7 @@ def test_a_run_begun_on_a_larger_machine_takes_fewer_workers(
 ) -> None:
     monkeypatch.setattr(workers, "MOST_PROCESSES", 2)
     assert list(stream(Right(), InFlightTracker(), 0, 4, 64)) == list(range(4))
-    assert "workers = 2 in place of 64: this machine has" in capsys.readouterr().err
+    assert "Using 2 workers instead of 64: this machine has" in capsys.readouterr().err
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # torch's loader, made by half

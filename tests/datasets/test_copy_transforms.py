@@ -1,4 +1,4 @@
-"""The fixed set of changed copies."""
+"""The fixed set of transforms for copy detection."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""J and F: the official evaluator's figures, and cases small enough to count by hand."""
+"""J and F: numbers of the official evaluator, and cases small enough to count by hand."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def test_a_malicious_pickle_is_one_clear_line_and_runs_nothing(tmp_path: Path) -
             return os.mkdir, (str(tmp_path / "ran"),)
 
     (tmp_path / "gnd.pkl").write_bytes(pickle.dumps(tree(gnd=Evil())))
-    with pytest.raises(UserError, match=r"gnd.pkl is no ground truth .* wants '\w+.mkdir' run") as told:
+    with pytest.raises(UserError, match=r"gnd.pkl is not a valid ground truth.* wants '\w+.mkdir' run") as told:
         read(tmp_path / "gnd.pkl")
     assert "\n" not in str(told.value) and told.value.hint
     assert not (tmp_path / "ran").exists()
@@ -60,22 +60,22 @@ WRONG = {
     "lacks imlist": [1, 2],
     "is empty": tree(qimlist=[], gnd=[]),
     "2 names in qimlist, 1 entries": tree(gnd=tree()["gnd"][:1]),
-    "to hold names": tree(imlist=["a", "b", 3]),
+    "must hold names": tree(imlist=["a", "b", 3]),
     "twice": tree(imlist=["a", "b", "a"]),
-    "entry of q1 in gnd is no mapping": tree(gnd=[[], []]),
+    "entry of q1 in gnd is not a mapping": tree(gnd=[[], []]),
     "positions in imlist, 0 to 2": tree(qimlist=["q"], gnd=[{"easy": [3]}]),
-    "hard of q is to hold": tree(qimlist=["q"], gnd=[{"hard": [0.5]}]),
-    "junk of q is to hold": tree(qimlist=["q"], gnd=[{"junk": [True]}]),
-    "easy of q is to hold": tree(qimlist=["q"], gnd=[{"easy": ["0"]}]),
-    "easy of q is no list": tree(qimlist=["q"], gnd=[{"easy": 0}]),
-    "no box": tree(qimlist=["q"], gnd=[{"bbx": [5, 0, 1, 9]}]),
-    "bbx of q is no box": tree(qimlist=["q"], gnd=[{"bbx": [0, 0, 9]}]),
+    "hard of q must hold": tree(qimlist=["q"], gnd=[{"hard": [0.5]}]),
+    "junk of q must hold": tree(qimlist=["q"], gnd=[{"junk": [True]}]),
+    "easy of q must hold": tree(qimlist=["q"], gnd=[{"easy": ["0"]}]),
+    "easy of q is not a list": tree(qimlist=["q"], gnd=[{"easy": 0}]),
+    "not a box": tree(qimlist=["q"], gnd=[{"bbx": [5, 0, 1, 9]}]),
+    "bbx of q is not a box": tree(qimlist=["q"], gnd=[{"bbx": [0, 0, 9]}]),
     "too large": tree(qimlist=["q"], gnd=[{"bbx": [0, 0, 9, 10**400]}]),
 }
 
 
 @pytest.mark.parametrize("said", WRONG)
-def test_what_does_not_fit_together_is_named(tmp_path: Path, said: str) -> None:
+def test_inconsistent_ground_truth_is_named(tmp_path: Path, said: str) -> None:
     (tmp_path / "gnd.json").write_text(json.dumps(WRONG[said]))
     with pytest.raises(UserError, match=said):
         read(tmp_path / "gnd.json")
@@ -85,7 +85,7 @@ def test_what_does_not_fit_together_is_named(tmp_path: Path, said: str) -> None:
 @pytest.mark.parametrize("name", ["gnd.json", "gnd.pkl"])
 def test_damage_is_one_clear_line(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match=f"{name} is no ground truth that can be used"):
+    with pytest.raises(UserError, match=f"{name} is not a valid ground truth"):
         read(tmp_path / name)
 
 

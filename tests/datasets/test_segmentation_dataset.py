@@ -1,4 +1,4 @@
-"""Images with masks: three layouts, and what is said where something is missing."""
+"""Images with masks: three layouts, and the errors if something is missing."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_drawn_forms() -> None:
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no folder .*nowhere"):
         open_segmentation_dataset(str(tmp_path / "nowhere"))
-    with pytest.raises(UserError, match=r"no set of images with masks. Give a folder with images/ and masks/"):
+    with pytest.raises(UserError, match=r"not a dataset of images with masks. Give a folder with images/ and masks/"):
         open_segmentation_dataset(str(tmp_path))
     with pytest.raises(UserError, match=r"No image in .*images has a mask"):
         open_segmentation_dataset(str(write(tmp_path, ("images", "masks"), {})))

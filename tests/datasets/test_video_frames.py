@@ -1,4 +1,4 @@
-"""Films: frames in order and upright, DAVIS' folders, and one clear line where something is missing."""
+"""Videos: frames in order and upright, the folders of DAVIS, and one clear line if something is missing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def write_film(path: Path, frames: np.ndarray) -> None:
 
 
 def blocks(num_frames: int) -> np.ndarray:
-    """Frames 48 × 64 whose upper left quarter is white and the rest darker with time."""
+    """Frames of 48 × 64 px with a white upper left quarter; the rest becomes darker over time."""
     frames = np.zeros((num_frames, 48, 64, 3), np.uint8)
     frames += (100 - 20 * np.arange(num_frames, dtype=np.uint8))[:, None, None, None]
     frames[:, :24, :32] = 255
@@ -102,7 +102,7 @@ def test_davis_lists_its_films(tmp_path: Path) -> None:
 
 def test_what_davis_lacks_is_named(tmp_path: Path) -> None:
     root = davis(tmp_path, {"libby": 4}, masks=3)
-    with pytest.raises(UserError, match=r"'libby' has no annotation .*libby/00003\.png\. It needs one a frame"):
+    with pytest.raises(UserError, match=r"'libby' has no annotation .*libby/00003\.png\. It needs one per frame"):
         video_frames.davis(root)
     with pytest.raises(UserError, match=r"no sequence 'liby' .* Did you mean libby"):
         video_frames.davis(root, sequences=["liby"])
@@ -119,9 +119,9 @@ def test_what_davis_lacks_is_named(tmp_path: Path) -> None:
         video_frames.davis(root)
 
 
-def test_what_is_no_film_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_not_a_video_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "text.mp4").write_text("no film")
-    with pytest.raises(UserError, match=r"text\.mp4 cannot be read as a film"):
+    with pytest.raises(UserError, match=r"text\.mp4 cannot be read as a video"):
         list(video_frames.frames(tmp_path / "text.mp4"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"no images in .*empty"):

@@ -18,12 +18,12 @@ class Source(abc.ABC):
 
     Attributes:
         classes: Names of the classes, empty if the source has none.
-        blocks: int64 `[blocks]`, sizes of groups of consecutive images that are cheap to read together, such as
-            shards; they sum to the number of images. Empty if random access costs the same for every image.
+        shard_sizes: int64 `[shards]`, number of images in each group of consecutive images that is cheap to read
+            together (a shard); their sum is the number of images. Empty for sources with random access.
     """
 
     classes: tuple[str, ...] = ()
-    blocks: np.ndarray = np.zeros(0, np.int64)
+    shard_sizes: np.ndarray = np.zeros(0, np.int64)
 
     @abc.abstractmethod
     def __len__(self) -> int: ...

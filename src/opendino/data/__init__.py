@@ -1,1 +1,1 @@
-"""From a source of images to views on the training device."""
+"""Sources of images, decoding, caches and the loader: everything between files and batches on the device."""

@@ -1,4 +1,4 @@
-"""Decoded images at working size, remembered so that only the first epoch pays for decoding."""
+"""A cache of decoded images at working size, in RAM or on disk, so that only the first epoch decodes them."""
 
 from __future__ import annotations
 
@@ -27,26 +27,28 @@ Cache = Literal["auto", "device", "ram", "disk", "off"]
 
 _BYTES_PER_PIXEL = 3
 _NORESERVE = 0x4000  # MAP_NORESERVE, which Python does not name
-_HEADER = 4096  # bytes before everything else, in which a file says what it holds
+_HEADER = 4096  # bytes at the start of a cache file, with a JSON description of what it holds
 _FORMAT = 1
 _DIFFERENCES = {"images": "of other content", "max_area_px": "of another working size"}
-_LEFT_FREE = 0.05  # of a disk: checkpoints need the room more than the cache does
+_LEFT_FREE = 0.05  # share of the disk left free for checkpoints
 
 
 class DecodedImages:
-    """The images of a source, decoded and shrunk to at most `max_area_px`, as uint8 arrays `[H W 3]`.
+    """The images of a source, decoded and shrunk to at most `max_area_px` pixels, as uint8 arrays `[H W 3]`.
 
-    With a cache every image has a slot of `3 · max_area_px` bytes; untouched ones cost nothing, so images smaller than
-    a slot waste only addresses. In `ram` it is a shared mapping, which workers of a forked loader see; copies sent to
-    other processes by pickling go without. In `disk` it is a file, which survives an interruption; it stops to grow
-    when less than a twentieth of the disk is free, and what has no place in it is decoded anew each time.
-    A file that was made of other images, at another working size or by another version is replaced.
+    In a cache every image has a slot of `3 · max_area_px` bytes. The operating system allocates only what is written,
+    so an image smaller than its slot wastes address space but no memory.
+
+    - "ram" is a shared anonymous mapping, which forked loader workers share. Pickled copies have no cache.
+    - "disk" is a file, which survives an interruption. It stops growing when less than 5 % of the disk is free; images
+      without a slot on disk are then decoded every epoch. A file with other images, with another working size or from
+      another version is replaced.
 
     Args:
-        source: Where the bytes come from.
-        max_area_px: Working size.
-        cache: "ram" or "disk"; with any other nothing is kept here.
-        folder: Where a `disk` cache keeps its file.
+        source: Provides the encoded images.
+        max_area_px: Working size: larger images are shrunk to this area, in pixels.
+        cache: "ram" or "disk"; any other value means no cache here.
+        folder: Folder for the file of a "disk" cache.
     """
 
     def __init__(self, source: Source, max_area_px: int, cache: Cache = "off", folder: Path | None = None) -> None:
@@ -56,11 +58,11 @@ class DecodedImages:
         self._memory: mmap.mmap | None = None
         self._descriptor, self._full = -1, False
         if cache == "ram":
-            # Anonymous, shared with forked workers; memory is promised to nobody before it is used.
+            # MAP_NORESERVE: no memory is reserved, pages are allocated when they are written.
             flags = {"flags": mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | _NORESERVE} if sys.platform == "linux" else {}
             self._memory = mmap.mmap(-1, self._offset(len(source)), **flags)
         elif self._file is not None:
-            self._claim(self._file)
+            self._create(self._file)
 
     def __len__(self) -> int:
         return len(self.source)
@@ -72,17 +74,17 @@ class DecodedImages:
         """One image, uint8 `[H W 3]`.
 
         Raises:
-            BadImage: It cannot be used; the reason.
+            BadImage: The image is unreadable, or too slow to decode.
         """
-        image = self._kept(index)
+        image = self._load(index)
         if image is None:
             with self.in_flight.on(index):
                 image = decode(self.source.read(index), self.max_area_px)
-            self._keep(index, image)
+            self._save(index, image)
         return image
 
     def discard(self) -> None:
-        """Remove a `disk` cache; the run that owned it is over."""
+        """Delete the file of a "disk" cache; called at the end of the run."""
         if self._file is not None:
             self._file.unlink(missing_ok=True)
         if self._descriptor >= 0:
@@ -90,11 +92,12 @@ class DecodedImages:
             self._descriptor = -1
 
     def _offset(self, index: int) -> int:
-        """Where a slot begins; the header and all sizes stand before the first."""
+        """The first byte of an image's slot."""
+        # Layout: header, then height and width of every image (2 uint32 each), then the slots.
         return _HEADER + len(self.source) * 8 + index * self.max_area_px * _BYTES_PER_PIXEL
 
-    def _claim(self, path: Path) -> None:
-        """Make the file, unless there is one of just these images; of several processes one does it."""
+    def _create(self, path: Path) -> None:
+        """Create the cache file, unless one for the same images exists; a file lock lets one process do it."""
         about = {
             "format": _FORMAT,
             "opendino": version("opendino"),
@@ -103,7 +106,7 @@ class DecodedImages:
         }
         while True:
             with open(os.open(path, os.O_CREAT | os.O_RDWR, 0o644), "r+b") as file:
-                with contextlib.suppress(OSError):  # file systems without locks
+                with contextlib.suppress(OSError):  # some file systems have no locks
                     fcntl.flock(file, fcntl.LOCK_EX)
                 try:
                     if os.fstat(file.fileno()).st_ino != path.stat().st_ino:
@@ -114,20 +117,21 @@ class DecodedImages:
                 if header == json.dumps(about).encode():
                     return
                 if header:
-                    log.warn(f"{path.name} holds images {_difference(header, about)}; it is discarded and made again")
-                # A new file, not the old one emptied: workers of a killed run may still be writing into that.
+                    log.warn(f"{path.name} holds images {_difference(header, about)}; it is created again")
+                # A new file instead of truncating the old one, which workers of a killed run may still be writing to.
                 with atomic_write.replace_file(path) as partial, open(partial, "wb") as new:
                     new.write(json.dumps(about).encode())
                     new.truncate(self._offset(len(self.source)))  # sparse: takes disk only as it fills
                 return
 
-    def _kept(self, index: int) -> np.ndarray | None:
+    def _load(self, index: int) -> np.ndarray | None:
+        """An image from the cache, uint8 `[H W 3]`; None if it is not there."""
         if self._memory is not None:
             height, width = np.frombuffer(self._memory, np.uint32, 2, _HEADER + index * 8).tolist()
             count = height * width * _BYTES_PER_PIXEL
             pixels = np.frombuffer(self._memory, np.uint8, count, self._offset(index)) if height else None
         elif self._file is not None:
-            # No mapping here: a full disk or a failing one would be a signal that ends the process, not an error.
+            # pread, not mmap: with a mapping, a disk error is a SIGBUS that ends the process instead of an OSError.
             try:
                 height, width = np.frombuffer(os.pread(self._opened(), 8, _HEADER + index * 8), np.uint32).tolist()
                 pixels = np.empty(height * width * _BYTES_PER_PIXEL, np.uint8) if height else None
@@ -139,22 +143,23 @@ class DecodedImages:
             return None
         return pixels.reshape(height, width, _BYTES_PER_PIXEL) if pixels is not None else None
 
-    def _keep(self, index: int, image: np.ndarray) -> None:
+    def _save(self, index: int, image: np.ndarray) -> None:
+        """Write an image, uint8 `[H W 3]`, into the cache. A disk error ends caching, not the run."""
         sizes = np.array(image.shape[:2], np.uint32)
         if self._memory is not None:
             np.frombuffer(self._memory, np.uint8, image.size, self._offset(index))[:] = image.reshape(-1)
-            kept = np.frombuffer(self._memory, np.uint32, 2, _HEADER + index * 8)
-            kept[1], kept[0] = sizes[1], sizes[0]  # the height last: it says that the pixels are there
+            slot = np.frombuffer(self._memory, np.uint32, 2, _HEADER + index * 8)
+            slot[1], slot[0] = sizes[1], sizes[0]  # the height last: a height above 0 means that the slot is complete
         elif self._file is not None and not self._full:
             try:
                 disk = os.fstatvfs(self._opened())
                 if disk.f_bavail < _LEFT_FREE * disk.f_blocks:
-                    raise OSError(errno.ENOSPC, f"less than {_LEFT_FREE:.0%} of the disk are free")
+                    raise OSError(errno.ENOSPC, f"less than {_LEFT_FREE:.0%} of the disk is free")
                 _write(self._opened(), image.data, self._offset(index))
                 _write(self._opened(), sizes.data, _HEADER + index * 8)
             except OSError as error:
                 self._full = True
-                log.warn(f"the cache on disk grows no more: {error.strerror}; what is not in it is decoded anew")
+                log.warn(f"Disk cache is full: {error.strerror}; the remaining images are decoded every epoch")
 
     def _opened(self) -> int:
         if self._descriptor < 0:
@@ -164,7 +169,7 @@ class DecodedImages:
 
 
 def _difference(header: bytes, about: dict[str, Any]) -> str:
-    """What tells a file's images from those wanted."""
+    """How the images of a cache file differ from those wanted, for a message."""
     try:
         found = json.loads(header)
         return next(words for name, words in _DIFFERENCES.items() if found[name] != about[name])
@@ -174,7 +179,7 @@ def _difference(header: bytes, about: dict[str, Any]) -> str:
 
 def _write(descriptor: int, data: memoryview, offset: int) -> None:
     data = data.cast("B")
-    while data:
+    while data:  # pwrite may write less than it was given
         written = os.pwrite(descriptor, data, offset)
         data, offset = data[written:], offset + written
 
@@ -187,29 +192,33 @@ def decide(
     gpu_bytes: float = 0.0,
     out: str | None = None,
 ) -> tuple[Cache, str]:
-    """Resolve "auto", for a set that is seen more than once.
+    """Choose where to cache decoded images, and check that they fit.
 
-    On the device where that is a GPU and the set takes at most a tenth of its free memory; in RAM where it takes at
-    most a quarter of that.
+    "auto" becomes "device" if the images take at most a tenth of the free GPU memory, else "ram" if they take at most a
+    quarter of the free RAM, else "off"; also "off" if every image is read only once.
 
     Args:
-        cache: What was asked for.
-        num_images: In the set.
-        bytes_per_image: Decoded.
-        num_epochs: Of the run.
-        gpu_bytes: Free memory of the GPU that trains; 0 where there is none.
-        out: Run folder of a cache on disk.
+        cache: The setting.
+        num_images: Number of images in the dataset.
+        bytes_per_image: Mean size of a decoded image.
+        num_epochs: Epochs of the run.
+        gpu_bytes: Free memory of the GPU that trains; 0 without a GPU.
+        out: Run folder, for a "disk" cache.
+
+    Returns:
+        The cache to use, and the reason, for the log.
 
     Raises:
-        UserError: A cache was asked for and cannot fit; one on disk where less than a quarter fits.
+        UserError: The images do not fit into the chosen cache ("disk": less than a quarter of them fits).
     """
     needed, free = num_images * bytes_per_image, _free_ram_bytes()
     size = f"{num_images:,} images of about {bytes_per_image / 1024:.0f} KiB"
-    # Put together on the device, they are there twice for a moment.
-    wanted, there = (2 * needed, gpu_bytes or free) if cache == "device" else (needed, free)
-    if cache in ("ram", "device") and wanted > there:
+    # DeviceCache concatenates chunks: for a moment every image is on the device twice.
+    required, available = (2 * needed, gpu_bytes or free) if cache == "device" else (needed, free)
+    if cache in ("ram", "device") and required > available:
         raise UserError(
-            f"cache={cache} needs {wanted / 2**30:.1f} GiB and {there / 2**30:.1f} GiB are free", "Use --cache disk"
+            f"cache={cache} needs {required / 2**30:.1f} GiB and {available / 2**30:.1f} GiB are free",
+            "Use --cache disk",
         )
     if cache == "disk" and needed > (disk := _free_disk_bytes(out)):
         if needed > 4 * disk:
@@ -219,21 +228,21 @@ def decide(
             )
         return cache, f"{disk / needed:.0%} of the images fit on the disk; the others are decoded every epoch"
     if cache != "auto":
-        return cache, "as asked"
+        return cache, "set explicitly"
     if num_epochs <= 1:
         return "off", "every image is read once"
     if needed <= gpu_bytes / 10:
-        return "device", f"{size} fit into a tenth of the GPU's memory"
+        return "device", f"{size} fit into a tenth of the free GPU memory"
     if needed > free / 4:
         return "off", f"{size} are more than a quarter of the free memory"
     return "ram", f"{size} fit into memory"
 
 
 def _free_disk_bytes(out: str | None) -> float:
-    """Of the disk that a run folder will be on, which may not exist yet; without what is kept for checkpoints."""
-    place = Path(out or ".").expanduser().absolute()
-    found = shutil.disk_usage(next(path for path in (place, *place.parents) if path.is_dir()))
-    return max(0.0, found.free - _LEFT_FREE * found.total)
+    """Free bytes on the disk of a run folder, which may not exist yet; less the share left free for checkpoints."""
+    folder = Path(out or ".").expanduser().absolute()
+    usage = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.is_dir()))
+    return max(0.0, usage.free - _LEFT_FREE * usage.total)
 
 
 def _free_ram_bytes() -> float:

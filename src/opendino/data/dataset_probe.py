@@ -1,4 +1,4 @@
-"""A first look at a source: how large its images are and whether they can be read at all."""
+"""Decode a sample of a source before training: how large its images are, and whether they are readable."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from opendino.data.workers import each
 
 @dataclass(frozen=True)
 class DatasetProbe:
-    """What a sample of a source looks like.
+    """Sizes of the sampled images.
 
     Attributes:
-        short_side_px: Median shorter side.
-        area_px: Mean area.
+        short_side_px: Median of the shorter side, in pixels.
+        area_px: Mean area, in pixels.
     """
 
     short_side_px: int
@@ -27,29 +27,33 @@ class DatasetProbe:
 
 
 def probe_dataset(source: Source, max_bad_frac: float, num: int = 32, workers: int = 0) -> DatasetProbe:
-    """Decode about `num` images spread evenly over a source, or over four of its blocks where it has some.
+    """Decode about `num` images spaced evenly over a source; if it has shards, over four of them.
 
-    `workers` processes do it.
+    Args:
+        source: The images.
+        max_bad_frac: Allowed share of unreadable images in the sample, 0 .. 1.
+        num: Number of images to decode.
+        workers: Number of worker processes, at most 4; 0 to decode in this process.
 
     Raises:
-        UserError: Fewer than two images, or more than `max_bad_frac` of the sample unreadable.
+        UserError: The source has fewer than two images, or more than `max_bad_frac` of the sample is unreadable.
     """
     if len(source) < 2:
         raise UserError(
-            f"The set has {len(source)} image; self-distillation needs at least 2 to tell apart",
-            "Give a folder with more images, a few hundred to learn something",
+            f"The set has {len(source)} image; self-distillation needs at least 2",
+            "Give a folder with more images; useful features need a few hundred",
         )
 
     images = DecodedImages(source, MAX_PIXELS)
 
-    def look(index: int) -> tuple[int, int] | tuple[str, str]:
+    def read_size(index: int) -> tuple[int, int] | tuple[str, str]:
         try:
             return images.read(index).shape[:2]
         except BadImage as error:
             return source.key(index), str(error)
 
-    indices = _spread(source, num)
-    found = list(each(look, indices, images.in_flight, min(workers, 4)))  # the largest picture takes a gigabyte
+    indices = _sample_indices(source, num)
+    found = list(each(read_size, indices, images.in_flight, min(workers, 4)))  # the largest image takes a gigabyte
     bad = tuple((key, reason) for key, reason in found if isinstance(key, str) and isinstance(reason, str))
     sizes = np.array([size for size in found if isinstance(size[0], int)])
     if len(bad) > max_bad_frac * len(indices) or len(bad) == len(indices):
@@ -60,13 +64,14 @@ def probe_dataset(source: Source, max_bad_frac: float, num: int = 32, workers: i
     return DatasetProbe(int(np.median(sizes.min(1))), float(sizes.prod(1).mean()))
 
 
-def _spread(source: Source, num: int) -> list[int]:
+def _sample_indices(source: Source, num: int) -> list[int]:
     def evenly(count: int, num: int) -> np.ndarray:
         return np.unique(np.linspace(0, count - 1, num).round().astype(int))
 
-    if len(source.blocks) == 0:
+    if len(source.shard_sizes) == 0:
         return evenly(len(source), num).tolist()
-    chosen = evenly(len(source.blocks), 4)
-    starts = np.cumsum(source.blocks) - source.blocks
-    places = [starts[block] + evenly(int(source.blocks[block]), num // len(chosen)) for block in chosen]
-    return np.concatenate(places).tolist()
+    # Few shards, because each one that is touched may have to be downloaded.
+    shards = evenly(len(source.shard_sizes), 4)
+    starts = np.cumsum(source.shard_sizes) - source.shard_sizes
+    indices = [starts[shard] + evenly(int(source.shard_sizes[shard]), num // len(shards)) for shard in shards]
+    return np.concatenate(indices).tolist()

@@ -1,8 +1,8 @@
-"""Files from a web server that may fail, stall, slow down or cut off, and a bounded folder that keeps them.
+"""Download files from web servers with retries and resume, and keep them in a cache folder of limited size.
 
-Whole files are fetched, not the bytes of single images: a shard is read from beginning to end within a short part of an
-epoch, one long transfer runs at the speed of the line where ten thousand short ones wait for as many answers, and
-stores that bill requests bill one.
+Whole shards are downloaded, not single images: an epoch reads a shard completely within a short time, one long
+transfer uses the full bandwidth where ten thousand short ones would wait for latency, and stores that bill per request
+bill one.
 """
 
 from __future__ import annotations
@@ -31,71 +31,72 @@ from opendino.data import mmap_table
 from opendino.data.source_files import printable
 
 ATTEMPTS = 6
-"""How often a transfer that gets nowhere is tried."""
+"""Attempts in a row without progress after which a download fails."""
 FIRST_WAIT_S = 1.0
-"""Before the second attempt, give or take a half; twice as long before each further one."""
+"""Seconds before the second attempt, ± 50 % at random; doubled before each further attempt."""
 TIMEOUT_S = 30.0
-"""Without a byte for so long, or slower than `LEAST_RATE` over so long, a transfer has failed."""
+"""Seconds: a transfer fails if no byte arrives, or if it is slower than `LEAST_RATE`, for this time."""
 LEAST_RATE = 16 * 1024
-"""Bytes a second."""
+"""Bytes per second."""
 FORGOTTEN_S = 600.0
-"""What could not be fetched is tried again after so long."""
+"""Seconds after which a failed download is tried again."""
 ASK_AGAIN_S = 24 * 3600.0
-"""A server is asked again whether a file is still the same after so long, when a run starts."""
+"""Seconds after which a run that starts asks the server whether a downloaded file has changed."""
 LIMIT_GB = 50.0
-"""Default of OPENDINO_CACHE_GB."""
+"""Default of OPENDINO_CACHE_GB, the size limit of the cache folder in gigabytes."""
 
-_PIECE = 2**20
-_TEMPORARY = (408, 425, 429, 500, 502, 503, 504)
+_CHUNK_BYTES = 2**20
+_RETRY_STATUS = (408, 425, 429, 500, 502, 503, 504)
 
 
 class Unreachable(Exception):
-    """A file that cannot be had; `str(error)` is the reason, one line."""
+    """A file that cannot be downloaded; `str(error)` is the reason, in one line."""
 
 
 def is_remote(name: str) -> bool:
-    """Whether a name is an address on a web server."""
+    """Whether a name is an http or https address."""
     return name.lower().startswith(("http://", "https://"))
 
 
 def download(url: str, path: Path) -> str:
-    """Fetch a file. A transfer that breaks goes on where it broke, if the server can do that.
+    """Download a file. An interrupted transfer is resumed where it stopped, if the server supports range requests.
 
     Returns:
-        What names this content on the server, its ETag or date; "" where it says neither.
+        The validator of the content: its ETag, or else its Last-Modified date; "" if the server sends neither.
 
     Raises:
-        Unreachable: It is not there, may not be read, or `ATTEMPTS` attempts in a row brought nothing new.
+        Unreachable: The file is missing or forbidden, or `ATTEMPTS` attempts in a row made no progress.
     """
-    failures, most, reason, state = 0, 0, "", _Transfer()
+    failures, most, reason, state = 0, 0, "", _Transfer()  # `most`: bytes of the longest attempt so far
     with open(path, "wb") as file:
         while failures < ATTEMPTS:
             if failures:
                 _wait(failures, state)
             try:
-                _take(url, file, state)
+                _attempt(url, file, state)
                 return state.validator
             except urllib.error.HTTPError as error:
-                reason = f"the server says {error.code} {error.reason}"
+                reason = f"the server answers {error.code} {error.reason}"
                 state.retry_after = error.headers.get("Retry-After", "") if error.headers else ""
                 error.close()
-                if error.code == 416:  # it has become shorter than what we have
+                if error.code == 416:  # the file on the server is now shorter than what we have: start again
                     file.truncate(0)
-                elif error.code not in _TEMPORARY:
+                elif error.code not in _RETRY_STATUS:
                     raise Unreachable(reason) from error
             except (ValueError, http.client.InvalidURL) as error:
-                raise Unreachable(f"no address: {_line(error)}") from error
+                raise Unreachable(f"not a valid address: {_one_line(error)}") from error
             except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
-                reason = _line(error)
+                reason = _one_line(error)
             gained = file.seek(0, os.SEEK_END) - most
-            failures = 1 if gained >= _PIECE else failures + 1
+            # An attempt that gained a MiB or more resets the count: a slow connection may break many times.
+            failures = 1 if gained >= _CHUNK_BYTES else failures + 1
             most += max(0, gained)
     raise Unreachable(f"{reason}, {ATTEMPTS} attempts")
 
 
-def small(url: str) -> bytes | None:
-    """The content of a small file that may well not be there: then, and whenever it cannot be had, None."""
-    path = mmap_table.folder() / f".small-{os.getpid()}-{hashlib.sha256(url.encode()).hexdigest()[:16]}"
+def download_optional(url: str) -> bytes | None:
+    """Content of a small optional file; None if it is missing or cannot be downloaded."""
+    path = mmap_table.cache_folder() / f".small-{os.getpid()}-{hashlib.sha256(url.encode()).hexdigest()[:16]}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         download(url, path)
@@ -106,30 +107,33 @@ def small(url: str) -> bytes | None:
         path.unlink(missing_ok=True)
 
 
-def keep(name: str, make: Callable[[Path], str | None]) -> Path:
-    """The file of that name in the folder of kept files; made where it is not there, by one process on the machine.
+def cached_file(name: str, make: Callable[[Path], str | None]) -> Path:
+    """Return a file from the cache folder; if it is missing, one process on the machine creates it.
 
-    A note beside it says whose it is. A file that is not what its note says is discarded, with a line.
-
-    The files used last stay, up to OPENDINO_CACHE_GB (50) and half of the room that the disk has. What could not be
-    made is not tried again for ten minutes, by any process.
+    A note beside each file has its name, size and validator. A file that does not match its note is discarded, with a
+    warning. The least recently used files are deleted when the folder exceeds OPENDINO_CACHE_GB (50), or half of the
+    space that the disk would have without it. A file that could not be created is not tried again for ten minutes, by
+    any process.
 
     Args:
-        name: Such as an address.
-        make: Writes the file, returns what names its content at its origin; may raise `Unreachable`.
+        name: Identifies the file, for example its address.
+        make: Called with the path to write; returns the validator of the content, or raises `Unreachable`.
+
+    Returns:
+        Path of the cached file. Another process may delete it before it is opened.
 
     Raises:
-        Unreachable: It could not be made.
+        Unreachable: The file could not be created.
     """
-    path = _place(name)
-    folder, note = path.parent, _note(path)
-    if _used(path, name):
+    path = _cached_path(name)
+    folder, note = path.parent, _note_path(path)
+    if _is_cached(path, name):
         return path
     with mmap_table.locked(path):
-        if _used(path, name):
+        if _is_cached(path, name):
             return path
         if path.exists():
-            log.warn(f"the kept copy of {name} is damaged or of something else; it is discarded")
+            log.warn(f"The cached copy of {name} is damaged or of another file; it is discarded")
         failed, partial = path.with_suffix(".failed"), path.with_suffix(".partial")
         with contextlib.suppress(OSError):
             if time.time() - failed.stat().st_mtime < FORGOTTEN_S:
@@ -139,49 +143,49 @@ def keep(name: str, make: Callable[[Path], str | None]) -> Path:
             validator = make(partial) or ""
             note.unlink(missing_ok=True)
             partial.replace(path)
-            said = {"name": printable(name), "bytes": path.stat().st_size, "validator": validator}
-            atomic_write.write(note, json.dumps(said))
-            _make_room(folder, path)
+            about = {"name": printable(name), "bytes": path.stat().st_size, "validator": validator}
+            atomic_write.write(note, json.dumps(about))
+            _evict(folder, path)
         except (Unreachable, OSError) as error:
             with contextlib.suppress(OSError):
                 partial.unlink(missing_ok=True)
-                failed.write_text(_line(error), "utf-8")
-            log.warn(f"{name} is left out for {FORGOTTEN_S / 60:.0f} minutes: {_line(error)}")
-            raise Unreachable(_line(error)) from error
+                failed.write_text(_one_line(error), "utf-8")
+            log.warn(f"{name} is left out for {FORGOTTEN_S / 60:.0f} minutes: {_one_line(error)}")
+            raise Unreachable(_one_line(error)) from error
     return path
 
 
 def stamp(name: str) -> list[int]:
-    """A number for the content that a file had when it was fetched; empty where it was not, or has no name there."""
-    validator = _said(name).get("validator", "")
+    """A checksum of the validator of a cached file; empty if the file is not cached or has no validator."""
+    validator = _read_note(name).get("validator", "")
     return [zlib.crc32(validator.encode())] if validator else []
 
 
 def forget_changed(urls: Sequence[str]) -> None:
-    """Ask servers whether files fetched a day ago or longer are still what they were; drop those that are not."""
+    """Ask the servers about cached files that were checked more than a day ago; delete those that have changed."""
     offline = threading.Event()
 
     def ask(url: str) -> None:
-        said, note = _said(url), _note(_place(url))
-        if offline.is_set() or not said.get("validator") or time.time() - note.stat().st_mtime < ASK_AGAIN_S:
+        about, note = _read_note(url), _note_path(_cached_path(url))
+        if offline.is_set() or not about.get("validator") or time.time() - note.stat().st_mtime < ASK_AGAIN_S:
             return
         try:
-            now = _validator_now(url, said["validator"])
+            now = _validator_now(url, about["validator"])
         except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError):
-            offline.set()  # nobody answers: what was fetched is good enough
+            offline.set()  # no connection: use the cached files, and do not wait for more timeouts
             return
-        if now != said["validator"]:
-            log.say(f"{url} has changed on the server; the kept copy is discarded")
-            _place(url).unlink(missing_ok=True)
-            said |= {"bytes": -1, "validator": now}
-        atomic_write.write(note, json.dumps(said))
+        if now != about["validator"]:
+            log.say(f"{url} has changed on the server; the cached copy is discarded")
+            _cached_path(url).unlink(missing_ok=True)
+            about |= {"bytes": -1, "validator": now}
+        atomic_write.write(note, json.dumps(about))  # also resets the time of the last check
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(ask, urls))
 
 
 def _validator_now(url: str, validator: str) -> str:
-    """What names the content on the server now; the same where the server no longer has any."""
+    """The validator of the content on the server now; unchanged if the server no longer has the file."""
     condition = "If-None-Match" if validator.startswith('"') else "If-Modified-Since"
     request = urllib.request.Request(url, headers={"User-Agent": "opendino", condition: validator})
     try:
@@ -194,38 +198,41 @@ def _validator_now(url: str, validator: str) -> str:
         raise
 
 
-def _place(name: str) -> Path:
-    return mmap_table.folder() / "shards" / hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+def _cached_path(name: str) -> Path:
+    return (
+        mmap_table.cache_folder() / "shards" / hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+    )
 
 
-def _note(path: Path) -> Path:
+def _note_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.note")
 
 
-def _said(name: str) -> dict[str, Any]:
-    """What the note beside a kept file says, {} if it is none of this file's."""
+def _read_note(name: str) -> dict[str, Any]:
+    """The note beside a cached file; {} if it is missing or belongs to another file."""
     try:
-        said = json.loads(_note(_place(name)).read_bytes())
-        return said if said["name"] == printable(name) else {}
+        about = json.loads(_note_path(_cached_path(name)).read_bytes())
+        return about if about["name"] == printable(name) else {}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 
 
 class _Transfer:
-    """What is known of a file from the answers so far."""
+    """State of a download, from the responses so far."""
 
-    validator = ""  # names this very content, so that a transfer never goes on with another
+    validator = ""  # identifies the content, so that a resumed transfer never mixes two versions of a file
     retry_after = ""
 
 
-def _take(url: str, file: BinaryIO, state: _Transfer) -> None:
-    """One attempt to get what is missing; returns when the file is whole."""
+def _attempt(url: str, file: BinaryIO, state: _Transfer) -> None:
+    """One attempt to download the missing bytes; returns when the file is complete."""
     have = file.seek(0, os.SEEK_END)
     request = urllib.request.Request(url, headers={"User-Agent": "opendino", "Accept-Encoding": "identity"})
     if have and state.validator:
         request.add_header("Range", f"bytes={have}-")
         request.add_header("If-Range", state.validator)
     with _opener().open(request, timeout=TIMEOUT_S) as answer:
+        # 206 continues where we stopped. Any other answer is the whole file: start again.
         if answer.status != 206 or not answer.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
             have = 0
             file.truncate(file.seek(0))
@@ -233,12 +240,12 @@ def _take(url: str, file: BinaryIO, state: _Transfer) -> None:
         length = answer.headers.get("Content-Length", "")
         whole = have + int(length) if length.isdigit() else None
         since, seen = time.monotonic(), have
-        while piece := answer.read1(_PIECE):
+        while piece := answer.read1(_CHUNK_BYTES):
             file.write(piece)
             have += len(piece)
             if time.monotonic() - since > TIMEOUT_S:
                 if have - seen < LEAST_RATE * TIMEOUT_S:
-                    raise TimeoutError(f"slower than {LEAST_RATE // 1024} KiB a second")
+                    raise TimeoutError(f"slower than {LEAST_RATE // 1024} KiB/s")
                 since, seen = time.monotonic(), have
     if whole is not None and have < whole:
         raise ConnectionError(f"cut off after {have} of {whole} bytes")
@@ -246,11 +253,11 @@ def _take(url: str, file: BinaryIO, state: _Transfer) -> None:
 
 def _validator(headers: Message) -> str:
     tag = headers.get("ETag", "")
-    return tag if tag and not tag.startswith("W/") else headers.get("Last-Modified", "")
+    return tag if tag and not tag.startswith("W/") else headers.get("Last-Modified", "")  # weak ETags are not exact
 
 
 def _opener() -> urllib.request.OpenerDirector:
-    """For the web alone: whatever a server redirects to, it is no local file and no FTP."""
+    """An opener for http and https only, so that a server cannot redirect to a local file or to FTP."""
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler, urllib.request.HTTPHandler, urllib.request.HTTPSHandler,
@@ -262,16 +269,16 @@ def _opener() -> urllib.request.OpenerDirector:
 
 
 def _wait(failures: int, state: _Transfer) -> None:
-    asked = float(state.retry_after) if state.retry_after.isdigit() else 0.0
+    requested = float(state.retry_after) if state.retry_after.isdigit() else 0.0
     state.retry_after = ""
-    spread = random.SystemRandom().uniform(0.5, 1.5)  # a thousand workers must not all come back at once
-    time.sleep(max(min(asked, 60.0), FIRST_WAIT_S * 2 ** (failures - 1) * spread))
+    jitter = random.SystemRandom().uniform(0.5, 1.5)  # a thousand workers must not all retry at the same time
+    time.sleep(max(min(requested, 60.0), FIRST_WAIT_S * 2 ** (failures - 1) * jitter))
 
 
-def _used(path: Path, name: str) -> bool:
-    """Whether the file is there and what its note says; if so it counts as used just now."""
+def _is_cached(path: Path, name: str) -> bool:
+    """Whether the file exists and matches its note; if so, mark it as recently used (by its mtime)."""
     try:
-        if path.stat().st_size != _said(name).get("bytes"):
+        if path.stat().st_size != _read_note(name).get("bytes"):
             return False
         os.utime(path)
     except OSError:
@@ -279,20 +286,21 @@ def _used(path: Path, name: str) -> bool:
     return True
 
 
-def _make_room(folder: Path, newest: Path) -> None:
-    kept = []
+def _evict(folder: Path, newest: Path) -> None:
+    """Delete the least recently used files until the folder is within its limit; `newest` stays."""
+    cached = []
     for path in folder.iterdir():
-        with contextlib.suppress(OSError):  # another process makes room too
+        with contextlib.suppress(OSError):  # another process may be deleting files too
             if not path.suffix and not path.name.startswith("."):
                 status = path.stat()
-                kept.append((status.st_mtime, status.st_size, path))
-    total = sum(size for _, size, _ in kept)
+                cached.append((status.st_mtime, status.st_size, path))
+    total = sum(size for _, size, _ in cached)
     limit = min(_limit_bytes(), (total + shutil.disk_usage(folder).free) / 2)
-    for _, size, path in sorted(kept):
+    for _, size, path in sorted(cached):
         if total <= limit:
             break
         if path != newest:
-            path.unlink(missing_ok=True)  # who reads from it goes on doing so
+            path.unlink(missing_ok=True)  # processes that have it open can still read it
             total -= size
 
 
@@ -304,6 +312,6 @@ def _limit_bytes() -> float:
         raise UsageError(f"OPENDINO_CACHE_GB is '{text}'", "Set it to a number of gigabytes, e.g. 50") from None
 
 
-def _line(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     reason = error.reason if isinstance(error, urllib.error.URLError) else error
     return " ".join(str(reason).split())[:200] or type(error).__name__

@@ -1,4 +1,4 @@
-"""Which images a source holds, in a few numbers, with which whatever is kept of it is compared before it is used."""
+"""Checksums of a sample of a source's images, to notice that a checkpoint or cache belongs to other images."""
 
 from __future__ import annotations
 
@@ -16,35 +16,43 @@ _NAMES, _CONTENTS, _UNREADABLE = 1000, 32, -1
 
 
 def sample(source: Source) -> dict[str, Any]:
-    """What a checkpoint remembers of the images: {"images": their number and a checksum of a thousand keys and labels,
-    "contents": checksums of 32 images}. A copy of the images elsewhere has the same.
+    """The fingerprint that a checkpoint stores. A copy of the images in another place has the same one.
+
+    Returns:
+        {"images": [number of images, checksum of 1000 keys and labels], "contents": [checksums of 32 images]}; the
+        sampled images are spaced evenly.
     """
-    named = "\n".join(f"{source.key(i)} {source.label(i)}" for i in _spread(len(source), _NAMES))
+    named = "\n".join(f"{source.key(i)} {source.label(i)}" for i in _evenly_spaced(len(source), _NAMES))
     checksum = zlib.crc32(named.encode("utf-8", "surrogateescape"))
     return {"images": [len(source), checksum], "contents": _contents(source)}
 
 
 def check(source: Source, then: dict[str, Any], when: str) -> None:
-    """Whether a source holds the images of which `then` is a `sample`; says so if a few were replaced.
+    """Check that a source still holds the same images; warn if a few of them were replaced.
+
+    Args:
+        source: The images now.
+        then: `sample(source)` from before.
+        when: When that was, for the message: "step 3".
 
     Raises:
-        UserError: It does not: other names, or other content under more than half of the names.
+        UserError: The names differ, or more than half of the sampled images have other content.
     """
     now = sample(source)
-    changed, put_back = f"The images have changed since {when}", "Put them back, or start a new run"
+    changed, hint = f"The images have changed since {when}", "Put them back, or start a new run"
     if then["images"] != now["images"]:
-        raise UserError(f"{changed} ({then['images'][0]:,} then, {len(source):,} now)", put_back)
+        raise UserError(f"{changed} ({then['images'][0]:,} then, {len(source):,} now)", hint)
     pairs = zip(then.get("contents", now["contents"]), now["contents"], strict=True)
     num_other = sum(one != two and _UNREADABLE not in (one, two) for one, two in pairs)
     found = f"{changed}: {num_other} of {len(now['contents'])} looked at have other content under the same name"
     if 2 * num_other > len(now["contents"]):
-        raise UserError(found, put_back)
+        raise UserError(found, hint)
     if num_other:
-        log.warn(f"{found}; training continues with the images as they are now")
+        log.warn(f"{found}; training continues with the changed images")
 
 
 def whole(source: Source) -> str:
-    """A digest of the keys of all images and of the content of 32."""
+    """A SHA-256 digest, 32 hex characters, of all keys and of the content of 32 images."""
     digest = hashlib.sha256()
     for index in range(len(source)):
         digest.update(f"{source.key(index)}\0".encode("utf-8", "surrogatepass"))
@@ -53,7 +61,7 @@ def whole(source: Source) -> str:
 
 
 def _contents(source: Source) -> list[int]:
-    """Checksums of some images, evenly spaced."""
+    """Checksums of 32 evenly spaced images; -1 for unreadable ones."""
 
     def checksum(index: int) -> int:
         try:
@@ -61,8 +69,9 @@ def _contents(source: Source) -> list[int]:
         except BadImage:
             return _UNREADABLE
 
-    return [checksum(index) for index in _spread(len(source), _CONTENTS)]
+    return [checksum(index) for index in _evenly_spaced(len(source), _CONTENTS)]
 
 
-def _spread(count: int, num: int) -> list[int]:
+def _evenly_spaced(count: int, num: int) -> list[int]:
+    """At most `num` indices from 0 to `count` - 1, evenly spaced."""
     return np.unique(np.linspace(0, count - 1, num).round().astype(int)).tolist() if count else []

@@ -1,4 +1,4 @@
-"""Images that a user names one by one, or as DATA."""
+"""Images given as a list of file names, or as DATA."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from opendino.data.source_files import is_file, is_image, printable, read_regula
 
 @final
 class ImageList(Source):
-    """Image files in the order they were named."""
+    """Image files in the given order, without labels."""
 
     def __init__(self, paths: Sequence[str]) -> None:
         self._paths = [Path(path).expanduser() for path in paths]
@@ -23,24 +23,24 @@ class ImageList(Source):
         return len(self._paths)
 
     def key(self, index: int) -> str:
-        """The path as named."""
+        """The path as given."""
         return printable(str(self._paths[index]))
 
     def label(self, index: int) -> int:
-        """Nobody knows."""
+        """Always -1, unknown."""
         return -1
 
     def read(self, index: int) -> bytes:
-        """The file's bytes; raises `BadImage`."""
+        """The bytes of the file; raises `BadImage` if it cannot be read."""
         return read_regular(self._paths[index])
 
 
 def open_image_list(names: Sequence[str]) -> Source:
-    """One or several image files, or one DATA as for training.
+    """Open one or more image files, or one DATA as for training.
 
     Raises:
-        UsageError: Neither, or nothing.
-        UserError: There is no such file, or nothing that can be used.
+        UsageError: Nothing is given, or DATA among image files.
+        UserError: The file does not exist or cannot be used.
     """
     others = [name for name in names if not (is_image(name) and is_file(str(Path(name).expanduser())))]
     if names and not others:

@@ -1,4 +1,4 @@
-"""Which of a source's labels a run may see: all, a share of each class, or those that a CSV names."""
+"""Choose which labels a run may use: all, a share of each class, or those in a CSV file."""
 
 from __future__ import annotations
 
@@ -15,60 +15,60 @@ from opendino.data.source_files import class_order, is_file, printable
 
 @final
 class Relabeled(Source):
-    """A source with other labels; its images and keys stay.
+    """A source with other labels and the same images and keys.
 
     Args:
         source: The images.
         classes: Names of the classes.
-        labels: int64 `[len(source)]`, -1 where unknown.
+        labels: int64 `[len(source)]`, index into `classes`; -1 where unknown.
     """
 
     def __init__(self, source: Source, classes: tuple[str, ...], labels: np.ndarray) -> None:
         assert labels.shape == (len(source),) and labels.max(initial=-1) < len(classes)
         self._source, self.classes, self._labels = source, classes, labels
-        self.blocks = source.blocks
+        self.shard_sizes = source.shard_sizes
 
     def __len__(self) -> int:
         return len(self._source)
 
     def key(self, index: int) -> str:
-        """The source's."""
+        """The image's key in the source."""
         return self._source.key(index)
 
     def label(self, index: int) -> int:
-        """The new one."""
+        """The new label."""
         return int(self._labels[index])
 
     def read(self, index: int) -> bytes | np.ndarray:
-        """The source's."""
+        """Read the image from the source."""
         return self._source.read(index)
 
     def checksum(self, index: int) -> int:
-        """The source's."""
+        """The image's checksum in the source."""
         return self._source.checksum(index)
 
     def prefetch(self, indices: np.ndarray) -> None:
-        """The source's."""
+        """Let the source prefetch these images."""
         self._source.prefetch(indices)
 
 
-def known(source: Source) -> np.ndarray:
-    """Every label of a source, int64 `[len(source)]`."""
+def all_labels(source: Source) -> np.ndarray:
+    """All labels of a source, int64 `[len(source)]`; -1 where unknown."""
     return np.array([source.label(index) for index in range(len(source))], np.int64)
 
 
 def relabel(source: Source, labels: str, seed: int) -> Source:
-    """A source with the labels that a user grants.
+    """Restrict or replace the labels of a source, according to the `labels` setting.
 
     Args:
         source: The images.
-        labels: "all"; a share such as "10%", drawn from each class, one image at least; or a CSV of path and class.
-            Images without a label count as unlabeled.
-        seed: Of the draw.
+        labels: "all"; a share such as "10%", sampled from each class, at least one image; or a CSV file with path and
+            class. All other images become unlabeled.
+        seed: Seed for sampling the share.
 
     Raises:
-        UsageError: None of these forms.
-        UserError: The CSV cannot be read or fits no image, or the source names no classes to draw from.
+        UsageError: `labels` has none of these forms.
+        UserError: The CSV cannot be read or matches no image, or a share is given and the source has no classes.
     """
     if labels == "all":
         return source
@@ -82,20 +82,20 @@ def relabel(source: Source, labels: str, seed: int) -> Source:
         raise UsageError(f"labels is '{labels}'", "Use all, a share such as 10%, or a CSV file of path,class")
     if not source.classes:
         raise UserError(
-            f"The images name no classes of which labels={labels} could be kept", "Give a CSV of path,class"
+            f"The images have no classes, so labels={labels} cannot keep a share of them", "Give a CSV of path,class"
         )
-    every = known(source)
+    every = all_labels(source)
     kept = np.full_like(every, -1)
-    chance = np.random.Generator(np.random.Philox(key=[seed, 0]))
+    rng = np.random.Generator(np.random.Philox(key=[seed, 0]))
     for label in range(len(source.classes)):
         members = np.flatnonzero(every == label)
-        chosen = chance.permutation(members)[: max(1, round(number / 100 * len(members)))]
+        chosen = rng.permutation(members)[: max(1, round(number / 100 * len(members)))]
         kept[chosen] = label
     return Relabeled(source, source.classes, kept)
 
 
 def _from_list(source: Source, path: str) -> Relabeled:
-    """Labels by key, with or without the folders that DATA lies in; else by the name of a file that one image has."""
+    """Labels from a list. Its paths are matched to keys; then, if only one image has that file name, by file name."""
     keys = {source.key(index): index for index in range(len(source))}
     files: dict[str, list[int]] = {}
     for key, index in keys.items():
@@ -113,12 +113,12 @@ def _from_list(source: Source, path: str) -> Relabeled:
     if not named:
         raise UserError(f"{path} names no classes", "Write lines of path,class")
     found = {index: name for image, name in named.items() if (index := find(image)) is not None}
-    strangers = [image for image in named if find(image) is None]
-    lead = f"{len(strangers):,} of the {len(named):,} paths in {path} are none of the images, e.g. "
+    unmatched = [image for image in named if find(image) is None]
+    message = f"{len(unmatched):,} of the {len(named):,} paths in {path} match no image, e.g. "
     if not found:
-        raise UserError(f"{lead}{printable(strangers[0])}", f"Write them as the run does, e.g. {source.key(0)}")
-    if strangers:
-        log.warn(f"{lead}{printable(strangers[0])}; they are passed over")
+        raise UserError(f"{message}{printable(unmatched[0])}", f"Write paths like this one: {source.key(0)}")
+    if unmatched:
+        log.warn(f"{message}{printable(unmatched[0])}; they are ignored")
     classes = tuple(sorted(set(found.values()), key=class_order))
     number = {name: label for label, name in enumerate(classes)}
     labels = np.full(len(source), -1, np.int64)
@@ -128,7 +128,7 @@ def _from_list(source: Source, path: str) -> Relabeled:
 
 
 def _by_key(keys: dict[str, int], path: str) -> int | None:
-    """The image of a path as written; of an absolute one such as `/data/photos/cats/1.png` also `cats/1.png`."""
+    """Index of the image with this key; leading folders of an absolute path are removed until a key matches."""
     shown = printable(path)
     while path.startswith("/") and shown not in keys and "/" in shown.partition("/")[2]:
         shown = shown.partition("/")[2]

@@ -1,4 +1,4 @@
-"""Lists of images in text files: which column names the image and which its class, found by name and never guessed."""
+"""Read lists of images from text files; the columns of paths and of classes are found by their names, never guessed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from opendino.core import log
 from opendino.core.errors import UserError
 from opendino.data.source_files import is_image, printable, unescape
 
-# As `_plain` writes them. Of two columns that may name the images the one with an earlier kind of name does.
+# Normalized by `_normalize`. A column named in the first set is preferred to one named in the second.
 _IMAGE_NAMES = (
     frozenset({"path", "file", "filename", "filepath", "image", "imagepath", "imagefile", "imagename", "img"}),
     frozenset({"imageid", "imgid", "id", "name", "key"}),
@@ -19,31 +19,34 @@ _CLASS_NAMES = frozenset({"label", "labels", "class", "classname", "category", "
 _NO_CLASS_NAMES = frozenset(
     {"", "index", "unnamed0", "split", "subset", "fold", "width", "height", "size", "channels", "md5", "sha256", "url"}
 )
-_LOOKED_AT = 100  # rows
+_SAMPLED_ROWS = 100  # rows in which a column is searched for paths of images
 _ONE_HOT = frozenset({"", "0", "0.0", "1", "1.0"})
 
 
 class _Columns(NamedTuple):
-    """The column of the images, and that of the classes where there is one."""
+    """Index of the column of image paths, and of the column of classes; None if there are no classes."""
 
     image: int
     label: int | None
 
 
 def read_list(path: str, is_known: Callable[[str], bool] = lambda _: False, classes: bool = True) -> dict[str, str]:
-    """Path of an image → name of its class or "", in the order of a list.
+    """Read a list of images.
 
-    `.txt` and `.lst` have columns separated by tabs; blank lines and lines that begin with `#` are skipped. A `.csv` is
-    separated by commas, or by semicolons or tabs where its first line has no comma. A first line that names no image is
-    a header. A path listed twice counts once. Escapes by `files.cell` and `files.line` are undone.
+    `.txt` and `.lst` files have columns separated by tabs; blank lines and lines that begin with `#` are skipped. A
+    `.csv` is separated by commas, or by semicolons or tabs if its first line has no comma. A first line without an
+    image is a header. A path listed twice counts once. Escapes from `source_files.cell` and `.line` are undone.
 
     Args:
         path: The list.
-        is_known: Whether a name is that of an image that exists.
-        classes: Whether the classes are wanted; if not, they may be ambiguous.
+        is_known: Whether a name without an image suffix is the name of an existing image.
+        classes: Whether to look for a column of classes; if False, it may be ambiguous.
+
+    Returns:
+        Path of an image → name of its class or "", in the order of the list.
 
     Raises:
-        UserError: The list cannot be read, or does not say which column is which.
+        UserError: The list cannot be read, or it is not clear which column is which.
     """
     is_csv = path.lower().endswith(".csv")
     rows = _rows(path, is_csv, is_known)
@@ -54,24 +57,24 @@ def read_list(path: str, is_known: Callable[[str], bool] = lambda _: False, clas
         return is_image(cell) or is_known(cell)
 
     header = rows[0] if not any(map(names_image, rows[0])) else None
-    if header and not is_csv and not any(_plain(cell) in names for cell in header for names in _IMAGE_NAMES):
-        header = None  # in a list of paths without a header the first one may be missing
+    if header and not is_csv and not any(_normalize(cell) in names for cell in header for names in _IMAGE_NAMES):
+        header = None  # no column name: the first line is a path whose file is missing
     if header:
         del rows[0]
     try:
-        columns = _by_header(header, rows, names_image, classes) if header else _by_place(rows, names_image, classes)
+        columns = _by_header(header, rows, names_image, classes) if header else _by_position(rows, names_image, classes)
     except ValueError as error:
         raise UserError(
             f"{printable(path)}: {error}",
-            "Write two columns with the header path,label, or keep only that of the paths",
+            "Write two columns with the header path,label, or keep only the column of paths",
         ) from None
     if header and len(header) > 1:
-        log.say(f"{printable(path)}: {_said(header, columns)}")
-    return _named(path, rows, columns)
+        log.say(f"{printable(path)}: {_describe(header, columns)}")
+    return _to_dict(path, rows, columns)
 
 
 def _rows(path: str, is_csv: bool, is_known: Callable[[str], bool]) -> list[list[str]]:
-    """The cells of all lines that say something, each row as long as the longest."""
+    """The cells of all lines that are not blank or comments; short rows are filled up with ""."""
     try:
         with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             if is_csv:
@@ -90,80 +93,82 @@ def _rows(path: str, is_csv: bool, is_known: Callable[[str], bool]) -> list[list
     return [[unescape(cell) for cell in line] + [""] * (width - len(line)) for line in lines]
 
 
-def _plain(name: str) -> str:
-    """A column's name without what people write differently: `Image ID`, `image_id` and `imageId` are one."""
+def _normalize(name: str) -> str:
+    """The name of a column in lower case, letters and digits only: `Image ID`, `image_id` and `imageId` are equal."""
     return "".join(letter for letter in name.lower() if letter.isalnum())
 
 
 def _by_header(
     header: Sequence[str], rows: list[list[str]], names_image: Callable[[str], bool], classes: bool
 ) -> _Columns:
-    """Columns by what they are called, and by whether images are in them.
+    """Find the columns by their names in the header, and by whether they hold paths of images.
 
     Raises:
-        ValueError: More than one may be meant.
+        ValueError: More than one column is possible.
     """
-    plain = [_plain(name) for name in header]
-    looked_at = rows[:_LOOKED_AT]
-    places = [place for place in range(len(header)) if any(names_image(row[place]) for row in looked_at)]
+    normalized = [_normalize(name) for name in header]
+    sampled = rows[:_SAMPLED_ROWS]
+    # Candidates for the paths: columns that hold images; of several, or of none, those with a usual name.
+    images = [i for i in range(len(header)) if any(names_image(row[i]) for row in sampled)]
     for names in _IMAGE_NAMES:
-        if len(places) != 1:
-            places = [place for place in places or range(len(header)) if plain[place] in names] or places
-    if not places and len(header) <= 2:
-        places = [0]
-    if len(places) != 1:
-        raise ValueError(f"{_which(header, places)} may name the images")
-    rest = [place for place in range(len(header)) if place != places[0]]
+        if len(images) != 1:
+            images = [i for i in images or range(len(header)) if normalized[i] in names] or images
+    if not images and len(header) <= 2:
+        images = [0]
+    if len(images) != 1:
+        raise ValueError(f"{_list_columns(header, images)} may name the images")
+    rest = [i for i in range(len(header)) if i != images[0]]
     if not classes:
-        return _Columns(places[0], None)
-    named = [place for place in rest if plain[place] in _CLASS_NAMES]
-    left = named or [place for place in rest if plain[place] not in _NO_CLASS_NAMES]
-    if len(left) > 1 and not named and all(row[place] in _ONE_HOT for row in rows for place in left):
-        raise ValueError(f"{_which(header, left)} may each be a class; one-hot columns are not read as classes")
+        return _Columns(images[0], None)
+    # Candidates for the classes: columns with a usual name, else the one column that is not known to be something else.
+    named = [i for i in rest if normalized[i] in _CLASS_NAMES]
+    left = named or [i for i in rest if normalized[i] not in _NO_CLASS_NAMES]
+    if len(left) > 1 and not named and all(row[i] in _ONE_HOT for row in rows for i in left):
+        raise ValueError(f"{_list_columns(header, left)} may each be a class; one-hot columns are not read as classes")
     if len(left) > 1:
-        raise ValueError(f"{_which(header, left)} may name the classes")
-    return _Columns(places[0], left[0] if left else None)
+        raise ValueError(f"{_list_columns(header, left)} may name the classes")
+    return _Columns(images[0], left[0] if left else None)
 
 
-def _by_place(rows: list[list[str]], names_image: Callable[[str], bool], classes: bool) -> _Columns:
-    """Columns of a list without a header: one with images and at most one other.
+def _by_position(rows: list[list[str]], names_image: Callable[[str], bool], classes: bool) -> _Columns:
+    """Find the columns of a list without a header: the one with images, and at most one other.
 
     Raises:
-        ValueError: There are more.
+        ValueError: There are more columns.
     """
-    image = next((place for place, cell in enumerate(rows[0]) if names_image(cell)), 0)
-    rest = [place for place in range(len(rows[0])) if place != image]
+    image = next((i for i, cell in enumerate(rows[0]) if names_image(cell)), 0)
+    rest = [i for i in range(len(rows[0])) if i != image]
     if classes and len(rest) > 1:
         raise ValueError(f"its {len(rows[0])} columns have no header that says which names the classes")
     return _Columns(image, rest[0] if classes and rest else None)
 
 
-def _which(header: Sequence[str], places: Sequence[int]) -> str:
-    names = [f"'{printable(name)}'" for name in ([header[place] for place in places] or header)]
+def _list_columns(header: Sequence[str], indices: Sequence[int]) -> str:
+    names = [f"'{printable(name)}'" for name in ([header[i] for i in indices] or header)]
     more = f" and {len(names) - 8} more" if len(names) > 8 else ""
     return f"any of the columns {', '.join(names[:8])}{more}"
 
 
-def _said(header: Sequence[str], columns: _Columns) -> str:
-    """Which columns were taken."""
-    unused = [name for place, name in enumerate(header) if place not in columns]
+def _describe(header: Sequence[str], columns: _Columns) -> str:
+    """Which columns are used, for a message."""
+    unused = [name for i, name in enumerate(header) if i not in columns]
     classes = "no classes" if columns.label is None else f"classes in '{printable(header[columns.label])}'"
     ignored = f"; not used: {printable(', '.join(unused[:8]))}{', …' if len(unused) > 8 else ''}" if unused else ""
     return f"images in column '{printable(header[columns.image])}', {classes}{ignored}"
 
 
-def _named(path: str, rows: list[list[str]], columns: _Columns) -> dict[str, str]:
-    """The list itself."""
+def _to_dict(path: str, rows: list[list[str]], columns: _Columns) -> dict[str, str]:
+    """Path → class of all rows; warns about images with more than one class."""
     found: dict[str, str] = {}
-    disputed: dict[str, None] = {}
+    ambiguous: dict[str, None] = {}
     for row in rows:
         image = row[columns.image]
         name = "" if columns.label is None else row[columns.label]
         if image and found.setdefault(image, printable(name)) != printable(name):
-            disputed[image] = None
-    if disputed:
+            ambiguous[image] = None
+    if ambiguous:
         log.warn(
-            f"{len(disputed):,} images have more than one class in {printable(path)}, e.g. "
-            f"{printable(next(iter(disputed)))}; the first counts"
+            f"{len(ambiguous):,} images have more than one class in {printable(path)}, e.g. "
+            f"{printable(next(iter(ambiguous)))}; the first one is used"
         )
     return found

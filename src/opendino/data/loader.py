@@ -1,6 +1,6 @@
-"""Batches as a pure function of their number: which images, and every random choice made about them.
+"""Batches as a pure function of their number: which images, and every random view parameter.
 
-So the number of workers changes nothing, and a run resumes by starting to count where it stopped.
+So the number of workers changes no batch, and a run resumes by counting from the batch where it stopped.
 """
 
 from __future__ import annotations
@@ -16,28 +16,28 @@ from torch.utils.data import Dataset
 from opendino.core.errors import BadImage, UserError
 from opendino.core.types import ViewSpec
 from opendino.data.cache import DecodedImages
-from opendino.data.labels import known
+from opendino.data.labels import all_labels
 from opendino.data.sampler import Windowed, epoch_order
-from opendino.data.workers import stream as made_ahead
+from opendino.data.workers import stream as prefetched
 from opendino.views.sampling import ViewParameters, sample_views
 
-_TRIES = 100  # unreadable images in a row before a set counts as broken
+_MAX_BAD_IN_A_ROW = 100  # unreadable images in a row after which the dataset counts as broken
 _Order = np.ndarray | Windowed
-_Place = tuple[int, int, _Order]  # epoch, place in the epoch's order, that order
-_LABELED = 2**63  # passes over the labeled images are counted from here, so that their chance is their own
+_Position = tuple[int, int, _Order]  # epoch, position in the epoch's order, that order
+_LABELED_STREAM = 2**63  # epochs of the labeled images count from here: their random numbers differ from all others
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Whole images and what is to be done with them.
+    """Whole images, padded to one size, with the parameters of the views to cut from them.
 
     Attributes:
-        canvas: uint8 `[B 3 H W]`, each image in the top left corner; `[B 0 H W]` where `Resident.fill` is to come.
-        sizes: int32 `[B 2]`, its true height and width.
-        labels: int64 `[B]`, -1 where unknown.
-        indices: int64 `[B]`, positions in the source.
-        draws: The random choices for every view.
-        bad: (key, reason) of images that could not be read and were replaced by their successors in the epoch.
+        canvas: uint8 `[B 3 H W]`, each image in the top left corner; `[B 0 H W]` until `DeviceCache.fill` fills it.
+        sizes: int32 `[B 2]`, height and width of each image.
+        labels: int64 `[B]`, index into the source's classes; -1 where unknown.
+        indices: int64 `[B]`, index of each image in the source.
+        draws: Name of a view group → its random parameters, from `sample_views`.
+        bad: (key, reason) of the images that could not be read and were replaced by the next ones of the epoch.
     """
 
     canvas: Tensor
@@ -48,35 +48,36 @@ class Batch:
     bad: tuple[tuple[str, str], ...] = ()
 
     def pin_memory(self) -> Batch:
-        """Called by the loader where the batch goes on to a GPU."""
+        """The batch in pinned memory; called by `DataLoader` with `pin_memory=True`."""
         draws = {name: each.pin_memory() for name, each in self.draws.items()}
         canvas, labels, indices = (x.pin_memory() for x in (self.canvas, self.labels, self.indices))
         return replace(self, canvas=canvas, labels=labels, indices=indices, draws=draws)
 
     def to(self, device: torch.device) -> Batch:
-        """What the device needs, sent without waiting."""
+        """Copy canvas, labels and view parameters to a device, without waiting for the copy."""
         draws = {name: each.to(device, non_blocking=True) for name, each in self.draws.items()}
         canvas, labels = (x.to(device, non_blocking=True) for x in (self.canvas, self.labels))
         return replace(self, canvas=canvas, labels=labels, draws=draws)
 
 
 class Batches(Dataset[Batch | UserError]):
-    """The batches of a whole run, in order; item n is part n % micro_batches of optimizer step n // micro_batches.
+    """One rank's micro-batches of a whole run: item n is micro-batch n % micro_batches of step n // micro_batches.
 
-    Epoch e visits the images in the order of `order.visits`, keyed by (seed, e), and drops what does not fill a batch.
-    Where images lie in blocks, a step's images are sorted before the ranks share them out: each rank then reads from
-    its part of the open blocks alone, though the images of the step are the same for any number of ranks.
+    Epoch e visits the images in the order of `sampler.epoch_order`, keyed by (seed, e), and drops the incomplete batch.
+    If the source has shards, the images of a step are sorted before they are split over the ranks. Each rank then reads
+    from its part of the open shards only, while the set of images in a step stays the same for any number of ranks.
 
-    Where the views ask for labels (`ViewSpec.labeled_frac`), a step has two streams: images with a label come first
-    in every part, then images of the whole set, labels or not. Each stream goes from one permutation into the next.
+    If the views need labels (`ViewSpec.labeled_frac` is set), a step takes images from two streams: every micro-batch
+    begins with labeled images, and continues with images of the whole set, labeled or not. Each stream continues from
+    one permutation into the next without dropping images.
 
     Args:
         images: Decoded images.
-        spec: The views to draw.
-        seed: Of the run.
+        spec: The views whose parameters are sampled.
+        seed: Seed of the run.
         batch: Images per optimizer step, over all ranks.
-        micro_batches: Parts a rank's share of a step is worked off in.
-        rank, world: This process and their number.
+        micro_batches: Number of micro-batches per step on each rank (gradient accumulation).
+        rank, world_size: Number of this process, and number of processes.
     """
 
     def __init__(
@@ -87,95 +88,98 @@ class Batches(Dataset[Batch | UserError]):
         batch: int,
         micro_batches: int = 1,
         rank: int = 0,
-        world: int = 1,
+        world_size: int = 1,
     ) -> None:
-        assert batch % (micro_batches * world) == 0 and batch <= len(images)
+        assert batch % (micro_batches * world_size) == 0 and batch <= len(images)
         self.images, self.spec, self.seed = images, spec, seed
-        self.batch, self.micro_batches, self.rank, self.world = batch, micro_batches, rank, world
+        self.batch, self.micro_batches, self.rank, self.world_size = batch, micro_batches, rank, world_size
         self.steps_per_epoch = len(images) // batch
-        self._labeled = np.flatnonzero(known(images.source) >= 0) if spec.labeled_frac else None
+        self._labeled = np.flatnonzero(all_labels(images.source) >= 0) if spec.labeled_frac else None
         self._orders: dict[int, tuple[int, _Order]] = {}
-        self._hinted: dict[int, tuple[int, int]] = {}
+        self._prefetched: dict[int, tuple[int, int]] = {}
 
     def __getitem__(self, n: int) -> Batch | UserError:
         try:
             return self._batch(n)
-        except UserError as error:  # raised where it is read: torch would wrap it into a worker's traceback
+        except UserError as error:  # returned, and raised by `batches`: torch would wrap it in a worker's traceback
             return error
 
     def _batch(self, n: int) -> Batch:
-        step, part = divmod(n, self.micro_batches)
-        asked, epochs, found, pixels, bad = [], [], [], [], []
-        for epoch, place, order in self._share(self._places(step), part):
-            actual, image = self._read(place, order, bad)
-            asked.append(order[place])
+        step, micro_batch = divmod(n, self.micro_batches)
+        # `requested` and `found` differ where an image is unreadable and the next one of the epoch replaces it.
+        requested, epochs, found, pixels, bad = [], [], [], [], []
+        for epoch, position, order in self._share(self._positions(step), micro_batch):
+            actual, image = self._read(position, order, bad)
+            requested.append(order[position])
             epochs.append(epoch)
             found.append(actual)
-            pixels.append(image)
-        canvas, sizes = pad_to_batch(pixels)
+            pixels.append(image)  # [H W 3], or [H W 0] from a DeviceCache
+        canvas, sizes = pad_to_batch(pixels)  # [B 3 H W], [B 2]
         return Batch(
             canvas=canvas,
             sizes=sizes,
             labels=torch.tensor([self.images.source.label(i) for i in found]),
             indices=torch.tensor(found),
-            # Keyed by the image asked for, so that a stand-in is drawn unlike its own turn in the epoch.
-            draws=sample_views(self.spec, self.seed, epochs, asked, sizes.numpy()),
+            # Keyed by the requested image: an image that replaces it gets other views than in its own turn.
+            draws=sample_views(self.spec, self.seed, epochs, requested, sizes.numpy()),
             bad=tuple(bad),
         )
 
-    def _share(self, places: list[_Place], part: int) -> list[_Place]:
-        """Which of a step's places this rank works off in a part of it."""
-        if len(self.images.source.blocks) == 0:
-            return places[part :: self.micro_batches][self.rank :: self.world]
-        self._hint(places)
-        num_labeled = sum(epoch >= _LABELED for epoch, _, _ in places)
+    def _share(self, positions: list[_Position], micro_batch: int) -> list[_Position]:
+        """The part of a step's positions that this rank reads for one micro-batch."""
+        if len(self.images.source.shard_sizes) == 0:
+            return positions[micro_batch :: self.micro_batches][self.rank :: self.world_size]
+        self._prefetch(positions)
+        num_labeled = sum(epoch >= _LABELED_STREAM for epoch, _, _ in positions)
         share = []
-        for stream in (places[:num_labeled], places[num_labeled:]):  # the labeled ones stay first
-            stream = sorted(stream, key=lambda each: each[2][each[1]])
-            each = len(stream) // self.world
-            share += stream[self.rank * each : (self.rank + 1) * each][part :: self.micro_batches]
+        for stream in (positions[:num_labeled], positions[num_labeled:]):  # the labeled images stay first
+            stream = sorted(stream, key=lambda each: each[2][each[1]])  # by image index, so by shard
+            per_rank = len(stream) // self.world_size
+            share += stream[self.rank * per_rank : (self.rank + 1) * per_rank][micro_batch :: self.micro_batches]
         return share
 
-    def _hint(self, places: list[_Place]) -> None:
-        """Let the source prepare for this rank's share of the part of the epoch that follows, once for each."""
-        for stream, (epoch, place, order) in {place[0] // _LABELED: place for place in places}.items():
+    def _prefetch(self, positions: list[_Position]) -> None:
+        """Let the source prefetch this rank's share of the next part of the epoch; once for each part."""
+        # One position of each stream, labeled and unlabeled, says which part of its order the step is in.
+        for stream, (epoch, position, order) in {each[0] // _LABELED_STREAM: each for each in positions}.items():
             assert isinstance(order, Windowed)
-            following = order.part_of(place) + 1
-            if self._hinted.get(stream) != (epoch, following):
-                self._hinted[stream] = epoch, following
+            following = order.part_of(position) + 1
+            if self._prefetched.get(stream) != (epoch, following):
+                self._prefetched[stream] = epoch, following
                 images = np.sort(order.part(following))
-                self.images.source.prefetch(np.array_split(images, self.world)[self.rank])
+                self.images.source.prefetch(np.array_split(images, self.world_size)[self.rank])
 
-    def _places(self, step: int) -> list[_Place]:
-        """A step's places over all ranks and parts."""
-        shares = self.world * self.micro_batches
+    def _positions(self, step: int) -> list[_Position]:
+        """The positions of a step, over all ranks and micro-batches; those of labeled images come first."""
+        shares = self.world_size * self.micro_batches
         num_labeled = shares * self.spec.num_labeled(self.batch // shares)
         if num_labeled == 0:
             epoch, within = divmod(step, self.steps_per_epoch)
             return [(epoch, within * self.batch + i, self._order(epoch)) for i in range(self.batch)]
         assert self._labeled is not None
-        places = []
+        positions = []
         for first, count, num in (
-            (_LABELED, num_labeled, len(self._labeled)), (0, self.batch - num_labeled, len(self.images))
+            (_LABELED_STREAM, num_labeled, len(self._labeled)), (0, self.batch - num_labeled, len(self.images))
         ):  # fmt: skip
             for n in range(step * count, (step + 1) * count):
-                epoch, place = divmod(n, num)
-                places.append((first + epoch, place, self._order(first + epoch)))
-        return places
+                epoch, position = divmod(n, num)
+                positions.append((first + epoch, position, self._order(first + epoch)))
+        return positions
 
     def _order(self, epoch: int) -> _Order:
-        """The images of an epoch in its order; the last one of each stream is remembered."""
-        stream = epoch // _LABELED
+        """The order of an epoch; the last order of each stream is cached."""
+        stream = epoch // _LABELED_STREAM
         if self._orders.get(stream, (-1,))[0] != epoch:
             members = self._labeled if stream else None
-            order = epoch_order(len(self.images), self.images.source.blocks, self.seed, epoch, members)
+            order = epoch_order(len(self.images), self.images.source.shard_sizes, self.seed, epoch, members)
             self._orders[stream] = epoch, order
         return self._orders[stream][1]
 
-    def _read(self, place: int, order: _Order, bad: list[tuple[str, str]]) -> tuple[int, np.ndarray]:
-        tries = min(_TRIES, len(self.images))
+    def _read(self, position: int, order: _Order, bad: list[tuple[str, str]]) -> tuple[int, np.ndarray]:
+        """The first readable image at or after a position: its index and pixels. Unreadable ones are added to `bad`."""
+        tries = min(_MAX_BAD_IN_A_ROW, len(self.images))
         for offset in range(tries):
-            candidate = int(order[(place + offset) % len(order)])
+            candidate = int(order[(position + offset) % len(order)])
             try:
                 return candidate, self.images.read(candidate)
             except BadImage as error:
@@ -183,26 +187,37 @@ class Batches(Dataset[Batch | UserError]):
         key, reason = bad[-1]
         raise UserError(
             f"{tries} images in a row cannot be read, last {key}: {reason}",
-            "Check that the folder holds intact images",
+            "Check that the dataset holds intact images",
         )
 
 
 def batches(dataset: Batches, first: int, last: int, workers: int, pin: bool) -> Generator[Batch, None, None]:
-    """Items first … last - 1, made ahead by `workers` processes (0: by this one).
+    """Iterate over batches first … last - 1 of a dataset, prefetched by worker processes.
+
+    Args:
+        dataset: The batches of the run.
+        first, last: The first batch, and one past the last.
+        workers: Number of worker processes; 0 to read in this process.
+        pin: Whether to copy batches to pinned memory, for a fast transfer to a GPU.
 
     Raises:
-        UserError: The set cannot be read.
+        UserError: Too many images in a row are unreadable, or the workers keep dying.
     """
-    for item in made_ahead(dataset, dataset.images.in_flight, first, last, workers, pin):
+    for item in prefetched(dataset, dataset.images.in_flight, first, last, workers, pin):
         if isinstance(item, UserError):
             raise item
         yield item
 
 
 def pad_to_batch(pixels: list[np.ndarray]) -> tuple[Tensor, Tensor]:
-    """Images of any size `[H W C]` on one canvas `[B C H' W']`, its sides multiples of 32, and their sizes `[B 2]`.
+    """Pad images of any size with zeros, on the right and at the bottom, into one batch.
 
-    In memory the channels come last, as the decoder leaves them: to part them is the device's work.
+    Args:
+        pixels: uint8 `[H W C]` each.
+
+    Returns:
+        The canvas, uint8 `[B C H' W']`, H' and W' multiples of 32; and the sizes of the images, int32 `[B 2]`. The
+        canvas is channels-last in memory, as decoded: the device is faster at changing the layout.
     """
     sizes = np.array([image.shape[:2] for image in pixels], np.int32)
     height, width = (-(-int(side) // 32) * 32 for side in sizes.max(0))
@@ -210,4 +225,4 @@ def pad_to_batch(pixels: list[np.ndarray]) -> tuple[Tensor, Tensor]:
     for row, image in zip(canvas, pixels, strict=True):
         rows, columns = image.shape[:2]
         row[:rows, :columns], row[:rows, columns:], row[rows:] = image, 0, 0
-    return torch.from_numpy(canvas).permute(0, 3, 1, 2), torch.from_numpy(sizes)
+    return torch.from_numpy(canvas).permute(0, 3, 1, 2), torch.from_numpy(sizes)  # [B C H' W'], [B 2]

@@ -1,8 +1,8 @@
-"""What is known of a large set without opening it: columns in one file, mapped into memory and shared by processes.
+"""Tables of columns in one memory-mapped file: the index of a large dataset, shared by all processes of a machine.
 
-The file is a line of magic, the length of a JSON header, the header, and the columns one after the other. A column
-takes memory once a machine, however many ranks and workers read it, and no Python object per image exists. A file that
-is cut short or damaged counts as none.
+The file holds a magic line, the length of a JSON header, the header, and the columns one after the other. A column is
+in memory once per machine for any number of ranks and workers, and there is no Python object per image. A truncated or
+damaged file is treated as missing.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ Columns = dict[str, np.ndarray]
 
 @final
 class Names(Sequence[str]):
-    """Many names as one stretch of bytes: a quarter of the memory of a list of `str`, and forked workers share it.
+    """A sequence of strings in one array of bytes: a quarter of the memory of a list, and shared by forked workers.
 
     Args:
-        text: uint8 `[bytes]`, the names one after the other in UTF-8.
-        ends: int64 `[names]`, where each one ends.
+        text: uint8 `[bytes]`, the strings one after the other, in UTF-8.
+        ends: int64 `[names]`, the end of each string in `text`.
     """
 
     def __init__(self, text: np.ndarray, ends: np.ndarray) -> None:
@@ -41,7 +41,7 @@ class Names(Sequence[str]):
 
     @classmethod
     def of(cls, names: Iterable[str]) -> Names:
-        """The same names, packed."""
+        """Pack an iterable of strings."""
         encoded = [name.encode("utf-8", "surrogateescape") for name in names]
         ends = np.cumsum(np.fromiter(map(len, encoded), np.int64, len(encoded)))
         return cls(np.frombuffer(b"".join(encoded), np.uint8), ends)
@@ -57,32 +57,38 @@ class Names(Sequence[str]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         if not -len(self) <= index < len(self):
-            raise IndexError(f"name {index} of {len(self)}")
+            raise IndexError(f"index {index} is out of range for {len(self)} names")
         index %= len(self)
         start = int(self.ends[index - 1]) if index else 0
         return self.text[start : int(self.ends[index])].tobytes().decode("utf-8", "surrogateescape")
 
 
-def folder() -> Path:
-    """Where indexes and shards from afar are kept: `$XDG_CACHE_HOME/opendino`, else `~/.cache/opendino`."""
+def cache_folder() -> Path:
+    """Folder for indexes and downloaded shards: `$XDG_CACHE_HOME/opendino`, by default `~/.cache/opendino`."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "opendino"
 
 
-def place(kind: str, name: str) -> Path:
-    """The index file of a set, by what it is called: "folder", and its absolute path, for example."""
+def index_path(kind: str, name: str) -> Path:
+    """Path of the index file for a dataset, by its kind and name: for example "folder" and its absolute path."""
     digest = hashlib.sha256(f"{kind}\n{name}".encode("utf-8", "surrogateescape")).hexdigest()[:24]
-    return folder() / f"{kind}-{digest}.index"
+    return cache_folder() / f"{kind}-{digest}.index"
 
 
 def save(path: Path, columns: Mapping[str, np.ndarray], note: object) -> None:
-    """Write columns, each one-dimensional, and a note in JSON; a reader sees all of it or the old file."""
+    """Write a table atomically: a reader sees the old file or the whole new one.
+
+    Args:
+        path: The file.
+        columns: Name → one-dimensional array.
+        note: Any JSON value, stored in the header.
+    """
     table, offset, check = {}, 0, 0
     padded = []
     for name, column in columns.items():
         data = np.ascontiguousarray(column).tobytes()
         table[name] = [column.dtype.str, offset, len(column)]
-        padded += [data, bytes(-len(data) % _ALIGN)]
+        padded += [data, bytes(-len(data) % _ALIGN)]  # columns start at multiples of 16, so arrays can view them
         offset += len(data) + -len(data) % _ALIGN
     for piece in padded:
         check = zlib.crc32(piece, check)
@@ -103,7 +109,7 @@ def save(path: Path, columns: Mapping[str, np.ndarray], note: object) -> None:
 
 
 def load(path: Path) -> tuple[Columns, Any] | None:
-    """The columns, mapped read-only, and the note; None where there is no such file or it is damaged."""
+    """The columns, mapped read-only, and the note; None if the file is missing or damaged."""
     try:
         content = np.memmap(path, np.uint8, "r")
     except (OSError, ValueError):  # absent, or empty
@@ -111,18 +117,21 @@ def load(path: Path) -> tuple[Columns, Any] | None:
     return parse(content)
 
 
-def recall(path: Path, rules: str) -> tuple[Columns, Any] | None:
-    """As `load`, of an index saved with `rules` in its note; another is of no use any more, which is said.
+def load_if_valid(path: Path, rules: str) -> tuple[Columns, Any] | None:
+    """Load an index whose note has the same `rules`; one with other rules is deleted, with a log message.
 
     Args:
-        path: As from `place`.
-        rules: What decided what is in the index, apart from the images: a version, for example.
+        path: The file, from `index_path`.
+        rules: Identifies how the index was made, for example the version of the package and the image suffixes.
+
+    Returns:
+        The columns and the note; None if there is no usable index.
     """
     found = load(path)
     if found is None:
         return None
     if not isinstance(found[1], dict) or found[1].get("rules") != rules:
-        log.say(f"the index {path} was made by another version of opendino; it is discarded and made again")
+        log.say(f"The index {path} was made by another version of opendino; it is discarded and created again")
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
         return None
@@ -130,7 +139,7 @@ def recall(path: Path, rules: str) -> tuple[Columns, Any] | None:
 
 
 def parse(content: np.ndarray) -> tuple[Columns, Any] | None:
-    """As `load`, of the bytes of such a file."""
+    """Like `load`, from the content of the file, uint8 `[bytes]`."""
     head = len(_MAGIC) + 8
     if content[: len(_MAGIC)].tobytes() != _MAGIC:
         return None
@@ -145,17 +154,20 @@ def parse(content: np.ndarray) -> tuple[Columns, Any] | None:
             for name, (kind, offset, count) in header["columns"].items()
         }
         return columns, header["note"]
-    except Exception:  # a header that is damaged, or a stranger's, leads anywhere
+    except Exception:  # a damaged or foreign header can raise any error
         return None
 
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """One process at a time holds the lock beside a file: the others wait, and find the file made."""
-    with contextlib.ExitStack() as closing:
-        with contextlib.suppress(OSError):  # nowhere to keep it: every process for itself
+    """Hold the lock file beside `path`: one process creates the file, the others wait and then find it.
+
+    Without a writable folder there is no lock.
+    """
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # no writable folder: every process works for itself
             path.parent.mkdir(parents=True, exist_ok=True)
-            file = closing.enter_context(open(path.with_name(f".{path.name}.lock"), "ab"))
+            file = stack.enter_context(open(path.with_name(f".{path.name}.lock"), "ab"))
             if sys.platform != "win32":
                 import fcntl
 

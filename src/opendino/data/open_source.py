@@ -1,4 +1,4 @@
-"""From what a user writes after `opendino train` to a source of images."""
+"""Open DATA, as given to `opendino train`, as a source of images."""
 
 from __future__ import annotations
 
@@ -15,40 +15,43 @@ from opendino.data import unsupported
 from opendino.data.source_files import detect_layout, exists, is_file, is_image, printable, suffix, unescape
 
 _SOURCES = "opendino.data.sources"
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9_+-]+):")  # two letters or more: one is a Windows drive
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9_+-]+):")  # two letters or more: one letter is a Windows drive
 
 
 def open_source(data: str | os.PathLike[str]) -> Source:
-    """Open a folder, an archive, a list of paths, or `scheme:rest` with any module of `data/sources` as the scheme.
+    """Open a folder, an archive, a list of paths, or `scheme:rest`, where the scheme is a module of `data/sources`.
 
-    A path that exists wins over a scheme. `~` stands for the home folder.
+    An existing path has priority over a scheme. `~` is expanded to the home folder.
+
+    Args:
+        data: What the user gave as DATA.
 
     Raises:
-        UserError: There is nothing there that can be used; one line, with what to do next.
+        UserError: The path does not exist or holds no images.
         UsageError: Unknown scheme or option.
     """
-    data = _home(os.fspath(data))
+    data = _expand_user(os.fspath(data))
     if not data:
         raise UsageError("No images were named", "Give a folder, an archive, a list of paths, or toy:")
     available = registry.names(_SOURCES)
     scheme = _SCHEME.match(data) if not exists(data) else None
     if scheme and scheme[1] in available:
-        return registry.load(_SOURCES, scheme[1]).build(_home(data[scheme.end() :]))
+        return registry.load(_SOURCES, scheme[1]).build(_expand_user(data[scheme.end() :]))
     for name in available:
         module = registry.load(_SOURCES, name)
         if module.matches(data):
             return module.build(data)
-    raise unknown("source", scheme[1], available) if scheme else _explained(data)
+    raise unknown("source", scheme[1], available) if scheme else _unusable(data)
 
 
 def absolute(data: str) -> str:
-    """DATA as it must be written to mean the same in any other folder; what is no path stays."""
-    data = _home(data)
+    """DATA with absolute paths, so that it means the same in any working directory; other parts are unchanged."""
+    data = _expand_user(data)
     available = registry.names(_SOURCES)
     scheme = _SCHEME.match(data) if not exists(data) else None
     if "://" in data or (scheme and scheme[1] not in available):
         return data
-    before, rest = (data[: scheme.end()], _home(data[scheme.end() :])) if scheme else ("", data)
+    before, rest = (data[: scheme.end()], _expand_user(data[scheme.end() :])) if scheme else ("", data)
     path, mark, options = (rest, "", "") if exists(rest) else rest.partition("?")
     matches = bool(scheme) and registry.load(_SOURCES, scheme[1]).matches(rest)
     if not (matches or "{" in path or (exists(path) and (not scheme or "." in path))):
@@ -57,44 +60,50 @@ def absolute(data: str) -> str:
 
 
 def list_paths(data: str, keys: Iterable[str]) -> list[str]:
-    """What names images of DATA in a list of images, wherever that lies: their absolute paths; of images that are no
-    files of their own (in an archive, drawn) the keys.
+    """The names of images for a list of images that can be read from any folder.
+
+    Args:
+        data: DATA of the source.
+        keys: Keys of the images in the source.
+
+    Returns:
+        Absolute paths if the images are files; the keys if they are not (in an archive, generated, remote).
     """
-    data = _home(data)
+    data = _expand_user(data)
     scheme = _SCHEME.match(data) if not exists(data) else None
     if scheme and scheme[1] in ("folder", "listing"):
-        data = _home(data[scheme.end() :])
+        data = _expand_user(data[scheme.end() :])
     if detect_layout(data) == "images":
         folder = os.path.abspath(data)  # noqa: PTH100 - resolve() would follow links
     elif is_file(data) and data.lower().endswith((".txt", ".lst", ".csv")):
         folder = os.path.dirname(os.path.abspath(data))  # noqa: PTH100, PTH120
     else:
-        return list(keys)
+        return list(keys)  # no separate files
     return [printable(os.path.join(folder, unescape(key))) for key in keys]  # noqa: PTH118 - perhaps a million
 
 
-def _home(data: str) -> str:
+def _expand_user(data: str) -> str:
     return os.path.expanduser(data)  # noqa: PTH111 - pathlib would also tidy the slashes of a URL
 
 
-def _explained(data: str) -> UserError:
-    """Why no source wanted a path."""
+def _unusable(data: str) -> UserError:
+    """The error for a path that no source can open."""
     path, shown = Path(data), printable(data)
     if not exists(data):
         if os.path.lexists(data):
-            return UserError(f"{shown} is a link to something that does not exist", "Mend the link or give its target")
-        return _missing(path)
+            return UserError(f"{shown} is a link whose target does not exist", "Fix the link, or give the target")
+        return _does_not_exist(path)
     if is_image(data):
         return UserError(f"{shown} is a single image", f"Give the folder it lies in: {printable(str(path.parent))}")
-    if found := unsupported.way_on(suffix(data)):
+    if found := unsupported.advice_for_suffix(suffix(data)):
         return UserError(f"{shown} is {found[0]}, which is not supported", found[1][0].upper() + found[1][1:])
     return UserError(
-        f"{shown} is no source of images", "Give a folder, a .tar or .zip, a .parquet, or a .txt list of paths"
+        f"{shown} is not a source of images", "Give a folder, a .tar or .zip, a .parquet, or a .txt list of paths"
     )
 
 
-def _missing(path: Path) -> UserError:
-    """The first part of the path that does not exist, and its neighbor with the most similar name."""
+def _does_not_exist(path: Path) -> UserError:
+    """The error for a missing path: its first missing folder, and the existing name most similar to it."""
     first = path
     while not exists(str(first.parent)) and first.parent != first:
         first = first.parent

@@ -1,4 +1,4 @@
-"""Files in buckets (S3, Google Cloud, Azure) by fsspec, which asks for credentials where its drivers always do."""
+"""Files in buckets (S3, Google Cloud, Azure) through fsspec; its drivers find the usual credentials."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from opendino.data.download import Unreachable
 from opendino.data.source_files import MAX_BYTES, printable
 
 PROTOCOLS = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "file", "memory")
-"""What an address may begin with. fsspec knows more, of which some reach into other files or start programs."""
+"""Allowed protocols. fsspec has more, but some of them open nested files or start programs."""
 
 
 def is_bucket(name: str) -> bool:
-    """Whether a name is an address in a bucket."""
+    """Whether a name is the address of a bucket or of a file in one."""
     protocol, mark, _ = name.partition("://")
     return bool(mark) and protocol in PROTOCOLS
 
 
 def filesystem(address: str) -> Any:
-    """The file system for an address, of this process alone.
+    """The fsspec file system for an address; not to be shared with other processes.
 
     Raises:
-        UserError: The library, or its driver for this protocol, is missing.
+        UserError: fsspec, or its driver for this protocol, is not installed.
     """
     protocol = address.partition("://")[0]
     try:
@@ -36,17 +36,17 @@ def filesystem(address: str) -> Any:
         ) from None
 
 
-def listed(address: str) -> dict[str, int]:
-    """Path below an address → bytes, of every file there at any depth, sorted.
+def list_files(address: str) -> dict[str, int]:
+    """List all files below an address, at any depth: path relative to the address → size in bytes, sorted by path.
 
     Raises:
-        UserError: It cannot be listed.
+        UserError: The address cannot be listed.
     """
     files = filesystem(address)
     root = files._strip_protocol(address).rstrip("/")
     try:
         found = files.find(root, detail=True)
-    except Exception as error:  # drivers and the libraries below them raise many kinds
+    except Exception as error:  # drivers and their libraries raise many kinds of errors
         raise UserError(
             f"Cannot list {printable(address)}: {first_line(error)}",
             "Check its name and your credentials; for a public bucket on S3 set FSSPEC_S3_ANON=true",
@@ -59,10 +59,10 @@ def listed(address: str) -> dict[str, int]:
 
 
 def read(files: Any, address: str, most: int = MAX_BYTES) -> bytes:
-    """The bytes of a file, up to one more than `most`.
+    """Read a file; at most `most` + 1 bytes, so that the caller notices a larger file.
 
     Raises:
-        Unreachable: It cannot be had.
+        Unreachable: The file cannot be read.
     """
     try:
         return files.cat_file(files._strip_protocol(address), start=0, end=most + 1)
@@ -71,11 +71,11 @@ def read(files: Any, address: str, most: int = MAX_BYTES) -> bytes:
 
 
 def fetch(address: str, path: Path) -> None:
-    """Copy a file to a local path.
+    """Download a file to a local path.
 
     Raises:
-        Unreachable: It cannot be had.
-        UserError: The library is missing.
+        Unreachable: The file cannot be read.
+        UserError: fsspec, or its driver for this protocol, is not installed.
     """
     files = filesystem(address)
     try:

@@ -1,7 +1,7 @@
-"""The order in which an epoch visits its images, a function of (seed, epoch) alone.
+"""The order in which an epoch visits its images: a function of (seed, epoch) alone.
 
-Where any image is as near as any other, a permutation. Where images lie in blocks that are cheap to read together
-(shards), a shuffle that keeps only some blocks open at a time.
+For sources with random access it is a permutation. For sources with shards, which are cheap to read as a whole, it is a
+shuffle that reads from a limited number of shards at a time.
 """
 
 from __future__ import annotations
@@ -13,33 +13,33 @@ import numpy as np
 from numpy.random import Generator, Philox
 
 WINDOW = 32
-"""Blocks that are open at a time, and hence mixed with each other."""
+"""Number of shards that are open at a time; their images are mixed with each other."""
 
-_REMEMBERED = 3  # parts of an epoch in memory: a batch may lie in two, and a third is prepared
+_CACHED_PARTS = 3  # parts of an epoch in memory: a batch may lie in two, and a third is prefetched
 
 
 def permutation(num: int, seed: int, epoch: int) -> np.ndarray:
-    """The order of an epoch, int64 `[num]`: a function of (seed, epoch) alone."""
+    """A random permutation of `num` images, int64 `[num]`: a function of (seed, epoch) alone."""
     return Generator(Philox(key=[seed, epoch])).permutation(num)
 
 
 @final
 class Windowed(Sequence[int]):
-    """A permutation of images in blocks that reads from at most `window` neighboring blocks at any place.
+    """A permutation of the images of shards that reads from at most `window` shards at any position.
 
-    The blocks are shuffled. Each is cut at random into `window` equal pieces. Part t of the epoch is made of one piece
-    of each of the blocks t, t - 1, … t - window + 1, counted round a circle, and is shuffled. So one block is opened
-    and one is done with from part to part, in a steady stream; no part is mixed less than another, the first and the
-    last ones included; and images of a block are spread over `window` parts. A set of no more blocks than `window` is
-    mixed throughout.
+    The shards are shuffled, and the images of each are split at random into `window` pieces of equal size. Part t of
+    the epoch consists of one piece of each of the shards t, t - 1, … t - window + 1 (modulo the number of shards), and
+    is shuffled. So one shard is opened and one is finished from part to part; all parts are mixed equally well, the
+    first and the last ones too; and the images of a shard are spread over `window` parts. A set of at most `window`
+    shards is shuffled completely.
 
-    Only the parts in use are in memory, so that it costs nothing to have a hundred million images.
+    Only a few parts are in memory at a time, so a set of a hundred million images needs little of it.
 
     Args:
-        sizes: int64 `[blocks]`, images in each.
-        seed, epoch: Decide everything.
-        members: Sorted, where not all images are visited: image number of each of the `sizes.sum()` that are.
-        window: Blocks open at a time.
+        sizes: int64 `[shards]`, number of images in each.
+        seed, epoch: The order is a function of these two.
+        members: int64 `[sizes.sum()]`, sorted: the indices of the visited images; None if all are visited.
+        window: Number of shards open at a time.
     """
 
     def __init__(
@@ -47,11 +47,12 @@ class Windowed(Sequence[int]):
     ) -> None:
         self._key, self._members, self._window = [seed, epoch], members, min(window, len(sizes))
         self._starts = np.concatenate([[0], np.cumsum(sizes)])
-        self._blocks = permutation(len(sizes), seed, epoch)
-        self._sizes = sizes[self._blocks]  # by place, as all that follows
-        # A shift of each block's own decides which of its pieces are larger by one: small blocks differ in when.
-        self._shifts = self._chance(0, 1).integers(0, self._window, len(sizes))
-        counts = np.zeros(len(sizes), np.int64)
+        self._shards = permutation(len(sizes), seed, epoch)
+        self._sizes = sizes[self._shards]  # [shards], in shuffled order, as all arrays below
+        # Sizes are not multiples of `window`. A random shift for each shard decides which of its pieces are larger by
+        # one, so that the parts of an epoch have nearly the same size when the shards are small.
+        self._shifts = self._generator(0, 1).integers(0, self._window, len(sizes))
+        counts = np.zeros(len(sizes), np.int64)  # [parts], images in each; there are as many parts as shards
         for piece in range(self._window):
             counts += np.roll(self._cut(piece + 1) - self._cut(piece), piece)
         self._bounds = np.concatenate([[0], np.cumsum(counts)])
@@ -61,60 +62,65 @@ class Windowed(Sequence[int]):
         return int(self._bounds[-1])
 
     @overload
-    def __getitem__(self, place: int) -> int: ...
+    def __getitem__(self, position: int) -> int: ...
     @overload
-    def __getitem__(self, place: slice) -> Sequence[int]: ...
-    def __getitem__(self, place: int | slice) -> int | Sequence[int]:
-        if isinstance(place, slice):
-            return [self[i] for i in range(*place.indices(len(self)))]
-        if not 0 <= place < len(self):
-            raise IndexError(f"place {place} of {len(self)}")
-        part = self.part_of(place)
-        return int(self.part(part)[place - self._bounds[part]])
+    def __getitem__(self, position: slice) -> Sequence[int]: ...
+    def __getitem__(self, position: int | slice) -> int | Sequence[int]:
+        if isinstance(position, slice):
+            return [self[i] for i in range(*position.indices(len(self)))]
+        if not 0 <= position < len(self):
+            raise IndexError(f"position {position} is not in 0 .. {len(self) - 1}")
+        part = self.part_of(position)
+        return int(self.part(part)[position - self._bounds[part]])
 
-    def part_of(self, place: int) -> int:
-        """The number of the part that a place lies in."""
-        return int(np.searchsorted(self._bounds, place, "right")) - 1
+    def part_of(self, position: int) -> int:
+        """The number of the part that a position of the epoch lies in."""
+        return int(np.searchsorted(self._bounds, position, "right")) - 1
 
     def part(self, number: int) -> np.ndarray:
-        """The images of a part in their order, int64; parts are counted round a circle."""
+        """The images of a part in the order of their visits, int64 `[images]`; `number` is taken modulo the parts."""
         number %= len(self._sizes)
         if number not in self._parts:
             pieces = [self._piece((number - piece) % len(self._sizes), piece) for piece in range(self._window)]
-            found = self._chance(number, 3).permutation(np.concatenate(pieces))
+            found = self._generator(number, 3).permutation(np.concatenate(pieces))
             self._parts[number] = found if self._members is None else self._members[found]
-            while len(self._parts) > _REMEMBERED:
+            while len(self._parts) > _CACHED_PARTS:
                 del self._parts[next(iter(self._parts))]
         return self._parts[number]
 
-    def _piece(self, place: int, piece: int) -> np.ndarray:
-        block, size = int(self._blocks[place]), int(self._sizes[place])
-        low, high = (int(self._cut(cut)[place]) for cut in (piece, piece + 1))
-        return self._starts[block] + self._chance(block, 2).permutation(size)[low:high]
+    def _piece(self, position: int, piece: int) -> np.ndarray:
+        """The images in one piece of the shard at a position of the shuffled shards."""
+        shard, size = int(self._shards[position]), int(self._sizes[position])
+        low, high = (int(self._cut(cut)[position]) for cut in (piece, piece + 1))
+        return self._starts[shard] + self._generator(shard, 2).permutation(size)[low:high]
 
     def _cut(self, piece: int) -> np.ndarray:
-        """Where a piece of every block begins in the block's own order."""
+        """Where piece number `piece` of every shard begins, int64 `[shards]`, in a random order of its images."""
         return (piece * self._sizes + self._shifts) // self._window
 
-    def _chance(self, number: int, purpose: int) -> Generator:
+    def _generator(self, number: int, purpose: int) -> Generator:
+        # A counter-based generator: part or shard `number` has random numbers that do not depend on any other.
         return Generator(Philox(key=self._key, counter=[0, number, 0, purpose]))
 
 
 def epoch_order(
-    num: int, blocks: np.ndarray, seed: int, epoch: int, members: np.ndarray | None = None
+    num: int, shard_sizes: np.ndarray, seed: int, epoch: int, members: np.ndarray | None = None
 ) -> np.ndarray | Windowed:
-    """Every image once, in the order of an epoch.
+    """The order in which an epoch visits its images, each once.
 
     Args:
-        num: Images in the source.
-        blocks: `Source.blocks`.
-        seed, epoch: Decide the order.
-        members: Sorted, where only these are visited.
+        num: Number of images in the source.
+        shard_sizes: `Source.shard_sizes`; empty for random access.
+        seed, epoch: The order is a function of these two.
+        members: Sorted indices of the images to visit; None for all.
+
+    Returns:
+        A sequence of image indices: int64 `[num or len(members)]`, or a `Windowed` order if there are shards.
     """
-    if len(blocks) == 0:
+    if len(shard_sizes) == 0:
         order = permutation(num if members is None else len(members), seed, epoch)
         return order if members is None else members[order]
-    sizes = np.asarray(blocks, np.int64)
+    sizes = np.asarray(shard_sizes, np.int64)
     assert sizes.sum() == num
     if members is not None:
         sizes = np.diff(np.searchsorted(members, np.concatenate([[0], np.cumsum(sizes)])))

@@ -1,9 +1,9 @@
-"""A source of any kind, written once as shards: shuffled, at working size, checked, with an index beside each shard.
+"""Write any source as WebDataset shards: shuffled, shrunk to working size, checked, with an index beside each shard.
 
-Folders of classes and huge folders of small files are slow in two ways: every image is a file to open, and every epoch
-decodes more pixels than training looks at. Shards end both. They are WebDataset's: `000000.tar` with `000000042.jpg`
-and, where the class is known, `000000042.cls`; 42 is the image's place in the source. Tiles of an image have their
-place in it behind that: `000000042-003-017.jpg` is in row 3 and column 17.
+A large folder of images is slow in two ways: every image is a file to open, and every epoch decodes more pixels than
+training uses. Shards avoid both. The format is WebDataset's: `000000.tar` holds `000000042.jpg` and, if the class is
+known, `000000042.cls`; 42 is the index of the image in the source. Tiles of an image have their row and column in the
+name: `000000042-003-017.jpg` is the tile in row 3 and column 17.
 """
 
 from __future__ import annotations
@@ -40,24 +40,24 @@ _ENDINGS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 _ENCODED: dict[str, tuple[str, dict[str, Any]]] = {
     "jpeg": ("JPEG", {"quality": 95}), "webp": ("WEBP", {"quality": 95}), "png": ("PNG", {}),
 }  # fmt: skip
-_AHEAD = 256  # images decoded ahead of the one that is written
-_TILED_PIXELS = 10**9  # the usual limit where images are cut into tiles: 4 GB while one is cut
-_AHEAD_TILED = 4  # each may be hundreds of tiles
-_large = threading.Lock()  # one image above the usual limit is in memory at a time
+_PREFETCH = 256  # images decoded ahead of the one being written
+_TILED_PIXELS = 10**9  # default limit for images that are cut into tiles: one takes 4 GB of memory
+_PREFETCH_TILED = 4  # fewer, because each image may give hundreds of tiles
+_large = threading.Lock()  # only one image of more than MAX_PIXELS is in memory at a time
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What decides every byte of the shards.
+    """Settings that decide every byte of the shards.
 
     Attributes:
-        data: Where the images come from.
-        num: How many they are.
-        max_area_px: Larger images are shrunk to this area.
-        format: What shrunk ones are encoded as.
-        shard_mb: A shard is closed when it has as many megabytes.
-        tiles_px: Images larger than a square of this side are cut into such squares; None for whole images.
-        max_pixels: Images of more are left out; None for the usual limit.
+        data: DATA of the source.
+        num: Number of images.
+        max_area_px: Larger images are shrunk to this area, in pixels.
+        format: Encoding of the images that are shrunk or cut.
+        shard_mb: A shard is closed when it reaches this size, in megabytes.
+        tiles_px: Cut images into square tiles of this side, in pixels; None to keep them whole.
+        max_pixels: Images of more pixels are left out; None for the default limit.
     """
 
     data: str
@@ -71,14 +71,14 @@ class Plan:
 
 @dataclass(frozen=True)
 class Packed:
-    """What came of it.
+    """Result of `pack`.
 
     Attributes:
-        shards, images: How many there are now.
-        unchanged: How many images are byte for byte those of the source.
-        bad: (key, reason) of those left out.
-        num_bytes: Of all shards.
-        seconds: Of this call.
+        shards, images: Number of shards, and of images or tiles in them.
+        unchanged: Number of images copied byte for byte from the source.
+        bad: (key, reason) of the images left out.
+        num_bytes: Size of all shards.
+        seconds: Duration of this call.
     """
 
     shards: int
@@ -90,35 +90,35 @@ class Packed:
 
 
 def pack(source: Source, plan: Plan, out: Path, workers: int | None = None) -> Packed:
-    """Write the shards; what an interrupted call has finished stays, and the next one goes on behind it.
+    """Write a source as shards. A call that was interrupted is resumed after the last finished shard.
 
-    The order is a shuffle, so that neighbors in a shard are no more alike than any other images. Images that fit
-    already are passed through as they are, if they are JPEG, PNG or WebP; small ones of another format become PNG.
-    `bad_files.csv` lists what could not be read, `classes.txt` names the classes, `pack.json` holds the plan.
+    The images are shuffled, so that neighbors in a shard are not more alike than other images. JPEG, PNG and WebP files
+    that are small enough are copied unchanged; small images of other formats become PNG. `bad_files.csv` lists the
+    unreadable images, `classes.txt` the names of the classes, and `pack.json` holds the settings.
 
     Args:
         source: The images.
-        plan: What is asked for.
-        out: Folder of the shards.
-        workers: Threads that decode and encode; as many as Python thinks fit where None.
+        plan: The settings.
+        out: Folder for the shards; new, empty, or from an interrupted call with the same plan.
+        workers: Threads that decode and encode; None for the default of `ThreadPoolExecutor`.
 
     Raises:
         UserError: The folder holds something else, or no image can be read.
     """
-    began = time.monotonic()
-    _claim(out, plan, source)
-    order = epoch_order(len(source), source.blocks, 0, 0)
-    done = list(_finished(out))
-    place = done[-1]["stop"] if done else 0
-    looked = _looked_at(source, plan, order, place, workers)
-    spoke = time.monotonic()
-    while place < len(order):
+    start = time.monotonic()
+    _prepare_folder(out, plan, source)
+    order = epoch_order(len(source), source.shard_sizes, 0, 0)
+    done = list(_finished_shards(out))
+    position = done[-1]["stop"] if done else 0  # in `order`, of the first image that is not in a shard yet
+    samples = _encode_all(source, plan, order, position, workers)
+    last_message = time.monotonic()
+    while position < len(order):
         number = len(done)
-        done.append(_shard(out / f"{number:06d}.tar", looked, plan, place))
-        place = done[-1]["stop"]
-        if time.monotonic() - spoke > 30:
-            spoke = time.monotonic()
-            log.say(f"{place:,} of {len(order):,} images in {len(done)} shards")
+        done.append(_write_shard(out / f"{number:06d}.tar", samples, plan, position))
+        position = done[-1]["stop"]
+        if time.monotonic() - last_message > 30:
+            last_message = time.monotonic()
+            log.say(f"{position:,} of {len(order):,} images in {len(done)} shards")
     bad = sorted((key, reason) for each in done for key, reason in each["bad"])
     if bad:
         listed = ((cell(key), cell(reason)) for key, reason in bad)
@@ -132,18 +132,18 @@ def pack(source: Source, plan: Plan, out: Path, workers: int | None = None) -> P
         )
     return Packed(
         len(done), images, sum(each["unchanged"] for each in done), bad,
-        sum(each["bytes"] for each in done), time.monotonic() - began,
+        sum(each["bytes"] for each in done), time.monotonic() - start,
     )  # fmt: skip
 
 
-def _claim(out: Path, plan: Plan, source: Source) -> None:
-    """Make the folder, or find it half done of the same images by the same plan."""
+def _prepare_folder(out: Path, plan: Plan, source: Source) -> None:
+    """Create the folder, or check that it holds shards of the same images with the same plan."""
     about = {key: value for key, value in asdict(plan).items() if value is not None}
-    said, classes = json.dumps(about | {"images": fingerprint.whole(source)}, indent=1), source.classes
+    described, classes = json.dumps(about | {"images": fingerprint.whole(source)}, indent=1), source.classes
     try:
         if out.is_dir() and any(out.iterdir()):
             then = (out / "pack.json").read_text("utf-8") if (out / "pack.json").is_file() else ""
-            if then != said:
+            if then != described:
                 raise UserError(
                     f"'{out}' holds {'shards of another plan or of other images' if then else 'something else'}",
                     "Choose another --out",
@@ -151,13 +151,13 @@ def _claim(out: Path, plan: Plan, source: Source) -> None:
         out.mkdir(parents=True, exist_ok=True)
         if classes and not any("\n" in name for name in classes):
             atomic_write.write(out / "classes.txt", "".join(f"{name}\n" for name in classes))
-        atomic_write.write(out / "pack.json", said)
+        atomic_write.write(out / "pack.json", described)
     except OSError as error:
         raise UserError(f"Cannot write into {out}: {error.strerror}", "Choose another --out") from error
 
 
-def _finished(out: Path) -> Iterator[dict[str, Any]]:
-    """What the indexes of whole shards say, up to the first that is missing or does not fit."""
+def _finished_shards(out: Path) -> Iterator[dict[str, Any]]:
+    """The notes in the indexes of the finished shards, up to the first shard that is missing or incomplete."""
     for number in range(10**6):
         path = out / f"{number:06d}.tar"
         known = index.load(path.with_name(f"{path.name}.index"))
@@ -172,8 +172,8 @@ def _finished(out: Path) -> Iterator[dict[str, Any]]:
 
 
 @dataclass(frozen=True)
-class _Image:
-    """An image or tile on its way into a shard; without content a bad one."""
+class _Sample:
+    """An encoded image or tile that is to be written into a shard; without content an unreadable image."""
 
     index: int
     name: str
@@ -185,63 +185,64 @@ class _Image:
     reason: str = ""
 
 
-def _looked_at(source: Source, plan: Plan, order: Any, first: int, workers: int | None) -> Iterator[list[_Image]]:
-    """The images from a place in the order on, decoded and encoded in threads; each with all its tiles."""
-    ahead = _AHEAD_TILED if plan.tiles_px else _AHEAD
+def _encode_all(source: Source, plan: Plan, order: Any, first: int, workers: int | None) -> Iterator[list[_Sample]]:
+    """Decode and encode the images from position `first` of the order, in threads; each with all its tiles."""
+    ahead = _PREFETCH_TILED if plan.tiles_px else _PREFETCH
 
-    def look(place: int) -> list[_Image]:
-        number = int(order[place])
+    def encode(position: int) -> list[_Sample]:
+        number = int(order[position])
         key, label = source.key(number), source.label(number)
         try:
             return [
-                _Image(number, f"{number:09d}{tile}", key, label, content, ending, unchanged)
+                _Sample(number, f"{number:09d}{tile}", key, label, content, ending, unchanged)
                 for tile, content, ending, unchanged in _contents(source.read(number), plan)
             ]
         except BadImage as error:
-            return [_Image(number, "", key, -1, b"", "", False, str(error))]
+            return [_Sample(number, "", key, -1, b"", "", False, str(error))]
 
     with ThreadPoolExecutor(workers) as pool:
-        coming = None
+        # At most two chunks are in memory: one is written while the next is encoded.
+        current = None
         for start in range(first, len(order), ahead):
-            following = pool.map(look, range(start, min(start + ahead, len(order))))
-            if coming is not None:
-                yield from coming
-            coming = following
-        if coming is not None:
-            yield from coming
+            following = pool.map(encode, range(start, min(start + ahead, len(order))))
+            if current is not None:
+                yield from current
+            current = following
+        if current is not None:
+            yield from current
 
 
 def _contents(data: bytes | np.ndarray, plan: Plan) -> list[tuple[str, bytes, str, bool]]:
-    """What is written of an image, one by one: the tile, its file, its ending, whether that is what was read."""
+    """The files to write for an image: for each tile its name, bytes, suffix, and whether they are unchanged."""
     limit = plan.max_pixels or (_TILED_PIXELS if plan.tiles_px else MAX_PIXELS)
     form, size = measure(data, limit) if isinstance(data, bytes) else ("", (data.shape[1], data.shape[0]))
     with _large if size[0] * size[1] > MAX_PIXELS else contextlib.nullcontext():
         if plan.tiles_px and max(size) > plan.tiles_px:
             cut = tiles(data, plan.tiles_px, limit)
-            return [(f"-{row:03d}-{column:03d}", *_encoded(pixels, plan.format)) for row, column, pixels in cut]
-        return [("", *_content(data, form, size, decode(data, plan.max_area_px, limit), plan))]
+            return [(f"-{row:03d}-{column:03d}", *_encode(pixels, plan.format)) for row, column, pixels in cut]
+        return [("", *_encode_whole(data, form, size, decode(data, plan.max_area_px, limit), plan))]
 
 
-def _encoded(pixels: np.ndarray, into: Format) -> tuple[bytes, str, bool]:
+def _encode(pixels: np.ndarray, into: Format) -> tuple[bytes, str, bool]:
     kind, options = _ENCODED[into]
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, kind, **options)
     return file.getvalue(), _ENDINGS[kind], False
 
 
-def _content(
+def _encode_whole(
     data: bytes | np.ndarray, was: str, size: tuple[int, int], pixels: np.ndarray, plan: Plan
 ) -> tuple[bytes, str, bool]:
-    """What is written of an image as a whole."""
+    """The file to write for a whole image: its bytes, suffix, and whether they are unchanged."""
     if sorted(size) != sorted(pixels.shape[:2]):
-        return _encoded(pixels, plan.format)
+        return _encode(pixels, plan.format)
     if isinstance(data, bytes) and was in _ENDINGS:
         return data, _ENDINGS[was], True
-    return _encoded(pixels, "png")  # never encoded before, or in a rare format: without loss
+    return _encode(pixels, "png")  # an array, or a rare format: encode without loss
 
 
-def _shard(path: Path, images: Iterator[list[_Image]], plan: Plan, first: int) -> dict[str, Any]:
-    """Write one shard and then its index, each in one move; what the index says of it."""
+def _write_shard(path: Path, images: Iterator[list[_Sample]], plan: Plan, first: int) -> dict[str, Any]:
+    """Write one shard and then its index, each under a temporary name that is renamed; the note of the index."""
     partial = path.with_name(f".{path.name}.partial")
     stop, num, unchanged, bad = first, 0, 0, []
     with tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT) as tar:
@@ -261,12 +262,12 @@ def _shard(path: Path, images: Iterator[list[_Image]], plan: Plan, first: int) -
     partial.replace(path)
     contents = scan(path)
     assert len(contents.names) == num and not contents.damage
-    said = write_index(contents) | {"stop": stop, "images": num, "unchanged": unchanged, "bad": bad}
-    index.save(path.with_name(f"{path.name}.index"), contents.columns(), said)
-    return said
+    note = write_index(contents) | {"stop": stop, "images": num, "unchanged": unchanged, "bad": bad}
+    index.save(path.with_name(f"{path.name}.index"), contents.columns(), note)
+    return note
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    info = tarfile.TarInfo(name)  # of no owner and no time: the same images make the same bytes
+    info = tarfile.TarInfo(name)  # no owner and no time: the same images always give the same bytes
     info.size = len(content)
     tar.addfile(info, io.BytesIO(content))

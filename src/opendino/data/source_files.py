@@ -1,4 +1,4 @@
-"""What the sources made of files have in common: reading one safely, safe keys, classes from folders and lists."""
+"""Shared by the sources that read files: safe reading, printable keys, classes from folders, messages."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from opendino.data import unsupported
 from opendino.data.decode import SUFFIXES
 
 MAX_BYTES = 512 * 2**20
-"""No image file is larger; reading one would only fill the memory."""
+"""Larger image files are refused, because reading one could fill the memory."""
 
 _SPLITS = frozenset({"train", "val", "valid", "validation", "test"})
 _NO_CLASS = frozenset({"unlabeled", "unsup"})
@@ -26,38 +26,38 @@ _ENDS, _CONTROLS = re.compile(r"^(?:[=+\-@#\ufeff]|\s+)|\s+$"), re.compile(r"[\x
 
 
 def suffix(name: str) -> str:
-    """The ending with its dot, in lower case: `.jpg`, or "" without a dot."""
+    """The suffix of a file name with its dot, in lower case: `.jpg`; "" if there is none."""
     dot = name.rfind(".")
     return name[dot:].lower() if dot > name.rfind("/") else ""
 
 
 def is_image(name: str) -> bool:
-    """Whether the name ends like an image's, in upper or lower case."""
+    """Whether a file name has the suffix of an image, in upper or lower case."""
     return suffix(name) in SUFFIXES
 
 
-# pathlib's counterparts raise for names that are too long or not allowed to be looked at, which DATA may well be.
+# os.path, not pathlib: pathlib raises if a name is too long or a folder is not readable, and DATA may be any text.
 
 
 def exists(path: str) -> bool:
-    """Whether there is anything at a path, links followed."""
+    """Whether a path exists; links are followed."""
     return os.path.exists(path)  # noqa: PTH110
 
 
 def is_folder(path: str) -> bool:
-    """Whether there is a folder at a path, links followed."""
+    """Whether a path is a folder; links are followed."""
     return os.path.isdir(path)  # noqa: PTH112
 
 
 def is_file(path: str) -> bool:
-    """Whether there is a regular file at a path, links followed."""
+    """Whether a path is a regular file; links are followed."""
     return os.path.isfile(path)  # noqa: PTH113
 
 
 def detect_layout(path: str) -> Literal["images", "shards", "tables", ""]:
-    """What a folder holds: .tar shards, or Parquet or Arrow tables, or else images; "" if it is none.
+    """Which kind of dataset is in a folder: images, .tar shards, or Parquet or Arrow tables; "" if it is not a folder.
 
-    Where an image or a folder lies beside shards or tables, it holds images.
+    A folder with shards or tables that also contains an image or a folder counts as a folder of images.
     """
     if not is_folder(path):
         return ""
@@ -74,14 +74,14 @@ def detect_layout(path: str) -> Literal["images", "shards", "tables", ""]:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder is one that its owner does not look at: `.git`, `._photo.jpg`, `__MACOSX`."""
+    """Whether the name of a file or folder is a hidden one: `.git`, `._photo.jpg`, `__MACOSX`."""
     return name.startswith(".") or name == "__MACOSX"
 
 
 def printable(path: str) -> str:
-    r"""The path as text that UTF-8 can hold: bytes of a name that are not UTF-8 are written `\xff`.
+    r"""Convert a path to valid UTF-8 text: bytes that are not UTF-8 are written as escapes such as `\xff`.
 
-    No two paths have the same: of a name that holds these four characters itself the first is written `\x5c`.
+    Different paths give different text: in a name that contains such an escape itself, its backslash becomes `\x5c`.
     """
     text = os.fsencode(path).decode("utf-8", "surrogateescape")
     text = _ESCAPE.sub(lambda found: rf"\x5c{found[0][1:]}", text)
@@ -89,16 +89,16 @@ def printable(path: str) -> str:
 
 
 def cell(text: str) -> str:
-    r"""Text, such as a path by `printable`, as a cell of a CSV file that `read_list` and spreadsheets take for just it.
+    r"""Escape text, such as a path from `printable`, for a cell of a CSV file.
 
-    A space at an end is written `\x20`, and so is what makes a comment (`#`) or, in a spreadsheet, a formula (`=`, `+`,
-    `-`, `@`) at the beginning.
+    Leading and trailing spaces are written `\x20`. A first character that would start a comment in `read_list` (`#`) or
+    a formula in a spreadsheet (`=`, `+`, `-`, `@`) is escaped in the same way. `unescape` is the inverse.
     """
     return _ENDS.sub(_escaped, text)
 
 
 def line(text: str) -> str:
-    """As `cell`, for a list with one path a line: tabs, ends of lines and the like are written as escapes too."""
+    """Like `cell`, for a list with one path per line: tabs, line ends and other control characters are escaped too."""
     return _CONTROLS.sub(_escaped, cell(text))
 
 
@@ -107,7 +107,7 @@ def _escaped(found: re.Match[str]) -> str:
 
 
 def unescape(text: str) -> str:
-    """The path that `printable`, `cell` or `line` wrote so; text that none of them can have written stays as it is."""
+    """The path that `printable`, `cell` or `line` has escaped; text that none of them can produce is unchanged."""
     if "\\x" not in text:
         return text
     path = os.fsdecode(_ESCAPE_BYTES.sub(lambda found: bytes.fromhex(found[1].decode()), os.fsencode(text)))
@@ -116,10 +116,10 @@ def unescape(text: str) -> str:
 
 
 def read_regular(path: Path) -> bytes:
-    """The bytes of a regular file; pipes and devices, which could block for ever, are never opened.
+    """Read a regular file; pipes and devices are never opened, because reading them could block forever.
 
     Raises:
-        BadImage: Vanished, unreadable, too large, or not a regular file.
+        BadImage: Missing, unreadable, too large, or not a regular file.
     """
     try:
         status = path.stat()
@@ -134,27 +134,27 @@ def read_regular(path: Path) -> bytes:
 
 
 def check_size(num_bytes: int) -> None:
-    """Refuse what cannot be an image.
+    """Check the size of an image file.
 
     Raises:
-        BadImage: More than `MAX_BYTES`.
+        BadImage: The file is larger than `MAX_BYTES`.
     """
     if num_bytes > MAX_BYTES:
         raise BadImage(f"{num_bytes / 2**20:.0f} MB, more than {MAX_BYTES // 2**20}")
 
 
 def class_level(paths: Iterable[str]) -> tuple[int, tuple[str, ...]]:
-    """Which folder of a path names its class, by the one rule for folders and archives.
+    """Find the folder level that names the classes; the same rule for folders, archives and buckets.
 
-    The first-level folder does, where images lie in two or more of them and none beside them. Where the first level is
-    only `train`, `val`, `test` and the like, which are no classes, the same holds of the second level. A folder
-    called `unlabeled` (or `unlabeled`, `unsup`) holds images of unknown class.
+    The names of the first-level folders are the classes, if all images are in two or more such folders. If all first-
+    level folders are splits (`train`, `val`, `test`, …), the second level is used in the same way. Images in a folder
+    called `unlabeled` or `unsup` have no class.
 
     Args:
-        paths: Relative, separated by "/".
+        paths: Relative paths, separated by "/".
 
     Returns:
-        The level (0 or 1) and the sorted names of the classes; no names where the images have no classes.
+        The level (0 or 1), and the sorted names of the classes; no names if the images have no classes.
     """
     level, paths = 0, list(paths)
     if {_folder(path, 0).lower() for path in paths}.issubset(_SPLITS):
@@ -171,11 +171,11 @@ def _folder(path: str, level: int) -> str:
 
 
 def no_images(place: str, others: Counter[str]) -> UserError:
-    """The error for a place without images: what was there instead, and what counts.
+    """The error for a folder or archive without images: which files it has, and which suffixes are images.
 
     Args:
         place: "folder ..." or "archive ...".
-        others: Suffix → number of files that were seen.
+        others: Suffix → number of files with it.
     """
     if not others:
         return UserError(f"No files in {place}", "Give a folder or an archive with images in it, at any depth")
@@ -183,25 +183,25 @@ def no_images(place: str, others: Counter[str]) -> UserError:
     files = "1 file" if others.total() == 1 else f"{others.total()} files"
     hint = f"Images end in {' '.join(sorted(SUFFIXES))}"
     for ending, _ in others.most_common():
-        if found := unsupported.way_on(ending):
+        if found := unsupported.advice_for_suffix(ending):
             hint = f"{ending} is {found[0]}: {found[1]}. {hint}"
             break
     return UserError(f"No images in {place}: {files} seen ({seen})", hint)
 
 
-def say_left_out(place: str, others: Counter[str]) -> None:
-    """A line about files beside the images that hold images too, of kinds that are not supported.
+def log_unsupported(place: str, others: Counter[str]) -> None:
+    """Log a message about image files of unsupported kinds, which are left out.
 
     Args:
         place: "folder ..." or "archive ...".
-        others: Suffix → number of files that were seen.
+        others: Suffix → number of files with it.
     """
-    known = {ending: found for ending in others if (found := unsupported.way_on(ending))}
+    known = {ending: found for ending in others if (found := unsupported.advice_for_suffix(ending))}
     for ending, (kind, way) in known.items():
         if kind != unsupported.ARCHIVE:
             log.say(f"{others[ending]:,} {ending} files in {place} are left out ({kind}): {way}")
 
 
 def class_order(name: str) -> tuple[int, str]:
-    """What names of classes are sorted by: numbers by value, before words."""
+    """Sort key for class names: numbers by value, before words."""
     return (len(name.lstrip("0")), name.lstrip("0")) if name.isdecimal() else (1 << 30, name)

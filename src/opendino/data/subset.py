@@ -1,4 +1,4 @@
-"""Some of the images of a source."""
+"""A subset of the images of a source."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from opendino.core.contracts import Source
 
 @final
 class Subset(Source):
-    """Images `indices` of `source`, in that order, as a source of their own with the same classes."""
+    """Images `indices` of `source`, in that order, with the same classes (as `torch.utils.data.Subset`)."""
 
     def __init__(self, source: Source, indices: Sequence[int]) -> None:
         self.source, self.indices, self.classes = source, indices, source.classes
@@ -21,17 +21,17 @@ class Subset(Source):
         return len(self.indices)
 
     def key(self, index: int) -> str:
-        """As in the source."""
+        """The image's key in the source."""
         return self.source.key(self.indices[index])
 
     def label(self, index: int) -> int:
-        """As in the source."""
+        """The image's label in the source."""
         return self.source.label(self.indices[index])
 
     def read(self, index: int) -> bytes | np.ndarray:
-        """As from the source."""
+        """Read the image from the source."""
         return self.source.read(self.indices[index])
 
     def checksum(self, index: int) -> int:
-        """As in the source."""
+        """The image's checksum in the source."""
         return self.source.checksum(self.indices[index])

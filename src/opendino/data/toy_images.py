@@ -1,4 +1,4 @@
-"""What the toy source draws: ten textures and ten forms, as pure functions of chance and size."""
+"""Procedural images of the toy source: ten textures and ten shapes, as functions of a random generator and a size."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from numpy.random import Generator
 TAU = 2 * np.pi
 
 
-# Textures: float32 [H W] in 0 .. 1. `x` [1 W] and `y` [H 1] count periods of the pattern from the image's center;
-# `soft` is the width of a pixel in periods, over which edges are smoothed.
+# Textures: float32 [H W] in 0 .. 1. `x` [1 W] and `y` [H 1] are pixel coordinates from the center of the image, in
+# periods of the pattern; `soft` is the width of a pixel in periods, over which edges are smoothed.
 
 
 def _edge(depth: np.ndarray, soft: float) -> np.ndarray:
-    """0 outside, 1 inside, a ramp one pixel wide in between."""
+    """Antialiased step: 0 where `depth` is negative, 1 where it is positive, with a ramp one pixel wide between."""
     return np.clip(depth / soft + 0.5, 0, 1)
 
 
-def saw(u: np.ndarray) -> np.ndarray:
+def triangle_wave(u: np.ndarray) -> np.ndarray:
     """Distance to the nearest integer: a triangle wave of period 1 between 0 and 0.5."""
     return np.abs(u - np.rint(u))
 
 
-def _turned(rng: Generator, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _rotated(rng: Generator, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The axes at a random angle and offset, `[H W]` each."""
     angle, left, top = rng.uniform(0, TAU), rng.uniform(-9, 9), rng.uniform(-9, 9)
     c, s = np.float32(np.cos(angle)), np.float32(np.sin(angle))
@@ -30,10 +30,10 @@ def _turned(rng: Generator, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, n
 
 
 def _waves(rng: Generator, x: np.ndarray, y: np.ndarray, freq: np.ndarray, amplitude: np.ndarray) -> np.ndarray:
-    """Plane waves in random directions, summed to variance 1: a Gaussian field of the wanted spectrum."""
+    """Sum of plane waves in random directions, of variance 1: a Gaussian random field with this spectrum, `[H W]`."""
     angle, phase = rng.uniform(0, TAU, (2, len(freq)))
     kx, ky = (TAU * freq * (np.cos(angle), np.sin(angle))).astype(np.float32)
-    # exp(i(ax + by)) is a row times a column, so that all waves together are one matrix product.
+    # exp(i(ax + by)) = exp(iax) · exp(iby), so the sum of all waves is one matrix product: [H F] @ [F W].
     rows = np.exp(np.complex64(1j) * (ky * y + phase.astype(np.float32)))
     columns = np.exp(np.complex64(1j) * kx[:, None] * x)
     scale = (amplitude * np.sqrt(2 / (amplitude**2).sum())).astype(np.float32)
@@ -41,15 +41,15 @@ def _waves(rng: Generator, x: np.ndarray, y: np.ndarray, freq: np.ndarray, ampli
 
 
 def _bricks(rng: Generator, x: np.ndarray, y: np.ndarray, soft: float) -> np.ndarray:
-    u, v = _turned(rng, x, y)
-    joints = 2 * saw(0.5 * u + 0.5 * np.floor(v))
-    return _edge(np.minimum(joints, saw(v)) - 0.11, soft)
+    u, v = _rotated(rng, x, y)
+    joints = 2 * triangle_wave(0.5 * u + 0.5 * np.floor(v))
+    return _edge(np.minimum(joints, triangle_wave(v)) - 0.11, soft)
 
 
 def _cells(rng: Generator, x: np.ndarray, y: np.ndarray, soft: float) -> np.ndarray:
-    """Voronoi cells of a jittered lattice: dark where the two nearest seeds are equally far."""
+    """Voronoi cells of a jittered lattice; dark lines where the two nearest seeds are equally far away."""
     seeds = rng.uniform(0.15, 0.85, (2, 256)).astype(np.float32)
-    u, v = _turned(rng, 0.75 * x, 0.75 * y)
+    u, v = _rotated(rng, 0.75 * x, 0.75 * y)
     column, row = np.floor(u), np.floor(v)
     first = second = np.full(u.shape, np.inf, np.float32)
     for a, b in ((column + i, row + j) for i in (-1, 0, 1) for j in (-1, 0, 1)):
@@ -61,7 +61,7 @@ def _cells(rng: Generator, x: np.ndarray, y: np.ndarray, soft: float) -> np.ndar
 
 
 def _chequers(rng: Generator, x: np.ndarray, y: np.ndarray, soft: float) -> np.ndarray:
-    a, b = (_edge(saw(0.6 * w) - 0.25, soft) for w in _turned(rng, x, y))
+    a, b = (_edge(triangle_wave(0.6 * w) - 0.25, soft) for w in _rotated(rng, x, y))
     return a + b - 2 * a * b
 
 
@@ -71,22 +71,22 @@ def _clouds(rng: Generator, x: np.ndarray, y: np.ndarray, soft: float) -> np.nda
 
 
 def _dots(rng: Generator, x: np.ndarray, y: np.ndarray, soft: float) -> np.ndarray:
-    u, v = _turned(rng, x, y)
-    return _edge(0.28 - np.hypot(saw(u), saw(v)), soft)
+    u, v = _rotated(rng, x, y)
+    return _edge(0.28 - np.hypot(triangle_wave(u), triangle_wave(v)), soft)
 
 
 def _labyrinth(rng: Generator, x: np.ndarray, y: np.ndarray, soft: float) -> np.ndarray:
-    """Noise of nearly one wavelength, cut at zero: winding paths, as on a coral."""
+    """Noise of nearly one wavelength, thresholded at zero: winding paths."""
     return _edge(_waves(rng, x, y, rng.uniform(0.8, 0.95, 32), np.ones(32)), 6 * soft)
 
 
 def _rings(rng: Generator, x: np.ndarray, y: np.ndarray, soft: float) -> np.ndarray:
-    u, v = _turned(rng, 0.65 * x, 0.65 * y)
-    return _edge(0.085 - np.abs(np.hypot(saw(u), saw(v)) - 0.33), soft)
+    u, v = _rotated(rng, 0.65 * x, 0.65 * y)
+    return _edge(0.085 - np.abs(np.hypot(triangle_wave(u), triangle_wave(v)) - 0.33), soft)
 
 
 def _scratches(rng: Generator, x: np.ndarray, y: np.ndarray, soft: float) -> np.ndarray:
-    """Straight strokes of one length in all directions, one in each cell of a lattice."""
+    """Straight strokes of equal length in random directions, one in each cell of a lattice."""
     reach = int(x[0, -1] / 0.8) + 1
     lattice = 0.8 * np.mgrid[-reach : reach + 1, -reach : reach + 1].reshape(2, -1, 1, 1)
     left, top = (lattice + rng.uniform(-0.5, 0.5, lattice.shape)).astype(np.float32)
@@ -97,13 +97,13 @@ def _scratches(rng: Generator, x: np.ndarray, y: np.ndarray, soft: float) -> np.
 
 
 def _stripes(rng: Generator, x: np.ndarray, y: np.ndarray, soft: float) -> np.ndarray:
-    u, _ = _turned(rng, x, y)
+    u, _ = _rotated(rng, x, y)
     return 0.5 + 0.5 * np.sin(np.float32(TAU) * u)
 
 
 def _zigzag(rng: Generator, x: np.ndarray, y: np.ndarray, soft: float) -> np.ndarray:
-    u, v = _turned(rng, x, y)
-    return _edge(saw(0.9 * v + 1.6 * saw(0.45 * u)) - 0.25, 1.5 * soft)
+    u, v = _rotated(rng, x, y)
+    return _edge(triangle_wave(0.9 * v + 1.6 * triangle_wave(0.45 * u)) - 0.25, 1.5 * soft)
 
 
 TEXTURES = {
@@ -120,11 +120,11 @@ TEXTURES = {
 }
 
 
-# Forms: depth inside the outline (negative outside), of a form about the size of the unit disc.
+# Shapes ("forms"): signed distance to the outline, positive inside, for a shape about as large as the unit disc.
 
 
 def _polygon(x: np.ndarray, y: np.ndarray, points: int, inner: float) -> np.ndarray:
-    """A star with tips at radius 1 and dents at radius `inner`; a plain polygon where those are its edges' middles."""
+    """A star with tips at radius 1 and notches at radius `inner`; a polygon if `inner` is the radius of its edges."""
     half = np.pi / points
     angle = np.abs((np.arctan2(y, x) + half) % (2 * half) - half)
     dx, dy = 1 - inner * np.cos(half), inner * np.sin(half)
@@ -157,43 +157,46 @@ FORMS = {
 
 
 def _axes(size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pixel centers from -0.5 to 0.5 of the side: `[1 W]` and `[H 1]`."""
+    """Coordinates of pixel centers from -0.5 to 0.5, in units of the side: x `[1 W]` and y `[H 1]`."""
     axis = ((np.arange(size) + 0.5) / size - 0.5).astype(np.float32)
     return axis[None, :], axis[:, None]
 
 
 def texture(rng: Generator, name: str, size: int) -> np.ndarray:
-    """A texture of random scale, `[H W]` in 0 .. 1."""
+    """A texture of random scale, float `[H W]` in 0 .. 1."""
     periods = float(np.exp(rng.uniform(np.log(4), np.log(6.5))))
     x, y = _axes(size)
     return TEXTURES[name](rng, periods * x, periods * y, periods / size)
 
 
-def ground(rng: Generator, size: int, gray: float) -> np.ndarray:
-    """Any texture, faint, around a gray: float `[H W]`."""
+def background(rng: Generator, size: int, gray: float) -> np.ndarray:
+    """A background: a random texture of low contrast around a gray level, float `[H W]` in about 0 .. 255."""
     name = list(TEXTURES)[rng.integers(len(TEXTURES))]
     return gray + rng.uniform(15, 30) * (2 * texture(rng, name, size) - 1)
 
 
-def local_axes(size: int, place: np.ndarray, angle: float) -> tuple[np.ndarray, np.ndarray]:
-    """Coordinates of the pixels in a frame that sits at `place` and is turned by `angle`: `[H W]` each, in sides."""
+def local_coordinates(size: int, place: np.ndarray, angle: float) -> tuple[np.ndarray, np.ndarray]:
+    """Pixel coordinates relative to the center `place`, rotated by `angle` (radians).
+
+    Returns:
+        x and y, float `[H W]` each, in units of the side.
+    """
     x, y = _axes(size)
     x, y = x - place[0], y - place[1]
     return np.cos(angle) * x + np.sin(angle) * y, np.cos(angle) * y - np.sin(angle) * x
 
 
 def form(name: str, x: np.ndarray, y: np.ndarray, radius: float) -> np.ndarray:
-    """How much of each pixel a form covers: `[H W]` in 0 .. 1.
+    """The share of each pixel that a shape covers, `[H W]` in 0 .. 1.
 
     Args:
         name: One of `FORMS`.
-        x: The form's own coordinates in sides, from `local_axes`.
-        y: Likewise.
-        radius: Its radius in sides.
+        x, y: Coordinates relative to the shape, `[H W]` in units of the side, from `local_coordinates`.
+        radius: Radius of the shape, in units of the side.
     """
     return _edge(FORMS[name](x / radius, y / radius), 1 / (radius * len(x)))
 
 
 def pixels(gray: np.ndarray) -> np.ndarray:
-    """Rounded to uint8."""
+    """Round and clip gray levels to uint8."""
     return np.rint(np.clip(gray, 0, 255)).astype(np.uint8)

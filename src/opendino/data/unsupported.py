@@ -1,4 +1,4 @@
-"""Files that are whole but of a kind that is not read here: which, by their bytes or ending, and what to do."""
+"""Recognize files of unsupported formats by their content or suffix, and say how to convert them."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ _KINDS: tuple[tuple[str, str, tuple[str, ...], tuple[tuple[int, bytes], ...]], .
     ("a Zeiss .czi", _BIO, (".czi",), ((0, b"ZISRAWFILE"),)),
     ("a Nikon .nd2", _BIO, (".nd2",), ((0, b"\xda\xce\xbe\x0a"),)),
     ("a Leica .lif", _BIO, (".lif",), ((0, b"\x70\0\0\0"),)),
-    ("a microscope's file", _BIO, (".oib", ".oif", ".zvi", ".vsi"), ((0, b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"),)),
+    ("a microscope file", _BIO, (".oib", ".oif", ".zvi", ".vsi"), ((0, b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"),)),
     ("an HDF5 file", _BIO, (".h5", ".hdf5", ".ims"), ((0, b"\x89HDF\r\n\x1a\n"),)),
-    ("a slide of a scanner", _SLIDE, (".svs", ".ndpi", ".mrxs", ".scn", ".bif"), ()),
+    ("a whole-slide image", _SLIDE, (".svs", ".ndpi", ".mrxs", ".scn", ".bif"), ()),
     ("DICOM", _MEDICAL, (".dcm", ".dicom"), ((128, b"DICM"),)),
     ("NIfTI", _MEDICAL, (".nii",), ((344, b"n+1\0"), (344, b"ni1\0"))),
     ("HEIC", _HEIC, (".heic", ".heif"), tuple((4, b"ftyp" + brand) for brand in (b"heic", b"heix", b"hevc", b"mif1"))),
     ("JPEG XL", _SAVE, (".jxl",), ((0, b"\xff\x0a"), (0, b"\0\0\0\x0cJXL "))),
-    ("a raw file of a camera", _RAW, (".cr2", ".cr3", ".nef", ".arw", ".dng", ".orf", ".rw2", ".raf"),
+    ("a camera raw file", _RAW, (".cr2", ".cr3", ".nef", ".arw", ".dng", ".orf", ".rw2", ".raf"),
      ((8, b"CR\2\0"), (4, b"ftypcrx "), (0, b"FUJIFILMCCD-RAW"), (0, b"IIRO"), (0, b"IIU\0"))),
     ("a video", _VIDEO, (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"),
      _VIDEO_MARKS),
@@ -56,7 +56,7 @@ _KINDS: tuple[tuple[str, str, tuple[str, ...], tuple[tuple[int, bytes], ...]], .
     (ARCHIVE, _UNPACK, (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar"),
      ((0, b"PK\3\4"), (0, b"\x1f\x8b"), (0, b"7z\xbc\xaf\x27\x1c"), (0, b"Rar!"), (257, b"ustar"))),
 )  # fmt: skip
-"""Kind, the way on, endings, and (place, bytes) any of which a file of the kind has; the first that fits counts."""
+"""(kind, what to do, suffixes, magic numbers as (offset, bytes)); the first kind that matches is used."""
 
 _SAMPLE_FORMATS = {1: "", 2: "signed ", 3: "floating-point ", 4: "undefined ", 5: "complex ", 6: "complex "}
 _COMPRESSIONS = {33003: "JPEG 2000 (Aperio)", 33005: "JPEG 2000 (Aperio)", 34712: "JPEG 2000", 34887: "LERC",
@@ -64,22 +64,22 @@ _COMPRESSIONS = {33003: "JPEG 2000 (Aperio)", 33005: "JPEG 2000 (Aperio)", 34712
 
 
 def kind_of(data: bytes) -> str:
-    """What a file is that Pillow does not know, and what to do about it; "" for what is not known here either."""
+    """The kind of a file that Pillow cannot read, and what to do about it; "" if it is unknown."""
     for kind, way, _, marks in _KINDS:
-        if any(data[place : place + len(mark)] == mark for place, mark in marks):
+        if any(data[offset : offset + len(mark)] == mark for offset, mark in marks):
             return f"{kind}, which is not supported: {way}"
     if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         return _tiff(data)
     return ""
 
 
-def way_on(ending: str) -> tuple[str, str] | None:
-    """The kind of the files with this ending, and what to do about them; None where it is not known here."""
-    return next(((kind, way) for kind, way, endings, _ in _KINDS if ending in endings), None)
+def advice_for_suffix(suffix: str) -> tuple[str, str] | None:
+    """The kind of files with this suffix, and what to do about them; None if it is unknown."""
+    return next(((kind, way) for kind, way, suffixes, _ in _KINDS if suffix in suffixes), None)
 
 
 def _tiff(data: bytes) -> str:
-    """Which TIFF it is, by the tags of its first page."""
+    """Describe an unsupported TIFF by the tags of its first page: channels, bits, compression."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -87,12 +87,12 @@ def _tiff(data: bytes) -> str:
             file = io.BytesIO(data)
             file.seek(tags.next)
             tags.load(file)
-            if 256 not in tags:  # the width: there is no page
+            if 256 not in tags:  # tag 256 is the width: without it there is no page
                 return ""
             samples, bits = int(tags.get(277, 1)), sorted({int(each) for each in tags.get(258, (1,))})
             form = _SAMPLE_FORMATS.get(int(next(iter(tags.get(339, (1,))))), "")
             compression = _COMPRESSIONS.get(int(tags.get(259, 1)), "")
-    except Exception:  # a damaged directory leads Pillow's reader anywhere
+    except Exception:  # Pillow can raise any error for damaged tags
         return ""
     many = f"{samples} channels" if samples > 1 else "1 channel"
     packed = f", compressed by {compression}" if compression else ""

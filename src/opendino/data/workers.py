@@ -1,9 +1,9 @@
-"""Processes that read images ahead, and what happens when one dies: the stream goes on where it was.
+"""Data loader workers that survive crashes: when one dies, the stream continues at the same item.
 
-A decoder that hangs or crashes inside C code listens to nobody, so it is the kernel that ends its process: by a timer,
-set before each image is read, or for a forbidden access. Which image that was stands in memory that the processes
-share. It is unreadable from then on, and the item is made anew. A process that was killed from outside costs nothing
-but the time to start another.
+A decoder that hangs or crashes in C code cannot be stopped from Python, so the kernel ends its process: with SIGALRM
+from a timer that is set before each image is read, or with SIGSEGV and the like. Shared memory says which image each
+worker was reading. That image counts as unreadable from then on, and the item is built again without it. A worker that
+was killed from outside (for example by the out-of-memory killer) is replaced, and no image is blamed.
 """
 
 from __future__ import annotations
@@ -29,31 +29,33 @@ from opendino.data import decode
 
 T = TypeVar("T")
 
-_STARTS = 3  # without an item or a culprit in between
+_MAX_DEATHS = 3  # in a row, without an item delivered or an image to blame in between
 _PIPE_BYTES = 2**20
 
 
 class InFlightTracker:
-    """What each process has in hands, and the images that ended one.
+    """Knows which image each worker is reading, and which images have crashed a worker.
 
     Attributes:
-        fatal: index → reason.
+        fatal: Index of an image → why it is never read again.
     """
 
     def __init__(self) -> None:
         self.fatal: dict[int, str] = {}
-        self._held = torch.empty(0, dtype=torch.int64)
+        self._current = torch.empty(0, dtype=torch.int64)
 
     def open(self, workers: int) -> None:
-        """Before that many processes start."""
-        self._held = torch.full((workers,), -1).share_memory_()
+        """Allocate one shared slot for each worker; call it before the workers start."""
+        self._current = torch.full((workers,), -1).share_memory_()
 
     @contextlib.contextmanager
     def on(self, index: int) -> Iterator[None]:
-        """Entered while an image is read. In the main process there is no timer: its end would be the run's.
+        """Context in which image `index` is read: the worker is ended if that takes longer than `decode.MAX_SECONDS`.
+
+        In the main process there is no timer, because SIGALRM would end the whole run.
 
         Raises:
-            BadImage: It has ended a process.
+            BadImage: The image has crashed a worker before.
         """
         if index in self.fatal:
             raise BadImage(self.fatal[index])
@@ -61,137 +63,153 @@ class InFlightTracker:
         if worker is None or not hasattr(signal, "setitimer"):
             yield
             return
-        self._held[worker.id] = index
-        signal.setitimer(signal.ITIMER_REAL, decode.MAX_SECONDS)  # nobody handles SIGALRM: it ends the process
+        self._current[worker.id] = index
+        signal.setitimer(signal.ITIMER_REAL, decode.MAX_SECONDS)  # SIGALRM has no handler: it ends the process
         try:
             yield
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
-            self._held[worker.id] = -1
+            self._current[worker.id] = -1
 
     def record_crashes(self, ended: dict[int, int]) -> str:
-        """Settle what processes left when they ended.
+        """Mark the images that crashed or hung a worker as fatal.
 
         Args:
-            ended: Process → exit code.
+            ended: Worker number → exit code, -n where signal n ended it.
 
         Returns:
-            What happened, for people.
+            The signals or exit codes, for a message; "" if no worker ended.
         """
-        said = []
+        causes = []
         for worker, code in ended.items():
-            index, number = int(self._held[worker]), -code
+            index, number = int(self._current[worker]), -code
             name = signal.Signals(number).name if number in set(signal.Signals) else f"exit code {code}"
-            said.append(name)
+            causes.append(name)
             if index >= 0 and number == signal.SIGALRM:
                 self.fatal[index] = decode.too_slow()
             elif index >= 0 and number in (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT):
                 self.fatal[index] = f"its decoder crashed ({name})"
-        return ", ".join(said)
+        return ", ".join(causes)
 
 
 def stream(
-    dataset: Dataset[Any], hands: InFlightTracker, first: int, last: int, workers: int, pin: bool = False
+    dataset: Dataset[Any], in_flight: InFlightTracker, first: int, last: int, workers: int, pin: bool = False
 ) -> Iterator[Any]:
-    """Items first … last - 1, made ahead by `workers` processes (0: by this one, when asked for).
+    """Iterate over items first … last - 1, prefetched by worker processes that are replaced when they die.
 
     Args:
-        dataset: Item n must be a function of n alone.
-        hands: Of the images that it reads.
-        first, last: The first item and the one after the last.
-        workers: Number of processes.
-        pin: Whether items go on to a GPU.
+        dataset: Item n must be a function of n alone, so that it can be built again after a crash.
+        in_flight: The tracker that `dataset` enters for each image.
+        first, last: The first item, and one past the last.
+        workers: Number of worker processes; 0 to build each item in this process when it is requested.
+        pin: Whether to copy items to pinned memory, for a fast transfer to a GPU.
+
+    Yields:
+        The items in order.
 
     Raises:
-        UserError: Processes die again and again.
+        UserError: Three workers in a row died without delivering an item.
     """
-    if workers > MOST_PROCESSES:  # a run that was begun on a larger machine
-        log.say(f"workers = {MOST_PROCESSES} in place of {workers}: this machine has {cores()} cores")
+    if workers > MOST_PROCESSES:  # the run may have been started on a larger machine
+        log.say(f"Using {MOST_PROCESSES} workers instead of {workers}: this machine has {cores()} cores")
         workers = MOST_PROCESSES
     deaths = 0
     while first < last:
-        hands.open(workers)
-        items = _started(dataset, range(first, last), workers, pin)
+        in_flight.open(workers)
+        items = _start(dataset, range(first, last), workers, pin)
         while first < last:
             try:
                 item = next(items)
-            except (RuntimeError, OSError, EOFError):  # a dead process leaves torn messages too
-                known, said = len(hands.fatal), hands.record_crashes(_buried(items))
-                if not said:
+            except (RuntimeError, OSError, EOFError):  # a dead worker can also leave an incomplete message in the pipe
+                num_fatal, causes = len(in_flight.fatal), in_flight.record_crashes(_reap(items))
+                if not causes:  # no worker died: the error is the dataset's own
                     raise
-                deaths = deaths + 1 if len(hands.fatal) == known else 0
-                if deaths == _STARTS:
+                deaths = deaths + 1 if len(in_flight.fatal) == num_fatal else 0
+                if deaths == _MAX_DEATHS:
                     raise UserError(
-                        f"The processes that read images die: {said}, {deaths} times in a row",
-                        "SIGKILL is most often a lack of memory: use fewer --workers",
+                        f"Data loader workers die: {causes}, {deaths} times in a row",
+                        "SIGKILL usually means that memory ran out: use fewer --workers",
                     ) from None
-                log.warn(f"a process that reads images has died ({said}); starting anew at item {first}")
-                break
+                log.warn(f"A data loader worker died ({causes}); restarting the workers at item {first}")
+                break  # start new workers, from the item that was not delivered
             first, deaths = first + 1, 0
             yield item
 
 
-def each(look: Callable[[int], T], indices: Sequence[int], hands: InFlightTracker, workers: int) -> Iterator[T]:
-    """What `look` makes of each image, in order, by `workers` processes; by threads where there are none or no fork."""
+def each(function: Callable[[int], T], indices: Sequence[int], in_flight: InFlightTracker, workers: int) -> Iterator[T]:
+    """Map a function over image indices in worker processes; the results come in the order of `indices`.
+
+    Args:
+        function: Called with an index; must be a function of the index alone.
+        indices: The images.
+        in_flight: The tracker that `function` enters for each image.
+        workers: Number of worker processes; 0, or a platform without fork, for four threads of this process.
+
+    Raises:
+        UserError: Three workers in a row died.
+    """
     if not workers or sys.platform != "linux":
-        with ThreadPoolExecutor(4) as pool:  # a picture of the largest size takes a gigabyte
-            yield from pool.map(look, indices)
+        with ThreadPoolExecutor(4) as pool:  # four, because an image of the largest size takes a gigabyte
+            yield from pool.map(function, indices)
         return
-    parts = _Looks(look, indices)
-    for part in stream(parts, hands, 0, len(parts), min(workers, len(parts))):
-        yield from part
+    chunks = _Chunks(function, indices)
+    for chunk in stream(chunks, in_flight, 0, len(chunks), min(workers, len(chunks))):
+        yield from chunk
 
 
-class _Looks(Dataset[Any]):
-    """A few images an item, since each item costs a message."""
+class _Chunks(Dataset[Any]):
+    """The results of a few images as one item, because each item costs a message between processes."""
 
-    def __init__(self, look: Callable[[int], Any], indices: Sequence[int], size: int = 8) -> None:
-        self._look, self._parts = look, [indices[start : start + size] for start in range(0, len(indices), size)]
+    def __init__(self, function: Callable[[int], Any], indices: Sequence[int], size: int = 8) -> None:
+        self._function = function
+        self._chunks = [indices[start : start + size] for start in range(0, len(indices), size)]
 
     def __len__(self) -> int:
-        return len(self._parts)
+        return len(self._chunks)
 
     def __getitem__(self, n: int) -> list[Any]:
-        return [self._look(index) for index in self._parts[n]]
+        return [self._function(index) for index in self._chunks[n]]
 
 
-def _started(dataset: Dataset[Any], numbers: range, workers: int, pin: bool) -> Any:
+def _start(dataset: Dataset[Any], numbers: range, workers: int, pin: bool) -> Any:
+    """Start a `DataLoader` over items `numbers`; its iterator."""
     loader = DataLoader(
         dataset,
         batch_size=None,
         sampler=numbers,
         num_workers=workers,
         pin_memory=pin,
-        collate_fn=_as_is,
-        worker_init_fn=_deaf,
-        generator=torch.Generator(),  # its own, so that making an iterator leaves the global stream alone
-        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,  # shares a cache in RAM
+        collate_fn=_identity,
+        worker_init_fn=_ignore_signals,
+        generator=torch.Generator(),  # DataLoader draws a seed: it must not come from torch's global generator
+        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,  # fork shares a cache in RAM
     )
     before = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
     others = set(multiprocessing.active_children())
     try:
         items = iter(loader)
-    except BaseException:  # e.g. no descriptor is left for the next one: those that were started hear no SIGTERM
-        _end([process for process in multiprocessing.active_children() if process not in others])
+    except BaseException:  # e.g. too many open files: the workers already started ignore SIGTERM, so kill them
+        _kill([process for process in multiprocessing.active_children() if process not in others])
         raise
     if workers:
-        # Whatever still holds on to them when Python ends, which would wait for them for ever: they hear no SIGTERM.
-        weakref.finalize(items, _end, items._workers)  # pyright: ignore[reportAttributeAccessIssue]
-        # torch would have the death of a process raise wherever the main one is, in the middle of a step too. It also
-        # looks by itself when it waits for an item.
-        with contextlib.suppress(ValueError):  # only the main thread may, and only there torch has
+        # At exit Python sends SIGTERM to workers that are still referenced and waits for them. They ignore SIGTERM.
+        weakref.finalize(items, _kill, items._workers)  # pyright: ignore[reportAttributeAccessIssue]
+        # torch's SIGCHLD handler raises in the main process at once, even in the middle of a training step. It is not
+        # needed: torch also checks its workers while it waits for an item.
+        with contextlib.suppress(ValueError):  # not the main thread: torch has not set a handler there either
             signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
-        # Room for all messages that can be on their way: one half written by a dead process would be waited for.
+        # Enlarge the pipe so that every message fits whole: torch would wait forever for the rest of a message that a
+        # dying worker has written half.
         with contextlib.suppress(AttributeError, OSError):
             fcntl.fcntl(items._worker_result_queue._writer.fileno(), fcntl.F_SETPIPE_SZ, _PIPE_BYTES)  # pyright: ignore
     return items
 
 
-def _buried(items: Any) -> dict[int, int]:
-    """The exit codes of those that died; the others, which may hang, are ended too."""
+def _reap(items: Any) -> dict[int, int]:
+    """Exit codes of the workers that died, by worker number; if any did, the others are killed, since they may hang."""
     workers = getattr(items, "_workers", [])
-    last, dead = time.monotonic() + 1.0, {}
-    while workers and not dead and time.monotonic() < last:  # its connections go before it does
+    deadline, dead = time.monotonic() + 1.0, {}
+    while workers and not dead and time.monotonic() < deadline:  # its pipe closes before its exit code is known
         time.sleep(0.02)
         dead = {number: worker.exitcode for number, worker in enumerate(workers) if worker.exitcode}
     for worker in workers if dead else ():
@@ -199,18 +217,18 @@ def _buried(items: Any) -> dict[int, int]:
     return dead
 
 
-def _end(workers: list[Any]) -> None:
+def _kill(workers: list[Any]) -> None:
     for worker in workers:
-        with contextlib.suppress(ValueError):  # closed long ago
+        with contextlib.suppress(ValueError):  # already closed
             worker.kill()
 
 
-def _as_is(item: Any) -> Any:
+def _identity(item: Any) -> Any:
     return item
 
 
-def _deaf(_: int) -> None:
-    # Ctrl-C and a scheduler's SIGTERM reach every process of a run; the main one decides when the workers end.
+def _ignore_signals(_: int) -> None:
+    # Ctrl-C and a scheduler's SIGTERM reach every process of a run; the main process decides when the workers end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if hasattr(signal, "SIGALRM"):

@@ -1,1 +1,1 @@
-"""Datasets that only evaluations read: masks, DAVIS, revisited Oxford and Paris, copies."""
+"""Datasets for evaluation only: segmentation masks, DAVIS videos, revisited Oxford and Paris, copies of images."""

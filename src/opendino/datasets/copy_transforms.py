@@ -1,4 +1,4 @@
-"""Copies of an image as people make them: a fixed set of strong changes, the same for everybody and every run."""
+"""Transforms that make copies of an image, for copy detection: a fixed set of strong changes, without randomness."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from PIL import Image, ImageDraw, ImageFilter
 
 
 def crop(image: Image.Image) -> Image.Image:
-    """The upper left 60 % of each side: 36 % of the area."""
+    """Crop to the upper left 60 % of each side: 36 % of the area."""
     width, height = image.size
     return image.crop((0, 0, max(1, round(0.6 * width)), max(1, round(0.6 * height))))
 
 
 def jpeg(image: Image.Image) -> Image.Image:
-    """Saved as a JPEG of quality 5."""
+    """Compress as a JPEG of quality 5."""
     file = io.BytesIO()
     image.save(file, "JPEG", quality=5)
     with Image.open(file) as saved:
@@ -23,17 +23,17 @@ def jpeg(image: Image.Image) -> Image.Image:
 
 
 def blur(image: Image.Image) -> Image.Image:
-    """Gaussian, its sigma 2 % of the shorter side."""
+    """Gaussian blur with a sigma of 2 % of the shorter side."""
     return image.filter(ImageFilter.GaussianBlur(0.02 * min(image.size)))
 
 
 def rotation(image: Image.Image) -> Image.Image:
-    """By 20°, the corners white."""
+    """Rotate by 20°, with white corners."""
     return image.rotate(20, Image.Resampling.BICUBIC, fillcolor="white")
 
 
 def overlay(image: Image.Image) -> Image.Image:
-    """A striped band over the middle third of the height."""
+    """Cover the middle third of the height with a striped band."""
     image, (width, height) = image.copy(), image.size
     draw, stripe = ImageDraw.Draw(image), max(1, width // 12)
     for number, left in enumerate(range(0, width, stripe)):
@@ -43,11 +43,11 @@ def overlay(image: Image.Image) -> Image.Image:
 
 
 def combined(image: Image.Image) -> Image.Image:
-    """Rotated, cropped, blurred, saved badly."""
+    """Rotate, crop, blur and compress."""
     return jpeg(blur(crop(rotation(image))))
 
 
 COPIES: dict[str, Callable[[Image.Image], Image.Image]] = {
     "crop": crop, "jpeg": jpeg, "blur": blur, "rotation": rotation, "overlay": overlay, "combined": combined
 }  # fmt: skip
-"""Name → RGB image to a changed copy."""
+"""Name → transform of an RGB image."""

@@ -1,4 +1,4 @@
-"""Masks on disk: indexed PNGs whose pixel values are the numbers of objects, as DAVIS and PASCAL VOC keep them."""
+"""Segmentation mask files: indexed PNGs whose pixel values are object numbers, as in DAVIS and PASCAL VOC."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ from opendino.data.decode import MAX_PIXELS
 from opendino.data.source_files import read_regular
 
 VOID = 255
-"""The value of pixels that belong to nothing and count for nothing."""
+"""The value of void pixels, which are ignored in evaluations."""
 
 
 def palette() -> bytes:
-    """The 256 colors of DAVIS and VOC, RGB after RGB: a channel takes every third bit of the number, lowest first."""
+    """The color map of DAVIS and PASCAL VOC: 256 RGB colors, 768 bytes.
+
+    A channel takes every third bit of the object number, the lowest bit as the most significant bit of the color.
+    """
     colors = np.zeros((256, 3), np.uint8)
     for bit in range(8):
         for channel in range(3):
@@ -30,10 +33,11 @@ def read(path: Path) -> tuple[np.ndarray, bytes]:
     """Read a mask.
 
     Returns:
-        uint8 `[H W]`, the values as stored; and 256 colors, the file's own or, where it has none, `palette()`.
+        uint8 `[H W]`, the stored values; and a palette of 256 RGB colors, from the file or, where it has none, from
+        `palette()`.
 
     Raises:
-        BadImage: No indexed or gray PNG, or damaged.
+        BadImage: Not an indexed or gray PNG, damaged, or too large.
     """
     data = read_regular(path)
     try:
@@ -46,12 +50,12 @@ def read(path: Path) -> tuple[np.ndarray, bytes]:
             return np.array(image, dtype=np.uint8), colors + palette()[len(colors) :]
     except BadImage:
         raise
-    except Exception as error:  # Pillow's parsers raise whatever a damaged file leads them to
+    except Exception as error:  # Pillow's parsers raise many kinds of errors for damaged files
         raise BadImage("not a PNG that can be read") from error
 
 
 def encode(mask: np.ndarray, colors: bytes) -> bytes:
-    """An indexed PNG of a mask uint8 `[H W]`, with 256 colors."""
+    """Encode a mask, uint8 `[H W]`, as an indexed PNG with a palette of 256 RGB colors."""
     image = Image.fromarray(mask)
     image.putpalette(colors)
     out = io.BytesIO()
@@ -60,24 +64,24 @@ def encode(mask: np.ndarray, colors: bytes) -> bytes:
 
 
 def resize(mask: np.ndarray, height: int, width: int) -> np.ndarray:
-    """By nearest neighbor, uint8 `[H W]` → `[height width]`."""
+    """Resize a mask by nearest neighbor: uint8 `[H W]` → `[height width]`."""
     return np.array(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
 
 
 def is_black_and_white(mask: np.ndarray) -> bool:
-    """Whether a mask, as read, holds no number but 255, which then is an object and not void."""
+    """Whether a mask from `read` has no value except 0 and 255; 255 is then an object and not void."""
     return bool((mask == VOID).any() and not ((mask > 0) & (mask < VOID)).any())
 
 
 def objects(mask: np.ndarray, black_and_white: bool) -> tuple[np.ndarray, np.ndarray]:
-    """What a mask, as read, says: which object is where, and which pixels do not count.
+    """Split a mask into object numbers and void pixels.
 
     Args:
-        mask: uint8 `[H W]`.
-        black_and_white: Whether 255 is object 1 rather than void. A film's first mask decides for all.
+        mask: uint8 `[H W]`, from `read`.
+        black_and_white: Whether 255 is object 1 and not void. For a video, the first mask decides for all frames.
 
     Returns:
-        uint8 `[H W]`, 0 where there is no object; bool `[H W]`, the void.
+        Object numbers, uint8 `[H W]`, 0 for background; and void pixels, bool `[H W]`.
     """
     white = mask == VOID
     return np.where(white, np.uint8(black_and_white), mask), white & (not black_and_white)

@@ -1,4 +1,4 @@
-"""How well a mask agrees with the truth: J, overlap of regions, and F, of boundaries (Perazzi et al. 2016, DAVIS)."""
+"""Metrics of segmentation masks: region similarity J and boundary accuracy F (Perazzi et al. 2016, DAVIS)."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ _BOUNDARY_FRAC = 0.008
 
 
 def jaccard(truth: Tensor, found: Tensor, void: Tensor | None = None) -> Tensor:
-    """J: intersection over union; 1 where both masks are empty.
+    """J: intersection over union of two masks, `|A ∩ B| / |A ∪ B|`; 1 where both are empty.
 
     Args:
-        truth, found: bool `[... H W]`.
-        void: bool, the same shape or one that broadcasts to it; pixels that do not count.
+        truth, found: bool `[... H W]`, ground truth and prediction.
+        void: bool, broadcastable to the same shape: pixels that are ignored.
 
     Returns:
         float64 `[...]` in 0 .. 1.
@@ -28,26 +28,29 @@ def jaccard(truth: Tensor, found: Tensor, void: Tensor | None = None) -> Tensor:
 
 
 def boundary_f(truth: Tensor, found: Tensor, void: Tensor | None = None) -> Tensor:
-    """F: harmonic mean of how much of each boundary lies near the other.
+    """F: harmonic mean of the precision and recall of the predicted boundary, `2PR / (P + R)`.
 
-    Near is within 0.8 % of the image's diagonal, rounded up to whole pixels. Where only one boundary exists F is 0,
-    where none does it is 1. Arguments and result as `jaccard`.
+    A boundary pixel is matched if the other boundary is within 0.8 % of the image diagonal, rounded up to whole pixels.
+    F is 0 if only one mask has a boundary, and 1 if neither has one. Arguments and result are those of `jaccard`.
     """
     if void is not None:
         truth, found = truth & ~void, found & ~void
     radius_px = math.ceil(_BOUNDARY_FRAC * math.hypot(*truth.shape[-2:]))
-    true, drawn = _boundary(truth), _boundary(found)
-    precision = _share(drawn, _dilated(true, radius_px))
-    recall = _share(true, _dilated(drawn, radius_px))
-    both = precision + recall
-    return torch.where(both > 0, 2 * precision * recall / both, 0.0)
+    true, predicted = _boundary(truth), _boundary(found)
+    precision = _matched_share(predicted, _dilated(true, radius_px))
+    recall = _matched_share(true, _dilated(predicted, radius_px))
+    total = precision + recall
+    return torch.where(total > 0, 2 * precision * recall / total, 0.0)
 
 
 def statistics(values: Tensor) -> tuple[float, float, float]:
-    """Mean, recall (share of frames above 0.5) and decay (first quarter minus last) of an object over time.
+    """Mean, recall (share of frames above 0.5) and decay (first quarter minus last) of a metric over time.
 
     Args:
-        values: `[T]`, T ≥ 1. Quarters share the frame at which they meet, as in the official evaluator.
+        values: `[T]`, T ≥ 1, J or F of an object in each frame.
+
+    Returns:
+        Mean, recall and decay. Neighboring quarters share one frame, as in the official DAVIS evaluation.
     """
     ends = torch.linspace(0, len(values) - 1, 5, dtype=torch.float64).add(1e-10).round().long().tolist()  # ties go up
     first, last = values[: ends[1] + 1], values[ends[3] : ends[4] + 1]
@@ -55,27 +58,31 @@ def statistics(values: Tensor) -> tuple[float, float, float]:
 
 
 def _boundary(mask: Tensor) -> Tensor:
-    """Pixels that differ from the next to the right, below, or both; beyond the edge all goes on as it was."""
-    mask = torch.cat([mask, mask[..., -1:]], dim=-1)
-    mask = torch.cat([mask, mask[..., -1:, :]], dim=-2)
+    """Pixels that differ from their right, lower, or lower right neighbor; edges are replicated."""
+    mask = torch.cat([mask, mask[..., -1:]], dim=-1)  # [... H W+1]
+    mask = torch.cat([mask, mask[..., -1:, :]], dim=-2)  # [... H+1 W+1]
     here, right, below, across = mask[..., :-1, :-1], mask[..., :-1, 1:], mask[..., 1:, :-1], mask[..., 1:, 1:]
     return (here != right) | (here != below) | (here != across)
 
 
 def _dilated(mask: Tensor, radius_px: int) -> Tensor:
-    """All pixels within `radius_px` of the mask, by Euclid: row by row of the disk, by running counts along each."""
+    """Dilation by a disk: all pixels within Euclidean distance `radius_px` of the mask.
+
+    The disk is a stack of horizontal segments. Whether a segment touches the mask is the difference of two cumulative
+    sums along the row, so the cost is linear in the radius.
+    """
     height, width = mask.shape[-2:]
     counts = pad(mask, (radius_px + 1, radius_px, radius_px, radius_px)).cumsum(-1, dtype=torch.int32)
     near = torch.zeros_like(mask)
     for row in range(-radius_px, radius_px + 1):
-        reach = math.isqrt(radius_px**2 - row**2)
+        reach = math.isqrt(radius_px**2 - row**2)  # half the length of the segment
         above = counts[..., radius_px + row : radius_px + row + height, :]
         start, end = radius_px - reach, radius_px + reach + 1
         near |= above[..., end : end + width] > above[..., start : start + width]
     return near
 
 
-def _share(boundary: Tensor, near: Tensor) -> Tensor:
-    """Share of a boundary that lies near the other; 1 of an empty one."""
+def _matched_share(boundary: Tensor, near: Tensor) -> Tensor:
+    """Share of the pixels of a boundary that lie in `near`; 1 for an empty boundary."""
     length = boundary.sum((-2, -1)).double()
     return torch.where(length > 0, (boundary & near).sum((-2, -1)) / length, 1.0)

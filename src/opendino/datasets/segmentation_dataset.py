@@ -1,4 +1,4 @@
-"""Images of which a mask says where the objects are: two folders side by side, PASCAL VOC, or drawn ones."""
+"""Images with segmentation masks: two folders side by side, PASCAL VOC, or generated images."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from opendino.data.sources import toy
 from opendino.datasets import mask_files
 
 _LAYOUTS = (("images", "masks"), ("JPEGImages", "SegmentationClass"), ("JPEGImages", "SegmentationObject"))
-_HINT = "Give a folder with images/ and masks/, PASCAL VOC's folder, or toy:forms"
+_HINT = "Give a folder with images/ and masks/, the folder of PASCAL VOC, or toy:forms"
 
 
 @dataclass(frozen=True)
 class MaskedImage:
-    """An image with its mask; nothing is read before it is asked for.
+    """An image with its mask; both are functions, so that nothing is read before it is needed.
 
     Attributes:
-        key: The file's name without its ending.
-        image: → uint8 `[H W 3]`; raises `BadImage`.
-        mask: → bool `[H W]`, where any object is; and bool `[H W]`, the void, which counts for nothing. Of another size
-            than the image, perhaps. Raises `BadImage`.
+        key: Name of the file without its suffix.
+        image: Returns uint8 `[H W 3]`; raises `BadImage`.
+        mask: Returns bool `[H W]`, the pixels of all objects; and bool `[H W]`, the void pixels, which are ignored. The
+            size may differ from that of the image. Raises `BadImage`.
     """
 
     key: str
@@ -36,33 +36,33 @@ class MaskedImage:
 
 
 def open_segmentation_dataset(data: str) -> list[MaskedImage]:
-    """The images that have a mask, by name.
+    """List the images that have a mask, sorted by name.
 
     Args:
-        data: `toy:forms?...`; or a folder with images/ and masks/, files of the same names but for their endings; or
-            PASCAL VOC's, with JPEGImages and SegmentationClass or SegmentationObject, and only what
-            ImageSets/Segmentation/val.txt lists where there is one.
+        data: `toy:forms?...`; or a folder with images/ and masks/, with the same file names except for the suffix; or
+            the folder of PASCAL VOC, with JPEGImages and SegmentationClass or SegmentationObject. If
+            ImageSets/Segmentation/val.txt exists, only the images in it, in its order.
 
     Raises:
-        UserError: No such folder or layout, nothing in it, or a listed image or mask is missing.
+        UserError: The folder does not exist, has another layout or no images, or a listed image or mask is missing.
     """
     if toy.matches(data):
-        return _drawn(toy.build(data))
+        return _toy_images(toy.build(data))
     root = Path(data).expanduser()
     if not root.is_dir():
         raise UserError(f"There is no folder '{printable(str(root))}'", _HINT)
     for image_folder, mask_folder in _LAYOUTS:
         if (root / image_folder).is_dir() and (root / mask_folder).is_dir():
             return _paired(root, root / image_folder, root / mask_folder)
-    raise UserError(f"{printable(str(root))} is no set of images with masks", _HINT)
+    raise UserError(f"{printable(str(root))} is not a dataset of images with masks", _HINT)
 
 
-def _drawn(source: toy.ToySource) -> list[MaskedImage]:
+def _toy_images(source: toy.ToySource) -> list[MaskedImage]:
     def mask(index: int) -> tuple[np.ndarray, np.ndarray]:
-        drawn = source.mask(index) > 0
-        return drawn, np.zeros_like(drawn)
+        object_mask = source.mask(index) > 0
+        return object_mask, np.zeros_like(object_mask)
 
-    source.mask(0)  # refuses kinds that have none
+    source.mask(0)  # raises UsageError for kinds without masks
     return [MaskedImage(source.key(i), partial(source.read, i), partial(mask, i)) for i in range(len(source))]
 
 
@@ -79,15 +79,16 @@ def _paired(root: Path, image_folder: Path, mask_folder: Path) -> list[MaskedIma
     if not stems:
         raise UserError(f"No image in {printable(str(image_folder))} has a mask", "Masks are PNGs of the same names")
     return [
-        MaskedImage(stem, partial(_image, images[stem]), partial(_mask, mask_folder / f"{stem}.png")) for stem in stems
+        MaskedImage(stem, partial(_read_image, images[stem]), partial(_read_mask, mask_folder / f"{stem}.png"))
+        for stem in stems
     ]
 
 
-def _image(path: Path) -> np.ndarray:
+def _read_image(path: Path) -> np.ndarray:
     return decode(read_regular(path))
 
 
-def _mask(path: Path) -> tuple[np.ndarray, np.ndarray]:
+def _read_mask(path: Path) -> tuple[np.ndarray, np.ndarray]:
     raw, _ = mask_files.read(path)
     objects, void = mask_files.objects(raw, mask_files.is_black_and_white(raw))
     return objects > 0, void

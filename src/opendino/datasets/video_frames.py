@@ -1,4 +1,4 @@
-"""Frames of a film, and the folders in which DAVIS keeps its own (Perazzi et al. 2016, Pont-Tuset et al. 2017)."""
+"""Read and write videos, and the folder layout of DAVIS (Perazzi et al. 2016, Pont-Tuset et al. 2017)."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from opendino.datasets.mask_metrics import boundary_f, jaccard
 
 @dataclass(frozen=True)
 class Video:
-    """A film with a mask of its first frame.
+    """A video with a mask of its first frame.
 
     Attributes:
-        name: Of a file without its ending, or of a folder.
-        path: A folder of images, or a film file.
-        masks: PNGs: one for the first frame, or one for each frame in order.
-        one_object: Whether all objects of the masks are one.
+        name: Name of the folder, or of the file without its suffix.
+        path: A folder of images, or a video file.
+        masks: PNG files: one for the first frame, or one for each frame in order.
+        one_object: Whether all objects in the masks count as one, as in DAVIS 2016.
     """
 
     name: str
@@ -40,44 +40,69 @@ class Video:
 
 
 class Truth:
-    """The masks of a film at the size of its frames; objects are counted 1, 2, … as they are numbered in the first."""
+    """Ground-truth masks of a video, at the size of its frames.
 
-    def __init__(self, film: Video, height: int, width: int, notes: list[str]) -> None:
-        self._film, self._size, self._notes = film, (height, width), notes
-        raw, self._colors = _read(film.masks[0])
+    Args:
+        video: The video.
+        height, width: Size of its frames in pixels.
+        notes: Messages about resized masks are appended here.
+
+    Attributes:
+        numbers: Object numbers in the first mask, in ascending order. Everywhere else objects are counted 1, 2, … in
+            this order.
+        first: uint8 `[H W]`, the first mask, with objects counted 1, 2, ….
+
+    Raises:
+        UserError: The first mask is unreadable or has no object.
+    """
+
+    def __init__(self, video: Video, height: int, width: int, notes: list[str]) -> None:
+        self._video, self._size, self._notes = video, (height, width), notes
+        raw, self._colors = _read_mask(video.masks[0])
         self._black_and_white = masks.is_black_and_white(raw)
         numbered, _ = self._objects(0)
         self.numbers = [int(number) for number in np.unique(numbered) if number]
         if not self.numbers:
-            raise UserError(f"{printable(str(film.masks[0]))} has no object: every pixel is 0 or void")
+            raise UserError(
+                f"{printable(str(video.masks[0]))} has no object: every pixel is 0 or void",
+                "Give a mask whose objects have pixel values 1, 2, …",
+            )
         self.first = np.searchsorted([0, *self.numbers], numbered).astype(np.uint8)
 
     def encode(self, mask: np.ndarray) -> bytes:
-        """An indexed PNG of a mask that counts the objects, with their numbers and colors."""
+        """Encode a mask, with objects counted 1, 2, …, as an indexed PNG with the numbers and colors of the video."""
         return masks.encode(np.array([0, *self.numbers], np.uint8)[mask], self._colors)
 
     def score(self, frame: int, mask: np.ndarray) -> Tensor:
-        """J and F of every object in a frame, float64 `[2 objects]`."""
-        truth, void = (torch.from_numpy(part) for part in self._objects(frame))
+        """J and F of every object in a frame.
+
+        Args:
+            frame: Number of the frame.
+            mask: uint8 `[H W]`, the prediction, with objects counted 1, 2, ….
+
+        Returns:
+            float64 `[2 objects]`.
+        """
+        truth, void = (torch.from_numpy(array) for array in self._objects(frame))
         found = torch.from_numpy(mask)
         pairs = [(truth == number, found == count) for count, number in enumerate(self.numbers, start=1)]
-        true, drawn = (torch.stack(part) for part in zip(*pairs, strict=True))
-        return torch.stack([jaccard(true, drawn, void), boundary_f(true, drawn, void)])
+        true, predicted = (torch.stack(masks) for masks in zip(*pairs, strict=True))  # [objects H W]
+        return torch.stack([jaccard(true, predicted, void), boundary_f(true, predicted, void)])
 
     def _objects(self, frame: int) -> tuple[np.ndarray, np.ndarray]:
-        path = self._film.masks[frame]
-        raw, _ = _read(path)
+        path = self._video.masks[frame]
+        raw, _ = _read_mask(path)
         if raw.shape != self._size:
             has, wants = (f"{size[1]}×{size[0]}" for size in (raw.shape, self._size))
             self._notes.append(
-                f"{self._film.name}: masks of {has} px for frames of {wants} px were resized by nearest neighbor"
+                f"{self._video.name}: masks of {has} px for frames of {wants} px were resized by nearest neighbor"
             )
             raw = masks.resize(raw, *self._size)
         numbered, void = masks.objects(raw, self._black_and_white)
-        return (numbered.clip(max=1) if self._film.one_object else numbered), void
+        return (numbered.clip(max=1) if self._video.one_object else numbered), void
 
 
-def _read(path: Path) -> tuple[np.ndarray, bytes]:
+def _read_mask(path: Path) -> tuple[np.ndarray, bytes]:
     try:
         return masks.read(path)
     except BadImage as error:
@@ -85,18 +110,20 @@ def _read(path: Path) -> tuple[np.ndarray, bytes]:
 
 
 def frames(path: Path) -> Iterator[tuple[str, np.ndarray | BadImage]]:
-    """The frames of a film one after the other: their names, and uint8 `[H W 3]`, upright.
-
-    An image that cannot be read is there as its `BadImage`, lest the others change their places.
+    """Iterate over the frames of a video.
 
     Args:
-        path: A folder, whose images are taken by name, 2 before 10; or a film file (PyAV).
+        path: A folder, whose images are sorted by name with numbers by value, 2 before 10; or a video file (PyAV).
+
+    Yields:
+        Name of the frame, and uint8 `[H W 3]`, upright; or the `BadImage` of an unreadable frame, so that the numbers
+        of the other frames do not change.
 
     Raises:
-        UserError: No film there, a damaged one, or no PyAV.
+        UserError: Not a video, a damaged one, or PyAV is not installed.
     """
     if not path.is_dir():
-        yield from ((f"{number:05d}", frame) for number, frame in enumerate(_film(path)))
+        yield from ((f"{number:05d}", frame) for number, frame in enumerate(_decode_video(path)))
         return
     for image in _images(path):
         try:
@@ -106,41 +133,41 @@ def frames(path: Path) -> Iterator[tuple[str, np.ndarray | BadImage]]:
 
 
 def rate(path: Path) -> Fraction | None:
-    """Frames a second of a film file on average; None for a folder, and for a film that does not say.
+    """Average frame rate of a video file, in frames per second; None for a folder, or if the file has none.
 
     Raises:
-        UserError: No film there, a damaged one, or no PyAV.
+        UserError: Not a video, a damaged one, or PyAV is not installed.
     """
     if path.is_dir():
         return None
-    with _opened(path) as container:
+    with _open_video(path) as container:
         return container.streams.video[0].average_rate
 
 
 def size(path: Path) -> tuple[int, int]:
-    """Width and height of a film file's frames in pixels, as it says itself; no frame is decoded.
+    """Width and height of a video file in pixels, from its header; no frame is decoded.
 
     Raises:
-        UserError: No film there, a damaged one, or no PyAV.
+        UserError: Not a video, a damaged one, or PyAV is not installed.
     """
-    with _opened(path) as container:
+    with _open_video(path) as container:
         stream = container.streams.video[0]
         return stream.width, stream.height
 
 
 def write(path: Path, frames: Iterable[np.ndarray], rate: Fraction) -> int:
-    """A film of frames as they come, H.264 where PyAV has it, else MPEG-4; without sound. There at once or not at all.
+    """Write a video file without sound: H.264 if PyAV has it, else MPEG-4. The file is renamed when it is complete.
 
     Args:
-        path: An .mp4.
-        frames: uint8 `[H W 3]`, all of one size with even sides.
-        rate: Frames a second.
+        path: An .mp4 file.
+        frames: uint8 `[H W 3]`, all of the same size, with even height and width.
+        rate: Frames per second.
 
     Returns:
-        How many there were; without any there is no film.
+        Number of frames; if there are none, no file is written.
 
     Raises:
-        UserError: No PyAV, or the file cannot be written.
+        UserError: PyAV is not installed, or the file cannot be written.
     """
     av = _av()
     codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
@@ -167,21 +194,24 @@ def write(path: Path, frames: Iterable[np.ndarray], rate: Fraction) -> int:
 
 
 def is_davis(root: Path) -> bool:
-    """Whether a folder is laid out as DAVIS."""
+    """Whether a folder has the layout of DAVIS."""
     return (root / "JPEGImages").is_dir() and (root / "Annotations").is_dir()
 
 
 def davis(root: Path, year: int = 2017, resolution: str = "480p", sequences: Sequence[str] = ()) -> list[Video]:
-    """The validation films of DAVIS, or those named.
+    """The validation videos of DAVIS, or some sequences by name.
 
     Args:
-        root: Holds JPEGImages/RESOLUTION/NAME/*.jpg, Annotations/RESOLUTION/NAME/*.png, ImageSets/YEAR/val.txt.
-        year: 2016 or 2017: which list; in 2016 all objects are one.
+        root: Folder with JPEGImages/RESOLUTION/NAME/*.jpg, Annotations/RESOLUTION/NAME/*.png, ImageSets/YEAR/val.txt.
+        year: 2016 or 2017, the list to use; in 2016 all objects of a sequence count as one.
         resolution: Name of the folders below JPEGImages and Annotations.
-        sequences: Names; empty for all of the list.
+        sequences: Names of sequences; empty for all in the list.
+
+    Returns:
+        The videos. A sequence has a mask for each frame, or only one for the first frame.
 
     Raises:
-        UserError: A list, a sequence or a mask is missing. A sequence needs a mask a frame, or one for the first alone.
+        UserError: A list, a sequence or a mask is missing.
     """
     images, annotations = root / "JPEGImages" / resolution, root / "Annotations" / resolution
     for folder in (images, annotations):
@@ -208,16 +238,16 @@ def _annotated(frames: Path, folder: Path) -> tuple[Path, ...]:
     if missing:
         raise UserError(
             f"Sequence '{frames.name}' has no annotation {printable(str(missing[0]))}",
-            "It needs one a frame, or one for the first frame alone",
+            "It needs one per frame, or only one for the first frame",
         )
     return tuple(expected)
 
 
 def _images(folder: Path) -> list[Path]:
-    """The images of a folder, by name, numbers by their value."""
+    """The images in a folder, sorted by name, with numbers in the names sorted by value."""
     found = [path for path in folder.iterdir() if is_image(path.name) and not is_hidden(path.name)]
     if not found:
-        raise UserError(f"There are no images in {printable(str(folder))}", "Give a folder of frames or a film file")
+        raise UserError(f"There are no images in {printable(str(folder))}", "Give a folder of frames or a video file")
     return sorted(found, key=lambda path: [int(part) if part.isdigit() else part for part in _NUMBER.split(path.name)])
 
 
@@ -226,7 +256,7 @@ _NUMBER = re.compile(r"([0-9]+)")
 
 def _choices(folder: Path) -> str:
     there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    return f"There is: {', '.join(there)}" if there else "Is the folder laid out as DAVIS?"
+    return f"There is: {', '.join(there)}" if there else "Check that the folder has the layout of DAVIS"
 
 
 def _av() -> ModuleType:
@@ -234,37 +264,37 @@ def _av() -> ModuleType:
         import av
         import av.error
     except ImportError:
-        raise UserError("Films need PyAV", 'pip install "opendino[video]", or give frames in a folder') from None
+        raise UserError("Video files need PyAV", 'pip install "opendino[video]", or give frames in a folder') from None
     return av
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def _open_video(path: Path) -> Iterator[Any]:
     av = _av()
     try:
-        # A playlist that poses as a film must not reach out to the network.
+        # Only local files: a playlist with the suffix of a video must not open network addresses.
         with av.open(str(path), options={"protocol_whitelist": "file"}) as container:
             if not container.streams.video:
-                raise UserError(f"{printable(str(path))} holds no pictures", "Give a film file or a folder of frames")
+                raise UserError(f"{printable(str(path))} has no video", "Give a video file or a folder of frames")
             yield container
     except av.error.FFmpegError as error:
         raise UserError(
-            f"{printable(str(path))} cannot be read as a film: {error.strerror}",
-            "Give a film file or a folder of frames",
+            f"{printable(str(path))} cannot be read as a video: {error.strerror}",
+            "Give a video file or a folder of frames",
         ) from error
 
 
-def _film(path: Path) -> Iterator[np.ndarray]:
+def _decode_video(path: Path) -> Iterator[np.ndarray]:
     number = 0
-    with _opened(path) as container:
+    with _open_video(path) as container:
         try:
             for frame in container.decode(video=0):
-                turns = round(frame.rotation / 90)  # counter-clockwise; phones leave it to the player
+                turns = round(frame.rotation / 90)  # counter-clockwise; phones store the rotation as metadata
                 yield np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), turns))
                 number += 1
         except _av().error.FFmpegError as error:
-            where = f"beyond frame {number - 1}" if number else "as a film"
+            where = f"after frame {number - 1}" if number else "as a video"
             raise UserError(
                 f"{printable(str(path))} cannot be read {where}: {error.strerror}",
-                "Give a film file or a folder of frames",
+                "Give a video file or a folder of frames",
             ) from error

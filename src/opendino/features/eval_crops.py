@@ -124,8 +124,8 @@ def make(images: DecodedImages, val: DecodedImages | None, num: int, size_px: in
 
 
 def _some(images: DecodedImages, num: int) -> list[int]:
-    """Indices of up to `num` random images; if the source stores images in shards (blocks), from few of them."""
-    return [int(index) for index in epoch_order(len(images), images.source.blocks, 0, 0)[:num]]
+    """Indices of up to `num` random images; if the source stores images in shards, from few of them."""
+    return [int(index) for index in epoch_order(len(images), images.source.shard_sizes, 0, 0)[:num]]
 
 
 def _labeled(crops: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,1 +1,1 @@
-"""Every kind of place images come from, one file each: `matches(data)` and `build(data)`."""
+"""Sources of images, one file for each kind, with `matches(data)` and `build(data)`."""

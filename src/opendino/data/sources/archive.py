@@ -1,4 +1,4 @@
-"""Images in one .tar or .zip, read in place: nothing is ever unpacked to disk."""
+"""Images in one .tar or .zip file, read in place: nothing is unpacked to disk."""
 
 from __future__ import annotations
 
@@ -22,34 +22,35 @@ from opendino.data.source_files import (
     is_file,
     is_hidden,
     is_image,
+    log_unsupported,
     no_images,
     printable,
-    say_left_out,
     suffix,
 )
 
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
 _COMPRESSED_MAGIC = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
-_BOUNDED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # of what zipfile reads, the rest unpacks without a limit
+_BOUNDED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # zipfile's other methods decompress without a size limit
 _MAX_LIST_BYTES = 2**30
-_SPARSE = -1  # in place of a size
+_SPARSE = -1  # stands for the size of a sparse file
 
 
 @final
 class ArchiveSource(Source):
-    """The images in an archive, in the archive's order; of members with the same name the last counts.
+    """The images in an archive, in its order; of several members with the same name the last is used.
 
-    Classes are the names of the first-level folders as in a folder, after the path that all images share.
+    The names of the first-level folders are the classes, as for `FolderSource`, after removing the folders that all
+    images share.
 
     Args:
         path: A .zip or an uncompressed .tar.
-        max_list_bytes: A .zip whose list of files is longer is refused before that list is read.
+        max_list_bytes: A .zip with a larger central directory is refused before it is read.
 
     Attributes:
-        sizes: int64 `[images]`, bytes of each, which `read` never exceeds.
+        sizes: int64 `[images]`, size of each image in bytes; `read` never returns more.
 
     Raises:
-        UserError: It cannot be read, is compressed as a whole, or has no images.
+        UserError: The archive cannot be read, is a compressed .tar, or has no images.
     """
 
     def __init__(self, path: str, max_list_bytes: int = _MAX_LIST_BYTES) -> None:
@@ -57,16 +58,16 @@ class ArchiveSource(Source):
         self._pid = 0
         self.path = path
         self._zip = path.lower().endswith(".zip")
-        members, others = _index(path, self._zip, max_list_bytes)
+        members, others = _read_index(path, self._zip, max_list_bytes)
         if not members:
             raise no_images(f"archive {printable(path)}", others)
-        say_left_out(f"archive {printable(path)}", others)
+        log_unsupported(f"archive {printable(path)}", others)
         self._keys = list(members)
         self._names = [name for name, _, _ in members.values()]
-        self._offsets = np.array([offset for _, offset, _ in members.values()], np.int64)  # of a .tar
+        self._offsets = np.array([offset for _, offset, _ in members.values()], np.int64)  # for .tar only
         self.sizes = np.array([size for *_, size in members.values()], np.int64)
-        self._shared = len(_shared_folder(self._keys))
-        self._level, classes = class_level(key[self._shared :] for key in self._keys)
+        self._prefix_length = len(_common_folder(self._keys))
+        self._level, classes = class_level(key[self._prefix_length :] for key in self._keys)
         self.classes = tuple(map(printable, classes))
         self._label = {name: label for label, name in enumerate(classes)}
 
@@ -74,40 +75,44 @@ class ArchiveSource(Source):
         return len(self._names)
 
     def key(self, index: int) -> str:
-        """The member's name."""
+        """Name of the member."""
         return printable(self._keys[index])
 
     def label(self, index: int) -> int:
-        """From the member's name alone."""
-        return self._label.get(self._keys[index][self._shared :].split("/", 2)[self._level], -1) if self._label else -1
+        """The class, from the folders in the member's name; -1 if there is none."""
+        return (
+            self._label.get(self._keys[index][self._prefix_length :].split("/", 2)[self._level], -1)
+            if self._label
+            else -1
+        )
 
     def read(self, index: int) -> bytes:
-        """The member's bytes.
+        """The bytes of a member.
 
         Raises:
-            BadImage: The archive vanished or is damaged here, the member is encrypted, larger than 512 MB, or packed in
-                a way that is not supported.
+            BadImage: The archive is missing or damaged at this member, or the member is encrypted, larger than 512 MB,
+                or compressed by an unsupported method.
         """
         offset, size = int(self._offsets[index]), int(self.sizes[index])
         if size == _SPARSE:
             raise BadImage(tar_headers.SPARSE)
         check_size(size)
         try:
-            handle = self._opened()
+            handle = self._open()
             if isinstance(handle, zipfile.ZipFile):
-                data = _unpacked(handle, self._names[index], size)
+                data = _read_zip_member(handle, self._names[index], size)
             else:
                 data = os.pread(handle.fileno(), size, offset)
         except BadImage:
             raise
-        except Exception as error:  # zipfile and its decompressors raise many kinds
+        except Exception as error:  # zipfile and its decompressors raise many kinds of errors
             raise BadImage(" ".join(str(error).split()) or type(error).__name__) from error
         if len(data) < size:
             raise BadImage("the archive ends within this member")
         return data
 
-    def _opened(self) -> BinaryIO | zipfile.ZipFile:
-        """A handle of this process alone: two processes must not share the position in one."""
+    def _open(self) -> BinaryIO | zipfile.ZipFile:
+        """A handle opened by this process: forked processes would share the file position of an inherited one."""
         if self._handle is None or self._pid != os.getpid():
             self._close()
             self._handle = zipfile.ZipFile(self.path) if self._zip else open(self.path, "rb")  # noqa: SIM115
@@ -126,8 +131,8 @@ class ArchiveSource(Source):
         self._close()
 
 
-def _index(path: str, is_zip: bool, max_list_bytes: int) -> tuple[dict[str, tuple[str, int, int]], Counter[str]]:
-    """Key → (name, offset, size) of the images, and how many other files there are of each suffix."""
+def _read_index(path: str, is_zip: bool, max_list_bytes: int) -> tuple[dict[str, tuple[str, int, int]], Counter[str]]:
+    """List the members: key → (name, offset, size) of every image, and suffix → number of other files."""
     members: dict[str, tuple[str, int, int]] = {}
     others: Counter[str] = Counter()
     try:
@@ -143,66 +148,66 @@ def _index(path: str, is_zip: bool, max_list_bytes: int) -> tuple[dict[str, tupl
         raise
     except OSError as error:
         raise UserError(f"Cannot open {printable(path)}: {error.strerror or error}", "Give one you can read") from error
-    except Exception as error:  # a damaged table of contents raises many kinds
-        raise _unreadable(path, error) from error
+    except Exception as error:  # a damaged archive raises many kinds of errors
+        raise _cannot_read(path, error) from error
     return members, others
 
 
-def _unreadable(path: str, error: Exception) -> UserError:
+def _cannot_read(path: str, error: Exception) -> UserError:
     with open(path, "rb") as file:
         if file.read(6).startswith(_COMPRESSED_MAGIC):
             return UserError(
-                f"{printable(path)} is compressed as a whole, so that no image can be read without all before it",
+                f"{printable(path)} is compressed as a whole, so no image can be read without decompressing it",
                 f"Unpack it and give the folder: mkdir images && tar -xf '{printable(path)}' -C images",
             )
     return UserError(
-        f"{printable(path)} is damaged, cut short or no archive: {' '.join(str(error).split())}",
-        "Copy or download it again, or unpack what can be saved and give the folder",
+        f"{printable(path)} is damaged, cut short or not an archive: {' '.join(str(error).split())}",
+        "Copy or download it again, or unpack what is readable and give the folder",
     )
 
 
-class _ShortReads(io.BufferedReader):
-    """A file that gives no more than so many bytes at once; zipfile reads the whole list of files in one."""
+class _LimitedReader(io.BufferedReader):
+    """A file that refuses to read more than `limit` bytes at once: zipfile reads the list of all files in one call."""
 
-    def __init__(self, path: str, most: int) -> None:
+    def __init__(self, path: str, limit: int) -> None:
         super().__init__(io.FileIO(path))
-        self._most = most
+        self._limit = limit
 
     def read(self, size: int | None = -1, /) -> bytes:
-        content = super().read(self._most + 1 if size is None or size < 0 else min(size, self._most + 1))
-        if len(content) > self._most:
+        content = super().read(self._limit + 1 if size is None or size < 0 else min(size, self._limit + 1))
+        if len(content) > self._limit:
             raise UserError(
-                f"The .zip lists too many files: their list takes more than {self._most / 2**20:,.0f} MB",
+                f"The .zip lists too many files: their list takes more than {self._limit / 2**20:,.0f} MB",
                 "Unpack it and give the folder",
             )
         return content
 
 
 def _zip_members(path: str, max_list_bytes: int) -> Iterator[tuple[str, int, int]]:
-    with _ShortReads(path, max_list_bytes) as file, zipfile.ZipFile(file) as archive:
+    with _LimitedReader(path, max_list_bytes) as file, zipfile.ZipFile(file) as archive:
         for info in archive.infolist():
             if not info.is_dir():
                 yield info.filename, 0, info.file_size
 
 
-def _unpacked(archive: zipfile.ZipFile, name: str, size: int) -> bytes:
-    """A member's bytes, of which there are no more than `size`, whatever it unpacks to."""
+def _read_zip_member(archive: zipfile.ZipFile, name: str, size: int) -> bytes:
+    """The bytes of a member of a .zip; at most `size` + 1, even if it decompresses to more."""
     info = archive.getinfo(name)
     if info.compress_type not in _BOUNDED:
-        raise BadImage(f"packed by method {info.compress_type} of .zip, which is not supported: pack it with zip -r")
+        raise BadImage(f"compressed by .zip method {info.compress_type}, which is not supported: pack it with zip -r")
     with archive.open(info) as member:
-        return member.read(size + 1)  # a byte past the end, for the check sum; without a number it takes all there is
+        return member.read(size + 1)  # one byte past the end makes zipfile check the CRC; read() would have no limit
 
 
 def _tar_members(path: str) -> Iterator[tuple[str, int, int]]:
-    """Name, offset and size; `_SPARSE` for a size where there is none."""
+    """Name, offset and size of the files in a .tar; size `_SPARSE` for sparse files. Warns about what is left out."""
     sparse = links = 0
     with open(path, "rb") as file:
         num_bytes = os.fstat(file.fileno()).st_size
         if not num_bytes:
             raise ValueError("it is empty")
         for member in tar_headers.members(file.fileno(), num_bytes):
-            if member.kind == "file" and not member.name.endswith("/"):  # which is how old ones mark a folder
+            if member.kind == "file" and not member.name.endswith("/"):  # old archives mark a folder so
                 yield member.name, member.offset, member.size
             elif is_image(member.name):
                 sparse, links = sparse + (member.kind == "sparse"), links + (member.kind == "link")
@@ -211,18 +216,18 @@ def _tar_members(path: str) -> Iterator[tuple[str, int, int]]:
     if sparse:
         log.warn(f"{sparse:,} images in {printable(path)} cannot be read: {tar_headers.SPARSE}")
     if links:
-        log.warn(f"{links:,} images in {printable(path)} are links without bytes of their own and are left out")
+        log.warn(f"{links:,} images in {printable(path)} are links without content and are left out")
 
 
-def _shared_folder(keys: list[str]) -> str:
-    """The longest folder, "a/b/" or "", that all keys lie in."""
+def _common_folder(keys: list[str]) -> str:
+    """The deepest folder that contains all keys, "a/b/" or ""."""
     low, high = min(keys).split("/")[:-1], max(keys).split("/")[:-1]
     shared = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(low, high, strict=False))
     return "".join(f"{folder}/" for folder, _ in shared)
 
 
 def matches(data: str) -> bool:
-    """Whether DATA is an existing .tar or .zip, or a compressed .tar, which `build` refuses with the way on."""
+    """Whether DATA is an existing .tar or .zip; also a compressed .tar, which `build` refuses and says what to do."""
     return data.lower().endswith((".tar", ".zip", *_COMPRESSED)) and is_file(data)
 
 
@@ -230,6 +235,6 @@ def build(data: str) -> ArchiveSource:
     """The source for an archive.
 
     Raises:
-        UserError: It cannot be read, is compressed as a whole, or has no images.
+        UserError: The archive cannot be read, is a compressed .tar, or has no images.
     """
     return ArchiveSource(data)

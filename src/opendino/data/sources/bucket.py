@@ -1,8 +1,8 @@
 """Images in a bucket: `s3://BUCKET/PREFIX`, `gs://…`, `az://…`; shards there: `wds:s3://BUCKET/{000..127}.tar`.
 
-Needs the extra `remote` (fsspec and its drivers), which finds credentials where the tools of each cloud keep them; for
-a public bucket on S3 set FSSPEC_S3_ANON=true. Every image is fetched when it is needed, one request each, in every
-epoch that does not find it in the cache: for more than some thousand images write shards once, with `opendino pack`.
+Needs the extra `remote` (fsspec and its drivers). The drivers find credentials in the usual places of each cloud; for a
+public bucket on S3 set FSSPEC_S3_ANON=true. Each image is one request, in every epoch that does not find it in the
+cache: for more than a few thousand images, write shards first with `opendino pack`.
 """
 
 from __future__ import annotations
@@ -20,29 +20,29 @@ from opendino.data.source_files import (
     class_level,
     is_hidden,
     is_image,
+    log_unsupported,
     no_images,
     printable,
-    say_left_out,
     suffix,
 )
 
 
 @final
 class BucketSource(Source):
-    """The images below an address, sorted by path; hidden ones are left out. Classes as in a folder.
+    """The images below an address, sorted by path, without hidden files. Classes are found as for `FolderSource`.
 
     Args:
-        address: Such as `s3://bucket/photos`.
+        address: For example `s3://bucket/photos`.
 
     Raises:
-        UserError: It cannot be listed, or there is no image.
+        UserError: The address cannot be listed, or there is no image.
     """
 
     def __init__(self, address: str) -> None:
         self._address, self._files, self._pid = address.rstrip("/"), None, 0
         found = {
             path: num_bytes
-            for path, num_bytes in remote_files.listed(address).items()
+            for path, num_bytes in remote_files.list_files(address).items()
             if not any(map(is_hidden, path.split("/")))
         }
         self._sizes = {path: num_bytes for path, num_bytes in found.items() if is_image(path)}
@@ -51,7 +51,7 @@ class BucketSource(Source):
             raise UserError(f"{printable(address)} holds shards", f"Give them as wds:{printable(address)}")
         if not self._sizes:
             raise no_images(printable(address), others)
-        say_left_out(printable(address), others)
+        log_unsupported(printable(address), others)
         self._paths = list(self._sizes)
         self._level, self.classes = class_level(self._paths)
         self._label = {name: label for label, name in enumerate(self.classes)}
@@ -60,32 +60,32 @@ class BucketSource(Source):
         return len(self._paths)
 
     def key(self, index: int) -> str:
-        """The path below the address."""
+        """The path relative to the address."""
         return printable(self._paths[index])
 
     def label(self, index: int) -> int:
-        """From the path alone."""
+        """The class, from the folders in the path; -1 if there is none."""
         return self._label.get(self._paths[index].split("/", 2)[self._level], -1) if self._label else -1
 
     def read(self, index: int) -> bytes:
-        """The file's bytes.
+        """The bytes of the file.
 
         Raises:
-            BadImage: It cannot be had, is too large, or is another one than when it was listed.
+            BadImage: The file cannot be read, is too large, or has changed since it was listed.
         """
         path = self._paths[index]
         size = self._sizes[path]
         check_size(size)
         try:
-            data = remote_files.read(self._opened(), f"{self._address}/{path}", size)
+            data = remote_files.read(self._filesystem(), f"{self._address}/{path}", size)
         except Unreachable as error:
             raise BadImage(str(error)) from error
         if len(data) != size:
             raise BadImage("the file has changed since it was listed")
         return data
 
-    def _opened(self) -> Any:
-        """A file system of this process alone: its connections and threads do not survive a fork."""
+    def _filesystem(self) -> Any:
+        """The file system, opened by this process: its connections and threads do not survive a fork."""
         if self._files is None or self._pid != os.getpid():
             self._files, self._pid = remote_files.filesystem(self._address), os.getpid()
         return self._files
@@ -95,7 +95,7 @@ class BucketSource(Source):
 
 
 def matches(data: str) -> bool:
-    """Whether DATA is an address in a bucket, but not of a shard."""
+    """Whether DATA is the address of a bucket, and not of a .tar shard."""
     return remote_files.is_bucket(data) and not data.lower().endswith(".tar")
 
 
@@ -103,11 +103,11 @@ def build(data: str) -> BucketSource:
     """The source for an address.
 
     Raises:
-        UserError: The library is missing, or there is nothing at the address that can be used.
+        UserError: fsspec is not installed, or the address is wrong or has no images.
     """
     if not remote_files.is_bucket(data):
         raise UserError(
-            f"'{printable(data)}' is no address in a bucket",
+            f"'{printable(data)}' is not the address of a bucket",
             f"Write {'://…, '.join(remote_files.PROTOCOLS[:7])}://…",
         )
     return BucketSource(data)

@@ -1,9 +1,9 @@
-"""A text file that lists images: one path a line, in `.txt` and `.lst` optionally a tab and the name of a class.
+"""A text file that lists images: one path per line; in `.txt` and `.lst`, a tab and the name of a class may follow.
 
-Paths are absolute or relative to the list's own folder. Blank lines and lines that begin with `#` are skipped, a path
-that is listed twice counts once. A `.csv` has one or two columns, or a header that says which column names the images
-(path, file, filename, image, image_id, …) and which the classes (label, class, category, target, …). Names without a
-suffix are those of files with one.
+Paths are absolute or relative to the folder of the list. Blank lines and lines that begin with `#` are skipped; a path
+that is listed twice counts once. A `.csv` has one or two columns, or a header that names the column of the images
+(path, file, filename, image, image_id, …) and that of the classes (label, class, category, target, …). The suffix of an
+image may be missing: `a` stands for `a.jpg`, `a.png`, ….
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ _SUFFIXES = (".txt", ".lst", ".csv")
 
 @final
 class FileListSource(Source):
-    """The images that a file lists, in its order. Classes are the names in its second column, where it has one.
+    """The images in a list, in its order. The classes are the names in the column of classes, if there is one.
 
     Args:
         path: The list.
 
     Raises:
-        UserError: It cannot be read, lists nothing, or none of its paths exists.
+        UserError: The list cannot be read, is empty, or none of its paths exists.
     """
 
     def __init__(self, path: str) -> None:
         self._folder = Path(path).absolute().parent
         listed = read_list(path, lambda name: self._file(name) is not None)
         if not listed:
-            raise UserError(f"List {path} names no images", "Write one path a line")
+            raise UserError(f"List {path} names no images", "Write one path per line")
         names: dict[str, str] = {}
         for name, label in listed.items():
             names.setdefault(name if is_image(name) else self._file(name) or name, label)
@@ -44,7 +44,7 @@ class FileListSource(Source):
             first = printable(str(self._folder / self._paths[0]))
             raise UserError(
                 f"None of the {len(self._paths)} paths in {path} exists, the first is {first}",
-                "Write absolute paths, or paths relative to the list's own folder",
+                "Write absolute paths, or paths relative to the folder of the list",
             )
         self.classes = tuple(sorted({name for name in names.values() if name}, key=class_order))
         number = {name: label for label, name in enumerate(self.classes)}
@@ -54,20 +54,20 @@ class FileListSource(Source):
         return len(self._paths)
 
     def _file(self, name: str) -> str | None:
-        """The listed name, where there is no such file with a suffix that makes it one; None where none does."""
+        """The name, with an image suffix added if necessary, of an existing file; None if there is none."""
         endings = [""] if is_image(name) else ["", *sorted(SUFFIXES)]
         return next((name + each for each in endings if is_file(str(self._folder / (name + each)))), None)
 
     def key(self, index: int) -> str:
-        """The path as listed."""
+        """The path as written in the list."""
         return printable(self._paths[index])
 
     def label(self, index: int) -> int:
-        """From the second column, -1 where that is empty."""
+        """The class in the list; -1 where it is empty."""
         return self._labels[index]
 
     def read(self, index: int) -> bytes:
-        """The file's bytes.
+        """The bytes of the file.
 
         Raises:
             BadImage: Missing, unreadable, or not a regular file.
@@ -84,6 +84,6 @@ def build(data: str) -> FileListSource:
     """The source for a list of paths.
 
     Raises:
-        UserError: It cannot be read, lists nothing, or none of its paths exists.
+        UserError: The list cannot be read, is empty, or none of its paths exists.
     """
     return FileListSource(data)

@@ -1,4 +1,4 @@
-"""A folder of images, nested or flat, of any depth: `~/photos`."""
+"""A folder of images, flat or nested to any depth: `~/photos`."""
 
 from __future__ import annotations
 
@@ -25,39 +25,39 @@ from opendino.data.source_files import (
     detect_layout,
     is_hidden,
     is_image,
+    log_unsupported,
     no_images,
     printable,
     read_regular,
-    say_left_out,
     suffix,
 )
 
 _THREADS = 8
-_LARGE = 100_000  # images from which on the list of them is remembered
-_SETTLED_NS = 2 * 10**9
+_LARGE = 100_000  # folders with this many images or more have their list saved
+_SETTLED_NS = 2 * 10**9  # folders changed within this time before the scan may change again with the same time stamp
 
 
 @final
 class FolderSource(Source):
     """The images below a folder, sorted by path.
 
-    Hidden files and folders are left out. Links to folders are followed, each real folder once, so that loops end.
-    Folders that may not be opened are left out.
+    Hidden files and folders, and folders without read permission, are left out. Links to folders are followed, each
+    real folder once, so that cycles end.
 
-    Classes are the names of the first-level folders, where the images lie in two or more of them and none beside
-    them; below `train`, `val`, `test` and the like (nothing else at the first level) those of the second level. What
-    lies in a folder called `unlabeled` has none.
+    The names of the first-level folders are the classes, if all images are in two or more such folders; if all
+    first-level folders are splits (`train`, `val`, `test`, …), the names of the second-level folders. Images in a
+    folder called `unlabeled` have no class.
 
     Args:
         root: The folder.
 
     Raises:
-        UserError: There is no such folder, or no image in it.
+        UserError: The folder does not exist, or holds no image.
     """
 
     def __init__(self, root: str) -> None:
         self.root = root
-        self._paths, self._level, classes = _listed(root)
+        self._paths, self._level, classes = _list_images(root)
         self.classes = tuple(map(printable, classes))
         self._label = {name: label for label, name in enumerate(classes)}
 
@@ -65,94 +65,97 @@ class FolderSource(Source):
         return len(self._paths)
 
     def key(self, index: int) -> str:
-        """The path from the root, separated by "/"."""
+        """The path relative to the root, separated by "/"."""
         return printable(self._paths[index])
 
     def label(self, index: int) -> int:
-        """From the path alone."""
+        """The class, from the folders in the path; -1 if there is none."""
         return self._label.get(self._paths[index].split("/", 2)[self._level], -1) if self._label else -1
 
     def read(self, index: int) -> bytes:
-        """The file's bytes.
+        """The bytes of the file.
 
         Raises:
-            BadImage: Vanished, unreadable, or not a regular file.
+            BadImage: Missing, unreadable, or not a regular file.
         """
         return read_regular(Path(self.root, self._paths[index]))
 
 
-def _listed(root: str) -> tuple[Names, int, tuple[str, ...]]:
-    """The sorted relative paths of all images; the level of the folders that name classes, and these.
+def _list_images(root: str) -> tuple[Names, int, tuple[str, ...]]:
+    """List the images below a folder.
 
-    A large set is remembered. What is remembered holds as long as every folder in it has the inode and the times of
-    when it was scanned: adding, removing or renaming a file changes those of its folder. What lies in the files does
-    not matter here. A folder that changed within two seconds before the scan may have changed again within one tick of
-    its clock, so that it is not relied on.
+    The list of a large folder is saved. It is valid as long as every folder has the same inode and times as at the
+    scan, because adding, removing or renaming a file changes the times of its folder. The list is not saved if a folder
+    changed less than two seconds before the scan: another change could leave the same time stamp.
+
+    Returns:
+        The sorted relative paths, the level of the folders that name the classes, and the names of the classes.
     """
-    path = index.place("folder", os.path.abspath(root))  # noqa: PTH100 - resolve() would follow links
-    if remembered := _remembered(root, path):
+    path = index.index_path("folder", os.path.abspath(root))  # noqa: PTH100 - resolve() would follow links
+    if remembered := _load_list(root, path):
         return remembered
-    began = time.time_ns()
+    start = time.time_ns()
     paths, others, folders = _walk(root)
     if not paths:
         raise no_images(f"folder {printable(root)}", others)
-    say_left_out(f"folder {printable(root)}", others)
+    log_unsupported(f"folder {printable(root)}", others)
     names, (level, classes) = Names.of(paths), class_level(paths)
     times = np.array(list(folders.values()), np.int64).reshape(-1, 3)
-    if len(names) >= _LARGE and times.all() and times[:, 1:].max() < began - _SETTLED_NS:
+    if len(names) >= _LARGE and times.all() and times[:, 1:].max() < start - _SETTLED_NS:
         scanned = Names.of(folders)
         columns = {"names": names.text, "ends": names.ends, "folders": scanned.text, "folder_ends": scanned.ends}
-        with contextlib.suppress(OSError):  # nowhere to keep it
+        with contextlib.suppress(OSError):  # no writable cache folder
             index.save(
                 path, columns | {"times": times.reshape(-1)}, {"level": level, "classes": classes, "rules": _rules()}
             )
     return names, level, classes
 
 
-def _remembered(root: str, path: Path) -> tuple[Names, int, tuple[str, ...]] | None:
-    found = index.recall(path, _rules())
+def _load_list(root: str, path: Path) -> tuple[Names, int, tuple[str, ...]] | None:
+    """The saved list, if there is one and no folder has changed; else None."""
+    found = index.load_if_valid(path, _rules())
     if found is None:
         return None
-    columns, said = found
+    columns, note = found
     folders, times = Names(columns["folders"], columns["folder_ends"]), columns["times"].reshape(-1, 3)
     try:
         for folder, then in zip(folders, times, strict=True):
-            if _times(os.stat(os.path.join(root, folder))) != tuple(then):  # noqa: PTH116, PTH118 - often called
+            if _inode_and_times(os.stat(os.path.join(root, folder))) != tuple(then):  # noqa: PTH116, PTH118 - often called
                 return None
     except OSError:
         return None
-    return Names(columns["names"], columns["ends"]), said["level"], tuple(said["classes"])
+    return Names(columns["names"], columns["ends"]), note["level"], tuple(note["classes"])
 
 
 def _rules() -> str:
-    """What counts as an image, and as a class, is another matter in another version."""
+    """Identifies how images and classes are found; a list saved with other rules is not used."""
     return f"opendino {version('opendino')}: {' '.join(sorted(SUFFIXES))}"
 
 
-def _times(status: os.stat_result) -> tuple[int, int, int]:
+def _inode_and_times(status: os.stat_result) -> tuple[int, int, int]:
     return status.st_ino & (2**63 - 1), status.st_mtime_ns, status.st_ctime_ns
 
 
 def _walk(root: str) -> tuple[list[str], Counter[str], dict[str, tuple[int, int, int]]]:
-    """The sorted relative paths of all images, other files by suffix, and inode and times of every folder."""
+    """Scan a folder: sorted relative paths of images, other files by suffix, inode and times of every folder."""
     paths: list[str] = []
     others: Counter[str] = Counter()
-    met: set[tuple[int, int]] = set()
+    visited: set[tuple[int, int]] = set()  # (device, inode)
     scanned: dict[str, tuple[int, int, int]] = {}
     folders, links = [""], []
-    with ThreadPoolExecutor(_THREADS) as pool:  # disks on the network answer late, but many at a time
+    with ThreadPoolExecutor(_THREADS) as pool:  # network disks have a high latency but answer in parallel
         while folders or links:
-            if not folders:  # links last: a folder is known by its real name first
+            if not folders:  # links last, so that a folder reached in two ways is listed under its real name
                 folders = [links.pop(0)]
-            looked_at, folders = folders, []
-            found = list(pool.map(partial(_scan, root), looked_at))
-            for folder, here in zip(looked_at, found, strict=True):
+            level, folders = folders, []
+            found = list(pool.map(partial(_scan, root), level))
+            for folder, here in zip(level, found, strict=True):
                 if here is None:
-                    scanned[folder] = (0, 0, 0)  # nothing tells when it may be opened: such a set is not remembered
+                    scanned[folder] = (0, 0, 0)  # its times do not show when it becomes readable: save no list
                     continue
-                if (here.device, here.times[0]) in met:
+                if (here.device, here.times[0]) in visited:
                     continue
-                met.add((here.device, here.times[0]))
+                visited.add((here.device, here.times[0]))
                 scanned[here.prefix] = here.times
                 paths += here.images
                 folders += here.folders
@@ -163,7 +166,7 @@ def _walk(root: str) -> tuple[list[str], Counter[str], dict[str, tuple[int, int,
 
 @dataclass(frozen=True)
 class _Folder:
-    """What lies in one folder; every path from the root."""
+    """Content of one folder; all paths are relative to the root."""
 
     prefix: str
     device: int
@@ -175,8 +178,8 @@ class _Folder:
 
 
 def _scan(root: str, prefix: str) -> _Folder | None:
-    """List a folder; None where it may not be opened."""
-    folder = os.path.join(root, prefix.rstrip("/"))  # noqa: PTH118 - pathlib takes as long as the disk
+    """List one folder; None if it may not be opened."""
+    folder = os.path.join(root, prefix.rstrip("/"))  # noqa: PTH118 - pathlib would take as long as the disk
     images: list[str] = []
     folders: list[str] = []
     links: list[str] = []
@@ -200,18 +203,18 @@ def _scan(root: str, prefix: str) -> _Folder | None:
         raise UserError(
             f"Cannot open folder {printable(root)}: {error.strerror}", "Give a folder that you can read"
         ) from error
-    return _Folder(prefix, status.st_dev, _times(status), images, folders, sorted(links), others)
+    return _Folder(prefix, status.st_dev, _inode_and_times(status), images, folders, sorted(links), others)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
-        return entry.is_dir()  # the directory listing knows; only links cost a look at the disk
+        return entry.is_dir()  # known from the directory listing; only links need a system call
     except OSError:
         return False
 
 
 def matches(data: str) -> bool:
-    """Whether DATA is a folder that holds neither shards nor tables."""
+    """Whether DATA is a folder that is not one of shards or tables."""
     return detect_layout(data) == "images"
 
 
@@ -219,6 +222,6 @@ def build(data: str) -> FolderSource:
     """The source for a folder.
 
     Raises:
-        UserError: There is no such folder, or no image in it.
+        UserError: The folder does not exist, or holds no image.
     """
     return FolderSource(data)

@@ -3,10 +3,10 @@
 Options: `split` (train), `config`, `revision`, `image` and `label` (columns; by default the first of the type Image and
 the first of the type ClassLabel), `streaming`.
 
-The `datasets` library finds and fetches the tables and keeps them as Arrow files in its own cache, which are mapped,
-not loaded; any image is then as near as any other. With `streaming` nothing is kept for good: the library's shards are
-written one at a time, as they are needed, into our bounded folder of shards (OPENDINO_CACHE_GB, 50) and read there. To
-know how many images there are, every shard is gone through once, at the first start; the index of them is kept.
+The `datasets` library downloads the tables and keeps them as Arrow files in its own cache; they are memory-mapped, so
+access is random and fast. With `streaming=true` the dataset is not kept: its shards are written as .tar, one at a time
+when they are needed, into our cache folder of limited size (OPENDINO_CACHE_GB, 50). The first start reads every shard
+once, to count the images; the index is saved.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import numpy as np
 
 from opendino.core.contracts import Source
 from opendino.core.errors import BadImage, UsageError, UserError, unknown
-from opendino.data.download import Unreachable, keep
+from opendino.data.download import Unreachable, cached_file
 from opendino.data.shards import Shards
 from opendino.data.source_files import (
     check_size,
@@ -40,55 +40,55 @@ from opendino.data.source_files import (
 )
 
 _OPTIONS = ("split", "config", "revision", "image", "label", "streaming")
-_BINARY = ("image", "img", "jpg", "jpeg", "png", "webp", "bytes")  # columns of plain bytes that may be images
+_BINARY = ("image", "img", "jpg", "jpeg", "png", "webp", "bytes")  # names of columns of bytes that may be images
 
 
 @final
 class HfSource(Source):
-    """The images of one split of a dataset, in its order.
+    """The images of one split of a Hugging Face dataset, in its order.
 
     Args:
-        rows: The table, or its shards.
+        rows: The table; or its shards, for a streamed dataset.
     """
 
     def __init__(self, rows: _Table | Shards) -> None:
         self._rows = rows
         self.classes = rows.classes
         if isinstance(rows, Shards):
-            self.blocks = rows.blocks
+            self.shard_sizes = rows.shard_sizes
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def key(self, index: int) -> str:
-        """The split and the row: `train/000017`; streaming, the shard and the row."""
+        """The split and the row: `train/000000017`; for a streamed dataset, the shard and the row."""
         return self._rows.key(index)
 
     def label(self, index: int) -> int:
-        """From the label column."""
+        """The class in the label column; -1 if there is none."""
         return self._rows.label(index)
 
     def read(self, index: int) -> bytes:
-        """The image's bytes, as they are in the table.
+        """The bytes of the image file, as stored in the table.
 
         Raises:
-            BadImage: The row has none, or they cannot be had.
+            BadImage: The row has no image, or the table cannot be read.
         """
         return self._rows.read(index)
 
     def checksum(self, index: int) -> int:
-        """See `Shards.checksum`."""
+        """As `Source.checksum`; for a streamed dataset see `Shards.checksum`."""
         return self._rows.checksum(index) if isinstance(self._rows, Shards) else super().checksum(index)
 
     def prefetch(self, indices: np.ndarray) -> None:
-        """Streaming, fetch the shards of these images in the background."""
+        """For a streamed dataset, prepare the shards of these images in the background."""
         if isinstance(self._rows, Shards):
             self._rows.prefetch(indices)
 
 
 @dataclass(frozen=True)
 class _Columns:
-    """Where images and labels are; `names` of the classes where the table knows them."""
+    """Names of the columns with images and labels, and names of the classes if the table has them."""
 
     image: str
     label: str | None
@@ -96,7 +96,7 @@ class _Columns:
 
 
 class _Table:
-    """Rows in mapped Arrow files."""
+    """Rows in memory-mapped Arrow files."""
 
     def __init__(self, dataset: Any, columns: _Columns, split: str) -> None:
         self._image, self._split = columns.image, split
@@ -127,53 +127,53 @@ class _Table:
     def read(self, index: int) -> bytes:
         try:
             value = self._rows[int(index)][self._image]
-        except Exception as error:  # a damaged or vanished Arrow file raises many kinds
+        except Exception as error:  # a damaged or missing Arrow file raises many kinds of errors
             raise BadImage(" ".join(str(error).split())[:200] or type(error).__name__) from error
-        return _bytes(value)
+        return _image_bytes(value)
 
 
-class _Streamed:
-    """The shards of a streaming dataset, written as .tar when they are needed."""
+class _StreamStore:
+    """A `ShardStore` for a streamed dataset: its shards are written as .tar when they are needed."""
 
     def __init__(self, dataset: Any, columns: _Columns, shards: Sequence[str]) -> None:
         self._dataset, self._columns = dataset, columns
         self._numbers = {shard: number for number, shard in enumerate(shards)}
 
     def stamp(self, shard: str) -> list[int]:
-        return []  # its name holds all that is known of its content
+        return []  # nothing is known beyond its name, which includes the version of local files
 
     def index(self, shard: str) -> bytes | None:
         return None
 
     def path(self, shard: str) -> Path:
-        return keep(shard, partial(self._write, self._numbers[shard]))
+        return cached_file(shard, partial(self._write, self._numbers[shard]))
 
     def prefetch(self, shards: Sequence[str]) -> None:
         if shards:
-            threading.Thread(target=self._fetch, args=[shards], daemon=True).start()
+            threading.Thread(target=self._download_all, args=[shards], daemon=True).start()
 
-    def _fetch(self, shards: Sequence[str]) -> None:
+    def _download_all(self, shards: Sequence[str]) -> None:
         for shard in shards:
             try:
                 self.path(shard)
-            except Unreachable:  # said already; who reads it hears it again
+            except Unreachable:  # logged already, and raised again when an image of the shard is read
                 return
 
     def _write(self, number: int, path: Path) -> None:
-        """Go through a shard of the dataset."""
+        """Stream one shard of the dataset into a .tar file."""
         try:
             rows = self._dataset.shard(len(self._numbers), number)
             with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
                 for place, row in enumerate(rows):
                     try:
-                        content = _bytes(row[self._columns.image])
+                        content = _image_bytes(row[self._columns.image])
                     except BadImage:
-                        content = b""  # keeps its number, and is bad when it is read
+                        content = b""  # keeps the numbering of rows, and is unreadable later
                     _add(tar, f"{place:09d}.jpg", content)
                     label = row[self._columns.label] if self._columns.label else None
                     if label is not None and label != -1:
                         _add(tar, f"{place:09d}.cls", str(label).encode())
-        except Exception as error:  # whatever the network and the library come up with
+        except Exception as error:  # the network and the library raise many kinds of errors
             raise Unreachable(" ".join(str(error).split())[:200] or type(error).__name__) from error
 
 
@@ -183,8 +183,8 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
     tar.addfile(info, io.BytesIO(content))
 
 
-def _bytes(value: Any) -> bytes:
-    """The file of an image as a table holds it: bytes, or {"bytes", "path"}."""
+def _image_bytes(value: Any) -> bytes:
+    """The bytes of an image file from the value in a table: bytes, or {"bytes", "path"}."""
     if isinstance(value, dict):
         value, path = value.get("bytes"), value.get("path")
         if value is None and path:
@@ -195,42 +195,42 @@ def _bytes(value: Any) -> bytes:
     return value
 
 
-def _columns(features: Any, image: str | None, label: str | None, kinds: Any) -> _Columns:
-    """Which columns to use, by their types."""
+def _find_columns(features: Any, image: str | None, label: str | None, hf_datasets: Any) -> _Columns:
+    """Choose the columns of images and labels, by the options or else by their types."""
     for wanted in (image, label):
         if wanted and wanted not in features:
             raise unknown("column", wanted, features)
     if not image:
-        typed = [name for name, kind in features.items() if isinstance(kind, kinds.Image)]
+        typed = [name for name, kind in features.items() if isinstance(kind, hf_datasets.Image)]
         structs = [name for name, kind in features.items() if isinstance(kind, dict) and "bytes" in kind]
         plain = [name for name in _BINARY if getattr(features.get(name), "dtype", "") in ("binary", "large_binary")]
         found = [*typed, *structs, *plain]
         if not found:
-            raise UserError(f"No column holds images, of {', '.join(features)}", "Name one: hf:...?image=COLUMN")
+            raise UserError(f"No column holds images, of {', '.join(features)}", "Choose one: hf:...?image=COLUMN")
         image = str(found[0])
-    label = label or next((name for name, kind in features.items() if isinstance(kind, kinds.ClassLabel)), None)
+    label = label or next((name for name, kind in features.items() if isinstance(kind, hf_datasets.ClassLabel)), None)
     names = getattr(features[label], "names", ()) if label else ()
     return _Columns(image, label, tuple(map(printable, names)))
 
 
-def _opened(kinds: Any, name: str, options: dict[str, str], streaming: bool) -> Any:
-    """The dataset by the library's own ways of finding it."""
+def _open_dataset(hf_datasets: Any, name: str, options: dict[str, str], streaming: bool) -> Any:
+    """Open a dataset with the `datasets` library: a .parquet file, a folder from `save_to_disk`, or a name."""
     split = options.get("split", "train")
     if is_file(name):
-        return kinds.load_dataset("parquet", data_files=[name], split="train", streaming=streaming)
+        return hf_datasets.load_dataset("parquet", data_files=[name], split="train", streaming=streaming)
     if is_folder(name) and any(exists(os.path.join(name, mark)) for mark in ("dataset_dict.json", "state.json")):  # noqa: PTH118
-        found = kinds.load_from_disk(name)
-        if isinstance(found, kinds.DatasetDict):
+        found = hf_datasets.load_from_disk(name)
+        if isinstance(found, hf_datasets.DatasetDict):
             if split not in found:
                 raise unknown("split", split, found)
             found = found[split]
         return found.to_iterable_dataset(num_shards=max(1, len(found.cache_files))) if streaming else found
     rest = {key: options[key] for key in ("revision",) if key in options}
-    return kinds.load_dataset(name, options.get("config"), split=split, streaming=streaming, **rest)
+    return hf_datasets.load_dataset(name, options.get("config"), split=split, streaming=streaming, **rest)
 
 
 def _version(name: str) -> str:
-    """What changes with local files."""
+    """Text that changes when local files change: their total size and latest time; "" for a dataset on the Hub."""
     if not exists(name):
         return ""
     paths: Iterator[Path] = Path(name).rglob("*") if is_folder(name) else iter([Path(name)])
@@ -239,17 +239,17 @@ def _version(name: str) -> str:
 
 
 def matches(data: str) -> bool:
-    """Whether DATA is a folder of Parquet or Arrow tables, or a .parquet file; options may follow."""
+    """Whether DATA is a folder of Parquet or Arrow tables, or a .parquet file; options may follow after "?"."""
     path = data if exists(data) else data.partition("?")[0]
     return detect_layout(path) == "tables" or (path.lower().endswith(".parquet") and is_file(path))
 
 
 def build(data: str) -> HfSource:
-    """The source for a dataset's name or place, and options.
+    """The source for the name or path of a dataset, with options.
 
     Raises:
         UsageError: An unknown option, split or column.
-        UserError: The library is missing, or cannot open the dataset.
+        UserError: The library is not installed, or cannot open the dataset.
     """
     name, _, query = (data, "", "") if exists(data) else data.partition("?")
     options = dict(parse_qsl(query, keep_blank_values=True))
@@ -257,27 +257,28 @@ def build(data: str) -> HfSource:
         raise unknown("option of hf:", option, _OPTIONS)
     if not name:
         raise UsageError(
-            "hf: names no dataset", "Give a name such as hf:uoft-cs/cifar10?split=train, or a folder of .parquet"
+            "hf: names no dataset",
+            "Give a name such as hf:uoft-cs/cifar10?split=train, or a folder of .parquet",
         )
     if options.get("streaming", "false") not in ("true", "false"):
         raise UsageError(f"streaming is '{options['streaming']}'", "Use true or false")
     streaming = options.get("streaming") == "true"
     try:
-        import datasets as kinds
+        import datasets as hf_datasets
     except ImportError as error:
         raise UserError(
-            "Hugging Face datasets need a library", 'Install it: pip install "opendino[streams]"'
+            "Hugging Face datasets need the library datasets", 'Install it: pip install "opendino[streams]"'
         ) from error
     try:
-        dataset = _opened(kinds, name, options, streaming)
-        if dataset.features is None:  # streaming, and nobody has written down what the columns are
+        dataset = _open_dataset(hf_datasets, name, options, streaming)
+        if dataset.features is None:  # streaming a dataset without metadata: read the first rows
             dataset = dataset._resolve_features()
-        columns = _columns(dataset.features, options.get("image"), options.get("label"), kinds)
-        if isinstance(dataset.features.get(columns.image), kinds.Image):
-            dataset = dataset.cast_column(columns.image, kinds.Image(decode=False))
+        columns = _find_columns(dataset.features, options.get("image"), options.get("label"), hf_datasets)
+        if isinstance(dataset.features.get(columns.image), hf_datasets.Image):
+            dataset = dataset.cast_column(columns.image, hf_datasets.Image(decode=False))
     except UserError:
         raise
-    except Exception as error:  # the library raises many kinds
+    except Exception as error:  # the library raises many kinds of errors
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(
             f"Cannot open hf:{printable(data)}: {reason}", "Check its name, split and your network"
@@ -286,6 +287,6 @@ def build(data: str) -> HfSource:
         if not len(dataset):
             raise UserError(f"hf:{printable(data)} has no rows", "Give another split")
         return HfSource(_Table(dataset, columns, str(dataset.split or options.get("split", "train"))))
-    said = f"hf:{printable(data)}@{_version(name)}".replace("/", "|")
-    shards = [f"{said}/shard-{number:05d}" for number in range(dataset.num_shards)]
-    return HfSource(Shards(shards, _Streamed(dataset, columns, shards), columns.names))
+    label = f"hf:{printable(data)}@{_version(name)}".replace("/", "|")  # one path component
+    shards = [f"{label}/shard-{number:05d}" for number in range(dataset.num_shards)]
+    return HfSource(Shards(shards, _StreamStore(dataset, columns, shards), columns.names))

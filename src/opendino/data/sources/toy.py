@@ -1,17 +1,15 @@
-"""Images drawn on the spot, for demos, tests and lessons: `toy:KIND?n=2000&size=32&seed=0&split=train`.
+"""Generated images, for demos, tests and lessons: `toy:KIND?n=2000&size=32&seed=0&split=train`.
 
 Kinds:
-    textures: Ten gray textures. A class is a *structure* (bricks, cells, dots, ...); position, angle, scale, contrast
-        and polarity change from image to image, so comparing pixels says little about the class, while any crop
-        of a fair size still shows it. That is what multi-crop training rewards, so a method that works soon leaves
-        the pixels behind.
-    forms: Ten gray forms (disc, star, heart, ...) of any place, size and angle on textured ground. Has masks
-        (`mask`) and films (`video`).
-    colorful: The very images of `textures`, each in two colors of its own. A lesson: which two colors an image
-        has is visible in every crop of it and tells it from all others, and color jitter blurs that only a little.
-        So self-distillation takes the easy way and sorts images by color. With a three-layer CNN of K = 256 its
-        features fell to chance on the classes, where the gray images gave 95 %. What the augmentations do not remove is
-        what is learnt.
+    textures: Ten gray textures. A class is a *structure* (bricks, cells, dots, ...). Position, angle, scale, contrast
+        and polarity are random, so comparing pixels says little about the class, but every crop that is not too small
+        shows it. Multi-crop training rewards this, so a method that works is soon better than the pixels.
+    forms: Ten gray shapes (disc, star, heart, ...) of random position, size and angle on a textured background. Has
+        masks (`mask`) and videos (`video`).
+    colorful: The same images as `textures`, each in two random colors. It shows a shortcut: the two colors are visible
+        in every crop and differ from image to image, and color jitter hides them only a little. So self-distillation
+        sorts the images by color. With a three-layer CNN and K = 256 its features fell to chance on the classes,
+        where the gray images gave 95 %: a model learns what the augmentations do not remove.
 
 Image i is a pure function of (kind, seed, split, i) and shows the same scene at every size; its class is i mod 10.
 """
@@ -26,25 +24,35 @@ from numpy.random import Generator, Philox
 
 from opendino.core.contracts import Source
 from opendino.core.errors import UsageError, unknown
-from opendino.data.toy_images import FORMS, TAU, TEXTURES, form, ground, local_axes, pixels, saw, texture
+from opendino.data.toy_images import (
+    FORMS,
+    TAU,
+    TEXTURES,
+    background,
+    form,
+    local_coordinates,
+    pixels,
+    texture,
+    triangle_wave,
+)
 
 Kind = Literal["textures", "forms", "colorful"]
 Split = Literal["train", "val"]
 
 _DEFAULTS = {"n": "2000", "size": "32", "seed": "0", "split": "train"}
 _LIMITS = {"n": (1, 10**9), "size": (8, 1024), "seed": (0, 2**63 - 1)}
-_IMAGE, _VIDEO = 0, 1  # streams of chance
+_IMAGE, _VIDEO = 0, 1  # streams of random numbers
 
 
 @final
 class ToySource(Source):
-    """Drawn images, uint8 `[size size 3]`.
+    """Generated images, uint8 `[size size 3]`.
 
     Args:
-        kind: What is drawn, see above.
+        kind: "textures", "forms" or "colorful", see the docstring of the module.
         n: Number of images; image i does not depend on it.
         size: Side in pixels, 8 .. 1024.
-        seed: Another seed, another set of images of the same kind.
+        seed: Seed of the dataset.
         split: "train" or "val": the same distribution, no image in common.
     """
 
@@ -58,7 +66,7 @@ class ToySource(Source):
         return self.n
 
     def key(self, index: int) -> str:
-        """Such as `textures/train/bricks/000010`."""
+        """Kind, split, class and number: `textures/train/bricks/000010`."""
         return f"{self.kind}/{self.split}/{self.classes[self.label(index)]}/{self._checked(index):06d}"
 
     def label(self, index: int) -> int:
@@ -66,7 +74,7 @@ class ToySource(Source):
         return self._checked(index) % len(self.classes)
 
     def read(self, index: int) -> np.ndarray:
-        """The drawing, uint8 `[H W 3]`; gray kinds have three equal channels."""
+        """The image, uint8 `[H W 3]`; gray kinds have three equal channels."""
         rng, name = self._rng(index), self.classes[self.label(index)]
         if self.kind == "forms":
             gray, _ = self._scene(rng, name)
@@ -81,72 +89,73 @@ class ToySource(Source):
         return pixels(one + (other - one) * pattern[..., None])
 
     def mask(self, index: int) -> np.ndarray:
-        """Where the form of an image of `toy:forms` is: uint8 `[H W]`, 0 ground, 1 form.
+        """The mask of an image of `toy:forms`: uint8 `[H W]`, 0 background, 1 shape.
 
         Raises:
-            UsageError: The kind has no forms.
+            UsageError: The kind has no masks.
         """
         self._needs_forms()
         _, cover = self._scene(self._rng(index), self.classes[self.label(index)])
         return (cover > 0.5).astype(np.uint8)
 
     def video(self, index: int, num_frames: int) -> tuple[np.ndarray, np.ndarray]:
-        """One or two forms that drift, turn and bounce off the borders before a still, textured ground.
+        """A video of one or two shapes that move, rotate and bounce off the borders of a still, textured background.
 
         Args:
-            index: Which film, any number from 0 up, independent of `len(self)`; odd ones have two forms.
-            num_frames: T. A longer film begins with the shorter one.
+            index: Number of the video, ≥ 0, independent of `len(self)`; videos with an odd number have two shapes.
+            num_frames: T. A longer video begins with the shorter one.
 
         Returns:
-            Frames uint8 `[T H W 3]` and masks uint8 `[T H W]`: 0 ground, 1 and 2 the forms, 2 before 1.
+            Frames uint8 `[T H W 3]`, and masks uint8 `[T H W]`: 0 background, 1 and 2 the shapes, 2 in front of 1.
 
         Raises:
-            UsageError: The kind has no forms.
+            UsageError: The kind has no videos.
         """
         self._needs_forms()
         rng = self._rng(index, stream=_VIDEO)
         sign = rng.choice((-1, 1))
-        scenery = ground(rng, self.size, 128 - sign * rng.uniform(20, 60))
+        scene = background(rng, self.size, 128 - sign * rng.uniform(20, 60))
         names = rng.permutation(self.classes)[: 1 + index % 2]
-        frames = np.repeat(scenery[None], num_frames, axis=0)
+        frames = np.repeat(scene[None], num_frames, axis=0)
         masks = np.zeros(frames.shape, np.uint8)
         time = np.arange(num_frames)
         for number, name in enumerate(names, start=1):
             radius, angle, spin = rng.uniform(0.13, 0.2), rng.uniform(0, TAU), rng.uniform(-0.08, 0.08)
-            fill = ground(rng, self.size, 128 + sign * rng.uniform(35, 85))
+            fill = background(rng, self.size, 128 + sign * rng.uniform(35, 85))
             room = 0.5 - radius
             start = np.array([rng.uniform(0, room) * (2 * number - 3), rng.uniform(-room, room)])
             heading, pace = rng.uniform(0, TAU), rng.uniform(0.01, 0.03)
             free = start + pace * time[:, None] * np.array([np.cos(heading), np.sin(heading)])
-            places = room * (4 * saw(free / (4 * room) + 0.25) - 1)  # a free path, folded at the borders
+            # [T 2]: the straight path, reflected at the borders.
+            places = room * (4 * triangle_wave(free / (4 * room) + 0.25) - 1)
             for t in range(num_frames):
-                x, y = local_axes(self.size, places[t], angle + spin * t)
+                x, y = local_coordinates(self.size, places[t], angle + spin * t)
                 cover = form(str(name), x, y, radius)
                 rows, columns = (np.clip((axis + 0.5) * self.size, 0, self.size - 1).astype(np.intp) for axis in (y, x))
-                frames[t] += cover * (fill[rows, columns] - frames[t])  # the fill moves and turns with its form
+                frames[t] += cover * (fill[rows, columns] - frames[t])  # the texture moves and rotates with its shape
                 masks[t][cover > 0.5] = number
         return np.repeat(pixels(frames)[..., None], 3, axis=3), masks
 
     def _scene(self, rng: Generator, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """One form on textured ground: gray `[H W]` and its cover `[H W]` in 0 .. 1."""
+        """One shape on a textured background: gray `[H W]`, and the share of each pixel that it covers `[H W]`."""
         sign = rng.choice((-1, 1))
-        scenery = ground(rng, self.size, 128 - sign * rng.uniform(20, 60))
-        fill = ground(rng, self.size, 128 + sign * rng.uniform(35, 85))
+        scene = background(rng, self.size, 128 - sign * rng.uniform(20, 60))
+        fill = background(rng, self.size, 128 + sign * rng.uniform(35, 85))
         radius = rng.uniform(0.22, 0.4)
         place = rng.uniform(-1, 1, 2) * (0.48 - radius)
-        cover = form(name, *local_axes(self.size, place, rng.uniform(0, TAU)), radius)
-        return scenery + cover * (fill - scenery), cover
+        cover = form(name, *local_coordinates(self.size, place, rng.uniform(0, TAU)), radius)
+        return scene + cover * (fill - scene), cover
 
     def _two_colors(self, rng: Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Two colors far enough apart to see the pattern."""
+        """Two random colors, float `[3]` each, different enough to see the pattern."""
         while True:
             one, other = rng.uniform(20, 235, (2, 3))
             if np.abs(one - other).sum() > 150:
                 return one, other
 
     def _rng(self, index: int, stream: int = _IMAGE) -> Generator:
-        # A counter-based generator: streams that differ in an upper word of the counter never meet.
-        # `colorful` shares its word with `textures`, so that it draws the same patterns.
+        # A counter-based generator: streams that differ in an upper word of the counter never overlap.
+        # `colorful` shares its word with `textures`, so it has the same patterns.
         word = 2 * (self.kind == "forms") + (self.split == "val")
         return Generator(Philox(key=self.seed, counter=[0, index, word, stream]))
 
@@ -157,7 +166,7 @@ class ToySource(Source):
 
     def _needs_forms(self) -> None:
         if self.kind != "forms":
-            raise UsageError(f"toy:{self.kind} has no masks and no films", "Use toy:forms")
+            raise UsageError(f"toy:{self.kind} has no masks and no videos", "Use toy:forms")
 
 
 def matches(data: str) -> bool:
@@ -166,7 +175,7 @@ def matches(data: str) -> bool:
 
 
 def build(data: str) -> ToySource:
-    """The source for `toy:KIND?n=...&size=...&seed=...&split=...`, each part optional, "toy:" too.
+    """The source for `toy:KIND?n=...&size=...&seed=...&split=...`; every part is optional, also "toy:".
 
     Raises:
         UsageError: Unknown kind or option, or a value out of range.

@@ -1,13 +1,13 @@
 """WebDataset shards, local, on a web server or in a bucket: `wds:shards/{000..127}.tar`, `wds:https://…`, `wds:s3://…`.
 
-Braces stand for ranges and choices (`{000..127}`, `{a,b}`), `::` joins several patterns. Shards as img2dataset and
-`opendino pack` write them: samples by name up to the first dot, one image each, the class in `.cls`. Where the classes
-are numbers, a `classes.txt` beside the shards, a line each, gives their names. Where names with dots are not taken as
-they are meant, `?names=first-dot` or `?names=last-dot` at the end says where a sample's name ends.
+Braces are ranges or choices (`{000..127}`, `{a,b}`), and `::` joins several patterns. The format is that of img2dataset
+and `opendino pack`: a sample is named up to the first dot and has one image, its class is in `.cls`. If the classes are
+numbers, a file `classes.txt` beside the shards gives their names, one per line. If names contain dots,
+`?names=first-dot` or `?names=last-dot` at the end says where the name of a sample ends.
 
-Shards on a server or in a bucket are fetched whole into a bounded folder (OPENDINO_CACHE_GB, 50) as they are needed.
-A fetch that fails is tried again with growing pauses; then the images of that shard count as unreadable for ten
-minutes. Buckets need the extra `remote`.
+Shards on a server or in a bucket are downloaded whole, when they are needed, into a cache folder of limited size
+(OPENDINO_CACHE_GB, 50). A failed download is tried again with growing pauses; after that, the images of the shard count
+as unreadable for ten minutes. Buckets need the extra `remote`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,15 @@ import numpy as np
 from opendino.core.contracts import Source
 from opendino.core.errors import UsageError
 from opendino.data import remote_files
-from opendino.data.download import Unreachable, download, forget_changed, is_remote, keep, small, stamp
+from opendino.data.download import (
+    Unreachable,
+    cached_file,
+    download,
+    download_optional,
+    forget_changed,
+    is_remote,
+    stamp,
+)
 from opendino.data.shards import NameRule, Shards
 from opendino.data.source_files import detect_layout, exists, is_folder, is_hidden, printable, suffix
 
@@ -39,37 +47,37 @@ _MAX_SHARDS = 10**6
 
 @final
 class WdsSource(Source):
-    """The images of shards, in the order of the shards.
+    """The images in WebDataset shards, in the order of the shards.
 
     Args:
-        shards: Paths and addresses.
-        rule: Where the name of a sample ends.
+        shards: Paths and addresses of .tar files.
+        rule: Where the name of a sample ends: "first-dot", "last-dot", or "auto" to decide by the names.
 
     Raises:
-        UserError: None of them can be read, or none has an image.
+        UserError: No shard can be read, or none has an image.
     """
 
     def __init__(self, shards: Sequence[str], rule: NameRule = "auto") -> None:
         forget_changed([shard for shard in shards if is_remote(shard)])
-        self._shards = Shards(shards, _Files(), _class_names(shards[0]), rule)
-        self.classes, self.blocks = self._shards.classes, self._shards.blocks
+        self._shards = Shards(shards, _FileStore(), _class_names(shards[0]), rule)
+        self.classes, self.shard_sizes = self._shards.classes, self._shards.shard_sizes
 
     def __len__(self) -> int:
         return len(self._shards)
 
     def key(self, index: int) -> str:
-        """The shard and the sample: `00012.tar/000120034`."""
+        """Name of the shard and the sample: `00012.tar/000120034`."""
         return self._shards.key(index)
 
     def label(self, index: int) -> int:
-        """From the sample's `.cls`."""
+        """The class in the sample's `.cls`; -1 if there is none."""
         return self._shards.label(index)
 
     def read(self, index: int) -> bytes:
-        """The image's bytes.
+        """The bytes of the image file.
 
         Raises:
-            BadImage: The shard cannot be had, has changed, or is damaged here.
+            BadImage: The shard cannot be downloaded, has changed, or is damaged at this image.
         """
         return self._shards.read(index)
 
@@ -78,29 +86,29 @@ class WdsSource(Source):
         return self._shards.checksum(index)
 
     def prefetch(self, indices: np.ndarray) -> None:
-        """Fetch the shards of these images in the background."""
+        """Download the shards of these images in the background."""
         self._shards.prefetch(indices)
 
 
-class _Files:
-    """Shards that are files, here or on a server."""
+class _FileStore:
+    """A `ShardStore` of files: local, on a web server or in a bucket."""
 
     def __init__(self) -> None:
-        self._fetching: set[str] = set()
+        self._downloading: set[str] = set()
 
     def stamp(self, shard: str) -> list[int]:
-        """Size and time; of a shard on a server what it was called there when it was fetched."""
+        """Size and modification time; for a shard on a server, the checksum of its ETag or date when downloaded."""
         if is_remote(shard):
             return stamp(shard)
         if remote_files.is_bucket(shard):
             return []
-        status = os.stat(shard)  # noqa: PTH116 - of ten thousand shards
+        status = os.stat(shard)  # noqa: PTH116 - faster than pathlib, for ten thousand shards
         return [status.st_size, status.st_mtime_ns]
 
     def index(self, shard: str) -> bytes | None:
-        """`NAME.tar.index`, which `opendino pack` writes; a local one only if it is not older than the shard."""
-        if _is_afar(shard):
-            return _small(shard, lambda address: f"{address}.index")
+        """Content of `NAME.tar.index`, which `opendino pack` writes; a local one older than its shard is ignored."""
+        if _is_remote_shard(shard):
+            return _download_small(shard, lambda address: f"{address}.index")
         beside = Path(f"{shard}.index")
         try:
             return beside.read_bytes() if beside.stat().st_mtime_ns >= self.stamp(shard)[1] else None
@@ -108,55 +116,55 @@ class _Files:
             return None
 
     def path(self, shard: str) -> Path:
-        """The file itself, fetched where it is afar."""
-        if not _is_afar(shard):
+        """The local file; a remote shard is downloaded first."""
+        if not _is_remote_shard(shard):
             return Path(shard)
-        return keep(shard, partial(download if is_remote(shard) else remote_files.fetch, shard))
+        return cached_file(shard, partial(download if is_remote(shard) else remote_files.fetch, shard))
 
     def prefetch(self, shards: Sequence[str]) -> None:
-        """Fetch one after the other."""
-        wanted = [shard for shard in shards if _is_afar(shard) and shard not in self._fetching]
+        """Download remote shards in a background thread, one after the other."""
+        wanted = [shard for shard in shards if _is_remote_shard(shard) and shard not in self._downloading]
         if wanted:
-            self._fetching.update(wanted)
-            threading.Thread(target=self._fetch, args=[wanted], daemon=True).start()
+            self._downloading.update(wanted)
+            threading.Thread(target=self._download_all, args=[wanted], daemon=True).start()
 
-    def _fetch(self, shards: list[str]) -> None:
+    def _download_all(self, shards: list[str]) -> None:
         for shard in shards:
             try:
                 self.path(shard)
-            except Unreachable:  # said already; who reads it hears it again
+            except Unreachable:  # logged already, and raised again when an image of the shard is read
                 pass
             finally:
-                self._fetching.discard(shard)
+                self._downloading.discard(shard)
 
 
-def _is_afar(shard: str) -> bool:
-    """Whether a shard is an address, on the web or in a bucket, rather than a path."""
+def _is_remote_shard(shard: str) -> bool:
+    """Whether a shard is an address on a web server or in a bucket, and not a path."""
     return is_remote(shard) or remote_files.is_bucket(shard)
 
 
-def _small(shard: str, beside: Callable[[str], str]) -> bytes | None:
-    """The content of a small file beside a shard that is afar; None where it is not there."""
+def _download_small(shard: str, beside: Callable[[str], str]) -> bytes | None:
+    """Content of a small file beside a remote shard; None if it is missing or cannot be downloaded."""
     if is_remote(shard):
         address, mark, query = shard.partition("?")
-        return small(f"{beside(address)}{mark}{query}")
+        return download_optional(f"{beside(address)}{mark}{query}")
     with contextlib.suppress(Unreachable):
         return remote_files.read(remote_files.filesystem(shard), beside(shard))
     return None
 
 
 def expand(pattern: str) -> Iterator[str]:
-    """What a pattern with braces stands for: `{08..10}` → 08 09 10, `{a,b}` → a b; the rightmost varies fastest."""
+    """Expand the braces of a pattern: `{08..10}` → 08 09 10, `{a,b}` → a b; the rightmost varies fastest."""
     found = _BRACES.search(pattern)
     if not found:
         yield pattern
         return
     before, inside, after = pattern[: found.start()], found[1], pattern[found.end() :]
-    for choice in _choices(inside):
+    for choice in _expand_braces(inside):
         yield from expand(f"{before}{choice}{after}")
 
 
-def _choices(inside: str) -> Iterator[str]:
+def _expand_braces(inside: str) -> Iterator[str]:
     bounds = _RANGE.fullmatch(inside)
     if not bounds:
         yield from inside.split(",")
@@ -168,11 +176,13 @@ def _choices(inside: str) -> Iterator[str]:
 
 
 def _class_names(shard: str) -> tuple[str, ...]:
+    """The names in `classes.txt` beside a shard; empty if it is missing or repeats a name."""
+
     def beside(address: str) -> str:
         return f"{address.rpartition('/')[0]}/classes.txt" if "/" in address else "classes.txt"
 
     try:
-        content = _small(shard, beside) if _is_afar(shard) else Path(beside(shard)).read_bytes()
+        content = _download_small(shard, beside) if _is_remote_shard(shard) else Path(beside(shard)).read_bytes()
     except OSError:
         return ()
     names = tuple(printable(line) for line in (content or b"").decode("utf-8", "surrogateescape").split("\n") if line)
@@ -180,19 +190,19 @@ def _class_names(shard: str) -> tuple[str, ...]:
 
 
 def matches(data: str) -> bool:
-    """Whether DATA is a folder of .tar, or a pattern or address of some."""
+    """Whether DATA is a folder of .tar files, or a pattern or address of .tar files."""
     if detect_layout(_RULE.sub("", data)) == "shards":
         return True
     pattern = data.partition("?")[0].lower()
-    return pattern.endswith(".tar") and not exists(data) and (_is_afar(data) or bool(_BRACES.search(pattern)))
+    return pattern.endswith(".tar") and not exists(data) and (_is_remote_shard(data) or bool(_BRACES.search(pattern)))
 
 
 def build(data: str) -> WdsSource:
-    """The source for patterns of shards.
+    """The source for one or more patterns of shards.
 
     Raises:
-        UsageError: A pattern that starts a program, an address that is not on the web, or no shard.
-        UserError: None of the shards can be read, or none has an image.
+        UsageError: A pattern would start a program (`pipe:`), has an unsupported protocol, or matches no shard.
+        UserError: No shard can be read, or none has an image.
     """
     shards: dict[str, None] = {}
     given = _RULE.search(data)
@@ -204,16 +214,16 @@ def build(data: str) -> WdsSource:
             raise UsageError(
                 f"{printable(pattern)} would start a program", "Give paths or https addresses of .tar files"
             )
-        if "://" in pattern and not _is_afar(pattern):
+        if "://" in pattern and not _is_remote_shard(pattern):
             raise UsageError(
-                f"{printable(pattern)} is neither on the web nor in a bucket",
-                "Give its https, s3, gs or az address, or mount it and give the path",
+                f"{printable(pattern)} is neither a web address nor a bucket",
+                "Give an https, s3, gs or az address, or mount it and give the path",
             )
         if is_folder(pattern):
             paths = (path for path in Path(pattern).iterdir() if path.suffix.lower() == ".tar")
             shards |= dict.fromkeys(str(path) for path in sorted(paths) if not is_hidden(path.name))
         elif remote_files.is_bucket(pattern) and not pattern.lower().endswith(".tar"):
-            paths = (path for path in remote_files.listed(pattern) if suffix(path) == ".tar" and "/" not in path)
+            paths = (path for path in remote_files.list_files(pattern) if suffix(path) == ".tar" and "/" not in path)
             shards |= dict.fromkeys(f"{pattern.rstrip('/')}/{path}" for path in paths if not is_hidden(path))
         elif pattern:
             shards |= dict.fromkeys(
