@@ -1,4 +1,4 @@
-"""What is shown is what was drawn: boxes at their places, each stage what training makes of it."""
+"""Boxes and stages match the view parameters and the views of training."""
 
 from __future__ import annotations
 
