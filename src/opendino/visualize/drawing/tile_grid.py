@@ -63,7 +63,7 @@ class Sheet:
         """The sheet as an RGB image on white."""
         sheet = Image.new("RGB", (self.width, self.height), "white")
         draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(self.font_px)
-        for x, y, max_width, tile in self._placed():
+        for x, y, max_width, tile in self._placed_tiles():
             sheet.paste(tile.image, (x, y))
             for base, line in self._lines(tile, y):
                 draw.text((x, base), _shorten(line, font, max_width), "black", font, anchor="ls")
@@ -76,7 +76,7 @@ class Sheet:
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {self.width} {self.height}" '
             f'font-family="sans-serif" font-size="{self.font_px}"><rect width="100%" height="100%" fill="white"/>'
         ]
-        for x, y, max_width, tile in self._placed():
+        for x, y, max_width, tile in self._placed_tiles():
             png = io.BytesIO()
             tile.image.save(png, "PNG")
             data, size = base64.b64encode(png.getvalue()).decode(), tile.image.size
