@@ -247,7 +247,7 @@ def test_the_twenty_first_bad_image_is_only_listed(model: Model, tmp_path: Path)
 
 @pytest.mark.parametrize(
     ("name", "patches", "told"),
-    [("x.txt", False, "is of no format"), ("x", False, "is of no format"), ("x.csv", True, "no room for patch")],
+    [("x.txt", False, "has no supported suffix"), ("x", False, "is of no format"), ("x.csv", True, "cannot hold patch")],
 )
 def test_formats_that_there_are_not(name: str, patches: bool, told: str) -> None:
     with pytest.raises(UsageError, match=told):
