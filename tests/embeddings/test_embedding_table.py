@@ -121,7 +121,11 @@ def test_what_is_no_table_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "cut.parquet").write_bytes(b"PAR1 and no more")
     (tmp_path / "bare.lance").mkdir()
     lancedb.connect(tmp_path).create_table("foreign", pa.table({"vector": [[1.0, 2.0]]}))
-    for name, told in (("cut.parquet", "cannot be read"), ("bare.lance", "cannot be read"), ("foreign.lance", "does not name")):
+    for name, told in (
+        ("cut.parquet", "cannot be read"),
+        ("bare.lance", "cannot be read"),
+        ("foreign.lance", "does not name the model"),
+    ):
         with pytest.raises(UserError, match=told) as caught:
             open_table(str(tmp_path / name))
         assert "\n" not in str(caught.value)

@@ -155,7 +155,7 @@ def test_bad_images_are_skipped_and_counted(model: str, tmp_path: Path, capsys: 
 
 def test_networks_without_attention_or_cls_say_so_in_one_line(tmp_path: Path) -> None:
     for name, options, said in (
-        ("conv4", {"width": 4}, "conv4 has no self-attention. Judge it by"),
+        ("conv4", {"width": 4}, "conv4 has no self-attention. Use opendino eval knn"),
         ("test_vit", {"image_px": 32, "class_token": False, "global_pool": "avg"}, "has no CLS token"),
     ):
         save_backbone(tmp_path / name, {"teacher": backbone(name, **options)}, preprocessing=preprocessing(32))  # pyright: ignore

@@ -134,7 +134,7 @@ def test_the_only_one_of_its_class_is_no_query(ask: Ask, tmp_path: Path, capsys:
 def test_the_table_says_the_protocol(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["eval", "retrieval", str(tiny_model), str(classes(tmp_path / "set"))]) == 0
     text = capsys.readouterr().out
-    assert "100.00" in text and "mP@10" in text and "multiple of 8 px" in text and "each image against all" in text
+    assert "100.00" in text and "mP@10" in text and "multiple of 8 px" in text and "each image is a query" in text
 
 
 @pytest.mark.parametrize("form", ["pickle", "json", "found in DATA"])
@@ -158,7 +158,7 @@ def test_queries_are_cropped_to_their_box_by_default(ask: Ask, tmp_path: Path) -
     folder = benchmark(tmp_path / "bench")
     (folder / "gnd_small.pkl").write_bytes(pickle.dumps(truth()))
     whole = ask(folder, "--crop-queries", "False")
-    assert whole["mAP"] < 100 and "not cut" in whole["protocol"]
+    assert whole["mAP"] < 100 and "not cropped" in whole["protocol"]
     entire = truth()
     for entry in entire["gnd"]:
         entry["bbx"] = np.array([0.0, 0, 96, 48])

@@ -251,7 +251,7 @@ def test_a_video_file_with_one_mask(model: str, tmp_path: Path, capsys: pytest.C
     args = ["--data", str(tmp_path / "film.mp4"), "--mask", str(tmp_path / "first.png"), "--out", str(tmp_path / "out")]
     found = run([model, *args], capsys)
     assert found["J_mean"] is found["per_sequence"]["film"]["F_decay"] is None
-    assert found["notes"] == ["film: nothing to score, only the first frame has a mask"]
+    assert found["notes"] == ["film: nothing to score: only the first frame has a mask"]
     written = [mask_files.read(path) for path in sorted((tmp_path / "out/film").iterdir())]
     assert len(written) == 4 and all(palette == colors for _, palette in written)
     np.testing.assert_array_equal(written[0][0], renumbered)
