@@ -1,4 +1,4 @@
-"""A small model, and photographs that can be changed."""
+"""A small model, and a folder of images that tests can change."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Vectors come as the model gives them, in the source's order, with what could not be read beside them."""
+"""Vectors match the model, in source order, with a list of unreadable images."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_rows_are_what_the_model_says_of_each_image(model: Model, photos: Source
     assert found.dtype == torch.float32 and all(rows.patches is None for rows in stretches)
 
 
-def test_every_unreadable_file_is_named_with_its_reason(model: Model, photos: Source) -> None:
+def test_every_unreadable_file_is_listed_with_its_reason(model: Model, photos: Source) -> None:
     bad = dict(pair for rows in vectors(model, photos, range(len(photos)), batch=4) for pair in rows.bad)
     assert list(bad) == ["b cut short.png", "d empty.jpg", "f page.jpg", "h pipe.png", "j gone.jpg"]
     told = ("", "empty file", "a web page", "not a regular file", "No such file")
@@ -116,7 +116,7 @@ def test_any_order_of_images_is_kept(model: Model) -> None:
 def test_broken_weights_are_told(patches: bool) -> None:
     broken = Model(backbone("conv4", width=2), preprocessing(16), {})
     torch.nn.init.constant_(next(broken.backbone.parameters()), float("nan"))
-    with pytest.raises(UserError, match="not finite"):
+    with pytest.raises(UserError, match="NaN or infinite"):
         list(vectors(broken, ToySource(n=3), range(3), patches=patches))
 
 
@@ -125,7 +125,7 @@ def test_patches_of_a_network_without_a_grid_are_refused(model: Model, monkeypat
         raise NotImplementedError("swin has no grid")
 
     monkeypatch.setattr(model.backbone, "features", refuse)
-    with pytest.raises(UserError, match=r"swin has no grid\. Leave out --patches"):
+    with pytest.raises(UserError, match=r"swin has no grid\. Remove --patches"):
         next(vectors(model, ToySource(n=3), range(3), patches=True))
 
 
@@ -155,10 +155,10 @@ def test_rows_become_record_batches_of_the_schema(model: Model, patches: bool) -
 @pytest.mark.parametrize(
     ("metadata", "told"),
     [
-        (None, "does not say which model"),
-        ({"pandas": "{}"}, "does not say which model"),
-        ({"opendino": "{"}, "does not say which model"),
-        ({"opendino": "[1]"}, "does not say which model"),
+        (None, "does not name the model"),
+        ({"pandas": "{}"}, "does not name the model"),
+        ({"opendino": "{"}, "does not name the model"),
+        ({"opendino": "[1]"}, "does not name the model"),
         ({"opendino": '{"format": 2}'}, "has format 2, not 1"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Search in tables of either format: exact against brute force, by an index against both."""
+"""Search in tables of both formats: exact search against brute force, index search against both."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_more_is_asked_for_than_there_is_and_zeros_resemble_nothing(tmp_path: Pa
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0])
-def test_vectors_without_a_direction_are_left_out_and_counted(tmp_path: Path, value: float) -> None:
+def test_vectors_without_a_direction_are_skipped_and_counted(tmp_path: Path, value: float) -> None:
     vectors = torch.randn(40, 4)
     vectors[::3] = value
     write_table(tmp_path / "t.parquet", vectors)
@@ -101,7 +101,7 @@ def test_another_model_is_refused_with_both_names(tmp_path: Path) -> None:
     table = open_table(str(tmp_path / "t.parquet"))
     with pytest.raises(UserError, match=r"t\.parquet holds vectors of small, not of runs/mine\. Use small, or embed"):
         check_model(table, small_model(), "runs/mine")
-    with pytest.raises(UserError, match="holds vectors of an earlier state of it, not of small"):
+    with pytest.raises(UserError, match="holds vectors of an earlier version of it, not of small"):
         check_model(table, small_model(), "small")
     table.about["fingerprint"] = small_model().fingerprint
     check_model(table, small_model(), "elsewhere/but/equal")
@@ -121,7 +121,11 @@ def test_what_is_no_table_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "cut.parquet").write_bytes(b"PAR1 and no more")
     (tmp_path / "bare.lance").mkdir()
     lancedb.connect(tmp_path).create_table("foreign", pa.table({"vector": [[1.0, 2.0]]}))
-    for name, told in (("cut.parquet", "cannot be read"), ("bare.lance", "cannot be read"), ("foreign.lance", "which")):
+    for name, told in (
+        ("cut.parquet", "cannot be read"),
+        ("bare.lance", "cannot be read"),
+        ("foreign.lance", "does not name the model"),
+    ):
         with pytest.raises(UserError, match=told) as caught:
             open_table(str(tmp_path / name))
         assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""Tables that follow a folder."""
+"""Tables that are updated from a folder."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Update = Callable[..., lance_table.Updated]
 
 
 class Watched(Source):
-    """Counts what is read, and fails like a kill at one image."""
+    """Counts reads, and raises at one image as if the process was killed."""
 
     def __init__(self, folder: Path, kill_at: str = "") -> None:
         self._source, self._kill_at = open_source(folder), kill_at
@@ -43,7 +43,7 @@ class Watched(Source):
 
 @pytest.fixture
 def embedded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Keys of what went through the network, in order."""
+    """Keys of the embedded images, in order."""
     keys: list[str] = []
     vectors = embed_images.vectors
 
@@ -136,7 +136,7 @@ def test_another_model_other_images_and_other_columns_are_refused(
 ) -> None:
     brought_up_to_date(photos)
     before = rows(photos)
-    with pytest.raises(UserError, match="holds vectors of an earlier state of it"):
+    with pytest.raises(UserError, match="holds vectors of an earlier version of it"):
         brought_up_to_date(photos, small_model(seed=1))
     (photos.parent / "others").mkdir()
     photo(photos.parent / "others/0.png", 50)
@@ -146,7 +146,7 @@ def test_another_model_other_images_and_other_columns_are_refused(
         brought_up_to_date(photos, patches=True)
     assert rows(photos) == before
     monkeypatch.chdir(photos.parent)
-    assert brought_up_to_date(Path("photos")).unchanged == 8  # the same folder, said otherwise
+    assert brought_up_to_date(Path("photos")).unchanged == 8  # the same folder, another spelling
 
 
 def test_patches_are_kept_on_request(photos: Path, brought_up_to_date: Update) -> None:
@@ -164,7 +164,9 @@ def test_nothing_is_left_where_nothing_can_be_read(tmp_path: Path, brought_up_to
     assert not (tmp_path / "photos.lance").exists()
 
 
-@pytest.mark.parametrize(("name", "told"), [("my photos.lance", "no tables called"), ("no/x.lance", "no folder")])
+@pytest.mark.parametrize(
+    ("name", "told"), [("my photos.lance", "does not allow a table name"), ("no/x.lance", "no folder")]
+)
 def test_a_name_that_cannot_be_is_refused(photos: Path, name: str, told: str) -> None:
     model, source = small_model(), open_source(photos)
     origin = embed_images.table_origin(model, source, name="small", which=None, data=str(photos))
@@ -172,7 +174,7 @@ def test_a_name_that_cannot_be_is_refused(photos: Path, name: str, told: str) ->
         lance_table.update(str(photos.parent / name), model, source, origin)
 
 
-def test_overwriting_begins_anew(photos: Path, brought_up_to_date: Update) -> None:
+def test_overwriting_replaces_the_table(photos: Path, brought_up_to_date: Update) -> None:
     for number in range(8, 260):
         photo(photos / f"{number}.png", number)
     brought_up_to_date(photos, index_from=260)

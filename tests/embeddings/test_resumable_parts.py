@@ -1,4 +1,4 @@
-"""Tables are the same however often the work was cut off and by how many processes it was done."""
+"""Tables do not depend on interruptions or on the number of processes."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def model(folder: Path) -> Model:
 
 
 class Counted(Source):
-    """A source that remembers what was read; and may kill the process in the middle of that."""
+    """A source that records reads, and can kill the process during a read."""
 
     def __init__(self, source: Source, deadly: int = -1) -> None:
         self.source, self.deadly, self.seen = source, deadly, []
@@ -78,7 +78,7 @@ def write(model: Model, source: Source, out: Path, **options: object) -> Written
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Source:
-    """Thirty-nine images of odd names and one broken file."""
+    """39 images with unusual names and one broken file."""
     (tmp_path / "photos").mkdir()
     for number, odd in enumerate(["\n", "\r", '"', ",", "é图", " ", "'", "x", "\t", "%"] * 4):
         Image.new("RGB", (20 + number, 30), (6 * number, 99, 200)).save(tmp_path / f"photos/{number:02d}{odd}.png")
@@ -87,7 +87,7 @@ def photos(tmp_path: Path) -> Source:
 
 
 def read(path: Path, dim: int) -> tuple[list[str], np.ndarray, list[tuple[int, int]]]:
-    """Keys, vectors and sizes of a file, by the readers that people have."""
+    """Keys, vectors and sizes of a file, read by common libraries."""
     if path.suffix == ".csv":
         with open(path, encoding="utf-8", newline="") as file:
             head, *rows = csv.reader(file)
@@ -148,15 +148,13 @@ def test_a_row_group_holds_several_parts_and_a_large_table_has_several(
 
 
 def killed(folder: Path, out: Path, num_images: int, deadly: int) -> None:
-    """The work in a process that is killed when it comes to one of the images."""
+    """Run in a process that is killed at one of the images."""
     ended = subprocess.run([sys.executable, __file__, folder, out, str(num_images), str(deadly)], check=False)
     assert ended.returncode == -signal.SIGKILL
 
 
 @pytest.mark.slow
-def test_killed_again_and_again_the_work_goes_on_and_the_table_is_the_same(
-    folder: Path, model: Model, tmp_path: Path
-) -> None:
+def test_repeated_kills_do_not_change_the_table(folder: Path, model: Model, tmp_path: Path) -> None:
     whole, out = tmp_path / "whole.parquet", tmp_path / "x.parquet"
     write(model, ToySource(n=600), whole)
     for deadly in (150, 420):
@@ -171,7 +169,7 @@ def test_killed_again_and_again_the_work_goes_on_and_the_table_is_the_same(
 
 
 def cut_off(model: Model, source: Source, out: Path, monkeypatch: pytest.MonkeyPatch, **options: object) -> None:
-    """All parts are there, the table is not: the merging fails."""
+    """All parts exist but no table: the merge fails."""
     with monkeypatch.context() as patch, pytest.raises(OSError, match="disk full"):
         patch.setattr(table_files, "write", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
         write(model, source, out, **options)
@@ -187,7 +185,7 @@ def test_parts_of_something_else_are_refused_and_dropped_on_request(
         (other, source, {}, "another model"),
         (model, ToySource(n=71), {}, "another number of images"),
         (model, ToySource(n=70, split="val"), {}, "other images"),
-        (model, source, {"patches": True}, "another choice of --patches"),
+        (model, source, {"patches": True}, "another value of --patches"),
         (model, source, {"part_images": 16}, "other settings"),
     ):
         with pytest.raises(UserError, match=f"holds parts made with {told}.*--overwrite"):
@@ -223,7 +221,7 @@ def test_where_nothing_can_be_read_nothing_is_left(model: Model, tmp_path: Path)
 def test_what_fails_before_a_part_is_done_leaves_nothing(tmp_path: Path) -> None:
     broken = Model(backbone("conv4", width=2), preprocessing(16), {})
     torch.nn.init.constant_(next(broken.backbone.parameters()), float("nan"))
-    with pytest.raises(UserError, match="not finite"):
+    with pytest.raises(UserError, match="NaN or infinite"):
         write(broken, ToySource(n=3), tmp_path / "x.csv")
     assert os.listdir(tmp_path) == []
 
@@ -247,7 +245,11 @@ def test_the_twenty_first_bad_image_is_only_listed(model: Model, tmp_path: Path)
 
 @pytest.mark.parametrize(
     ("name", "patches", "told"),
-    [("x.txt", False, "is of no format"), ("x", False, "is of no format"), ("x.csv", True, "no room for patch")],
+    [
+        ("x.txt", False, "no supported suffix"),
+        ("x", False, "no supported suffix"),
+        ("x.csv", True, "cannot hold patch"),
+    ],
 )
 def test_formats_that_there_are_not(name: str, patches: bool, told: str) -> None:
     with pytest.raises(UsageError, match=told):

@@ -1,4 +1,4 @@
-"""A tiny model, and the command line asked for JSON, for evals that are tested end to end."""
+"""A tiny model, and the command line with --json, for end-to-end tests of evals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attention against masks: hand-made attention, then end to end through the command line."""
+"""Attention against masks: hand-made attention, then end to end from the command line."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Staring(Backbone):
     def attention(self, images: Tensor) -> Tensor:
         patches = self.features(images).patches[..., 0]
         heads = torch.stack([self.weight * patches, -self.weight * patches], dim=1).softmax(-1)
-        rows = nn.functional.pad(heads, (2, 0))  # CLS and one register, of which nothing is taken
+        rows = nn.functional.pad(heads, (2, 0))  # CLS and one register, which are ignored
         return rows[:, :, None].expand(-1, -1, rows.shape[-1], -1)
 
 
@@ -74,7 +74,7 @@ def test_the_best_head_finds_a_bright_object(tmp_path: Path, monkeypatch: pytest
     report = evaluate(Config("any", data=str(tmp_path), size_px=32, device="cpu", mass=0.95))
     best = report.fields["jaccard_best_head"]
     assert best["pretrained"] == pytest.approx(100)
-    # Without any preference the fewest patches of 95 % are all but a few, whichever.
+    # Without any preference the fewest patches of 95 % are all but a few, no matter which.
     assert best["untrained"] == pytest.approx(100 * 15 / 96, rel=0.1)
 
 
@@ -123,19 +123,19 @@ def test_toy_forms_end_to_end(model: str, tmp_path: Path, capsys: pytest.Capture
     assert drawn["jaccard_best_head"] == pytest.approx(found["jaccard_best_head"])
 
 
-def test_which_networks_are_judged(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_which_networks_are_evaluated(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     data = ["--data", "toy:forms?n=2"]
     both = run([model, *data], capsys)["jaccard_best_head"]
     one = run([model, *data, "--which", "student"], capsys)["jaccard_best_head"]
     assert one == {"student": both["student"], "untrained": both["untrained"]}
     assert run([model, *data, "--seed", "0"], capsys)["jaccard_best_head"] == both
-    # The network saved as the teacher is the one that seed 0 draws.
+    # The saved teacher is the network initialized with seed 0.
     assert both["untrained"] == both["teacher"] != both["student"]
     (Path(model) / "backbone_student.safetensors").unlink()
     assert list(run([model, *data], capsys)["jaccard_best_head"]) == ["teacher", "untrained"]
 
 
-def test_bad_images_are_left_out_and_counted(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_images_are_skipped_and_counted(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for folder in ("images", "masks"):
         (tmp_path / folder).mkdir()
     for stem, value in (("bad", 1), ("empty", 0), ("good", 1)):
@@ -146,16 +146,16 @@ def test_bad_images_are_left_out_and_counted(model: str, tmp_path: Path, capsys:
     assert (found["num_images"], found["skipped"]) == (1, 2)
     assert main(["eval", "attention-segmentation", model, "--data", str(tmp_path), "--size-px", "32"]) == 0
     out = capsys.readouterr().out
-    for said in ("bad was left out: not an image", "empty was left out: its mask has no object", "best head", "60 %"):
+    for said in ("bad was skipped: not an image", "empty was skipped: its mask has no object", "best head", "60 %"):
         assert said in out
     (tmp_path / "images/good.jpg").unlink()
-    with pytest.raises(UserError, match=r"No image of .* can be used; bad was left out"):
+    with pytest.raises(UserError, match=r"No image of .* can be used; bad was skipped"):
         evaluate(Config(model, data=str(tmp_path), device="cpu"))
 
 
 def test_networks_without_attention_or_cls_say_so_in_one_line(tmp_path: Path) -> None:
     for name, options, said in (
-        ("conv4", {"width": 4}, "conv4 has no self-attention. Judge it by"),
+        ("conv4", {"width": 4}, "conv4 has no self-attention. Use opendino eval knn"),
         ("test_vit", {"image_px": 32, "class_token": False, "global_pool": "avg"}, "has no CLS token"),
     ):
         save_backbone(tmp_path / name, {"teacher": backbone(name, **options)}, preprocessing=preprocessing(32))  # pyright: ignore
@@ -165,6 +165,6 @@ def test_networks_without_attention_or_cls_say_so_in_one_line(tmp_path: Path) ->
 
 
 def test_flags_are_checked(model: str) -> None:
-    for flags, said in (({"mass": 0.0}, "mass is 0"), ({"size_px": 0}, "size_px is 0"), ({}, "Give --data")):
+    for flags, said in (({"mass": 0.0}, "mass is 0"), ({"size_px": 0}, "size_px is 0"), ({}, "--data is missing")):
         with pytest.raises(UsageError, match=said):
             evaluate(Config(model, **flags))

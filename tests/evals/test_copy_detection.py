@@ -1,4 +1,4 @@
-"""Copy detection end to end: Copydays' layout, copies made here, and the near-duplicates of a folder."""
+"""Copy detection end to end: the layout of Copydays, synthetic copies, and near-duplicates of a folder."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_only_the_first_results_count() -> None:
     assert copy_precision(queries[:1], database, lambda query: [0, 29]) == [0.5]
 
 
-def test_copies_made_here(ask: Ask, tmp_path: Path) -> None:
+def test_synthetic_copies(ask: Ask, tmp_path: Path) -> None:
     images = folder_of(tmp_path / "set", range(6))
     answer = ask(images)
     assert list(answer["blocks"]) == list(COPIES)
@@ -107,7 +107,7 @@ def test_one_image_is_found_among_itself(ask: Ask, tmp_path: Path) -> None:
 
 @pytest.fixture
 def with_copies(tmp_path: Path) -> Path:
-    """Twelve pictures; of two of them there are a JPEG and a smaller one besides."""
+    """Twelve pictures; of two of them there are also a JPEG and a smaller copy."""
     images = folder_of(tmp_path / "set", range(12))
     (images / "sub").mkdir()
     for number in (3, 7):
@@ -140,7 +140,7 @@ def test_the_groups_are_printed(tiny_model: Path, with_copies: Path, capsys: pyt
     ]
     assert main(words) == 0
     text = capsys.readouterr().out
-    assert text.startswith(f"Near-duplicates in {with_copies}: 2 groups, 16 images looked at\n")
+    assert text.startswith(f"Near-duplicates in {with_copies}: 2 groups, 16 images compared\n")
     assert "  sub/again3.jpg\n" in text and "1 unreadable left out, e.g. broken.png" in text
 
 
@@ -159,10 +159,10 @@ def test_mistakes_are_one_line(ask: Ask, tmp_path: Path) -> None:
     for block, number in (("original", 1), ("strong", 2)):
         folder_of(strangers / block, range(number, number + 1))
     cases = {
-        (): (2, "No images were named"),
+        (): (2, "DATA is missing"),
         (tmp_path / "gone",): (1, "gone does not exist"),
         (broken,): (1, "None of the 1 images can be read, e.g. x.jpg"),
-        (images, "--mode", "copydays"): (1, "is no Copydays"),
+        (images, "--mode", "copydays"): (1, "does not have the layout of Copydays"),
         (images, "--distractors", tmp_path / "gone"): (1, "gone does not exist"),
         (images, "--whiten", tmp_path / "gone"): (1, "gone does not exist"),
         (images, "--threshold", 2): (2, "--threshold is 2.0"),
@@ -170,7 +170,7 @@ def test_mistakes_are_one_line(ask: Ask, tmp_path: Path) -> None:
         (images, "--threshold", "nan"): (2, "--threshold is nan"),
         (images, "--size-px", 0): (2, "--size-px is 0"),
         (images, "--batch", 0): (2, "--batch is 0"),
-        (images, "--mode", "duplicates", "--distractors", images): (2, "--distractors has no meaning"),
+        (images, "--mode", "duplicates", "--distractors", images): (2, "--distractors cannot be used"),
         (images, "--mode", "find"): (2, "find"),
         (images, "--size", 9): (2, "Unknown option '--size'"),
         (strangers,): (1, "No copy in"),

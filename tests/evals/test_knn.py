@@ -71,11 +71,11 @@ def test_it_votes_as_brute_force_does(k: int, temperature: float | None) -> None
         weights = "similarity" if temperature else "uniform"
         top1, top5 = knn(bank, labels, queries, truth, [k], temperature or 1.0, weights)[k]
         assert top1 == (100 if place == 0 else 0)
-        assert top5 == (100 if place < k else 0)  # of k voters at most k classes are ranked
+        assert top5 == (100 if place < k else 0)  # k neighbors vote for at most k classes
 
 
 def test_equal_votes_go_to_the_lower_class_and_equal_neighbors_by_their_order() -> None:
-    axes = torch.cat([torch.eye(3), -torch.eye(3)])  # cosines are exactly -1, 0 or 1, hence ties everywhere
+    axes = torch.cat([torch.eye(3), -torch.eye(3)])  # cosines are exactly -1, 0 or 1, so there are many ties
     bank, labels, queries = axes[torch.randint(0, 6, (90,))], torch.randint(0, 6, (90,)), axes
     for k in (1, 2, 7, 30):
         truth = torch.tensor([classes[0] for classes in brute_force(bank, labels, queries, k)])
@@ -112,7 +112,7 @@ def test_a_class_that_the_bank_lacks_is_never_guessed() -> None:
 def test_either_side_empty_is_one_clear_line() -> None:
     for sides in ((torch.zeros(0, 3), torch.ones(2, 3)), (torch.ones(2, 3), torch.zeros(0, 3))):
         labels = [torch.zeros(len(side), dtype=torch.int64) for side in sides]
-        with pytest.raises(UserError, match="features on both sides"):
+        with pytest.raises(UserError, match="at least 1 labeled image and 1 query"):
             knn(sides[0], labels[0], sides[1], labels[1])
 
 
@@ -126,7 +126,7 @@ def test_average_precision_is_scikit_learns_ties_included() -> None:
 def test_several_labels_are_scored_by_their_share_of_the_votes() -> None:
     bank, queries = torch.randn(50, 4).double(), torch.randn(30, 4).double()
     targets, truth = torch.randint(0, 2, (50, 6)), torch.randint(0, 2, (30, 6))
-    truth[:, 5] = 0  # a class that no query has is left out of the mean
+    truth[:, 5] = 0  # a class that no query has is skipped in the mean
     near = (torch.nn.functional.normalize(queries) @ torch.nn.functional.normalize(bank).T).topk(5).indices
     wanted = average_precision(targets[near].double().mean(1)[:, :5], truth[:, :5]).mean()
     assert knn_multi_label(bank, targets, queries, truth, [5], weights="uniform")[5] == pytest.approx(
@@ -169,7 +169,7 @@ def test_few_shot_reports_mean_and_deviation(model: str, tmp_path: Path) -> None
     train = folders(tmp_path, {"a": 9, "b": 6})
     report = evaluate(Config(model, train=train, k=(1,), shots=50, tries=3, device="cpu"))
     assert report.fields["top1"] == 100 and report.fields["top1_std"] == 0
-    assert "over 3 draws" in report.text and "some classes have fewer" in report.text
+    assert "over 3 random samples" in report.text and "some classes have fewer" in report.text
 
 
 def test_odd_modes_and_unreadable_files(model: str, tmp_path: Path) -> None:
@@ -212,7 +212,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("words", WRONG)
-def test_what_cannot_be_judged_is_one_line(
+def test_what_cannot_be_evaluated_is_one_line(
     words: str, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     places = {name: tmp_path / name for name in ("empty", "flat", "good", "broken")}

@@ -1,4 +1,4 @@
-"""Measures without labels: known values on features whose structure is known; the checkpoints of a run."""
+"""Label-free measures: known values on features of known structure; the checkpoints of a run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from opendino.recipes import demo
 
 
 def orthogonal(rows: int, columns: int) -> torch.Tensor:
-    """Columns of unit length, of zero mean and at right angles to one another."""
+    """Orthonormal columns of zero mean."""
     x = torch.randn(rows, columns + 1, dtype=torch.float64)
     x[:, 0] = 1
     return torch.linalg.qr(x).Q[:, 1:]
@@ -73,7 +73,7 @@ def test_lidar_counts_the_directions_that_tell_images_apart() -> None:
     assert found == pytest.approx(3, abs=0.1)  # sampled noise tilts the three eigenvalues a little
     # Where images differ no more than views do, and few views are averaged, noise is still no dimension.
     weak = images + torch.randn(2, 500, 8, dtype=torch.float64)
-    assert lidar(weak) == pytest.approx(3, abs=1)  # of 500 images; without taking off 1/V it is near 7
+    assert lidar(weak) == pytest.approx(3, abs=1)  # of 500 images; without subtracting 1/V it is near 7
     assert lidar(1000 * (images + noise)) == pytest.approx(found, rel=1e-9)
     assert lidar(images + noise) > lidar(images * torch.tensor([1, 0.1, 0.1, 0, 0, 0, 0, 0]) + noise)
     assert math.isnan(lidar(torch.randn(2, 5, 8)))  # five differences cannot fill eight dimensions

@@ -1,4 +1,4 @@
-"""The linear probe: right on what can be separated, the optimum of logistic regression, chosen on train alone."""
+"""Linear probe: correct on separable data, the optimum of logistic regression, chosen on train only."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_protocols_and_the_classifier_they_leave(
     out = tmp_path / "classifier"
     report = evaluate(Config(model, protocol=protocol, epochs=5, lr=(1.0,), out=str(out), device="cpu"))  # type: ignore[arg-type]
     assert report.fields["tokens"] == tokens and tokens in report.text
-    assert report.fields["candidates"] == []  # a single rate is used as asked
+    assert report.fields["candidates"] == []  # a single rate is used without a search
     opened, made = load_classifier(out)
     assert made.weight.shape == (10, width) and made.classes == open_source(TOY).classes
     assert opened.backbone.embed_dim == 24
@@ -145,7 +145,7 @@ def test_the_saved_classifier_says_what_the_report_says(
 
 
 def test_val_does_not_choose(model: str) -> None:
-    # The same classifier whatever it is judged on.
+    # The classifier does not depend on --val.
     chosen = [
         evaluate(Config(model, train=TOY, val=val, epochs=3, device="cpu")).fields["candidates"]
         for val in (TOY, "toy:textures?n=30&size=16&split=val&seed=9")
@@ -153,7 +153,7 @@ def test_val_does_not_choose(model: str) -> None:
     assert chosen[0] == chosen[1]
 
 
-def test_crops_are_drawn_anew_every_epoch(model: str) -> None:
+def test_crops_are_resampled_every_epoch(model: str) -> None:
     config = Config(model, epochs=2, lr=(0.3,), augment=True, batch=32, workers=1, device="cpu")
     report = evaluate(config)
     assert "random crops and flips" in report.text and report.fields["top1"] >= 0
@@ -191,8 +191,8 @@ def test_values_out_of_range_are_wrong_usage(change: dict[str, object]) -> None:
         Config("model", **change)  # type: ignore[arg-type]
 
 
-def test_crops_and_lbfgs_do_not_go_together() -> None:
-    with pytest.raises(UsageError, match="use sgd"):
+def test_crops_and_lbfgs_are_incompatible() -> None:
+    with pytest.raises(UsageError, match="use --solver sgd"):
         Config("model", augment=True, solver="lbfgs")
 
 

@@ -1,4 +1,4 @@
-"""Retrieval end to end: folders of classes, and the revisited protocol on a small benchmark made here."""
+"""Retrieval end to end: class folders, and the revisited protocol on a small synthetic benchmark."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_every_flag_keeps_copies_together(ask: Ask, tmp_path: Path, flags: list[
 def test_classes_that_are_no_classes_are_found_by_chance_only(ask: Ask, tmp_path: Path) -> None:
     for number in range(40):
         (tmp_path / f"set/{number % 4}").mkdir(parents=True, exist_ok=True)
-        picture(number).save(tmp_path / f"set/{number % 4}/{number}.png")  # ten patterns dealt out to four classes
+        picture(number).save(tmp_path / f"set/{number % 4}/{number}.png")  # ten patterns in four classes
     assert 15 < ask(tmp_path / "set")["mAP"] < 60
 
 
@@ -134,31 +134,31 @@ def test_the_only_one_of_its_class_is_no_query(ask: Ask, tmp_path: Path, capsys:
 def test_the_table_says_the_protocol(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["eval", "retrieval", str(tiny_model), str(classes(tmp_path / "set"))]) == 0
     text = capsys.readouterr().out
-    assert "100.00" in text and "mP@10" in text and "multiple of 8 px" in text and "each image against all" in text
+    assert "100.00" in text and "mP@10" in text and "multiple of 8 px" in text and "each image is a query" in text
 
 
-@pytest.mark.parametrize("form", ["pickle", "json", "found by itself"])
+@pytest.mark.parametrize("form", ["pickle", "json", "found in DATA"])
 def test_revisited_protocol(ask: Ask, tmp_path: Path, form: str) -> None:
     folder = benchmark(tmp_path / "bench")
     if form == "json":
         file = tmp_path / "truth.json"
         file.write_text(json.dumps(truth(), default=lambda array: array.tolist()))
     else:
-        file = (folder if form == "found by itself" else tmp_path) / "gnd_small.pkl"
+        file = (folder if form == "found in DATA" else tmp_path) / "gnd_small.pkl"
         file.write_bytes(pickle.dumps(truth()))
-    answer = ask(folder, *([] if form == "found by itself" else ["--ground-truth", file]))
-    # cut to its box, each query is the very image it is to find
+    answer = ask(folder, *([] if form == "found in DATA" else ["--ground-truth", file]))
+    # cropped to its box, each query equals its positive image
     assert answer["easy"] == {"mAP": 100, "mP": {"1": 100, "5": 100, "10": 100}, "queries": 1}
     assert answer["hard"] == {"mAP": 100, "mP": {"1": 100, "5": 100, "10": 100}, "queries": 1}
     assert answer["medium"]["queries"] == 2 and answer["medium"]["mAP"] == answer["mAP"] == 100
     assert answer["images"] == 6
 
 
-def test_queries_are_cut_to_their_box_unless_told_not_to(ask: Ask, tmp_path: Path) -> None:
+def test_queries_are_cropped_to_their_box_by_default(ask: Ask, tmp_path: Path) -> None:
     folder = benchmark(tmp_path / "bench")
     (folder / "gnd_small.pkl").write_bytes(pickle.dumps(truth()))
     whole = ask(folder, "--crop-queries", "False")
-    assert whole["mAP"] < 100 and "not cut" in whole["protocol"]
+    assert whole["mAP"] < 100 and "not cropped" in whole["protocol"]
     entire = truth()
     for entry in entire["gnd"]:
         entry["bbx"] = np.array([0.0, 0, 96, 48])
@@ -166,8 +166,8 @@ def test_queries_are_cut_to_their_box_unless_told_not_to(ask: Ask, tmp_path: Pat
     assert ask(folder)["mAP"] == whole["mAP"]
 
 
-def test_junk_and_the_other_lists_are_passed_over(ask: Ask, tmp_path: Path) -> None:
-    """The query's own image is easy, another is hard: what the hard set-up scores must not depend on the easy one."""
+def test_junk_and_the_other_lists_are_ignored(ask: Ask, tmp_path: Path) -> None:
+    """The query's own image is easy, another is hard: the hard score must not depend on the easy image."""
     folder = benchmark(tmp_path / "bench")
 
     def asked(**lists: list[int]) -> Answer:
@@ -220,9 +220,9 @@ def test_mistakes_are_one_line(ask: Ask, tmp_path: Path) -> None:
         (singles / str(number)).mkdir(parents=True)
         picture(number).save(singles / f"{number}/x.png")
     cases = {
-        (): (2, "No images were named"),
+        (): (2, "DATA is missing"),
         (tmp_path / "gone",): (1, "gone does not exist"),
-        (flat,): (1, "flat names no classes | Sort the images into sub-folders"),
+        (flat,): (1, "flat has no classes | Sort the images into one sub-folder per class"),
         (broken,): (1, "None of the 2 images can be read, e.g. 0/x.jpg"),
         (singles,): (1, "No class of"),
         (folder, "--whiten", tmp_path / "gone"): (1, "gone does not exist"),
@@ -247,14 +247,14 @@ def test_mistakes_are_one_line(ask: Ask, tmp_path: Path) -> None:
 
     names = truth()["imlist"]
     absent = with_truth(truth(imlist=[*names[:5], "image_9"]))
-    assert "lacks 1 of the images that the ground truth names, e.g. image_9" in absent
-    assert "no query with anything to find" in with_truth(truth(gnd=[{}, {}]))
+    assert "lacks 1 images of the ground truth, e.g. image_9" in absent
+    assert "No query of the ground truth has a positive image" in with_truth(truth(gnd=[{}, {}]))
     (bench / "gnd_other.json").touch()
-    assert "has 2 ground truths | Choose: --ground-truth" in told(bench)[1]
+    assert "has 2 ground truth files | Choose one, e.g. --ground-truth" in told(bench)[1]
     (bench / "gnd_other.json").unlink()
     (bench / "more").mkdir()
     picture(0).save(bench / "more/image_0.jpg")
-    assert "has several images 'image_0'" in with_truth(truth())
+    assert "has several images named 'image_0'" in with_truth(truth())
 
 
 def test_a_malicious_ground_truth_is_refused_and_runs_nothing(ask: Ask, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Label propagation against plain loops, on perfect features, and end to end through the command line."""
+"""Label propagation against plain loops, on perfect features, and end to end from the command line."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def scene(grid: tuple[int, int], num_context: int, num_labels: int = 3) -> tuple
         ((8, 2), 1, 3, 5),  # tall, the first frame alone
         ((4, 5), 2, 12, 5),  # a window larger than the grid
         ((4, 5), 2, 0, 3),  # no window
-        ((2, 3), 1, 1, 50),  # more asked for than there are
+        ((2, 3), 1, 1, 50),  # top_k above the number of patches
         ((1, 1), 1, 12, 5),
     ],
 )
@@ -111,7 +111,7 @@ def test_the_first_frame_and_the_last_ones_are_remembered(monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("index", [0, 1])
-def test_perfect_features_follow_toy_films(index: int) -> None:
+def test_perfect_features_follow_toy_videos(index: int) -> None:
     truth = torch.from_numpy(ToySource("forms", size=96).video(index, 12)[1][:, 1::2, 1::2])  # one of 2×2 is a patch
     maps = one_hot(truth.long(), 3).float()
     tracker = Tracker(maps[0], maps[0].permute(2, 0, 1))
@@ -157,11 +157,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
-def write_davis(root: Path, films: dict[str, tuple[np.ndarray, np.ndarray]]) -> Path:
-    """Films of frames `[T H W 3]` and masks `[T H W]` as DAVIS keeps them."""
+def write_davis(root: Path, videos: dict[str, tuple[np.ndarray, np.ndarray]]) -> Path:
+    """Write frames `[T H W 3]` and masks `[T H W]` of videos in the layout of DAVIS."""
     (root / "ImageSets/2017").mkdir(parents=True)
-    (root / "ImageSets/2017/val.txt").write_text("".join(f"{name}\n" for name in films))
-    for name, (frames, truth) in films.items():
+    (root / "ImageSets/2017/val.txt").write_text("".join(f"{name}\n" for name in videos))
+    for name, (frames, truth) in videos.items():
         for folder in ("JPEGImages", "Annotations"):
             (root / folder / "480p" / name).mkdir(parents=True)
         for t, (frame, mask) in enumerate(zip(frames, truth, strict=True)):
@@ -236,7 +236,7 @@ def test_thirty_objects_and_one_that_vanishes(model: str, tmp_path: Path, capsys
     assert mask_files.read(tmp_path / "out/stripes/00001.png")[0].max() > 20
 
 
-def test_a_film_file_with_one_mask(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_video_file_with_one_mask(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     frames, truth = ToySource("forms", size=SIZE).video(1, 4)
     with av.open(str(tmp_path / "film.mp4"), "w") as container:
         stream = container.add_stream("libx264", rate=10)
@@ -251,7 +251,7 @@ def test_a_film_file_with_one_mask(model: str, tmp_path: Path, capsys: pytest.Ca
     args = ["--data", str(tmp_path / "film.mp4"), "--mask", str(tmp_path / "first.png"), "--out", str(tmp_path / "out")]
     found = run([model, *args], capsys)
     assert found["J_mean"] is found["per_sequence"]["film"]["F_decay"] is None
-    assert found["notes"] == ["film: nothing to score, only the first frame has a mask"]
+    assert found["notes"] == ["film: nothing to score: only the first frame has a mask"]
     written = [mask_files.read(path) for path in sorted((tmp_path / "out/film").iterdir())]
     assert len(written) == 4 and all(palette == colors for _, palette in written)
     np.testing.assert_array_equal(written[0][0], renumbered)
@@ -278,12 +278,12 @@ def test_masks_of_another_size_and_black_and_white(
     np.testing.assert_array_equal(mask_files.read(tmp_path / "out/toy/00000.png")[0], truth[0])
 
 
-def test_an_unreadable_frame_is_left_out(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unreadable_frame_is_skipped(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = write_davis(tmp_path, {"toy": ToySource("forms", size=SIZE).video(0, 4)})
     frames = root / "JPEGImages/480p/toy"
     (frames / "00001.jpg").write_bytes(b"no image")
     found = run([model, "--data", str(root), "--out", str(tmp_path / "out")], capsys)
-    assert found["notes"] == ["toy: frame 00001 was left out, not an image in a known format"]
+    assert found["notes"] == ["toy: frame 00001 was skipped: not an image in a known format"]
     assert found["J_mean"] is not None
     assert (found["frames"], found["skipped"]) == (4, 1)
     assert sorted(path.stem for path in (tmp_path / "out/toy").iterdir()) == ["00000", "00002", "00003"]
@@ -301,11 +301,11 @@ def test_mistakes_are_one_clear_line(model: str, toy_davis: Path, tmp_path: Path
 
     frames = str(toy_davis / "JPEGImages/480p/toy0")
     first = str(toy_davis / "Annotations/480p/toy0/00000.png")
-    assert "Give --data" in said(UsageError, data="")
+    assert "--data is missing" in said(UsageError, data="")
     assert "nowhere does not exist" in said(UserError, data="nowhere")
-    assert "not laid out as DAVIS. Give its first mask" in said(UsageError, data=frames)
+    assert "does not have the layout of DAVIS. Give the mask of the first frame" in said(UsageError, data=frames)
     assert "Give --out" in said(UsageError, data=frames, mask=first)
-    assert "does not go with DAVIS" in said(UsageError, mask=first)
+    assert "cannot be used with DAVIS" in said(UsageError, mask=first)
     assert "Did you mean toy1 or toy0?" in said(UserError, sequences=("toy2",))
     assert "would overwrite" in said(UsageError, out=str(toy_davis / "Annotations/480p"))
     assert "would overwrite" in said(UsageError, data=frames, mask=first, out=str(toy_davis / "JPEGImages/480p"))

@@ -1,4 +1,4 @@
-"""A network whose features and attention can be said beforehand."""
+"""A network with known features and attention."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Maps light up where the network looks, as DINO v1's do."""
+"""Attention maps match DINO v1, and are bright where the attention is."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ def test_the_bright_patch_lights_up_and_nothing_else(looking: Model) -> None:
     assert (veiled[4:8, 12:16] == 255).all() and (veiled[:4] < 255).all(), "the patch in its colors, the rest pale"
 
 
-def test_many_heads_go_on_below_each_other() -> None:
+def test_many_heads_wrap_into_rows() -> None:
     rows = tiles(Image.new("RGB", (24, 16)), torch.rand(12, 4, 6))
     assert [len(row) for row in rows] == [7] * 4
     assert [tile.title for row in rows[::2] for tile in row if tile][2:] == [f"head {i}" for i in range(12)]
     assert [len(row) for row in tiles(Image.new("RGB", (24, 16)), torch.rand(12, 4, 6), heads=[3])] == [3, 3]
 
 
-def test_a_picture_of_a_folder_of_pictures(vit: str, tmp_path: Path) -> None:
+def test_one_file_per_image_in_a_folder(vit: str, tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     photos.mkdir()
     for name in ("a.png", "b.png", "b.jpg"):
@@ -98,7 +98,7 @@ def test_mistakes_are_one_line_and_leave_nothing(vit: str, tmp_path: Path) -> No
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     a, out = str(tmp_path / "a.png"), str(tmp_path / "out.png")
     for changes, said in (
-        ({"out": str(tmp_path / "o.gif")}, "ends in none of the forms"),
+        ({"out": str(tmp_path / "o.gif")}, "has no supported suffix"),
         ({"out": str(tmp_path / "no" / "o.png")}, "no folder to write"),
         ({"heads": (3,), "out": out}, "no head 3. This network has 3"),
         ({"images": (str(tmp_path / "b.png"),), "out": out}, "does not exist"),
@@ -121,13 +121,13 @@ def test_broken_weights_are_named(looking: Model) -> None:
     looking.backbone.weight.data.fill_(torch.nan)  # pyright: ignore
     sight = ImageEncoder(looking, 16)
     for look in (sight.attention, sight.patches):
-        with pytest.raises(UserError, match=r"not finite numbers\. Its weights are broken"):
+        with pytest.raises(UserError, match=r"NaN or infinite\. Its weights are broken"):
             look(Image.new("RGB", (16, 16)))
 
 
 def test_images_too_thin_are_left_out_and_the_others_drawn(vit: str, tmp_path: Path) -> None:
     folder = tmp_path / "images"
-    (folder / ("deep" * 40) / ("deeper" * 30)).mkdir(parents=True)  # a key longer than names of files can be
+    (folder / ("deep" * 40) / ("deeper" * 30)).mkdir(parents=True)  # a key longer than a file name may be
     Image.new("RGB", (30_000, 1)).save(folder / "thin.png")
     Image.new("RGB", (3, 200)).save(folder / "tall.png")
     Image.new("RGB", (160, 10)).save(folder / "long.png")

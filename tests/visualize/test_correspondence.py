@@ -1,4 +1,4 @@
-"""A patch that has moved is found again."""
+"""A shifted patch is found in the second image."""
 
 from __future__ import annotations
 

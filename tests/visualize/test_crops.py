@@ -1,4 +1,4 @@
-"""What is shown is what was drawn: boxes at their places, each stage what training makes of it."""
+"""Boxes and stages match the view parameters and the views of training."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_a_step_end_to_end(batches: Batches, tmp_path: Path) -> None:
     assert [each["image"] for each in report.fields["images"]] == keys
     box = report.fields["images"][1]["views"][3]["box"]
     assert box == batch.draws["local"].box[1, 1].tolist()
-    assert "the student sees all views, the teacher the global views" in report.text
+    assert "the student gets all views, the teacher the global views" in report.text
     assert len(first(batch, 9).indices) == 4, "no more than there are"
     with pytest.raises(UsageError, match="--step is 7 and the run has 7"):
         show(Config("run", step=7, out=str(tmp_path / "d.png")), seen)

@@ -1,4 +1,4 @@
-"""Curves are drawn without a screen, the same each time, and into pictures only."""
+"""Figures of curves need no display, are reproducible, and are written only to supported formats."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_the_same_curves_are_the_same_picture(tmp_path: Path) -> None:
 
 
 def test_another_ending_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"ends in none of the forms there are\. Use \.png, \.svg"):
+    with pytest.raises(UsageError, match=r"has no supported suffix\. Use one of \.png, \.svg"):
         draw(PANELS, tmp_path / "curves.txt")
     assert not list(tmp_path.iterdir())
 
@@ -79,7 +79,7 @@ def test_one_run_shows_both_networks_and_many_the_one_to_use(tmp_path: Path) -> 
 
 
 def test_what_is_no_run_says_so(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no run folder: it has no metrics\.jsonl"):
+    with pytest.raises(UserError, match=r"not a run folder: it has no metrics\.jsonl"):
         show(Config((str(tmp_path),), out=str(tmp_path / "c.png")))
     (tmp_path / "metrics.jsonl").touch()
     with pytest.raises(UserError, match="not measured anything yet"):

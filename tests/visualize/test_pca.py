@@ -1,4 +1,4 @@
-"""Components are those of numpy, with signs by a rule, the same to the last bit each time."""
+"""Components match NumPy up to the sign rule, and are bitwise reproducible."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_pictures_end_to_end_are_the_same_each_time(vit: str, tmp_path: Path) ->
 
 def test_too_few_patches_and_broken_weights_say_so(vit: str, tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
-    with pytest.raises(UserError, match="1 patches of 24 features have no three components"):
+    with pytest.raises(UserError, match="1 patches of 24 features are too few for three components"):
         show(Config(vit, (str(tmp_path / "a.png"),), out=str(tmp_path / "o.png"), size_px=4, device="cpu"))
     (tmp_path / "b.png").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"No image can be read, e\.g\. .*b\.png"):

@@ -1,4 +1,4 @@
-"""Distributions sum to 1, their entropies are those that can be worked out by hand."""
+"""Distributions sum to 1, and their entropies match the closed form."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_logits_from_a_file(tmp_path: Path) -> None:
     np.save(tmp_path / "flat.npy", np.zeros(4))
     np.save(tmp_path / "objects.npy", np.array([{}]), allow_pickle=True)
     for name, said in (
-        ("nan", "not finite"),
+        ("nan", "NaN or infinite"),
         ("flat", r"holds float64 \[4\]"),
         ("objects", "Cannot read"),
         ("no", "Cannot"),

@@ -1,4 +1,4 @@
-"""Films come out frame by frame, all of them, in order, in the memory of a few."""
+"""Videos are written frame by frame, complete and in order, with bounded memory."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ import pytest
 from PIL import Image
 
 from opendino.core.errors import UsageError, UserError
-from opendino.datasets import video_frames as films
+from opendino.datasets import video_frames as videos
 from opendino.models.load import Model
 from opendino.visualize import video
-from opendino.visualize.video import Config, _evenly, pairs, show
+from opendino.visualize.video import Config, _evenly_spaced, pairs, show
 
 
 def steps(number: int, height: int = 32, width: int = 48) -> Iterator[np.ndarray]:
-    """Gray frames, each as bright as its place."""
+    """Gray frames, each as bright as its index."""
     for n in range(number):
         yield np.full((height, width, 3), n * 250 // max(1, number - 1), np.uint8)
 
 
 def test_every_frame_in_order_at_the_same_rate(vit: str, tmp_path: Path) -> None:
     film, out = tmp_path / "film.mp4", tmp_path / "out.mp4"
-    assert films.write(film, steps(20), Fraction(30000, 1001)) == 20
+    assert videos.write(film, steps(20), Fraction(30000, 1001)) == 20
     for kind in ("attention", "pca"):
         report = show(Config(vit, str(film), kind=kind, out=str(out), size_px=32, device="cpu"))
         assert (report.fields["frames"], report.fields["fps"]) == (20, pytest.approx(30000 / 1001))
-        assert films.rate(out) == Fraction(30000, 1001)
-        found = [pixels for _, pixels in films.frames(out)]
+        assert videos.rate(out) == Fraction(30000, 1001)
+        found = [pixels for _, pixels in videos.frames(out)]
         assert len(found) == 20 and found[0].shape == (32, 96, 3)
         light = [pixels[:, :44].mean() for pixels in found]
         assert np.allclose(light, [frame.mean() for frame in steps(20)], atol=5), "the film itself, on the left"
@@ -48,7 +48,7 @@ def test_a_folder_of_frames_with_a_broken_one(vit: str, tmp_path: Path) -> None:
     Image.new("RGB", (20, 40)).save(folder / "4.png")  # of another size
     out = str(tmp_path / "out.mp4")
     report = show(Config(vit, str(folder), out=out, size_px=32, fps=10, device="cpu"))
-    assert (report.fields["frames"], report.fields["skipped"], films.rate(Path(out))) == (4, 1, 10)
+    assert (report.fields["frames"], report.fields["skipped"], videos.rate(Path(out))) == (4, 1, 10)
     for path in folder.iterdir():
         path.write_bytes(b"no image")
     with pytest.raises(UserError, match="No frame of"):
@@ -71,24 +71,24 @@ def test_a_thousand_frames_never_live_together(looking: Model, tmp_path: Path) -
             yield str(n), image
 
     assert (
-        films.write(tmp_path / "o.mp4", pairs(images(), lambda i: video.heat(i, sight.attention(i)[0])), Fraction(25))
+        videos.write(tmp_path / "o.mp4", pairs(images(), lambda i: video.heat(i, sight.attention(i)[0])), Fraction(25))
         == 1000
     )
     assert most <= 3
-    assert sum(1 for _ in films.frames(tmp_path / "o.mp4")) == 1000
+    assert sum(1 for _ in videos.frames(tmp_path / "o.mp4")) == 1000
     most, alive = 0, set()
-    kept = _evenly(images(), 32)
+    kept = _evenly_spaced(images(), 32)
     gc.collect()
     assert [int(name) for name, _ in kept] == list(range(0, 1000, 32)) and most <= 34
 
 
 def test_what_cannot_be_done_is_said(vit: str, tmp_path: Path) -> None:
     film = tmp_path / "film.mp4"
-    films.write(film, steps(2), Fraction(5))
+    videos.write(film, steps(2), Fraction(5))
     for config, said in (
         (Config(vit, str(tmp_path / "no.mp4"), out=str(tmp_path / "o.mp4")), "does not exist"),
-        (Config(vit, str(film), out=str(film)), "is the film itself"),
-        (Config(vit, str(film), out=str(tmp_path / "o.avi")), "ends in none of the forms"),
+        (Config(vit, str(film), out=str(film)), "is the input video"),
+        (Config(vit, str(film), out=str(tmp_path / "o.avi")), "has no supported suffix"),
     ):
         with pytest.raises(UserError, match=said):
             show(config)

@@ -1,4 +1,4 @@
-"""Few images that stand for all: k-center by farthest point."""
+"""Diverse subset selection: k-center by farthest-point sampling."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from torch import Tensor
 
 @torch.no_grad()
 def k_center(vectors: Tensor, start: Sequence[int] = (), seed: int = 0) -> Iterator[tuple[int, float]]:
-    """Row after row the one that is farthest from all chosen before (Gonzalez 1985; Sener & Savarese 2018, core-set).
+    """Greedy k-center: repeatedly choose the row farthest from all chosen rows (Gonzalez 1985; Sener & Savarese 2018).
 
-    However many are taken, their covering radius is at most twice the smallest possible. Deterministic: of equally far
-    rows the first is taken. Each choice compares one row with all, `[M D]` · `[D]`; beside the vectors little is held.
+    The covering radius of any prefix is at most twice the smallest possible. Deterministic: ties go to the first row.
+    Each choice costs one product `[M D]` · `[D]`; extra memory is `[M]`.
 
     Args:
-        vectors: float32 `[M D]` of unit length.
-        start: Rows that count as chosen already.
-        seed: Draws the first row where there are none.
+        vectors: float32 `[M D]`, L2-normalized.
+        start: Rows that are already chosen.
+        seed: Random seed for the first row if `start` is empty.
 
     Yields:
-        The row, and the covering radius with it: how far the farthest row is from its nearest chosen one, as Euclidean
-        distance between vectors of unit length, from 0 to 2. Until all rows are chosen.
+        (row, covering radius) until all rows are chosen. The covering radius is the largest Euclidean distance of a row
+        to its nearest chosen row, in [0, 2].
     """
-    nearest = vectors.new_full((len(vectors),), -torch.inf)  # cosine to the nearest chosen; inf: is chosen
+    nearest = vectors.new_full((len(vectors),), -torch.inf)  # [M], cosine to the nearest chosen row; inf: chosen
     for row in start:
         torch.maximum(nearest, vectors @ vectors[row], out=nearest)
     nearest[list(start)] = torch.inf

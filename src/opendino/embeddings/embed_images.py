@@ -1,4 +1,4 @@
-"""Images → vectors, a batch at a time: of any number of images no more than a few batches are in memory."""
+"""Embed images batch by batch; memory holds only a few batches for any number of images."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from opendino.models.load import Model
 
 @dataclass(frozen=True)
 class Rows:
-    """The readable images of a stretch of a source, in the source's order.
+    """Embeddings of the readable images of a contiguous range of a source, in source order.
 
     Attributes:
-        indices: Positions in the source.
+        indices: Indices into the source.
         keys: `source.key` of each.
-        vectors: float32 `[B D]` on the host, as the network gives them: not of unit length.
-        sizes: (width, height) in pixels as stored, upright.
-        patches: float16 `[B N D]` on the host, row by row of the grid; None where they were not asked for.
-        bad: (key, reason) of the images of this stretch that could not be read.
+        vectors: float32 `[B D]` on the CPU, not normalized.
+        sizes: (width, height) of the stored images in pixels, after EXIF rotation.
+        patches: float16 `[B N D]` on the CPU, in row-major order of the grid; None if not requested.
+        bad: (key, reason) of the images of this range that could not be read.
     """
 
     indices: list[int]
@@ -52,76 +52,85 @@ def vectors(
     patches: bool = False,
     within: int | None = None,
 ) -> Generator[Rows, None, None]:
-    """Look at images once, prepared as the model wants them; threads decode the next batch while the network works.
+    """Embed images with the preprocessing of the model; threads decode the next batch while the network runs.
 
     Args:
         model: On any device.
-        source: Where the images come from.
-        indices: Which of them, in the order wanted.
-        batch: Images at a time.
-        workers: Threads that read and decode.
+        source: The source of the images.
+        indices: Images to embed, in output order.
+        batch: Images per batch.
+        workers: Number of threads that read and decode.
         patches: Whether to keep patch features as well.
-        within: No batch reaches across a multiple of so many places in `indices`.
+        within: Batches do not cross multiples of this number of positions in `indices`; None: no limit.
 
     Yields:
-        A batch each, without rows where none of its images can be read.
+        One `Rows` per batch; it has no rows if none of the images can be read.
 
     Raises:
-        UserError: The network gives what is not a number.
+        UserError: The network returns NaN or infinity.
     """
 
-    def look(place: int) -> tuple[tuple[int, int], Tensor]:
-        pixels = decode(source.read(indices[place]))
+    def load_image(position: int) -> tuple[tuple[int, int], Tensor]:
+        pixels = decode(source.read(indices[position]))
         return (pixels.shape[1], pixels.shape[0]), model.preprocess(pixels)
 
     dim, num_patches = model.backbone.embed_dim, math.prod(grid(model)) if patches else 0
-    nothing = torch.empty(0, dim), torch.empty(0, num_patches, dim, dtype=torch.float16) if patches else None
-    for looked, bad in prefetch_images(source, indices, look, batch, workers, within):
-        found, cells = _through(model, [image for _, (_, image) in looked], patches) if looked else nothing
-        places = [indices[place] for place, _ in looked]
-        yield Rows(places, [source.key(i) for i in places], found, [size for _, (size, _) in looked], cells, bad)
+    empty = torch.empty(0, dim), torch.empty(0, num_patches, dim, dtype=torch.float16) if patches else None
+    for loaded, bad in prefetch_images(source, indices, load_image, batch, workers, within):
+        embedded, patch_features = _forward(model, [image for _, (_, image) in loaded], patches) if loaded else empty
+        positions = [indices[position] for position, _ in loaded]
+        yield Rows(
+            positions,
+            [source.key(i) for i in positions],
+            embedded,
+            [size for _, (size, _) in loaded],
+            patch_features,
+            bad,
+        )
 
 
 @torch.no_grad()
-def _through(model: Model, images: list[Tensor], patches: bool) -> tuple[Tensor, Tensor | None]:
-    """Vectors float32 `[B D]`, and where they are wanted patches float16 `[B N D]`; on the host."""
+def _forward(model: Model, images: list[Tensor], patches: bool) -> tuple[Tensor, Tensor | None]:
+    """Vectors float32 `[B D]`, and patches float16 `[B N D]` if requested; on the CPU."""
     weight = next(model.backbone.parameters())
-    stacked = torch.stack(images)
+    stacked = torch.stack(images)  # [B, C, H, W]
     if weight.is_cuda:
         stacked = stacked.pin_memory()
     stacked = stacked.to(weight.device, weight.dtype, non_blocking=True)
     if patches:
         features = model.backbone.features(stacked)
-        made = [features.cls.float().cpu(), features.patches.half().cpu()]
+        outputs = [features.cls.float().cpu(), features.patches.half().cpu()]
     else:
-        made = [model.backbone([stacked])[0].float().cpu()]
-    if not all(tensor.isfinite().all() for tensor in made):
-        raise UserError("The network's features are not finite numbers", "Its weights are broken; take an earlier one")
-    return made[0], made[1] if patches else None
+        outputs = [model.backbone([stacked])[0].float().cpu()]
+    if not all(tensor.isfinite().all() for tensor in outputs):
+        raise UserError(
+            "The features of the network are NaN or infinite", "Its weights are broken; use an earlier checkpoint"
+        )
+    return outputs[0], outputs[1] if patches else None
 
 
 def grid(model: Model) -> tuple[int, int]:
-    """(rows, columns) of the patches that the model makes of an image.
+    """(rows, columns) of the patch grid of a preprocessed image.
 
     Raises:
-        UserError: Its features are no grid.
+        UserError: The features of the model are not a grid.
     """
     weight, side = next(model.backbone.parameters()), model.preprocessing["image_px"]
     try:
         return model.features(weight.new_zeros(1, 3, side, side)).grid
     except NotImplementedError as error:
-        raise UserError(str(error), "Leave out --patches") from error
+        raise UserError(str(error), "Remove --patches") from error
 
 
 def table_origin(model: Model, source: Source, *, name: str, which: str | None, data: str) -> dict[str, Any]:
-    """What a table remembers of where its vectors come from, plain JSON values.
+    """Metadata of a table: the model and the data that its vectors come from, as plain JSON values.
 
     Args:
-        model: The opened model.
+        model: The loaded model.
         source: The opened source.
-        name: MODEL as the user gave it.
-        which: The network that was asked for, None for the one to use.
-        data: DATA as the user gave it.
+        name: MODEL as the user wrote it.
+        which: The network that the user named; None for the default.
+        data: DATA as the user wrote it.
     """
     return {
         "model": name,

@@ -1,4 +1,4 @@
-"""A table of vectors, whatever its format."""
+"""Base class of embedding tables, for all file formats."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 STRETCH = 2**15
-"""Rows in memory at a time: 50 MB of 384 numbers each."""
+"""Maximum number of rows in memory at a time: 50 MB for 384 features."""
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """The rows of a table that are most similar to queries.
+    """Nearest neighbors of queries.
 
     Attributes:
-        keys: A list for each query, the most similar first; at most k.
-        scores: Their cosines to the query, in [-1, 1].
-        exact: Whether all rows were compared; else an index chose which, and a few of the best may be missing.
-        left_out: How many rows have a vector that nothing is near to (zeros, NaN, infinity); None where not counted.
+        keys: For each query the keys of at most k rows, most similar first.
+        scores: Cosine similarities of these rows to the query, in [-1, 1].
+        exact: Whether all rows were compared; otherwise an approximate index was used, which may miss neighbors.
+        left_out: Number of rows that cannot be normalized (zeros, NaN, infinity); None if not counted.
     """
 
     keys: list[list[str]]
@@ -40,20 +40,20 @@ class SearchResult:
     left_out: int | None = None
 
 
-_AGAIN = "The model that made it is broken; take another, and embed the images again"
+_EMBED_AGAIN = "The weights of its model are broken: embed the images again with another model"
 
 
 def left_out(number: int | None) -> str:
-    """What to tell people of vectors that nothing is near to: part of a sentence, or nothing."""
-    return f", {number:,} left out whose vector is zeros or not numbers" if number else ""
+    """Message about vectors that cannot be normalized: the end of a sentence, or an empty string."""
+    return f", {number:,} skipped whose vector is zero, NaN or infinite" if number else ""
 
 
 class EmbeddingTable(abc.ABC):
-    """A table that `opendino embed` wrote.
+    """A table written by `opendino embed`.
 
     Args:
-        name: As the user gave it.
-        about: What the table remembers, see `schema.about`.
+        name: Path as the user wrote it.
+        about: Metadata of the table, see `table_schema.about`.
     """
 
     def __init__(self, name: str, about: dict[str, Any]) -> None:
@@ -64,14 +64,14 @@ class EmbeddingTable(abc.ABC):
 
     @abc.abstractmethod
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """All rows in their order, columns "key" and "vector", at most `STRETCH` at a time."""
+        """All rows in table order, columns "key" and "vector", in batches of at most `STRETCH` rows."""
 
     @abc.abstractmethod
     def search(self, queries: Tensor, k: int, exact: bool) -> SearchResult:
-        """What `nearest` returns, of a table with rows."""
+        """Implementation of `nearest`, for a table that is not empty and valid queries."""
 
     def chunks(self) -> Iterator[tuple[list[str], Tensor]]:
-        """All rows in their order: keys, and vectors float32 `[B D]` as the network gave them.
+        """All rows in table order: keys, and vectors float32 `[B D]`, not normalized.
 
         Raises:
             UserError: The table is damaged.
@@ -82,67 +82,67 @@ class EmbeddingTable(abc.ABC):
                 yield batch.column("key").to_pylist(), torch.tensor(vectors)
 
     def normalized(self) -> tuple[list[str], Tensor]:
-        """Keys, and vectors scaled to unit length, float32 `[M D]`; all in memory.
+        """Keys, and L2-normalized vectors float32 `[M D]`, all in memory.
 
-        Rows whose vector has no direction (zeros, NaN, infinity) are left out: M may be less than the table's length.
+        Rows that cannot be normalized (zeros, NaN, infinity) are skipped: M may be less than the length of the table.
 
         Raises:
-            UserError: The table is damaged or empty, or no vector has a direction.
+            UserError: The table is damaged or empty, or no vector can be normalized.
         """
         keys: list[str] = []
         vectors = torch.empty(len(self), self.about["dim"])
-        for some, part in self.chunks():
-            known = directed(part)
-            vectors[len(keys) : len(keys) + int(known.sum())] = normalize(part[known], dim=1)
-            keys += [key for key, keep in zip(some, known.tolist(), strict=True) if keep]
+        for part_keys, part_vectors in self.chunks():
+            valid = directed(part_vectors)
+            vectors[len(keys) : len(keys) + int(valid.sum())] = normalize(part_vectors[valid], dim=1)
+            keys += [key for key, keep in zip(part_keys, valid.tolist(), strict=True) if keep]
         if not len(self):
             raise UserError(f"{self.name} is empty", "Fill it with opendino embed")
         if not keys:
-            raise UserError(f"All vectors of {self.name} are zeros or not numbers", _AGAIN)
+            raise UserError(f"All vectors of {self.name} are zero, NaN or infinite", _EMBED_AGAIN)
         return keys, vectors[: len(keys)]
 
     def nearest(self, queries: Tensor, k: int, *, exact: bool = False) -> SearchResult:
-        """The k rows with the largest cosine to each query.
+        """The k nearest rows to each query by cosine similarity.
 
         Args:
-            queries: float32 `[Q D]` on the host, of any length.
-            k: From 1 up.
-            exact: Compare with all rows even where there is an index.
+            queries: float32 `[Q D]` on the CPU, not necessarily normalized.
+            k: Number of rows, at least 1.
+            exact: Compare with all rows even if there is an index.
 
         Raises:
-            UserError: The table is damaged or empty, or a query has no direction.
+            UserError: The table is damaged or empty, or a query cannot be normalized.
         """
         assert queries.shape[1] == self.about["dim"] and k >= 1
         if not len(self):
             raise UserError(f"{self.name} is empty", "Fill it with opendino embed")
         if not directed(queries).all():
-            raise UserError("The vector of an image to search for is zeros or not numbers", _AGAIN)
+            raise UserError("The vector of an image to search for is zero, NaN or infinite", _EMBED_AGAIN)
         with readable(self.name):
             return self.search(queries, k, exact)
 
 
 def check_model(table: EmbeddingTable, model: Model, name: str) -> None:
-    """Refuse a model other than the one that made the table: their vectors have nothing in common.
+    """Refuse a model other than the one of the table: vectors of different models cannot be compared.
 
     Raises:
-        UserError: It is another, or was trained further since.
+        UserError: The model is another one, or was trained further since.
     """
     if model.fingerprint != table.about["fingerprint"]:
         made_by = table.about["model"]
-        other = "an earlier state of it" if made_by == name else made_by
+        origin = "an earlier version of it" if made_by == name else made_by
         raise UserError(
-            f"{table.name} holds vectors of {other}, not of {name}",
-            f"Use {'the model as it was' if made_by == name else made_by}, or embed the images with {name} into "
+            f"{table.name} holds vectors of {origin}, not of {name}",
+            f"Use {'the earlier version' if made_by == name else made_by}, or embed the images with {name} into "
             "another table",
         )
 
 
 @contextlib.contextmanager
 def readable(name: str) -> Iterator[None]:
-    """What pyarrow and LanceDB say of a table that they cannot read, as a line for the user.
+    """Convert exceptions of pyarrow and LanceDB about an unreadable table to a `UserError`.
 
     Raises:
-        UserError: Something was raised within.
+        UserError: The block raised such an exception.
     """
     try:
         yield
@@ -151,5 +151,5 @@ def readable(name: str) -> Iterator[None]:
     except (OSError, RuntimeError, ValueError, KeyError) as error:
         raise UserError(
             f"{name} cannot be read: {first_line(error)[:200].rstrip('.')}",
-            "It is damaged or no table; make it anew with opendino embed",
+            "It is damaged or not a table: create it again with opendino embed",
         ) from error

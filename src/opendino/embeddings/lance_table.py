@@ -1,4 +1,4 @@
-"""LanceDB tables: kept up to date with a source of images, searched with an index once they are large."""
+"""LanceDB tables: updated incrementally from a source of images, searched with an index when they are large."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 INDEX_FROM = 100_000
-"""Rows from which on there is an index: below, comparing with all of them takes a fifth of a second."""
+"""Minimum number of rows for an index: below it an exact search takes 0.2 s or less."""
 
-_COMMIT = 1024  # images: what a killed update has to do again
-_PARTITIONS = 64  # looked at for a query, of about 8,192 rows each: up to half a million rows that is all of them
-_KEPT = timedelta(hours=1)  # of earlier versions, for those who read them just now
-_REFINE = 4  # times k candidates are compared by their full vectors
+_COMMIT = 1024  # images per commit: the most work that a killed update loses
+_NPROBES = 64  # searched per query, about 8,192 rows each: this covers all partitions up to 0.5 million rows
+_KEEP_VERSIONS = timedelta(hours=1)  # how long old versions are kept, for processes that are reading them
+_REFINE = 4  # k * _REFINE candidates are compared again by their full vectors
 
 
 @final
 class LanceTable(EmbeddingTable):
-    """A LanceDB table `NAME.lance` that `opendino embed` wrote, in a folder or an object store.
+    """A LanceDB table `NAME.lance` written by `opendino embed`, in a folder or an object store.
 
     Args:
-        name: Its path.
+        name: Path of the table.
 
     Raises:
-        UserError: There is none, it cannot be read or is none of ours, or LanceDB is not installed.
+        UserError: The table does not exist or cannot be read, opendino did not write it, or LanceDB is not installed.
     """
 
     def __init__(self, name: str) -> None:
@@ -53,21 +53,21 @@ class LanceTable(EmbeddingTable):
         return self._table.count_rows()
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """See `Table`."""
+        """See `EmbeddingTable`."""
         return iter(self._table.search().select(["key", "vector"]).to_batches(STRETCH))
 
     def search(self, queries: Tensor, k: int, exact: bool) -> SearchResult:
-        """See `Table`. With an index, rows that were added since it was made are compared one by one.
+        """See `EmbeddingTable`. With an index, rows added after its creation are compared exactly.
 
-        LanceDB itself takes no vector with NaN, and finds none of zeros.
+        LanceDB itself rejects vectors with NaN, and never returns zero vectors.
         """
         exact = exact or not _indices(self._table)
         keys: list[list[str]] = []
         scores: list[list[float]] = []
         for query in queries.numpy():
-            asked = self._table.search(query, vector_column_name="vector").distance_type("cosine").limit(k)
-            asked = asked.bypass_vector_index() if exact else asked.nprobes(_PARTITIONS).refine_factor(_REFINE)
-            found = asked.select(["key", "_distance"]).to_arrow()
+            request = self._table.search(query, vector_column_name="vector").distance_type("cosine").limit(k)
+            request = request.bypass_vector_index() if exact else request.nprobes(_NPROBES).refine_factor(_REFINE)
+            found = request.select(["key", "_distance"]).to_arrow()
             keys.append(found["key"].to_pylist())
             scores.append([1 - distance for distance in found["_distance"].to_pylist()])
         return SearchResult(keys, scores, exact)
@@ -75,16 +75,15 @@ class LanceTable(EmbeddingTable):
 
 @dataclass
 class Updated:
-    """What an update came to, in images.
+    """Result of an update, as numbers of images.
 
     Attributes:
-        added: Were not in the table.
-        changed: Were, with other content.
-        unchanged: Were, with the same.
-        removed: Were, and are gone from the source.
-        vanished: Keys that are gone from the source and still in the table.
-        bad: (key, reason) of those that cannot be read; what the table holds of them from before it keeps, unless
-            their content has changed.
+        added: New in the table.
+        changed: Embedded again because their content changed.
+        unchanged: In the table with the same content.
+        removed: Removed from the table because they are no longer in the source.
+        vanished: Keys that are no longer in the source but still in the table.
+        bad: (key, reason) of unreadable images; the table keeps their old rows unless their content changed.
     """
 
     added: int = 0
@@ -108,82 +107,89 @@ def update(
     overwrite: bool = False,
     index_from: int = INDEX_FROM,
 ) -> Updated:
-    """Bring a table up to date with a source, or make it: only new and changed images are embedded.
+    """Update a table from a source, or create it: only new and changed images are embedded.
 
-    An image has changed if its bytes have: the table keeps their digest. Times and sizes of files would be quicker to
-    compare, but archives and the Hub have none, copying alters them, and reading is cheap beside embedding.
+    An image has changed if the digest of its bytes has. File times and sizes would be faster to compare, but archives
+    and the Hub have none, copying changes them, and reading is cheap compared with embedding.
 
-    Every `_COMMIT` images are committed at once; after a kill the next call goes on from there. At the end small pieces
-    are put together, and from `index_from` rows on an index is made or extended.
+    Every `_COMMIT` images are one transaction; after a kill the next call continues from the last one. At the end small
+    fragments are compacted, and from `index_from` rows an index is created or extended.
 
     Args:
-        name: Path of the table, ends in `.lance`.
+        name: Path of the table, with suffix `.lance`.
         model: On any device.
-        source: The images that the table shall hold.
-        origin: As from `embed.origin`.
-        patches: Whether to keep patch features as well; as the table has it where there is one.
-        batch: Images at a time.
-        workers: Threads that read and decode.
-        prune: Also remove the rows of images that are gone from the source.
-        overwrite: Begin anew, whatever the table holds; searches find the old one until the first images are committed.
-        index_from: Rows from which on there is an index.
+        source: The images of the table.
+        origin: Metadata, see `embed_images.table_origin`.
+        patches: Whether to keep patch features as well; must match an existing table.
+        batch: Images per batch.
+        workers: Number of threads that read and decode.
+        prune: Also remove the rows of images that are no longer in the source.
+        overwrite: Replace an existing table; searches use the old one until the first images are committed.
+        index_from: Minimum number of rows for an index.
 
     Raises:
-        UserError: The table is of another model, of other images, damaged, or its name is not allowed; or no image of a
-            new one can be read.
+        UserError: The table has another model or other images, is damaged, or its name is not allowed; or no image of a
+            new table can be read.
     """
-    database, short = _connect(name)
+    database, table_name = _connect(name)
     pa = table_schema.pyarrow()
     origin = {
         name: value for name, value in origin.items() if name != "images"
-    }  # a table grows, and what it says of itself cannot
-    plain = table_schema.arrow(model.backbone.embed_dim, embed_images.grid(model) if patches else None, origin)
-    full = plain.append(pa.field("digest", pa.binary(16)))
-    mode = "overwrite" if overwrite and _is_there(name) else "create"  # to overwrite nothing, LanceDB warns of
+    }  # the number of images changes with every update; the metadata of a table cannot
+    schema = table_schema.arrow(model.backbone.embed_dim, embed_images.grid(model) if patches else None, origin)
+    schema_with_digest = schema.append(pa.field("digest", pa.binary(16)))
+    mode = "overwrite" if overwrite and _exists(name) else "create"  # LanceDB warns if there is nothing to overwrite
     table = None
     if not overwrite and (old := _existing(name)) is not None:
         check_model(old, model, origin["model"])
-        _check_same(old, origin, plain)
+        _check_same(old, origin, schema)
         table = old._table
     keys = [source.key(index) for index in range(len(source))]
-    digests = _digests(name, table)
-    done = Updated(vanished=sorted(digests.keys() - set(keys)))
-    altered, done.unchanged, done.bad = _altered(source, keys, digests, workers)
-    todo = sorted([*(index for index, key in enumerate(keys) if key not in digests), *altered])
-    noted = _Noted(source)
-    waiting: list[pa.RecordBatch] = []
-    spoilt: list[str] = []
+    digests = _digests(name, table)  # key → digest of the rows in the table
+    result = Updated(vanished=sorted(digests.keys() - set(keys)))
+    changed, result.unchanged, result.bad = _changed_images(source, keys, digests, workers)
+    todo = sorted([*(index for index, key in enumerate(keys) if key not in digests), *changed])
+    recorder = _DigestRecorder(source)
+    pending: list[pa.RecordBatch] = []
+    outdated: list[str] = []
     seen = 0
-    for rows in embed_images.vectors(model, noted, todo, batch=batch, workers=workers, patches=patches, within=_COMMIT):
+    for rows in embed_images.vectors(
+        model, recorder, todo, batch=batch, workers=workers, patches=patches, within=_COMMIT
+    ):
         seen += len(rows) + len(rows.bad)
-        done.bad += rows.bad
-        spoilt += [key for key, _ in rows.bad if key in digests]
+        result.bad += rows.bad
+        outdated += [key for key, _ in rows.bad if key in digests]
         if len(rows):
-            marks = pa.array([noted.digests.pop(index) for index in rows.indices], pa.binary(16))
-            waiting.append(pa.RecordBatch.from_arrays([*table_schema.batch(rows, plain).columns, marks], schema=full))
+            digest_column = pa.array([recorder.digests.pop(index) for index in rows.indices], pa.binary(16))
+            pending.append(
+                pa.RecordBatch.from_arrays(
+                    [*table_schema.batch(rows, schema).columns, digest_column], schema=schema_with_digest
+                )
+            )
             replaced = sum(key in digests for key in rows.keys)
-            done.changed, done.added = done.changed + replaced, done.added + len(rows) - replaced
+            result.changed, result.added = result.changed + replaced, result.added + len(rows) - replaced
+        # `within=_COMMIT` makes batches end exactly at multiples of _COMMIT.
         if seen % _COMMIT == 0 or seen == len(todo):
             with readable(name):
-                table = _commit(database, short, table, waiting, mode)
-                _delete(table, spoilt)
-            waiting, spoilt = [], []
+                table = _commit(database, table_name, table, pending, mode)
+                _delete(table, outdated)
+            pending, outdated = [], []
     if table is None:
-        first = f", e.g. {done.bad[0][0]}: {done.bad[0][1]}" if done.bad else ""
+        first = f", e.g. {result.bad[0][0]}: {result.bad[0][1]}" if result.bad else ""
         raise UserError(
-            f"None of the {len(keys)} images can be read{first}", "Check that the folder holds intact images"
+            f"None of the {len(keys)} images can be read{first}", "Check that the folder contains intact images"
         )
     with readable(name):
         if prune:
-            _delete(table, done.vanished)
-            done.removed, done.vanished = len(done.vanished), []
-        _tidy(table, index_from, changed=bool(todo) or bool(done.removed))
-    return done
+            _delete(table, result.vanished)
+            result.removed, result.vanished = len(result.vanished), []
+        _optimize(table, index_from, changed=bool(todo) or bool(result.removed))
+    return result
 
 
 @final
-class _Noted(Source):
-    """A source that keeps the digests of what was read, so that they are those of the very bytes that were embedded."""
+class _DigestRecorder(Source):
+    """A source that records the digest of every image it reads: of exactly the bytes that are embedded."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
@@ -205,29 +211,29 @@ class _Noted(Source):
 
 
 def _digest(data: bytes | np.ndarray) -> bytes:
-    """Of an image as it is stored, an encoded file or uint8 `[H W 3]`: 16 bytes."""
+    """16-byte BLAKE2b digest of a stored image, an encoded file or uint8 `[H W 3]`."""
     if isinstance(data, np.ndarray):
         data = str(data.shape).encode() + data.tobytes()
     return hashlib.blake2b(data, digest_size=16).digest()
 
 
-def _altered(
+def _changed_images(
     source: Source, keys: Sequence[str], digests: Mapping[str, bytes], workers: int
 ) -> tuple[list[int], int, Bad]:
-    """Of the images that a table has: positions of those with other content, how many have the same, and the rest."""
-    known = [index for index, key in enumerate(keys) if key in digests]
-    altered: list[int] = []
+    """For images with a row in the table: indices with changed content, the number unchanged, and unreadable images."""
+    in_table = [index for index, key in enumerate(keys) if key in digests]
+    changed: list[int] = []
     unread: Bad = []
-    for looked, bad in prefetch_images(
-        source, known, lambda place: _digest(source.read(known[place])), _COMMIT, workers
+    for loaded, bad in prefetch_images(
+        source, in_table, lambda position: _digest(source.read(in_table[position])), _COMMIT, workers
     ):
-        altered += [known[place] for place, digest in looked if digest != digests[keys[known[place]]]]
+        changed += [in_table[position] for position, digest in loaded if digest != digests[keys[in_table[position]]]]
         unread += bad
-    return altered, len(known) - len(altered) - len(unread), unread
+    return changed, len(in_table) - len(changed) - len(unread), unread
 
 
 def _digests(name: str, table: Any) -> dict[str, bytes]:
-    """Key → digest of every row."""
+    """Key → digest of every row; empty without a table."""
     if table is None:
         return {}
     with readable(name):
@@ -236,90 +242,93 @@ def _digests(name: str, table: Any) -> dict[str, bytes]:
 
 
 def _connect(name: str) -> tuple[Any, str]:
-    """The database that a table lies in, and its name there.
+    """The database that contains a table, and the name of the table in it.
 
     Raises:
-        UserError: LanceDB is not installed, the folder is absent, or LanceDB does not allow the name.
+        UserError: LanceDB is not installed, the folder does not exist, or LanceDB does not allow the name.
     """
     try:
         import lancedb
     except ImportError:
         raise UserError("Tables that end in .lance need LanceDB", 'pip install "opendino[search]"') from None
     folder, slash, file = name.rstrip("/").rpartition("/")
-    short = file.removesuffix(".lance")
-    if not re.fullmatch(r"[A-Za-z0-9_.-]+", short):
-        raise UserError(f"LanceDB has no tables called '{short}'", "Use letters, digits, and _ . - for its name")
-    place = folder or slash or "."
-    if "://" not in name and not is_folder(place):
-        raise UserError(f"There is no folder {place}", "Make it, or give another table")
-    with readable(place):
-        return lancedb.connect(place), short
+    table_name = file.removesuffix(".lance")
+    if not re.fullmatch(r"[A-Za-z0-9_.-]+", table_name):
+        raise UserError(
+            f"LanceDB does not allow a table name like '{table_name}'", "Use only letters, digits, and _ . -"
+        )
+    parent = folder or slash or "."
+    if "://" not in name and not is_folder(parent):
+        raise UserError(f"There is no folder {parent}", "Create it, or name another table")
+    with readable(parent):
+        return lancedb.connect(parent), table_name
 
 
 def _existing(name: str) -> LanceTable | None:
-    """The table, None where there is none yet."""
-    return LanceTable(name) if _is_there(name) else None
+    """The table, None if it does not exist."""
+    return LanceTable(name) if _exists(name) else None
 
 
-def _is_there(name: str) -> bool:
-    """Whether there is a table, damaged or not."""
+def _exists(name: str) -> bool:
+    """Whether the table exists, damaged or not."""
     if "://" not in name:
         return exists(name)
-    database, short = _connect(name)
+    database, table_name = _connect(name)
     try:
-        database.open_table(short)
+        database.open_table(table_name)
     except ValueError:  # not found
         return False
     except (OSError, RuntimeError):
-        pass  # whoever opens it hears the reason
+        pass  # it exists but is damaged: opening it reports the reason
     return True
 
 
-def _check_same(old: LanceTable, origin: Mapping[str, Any], plain: pa.Schema) -> None:
-    """Refuse images from elsewhere, whose keys would mean other files, and other columns.
+def _check_same(old: LanceTable, origin: Mapping[str, Any], schema: pa.Schema) -> None:
+    """Refuse another source, whose keys would name other files, and another choice of patches.
 
     Raises:
-        UserError: The table differs in one of these.
+        UserError: The table has another source or other columns.
     """
     if old.about["data"] != origin["data"]:
         raise UserError(
             f"{old.name} holds images of {old.about['data']}, not of {origin['data']}",
-            "Give the same DATA as before, or another --out",
+            "Use the same DATA as before, or another --out",
         )
-    if old.about["grid"] != table_schema.about(plain)["grid"]:
+    if old.about["grid"] != table_schema.about(schema)["grid"]:
         raise UserError(
             f"{old.name} was made {'without' if old.about['grid'] is None else 'with'} patches",
-            "Give the same --patches as before, or another --out",
+            "Use the same --patches as before, or another --out",
         )
 
 
-def _commit(database: Any, short: str, table: Any, batches: Sequence[pa.RecordBatch], mode: str) -> Any:
-    """Add rows, replacing those with the same key, all or none; returns the table, made in `mode` if there was none."""
+def _commit(database: Any, table_name: str, table: Any, batches: Sequence[pa.RecordBatch], mode: str) -> Any:
+    """Insert or replace rows by key in one transaction; returns the table, created in `mode` if it was None."""
     if not batches:
         return table
     rows = table_schema.pyarrow().Table.from_batches(batches)
     if table is None:
-        return database.create_table(short, rows, mode=mode)
+        return database.create_table(table_name, rows, mode=mode)
     table.merge_insert("key").when_matched_update_all().when_not_matched_insert_all().execute(rows)
     return table
 
 
 def _delete(table: Any, keys: Sequence[str]) -> None:
+    """Delete the rows with these keys."""
     for start in range(0, len(keys), _COMMIT):
         quoted = ", ".join("'{}'".format(key.replace("'", "''")) for key in keys[start : start + _COMMIT])
         table.delete(f"key IN ({quoted})")
 
 
-def _tidy(table: Any, index_from: int, changed: bool) -> None:
-    """Put small pieces together, extend the index, or make one where the table has become large enough for it."""
+def _optimize(table: Any, index_from: int, changed: bool) -> None:
+    """Compact small fragments, and create or extend the index if the table is large enough."""
     from lancedb.index import IvfSq
 
     if not _indices(table) and table.count_rows() >= index_from:
         table.create_index("vector", config=IvfSq(distance_type="cosine"))
     if changed or any(table.index_stats(index.name).num_unindexed_rows for index in _indices(table)):
-        table.optimize(cleanup_older_than=_KEPT)
+        table.optimize(cleanup_older_than=_KEEP_VERSIONS)
 
 
 def _indices(table: Any) -> list[Any]:
-    """Of the vectors; one or none."""
+    """Indices of the column "vector": one or none."""
     return [index for index in table.list_indices() if index.columns == ["vector"]]

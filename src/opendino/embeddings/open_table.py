@@ -1,4 +1,4 @@
-"""From what a user writes as TABLE to a table of vectors."""
+"""Open the embedding table that the user names as TABLE."""
 
 from __future__ import annotations
 
@@ -10,24 +10,27 @@ from opendino.embeddings.embedding_table import EmbeddingTable
 
 
 def open_table(name: str) -> EmbeddingTable:
-    """Open a `.lance` table or a `.parquet` file that `opendino embed` wrote.
+    """Open a `.lance` table or a `.parquet` file written by `opendino embed`.
 
     Raises:
-        UsageError: Another ending.
-        UserError: There is none, it is damaged, or it does not say which model made it.
+        UsageError: The name has another suffix.
+        UserError: The table does not exist, is damaged, or does not name its model.
     """
     name = str(Path(name).expanduser()) if "://" not in name else name.rstrip("/")
     kind = name.rpartition(".")[2].lower()
     if kind not in ("lance", "parquet"):
-        raise UsageError(f"'{name}' is no table", "A table ends in .lance or .parquet; opendino embed makes them")
+        raise UsageError(
+            f"'{name}' is not the name of a table",
+            "Name a table that ends in .lance or .parquet, created by opendino embed",
+        )
     if "://" not in name and not exists(name):
-        raise UserError(f"There is no table {name}", f"Make it with: opendino embed MODEL DATA --out {name}")
+        raise UserError(f"There is no table {name}", f"Create it: opendino embed MODEL DATA --out {name}")
     if kind == "lance":
         from opendino.embeddings.lance_table import LanceTable
 
         return LanceTable(name)
     if is_folder(name):
-        raise UserError(f"{name} is a folder", "Give one .parquet file")
+        raise UserError(f"{name} is a folder", "Name one .parquet file")
     from opendino.embeddings.parquet_table import ParquetTable
 
     return ParquetTable(name)

@@ -1,4 +1,4 @@
-"""Parquet files of vectors, read and searched a stretch at a time."""
+"""Embedding tables in Parquet files, read and searched in chunks."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 @final
 class ParquetTable(EmbeddingTable):
-    """A Parquet file that `opendino embed` wrote.
+    """A Parquet file written by `opendino embed`.
 
     Args:
-        name: Its path.
+        name: Path of the file.
 
     Raises:
-        UserError: It cannot be read or is none of ours, or pyarrow is not installed.
+        UserError: The file cannot be read, opendino did not write it, or pyarrow is not installed.
     """
 
     def __init__(self, name: str) -> None:
@@ -37,14 +37,15 @@ class ParquetTable(EmbeddingTable):
         return self._file.metadata.num_rows
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """See `Table`."""
+        """See `EmbeddingTable`."""
         return self._file.iter_batches(STRETCH, columns=["key", "vector"])
 
     def search(self, queries: Tensor, k: int, exact: bool) -> SearchResult:
-        """See `Table`. All rows are compared, stretch by stretch; equal ones in the order of the table."""
+        """See `EmbeddingTable`. Compares all rows chunk by chunk; ties are in table order."""
         values, rows = torch.empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.int64)
         names: dict[int, str] = {}
         first, left_out = 0, 0
+        # Merge the top k of each chunk into the running top k; a stable sort keeps ties in table order.
         for keys, vectors in self.chunks():
             cosines, found = nearest_neighbors.nearest(vectors, queries, min(k, len(keys)))
             names.update((first + row, keys[row]) for row in found.unique().tolist())
@@ -53,6 +54,6 @@ class ParquetTable(EmbeddingTable):
             values, rows = values[:, :k], rows.gather(1, order[:, :k])
             first += len(keys)
             left_out += int((~nearest_neighbors.directed(vectors)).sum())
-        kept = min(k, first - left_out)  # those without a direction come last
-        found = [[names[row] for row in each] for each in rows[:, :kept].tolist()]
-        return SearchResult(found, values[:, :kept].clamp(-1, 1).tolist(), True, left_out)
+        num_kept = min(k, first - left_out)  # vectors that cannot be normalized come last
+        found = [[names[row] for row in each] for each in rows[:, :num_kept].tolist()]
+        return SearchResult(found, values[:, :num_kept].clamp(-1, 1).tolist(), True, left_out)

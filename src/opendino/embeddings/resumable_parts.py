@@ -1,8 +1,8 @@
-"""A table of vectors, made in parts: what is finished is never computed again, and who computed it does not matter.
+"""Resumable embedding: the table is computed in parts, and finished parts are reused after an interruption.
 
-Parts are files of one stretch of the source each, `TABLE.parts/part-00003-of-00020.safetensors`, complete or absent.
-Which images a part holds depends on the source and the width of a row alone, so that work begun by four processes can
-be finished by one. When all are there they are merged into the table and removed.
+Each part is a file for a contiguous range of the source, `TABLE.parts/part-00003-of-00020.safetensors`; it is complete
+or absent. The images of a part depend only on the source and the row size, not on the number of processes: 1 process
+can finish the work of 4. When all parts exist they are merged into the table and removed.
 """
 
 from __future__ import annotations
@@ -39,24 +39,24 @@ _PART_BYTES = 2**25
 _FORMAT = 1
 _ABOUT = "about.json"
 _DIFFERENCES = {
-    "format": "another version",
+    "format": "another format version",
     "fingerprint": "another model",
     "images": "another number of images",
     "source": "other images",
-    "patches": "another choice of --patches",
+    "patches": "another value of --patches",
 }
 
 
 @dataclass(frozen=True)
 class Written:
-    """What became of the images.
+    """Result of embedding a source.
 
     Attributes:
-        written: Rows of the table.
-        skipped: Images that could not be read.
-        bad: (key, reason) of the first 20 of them.
-        listed: Where all of them are listed; None where there are none.
-        images_per_second: Of what was computed now, by all processes; None where everything had been.
+        written: Number of rows in the table.
+        skipped: Number of images that could not be read.
+        bad: (key, reason) of the first 20 skipped images.
+        listed: CSV file with all skipped images; None if there are none.
+        images_per_second: Throughput of all processes in this call; None if all parts existed already.
     """
 
     written: int
@@ -67,17 +67,17 @@ class Written:
 
 
 def check(out: Path, overwrite: bool) -> None:
-    """Whether a table may be written here, before anything is computed.
+    """Check that a table can be written here, before anything is computed.
 
     Raises:
-        UserError: There is no folder for it, or something is there already.
+        UserError: The parent folder does not exist, or `out` exists already.
     """
     if not out.absolute().parent.is_dir():
-        raise UserError(f"There is no folder to write {out} into", "Make it, or choose another --out")
+        raise UserError(f"There is no folder to write {out} into", "Create the folder, or choose another --out")
     if out.is_dir():
         raise UserError(f"{out} is a folder", "Choose another --out")
     if out.exists() and not overwrite:
-        raise UserError(f"{out} exists", "Choose another --out, or replace it with --overwrite")
+        raise UserError(f"{out} exists already", "Choose another --out, or replace it with --overwrite")
 
 
 def write(
@@ -92,30 +92,31 @@ def write(
     overwrite: bool = False,
     part_images: int = _PART_IMAGES,
 ) -> Written | None:
-    """Embed every image of a source into one file, going on where an earlier attempt ended. Ranks share the work.
+    """Embed every image of a source into one file; continues after an interruption. Ranks share the work.
 
-    Unreadable images are left out and listed in a `.bad.csv` beside the table. Memory holds a few batches, a part and
-    a row group, however many images there are.
+    Unreadable images are skipped and listed in a `.bad.csv` file next to the table. Memory holds a few batches, a part
+    and a row group for any number of images.
 
     Args:
-        model: On this rank's device.
+        model: On the device of this rank.
         source: The same on every rank.
-        out: A file with the ending of a format, see `formats`; replaced at the end, in one move.
-        about: What the table remembers, as from `embed.origin`.
+        out: Output file with a suffix of `table_files.WRITERS`; replaced atomically at the end.
+        about: Metadata of the table, see `embed_images.table_origin`.
         patches: Whether to keep patch features.
-        batch: Images at a time.
-        workers: Threads that decode.
-        overwrite: Drop unfinished parts of another model or other images.
-        part_images: Images in a part, fewer where their rows are wide.
+        batch: Images per batch.
+        workers: Number of threads that decode images.
+        overwrite: Delete unfinished parts of another model or other images.
+        part_images: Maximum number of images per part; wide rows reduce it.
 
     Returns:
-        None on ranks other than the first.
+        The result on rank 0, None on other ranks.
 
     Raises:
-        UserError: No image can be read, or there are parts of something else.
+        UserError: No image can be read, or the folder holds parts made with other settings.
     """
     grid = embed_images.grid(model) if patches else None
     dim = model.backbone.embed_dim
+    # A row has D float32 values and, with patches, N * D float16 values; a part stays below _PART_BYTES.
     size = max(1, min(part_images, _PART_BYTES // (4 * dim + 2 * dim * math.prod(grid or (0,)))))
     whole = range(len(source))
     spans = [whole[start : start + size] for start in whole[::size]]
@@ -129,11 +130,13 @@ def write(
         "part_images": size,
     }
     try:
-        _begin(folder, settings, source, overwrite)
+        _prepare_folder(folder, settings, source, overwrite)
         missing = distributed.broadcast_object([number for number, path in enumerate(paths) if not path.is_file()])
         if len(missing) < len(paths):
-            log.say(f"{len(paths) - len(missing)} of {len(paths)} parts are there already, going on")
+            log.say(f"{len(paths) - len(missing)} of {len(paths)} parts exist already, continuing")
         began = time.monotonic()
+        # Ranks take the missing parts in turn. One stream serves all parts of a rank, so decoding never pauses between
+        # parts; `within=size` keeps batches from crossing the end of a part.
         mine = missing[distributed.rank() :: distributed.world_size()]
         indices = array("q", itertools.chain.from_iterable(spans[number] for number in mine))
         stream = embed_images.vectors(
@@ -141,37 +144,38 @@ def write(
         )
         with contextlib.closing(stream):
             for number in mine:
-                _save(paths[number], _stretch(stream, len(spans[number])))
+                _save(paths[number], _next_rows(stream, len(spans[number])))
         distributed.barrier()
         seconds = time.monotonic() - began
         if distributed.rank():
             return None
-        done = _merge(paths, out, table_files.Content(lambda: map(_read, paths), dim, grid, about))
+        result = _merge(paths, out, table_files.Content(lambda: map(_read, paths), dim, grid, about))
         _remove(folder)
     finally:
+        # Leave no empty folder behind, e.g. if the first image fails.
         if not distributed.rank() and not any(folder.glob("part-*")):
             _remove(folder)
     num_seen = sum(len(spans[number]) for number in missing)
-    return replace(done, images_per_second=num_seen / seconds if missing else None)
+    return replace(result, images_per_second=num_seen / seconds if missing else None)
 
 
-def _begin(folder: Path, settings: dict[str, Any], source: Source, overwrite: bool) -> None:
-    """The folder of parts, made or found to hold parts of just this; by rank 0 for all."""
-    refusal: UserError | None = None
+def _prepare_folder(folder: Path, settings: dict[str, Any], source: Source, overwrite: bool) -> None:
+    """Create the folder of parts, or check that its parts have the same settings; rank 0 does it for all ranks."""
+    failure: UserError | None = None
     if not distributed.rank():
         try:
-            _claim(folder, settings | {"source": fingerprint.whole(source)}, overwrite)
+            _check_folder(folder, settings | {"source": fingerprint.whole(source)}, overwrite)
         except UserError as error:
-            refusal = error
-    if refusal := distributed.broadcast_object(refusal):
-        raise refusal
+            failure = error
+    if failure := distributed.broadcast_object(failure):
+        raise failure
 
 
-def _claim(folder: Path, settings: dict[str, Any], overwrite: bool) -> None:
+def _check_folder(folder: Path, settings: dict[str, Any], overwrite: bool) -> None:
     try:
         folder.mkdir(exist_ok=True)
     except OSError as error:
-        raise UserError(f"Cannot make {folder}: {error.strerror}", "Choose another --out") from error
+        raise UserError(f"Cannot create the folder {folder}: {error.strerror}", "Choose another --out") from error
     try:
         found = json.loads((folder / _ABOUT).read_bytes())
     except (OSError, ValueError):
@@ -180,33 +184,34 @@ def _claim(folder: Path, settings: dict[str, Any], overwrite: bool) -> None:
         return
     if any(folder.glob("part-*")):
         if not overwrite:
-            differs = [words for name, words in _DIFFERENCES.items() if found.get(name) != settings[name]]
+            differences = [words for name, words in _DIFFERENCES.items() if found.get(name) != settings[name]]
             raise UserError(
-                f"{folder} holds parts made with {differs[0] if differs else 'other settings'}",
-                "Finish those with the command that began them, choose another --out, or drop them with --overwrite",
+                f"{folder} holds parts made with {differences[0] if differences else 'other settings'}",
+                "Finish them with the original command, choose another --out, or delete them with --overwrite",
             )
         _remove(folder)
         folder.mkdir(exist_ok=True)
     atomic_write.write(folder / _ABOUT, json.dumps(settings))
 
 
-def _stretch(stream: Iterator[Rows], length: int) -> Rows:
-    """The rows of the next `length` images, readable or not."""
-    several: list[Rows] = []
-    while sum(len(rows) + len(rows.bad) for rows in several) < length:
-        several.append(next(stream))
-    cells = [rows.patches for rows in several if rows.patches is not None]
+def _next_rows(stream: Iterator[Rows], length: int) -> Rows:
+    """Concatenate the batches of the next `length` images, readable or not."""
+    batches: list[Rows] = []
+    while sum(len(rows) + len(rows.bad) for rows in batches) < length:
+        batches.append(next(stream))
+    patch_features = [rows.patches for rows in batches if rows.patches is not None]
     return Rows(
-        [index for rows in several for index in rows.indices],
-        [key for rows in several for key in rows.keys],
-        torch.cat([rows.vectors for rows in several]),
-        [size for rows in several for size in rows.sizes],
-        torch.cat(cells) if cells else None,
-        [bad for rows in several for bad in rows.bad],
+        [index for rows in batches for index in rows.indices],
+        [key for rows in batches for key in rows.keys],
+        torch.cat([rows.vectors for rows in batches]),
+        [size for rows in batches for size in rows.sizes],
+        torch.cat(patch_features) if patch_features else None,
+        [bad for rows in batches for bad in rows.bad],
     )
 
 
 def _save(path: Path, rows: Rows) -> None:
+    """Write a part atomically."""
     tensors = {
         "indices": torch.tensor(rows.indices, dtype=torch.int64),
         "vectors": rows.vectors,
@@ -214,12 +219,13 @@ def _save(path: Path, rows: Rows) -> None:
     }
     if rows.patches is not None:
         tensors["patches"] = rows.patches
-    told = {"keys": json.dumps(rows.keys), "bad": json.dumps(rows.bad)}
-    atomic_write.write(path, safetensors.torch.save(tensors, told))
+    metadata = {"keys": json.dumps(rows.keys), "bad": json.dumps(rows.bad)}
+    atomic_write.write(path, safetensors.torch.save(tensors, metadata))
 
 
 def _read(path: Path) -> Rows:
-    with _opened(path) as part:
+    """Read a part."""
+    with _open(path) as part:
         names = part.keys()
         return Rows(
             part.get_tensor("indices").tolist(),
@@ -227,41 +233,43 @@ def _read(path: Path) -> Rows:
             part.get_tensor("vectors"),
             [(width, height) for width, height in part.get_tensor("sizes").tolist()],
             part.get_tensor("patches") if "patches" in names else None,
-            _bad(part),
+            _read_bad(part),
         )
 
 
-def _bad(part: Any) -> Bad:
+def _read_bad(part: Any) -> Bad:
     return [(key, reason) for key, reason in json.loads(part.metadata()["bad"])]
 
 
-def _opened(path: Path) -> Any:
+def _open(path: Path) -> Any:
     try:
         return safe_open(path, "pt")
     except FileNotFoundError:
-        raise UserError(f"{path} is missing", "Processes on several machines need a file system they share") from None
+        raise UserError(
+            f"{path} is missing", "Processes on several machines need --out on a shared file system"
+        ) from None
     except safetensors.SafetensorError as error:
-        raise UserError(f"{path} is damaged: {error}", "Remove it and give the same command again") from error
+        raise UserError(f"{path} is damaged: {error}", "Remove it and run the same command again") from error
 
 
 def _merge(paths: list[Path], out: Path, content: table_files.Content) -> Written:
-    """All parts as one file, and beside it the list of what could not be read."""
+    """Merge all parts into one file, and list the unreadable images in a CSV file next to it."""
     num_written, num_bad, examples, listed = 0, 0, [], out.with_suffix(".bad.csv")
     with atomic_write.replace_file(listed) as partial:
         with open(partial, "w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, quoting=csv.QUOTE_ALL, lineterminator="\n")
             writer.writerow(["key", "reason"])
             for path in paths:
-                with _opened(path) as part:
-                    num_written, bad = num_written + part.get_slice("indices").get_shape()[0], _bad(part)
+                with _open(path) as part:
+                    num_written, bad = num_written + part.get_slice("indices").get_shape()[0], _read_bad(part)
                 writer.writerows((cell(key), cell(reason)) for key, reason in bad)
                 num_bad, examples = num_bad + len(bad), [*examples, *bad][:20]
         if not num_written:
-            for path in paths:  # so that the next attempt looks at the images again
+            for path in paths:  # so that the next attempt reads the images again
                 path.unlink()
             raise UserError(
                 f"None of the {num_bad} images can be read, e.g. {examples[0][0]}: {examples[0][1]}",
-                "Check that DATA holds intact images",
+                "Check that DATA contains intact images",
             )
     if not num_bad:
         listed.unlink()
@@ -271,7 +279,7 @@ def _merge(paths: list[Path], out: Path, content: table_files.Content) -> Writte
 
 
 def _remove(folder: Path) -> None:
-    """Everything of ours in a folder of parts, and the folder if nothing else is in it."""
+    """Remove our files from a folder of parts, and the folder if it is then empty."""
     for pattern in ("part-*", ".part-*", _ABOUT, f".{_ABOUT}.partial"):
         for path in folder.glob(pattern):
             path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Tables of vectors as files: Parquet, CSV, NumPy's npz. Each is written a part at a time, never held as a whole."""
+"""Embedding tables as Parquet, CSV or npz files, written part by part to bound memory."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _ROW_GROUP_BYTES = 2**25
 
 @dataclass(frozen=True)
 class Content:
-    """What goes into a file.
+    """Content of a table file.
 
     Attributes:
-        parts: Begins a pass over the rows.
-        dim: D, the width of a vector.
-        grid: (rows, columns) of the patches; None for none.
-        about: What the table remembers, as from `embed.origin`.
+        parts: Starts a new pass over the rows.
+        dim: D, the number of features of a vector.
+        grid: (rows, columns) of the patches; None without patches.
+        about: Metadata of the table, see `embed_images.table_origin`.
     """
 
     parts: Callable[[], Iterator[Rows]]
@@ -38,27 +38,27 @@ class Content:
 
 
 def check(out: Path, patches: bool) -> None:
-    """Whether a file of this name can be written, and with patches.
+    """Check that a file of this name can be written, with or without patches.
 
     Raises:
-        UsageError: An ending of no format, or of one without room for patches.
+        UsageError: The suffix is not supported, or the format cannot hold patches.
         UserError: A package that the format needs is not installed.
     """
     if out.suffix.lower() not in WRITERS:
-        raise UsageError(f"'{out}' is of no format for vectors", f"End its name in {', '.join(WRITERS)}, .lance")
+        raise UsageError(f"'{out}' has no supported suffix", f"Use one of {', '.join(WRITERS)}, .lance")
     if out.suffix.lower() == ".csv" and patches:
-        raise UsageError("A .csv has no room for patch features", "Write a .parquet or .npz")
+        raise UsageError("A .csv file cannot hold patch features", "Use .parquet or .npz")
     if out.suffix.lower() == ".parquet":
         table_schema.pyarrow()
 
 
 def write(path: Path, kind: str, content: Content) -> None:
-    """Write a file of the format that `kind`, a key of `WRITERS`, stands for. The same content gives the same bytes."""
+    """Write a file in format `kind`, a key of `WRITERS`. The same content gives the same bytes."""
     WRITERS[kind](path, content)
 
 
 def _parquet(path: Path, content: Content) -> None:
-    """Columns as in `schema.arrow`, in row groups of some 32 MB."""
+    """Columns as in `table_schema.arrow`, in row groups of about 32 MB."""
     pa = table_schema.pyarrow()
     columns = table_schema.arrow(content.dim, content.grid, content.about)
     waiting: list[Any] = []
@@ -73,9 +73,9 @@ def _parquet(path: Path, content: Content) -> None:
 
 
 def _csv(path: Path, content: Content) -> None:
-    """Columns key, width, height, v0, v1, ...: each number in as few digits as give the same float32 again."""
+    """Columns key, width, height, v0, v1, ...: the shortest decimals that give the same float32 when read."""
     with open(path, "w", encoding="utf-8", newline="") as file:
-        # Words in quotes: else a lone carriage return in a file's name would end the line.
+        # Quote all strings: an unquoted carriage return in a file name would end the line.
         writer = csv.writer(file, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
         writer.writerow(["key", "width", "height", *(f"v{i}" for i in range(content.dim))])
         for rows in content.parts():
@@ -84,11 +84,11 @@ def _csv(path: Path, content: Content) -> None:
 
 
 def _npz(path: Path, content: Content) -> None:
-    """Arrays of the columns' names, and what the table remembers as JSON in `opendino`; nothing is pickled."""
+    """One array per column, and the metadata as JSON in the array `opendino`; nothing is pickled."""
     lengths = [len(key) for rows in content.parts() for key in rows.keys]
-    words, count = f"<U{max(lengths)}", len(lengths)
+    key_dtype, count = f"<U{max(lengths)}", len(lengths)
     arrays: dict[str, tuple[str, tuple[int, ...], Callable[[Rows], Any]]] = {
-        "key": (words, (), lambda rows: np.array(rows.keys, words)),
+        "key": (key_dtype, (), lambda rows: np.array(rows.keys, key_dtype)),
         "vector": ("<f4", (content.dim,), lambda rows: np.asarray(rows.vectors)),
         "width": ("<i4", (), lambda rows: np.array([width for width, _ in rows.sizes], "<i4")),
         "height": ("<i4", (), lambda rows: np.array([height for _, height in rows.sizes], "<i4")),
@@ -96,7 +96,8 @@ def _npz(path: Path, content: Content) -> None:
     if content.grid is not None:
         num_patches = content.grid[0] * content.grid[1]
         arrays["patches"] = ("<f2", (num_patches, content.dim), lambda rows: np.asarray(rows.patches))
-    told = np.array(json.dumps(table_schema.described(content.dim, content.grid, content.about)))
+    metadata = np.array(json.dumps(table_schema.described(content.dim, content.grid, content.about)))
+    # np.savez would need whole arrays in memory: write each .npy header, then the rows part by part.
     with zipfile.ZipFile(path, "w") as archive:
         for name, (dtype, shape, column) in arrays.items():
             with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as file:
@@ -105,7 +106,7 @@ def _npz(path: Path, content: Content) -> None:
                 for rows in content.parts():
                     file.write(column(rows).tobytes())
         with archive.open(zipfile.ZipInfo("opendino.npy"), "w") as file:
-            np.lib.format.write_array(file, told, allow_pickle=False)
+            np.lib.format.write_array(file, metadata, allow_pickle=False)
 
 
 WRITERS = {".parquet": _parquet, ".csv": _csv, ".npz": _npz}

@@ -1,4 +1,4 @@
-"""The columns of a table of vectors, the same in Parquet files and LanceDB tables, and what it remembers."""
+"""Columns and metadata of an embedding table, the same in Parquet files and LanceDB tables."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _FORMAT = 1
 
 
 def arrow(dim: int, grid: tuple[int, int] | None, about: Mapping[str, Any]) -> pa.Schema:
-    """The schema of a table: key, vector, width, height in pixels, and patches where there is a grid of them.
+    """The schema of a table: key, vector, width, height in pixels, and patches if there is a grid.
 
     Args:
-        dim: D, the width of a vector.
-        grid: (rows, columns) of the patches that are kept; None for none.
-        about: What to remember, as from `embed.origin`.
+        dim: D, the number of features of a vector.
+        grid: (rows, columns) of the patches; None without patches.
+        about: Metadata, see `embed_images.table_origin`.
 
     Raises:
         UserError: pyarrow is not installed.
@@ -42,28 +42,30 @@ def arrow(dim: int, grid: tuple[int, int] | None, about: Mapping[str, Any]) -> p
 
 
 def described(dim: int, grid: tuple[int, int] | None, about: Mapping[str, Any]) -> dict[str, Any]:
-    """What a table remembers, whatever its format: `about` with the version of this form and the vectors' shape."""
+    """Metadata of a table in any file format: `about` with the format version and the shape of the vectors."""
     return {"format": _FORMAT, **about, "dim": dim, "grid": grid and list(grid)}
 
 
 def about(schema: pa.Schema) -> dict[str, Any]:
-    """What a table remembers.
+    """Read the metadata of a table.
 
     Raises:
-        UserError: It is none of ours, or from a later version.
+        UserError: opendino did not write the table, or it has another format version.
     """
     try:
-        told = json.loads((schema.metadata or {})[_KEY])
-        version = told["format"]
+        metadata = json.loads((schema.metadata or {})[_KEY])
+        version = metadata["format"]
     except (KeyError, TypeError, ValueError):
-        raise UserError("The table does not say which model made it", "Make one with opendino embed") from None
+        raise UserError("The table does not name the model of its vectors", "Create one with opendino embed") from None
     if version != _FORMAT:
-        raise UserError(f"The table has format {version}, not {_FORMAT}", "Use the opendino that wrote it, or a newer")
-    return told
+        raise UserError(
+            f"The table has format {version}, not {_FORMAT}", "Use the opendino version that wrote it, or a newer one"
+        )
+    return metadata
 
 
 def batch(rows: Rows, schema: pa.Schema) -> pa.RecordBatch:
-    """Rows as a record batch; vectors and patches are not copied."""
+    """Convert rows to a record batch without copying vectors and patches."""
     pa = pyarrow()
     columns = {
         "key": pa.array(rows.keys, pa.string()),
@@ -73,20 +75,20 @@ def batch(rows: Rows, schema: pa.Schema) -> pa.RecordBatch:
     }
     if "patches" in schema.names:
         assert rows.patches is not None
-        cells = pa.array(rows.patches.numpy().ravel())
-        columns["patches"] = pa.FixedSizeListArray.from_arrays(cells, type=schema.field("patches").type)
+        patch_values = pa.array(rows.patches.numpy().ravel())
+        columns["patches"] = pa.FixedSizeListArray.from_arrays(patch_values, type=schema.field("patches").type)
     return pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema)
 
 
 def pyarrow() -> Any:
-    """The package, with its Parquet part.
+    """Import pyarrow with its Parquet module.
 
     Raises:
-        UserError: It is not installed.
+        UserError: pyarrow is not installed.
     """
     try:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise UserError("Tables of vectors need pyarrow", 'pip install "opendino[search]"') from None
+        raise UserError("Embedding tables need pyarrow", 'pip install "opendino[search]"') from None
     return pyarrow

@@ -1,1 +1,1 @@
-"""One way to judge features a file."""
+"""Evaluation protocols for frozen features, one per file."""

@@ -1,4 +1,4 @@
-"""Does the network look at objects? Overlap of its attention with masks (DINO, section 4.2.2 and figure 4)."""
+"""Overlap (Jaccard) of attention maps with object masks (DINO, section 4.2.2 and figure 4)."""
 
 from __future__ import annotations
 
@@ -28,32 +28,32 @@ from opendino.models.patch_inputs import patch_px, to_network_input
 
 @dataclass(frozen=True)
 class Config(Checked):
-    """What `opendino eval attention-segmentation` takes."""
+    """Options of `opendino eval attention-segmentation`."""
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """A run folder, an imported or exported model folder, or timm:NAME."""
     which: Literal["teacher", "student"] | None = None
-    """Network of a run; all it has by default. The untrained one is always judged besides."""
+    """Network to load from a run; default: all of them. An untrained network is always added as a baseline."""
     data: str = ""
-    """A folder with images/ and masks/ (PNG, same names), PASCAL VOC's folder, or toy:forms."""
+    """A folder with images/ and masks/ (PNG, same names), the PASCAL VOC folder, or toy:forms."""
     mass: FractionAboveZero = 0.6
-    """Share of the attention that is kept."""
+    """Fraction of the attention mass to keep."""
     size_px: PixelSize = 480
-    """Shorter side of the images that the network sees."""
+    """Shorter side of the input images, in pixels."""
     seed: Seed = 0
-    """Of the untrained network's weights."""
+    """Random seed for the weights of the untrained network."""
     device: str = "auto"
     """auto, cuda, mps or cpu."""
 
 
 def evaluate(config: Config) -> Report:
-    """Mean Jaccard similarity of attention and masks, of every network that the model has and an untrained one.
+    """Mean Jaccard index of attention and masks for every network of the model and an untrained one.
 
     Raises:
-        UserError: No such model or images; a network without self-attention.
+        UserError: The model or images do not exist, or the network has no self-attention.
     """
     if not config.data:
-        raise UsageError("No images were named", "Give --data with a folder of images/ and masks/, VOC, or toy:forms")
+        raise UsageError("--data is missing", "Name a folder with images/ and masks/, PASCAL VOC, or toy:forms")
     device = distributed.device(config.device)
     images = open_segmentation_dataset(config.data)
     networks = {name: model.to(device) for name, model in _networks(config).items()}
@@ -64,10 +64,10 @@ def evaluate(config: Config) -> Report:
         try:
             pixels, (truth, void) = each.image(), each.mask()
         except BadImage as error:
-            notes.append(f"{each.key} was left out: {error}")
+            notes.append(f"{each.key} was skipped: {error}")
             continue
         if not truth.any():
-            notes.append(f"{each.key} was left out: its mask has no object")
+            notes.append(f"{each.key} was skipped: its mask has no object")
             continue
         scale = config.size_px / min(pixels.shape[:2])
         height, width = (max(1, round(side * scale / step)) * step for side in pixels.shape[:2])
@@ -87,13 +87,13 @@ def attention_jaccard(attention: Tensor, truth: Tensor, void: Tensor | None = No
     The attention is cut off at patches and then enlarged by nearest neighbor.
 
     Args:
-        attention: float `[heads h w]`, of the CLS token to the patches.
+        attention: float `[heads h w]`, attention of the CLS token to the patches.
         truth: bool `[H W]`.
-        void: bool `[H W]`, pixels that do not count.
-        mass: Share of the attention that is kept.
+        void: bool `[H W]`, pixels to ignore.
+        mass: Fraction of the attention mass to keep.
 
     Returns:
-        float64 `[heads + 1]` in 0 .. 1; the last is that of the heads' mean.
+        float64 `[heads + 1]` in [0, 1]; the last value is for the mean over heads.
     """
     maps = torch.cat([attention, attention.mean(0, keepdim=True)])
     kept = keep_mass(maps.flatten(1), mass).view(maps.shape)
@@ -102,27 +102,27 @@ def attention_jaccard(attention: Tensor, truth: Tensor, void: Tensor | None = No
 
 
 def _networks(config: Config) -> dict[str, Model]:
-    """By name; the untrained one last."""
+    """Networks to evaluate by name, the untrained one last."""
     model = load(config.model, config.which)
     models = {config.which or str(model.description.get("networks", ["pretrained"])[0]): model}
-    for name in NETWORKS:  # the other one lies beside it, if it has been kept
-        beside = Path(config.model).expanduser() / f"backbone_{name}.safetensors"
-        if not config.which and name not in models and beside.is_file():
+    for name in NETWORKS:  # the other network is in the same folder if it was kept
+        weights = Path(config.model).expanduser() / f"backbone_{name}.safetensors"
+        if not config.which and name not in models and weights.is_file():
             models[name] = load(config.model, name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        fresh = backbone(model.backbone.name, **model.backbone.kwargs)  # pyright: ignore[reportArgumentType]
-    return {**models, "untrained": Model(fresh, model.preprocessing, {})}
+        untrained = backbone(model.backbone.name, **model.backbone.kwargs)  # pyright: ignore[reportArgumentType]
+    return {**models, "untrained": Model(untrained, model.preprocessing, {})}
 
 
 def _attention(model: Model, pixels: np.ndarray, height: int, width: int, step: int) -> Tensor:
-    """What the CLS token takes from the patches of an image resized to `height` and `width`, `[heads h w]`."""
+    """CLS attention `[heads h w]` of an image resized to `height` × `width` pixels."""
     resampling = Image.Resampling[model.preprocessing["interpolation"].upper()]
     resized = np.array(Image.fromarray(pixels).resize((width, height), resampling))
     try:
         return of_cls(model, to_network_input(resized, model), (height // step, width // step))[0]
     except NotImplementedError as error:
-        raise UserError(str(error), "Judge it by k-NN or a linear probe") from error
+        raise UserError(str(error), "Use opendino eval knn or opendino eval linear instead") from error
 
 
 def _report(means: dict[str, list[float]], num_images: int, notes: list[str], config: Config, seconds: float) -> Report:
@@ -130,10 +130,12 @@ def _report(means: dict[str, list[float]], num_images: int, notes: list[str], co
     lines = [f"{'':<10} best head  mean of heads"]
     lines += [f"{name:<10} {best[name]:9.1f} {mean[name]:14.1f}" for name in means]
     lines += [
-        f"Jaccard in percent over {num_images} images, shorter side {config.size_px} px: mask of any object "
-        f"against the patches that hold {100 * config.mass:g} % of the CLS token's attention in the last block; best "
-        "head per image."
+        f"Jaccard in percent over {num_images} images, shorter side {config.size_px} px: mask of all objects "
+        f"against the patches with {100 * config.mass:g} % of the CLS token's attention in the last block; best head "
+        "chosen per image."
     ]
-    lines += [f"note: {note}" for note in notes[:5]] + ([f"note: {len(notes)} left out in all"] if notes[5:] else [])
+    lines += [f"note: {note}" for note in notes[:5]] + (
+        [f"note: {len(notes)} images skipped in total"] if notes[5:] else []
+    )
     fields: dict[str, Any] = {"jaccard_best_head": best, "jaccard_mean_head": mean, "num_images": num_images}
     return Report("\n".join(lines), {**fields, "skipped": len(notes), "seconds": seconds, "mass": config.mass})

@@ -1,1 +1,1 @@
-"""Pictures for people: one kind a file, drawn without a screen."""
+"""Visualizations, one kind per file; they need no display."""

@@ -1,11 +1,11 @@
-"""Where a network looks: attention of each head, their mean, and the patches that hold most of it.
+"""Attention maps: each head, their mean, and the patches with most of the attention.
 
-The tiles of an image: the image; the mean of the heads and each head, dark to bright from its smallest to its largest
-value; and for each the fewest patches that hold `--mass` of it, in color, titled "60% in 12%" where those are 12 % of
-all patches. As in DINO v1 (visualize_attention.py): last block,
-CLS token, nearest neighbor to image size; unlike there the aspect ratio is kept, registers are left out, and the
-threshold is on by default. Networks without CLS attention, such as ResNets, show each position's share in the mean
-feature, see `models/attention_maps.py: of_mean`.
+The tiles of an image are the image; the maps of the mean and of each head, scaled from minimum to maximum; and for each
+map the smallest set of patches that holds the fraction `--mass` of it, in color. The title "60% in 12%" means that this
+set is 12 % of all patches. As in visualize_attention.py of DINO v1: last block, CLS token, nearest neighbor upsampling;
+unlike there the aspect ratio is kept, register tokens are excluded, and the threshold is on by default. Networks
+without CLS attention, such as ResNets, show the contribution of each position to the mean feature, see
+`models/attention_maps.py: of_mean`.
 """
 
 from __future__ import annotations
@@ -34,28 +34,28 @@ from opendino.visualize.drawing.image_encoder import ImageEncoder, each, none_re
 from opendino.visualize.drawing.tile_grid import Sheet, Tile
 
 MOST = 16
-"""Images in one picture; more go into a folder."""
+"""Maximum number of images in one file; more need a folder."""
 _COLUMNS = 8
 
 
 @dataclass(frozen=True)
 class Config(Checked):
-    """What `opendino visualize attention` takes."""
+    """Options of `opendino visualize attention`."""
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """A run folder, an imported or exported model folder, or timm:NAME."""
     images: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGES")]
-    """Image files, or a folder, a .tar or .zip, a text file of paths."""
+    """Image files, a folder, a .tar or .zip archive, or a text file of paths."""
     which: Literal["teacher", "student"] | None = None
-    """Network of a run; the one to use by default."""
+    """Network to load from a run; default: the method's main network (usually the teacher)."""
     out: str = "attention.png"
-    """A picture (.png, .jpg, .webp, .pdf, .svg, .html), or a folder for one .png an image."""
+    """Output file (.png, .jpg, .webp, .pdf, .svg, .html), or a folder for one .png per image."""
     size_px: PixelSize = 480
-    """Shorter side of the images that the network sees, rounded to whole patches."""
+    """Shorter side of the input images in pixels, rounded to whole patches."""
     mass: FractionAboveZero = 0.6
-    """Share of the attention that the patches in color hold (--threshold of DINO v1)."""
+    """Fraction of the attention in the colored patches (--threshold of DINO v1)."""
     heads: tuple[CountOrZero, ...] = ()
-    """Only these heads, counted from 0; all by default."""
+    """Heads to show, from 0; default: all."""
     overlay: bool = False
     """Draw the maps over the image."""
     device: str = "auto"
@@ -66,38 +66,46 @@ def show(config: Config) -> Report:
     """Draw the maps of every image.
 
     Raises:
-        UserError: No such model or images, none that can be read, or a network whose features are no grid.
-        UsageError: No such head.
+        UserError: The model or images do not exist, no image can be read, or the network has no feature grid.
+        UsageError: The network has no such head.
     """
     into_folder = not Path(config.out).suffix
     path = Path(config.out).expanduser() if into_folder else tile_grid.out(config.out, tile_grid.PICTURES)
     source = open_image_list(config.images)
     if len(source) > MOST and not into_folder:
-        raise UsageError(f"{len(source)} images are too many for one picture", "Give a folder: --out attention/")
-    sight = ImageEncoder(load(config.model, config.which).to(distributed.device(config.device)), config.size_px)
-    began, bad, told = time.monotonic(), Bad(), list[dict[str, Any]]()
+        raise UsageError(
+            f"{len(source)} images are too many for one file (maximum {MOST})", "Use a folder: --out attention/"
+        )
+    encoder = ImageEncoder(load(config.model, config.which).to(distributed.device(config.device)), config.size_px)
+    began, bad, image_fields = time.monotonic(), Bad(), list[dict[str, Any]]()
 
-    def drawn() -> Iterator[tuple[str, list[list[Tile | None]]]]:
-        for index, image in each(source, sight, bad):
-            maps = sight.attention(image)
+    def drawn_rows() -> Iterator[tuple[str, list[list[Tile | None]]]]:
+        for index, image in each(source, encoder, bad):
+            maps = encoder.attention(image)
             kept = keep_mass(maps.mean(0).flatten(), config.mass)
-            key, heads = source.key(index), _chosen(config.heads, len(maps))
-            told.append({"image": key, "grid": list(maps.shape[1:]), "kept_frac": kept.float().mean().item()})
+            key, heads = source.key(index), _selected_heads(config.heads, len(maps))
+            image_fields.append({"image": key, "grid": list(maps.shape[1:]), "kept_frac": kept.float().mean().item()})
             yield key, tiles(image, maps, config.mass, heads, config.overlay, Path(key).stem)
 
     paths: list[str] = []
     if into_folder:
-        paths = write_each(drawn(), path, lambda rows, to: Sheet(rows).save(to))
-    elif rows := [row for _, rows in drawn() for row in rows]:
+        paths = write_each(drawn_rows(), path, lambda rows, to: Sheet(rows).save(to))
+    elif rows := [row for _, rows in drawn_rows() for row in rows]:
         Sheet(rows).save(path)
         paths = [str(path)]
-    if not told:
+    if not image_fields:
         raise none_read(bad)
-    where = paths[0] if len(paths) == 1 else f"{len(paths)} pictures in {path}"
-    lines = [f"{sight.quantity}, {len(told)} image{'s' * (len(told) > 1)} → {where}"]
-    lines += [f"'{config.mass:.0%} in 12%': 12 % of the patches hold that much of it"]
+    where = paths[0] if len(paths) == 1 else f"{len(paths)} images in {path}"
+    lines = [f"{encoder.quantity}, {len(image_fields)} image{'s' * (len(image_fields) > 1)} → {where}"]
+    lines += [f"'{config.mass:.0%} in 12%': 12 % of the patches hold {config.mass:.0%} of the attention"]
     lines += [f"note: {skipped_message(bad)}"] * bool(bad)
-    fields = {"paths": paths, "images": told, "quantity": sight.quantity, "mass": config.mass, "skipped": len(bad)}
+    fields = {
+        "paths": paths,
+        "images": image_fields,
+        "quantity": encoder.quantity,
+        "mass": config.mass,
+        "skipped": len(bad),
+    }
     return Report("\n".join(lines), fields | {"seconds": time.monotonic() - began})
 
 
@@ -112,21 +120,21 @@ def tiles(
     """The rows of a `Sheet` about one image.
 
     Args:
-        image: As the network saw it.
-        maps: float `[heads rows columns]`, not negative.
-        mass: Share of the attention that the patches in color hold.
-        heads: Those to show beside the mean of all; every one where None.
-        overlay: Maps over the image rather than beside it.
-        name: Of the image.
+        image: The prepared image, see `ImageEncoder.prepare`.
+        maps: float `[heads rows columns]`, non-negative.
+        mass: Fraction of the attention in the colored patches.
+        heads: Heads to show in addition to the mean; None: all.
+        overlay: Whether to draw the maps over the image.
+        name: Title of the image.
     """
     heads = range(len(maps)) if heads is None else heads
-    shown = [("mean of heads", maps.mean(0))] if len(maps) > 1 else []
-    shown += [(f"head {head}" if len(maps) > 1 else "share", maps[head]) for head in heads]
-    blocks = math.ceil((len(shown) + 1) / _COLUMNS)
-    columns = math.ceil((len(shown) + 1) / blocks)
+    titled_maps = [("mean of heads", maps.mean(0))] if len(maps) > 1 else []
+    titled_maps += [(f"head {head}" if len(maps) > 1 else "share", maps[head]) for head in heads]
+    blocks = math.ceil((len(titled_maps) + 1) / _COLUMNS)
+    columns = math.ceil((len(titled_maps) + 1) / blocks)
     small = tile_grid.shrunk(image, tile_grid.WIDTH_PX // columns)
     pairs: list[tuple[Tile, Tile | None]] = [(Tile(small, name), None)]
-    for title, each_map in shown:
+    for title, each_map in titled_maps:
         kept = keep_mass(each_map.flatten(), mass).view(each_map.shape)
         share = f"{mass:.0%} in {kept.float().mean().item():.0%}"
         pairs.append((Tile(heat(small, each_map, overlay), title), Tile(tile_grid.dimmed(small, kept), share)))
@@ -140,19 +148,20 @@ def tiles(
 
 
 def heat(image: Image.Image, values: Tensor, overlay: bool = False) -> Image.Image:
-    """A map `[rows columns]` in color at the size of the image, dark to bright.
+    """A map `[rows columns]` in color (viridis) at the size of the image.
 
     Args:
-        image: Its size counts, and its content where `overlay`.
-        values: Stretched from their smallest to their largest.
-        overlay: Let the gray image shine through.
+        image: Defines the size of the result, and the background if `overlay`.
+        values: `[rows columns]`; scaled to [0, 1].
+        overlay: Whether to blend the map with the gray image.
     """
     low, high = values.aminmax()
-    picture = tile_grid.enlarged(tile_grid.color((values - low) / (high - low).clamp_min(1e-30)), image.size)
-    return Image.blend(image.convert("L").convert("RGB"), picture, 0.6) if overlay else picture
+    heat_map = tile_grid.enlarged(tile_grid.color((values - low) / (high - low).clamp_min(1e-30)), image.size)
+    return Image.blend(image.convert("L").convert("RGB"), heat_map, 0.6) if overlay else heat_map
 
 
-def _chosen(heads: tuple[int, ...], number: int) -> Sequence[int]:
+def _selected_heads(heads: tuple[int, ...], number: int) -> Sequence[int]:
+    """The heads to show; checks that they exist."""
     for head in heads:
         if not 0 <= head < number:
             raise UsageError(f"There is no head {head}", f"This network has {number}: 0 to {number - 1}")

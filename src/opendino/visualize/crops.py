@@ -1,8 +1,8 @@
-"""What a run's student and teacher saw: the very views of a step, their boxes, and what was done to them.
+"""Views of a training step: the exact crops of student and teacher, their boxes and augmentation parameters.
 
-Views are functions of (seed, epoch, image), so that those of any step can be drawn again, of one gone by or to come.
-An image is shown at working size with a numbered box a view. Above a view stands what chance decided: b, c, s are the
-factors of brightness, contrast and saturation, h the hue's shift in turns, blur its sigma in pixels of the view.
+Views depend only on (seed, epoch, image), so the views of any past or future step can be reproduced. Each image is
+shown at its cached size with one numbered box per view. The title of a view lists its random parameters: b, c, s are
+brightness, contrast and saturation factors, h is the hue shift in turns, blur is sigma in pixels of the view.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from opendino.visualize.drawing import tile_grid
 from opendino.visualize.drawing.tile_grid import COLORS, Sheet, Tile
 
 STAGES = ("crop, flip", "jitter", "gray", "blur", "solarize")
-"""What is done to a view, in this order."""
+"""Stages of the augmentation, in order."""
 
 _COLUMNS = 6
 _TILE_PX = tile_grid.WIDTH_PX // _COLUMNS
@@ -35,28 +35,28 @@ _TILE_PX = tile_grid.WIDTH_PX // _COLUMNS
 
 @dataclass(frozen=True)
 class Config(Checked):
-    """What `opendino visualize crops` takes."""
+    """Options of `opendino visualize crops`."""
 
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """A run folder."""
     step: CountOrZero = 0
-    """The step whose batch is shown, counted from 0."""
+    """Training step to show, from 0."""
     images: Count = 2
-    """How many images of the batch, its first ones."""
+    """Number of images to show, from the start of the batch."""
     stages: bool = False
-    """Show each view after every stage, a row a view."""
+    """Show each view after every augmentation stage, one row per view."""
     out: str = "crops.png"
-    """A picture: .png, .jpg, .webp, .pdf, .svg or .html."""
+    """Output file: .png, .jpg, .webp, .pdf, .svg or .html."""
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What a run trains on, handed over by whoever knows its settings.
+    """Training data of a run; the caller builds it from the settings of the run.
 
     Attributes:
-        batches: Its batches, as if one process trained.
-        steps: Length of the run.
-        student, teacher: Which views each sees, in words.
+        batches: Batches of the run for a world size of 1.
+        steps: Number of training steps of the run.
+        student, teacher: Description of the views that each network gets.
     """
 
     batches: Batches
@@ -70,11 +70,11 @@ def show(config: Config, seen: Seen) -> Report:
 
     Raises:
         UsageError: The run has no such step.
-        UserError: Its images cannot be read.
+        UserError: The images cannot be read.
     """
     path = tile_grid.out(config.out, tile_grid.PICTURES)
     if config.step >= seen.steps:
-        raise UsageError(f"--step is {config.step} and the run has {seen.steps:,}", f"Use 0 to {seen.steps - 1}")
+        raise UsageError(f"--step is {config.step} and the run has {seen.steps:,} steps", f"Use 0 to {seen.steps - 1}")
     batch = seen.batches[config.step * seen.batches.micro_batches]
     if isinstance(batch, UserError):
         raise batch
@@ -83,20 +83,22 @@ def show(config: Config, seen: Seen) -> Report:
     spec, places = seen.batches.spec, range(len(batch.indices))
     Sheet([row for place in places for row in tiles(batch, place, spec, config.stages)]).save(path)
     source = seen.batches.images.source
-    told = [{"image": source.key(int(batch.indices[place])), "views": choices(batch, place)} for place in places]
-    lines = [f"step {config.step} (epoch {epoch}), {len(told)} image{'s' * (len(told) > 1)} → {path}"]
-    lines += [f"the student sees {seen.student}, the teacher {seen.teacher}"]
+    image_fields = [
+        {"image": source.key(int(batch.indices[place])), "views": choices(batch, place)} for place in places
+    ]
+    lines = [f"step {config.step} (epoch {epoch}), {len(image_fields)} image{'s' * (len(image_fields) > 1)} → {path}"]
+    lines += [f"the student gets {seen.student}, the teacher {seen.teacher}"]
     lines += [f"note: {skipped_message(batch.bad)}"] * bool(batch.bad)
-    found = {"paths": [str(path)], "step": config.step, "epoch": epoch, "images": told}
+    found = {"paths": [str(path)], "step": config.step, "epoch": epoch, "images": image_fields}
     return Report("\n".join(lines), found | {"student": seen.student, "teacher": seen.teacher})
 
 
 def first(batch: Batch, number: int) -> Batch:
-    """The first images of a batch."""
-    draws = {name: _each(d, lambda x: x[:, :number]) for name, d in batch.draws.items()}
+    """The first `number` images of a batch."""
+    view_parameters = {name: _map_tensors(d, lambda x: x[:, :number]) for name, d in batch.draws.items()}
     return replace(
         batch, canvas=batch.canvas[:number], sizes=batch.sizes[:number], labels=batch.labels[:number],
-        indices=batch.indices[:number], draws=draws,
+        indices=batch.indices[:number], draws=view_parameters,
     )  # fmt: skip
 
 
@@ -104,23 +106,29 @@ def tiles(batch: Batch, place: int, spec: ViewSpec, stages: bool = False) -> lis
     """The rows of a `Sheet` about one image of a batch: the image with its boxes, then its views.
 
     Args:
-        batch: With its draws.
-        place: Of the image in the batch.
-        spec: The views that were drawn.
-        stages: A row a view: its crop, and what it became after each stage that changed it. Else the finished views.
+        batch: A batch with its view parameters.
+        place: Position of the image in the batch.
+        spec: The view specification of the batch.
+        stages: One row per view with the crop and the result of each stage that changed it. Otherwise the final views.
     """
     canvas = batch.canvas[place : place + 1]
-    draws = {name: _each(d, lambda x: x[:, place : place + 1]) for name, d in batch.draws.items()}
+    view_parameters = {name: _map_tensors(d, lambda x: x[:, place : place + 1]) for name, d in batch.draws.items()}
     height, width = batch.sizes[place].tolist()
     image = Image.fromarray(canvas[0, :, :height, :width].permute(1, 2, 0).contiguous().numpy())
     done = choices(batch, place)
-    lead = Tile(boxed(image, [(each["group"], each["box"]) for each in done]), "image and boxes")
-    finished = _views(canvas, draws, spec)
+    image_tile = Tile(boxed(image, [(each["group"], each["box"]) for each in done]), "image and boxes")
+    finished = _views(canvas, view_parameters, spec)
     if not stages:
-        flat = [lead, *(Tile(view, _line(n, each)) for n, (view, each) in enumerate(zip(finished, done, strict=True)))]
+        flat = [
+            image_tile,
+            *(Tile(view, _title(n, each)) for n, (view, each) in enumerate(zip(finished, done, strict=True))),
+        ]
         return [list(flat[start : start + _COLUMNS]) for start in range(0, len(flat), _COLUMNS)]
-    after = [_views(canvas, {name: until(d, stage) for name, d in draws.items()}, spec) for stage in range(len(STAGES))]
-    rows: list[list[Tile | None]] = [[lead]]
+    after = [
+        _views(canvas, {name: until(d, stage) for name, d in view_parameters.items()}, spec)
+        for stage in range(len(STAGES))
+    ]
+    rows: list[list[Tile | None]] = [[image_tile]]
     for n, each in enumerate(done):
         titles = [f"{n} {each['group']}{', flip' * each['flip']}", *_titles(each)]
         rows.append([Tile(after[i][n], title) if title else None for i, title in enumerate(titles)])
@@ -128,7 +136,7 @@ def tiles(batch: Batch, place: int, spec: ViewSpec, stages: bool = False) -> lis
 
 
 def until(draw: ViewParameters, stage: int) -> ViewParameters:
-    """The same choices up to one of `STAGES`, and nothing after it."""
+    """The same parameters up to stage number `stage` of `STAGES`, with later stages disabled."""
     plain = torch.tensor([1.0, 1.0, 1.0, 0.0]).expand_as(draw.factors)
     return replace(
         draw, factors=draw.factors if stage >= 1 else plain, gray=draw.gray & (stage >= 2),
@@ -137,10 +145,10 @@ def until(draw: ViewParameters, stage: int) -> ViewParameters:
 
 
 def choices(batch: Batch, place: int) -> list[dict[str, Any]]:
-    """What chance decided for each view of an image: plain values, views in the order of their groups.
+    """Random parameters of each view of an image, as plain values; views in the order of their groups.
 
-    "box" is (top, left, height, width) in pixels of the image at working size; "jitter" None or brightness, contrast,
-    saturation, hue; "blur" None or sigma in pixels of the view.
+    "box" is (top, left, height, width) in pixels of the cached image; "jitter" is None or (brightness, contrast,
+    saturation, hue); "blur" is None or sigma in pixels of the view.
     """
     found = []
     for name, d in batch.draws.items():
@@ -158,11 +166,11 @@ def choices(batch: Batch, place: int) -> list[dict[str, Any]]:
 
 
 def boxed(image: Image.Image, boxes: list[tuple[str, list[int]]]) -> Image.Image:
-    """The image at the width of a tile, or twice its height, with a numbered box a view, a color a group.
+    """The image scaled to a tile, with one numbered box per view and one color per group.
 
     Args:
-        image: RGB.
-        boxes: Name of the group, and (top, left, height, width) in pixels of the image.
+        image: RGB; scaled to the width of a tile, at most twice as high as wide.
+        boxes: Name of the view group, and (top, left, height, width) in pixels of the image.
     """
     scale = min(_TILE_PX / image.width, 2 * _TILE_PX / image.height)
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
@@ -170,41 +178,43 @@ def boxed(image: Image.Image, boxes: list[tuple[str, list[int]]]) -> Image.Image
     pen, font = ImageDraw.Draw(image), ImageFont.load_default(_TILE_PX // 14)
     groups = list(dict.fromkeys(name for name, _ in boxes))
     for n, (name, (top, left, height, width)) in enumerate(boxes):
-        tint = COLORS[groups.index(name) % len(COLORS)]
+        color = COLORS[groups.index(name) % len(COLORS)]
         corners = [x * scale for x in (left, top, left + width, top + height)]
         corners[2:] = [max(end - 1, start) for start, end in zip(corners[:2], corners[2:], strict=True)]
-        pen.rectangle(corners, outline=tint, width=3)
+        pen.rectangle(corners, outline=color, width=3)
         at = corners[0] + 4, corners[1] + 4
-        pen.rectangle(pen.textbbox(at, str(n), font), fill=tint)
+        pen.rectangle(pen.textbbox(at, str(n), font), fill=color)
         pen.text(at, str(n), "white", font)
     return image
 
 
-def _views(canvas: Tensor, draws: dict[str, ViewParameters], spec: ViewSpec) -> list[Image.Image]:
-    """The views of one image as tiles, by the function that makes them in training."""
+def _views(canvas: Tensor, view_parameters: dict[str, ViewParameters], spec: ViewSpec) -> list[Image.Image]:
+    """The views of one image at tile size, computed by the function that training uses."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (spec.mean, spec.std))
-    pictures = []
-    for group in multi_crop(canvas, draws, spec).values():
+    views = []
+    for group in multi_crop(canvas, view_parameters, spec).values():
         for view in group[:, 0]:
             pixels = ((view * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
-            picture = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
-            enlarge = Image.Resampling.NEAREST if picture.width < _TILE_PX else Image.Resampling.LANCZOS
-            pictures.append(picture.resize((_TILE_PX, _TILE_PX), enlarge))
-    return pictures
+            view_image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+            enlarge = Image.Resampling.NEAREST if view_image.width < _TILE_PX else Image.Resampling.LANCZOS
+            views.append(view_image.resize((_TILE_PX, _TILE_PX), enlarge))
+    return views
 
 
 def _titles(done: dict[str, Any]) -> list[str]:
-    """What was done to a view after its crop, a stage each; nothing where nothing was."""
+    """Title for each stage after the crop; an empty string if the stage did not change the view."""
     jitter = "b{:.1f} c{:.1f} s{:.1f} h{:+.2f}".format(*done["jitter"]) if done["jitter"] else ""
     blur = f"blur {done['blur']:.1f} px" if done["blur"] else ""
     return [jitter, "gray" * done["gray"], blur, "solarize" * done["solarize"]]
 
 
-def _line(n: int, done: dict[str, Any]) -> str:
+def _title(n: int, done: dict[str, Any]) -> str:
+    """Title of a final view: its number, group and random parameters."""
     jitter, *others = _titles(done)
     lines = [f"{n} {done['group']}{', flip' * done['flip']}", jitter, ", ".join(filter(None, others))]
     return "\n".join(filter(None, lines))
 
 
-def _each(draw: ViewParameters, part: Callable[[Tensor], Tensor]) -> ViewParameters:
-    return ViewParameters(**{field.name: part(getattr(draw, field.name)) for field in fields(draw)})
+def _map_tensors(draw: ViewParameters, function: Callable[[Tensor], Tensor]) -> ViewParameters:
+    """Apply a function to every tensor of the view parameters."""
+    return ViewParameters(**{field.name: function(getattr(draw, field.name)) for field in fields(draw)})

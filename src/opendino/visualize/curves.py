@@ -1,7 +1,7 @@
-"""A run's course: loss, entropy, KL, rank, k-NN, schedules and throughput over steps; several runs a line each.
+"""Training curves: loss, entropy, KL, rank, k-NN, schedules and throughput over steps; one line per run.
 
-Drawn are the mean over short stretches, and pale behind it the smallest and largest value of each, so that no spike is
-lost however long the run is.
+A line shows the mean of each bucket of steps, and a pale band its minimum and maximum, so no spike is lost in long
+runs.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from opendino.visualize.drawing import figure as _plot
 from opendino.visualize.drawing import tile_grid
 from opendino.visualize.drawing.tile_grid import COLORS
 
-_STROKES = ("-", "--", ":")  # beyond eight colors
+_LINE_STYLES = ("-", "--", ":")  # beyond eight colors
 _COLUMNS = 3
 BUCKETS = 500
 
 Curve = tuple[ArrayLike, ArrayLike]
 """Steps and values, `[T]` each."""
 
-# What a run may have measured, in the order of the panels: column → title, label of the axis.
+# Metrics in the order of the panels: column → (title, label of the y axis).
 PANELS = {
     "loss": ("Loss", "nats"),
     "teacher_entropy": ("Teacher's entropy", "nats"),
@@ -54,17 +54,17 @@ PANELS = {
 
 @dataclass(frozen=True)
 class Config(Checked):
-    """What `opendino visualize curves` takes."""
+    """Options of `opendino visualize curves`."""
 
     runs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """Run folders, finished or not."""
+    """Run folders, finished or running."""
     out: str = "curves.png"
-    """A picture: .png, .svg, .pdf or .html."""
+    """Output file: .png, .svg, .pdf or .html."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.runs:
-            raise UsageError("No run was named", "Give one or several run folders")
+            raise UsageError("No run was named", "Name one or more run folders")
 
 
 @dataclass(frozen=True)
@@ -72,10 +72,10 @@ class Panel:
     """One set of axes.
 
     Attributes:
-        title, ylabel: Text.
-        curves: Name of a line → its repetitions, e.g. one (steps, values) a seed; drawn thin, their mean thick.
-        level: A dashed line across, e.g. ln K, and its name.
-        bands: Name of a line → (steps, smallest, largest), drawn pale behind it.
+        title, ylabel: Title and label of the y axis.
+        curves: Name of a line → repetitions, e.g. one (steps, values) per seed; drawn thin, with a thick mean.
+        level: A dashed horizontal line, e.g. ln K, and its label.
+        bands: Name of a line → (steps, minimum, maximum), drawn as a pale band.
     """
 
     title: str
@@ -86,16 +86,16 @@ class Panel:
 
 
 def show(config: Config) -> Report:
-    """Draw the curves that the runs have.
+    """Draw the metrics of the runs.
 
     Raises:
-        UserError: No such run, or one without a number; no matplotlib.
+        UserError: A run does not exist or has no metrics yet, or matplotlib is not installed.
     """
     path, began = tile_grid.out(config.out, _plot.PLOTS), time.monotonic()
-    runs = {name: _columns(folder) for name, folder in _named(config.runs).items()}
+    runs = {name: _columns(folder) for name, folder in _unique_names(config.runs).items()}
     panels = of_runs(runs)
     if not panels:
-        raise UserError(f"{', '.join(config.runs)} has not measured anything yet", "Wait for its first steps")
+        raise UserError(f"{', '.join(config.runs)} has not measured anything yet", "Wait for its first logged step")
     draw(panels, path)
     last = {name: {key: float(each.values[-1]) for key, each in columns.items()} for name, columns in runs.items()}
     steps = {name: int(max(each.steps[-1] for each in columns.values())) for name, columns in runs.items()}
@@ -105,12 +105,12 @@ def show(config: Config) -> Report:
 
 
 def of_runs(runs: Mapping[str, Mapping[str, Sequence[np.ndarray]]]) -> list[Panel]:
-    """Panels for the columns that at least one run has.
+    """Panels for the metrics that at least one run has.
 
     Args:
-        runs: Name → column, as in `PANELS`, those of "knn" and "accuracy" as "knn.teacher" → (steps, values), or a
-            `metrics.Column`. One run
-            shows all its networks and baselines; several meet by the network to use, the first.
+        runs: Name of the run → column → (steps, values) or a `metrics_log.Column`. Columns are named as in `PANELS`,
+            with the network after a dot for "knn" and "accuracy", e.g. "knn.teacher". One run shows all networks and
+            baselines; several runs show only their main network, which is the first.
     """
     panels = []
     for column, (title, ylabel) in PANELS.items():
@@ -133,18 +133,18 @@ def of_runs(runs: Mapping[str, Mapping[str, Sequence[np.ndarray]]]) -> list[Pane
 def thinned(
     steps: np.ndarray, values: np.ndarray, buckets: int, extremes: Sequence[np.ndarray] = ()
 ) -> tuple[np.ndarray, ...]:
-    """At most so many stretches of equal numbers of values: middle step, smallest, mean and largest value of each.
+    """Downsample to at most `buckets` buckets of about equal size: middle step, minimum, mean and maximum of each.
 
-    Nothing but the mean is smoothed: the extremes of the whole are among those of the stretches.
+    Minimum and maximum are not smoothed, so the extremes of the whole series are kept.
 
     Args:
         steps: `[T]`, ascending.
         values: float64 `[T]`.
-        buckets: Above 0.
-        extremes: The smallest and the largest value behind each, where values are means; `[T]` each.
+        buckets: Maximum number of buckets, above 0.
+        extremes: Minimum and maximum `[T]` of the values, if `values` are means.
 
     Returns:
-        Four of `[min(T, buckets)]`.
+        (steps, minimum, mean, maximum), each `[min(T, buckets)]`.
     """
     edges = np.unique(np.linspace(0, len(values), min(buckets, len(values)) + 1).astype(int))
     starts, counts = edges[:-1], np.diff(edges)
@@ -155,25 +155,25 @@ def thinned(
 
 
 def draw(panels: Sequence[Panel], path: Path, xlabel: str = "step") -> None:
-    """Draw panels, three in a row, under one legend into a `.png`, `.svg`, `.pdf` or `.html`.
+    """Draw panels, three per row, with one legend, into a `.png`, `.svg`, `.pdf` or `.html` file.
 
     Raises:
-        UsageError: Another ending.
+        UsageError: The path has another suffix.
         UserError: matplotlib is not installed.
     """
     path = tile_grid.out(str(path), _plot.PLOTS)
     with _plot.style():
-        _plot.save(_drawn(panels, xlabel), path)
+        _plot.save(_figure(panels, xlabel), path)
 
 
-def _drawn(panels: Sequence[Panel], xlabel: str) -> Any:
+def _figure(panels: Sequence[Panel], xlabel: str) -> Any:
     columns = min(_COLUMNS, len(panels))
     rows = math.ceil(len(panels) / columns)
     figure, grid = _plot.panels(rows, columns, 1.75 * rows + 0.4)
     axes = grid.flatten()
     names = list(dict.fromkeys(name for panel in panels for name in panel.curves))
     styles = {
-        name: {"color": COLORS[i % len(COLORS)], "linestyle": _STROKES[i // len(COLORS) % len(_STROKES)]}
+        name: {"color": COLORS[i % len(COLORS)], "linestyle": _LINE_STYLES[i // len(COLORS) % len(_LINE_STYLES)]}
         for i, name in enumerate(names)
     }
     for panel, axis in zip(panels, axes, strict=False):
@@ -185,8 +185,8 @@ def _drawn(panels: Sequence[Panel], xlabel: str) -> Any:
             steps = np.asarray(curves[0][0])
             if all(np.shape(each) == steps.shape for each, _ in curves):
                 mean = np.mean([np.asarray(values) for _, values in curves], axis=0)
-                few = {"marker": "o", "markersize": 2} if len(steps) < 12 else {}
-                axis.plot(steps, mean, linewidth=1.1, **few, **styles[name])
+                marker = {"marker": "o", "markersize": 2} if len(steps) < 12 else {}
+                axis.plot(steps, mean, linewidth=1.1, **marker, **styles[name])
         if panel.level is not None:
             axis.axhline(panel.level[0], color="gray", linewidth=0.8, linestyle=(0, (4, 4)))
             axis.annotate(
@@ -200,20 +200,22 @@ def _drawn(panels: Sequence[Panel], xlabel: str) -> Any:
     return figure
 
 
-def _named(runs: Sequence[str]) -> dict[str, Path]:
-    """Runs by the shortest ends of their paths that tell them apart."""
+def _unique_names(runs: Sequence[str]) -> dict[str, Path]:
+    """Run folders by name: the shortest suffixes of their paths that are unique."""
     folders = list(dict.fromkeys(Path(run).expanduser().absolute() for run in runs))
     for length in itertools.count(1):
         named = {"/".join(folder.parts[-length:]): folder for folder in folders}
         if len(named) == len(folders):
             return named
-    raise AssertionError  # whole paths differ
+    raise AssertionError  # the whole paths are unique
 
 
 def _columns(folder: Path) -> dict[str, metrics_log.Column]:
+    """The metrics of a run by column."""
     try:
         return metrics_log.columns(folder / "metrics.jsonl", list(PANELS))
     except OSError:
         raise UserError(
-            f"'{folder}' is no run folder: it has no metrics.jsonl", "Start one with: opendino train DATA"
+            f"'{folder}' is not a run folder: it has no metrics.jsonl",
+            "Name a run folder, or start a run: opendino train DATA",
         ) from None

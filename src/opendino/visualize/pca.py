@@ -1,7 +1,7 @@
-"""Patch features as colors: their first three principal components, fitted over all the images together.
+"""Patch features as RGB: their first three principal components, fitted to all images together.
 
-Equal colors mean similar features, in every image. With `--foreground` the first component splits off the background,
-which turns black. Components are exact and their signs follow a rule, so that a picture never changes by itself.
+Equal colors mean similar features across all images. With `--foreground` the first component separates the background,
+which becomes black. The PCA is exact and the signs of its components are fixed, so the result is reproducible.
 """
 
 from __future__ import annotations
@@ -31,86 +31,85 @@ from opendino.visualize.drawing.pca_colors import Foreground, PCABasis, fit
 from opendino.visualize.drawing.tile_grid import Sheet, Tile
 
 MOST = 32
-"""Images in one picture; more go into a folder."""
+"""Maximum number of images in one file; more need a folder."""
 _FITTED = 64
 _COLUMNS = 8
 
 
 @dataclass(frozen=True)
 class Config(Checked):
-    """What `opendino visualize pca` takes."""
+    """Options of `opendino visualize pca`."""
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """A run folder, an imported or exported model folder, or timm:NAME."""
     images: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGES")]
-    """Image files, or a folder, a .tar or .zip, a text file of paths."""
+    """Image files, a folder, a .tar or .zip archive, or a text file of paths."""
     which: Literal["teacher", "student"] | None = None
-    """Network of a run; the one to use by default."""
+    """Network to load from a run; default: the method's main network (usually the teacher)."""
     out: str = "pca.png"
-    """A picture (.png, .jpg, .webp, .pdf, .svg, .html), or a folder for one .png an image."""
+    """Output file (.png, .jpg, .webp, .pdf, .svg, .html), or a folder for one .png per image."""
     size_px: PixelSize = 480
-    """Shorter side of the images that the network sees, rounded to whole patches."""
+    """Shorter side of the input images in pixels, rounded to whole patches."""
     foreground: Foreground = "off"
-    """Color only the patches on one side of the first component: above or below its mean, or auto, the side that
-    touches the borders less."""
+    """Color only patches above or below the mean of the first component; auto: the side with fewer border patches."""
     device: str = "auto"
     """auto, cuda, mps or cpu."""
 
 
 def show(config: Config) -> Report:
-    """Fit to up to 64 of the images, evenly spaced, and draw them all.
+    """Fit the PCA to up to 64 evenly spaced images, and draw all images.
 
     Raises:
-        UserError: No such model or images, none that can be read, or a network whose features are no grid.
+        UserError: The model or images do not exist, no image can be read, or the network has no feature grid.
     """
     into_folder = not Path(config.out).suffix
     path = Path(config.out).expanduser() if into_folder else tile_grid.out(config.out, tile_grid.PICTURES)
     source = open_image_list(config.images)
     if len(source) > MOST and not into_folder:
-        raise UsageError(f"{len(source)} images are too many for one picture", "Give a folder: --out pca/")
-    sight = ImageEncoder(load(config.model, config.which).to(distributed.device(config.device)), config.size_px)
+        raise UsageError(f"{len(source)} images are too many for one file (maximum {MOST})", "Use a folder: --out pca/")
+    encoder = ImageEncoder(load(config.model, config.which).to(distributed.device(config.device)), config.size_px)
     began, bad = time.monotonic(), Bad()
     sample = np.unique(np.linspace(0, len(source) - 1, min(len(source), _FITTED)).round().astype(int)).tolist()
-    known = {index: (image, sight.patches(image)) for index, image in each(source, sight, bad, sample)}
-    if not known:
+    fitted = {index: (image, encoder.patches(image)) for index, image in each(source, encoder, bad, sample)}
+    if not fitted:
         raise none_read(bad)
-    basis = fit([patches for _, patches in known.values()], config.foreground)
+    basis = fit([patches for _, patches in fitted.values()], config.foreground)
 
-    def drawn() -> Iterator[tuple[str, list[Tile]]]:
-        for index, (image, patches) in known.items():
+    def drawn_tiles() -> Iterator[tuple[str, list[Tile]]]:
+        for index, (image, patches) in fitted.items():
             yield source.key(index), tiles(image, patches, basis, Path(source.key(index)).stem)
         others = sorted(set(range(len(source))) - set(sample))
-        for index, image in each(source, sight, bad, others):
-            yield source.key(index), tiles(image, sight.patches(image), basis, Path(source.key(index)).stem)
+        for index, image in each(source, encoder, bad, others):
+            yield source.key(index), tiles(image, encoder.patches(image), basis, Path(source.key(index)).stem)
 
     if into_folder:
-        paths = write_each(drawn(), path, lambda pair, to: Sheet([pair]).save(to))
+        paths = write_each(drawn_tiles(), path, lambda image_tiles, to: Sheet([image_tiles]).save(to))
     else:
-        pairs = [pair for _, pair in drawn()]
+        pairs = [image_tiles for _, image_tiles in drawn_tiles()]
         columns = math.ceil(len(pairs) / math.ceil(len(pairs) / _COLUMNS))
         blocks = [pairs[start : start + columns] for start in range(0, len(pairs), columns)]
         width = tile_grid.WIDTH_PX // max(2, columns)
-        Sheet([[_narrow(pair[i], width) for pair in block] for block in blocks for i in (0, 1)]).save(path)
+        Sheet([[_shrunk(pair[i], width) for pair in block] for block in blocks for i in (0, 1)]).save(path)
         paths = [str(path)]
-    shares = ", ".join(f"{share:.0%}" for share in basis.explained)
-    where = paths[0] if len(paths) == 1 else f"{len(paths)} pictures in {path}"
-    lines = [f"the components explain {shares} of the variance, over {len(known)} images → {where}"]
+    explained = ", ".join(f"{share:.0%}" for share in basis.explained)
+    where = paths[0] if len(paths) == 1 else f"{len(paths)} images in {path}"
+    lines = [f"the components explain {explained} of the variance, over {len(fitted)} images → {where}"]
     lines += [f"note: {skipped_message(bad)}"] * bool(bad)
-    fields = {"paths": paths, "explained": list(basis.explained), "fitted_on": len(known), "skipped": len(bad)}
+    fields = {"paths": paths, "explained": list(basis.explained), "fitted_on": len(fitted), "skipped": len(bad)}
     return Report("\n".join(lines), fields | {"seconds": time.monotonic() - began})
 
 
 def tiles(image: Image.Image, patches: Tensor, basis: PCABasis, name: str = "image") -> list[Tile]:
-    """An image, and its components as red, green and blue.
+    """Tiles of the image and of its components as red, green and blue.
 
     Args:
-        image: As the network saw it.
-        patches: Its features `[rows columns D]`.
-        basis: From `_principal.fit`.
-        name: Of the image.
+        image: The prepared image, see `ImageEncoder.prepare`.
+        patches: Patch features `[rows columns D]` of the image.
+        basis: From `pca_colors.fit`.
+        name: Title of the image.
     """
     return [Tile(image, name), Tile(tile_grid.enlarged(basis.colors(patches), image.size), "components 1 to 3")]
 
 
-def _narrow(tile: Tile, width_px: int) -> Tile:
+def _shrunk(tile: Tile, width_px: int) -> Tile:
     return Tile(tile_grid.shrunk(tile.image, width_px), tile.title)

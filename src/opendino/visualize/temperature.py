@@ -1,11 +1,12 @@
-"""What temperature and centering do to an output: softmax of the same logits, sharper and flatter.
+"""Effect of temperature and centering: softmax of the same logits at several temperatures.
 
-The figure shows one image's probabilities over the prototypes, as they are and after the mean over many images (the
-center) is subtracted. A low temperature sharpens: the entropy falls, and without centering the prototype that leads for
-every image takes all. Centering removes that lead and alone pulls to the uniform distribution, so DINO does both.
+The figure shows the probabilities of one image over the prototypes, without centering and after subtraction of the mean
+over many images (the center). A low temperature sharpens: the entropy decreases, and without centering one prototype
+dominates for every image. Centering removes this dominance; alone it leads to the uniform distribution, so DINO uses
+both.
 
-Logits are drawn by chance (`--seed`), with one prototype ahead for all images, or read from a NumPy file. A run's own
-are not offered: a run leaves backbones to use, without the head that makes logits of their features.
+The logits are random (`--seed`) with one prototype that is larger for all images, or read from a NumPy file. Logits of
+a run are not available: the exported backbones do not include the projection head.
 """
 
 from __future__ import annotations
@@ -31,18 +32,18 @@ from opendino.visualize.drawing.tile_grid import COLORS
 
 @dataclass(frozen=True)
 class Config(Checked):
-    """What `opendino visualize temperature` takes."""
+    """Options of `opendino visualize temperature`."""
 
     temperatures: Annotated[tuple[Temperature, ...], Meta(min_length=1, max_length=6)] = (0.04, 0.07, 0.1, 1.0)
-    """Of the softmax, a column each; DINO's teacher 0.04 to 0.07, its student 0.1."""
+    """Softmax temperatures, one column each (DINO: teacher 0.04 to 0.07, student 0.1)."""
     prototypes: Annotated[int, Meta(ge=2, le=2**24)] = 32
-    """K, of logits drawn by chance."""
+    """Number of prototypes K of random logits."""
     seed: Seed = 0
-    """Of logits drawn by chance."""
+    """Random seed of the logits."""
     logits: str | None = None
-    """A .npy of float logits [images prototypes]; the first image's are drawn, the mean of all is the center."""
+    """A .npy file of float logits [images prototypes]: shows the first image, centers by the mean over all."""
     out: str = "temperature.png"
-    """A picture: .png, .svg, .pdf or .html."""
+    """Output file: .png, .svg, .pdf or .html."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,9 @@ class Softened:
     """Probabilities of one image.
 
     Attributes:
-        probabilities: float64 `[2 temperatures K]`: as they are, and centered; rows sum to 1.
+        probabilities: float64 `[2 temperatures K]`: not centered, and centered; sums to 1 over K.
         entropies: float64 `[2 temperatures]` in nats.
-        temperatures: As given.
+        temperatures: The softmax temperatures.
     """
 
     probabilities: Tensor
@@ -64,24 +65,24 @@ def show(config: Config) -> Report:
     """Draw the distributions.
 
     Raises:
-        UserError: No such file of logits, or no logits in it; no matplotlib.
+        UserError: The file of logits does not exist or is invalid, or matplotlib is not installed.
     """
     path = tile_grid.out(config.out, _plot.PLOTS)
     logits = read(config.logits) if config.logits else example(config.prototypes, config.seed)
     found = softened(logits, config.temperatures)
     with _plot.style():
         _plot.save(figure(found), path)
-    rows = [("as they are", found.entropies[0].tolist()), ("centered", found.entropies[1].tolist())]
+    rows = [("not centered", found.entropies[0].tolist()), ("centered", found.entropies[1].tolist())]
     lines = [f"{'entropy (nats) at':<18}" + "".join(f"{t:>8g}" for t in config.temperatures)]
     lines += [f"{name:<18}" + "".join(f"{value:8.3f}" for value in values) for name, values in rows]
-    most = math.log(logits.shape[1])
-    fields: dict[str, Any] = {"paths": [str(path)], "temperatures": list(config.temperatures), "ln_k": most}
+    max_entropy = math.log(logits.shape[1])
+    fields: dict[str, Any] = {"paths": [str(path)], "temperatures": list(config.temperatures), "ln_k": max_entropy}
     fields["entropy"], fields["entropy_centered"] = (values for _, values in rows)
-    return Report("\n".join([*lines, f"ln K = {most:.3f} → {path}"]), fields)
+    return Report("\n".join([*lines, f"ln K = {max_entropy:.3f} → {path}"]), fields)
 
 
 def example(prototypes: int, seed: int, images: int = 256, lead: float = 0.25) -> Tensor:
-    """Logits by chance, float64 `[images prototypes]`: normal, with a lead of one prototype that all images share."""
+    """Random logits, float64 `[images prototypes]`: normal, and one prototype larger by `lead` for all images."""
     generator = torch.Generator().manual_seed(seed)
     logits = 0.1 * torch.randn(images, prototypes, generator=generator, dtype=torch.float64)
     logits[:, prototypes // 3] += lead
@@ -89,48 +90,50 @@ def example(prototypes: int, seed: int, images: int = 256, lead: float = 0.25) -
 
 
 def read(name: str) -> Tensor:
-    """Logits from a NumPy file, float64 `[images prototypes]`; nothing in it is executed.
+    """Read logits from a NumPy file, float64 `[images prototypes]`; pickles are refused.
 
     Raises:
-        UserError: No such file, or no finite numbers of that shape.
+        UserError: The file does not exist, has another shape, or holds values that are not finite.
     """
     try:
         logits = np.load(Path(name).expanduser(), allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"Cannot read logits from {name}: {error}", "Give a .npy file of floats") from None
+        raise UserError(
+            f"Cannot read logits from {name}: {error}", "Use a .npy file of floats [images prototypes]"
+        ) from None
     if not isinstance(logits, np.ndarray) or logits.dtype.kind not in "fiu" or logits.ndim != 2 or logits.shape[1] < 2:
         what = f"{logits.dtype} {list(logits.shape)}" if isinstance(logits, np.ndarray) else "an archive"
-        raise UserError(f"{name} holds {what}", "Give a .npy file of floats [images prototypes]")
+        raise UserError(f"{name} holds {what}", "Use a .npy file of floats [images prototypes]")
     if not len(logits) or not np.isfinite(logits).all():
-        raise UserError(f"{name} holds logits that are not finite numbers", "Save those of a healthy step")
+        raise UserError(f"{name} is empty or holds NaN or infinite logits", "Save finite logits")
     return torch.from_numpy(logits.astype(np.float64))
 
 
 def softened(logits: Tensor, temperatures: tuple[float, ...]) -> Softened:
-    """Softmax of the first image's logits at several temperatures, without and with centering.
+    """Softmax of the logits of the first image at several temperatures, without and with centering.
 
     Args:
         logits: `[images prototypes]`.
         temperatures: Above 0.
     """
-    one = torch.stack([logits[0], logits[0] - logits.mean(0)]).double()
-    divided = one[:, None] / torch.tensor(temperatures, dtype=torch.float64)[:, None]
+    stacked = torch.stack([logits[0], logits[0] - logits.mean(0)]).double()  # [2, K]
+    divided = stacked[:, None] / torch.tensor(temperatures, dtype=torch.float64)[:, None]  # [2, T, K]
     probabilities = divided.softmax(-1)
     return Softened(probabilities, entropy(probabilities), temperatures)
 
 
 def figure(found: Softened) -> Any:
-    """A matplotlib figure: a column a temperature, above as they are, below centered, entropies written in."""
-    number, prototypes = found.probabilities.shape[1:]
-    drawn, axes = _plot.panels(2, number, 3.2)
-    most = math.log(prototypes)
+    """A matplotlib figure: one column per temperature; top: not centered, bottom: centered; with entropies."""
+    num_temperatures, prototypes = found.probabilities.shape[1:]
+    fig, axes = _plot.panels(2, num_temperatures, 3.2)
+    max_entropy = math.log(prototypes)
     for row, (name, color) in enumerate((("not centered", COLORS[1]), ("centered", COLORS[0]))):
         for column, temperature in enumerate(found.temperatures):
             axis, values = axes[row, column], found.probabilities[row, column]
             axis.bar(range(prototypes), values.tolist(), width=0.85, color=color)
             axis.axhline(1 / prototypes, color="gray", linewidth=0.6, linestyle=(0, (3, 3)))
             value = found.entropies[row, column].item()
-            note = f"H = {value:.2f} ({value / most:.0%} of ln K)"
+            note = f"H = {value:.2f} ({value / max_entropy:.0%} of ln K)"
             axis.text(1, 0.98, note, ha="right", va="top", transform=axis.transAxes)
             axis.set_ylim(0, 1.25 * max(found.probabilities[:, column].max().item(), 2 / prototypes))
             if row == 0:
@@ -138,4 +141,4 @@ def figure(found: Softened) -> Any:
             else:
                 axis.set_xlabel("prototype")
         axes[row, 0].set_ylabel(f"probability\n{name}")
-    return drawn
+    return fig

@@ -1,8 +1,8 @@
-"""A film beside what a network makes of it, frame by frame: attention (the mean of the heads) or patch components.
+"""A video next to its attention maps (mean over heads) or PCA colors, frame by frame.
 
-Frames are read, looked at and written one by one, so that memory does not grow with the film. Components are fitted to
-up to 32 frames, evenly spaced, which takes a first pass over the film; equal colors mean similar features throughout.
-Attention is stretched frame by frame. The film keeps its rate and loses its sound.
+Frames are read, encoded and written one by one, so memory does not grow with the video. The PCA is fitted to up to 32
+evenly spaced frames in a first pass over the video; equal colors mean similar features in all frames. Attention is
+scaled to [0, 1] in each frame. The output keeps the frame rate and has no sound.
 """
 
 from __future__ import annotations
@@ -36,113 +36,115 @@ _FITTED = 32
 
 @dataclass(frozen=True)
 class Config(Checked):
-    """What `opendino visualize video` takes."""
+    """Options of `opendino visualize video`."""
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """A run folder, an imported or exported model folder, or timm:NAME."""
-    film: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FILM")]
-    """A film file, or a folder of frames."""
+    film: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="VIDEO")]
+    """A video file, or a folder of frames."""
     which: Literal["teacher", "student"] | None = None
-    """Network of a run; the one to use by default."""
+    """Network to load from a run; default: the method's main network (usually the teacher)."""
     kind: Literal["attention", "pca"] = "attention"
-    """What is shown beside the film."""
+    """What to show next to the video: attention maps, or PCA colors."""
     out: str = "video.mp4"
-    """An .mp4."""
+    """Output file: .mp4."""
     size_px: PixelSize = 480
-    """Shorter side of the frames that the network sees, rounded to whole patches."""
+    """Shorter side of the input frames in pixels, rounded to whole patches."""
     foreground: Foreground = "off"
-    """Of components: color only one side of the first one, see `opendino visualize pca`."""
+    """pca: color only one side of the first component, see `opendino visualize pca`."""
     overlay: bool = False
-    """Of attention: draw it over the film."""
+    """attention: draw the maps over the video."""
     fps: Annotated[float, Meta(ge=0.1, le=1000)] = 25.0
-    """Frames a second of a folder of frames; a film keeps its own."""
+    """Frames per second for a folder of frames; a video file keeps its own."""
     device: str = "auto"
     """auto, cuda, mps or cpu."""
 
 
 def show(config: Config) -> Report:
-    """Draw the film.
+    """Write the video.
 
     Raises:
-        UserError: No such model or film, no frame that can be read, or no PyAV.
+        UserError: The model or video does not exist, no frame can be read, or PyAV is not installed.
     """
-    path, film = tile_grid.out(config.out, (".mp4",)), Path(config.film).expanduser()
-    if not film.exists():
-        raise UserError(f"{config.film} does not exist", "Give a film file or a folder of frames")
-    if path.resolve() == film.resolve():
-        raise UsageError(f"--out {config.out} is the film itself", "Choose another --out")
-    rate = video_frames.rate(film) or Fraction(config.fps).limit_denominator(1001)
-    sight = ImageEncoder(load(config.model, config.which).to(distributed.device(config.device)), config.size_px)
+    path, video = tile_grid.out(config.out, (".mp4",)), Path(config.film).expanduser()
+    if not video.exists():
+        raise UserError(f"{config.film} does not exist", "Use a video file or a folder of frames")
+    if path.resolve() == video.resolve():
+        raise UsageError(f"--out {config.out} is the input video", "Choose another --out")
+    rate = video_frames.rate(video) or Fraction(config.fps).limit_denominator(1001)
+    encoder = ImageEncoder(load(config.model, config.which).to(distributed.device(config.device)), config.size_px)
     began, bad = time.monotonic(), Bad()
     if config.kind == "pca":
-        sample = [image for _, image in _evenly(_seen(film, sight, Bad()), _FITTED)]
+        sample = [image for _, image in _evenly_spaced(_frames(video, encoder, Bad()), _FITTED)]
         if not sample:
-            raise UserError(f"No frame of {config.film} can be read", "Check that the film is intact")
-        basis = fit([sight.patches(image) for image in sample], config.foreground)
+            raise UserError(f"No frame of {config.film} can be read", "Check that the video is intact")
+        basis = fit([encoder.patches(image) for image in sample], config.foreground)
 
         def draw(image: Image.Image) -> Image.Image:
-            return tile_grid.enlarged(basis.colors(sight.patches(image)), image.size)
+            return tile_grid.enlarged(basis.colors(encoder.patches(image)), image.size)
     else:
 
         def draw(image: Image.Image) -> Image.Image:
-            return heat(image, sight.attention(image).mean(0), config.overlay)
+            return heat(image, encoder.attention(image).mean(0), config.overlay)
 
-    number = video_frames.write(path, pairs(_seen(film, sight, bad), draw), rate)
-    if not number:
-        raise UserError(f"No frame of {config.film} can be read", "Check that the film is intact")
+    num_frames = video_frames.write(path, pairs(_frames(video, encoder, bad), draw), rate)
+    if not num_frames:
+        raise UserError(f"No frame of {config.film} can be read", "Check that the video is intact")
     seconds = time.monotonic() - began
-    lines = [f"{number:,} frames at {float(rate):g} a second → {path} ({number / seconds:.1f} frames/s)"]
+    lines = [f"{num_frames:,} frames at {float(rate):g} fps → {path} ({num_frames / seconds:.1f} frames/s processed)"]
     lines += [f"note: {skipped_message(bad)}"] * bool(bad)
-    fields = {"paths": [str(path)], "frames": number, "fps": float(rate), "skipped": len(bad), "seconds": seconds}
+    fields = {"paths": [str(path)], "frames": num_frames, "fps": float(rate), "skipped": len(bad), "seconds": seconds}
     return Report("\n".join(lines), fields)
 
 
 def pairs(
     images: Iterator[tuple[str, Image.Image]], draw: Callable[[Image.Image], Image.Image]
 ) -> Iterator[np.ndarray]:
-    """Each image and what is drawn of it side by side, all in the size of the first; nothing is kept.
+    """Each image next to its visualization, all at the size of the first image.
 
     Args:
-        images: (name, frame).
-        draw: Frame → picture of the same size.
+        images: (name, frame) pairs.
+        draw: Maps a frame to an image of the same size.
 
     Yields:
-        uint8 `[H W 3]`, H and W even as films need it.
+        uint8 `[H W 3]`, H and W even, as video codecs require.
     """
-    size, spoke = None, time.monotonic()
-    for number, (_, image) in enumerate(images, start=1):
-        picture = draw(image)
+    size, last_log = None, time.monotonic()
+    for num_frames, (_, image) in enumerate(images, start=1):
+        drawn = draw(image)
         size = size or (image.width + image.width % 2, image.height + image.height % 2)
-        both = [each if each.size == size else each.resize(size, Image.Resampling.BICUBIC) for each in (image, picture)]
-        yield np.concatenate([np.asarray(each) for each in both], axis=1)
-        if time.monotonic() - spoke > 30:
-            spoke = time.monotonic()
-            log.say(f"{number:,} frames drawn")
+        left_and_right = [
+            each if each.size == size else each.resize(size, Image.Resampling.BICUBIC) for each in (image, drawn)
+        ]
+        yield np.concatenate([np.asarray(each) for each in left_and_right], axis=1)
+        if time.monotonic() - last_log > 30:
+            last_log = time.monotonic()
+            log.say(f"{num_frames:,} frames drawn")
 
 
-def _seen(film: Path, sight: ImageEncoder, bad: Bad) -> Iterator[tuple[str, Image.Image]]:
-    """The frames that can be read, prepared."""
-    for name, pixels in video_frames.frames(film):
+def _frames(video: Path, encoder: ImageEncoder, bad: Bad) -> Iterator[tuple[str, Image.Image]]:
+    """(name, prepared frame) for each readable frame; unreadable ones are added to `bad`."""
+    for name, pixels in video_frames.frames(video):
         try:
             if isinstance(pixels, BadImage):
                 raise pixels
-            prepared = sight.prepare(Image.fromarray(pixels))
+            prepared = encoder.prepare(Image.fromarray(pixels))
         except BadImage as error:
             bad.append((name, str(error)))
         else:
             yield name, prepared
 
 
-def _evenly(items: Iterator[tuple[str, Image.Image]], most: int) -> list[tuple[str, Image.Image]]:
-    """At most so many of a stream of unknown length, evenly spaced; never holds more than that and one."""
+def _evenly_spaced(items: Iterator[tuple[str, Image.Image]], most: int) -> list[tuple[str, Image.Image]]:
+    """At most `most` evenly spaced items of a stream of unknown length; never holds more than `most` + 1."""
     kept: list[tuple[str, Image.Image]] = []
     stride = 1
-    for place, item in enumerate(items):
-        if place % stride:
+    for index, item in enumerate(items):
+        if index % stride:
             continue
-        if len(kept) == most:
+        if len(kept) == most:  # full: drop every second item and double the stride
             kept, stride = kept[::2], 2 * stride
-            if place % stride:
+            if index % stride:
                 continue
         kept.append(item)
     return kept

@@ -1,4 +1,4 @@
-"""Pictures of any shape fit where they are put."""
+"""Images of any shape fit into a square."""
 
 from __future__ import annotations
 

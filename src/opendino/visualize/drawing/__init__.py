@@ -1,1 +1,1 @@
-"""What the visualizations share: encoding images, tiles with captions, figures, PCA colors."""
+"""Shared by the visualizations: encoding images, tiles with captions, figures, PCA colors."""

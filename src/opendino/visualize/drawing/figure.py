@@ -1,4 +1,4 @@
-"""Figures by matplotlib, which is imported here alone: without a screen, at a paper's width, the same each time."""
+"""Matplotlib figures at the width of a paper, deterministic and without a display; the only module with matplotlib."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from opendino.core.errors import UserError
 from opendino.visualize.drawing import tile_grid
 
 PLOTS = (".png", ".svg", ".pdf", ".html")
-"""Endings of what a figure can be written to."""
+"""Suffixes of the file formats for figures."""
 
 _WIDTH_IN = 17 / 2.54
 _STYLE = {
@@ -25,7 +25,7 @@ _STYLE = {
 
 @contextlib.contextmanager
 def style() -> Iterator[None]:
-    """Entered to draw: sizes that can be read on paper.
+    """Context manager that sets the matplotlib style: font and line sizes for print.
 
     Raises:
         UserError: matplotlib is not installed.
@@ -39,7 +39,7 @@ def style() -> Iterator[None]:
 
 
 def panels(rows: int, columns: int, height_in: float) -> tuple[Any, Any]:
-    """A figure 17 cm wide and so many inches high, and its axes `[rows columns]`."""
+    """A figure 17 cm wide and `height_in` inches high, and its axes `[rows columns]`."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(_WIDTH_IN, height_in), layout="constrained")
@@ -47,11 +47,12 @@ def panels(rows: int, columns: int, height_in: float) -> tuple[Any, Any]:
 
 
 def save(figure: Any, path: Path) -> None:
-    """Write a figure in the form that its ending says, at once or not at all; 300 dots an inch as PNG."""
+    """Write a figure atomically in the format of the suffix; PNG has 300 dpi."""
     kind = path.suffix.removeprefix(".").lower()
-    picture = io.BytesIO()
-    undated = {"svg": {"Date": None}, "html": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
+    buffer = io.BytesIO()
+    # No dates in the files, so the same figure gives the same bytes.
+    metadata = {"svg": {"Date": None}, "html": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
     with style():
-        figure.savefig(picture, format="svg" if kind == "html" else kind, dpi=300, metadata=undated)
-    content = picture.getvalue()
+        figure.savefig(buffer, format="svg" if kind == "html" else kind, dpi=300, metadata=metadata)
+    content = buffer.getvalue()
     atomic_write.write(path, tile_grid.page(path.stem, content.decode()) if kind == "html" else content)

@@ -1,4 +1,4 @@
-"""How a network sees whole images of any size, patch by patch."""
+"""Encode whole images of any size: attention maps and patch features."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ from opendino.models.patch_inputs import patch_px, to_network_input
 
 T = TypeVar("T")
 _MAX_ELONGATION = 16
-"""An image that is longer for its width would become millions of patches once its shorter side is large enough."""
+"""Maximum aspect ratio: resizing the shorter side of a more extreme image would give millions of patches."""
 _NAME_BYTES = 150
 
 
 class ImageEncoder:
-    """A model that looks at one image at a time.
+    """A model that encodes one image at a time.
 
-    Images keep their aspect ratio, each side rounded to whole patches. A network that takes images of one size only
-    sees their middle square.
+    Images keep their aspect ratio, with each side rounded to whole patches. A network that takes only one image size
+    gets the center crop.
 
     Args:
-        model: On the device to work on.
-        size_px: Shorter side of the images that the network sees, rounded to whole patches.
+        model: On the device to use.
+        size_px: Shorter side of the input images in pixels, rounded to whole patches.
 
     Attributes:
-        any_size: Whether it takes images of any size and shape.
-        patch_px: Side of a patch; the stride of a convolutional network.
-        quantity: What `attention` shows, in words; known after its first call.
+        any_size: Whether the network takes images of any size and aspect ratio.
+        patch_px: Side of a patch in pixels; for a convolutional network its stride.
+        quantity: Description of what `attention` returns; set by its first call.
 
     Raises:
-        UserError: The network's features are no grid.
+        UserError: The features of the network are not a grid.
     """
 
     def __init__(self, model: Model, size_px: int) -> None:
@@ -51,15 +51,14 @@ class ImageEncoder:
         self.any_size, self._size_px = side_step(model) is not None, size_px
 
     def prepare(self, image: Image.Image) -> Image.Image:
-        """An RGB image at the size the network will see it.
+        """Resize an RGB image to the input size of the network.
 
         Raises:
-            BadImage: It is too thin.
+            BadImage: The aspect ratio is above the maximum.
         """
         if max(image.size) > _MAX_ELONGATION * min(image.size):
             raise BadImage(
-                f"{image.width} × {image.height} pixels: more than {_MAX_ELONGATION} times as long as wide, "
-                "too thin to be shown"
+                f"{image.width} × {image.height} pixels: the aspect ratio is above the maximum of {_MAX_ELONGATION}"
             )
         resampling = Image.Resampling[self.model.preprocessing["interpolation"].upper()]
         short = self._size_px if self.any_size else self.model.preprocessing["image_px"]
@@ -73,75 +72,81 @@ class ImageEncoder:
         return image.crop((left, top, left + short, top + short))
 
     def attention(self, image: Image.Image) -> Tensor:
-        """What the image's feature rests on, float32 `[heads rows columns]`, of a prepared image.
+        """Attention maps of a prepared image, float32 `[heads rows columns]`.
 
-        Attention of the CLS token in the last block; where there is none, each position's share in the mean feature.
+        Attention of the CLS token in the last block; for networks without it, the contribution of each position to the
+        mean feature (1 head).
         """
         pixels = to_network_input(np.array(image), self.model)
-        if self.quantity != _SHARE:
+        if self.quantity != _CONTRIBUTION:
             try:
                 found = of_cls(self.model, pixels, (image.height // self.patch_px, image.width // self.patch_px))
                 self.quantity = _ATTENTION
                 return _finite(found[0])
             except NotImplementedError:
-                self.quantity = _SHARE
+                self.quantity = _CONTRIBUTION
         features = self.model.features(pixels)
         return _finite(of_mean(features.patches, features.grid)[0])
 
     def patches(self, image: Image.Image) -> Tensor:
-        """Patch features after the last norm, float32 `[rows columns D]` on the host, of a prepared image."""
+        """Patch features of a prepared image after the last norm, float32 `[rows columns D]` on the CPU."""
         features = self.model.features(to_network_input(np.array(image), self.model))
         return _finite(features.patches[0].unflatten(0, features.grid).float().cpu())
 
 
 _ATTENTION = "attention of the CLS token in the last block"
-_SHARE = "each position's share in the mean of the last feature map (this network has no CLS attention)"
+_CONTRIBUTION = "contribution of each position to the mean of the last feature map (this network has no CLS attention)"
 
 
 def each(
-    source: Source, sight: ImageEncoder, bad: Bad, indices: Sequence[int] | None = None
+    source: Source, encoder: ImageEncoder, bad: Bad, indices: Sequence[int] | None = None
 ) -> Iterator[tuple[int, Image.Image]]:
-    """Prepared images of a source with their positions, decoded ahead; unreadable ones are added to `bad`."""
+    """(index, prepared image) of a source, decoded in advance; unreadable images are added to `bad`."""
     indices = range(len(source)) if indices is None else indices
 
-    def look(place: int) -> Image.Image:
-        return sight.prepare(Image.fromarray(decode(source.read(indices[place]))))
+    def load_image(position: int) -> Image.Image:
+        return encoder.prepare(Image.fromarray(decode(source.read(indices[position]))))
 
-    for looked, unread in prefetch_images(source, indices, look, batch=8):
+    for loaded, unread in prefetch_images(source, indices, load_image, batch=8):
         bad += unread
-        for place, image in looked:
-            yield indices[place], image
+        for position, image in loaded:
+            yield indices[position], image
 
 
 def none_read(bad: Bad) -> UserError:
-    """What to say where all images are unreadable."""
+    """The error for a source without readable images."""
     return UserError(f"No image can be read, e.g. {bad[0][0]}: {bad[0][1]}", "Check that the images are intact")
 
 
 def _finite(found: Tensor) -> Tensor:
     if not found.isfinite().all():
-        raise UserError("What the network gives are not finite numbers", "Its weights are broken; take an earlier one")
+        raise UserError(
+            "The features of the network are NaN or infinite", "Its weights are broken; use an earlier checkpoint"
+        )
     return found
 
 
 def write_each(found: Iterator[tuple[str, T]], folder: Path, save: Callable[[T, Path], None]) -> list[str]:
-    """Write pictures as PNGs named as their images, each when it is ready.
+    """Write one PNG per image, named after its key, as soon as it is ready.
 
     Args:
-        found: (key of the image, picture).
-        folder: Made if absent.
-        save: Writes a picture.
+        found: (key of the image, picture) pairs.
+        folder: Created if it does not exist.
+        save: Function that writes a picture to a path.
+
+    Returns:
+        The paths of the files.
 
     Raises:
         UserError: The folder cannot be written.
     """
     paths: list[str] = []
     for key, picture in found:
-        plain = key.lstrip("/").replace("/", "_").replace("..", "_")
-        plain = os.fsdecode(os.fsencode(plain)[-_NAME_BYTES:])  # keys can be longer than names of files
-        path = folder / f"{Path(plain).stem}.png"
-        if str(path) in paths:  # the same name with another ending, or in another folder
-            path = folder / f"{len(paths):06d}_{plain}.png"
+        name = key.lstrip("/").replace("/", "_").replace("..", "_")
+        name = os.fsdecode(os.fsencode(name)[-_NAME_BYTES:])  # keys can be longer than file names may be
+        path = folder / f"{Path(name).stem}.png"
+        if str(path) in paths:  # the same name with another suffix, or from another folder
+            path = folder / f"{len(paths):06d}_{name}.png"
         try:
             folder.mkdir(parents=True, exist_ok=True)
             save(picture, path)

@@ -1,4 +1,4 @@
-"""Small plots of lines over steps as SVG, drawn without any library: for pages that must stand alone."""
+"""Small SVG line plots over steps without a plotting library, for self-contained HTML pages."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from opendino.visualize.drawing.tile_grid import COLORS
 
 _WIDTH, _HEIGHT = 420, 240
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 44, 26
-_MOST = 400
-"""Stretches of a line that each show their extremes: about as many as there are pixels."""
+_MAX_BUCKETS = 400
+"""Maximum number of buckets of a line, each shown by its minimum and maximum: about one per pixel."""
 
 Line = tuple[ArrayLike, ArrayLike]
 Style = tuple[str, str]
-"""A color, and the dashes of a line as an attribute, or nothing."""
+"""(color, SVG attribute of the dashes or an empty string)."""
 _DASHES = ("", ' stroke-dasharray="7 3"', ' stroke-dasharray="2 3"')  # beyond eight colors
 
 
 def style(number: int) -> Style:
-    """The style of the n-th of many lines."""
+    """Style of line number `number`, from 0."""
     return COLORS[number % len(COLORS)], _DASHES[number // len(COLORS) % len(_DASHES)]
 
 
@@ -35,14 +35,14 @@ def plot(
     bands: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]] | None = None,
     styles: Mapping[str, Style] | None = None,
 ) -> str:
-    """One set of axes.
+    """SVG plot with one set of axes.
 
     Args:
-        title: What the lines show, with its unit.
-        lines: Name → (steps, values); what is not finite is left out. At least one value in all.
-        level: A dashed line across, and its name.
-        bands: Name of a line → (steps, smallest, largest), drawn pale behind it.
-        styles: Name of a line → its color and dashes; by default by its place in `lines`.
+        title: Quantity and unit.
+        lines: Name → (steps, values); values that are not finite are skipped. At least one finite value in total.
+        level: A dashed horizontal line, and its label.
+        bands: Name of a line → (steps, minimum, maximum), drawn as a pale band.
+        styles: Name of a line → color and dashes; default: by its position in `lines`.
     """
     bands, styles = bands or {}, styles or {name: style(number) for number, name in enumerate(lines)}
     shown = {name: _thinned(*line) for name, line in lines.items()}
@@ -54,10 +54,10 @@ def plot(
     ticks = _ticks(float(ys.min()), float(ys.max()))
     y_low, y_high = min(ticks[0], float(ys.min())), max(ticks[-1], float(ys.max()))
 
-    def across(x: float) -> float:
+    def to_x(x: float) -> float:
         return _LEFT + (x - x_low) / (x_high - x_low) * (_WIDTH - _LEFT - _RIGHT)
 
-    def up(y: float) -> float:
+    def to_y(y: float) -> float:
         return _HEIGHT - _BOTTOM - (y - y_low) / (y_high - y_low) * (_HEIGHT - _TOP - _BOTTOM)
 
     parts = [
@@ -66,41 +66,41 @@ def plot(
         f'<text x="{_LEFT}" y="14" font-size="12" font-weight="bold">{escape(title)}</text>',
     ]
     for tick in ticks:
-        parts.append(f'<path d="M{_LEFT} {up(tick):.1f}H{_WIDTH - _RIGHT}" stroke="#ddd"/>')
-        parts.append(f'<text x="{_LEFT - 5}" y="{up(tick) + 4:.1f}" text-anchor="end">{tick:g}</text>')
+        parts.append(f'<path d="M{_LEFT} {to_y(tick):.1f}H{_WIDTH - _RIGHT}" stroke="#ddd"/>')
+        parts.append(f'<text x="{_LEFT - 5}" y="{to_y(tick) + 4:.1f}" text-anchor="end">{tick:g}</text>')
     for x, anchor in ((x_low, "start"), (x_high, "end")):
-        parts.append(f'<text x="{across(x):.1f}" y="{_HEIGHT - 8}" text-anchor="{anchor}">{x:,.0f}</text>')
+        parts.append(f'<text x="{to_x(x):.1f}" y="{_HEIGHT - 8}" text-anchor="{anchor}">{x:,.0f}</text>')
     parts.append(f'<text x="{(_LEFT + _WIDTH) / 2}" y="{_HEIGHT - 8}" text-anchor="middle">step</text>')
     if level:
         parts.append(
-            f'<path d="M{_LEFT} {up(level[0]):.1f}H{_WIDTH - _RIGHT}" stroke="#777" stroke-dasharray="5 4"/>'
-            f'<text x="{_WIDTH - _RIGHT}" y="{up(level[0]) - 4:.1f}" text-anchor="end">{escape(level[1])}</text>'
+            f'<path d="M{_LEFT} {to_y(level[0]):.1f}H{_WIDTH - _RIGHT}" stroke="#777" stroke-dasharray="5 4"/>'
+            f'<text x="{_WIDTH - _RIGHT}" y="{to_y(level[0]) - 4:.1f}" text-anchor="end">{escape(level[1])}</text>'
         )
-    place = float(_LEFT)
+    legend_x = float(_LEFT)
     for name, (x, y) in shown.items():
-        tint, dashes = styles[name]
+        color, dashes = styles[name]
         if name in bands:
             steps, low, high = (edge.tolist() for edge in bands[name])
-            rim = [*zip(steps, high, strict=True), *zip(steps[::-1], low[::-1], strict=True)]
-            points = " ".join(f"{across(a):.1f},{up(b):.1f}" for a, b in rim)
-            parts.append(f'<polygon points="{points}" fill="{tint}" fill-opacity="0.2"/>')
-        points = " ".join(f"{across(a):.1f},{up(b):.1f}" for a, b in zip(x.tolist(), y.tolist(), strict=True))
-        parts.append(f'<polyline points="{points}" fill="none" stroke="{tint}" stroke-width="1.6"{dashes}/>')
+            outline = [*zip(steps, high, strict=True), *zip(steps[::-1], low[::-1], strict=True)]
+            points = " ".join(f"{to_x(a):.1f},{to_y(b):.1f}" for a, b in outline)
+            parts.append(f'<polygon points="{points}" fill="{color}" fill-opacity="0.2"/>')
+        points = " ".join(f"{to_x(a):.1f},{to_y(b):.1f}" for a, b in zip(x.tolist(), y.tolist(), strict=True))
+        parts.append(f'<polyline points="{points}" fill="none" stroke="{color}" stroke-width="1.6"{dashes}/>')
         if len(x) == 1:
-            parts.append(f'<circle cx="{across(float(x[0])):.1f}" cy="{up(float(y[0])):.1f}" r="2.5" fill="{tint}"/>')
-        parts.append(f'<text x="{place:.0f}" y="32" fill="{tint}">{escape(name)}</text>')
-        place += 6.2 * len(name) + 14
+            parts.append(f'<circle cx="{to_x(float(x[0])):.1f}" cy="{to_y(float(y[0])):.1f}" r="2.5" fill="{color}"/>')
+        parts.append(f'<text x="{legend_x:.0f}" y="32" fill="{color}">{escape(name)}</text>')
+        legend_x += 6.2 * len(name) + 14
     return "".join([*parts, "</svg>"])
 
 
 def _thinned(steps: ArrayLike, values: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """The finite values; of many, the lowest and highest of each stretch, in their order."""
+    """The finite values; for long lines only the minimum and maximum of each bucket, in order."""
     x, y = np.asarray(steps, float), np.asarray(values, float)
     keep = np.isfinite(y)
     x, y = x[keep], y[keep]
-    if len(x) <= 2 * _MOST:
+    if len(x) <= 2 * _MAX_BUCKETS:
         return x, y
-    edges = np.linspace(0, len(x), _MOST + 1).astype(int)
+    edges = np.linspace(0, len(x), _MAX_BUCKETS + 1).astype(int)
     chosen = [
         first + int(f(y[first:last])) for first, last in itertools.pairwise(edges) for f in (np.argmin, np.argmax)
     ]
@@ -109,7 +109,7 @@ def _thinned(steps: ArrayLike, values: ArrayLike) -> tuple[np.ndarray, np.ndarra
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """About four round numbers within a range."""
+    """About four round numbers in a range."""
     if not high > low:
         low, high = low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2
     rough = (high - low) / 4

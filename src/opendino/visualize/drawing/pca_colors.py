@@ -1,4 +1,4 @@
-"""Principal components of patch features as colors, the same each time and for all images looked at together."""
+"""Principal components of patch features as colors, deterministic and shared by all images of a fit."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ Foreground = Literal["off", "auto", "above", "below"]
 
 @dataclass(frozen=True)
 class PCABasis:
-    """From features to three components, and to colors.
+    """Projection of features to three components and to colors.
 
     Attributes:
         mean: float64 `[D]`.
-        components: float64 `[3 D]`, orthonormal, of falling variance.
-        low, high: float64 `[3]`, the components' 1st and 99th percentiles, which become 0 and 255.
-        explained: Shares of the variance.
-        split: None, or mean `[D]` and direction `[D]`: a patch is foreground where (x - mean)·direction > 0.
+        components: float64 `[3 D]`, orthonormal, by decreasing variance.
+        low, high: float64 `[3]`, 1st and 99th percentiles of the components, which map to 0 and 255.
+        explained: Explained variance ratio of each component.
+        split: None, or (mean `[D]`, direction `[D]`): a patch x is foreground if (x - mean)·direction > 0.
     """
 
     mean: Tensor
@@ -34,29 +34,29 @@ class PCABasis:
     split: tuple[Tensor, Tensor] | None = None
 
     def foreground(self, patches: Tensor) -> Tensor:
-        """Which patches `[... D]` are, bool `[...]`; all of them without a split."""
+        """Foreground mask of patches `[... D]`, bool `[...]`; all True without a split."""
         if self.split is None:
             return torch.ones(patches.shape[:-1], dtype=torch.bool)
         return (patches.double() - self.split[0]) @ self.split[1] > 0
 
     def colors(self, patches: Tensor) -> np.ndarray:
-        """Patches `[... D]` → uint8 `[... 3]`; what is no foreground is black."""
+        """Patches `[... D]` → uint8 `[... 3]`; background is black."""
         found = (patches.double() - self.mean) @ self.components.T
         stretched = ((found - self.low) / (self.high - self.low).clamp_min(1e-30)).clamp(0, 1)
         return (stretched * self.foreground(patches)[..., None] * 255).round().to(torch.uint8).numpy()
 
 
 def pca_colors_of(patches: Tensor, number: int = 3) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean, first components and all variances of features, in float64 through the covariance: nothing is random.
+    """Exact PCA: mean, first components and all variances, by eigendecomposition of the covariance in float64.
 
-    A component's sign is chosen so that its largest loading, by absolute value, is positive.
+    The sign of a component is chosen so that its largest loading by absolute value is positive.
 
     Args:
         patches: `[M D]`, M > 1, D ≥ number.
-        number: Of components.
+        number: Number of components.
 
     Returns:
-        `[D]`, `[number D]`, `[D]` falling.
+        Mean `[D]`, components `[number D]`, variances `[D]` in decreasing order; all float64.
     """
     centered = patches.double()
     mean = centered.mean(0)
@@ -68,26 +68,26 @@ def pca_colors_of(patches: Tensor, number: int = 3) -> tuple[Tensor, Tensor, Ten
 
 
 def fit(images: list[Tensor], foreground: Foreground = "off") -> PCABasis:
-    """A basis for several images together.
+    """Fit a basis to several images together.
 
-    With a foreground the first component of all patches tells it from the rest by its sign, and the components are
-    those of its patches alone (the figure of DINOv2, Oquab et al. 2023). The sign itself means nothing: "auto" takes
-    the side that has the smaller share of the images' outermost patches.
+    With a foreground, the sign of the first component of all patches separates foreground from background, and the
+    three components are fitted to the foreground patches only, as in DINOv2 (Oquab et al. 2023). The sign of a
+    component is arbitrary: "auto" chooses the side that is less frequent on the border of the images.
 
     Args:
-        images: Patch features `[rows columns D]` each.
-        foreground: Whether there is one, and on which side of the first component.
+        images: Patch features `[rows columns D]` of each image.
+        foreground: "off", or the side of the first component that is the foreground.
 
     Raises:
-        UserError: Fewer patches than components.
+        UserError: There are too few patches or features for three components.
     """
-    patches = torch.cat([image.flatten(0, 1) for image in images]).double()
+    patches = torch.cat([image.flatten(0, 1) for image in images]).double()  # [M, D]
     split = None
     if foreground != "off":
-        mean, direction, _ = pca_colors_of(_enough(patches), 1)
+        mean, direction, _ = pca_colors_of(_check_size(patches), 1)
         split = mean, direction[0] * _side(images, mean, direction[0], foreground)
         patches = patches[(patches - split[0]) @ split[1] > 0]
-    mean, components, variances = pca_colors_of(_enough(patches))
+    mean, components, variances = pca_colors_of(_check_size(patches))
     found = (patches - mean) @ components.T
     low, high = (torch.from_numpy(np.percentile(found.numpy(), share, axis=0)) for share in (1, 99))
     explained = (variances[:3] / variances.sum().clamp_min(1e-30)).tolist()
@@ -95,19 +95,21 @@ def fit(images: list[Tensor], foreground: Foreground = "off") -> PCABasis:
 
 
 def _side(images: list[Tensor], mean: Tensor, direction: Tensor, foreground: Foreground) -> int:
+    """1 if the foreground is above the mean along the direction, -1 if below."""
     if foreground != "auto":
         return 1 if foreground == "above" else -1
     above = [(image.double() - mean) @ direction > 0 for image in images]
     inner = torch.cat([each[1:-1, 1:-1].flatten() for each in above])
-    rim = sum(int(each.sum()) for each in above) - int(inner.sum())
-    rim_size = sum(each.numel() for each in above) - len(inner)
-    return 1 if not len(inner) or rim / rim_size <= inner.double().mean() else -1
+    border = sum(int(each.sum()) for each in above) - int(inner.sum())
+    border_size = sum(each.numel() for each in above) - len(inner)
+    return 1 if not len(inner) or border / border_size <= inner.double().mean() else -1
 
 
-def _enough(patches: Tensor) -> Tensor:
+def _check_size(patches: Tensor) -> Tensor:
+    """The patches; checks that a PCA with three components is possible."""
     if len(patches) < 4 or patches.shape[1] < 3:
         raise UserError(
-            f"{len(patches)} patches of {patches.shape[1]} features have no three components",
-            "Give more or larger images, or another --foreground",
+            f"{len(patches)} patches of {patches.shape[1]} features are too few for three components",
+            "Use more or larger images, or another --foreground",
         )
     return patches

@@ -1,4 +1,4 @@
-"""Pictures beside and below each other with text above each; as pixels, SVG or a page. Needs Pillow alone."""
+"""Grids of images with captions, as pixels, SVG or HTML; needs only Pillow."""
 
 from __future__ import annotations
 
@@ -19,31 +19,33 @@ from opendino.core import atomic_write
 from opendino.core.errors import UsageError, UserError
 from opendino.data.source_files import printable
 
-# Okabe & Ito's palette, told apart by people of every color vision.
+# Palette of Okabe & Ito, safe for color-blind readers.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 PICTURES = (".png", ".jpg", ".webp", ".pdf", ".svg", ".html")
-"""Endings of what a `Sheet` can be written to."""
+"""Suffixes of the file formats for a `Sheet`."""
 
 WIDTH_PX = 2400
-"""Of a sheet at most: 360 dots an inch over the 17 cm of a paper."""
+"""Maximum width of a sheet: 360 dpi at 17 cm, the text width of a paper."""
 _GAP_PX = 8
-# Viridis (Smith & van der Walt 2015, CC0) at equal distances: brightness rises evenly, for every color vision.
+# Viridis (Smith & van der Walt 2015, CC0) at equal distances: perceptually uniform, safe for color-blind readers.
 _VIRIDIS = bytes.fromhex("440154 482475 414487 355f8d 2a788e 21918c 22a884 44bf70 7ad151 bddf26 fde725")
 
 
 @dataclass(frozen=True)
 class Tile:
-    """A picture and the lines above it."""
+    """An image and the title lines above it."""
 
     image: Image.Image
     title: str = ""
 
 
 class Sheet:
-    """Rows of tiles; a place may be empty. Columns are as wide as their widest tile, rows as high as their highest.
+    """A grid of tiles; None is an empty cell.
+
+    Each column is as wide as its widest tile, and each row as high as its highest tile.
 
     Args:
-        rows: At least one tile.
+        rows: Rows of tiles, at least one tile in total.
     """
 
     def __init__(self, rows: Sequence[Sequence[Tile | None]]) -> None:
@@ -52,29 +54,29 @@ class Sheet:
         self._widths = [max((tile.image.width for tile in column if tile), default=0) for column in columns]
         self._heights = [max((tile.image.height for tile in row if tile), default=0) for row in rows]
         self.width = sum(self._widths) + _GAP_PX * (len(self._widths) + 1)
-        self.font_px = max(11, round(self.width / 66))  # 8 points on a paper 17 cm wide
+        self.font_px = max(11, round(self.width / 66))  # 8 pt if printed 17 cm wide
         lines = [max((len(tile.title.splitlines()) for tile in row if tile), default=0) for row in rows]
         self._heads = [round(1.25 * self.font_px * number) for number in lines]
         self.height = sum(self._heights) + sum(self._heads) + _GAP_PX * (len(rows) + 1)
 
     def image(self) -> Image.Image:
-        """As pixels, RGB on white."""
+        """The sheet as an RGB image on white."""
         sheet = Image.new("RGB", (self.width, self.height), "white")
-        pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(self.font_px)
-        for x, y, room, tile in self._placed():
+        draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(self.font_px)
+        for x, y, max_width, tile in self._placed_tiles():
             sheet.paste(tile.image, (x, y))
             for base, line in self._lines(tile, y):
-                pen.text((x, base), _fitted(line, font, room), "black", font, anchor="ls")
+                draw.text((x, base), _shorten(line, font, max_width), "black", font, anchor="ls")
         return sheet
 
     def svg(self) -> str:
-        """As SVG with the pictures inside and text that can be searched."""
+        """The sheet as SVG with embedded images and searchable text."""
         font = ImageFont.load_default(self.font_px)
         parts = [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {self.width} {self.height}" '
             f'font-family="sans-serif" font-size="{self.font_px}"><rect width="100%" height="100%" fill="white"/>'
         ]
-        for x, y, room, tile in self._placed():
+        for x, y, max_width, tile in self._placed_tiles():
             png = io.BytesIO()
             tile.image.save(png, "PNG")
             data, size = base64.b64encode(png.getvalue()).decode(), tile.image.size
@@ -82,27 +84,27 @@ class Sheet:
                 f'<image x="{x}" y="{y}" width="{size[0]}" height="{size[1]}" href="data:image/png;base64,{data}"/>'
             )
             parts += [
-                f'<text x="{x}" y="{base:g}">{escape(_fitted(line, font, room))}</text>'
+                f'<text x="{x}" y="{base:g}">{escape(_shorten(line, font, max_width))}</text>'
                 for base, line in self._lines(tile, y)
             ]
         return "\n".join([*parts, "</svg>\n"])
 
     def save(self, path: Path) -> None:
-        """Write it, in the form that the ending says, at once or not at all."""
-        ending = path.suffix.lower()
-        if ending == ".svg":
+        """Write the sheet atomically in the format of the suffix."""
+        suffix = path.suffix.lower()
+        if suffix == ".svg":
             atomic_write.write(path, self.svg())
-        elif ending == ".html":
+        elif suffix == ".html":
             atomic_write.write(path, page(path.stem, self.svg()))
         else:
             content = io.BytesIO()
             options = {".png": {"compress_level": 3}, ".jpg": {"quality": 92}, ".webp": {"quality": 92}}
-            kind = {".jpg": "JPEG"}.get(ending, ending[1:].upper())
-            self.image().save(content, kind, **options.get(ending, {}))
+            format_name = {".jpg": "JPEG"}.get(suffix, suffix[1:].upper())
+            self.image().save(content, format_name, **options.get(suffix, {}))
             atomic_write.write(path, content.getvalue())
 
-    def _placed(self) -> Iterator[tuple[int, int, int, Tile]]:
-        """Left and upper edge of every tile, and the width of its column."""
+    def _placed_tiles(self) -> Iterator[tuple[int, int, int, Tile]]:
+        """(left, top, column width, tile) of every tile, in pixels."""
         y = _GAP_PX
         for row, head, height in zip(self.rows, self._heads, self._heights, strict=True):
             x, y = _GAP_PX, y + head
@@ -113,14 +115,14 @@ class Sheet:
             y += height + _GAP_PX
 
     def _lines(self, tile: Tile, y: int) -> Iterator[tuple[float, str]]:
-        """The lines of a title with their base lines; the last stands just above the picture."""
+        """(baseline in pixels, text) of each title line; the last line is directly above the image at `y`."""
         lines = tile.title.splitlines()
-        for place, line in enumerate(lines):
-            yield y - (0.35 + 1.25 * (len(lines) - 1 - place)) * self.font_px, line
+        for index, line in enumerate(lines):
+            yield y - (0.35 + 1.25 * (len(lines) - 1 - index)) * self.font_px, line
 
 
 def page(title: str, svg: str) -> str:
-    """A page of its own around an SVG."""
+    """A self-contained HTML page with an SVG."""
     style = "body{margin:1rem;background:white}svg{width:100%;height:auto}"
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title>'
@@ -129,54 +131,56 @@ def page(title: str, svg: str) -> str:
 
 
 def out(text: str, endings: Sequence[str]) -> Path:
-    """Where a picture is to go, looked at before any work is done.
+    """Check an output path before any work is done.
 
     Raises:
-        UsageError: Another ending.
-        UserError: The folder is missing.
+        UsageError: The suffix is not one of `endings`.
+        UserError: The parent folder does not exist.
     """
     path = Path(text).expanduser()
     if path.suffix.lower() not in endings:
-        raise UsageError(f"--out {printable(text)} ends in none of the forms there are", f"Use {', '.join(endings)}")
+        raise UsageError(f"--out {printable(text)} has no supported suffix", f"Use one of {', '.join(endings)}")
     if not path.absolute().parent.is_dir():
-        raise UserError(f"There is no folder to write {printable(text)} into", "Make it, or choose another --out")
+        raise UserError(
+            f"There is no folder to write {printable(text)} into", "Create the folder, or choose another --out"
+        )
     return path
 
 
 def color(values: Tensor) -> np.ndarray:
-    """Values `[...]` in 0 .. 1 → uint8 `[... 3]` from dark violet to yellow (viridis)."""
+    """Viridis colormap: values `[...]` in [0, 1] → uint8 `[... 3]`, from dark violet to yellow."""
     stops = torch.tensor(list(_VIRIDIS), dtype=torch.float64).view(-1, 3)
-    place = values.double().clamp(0, 1) * (len(stops) - 1)
-    low = place.floor().long().clamp_max(len(stops) - 2)
-    part = (place - low)[..., None]
-    return (stops[low] * (1 - part) + stops[low + 1] * part).round().to(torch.uint8).numpy()
+    position = values.double().clamp(0, 1) * (len(stops) - 1)
+    low = position.floor().long().clamp_max(len(stops) - 2)
+    fraction = (position - low)[..., None]
+    return (stops[low] * (1 - fraction) + stops[low + 1] * fraction).round().to(torch.uint8).numpy()
 
 
 def enlarged(grid: np.ndarray, size: tuple[int, int]) -> Image.Image:
-    """A picture of patches, uint8 `[h w 3]`, one color a patch, at (width, height) in pixels."""
+    """Upsample one color per patch, uint8 `[h w 3]`, to `size` (width, height) by nearest neighbor."""
     return Image.fromarray(grid).resize(size, Image.Resampling.NEAREST)
 
 
 def dimmed(image: Image.Image, kept: Tensor) -> Image.Image:
-    """The image in its colors where patches bool `[h w]` say so; gray and pale elsewhere."""
+    """The image with patches outside `kept`, bool `[h w]`, in pale gray."""
     mask = Image.fromarray(kept.to(torch.uint8).mul(255).numpy()).resize(image.size, Image.Resampling.NEAREST)
     pale = Image.blend(image.convert("L").convert("RGB"), Image.new("RGB", image.size, "white"), 0.65)
     return Image.composite(image, pale, mask)
 
 
 def cross(image: Image.Image, x: float, y: float, fill: str = COLORS[1]) -> Image.Image:
-    """A copy with a cross at a point in pixels, outlined in white and open in the middle."""
+    """A copy with a cross at a point in pixels, with a white outline and an open center."""
     image = image.copy()
-    pen, reach = ImageDraw.Draw(image), max(image.size) / 24
-    for width, tint in ((max(5, round(reach / 3)), "white"), (max(2, round(reach / 8)), fill)):
+    draw, arm = ImageDraw.Draw(image), max(image.size) / 24
+    for width, line_color in ((max(5, round(arm / 3)), "white"), (max(2, round(arm / 8)), fill)):
         for dx, dy in ((1, 0), (-1, 0), (0, 1), (0, -1)):
-            ends = [(x + part * reach * dx, y + part * reach * dy) for part in (0.25, 1)]
-            pen.line(ends, tint, width)
+            segment = [(x + fraction * arm * dx, y + fraction * arm * dy) for fraction in (0.25, 1)]
+            draw.line(segment, line_color, width)
     return image
 
 
 def shrunk(image: Image.Image, width_px: int) -> Image.Image:
-    """The image at a width, or itself where it is not wider."""
+    """The image resized to a width; the image itself if it is not wider."""
     if image.width <= width_px:
         return image
     height = max(1, round(image.height * width_px / image.width))
@@ -184,19 +188,19 @@ def shrunk(image: Image.Image, width_px: int) -> Image.Image:
 
 
 def square(image: Image.Image | None, side_px: int) -> Image.Image:
-    """The whole image in the middle of a white square; a gray one where there is none to show."""
+    """The whole image centered in a white square; a gray square for None."""
     if image is None:
         return Image.new("RGB", (side_px, side_px), "#dddddd")
     scale = side_px / max(image.size)
-    if min(image.size) * scale < 1:  # a hair-thin image would have no pixel left
+    if min(image.size) * scale < 1:  # keep at least 1 pixel of a very thin image
         image = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
     return ImageOps.pad(image, (side_px, side_px), Image.Resampling.BICUBIC, "white")
 
 
-def _fitted(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, room: int) -> str:
-    """What of a text fits into a width."""
-    if font.getlength(text) <= room:
+def _shorten(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, max_width: int) -> str:
+    """The text, shortened with an ellipsis to fit a width in pixels."""
+    if font.getlength(text) <= max_width:
         return text
-    while text and font.getlength(text + "…") > room:
+    while text and font.getlength(text + "…") > max_width:
         text = text[:-1]
     return text + "…"
