@@ -1,11 +1,11 @@
-"""Everything that can happen to a run, done to real processes: kills, full disks, dying loaders, jumping clocks.
+"""Faults injected into real training processes: kills, full disks, dying loaders, jumping clocks.
 
-Run it as: python benchmarks/faults.py [--kills 200] [--times 10] [--only NAME ...] [--out FILE.json]. Linux;
+Run: python benchmarks/faults.py [--kills 200] [--times 10] [--only NAME ...] [--out FILE.json]. Linux;
 faults that need root (small disks, read-only mounts) are left out without it. Progress goes to stderr, the table to
-docs/reliability.md between its two marks; the last line of stdout is one JSON document. Exit code 1 if any was lost.
+docs/reliability.md between its two marks; the last line of stdout is one JSON document. Exit code 1 if a run was lost.
 
-All runs are the same tiny one (it takes a second), so that whatever is done to it, its last checkpoint can be compared
-bit for bit with the one of a run that was left in peace, line by line its metrics, and image by image what it saw.
+All runs are the same tiny one (it takes a second), so that after any fault it can be compared with an undisturbed run:
+the last checkpoint bit for bit, the metrics line by line, and the images it used one by one.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch is loaded
 import numpy as np
 import torch
 import torch._dynamo
-import torch.utils.tensorboard  # slow to import, so once and not in every process
+import torch.utils.tensorboard  # slow to import, so once here and not in every process
 from PIL import Image
 from record import keep, machine
 from safetensors.torch import load_file
@@ -49,6 +49,7 @@ from opendino.engine import checkpoint
 from opendino.engine.run_monitor import RunMonitor
 from opendino.recipes import demo
 
+CACHE_FULL = "cache is full", "cache on disk grows no more"  # what the run says then
 PAGE = Path(__file__).parents[1] / "docs" / "reliability.md"
 STEPS, BATCH, IMAGES = 40, 16, 48
 random.seed(0)
@@ -56,7 +57,7 @@ random.seed(0)
 
 @dataclass
 class Row:
-    """What came of a fault."""
+    """Result of a fault."""
 
     fault: str
     outcome: str
@@ -65,7 +66,7 @@ class Row:
     notes: list[str] = field(default_factory=list)
 
     def count(self, problem: str | None) -> None:
-        """Note one try, with what was wrong after it."""
+        """Record one try, and the problem after it if any."""
         self.tried += 1
         self.survived += problem is None
         if problem is not None:
@@ -74,7 +75,7 @@ class Row:
 
 
 def tiny(data: str, run: Path, **changes: Any) -> Config:
-    """A run of a second that has everything a run has."""
+    """A run of one second with all features of a long run."""
     recipe = demo.config(data)
     small = replace(recipe.method, out_dim=32, hidden_dim=16, bottleneck_dim=8, local_crops=2, freeze_last_layer="2")
     base = replace(
@@ -89,7 +90,7 @@ def tiny(data: str, run: Path, **changes: Any) -> Config:
 
 
 class Process:
-    """A forked copy of this process that runs the command line; what it says is kept."""
+    """A forked copy of this process that runs the command line; its output is kept."""
 
     def __init__(self, words: list[str], said: Path, before: Callable[[], None] | None = None, **env: str) -> None:
         self.said, self.code = said, None
@@ -122,14 +123,14 @@ class Process:
         return self.code
 
     def wait(self, seconds: float = 120.0) -> int | None:
-        """Its exit code, None if it is not over within that time."""
+        """Its exit code, None if it does not end within that time."""
         last = time.monotonic() + seconds
         while self.poll() is None and time.monotonic() < last:
             time.sleep(0.01)
         return self.code
 
     def kill(self, number: int = signal.SIGKILL) -> None:
-        """Send it a signal, if it still runs."""
+        """Send it a signal if it is still running."""
         if self.poll() is None:
             os.kill(self.pid, number)
 
@@ -141,7 +142,7 @@ class Process:
 
 
 def noting(path: Path) -> Callable[[], None]:
-    """What a process is to do first: write down the images of every step, in one write each."""
+    """Setup for a process: record the images of every step, with one write each."""
 
     def patch() -> None:
         step, file = RunMonitor.step, os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -156,7 +157,7 @@ def noting(path: Path) -> Callable[[], None]:
 
 
 class Life:
-    """A run that is begun, killed and gone on with, under one folder."""
+    """A run that is started, killed and resumed in one folder."""
 
     def __init__(self, home: Path, name: str, **changes: Any) -> None:
         self.run, self.said, self.seen = home / name, home / f"{name}.said", home / f"{name}.seen"
@@ -165,18 +166,18 @@ class Life:
         self.settings.write_text(configs.dump(tiny(self.data, self.run, **changes)), encoding="utf-8")
 
     def words(self) -> list[str]:
-        """What a person would type now."""
+        """The command a user would run next."""
         if (self.run / "config.yaml").exists():
             return ["resume", str(self.run)]
         return ["train", self.data, "--config", str(self.settings)]
 
     def start(self, before: Callable[[], None] | None = None, **env: str) -> Process:
-        """Begin it or go on with it."""
+        """Start or resume it."""
         seen = noting(Path(f"{self.seen}{env.get('RANK', '0')}"))
         return Process(self.words(), self.said, lambda: (seen(), before() if before else None), **env)
 
     def pair(self, before: Callable[[int], None] | None = None) -> list[Process]:
-        """The same by two processes, that meet where torchrun would have them meet."""
+        """The same with two processes and torchrun's environment variables."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = str(free.getsockname()[1])
@@ -187,24 +188,24 @@ class Life:
         ]
 
     def text(self) -> str:
-        """All that it said."""
+        """Its whole output."""
         return self.said.read_text(errors="replace") if self.said.exists() else ""
 
     def line(self) -> str:
-        """Its last word, an error if there was one."""
+        """Its last line, an error if there was one."""
         return next((line for line in reversed(self.text().splitlines()) if line.startswith("opendino: ")), "")
 
 
 def rows(run: Path) -> list[str]:
-    """The lines of metrics.jsonl but those about speed."""
+    """The lines of metrics.jsonl except those about speed."""
     lines = (run / "metrics.jsonl").read_text().splitlines()
     return [line for line in lines if '"images_per_second"' not in line]
 
 
 def differs(life: Life, peace: Life, ranks: int = 1, orphans: bool = False) -> str | None:
-    """What distinguishes a run from the one that was left in peace, None for nothing.
+    """The difference between a run and the undisturbed one, None if they are equal.
 
-    Ranks and loader processes (orphans) whose peer was killed may say so at length; a run may not show a traceback.
+    Ranks and loader processes (orphans) whose peer was killed may print a traceback; a run must not.
     """
     ours, theirs = (each.run / "checkpoints" / f"step_{STEPS:08d}" for each in (life, peace))
     if not ours.is_dir():
@@ -218,12 +219,12 @@ def differs(life: Life, peace: Life, ranks: int = 1, orphans: bool = False) -> s
     if states[0] != states[1]:
         return "state.json differs"
     if ranks == 1 and not orphans and "Traceback" in life.text():
-        return "it said a traceback"
+        return "it printed a traceback"
     return lost(life, ranks, len(states[0]["bad"]))
 
 
 def lost(life: Life, ranks: int, unreadable: int) -> str | None:
-    """Whether every epoch saw every image, once (stand-ins for unreadable ones apart); None if so."""
+    """None if every epoch used every image once (except replacements of unreadable ones), else the problem."""
     steps: dict[int, list[int]] = defaultdict(list)
     for rank in range(ranks):
         own: dict[int, list[int]] = {}
@@ -243,7 +244,7 @@ def lost(life: Life, ranks: int, unreadable: int) -> str | None:
     return None
 
 
-# ---- the faults; each takes the folder to work in, a run left in peace, and how often
+# ---- the faults; each takes the working folder, the undisturbed runs, and the number of tries
 
 
 Fault = Callable[[Path, dict[str, Life], int], Iterator[Row]]
@@ -270,7 +271,7 @@ def killed(home: Path, peace: dict[str, Life], kills: int) -> Iterator[Row]:
                 deaths += process.code == -signal.SIGKILL
             elif process.wait() is not None:
                 break
-        if not deaths:  # the machine is quicker now than it was
+        if not deaths:  # the machine is faster now than before
             length = time.monotonic() - began
         problem = differs(life, peace[like], orphans=True)
         for _ in range(max(deaths, 1 if problem else 0)):
@@ -283,10 +284,10 @@ def killed(home: Path, peace: dict[str, Life], kills: int) -> Iterator[Row]:
 
 
 def killed_pair(home: Path, peace: dict[str, Life], kills: int) -> Iterator[Row]:
-    """Of one of two processes that train together, or of both; as torchrun does, all are started anew."""
+    """Kill one of two processes that train together, or both; as with torchrun, all are restarted."""
     row = Row(
         "kill −9 of one of two ranks (or both), at random moments",
-        "all started anew until done: tensors bit-equal to two ranks left in peace, every step and image once",
+        "all restarted until done: tensors bit-equal to two undisturbed ranks, every step and image once",
     )
     runs, length = 0, peace["pair"].seconds
     while row.tried < kills:
@@ -301,12 +302,12 @@ def killed_pair(home: Path, peace: dict[str, Life], kills: int) -> Iterator[Row]
                     victim.kill()
                 time.sleep(0.3)
                 deaths += any(each.poll() == -signal.SIGKILL for each in ranks)
-                for each in ranks:  # torchrun ends who is left
+                for each in ranks:  # torchrun ends the remaining one
                     each.kill()
                     each.wait()
                 continue
             codes = [each.wait() for each in ranks]
-            for each in ranks:  # hung, if it is still there
+            for each in ranks:  # hung, if it is still running
                 each.kill()
             if -signal.SIGKILL not in codes:
                 break
@@ -323,14 +324,14 @@ def killed_pair(home: Path, peace: dict[str, Life], kills: int) -> Iterator[Row]
 
 
 def killed_torchrun(home: Path, peace: dict[str, Life], times: int) -> Iterator[Row]:
-    """Of a rank under torchrun itself, which starts both anew."""
-    row = Row("kill −9 of a rank under torchrun --max-restarts", "torchrun starts both anew; equal at the end")
+    """Kill a rank under torchrun itself, which restarts both."""
+    row = Row("kill −9 of a rank under torchrun --max-restarts", "torchrun restarts both; equal at the end")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
     environment = os.environ | {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}  # docs/scale.md
     for number in range(times):
         life = Life(home, f"torchrun-{number}")
         life.run.mkdir()
-        shutil.copy(peace["pair"].run / "config.yaml", life.run)  # settings and no checkpoint: resume begins it
+        shutil.copy(peace["pair"].run / "config.yaml", life.run)  # settings and no checkpoint: resume starts it
         program = life.run.with_suffix(".py")
         program.write_text(
             f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
@@ -344,7 +345,7 @@ def killed_torchrun(home: Path, peace: dict[str, Life], times: int) -> Iterator[
             time.sleep(0.01)
         time.sleep(random.uniform(0.0, 1.0))
         killed = False
-        with contextlib.suppress(OSError):  # it is done sooner
+        with contextlib.suppress(OSError):  # it ended sooner
             children = Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split()
             ranks = [int(pid) for pid in children if program.name in Path(f"/proc/{pid}/cmdline").read_text()]
             if ranks:
@@ -357,10 +358,8 @@ def killed_torchrun(home: Path, peace: dict[str, Life], times: int) -> Iterator[
 
 
 def loaders_killed(home: Path, peace: dict[str, Life], times: int) -> Iterator[Row]:
-    """SIGKILL to loader processes while the run goes on."""
-    row = Row(
-        "kill −9 of a loader process", "the stream starts anew where it was; equal at the end, the run never stops"
-    )
+    """SIGKILL to loader processes while the run continues."""
+    row = Row("kill −9 of a loader process", "the stream restarts where it was; equal at the end, the run never stops")
     while row.tried < times:
         life, deaths = Life(home, f"loaders-{row.tried}", workers=2), 0
         process = life.start()
@@ -382,7 +381,7 @@ def loaders_killed(home: Path, peace: dict[str, Life], times: int) -> Iterator[R
 
 
 def told_to_stop(home: Path, peace: dict[str, Life], times: int) -> Iterator[Row]:
-    """SIGTERM as a scheduler sends it before it kills, SIGINT as a person does."""
+    """SIGTERM as a scheduler sends it before SIGKILL, SIGINT as a user sends it."""
     for number in (signal.SIGTERM, signal.SIGINT):
         row, longest = Row(f"{number.name} with a deadline of 10 s", ""), 0.0
         while row.tried < times:
@@ -390,7 +389,7 @@ def told_to_stop(home: Path, peace: dict[str, Life], times: int) -> Iterator[Row
             while True:
                 before = life.text().count(" from step ")
                 process = life.start()
-                # Before it says where it starts it has nothing to save, and ends as any program does.
+                # Before it prints where it starts it has nothing to save, and ends like any program.
                 while process.poll() is None and life.text().count(" from step ") == before:
                     time.sleep(0.01)
                 if process.wait(random.uniform(0.0, 1.5)) is None and asked < 3:
@@ -408,13 +407,13 @@ def told_to_stop(home: Path, peace: dict[str, Life], times: int) -> Iterator[Row
             problem = differs(life, peace["toy"])
             for _ in range(max(asked, 1 if problem else 0)):
                 row.count(problem)
-        row.outcome = f"state saved, exit 130, after {longest:.1f} s at most; equal when gone on with"
+        row.outcome = f"state saved, exit 130, after {longest:.1f} s at most; equal when resumed"
         yield row
 
 
 @contextlib.contextmanager
 def disk(place: Path, kilobytes: int) -> Iterator[Path]:
-    """A small disk of its own."""
+    """Mount a small disk."""
     place.mkdir(exist_ok=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "none", str(place)], check=True)
     try:
@@ -424,18 +423,18 @@ def disk(place: Path, kilobytes: int) -> Iterator[Path]:
 
 
 def enlarge(place: Path) -> None:
-    """Make room on it."""
+    """Free space on it."""
     subprocess.run(["mount", "-o", "remount,size=64m", str(place)], check=True)
 
 
 def disk_full(home: Path, peace: dict[str, Life], times: int) -> Iterator[Row]:
-    """Too small from the start, at every size; or filled by somebody else at a random moment."""
+    """Too small from the start, at every size; or filled by another program at a random moment."""
     checkpoint_kb = sum(f.stat().st_size for f in checkpoint.newest(peace["toy"].run).iterdir()) // 1024
     for what, outcome in (
         ("too small for the run: checkpoint, network, log or metrics fail to be written", "one line"),
         ("filled by others at a random moment", "one line"),
     ):
-        row = Row(f"disk {what}", f"{outcome}, exit 1, the last checkpoint reads; with room made it goes on, equal")
+        row = Row(f"disk {what}", f"{outcome}, exit 1, the last checkpoint reads; with space freed it continues, equal")
         for n in range(times):
             small = int(checkpoint_kb * (0.02 + 4.0 * n / times)) if "small" in what else 64 * 1024
             with disk(home / f"disk{n}{len(what)}", small) as place:
@@ -456,7 +455,7 @@ def disk_full(home: Path, peace: dict[str, Life], times: int) -> Iterator[Row]:
                 problem = None
                 if code == 1:
                     good = checkpoint.newest(life.run)
-                    if "The disk is full" not in life.line() or "Traceback" in life.text():
+                    if "disk is full" not in life.line().lower() or "Traceback" in life.text():
                         problem = f"said {life.line() or life.text()[-300:]}"
                     elif life.run.exists() and (life.run / "latest").exists() and good is None:
                         problem = "no checkpoint reads"
@@ -473,7 +472,7 @@ def disk_full(home: Path, peace: dict[str, Life], times: int) -> Iterator[Row]:
 
 def cache_full(home: Path, peace: dict[str, Life], times: int) -> Iterator[Row]:
     """A cache on a disk that cannot hold it."""
-    row = Row("disk too small for cache=disk", "the cache stops to grow, says so, and the run goes on, equal")
+    row = Row("disk too small for cache=disk", "the cache stops growing, says so, and the run continues, equal")
     for n in range(times):
         with disk(home / f"cache{n}", 64 * 1024) as place:
             left = os.statvfs(place)
@@ -485,14 +484,14 @@ def cache_full(home: Path, peace: dict[str, Life], times: int) -> Iterator[Row]:
             life.settings = Path(shutil.move(life.settings, home / f"cache{n}.yaml"))
             life.start().wait()
             problem = differs(life, peace["toy"])
-            if problem is None and "the cache on disk grows no more" not in life.text():
+            if problem is None and not any(words in life.text().lower() for words in CACHE_FULL):
                 problem = "it was not full"
             row.count(problem)
     yield row
 
 
 def cut(home: Path, peace: dict[str, Life], times: int) -> Iterator[Row]:
-    """A checkpoint that ends early, at many places; and whole runs gone on with after it."""
+    """A truncated checkpoint, at many places; and whole runs resumed after it."""
     source = peace["toy"].run
     row = Row("newest checkpoint cut at a byte", "recognized, the one before it is used")
     run = Path(shutil.copytree(source, home / "cut"))
@@ -512,7 +511,7 @@ def cut(home: Path, peace: dict[str, Life], times: int) -> Iterator[Row]:
             row.count(None if found is not None and found != newest else f"{name} cut at {place}: took {found}")
             (newest / name).write_bytes(whole)
     yield row
-    row = Row("the same, and the run gone on with", "equal at the end")
+    row = Row("the same, and the run resumed", "equal at the end")
     for n in range(min(times, 5)):
         life = Life(home, f"cut-{n}")
         life.start().wait()
@@ -526,13 +525,13 @@ def cut(home: Path, peace: dict[str, Life], times: int) -> Iterator[Row]:
 
 
 def clocks(home: Path, peace: dict[str, Life], times: int) -> Iterator[Row]:
-    """The wall clock jumps by years with every look at it."""
+    """The wall clock jumps by years at every reading."""
 
     def jumping() -> None:
         true, chance = time.time, random.Random(os.getpid())
         time.time = lambda: true() + chance.uniform(-3e8, 3e8)
 
-    row = Row("wall clock jumping by up to ±10 years at every look", "equal; durations are of the monotonic clock")
+    row = Row("wall clock jumping by up to ±10 years at every reading", "equal; durations use the monotonic clock")
     for n in range(times):
         life = Life(home, f"clock-{n}", workers=n % 2)
         life.start(jumping).wait()
@@ -541,7 +540,7 @@ def clocks(home: Path, peace: dict[str, Life], times: int) -> Iterator[Row]:
 
 
 def two_at_once(home: Path, peace: dict[str, Life], times: int) -> Iterator[Row]:
-    """Two processes begin a run in one folder, or go on with one, at the same instant."""
+    """Two processes start or resume a run in one folder at the same instant."""
     for what in ("a folder that is not there", "an empty folder", "resume of one run"):
         row = Row(f"two started at once: {what}", "one trains, equal; the other is refused in one line")
         for n in range(times):
@@ -559,14 +558,14 @@ def two_at_once(home: Path, peace: dict[str, Life], times: int) -> Iterator[Row]
 
 
 def powerless() -> None:
-    """Root gives up its powers, so that permissions bind it as they bind everybody."""
+    """Drop root's capabilities, so that permissions apply."""
     header, data = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
     if ctypes.CDLL(None, use_errno=True).capset(header, data):
         raise OSError(ctypes.get_errno(), "capset")
 
 
 def read_only(home: Path, peace: dict[str, Life], times: int) -> Iterator[Row]:
-    """A place that cannot be written to: a disk mounted so, and a folder of somebody else."""
+    """A read-only mount, and a folder of another user."""
     row = Row("read-only place for the run", "one line, exit 1, nothing left there")
     for n in range(times):
         with disk(home / f"ro{n}", 4096) as place:
@@ -585,7 +584,7 @@ def read_only(home: Path, peace: dict[str, Life], times: int) -> Iterator[Row]:
 
 
 def photos(folder: Path, bad: bool = True) -> Path:
-    """As many images as the toy has, three of them no images."""
+    """As many files as the toy set has images; three of them are not images."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     for number in range(IMAGES):
@@ -600,7 +599,7 @@ def files_change(home: Path, peace: dict[str, Life], times: int) -> Iterator[Row
     """Images are removed, added and cut short while a run reads them."""
     row = Row(
         "images removed, added and cut short while training",
-        "the run ends well; each that went is listed, with a reason",
+        "the run finishes; each missing one is listed, with a reason",
     )
     for n in range(times):
         folder = photos(home / f"changing-{n}", bad=False)
@@ -638,19 +637,19 @@ def not_finite(home: Path, peace: dict[str, Life], times: int) -> Iterator[Row]:
 
             module.crops = poisoned
 
-    row = Row("NaN on one of two ranks", "no rank steps, none hangs, the images are named; the run ends well")
+    row = Row("NaN on one of two ranks", "no rank steps, none hangs, the images are named; the run finishes")
     for n in range(times):
         life, at = Life(home, f"nan-{n}"), random.randrange(2, STEPS)
         ranks = life.pair(lambda rank, at=at: poison(rank, at))
         codes = [each.wait() for each in ranks]
         void = [row["step"] for row in map(json.loads, rows(life.run)) if row.get("ok") == 0]
         good = codes == [0, 0] and void == [at] and f"step {at} was skipped" in life.text()
-        row.count(None if good else f"exit codes {codes}, void steps {void} for {at}")
+        row.count(None if good else f"exit codes {codes}, skipped steps {void} for {at}")
     yield row
 
 
 def decoders(home: Path, peace: dict[str, Life], times: int) -> Iterator[Row]:
-    """Decoders that never come back, and that crash."""
+    """Decoders that hang, and that crash."""
 
     def broken() -> None:
         from opendino.data import cache
@@ -670,9 +669,7 @@ def decoders(home: Path, peace: dict[str, Life], times: int) -> Iterator[Row]:
 
     folder = photos(home / "hostile")
     hangs, crashes = ((folder / name).read_bytes() for name in ("03.png", "30.png"))
-    row = Row(
-        "a decoder that hangs, and one that crashes, in a loader process", "both images listed, the run ends well"
-    )
+    row = Row("a decoder that hangs, and one that crashes, in a loader process", "both images listed, the run finishes")
     for n in range(times):
         life = Life(home, f"decoders-{n}", data=str(folder), workers=1 + n % 2)
         code = life.start(broken).wait()
@@ -703,7 +700,7 @@ NEED_ROOT = {"disk", "cache", "read-only"}
 
 
 def in_peace(home: Path) -> dict[str, Life]:
-    """The runs that nothing happens to."""
+    """The undisturbed runs."""
     lives = {"toy": Life(home, "peace-toy"), "photos": Life(home, "peace-photos", data=str(photos(home / "photos")))}
     lives["pair"] = Life(home, "peace-pair")
     for name, life in lives.items():
@@ -717,7 +714,7 @@ def in_peace(home: Path) -> dict[str, Life]:
 
 
 def write_page(found: list[Row], command: str, where: str) -> None:
-    """The table of docs/reliability.md, as far as it is known."""
+    """Write the table of docs/reliability.md with the results so far."""
     lines = [f"`{command}` on {where}:", "", "| fault | tried | survived | outcome |", "|---|---|---|---|"]
     lines += [f"| {row.fault} | {row.tried:,} | {row.survived:,} | {row.outcome} |" for row in found]
     before, mark, rest = PAGE.read_text(encoding="utf-8").partition("<!-- table -->\n")
@@ -726,7 +723,7 @@ def write_page(found: list[Row], command: str, where: str) -> None:
 
 
 def main() -> int:
-    """Do all of it, write the page, report."""
+    """Inject all faults, write the page, report."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--kills", type=int, default=200, help="of a single process (default 200)")
     parser.add_argument("--pair-kills", type=int, help="of two processes (default as --kills)")
