@@ -1,9 +1,9 @@
-"""The classic way to train DINO, as a baseline: the original's semantics, from public pieces of torch and torchvision.
+"""The classic way to train DINO, as a baseline: the original's semantics, from torch and torchvision.
 
-Crops by PIL in loader workers, float32 views over the bus; one pass of the network a resolution, all tokens in every
-block, attention spelled out; a log-softmax for each pair of views; clipping that asks the device for each tensor's
+Crops by PIL in loader workers, float32 views over the bus; one forward pass per resolution, all tokens in every
+block, explicit attention; a log-softmax for each pair of views; clipping that waits for the device for each tensor's
 norm; a Python loop for the teacher's average; nothing compiled. Only weights and position embeddings are shared with
-ours, so that both can be asked for the same loss.
+ours, so that both can compute the same loss.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Files(torch.utils.data.Dataset[list[Tensor]]):
 
 
 class ViT(nn.Module):
-    """The textbook's pass over the weights of one of our vision transformers: every token in every block."""
+    """The textbook forward pass with the weights of one of our vision transformers: every token in every block."""
 
     def __init__(self, ours: Any) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ class ViT(nn.Module):
 
 
 class Pair:
-    """Student, teacher, center and optimizer, started from one of our methods."""
+    """Student, teacher, center and optimizer, initialized from one of our methods."""
 
     def __init__(self, method: Any) -> None:
         method = copy.deepcopy(method)
@@ -176,7 +176,7 @@ class Pair:
 
 
 class _Single(nn.Module):
-    """A network that takes lists, on one batch."""
+    """A network that takes lists of batches, called with one batch."""
 
     def __init__(self, ours: Any) -> None:
         super().__init__()

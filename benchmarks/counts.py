@@ -1,10 +1,10 @@
-"""What a training step asks of any device, counted and not timed: arithmetic, bytes, and the least time they take.
+"""Cost of a training step on any device, counted and not timed: arithmetic, bytes, and the least time they take.
 
-Run it: python benchmarks/counts.py [--peak-tflops 790] [--bandwidth-tb 4.8] [--batch 128]. ViT-S/16, 2 x 224 + 10 x 96
-px, bfloat16 autocast, counted on a CPU for 2 and for 4 images and drawn on as a straight line. Products and attention
-are taken to run at the peak, everything else at the bandwidth, one after the other. "Written" counts each operation
-of PyTorch; "compiled" asks inductor which of them it joins in blocks, crops and loss. A table goes to stderr, the
-last line of stdout is one JSON document.
+Run: python benchmarks/counts.py [--peak-tflops 790] [--bandwidth-tb 4.8] [--batch 128]. ViT-S/16, 2 x 224 + 10 x 96
+px, bfloat16 autocast, counted on a CPU for 2 and for 4 images and extrapolated linearly. Products and attention are
+assumed to run at the peak, everything else at the bandwidth, one after the other. "Written" counts each operation of
+PyTorch; "compiled" counts the kernels into which inductor fuses them in blocks, crops and loss. A table goes to stderr,
+the last line of stdout is one JSON document.
 """
 
 from __future__ import annotations
@@ -67,14 +67,14 @@ class Counting(TorchDispatchMode):
 
 
 def written(function: Callable[[], Any]) -> Counter[str]:
-    """What a function does as it is written."""
+    """Count the operations of a function, uncompiled."""
     with Counting() as counting, compiling(False):
         function()
     return counting.found
 
 
 def compiled(function: Callable[[], Any]) -> Counter[str]:
-    """Bytes of the kernels that inductor makes of a function; products and attention are left to the other count."""
+    """Bytes of inductor's kernels for a function; products and attention are in the other count."""
     found: Counter[str] = Counter()
 
     def noting(self: Any) -> Any:
@@ -93,15 +93,15 @@ def compiled(function: Callable[[], Any]) -> Counter[str]:
 
 
 def joined(function: Callable[[], Any]) -> Counter[str]:
-    """Bytes of a function of which parts are compiled: of these those of inductor's kernels, of the rest as written.
+    """Bytes of a function with compiled parts: inductor's kernels for these, uncompiled operations for the rest.
 
-    An image is taken to be too large for a reduction to be joined with what follows, though a CPU's scheduler does so.
+    Assumes that an image is too large to fuse a reduction with the next operation, though a CPU's scheduler does so.
     """
     known: dict[Any, int] = {}
 
     def compile_part(part: Callable[..., Any], **how: Any) -> Callable[..., Any]:
         def call(*args: Any) -> Any:
-            counting = _get_current_dispatch_mode()  # not that of this count alone: a part is compiled once for all
+            counting = _get_current_dispatch_mode()  # the active one: a part is compiled once for all counts
             assert isinstance(counting, Counting)
             key = part, tuple(x.shape if isinstance(x, Tensor) else x for x in args)
             with _disable_current_modes():
@@ -125,10 +125,10 @@ def joined(function: Callable[[], Any]) -> Counter[str]:
 
 
 def line(count: Callable[[int], Counter[str]], batch: int) -> dict[str, float]:
-    """An image's share in a batch, from two small ones: what grows with images, and what a step costs once."""
+    """Cost per image of a batch, from two small batches: what grows with the images, and what a step costs once."""
     found = []
     for size in SIZES:
-        dino._ROWS_AT_ONCE = ROWS_AT_ONCE * size // batch  # the loss is worked off in as many pieces as with all images
+        dino._ROWS_AT_ONCE = ROWS_AT_ONCE * size // batch  # as many chunks of the loss as with all images
         found.append(count(size))
     small, large = found
     slope = {each: (large[each] - small[each]) / (SIZES[1] - SIZES[0]) for each in WORK}
@@ -137,14 +137,14 @@ def line(count: Callable[[int], Counter[str]], batch: int) -> dict[str, float]:
 
 
 def a_step(num: int) -> Callable[[], Any]:
-    """Forward, backward, optimizer and average on views that are there."""
+    """Forward, backward, optimizer and moving average on prepared views."""
     ours = Ours("vit_small/16", PAPER, optim.Config(), num, torch.bfloat16, torch.device("cpu"))
     views = ours.noise()
     return lambda: ours.step(views)
 
 
 def student_block(num: int) -> Callable[[], Any]:
-    """A block on all views and back."""
+    """A block on all views, forward and backward."""
     return block([(2 * num, 197), (10 * num, 37)], grad=True)
 
 
@@ -195,7 +195,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     inductor.force_disable_caches = True
-    torch._logging.set_logs(inductor_metrics=True)  # without it inductor does not count; what it says is not shown
+    torch._logging.set_logs(inductor_metrics=True)  # without it inductor does not count; its messages are not shown
     logging.getLogger("torch").handlers.clear()
     functional._matmul_dtype = lambda device: torch.float16  # as on a GPU
 
@@ -225,7 +225,7 @@ def main() -> None:
         }  # fmt: skip
         print(name, ", ".join(f"{key} {value:.4g}" for key, value in rows[name].items()), file=sys.stderr)
     device = f"{args.peak_tflops:g} TFLOP/s, {args.bandwidth_tb:g} TB/s"
-    document = {"what": "an image's share of a step, counted", "device": device, "batch": args.batch, "ways": rows}
+    document = {"what": "cost per image of a step, counted", "device": device, "batch": args.batch, "ways": rows}
     document["operations_a_step"] = crops_written["operations"] + step_written["operations"]
     keep(document | {"date": time.strftime("%Y-%m-%d"), "torch": torch.__version__}, args.out)
 

@@ -1,6 +1,6 @@
-"""The demo over several seeds: does DINO leave raw pixels and the untrained network behind, and how sure is that?
+"""The demo over several seeds: is DINO better than raw pixels and the untrained network, and by how much?
 
-Run it with `make bench`, or: python benchmarks/demo.py [--seeds 3] [--out FILE.json]. About three minutes a seed on two
+Run with `make bench`, or: python benchmarks/demo.py [--seeds 3] [--out FILE.json]. About three minutes per seed on two
 CPU cores. A table goes to stderr; the last line of stdout is one JSON document.
 """
 
@@ -23,9 +23,9 @@ NETWORKS = ("teacher", "student", "untrained", "pixels")
 
 
 def main() -> None:
-    """Train, judge, report."""
+    """Train, evaluate, report."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--seeds", type=int, default=3, help="how many runs (default 3)")
+    parser.add_argument("--seeds", type=int, default=3, help="number of runs (default 3)")
     parser.add_argument("--out", type=Path, help="also write the JSON document here")
     args = parser.parse_args()
 

@@ -1,7 +1,7 @@
-"""What evaluations cost: exact k-NN beside faiss's flat index, the linear probe, label-free measures.
+"""What evaluations cost: exact k-NN compared with faiss's flat index, the linear probe, label-free measures.
 
-Run it with: python benchmarks/evals.py [--bank 1000000] [--queries 10000] [--repeats 2] [--out FILE.json]. faiss (pip
-install faiss-cpu) runs in turn with ours in the same process, on as many threads; without it its column stays empty.
+Run: python benchmarks/evals.py [--bank 1000000] [--queries 10000] [--repeats 2] [--out FILE.json]. faiss (pip
+install faiss-cpu) takes turns with ours in the same process, with as many threads; without it its column stays empty.
 At full size about ten minutes and 4 GiB on two cores. A table goes to stderr; the last line of stdout is one JSON
 document.
 """
@@ -47,7 +47,7 @@ def main() -> None:
         "load_before": os.getloadavg()[0],
         "threads": args.threads,
         "date": time.strftime("%Y-%m-%d"),
-        "evals": _evals(args.images),  # first, since memory peaks in the search
+        "evals": _evals(args.images),  # first, because memory peaks in the search
         "knn": _knn(args),
         "load_after": os.getloadavg()[0],
     }
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def _evals(num: int) -> dict[str, Any]:
-    """The linear probe with its features, and the label-free measures, of an untrained ViT-Ti/16 on drawn images."""
+    """The linear probe with its features and the label-free measures, untrained ViT-Ti/16 on generated images."""
     data, found = f"toy:textures?n={num}&size=64", {}
     with tempfile.TemporaryDirectory() as folder:
         network = backbone("vit_tiny/16", image_px=64)
@@ -67,7 +67,7 @@ def _evals(num: int) -> dict[str, Any]:
             "label-free, one pass": lambda: label_free.evaluate(
                 label_free.Config(folder, data=data, images=num, views=0, device="cpu")
             ),
-            "label-free, 4 views an image": lambda: label_free.evaluate(
+            "label-free, 4 views per image": lambda: label_free.evaluate(
                 label_free.Config(folder, data=data, images=num, views=4, workers=1, device="cpu")
             ),
         }

@@ -1,10 +1,10 @@
-"""The other three methods on toy images: does each do what it is for?
+"""The other three methods on toy images: does each beat its baseline?
 
 BYOL against raw pixels; mean teacher with 10 % of the labels against the same network on those labels alone; a small
 student distilled from DINO's teacher against that teacher, and against the same student trained by DINO for as many
 steps.
 
-Run it: python benchmarks/family.py [--seeds 3] [--out FILE.json]. About ten minutes a seed on one CPU core. A table
+Run: python benchmarks/family.py [--seeds 3] [--out FILE.json]. About ten minutes per seed on one CPU core. A table
 goes to stderr; the last line of stdout is one JSON document.
 """
 
@@ -30,9 +30,9 @@ METHODS = ["byol", "mean_teacher", "distill"]
 
 
 def main() -> None:
-    """Train, judge, report."""
+    """Train, evaluate, report."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--seeds", type=int, default=3, help="how many runs of each (default 3)")
+    parser.add_argument("--seeds", type=int, default=3, help="number of runs of each (default 3)")
     parser.add_argument("--only", nargs="+", choices=METHODS, default=METHODS, help="methods (default all)")
     parser.add_argument("--out", type=Path, help="also write the JSON document here")
     args = parser.parse_args()
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def one(seed: int, only: list[str]) -> dict[str, Any]:
-    """Every method asked for, once."""
+    """Run every requested method once."""
     base = replace(
         demo.config(), steps=400, seed=seed, backbone_options={"width": 16}, eval_every="50%", eval_images=2000,
         checkpoint_every="100%", workers=0,

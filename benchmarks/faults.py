@@ -1,11 +1,11 @@
-"""Everything that can happen to a run, done to real processes: kills, full disks, dying loaders, jumping clocks.
+"""Faults injected into real training processes: kills, full disks, dying loaders, jumping clocks.
 
-Run it as: python benchmarks/faults.py [--kills 200] [--times 10] [--only NAME ...] [--out FILE.json]. Linux;
+Run: python benchmarks/faults.py [--kills 200] [--times 10] [--only NAME ...] [--out FILE.json]. Linux;
 faults that need root (small disks, read-only mounts) are left out without it. Progress goes to stderr, the table to
-docs/reliability.md between its two marks; the last line of stdout is one JSON document. Exit code 1 if any was lost.
+docs/reliability.md between its two marks; the last line of stdout is one JSON document. Exit code 1 if a run was lost.
 
-All runs are the same tiny one (it takes a second), so that whatever is done to it, its last checkpoint can be compared
-bit for bit with the one of a run that was left in peace, line by line its metrics, and image by image what it saw.
+All runs are the same tiny one (it takes a second), so that after any fault it can be compared with an undisturbed run:
+the last checkpoint bit for bit, the metrics line by line, and the images it used one by one.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch is loaded
 import numpy as np
 import torch
 import torch._dynamo
-import torch.utils.tensorboard  # slow to import, so once and not in every process
+import torch.utils.tensorboard  # slow to import, so once here and not in every process
 from PIL import Image
 from record import keep, machine
 from safetensors.torch import load_file
@@ -49,6 +49,7 @@ from opendino.engine import checkpoint
 from opendino.engine.run_monitor import RunMonitor
 from opendino.recipes import demo
 
+CACHE_FULL = "cache is full", "cache on disk grows no more"  # what the run says then
 PAGE = Path(__file__).parents[1] / "docs" / "reliability.md"
 STEPS, BATCH, IMAGES = 40, 16, 48
 random.seed(0)
@@ -56,7 +57,7 @@ random.seed(0)
 
 @dataclass
 class Row:
-    """What came of a fault."""
+    """Result of a fault."""
 
     fault: str
     outcome: str
@@ -65,7 +66,7 @@ class Row:
     notes: list[str] = field(default_factory=list)
 
     def count(self, problem: str | None) -> None:
-        """Note one try, with what was wrong after it."""
+        """Record one try, and the problem after it if any."""
         self.tried += 1
         self.survived += problem is None
         if problem is not None:
@@ -74,7 +75,7 @@ class Row:
 
 
 def tiny(data: str, run: Path, **changes: Any) -> Config:
-    """A run of a second that has everything a run has."""
+    """A run of one second with all features of a long run."""
     recipe = demo.config(data)
     small = replace(recipe.method, out_dim=32, hidden_dim=16, bottleneck_dim=8, local_crops=2, freeze_last_layer="2")
     base = replace(
@@ -89,7 +90,7 @@ def tiny(data: str, run: Path, **changes: Any) -> Config:
 
 
 class Process:
-    """A forked copy of this process that runs the command line; what it says is kept."""
+    """A forked copy of this process that runs the command line; its output is kept."""
 
     def __init__(self, words: list[str], said: Path, before: Callable[[], None] | None = None, **env: str) -> None:
         self.said, self.code = said, None
@@ -122,14 +123,14 @@ class Process:
         return self.code
 
     def wait(self, seconds: float = 120.0) -> int | None:
-        """Its exit code, None if it is not over within that time."""
+        """Its exit code, None if it does not end within that time."""
         last = time.monotonic() + seconds
         while self.poll() is None and time.monotonic() < last:
             time.sleep(0.01)
         return self.code
 
     def kill(self, number: int = signal.SIGKILL) -> None:
-        """Send it a signal, if it still runs."""
+        """Send it a signal if it is still running."""
         if self.poll() is None:
             os.kill(self.pid, number)
 
@@ -140,23 +141,23 @@ class Process:
         return []
 
 
-def noting(path: Path) -> Callable[[], None]:
-    """What a process is to do first: write down the images of every step, in one write each."""
+def record_images(path: Path) -> Callable[[], None]:
+    """Setup for a process: record the images of every step, with one write each."""
 
     def patch() -> None:
         step, file = RunMonitor.step, os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
-        def noted(self: RunMonitor, done: int, tensors: Any, numbers: Any, indices: Any) -> None:
+        def recorded(self: RunMonitor, done: int, tensors: Any, numbers: Any, indices: Any) -> None:
             os.write(file, json.dumps([done, torch.cat(indices).tolist()]).encode() + b"\n")
             step(self, done, tensors, numbers, indices)
 
-        RunMonitor.step = noted
+        RunMonitor.step = recorded
 
     return patch
 
 
-class Life:
-    """A run that is begun, killed and gone on with, under one folder."""
+class TrackedRun:
+    """A run that is started, killed and resumed in one folder."""
 
     def __init__(self, home: Path, name: str, **changes: Any) -> None:
         self.run, self.said, self.seen = home / name, home / f"{name}.said", home / f"{name}.seen"
@@ -165,69 +166,71 @@ class Life:
         self.settings.write_text(configs.dump(tiny(self.data, self.run, **changes)), encoding="utf-8")
 
     def words(self) -> list[str]:
-        """What a person would type now."""
+        """The command a user would run next."""
         if (self.run / "config.yaml").exists():
             return ["resume", str(self.run)]
         return ["train", self.data, "--config", str(self.settings)]
 
     def start(self, before: Callable[[], None] | None = None, **env: str) -> Process:
-        """Begin it or go on with it."""
-        seen = noting(Path(f"{self.seen}{env.get('RANK', '0')}"))
+        """Start or resume it."""
+        seen = record_images(Path(f"{self.seen}{env.get('RANK', '0')}"))
         return Process(self.words(), self.said, lambda: (seen(), before() if before else None), **env)
 
     def pair(self, before: Callable[[int], None] | None = None) -> list[Process]:
-        """The same by two processes, that meet where torchrun would have them meet."""
+        """The same with two processes and torchrun's environment variables."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = str(free.getsockname()[1])
-        meet = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        rendezvous = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         return [
-            self.start((lambda r=rank: before(r)) if before else None, RANK=str(rank), LOCAL_RANK=str(rank), **meet)
+            self.start(
+                (lambda r=rank: before(r)) if before else None, RANK=str(rank), LOCAL_RANK=str(rank), **rendezvous
+            )
             for rank in (0, 1)
         ]
 
     def text(self) -> str:
-        """All that it said."""
+        """Its whole output."""
         return self.said.read_text(errors="replace") if self.said.exists() else ""
 
     def line(self) -> str:
-        """Its last word, an error if there was one."""
+        """Its last line, an error if there was one."""
         return next((line for line in reversed(self.text().splitlines()) if line.startswith("opendino: ")), "")
 
 
 def rows(run: Path) -> list[str]:
-    """The lines of metrics.jsonl but those about speed."""
+    """The lines of metrics.jsonl except those about speed."""
     lines = (run / "metrics.jsonl").read_text().splitlines()
     return [line for line in lines if '"images_per_second"' not in line]
 
 
-def differs(life: Life, peace: Life, ranks: int = 1, orphans: bool = False) -> str | None:
-    """What distinguishes a run from the one that was left in peace, None for nothing.
+def differs(tracked: TrackedRun, reference: TrackedRun, ranks: int = 1, orphans: bool = False) -> str | None:
+    """The difference between a run and the undisturbed one, None if they are equal.
 
-    Ranks and loader processes (orphans) whose peer was killed may say so at length; a run may not show a traceback.
+    Ranks and loader processes (orphans) whose peer was killed may print a traceback; a run must not.
     """
-    ours, theirs = (each.run / "checkpoints" / f"step_{STEPS:08d}" for each in (life, peace))
+    ours, theirs = (each.run / "checkpoints" / f"step_{STEPS:08d}" for each in (tracked, reference))
     if not ours.is_dir():
-        return f"not finished: {life.line()}"
+        return f"not finished: {tracked.line()}"
     one, other = (load_file(path / "tensors.safetensors") for path in (ours, theirs))
     if one.keys() != other.keys() or not all(torch.equal(value, other[key]) for key, value in one.items()):
         return "the final tensors differ"
-    if rows(life.run) != rows(peace.run):
+    if rows(tracked.run) != rows(reference.run):
         return "metrics.jsonl differs"
     states = [json.loads((path / "state.json").read_text()) for path in (ours, theirs)]
     if states[0] != states[1]:
         return "state.json differs"
-    if ranks == 1 and not orphans and "Traceback" in life.text():
-        return "it said a traceback"
-    return lost(life, ranks, len(states[0]["bad"]))
+    if ranks == 1 and not orphans and "Traceback" in tracked.text():
+        return "it printed a traceback"
+    return lost(tracked, ranks, len(states[0]["bad"]))
 
 
-def lost(life: Life, ranks: int, unreadable: int) -> str | None:
-    """Whether every epoch saw every image, once (stand-ins for unreadable ones apart); None if so."""
+def lost(tracked: TrackedRun, ranks: int, unreadable: int) -> str | None:
+    """None if every epoch used every image once (except replacements of unreadable ones), else the problem."""
     steps: dict[int, list[int]] = defaultdict(list)
     for rank in range(ranks):
         own: dict[int, list[int]] = {}
-        for line in Path(f"{life.seen}{rank}").read_text().splitlines():
+        for line in Path(f"{tracked.seen}{rank}").read_text().splitlines():
             step, indices = json.loads(line)
             if own.setdefault(step, indices) != indices:
                 return f"step {step} was done with other images the second time"
@@ -243,26 +246,26 @@ def lost(life: Life, ranks: int, unreadable: int) -> str | None:
     return None
 
 
-# ---- the faults; each takes the folder to work in, a run left in peace, and how often
+# ---- the faults; each takes the working folder, the undisturbed runs, and the number of tries
 
 
-Fault = Callable[[Path, dict[str, Life], int], Iterator[Row]]
+Fault = Callable[[Path, dict[str, TrackedRun], int], Iterator[Row]]
 
 
-def killed(home: Path, peace: dict[str, Life], kills: int) -> Iterator[Row]:
+def killed(home: Path, reference: dict[str, TrackedRun], kills: int) -> Iterator[Row]:
     """Of a single process, at random moments."""
     row = Row("kill −9 of a run, at random moments", "resumed until done: tensors bit-equal, every step and image once")
     kinds = {
         "alone": ("toy", {}),
         "workers": ("toy", {"workers": 2, "cache": "disk"}),
-        "photos": ("photos", {"workers": 1, "cache": "ram", "data": peace["photos"].data}),
+        "photos": ("photos", {"workers": 1, "cache": "ram", "data": reference["photos"].data}),
     }
-    runs, length = 0, peace["toy"].seconds
+    runs, length = 0, reference["toy"].seconds
     while row.tried < kills:
         kind, (like, changes) = list(kinds.items())[runs % len(kinds)]
-        life, deaths, began = Life(home, f"killed-{kind}-{runs}", **changes), 0, time.monotonic()
+        tracked, deaths, began = TrackedRun(home, f"killed-{kind}-{runs}", **changes), 0, time.monotonic()
         while True:
-            process = life.start()
+            process = tracked.start()
             moment = random.uniform(0.0, 1.2 * length)
             if process.wait(moment) is None and row.tried + deaths < kills and deaths < 12:
                 process.kill()
@@ -270,29 +273,29 @@ def killed(home: Path, peace: dict[str, Life], kills: int) -> Iterator[Row]:
                 deaths += process.code == -signal.SIGKILL
             elif process.wait() is not None:
                 break
-        if not deaths:  # the machine is quicker now than it was
+        if not deaths:  # the machine is faster now than before
             length = time.monotonic() - began
-        problem = differs(life, peace[like], orphans=True)
+        problem = differs(tracked, reference[like], orphans=True)
         for _ in range(max(deaths, 1 if problem else 0)):
             row.count(problem)
         runs += 1
         print(f"  {kind} run {runs}: {deaths} kills, {problem or 'equal'} ({row.tried})", file=sys.stderr)
-        shutil.rmtree(life.run, ignore_errors=True)
+        shutil.rmtree(tracked.run, ignore_errors=True)
     row.outcome += f" ({runs} runs)"
     yield row
 
 
-def killed_pair(home: Path, peace: dict[str, Life], kills: int) -> Iterator[Row]:
-    """Of one of two processes that train together, or of both; as torchrun does, all are started anew."""
+def killed_pair(home: Path, reference: dict[str, TrackedRun], kills: int) -> Iterator[Row]:
+    """Kill one of two processes that train together, or both; as with torchrun, all are restarted."""
     row = Row(
         "kill −9 of one of two ranks (or both), at random moments",
-        "all started anew until done: tensors bit-equal to two ranks left in peace, every step and image once",
+        "all restarted until done: tensors bit-equal to two undisturbed ranks, every step and image once",
     )
-    runs, length = 0, peace["pair"].seconds
+    runs, length = 0, reference["pair"].seconds
     while row.tried < kills:
-        life, deaths, began = Life(home, f"pair-{runs}"), 0, time.monotonic()
+        tracked, deaths, began = TrackedRun(home, f"pair-{runs}"), 0, time.monotonic()
         while True:
-            ranks = life.pair()
+            ranks = tracked.pair()
             last = time.monotonic() + random.uniform(0.0, 1.2 * length)
             while time.monotonic() < last and any(each.poll() is None for each in ranks):
                 time.sleep(0.01)
@@ -301,50 +304,50 @@ def killed_pair(home: Path, peace: dict[str, Life], kills: int) -> Iterator[Row]
                     victim.kill()
                 time.sleep(0.3)
                 deaths += any(each.poll() == -signal.SIGKILL for each in ranks)
-                for each in ranks:  # torchrun ends who is left
+                for each in ranks:  # torchrun ends the remaining one
                     each.kill()
                     each.wait()
                 continue
             codes = [each.wait() for each in ranks]
-            for each in ranks:  # hung, if it is still there
+            for each in ranks:  # hung, if it is still running
                 each.kill()
             if -signal.SIGKILL not in codes:
                 break
         if not deaths:
             length = time.monotonic() - began
-        problem = differs(life, peace["pair"], ranks=2)
+        problem = differs(tracked, reference["pair"], ranks=2)
         for _ in range(max(deaths, 1 if problem else 0)):
             row.count(problem)
         runs += 1
         print(f"  pair run {runs}: {deaths} kills, {problem or 'equal'} ({row.tried})", file=sys.stderr)
-        shutil.rmtree(life.run, ignore_errors=True)
+        shutil.rmtree(tracked.run, ignore_errors=True)
     row.outcome += f" ({runs} runs)"
     yield row
 
 
-def killed_torchrun(home: Path, peace: dict[str, Life], times: int) -> Iterator[Row]:
-    """Of a rank under torchrun itself, which starts both anew."""
-    row = Row("kill −9 of a rank under torchrun --max-restarts", "torchrun starts both anew; equal at the end")
+def killed_torchrun(home: Path, reference: dict[str, TrackedRun], times: int) -> Iterator[Row]:
+    """Kill a rank under torchrun itself, which restarts both."""
+    row = Row("kill −9 of a rank under torchrun --max-restarts", "torchrun restarts both; equal at the end")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
     environment = os.environ | {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}  # docs/scale.md
     for number in range(times):
-        life = Life(home, f"torchrun-{number}")
-        life.run.mkdir()
-        shutil.copy(peace["pair"].run / "config.yaml", life.run)  # settings and no checkpoint: resume begins it
-        program = life.run.with_suffix(".py")
+        tracked = TrackedRun(home, f"torchrun-{number}")
+        tracked.run.mkdir()
+        shutil.copy(reference["pair"].run / "config.yaml", tracked.run)  # settings and no checkpoint: resume starts it
+        program = tracked.run.with_suffix(".py")
         program.write_text(
             f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
             f"import os, faults, pathlib\n"
-            f"faults.noting(pathlib.Path({str(life.seen)!r} + os.environ['RANK']))()\n"
-            f"sys.exit(faults.opendino_main(['resume', {str(life.run)!r}]))\n"
+            f"faults.record_images(pathlib.Path({str(tracked.seen)!r} + os.environ['RANK']))()\n"
+            f"sys.exit(faults.opendino_main(['resume', {str(tracked.run)!r}]))\n"
         )
-        with open(life.said, "w") as said:
+        with open(tracked.said, "w") as said:
             agent = subprocess.Popen([*torchrun, str(program)], stdout=said, stderr=said, env=environment)
-        while agent.poll() is None and not (life.run / "latest").exists():
+        while agent.poll() is None and not (tracked.run / "latest").exists():
             time.sleep(0.01)
         time.sleep(random.uniform(0.0, 1.0))
         killed = False
-        with contextlib.suppress(OSError):  # it is done sooner
+        with contextlib.suppress(OSError):  # it ended sooner
             children = Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split()
             ranks = [int(pid) for pid in children if program.name in Path(f"/proc/{pid}/cmdline").read_text()]
             if ranks:
@@ -352,27 +355,25 @@ def killed_torchrun(home: Path, peace: dict[str, Life], times: int) -> Iterator[
                 killed = True
         agent.wait()
         if killed:
-            row.count(differs(life, peace["pair"], ranks=2))
+            row.count(differs(tracked, reference["pair"], ranks=2))
     yield row
 
 
-def loaders_killed(home: Path, peace: dict[str, Life], times: int) -> Iterator[Row]:
-    """SIGKILL to loader processes while the run goes on."""
-    row = Row(
-        "kill −9 of a loader process", "the stream starts anew where it was; equal at the end, the run never stops"
-    )
+def loaders_killed(home: Path, reference: dict[str, TrackedRun], times: int) -> Iterator[Row]:
+    """SIGKILL to loader processes while the run continues."""
+    row = Row("kill −9 of a loader process", "the stream restarts where it was; equal at the end, the run never stops")
     while row.tried < times:
-        life, deaths = Life(home, f"loaders-{row.tried}", workers=2), 0
-        process = life.start()
+        tracked, deaths = TrackedRun(home, f"loaders-{row.tried}", workers=2), 0
+        process = tracked.start()
         while process.wait(random.uniform(0.1, 0.6)) is None:
-            if (life.run / "latest").exists() and (children := process.children()) and deaths < 4:
+            if (tracked.run / "latest").exists() and (children := process.children()) and deaths < 4:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(random.choice(children), signal.SIGKILL)
                     deaths += 1
         problem = (
-            differs(life, peace["toy"])
+            differs(tracked, reference["toy"])
             if process.code == 0
-            else f"exit {process.code}: {life.line() or life.text()[-1500:]}"
+            else f"exit {process.code}: {tracked.line() or tracked.text()[-1500:]}"
         )
         for _ in range(max(deaths, 1 if problem else 0)):
             row.count(problem)
@@ -381,17 +382,17 @@ def loaders_killed(home: Path, peace: dict[str, Life], times: int) -> Iterator[R
     yield row
 
 
-def told_to_stop(home: Path, peace: dict[str, Life], times: int) -> Iterator[Row]:
-    """SIGTERM as a scheduler sends it before it kills, SIGINT as a person does."""
+def signaled(home: Path, reference: dict[str, TrackedRun], times: int) -> Iterator[Row]:
+    """SIGTERM as a scheduler sends it before SIGKILL, SIGINT as a user sends it."""
     for number in (signal.SIGTERM, signal.SIGINT):
         row, longest = Row(f"{number.name} with a deadline of 10 s", ""), 0.0
         while row.tried < times:
-            life, asked = Life(home, f"{number.name}-{row.tried}", workers=row.tried % 2), 0
+            tracked, asked = TrackedRun(home, f"{number.name}-{row.tried}", workers=row.tried % 2), 0
             while True:
-                before = life.text().count(" from step ")
-                process = life.start()
-                # Before it says where it starts it has nothing to save, and ends as any program does.
-                while process.poll() is None and life.text().count(" from step ") == before:
+                before = tracked.text().count(" from step ")
+                process = tracked.start()
+                # Before it prints where it starts it has nothing to save, and ends like any program.
+                while process.poll() is None and tracked.text().count(" from step ") == before:
                     time.sleep(0.01)
                 if process.wait(random.uniform(0.0, 1.5)) is None and asked < 3:
                     began = time.monotonic()
@@ -399,22 +400,22 @@ def told_to_stop(home: Path, peace: dict[str, Life], times: int) -> Iterator[Row
                     code, asked = process.wait(10), asked + 1
                     longest = max(longest, time.monotonic() - began)
                     if code not in (0, 130):
-                        row.count(f"exit {code} {life.line()}")
+                        row.count(f"exit {code} {tracked.line()}")
                         break
                     if code == 0:
                         break
                 elif process.wait() is not None:
                     break
-            problem = differs(life, peace["toy"])
+            problem = differs(tracked, reference["toy"])
             for _ in range(max(asked, 1 if problem else 0)):
                 row.count(problem)
-        row.outcome = f"state saved, exit 130, after {longest:.1f} s at most; equal when gone on with"
+        row.outcome = f"state saved, exit 130, after {longest:.1f} s at most; equal when resumed"
         yield row
 
 
 @contextlib.contextmanager
 def disk(place: Path, kilobytes: int) -> Iterator[Path]:
-    """A small disk of its own."""
+    """Mount a small disk."""
     place.mkdir(exist_ok=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "none", str(place)], check=True)
     try:
@@ -424,27 +425,27 @@ def disk(place: Path, kilobytes: int) -> Iterator[Path]:
 
 
 def enlarge(place: Path) -> None:
-    """Make room on it."""
+    """Free space on it."""
     subprocess.run(["mount", "-o", "remount,size=64m", str(place)], check=True)
 
 
-def disk_full(home: Path, peace: dict[str, Life], times: int) -> Iterator[Row]:
-    """Too small from the start, at every size; or filled by somebody else at a random moment."""
-    checkpoint_kb = sum(f.stat().st_size for f in checkpoint.newest(peace["toy"].run).iterdir()) // 1024
+def disk_full(home: Path, reference: dict[str, TrackedRun], times: int) -> Iterator[Row]:
+    """Too small from the start, at every size; or filled by another program at a random moment."""
+    checkpoint_kb = sum(f.stat().st_size for f in checkpoint.newest(reference["toy"].run).iterdir()) // 1024
     for what, outcome in (
         ("too small for the run: checkpoint, network, log or metrics fail to be written", "one line"),
         ("filled by others at a random moment", "one line"),
     ):
-        row = Row(f"disk {what}", f"{outcome}, exit 1, the last checkpoint reads; with room made it goes on, equal")
+        row = Row(f"disk {what}", f"{outcome}, exit 1, the last checkpoint reads; with space freed it continues, equal")
         for n in range(times):
             small = int(checkpoint_kb * (0.02 + 4.0 * n / times)) if "small" in what else 64 * 1024
             with disk(home / f"disk{n}{len(what)}", small) as place:
-                life = Life(place, "run")
-                life.said, life.seen = home / f"full{n}{len(what)}.said", home / f"full{n}{len(what)}.seen"
-                life.settings = Path(shutil.move(life.settings, home / f"full{n}{len(what)}.yaml"))
-                process = life.start()
+                tracked = TrackedRun(place, "run")
+                tracked.said, tracked.seen = home / f"full{n}{len(what)}.said", home / f"full{n}{len(what)}.seen"
+                tracked.settings = Path(shutil.move(tracked.settings, home / f"full{n}{len(what)}.yaml"))
+                process = tracked.start()
                 if "others" in what:
-                    while process.poll() is None and not (life.run / "latest").exists():
+                    while process.poll() is None and not (tracked.run / "latest").exists():
                         time.sleep(0.005)
                     process.wait(random.uniform(0, 0.6))
                     with contextlib.suppress(OSError), open(place / "balloon", "wb", 0) as balloon:
@@ -455,45 +456,45 @@ def disk_full(home: Path, peace: dict[str, Life], times: int) -> Iterator[Row]:
                 code = process.wait()
                 problem = None
                 if code == 1:
-                    good = checkpoint.newest(life.run)
-                    if "The disk is full" not in life.line() or "Traceback" in life.text():
-                        problem = f"said {life.line() or life.text()[-300:]}"
-                    elif life.run.exists() and (life.run / "latest").exists() and good is None:
+                    good = checkpoint.newest(tracked.run)
+                    if "disk is full" not in tracked.line().lower() or "Traceback" in tracked.text():
+                        problem = f"said {tracked.line() or tracked.text()[-300:]}"
+                    elif tracked.run.exists() and (tracked.run / "latest").exists() and good is None:
                         problem = "no checkpoint reads"
                 elif code != 0:
-                    problem = f"exit {code} {life.line()}"
+                    problem = f"exit {code} {tracked.line()}"
                 enlarge(place)
                 for balloon in place.glob("balloon*"):
                     balloon.unlink()
                 if problem is None and code == 1:
-                    code = life.start().wait()
-                row.count(problem or differs(life, peace["toy"]))
+                    code = tracked.start().wait()
+                row.count(problem or differs(tracked, reference["toy"]))
         yield row
 
 
-def cache_full(home: Path, peace: dict[str, Life], times: int) -> Iterator[Row]:
+def cache_full(home: Path, reference: dict[str, TrackedRun], times: int) -> Iterator[Row]:
     """A cache on a disk that cannot hold it."""
-    row = Row("disk too small for cache=disk", "the cache stops to grow, says so, and the run goes on, equal")
+    row = Row("disk too small for cache=disk", "the cache stops growing, says so, and the run continues, equal")
     for n in range(times):
         with disk(home / f"cache{n}", 64 * 1024) as place:
             left = os.statvfs(place)
             left = left.f_bavail * left.f_frsize - left.f_blocks * left.f_frsize // 20
             with open(place / "balloon", "wb") as balloon:
                 balloon.write(bytes(left - 4096 * random.randrange(4, 24)))
-            life = Life(place, "run", cache="disk", workers=n % 3)
-            life.said, life.seen = home / f"cache{n}.said", home / f"cache{n}.seen"
-            life.settings = Path(shutil.move(life.settings, home / f"cache{n}.yaml"))
-            life.start().wait()
-            problem = differs(life, peace["toy"])
-            if problem is None and "Disk cache is full" not in life.text():
+            tracked = TrackedRun(place, "run", cache="disk", workers=n % 3)
+            tracked.said, tracked.seen = home / f"cache{n}.said", home / f"cache{n}.seen"
+            tracked.settings = Path(shutil.move(tracked.settings, home / f"cache{n}.yaml"))
+            tracked.start().wait()
+            problem = differs(tracked, reference["toy"])
+            if problem is None and not any(words in tracked.text().lower() for words in CACHE_FULL):
                 problem = "it was not full"
             row.count(problem)
     yield row
 
 
-def cut(home: Path, peace: dict[str, Life], times: int) -> Iterator[Row]:
-    """A checkpoint that ends early, at many places; and whole runs gone on with after it."""
-    source = peace["toy"].run
+def cut(home: Path, reference: dict[str, TrackedRun], times: int) -> Iterator[Row]:
+    """A truncated checkpoint, at many places; and whole runs resumed after it."""
+    source = reference["toy"].run
     row = Row("newest checkpoint cut at a byte", "recognized, the one before it is used")
     run = Path(shutil.copytree(source, home / "cut"))
     newest = checkpoint.newest(run)
@@ -512,61 +513,61 @@ def cut(home: Path, peace: dict[str, Life], times: int) -> Iterator[Row]:
             row.count(None if found is not None and found != newest else f"{name} cut at {place}: took {found}")
             (newest / name).write_bytes(whole)
     yield row
-    row = Row("the same, and the run gone on with", "equal at the end")
+    row = Row("the same, and the run resumed", "equal at the end")
     for n in range(min(times, 5)):
-        life = Life(home, f"cut-{n}")
-        life.start().wait()
-        last = checkpoint.newest(life.run)
+        tracked = TrackedRun(home, f"cut-{n}")
+        tracked.start().wait()
+        last = checkpoint.newest(tracked.run)
         victim = last / random.choice(("tensors.safetensors", "state.json"))
         with open(victim, "r+b") as file:
             file.truncate(random.randrange(victim.stat().st_size))
-        life.start().wait()
-        row.count(differs(life, peace["toy"]))
+        tracked.start().wait()
+        row.count(differs(tracked, reference["toy"]))
     yield row
 
 
-def clocks(home: Path, peace: dict[str, Life], times: int) -> Iterator[Row]:
-    """The wall clock jumps by years with every look at it."""
+def clocks(home: Path, reference: dict[str, TrackedRun], times: int) -> Iterator[Row]:
+    """The wall clock jumps by years at every reading."""
 
     def jumping() -> None:
         true, chance = time.time, random.Random(os.getpid())
         time.time = lambda: true() + chance.uniform(-3e8, 3e8)
 
-    row = Row("wall clock jumping by up to ±10 years at every look", "equal; durations are of the monotonic clock")
+    row = Row("wall clock jumping by up to ±10 years at every reading", "equal; durations use the monotonic clock")
     for n in range(times):
-        life = Life(home, f"clock-{n}", workers=n % 2)
-        life.start(jumping).wait()
-        row.count(differs(life, peace["toy"]))
+        tracked = TrackedRun(home, f"clock-{n}", workers=n % 2)
+        tracked.start(jumping).wait()
+        row.count(differs(tracked, reference["toy"]))
     yield row
 
 
-def two_at_once(home: Path, peace: dict[str, Life], times: int) -> Iterator[Row]:
-    """Two processes begin a run in one folder, or go on with one, at the same instant."""
+def two_at_once(home: Path, reference: dict[str, TrackedRun], times: int) -> Iterator[Row]:
+    """Two processes start or resume a run in one folder at the same instant."""
     for what in ("a folder that is not there", "an empty folder", "resume of one run"):
         row = Row(f"two started at once: {what}", "one trains, equal; the other is refused in one line")
         for n in range(times):
-            life = Life(home, f"race-{what.replace(' ', '')}-{n}")
+            tracked = TrackedRun(home, f"race-{what.replace(' ', '')}-{n}")
             if "empty" in what:
-                life.run.mkdir()
+                tracked.run.mkdir()
             if "resume" in what:
-                life.run.mkdir()
-                shutil.copy(peace["toy"].run / "config.yaml", life.run)
-            both = [life.start(), life.start()]
+                tracked.run.mkdir()
+                shutil.copy(reference["toy"].run / "config.yaml", tracked.run)
+            both = [tracked.start(), tracked.start()]
             codes = sorted(each.wait() for each in both)
-            problem = None if codes == [0, 1] else f"exit codes {codes}: {life.line()}"
-            row.count(problem or differs(life, peace["toy"]))
+            problem = None if codes == [0, 1] else f"exit codes {codes}: {tracked.line()}"
+            row.count(problem or differs(tracked, reference["toy"]))
         yield row
 
 
 def powerless() -> None:
-    """Root gives up its powers, so that permissions bind it as they bind everybody."""
+    """Drop root's capabilities, so that permissions apply."""
     header, data = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
     if ctypes.CDLL(None, use_errno=True).capset(header, data):
         raise OSError(ctypes.get_errno(), "capset")
 
 
-def read_only(home: Path, peace: dict[str, Life], times: int) -> Iterator[Row]:
-    """A place that cannot be written to: a disk mounted so, and a folder of somebody else."""
+def read_only(home: Path, reference: dict[str, TrackedRun], times: int) -> Iterator[Row]:
+    """A read-only mount, and a folder of another user."""
     row = Row("read-only place for the run", "one line, exit 1, nothing left there")
     for n in range(times):
         with disk(home / f"ro{n}", 4096) as place:
@@ -575,17 +576,17 @@ def read_only(home: Path, peace: dict[str, Life], times: int) -> Iterator[Row]:
                 os.chown(place, 65534, 65534)
             else:
                 subprocess.run(["mount", "-o", "remount,ro", str(place)], check=True)
-            life = Life(home, f"locked-{n}")
-            words = ["train", life.data, "--config", str(life.settings), "--out", str(place / "a/run")]
-            process = Process(words, life.said, powerless if n % 2 else None)
-            code, line = process.wait(), life.line()
-            good = code == 1 and ("Cannot write" in line or "Not allowed" in line) and "Traceback" not in life.text()
-            row.count(None if good and not list(place.iterdir()) else f"exit {code}, {line or life.text()[-300:]}")
+            tracked = TrackedRun(home, f"locked-{n}")
+            words = ["train", tracked.data, "--config", str(tracked.settings), "--out", str(place / "a/run")]
+            process = Process(words, tracked.said, powerless if n % 2 else None)
+            code, line = process.wait(), tracked.line()
+            good = code == 1 and ("Cannot write" in line or "Not allowed" in line) and "Traceback" not in tracked.text()
+            row.count(None if good and not list(place.iterdir()) else f"exit {code}, {line or tracked.text()[-300:]}")
     yield row
 
 
 def photos(folder: Path, bad: bool = True) -> Path:
-    """As many images as the toy has, three of them no images."""
+    """As many files as the toy set has images; three of them are not images."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     for number in range(IMAGES):
@@ -596,32 +597,32 @@ def photos(folder: Path, bad: bool = True) -> Path:
     return folder
 
 
-def files_change(home: Path, peace: dict[str, Life], times: int) -> Iterator[Row]:
+def files_change(home: Path, reference: dict[str, TrackedRun], times: int) -> Iterator[Row]:
     """Images are removed, added and cut short while a run reads them."""
     row = Row(
         "images removed, added and cut short while training",
-        "the run ends well; each that went is listed, with a reason",
+        "the run finishes; each missing one is listed, with a reason",
     )
     for n in range(times):
         folder = photos(home / f"changing-{n}", bad=False)
-        life = Life(home, f"changed-{n}", data=str(folder), workers=n % 2)
-        process = life.start()
-        while process.poll() is None and not (life.run / "latest").exists():
+        tracked = TrackedRun(home, f"changed-{n}", data=str(folder), workers=n % 2)
+        process = tracked.start()
+        while process.poll() is None and not (tracked.run / "latest").exists():
             time.sleep(0.005)
         gone = [folder / f"{i:02d}.png" for i in random.sample(range(IMAGES), 6)]
         for number, path in enumerate(gone):
             path.unlink() if number % 2 else path.write_bytes(path.read_bytes()[: 50 * number])
             shutil.copy(folder / "new.png", folder / f"new{number}.png") if (folder / "new.png").exists() else None
         code = process.wait()
-        table = life.run / "bad_files.csv"
+        table = tracked.run / "bad_files.csv"
         listed = {line.partition(",")[0] for line in table.read_text().splitlines()[1:]} if table.exists() else set()
-        ended = code == 0 and "Traceback" not in life.text()
+        ended = code == 0 and "Traceback" not in tracked.text()
         complete = listed == {path.name for path in gone}
-        row.count(None if ended and complete else f"exit {code}, {len(listed)} of {len(gone)} listed, {life.line()}")
+        row.count(None if ended and complete else f"exit {code}, {len(listed)} of {len(gone)} listed, {tracked.line()}")
     yield row
 
 
-def not_finite(home: Path, peace: dict[str, Life], times: int) -> Iterator[Row]:
+def not_finite(home: Path, reference: dict[str, TrackedRun], times: int) -> Iterator[Row]:
     """A NaN among the pixels of one of two ranks."""
 
     def poison(rank: int, at: int) -> None:
@@ -638,19 +639,19 @@ def not_finite(home: Path, peace: dict[str, Life], times: int) -> Iterator[Row]:
 
             module.crops = poisoned
 
-    row = Row("NaN on one of two ranks", "no rank steps, none hangs, the images are named; the run ends well")
+    row = Row("NaN on one of two ranks", "no rank steps, none hangs, the images are named; the run finishes")
     for n in range(times):
-        life, at = Life(home, f"nan-{n}"), random.randrange(2, STEPS)
-        ranks = life.pair(lambda rank, at=at: poison(rank, at))
+        tracked, at = TrackedRun(home, f"nan-{n}"), random.randrange(2, STEPS)
+        ranks = tracked.pair(lambda rank, at=at: poison(rank, at))
         codes = [each.wait() for each in ranks]
-        void = [row["step"] for row in map(json.loads, rows(life.run)) if row.get("ok") == 0]
-        good = codes == [0, 0] and void == [at] and f"step {at} was skipped" in life.text()
-        row.count(None if good else f"exit codes {codes}, void steps {void} for {at}")
+        void = [row["step"] for row in map(json.loads, rows(tracked.run)) if row.get("ok") == 0]
+        good = codes == [0, 0] and void == [at] and f"step {at} was skipped" in tracked.text()
+        row.count(None if good else f"exit codes {codes}, skipped steps {void} for {at}")
     yield row
 
 
-def decoders(home: Path, peace: dict[str, Life], times: int) -> Iterator[Row]:
-    """Decoders that never come back, and that crash."""
+def decoders(home: Path, reference: dict[str, TrackedRun], times: int) -> Iterator[Row]:
+    """Decoders that hang, and that crash."""
 
     def broken() -> None:
         from opendino.data import cache
@@ -670,16 +671,14 @@ def decoders(home: Path, peace: dict[str, Life], times: int) -> Iterator[Row]:
 
     folder = photos(home / "hostile")
     hangs, crashes = ((folder / name).read_bytes() for name in ("03.png", "30.png"))
-    row = Row(
-        "a decoder that hangs, and one that crashes, in a loader process", "both images listed, the run ends well"
-    )
+    row = Row("a decoder that hangs, and one that crashes, in a loader process", "both images listed, the run finishes")
     for n in range(times):
-        life = Life(home, f"decoders-{n}", data=str(folder), workers=1 + n % 2)
-        code = life.start(broken).wait()
-        table = life.run / "bad_files.csv"
+        tracked = TrackedRun(home, f"decoders-{n}", data=str(folder), workers=1 + n % 2)
+        code = tracked.start(broken).wait()
+        table = tracked.run / "bad_files.csv"
         listed = dict(line.split(",", 1) for line in table.read_text().splitlines()[1:]) if table.exists() else {}
         good = code == 0 and "within" in listed.get("03.png", "") and "crashed" in listed.get("30.png", "")
-        row.count(None if good and len(listed) == 5 else f"exit {code}, {listed}, {life.line()}")
+        row.count(None if good and len(listed) == 5 else f"exit {code}, {listed}, {tracked.line()}")
     yield row
 
 
@@ -688,7 +687,7 @@ FAULTS: dict[str, Fault] = {
     "killed-pair": killed_pair,
     "killed-torchrun": killed_torchrun,
     "loaders": loaders_killed,
-    "stop": told_to_stop,
+    "stop": signaled,
     "disk": disk_full,
     "cache": cache_full,
     "cut": cut,
@@ -702,22 +701,25 @@ FAULTS: dict[str, Fault] = {
 NEED_ROOT = {"disk", "cache", "read-only"}
 
 
-def in_peace(home: Path) -> dict[str, Life]:
-    """The runs that nothing happens to."""
-    lives = {"toy": Life(home, "peace-toy"), "photos": Life(home, "peace-photos", data=str(photos(home / "photos")))}
-    lives["pair"] = Life(home, "peace-pair")
-    for name, life in lives.items():
+def reference_runs(home: Path) -> dict[str, TrackedRun]:
+    """The undisturbed runs."""
+    runs = {
+        "toy": TrackedRun(home, "reference-toy"),
+        "photos": TrackedRun(home, "reference-photos", data=str(photos(home / "photos"))),
+    }
+    runs["pair"] = TrackedRun(home, "reference-pair")
+    for name, tracked in runs.items():
         began = time.monotonic()
-        codes = [each.wait() for each in (life.pair() if name == "pair" else [life.start()])]
-        life.seconds = time.monotonic() - began
-        assert not any(codes), life.text()[-2000:]
-        problem = differs(life, life, ranks=2 if name == "pair" else 1)
+        codes = [each.wait() for each in (tracked.pair() if name == "pair" else [tracked.start()])]
+        tracked.seconds = time.monotonic() - began
+        assert not any(codes), tracked.text()[-2000:]
+        problem = differs(tracked, tracked, ranks=2 if name == "pair" else 1)
         assert problem is None, (name, problem)
-    return lives
+    return runs
 
 
 def write_page(found: list[Row], command: str, where: str) -> None:
-    """The table of docs/reliability.md, as far as it is known."""
+    """Write the table of docs/reliability.md with the results so far."""
     lines = [f"`{command}` on {where}:", "", "| fault | tried | survived | outcome |", "|---|---|---|---|"]
     lines += [f"| {row.fault} | {row.tried:,} | {row.survived:,} | {row.outcome} |" for row in found]
     before, mark, rest = PAGE.read_text(encoding="utf-8").partition("<!-- table -->\n")
@@ -726,7 +728,7 @@ def write_page(found: list[Row], command: str, where: str) -> None:
 
 
 def main() -> int:
-    """Do all of it, write the page, report."""
+    """Inject all faults, write the page, report."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--kills", type=int, default=200, help="of a single process (default 200)")
     parser.add_argument("--pair-kills", type=int, help="of two processes (default as --kills)")
@@ -742,13 +744,13 @@ def main() -> int:
     command = f"python benchmarks/faults.py --kills {args.kills}{pairs} --times {args.times}"
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
-        peace = in_peace(home)
+        reference = reference_runs(home)
         for name in args.only or FAULTS:
             if name in NEED_ROOT and os.geteuid() != 0:
                 print(f"{name}: needs root, left out", file=sys.stderr)
                 continue
             times = {"killed": args.kills, "killed-pair": args.pair_kills or args.kills}
-            for row in FAULTS[name](home, peace, times.get(name, args.times)):
+            for row in FAULTS[name](home, reference, times.get(name, args.times)):
                 found.append(row)
                 print(f"{row.fault}: {row.survived} of {row.tried}", file=sys.stderr)
                 if not args.only:

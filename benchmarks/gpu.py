@@ -1,9 +1,9 @@
-"""What a GPU makes of it beside the classic way, in nine minutes at most: waits, crops, step, JPEG files to weights.
+"""Training on a GPU compared with the classic way, in nine minutes at most: waits, crops, step, JPEG files to weights.
 
-Run it on a machine with a CUDA device: python benchmarks/gpu.py [--images FOLDER] [--workers N] [--out FILE.json].
-Needs torchvision; the crops of torchvision's v2, and of kornia where it is installed, are measured beside ours. All is
-measured on one device; the classic way (benchmarks/classic.py) runs under bfloat16 autocast too: the ratio is of
-the way and not of the precision. A table goes to stderr, the last line of stdout is one JSON document. `--device cpu
+Run on a machine with a CUDA device: python benchmarks/gpu.py [--images FOLDER] [--workers N] [--out FILE.json].
+Needs torchvision; the crops of torchvision's v2, and of kornia where it is installed, are measured too. All is
+measured on one device; the classic way (benchmarks/classic.py) runs under bfloat16 autocast too, so that the ratio does
+not include the precision. A table goes to stderr, the last line of stdout is one JSON document. `--device cpu
 --small` runs the same lines in three minutes anywhere; its numbers mean nothing.
 """
 
@@ -48,10 +48,12 @@ PARTS = ("waits", "crops", "step_vits16", "step_vitb16", "end_to_end")
 def main() -> None:
     """Measure, print, report."""
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
-    parser.add_argument("--images", type=Path, help="a folder of JPEG files; 2,048 of 500 x 333 px are made if absent")
+    parser.add_argument(
+        "--images", type=Path, help="a folder of JPEG files; default: 2,048 generated ones, 500 x 333 px"
+    )
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--workers", type=int, default=max(1, len(os.sched_getaffinity(0)) - 1))
-    parser.add_argument("--batch", type=int, default=128, help="images a step")
+    parser.add_argument("--batch", type=int, default=128, help="images per step")
     parser.add_argument("--seconds", type=float, default=60.0, help="of each end-to-end run")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--small", action="store_true", help="a tiny network and few images, to try the program")
@@ -81,7 +83,7 @@ def main() -> None:
 
 
 def of_waits(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """Whether a step ever waits for the device: CUDA refuses each wait."""
+    """Whether a step ever waits for the device: CUDA raises an error at each wait."""
     ours = made("vit_small/16", args, device)
     for _ in range(3):
         ours.step(ours.noise())
@@ -100,7 +102,7 @@ def of_waits(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
 
 
 def of_crops(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """2 + 10 views of whole images; the floor is to read the images and to write the views once."""
+    """2 + 10 views of whole images; the lower bound is reading the images and writing the views once."""
     spec = dino.views(PAPER)
     batch = first_batch(args).to(device)
     seconds = timed(lambda: multi_crop(batch.canvas, batch.draws, spec), device)
@@ -117,7 +119,7 @@ def of_crops(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
 
 
 def with_torchvision(images: Tensor, spec: ViewSpec) -> Callable[[], Any]:
-    """The same views, image by image; without solarization, so less than is asked for."""
+    """The same views, image by image; without solarization, so less work than ours."""
     from torchvision.transforms import v2
 
     made = [
@@ -133,7 +135,7 @@ def with_torchvision(images: Tensor, spec: ViewSpec) -> Callable[[], Any]:
 
 
 def with_kornia(images: Tensor, spec: ViewSpec) -> Callable[[], Any]:
-    """The same views, batch by batch; without solarization and without antialias where a crop is shrunk."""
+    """The same views, batch by batch; without solarization and without antialiasing where a crop is reduced."""
     from kornia import augmentation as k
 
     mean, std = torch.tensor(spec.mean), torch.tensor(spec.std)
@@ -149,7 +151,7 @@ def with_kornia(images: Tensor, spec: ViewSpec) -> Callable[[], Any]:
 
 
 def of_step_vits16(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """A training step on views that are there already, both ways."""
+    """A training step on prepared views, both ways."""
     return of_step("vit_small/16", args, device)
 
 
@@ -159,7 +161,7 @@ def of_step_vitb16(args: argparse.Namespace, device: torch.device) -> dict[str, 
 
 
 def of_step(name: str, args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """Images a second of both, and model FLOPs utilization of ours, against a large matrix product."""
+    """Images per second of both, and model FLOPs utilization of ours relative to a large matrix product."""
     from torch.utils.flop_counter import FlopCounterMode
 
     ours = made(name, args, device)
@@ -169,7 +171,7 @@ def of_step(name: str, args: argparse.Namespace, device: torch.device) -> dict[s
         return ours.classic(pair, listed(views), torch.bfloat16)
 
     losses = [(classic(), float(ours.step(views))) for _ in range(2)]
-    assert all(abs(a - b) < 0.02 * abs(a) for a, b in losses), f"the two ways come to different losses: {losses}"
+    assert all(abs(a - b) < 0.02 * abs(a) for a, b in losses), f"the two ways have different losses: {losses}"
     with FlopCounterMode(display=False) as counter, compiling(False):
         ours.step(views)
     first, second = timed(classic, device), timed(lambda: ours.step(views), device)
@@ -185,7 +187,7 @@ def of_step(name: str, args: argparse.Namespace, device: torch.device) -> dict[s
 
 
 def of_end_to_end(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """From JPEG files to changed weights: `opendino train` with nothing cached, and the classic loop."""
+    """From JPEG files to updated weights: `opendino train` with nothing cached, and the classic loop."""
     settings, name = (SMALL, "vit_tiny/16") if args.small else (PAPER, "vit_small/16")
 
     def trained(steps: int) -> Any:
@@ -237,7 +239,7 @@ def made(name: str, args: argparse.Namespace, device: torch.device) -> Ours:
 
 
 def first_batch(args: argparse.Namespace) -> loader.Batch:
-    """Decoded images and choices for the paper's crops."""
+    """Decoded images and view parameters for the paper's crops."""
     spec = dino.views(PAPER)
     batch = loader.Batches(DecodedImages(open_source(str(args.images)), working_area_px(spec)), spec, 0, args.batch)[0]
     assert isinstance(batch, loader.Batch)
@@ -245,7 +247,7 @@ def first_batch(args: argparse.Namespace) -> loader.Batch:
 
 
 def timed(function: Callable[[], Any], device: torch.device, least: float = 2.0) -> float:
-    """Seconds a call, over at least so many seconds, after three that do not count."""
+    """Seconds per call, over at least that many seconds, after three warm-up calls."""
     for _ in range(3):
         function()
     number, began = 0, settled(device)
@@ -257,7 +259,7 @@ def timed(function: Callable[[], Any], device: torch.device, least: float = 2.0)
 
 
 def settled(device: torch.device) -> float:
-    """The time once the device has done all it was given."""
+    """The time after the device has finished all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.monotonic()

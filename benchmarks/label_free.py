@@ -1,8 +1,8 @@
 """Do label-free measures rank checkpoints as k-NN does? The demo's recipe, smaller, at several lengths.
 
-Run it with: python benchmarks/label_free.py [--steps 100 200 400] [--out FILE.json]. About six minutes on one core. Of
-each run every kept checkpoint is measured, and its k-NN on held-out images is the run's own. A table goes to stderr;
-the last line of stdout is one JSON document.
+Run: python benchmarks/label_free.py [--steps 100 200 400] [--out FILE.json]. About six minutes on one core. Every
+kept checkpoint of each run is measured; its k-NN on held-out images is that of the run's online evaluation. A table
+goes to stderr; the last line of stdout is one JSON document.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def main() -> None:
     """Train, measure, report."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--steps", type=int, nargs="+", default=[100, 200, 400], help="lengths of the runs")
-    parser.add_argument("--checkpoints", type=int, default=10, help="kept of each, besides the untrained network")
+    parser.add_argument("--checkpoints", type=int, default=10, help="kept per run, without the untrained network")
     parser.add_argument("--width", type=int, default=16, help="of the network, conv4")
     parser.add_argument("--images", type=int, default=1000, help="measured on")
     parser.add_argument("--views", type=int, default=4, help="of each")
@@ -73,7 +73,7 @@ def _run(steps: int, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _trained(run: dict[str, Any]) -> dict[str, float | None]:
-    """The correlations again, the untrained network left out: it is far off in everything and easy to tell."""
+    """The correlations without the untrained network, which differs in every measure and is easy to tell apart."""
     rows = [row for row in run["checkpoints"] if row["step"]]
     return {name: spearman([merit(name, row[name]) for row in rows], [row["knn"] for row in rows]) for name in MEASURES}
 

@@ -1,4 +1,4 @@
-"""Our training step for the benchmarks, and the classic one at the same moment of the schedules."""
+"""Our training step for the benchmarks, and the classic one with the same schedules."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ PAPER = dino.Config(freeze_last_layer="0")
 
 
 class Ours:
-    """A method and its optimizer; drop path is off, so that neither way draws any chance of its own.
+    """A method and its optimizer; drop path is off, so that neither way uses random numbers.
 
     Args:
         backbone: Its name.
         config: Of DINO.
         settings: Of the optimizer; the rate is not warmed up.
-        batch: Images a step.
+        batch: Images per step.
         dtype: Of our matrix products.
-        device: Where all is.
+        device: Of networks and views.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Ours:
         self._optimizer = optim.build(self._settings, self.method.student)
 
     def noise(self) -> dict[str, Tensor]:
-        """Views that are there already."""
+        """Random views, prepared in advance."""
         return {
             g.name: torch.randn(len(g.views), self.batch, 3, g.size_px, g.size_px, device=self.device)
             for g in self.spec.groups
@@ -52,7 +52,7 @@ class Ours:
         }
 
     def step(self, crops: dict[str, Tensor]) -> Tensor:
-        """One step on views; its loss, which nobody has waited for."""
+        """One step on views; returns its loss without waiting for the device."""
         indices = torch.arange(self.batch, device=self.device)
         views = Views(crops, torch.full_like(indices, -1), indices)
         settings, optimizer = self._settings, self._optimizer

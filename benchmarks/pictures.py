@@ -1,9 +1,9 @@
-"""How long people wait for pictures: attention and PCA of an image, curves of a million steps, the page itself.
+"""How long pictures take: attention and PCA of an image, curves of a million steps, the page itself.
 
-Run it: python benchmarks/pictures.py [--steps 1000000] [--out FILE.json]. Needs `opendino[app]`. The network is a
-ViT-S/16 by chance; a metrics.jsonl is written as runs do. A table goes to stderr; the last line of stdout is one JSON
-document. Best of three each; the page once, from `opendino app` to its first answer and, where playwright and Chromium
-are there, from its address to its tabs.
+Run: python benchmarks/pictures.py [--steps 1000000] [--out FILE.json]. Needs `opendino[app]`. The network is a
+ViT-S/16 with random weights; a metrics.jsonl is written in the format of a run. A table goes to stderr; the last line
+of stdout is one JSON document. Best of three each; the page once, from `opendino app` to its first answer and, where
+playwright and Chromium are installed, from its address to its tabs.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def main() -> None:
         home = Path(name)
         found = of_images(home) | of_curves(home, args.steps) | of_the_page(home)
     document = {
-        "what": "seconds that people wait for pictures",
+        "what": "seconds until a picture is there",
         "machine": machine(),
         "load": round(os.getloadavg()[0], 1),
         "date": time.strftime("%Y-%m-%d"),
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def of_images(home: Path) -> dict[str, float]:
-    """From a loaded model: read, look, draw, write. The command's own count starts when the model is there."""
+    """From a loaded model: read, encode, draw, write. The command's own time starts when the model is loaded."""
     images = {"480 x 480": home / "square.jpg", "640 x 480": home / "wide.jpg"}
     for size, path in images.items():
         width, height = map(int, size.split(" x "))
@@ -74,7 +74,7 @@ def of_images(home: Path) -> dict[str, float]:
 
 
 def of_curves(home: Path, steps: int) -> dict[str, float]:
-    """A run of so many steps: the page's first paint, all of it, and the picture of the command line."""
+    """A run of that many steps: the page's first paint, all of it, and the picture of the command line."""
     run = home / "run"
     run.mkdir()
     (run / "config.yaml").write_text(f"data: photos\nsteps: {steps}\n", encoding="utf-8")
@@ -133,7 +133,7 @@ def of_the_page(home: Path) -> dict[str, float]:
 
 
 def best(function: Callable[[], Any]) -> float:
-    """Seconds of the quickest of three."""
+    """Seconds of the fastest of three."""
     times = []
     for _ in range(3):
         began = time.monotonic()

@@ -1,4 +1,4 @@
-"""How each benchmark ends: one JSON document, the last line of stdout, and a file where one is asked for."""
+"""The result of each benchmark: one JSON document, as the last line of stdout, and in a file if `--out` is given."""
 
 from __future__ import annotations
 

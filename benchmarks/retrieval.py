@@ -1,8 +1,8 @@
 """Retrieval at scale: images/s of multi-scale features, time and peak memory of mAP and near-duplicates.
 
-Run it with: python benchmarks/retrieval.py [--images 24] [--device cpu] [--out FILE.json], or --help
-Some five minutes on two CPU cores. Each part has a process of its own, so that its peak memory is its own. What is
-found goes to stderr; the last line of stdout is one JSON document.
+Run: python benchmarks/retrieval.py [--images 24] [--device cpu] [--out FILE.json], or --help
+About five minutes on two CPU cores. Each part runs in its own process, so that its peak memory is separate. Results
+go to stderr; the last line of stdout is one JSON document.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def extraction(num_images: int, device: str) -> dict[str, Any]:
 
 
 def mean_average_precision(num_vectors: int, num_queries: int, device: str) -> dict[str, Any]:
-    """Of the first vectors as queries against all, ten vectors a class."""
+    """Compute mAP of the first vectors as queries against all, ten vectors per class."""
     vectors = unit(num_vectors).to(device)
     labels = torch.arange(num_vectors, device=device) // PER_CLASS
 
@@ -69,7 +69,7 @@ def mean_average_precision(num_vectors: int, num_queries: int, device: str) -> d
 
 
 def duplicates(num_vectors: int, device: str) -> dict[str, Any]:
-    """All pairs; some vectors are slightly changed copies of others."""
+    """Search all pairs; some vectors are slightly altered copies of others."""
     vectors = unit(num_vectors)
     vectors[-PLANTED:] = vectors[:PLANTED] + 0.001 * torch.randn(PLANTED, DIM)
     began = time.perf_counter()
@@ -87,7 +87,7 @@ def unit(num_vectors: int) -> torch.Tensor:
 
 
 def part(function: Callable[..., dict[str, Any]], *args: Any) -> dict[str, Any]:
-    """Run in this process, which is fresh: what it found, and how far its memory rose above that of the imports."""
+    """Run in this fresh process: the result, and the memory in addition to the imports."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     found = function(*args)
     scale = 1 if sys.platform == "darwin" else 1024

@@ -1,9 +1,9 @@
 """Search in a table of vectors: exact against brute force, recall and speed of the index; duplicates, k-center.
 
-Run it with: python benchmarks/search.py [--vectors 200000] [--out FILE.json], or --help
-Some ten minutes on one CPU core, most of it for duplicates: all pairs are compared. Two sets of vectors: `mixture`,
-1,000 Gaussians in 48 dimensions with a little noise in all 384, as features are; and `gaussian`, where every vector is
-about as far from every other, the hardest case of any index. What is found goes to stderr; the last line of stdout is
+Run: python benchmarks/search.py [--vectors 200000] [--out FILE.json], or --help
+About ten minutes on one CPU core, most of it for duplicates: all pairs are compared. Two sets of vectors: `mixture`,
+1,000 Gaussians in 48 dimensions with a little noise in all 384, similar to features; and `gaussian`, where all vectors
+are about equally far apart, the hardest case for any index. Results go to stderr; the last line of stdout is
 one JSON document.
 """
 
@@ -35,7 +35,7 @@ DIM, K, PLANTED, CHOSEN = 384, 10, 100, 100
 
 
 def mixture(num: int, seed: int) -> Tensor:
-    """As features are: few dimensions matter, and many images are alike."""
+    """Similar to features: few dimensions matter, and many images are alike."""
     world = torch.Generator().manual_seed(0)
     axes, centers = torch.linalg.qr(torch.randn(DIM, 48, generator=world))[0], torch.randn(1000, 48, generator=world)
     chance = torch.Generator().manual_seed(seed)
@@ -66,14 +66,14 @@ def written(folder: Path, vectors: Tensor) -> LanceTable:
 
 
 def timed(function: Callable[[], Any]) -> tuple[Any, float]:
-    """What it returns, and the seconds it took."""
+    """The result of a function, and the seconds it took."""
     began = time.perf_counter()
     result = function()
     return result, time.perf_counter() - began
 
 
 def searches(vectors: Tensor, queries: Tensor) -> dict[str, Any]:
-    """Exact search before and after there is an index, and by the index."""
+    """Exact search before and after the index is built, and search by the index."""
     truth = (normalize(queries.double(), dim=1) @ normalize(vectors, dim=1).double().T).topk(K + 1)
     best = [[str(row) for row in rows] for rows in truth.indices[:, :K].tolist()]
     with tempfile.TemporaryDirectory() as folder:

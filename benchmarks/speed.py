@@ -1,7 +1,7 @@
-"""Ours against the classic way, part by part and as a whole, on this machine: loader, crops, loss, step, end to end.
+"""Our training compared with the classic way, in parts and as a whole: loader, crops, loss, step, end to end.
 
-Run it: python benchmarks/speed.py [--images FOLDER] [--only loader step ...] [--device cuda] [--out FILE.json]. Needs
-torchvision. The classic way is benchmarks/classic.py: the same weights, views asked for and loss, checked. The two take
+Run: python benchmarks/speed.py [--images FOLDER] [--only loader step ...] [--device cuda] [--out FILE.json]. Needs
+torchvision. The classic way is benchmarks/classic.py: the same weights, views and loss, checked. The two take
 turns, and the best of several turns counts. A table goes to stderr; the last line of stdout is one JSON document.
 """
 
@@ -44,8 +44,10 @@ PARTS = ("loader", "crops", "loss", "step_demo", "step_vits16", "whole_demo", "w
 def main() -> None:
     """Measure, print, report."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--images", type=Path, help="a folder of JPEG files; some are made if absent")
-    parser.add_argument("--size-px", type=int, nargs=2, default=(500, 333), metavar=("W", "H"), help="of made images")
+    parser.add_argument("--images", type=Path, help="a folder of JPEG files; some are generated if absent")
+    parser.add_argument(
+        "--size-px", type=int, nargs=2, default=(500, 333), metavar=("W", "H"), help="of generated ones"
+    )
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS[:-1])
     parser.add_argument("--passes", type=int, default=1000, help="of `memory` over the images")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
@@ -75,9 +77,9 @@ def main() -> None:
 
 
 def of_loader(args: argparse.Namespace) -> dict[str, Any]:
-    """JPEG files to the batch that leaves a worker: float32 views there, a uint8 canvas and numbers here."""
+    """JPEG files to the batch that a worker returns: float32 views there, a uint8 canvas and view parameters here."""
     spec, source = dino.views(PAPER), open_source(str(args.images))
-    num = min(64, len(source))  # the paper's batch of a GPU
+    num = min(64, len(source))  # the paper's batch per GPU
     torch.set_num_threads(1)
     classic = Files([args.images / source.key(i) for i in range(num)], spec)
     ours = loader.Batches(DecodedImages(source, working_area_px(spec)), spec, 0, num)
@@ -94,12 +96,12 @@ def of_loader(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def of_memory(args: argparse.Namespace) -> dict[str, Any]:
-    """A loader's process, a pass over the images after the other: does it grow?"""
+    """A loader process over many passes over the images: does its memory grow?"""
     spec, source = dino.views(PAPER), open_source(str(args.images))
     dataset = loader.Batches(DecodedImages(source, working_area_px(spec)), spec, 0, 16)
     total, resident, began = args.passes * dataset.steps_per_epoch, {}, time.monotonic()
     for number, _ in enumerate(loader.batches(dataset, 0, total, 1, pin=False), start=1):
-        if number * 20 % total < 20:  # its own memory; of what it shares, canvases come and go
+        if number * 20 % total < 20:  # private memory only; shared memory varies with the canvases
             (child,) = Path(f"/proc/self/task/{os.getpid()}/children").read_text(encoding="ascii").split()
             status = Path(f"/proc/{child}/status").read_text(encoding="ascii")
             resident[number * 16] = int(status.partition("RssAnon:")[2].split()[0]) / 1024
@@ -159,18 +161,18 @@ def of_loss(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def of_step_demo(args: argparse.Namespace) -> dict[str, Any]:
-    """A training step of the demo on views that are there already."""
+    """A training step of the demo on prepared views."""
     config = demo.config()
     return steps(args, config.backbone, config.method, config.batch, config.optim)
 
 
 def of_step_vits16(args: argparse.Namespace) -> dict[str, Any]:
-    """A training step of ViT-S/16 on 2 x 224 + 10 x 96 px that are there already."""
+    """A training step of ViT-S/16 on prepared views of 2 x 224 + 10 x 96 px."""
     return steps(args, "vit_small/16", PAPER, args.batch, optim.Config())
 
 
 def of_whole_demo(args: argparse.Namespace) -> dict[str, Any]:
-    """From files to changed weights, the demo's recipe; one process does all, so that nothing is hidden."""
+    """From files to updated weights, the demo's recipe; in one process, so that no work is hidden."""
     config = demo.config()
     return whole(args, config.backbone, config.method, config.batch, config.optim)
 
@@ -221,7 +223,7 @@ def whole(
 def made(
     args: argparse.Namespace, backbone: str, config: dino.Config, batch: int, settings: optim.Config
 ) -> tuple[Ours, str]:
-    """Our side, with prototypes that move from the start, and the precision it takes."""
+    """Our side, with prototypes trained from the first step, and the precision it chooses."""
     dtype, _ = precision.choose(args.precision, CPU)
     ours = Ours(backbone, replace(config, freeze_last_layer="0"), settings, batch, dtype, CPU)
     return ours, str(dtype).removeprefix("torch.")
@@ -231,16 +233,16 @@ def agree(first: Callable[[], float], second: Callable[[], float], num: int = 3)
     """The losses of some steps side by side."""
     pairs = [(first(), second()) for _ in range(num)]
     worst = max(abs(a - b) / abs(a) for a, b in pairs)
-    assert worst < 0.01, f"the two ways come to different losses: {pairs}"
+    assert worst < 0.01, f"the two ways have different losses: {pairs}"
     return {"loss_difference": worst}
 
 
 def compare(first: Callable[[], Any], second: Callable[[], Any], turns: int, images: int) -> dict[str, Any]:
-    """Best of several turns each, after one that does not count."""
+    """Best of several turns each, after one warm-up turn."""
     best = [float("inf"), float("inf")]
     for turn in range(turns + 1):
         for which, function in enumerate((first, second)):
-            # One thread alone: its own time on the processor, which other work on the machine hardly touches.
+            # One thread: its CPU time, which other work on the machine hardly changes.
             clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
             began = clock()
             function()

@@ -1,9 +1,9 @@
-"""What it costs to read images from a folder, from shards of the originals, from packed shards and from Parquet.
+"""Cost of reading images from a folder, from shards of the originals, from packed shards and from Parquet.
 
-Run it with: python benchmarks/streams.py IMAGES [--num 1500] [--repeats 3] [--out FILE.json]. IMAGES is a folder of
+Run: python benchmarks/streams.py IMAGES [--num 1500] [--repeats 3] [--out FILE.json]. IMAGES is a folder of
 small images; they are read as they are and as copies enlarged to 500 x 333, the usual size of a photo on the web. Every
-source holds the same images and is read by the loader in the order of an epoch into canvases of working size, by this
-process alone and one source after the other in turn, from a warm page cache. Needs `opendino[streams]`. Also the
+source has the same images and is read by the loader in the order of an epoch into canvases of working size, in this
+process and one source after the other, from a warm page cache. Needs `opendino[streams]`. Also the
 constants of docs/scale.md: index, order, shuffle, ranks. A table goes to stderr, the last line of stdout is one JSON
 document.
 """
@@ -55,7 +55,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         os.environ["XDG_CACHE_HOME"] = os.environ["HF_HOME"] = f"{name}/cache"
         document = {
-            "what": f"images a second and core from bytes to a canvas of at most {SIDE_PX} x {SIDE_PX} px, by CPU time",
+            "what": f"images/s per core from bytes to a canvas of at most {SIDE_PX} x {SIDE_PX} px, by CPU time",
             "machine": f"{platform.machine()}, {os.cpu_count()} cores, shared with other work",
             "versions": f"torch {torch.__version__}, pillow {Image.__version__}, numpy {np.__version__}",
             "date": time.strftime("%Y-%m-%d"),
@@ -222,7 +222,7 @@ def _order() -> dict[str, Any]:
 
 
 def _shuffle(shards: int = 500, each: int = 1000, batch: int = 256) -> dict[str, Any]:
-    """How near windowed epochs come to permutations."""
+    """How close windowed epochs are to permutations."""
     num = shards * each
     found = {"shards": shards, "images_per_shard": each, "batch": batch}
     for window in (1, 8, 32, 128, 0):
@@ -239,7 +239,7 @@ def _shuffle(shards: int = 500, each: int = 1000, batch: int = 256) -> dict[str,
         found["permutation" if not window else f"window {window}"] = {
             "shards_in_a_batch": round(float(np.mean([len(np.unique(row)) for row in shard])), 1),
             "pairs_of_one_shard_frac": round(float(np.mean(same)) / batch / (batch - 1), 5),
-            # 1 is what two independent permutations give: |a - b| of uniform places has the mean num / 3
+            # 1 for two independent permutations: |a - b| of uniform positions has the mean num / 3
             "moved_from_epoch_to_epoch": round(float(np.abs(places[0] - places[1]).mean() / (num / 3)), 3),
             "neighbors_apart_next_epoch": round(float(apart.mean() / (num / 3)), 3),
         }
@@ -247,7 +247,7 @@ def _shuffle(shards: int = 500, each: int = 1000, batch: int = 256) -> dict[str,
 
 
 def _shards_a_rank(world: int, shards: int = 500, each: int = 1000, batch: int = 1024) -> dict[str, float]:
-    """How many ranks read from a shard, where a step's images are sorted before they are shared out; and where not."""
+    """How many ranks read from a shard, where a step's images are sorted before they are distributed, and where not."""
     order = Windowed(np.full(shards, each), 0, 0)
     images = np.concatenate([order.part(n) for n in range(shards)])
     steps = images[: len(images) // batch * batch].reshape(-1, batch) // each

@@ -1,14 +1,14 @@
 """Training to published figures on Imagenette: minutes taken and k-NN reached, on one GPU.
 
-Run it: python benchmarks/targets.py IMAGENETTE [--only dino_resnet18 ...] [--out FILE.json]. IMAGENETTE has
-train/CLASS/* and val/CLASS/*. What is published, and with which settings (batch 256, 200 epochs, one seed):
+Run: python benchmarks/targets.py IMAGENETTE [--only dino_resnet18 ...] [--out FILE.json]. IMAGENETTE has
+train/CLASS/* and val/CLASS/*. Published figures and their settings (batch 256, 200 epochs, one seed):
 
 - dino_resnet18: DINO 0.873 (k = 200, T = 0.1) in 75 minutes, byol_resnet18: BYOL 0.705 in 54 minutes; ResNet-18 on
   128 px, lightly's benchmarks, one A6000, float32, PIL crops.
 - dino_vits16: DINO 0.838 (k = 20), ViT-S/16 on 224 px, stable-pretraining, one A100.
 
-Ours differ from theirs where the project's own defaults do (teacher's momentum rises to 1, gradients are clipped). The
-last line of stdout is one JSON document. `--steps 2` tries the program anywhere; its numbers mean nothing.
+Our settings differ from theirs where our defaults do (teacher's momentum rises to 1, gradients are clipped). The
+last line of stdout is one JSON document. `--steps 2` tests the program on any machine; its numbers mean nothing.
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ TARGETS: dict[str, tuple[float, int, float, Config]] = {  # published accuracy, 
 
 
 def main() -> None:
-    """Train, judge, report."""
+    """Train, evaluate, report."""
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("data", type=Path)
     parser.add_argument("--only", nargs="+", choices=TARGETS, default=TARGETS)
-    parser.add_argument("--steps", type=int, help="instead of 200 epochs, to try the program")
+    parser.add_argument("--steps", type=int, help="instead of 200 epochs, to test the program")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
@@ -74,7 +74,7 @@ def main() -> None:
 
 
 def reach(target: str, args: argparse.Namespace, out: str) -> dict[str, Any]:
-    """One training, and both networks judged on all images."""
+    """One run, and both networks evaluated on all images."""
     published, k, temperature, config = TARGETS[target]
     val, length = str(args.data / "val"), {"steps": args.steps} if args.steps else {"epochs": 200.0}
     result = opendino.train(replace(config, data=str(args.data / "train"), val=val, seed=args.seed, out=out, **length))

@@ -1,8 +1,8 @@
-"""Label propagation through a film: seconds a frame and peak memory, beside the dense form of the original.
+"""Label propagation through a video: seconds per frame and peak memory, compared with the original's dense form.
 
-Run it with: python benchmarks/video.py [--device cuda] [--grid 30 54] [--frames 4] [--out FILE.json]. Features are
-random, as wide as a ViT-S/16's on frames of 480p; seven frames and the first are the context. Both forms see the same
-numbers, each in a process of its own. A table goes to stderr; the last line of stdout is one JSON document.
+Run: python benchmarks/video.py [--device cuda] [--grid 30 54] [--frames 4] [--out FILE.json]. Features are
+random, as wide as a ViT-S/16's on frames of 480p; seven frames and the first are the context. Both forms use the same
+numbers, each in its own process. A table goes to stderr; the last line of stdout is one JSON document.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ RADIUS, TOP_K, TEMPERATURE, NUM_CONTEXT = 12, 5, 0.1, 8
 
 
 def dense(target: Tensor, context: Tensor, labels: Tensor) -> Tensor:
-    """The same by one matrix of all patches against all of the context, most of which a mask then removes."""
+    """The same by one matrix of all patches against all of the context, most of which a mask removes."""
     height, width = target.shape[:2]
     near = neighbors(height, width, str(target.device))
     queries, keys = normalize(target, dim=-1).flatten(0, 1), normalize(context, dim=-1).flatten(1, 2)
@@ -42,7 +42,7 @@ def dense(target: Tensor, context: Tensor, labels: Tensor) -> Tensor:
 
 @functools.cache
 def neighbors(height: int, width: int, device: str) -> Tensor:
-    """Which patch is within the radius of which, bool `[N N]`; made once, as in the original."""
+    """Which patches are within the radius of each other, bool `[N N]`; computed once, as in the original."""
     places = torch.cartesian_prod(torch.arange(height), torch.arange(width)).to(device)
     return ((places[:, None] - places).abs() <= RADIUS).all(-1)
 
@@ -74,7 +74,7 @@ def measure(form: str, args: argparse.Namespace, results: multiprocessing.Queue)
         seconds.append(time.perf_counter() - began)
     peak = torch.cuda.max_memory_allocated() if on_gpu else _peak_rss()
     found = {"seconds_per_frame": sorted(seconds[1:])[args.frames // 2], "peak_memory_mib": (peak - before) / 2**20}
-    results.put((found, out.cpu().numpy()))  # an array: a tensor would be handed over as a file of this process
+    results.put((found, out.cpu().numpy()))  # an array: a tensor would be passed as a file of this process
 
 
 def main() -> None:
@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("--grid", type=int, nargs=2, default=(30, 54), help="rows and columns of patches")
     parser.add_argument("--dim", type=int, default=384, help="width of the features")
     parser.add_argument("--objects", type=int, default=3)
-    parser.add_argument("--frames", type=int, default=4, help="how often; the median counts, after one to warm up")
+    parser.add_argument("--frames", type=int, default=4, help="number of runs; the median counts, after one warm-up")
     parser.add_argument("--threads", type=int, default=1, help="of the CPU")
     parser.add_argument("--out", type=Path, help="also write the JSON document here")
     args = parser.parse_args()

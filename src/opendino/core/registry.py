@@ -18,7 +18,8 @@ METHOD_QUESTIONS = (
 
 def names(package: str) -> list[str]:
     """Names of the public modules of a package, e.g. ["byol", "dino"] for "opendino.methods"; imports none of them."""
-    return sorted(m.name for m in pkgutil.iter_modules(importlib.import_module(package).__path__) if m.name[0] != "_")
+    modules = pkgutil.iter_modules(importlib.import_module(package).__path__)
+    return sorted(module.name for module in modules if module.name[0] != "_" and not module.ispkg)
 
 
 def load(package: str, name: str) -> ModuleType:
