@@ -252,7 +252,7 @@ def test_workers_and_threads_are_those_that_were_asked_for(
         seen.append(count)
         return iter([items[number] for number in numbers])
 
-    monkeypatch.setattr(workers, "_started", started)
+    monkeypatch.setattr(workers, "_start", started)
     real = optim.step
     monkeypatch.setattr(optim, "step", lambda *args: (seen.append(torch.get_num_threads()), real(*args)))
     monkeypatch.setattr("opendino.engine.threads.cores", lambda: 4)

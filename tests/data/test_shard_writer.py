@@ -98,7 +98,7 @@ def test_an_interrupted_pack_resumes_and_ends_the_same(tmp_path: Path, monkeypat
     asked = shard_writer.Plan("toy", 600, 10**4, "jpeg", 1)
     whole = shard_writer.pack(source, asked, tmp_path / "whole")
     assert whole.shards > 3
-    write, left = shard_writer._shard, [2]
+    write, left = shard_writer._write_shard, [2]
 
     def failing(*args: Any) -> Any:
         left[0] -= 1

@@ -325,7 +325,7 @@ def test_sizes_beyond_31_bits_stay_large() -> None:
     contents = ShardIndex(
         mmap_table.Names.of(["a"]), np.array([512]), np.array([2**32 + 5]), np.array([-1], np.int32), (), 2**33
     )
-    columns, _ = shards._joined([("a.tar", [], contents)])
+    columns, _ = shards._merge([("a.tar", [], contents)])
     assert columns["sizes"].tolist() == [2**31 - 1], "and are refused as too large when they are read"
 
 

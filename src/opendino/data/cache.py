@@ -117,7 +117,7 @@ class DecodedImages:
                 if header == json.dumps(about).encode():
                     return
                 if header:
-                    log.warn(f"{path.name} holds images {_difference(header, about)}; it is created again")
+                    log.warn(f"{path.name} holds images {_difference(header, about)}; it is discarded and rebuilt")
                 # A new file instead of truncating the old one, which workers of a killed run may still be writing to.
                 with atomic_write.replace_file(path) as partial, open(partial, "wb") as new:
                     new.write(json.dumps(about).encode())

@@ -116,7 +116,7 @@ def _from_list(source: Source, path: str) -> Relabeled:
     unmatched = [image for image in named if find(image) is None]
     message = f"{len(unmatched):,} of the {len(named):,} paths in {path} match no image, e.g. "
     if not found:
-        raise UserError(f"{message}{printable(unmatched[0])}", f"Write paths like this one: {source.key(0)}")
+        raise UserError(f"{message}{printable(unmatched[0])}", f"Write paths as in the dataset, e.g. {source.key(0)}")
     if unmatched:
         log.warn(f"{message}{printable(unmatched[0])}; they are ignored")
     classes = tuple(sorted(set(found.values()), key=class_order))

@@ -86,7 +86,7 @@ class Truth:
         truth, void = (torch.from_numpy(array) for array in self._objects(frame))
         found = torch.from_numpy(mask)
         pairs = [(truth == number, found == count) for count, number in enumerate(self.numbers, start=1)]
-        true, predicted = (torch.stack(masks) for masks in zip(*pairs, strict=True))  # [objects H W]
+        true, predicted = (torch.stack(group) for group in zip(*pairs, strict=True))  # [objects H W]
         return torch.stack([jaccard(true, predicted, void), boundary_f(true, predicted, void)])
 
     def _objects(self, frame: int) -> tuple[np.ndarray, np.ndarray]:
