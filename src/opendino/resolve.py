@@ -87,7 +87,7 @@ def resolve_config(config: Config, device: torch.device) -> tuple[Config, Source
         f"{len(source):,} images, {len(source.classes) or 'no'} classes named; {steps:,} steps of {batch} on {device}"
     )
     for line in reasons:
-        if not line.endswith(": as asked"):
+        if not line.endswith(": as configured"):
             log.say(f"  {line}")
     config = replace(
         config, batch=batch, steps=steps, epochs=None, cache=cache, workers=workers, threads=number,
@@ -128,9 +128,9 @@ def _network(config: Config, short_side_px: int, device: torch.device) -> tuple[
 def _epochs(config: Config, num_images: int, small_px: int | None) -> tuple[float, str]:
     """Length of the run in passes over the data, and why; `small_px` for the small convolutional network on a CPU."""
     if isinstance(config.epochs, int | float):
-        return config.epochs, "as asked"
+        return config.epochs, "as configured"
     if config.steps:
-        return 0.0, "as asked"
+        return 0.0, "as configured"
     if small_px is None:
         return (200, "a set of moderate size") if config.epochs == "auto" else (100, "no length was given")
     seen = auto_values.images_seen(small_px)
@@ -362,7 +362,7 @@ def _as(model: load.Model, config: Config) -> Config:
 
 def _eval_images(wanted: int | str, num_images: int, num_trained: int) -> tuple[int, str]:
     if isinstance(wanted, int):
-        return wanted, "as asked"
+        return wanted, "as configured"
     # Ten times two networks see one view of each: about a fiftieth of the work of training on a hundred times as many.
     number = min(num_images, max(200, min(10_000, num_trained // 100)))
     return number, f"a hundredth of the {num_trained:,} images the run trains on, within 200 and 10,000"

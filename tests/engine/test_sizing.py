@@ -34,7 +34,7 @@ def test_a_batch_is_at_most_a_quarter_of_the_set(
     size, why = sizing.batch("auto", images, math.inf, device)
     assert size == batch
     assert size % world == 0 and size <= images
-    assert why != "as asked"
+    assert why != "as configured"
 
 
 @pytest.mark.parametrize(("epochs", "batch"), [(100, 256), (50, 128), (20, 64), (5, 32), (1, 32)])
@@ -43,7 +43,7 @@ def test_a_short_run_takes_smaller_steps_rather_than_few(epochs: int, batch: int
 
 
 def test_a_batch_that_was_asked_for_is_taken_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert sizing.batch(30, 30, 1e6, CPU) == (30, "as asked")
+    assert sizing.batch(30, 30, 1e6, CPU) == (30, "as configured")
     with pytest.raises(UserError, match=r"The set has 30 images, fewer than one batch of 31\. Use --batch 30 or less"):
         sizing.batch(31, 30, 1e6, CPU)
     monkeypatch.setattr(distributed, "world_size", lambda: 4)
@@ -52,7 +52,7 @@ def test_a_batch_that_was_asked_for_is_taken_or_refused(monkeypatch: pytest.Monk
 
 
 def test_parts_that_were_asked_for_must_divide_the_share_of_a_rank(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert sizing.micro_batches(4, 32, 1.0, CPU) == (4, "as asked")
+    assert sizing.micro_batches(4, 32, 1.0, CPU) == (4, "as configured")
     monkeypatch.setattr(distributed, "world_size", lambda: 4)
     with pytest.raises(
         UserError, match=r"8 images do not divide into optim.grad_accum_steps=3 parts\. Use a divisor of 8"
@@ -137,7 +137,7 @@ def test_memory_counts_what_each_device_holds(monkeypatch: pytest.MonkeyPatch) -
 def test_workers_share_the_cores_among_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)), raising=False)
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
-    assert sizing.workers(0, CPU) == (0, "as asked")
+    assert sizing.workers(0, CPU) == (0, "as configured")
     assert (sizing.workers("auto", CPU)[0], sizing.workers("auto", GPU)[0]) == (4, 15)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
     assert (sizing.workers("auto", CPU)[0], sizing.workers("auto", GPU)[0]) == (1, 1)
@@ -145,7 +145,7 @@ def test_workers_share_the_cores_among_the_processes(monkeypatch: pytest.MonkeyP
 
 def test_more_workers_than_the_cores_can_serve_are_refused() -> None:
     most = sizing.ranges.MOST_PROCESSES
-    assert sizing.workers(most, CPU) == (most, "as asked")
+    assert sizing.workers(most, CPU) == (most, "as configured")
     with pytest.raises(UsageError, match=rf"--workers is 100,000, and this machine has \d+ cores\. Use 0 to {most}"):
         sizing.workers(100_000, CPU)
 

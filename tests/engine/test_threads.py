@@ -44,7 +44,7 @@ def idle() -> None:
 
 
 def test_a_number_that_was_asked_for_is_taken_or_refused() -> None:
-    assert threads.choose(3, CPU, 1, idle) == (3, "as asked")
+    assert threads.choose(3, CPU, 1, idle) == (3, "as configured")
     with pytest.raises(UsageError, match="--threads is 9, and this process may use 8 cores"):
         threads.choose(9, CPU, 1, idle)
 

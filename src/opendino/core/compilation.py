@@ -86,7 +86,7 @@ def choose(wanted: bool | str, device: torch.device, steps: int) -> tuple[bool, 
         UserError: It was asked for and does not work.
     """
     if wanted is False or (wanted == "auto" and (device.type != "cuda" or steps < 1000)):
-        why = "as asked" if wanted is False else "worth its minute on a GPU in a run of 1,000 steps or more"
+        why = "as configured" if wanted is False else "worth its minute on a GPU in a run of 1,000 steps or more"
         return False, why
     broken = compiler_works(device)
     if broken and wanted is True:
@@ -94,7 +94,7 @@ def choose(wanted: bool | str, device: torch.device, steps: int) -> tuple[bool, 
             f"Nothing can be compiled here: {broken}",
             "Use --compile False (in the config.yaml of a run: compile: false), or install a C++ compiler",
         )
-    return not broken, broken or ("as asked" if wanted is True else f"a {device.type} device, {steps:,} steps")
+    return not broken, broken or ("as configured" if wanted is True else f"a {device.type} device, {steps:,} steps")
 
 
 def _small(x: torch.Tensor) -> torch.Tensor:

@@ -24,8 +24,8 @@ PATIENCE = 50
 _UNIFORM_FRAC = 0.99
 _ONE_HOT_FRAC = 0.05
 _CONSTANT_FRAC = 0.002
-_DEAD_SPREAD = {"feature_spread": 0.01, "projection_spread": 0.05}
-SIGNS = ("entropy_frac", "marginal_frac", *_DEAD_SPREAD)
+_DEAD_STD = {"feature_spread": 0.01, "projection_spread": 0.05}
+SIGNS = ("entropy_frac", "marginal_frac", *_DEAD_STD)
 """The numbers of a step's row that a diagnosis is made of."""
 EXAMINED = (
     "loss", "entropy_frac", "effective_rank", "knn", "balanced_accuracy", "majority", "num_queries", "judged_on",
@@ -95,7 +95,7 @@ def diagnose(row: Mapping[str, float]) -> Verdict | None:
             f"the teacher's entropy is {entropy:.1%} of ln K",
             "The teacher says nothing: keep sharpening on, lower teacher_temp (0.04, then 0.02) or the learning rate",
         )
-    for what, least in _DEAD_SPREAD.items():
+    for what, least in _DEAD_STD.items():
         spread = row.get(what)
         if spread is not None and spread < least:
             return Verdict(
@@ -137,11 +137,11 @@ def examine(rows: Sequence[Mapping[str, Any]], total_steps: int) -> Verdict:
     found = useless_images(columns)
     if found is None and standing is not None:
         found = Verdict(standing.name, f"since step {since} of {total_steps}, {standing.evidence}", standing.cure)
-    void = sum(not row.get("ok", True) for row in steps[-100:])
-    if found is None and void > len(steps[-100:]) / 10:
+    num_skipped = sum(not row.get("ok", True) for row in steps[-100:])
+    if found is None and num_skipped > len(steps[-100:]) / 10:
         found = Verdict(
             "void steps",
-            f"{void} of the last {len(steps[-100:])} steps had a loss that is not finite, and changed nothing",
+            f"{num_skipped} of the last {len(steps[-100:])} steps had a loss that is not finite, and changed nothing",
             "Lower --optim.lr or --optim.clip, or take --precision float32",
         )
     if found is None and len(steps) < monitor.patience:
@@ -169,7 +169,7 @@ def conclude(columns: Columns, done: int, total_steps: int) -> Verdict:
     """
     if found := useless_images(columns) or _rank_one(columns):
         return found
-    learned, evidence = _by_labels(columns) or _by_signs(columns)
+    learned, evidence = _by_labels(columns) or _by_label_free_signs(columns)
     if done < total_steps:
         return Verdict("healthy", f"no collapse in {done} of {total_steps} steps; {evidence}", "")
     if learned:
@@ -233,7 +233,7 @@ def _by_labels(columns: Columns) -> tuple[bool, str] | None:
     return after - before > chance and (len(balanced) < 2 or balanced[best] > balanced[first]), evidence
 
 
-def _by_signs(columns: Columns) -> tuple[bool, str]:
+def _by_label_free_signs(columns: Columns) -> tuple[bool, str]:
     """Whether nothing speaks against it, and the figures: without labels there is no proof."""
     signs, against = [], False
     rank = columns.get("effective_rank")
@@ -241,16 +241,16 @@ def _by_signs(columns: Columns) -> tuple[bool, str]:
         return False, "nothing was measured that shows it: --eval-images was 0, or there was one evaluation"
     signs.append(f"effective rank {rank[1][0]:.1f} at first, {rank[1][-1]:.1f} at the end")
     against = rank[1][-1] < rank[1][0]
-    if entropy := _course(columns, "entropy_frac"):
+    if entropy := _half_and_end(columns, "entropy_frac"):
         signs.append(f"the teacher's entropy {entropy[1]:.0%} of ln K")
         against |= entropy[1] >= _NO_OPINION_FRAC and entropy[1] > entropy[0] - 0.002
-    if loss := _course(columns, "loss"):
+    if loss := _half_and_end(columns, "loss"):
         signs.append(f"loss {loss[0]:.2f} half-way, {loss[1]:.2f} at the end")
         against |= loss[1] > loss[0]
     return not against, f"there are signs only, for want of labels: {', '.join(signs)}"
 
 
-def _course(columns: Columns, name: str) -> tuple[float, float] | None:
+def _half_and_end(columns: Columns, name: str) -> tuple[float, float] | None:
     """The medians of a number over a tenth of the run half-way and at the end; None where it is not known.
 
     Not at the start: there a healthy loss may rise, while the teacher's entropy does and its temperature warms up.

@@ -51,7 +51,7 @@ class Config(Checked):
         timing = {"total_steps": facts.total_steps, "steps_per_epoch": facts.steps_per_epoch}
         found: dict[str, tuple[Any, str]] = {}
         if self.lr == "auto":
-            found["lr"] = _rate(self.name, facts)
+            found["lr"] = _auto_lr(self.name, facts)
         if self.weight_decay_end == "auto":
             end = self.weight_decay if facts.convolutional else 0.4
             found["weight_decay_end"] = end, "constant, as in the demo" if facts.convolutional else "as in the paper"
@@ -63,17 +63,20 @@ class Config(Checked):
         return auto_values.with_auto_values(self, found)
 
 
-_RATES = {"adamw": 5e-4, "sgd": 0.03, "lars": 0.3}
+_BASE_LR = {"adamw": 5e-4, "sgd": 0.03, "lars": 0.3}
 """DINO v1's published learning rates for a batch of 256."""
-_STEP_RATE = 3e-3
+_CONV_ADAMW_LR = 3e-3
 """What the demo's convolutional network learns fastest with under AdamW, at batches of 32 to 64."""
 
 
-def _rate(name: str, facts: Facts) -> tuple[float, str]:
+def _auto_lr(name: str, facts: Facts) -> tuple[float, str]:
     """The learning rate for a batch of 256, and why."""
     if facts.convolutional and name == "adamw":
-        return _STEP_RATE * 256 / facts.batch, f"{_STEP_RATE:g} at the batch of {facts.batch}, convolutional network"
-    return _RATES[name], f"the published rate for {name}"
+        return (
+            _CONV_ADAMW_LR * 256 / facts.batch,
+            f"{_CONV_ADAMW_LR:g} at the batch of {facts.batch}, convolutional network",
+        )
+    return _BASE_LR[name], f"the published rate for {name}"
 
 
 class LARS(torch.optim.Optimizer):
@@ -103,29 +106,29 @@ class LARS(torch.optim.Optimizer):
                 update = p.grad
                 if p.ndim > 1:
                     update = update + group["weight_decay"] * p
-                    parted = whole(p) is not p
-                    p_norm, g_norm = _norm(p, parted), _norm(update, parted)
+                    sharded = full_parameter(p) is not p
+                    p_norm, g_norm = _norm(p, sharded), _norm(update, sharded)
                     ratio = torch.where((p_norm > 0) & (g_norm > 0), group["eta"] * p_norm / g_norm, 1.0)
                     update = update * ratio
                 if not self.state[p]:
                     self.state[p]["velocity"] = torch.zeros_like(p)
                 velocity = self.state[p]["velocity"]
-                moved = group["momentum"] * velocity + update
+                new_velocity = group["momentum"] * velocity + update
                 if found_inf is None:
-                    velocity.copy_(moved)
+                    velocity.copy_(new_velocity)
                     p.sub_(velocity, alpha=group["lr"])
                 else:
-                    velocity.copy_(torch.where(found_inf > 0, velocity, moved))
+                    velocity.copy_(torch.where(found_inf > 0, velocity, new_velocity))
                     p.copy_(torch.where(found_inf > 0, p, p - group["lr"] * velocity))
         return loss
 
 
-def _norm(part: Tensor, parted: bool) -> Tensor:
+def _norm(local: Tensor, sharded: bool) -> Tensor:
     """Of the whole tensor, where this is all of it or, if `parted`, what one rank holds."""
-    return distributed.all_reduce_sum(part.square().sum()).sqrt() if parted else part.norm()
+    return distributed.all_reduce_sum(local.square().sum()).sqrt() if sharded else local.norm()
 
 
-def param_groups(student: nn.Module, layer_decay: float = 1.0, apart: bool = False) -> list[dict[str, Any]]:
+def param_groups(student: nn.Module, layer_decay: float = 1.0, separate_backbone: bool = False) -> list[dict[str, Any]]:
     """Groups of the parameters that train, each decayed or (biases and one-dimensional ones) not.
 
     Args:
@@ -138,7 +141,7 @@ def param_groups(student: nn.Module, layer_decay: float = 1.0, apart: bool = Fal
         Groups with "decayed", "share" of the learning rate, and "backbone": whether they are its own.
     """
     depth: dict[str, int] = {}  # below the head
-    if apart or layer_decay < 1:
+    if separate_backbone or layer_decay < 1:
         stages = cast(Backbone, cast(nn.ModuleDict, student)["backbone"]).stages()
         depth = {f"backbone.{name}": len(stages) - i for i, stage in enumerate(stages) for name in stage}
     groups: dict[tuple[float, bool, bool], list[nn.Parameter]] = {}
@@ -155,9 +158,9 @@ def param_groups(student: nn.Module, layer_decay: float = 1.0, apart: bool = Fal
 
 def build(config: Config, student: nn.Module) -> torch.optim.Optimizer:
     """The optimizer of a student. Its learning rate and weight decay are set by `set_schedules` before each step."""
-    groups = param_groups(student, config.layer_decay, apart=duration.parse(config.freeze_backbone)[0] > 0)
+    groups = param_groups(student, config.layer_decay, separate_backbone=duration.parse(config.freeze_backbone)[0] > 0)
     for group in groups:
-        group["params"] = [_held(parameter) for parameter in group["params"]]
+        group["params"] = [_local_parameter(parameter) for parameter in group["params"]]
     if config.name == "adamw":
         return torch.optim.AdamW(groups, lr=0.0, fused=True)
     if config.name == "sgd":
@@ -171,18 +174,18 @@ def build(config: Config, student: nn.Module) -> torch.optim.Optimizer:
     return LARS(groups, lr=0.0)
 
 
-def whole(parameter: nn.Parameter) -> nn.Parameter:
+def full_parameter(parameter: nn.Parameter) -> nn.Parameter:
     """The student's parameter behind one of the optimizer's: itself, unless ranks hold parts of it (FSDP)."""
     return getattr(parameter, "whole", parameter)
 
 
-def _held(parameter: nn.Parameter) -> nn.Parameter:
+def _local_parameter(parameter: nn.Parameter) -> nn.Parameter:
     """What this rank holds of a parameter: optimizers work on plain tensors, and need not know of the other ranks."""
     if not distributed.is_sharded(parameter):
         return parameter
-    held = nn.Parameter(distributed.local_tensor(parameter.detach()))
-    held.whole = parameter  # pyright: ignore[reportAttributeAccessIssue]
-    return held
+    local = nn.Parameter(distributed.local_tensor(parameter.detach()))
+    local.full_parameter = parameter  # pyright: ignore[reportAttributeAccessIssue]
+    return local
 
 
 def set_schedules(optimizer: torch.optim.Optimizer, config: Config, clock: Clock, batch: int) -> tuple[float, float]:
@@ -201,9 +204,9 @@ def set_schedules(optimizer: torch.optim.Optimizer, config: Config, clock: Clock
     weight_decay = schedule.cosine(clock.step, config.weight_decay, config.weight_decay_end, total)
     # At a rate of 0 weights stay as they are, bit for bit, while the optimizer's moments settle.
     frozen = duration.steps(config.freeze_backbone, total_steps=total, steps_per_epoch=clock.steps_per_epoch)
-    thawed = min(1.0, max(0, clock.step - frozen) / max(1, warmup)) if frozen else 1.0
+    backbone_warmup = min(1.0, max(0, clock.step - frozen) / max(1, warmup)) if frozen else 1.0
     for group in optimizer.param_groups:
-        group["lr"] = lr * group["share"] * (thawed if group["backbone"] else 1.0)
+        group["lr"] = lr * group["share"] * (backbone_warmup if group["backbone"] else 1.0)
         if group["decayed"]:
             group["weight_decay"] = weight_decay
     return lr, weight_decay
@@ -224,8 +227,8 @@ def clip(student: nn.Module, max_norm: float, by: Literal["tensor", "global"]) -
     if max_norm > 0:
         # The original's rule, with its 1e-6: g · min(1, c / (‖g‖ + 1e-6)).
         each = norms.unbind() if by == "tensor" else [total] * len(grads)
-        shares = [(max_norm / (norm + 1e-6)).clamp(max=1.0) for norm in each]
-        torch._foreach_mul_(grads, shares)  # pyright: ignore[reportPrivateImportUsage]
+        scales = [(max_norm / (norm + 1e-6)).clamp(max=1.0) for norm in each]
+        torch._foreach_mul_(grads, scales)  # pyright: ignore[reportPrivateImportUsage]
     return total
 
 
@@ -250,14 +253,14 @@ def step(optimizer: torch.optim.Optimizer, ok: Tensor) -> None:
 
     The host does not wait.
     """
-    pairs = [(held, whole(held)) for group in optimizer.param_groups for held in group["params"]]
-    for held, parameter in pairs:
-        if held is not parameter:
-            held.data = distributed.local_tensor(parameter.detach())
-            held.grad = None if parameter.grad is None else distributed.local_tensor(parameter.grad)
+    pairs = [(local, full_parameter(local)) for group in optimizer.param_groups for local in group["params"]]
+    for local, parameter in pairs:
+        if local is not parameter:
+            local.data = distributed.local_tensor(parameter.detach())
+            local.grad = None if parameter.grad is None else distributed.local_tensor(parameter.grad)
     # The protocol of torch's own GradScaler: fused optimizers read `found_inf` and skip on the device.
     optimizer.found_inf = (~ok).to(torch.float32)  # pyright: ignore[reportAttributeAccessIssue]
     optimizer.step()
     del optimizer.found_inf  # pyright: ignore[reportAttributeAccessIssue]
-    for held, parameter in pairs:
-        held.grad = parameter.grad = None
+    for local, parameter in pairs:
+        local.grad = parameter.grad = None

@@ -63,7 +63,7 @@ def prepare_distributed(
     if dist.is_distributed() and synchronize:
         sync_batch_norm.convert(method)
     if dist.is_distributed() and how == "fsdp":
-        return method, _part(method, device)
+        return method, _shard(method, device)
     method.to(device).to(memory_format=torch.channels_last)  # what convolutions are fastest in, on every device
     if not dist.is_distributed():
         return method, lambda: method
@@ -71,14 +71,14 @@ def prepare_distributed(
     distributed = nn.parallel.DistributedDataParallel
     distributed._set_params_and_buffers_to_ignore_for_model(method, [name for name, _ in method.named_buffers()])
 
-    def whole() -> Method:
+    def full_method() -> Method:
         dist.broadcast_(method.buffers())
         return method
 
-    return distributed(method), whole
+    return distributed(method), full_method
 
 
-def _part(method: Method, device: torch.device) -> Callable[[], Method]:
+def _shard(method: Method, device: torch.device) -> Callable[[], Method]:
     """Part a method's weights among the ranks (FSDP2, Zhao et al. 2023), block by block, in place.
 
     Student and teacher alike, so that the moving average needs no word between ranks. Everything is given up after its
@@ -88,8 +88,8 @@ def _part(method: Method, device: torch.device) -> Callable[[], Method]:
     from torch.distributed.fsdp import fully_shard
 
     # A method without memory of its own, for whole weights to be put in.
-    empty = {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in method.parameters()}
-    skeleton = copy.deepcopy(method, dict[int, object](empty))
+    meta_params = {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in method.parameters()}
+    skeleton = copy.deepcopy(method, dict[int, object](meta_params))
     mesh = init_device_mesh(device.type, (dist.world_size(),))
     for network in (method.student, method.teacher):
         for block in cast(Backbone, network["backbone"]).transformer_blocks():
@@ -97,16 +97,16 @@ def _part(method: Method, device: torch.device) -> Callable[[], Method]:
     fully_shard(method, mesh=mesh, reshard_after_forward=True)
     method.to(device)
 
-    def whole() -> Method:
+    def full_method() -> Method:
         dist.broadcast_(method.buffers())
         pairs: list[tuple[Tensor, Tensor]] = []
-        for hollow, parted in zip(skeleton.parameters(), method.parameters(), strict=True):
-            pairs.append((hollow, nn.Parameter(dist.full_tensor(parted.detach()), parted.requires_grad)))
-        for hollow, buffer in zip(skeleton.buffers(), method.buffers(), strict=True):
-            pairs.append((hollow, buffer.clone()))
-        return copy.deepcopy(skeleton, {id(hollow): full for hollow, full in pairs})
+        for empty_tensor, sharded in zip(skeleton.parameters(), method.parameters(), strict=True):
+            pairs.append((empty_tensor, nn.Parameter(dist.full_tensor(sharded.detach()), sharded.requires_grad)))
+        for empty_tensor, buffer in zip(skeleton.buffers(), method.buffers(), strict=True):
+            pairs.append((empty_tensor, buffer.clone()))
+        return copy.deepcopy(skeleton, {id(empty_tensor): full for empty_tensor, full in pairs})
 
-    return whole
+    return full_method
 
 
 def accumulating(model: nn.Module, last: bool) -> contextlib.AbstractContextManager[object]:

@@ -22,9 +22,9 @@ def choose(precision: Precision, device: torch.device) -> tuple[torch.dtype, str
         UsageError: Not one of the names.
     """
     if precision == "float32":
-        return torch.float32, "as asked"
+        return torch.float32, "as configured"
     if precision == "bfloat16":
-        return torch.bfloat16, "as asked"
+        return torch.bfloat16, "as configured"
     if precision != "auto":
         raise UsageError(f"Unknown precision '{precision}'", "Use auto, float32 or bfloat16")
     if device.type == "cuda":

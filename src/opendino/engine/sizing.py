@@ -16,7 +16,7 @@ from opendino.core.errors import UsageError, UserError
 from opendino.core.types import ViewSpec
 from opendino.engine.parallel import Parallel
 
-_BY_FAR = 4
+_REFUSE_FACTOR = 4
 _CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
 _MARGIN = 1.25  # for the head, the teacher and what a step allocates besides
 
@@ -44,11 +44,11 @@ def batch(wanted: int | str, num_images: int, seen: float, device: torch.device)
             )
         if wanted % world:
             raise UserError(f"A batch of {wanted} does not divide over {world} processes", f"Use a multiple of {world}")
-        return wanted, "as asked"
-    most = 256 if device.type == "cuda" else 64
-    most = min(most * world, max(2, num_images // 4), max(32, seen / 480))
+        return wanted, "as configured"
+    limit = 256 if device.type == "cuda" else 64
+    limit = min(limit * world, max(2, num_images // 4), max(32, seen / 480))
     size = world
-    while size * 2 <= most:
+    while size * 2 <= limit:
         size *= 2
     return max(size, min(2, num_images)), f"{num_images:,} images on {world} {device.type} device{'s' * (world > 1)}"
 
@@ -64,22 +64,22 @@ def activation_bytes(backbone: Backbone, spec: ViewSpec, recomputed: bool = Fals
     """
     kept: dict[int, int] = {p.untyped_storage()._cdata: 0 for p in backbone.parameters()}
 
-    def note(tensor: Tensor) -> Tensor:
+    def record_storage(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         kept.setdefault(storage._cdata, storage.nbytes())
         alive.append(tensor)  # lest a later storage takes the place, and the number, of a freed one
         return tensor
 
     alive: list[Tensor] = []
-    entered, inside = [], []  # bytes that go into each block, and that are kept in it
+    block_inputs, block_saved = [], []  # bytes that go into each block, and that are kept in it
     for block in backbone.transformer_blocks() if recomputed else ():
-        block.register_forward_pre_hook(lambda _, x: entered.append((x[0].nbytes, sum(kept.values()))))
-        block.register_forward_hook(lambda *_: inside.append(sum(kept.values()) - entered[-1][1]))
+        block.register_forward_pre_hook(lambda _, x: block_inputs.append((x[0].nbytes, sum(kept.values()))))
+        block.register_forward_hook(lambda *_: block_saved.append(sum(kept.values()) - block_inputs[-1][1]))
     device = next(backbone.parameters()).device
     views = [torch.zeros(2 * len(g.views), 3, g.size_px, g.size_px, device=device) for g in spec.groups if g.views]
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(record_storage, lambda tensor: tensor):
         backbone(views)
-    saved = sum(inside) - sum(size for size, _ in entered) - max(inside, default=0)
+    saved = sum(block_saved) - sum(size for size, _ in block_inputs) - max(block_saved, default=0)
     return _MARGIN * (sum(kept.values()) - saved) / 2
 
 
@@ -110,7 +110,7 @@ class Memory:
         return ", ".join(f"{name} {gib:,.0f}" if gib > 99 else f"{name} {gib:.2g}" for name, gib in numbers.items())
 
 
-def memory(method: Method, optimizer: str, activations: float, parted: bool) -> Memory:
+def memory(method: Method, optimizer: str, activations: float, sharded: bool) -> Memory:
     """An estimate before the start.
 
     Args:
@@ -122,10 +122,10 @@ def memory(method: Method, optimizer: str, activations: float, parted: bool) -> 
     world = distributed.world_size()
     weights = sum(p.nbytes for p in method.parameters())
     trained = sum(p.nbytes for p in method.parameters() if p.requires_grad)
-    copies = 2 if world > 1 and not parted else 1
-    share = world if parted else 1
+    copies = 2 if world > 1 and not sharded else 1
+    num_shards = world if sharded else 1
     moments = (2 if optimizer == "adamw" else 1) * trained
-    return Memory(weights / share, copies * trained / share, moments / share, activations)
+    return Memory(weights / num_shards, copies * trained / num_shards, moments / num_shards, activations)
 
 
 def free_bytes(device: torch.device) -> float:
@@ -155,7 +155,7 @@ def check_fits(needed: Memory, device: torch.device) -> None:
         UserError: Weights, gradients and moments exceed the memory there is, or all together do by far.
     """
     total, fixed = total_bytes(device), needed.total - needed.activations
-    if fixed > total or needed.total > _BY_FAR * total:
+    if fixed > total or needed.total > _REFUSE_FACTOR * total:
         large = "network, --method.out-dim or --method.hidden-dim" if fixed > total else "--batch or smaller views"
         raise UserError(
             f"Training needs {needed.total / 2**30:,.0f} GiB ({needed}), and the {device.type} device has "
@@ -193,7 +193,7 @@ def parallel(
     return how, text if needed.total <= free else f"{text}; it may not fit: a smaller --batch takes less"
 
 
-def micro_batches(wanted: int | str, batch: int, each: float, device: torch.device) -> tuple[int, str]:
+def micro_batches(wanted: int | str, batch: int, image_bytes: float, device: torch.device) -> tuple[int, str]:
     """In how many parts a rank works off its share of a step, and why.
 
     Args:
@@ -205,19 +205,27 @@ def micro_batches(wanted: int | str, batch: int, each: float, device: torch.devi
     Raises:
         UserError: The share does not divide into that many parts.
     """
-    share = batch // distributed.world_size()
+    local_batch = batch // distributed.world_size()
     if isinstance(wanted, int):
-        if share % wanted:
+        if local_batch % wanted:
             raise UserError(
-                f"{share} images do not divide into optim.grad_accum_steps={wanted} parts", f"Use a divisor of {share}"
+                f"{local_batch} images do not divide into optim.grad_accum_steps={wanted} parts",
+                f"Use a divisor of {local_batch}",
             )
-        return wanted, "as asked"
+        return wanted, "as configured"
     if device.type == "cuda":
         free, what = 0.6 * torch.cuda.mem_get_info(device)[0], "60% of the free GPU memory"
     else:
         free, what = 0.25 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "a quarter of the memory"
-    parts = next(n for n in range(1, share + 1) if share % n == 0 and (share // n * each <= free or n == share))
-    return parts, f"an image's views need about {each / 2**20:.0f} MiB, and {what} is {free / 2**30:.1f} GiB"
+    num_micro_batches = next(
+        n
+        for n in range(1, local_batch + 1)
+        if local_batch % n == 0 and (local_batch // n * image_bytes <= free or n == local_batch)
+    )
+    return (
+        num_micro_batches,
+        f"an image's views need about {image_bytes / 2**20:.0f} MiB, and {what} is {free / 2**30:.1f} GiB",
+    )
 
 
 def workers(wanted: int | str, device: torch.device) -> tuple[int, str]:
@@ -229,9 +237,9 @@ def workers(wanted: int | str, device: torch.device) -> tuple[int, str]:
     cores = ranges.cores()
     if isinstance(wanted, int):
         if wanted > ranges.MOST_PROCESSES:
-            most = f"Use 0 to {ranges.MOST_PROCESSES}, or auto"
-            raise UsageError(f"--workers is {wanted:,}, and this machine has {cores} cores", most)
-        return wanted, "as asked"
+            hint = f"Use 0 to {ranges.MOST_PROCESSES}, or auto"
+            raise UsageError(f"--workers is {wanted:,}, and this machine has {cores} cores", hint)
+        return wanted, "as configured"
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if device.type == "cpu":
         return max(1, cores // (4 * local)), f"a quarter of {cores} cores; the rest train"

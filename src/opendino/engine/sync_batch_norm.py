@@ -59,17 +59,17 @@ class SyncBatchNorm(_BatchNorm):
         axes = [axis for axis in range(input.ndim) if axis != 1]
         x = input.to(torch.promote_types(input.dtype, torch.float32))
         # Twice around, mean before variance: E[x²] - E[x]² in one go would lose digits.
-        mean = _Mean.apply(x.mean(axes))
-        centered = x - self._along(mean, x)
-        variance = _Mean.apply(centered.square().mean(axes))
-        self._remember(mean, variance, x.numel() // x.shape[1] * distributed.world_size())
-        normed = centered * self._along((variance + self.eps).rsqrt(), x)
+        mean = _AllReduceMean.apply(x.mean(axes))
+        centered = x - self._per_channel(mean, x)
+        variance = _AllReduceMean.apply(centered.square().mean(axes))
+        self._update_running_stats(mean, variance, x.numel() // x.shape[1] * distributed.world_size())
+        normed = centered * self._per_channel((variance + self.eps).rsqrt(), x)
         if self.affine:
-            normed = normed * self._along(self.weight, x) + self._along(self.bias, x)
+            normed = normed * self._per_channel(self.weight, x) + self._per_channel(self.bias, x)
         return self.after(normed.to(input.dtype))
 
     @torch.no_grad()
-    def _remember(self, mean: Tensor, variance: Tensor, count: int) -> None:
+    def _update_running_stats(self, mean: Tensor, variance: Tensor, count: int) -> None:
         if self.running_mean is None or self.running_var is None:
             return
         cast(Tensor, self.num_batches_tracked).add_(1)
@@ -78,12 +78,12 @@ class SyncBatchNorm(_BatchNorm):
         self.running_var += share * (variance * (count / (count - 1)) - self.running_var)
 
     @staticmethod
-    def _along(channels: Tensor, x: Tensor) -> Tensor:
+    def _per_channel(channels: Tensor, x: Tensor) -> Tensor:
         """`[C]` in the shape that multiplies `[B C ...]`."""
         return channels.view(-1, *[1] * (x.ndim - 2))
 
 
-class _Mean(torch.autograd.Function):
+class _AllReduceMean(torch.autograd.Function):
     """The mean over ranks. Each rank's loss depends on all ranks' rows, so the gradient is a mean over ranks too."""
 
     @staticmethod

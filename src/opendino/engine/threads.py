@@ -19,12 +19,12 @@ import torch
 from opendino.core.errors import UsageError
 from opendino.core.ranges import cores
 
-_GAIN = 1.1  # what twice the threads must gain: a smaller gain is lost as soon as another program runs
+_MIN_GAIN = 1.1  # what twice the threads must gain: a smaller gain is lost as soon as another program runs
 _SECONDS = 0.25  # of each timing
 _SLOW_ROWS = 3  # of ten seconds each, at less than half of the best speed, before the threads are timed again
 
 
-def choose(wanted: int | str, device: torch.device, workers: int, work: Callable[[], object]) -> tuple[int, str]:
+def choose(wanted: int | str, device: torch.device, workers: int, workload: Callable[[], object]) -> tuple[int, str]:
     """The number of threads of this process, and why.
 
     Args:
@@ -39,34 +39,37 @@ def choose(wanted: int | str, device: torch.device, workers: int, work: Callable
     if isinstance(wanted, int):
         if wanted > cores():
             raise UsageError(f"--threads is {wanted}, and this process may use {cores()} cores", "Use --threads auto")
-        return wanted, "as asked"
+        return wanted, "as configured"
     if given := os.environ.get("OMP_NUM_THREADS"):
         return torch.get_num_threads(), f"OMP_NUM_THREADS is {given}"
     if device.type != "cpu":
         return torch.get_num_threads(), f"PyTorch's own number; the {device.type} device computes"
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    most = max(1, cores() // here - workers)
+    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    most = max(1, cores() // local_processes - workers)
     if most == 1:
-        return 1, f"{cores()} cores for {here} process{'es' * (here > 1)} and {workers * here} that read images"
-    before, best, timed = torch.get_num_threads(), 1, {}
+        return (
+            1,
+            f"{cores()} cores for {local_processes} process{'es' * (local_processes > 1)} and {workers * local_processes} that read images",
+        )
+    before, best, timings = torch.get_num_threads(), 1, {}
     try:
         for number in _candidates(most):
-            timed[number] = _seconds(work, number)
-            if number > 1 and timed[best] < _GAIN * timed[number]:
+            timings[number] = _seconds(workload, number)
+            if number > 1 and timings[best] < _MIN_GAIN * timings[number]:
                 break
             best = number
     finally:
         torch.set_num_threads(before)
-    shown = ", ".join(f"{1000 * seconds:.3g} ms with {number}" for number, seconds in timed.items())
+    shown = ", ".join(f"{1000 * seconds:.3g} ms with {number}" for number, seconds in timings.items())
     return best, f"measured {shown}"
 
 
-def free(device: torch.device) -> bool:
+def may_change(device: torch.device) -> bool:
     """Whether the number may change while a run trains: it matters, and nobody has fixed it."""
     return device.type == "cpu" and not os.environ.get("OMP_NUM_THREADS")
 
 
-def known(number: int) -> dict[str, Any]:
+def to_state(number: int) -> dict[str, Any]:
     """What a checkpoint keeps of a measured number of threads, see `plan.resumed_threads`."""
     return {"number": number, "machine": machine()}
 
@@ -107,13 +110,13 @@ def _candidates(most: int) -> list[int]:
     return [*powers, most]
 
 
-def _seconds(work: Callable[[], object], number: int) -> float:
+def _seconds(workload: Callable[[], object], number: int) -> float:
     """Mean time of one piece of work: a thread that others keep from running is seen in the mean, not in the best."""
     torch.set_num_threads(number)
-    work()
+    workload()
     began, times = time.perf_counter(), 0
     while times < 2 or time.perf_counter() - began < _SECONDS:
-        work()
+        workload()
         times += 1
     return (time.perf_counter() - began) / times
 

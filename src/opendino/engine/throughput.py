@@ -31,17 +31,19 @@ class Throughput:
         flops: The same, once it is counted.
     """
 
-    def __init__(self, batch: int, share: int, device: torch.device, dtype: torch.dtype, flops: float = 0.0) -> None:
-        self._batch, self._share, self._device = batch, share, device
+    def __init__(
+        self, batch: int, local_batch: int, device: torch.device, dtype: torch.dtype, flops: float = 0.0
+    ) -> None:
+        self._batch, self._local_batch, self._device = batch, local_batch, device
         self._peak, self.flops = peak_flops(device, dtype), flops
-        self._seen = 0
-        self._waited = self._rested = 0.0
-        self._began = self._marked = time.monotonic()
-        self._at_mark = (0, 0.0, 0.0)
+        self._num_images = 0
+        self._wait_seconds = self._pause_seconds = 0.0
+        self._start = self._row_start = time.monotonic()
+        self._row_counts = (0, 0.0, 0.0)
 
     def step(self) -> None:
         """A step was done."""
-        self._seen += self._batch
+        self._num_images += self._batch
 
     @contextlib.contextmanager
     def counting(self) -> Iterator[None]:
@@ -55,21 +57,21 @@ class Throughput:
             return
         with FlopCounterMode(display=False) as counter, compiling(False):
             yield
-        self.flops = counter.get_total_flops() / self._share
+        self.flops = counter.get_total_flops() / self._local_batch
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
         """Entered while waiting for images."""
         began = time.monotonic()
         yield
-        self._waited += time.monotonic() - began
+        self._wait_seconds += time.monotonic() - began
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """Entered while evaluating or saving, which is not training."""
         began = time.monotonic()
         yield
-        self._rested += time.monotonic() - began
+        self._pause_seconds += time.monotonic() - began
 
     def summary(self) -> dict[str, Any]:
         """Over this call's training: images_per_second over all ranks, data_wait, mfu and peak_memory_bytes.
@@ -78,20 +80,25 @@ class Throughput:
         rank does the networks' arithmetic over that of one large matrix product, measured at the start: 1 means that
         nothing else took any time.
         """
-        return self._rates(self._began, (0, 0.0, 0.0))
+        return self._rates(self._start, (0, 0.0, 0.0))
 
     def row(self) -> dict[str, Any] | None:
         """The same since the last row, every ten seconds; None in between."""
-        if time.monotonic() - self._marked < _EVERY_SECONDS:
+        if time.monotonic() - self._row_start < _EVERY_SECONDS:
             return None
-        rates = self._rates(self._marked, self._at_mark)
-        self._marked, self._at_mark = time.monotonic(), (self._seen, self._waited, self._rested)
+        rates = self._rates(self._row_start, self._row_counts)
+        self._row_start, self._row_counts = (
+            time.monotonic(),
+            (self._num_images, self._wait_seconds, self._pause_seconds),
+        )
         return rates
 
     def _rates(self, since: float, then: tuple[int, float, float]) -> dict[str, Any]:
-        seen, waited, rested = (n - m for n, m in zip((self._seen, self._waited, self._rested), then, strict=True))
+        seen, waited, rested = (
+            n - m for n, m in zip((self._num_images, self._wait_seconds, self._pause_seconds), then, strict=True)
+        )
         trained = max(1e-9, time.monotonic() - since - rested)
-        mfu = seen / self._batch * self._share * self.flops / trained / self._peak
+        mfu = seen / self._batch * self._local_batch * self.flops / trained / self._peak
         return {
             "images_per_second": seen / trained,
             "data_wait": waited / trained,
@@ -106,10 +113,10 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     times = []
     for _ in range(5):
-        _settle(device)
+        _synchronize(device)
         began = time.perf_counter()
         torch.mm(a, b)
-        _settle(device)
+        _synchronize(device)
         times.append(time.perf_counter() - began)
     return 2 * side**3 / min(times)
 
@@ -122,7 +129,7 @@ def peak_memory_bytes(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _settle(device: torch.device) -> None:
+def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
