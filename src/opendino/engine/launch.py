@@ -97,13 +97,13 @@ def together(processes: int, work: Callable[..., dict[str, Any]], *args: Any) ->
                 os.kill(child.pid, signal.SIGTERM)
 
     # Fork the processes from a server process that has imported torch and has no threads, so that the import is paid
-    # once and not per process and restart. The server ignores SIGTERM, because a scheduler may send it to every process.
+    # once and not per process and restart. The server ignores SIGTERM, which schedulers send to all processes.
     if _METHOD == "forkserver":
         multiprocessing.set_forkserver_preload(["__main__", work.__module__, "torch.utils.tensorboard"])
         handler = signal.signal(signal.SIGTERM, signal.SIG_IGN)
         forkserver.ensure_running()
         signal.signal(signal.SIGTERM, handler)
-    # On the main thread the launcher would install its own signal handlers, and a terminal's Ctrl-C, which reaches every
+    # On the main thread the launcher would install its own signal handlers, and a Ctrl-C, which a terminal sends to every
     # process, would count twice. On another thread it does not.
     thread = threading.Thread(target=_run_launcher, args=(processes, temp_dir, failures, work, args), name="launcher")
     before = {signum: signal.signal(signum, forward_signal) for signum in (signal.SIGINT, signal.SIGTERM)}
@@ -133,7 +133,7 @@ def command(*words: str) -> dict[str, Any]:
     asked: list[int] = []
 
     def forward_signal(number: int, frame: FrameType | None) -> None:
-        # A terminal sends Ctrl-C to the subprocess too. Forward the first one as SIGTERM: a second SIGINT would kill it.
+        # A terminal sends Ctrl-C to the subprocess too. Forward the first as SIGTERM: a second SIGINT would kill it.
         process.send_signal(signal.SIGINT if asked and number == signal.SIGINT else signal.SIGTERM)
         asked.append(number)
 

@@ -1,6 +1,6 @@
-"""Optimizers, parameter groups, clipping and the schedules of learning rate and weight decay.
+"""Optimizers, parameter groups, gradient clipping, and schedules of learning rate and weight decay.
 
-Nothing here waits for the device: a void step (`found_inf`) is skipped on the device itself.
+The host never waits for the device: a step with a non-finite loss is skipped on the device itself (`found_inf`).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Config(Checked):
     the same. BatchNorm sees one part at a time. auto: as few parts as fit."""
 
     def resolved(self, facts: Facts) -> tuple[Config, list[str]]:
-        """Durations within their share of the run; with the reasons."""
+        """Replace "auto" values and cap warm-up and freeze at 20% of the run; returns the reasons for the log too."""
         timing = {"total_steps": facts.total_steps, "steps_per_epoch": facts.steps_per_epoch}
         found: dict[str, tuple[Any, str]] = {}
         if self.lr == "auto":
@@ -66,11 +66,11 @@ class Config(Checked):
 _BASE_LR = {"adamw": 5e-4, "sgd": 0.03, "lars": 0.3}
 """DINO v1's published learning rates for a batch of 256."""
 _CONV_ADAMW_LR = 3e-3
-"""What the demo's convolutional network learns fastest with under AdamW, at batches of 32 to 64."""
+"""Best learning rate of the demo's convolutional network with AdamW, at batch sizes of 32 to 64 (not per 256)."""
 
 
 def _auto_lr(name: str, facts: Facts) -> tuple[float, str]:
-    """The learning rate for a batch of 256, and why."""
+    """The `auto` learning rate for a batch of 256, and the reason."""
     if facts.convolutional and name == "adamw":
         return (
             _CONV_ADAMW_LR * 256 / facts.batch,
@@ -80,10 +80,16 @@ def _auto_lr(name: str, facts: Facts) -> tuple[float, str]:
 
 
 class LARS(torch.optim.Optimizer):
-    """SGD with momentum and a trust ratio per tensor (You et al. 2017, arXiv:1708.03888), as DINO v1 uses it.
+    """LARS: SGD with momentum and a trust ratio per tensor (You et al. 2017, arXiv:1708.03888), as in DINO v1.
 
-    For tensors of two or more dimensions: g ← g + wd·p, then g ← g · eta·‖p‖/‖g‖ where both norms are above 0.
-    Then v ← momentum·v + g and p ← p - lr·v. Biases and norms get neither decay nor ratio.
+    For tensors with two or more dimensions: g ← g + wd·p, then g ← g · eta·‖p‖/‖g‖ if both norms are above 0.
+    For all tensors: v ← momentum·v + g, then p ← p - lr·v. Biases and norms get neither weight decay nor trust ratio.
+
+    Args:
+        params: Parameters or parameter groups.
+        lr: Learning rate.
+        momentum: Momentum of the velocity v.
+        eta: Trust coefficient.
     """
 
     _step_supports_amp_scaling = True  # `found_inf` is honored, see step()
@@ -93,7 +99,7 @@ class LARS(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """One update of every parameter that has a gradient; none where `found_inf` is set and above 0."""
+        """Update every parameter that has a gradient; skipped on the device if `found_inf` is set and above 0."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -124,21 +130,23 @@ class LARS(torch.optim.Optimizer):
 
 
 def _norm(local: Tensor, sharded: bool) -> Tensor:
-    """Of the whole tensor, where this is all of it or, if `parted`, what one rank holds."""
+    """L2 norm of a full tensor, from all of it or, if `sharded`, from this rank's shard (collective)."""
     return distributed.all_reduce_sum(local.square().sum()).sqrt() if sharded else local.norm()
 
 
 def param_groups(student: nn.Module, layer_decay: float = 1.0, separate_backbone: bool = False) -> list[dict[str, Any]]:
-    """Groups of the parameters that train, each decayed or (biases and one-dimensional ones) not.
+    """Split trainable parameters into groups with weight decay and without (biases and one-dimensional parameters).
 
     Args:
-        student: Any module; with a "backbone" where the next two are used.
-        layer_decay: The last stage of the backbone learns at this share of the rate of what is above it, each stage
-            below at this share of the next one's (Clark et al. 2020, ELECTRA; Bao et al. 2022, BEiT).
-        apart: Whether the backbone has groups of its own in any case.
+        student: Any module; it needs a "backbone" if one of the next two arguments is used.
+        layer_decay: Layer-wise learning rate decay: each backbone stage learns at this fraction of the learning rate of
+            the stage above it, the last one at this fraction of the head's (Clark et al. 2020, ELECTRA; Bao et al.
+            2022, BEiT).
+        separate_backbone: Give the backbone separate groups even without layer decay.
 
     Returns:
-        Groups with "decayed", "share" of the learning rate, and "backbone": whether they are its own.
+        Parameter groups with the extra keys "share" (factor on the learning rate), "backbone" (whether they belong to
+        the backbone) and "decayed" (whether weight decay applies).
     """
     depth: dict[str, int] = {}  # below the head
     if separate_backbone or layer_decay < 1:
@@ -157,7 +165,7 @@ def param_groups(student: nn.Module, layer_decay: float = 1.0, separate_backbone
 
 
 def build(config: Config, student: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer of a student. Its learning rate and weight decay are set by `set_schedules` before each step."""
+    """Build the optimizer of a student. `set_schedules` sets its learning rate and weight decay before each step."""
     groups = param_groups(student, config.layer_decay, separate_backbone=duration.parse(config.freeze_backbone)[0] > 0)
     for group in groups:
         group["params"] = [_local_parameter(parameter) for parameter in group["params"]]
@@ -165,8 +173,9 @@ def build(config: Config, student: nn.Module) -> torch.optim.Optimizer:
         return torch.optim.AdamW(groups, lr=0.0, fused=True)
     if config.name == "sgd":
         sgd = torch.optim.SGD(groups, lr=0.0, momentum=0.9, fused=True)
-        # Made here and not at the first step: torch's fused SGD wants all or none of a group's to exist, while the
-        # prototypes join later, and leaves memory as it finds it where that first step is void.
+        # Create the momentum buffers now, not in the first step, for two reasons: torch's fused SGD requires all or
+        # none of a group's buffers to exist, but the prototypes are frozen at first; and if the first step is skipped
+        # (`found_inf`) it would leave new buffers uninitialized.
         for group in sgd.param_groups:
             for parameter in group["params"]:
                 sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
@@ -175,12 +184,12 @@ def build(config: Config, student: nn.Module) -> torch.optim.Optimizer:
 
 
 def full_parameter(parameter: nn.Parameter) -> nn.Parameter:
-    """The student's parameter behind one of the optimizer's: itself, unless ranks hold parts of it (FSDP)."""
+    """The student's parameter of an optimizer parameter: the same one, or the DTensor it is a local shard of (FSDP)."""
     return getattr(parameter, "whole", parameter)
 
 
 def _local_parameter(parameter: nn.Parameter) -> nn.Parameter:
-    """What this rank holds of a parameter: optimizers work on plain tensors, and need not know of the other ranks."""
+    """This rank's shard of a parameter as a plain tensor, so that optimizers need no DTensor support."""
     if not distributed.is_sharded(parameter):
         return parameter
     local = nn.Parameter(distributed.local_tensor(parameter.detach()))
@@ -189,20 +198,23 @@ def _local_parameter(parameter: nn.Parameter) -> nn.Parameter:
 
 
 def set_schedules(optimizer: torch.optim.Optimizer, config: Config, clock: Clock, batch: int) -> tuple[float, float]:
-    """Set this step's learning rate and weight decay; returns both, the rate as of the head.
+    """Set the learning rate and weight decay of a step: linear warm-up, then half cosines.
 
     Args:
         optimizer: From `build`.
-        config: Its settings.
-        clock: The step about to be done.
-        batch: Images per step over all devices; the rate is `lr · batch / 256`.
+        config: Its settings, without "auto".
+        clock: The step about to run.
+        batch: Images per step over all devices; the peak learning rate is `lr · batch / 256`.
+
+    Returns:
+        Learning rate of the head, and weight decay.
     """
     assert config.lr != "auto" and config.weight_decay_end != "auto"
     total = clock.total_steps
     warmup = duration.steps(config.lr_warmup, total_steps=total, steps_per_epoch=clock.steps_per_epoch)
     lr = schedule.cosine(clock.step, config.lr * batch / 256, config.min_lr, total, warmup)
     weight_decay = schedule.cosine(clock.step, config.weight_decay, config.weight_decay_end, total)
-    # At a rate of 0 weights stay as they are, bit for bit, while the optimizer's moments settle.
+    # A frozen backbone has a learning rate of 0: its weights do not change, but the optimizer's moments adapt.
     frozen = duration.steps(config.freeze_backbone, total_steps=total, steps_per_epoch=clock.steps_per_epoch)
     backbone_warmup = min(1.0, max(0, clock.step - frozen) / max(1, warmup)) if frozen else 1.0
     for group in optimizer.param_groups:
@@ -214,18 +226,25 @@ def set_schedules(optimizer: torch.optim.Optimizer, config: Config, clock: Clock
 
 @torch.no_grad()
 def clip(student: nn.Module, max_norm: float, by: Literal["tensor", "global"]) -> Tensor:
-    """Scale gradients down to `max_norm`; returns their norm before (over all tensors), a scalar on the device.
+    """Clip gradient norms in place.
 
-    Norms are those of whole tensors, also where each rank holds a part of them.
+    Args:
+        student: Its gradients are scaled. Norms are those of full tensors, also if they are sharded (collective).
+        max_norm: Largest norm; 0 clips nothing.
+        by: "tensor" clips each gradient by its own norm (DINO v1), "global" all by their common norm.
+
+    Returns:
+        The norm over all gradients before clipping, a float scalar on the device.
     """
     found = [p.grad for p in student.parameters() if p.grad is not None]
     grads = [distributed.local_tensor(grad) for grad in found]
     norms = torch.stack(torch._foreach_norm(grads))  # pyright: ignore[reportPrivateImportUsage]
+    # norms: [number of gradients]
     if any(distributed.is_sharded(grad) for grad in found):
         norms = distributed.all_reduce_sum(norms.square()).sqrt()
     total = torch.linalg.vector_norm(norms)
     if max_norm > 0:
-        # The original's rule, with its 1e-6: g · min(1, c / (‖g‖ + 1e-6)).
+        # As in DINO v1, including its 1e-6: g · min(1, c / (‖g‖ + 1e-6)).
         each = norms.unbind() if by == "tensor" else [total] * len(grads)
         scales = [(max_norm / (norm + 1e-6)).clamp(max=1.0) for norm in each]
         torch._foreach_mul_(grads, scales)  # pyright: ignore[reportPrivateImportUsage]
@@ -233,32 +252,34 @@ def clip(student: nn.Module, max_norm: float, by: Literal["tensor", "global"]) -
 
 
 class BatchNormBuffers:
-    """The buffers of a module before a step: BatchNorm's statistics, which a void step must not spoil.
+    """Copy of a module's buffers, to undo what a skipped step did to BatchNorm's running statistics.
 
     Args:
-        module: Anything.
+        module: Its buffers are copied now, before the forward pass.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self._pairs = [(buffer, buffer.clone()) for buffer in module.buffers()]
 
     def restore(self, ok: Tensor) -> None:
-        """Undo what happened to them since, where `ok` (scalar bool on the device) is False."""
+        """Put the copies back if `ok` (bool scalar on the device) is False, without waiting for the device."""
         for buffer, before in self._pairs:
             buffer.copy_(torch.where(ok, buffer, before))
 
 
 def step(optimizer: torch.optim.Optimizer, ok: Tensor) -> None:
-    """The optimizer's step, void where `ok` (scalar bool on the device) is False; then gradients are forgotten.
+    """Run the optimizer's step and delete the gradients; the host does not wait for the device.
 
-    The host does not wait.
+    Args:
+        optimizer: From `build`.
+        ok: Bool scalar on the device; if False the step is skipped and no parameter or moment changes.
     """
     pairs = [(local, full_parameter(local)) for group in optimizer.param_groups for local in group["params"]]
     for local, parameter in pairs:
-        if local is not parameter:
+        if local is not parameter:  # FSDP: let the optimizer's tensors share memory with this rank's shards
             local.data = distributed.local_tensor(parameter.detach())
             local.grad = None if parameter.grad is None else distributed.local_tensor(parameter.grad)
-    # The protocol of torch's own GradScaler: fused optimizers read `found_inf` and skip on the device.
+    # The interface that torch's GradScaler uses: fused optimizers read `found_inf` and skip the step on the device.
     optimizer.found_inf = (~ok).to(torch.float32)  # pyright: ignore[reportAttributeAccessIssue]
     optimizer.step()
     del optimizer.found_inf  # pyright: ignore[reportAttributeAccessIssue]

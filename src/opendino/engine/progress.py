@@ -1,4 +1,4 @@
-"""The line a person watches while a run goes on: live on a terminal, now and then a plain line elsewhere."""
+"""Progress of a run: a live bar on a terminal, elsewhere one line every 15 seconds."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ _EVERY_SECONDS = 15.0
 
 
 class Progress:
-    """Shows loss, teacher entropy, k-NN, speed, data-wait share and time left. Writes to stderr only.
+    """Shows the step, a line of metrics and the time left. Writes to stderr only.
 
     Args:
         total: Steps of the run.
         done: Steps already done.
-        show: False on ranks that stay silent.
+        show: False on ranks that print nothing.
     """
 
     def __init__(self, total: int, done: int, show: bool = True) -> None:
@@ -34,7 +34,7 @@ class Progress:
         self._show = show
 
     def update(self, done: int, text: str) -> None:
-        """Show where the run stands."""
+        """Show progress after `done` steps with a line of metrics."""
         self._done = done
         if self._bar is not None:
             self._bar.update(self._task, completed=done, description=text)
@@ -43,7 +43,7 @@ class Progress:
             log.say(f"step {done}/{self._total}  {text}  {self._time_left()} left")
 
     def close(self) -> None:
-        """Leave the terminal as it was."""
+        """Stop the live bar and restore the terminal."""
         if self._bar is not None:
             self._bar.stop()
 

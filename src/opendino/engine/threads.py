@@ -1,7 +1,7 @@
-"""How many threads compute on a CPU, measured: beside any other load two can be fifty times as slow as one.
+"""Chooses the number of CPU threads by timing: next to other programs two can be fifty times slower than one.
 
-Sums are split among threads, so their number can change the last digits of a result: it is part of a run's state and
-changes only where the log says so. docs/decisions/0016-threads.md says why.
+Sums are split among threads, so the number of threads can change the last digits of a result. It is therefore part of a
+run's state, and every change is logged. See docs/decisions/0016-threads.md.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ import torch
 from opendino.core.errors import UsageError
 from opendino.core.ranges import cores
 
-_MIN_GAIN = 1.1  # what twice the threads must gain: a smaller gain is lost as soon as another program runs
-_SECONDS = 0.25  # of each timing
-_SLOW_ROWS = 3  # of ten seconds each, at less than half of the best speed, before the threads are timed again
+_MIN_GAIN = 1.1  # speedup that twice the threads must give; a smaller one is lost as soon as another program runs
+_SECONDS = 0.25  # length of each timing
+_SLOW_ROWS = 3  # rows of ten seconds at less than half of the best speed after which threads are timed again
 
 
 def choose(wanted: int | str, device: torch.device, workers: int, workload: Callable[[], object]) -> tuple[int, str]:
-    """The number of threads of this process, and why.
+    """Number of threads of this process, and the reason.
 
     Args:
-        wanted: That many, or "auto": OMP_NUM_THREADS where it is set, else measured.
-        device: What trains; on a GPU nothing is measured.
-        workers: Loader processes: each keeps a core.
-        work: A piece of the training, run again and again to measure.
+        wanted: A number, or "auto": OMP_NUM_THREADS if set, else measured.
+        device: Device to train on; on a GPU nothing is measured.
+        workers: Loader worker processes; one core is left for each.
+        workload: A function to time, e.g. a forward and backward pass.
 
     Raises:
-        UsageError: More than the machine has cores.
+        UsageError: More threads than cores.
     """
     if isinstance(wanted, int):
         if wanted > cores():
@@ -43,13 +43,13 @@ def choose(wanted: int | str, device: torch.device, workers: int, workload: Call
     if given := os.environ.get("OMP_NUM_THREADS"):
         return torch.get_num_threads(), f"OMP_NUM_THREADS is {given}"
     if device.type != "cpu":
-        return torch.get_num_threads(), f"PyTorch's own number; the {device.type} device computes"
+        return torch.get_num_threads(), f"PyTorch's default; the {device.type} device computes"
     local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     most = max(1, cores() // local_processes - workers)
     if most == 1:
         return (
             1,
-            f"{cores()} cores for {local_processes} process{'es' * (local_processes > 1)} and {workers * local_processes} that read images",
+            f"{cores()} cores for {local_processes} training and {workers * local_processes} loader processes",
         )
     before, best, timings = torch.get_num_threads(), 1, {}
     try:
@@ -65,22 +65,22 @@ def choose(wanted: int | str, device: torch.device, workers: int, workload: Call
 
 
 def may_change(device: torch.device) -> bool:
-    """Whether the number may change while a run trains: it matters, and nobody has fixed it."""
+    """Whether the number of threads may change during a run: training is on a CPU and OMP_NUM_THREADS is not set."""
     return device.type == "cpu" and not os.environ.get("OMP_NUM_THREADS")
 
 
 def to_state(number: int) -> dict[str, Any]:
-    """What a checkpoint keeps of a measured number of threads, see `plan.resumed_threads`."""
+    """What a checkpoint stores about a measured number of threads, see `resolve.resumed_threads`."""
     return {"number": number, "machine": machine()}
 
 
 def machine() -> str:
-    """Names the processor and the cores: on another machine the number of threads is chosen again."""
+    """Processor and number of cores; on another machine the number of threads is measured again."""
     return f"{_processor()}, {cores()} cores"
 
 
 class Slowdown:
-    """Notices that a run has become slower by half, for a while. Waiting for images does not count."""
+    """Detects that a run has been at less than half its best speed for 30 seconds, without time waiting for images."""
 
     def __init__(self) -> None:
         self._best = 0.0
@@ -88,10 +88,10 @@ class Slowdown:
         self._last: dict[str, Any] | None = None
 
     def __call__(self, rates: dict[str, Any] | None) -> bool:
-        """Whether it is time to choose the threads again.
+        """Whether to measure the number of threads again.
 
         Args:
-            rates: The newest of `Speed.row`, may be the same object as before.
+            rates: The newest `Throughput.row`; an object already seen is ignored.
         """
         if rates is None or rates is self._last:
             return False
@@ -101,7 +101,7 @@ class Slowdown:
         self._slow = self._slow + 1 if speed < self._best / 2 else 0
         if self._slow < _SLOW_ROWS:
             return False
-        self._best, self._slow = 0.0, 0  # what is reached from now on is what to compare with
+        self._best, self._slow = 0.0, 0  # from now on compare with the new speed
         return True
 
 
@@ -111,7 +111,7 @@ def _candidates(most: int) -> list[int]:
 
 
 def _seconds(workload: Callable[[], object], number: int) -> float:
-    """Mean time of one piece of work: a thread that others keep from running is seen in the mean, not in the best."""
+    """Mean seconds of one call; the mean and not the best, because it shows threads delayed by other programs."""
     torch.set_num_threads(number)
     workload()
     began, times = time.perf_counter(), 0

@@ -1,4 +1,4 @@
-"""How fast a run is, what it waits for, and how that compares with what the device can do."""
+"""Measures a run: images per second, time waiting for data, MFU (model FLOPs utilization) and peak memory."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _EVERY_SECONDS = 10.0
 
 
 class Throughput:
-    """The clock of a run.
+    """Throughput of a run.
 
     Args:
         batch: Images per step over all ranks.
-        share: Images per step of this rank.
-        device: What trains.
-        dtype: Of the networks' matrix products.
-        flops: A step's arithmetic for one image, in FLOP, where a checkpoint knows it; 0 to count it.
+        local_batch: Images per step of this rank.
+        device: Device to train on.
+        dtype: Autocast dtype, for the peak FLOP/s.
+        flops: FLOP per image of a training step, if a checkpoint has it; 0 to count it in the first step.
 
     Attributes:
         flops: The same, once it is counted.
@@ -42,15 +42,15 @@ class Throughput:
         self._row_counts = (0, 0.0, 0.0)
 
     def step(self) -> None:
-        """A step was done."""
+        """Count a finished step."""
         self._num_images += self._batch
 
     @contextlib.contextmanager
     def counting(self) -> Iterator[None]:
-        """Entered around the first step of a run, counts its matrix products and convolutions, crops included.
+        """Context manager around every step: counts the FLOP of a run's first step (with its crops), then does nothing.
 
-        That step is not compiled: what is cannot be counted. A run that goes on counts nothing, so that it does what
-        it would have done.
+        The counted step runs without compilation, because FlopCounterMode does not see compiled code. A resumed run
+        takes the count from its checkpoint, so that its steps stay bit-identical to those of an uninterrupted run.
         """
         if self.flops:
             yield
@@ -61,29 +61,30 @@ class Throughput:
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Entered while waiting for images."""
+        """Context manager around waiting for the loader."""
         began = time.monotonic()
         yield
         self._wait_seconds += time.monotonic() - began
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Entered while evaluating or saving, which is not training."""
+        """Context manager around evaluations and checkpoints, whose time is left out of all rates."""
         began = time.monotonic()
         yield
         self._pause_seconds += time.monotonic() - began
 
     def summary(self) -> dict[str, Any]:
-        """Over this call's training: images_per_second over all ranks, data_wait, mfu and peak_memory_bytes.
+        """Rates since this process started to train.
 
-        data_wait is the share of time spent waiting for images. mfu (model FLOPs utilization) is the rate at which this
-        rank does the networks' arithmetic over that of one large matrix product, measured at the start: 1 means that
-        nothing else took any time.
+        Returns:
+            "images_per_second" over all ranks; "data_wait", the fraction of time spent waiting for images; "mfu" (model
+            FLOPs utilization), this rank's FLOP/s divided by those of one large matrix product measured at the start,
+            0 to 1; "peak_memory_bytes", see `peak_memory_bytes`.
         """
         return self._rates(self._start, (0, 0.0, 0.0))
 
     def row(self) -> dict[str, Any] | None:
-        """The same since the last row, every ten seconds; None in between."""
+        """As `summary`, since the last row; None if that was less than ten seconds ago."""
         if time.monotonic() - self._row_start < _EVERY_SECONDS:
             return None
         rates = self._rates(self._row_start, self._row_counts)
@@ -108,7 +109,7 @@ class Throughput:
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """What one large matrix product reaches, in FLOP/s (a multiplication and an addition count as two)."""
+    """FLOP/s of one large matrix product, best of five (a multiplication and an addition count as two)."""
     side = 8192 if device.type == "cuda" else 1024
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     times = []
@@ -122,7 +123,7 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """The most memory used so far: of the GPU where there is one, else of this process."""
+    """Peak memory so far: allocated on the GPU, or else resident memory of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
