@@ -54,7 +54,7 @@ def test_the_environment_is_respected_and_said(monkeypatch: pytest.MonkeyPatch) 
     tried = taking(monkeypatch, lambda n: 1 / n)
     number, why = threads.choose("auto", CPU, 1, idle)
     assert (number, tried) == (torch.get_num_threads(), []) and "OMP_NUM_THREADS is 1" in why
-    assert not threads.free(CPU)
+    assert not threads.may_change(CPU)
 
 
 @pytest.mark.parametrize(

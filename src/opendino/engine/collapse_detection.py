@@ -220,7 +220,7 @@ def _rank_one(columns: Columns) -> Verdict | None:
 
 
 def _by_labels(columns: Columns) -> tuple[bool, str] | None:
-    """Whether k-NN accuracy is significantly above that of the initial network, and the evidence; None without labels."""
+    """Whether k-NN accuracy is significantly above that of the initial network, and the evidence; None if unlabeled."""
     names = [name.partition(".")[2] for name in columns if name.startswith("knn.")]
     first = next((name for name in ("start", "untrained") if name in names), None)
     if first is None:

@@ -103,8 +103,8 @@ def together(processes: int, work: Callable[..., dict[str, Any]], *args: Any) ->
         handler = signal.signal(signal.SIGTERM, signal.SIG_IGN)
         forkserver.ensure_running()
         signal.signal(signal.SIGTERM, handler)
-    # On the main thread the launcher would install its own signal handlers, and a Ctrl-C, which a terminal sends to every
-    # process, would count twice. On another thread it does not.
+    # On the main thread the launcher would install its own signal handlers, and a Ctrl-C, which a terminal sends to
+    # every process, would count twice. On another thread it does not.
     thread = threading.Thread(target=_run_launcher, args=(processes, temp_dir, failures, work, args), name="launcher")
     before = {signum: signal.signal(signum, forward_signal) for signum in (signal.SIGINT, signal.SIGTERM)}
     try:
