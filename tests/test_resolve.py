@@ -1,4 +1,4 @@
-"""What is decided before a run: the network, its length, what it can take, how many threads."""
+"""What is resolved before a run: backbone, length, image sizes, threads."""
 
 from __future__ import annotations
 

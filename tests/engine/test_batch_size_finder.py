@@ -1,4 +1,4 @@
-"""The largest part of a step that fits is found by trying."""
+"""The largest micro-batch that fits is found by trying."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A checkpoint gives back the whole state, and a crash at any byte costs at most the newest one."""
+"""A checkpoint restores the complete state, and a crash at any byte costs at most the newest one."""
 
 from __future__ import annotations
 

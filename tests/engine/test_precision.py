@@ -1,4 +1,4 @@
-"""Which numbers the networks compute in."""
+"""Choice of the precision."""
 
 from __future__ import annotations
 

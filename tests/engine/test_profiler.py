@@ -1,4 +1,4 @@
-"""The table and the trace of a few steps."""
+"""The profiler's table and trace of a few steps."""
 
 from __future__ import annotations
 

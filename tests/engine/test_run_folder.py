@@ -1,4 +1,4 @@
-"""One run a folder at a time, and nobody's folder is taken away but one's own."""
+"""One run per folder at a time, and only a run's own folder is deleted."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_a_folder_in_use_is_refused_until_its_process_is_gone(tmp_path: Path, re
     other.start()
     assert started.wait(60)
     with (
-        pytest.raises(UserError, match="is in use by a run under way"),
+        pytest.raises(UserError, match="is in use by another run"),
         RunDirLock(folder, leader=True, resuming=resuming),
     ):
         pytest.fail("entered")

@@ -1,4 +1,4 @@
-"""What looks after a run: void steps, unreadable images, collapses, and the line a person reads."""
+"""Run monitor: skipped steps, unreadable images, collapses, and the progress line."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def make(tmp_path: Path, said: list[str]) -> Iterator[MakeWatch]:
             limits = {"max_bad_frac": 0.5, "max_nonfinite": 3, **limits}
             speed = Throughput(8, 8, torch.device("cpu"), torch.float32)
             return RunMonitor(
-                tmp_path, meters, ToySource(n=100), 8, total, {} if bad is None else bad, **limits, speed=speed
+                tmp_path, meters, ToySource(n=100), 8, total, {} if bad is None else bad, **limits, throughput=speed
             )
 
         yield new
@@ -109,7 +109,7 @@ def test_too_large_a_share_of_unreadable_images_ends_the_run(make: MakeWatch) ->
     watch.record_bad_images([(f"{n}.png", "torn") for n in range(16)])  # of 24 tries, counted as 32: few say nothing
     watch.flush()
     watch.record_bad_images([("one more.png", "torn")])
-    with pytest.raises(UserError, match=r"17 of 25 images looked at cannot be read, more than 50%, e\.g\. one more"):
+    with pytest.raises(UserError, match=r"17 of 25 images read so far are unreadable, more than 50%, e\.g\. one more"):
         watch.flush()
 
 

@@ -1,4 +1,4 @@
-"""Threads: as asked, as the environment says, else those that are measured to be fastest; and when to measure again."""
+"""Threads: as configured, from OMP_NUM_THREADS, or the fastest measured number; and when to measure again."""
 
 from __future__ import annotations
 
