@@ -119,7 +119,7 @@ class OnlineEval:
             before, after = baselines["knn"]["start"], next(iter(quality["knn"].values()))
             margin = chance_of_difference(before, after, num)
             verdict = "better" if after - before > margin else "worse" if before - after > margin else "no better"
-            why = f"; on {num:,} queries {margin:.1f} points may be chance"
+            why = f"; on {num:,} queries differences up to {margin:.1f} points may be chance"
         else:
             measure, unit, why = "effective_rank", "", ""
             before, after = baselines["effective_rank"]["start"], quality["effective_rank"]

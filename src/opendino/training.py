@@ -153,9 +153,9 @@ def _resume(
     elif any((folder / "checkpoints").glob("step_*")):
         raise UserError(f"'{folder}' has no readable checkpoint", "Start a new run with another --out")
     source = resolve.images(config)
-    config, said = extend.change_length(config, len(source), state.get("step", 0), steps, epochs)
-    if said:
-        log.say(said)
+    config, message = extend.change_length(config, len(source), state.get("step", 0), steps, epochs)
+    if message:
+        log.say(message)
     config = resolve.resumed_threads(config, state.get("threads"), device)
     assert config.steps
     compilation.choose(config.compile, device, config.steps)  # another machine may have no compiler

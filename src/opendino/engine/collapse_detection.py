@@ -231,11 +231,11 @@ def _by_labels(columns: Columns) -> tuple[bool, str] | None:
         row[kind] = {name: value for name in (best, first) if (value := _last(columns, f"{kind}.{name}")) is not None}
     after, before = row["knn"][best], row["knn"][first]
     chance = accuracy.chance_of_difference(before, after, num)
-    told = accuracy.shown(row)
-    evidence = f"k-NN is {told[best]}, and was {told[first]} {'at the start' if first == 'start' else 'untrained'}"
+    shown = accuracy.shown(row)
+    evidence = f"k-NN is {shown[best]} ({'at the start' if first == 'start' else 'untrained'}: {shown[first]})"
     if num:
-        evidence += f" ({num:,} queries: {chance:.1f} points may be chance; "
-        evidence += f"always the most frequent class: {_last(columns, 'majority') or 0:.1f}%)"
+        evidence += f", on {num:,} queries (differences up to {chance:.1f} points may be chance; "
+        evidence += f"most frequent class: {_last(columns, 'majority') or 0:.1f}%)"
     balanced = row["balanced_accuracy"]
     return after - before > chance and (len(balanced) < 2 or balanced[best] > balanced[first]), evidence
 

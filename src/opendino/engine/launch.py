@@ -85,13 +85,13 @@ def together(processes: int, work: Callable[..., dict[str, Any]], *args: Any) ->
     """
     temp_dir = Path(tempfile.mkdtemp(prefix="opendino-"))
     # The processes report through files: "asked" exists once the run is to stop, "verdict.json" holds the result.
-    asked, failures = temp_dir / "asked", []
+    stop_file, failures = temp_dir / "asked", []
 
     def forward_signal(number: int, frame: FrameType | None) -> None:
-        again = asked.exists()
-        asked.touch()
+        second_signal = stop_file.exists()
+        stop_file.touch()
         for child in multiprocessing.active_children():
-            if again and number == signal.SIGINT:
+            if second_signal and number == signal.SIGINT:
                 child.kill()
             elif child.pid:
                 os.kill(child.pid, signal.SIGTERM)
@@ -130,12 +130,12 @@ def command(*words: str) -> dict[str, Any]:
         UserError: The error that the command reported.
         RuntimeError: The command failed with a bug; its traceback is on stderr.
     """
-    asked: list[int] = []
+    received: list[int] = []
 
     def forward_signal(number: int, frame: FrameType | None) -> None:
         # A terminal sends Ctrl-C to the subprocess too. Forward the first as SIGTERM: a second SIGINT would kill it.
-        process.send_signal(signal.SIGINT if asked and number == signal.SIGINT else signal.SIGTERM)
-        asked.append(number)
+        process.send_signal(signal.SIGINT if received and number == signal.SIGINT else signal.SIGTERM)
+        received.append(number)
 
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     terminal = sys.stderr.isatty()  # then the command draws its progress bar itself; in a notebook stderr is not a file

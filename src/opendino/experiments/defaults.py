@@ -132,6 +132,6 @@ def _table(found: list[dict[str, Any]]) -> str:
         lines.append(f"| {' | '.join(cells)} |")
     before = [run["knn"] for each in found for run in each["runs"]]
     lines += ["", *(f"{name}: {mean(knn[name] for knn in before):.1f} %. " for name in ("untrained", "pixels"))]
-    if told := found[0]["runs"][0]["yardstick"]:
-        lines.append(f"k-NN of each run: {told}.")
+    if yardstick_text := found[0]["runs"][0]["yardstick"]:
+        lines.append(f"k-NN of each run: {yardstick_text}.")
     return "\n".join(lines)
