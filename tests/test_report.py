@@ -1,4 +1,4 @@
-"""The page of a run: complete, alone, and no run fails for it."""
+"""The report of a run: complete, in one file, and no run fails because of it."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_without_labels_and_readable_images_it_says_so(tmp_path: Path) -> None:
         replace(recipe, out=str(tmp_path / "run"), val=None, steps=3, batch=4, workers=0, backbone_options={"width": 4})
     )
     text = (tmp_path / "run" / "report.html").read_text()
-    assert "Nobody can say without labels" in text and "contribution of each position" in text
+    assert "No accuracy without labels" in text and "contribution of each position" in text
     for path in (tmp_path / "flat").iterdir():
         path.write_text("gone")
     report.write(tmp_path / "run")
@@ -147,7 +147,7 @@ def test_an_odd_image_costs_the_page_nothing_but_itself(
     assert "aspect ratio" in text and "query" in text
 
 
-@pytest.mark.parametrize("part", ["_summary", "_scores", "_plots", "_looks", "_alike", "_next"])
+@pytest.mark.parametrize("part", ["_summary", "_scores", "_plots", "_attention", "_neighbors", "_commands"])
 def test_a_part_that_fails_says_why_and_costs_no_other(
     run: Path, monkeypatch: pytest.MonkeyPatch, part: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -157,7 +157,7 @@ def test_a_part_that_fails_says_why_and_costs_no_other(
     monkeypatch.setattr(report, part, fail)
     text = report.write(run).read_text(encoding="utf-8")
     assert text.count("could not be drawn: &lt;odd&gt; reason") == 1
-    assert "opendino resume" in text or part == "_next"
+    assert "opendino resume" in text or part == "_commands"
     assert "<title>loss" in text or part == "_plots"
     assert "odd> reason" in capsys.readouterr().err
 

@@ -1,4 +1,4 @@
-"""What is decided before a run: the network, its length, what it can take, how many threads."""
+"""What is resolved before a run: backbone, length, image sizes, threads."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_the_checkpoint_of_a_run_names_its_threads(tmp_path: Path) -> None:
     import opendino
     from opendino.engine import checkpoint
 
-    for asked, known in (("auto", threads.known(1)), (1, None)):
+    for asked, known in (("auto", threads.to_state(1)), (1, None)):
         config = replace(
             with_network("conv4", {"width": 4}), threads=asked, out=str(tmp_path / str(asked)), val=None,
             eval_images=0, report=False,

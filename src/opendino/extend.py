@@ -1,4 +1,4 @@
-"""What a command that meets a run already begun may change: nothing, or the run's length."""
+"""What a command may change about an existing run: only its length."""
 
 from __future__ import annotations
 
@@ -17,24 +17,31 @@ _LENGTH = ("steps", "epochs")
 _OF_THE_CALL = ("out", "resume", "devices")  # a run continues on any number of devices
 
 
-def remember(folder: Path, request: Config) -> None:
-    """Keep the settings that were asked for, "auto" included, to compare later requests with."""
+def save_request(folder: Path, request: Config) -> None:
+    """Save the settings as the user gave them, "auto" included, to compare them with later commands."""
     atomic_write.write(folder / _REQUEST, configs.dump(request))
 
 
-def remembered(folder: Path) -> Config | None:
-    """The settings that the run in `folder` was asked for."""
+def read_request(folder: Path) -> Config | None:
+    """Read the settings of a run as the user gave them; None if they were not saved."""
     path = folder / _REQUEST
     return configs.from_tree(configs.read_tree(path)) if path.is_file() else None
 
 
-def asked_length(folder: Path, request: Config) -> dict[str, Any]:
-    """The length that a request for a run already begun asks for: {"steps": N}, {"epochs": N}, or {} as it was.
+def requested_length(folder: Path, request: Config) -> dict[str, Any]:
+    """The new length that a command gives for an existing run.
+
+    Args:
+        folder: The run's folder.
+        request: The command's settings.
+
+    Returns:
+        {"steps": N}, {"epochs": N}, or {} to keep the length.
 
     Raises:
-        UsageError: It asks for other settings than the run's.
+        UsageError: The command changes other settings.
     """
-    before = remembered(folder)
+    before = read_request(folder)
     if before is None:
         return {}
     changed = _differences(configs.to_tree(before), configs.to_tree(request))
@@ -42,29 +49,33 @@ def asked_length(folder: Path, request: Config) -> dict[str, Any]:
     if other:
         raise UsageError(
             f"'{folder}' holds a run with other settings: {', '.join(other)}",
-            f"Continue it by its own settings: opendino resume {folder}; or start a new run with another --out",
+            f"Continue it with its own settings: opendino resume {folder}; or start a new run with another --out",
         )
-    given = {name: getattr(request, name) for name in _LENGTH} if changed else {}
-    return {name: value for name, value in given.items() if value not in (None, "auto")}
+    lengths = {name: getattr(request, name) for name in _LENGTH} if changed else {}
+    return {name: value for name, value in lengths.items() if value not in (None, "auto")}
 
 
-def longer(
+def change_length(
     config: Config, num_images: int, done: int, steps: int | None = None, epochs: float | None = None
 ) -> tuple[Config, str]:
-    """A run's settings for another length, and what that means for its schedules.
+    """Change the length of an existing run.
 
-    Learning rate, weight decay and momentum are functions of step and length: from step `done` on they follow the
-    curves of a run of the new length. What was stated as a share of the run and may be over (warm-ups, freezes) keeps
-    its length in steps.
+    Learning rate, weight decay and teacher momentum are functions of step and length: after step `done` they follow the
+    schedules of a run of the new length. Durations given in percent of the run (warm-ups, freezes) may already be over,
+    so they keep their length in steps.
 
     Args:
-        config: The run's, without "auto".
-        num_images: In its set.
+        config: Settings of the run, without "auto".
+        num_images: Size of the dataset.
         done: Steps done.
-        steps, epochs: The new length of the whole run, in one of the two.
+        steps, epochs: New length of the whole run; at most one of them.
+
+    Returns:
+        The new settings, and a message for the log, empty if nothing changes.
 
     Raises:
-        UsageError: Both were given, or the run has done more already.
+        UsageError: Both were given, or the length is not a positive number.
+        UserError: The run has already done more steps.
     """
     if steps is not None and epochs is not None:
         raise UsageError(f"--steps {steps} and --epochs {epochs:g} were both given", "Give one of them")
@@ -76,18 +87,20 @@ def longer(
     if steps is None or steps == config.steps:
         return config, ""
     if steps < max(1, done):
-        raise UserError(f"The run has done {done:,} steps, more than the {steps:,} asked for", "Ask for more")
+        raise UserError(
+            f"The run has already done {done:,} steps, more than {steps:,}", f"Give more than {done:,} steps"
+        )
     before, per_epoch = config.steps, num_images // config.batch
-    method, optim = (_pinned(part, before, per_epoch) for part in (config.method, config.optim))
-    said = (
-        f"{steps:,} steps in place of {before:,}: from step {done:,} on learning rate, weight decay and the teacher's "
-        f"momentum follow the curves of a run of {steps:,} steps; warm-ups keep their length"
+    method, optim = (_shares_to_steps(part, before, per_epoch) for part in (config.method, config.optim))
+    message = (
+        f"{steps:,} steps (was {before:,}): from step {done:,} on learning rate, weight decay and the teacher's "
+        f"momentum follow the schedules of a run of {steps:,} steps; warm-ups keep their length"
     )
-    return replace(config, steps=steps, epochs=None, method=method, optim=optim), said
+    return replace(config, steps=steps, epochs=None, method=method, optim=optim), message
 
 
-def _pinned(part: Any, total_steps: int, steps_per_epoch: int) -> Any:
-    """A Config whose durations stated as a share of the run are steps."""
+def _shares_to_steps(part: Any, total_steps: int, steps_per_epoch: int) -> Any:
+    """Convert a Config's durations in percent of the run to steps."""
     found = {}
     for field in dataclasses.fields(part):
         value = getattr(part, field.name)
@@ -97,7 +110,7 @@ def _pinned(part: Any, total_steps: int, steps_per_epoch: int) -> Any:
 
 
 def _differences(before: dict[str, Any], after: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
-    """(name, before, after) of each setting that differs."""
+    """(name, before, after) of each setting that differs; names of nested settings are joined by dots."""
     found = []
     for name in dict.fromkeys((*before, *after)):
         old, new = before.get(name), after.get(name)

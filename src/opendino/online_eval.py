@@ -1,4 +1,4 @@
-"""While a run trains: weigh its networks on a fixed part of the data."""
+"""Online evaluation: k-NN accuracy and effective rank of a run's networks on a fixed part of the data."""
 
 from __future__ import annotations
 
@@ -26,66 +26,72 @@ Scores = dict[str, dict[str, float]]
 
 
 class OnlineEval:
-    """k-NN of the networks against raw pixels and the network they began as; the effective rank without labels.
+    """Evaluates a run's networks by k-NN, next to raw pixels and the initial network; without labels by effective rank.
 
-    Ranks share the images and all come to the same scores; every rank must take part in everything here.
+    The images are split over the ranks, and all ranks get the same scores. Collective: every rank must make every call.
+
+    Args:
+        config: Settings of the run, without "auto".
+        images: The training images.
+        spec: The views; its first group gives the image size and normalization.
+        device: This process's device.
 
     Attributes:
-        origin: Where the query images come from, for people.
+        origin: Where the query images come from, for the log.
     """
 
     def __init__(self, config: Config, images: DecodedImages, spec: ViewSpec, device: torch.device) -> None:
         assert isinstance(config.eval_images, int) and isinstance(config.workers, int)
         self._spec, self._device, self._k, self._classes = spec, device, config.knn_k, images.source.classes
         self._init = config.init
-        told = [config.eval_images, config.knn_k, config.val, spec.groups[0].size_px, spec.mean, spec.std]
-        self._of = {"settings": float(zlib.crc32(repr(told).encode()))}
+        settings = [config.eval_images, config.knn_k, config.val, spec.groups[0].size_px, spec.mean, spec.std]
+        self._settings_checksum = {"settings": float(zlib.crc32(repr(settings).encode()))}
         val = DecodedImages(open_source(config.val), images.max_area_px) if config.val else None
         self._set = eval_crops.make(images, val, config.eval_images, spec.groups[0].size_px, config.workers)
         self.origin = self._set.origin
-        # A method that learns from labels knows those of its own images: held-out ones alone say anything.
-        self._judging = self._set.labeled and (config.val is not None or not spec.labeled_frac)
-        if self._set.labeled and not self._judging:
-            self.origin = "no held-out images; name some with --val to see accuracies"
+        # A method that trains on labels has seen those of the training images, so only held-out ones are a test.
+        self._has_accuracies = self._set.labeled and (config.val is not None or not spec.labeled_frac)
+        if self._set.labeled and not self._has_accuracies:
+            self.origin = "no held-out images (use --val to get accuracies)"
         elif self._set.one_class:
-            self.origin += ", all of one class: any answer would be right, so no accuracy is shown"
+            self.origin += ", all of one class: every answer would be right, so no accuracy is shown"
         self._seen = self._set.seen()
         if odd := eval_crops.oddities(self._seen):
             log.warn(odd)
 
     def __call__(self, method: Method, baselines: Scores) -> tuple[dict[str, Any], Scores]:
-        """Judge a method.
+        """Evaluate a method.
 
         Args:
-            method: The fresh one where there are no `baselines` yet.
-            baselines: What never changes while a run trains, {} for not yet measured: {"knn": {name: percent}} of raw
-                "pixels", of the "untrained" network (or of the "start", where weights were given) and of a frozen
-                "teacher"; {"accuracy": ...} of the latter; {"effective_rank": {"start": ...}}; {"of": {"settings": a
-                checksum of those they were measured with}}.
+            method: With full weights; at the first call (no `baselines`) before its first step.
+            baselines: Scores that do not change during a run, {} if not yet measured: {"knn": {name: percent}} of raw
+                "pixels", of the "untrained" network (or, with `init`, of the network at the "start") and of a frozen
+                "teacher"; {"accuracy": ...} of the latter; {"effective_rank": {"start": ...}}; {"of": {"settings":
+                checksum of the settings they were measured with}}.
 
         Returns:
-            {"effective_rank": of the network to use, "judged_on": see `EvalSet.seen`} and, with labels, {"knn": {name:
-            top-1 in percent}} and {"accuracy": {name: of its classifier in percent}}, the network to use first, with
-            {"balanced_accuracy", "standard_error"} of the k-NN, {"accuracy_balanced"} of the classifiers, "majority"
-            and "num_queries", see `scores.Accuracy`; and the baselines.
+            The metrics and the baselines. The metrics are "effective_rank" of the network to use and "judged_on" (see
+            `EvalSet.seen`). With labels also, the network to use first, {"knn": {name: top-1 accuracy in percent}} with
+            "balanced_accuracy" and "standard_error"; {"accuracy": {name: of its classifier in percent}} with
+            "accuracy_balanced"; "majority" and "num_queries", see `core.accuracy`.
         """
         first_time = not baselines
         if first_time:
-            baselines = {"of": self._of}
-        elif baselines.get("of", self._of) != self._of:
-            log.warn("evaluation settings have changed since the run began: what was measured then is left out")
-            baselines = {"of": self._of, "knn": {}, "accuracy": {}}
+            baselines = {"of": self._settings_checksum}
+        elif baselines.get("of", self._settings_checksum) != self._settings_checksum:
+            log.warn("evaluation settings have changed since the run started: earlier baselines are not shown")
+            baselines = {"of": self._settings_checksum, "knn": {}, "accuracy": {}}
         networks = method.networks()
-        first = next(iter(networks))
-        bank = self._features(networks[first], self._set.bank)
+        main_network = next(iter(networks))
+        bank = self._features(networks[main_network], self._set.bank)
         quality: dict[str, Any] = {"effective_rank": effective_rank(bank[:2048]), "judged_on": self._seen}
         if first_time and self._init:
             baselines = baselines | {"effective_rank": {"start": quality["effective_rank"]}}
-        if not self._judging:
+        if not self._has_accuracies:
             return quality, baselines
         if "knn" not in baselines:
             baselines = baselines | self._baselines(method)
-        scores = self._scores(method, networks, {first: bank})
+        scores = self._scores(method, networks, {main_network: bank})
         for kind in scores:
             if found := scores[kind] | baselines.get(kind, {}):
                 quality[kind] = found
@@ -95,72 +101,81 @@ class OnlineEval:
         return quality | common, baselines
 
     def against_start(self, quality: dict[str, Any], baselines: Scores) -> dict[str, Any] | None:
-        """Whether the network to use is better than the weights it started from; None where those were random.
+        """Whether the network to use is better than the weights it started from; None if those were random.
+
+        Args:
+            quality: Metrics of the last evaluation.
+            baselines: Both from `__call__`.
 
         Returns:
             "measure" (knn, or effective_rank without labels), "before", "after", "verdict" (better, no better, worse,
-            unknown) and what it "says" to people. k-NN accuracies differ where they are two standard errors apart.
-            A higher rank is no proof of a better network; one of less than half is of a worse one.
+            unknown) and a sentence "says". k-NN accuracies differ if they are two standard errors apart. A higher
+            effective rank does not prove a better network; less than half of it does prove a worse one.
         """
         if not self._init or "start" not in baselines.get("knn" if "knn" in quality else "effective_rank", {}):
             return None
         if "knn" in quality:
             measure, unit, num = "knn", " %", len(self._set.query_labels)
             before, after = baselines["knn"]["start"], next(iter(quality["knn"].values()))
-            noise = chance_of_difference(before, after, num)
-            verdict = "better" if after - before > noise else "worse" if before - after > noise else "no better"
-            why = f"; on {num:,} queries {noise:.1f} points may be chance"
+            margin = chance_of_difference(before, after, num)
+            verdict = "better" if after - before > margin else "worse" if before - after > margin else "no better"
+            why = f"; on {num:,} queries differences up to {margin:.1f} points may be chance"
         else:
             measure, unit, why = "effective_rank", "", ""
             before, after = baselines["effective_rank"]["start"], quality["effective_rank"]
             verdict = "worse" if after < before / 2 else "unknown"
         shown = f"{measure.replace('knn', 'k-NN').replace('_', ' ')} {before:.1f}{unit} before, {after:.1f}{unit} after"
-        told = {
+        summary = {
             "better": "Better than the weights it started from",
-            "no better": f"No better than the weights it started from: go on using {self._init}, or train longer",
-            "worse": f"Worse than the weights it started from: go on using {self._init}, or try a lower --optim.lr",
-            "unknown": "Better or not, a rank cannot tell: name some labeled images with --val",
+            "no better": f"No better than the weights it started from: keep using {self._init}, or train longer",
+            "worse": f"Worse than the weights it started from: keep using {self._init}, or try a lower --optim.lr",
+            "unknown": "Effective rank cannot tell whether it is better: give labeled images with --val",
         }[verdict]
-        says = f"{told} ({shown}{why})"
+        says = f"{summary} ({shown}{why})"
         return {"measure": measure, "before": before, "after": after, "verdict": verdict, "says": says}
 
     def _baselines(self, method: Method) -> Scores:
         frozen = {} if "teacher" in method.product else {"teacher": method.teacher}
-        first = copy.deepcopy(cast(Backbone, method.student["backbone"]))
+        backbone = copy.deepcopy(cast(Backbone, method.student["backbone"]))
         if not self._init:
-            features.recalibrate_batch_norm(first, self._leading(512), self._spec.mean, self._spec.std, self._device)
+            features.recalibrate_batch_norm(
+                backbone, self._first_crops(512), self._spec.mean, self._spec.std, self._device
+            )
         name = "start" if self._init else "untrained"
-        scores = self._scores(method, frozen | {name: nn.ModuleDict({"backbone": first})}, {})
+        scores = self._scores(method, frozen | {name: nn.ModuleDict({"backbone": backbone})}, {})
         pixels = (distributed.all_gather_rows(features.pixels(crops)) for crops in (self._set.bank, self._set.queries))
-        _note(scores, "knn", "pixels", self._knn(*pixels))
+        _record(scores, "knn", "pixels", self._knn(*pixels))
         return scores
 
-    def _leading(self, number: int) -> Tensor:
-        """The first crops of the bank, whichever ranks hold them, on every rank."""
+    def _first_crops(self, number: int) -> Tensor:
+        """The first `number` crops of the bank, gathered from all ranks: `[number C H W]` on every rank."""
         before = sum(distributed.all_gather_object([len(self._set.bank)])[: distributed.rank()])
         return distributed.all_gather_rows(self._set.bank[: max(0, number - before)])
 
     def _scores(self, method: Method, networks: dict[str, nn.ModuleDict], banks: dict[str, Tensor]) -> Scores:
-        """k-NN of each network, and the accuracy of its classifier where it has one for these classes; balanced too.
+        """k-NN accuracy of each network, and the accuracy of its classifier if it has one for these classes.
 
         Args:
-            method: Theirs.
-            networks: By name.
-            banks: Features of the bank that are known already.
+            method: The method of the networks.
+            networks: Name → network.
+            banks: Name → features of the bank `[N D]`, if already computed.
+
+        Returns:
+            "knn", "accuracy" and their balanced versions: {name: percent}.
         """
         scores: Scores = {kind: {} for pair in BALANCED.items() for kind in pair}
         for name, network in networks.items():
             bank = banks[name] if name in banks else self._features(network, self._set.bank)
             queries = self._features(network, self._set.queries)
-            _note(scores, "knn", name, self._knn(bank, queries))
+            _record(scores, "knn", name, self._knn(bank, queries))
             if "classifier" in network and self._classes == (method.classes or self._classes):
-                _note(scores, "accuracy", name, self._accuracy(network["classifier"], queries))
+                _record(scores, "accuracy", name, self._accuracy(network["classifier"], queries))
         return scores
 
     def _features(self, network: nn.ModuleDict, crops: Tensor) -> Tensor:
         backbone = cast(Backbone, network["backbone"])
-        mine = features.extract(backbone, crops, self._spec.mean, self._spec.std, self._device)
-        return distributed.all_gather_rows(mine)
+        local = features.extract(backbone, crops, self._spec.mean, self._spec.std, self._device)
+        return distributed.all_gather_rows(local)
 
     def _knn(self, bank: Tensor, queries: Tensor) -> Accuracy:
         labels, truth = self._set.bank_labels, self._set.query_labels
@@ -172,5 +187,5 @@ class OnlineEval:
         return accuracy(classifier(queries.to(self._device)).cpu(), self._set.query_labels)
 
 
-def _note(scores: Scores, kind: str, name: str, found: Accuracy) -> None:
+def _record(scores: Scores, kind: str, name: str, found: Accuracy) -> None:
     scores[kind][name], scores[BALANCED[kind]][name] = found.top1, found.balanced_accuracy

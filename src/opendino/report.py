@@ -1,4 +1,7 @@
-"""The page a run leaves: what it was, whether it learnt, what it sees, how to go on. One file, no network."""
+"""Writes a run's report.html: verdict, scores, curves, attention maps, nearest neighbors, next commands.
+
+One file that needs no network connection.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ from opendino.visualize.drawing.line_plots import plot
 from opendino.visualize.drawing.tile_grid import Sheet, Tile
 
 NAME = "report.html"
-_LOOKED_AT = 200  # images that neighbors are sought among
+_NUM_GALLERY = 200  # images among which nearest neighbors are searched
 _QUERIES, _NEIGHBORS, _THUMB_PX = 6, 6, 120
 _NAMES = {
     "teacher": "teacher", "student": "student", "baseline": "on labels alone", "start": "the weights it started from",
@@ -40,7 +43,7 @@ _NAMES = {
 _PLOTS: tuple[tuple[str, Mapping[str, str]], ...] = (
     ("loss (nats)", {"loss": "loss"}),
     (
-        "entropy of the teacher's output (share of ln K)",
+        "entropy of the teacher's output (fraction of ln K)",
         {"entropy_frac": "of an image", "marginal_frac": "of the mean"},
     ),
     ("KL(teacher ‖ student) (nats)", {"kl": "KL"}),
@@ -50,23 +53,23 @@ _PLOTS: tuple[tuple[str, Mapping[str, str]], ...] = (
     ("teacher's momentum", {"momentum": "momentum"}),
     ("teacher's temperature", {"teacher_temp": "temperature"}),
     ("gradient norm", {"grad_norm": "before clipping"}),
-    ("images a second", {"images_per_second": "images/s"}),
-    ("share of time", {"data_wait": "waiting for images", "mfu": "MFU"}),
+    ("images per second", {"images_per_second": "images/s"}),
+    ("fraction of time", {"data_wait": "waiting for images", "mfu": "MFU"}),
 )
 _COLUMNS = ("knn", *(name for _, names in _PLOTS for name in names))
 
 
 def write(run: str | Path) -> Path:
-    """Write `report.html` into a run's folder, at once or not at all; works at any time from the first checkpoint on.
+    """Write `report.html` to a run's folder, atomically; possible at any time after the first checkpoint.
 
     Args:
         run: The folder of a run.
 
     Returns:
-        Where the page is.
+        Path of the page.
 
     Raises:
-        UserError: There is no run, or it has no model yet.
+        UserError: There is no such run, or it has no model yet.
     """
     folder = Path(run).expanduser()
     if not (folder / "config.yaml").is_file() or not (folder / "metrics.jsonl").is_file():
@@ -80,27 +83,27 @@ def write(run: str | Path) -> Path:
     steps, model = config.steps, load(folder).to(distributed.device(config.device))
     source = functools.cache(lambda: resolve.images(config))
     sections = [
-        _part(lambda: _summary(folder, config, rows, examine(rows, steps))),
-        _part(lambda: _scores(rows, steps), "Is it better than nothing?"),
-        _part(lambda: f'<div class="plots">{_plots(columns)}</div>', "Curves"),
-        _part(lambda: _looks(model, source()), "What it looks at"),
-        _part(lambda: _alike(model, source()), "What it holds to be alike"),
-        _part(lambda: _next(folder), "How to go on"),
-        _part(lambda: f"<pre>{html.escape(configs.dump(config))}</pre>", "Settings"),
+        _section(lambda: _summary(folder, config, rows, examine(rows, steps))),
+        _section(lambda: _scores(rows, steps), "Accuracy and baselines"),
+        _section(lambda: f'<div class="plots">{_plots(columns)}</div>', "Curves"),
+        _section(lambda: _attention(model, source()), "Attention"),
+        _section(lambda: _neighbors(model, source()), "Nearest neighbors"),
+        _section(lambda: _commands(folder), "Next commands"),
+        _section(lambda: f"<pre>{html.escape(configs.dump(config))}</pre>", "Settings"),
     ]
     path = folder / NAME
     atomic_write.write(path, _PAGE.format(title=html.escape(folder.name), style=_STYLE, body="\n".join(sections)))
     return path
 
 
-def _part(content: Callable[[], str], title: str = "") -> str:
-    """A part of the page, or why it could not be drawn: whatever that is, it costs no other part."""
+def _section(content: Callable[[], str], title: str = "") -> str:
+    """A section of the page, or a note why it could not be drawn; an error in it does not affect the other sections."""
     heading = f"<h2>{title}</h2>" if title else ""
     try:
         return heading + content()
     except Exception as error:
         log.warn(f"report: {title or 'the summary'} is missing: {error}")
-        return f'{heading}<p class="bad">This part could not be drawn: {html.escape(str(error) or repr(error))}</p>'
+        return f'{heading}<p class="bad">This section could not be drawn: {html.escape(str(error) or repr(error))}</p>'
 
 
 def _summary(folder: Path, config: configs.Config, rows: Sequence[dict[str, Any]], verdict: Verdict) -> str:
@@ -112,14 +115,14 @@ def _summary(folder: Path, config: configs.Config, rows: Sequence[dict[str, Any]
         "steps": f"{done:,} of {config.steps:,}", "batch": f"{config.batch}",
         "device": distributed.device(config.device).type,
     }  # fmt: skip
-    told = "".join(f"<tr><th>{name}</th><td>{html.escape(value)}</td></tr>" for name, value in facts.items())
+    text = "".join(f"<tr><th>{name}</th><td>{html.escape(value)}</td></tr>" for name, value in facts.items())
     verdict_line = f"<b>{html.escape(verdict.name)}</b>: {html.escape(verdict.evidence)}"
     heading = f"<h1>{html.escape(folder.name)}</h1>"
-    return f'{heading}<p class="{"good" if good else "bad"}">{verdict_line}</p>{cure}<table>{told}</table>'
+    return f'{heading}<p class="{"good" if good else "bad"}">{verdict_line}</p>{cure}<table>{text}</table>'
 
 
 def _scores(rows: Sequence[dict[str, Any]], total_steps: int) -> str:
-    """A table of bars, the network to use first, of the last evaluation."""
+    """Bar charts of the last evaluation, the network to use first."""
     found = next((row for row in reversed(rows) if "effective_rank" in row), {})
     if found.get("step") == 0:
         return "<p>The run was interrupted before its first evaluation.</p>"
@@ -129,17 +132,17 @@ def _scores(rows: Sequence[dict[str, Any]], total_steps: int) -> str:
     for kind, title in (("knn", "k-NN, top-1 on held-out images"), ("accuracy", "classifier, top-1")):
         bars = [
             f"<tr><th>{html.escape(_name(name))}</th>"
-            f'<td><div class="bar" style="width:{3 * found[kind][name]:.0f}px"></div>{told}</td></tr>'
-            for name, told in accuracy.shown(found, kind).items()
+            f'<td><div class="bar" style="width:{3 * found[kind][name]:.0f}px"></div>{text}</td></tr>'
+            for name, text in accuracy.shown(found, kind).items()
         ]
         parts += [f"<p>{title}:</p><table>{''.join(bars)}</table>"] if bars else []
     if not parts:
         parts.append(
-            "<p>Nobody can say without labels. Folders that name classes, or <code>--val</code> with a few labeled "
-            "images, would show it here.</p>"
+            "<p>No accuracy without labels. With one folder per class, or with <code>--val</code> and a few labeled "
+            "images, it is shown here.</p>"
         )
-    if told := accuracy.yardstick(found):
-        parts.append(f"<p>{told[0].upper()}{told[1:]}.</p>")
+    if text := accuracy.yardstick(found):
+        parts.append(f"<p>{text[0].upper()}{text[1:]}.</p>")
     if "effective_rank" in found:
         parts.append(f"<p>Effective rank of the features: {found['effective_rank']:.1f}.</p>")
     return "".join(parts)
@@ -153,7 +156,7 @@ def _plots(columns: Mapping[str, metrics_log.Column]) -> str:
     knn = {_name(name.partition(".")[2]): column for name, column in columns.items() if name.startswith("knn.")}
     plots = [_plot("k-NN, top-1 (%)", knn)] if knn else []
     for title, names in _PLOTS:
-        lines = {told: columns[name] for name, told in names.items() if name in columns}
+        lines = {text: columns[name] for name, text in names.items() if name in columns}
         if lines:
             plots.append(_plot(title, lines))
     return "".join(plots)
@@ -169,40 +172,44 @@ def _plot(title: str, columns: Mapping[str, metrics_log.Column]) -> str:
     return plot(title, lines, bands=bands)
 
 
-def _looks(model: Model, source: Source) -> str:
-    """Attention over some images."""
-    images, rows, odd = _some(source, 4), list[list[Tile | None]](), Bad()
+def _attention(model: Model, source: Source) -> str:
+    """Attention maps of four images."""
+    images, rows, skipped = _sample_images(source, 4), list[list[Tile | None]](), Bad()
     if not images:
         return "<p>No image could be read.</p>"
     try:
         fitting = [min(image.size) for _, image in images if max(image.size) <= 4 * min(image.size)]
-        sight = ImageEncoder(model, max(model.preprocessing["image_px"], min([240, *fitting])))
+        encoder = ImageEncoder(model, max(model.preprocessing["image_px"], min([240, *fitting])))
         for key, image in images:
             try:
-                seen = sight.prepare(image)
+                prepared = encoder.prepare(image)
             except BadImage as error:
-                odd.append((key, str(error)))
+                skipped.append((key, str(error)))
                 continue
-            maps, large = sight.attention(seen), _large(seen)
-            pale = attention.heat(large, maps.mean(0), overlay=True)
+            maps, large = encoder.attention(prepared), _large(prepared)
+            overlay = attention.heat(large, maps.mean(0), overlay=True)
             kept = attention.keep_mass(maps.mean(0).flatten(), 0.6).view(maps.shape[1:])
             rows.append(
-                [Tile(large, "image"), Tile(pale, "where it looks"), Tile(tile_grid.dimmed(large, kept), "60 % of it")]
+                [
+                    Tile(large, "image"),
+                    Tile(overlay, "attention"),
+                    Tile(tile_grid.dimmed(large, kept), "60% of the mass"),
+                ]
             )
     except UserError as error:
         return f"<p>{html.escape(str(error))}</p>"
-    told = f"<p>{html.escape(skipped_message(odd))}</p>" if odd else ""
+    text = f"<p>{html.escape(skipped_message(skipped))}</p>" if skipped else ""
     if not rows:
-        return told
+        return text
     columns = [tile for row in rows for tile in row]
     sheet = Sheet([part for part in (columns[:6], columns[6:]) if part])
-    return f'<p>{html.escape(sight.quantity)}</p>{told}<div class="wide">{sheet.svg()}</div>'
+    return f'<p>{html.escape(encoder.quantity)}</p>{text}<div class="wide">{sheet.svg()}</div>'
 
 
-def _alike(model: Model, source: Source) -> str:
-    """Some images with the images whose features are nearest."""
+def _neighbors(model: Model, source: Source) -> str:
+    """Six images with their nearest neighbors by cosine similarity of features."""
     try:
-        found = table(model, source, indices=permutation(len(source), 0, 0)[:_LOOKED_AT].tolist())
+        found = table(model, source, indices=permutation(len(source), 0, 0)[:_NUM_GALLERY].tolist())
     except UserError as error:
         return f"<p>{html.escape(str(error))}</p>"
     if len(found) < 3:
@@ -211,19 +218,20 @@ def _alike(model: Model, source: Source) -> str:
     cosines, places = nearest(found.features, found.features[queries], min(_NEIGHBORS + 1, len(found)))
     rows: list[list[Tile | None]] = []
     for query, near, scores in zip(queries.tolist(), places.tolist(), cosines.tolist(), strict=True):
+        # A score below -1 marks an image whose features are all zero.
         others = [(place, score) for place, score in zip(near, scores, strict=True) if place != query and score >= -1]
-        others = others[:_NEIGHBORS]  # without those whose features are zero
+        others = others[:_NEIGHBORS]
         row = [Tile(_thumb(source, int(found.indices[query])), "query")]
         row += [Tile(_thumb(source, int(found.indices[place])), f"{score:.2f}") for place, score in others]
         rows.append([*row])
-    told = f"Nearest by cosine among {len(found):,} of {len(source):,} images, with the cosine above each."
-    return f'<p>{told}</p><div class="wide">{Sheet(rows).svg()}</div>'
+    text = f"Nearest by cosine among {len(found):,} of {len(source):,} images, with the cosine similarity above each."
+    return f'<p>{text}</p><div class="wide">{Sheet(rows).svg()}</div>'
 
 
-def _next(folder: Path) -> str:
+def _commands(folder: Path) -> str:
     run = html.escape(str(folder))
     lines = [
-        f"opendino resume {run}                     # where it stopped early",
+        f"opendino resume {run}                     # if it stopped early",
         f"opendino train DATA --init {run}          # on other images, from these weights",
         f"opendino eval knn {run} --train DIR --val DIR",
         f"opendino embed {run} DATA --out vectors.parquet",
@@ -235,8 +243,8 @@ def _next(folder: Path) -> str:
     return "<pre>{}</pre><p>From Python:</p><pre>{}</pre>".format("\n".join(lines), python)
 
 
-def _some(source: Source, number: int) -> list[tuple[str, Image.Image]]:
-    """A few images from all over the source with their keys, as many as can be read."""
+def _sample_images(source: Source, number: int) -> list[tuple[str, Image.Image]]:
+    """Up to `number` readable images with their keys, sampled from the whole source."""
     found: list[tuple[str, Image.Image]] = []
     for index in permutation(len(source), 0, 1)[: 4 * number].tolist():
         if len(found) < number and (image := _read(source, index)):

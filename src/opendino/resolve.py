@@ -1,4 +1,4 @@
-"""Before a run: look at the data and turn every "auto" into a value, saying why."""
+"""Resolves a config before a run: inspects the data, replaces every "auto" by a value and logs the reason."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from opendino.data.labels import relabel
 from opendino.data.open_source import absolute, open_source
 from opendino.engine import batch_size_finder, precision, sizing, threads
 from opendino.engine.activation_checkpointing import checkpoint_activations
-from opendino.engine.run_folder import LEFT_AT_THE_START
+from opendino.engine.run_folder import STARTUP_FILES
 from opendino.models import build, load
 from opendino.models.adapt import adapt
 from opendino.models.vit_layers import drop_on_subset
@@ -35,17 +35,24 @@ _SMALL_NETWORK = 15_000_000  # parameters
 
 
 def resolve_config(config: Config, device: torch.device) -> tuple[Config, Source]:
-    """The run's settings without any "auto", and its images.
+    """Replace every "auto" by a value, and open the images.
+
+    Args:
+        config: As the user gave it.
+        device: This process's device.
+
+    Returns:
+        The settings without "auto" (the same on every rank), and the training images.
 
     Raises:
         UserError: The images cannot be trained on, or settings contradict each other.
     """
-    config = located(config)
+    config = absolute_paths(config)
     source = images(config)
     workers, why_workers = sizing.workers(config.workers, device)
-    looked = probe_dataset(source, config.max_bad_frac, workers=workers)
-    config, convolutional, reasons = _network(config, looked.short_side_px, device)
-    epochs, why_epochs = _epochs(config, len(source), looked.short_side_px if convolutional else None)
+    probe = probe_dataset(source, config.max_bad_frac, workers=workers)
+    config, convolutional, reasons = _network(config, probe.short_side_px, device)
+    epochs, why_epochs = _epochs(config, len(source), probe.short_side_px if convolutional else None)
     reasons.append(f"epochs = {epochs:.3g}: {why_epochs}")
     seen = math.inf if config.steps else epochs * len(source)
     batch, why_batch = sizing.batch(config.batch, len(source), seen, device)
@@ -53,7 +60,7 @@ def resolve_config(config: Config, device: torch.device) -> tuple[Config, Source
     steps = config.steps or max(1, round(epochs * steps_per_epoch))
     num_classes = len(source.classes)
     facts = Facts(
-        len(source), looked.short_side_px, num_classes, batch, steps, steps_per_epoch, device.type,
+        len(source), probe.short_side_px, num_classes, batch, steps, steps_per_epoch, device.type,
         build.patch_px(config.backbone), convolutional,
     )  # fmt: skip
     dtype, why_dtype = precision.choose(config.precision, device)
@@ -61,45 +68,43 @@ def resolve_config(config: Config, device: torch.device) -> tuple[Config, Source
     config, resolved = configs.resolve_parts(config, facts)
     reasons += resolved
     spec = configs.views(config)
-    with torch.device("meta"):  # networks without memory, to ask how much the real ones take
+    with torch.device("meta"):  # build without allocating memory, to estimate how much the networks need
         planned = make_method(config, spec, make_backbone)
-    parted = distributed.world_size() > 1 and config.parallel != "ddp"
-    sizing.check_fits(sizing.memory(planned, config.optim.name, 0.0, parted), device)
-    area_px = min(looked.area_px, working_area_px(spec))
+    sharded = distributed.world_size() > 1 and config.parallel != "ddp"
+    sizing.check_fits(sizing.memory(planned, config.optim.name, 0.0, sharded), device)
+    area_px = min(probe.area_px, working_area_px(spec))
     gpu_bytes = sizing.free_bytes(device) if device.type == "cuda" else 0.0
     cache, why_cache = decide_cache(
         config.cache, len(source), 3 * area_px, steps / steps_per_epoch, gpu_bytes, config.out
     )
-    parts, why_parts = _parts(config, spec, batch, dtype, device)
-    number, why_threads = threads.choose(config.threads, device, workers, _work(config, spec))
-    judged, why_judged = _eval_images(config.eval_images, len(source), steps * batch)
+    micro_batches, why_micro_batches = _micro_batches(config, spec, batch, dtype, device)
+    num_threads, why_threads = threads.choose(config.threads, device, workers, _timed_step(config, spec))
+    eval_images, why_eval_images = _eval_images(config.eval_images, len(source), steps * batch)
     reasons += [
         f"batch = {batch}: {why_batch}",
-        f"optim.grad_accum_steps = {parts}: {why_parts}",
+        f"optim.grad_accum_steps = {micro_batches}: {why_micro_batches}",
         f"precision = {str(dtype).removeprefix('torch.')}: {why_dtype}",
         f"compile = {compiling}: {why_compiling}",
         f"workers = {workers}: {why_workers}",
-        f"threads = {number}: {why_threads}",
+        f"threads = {num_threads}: {why_threads}",
         f"cache = {cache}: {why_cache}",
-        f"eval_images = {judged}: {why_judged}",
+        f"eval_images = {eval_images}: {why_eval_images}",
     ]
-    log.say(
-        f"{len(source):,} images, {len(source.classes) or 'no'} classes named; {steps:,} steps of {batch} on {device}"
-    )
+    log.say(f"{len(source):,} images, {len(source.classes) or 'no'} classes; {steps:,} steps of {batch} on {device}")
     for line in reasons:
-        if not line.endswith(": as asked"):
+        if not line.endswith(": as configured"):
             log.say(f"  {line}")
     config = replace(
-        config, batch=batch, steps=steps, epochs=None, cache=cache, workers=workers, threads=number,
+        config, batch=batch, steps=steps, epochs=None, cache=cache, workers=workers, threads=num_threads,
         compile=compiling,
-        eval_images=judged, precision=str(dtype).removeprefix("torch."),
-        optim=replace(config.optim, grad_accum_steps=parts),
+        eval_images=eval_images, precision=str(dtype).removeprefix("torch."),
+        optim=replace(config.optim, grad_accum_steps=micro_batches),
     )  # fmt: skip
     return distributed.broadcast_object(config), source
 
 
-def located(config: Config) -> Config:
-    """With full paths: a run folder must mean the same images wherever it is resumed from."""
+def absolute_paths(config: Config) -> Config:
+    """Make all paths absolute, so that a run can be resumed from any working directory."""
     return replace(
         config, data=absolute(config.data), labels=absolute(config.labels),
         val=absolute(config.val) if config.val else None, init=absolute(config.init) if config.init else None,
@@ -107,9 +112,12 @@ def located(config: Config) -> Config:
 
 
 def _network(config: Config, short_side_px: int, device: torch.device) -> tuple[Config, bool, list[str]]:
-    """The settings with a network; whether it is the small convolutional one for small images on a CPU; and why."""
+    """Choose the backbone; returns the config, whether it is the small convolutional one, and the reasons.
+
+    The small convolutional network is for small images on a CPU.
+    """
     if config.init:
-        config = _as(load.load(config.init), config)
+        config = _settings_of(load.load(config.init), config)
         return config, False, [f"backbone = {config.backbone}: starts from {config.init}"]
     reasons = []
     convolutional = False
@@ -126,69 +134,71 @@ def _network(config: Config, short_side_px: int, device: torch.device) -> tuple[
 
 
 def _epochs(config: Config, num_images: int, small_px: int | None) -> tuple[float, str]:
-    """Length of the run in passes over the data, and why; `small_px` for the small convolutional network on a CPU."""
+    """Length of the run in epochs, and the reason; `small_px` is set for the small convolutional network on a CPU."""
     if isinstance(config.epochs, int | float):
-        return config.epochs, "as asked"
+        return config.epochs, "as configured"
     if config.steps:
-        return 0.0, "as asked"
+        return 0.0, "as configured"
     if small_px is None:
-        return (200, "a set of moderate size") if config.epochs == "auto" else (100, "no length was given")
+        return (200, "dataset of moderate size") if config.epochs == "auto" else (100, "no length was given")
     seen = auto_values.images_seen(small_px)
-    return seen / num_images, f"{seen:,} images seen, about ten minutes on one core; --epochs for longer runs"
+    return seen / num_images, f"{seen:,} images in total, about ten minutes on one core; use --epochs for a longer run"
 
 
 def images(config: Config) -> Source:
-    """The run's images with the labels it may see."""
+    """Open the run's images, with the fraction of labels that `config.labels` allows."""
     return relabel(open_source(config.data), config.labels, config.seed)
 
 
 def check_classes(method: Method, spec: ViewSpec, source: Source) -> None:
-    """The labels of the data must mean what a teacher's classifier means by them.
+    """Check that the classes of the data are those of the teacher's classifier, if the method trains on labels.
 
     Raises:
-        UserError: They do not.
+        UserError: They are not.
     """
     if not spec.labeled_frac or "classifier" not in method.student:
         return
-    known = method.classes or source.classes
+    teacher_classes = method.classes or source.classes
     number = cast(nn.Linear, method.student["classifier"]).out_features
-    if len(source.classes) != number or known != source.classes:
+    if len(source.classes) != number or teacher_classes != source.classes:
         raise UserError(
-            f"The teacher tells {number} classes apart ({', '.join(known[:3])}, ...), "
-            f"and the images are of {len(source.classes)} ({', '.join(source.classes[:3])}, ...)",
-            "Name the images' classes as the teacher's, or learn without them: --method.label-weight 0",
+            f"The teacher's classifier has {number} classes ({', '.join(teacher_classes[:3])}, ...), "
+            f"but the images have {len(source.classes)} ({', '.join(source.classes[:3])}, ...)",
+            "Give the images' classes the teacher's names, or train without labels: --method.label-weight 0",
         )
 
 
 def folder(config: Config) -> Path:
-    """Where the run will live; made later, once it can start. The leader looks, lest others see what it made since.
+    """Path of the run's folder, which is created later, once the run can start.
+
+    Only rank 0 checks the path, because the other ranks might check after rank 0 has created the folder.
 
     Raises:
-        UserError: Something is there already, and it is not a run to go on with (`config.resume`).
+        UserError: The path exists, and is not a run to continue (`config.resume`).
     """
-    found = distributed.broadcast_object(_folder(config) if distributed.rank() == 0 else None)
-    if isinstance(found, UserError):
-        raise found
-    assert found
-    return found
+    path = distributed.broadcast_object(_folder(config) if distributed.rank() == 0 else None)
+    if isinstance(path, UserError):
+        raise path
+    assert path
+    return path
 
 
 def _folder(config: Config) -> Path | UserError:
     if config.out is None:
         name = Path(config.data.partition("?")[0].rstrip("/:")).name.replace(":", "-") or "images"
-        place = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        path = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     else:
-        place = Path(config.out).expanduser()
-    read_run_config = (place / "config.yaml").exists()
-    taken = place.is_dir() and any(path.name not in LEFT_AT_THE_START for path in place.iterdir())
-    if place.is_file() or (taken and not (read_run_config and config.resume)):
-        go_on = f"Go on with: opendino resume {place}; or choose" if read_run_config else "Choose"
-        return UserError(f"'{place}' exists already", f"{go_on} another --out")
-    return place
+        path = Path(config.out).expanduser()
+    is_run = (path / "config.yaml").exists()
+    taken = path.is_dir() and any(file.name not in STARTUP_FILES for file in path.iterdir())
+    if path.is_file() or (taken and not (is_run and config.resume)):
+        hint = f"Continue with: opendino resume {path}; or choose" if is_run else "Choose"
+        return UserError(f"'{path}' exists already", f"{hint} another --out")
+    return path
 
 
 def read_run_config(run: str | Path) -> Config:
-    """The settings of a run that was begun.
+    """Read the settings of an existing run.
 
     Raises:
         UserError: There is no such run.
@@ -200,56 +210,59 @@ def read_run_config(run: str | Path) -> Config:
 
 
 def rescale(config: Config, world: int, device: torch.device) -> Config:
-    """A run's settings on another number of devices: the same steps, worked off in parts that fit.
+    """Settings of a run resumed on another number of devices: the same batch, in micro-batches that fit.
 
     Args:
-        config: As decided when it ran on `world` devices.
-        world: That number; where it is the same nothing changes.
-        device: One of the new ones.
+        config: Settings of the run on `world` devices.
+        world: World size so far; if it is still the same, nothing changes.
+        device: This process's device.
 
     Raises:
-        UserError: A step's images do not divide over them.
+        UserError: The batch is not divisible by the new world size.
     """
     if distributed.world_size() == world:
         return config
     assert isinstance(config.batch, int) and isinstance(config.optim.grad_accum_steps, int)
     sizing.batch(config.batch, config.batch, math.inf, device)
     fewest, _ = sizing.micro_batches("auto", config.batch, activation_bytes(config, configs.views(config)), device)
-    before, share = config.optim.grad_accum_steps, config.batch // distributed.world_size()
-    parts = distributed.broadcast_object(before if before >= fewest and share % before == 0 else fewest)
+    before, local_batch = config.optim.grad_accum_steps, config.batch // distributed.world_size()
+    micro_batches = distributed.broadcast_object(before if before >= fewest and local_batch % before == 0 else fewest)
     log.say(
-        f"Resuming on {distributed.world_size()} devices (was {world}): {parts} micro-batches per step (was {before})"
+        f"Resuming on {distributed.world_size()} devices (was {world}): "
+        f"{micro_batches} micro-batches per step (was {before})"
     )
-    return replace(config, optim=replace(config.optim, grad_accum_steps=parts))
+    return replace(config, optim=replace(config.optim, grad_accum_steps=micro_batches))
 
 
-def _parts(config: Config, spec: ViewSpec, batch: int, dtype: torch.dtype, device: torch.device) -> tuple[int, str]:
-    """In how many parts a device works off its share of a step, and why: as few as fit, on a GPU found by trying."""
-    wanted, share = config.optim.grad_accum_steps, batch // distributed.world_size()
+def _micro_batches(
+    config: Config, spec: ViewSpec, batch: int, dtype: torch.dtype, device: torch.device
+) -> tuple[int, str]:
+    """Number of micro-batches per step, and the reason: as few as fit, on a GPU found by trying."""
+    wanted, local_batch = config.optim.grad_accum_steps, batch // distributed.world_size()
     if wanted == "auto" and device.type == "cuda":
 
         def fresh() -> Method:
             return make_method(config, spec, make_backbone)
 
-        tried = distributed.broadcast_object(
-            batch_size_finder.fewest_parts(fresh, spec, share, config.optim.name, dtype, device)
+        fitting = distributed.broadcast_object(
+            batch_size_finder.fewest_micro_batches(fresh, spec, local_batch, config.optim.name, dtype, device)
         )
-        if tried:
-            return tried, f"{share // tried} images at once, the most of {share} that fit"
+        if fitting:
+            return fitting, f"micro-batches of {local_batch // fitting} images are the largest that fit"
     return sizing.micro_batches(wanted, batch, activation_bytes(config, spec), device)
 
 
 def activation_bytes(config: Config, spec: ViewSpec) -> float:
-    """What a step of the run keeps of one image, see `engine.sizing`.
+    """Bytes of activations per image of a training step, see `engine.sizing.activation_bytes`.
 
     Raises:
         UserError: The network cannot take these views.
     """
-    with torch.random.fork_rng(devices=[]):  # what is measured before a run must not change the run
-        with torch.device("meta"):  # a network without memory, to ask how much a real one takes
+    with torch.random.fork_rng(devices=[]):  # measuring must not change the random numbers of the run
+        with torch.device("meta"):  # shapes only, no memory
             network = make_backbone(config, spec, "student")
         if sum(p.numel() for p in network.parameters()) < _SMALL_NETWORK:
-            # The first forward pass on `meta` loads seconds of PyTorch; that of a small network takes a tenth of one.
+            # The first forward pass on `meta` imports PyTorch code for seconds; a small real network takes only 0.1 s.
             network = make_backbone(config, spec, "student")
         try:
             return sizing.activation_bytes(network, spec, config.activation_checkpointing)
@@ -258,56 +271,56 @@ def activation_bytes(config: Config, spec: ViewSpec) -> float:
             options = f" with {config.backbone_options}" if config.backbone_options else ""
             raise UserError(
                 f"{config.backbone}{options} cannot take images of 3 channels at {sizes} px: {first_line(error)}",
-                "Change --backbone-options, or the sizes of the views",
+                "Change --backbone-options or the sizes of the views",
             ) from None
 
 
-def _work(config: Config, spec: ViewSpec) -> Callable[[], object]:
-    """A piece of the run's work, to be timed: the student's forward and backward pass of a few images."""
+def _timed_step(config: Config, spec: ViewSpec) -> Callable[[], object]:
+    """A function to time threads with: the student's forward and backward pass on a few images."""
 
-    def once() -> None:
-        if not prepared:
+    def run_once() -> None:
+        if not cached:
             with torch.random.fork_rng(devices=[]):
                 network = make_backbone(config, spec, "student").to(memory_format=torch.channels_last)
             number = 8 if spec.groups[0].size_px <= 96 else 2
             shapes = [(number * len(group.views), 3, group.size_px, group.size_px) for group in spec.groups]
             views = [torch.zeros(s).to(memory_format=torch.channels_last) for s in shapes if s[0]]
-            prepared.extend((network, views))
-        network, views = prepared
+            cached.extend((network, views))
+        network, views = cached
         torch.stack([output.sum() for output in network(views)]).sum().backward()
 
-    prepared: list[Any] = []
-    return once
+    cached: list[Any] = []
+    return run_once
 
 
-def resumed_threads(config: Config, known: dict[str, Any] | None, device: torch.device) -> Config:
-    """A resumed run's number of threads: that of before, unless it was measured on another machine.
+def resumed_threads(config: Config, saved: dict[str, Any] | None, device: torch.device) -> Config:
+    """Number of threads of a resumed run: the same as before, unless it was measured on another machine.
 
     Args:
-        config: As the run began, or as it was changed since.
-        known: What the checkpoint says of a number that was measured: "number" and "machine"; None for one asked for.
-        device: Of this process.
+        config: Settings of the run.
+        saved: From the checkpoint, for a measured number: "number" and "machine"; None if the user gave the number.
+        device: This process's device.
     """
-    before = known["number"] if known else config.threads
-    same_machine = known is None or known["machine"] == threads.machine()
-    given = bool(known and os.environ.get("OMP_NUM_THREADS"))
+    before = saved["number"] if saved else config.threads
+    same_machine = saved is None or saved["machine"] == threads.machine()
+    given = bool(saved and os.environ.get("OMP_NUM_THREADS"))
     if same_machine and not given and isinstance(before, int) and before <= ranges.cores():
         return replace(config, threads=before)
     return replace(config, threads=measured_threads(config, before, device))
 
 
 def measured_threads(config: Config, before: int | str, device: torch.device) -> int:
-    """The number of threads that is fastest now, the same on every rank; says so where it is not that of `before`."""
+    """Measure the fastest number of threads, the same on every rank; logs it if it differs from `before`."""
     assert isinstance(config.workers, int)
-    work = _work(config, configs.views(config))
+    work = _timed_step(config, configs.views(config))
     number, why = distributed.broadcast_object(threads.choose("auto", device, config.workers, work))
     if number != before:
-        log.say(f"threads = {number} in place of {before}: {why}; the last digits of results may differ")
+        log.say(f"threads = {number} (was {before}): {why}; the last digits of results may differ")
     return number
 
 
 def choose_parallel(config: Config, spec: ViewSpec, method: Method, device: torch.device) -> Literal["ddp", "fsdp"]:
-    """How the devices share the work; says what memory it will take."""
+    """Choose DDP or FSDP, and log the estimated memory."""
     assert isinstance(config.batch, int) and isinstance(config.optim.grad_accum_steps, int)
     images = config.batch // distributed.world_size() // config.optim.grad_accum_steps
     activations = images * activation_bytes(config, spec)
@@ -317,10 +330,15 @@ def choose_parallel(config: Config, spec: ViewSpec, method: Method, device: torc
 
 
 def make_method(config: Config, spec: ViewSpec, make: Callable[[Config, ViewSpec, str], Backbone]) -> Method:
-    """A fresh method of the run on backbones by `make`, which is `first_backbone` or `make_backbone`.
+    """Build the run's method.
+
+    Args:
+        config: Settings of the run.
+        spec: The views.
+        make: Builds each backbone: `first_backbone` (weights of `config.init`) or `make_backbone` (random weights).
 
     Raises:
-        UserError: Its settings do not go together.
+        UserError: The settings contradict each other.
     """
     method: Method = configs.method_module(config).build(config.method, lambda role: make(config, spec, role))
     if config.activation_checkpointing:
@@ -329,7 +347,7 @@ def make_method(config: Config, spec: ViewSpec, make: Callable[[Config, ViewSpec
 
 
 def make_backbone(config: Config, spec: ViewSpec, role: str) -> Backbone:
-    """A fresh network of the run's architecture; only the student's has stochastic depth."""
+    """Build a backbone with random weights; only the student's has stochastic depth."""
     options: dict[str, Any] = dict(config.backbone_options)
     drop_path = config.drop_path if role == "student" else 0.0
     network = build.backbone(config.backbone, image_px=spec.groups[0].size_px, drop_path=drop_path, **options)
@@ -339,7 +357,7 @@ def make_backbone(config: Config, spec: ViewSpec, role: str) -> Backbone:
 
 
 def first_backbone(config: Config, spec: ViewSpec, role: str) -> Backbone:
-    """The network a run starts with: a fresh one, or for the student one with the weights of `config.init`.
+    """Build the backbone a run starts with: random weights, or for the student those of `config.init`.
 
     Raises:
         UserError: The weights do not fit.
@@ -351,8 +369,8 @@ def first_backbone(config: Config, spec: ViewSpec, role: str) -> Backbone:
     return network
 
 
-def _as(model: load.Model, config: Config) -> Config:
-    """The settings that follow from the model a run starts from."""
+def _settings_of(model: load.Model, config: Config) -> Config:
+    """Take normalization and, with backbone = auto, the backbone from the model a run starts from."""
     config = replace(config, mean=tuple(model.preprocessing["mean"]), std=tuple(model.preprocessing["std"]))
     if config.backbone != "auto":
         return config
@@ -362,7 +380,7 @@ def _as(model: load.Model, config: Config) -> Config:
 
 def _eval_images(wanted: int | str, num_images: int, num_trained: int) -> tuple[int, str]:
     if isinstance(wanted, int):
-        return wanted, "as asked"
-    # Ten times two networks see one view of each: about a fiftieth of the work of training on a hundred times as many.
+        return wanted, "as configured"
+    # Ten evaluations of two networks on one view per image cost about 2% of training on a hundred times as many images.
     number = min(num_images, max(200, min(10_000, num_trained // 100)))
-    return number, f"a hundredth of the {num_trained:,} images the run trains on, within 200 and 10,000"
+    return number, f"1% of the {num_trained:,} images the run trains on, at least 200 and at most 10,000"

@@ -1,4 +1,4 @@
-"""What a run saves of itself, and how it is put back."""
+"""Saves a run's checkpoint and exported model, and restores a checkpoint."""
 
 from __future__ import annotations
 
@@ -21,19 +21,28 @@ from opendino.models import load
 
 
 def restore(path: Path, method: Method, optimizer: torch.optim.Optimizer, source: Source) -> dict[str, Any]:
-    """Put a checkpoint back into place; returns its state.
+    """Load a checkpoint into a method and its optimizer, and delete newer (damaged) checkpoints.
+
+    Args:
+        path: Folder of the checkpoint.
+        method: Changed in place.
+        optimizer: Changed in place.
+        source: The run's images.
+
+    Returns:
+        The checkpoint's state, see `engine.checkpoint.save`.
 
     Raises:
-        UserError: The images are others than when it was written.
+        UserError: The images have changed since the checkpoint was written.
     """
     state = checkpoint.load(path, method, optimizer)
     fingerprint.check(source, state, f"{path} was written")
     if distributed.rank() == 0:
-        checkpoint.forget_after(path)  # damaged ones, of a future that will now come anew
+        checkpoint.delete_newer(path)  # they are damaged, and their steps run again
     return state
 
 
-def prepared(
+def prepare_write(
     folder: Path,
     config: Config,
     method: Method,
@@ -42,10 +51,23 @@ def prepared(
     classes: tuple[str, ...],
     state: dict[str, Any],
 ) -> Callable[[], None]:
-    """Copy what is to be saved besides `tensors`, now; the function that is returned writes the copies, whenever."""
-    kept = ("backbone", "classifier")  # heads are in the checkpoint alone
+    """Copy everything to be saved now, and return a function that writes it later, on another thread.
+
+    Args:
+        folder: The run's folder.
+        config: Settings of the run.
+        method: Its networks are copied, for the exported model.
+        tensors: From `checkpoint.snapshot`; already copies.
+        spec: The views.
+        classes: Class names of the data.
+        state: The run's state, copied.
+
+    Returns:
+        Writes the exported model and then the checkpoint.
+    """
+    saved_parts = ("backbone", "classifier")  # heads are only in the checkpoint
     networks = copy.deepcopy(
-        {name: {part: net[part] for part in kept if part in net} for name, net in method.networks().items()}
+        {name: {part: net[part] for part in saved_parts if part in net} for name, net in method.networks().items()}
     )
     state = copy.deepcopy(state)
 

@@ -1,13 +1,14 @@
-"""The story of training, top to bottom: decide, build, restore, loop."""
+"""Training, from top to bottom: resolve the config, build the networks, restore the checkpoint, run the loop.
+
+`train` and `resume` are the entry points, `_run` holds the loop, `step` is one optimizer step.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
-import sys
 import tempfile
 import time
-import types
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,27 +45,28 @@ from opendino.views.multi_crop import multi_crop
 
 @dataclass(frozen=True)
 class Result:
-    """What a run came to.
+    """Result of a run.
 
     Attributes:
-        run: Its folder.
-        steps: Optimizer steps done in all.
+        run: The run's folder.
+        steps: Optimizer steps of the whole run.
         seconds: Wall time of this call.
-        images_per_second: Training speed of this call, evaluations and checkpoints left out.
-        data_wait: Share of that time spent waiting for images.
-        mfu: Share of a large matrix product's speed, see `Speed.so_far`.
-        peak_memory_bytes: Of the GPU where there is one, else of this process.
-        knn: k-NN accuracy in percent of "teacher", "student", raw "pixels" and the "untrained" network, or the one it
-            was at the "start"; None without labels. The first is the network to use.
-        accuracy: Of the classifiers in percent, where the method trains some.
-        effective_rank: Of the features of the network to use.
-        collapse: Name of a collapse that stood at the end, None for a healthy run.
-        against_start: Whether it is better than the weights it was given at first, see `Judge.against_start`.
-        balanced_accuracy, standard_error: Of `knn`, see `core.accuracy`.
-        accuracy_balanced: Of `accuracy`.
-        majority, num_queries: The share of the most frequent class among the images classified; how many these are.
+        images_per_second: Training throughput of this call, without evaluations and checkpoints.
+        data_wait: Fraction of that time spent waiting for images, 0 to 1.
+        mfu: Model FLOPs utilization, 0 to 1, see `Throughput.summary`.
+        peak_memory_bytes: Peak memory of the GPU, or else of this process.
+        knn: k-NN accuracy in percent of "teacher", "student", raw "pixels", and of the "untrained" network or, with
+            `init`, the network at the "start"; None without labels. The first entry is the network to use.
+        accuracy: Accuracy of the classifiers in percent, for methods that train them.
+        effective_rank: Effective rank of the features of the network to use.
+        collapse: Name of the collapse at the end, None for a healthy run.
+        against_start: With `init`: whether the network is better than before, see `OnlineEval.against_start`.
+        balanced_accuracy, standard_error: For each entry of `knn`, in percent, see `core.accuracy`.
+        accuracy_balanced: Balanced accuracy for each entry of `accuracy`, in percent.
+        majority: Percentage of the most frequent class among the query images.
+        num_queries: Number of query images.
         verdict: "learned", "not shown to have learned" or "collapsed: NAME".
-        evidence: The numbers it rests on, one sentence.
+        evidence: The metrics the verdict is based on, one sentence.
     """
 
     run: str
@@ -89,21 +91,27 @@ class Result:
 
 
 def train(config: Config) -> Result:
-    """Start a run; on several devices (`config.devices`), in processes that are started for it.
+    """Start a training run; with several devices (`config.devices`) in one new process per device.
 
-    Where the run folder holds a run already, `config.resume` continues it; another length makes it longer.
+    If the run folder already holds a run, `config.resume` continues it, up to a new length if one is given.
+
+    Args:
+        config: Settings of the run; "auto" values are resolved from the data and the device.
+
+    Returns:
+        Result of the run; models, metrics and checkpoints are in its folder.
 
     Raises:
-        UserError: It cannot start (nothing is left behind), or had to stop (its last state is saved).
+        UserError: The run cannot start (nothing is left behind), or had to stop (its last state is saved).
     """
     if launch.number(config.devices, config.device) > 1:
         with tempfile.TemporaryDirectory() as home:
             (Path(home) / "settings.yaml").write_text(configs.dump(config), encoding="utf-8")
             return Result(**launch.command("train", "--config", f"{home}/settings.yaml"))
     with parallel.process_group(config.device) as device:
-        folder, request = resolve.folder(config), resolve.located(config)
+        folder, request = resolve.folder(config), resolve.absolute_paths(config)
         if distributed.broadcast_object((folder / "config.yaml").is_file()):
-            return _resume(folder, device, request=request, **extend.asked_length(folder, request))
+            return _resume(folder, device, request=request, **extend.requested_length(folder, request))
         config, source = resolve.resolve_config(request, device)
         return _run(config, source, folder, device, None, request)
 
@@ -111,12 +119,12 @@ def train(config: Config) -> Result:
 def resume(
     run: str | Path, *, steps: int | None = None, epochs: float | None = None, devices: int | str | None = None
 ) -> Result:
-    """Continue a run where it stopped, exactly: weights, order of images, random choices; on any number of devices.
+    """Resume a run exactly where it stopped (weights, order of images, random choices), on any number of devices.
 
     Args:
-        run: Its folder.
-        steps, epochs: Another length of the whole run, in one of the two, see `extend.longer`; as it was where absent.
-        devices: How many of this machine's devices, or "auto"; as many as before where absent.
+        run: The run's folder.
+        steps, epochs: New length of the whole run; give at most one, see `extend.change_length`. None keeps the length.
+        devices: Number of devices of this machine, or "auto"; None keeps the number.
 
     Raises:
         UserError: There is no such run, its data has changed, or it had to stop again.
@@ -137,22 +145,22 @@ def _resume(
     epochs: float | None = None,
     request: Config | None = None,
 ) -> Result:
-    config, request = resolve.read_run_config(folder), request or extend.remembered(folder)
-    path, state = distributed.broadcast_object(checkpoint.newest(folder)), dict[str, Any]()
-    if path is not None:
-        state = checkpoint.state(path)
+    config, request = resolve.read_run_config(folder), request or extend.read_request(folder)
+    checkpoint_path, state = distributed.broadcast_object(checkpoint.newest(folder)), dict[str, Any]()
+    if checkpoint_path is not None:
+        state = checkpoint.state(checkpoint_path)
         config = resolve.rescale(config, state.get("world", 1), device)
     elif any((folder / "checkpoints").glob("step_*")):
-        raise UserError(f"'{folder}' has no readable checkpoint", "Start anew with another --out")
+        raise UserError(f"'{folder}' has no readable checkpoint", "Start a new run with another --out")
     source = resolve.images(config)
-    config, said = extend.longer(config, len(source), state.get("step", 0), steps, epochs)
-    if said:
-        log.say(said)
+    config, message = extend.change_length(config, len(source), state.get("step", 0), steps, epochs)
+    if message:
+        log.say(message)
     config = resolve.resumed_threads(config, state.get("threads"), device)
     assert config.steps
     compilation.choose(config.compile, device, config.steps)  # another machine may have no compiler
-    # Killed before its first checkpoint, a run has lost nothing and begins again.
-    return _run(config, source, folder, device, path, request, again=True)
+    # A run that was killed before its first checkpoint starts from the beginning.
+    return _run(config, source, folder, device, checkpoint_path, request, resuming=True)
 
 
 def _run(
@@ -160,161 +168,180 @@ def _run(
     source: Source,
     folder: Path,
     device: torch.device,
-    path: Path | None,
+    checkpoint_path: Path | None,
     request: Config | None,
-    again: bool = False,
+    resuming: bool = False,
 ) -> Result:
-    """Train from the checkpoint at `path` on, from the start where there is none; `again` in a folder of its own."""
-    began, new = time.monotonic(), path is None
+    """Train from a checkpoint, or from the start if there is none.
+
+    Args:
+        config: Without "auto".
+        source: The training images.
+        folder: The run's folder.
+        device: This process's device.
+        checkpoint_path: Checkpoint to continue from, None to start.
+        request: The settings as the user gave them, "auto" included; None if they are not known.
+        resuming: Whether the folder already holds this run.
+    """
+    began, new = time.monotonic(), checkpoint_path is None
     assert config.steps and isinstance(config.batch, int) and isinstance(config.optim.grad_accum_steps, int)
     assert isinstance(config.workers, int) and isinstance(config.compile, bool) and isinstance(config.threads, int)
-    total, parts, leader = config.steps, config.optim.grad_accum_steps, distributed.rank() == 0
-    measured = request is None or request.threads == "auto"  # the number of threads, which then may change
+    total, num_micro_batches, is_main = config.steps, config.optim.grad_accum_steps, distributed.rank() == 0
+    auto_threads = request is None or request.threads == "auto"  # only then may the number of threads change
 
-    # ---- networks: a student that learns and a teacher that follows it
+    # ---- networks: the student is trained by gradients, the teacher is an EMA of it
     torch.manual_seed(config.seed)
     spec = configs.views(config)
     method = resolve.make_method(config, spec, resolve.first_backbone if new else resolve.make_backbone)
     resolve.check_classes(method, spec, source)
     how = resolve.choose_parallel(config, spec, method, device)
-    model, whole = parallel.prepare_distributed(method.train(), device, how, config.sync_batch_norm)
+    model, full_method = parallel.prepare_distributed(method.train(), device, how, config.sync_batch_norm)
     optimizer = optim.build(config.optim, method.student)
 
     with contextlib.ExitStack() as closing:
         interrupt = closing.enter_context(Interrupt())
         closing.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(config.threads)
-        claim = closing.enter_context(RunDirLock(folder, leader, again))
+        run_lock = closing.enter_context(RunDirLock(folder, is_main, resuming))
         background = closing.enter_context(BackgroundWriter())
 
-        # ---- data: whole images, and random choices that depend on (seed, epoch, image) alone
+        # ---- data: decoded images; every random choice is a function of (seed, epoch, image)
         images = DecodedImages(source, working_area_px(spec), config.cache, folder)
-        resident = DeviceCache(images, device, config.workers) if config.cache == "device" else None
+        device_cache = DeviceCache(images, device, config.workers) if config.cache == "device" else None
         batches = loader.Batches(
-            resident or images, spec, config.seed, config.batch, parts, distributed.rank(), distributed.world_size()
-        )
-        judge = OnlineEval(config, images, spec, device) if config.eval_images else None
+            device_cache or images, spec, config.seed, config.batch, num_micro_batches, distributed.rank(),
+            distributed.world_size(),
+        )  # fmt: skip
+        online_eval = OnlineEval(config, images, spec, device) if config.eval_images else None
 
-        # ---- where the run stands
+        # ---- state of the run: new, or from the checkpoint
         state: dict[str, Any] = {"step": 0, "bad": {}, "baselines": {}} | fingerprint.sample(source)
-        if path is not None:
-            state = snapshots.restore(path, method, optimizer, source)
-        state["world"], state["threads"] = distributed.world_size(), threads.known(config.threads) if measured else None
-        first: int = state["step"]
-        ahead = loader.batches(batches, first * parts, total * parts, config.workers, device.type == "cuda")
-        stream = closing.enter_context(contextlib.closing(ahead))
+        if checkpoint_path is not None:
+            state = snapshots.restore(checkpoint_path, method, optimizer, source)
+        state["world"] = distributed.world_size()
+        state["threads"] = threads.to_state(config.threads) if auto_threads else None
+        first_step: int = state["step"]
+        prefetched = loader.batches(
+            batches, first_step * num_micro_batches, total * num_micro_batches, config.workers, device.type == "cuda"
+        )
+        stream = closing.enter_context(contextlib.closing(prefetched))
         # The first batch proves that the images can be read; before that nothing is written.
-        head = [next(stream)] if first < total else []
-        stream = itertools.chain(head, stream)
+        first_batch = [next(stream)] if first_step < total else []
+        stream = itertools.chain(first_batch, stream)
 
-        meters = None
-        if leader:
+        metric_writer = None
+        if is_main:
             atomic_write.write(folder / "config.yaml", configs.dump(config))
             if request:
-                extend.remember(folder, request)
+                extend.save_request(folder, request)
             log.write_to(folder / "log.txt")
             closing.callback(log.write_to, None)
-            meters = closing.enter_context(contextlib.closing(MetricWriter(folder, -1 if new else first)))
+            metric_writer = closing.enter_context(contextlib.closing(MetricWriter(folder, -1 if new else first_step)))
         dtype = getattr(torch, config.precision)
-        speed = Throughput(
+        throughput = Throughput(
             config.batch, config.batch // distributed.world_size(), device, dtype, state.get("flops", 0.0)
         )
-        watch = RunMonitor(
-            folder, meters, source, config.batch, total, state["bad"], config.max_bad_frac, config.max_nonfinite, speed
-        )
+        monitor = RunMonitor(
+            folder, metric_writer, source, config.batch, total, state["bad"], config.max_bad_frac, config.max_nonfinite,
+            throughput,
+        )  # fmt: skip
 
-        def judge_and_save(done: int, judging: bool, saving: bool) -> None:
-            if not (judging or saving):
+        def evaluate_and_save(done: int, evaluating: bool, saving: bool) -> None:
+            if not (evaluating or saving):
                 return
-            with speed.paused():  # every rank takes part: in judging, and in gathering what is parted among them
-                complete = whole()
-                if judge and judging:
-                    quality, state["baselines"] = judge(complete, state["baselines"])
-                    watch.record_evaluation(done, quality)
+            with throughput.paused():  # collective: all ranks share the evaluation and gather sharded weights
+                complete = full_method()
+                if online_eval and evaluating:
+                    quality, state["baselines"] = online_eval(complete, state["baselines"])
+                    monitor.record_evaluation(done, quality)
                 if saving:
                     tensors = checkpoint.snapshot(complete, optimizer)
-                    state["step"], state["flops"] = done, speed.flops
-                    if meters:
-                        meters.sync()  # a checkpoint must never be ahead of its rows
-                        written = snapshots.prepared(folder, config, complete, tensors, spec, source.classes, state)
-                        background.submit(written)
+                    state["step"], state["flops"] = done, throughput.flops
+                    if metric_writer:
+                        metric_writer.sync()  # metrics.jsonl must hold all rows up to the checkpoint
+                        background.submit(
+                            snapshots.prepare_write(folder, config, complete, tensors, spec, source.classes, state)
+                        )
                 distributed.barrier()
 
         if new:
-            judge_and_save(0, judging=True, saving=True)
-        start = Clock(first, total, batches.steps_per_epoch)
-        judge_every, save_every = (_interval(every, start) for every in (config.eval_every, config.checkpoint_every))
-        log.say(f"run folder {folder}, from step {first}{f', judged on {judge.origin}' if judge else ''}")
-        progress = closing.enter_context(contextlib.closing(Progress(total, first, leader)))
-        profile = closing.enter_context(Profiler(folder if config.profile and leader else None, device))
-        slowdown = threads.Slowdown() if measured and threads.free(device) else None
+            evaluate_and_save(0, evaluating=True, saving=True)
+        start = Clock(first_step, total, batches.steps_per_epoch)
+        eval_every, save_every = (_interval(every, start) for every in (config.eval_every, config.checkpoint_every))
+        evaluated_on = f", evaluated on {online_eval.origin}" if online_eval else ""
+        log.say(f"run folder {folder}, from step {first_step}{evaluated_on}")
+        progress = closing.enter_context(contextlib.closing(Progress(total, first_step, is_main)))
+        step_profiler = closing.enter_context(Profiler(folder if config.profile and is_main else None, device))
+        slowdown = threads.Slowdown() if auto_threads and threads.may_change(device) else None
         interrupt.finish_step = True
 
-        # ---- the loop
-        unread: list[tuple[str, str]] = []
-        for clock in (Clock(n, total, batches.steps_per_epoch) for n in range(first, total)):
-            taken: list[loader.Batch] = []
-            views = _views(stream, taken, parts, spec, device, resident, speed)
-            torch.manual_seed(_chance(config.seed, clock.step, distributed.rank()))
-            with compilation.compiling(config.compile), speed.counting():
+        # ---- training loop
+        unreadable: list[tuple[str, str]] = []
+        for clock in (Clock(n, total, batches.steps_per_epoch) for n in range(first_step, total)):
+            used: list[loader.Batch] = []
+            views = _micro_batches(stream, used, num_micro_batches, spec, device, device_cache, throughput)
+            # Stochastic depth draws from torch's generator: seeding it per step makes a resumed run identical.
+            torch.manual_seed(_step_seed(config.seed, clock.step, distributed.rank()))
+            with compilation.compiling(config.compile), throughput.counting():
                 tensors, numbers = step(
-                    model, method, optimizer, config.optim, config.batch, clock, views, parts, dtype
+                    model, method, optimizer, config.optim, config.batch, clock, views, num_micro_batches, dtype
                 )
-            profile.step()
+            step_profiler.step()
             done = clock.step + 1
-            watch.step(done, tensors, numbers, [batch.indices for batch in taken])
-            unread += [pair for batch in taken for pair in batch.bad]
-            judging, saving = (done % every == 0 or done == total for every in (judge_every, save_every))
-            if judging or saving or watch.due():
+            monitor.step(done, tensors, numbers, [batch.indices for batch in used])
+            unreadable += [pair for batch in used for pair in batch.bad]
+            # Everything below may wait for the device, so it runs about once a second and not in every step.
+            evaluating, saving = (done % every == 0 or done == total for every in (eval_every, save_every))
+            if evaluating or saving or monitor.due():
                 background.check()
-                claim.keep()
-                watch.record_bad_images(distributed.all_gather_object(unread))
-                unread.clear()
-                watch.look()
+                run_lock.keep()
+                monitor.record_bad_images(distributed.all_gather_object(unreadable))
+                unreadable.clear()
+                monitor.flush()
                 stopping = distributed.any_true(interrupt.asked)
-                if slowdown and distributed.broadcast_object(slowdown(watch.rates)):
-                    with speed.paused():
+                if slowdown and distributed.broadcast_object(slowdown(monitor.rates)):
+                    with throughput.paused():
                         number = resolve.measured_threads(config, torch.get_num_threads(), device)
                     torch.set_num_threads(number)
-                    # Saved at once: what is computed with the new number is resumed with it.
-                    state["threads"], saving = threads.known(number), True
-                judge_and_save(done, judging, saving or stopping)
-                progress.update(done, watch.line())
+                    # Save now, so that steps computed with the new number are also resumed with it.
+                    state["threads"], saving = threads.to_state(number), True
+                evaluate_and_save(done, evaluating, saving or stopping)
+                progress.update(done, monitor.line())
                 if stopping and done < total:
                     background.wait()
                     raise Interrupted(
-                        f"Stopped at step {done} of {total}, state saved", f"Go on with: opendino resume {folder}"
+                        f"Stopped at step {done} of {total}, state saved", f"Continue with: opendino resume {folder}"
                     )
 
-        # ---- the end
-        if first == total:  # resumed after its last step
-            watch.quality = judge(whole(), state["baselines"])[0] if judge else {}
+        # ---- end: last evaluation, report, result
+        if first_step == total:  # resumed after its last step
+            monitor.quality = online_eval(full_method(), state["baselines"])[0] if online_eval else {}
         background.wait()
         images.discard()
-        if config.report and leader:
+        if config.report and is_main:
             _report(folder)
-        found = distributed.broadcast_object(
-            examine(metrics_log.sampled(folder / "metrics.jsonl"), total) if leader else None
+        diagnosis = distributed.broadcast_object(
+            examine(metrics_log.sampled(folder / "metrics.jsonl"), total) if is_main else None
         )
-        assert found is not None
-        collapse = found.name if found.name in COLLAPSES else watch.verdict.name if watch.verdict else None
+        assert diagnosis is not None
+        collapse = diagnosis.name if diagnosis.name in COLLAPSES else monitor.verdict.name if monitor.verdict else None
         return Result(
             run=str(folder),
             steps=total,
             seconds=time.monotonic() - began,
-            **speed.summary(),
-            knn=watch.quality.get("knn"),
-            accuracy=watch.quality.get("accuracy"),
-            effective_rank=watch.quality.get("effective_rank"),
+            **throughput.summary(),
+            knn=monitor.quality.get("knn"),
+            accuracy=monitor.quality.get("accuracy"),
+            effective_rank=monitor.quality.get("effective_rank"),
             collapse=collapse,
-            against_start=judge.against_start(watch.quality, state["baselines"]) if judge else None,
-            balanced_accuracy=watch.quality.get("balanced_accuracy"),
-            standard_error=watch.quality.get("standard_error"),
-            accuracy_balanced=watch.quality.get("accuracy_balanced"),
-            majority=watch.quality.get("majority"),
-            num_queries=watch.quality.get("num_queries"),
-            verdict=outcome(found, collapse),
-            evidence=found.evidence,
+            against_start=online_eval.against_start(monitor.quality, state["baselines"]) if online_eval else None,
+            balanced_accuracy=monitor.quality.get("balanced_accuracy"),
+            standard_error=monitor.quality.get("standard_error"),
+            accuracy_balanced=monitor.quality.get("accuracy_balanced"),
+            majority=monitor.quality.get("majority"),
+            num_queries=monitor.quality.get("num_queries"),
+            verdict=outcome(diagnosis, collapse),
+            evidence=diagnosis.evidence,
         )
 
 
@@ -326,74 +353,77 @@ def step(
     batch: int,
     clock: Clock,
     views: Iterable[Views],
-    parts: int = 1,
+    num_micro_batches: int = 1,
     dtype: torch.dtype = torch.float32,
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """One optimizer step. The host never waits for the device.
+    """Run one optimizer step. The host never waits for the device.
 
     Args:
         model: The method, or its data-parallel wrapper.
         method: The method itself.
         optimizer: From `engine.optim.build`.
         settings: Learning rate, weight decay, clipping.
-        batch: Images per step over all ranks, which scales the learning rate.
-        clock: The step to do.
-        views: `parts` batches of views.
-        parts: In how many the step is worked off.
-        dtype: Of the networks' matrix products.
+        batch: Images per step over all ranks; scales the learning rate.
+        clock: The step to run.
+        views: `num_micro_batches` micro-batches of views.
+        num_micro_batches: Number of micro-batches whose gradients are accumulated.
+        dtype: Autocast dtype of the forward pass.
 
     Returns:
-        Scalars on the device (the method's metrics, "grad_norm", "ok": whether the step counted), and of the host
-        (the method's schedules, "lr", "weight_decay").
+        Scalars on the device (the method's metrics averaged over ranks, "grad_norm" before clipping, "ok": False if the
+        step was skipped), and scalars on the host (the method's schedules, "lr", "weight_decay").
     """
     lr, weight_decay = optim.set_schedules(optimizer, settings, clock, batch)
     outputs, buffers = [], optim.BatchNormBuffers(method)
-    for number, part in enumerate(views, start=1):
-        with parallel.accumulating(model, last=number == parts):
-            with profiler.part("forward"), precision.autocast(part.labels.device, dtype):
-                output = model(part, clock)
-            with profiler.part("backward"):
-                (output.loss / parts).backward()
+    for number, micro_batch in enumerate(views, start=1):
+        with parallel.accumulating(model, last=number == num_micro_batches):
+            with profiler.section("forward"), precision.autocast(micro_batch.labels.device, dtype):
+                output = model(micro_batch, clock)  # student and teacher forward passes, and the loss
+            with profiler.section("backward"):
+                loss = output.loss / num_micro_batches  # so that accumulated gradients are those of the mean loss
+                loss.backward()
         outputs.append(output)
-    with profiler.part("optimizer"):
+    with profiler.section("optimizer"):
         method.before_step(clock)
         norm = optim.clip(method.student, settings.clip, settings.clip_by)
         finite = torch.stack([output.loss.detach() for output in outputs]).isfinite().all() & norm.isfinite()
-        ok = distributed.all_true(finite)  # one rank's bad batch voids the step of all, so that they stay equal
-        optim.step(optimizer, ok)
-    with profiler.part("teacher's average"):
+        ok = distributed.all_true(finite)  # if one rank's loss is not finite, all ranks skip the step and stay equal
+        optim.step(optimizer, ok)  # updates the student
+    with profiler.section("teacher EMA"):
         buffers.restore(ok)
-        method.after_step(clock, ok)
+        method.after_step(clock, ok)  # updates the teacher
     names = list(outputs[0].metrics)
-    table = torch.stack([torch.stack([output.metrics[name] for name in names]) for output in outputs])
-    tensors = dict(zip(names, distributed.all_reduce_mean(table.mean(0)), strict=True)) | {"grad_norm": norm, "ok": ok}
+    # [micro-batches, metrics]: one stacked tensor, so that one all-reduce averages all metrics over the ranks
+    metrics = torch.stack([torch.stack([output.metrics[name] for name in names]) for output in outputs])
+    means = distributed.all_reduce_mean(metrics.mean(0))
+    tensors = dict(zip(names, means, strict=True)) | {"grad_norm": norm, "ok": ok}
     return tensors, outputs[0].numbers | {"lr": lr, "weight_decay": weight_decay}
 
 
-def _views(
+def _micro_batches(
     stream: Iterator[loader.Batch],
-    taken: list[loader.Batch],
-    parts: int,
+    used: list[loader.Batch],
+    num_micro_batches: int,
     spec: ViewSpec,
     device: torch.device,
-    resident: DeviceCache | None,
-    speed: Throughput,
+    device_cache: DeviceCache | None,
+    throughput: Throughput,
 ) -> Iterator[Views]:
-    """The next `parts` batches as views on the device; the batches themselves are noted in `taken`."""
-    for _ in range(parts):
-        with speed.waiting(), profiler.part("wait for images"):
+    """Yield the next micro-batches as views on the device; appends the loader's batches to `used`."""
+    for _ in range(num_micro_batches):
+        with throughput.waiting(), profiler.section("wait for images"):
             batch = next(stream)
-        taken.append(batch)
-        with profiler.part("crops"):
-            there = batch.to(device)
-            if resident:
-                there = resident.fill(there)
-            seen = multi_crop(there.canvas, there.draws, spec)
-        yield Views(seen, there.labels, there.indices, spec.num_labeled(len(batch.indices)))
+        used.append(batch)
+        with profiler.section("crops"):
+            on_device = batch.to(device)
+            if device_cache:
+                on_device = device_cache.fill(on_device)
+            crops = multi_crop(on_device.canvas, on_device.draws, spec)
+        yield Views(crops, on_device.labels, on_device.indices, spec.num_labeled(len(batch.indices)))
 
 
 def _report(folder: Path) -> None:
-    """The page about the run. Whatever it fails at, the run is done."""
+    """Write report.html. An error is only a warning, because the run itself is complete."""
     try:
         with distributed.single_process():
             log.say(f"report: {report.write(folder)}")
@@ -401,21 +431,12 @@ def _report(folder: Path) -> None:
         log.warn(f"no report was written: {error}")
 
 
-def _chance(seed: int, step: int, rank: int) -> int:
-    """The seed of a step's drop-path: so chance too depends on where a run stands, not on how it got there."""
+def _step_seed(seed: int, step: int, rank: int) -> int:
+    """Seed of a step's stochastic depth, a function of the step and not of how often the run was resumed."""
     return int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0] >> 1)
 
 
 def _interval(every: str, clock: Clock) -> int:
-    """Steps between two occasions; a share of a run means ten steps at least, so that short runs are not all pauses."""
+    """Steps between two evaluations or checkpoints; a percentage of the run gives at least ten steps."""
     number = duration.steps(every, total_steps=clock.total_steps, steps_per_epoch=clock.steps_per_epoch)
     return max(number, 10 if duration.parse(every)[1] == "%" else 1)
-
-
-class _Callable(types.ModuleType):
-    """`opendino.training` is this module once something has imported it, and must still be the function."""
-
-    __call__ = staticmethod(train)
-
-
-sys.modules[__name__].__class__ = _Callable

@@ -55,7 +55,7 @@ MISTAKES = {
     "train photos/0.png": (1, "photos/0.png is a single image", "Give the folder it lies in: "),
     "train one": (1, "The set has 1 image", "Give a folder with more images"),
     "train corrupt": (1, "5 of 5 images looked at cannot be read, e.g. 0.jpg", "Remove or convert them"),
-    "train photos --batch 8": (1, "The set has 6 images, fewer than one batch of 8", "Use --batch 6 or less"),
+    "train photos --batch 8": (1, "The dataset has 6 images, fewer than one batch of 8", "Use --batch 6 or less"),
     "train photos --out run": (1, "'run' exists already", "opendino resume run; or choose another --out"),
     "train photos --out wrong.yaml": (1, "'wrong.yaml' exists already", "Choose another --out"),
     "train photos --val nowhere --steps 1 --backbone conv4": (1, "nowhere does not exist", "There is no 'nowhere'"),

@@ -33,7 +33,7 @@ def run(
         ({"marginal_frac": 0.6}, "constant"),
         ({"feature_spread": 0.001}, "dead"),
         ({"projection_spread": 0.01}, "dead"),
-        ({"ok": 0.0}, "void steps"),
+        ({"ok": 0.0}, "skipped steps"),
         ({}, "healthy"),
     ],
 )

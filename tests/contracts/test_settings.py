@@ -300,7 +300,7 @@ def test_how_devices_share_the_work(teachers: dict[str, str], monkeypatch: pytes
     called = []
     monkeypatch.setattr(parallel.dist, "is_distributed", lambda: True)
     monkeypatch.setattr(parallel.sync_batch_norm, "convert", called.append)
-    monkeypatch.setattr(parallel, "_part", lambda method, device: lambda: method)
+    monkeypatch.setattr(parallel, "_shard", lambda method, device: lambda: method)
     for synchronize in (False, True):
         parallel.prepare_distributed(method, torch.device("cpu"), "fsdp", synchronize)
         assert len(called) == synchronize

@@ -157,7 +157,7 @@ def test_a_machine_that_cannot_compile_gets_an_error(monkeypatch: pytest.MonkeyP
     with pytest.raises(UserError, match=r"torch\.compile does not work on this machine: no compiler") as raised:
         compilation.choose(True, CPU, 10)
     assert "--compile False" in str(raised.value)
-    assert compilation.choose(False, CPU, 10) == (False, "as asked")
+    assert compilation.choose(False, CPU, 10) == (False, "as configured")
     assert compilation.choose("auto", CPU, 10**6)[0] is False
     gpu = torch.device("cuda")
     monkeypatch.setattr(compilation, "compiler_works", lambda device: "no Triton")

@@ -238,7 +238,7 @@ def test_decisions(
     monkeypatch.setattr(cache, "_free_disk_bytes", lambda out: 1e9)
     found, why = cache.decide(asked, 10, bytes_per_image, epochs)
     assert found == decided
-    assert (why == "set explicitly") == (asked != "auto")
+    assert (why == "as configured") == (asked != "auto")
 
 
 def test_a_small_set_goes_to_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,7 +270,7 @@ def test_a_disk_that_can_hold_but_little_of_it_is_refused(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(cache.shutil, "disk_usage", disk)
     out = str(tmp_path / "not/yet")
-    assert cache.decide("disk", 10, 100, 2, out=out) == ("disk", "set explicitly")
+    assert cache.decide("disk", 10, 100, 2, out=out) == ("disk", "as configured")
     assert cache.decide("disk", 10, 400, 2, out=out)[1].startswith("25% of the images fit on the disk")
     with pytest.raises(UserError, match=r"cache=disk needs 0\.0 GiB and 0\.0 GiB are free\. Use --cache off"):
         cache.decide("disk", 10, 401, 2, out=out)

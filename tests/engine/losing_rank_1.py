@@ -1,4 +1,4 @@
-"""`opendino`, of whose processes the second is killed in its sixth step, the first time it gets there."""
+"""`opendino`, but the process of rank 1 is killed in its sixth step, once."""
 
 from __future__ import annotations
 

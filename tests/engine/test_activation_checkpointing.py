@@ -1,4 +1,4 @@
-"""Activations worked out anew: the same gradients, bit for bit, names of parameters untouched."""
+"""Activation checkpointing: the same gradients, bit for bit, and unchanged parameter names."""
 
 from __future__ import annotations
 

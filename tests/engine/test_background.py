@@ -1,4 +1,4 @@
-"""One thing at a time, in order, and whatever goes wrong is heard of."""
+"""One task at a time, in order, and every exception is raised."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The largest part of a step that fits is found by trying."""
+"""The largest micro-batch that fits is found by trying."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 def test_every_method_can_be_tried(name: str) -> None:
     module = registry.load(PACKAGE, name)
     spec = module.views(small(module))
-    assert batch_size_finder.fewest_parts(lambda: built(module), spec, 4, "adamw", torch.bfloat16, CPU) == 1
+    assert batch_size_finder.fewest_micro_batches(lambda: built(module), spec, 4, "adamw", torch.bfloat16, CPU) == 1
 
 
 @pytest.mark.parametrize(("fitting", "parts"), [(24, 1), (23, 2), (12, 2), (7, 4), (1, 24), (0, None)])
@@ -41,7 +41,7 @@ def test_the_fewest_parts_that_fit_are_taken(monkeypatch: pytest.MonkeyPatch, fi
         return method
 
     spec = module.views(small(module))
-    assert batch_size_finder.fewest_parts(limited, spec, 24, "adamw", torch.float32, CPU) == parts
+    assert batch_size_finder.fewest_micro_batches(limited, spec, 24, "adamw", torch.float32, CPU) == parts
     assert tries == [n for n in (24, 12, 8, 6, 4, 3, 2, 1) if n >= max(1, 24 // (parts or 24))]
 
 
@@ -50,7 +50,7 @@ def test_weights_that_do_not_fit_are_no_failure() -> None:
         raise torch.OutOfMemoryError("no memory")
 
     spec = registry.load(PACKAGE, "dino").views(small(registry.load(PACKAGE, "dino")))
-    assert batch_size_finder.fewest_parts(make, spec, 4, "adamw", torch.float32, CPU) is None
+    assert batch_size_finder.fewest_micro_batches(make, spec, 4, "adamw", torch.float32, CPU) is None
 
 
 @pytest.mark.gpu
@@ -58,7 +58,7 @@ def test_a_gpu_is_filled_and_left_empty() -> None:
     module, gpu = registry.load(PACKAGE, "dino"), torch.device("cuda")
     before = torch.cuda.memory_allocated(gpu)
     assert (
-        batch_size_finder.fewest_parts(
+        batch_size_finder.fewest_micro_batches(
             lambda: built(module), module.views(small(module)), 4, "adamw", torch.bfloat16, gpu
         )
         == 1

@@ -1,4 +1,4 @@
-"""A checkpoint gives back the whole state, and a crash at any byte costs at most the newest one."""
+"""A checkpoint restores the complete state, and a crash at any byte costs at most the newest one."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def test_a_crash_while_writing_leaves_the_old_ones_readable(
 ) -> None:
     run = Path(shutil.copytree(saved, tmp_path / "run"))
     made, optimizer = trained("adamw", steps=0)
-    for victim in ("save_file", "files.write", "files.sync", "Path.rename"):
+    for victim in ("save_file", "atomic_write.write", "atomic_write.sync", "Path.rename"):
         with monkeypatch.context() as patch:
             patch.setattr(f"opendino.engine.checkpoint.{victim}", lambda *_: (_ for _ in ()).throw(OSError("gone")))
             with pytest.raises(OSError, match="gone"):

@@ -1,4 +1,4 @@
-"""Collapses are named, with their numbers and a cure; a healthy run hears nothing."""
+"""Collapses are detected, with evidence and a fix; a healthy run gets no warning."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_equal_features_are_dead_though_the_head_makes_something_of_them() -> No
     ("sick", "name", "said"),
     [
         ({"entropy_frac": 0.999}, "uniform", "99.9% of ln K"),
-        ({"marginal_frac": 0.01}, "one-hot", "1.0% of the entropy"),
+        ({"marginal_frac": 0.01}, "one-hot", "1.0% of ln K"),
         ({"feature_spread": 0.001}, "dead", "0.0010"),
     ],
 )

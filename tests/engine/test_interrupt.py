@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM become a wish; the second Ctrl-C an exception."""
+"""Ctrl-C and SIGTERM set a flag; a second Ctrl-C raises KeyboardInterrupt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One command, several processes: how many, what they answer, how they fail, stop and are started again."""
+"""One command, several processes: number, results, errors, interrupts and restarts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_as_many_as_there_are_or_were_asked_for(monkeypatch: pytest.MonkeyPatch)
         4, 4, 2, 1
     ]  # fmt: skip
     assert [launch.number(*asked) for asked in (("auto", "cpu"), (3, "cpu"), ("auto", "cuda:1"))] == [1, 3, 1]
-    with pytest.raises(UsageError, match="--devices is 5, and there is 4 of cuda"):
+    with pytest.raises(UsageError, match="--devices is 5, and this machine has 4 cuda devices"):
         launch.number(5, "auto")
     with pytest.raises(UsageError, match=r"--devices is 100,000, and this machine has \d+ cores\. Use 1 to \d+"):
         launch.number(100_000, "cpu")

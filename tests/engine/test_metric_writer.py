@@ -1,4 +1,4 @@
-"""Every step's numbers in metrics.jsonl and TensorBoard, cut to the checkpoint when a run goes on."""
+"""Every step's numbers in metrics.jsonl and TensorBoard, cut to the checkpoint when a run is resumed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Groups, updates, void steps, clipping and the schedules of the optimizers."""
+"""Groups, updates, skipped steps, clipping and the schedules of the optimizers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which numbers the networks compute in."""
+"""Choice of the precision."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize(("name", "dtype"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])
 def test_what_was_asked_for_is_taken(name: precision.Precision, dtype: torch.dtype) -> None:
-    assert precision.choose(name, CPU) == (dtype, "as asked")
+    assert precision.choose(name, CPU) == (dtype, "as configured")
 
 
 def test_an_unknown_name_is_refused_with_the_choices() -> None:
@@ -33,7 +33,7 @@ def test_on_a_cpu_it_must_be_native_and_faster(
     monkeypatch.setattr(precision, "_seconds", lambda dtype: gain if dtype == torch.float32 else 1.0)
     chosen, why = precision.choose("auto", CPU)
     assert chosen == dtype
-    assert why != "as asked"
+    assert why != "as configured"
 
 
 def test_products_inside_the_context_have_that_precision_and_weights_keep_theirs() -> None:

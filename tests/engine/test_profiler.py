@@ -1,4 +1,4 @@
-"""The table and the trace of a few steps."""
+"""The profiler's table and trace of a few steps."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from opendino.cli import main
-from opendino.engine.profiler import PARTS, Profiler
+from opendino.engine.profiler import SECTIONS, Profiler
 
 
 def test_a_profiled_run_says_where_its_time_went(tmp_path: Path) -> None:
@@ -41,7 +41,7 @@ def test_a_profiled_run_says_where_its_time_went(tmp_path: Path) -> None:
     assert main([*words, "--out", str(tmp_path / "run"), "--json"]) == 0
     text = (tmp_path / "run" / "profile.txt").read_text()
     lines = text.split("\n\n")[0].splitlines()
-    assert [line[:18].strip() for line in lines[1:-1]] == list(PARTS)
+    assert [line[:18].strip() for line in lines[1:-1]] == list(SECTIONS)
     shares = [int(line.split("%")[0].split()[-1]) for line in lines[1:-1]]
     assert 80 <= sum(shares) <= 103  # the rest is the loop's own
     assert "aten::convolution" in text

@@ -1,4 +1,4 @@
-"""Live on a terminal, a plain line now and then elsewhere, never on stdout."""
+"""A live bar on a terminal, elsewhere a line every 15 seconds, never on stdout."""
 
 from __future__ import annotations
 

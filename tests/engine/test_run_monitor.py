@@ -1,4 +1,4 @@
-"""What looks after a run: void steps, unreadable images, collapses, and the line a person reads."""
+"""Run monitor: skipped steps, unreadable images, collapses, and the progress line."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def make(tmp_path: Path, said: list[str]) -> Iterator[MakeWatch]:
             limits = {"max_bad_frac": 0.5, "max_nonfinite": 3, **limits}
             speed = Throughput(8, 8, torch.device("cpu"), torch.float32)
             return RunMonitor(
-                tmp_path, meters, ToySource(n=100), 8, total, {} if bad is None else bad, **limits, speed=speed
+                tmp_path, meters, ToySource(n=100), 8, total, {} if bad is None else bad, **limits, throughput=speed
             )
 
         yield new
@@ -57,7 +57,7 @@ def test_a_step_is_written_at_the_next_look(make: MakeWatch, tmp_path: Path) -> 
     watch = make()
     steps(watch, True, True)
     assert (tmp_path / "metrics.jsonl").read_text() == ""
-    watch.look()
+    watch.flush()
     assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1, 2]
 
 
@@ -65,14 +65,14 @@ def test_it_looks_after_ten_steps_at_the_latest(make: MakeWatch) -> None:
     watch = make()
     steps(watch, *[True] * 10)
     assert watch.due()
-    watch.look()
+    watch.flush()
     assert not watch.due()
 
 
 def test_a_void_step_names_its_images(make: MakeWatch, said: list[str]) -> None:
     watch = make()
     steps(watch, True, False)
-    watch.look()
+    watch.flush()
     (line,) = said
     assert "step 2 was skipped" in line
     assert line.endswith(", ".join(ToySource(n=100).key(index) for index in (3, 4, 5)))
@@ -83,20 +83,20 @@ def test_so_many_void_steps_in_a_row_end_the_run(make: MakeWatch, at_once: bool)
     watch = make(max_nonfinite=3)
     for oks in ([False, False, True, False, False],) if at_once else ([False], [False], [True], [False], [False]):
         steps(watch, *oks)
-        watch.look()
+        watch.flush()
     steps(watch, False)
     with pytest.raises(UserError, match="not finite for 3 steps in a row") as caught:
-        watch.look()
+        watch.flush()
     assert "--optim.lr" in caught.value.hint
 
 
 def test_unreadable_images_are_listed_once_for_each_finding(make: MakeWatch, said: list[str], tmp_path: Path) -> None:
     bad: dict[str, str] = {}
     watch = make(bad)
-    watch.look()
+    watch.flush()
     assert not (tmp_path / "bad_files.csv").exists()
     watch.record_bad_images([("b,1.png", 'says "torn"'), ("a.png", "empty"), ("a.png", "empty")])
-    watch.look(), watch.look()
+    watch.flush(), watch.flush()
     assert len(said) == 1 and said[0].startswith("warning: 2 unreadable images")
     with open(tmp_path / "bad_files.csv", newline="") as file:
         assert list(csv.reader(file)) == [["file", "reason"], ["a.png", "empty"], ["b,1.png", 'says "torn"']]
@@ -107,10 +107,10 @@ def test_too_large_a_share_of_unreadable_images_ends_the_run(make: MakeWatch) ->
     watch = make(max_bad_frac=0.5)
     steps(watch, True)
     watch.record_bad_images([(f"{n}.png", "torn") for n in range(16)])  # of 24 tries, counted as 32: few say nothing
-    watch.look()
+    watch.flush()
     watch.record_bad_images([("one more.png", "torn")])
-    with pytest.raises(UserError, match=r"17 of 25 images looked at cannot be read, more than 50%, e\.g\. one more"):
-        watch.look()
+    with pytest.raises(UserError, match=r"17 of 25 images read so far are unreadable, more than 50%, e\.g\. one more"):
+        watch.flush()
 
 
 def test_the_share_is_one_of_all_tries_and_of_this_process(make: MakeWatch) -> None:
@@ -118,23 +118,23 @@ def test_the_share_is_one_of_all_tries_and_of_this_process(make: MakeWatch) -> N
     for _ in range(20):  # two failed tries for three good ones, pass after pass
         steps(watch, *[True] * 3)
         watch.record_bad_images([(f"{n}.png", "torn") for n in range(16)])
-        watch.look()
+        watch.flush()
     watch.record_bad_images([("0.png", "torn")] * 161)
     with pytest.raises(UserError, match="481 of 961 images"):
-        watch.look()
+        watch.flush()
 
 
 def test_a_collapse_is_named_once_and_so_is_its_end(make: MakeWatch, said: list[str]) -> None:
     watch = make(total=40)  # patience 10
     steps(watch, *[True] * 12, entropy_frac=1.0, marginal_frac=1.0, feature_spread=0.5)
-    watch.look()
+    watch.flush()
     assert watch.verdict is not None and watch.verdict.name == "uniform"
     assert len(said) == 1 and "step 10: uniform collapse" in said[0] and watch.verdict.cure in said[0]
     steps(watch, *[True] * 4, entropy_frac=0.5, marginal_frac=1.0, feature_spread=0.5)
-    watch.look()
+    watch.flush()
     assert watch.verdict is not None, "four of ten rows move no median"
     steps(watch, True, entropy_frac=0.5, marginal_frac=1.0, feature_spread=0.5)
-    watch.look()
+    watch.flush()
     assert watch.verdict is None
     assert said[1:] == ["step 17: no longer uniform"]
 
@@ -143,7 +143,7 @@ def test_the_line_holds_the_figures_there_are(make: MakeWatch) -> None:
     watch = make()
     assert "loss" not in watch.line()
     steps(watch, True, teacher_entropy=2.5, entropy_frac=0.5)
-    watch.look()
+    watch.flush()
     watch.record_evaluation(0, {"effective_rank": 3.0, "knn": {"teacher": 10.0}})
     assert "k-NN" not in watch.line() and "rank" not in watch.line(), "of the network before it was trained"
     watch.record_evaluation(1, {"effective_rank": 12.4, "knn": {"teacher": 43.21}})
@@ -163,7 +163,7 @@ def test_speed_has_rows_of_its_own_every_ten_seconds(
     for seconds in (6, 6, 6, 6):
         now += seconds
         steps(watch, True)
-        watch.look()
+        watch.flush()
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "images_per_second" in row] == [2, 4]
     assert [row["images_per_second"] for row in rows if "images_per_second" in row] == pytest.approx(
@@ -176,5 +176,5 @@ def test_a_rank_that_does_not_write_still_counts_unreadable_images(make: MakeWat
     steps(watch, True, False, False, False)
     watch.record_bad_images([(f"{n}.png", "torn") for n in range(40)])
     with pytest.raises(UserError, match="40 of 72 images"):
-        watch.look()
+        watch.flush()
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""Batch, parts and workers: as asked where that can be, else as the machine and the set allow."""
+"""Batch, micro-batches and workers: as configured, or chosen from the machine and the dataset."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_a_batch_is_at_most_a_quarter_of_the_set(
     size, why = sizing.batch("auto", images, math.inf, device)
     assert size == batch
     assert size % world == 0 and size <= images
-    assert why != "as asked"
+    assert why != "as configured"
 
 
 @pytest.mark.parametrize(("epochs", "batch"), [(100, 256), (50, 128), (20, 64), (5, 32), (1, 32)])
@@ -43,19 +43,22 @@ def test_a_short_run_takes_smaller_steps_rather_than_few(epochs: int, batch: int
 
 
 def test_a_batch_that_was_asked_for_is_taken_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert sizing.batch(30, 30, 1e6, CPU) == (30, "as asked")
-    with pytest.raises(UserError, match=r"The set has 30 images, fewer than one batch of 31\. Use --batch 30 or less"):
+    assert sizing.batch(30, 30, 1e6, CPU) == (30, "as configured")
+    with pytest.raises(
+        UserError, match=r"The dataset has 30 images, fewer than one batch of 31\. Use --batch 30 or less"
+    ):
         sizing.batch(31, 30, 1e6, CPU)
     monkeypatch.setattr(distributed, "world_size", lambda: 4)
-    with pytest.raises(UserError, match="A batch of 30 does not divide over 4 processes"):
+    with pytest.raises(UserError, match="A batch of 30 is not divisible by 4 processes"):
         sizing.batch(30, 30, 1e6, CPU)
 
 
 def test_parts_that_were_asked_for_must_divide_the_share_of_a_rank(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert sizing.micro_batches(4, 32, 1.0, CPU) == (4, "as asked")
+    assert sizing.micro_batches(4, 32, 1.0, CPU) == (4, "as configured")
     monkeypatch.setattr(distributed, "world_size", lambda: 4)
     with pytest.raises(
-        UserError, match=r"8 images do not divide into optim.grad_accum_steps=3 parts\. Use a divisor of 8"
+        UserError,
+        match=r"8 images do not divide into optim.grad_accum_steps=3 micro-batches\. Set .* to a divisor of 8",
     ):
         sizing.micro_batches(3, 32, 1.0, CPU)
 
@@ -125,19 +128,19 @@ def test_memory_counts_what_each_device_holds(monkeypatch: pytest.MonkeyPatch) -
     assert sizing.memory(method, "sgd", 5.0, False) == sizing.Memory(weights, 2 * trained, trained, 5.0)
     assert sizing.memory(method, "sgd", 5.0, True) == sizing.Memory(weights / 4, trained / 4, trained / 4, 5.0)
     monkeypatch.setattr(sizing, "total_bytes", lambda _: 1e9)
-    whole, part = (sizing.memory(method, "sgd", 5.0, parted).total for parted in (False, True))
-    for free, how in ((whole, "ddp"), (whole - 1, "fsdp"), (part - 1, "fsdp")):
+    full, shard = (sizing.memory(method, "sgd", 5.0, sharded).total for sharded in (False, True))
+    for free, how in ((full, "ddp"), (full - 1, "fsdp"), (shard - 1, "fsdp")):
         monkeypatch.setattr(sizing, "free_bytes", lambda _, free=free: free)
         found, why = sizing.parallel("auto", method, "sgd", 5.0, CPU)
         assert found == how
-        assert ("may not fit" in why) == (free < part)
+        assert ("may not fit" in why) == (free < shard)
     assert sizing.parallel("ddp", method, "sgd", 5.0, CPU)[0] == "ddp"
 
 
 def test_workers_share_the_cores_among_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)), raising=False)
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
-    assert sizing.workers(0, CPU) == (0, "as asked")
+    assert sizing.workers(0, CPU) == (0, "as configured")
     assert (sizing.workers("auto", CPU)[0], sizing.workers("auto", GPU)[0]) == (4, 15)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
     assert (sizing.workers("auto", CPU)[0], sizing.workers("auto", GPU)[0]) == (1, 1)
@@ -145,7 +148,7 @@ def test_workers_share_the_cores_among_the_processes(monkeypatch: pytest.MonkeyP
 
 def test_more_workers_than_the_cores_can_serve_are_refused() -> None:
     most = sizing.ranges.MOST_PROCESSES
-    assert sizing.workers(most, CPU) == (most, "as asked")
+    assert sizing.workers(most, CPU) == (most, "as configured")
     with pytest.raises(UsageError, match=rf"--workers is 100,000, and this machine has \d+ cores\. Use 0 to {most}"):
         sizing.workers(100_000, CPU)
 

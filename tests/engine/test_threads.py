@@ -1,4 +1,4 @@
-"""Threads: as asked, as the environment says, else those that are measured to be fastest; and when to measure again."""
+"""Threads: as configured, from OMP_NUM_THREADS, or the fastest measured number; and when to measure again."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def idle() -> None:
 
 
 def test_a_number_that_was_asked_for_is_taken_or_refused() -> None:
-    assert threads.choose(3, CPU, 1, idle) == (3, "as asked")
+    assert threads.choose(3, CPU, 1, idle) == (3, "as configured")
     with pytest.raises(UsageError, match="--threads is 9, and this process may use 8 cores"):
         threads.choose(9, CPU, 1, idle)
 
@@ -54,7 +54,7 @@ def test_the_environment_is_respected_and_said(monkeypatch: pytest.MonkeyPatch) 
     tried = taking(monkeypatch, lambda n: 1 / n)
     number, why = threads.choose("auto", CPU, 1, idle)
     assert (number, tried) == (torch.get_num_threads(), []) and "OMP_NUM_THREADS is 1" in why
-    assert not threads.free(CPU)
+    assert not threads.may_change(CPU)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The clock of a run, and the arithmetic it counts."""
+"""Throughput of a run, and its FLOP count."""
 
 from __future__ import annotations
 

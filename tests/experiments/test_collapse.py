@@ -1,4 +1,4 @@
-"""The laboratory end to end, small: runs, names, table, figure; what is finished is not run again."""
+"""The collapse experiment end to end, small: runs, verdicts, table, figure; finished runs are not run again."""
 
 from __future__ import annotations
 

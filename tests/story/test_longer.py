@@ -75,7 +75,7 @@ def test_a_finished_run_continues_on_the_curves_of_the_new_length(finished: Path
     for row in found[10:]:
         clock = Clock(int(row["step"]) - 1, 16, PER_EPOCH)
         assert row["lr"] == optim.set_schedules(opt, config.optim, clock, 16)[0]
-    assert "16 steps in place of 10: from step 10 on learning rate" in (longer / "log.txt").read_text()
+    assert "16 steps (was 10): from step 10 on learning rate" in (longer / "log.txt").read_text()
 
 
 @pytest.mark.parametrize("at", [11, 13, 16])
@@ -107,7 +107,7 @@ def test_epochs_are_those_of_the_whole_run(finished: Path, tmp_path: Path) -> No
 
 
 def test_a_length_that_cannot_be_is_refused(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(UserError, match="has done 10 steps, more than the 3 asked for"):
+    with pytest.raises(UserError, match="has already done 10 steps, more than 3"):
         opendino.resume(finished, steps=3)
     with pytest.raises(UsageError, match="both given"):
         opendino.resume(finished, steps=9, epochs=9)
@@ -120,11 +120,11 @@ def test_a_length_that_cannot_be_is_refused(finished: Path, capsys: pytest.Captu
 def test_the_same_command_with_another_length_makes_it_longer(finished: Path, longer: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(finished, run)
-    extend.remember(run, replace(extend.remembered(run), out=str(run)))
+    extend.save_request(run, replace(extend.read_request(run), out=str(run)))
     opendino.train(tiny(run, resume=True, steps=16))
     assert_equal(run, longer, 16)
     opendino.train(tiny(run, resume=True, steps=16))
-    assert extend.remembered(run).steps == 16
+    assert extend.read_request(run).steps == 16
 
 
 def test_the_same_command_continues_a_run_that_was_made_longer(longer: Path) -> None:

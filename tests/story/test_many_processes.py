@@ -68,7 +68,7 @@ def watched(work: Any, out: Path, poisoned: int = -1, cut: int = 0) -> None:
         cut: Before this step's end the power fails, everywhere.
     """
     rank, made, rows = distributed.rank(), [], []
-    step, place = train.step, train.parallel.place
+    step, prepare_distributed = train.step, train.parallel.prepare_distributed
 
     def record(model, method, optimizer, optim_settings, batch, clock, views, *rest):  # type: ignore[no-untyped-def]
         views = list(views)
@@ -82,7 +82,7 @@ def watched(work: Any, out: Path, poisoned: int = -1, cut: int = 0) -> None:
         return tensors, numbers
 
     def note(*args: Any) -> Any:
-        made.append(place(*args))
+        made.append(prepare_distributed(*args))
         return made[-1]
 
     with pytest.MonkeyPatch.context() as patch:

@@ -296,7 +296,7 @@ def test_labels_of_other_classes_than_the_teachers_are_refused(tmp_path: Path) -
     options = {"backbone": "conv4", "backbone_options": {"width": 4}}
     run = opendino.train(tiny(tmp_path / "run", method=mean_teacher.Config(size_px=32), **options)).run
     method = distill.Config(teacher=run, objective="logits", label_weight=0.5, size_px=32)
-    with pytest.raises(UserError, match=r"tells 10 classes apart \(bricks.*--method\.label-weight 0"):
+    with pytest.raises(UserError, match=r"classifier has 10 classes \(bricks.*--method\.label-weight 0"):
         opendino.train(tiny(tmp_path / "forms", data="toy:forms?n=48&size=32", val=None, method=method, **options))
     assert not (tmp_path / "forms").exists()
 

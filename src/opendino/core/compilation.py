@@ -93,7 +93,7 @@ def choose(wanted: bool | str, device: torch.device, steps: int) -> tuple[bool, 
         UserError: `wanted` is True and the compiler does not work.
     """
     if wanted is False or (wanted == "auto" and (device.type != "cuda" or steps < 1000)):
-        why = "as asked" if wanted is False else "compiling takes a minute; it pays off on a GPU from 1,000 steps"
+        why = "as configured" if wanted is False else "compiling takes a minute; it pays off on a GPU from 1,000 steps"
         return False, why
     broken = compiler_works(device)
     if broken and wanted is True:
@@ -101,7 +101,7 @@ def choose(wanted: bool | str, device: torch.device, steps: int) -> tuple[bool, 
             f"torch.compile does not work on this machine: {broken}",
             "Use --compile False (in the config.yaml of a run: compile: false), or install a C++ compiler",
         )
-    return not broken, broken or ("as asked" if wanted is True else f"a {device.type} device, {steps:,} steps")
+    return not broken, broken or ("as configured" if wanted is True else f"a {device.type} device, {steps:,} steps")
 
 
 def _test_function(x: torch.Tensor) -> torch.Tensor:

@@ -228,7 +228,7 @@ def decide(
             )
         return cache, f"{disk / needed:.0%} of the images fit on the disk; the others are decoded every epoch"
     if cache != "auto":
-        return cache, "set explicitly"
+        return cache, "as configured"
     if num_epochs <= 1:
         return "off", "every image is read once"
     if needed <= gpu_bytes / 10:

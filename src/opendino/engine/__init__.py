@@ -1,1 +1,1 @@
-"""What turns a method into a run: optimizer, precision, checkpoints, monitors, meters."""
+"""Everything that turns a method into a training run: optimizer, precision, checkpoints, monitoring, metrics."""

@@ -1,4 +1,4 @@
-"""Activation checkpointing (Chen et al. 2016): memory for a third more computing."""
+"""Activation checkpointing (Chen et al. 2016, arXiv:1604.06174): less memory for about a third more computation."""
 
 from __future__ import annotations
 
@@ -11,19 +11,23 @@ from opendino.core.errors import UserError
 
 
 def checkpoint_activations(backbone: Backbone) -> None:
-    """From now on keep only what goes into each transformer block, and work out the rest anew on the way back.
+    """Store only the input of each transformer block and recompute its activations in the backward pass, in place.
 
-    The numbers stay the same, bit for bit: chance (drop path) is replayed.
+    Results stay bit-identical: the random state of stochastic depth is restored before the recomputation.
+
+    Args:
+        backbone: Its blocks are changed in place; parameter names stay.
 
     Raises:
-        UserError: It has no transformer blocks. BatchNorm would count what it sees twice.
+        UserError: The backbone has no transformer blocks. Convolutional networks are refused because BatchNorm would
+            update its running statistics twice.
     """
     blocks = backbone.transformer_blocks()
     if not blocks:
         raise UserError(
-            f"{backbone.name} has no transformer blocks whose activations could be worked out anew",
-            "Leave --activation-checkpointing off; save memory by --optim.grad-accum-steps",
+            f"{backbone.name} has no transformer blocks, so activation checkpointing is not possible",
+            "Remove --activation-checkpointing; to save memory raise --optim.grad-accum-steps",
         )
     for block in blocks:
-        # In place of the method and not around the module, so that names of parameters stay.
+        # Replace the method instead of wrapping the module, so that parameter names do not change.
         block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)

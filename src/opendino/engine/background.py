@@ -1,4 +1,4 @@
-"""Work that a run need not wait for: one thing at a time, and no error is lost."""
+"""Background work that training does not wait for: one task at a time, and no exception is lost."""
 
 from __future__ import annotations
 
@@ -10,27 +10,31 @@ from opendino.core import log
 
 
 class BackgroundWriter:
-    """A context; what was begun in it is finished when it is left."""
+    """Context manager that runs one task at a time on a thread; leaving it waits for the task to finish."""
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, "background")
-        self._work: Future[None] | None = None
+        self._future: Future[None] | None = None
 
     def submit(self, work: Callable[[], None]) -> None:
-        """Begin this; first wait for what was begun before, and raise what went wrong in it."""
+        """Start a task, after waiting for the previous one.
+
+        Raises:
+            Exception: The exception of the previous task.
+        """
         self.wait()
-        self._work = self._thread.submit(work)
+        self._future = self._thread.submit(work)
 
     def check(self) -> None:
-        """Raise what has gone wrong by now."""
-        if self._work is not None and self._work.done():
+        """Raise the task's exception if the task has already failed; does not wait."""
+        if self._future is not None and self._future.done():
             self.wait()
 
     def wait(self) -> None:
-        """Until all is done; raises what went wrong in it."""
-        work, self._work = self._work, None
-        if work is not None:
-            work.result()
+        """Wait for the task to finish and raise its exception, if any."""
+        future, self._future = self._future, None
+        if future is not None:
+            future.result()
 
     def __enter__(self) -> BackgroundWriter:
         return self
@@ -43,6 +47,6 @@ class BackgroundWriter:
         except Exception as failed:
             if error is None:
                 raise
-            log.warn(f"besides, the last save failed: {failed}")  # the first error is the one to raise
+            log.warn(f"the last save also failed: {failed}")  # the first error is the one to raise
         finally:
             self._thread.shutdown()

@@ -1,4 +1,4 @@
-"""How many images a device can work off at once, found by trying: networks, kernels and allocator decide it."""
+"""Finds the largest micro-batch that fits on a GPU by trying: the network, kernels and allocator decide, no formula."""
 
 from __future__ import annotations
 
@@ -11,54 +11,65 @@ from opendino.core.contracts import Method
 from opendino.core.types import Clock, Views, ViewSpec
 from opendino.engine import precision, sizing
 
-_LEFT_FREE = 0.05  # of the device's memory: for evaluations, and for a batch of larger images
+_RESERVED_FRAC = 0.05  # of the device's memory, for evaluations and for a batch of larger images
 _CLOCK = Clock(0, 1000, 100)
 
 
-def fewest_parts(
-    make: Callable[[], Method], spec: ViewSpec, share: int, optimizer: str, dtype: torch.dtype, device: torch.device
+def fewest_micro_batches(
+    make_method: Callable[[], Method],
+    spec: ViewSpec,
+    num_images: int,
+    optimizer: str,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> int | None:
-    """In how many parts a device must work off a step for them to fit; None if not even single images do.
+    """Smallest number of micro-batches per optimizer step that fits in memory.
 
-    Each try is the forward and backward pass of a method on views of zeros, beside as much memory as the optimizer
-    will take.
+    Each try runs the method's forward and backward pass on views of zeros, while as much memory as the optimizer state
+    will need is reserved.
 
     Args:
-        make: A fresh method; it is gone afterwards.
-        spec: Its views.
-        share: Images of a step on this device.
-        optimizer: Its name, see `sizing.memory`.
-        dtype: Of the networks' matrix products.
-        device: A GPU. What a CPU has too little of ends the process.
+        make_method: Builds a new method; it is deleted afterwards.
+        spec: The method's views.
+        num_images: Images per step on this device.
+        optimizer: Name of the optimizer, see `sizing.memory`.
+        dtype: Autocast dtype.
+        device: A GPU. On a CPU, running out of memory would kill the process.
+
+    Returns:
+        A divisor of `num_images`, or None if not even single images fit.
     """
     try:
         with distributed.single_process():
-            method = make().to(device).to(memory_format=torch.channels_last).train()
-            moments = sizing.memory(method, optimizer, 0.0, parted=False).moments
-            free = _LEFT_FREE * torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else 0.0
-            kept = torch.empty(int(moments + free), dtype=torch.uint8, device=device)
-            fitting = (
-                n for n in range(1, share + 1) if share % n == 0 and _fits(method, spec, share // n, dtype, kept)
+            # Other ranks try on their own devices: collectives in the method must not wait for them.
+            method = make_method().to(device).to(memory_format=torch.channels_last).train()
+            moments = sizing.memory(method, optimizer, 0.0, sharded=False).moments
+            free = _RESERVED_FRAC * torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else 0.0
+            reserved = torch.empty(int(moments + free), dtype=torch.uint8, device=device)
+            candidates = (
+                n
+                for n in range(1, num_images + 1)
+                if num_images % n == 0 and _fits(method, spec, num_images // n, dtype, reserved)
             )
-            return next(fitting, None)
-    except torch.OutOfMemoryError:  # the weights alone
+            return next(candidates, None)
+    except torch.OutOfMemoryError:  # not even the weights fit
         return None
     finally:
-        method = kept = None
+        method = reserved = None
         if device.type == "cuda":
             torch.cuda.empty_cache()
 
 
-def _fits(method: Method, spec: ViewSpec, images: int, dtype: torch.dtype, beside: torch.Tensor) -> bool:
-    device = beside.device
+def _fits(method: Method, spec: ViewSpec, micro_batch: int, dtype: torch.dtype, reserved: torch.Tensor) -> bool:
+    device = reserved.device
     try:
         crops = {
-            group.name: torch.zeros(len(group.views), images, 3, group.size_px, group.size_px, device=device)
+            group.name: torch.zeros(len(group.views), micro_batch, 3, group.size_px, group.size_px, device=device)
             for group in spec.groups
             if group.views
         }
-        labels = torch.zeros(images, dtype=torch.int64, device=device)
-        views = Views(crops, labels, torch.arange(images), spec.num_labeled(images))
+        labels = torch.zeros(micro_batch, dtype=torch.int64, device=device)
+        views = Views(crops, labels, torch.arange(micro_batch), spec.num_labeled(micro_batch))
         with precision.autocast(device, dtype):
             loss = method(views, _CLOCK).loss
         loss.backward()

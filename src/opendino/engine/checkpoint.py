@@ -1,8 +1,8 @@
-"""The whole state of a run as plain tensors and JSON, written so that a crash at any byte loses nothing.
+"""Checkpoints: the complete state of a run as safetensors and JSON, written so that a crash at any byte loses nothing.
 
 A checkpoint is a folder `step_00012000/` with `tensors.safetensors` and `state.json`. It is written under a temporary
-name, forced to disk, and renamed; only then does `latest` name it. Nothing is ever pickled. There is no state of a
-random generator to keep: every choice is a function of the seed and of where the run stands.
+name, synced to disk (fsync) and renamed; only then is its name written to the file `latest`. Nothing is pickled. No
+random generator state is saved: every random choice is a function of the seed and the step.
 """
 
 from __future__ import annotations
@@ -27,18 +27,25 @@ from opendino.models.weights import load_weights
 
 
 def snapshot(method: Method, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Copies on the host of all that trains: networks, heads, what else is registered (DINO's center), and moments.
+    """Copy the training state to host memory: the method's parameters and buffers, and the optimizer's moments.
 
-    Whole tensors on any number of ranks, so that any other number can go on from them. Every rank must take part; all
-    but rank 0 get nothing.
+    Sharded tensors are gathered, so that a run can continue on any number of ranks. Collective: every rank must call
+    it.
+
+    Args:
+        method: With full (not sharded) weights, see `parallel.prepare_distributed`.
+        optimizer: Its state keys become `optimizer.<parameter index>.<name>`.
+
+    Returns:
+        CPU tensors named `method.*` and `optimizer.*` on rank 0, an empty dict on the other ranks.
     """
     tensors = {f"method.{key}": value for key, value in method.state_dict().items()}
-    for index, held in enumerate(_parameters(optimizer)):
-        for key, value in optimizer.state.get(held, {}).items():
+    for index, local_param in enumerate(_optimizer_parameters(optimizer)):
+        for key, value in optimizer.state.get(local_param, {}).items():
             if isinstance(value, Tensor):
-                moment = value.shape == held.shape
+                moment = value.shape == local_param.shape  # else a scalar such as AdamW's "step"
                 tensors[f"optimizer.{index}.{key}"] = (
-                    distributed.from_local_shard(optim.whole(held), value) if moment else value
+                    distributed.from_local_shard(optim.full_parameter(local_param), value) if moment else value
                 )
     copies = {}
     for key, value in tensors.items():
@@ -49,38 +56,39 @@ def snapshot(method: Method, optimizer: torch.optim.Optimizer) -> dict[str, Tens
 
 
 def save(folder: Path, tensors: dict[str, Tensor], state: dict[str, Any], keep: int = 2) -> Path:
-    """Write a checkpoint and drop all but the newest `keep`.
+    """Write a checkpoint and delete all but the newest `keep`.
 
     Args:
         folder: The run's folder.
         tensors: From `snapshot`.
-        state: JSON values: `step` (int) and whatever the run needs to go on.
-        keep: Checkpoints kept, at least 1.
+        state: JSON values: `step` (int) and everything else that the run needs to continue.
+        keep: Number of checkpoints to keep, at least 1.
 
     Returns:
         The checkpoint's folder.
 
     Raises:
-        OSError: It cannot be written; the ones before it are as they were.
+        OSError: It cannot be written; earlier checkpoints are untouched.
     """
-    home = folder / "checkpoints"
-    home.mkdir(exist_ok=True)
+    root = folder / "checkpoints"
+    root.mkdir(exist_ok=True)
     name = f"step_{state['step']:08d}"
-    partial, final = home / f".{name}.partial", home / name
-    for left in home.glob(".*.partial"):  # by a run that was killed
-        shutil.rmtree(left, ignore_errors=True)
+    partial, final = root / f".{name}.partial", root / name
+    for leftover in root.glob(".*.partial"):  # from a run that was killed
+        shutil.rmtree(leftover, ignore_errors=True)
     try:
         partial.mkdir()
         _write(tensors, partial / "tensors.safetensors")
         atomic_write.write(partial / "state.json", json.dumps(state, indent=1))
-        for path in (partial / "tensors.safetensors", partial, home):
+        # fsync the data before the rename: otherwise a power cut could leave the new name on an empty file.
+        for path in (partial / "tensors.safetensors", partial, root):
             atomic_write.sync(path)
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
-    except BaseException:  # on a full disk every byte counts
+    except BaseException:  # on a full disk, free the space at once
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    atomic_write.sync(home)
+    atomic_write.sync(root)
     atomic_write.write(folder / "latest", f"checkpoints/{name}\n")
     for old in folders(folder)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
@@ -96,60 +104,69 @@ def _write(tensors: dict[str, Tensor], path: Path) -> None:
         raise
 
 
-def forget_after(path: Path) -> None:
-    """Remove the checkpoints newer than this one."""
+def delete_newer(path: Path) -> None:
+    """Delete the checkpoints that are newer than `path`."""
     known = folders(path.parents[1])
     for newer in known[known.index(path) + 1 :]:
         shutil.rmtree(newer, ignore_errors=True)
 
 
 def newest(folder: Path) -> Path | None:
-    """The newest checkpoint that reads, None where there is none. A damaged one is passed over."""
+    """Path of the newest readable checkpoint, None if there is none. Damaged checkpoints are skipped."""
     for path in reversed(folders(folder)):
         try:
             json.loads((path / "state.json").read_text(encoding="utf-8"))
-            with safe_open(
-                path / "tensors.safetensors", "pt"
-            ):  # its header, and whether the file is as long as it says
+            # Opening checks the header, and that the file has the length the header says.
+            with safe_open(path / "tensors.safetensors", "pt"):
                 pass
-        except (FileNotFoundError, ValueError, SafetensorError):  # any other fault is the disk's, not the file's
+        except (FileNotFoundError, ValueError, SafetensorError):  # other errors are the disk's and are raised
             continue
         return path
     return None
 
 
 def state(path: Path) -> dict[str, Any]:
-    """The JSON values that a checkpoint was saved with."""
+    """Read the `state` that a checkpoint was saved with."""
     return json.loads((path / "state.json").read_text(encoding="utf-8"))
 
 
 def load(path: Path, method: Method, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Put a checkpoint's tensors back into place, each rank what it holds; returns its `state`.
+    """Load a checkpoint into a method and its optimizer; with FSDP each rank takes its own shards.
+
+    Args:
+        path: Folder of the checkpoint.
+        method: Changed in place.
+        optimizer: Changed in place. Its learning rates and weight decays stay.
+
+    Returns:
+        The checkpoint's `state`.
 
     Raises:
-        UserError: It is of another network.
+        UserError: The checkpoint is of another network.
     """
     tensors = load_file(path / "tensors.safetensors")
     weights = {key.removeprefix("method."): value for key, value in tensors.items() if key.startswith("method.")}
-    own = method.state_dict()
-    weights = {key: distributed.shard_like(own[key], value) if key in own else value for key, value in weights.items()}
+    current = method.state_dict()
+    weights = {
+        key: distributed.shard_like(current[key], value) if key in current else value for key, value in weights.items()
+    }
     load_weights(method, weights, str(path))
-    parameters = _parameters(optimizer)
+    parameters = _optimizer_parameters(optimizer)
     moments: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         if key.startswith("optimizer."):
             _, index, name = key.split(".", 2)
-            held = parameters[int(index)]
-            parameter = optim.whole(held)
+            local_param = parameters[int(index)]
+            parameter = optim.full_parameter(local_param)
             if value.shape == parameter.shape:
-                # Fused optimizers want a moment to lie in memory as its parameter does.
-                mine = distributed.local_tensor(distributed.shard_like(parameter, value))
-                value = torch.empty_like(held, dtype=value.dtype).copy_(mine)
+                # Fused optimizers require moments with the memory layout (strides) of their parameter.
+                local_value = distributed.local_tensor(distributed.shard_like(parameter, value))
+                value = torch.empty_like(local_param, dtype=value.dtype).copy_(local_value)
             moments.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
     return state(path)
 
 
-def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
-    """In the order of their numbers in a checkpoint."""
+def _optimizer_parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    """All parameters, in the order in which checkpoints number them."""
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]

@@ -1,10 +1,10 @@
-"""Is the run well? Names a collapse, and its cure.
+"""Detects collapses from a run's metrics and says how to fix them.
 
-Four ways to fail, told apart by numbers every step leaves behind (Caron et al. 2021, section 5.3 and figure 7):
-    uniform   the teacher says the same of every prototype: its entropy sits at ln K, the KL to the student at 0
-    one-hot   the teacher gives every image to the same prototype: the entropy of its mean output sits near 0
-    constant  the teacher says the same of every image, whatever that is: its mean output has no more entropy than each
-    dead      different images come out the same: their features, or the projections that the loss compares
+Four kinds, distinguished by metrics of every step (Caron et al. 2021, arXiv:2104.14294, section 5.3 and figure 7):
+    uniform   the teacher's output is uniform over the prototypes: its entropy stays at ln K, the KL to the student at 0
+    one-hot   the teacher assigns every image to the same prototype: the entropy of its mean output stays near 0
+    constant  the teacher's output is the same for every image: its mean output has no more entropy than single ones
+    dead      different images get the same features, or the same projections in the loss
 """
 
 from __future__ import annotations
@@ -19,34 +19,34 @@ from typing import Any
 from opendino.core import accuracy
 
 PATIENCE = 50
-"""Steps over which the median must look collapsed; a tenth of the run where that is shorter, but never below ten."""
+"""Number of steps whose median must look collapsed; a tenth of the run if that is less, but at least ten."""
 
 _UNIFORM_FRAC = 0.99
 _ONE_HOT_FRAC = 0.05
 _CONSTANT_FRAC = 0.002
-_DEAD_SPREAD = {"feature_spread": 0.01, "projection_spread": 0.05}
-SIGNS = ("entropy_frac", "marginal_frac", *_DEAD_SPREAD)
-"""The numbers of a step's row that a diagnosis is made of."""
+_DEAD_STD = {"feature_spread": 0.01, "projection_spread": 0.05}
+SIGNS = ("entropy_frac", "marginal_frac", *_DEAD_STD)
+"""The metrics of a step that `diagnose` uses."""
 EXAMINED = (
     "loss", "entropy_frac", "effective_rank", "knn", "balanced_accuracy", "majority", "num_queries", "judged_on",
 )  # fmt: skip
-"""The numbers, and tables of numbers, that tell whether a run has learned."""
+"""The metrics that `examine` uses to decide whether a run has learned."""
 COLLAPSES = ("uniform", "one-hot", "constant", "dead", "rank 1")
 NOT_SHOWN = "not shown to have learned"
 _RANK_ONE = 1.05
 _NO_OPINION_FRAC = 0.98
 Columns = Mapping[str, tuple[Any, ...]]
-"""Name, of a part of a table "knn.teacher" → steps, values and more, as `core.metrics.columns` returns them."""
+"""Metric name (nested: "knn.teacher") → (steps, values, ...), as `core.metrics_log.columns` returns it."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a run suffers from, or that it is well.
+    """A diagnosis of a run: a collapse, another problem, or healthy.
 
     Attributes:
-        name: "uniform", "one-hot", "constant" or "dead"; of a whole run also what `examine` says.
-        evidence: The numbers, one line.
-        cure: What to change, one line.
+        name: "uniform", "one-hot", "constant" or "dead"; from `examine` also the other names listed there.
+        evidence: The metrics it is based on, one line.
+        cure: What to change, one line; empty if nothing.
     """
 
     name: str
@@ -55,9 +55,12 @@ class Verdict:
 
 
 class Monitor:
-    """Watches a run's rows: the diagnosis of the medians over the last `patience` of them.
+    """Diagnoses the medians of the last `patience` steps.
 
-    Medians, since an unstable run jumps: a prototype that wins everywhere now may have lost to another a step later.
+    Medians, because an unstable run jumps: the prototype that wins for every image may change from step to step.
+
+    Args:
+        total_steps: Length of the run; see `PATIENCE`.
     """
 
     def __init__(self, total_steps: int) -> None:
@@ -65,7 +68,7 @@ class Monitor:
         self._rows: deque[dict[str, float]] = deque(maxlen=self.patience)
 
     def watch(self, row: Mapping[str, Any]) -> Verdict | None:
-        """The verdict after one more step's numbers, see `diagnose`. What is missing or null is passed over."""
+        """Add a step's metrics and return the current verdict, see `diagnose`. Missing and null metrics are ignored."""
         known = {name: value for name in SIGNS if (value := row.get(name)) is not None}
         self._rows.append({name: value for name, value in known.items() if math.isfinite(value)})
         if len(self._rows) < self.patience:
@@ -75,17 +78,18 @@ class Monitor:
 
 
 def diagnose(row: Mapping[str, float]) -> Verdict | None:
-    """What one step's numbers look like; None for healthy.
+    """Diagnose a collapse from the metrics of one step; None for healthy.
 
     Args:
-        row: `entropy_frac`, the teacher's entropy over ln K; `marginal_frac`, the entropy of its mean output over
-            ln K; `feature_spread`, the standard deviation of L2-normalized features, 0 (all equal) to about 1.
+        row: Any of `entropy_frac`, mean entropy of the teacher's outputs divided by ln K, 0 to 1; `marginal_frac`,
+            entropy of its mean output divided by ln K, 0 to 1; `feature_spread` and `projection_spread`, standard
+            deviation of L2-normalized features and projections over the images, 0 (all equal) to about 1.
     """
     entropy, marginal = row.get("entropy_frac"), row.get("marginal_frac")
     if marginal is not None and marginal < _ONE_HOT_FRAC:
         return Verdict(
             "one-hot",
-            f"the teacher's mean output has {marginal:.1%} of the entropy it could have",
+            f"the entropy of the teacher's mean output is {marginal:.1%} of ln K",
             "One prototype wins for every image: keep centering on, lower center_momentum towards 0.9, "
             "or raise teacher_temp_start",
         )
@@ -93,37 +97,40 @@ def diagnose(row: Mapping[str, float]) -> Verdict | None:
         return Verdict(
             "uniform",
             f"the teacher's entropy is {entropy:.1%} of ln K",
-            "The teacher says nothing: keep sharpening on, lower teacher_temp (0.04, then 0.02) or the learning rate",
+            "The teacher's output is uniform: keep sharpening on, lower teacher_temp (0.04, then 0.02) or the learning "
+            "rate",
         )
-    for what, least in _DEAD_SPREAD.items():
+    for what, least in _DEAD_STD.items():
         spread = row.get(what)
         if spread is not None and spread < least:
             return Verdict(
                 "dead",
-                f"{what.partition('_')[0]}s of different images differ by a standard deviation of {spread:.4f}",
+                f"the standard deviation of {what.partition('_')[0]}s over different images is only {spread:.4f}",
                 "Lower the learning rate, lengthen its warm-up, or clip gradients harder (clip = 0.3); "
                 "BYOL needs its predictor and a teacher that moves slowly",
             )
+    # marginal - entropy is the mutual information of image and prototype, divided by ln K.
     if entropy is not None and marginal is not None and marginal - entropy < _CONSTANT_FRAC:
         return Verdict(
             "constant",
-            f"the teacher's outputs share {max(0.0, marginal - entropy):.2%} of ln K with which image it sees",
-            "The teacher says the same of every image: keep centering and sharpening both on",
+            f"the teacher's output carries {max(0.0, marginal - entropy):.2%} of ln K of information about the image",
+            "The teacher's output is the same for every image: keep both centering and sharpening on",
         )
     return None
 
 
 def examine(rows: Sequence[Mapping[str, Any]], total_steps: int) -> Verdict:
-    """What the rows of a run's metrics.jsonl say of it, by the same rules that a run applies to itself.
+    """Diagnose a run from the rows of its metrics.jsonl, by the same rules that a run applies while it trains.
 
     Args:
-        rows: In order; rows of steps and of evaluations. Only the numbers named in `EXAMINED` are looked at.
+        rows: Rows of steps and evaluations, in order.
         total_steps: Length of the run.
 
     Returns:
-        "constant images" or "duplicate images" where there is nothing to learn from; "uniform", "one-hot", "constant",
-        "dead" or "rank 1" where a collapse stands at the end; "void steps" (a tenth of the last hundred had no finite
-        loss); "too early" (too few steps to tell); of a finished run "not shown to have learned"; else "healthy".
+        A verdict named "constant images" or "duplicate images" if there is nothing to learn from; "uniform", "one-hot",
+        "constant", "dead" or "rank 1" if the run is collapsed at the end; "skipped steps" if more than a tenth of the
+        last hundred had a non-finite loss; "too early" after too few steps; "not shown to have learned" for a finished
+        run; else "healthy".
     """
     monitor, steps = Monitor(total_steps), [row for row in rows if "loss" in row]
     standing, since = None, 0
@@ -137,12 +144,12 @@ def examine(rows: Sequence[Mapping[str, Any]], total_steps: int) -> Verdict:
     found = useless_images(columns)
     if found is None and standing is not None:
         found = Verdict(standing.name, f"since step {since} of {total_steps}, {standing.evidence}", standing.cure)
-    void = sum(not row.get("ok", True) for row in steps[-100:])
-    if found is None and void > len(steps[-100:]) / 10:
+    num_skipped = sum(not row.get("ok", True) for row in steps[-100:])
+    if found is None and num_skipped > len(steps[-100:]) / 10:
         found = Verdict(
-            "void steps",
-            f"{void} of the last {len(steps[-100:])} steps had a loss that is not finite, and changed nothing",
-            "Lower --optim.lr or --optim.clip, or take --precision float32",
+            "skipped steps",
+            f"{num_skipped} of the last {len(steps[-100:])} steps had a non-finite loss and were skipped",
+            "Lower --optim.lr or --optim.clip, or use --precision float32",
         )
     if found is None and len(steps) < monitor.patience:
         found = Verdict("too early", f"{len(steps)} of {total_steps} steps are too few to tell", "")
@@ -157,19 +164,19 @@ def outcome(found: Verdict, collapse: str | None) -> str:
 
 
 def conclude(columns: Columns, done: int, total_steps: int) -> Verdict:
-    """What the evaluations of a run say that shows no collapse in its steps.
+    """Diagnose a run whose steps show no collapse from its evaluations.
 
     Args:
-        columns: Of `EXAMINED`.
-        done: Steps.
-        total_steps: Length of the run; only of a finished one it is said whether it learned.
+        columns: The metrics in `EXAMINED`.
+        done: Steps done.
+        total_steps: Length of the run; only a finished run can be "not shown to have learned".
 
     Returns:
-        "constant images", "duplicate images", "rank 1", "not shown to have learned" or "healthy".
+        A verdict named "constant images", "duplicate images", "rank 1", "not shown to have learned" or "healthy".
     """
     if found := useless_images(columns) or _rank_one(columns):
         return found
-    learned, evidence = _by_labels(columns) or _by_signs(columns)
+    learned, evidence = _by_labels(columns) or _by_label_free_signs(columns)
     if done < total_steps:
         return Verdict("healthy", f"no collapse in {done} of {total_steps} steps; {evidence}", "")
     if learned:
@@ -177,25 +184,25 @@ def conclude(columns: Columns, done: int, total_steps: int) -> Verdict:
     return Verdict(
         NOT_SHOWN,
         f"after all {total_steps} steps {evidence}",
-        "Train longer; see whether the views share what you are after, and not a color or a stamp (show crops); "
-        "try a smaller network or a lower momentum; name more labeled images with --val",
+        "Train longer; check with `opendino visualize crops` that the views do not share a shortcut (constant color, "
+        "watermark); try a smaller network or a lower momentum; give more labeled images with --val",
     )
 
 
 def useless_images(columns: Columns) -> Verdict | None:
-    """A verdict where hardly any image differs from the others, or has anything in it."""
+    """A verdict if almost all images are of one color ("constant images") or copies ("duplicate images"), else None."""
     seen = {name: _last(columns, f"judged_on.{name}") or 0 for name in ("images", "distinct", "flat")}
     if seen["flat"] > 0.9 * seen["images"]:
         return Verdict(
             "constant images",
-            f"{seen['flat']:,.0f} of {seen['images']:,.0f} images looked at have a single color each",
-            "There is nothing in them to learn: see whether they are read as you see them (opendino visualize crops)",
+            f"{seen['flat']:,.0f} of {seen['images']:,.0f} images checked have a single color each",
+            "There is nothing to learn from them: check how they are read with `opendino visualize crops`",
         )
     if seen["distinct"] < 0.1 * seen["images"]:
         return Verdict(
             "duplicate images",
-            f"only {seen['distinct']:,.0f} of {seen['images']:,.0f} images looked at differ, the rest are exact copies",
-            "Give images that differ; of a film take frames that are seconds apart",
+            f"only {seen['distinct']:,.0f} of {seen['images']:,.0f} images checked differ, the rest are exact copies",
+            "Use images that differ; from a video take frames that are seconds apart",
         )
     return None
 
@@ -206,14 +213,14 @@ def _rank_one(columns: Columns) -> Verdict | None:
         return None
     return Verdict(
         "rank 1",
-        f"the features of all images lie on one line: their effective rank is {rank:.2f}, "
-        f"and was {columns['effective_rank'][1][0]:.2f} at first",
-        "See whether the images differ (opendino visualize crops); lower the learning rate, or lengthen its warm-up",
+        f"the features of all images lie on one line: their effective rank is {rank:.2f} "
+        f"(at the start {columns['effective_rank'][1][0]:.2f})",
+        "Check that the images differ (opendino visualize crops); lower the learning rate, or lengthen its warm-up",
     )
 
 
 def _by_labels(columns: Columns) -> tuple[bool, str] | None:
-    """Whether k-NN is better than that of the network at first by more than chance makes it, and the figures."""
+    """Whether k-NN accuracy is significantly above that of the initial network, and the evidence; None if unlabeled."""
     names = [name.partition(".")[2] for name in columns if name.startswith("knn.")]
     first = next((name for name in ("start", "untrained") if name in names), None)
     if first is None:
@@ -224,36 +231,36 @@ def _by_labels(columns: Columns) -> tuple[bool, str] | None:
         row[kind] = {name: value for name in (best, first) if (value := _last(columns, f"{kind}.{name}")) is not None}
     after, before = row["knn"][best], row["knn"][first]
     chance = accuracy.chance_of_difference(before, after, num)
-    told = accuracy.shown(row)
-    evidence = f"k-NN is {told[best]}, and was {told[first]} {'at the start' if first == 'start' else 'untrained'}"
+    shown = accuracy.shown(row)
+    evidence = f"k-NN is {shown[best]} ({'at the start' if first == 'start' else 'untrained'}: {shown[first]})"
     if num:
-        evidence += f" ({num:,} queries: {chance:.1f} points may be chance; "
-        evidence += f"always the most frequent class: {_last(columns, 'majority') or 0:.1f}%)"
+        evidence += f", on {num:,} queries (differences up to {chance:.1f} points may be chance; "
+        evidence += f"most frequent class: {_last(columns, 'majority') or 0:.1f}%)"
     balanced = row["balanced_accuracy"]
     return after - before > chance and (len(balanced) < 2 or balanced[best] > balanced[first]), evidence
 
 
-def _by_signs(columns: Columns) -> tuple[bool, str]:
-    """Whether nothing speaks against it, and the figures: without labels there is no proof."""
+def _by_label_free_signs(columns: Columns) -> tuple[bool, str]:
+    """Whether the label-free metrics look like learning, and the evidence; without labels there is no proof."""
     signs, against = [], False
     rank = columns.get("effective_rank")
     if rank is None or len(rank[1]) < 2:
-        return False, "nothing was measured that shows it: --eval-images was 0, or there was one evaluation"
-    signs.append(f"effective rank {rank[1][0]:.1f} at first, {rank[1][-1]:.1f} at the end")
+        return False, "there are no evaluations to show it: --eval-images was 0, or there was only one evaluation"
+    signs.append(f"effective rank {rank[1][0]:.1f} at the start, {rank[1][-1]:.1f} at the end")
     against = rank[1][-1] < rank[1][0]
-    if entropy := _course(columns, "entropy_frac"):
+    if entropy := _half_and_end(columns, "entropy_frac"):
         signs.append(f"the teacher's entropy {entropy[1]:.0%} of ln K")
         against |= entropy[1] >= _NO_OPINION_FRAC and entropy[1] > entropy[0] - 0.002
-    if loss := _course(columns, "loss"):
-        signs.append(f"loss {loss[0]:.2f} half-way, {loss[1]:.2f} at the end")
+    if loss := _half_and_end(columns, "loss"):
+        signs.append(f"loss {loss[0]:.2f} halfway, {loss[1]:.2f} at the end")
         against |= loss[1] > loss[0]
-    return not against, f"there are signs only, for want of labels: {', '.join(signs)}"
+    return not against, f"without labels there are signs only: {', '.join(signs)}"
 
 
-def _course(columns: Columns, name: str) -> tuple[float, float] | None:
-    """The medians of a number over a tenth of the run half-way and at the end; None where it is not known.
+def _half_and_end(columns: Columns, name: str) -> tuple[float, float] | None:
+    """Medians of a metric over a tenth of the run, halfway and at the end; None if it was not measured.
 
-    Not at the start: there a healthy loss may rise, while the teacher's entropy does and its temperature warms up.
+    Not at the start, where a healthy loss may rise together with the teacher's entropy and temperature.
     """
     if name not in columns:
         return None
@@ -267,7 +274,7 @@ def _last(columns: Columns, name: str) -> float | None:
 
 
 def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[list[int], list[float]]]:
-    """As `core.metrics.columns`, of rows."""
+    """As `core.metrics_log.columns`, from rows in memory."""
     found: dict[str, tuple[list[int], list[float]]] = {}
     for row in rows:
         for name in EXAMINED:

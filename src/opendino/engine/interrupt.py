@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: once a run is under way finish the step, save, leave; before that leave at once."""
+"""Ctrl-C and SIGTERM: during training finish the step, save and exit; before that exit at once."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from opendino.core.errors import UserError
 
 
 class Interrupted(UserError):
-    """The run was asked to stop and has saved its state (exit code 130)."""
+    """The run was interrupted and has saved its state (exit code 130)."""
 
     def __init__(self, message: str, hint: str = "", exit_code: int = 130) -> None:
         super().__init__(message, hint, exit_code)
 
 
 class Interrupt:
-    """While entered, SIGINT and SIGTERM raise KeyboardInterrupt; when `patient`, the first one only sets `asked`.
+    """Context manager for SIGINT and SIGTERM: raise KeyboardInterrupt, or with `finish_step` only set `asked` first.
 
     Attributes:
-        patient: Whether there is a state to save first. A second Ctrl-C does not wait for it.
-        asked: Whether the run should stop.
+        finish_step: Set to True once there is a state to save. A second Ctrl-C raises KeyboardInterrupt anyway.
+        asked: Whether a signal has arrived and the run should stop.
     """
 
     def __init__(self) -> None:
@@ -30,7 +30,7 @@ class Interrupt:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupt:
-        if threading.current_thread() is threading.main_thread():  # the only thread that may set handlers
+        if threading.current_thread() is threading.main_thread():  # Python lets only this thread set handlers
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._before[number] = signal.signal(number, self._ask)
         return self

@@ -1,8 +1,8 @@
-"""Several processes on one machine from one command: torch's elastic launcher, one clear answer, one way to stop.
+"""Start several processes on one machine from one command, with torch's elastic launcher (as torchrun does).
 
-A process that is lost (killed, out of memory) takes the others with it, and all are started again; what they do must
-find its way back by itself (`Config.resume`). A process that can say what went wrong is believed, and nothing is
-started again.
+If a process dies without an error (killed, out of memory), the launcher stops the others and restarts all of them; they
+resume from the newest checkpoint (`Config.resume`). If a process raises an error, that error is reported and nothing is
+restarted.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ _METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods(
 
 
 def number(devices: int | str, device: str) -> int:
-    """How many processes to start here: 1 where torchrun or srun has started them already.
+    """Number of processes to start on this machine: 1 if torchrun or srun has already started them.
 
     Args:
-        devices: That many, or "auto": every GPU.
-        device: What to train on, as `core.dist.device` takes it.
+        devices: Number of devices, or "auto" for every GPU.
+        device: Device to train on, as for `core.distributed.device`.
 
     Raises:
-        UsageError: There are not so many.
+        UsageError: There are fewer devices.
     """
     if "RANK" in os.environ:
         return 1
@@ -55,93 +55,98 @@ def number(devices: int | str, device: str) -> int:
         return max(1, present)
     assert isinstance(devices, int)
     if present == 0:
-        return 1  # which says that there is no such device
+        return 1  # that process raises the error about the missing device
     if kind == "cpu" and devices > MOST_PROCESSES:
         raise UsageError(
             f"--devices is {devices:,}, and this machine has {cores()} cores", f"Use 1 to {MOST_PROCESSES}"
         )
     if devices > present and kind != "cpu":
-        raise UsageError(f"--devices is {devices}, and there is {present} of {kind}", "Use --devices auto")
+        raise UsageError(
+            f"--devices is {devices}, and this machine has {present} {kind} device{'s' * (present > 1)}",
+            f"Use 1 to {present}, or --devices auto",
+        )
     return devices
 
 
 def together(processes: int, work: Callable[..., dict[str, Any]], *args: Any) -> dict[str, Any]:
-    """Do the same work in several processes that know of each other; returns rank 0's answer.
+    """Run a function in several distributed processes and return the result of rank 0.
 
-    Ctrl-C and SIGTERM are passed on once, so that the processes can save and leave; a second Ctrl-C ends them.
+    Ctrl-C and SIGTERM are forwarded once, so that the processes can save and exit; a second Ctrl-C kills them.
 
     Args:
-        processes: How many.
-        work: A function that a fresh process can import; its answer is plain JSON values.
-        *args: Its arguments; they are sent to each process.
+        processes: Number of processes (the world size).
+        work: A function that a new process can import; it returns JSON values.
+        *args: Arguments of `work`, pickled to each process.
 
     Raises:
-        UserError: What the first process to fail said, or that processes were lost again and again.
+        UserError: The first error of a process, or processes died more often than they are restarted.
         KeyboardInterrupt: Interrupted before there was anything to save.
-        RuntimeError: A process failed by our own mistake; holds its traceback.
+        RuntimeError: A process failed with a bug; the message holds its traceback.
     """
-    home = Path(tempfile.mkdtemp(prefix="opendino-"))
-    asked, failed = home / "asked", []
+    temp_dir = Path(tempfile.mkdtemp(prefix="opendino-"))
+    # The processes report through files: "asked" exists once the run is to stop, "verdict.json" holds the result.
+    stop_file, failures = temp_dir / "asked", []
 
-    def pass_on(number: int, frame: FrameType | None) -> None:
-        again = asked.exists()
-        asked.touch()
+    def forward_signal(number: int, frame: FrameType | None) -> None:
+        second_signal = stop_file.exists()
+        stop_file.touch()
         for child in multiprocessing.active_children():
-            if again and number == signal.SIGINT:
+            if second_signal and number == signal.SIGINT:
                 child.kill()
             elif child.pid:
                 os.kill(child.pid, signal.SIGTERM)
 
-    # Processes are forked from one that has imported what they need and has no threads: torch is imported once and not
-    # by each, nor by each that is started again. It must outlive them where a scheduler sends SIGTERM to everything.
+    # Fork the processes from a server process that has imported torch and has no threads, so that the import is paid
+    # once and not per process and restart. The server ignores SIGTERM, which schedulers send to all processes.
     if _METHOD == "forkserver":
         multiprocessing.set_forkserver_preload(["__main__", work.__module__, "torch.utils.tensorboard"])
         handler = signal.signal(signal.SIGTERM, signal.SIG_IGN)
         forkserver.ensure_running()
         signal.signal(signal.SIGTERM, handler)
-    # The launcher would handle signals itself, each twice where a terminal sends them to all; on a thread it does not.
-    thread = threading.Thread(target=_launch, args=(processes, home, failed, work, args), name="launcher")
-    before = {each: signal.signal(each, pass_on) for each in (signal.SIGINT, signal.SIGTERM)}
+    # On the main thread the launcher would install its own signal handlers, and a Ctrl-C, which a terminal sends to
+    # every process, would count twice. On another thread it does not.
+    thread = threading.Thread(target=_run_launcher, args=(processes, temp_dir, failures, work, args), name="launcher")
+    before = {signum: signal.signal(signum, forward_signal) for signum in (signal.SIGINT, signal.SIGTERM)}
     try:
         thread.start()
         while thread.is_alive():
             thread.join(0.1)
-        return _verdict(home, failed)
+        return _read_result(temp_dir, failures)
     finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
-        shutil.rmtree(home, ignore_errors=True)
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+        shutil.rmtree(temp_dir, ignore_errors=True)
 
 
 def command(*words: str) -> dict[str, Any]:
-    """Run an `opendino` command in a process of its own; returns its JSON answer.
+    """Run an `opendino` command in a subprocess and return its JSON result.
 
-    For scripts and notebooks: they cannot be imported by the processes that `together` starts.
+    For scripts and notebooks, which the processes started by `together` cannot import.
 
     Args:
-        *words: The verb and what follows.
+        *words: The command-line arguments, e.g. "train", "DATA".
 
     Raises:
-        UserError: What the command said, as where it had been run here.
-        RuntimeError: It failed by our own mistake; its traceback is on stderr.
+        UserError: The error that the command reported.
+        RuntimeError: The command failed with a bug; its traceback is on stderr.
     """
-    asked: list[int] = []
+    received: list[int] = []
 
-    def pass_on(number: int, frame: FrameType | None) -> None:
-        # The terminal has sent Ctrl-C to the command as well: the first must not reach it twice, which would end it.
-        process.send_signal(signal.SIGINT if asked and number == signal.SIGINT else signal.SIGTERM)
-        asked.append(number)
+    def forward_signal(number: int, frame: FrameType | None) -> None:
+        # A terminal sends Ctrl-C to the subprocess too. Forward the first as SIGTERM: a second SIGINT would kill it.
+        process.send_signal(signal.SIGINT if received and number == signal.SIGINT else signal.SIGTERM)
+        received.append(number)
 
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    terminal = sys.stderr.isatty()  # it draws a live line there; a notebook's stderr is no file at all
+    terminal = sys.stderr.isatty()  # then the command draws its progress bar itself; in a notebook stderr is not a file
     with tempfile.TemporaryFile() as answer, contextlib.ExitStack() as closing:
         process = subprocess.Popen(
             [sys.executable, "-m", "opendino", *words, "--json"], env=environment, stdin=subprocess.DEVNULL,
             stdout=answer, stderr=None if terminal else subprocess.PIPE, text=True, errors="replace",
         )  # fmt: skip
         if threading.current_thread() is threading.main_thread():
-            for each in (signal.SIGINT, signal.SIGTERM):
-                closing.callback(signal.signal, each, signal.signal(each, pass_on))
+            for signum in (signal.SIGINT, signal.SIGTERM):
+                closing.callback(signal.signal, signum, signal.signal(signum, forward_signal))
         for line in process.stderr or ():
             sys.stderr.write(line)
         code = process.wait()
@@ -151,34 +156,39 @@ def command(*words: str) -> dict[str, Any]:
         error = json.loads(text)["error"]
         raise (Interrupted if code == 130 else UserError)(error["message"], error["hint"], code)
     if code:
-        raise RuntimeError(f"opendino {' '.join(words)} ended with exit code {code}")
+        raise RuntimeError(f"opendino {' '.join(words)} failed with exit code {code}")
     return json.loads(text)
 
 
-def _launch(processes: int, home: Path, failed: list[Exception], work: Callable[..., Any], args: Any) -> None:
+def _run_launcher(
+    processes: int, temp_dir: Path, failures: list[Exception], work: Callable[..., Any], args: Any
+) -> None:
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    for name in [each for each in logging.root.manager.loggerDict if each.startswith("torch.distributed.elastic")]:
-        logging.getLogger(name).setLevel(logging.CRITICAL + 1)  # we say ourselves what there is to say
-    # Else processes that are started again read in the same store where the lost ones could be reached, and wait there.
+    for name in [
+        logger for logger in logging.root.manager.loggerDict if logger.startswith("torch.distributed.elastic")
+    ]:
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)  # `_read_result` reports errors
+    # Restarted processes must not share the store of the dead ones: they would read stale addresses and hang.
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     config = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=processes, run_id=uuid.uuid4().hex, rdzv_backend="c10d",
         rdzv_endpoint="localhost:0", local_addr="localhost", max_restarts=_RESTARTS, start_method=_METHOD,
-        logs_specs=DefaultLogsSpecs(log_dir=str(home / "logs")),
+        logs_specs=DefaultLogsSpecs(log_dir=str(temp_dir / "logs")),
     )  # fmt: skip
     try:
-        elastic_launch(config, _process)(str(home), processes, work, args)
-    except Exception as error:  # for the main thread to judge
-        failed.append(error)
+        elastic_launch(config, _worker_main)(str(temp_dir), processes, work, args)
+    except Exception as error:  # handled on the main thread, in _read_result
+        failures.append(error)
 
 
-def _process(home: str, processes: int, work: Callable[..., dict[str, Any]], args: tuple[Any, ...]) -> None:
-    """What each process does: the work, and a word on how it ended. The first word counts."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # before looking, lest the one word to stop is missed
-    verdict, known = Path(home) / "verdict.json", None
-    if verdict.exists() or (Path(home) / "asked").exists():
+def _worker_main(temp_dir: str, processes: int, work: Callable[..., dict[str, Any]], args: tuple[Any, ...]) -> None:
+    """Entry point of each process: run the work and report its result. The first report wins."""
+    # Before the check for "asked", so that a SIGTERM that arrives in between ends this process.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    verdict, user_error = Path(temp_dir) / "verdict.json", None
+    if verdict.exists() or (Path(temp_dir) / "asked").exists():
         return
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, torch.get_num_threads() // processes))
@@ -190,28 +200,32 @@ def _process(home: str, processes: int, work: Callable[..., dict[str, Any]], arg
         os._exit(1)
     except Exception as error:
         if errors.lost(error):
-            os._exit(1)  # the launcher starts all of us again
-        known = errors.to_user_error(error)
-        answer = {"error": [known.message, known.hint, known.exit_code]} if known else {"bug": traceback.format_exc()}
+            os._exit(1)  # another rank died: the launcher restarts all of them
+        user_error = errors.to_user_error(error)
+        answer = (
+            {"error": [user_error.message, user_error.hint, user_error.exit_code]}
+            if user_error
+            else {"bug": traceback.format_exc()}
+        )
     mine = verdict.with_name(f"verdict-{os.environ['RANK']}.json")
     atomic_write.write(mine, json.dumps(answer))
     with contextlib.suppress(FileExistsError):
-        os.link(mine, verdict)  # complete at once, and never in place of an earlier one
-    if "answer" not in answer and not (known and known.exit_code == 130):
-        os._exit(1)  # the others may be waiting for this one; when asked to stop all stop of their own accord
+        os.link(mine, verdict)  # atomic: the file is complete, and never replaces an earlier one
+    if "answer" not in answer and not (user_error and user_error.exit_code == 130):
+        os._exit(1)  # makes the launcher stop the others, which may wait for this one; after Ctrl-C all stop themselves
 
 
-def _verdict(home: Path, failed: list[Exception]) -> dict[str, Any]:
-    path = home / "verdict.json"
+def _read_result(temp_dir: Path, failures: list[Exception]) -> dict[str, Any]:
+    path = temp_dir / "verdict.json"
     if not path.exists():
-        if (home / "asked").exists():
+        if (temp_dir / "asked").exists():
             raise KeyboardInterrupt
-        again = f"Processes of this run were lost {_RESTARTS + 1} times"
-        hint = "See whether the machine ran out of memory (dmesg), then: opendino resume RUN"
-        raise UserError(again, hint) from (failed[0] if failed else None)
-    said = json.loads(path.read_text(encoding="utf-8"))
-    if "bug" in said:
-        raise RuntimeError(f"a process failed:\n{said['bug']}")
-    if "error" in said:
-        raise UserError(*said["error"])
-    return said["answer"]
+        message = f"Processes of this run were killed {_RESTARTS + 1} times"
+        hint = "Check whether the machine ran out of memory (dmesg), then: opendino resume RUN"
+        raise UserError(message, hint) from (failures[0] if failures else None)
+    result = json.loads(path.read_text(encoding="utf-8"))
+    if "bug" in result:
+        raise RuntimeError(f"a process failed:\n{result['bug']}")
+    if "error" in result:
+        raise UserError(*result["error"])
+    return result["answer"]

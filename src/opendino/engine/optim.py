@@ -1,6 +1,6 @@
-"""Optimizers, parameter groups, clipping and the schedules of learning rate and weight decay.
+"""Optimizers, parameter groups, gradient clipping, and schedules of learning rate and weight decay.
 
-The host never waits for the device: steps with non-finite values (`found_inf`) are skipped on the device itself.
+The host never waits for the device: a step with a non-finite loss is skipped on the device itself (`found_inf`).
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ class Config(Checked):
     """Number of micro-batches per optimizer step; increase it to save memory. auto: as few as fit in memory."""
 
     def resolved(self, facts: Facts) -> tuple[Config, list[str]]:
-        """Replace every "auto" by a value, limit durations to 20% of the run; also returns the reasons."""
+        """Replace "auto" values and cap warm-up and freeze at 20% of the run; returns the reasons for the log too."""
         timing = {"total_steps": facts.total_steps, "steps_per_epoch": facts.steps_per_epoch}
         found: dict[str, tuple[Any, str]] = {}
         if self.lr == "auto":
-            found["lr"] = _learning_rate(self.name, facts)
+            found["lr"] = _auto_lr(self.name, facts)
         if self.weight_decay_end == "auto":
             end = self.weight_decay if facts.convolutional else 0.4
             found["weight_decay_end"] = end, "constant, as in the demo" if facts.convolutional else "as in the paper"
@@ -62,28 +62,33 @@ class Config(Checked):
         return auto_values.with_auto_values(self, found)
 
 
-_PUBLISHED_LR = {"adamw": 5e-4, "sgd": 0.03, "lars": 0.3}
+_BASE_LR = {"adamw": 5e-4, "sgd": 0.03, "lars": 0.3}
 """DINO v1's published learning rates for a batch of 256."""
-_SMALL_CONVNET_LR = 3e-3
-"""Learning rate, not scaled with the batch, at which the small ConvNet learns fastest (AdamW, batches of 32 to 64)."""
+_CONV_ADAMW_LR = 3e-3
+"""Best learning rate of the demo's convolutional network with AdamW, at batch sizes of 32 to 64 (not per 256)."""
 
 
-def _learning_rate(name: str, facts: Facts) -> tuple[float, str]:
-    """Learning rate for a batch of 256, and why."""
+def _auto_lr(name: str, facts: Facts) -> tuple[float, str]:
+    """The `auto` learning rate for a batch of 256, and the reason."""
     if facts.convolutional and name == "adamw":
         return (
-            _SMALL_CONVNET_LR * 256 / facts.batch,
-            f"{_SMALL_CONVNET_LR:g} at the batch of {facts.batch}, convolutional network",
+            _CONV_ADAMW_LR * 256 / facts.batch,
+            f"{_CONV_ADAMW_LR:g} at the batch of {facts.batch}, convolutional network",
         )
-    return _PUBLISHED_LR[name], f"the published rate for {name}"
+    return _BASE_LR[name], f"the published rate for {name}"
 
 
 class LARS(torch.optim.Optimizer):
     """LARS: SGD with momentum and a trust ratio per tensor (You et al. 2017, arXiv:1708.03888), as in DINO v1.
 
-    For tensors of two or more dimensions: g ← g + wd·p, then g ← g · eta·‖p‖/‖g‖ where both norms are above 0.
-    Then v ← momentum·v + g and p ← p - lr·v. Biases and norm parameters get neither weight decay nor
-    trust ratio.
+    For tensors with two or more dimensions: g ← g + wd·p, then g ← g · eta·‖p‖/‖g‖ if both norms are above 0.
+    For all tensors: v ← momentum·v + g, then p ← p - lr·v. Biases and norms get neither weight decay nor trust ratio.
+
+    Args:
+        params: Parameters or parameter groups.
+        lr: Learning rate.
+        momentum: Momentum of the velocity v.
+        eta: Trust coefficient.
     """
 
     _step_supports_amp_scaling = True  # `found_inf` is honored, see step()
@@ -93,7 +98,7 @@ class LARS(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Update every parameter that has a gradient; skipped if `found_inf` is set and above 0."""
+        """Update every parameter that has a gradient; skipped on the device if `found_inf` is set and above 0."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -106,8 +111,8 @@ class LARS(torch.optim.Optimizer):
                 update = p.grad
                 if p.ndim > 1:
                     update = update + group["weight_decay"] * p
-                    is_sharded = whole(p) is not p
-                    p_norm, g_norm = _norm(p, is_sharded), _norm(update, is_sharded)
+                    sharded = full_parameter(p) is not p
+                    p_norm, g_norm = _norm(p, sharded), _norm(update, sharded)
                     ratio = torch.where((p_norm > 0) & (g_norm > 0), group["eta"] * p_norm / g_norm, 1.0)
                     update = update * ratio
                 if not self.state[p]:
@@ -123,25 +128,27 @@ class LARS(torch.optim.Optimizer):
         return loss
 
 
-def _norm(part: Tensor, is_sharded: bool) -> Tensor:
-    """Norm of the full tensor, of which `part` is this rank's shard if `is_sharded`, else all."""
-    return distributed.all_reduce_sum(part.square().sum()).sqrt() if is_sharded else part.norm()
+def _norm(local: Tensor, sharded: bool) -> Tensor:
+    """L2 norm of a full tensor, from all of it or, if `sharded`, from this rank's shard (collective)."""
+    return distributed.all_reduce_sum(local.square().sum()).sqrt() if sharded else local.norm()
 
 
-def param_groups(student: nn.Module, layer_decay: float = 1.0, apart: bool = False) -> list[dict[str, Any]]:
-    """Parameter groups for the optimizer, with weight decay for all but biases and one-dimensional parameters.
+def param_groups(student: nn.Module, layer_decay: float = 1.0, separate_backbone: bool = False) -> list[dict[str, Any]]:
+    """Split trainable parameters into groups with weight decay and without (biases and one-dimensional parameters).
 
     Args:
-        student: Any module; must have a "backbone" if one of the next two arguments is used.
-        layer_decay: Factor of the learning rate per stage: the last stage of the backbone has this factor, the stage
-            before it the square, and so on (Clark et al. 2020, ELECTRA; Bao et al. 2022, BEiT).
-        apart: Whether to put the backbone into separate groups even if `layer_decay` is 1.
+        student: Any module; it needs a "backbone" if one of the next two arguments is used.
+        layer_decay: Layer-wise learning rate decay: each backbone stage learns at this fraction of the learning rate of
+            the stage above it, the last one at this fraction of the head's (Clark et al. 2020, ELECTRA; Bao et al.
+            2022, BEiT).
+        separate_backbone: Give the backbone separate groups even without layer decay.
 
     Returns:
-        Groups with the extra keys "decayed" (bool), "share" (factor of the learning rate) and "backbone" (bool).
+        Parameter groups with the extra keys "share" (factor on the learning rate), "backbone" (whether they belong to
+        the backbone) and "decayed" (whether weight decay applies).
     """
-    depth: dict[str, int] = {}  # stages below the head: 1 is the last stage
-    if apart or layer_decay < 1:
+    depth: dict[str, int] = {}  # below the head
+    if separate_backbone or layer_decay < 1:
         stages = cast(Backbone, cast(nn.ModuleDict, student)["backbone"]).stages()
         depth = {f"backbone.{name}": len(stages) - i for i, stage in enumerate(stages) for name in stage}
     groups: dict[tuple[float, bool, bool], list[nn.Parameter]] = {}
@@ -157,16 +164,17 @@ def param_groups(student: nn.Module, layer_decay: float = 1.0, apart: bool = Fal
 
 
 def build(config: Config, student: nn.Module) -> torch.optim.Optimizer:
-    """Build the optimizer of a student; `set_schedules` sets learning rate and weight decay before each step."""
-    groups = param_groups(student, config.layer_decay, apart=duration.parse(config.freeze_backbone)[0] > 0)
+    """Build the optimizer of a student. `set_schedules` sets its learning rate and weight decay before each step."""
+    groups = param_groups(student, config.layer_decay, separate_backbone=duration.parse(config.freeze_backbone)[0] > 0)
     for group in groups:
         group["params"] = [_local_parameter(parameter) for parameter in group["params"]]
     if config.name == "adamw":
         return torch.optim.AdamW(groups, lr=0.0, fused=True)
     if config.name == "sgd":
         sgd = torch.optim.SGD(groups, lr=0.0, momentum=0.9, fused=True)
-        # Create the momentum buffers now, not at the first step: torch's fused SGD needs all or none of them in a
-        # group, but frozen prototypes join later. If that first step is skipped, it leaves its buffers uninitialized.
+        # Create the momentum buffers now, not in the first step, for two reasons: torch's fused SGD requires all or
+        # none of a group's buffers to exist, but the prototypes are frozen at first; and if the first step is skipped
+        # (`found_inf`) it would leave new buffers uninitialized.
         for group in sgd.param_groups:
             for parameter in group["params"]:
                 sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
@@ -174,27 +182,27 @@ def build(config: Config, student: nn.Module) -> torch.optim.Optimizer:
     return LARS(groups, lr=0.0)
 
 
-def whole(parameter: nn.Parameter) -> nn.Parameter:
-    """The student's parameter that an optimizer parameter belongs to; the same object unless sharded (FSDP)."""
+def full_parameter(parameter: nn.Parameter) -> nn.Parameter:
+    """The student's parameter of an optimizer parameter: the same one, or the DTensor it is a local shard of (FSDP)."""
     return getattr(parameter, "whole", parameter)
 
 
 def _local_parameter(parameter: nn.Parameter) -> nn.Parameter:
-    """This rank's shard of a parameter as a plain tensor, since fused optimizers do not need to know about DTensor."""
+    """This rank's shard of a parameter as a plain tensor, so that optimizers need no DTensor support."""
     if not distributed.is_sharded(parameter):
         return parameter
-    shard = nn.Parameter(distributed.local_tensor(parameter.detach()))
-    shard.whole = parameter  # pyright: ignore[reportAttributeAccessIssue]
-    return shard
+    local = nn.Parameter(distributed.local_tensor(parameter.detach()))
+    local.full_parameter = parameter  # pyright: ignore[reportAttributeAccessIssue]
+    return local
 
 
 def set_schedules(optimizer: torch.optim.Optimizer, config: Config, clock: Clock, batch: int) -> tuple[float, float]:
-    """Set the learning rate and weight decay of the current step.
+    """Set the learning rate and weight decay of a step: linear warm-up, then half cosines.
 
     Args:
-        optimizer: Result of `build`.
-        config: Settings of the optimizer.
-        clock: The step that comes next.
+        optimizer: From `build`.
+        config: Its settings, without "auto".
+        clock: The step about to run.
         batch: Images per step over all devices; the peak learning rate is `lr · batch / 256`.
 
     Returns:
@@ -205,7 +213,7 @@ def set_schedules(optimizer: torch.optim.Optimizer, config: Config, clock: Clock
     warmup = duration.steps(config.lr_warmup, total_steps=total, steps_per_epoch=clock.steps_per_epoch)
     lr = schedule.cosine(clock.step, config.lr * batch / 256, config.min_lr, total, warmup)
     weight_decay = schedule.cosine(clock.step, config.weight_decay, config.weight_decay_end, total)
-    # A frozen backbone has learning rate 0: its weights do not change by a bit, while AdamW's moments are estimated.
+    # A frozen backbone has a learning rate of 0: its weights do not change, but the optimizer's moments adapt.
     frozen = duration.steps(config.freeze_backbone, total_steps=total, steps_per_epoch=clock.steps_per_epoch)
     backbone_warmup = min(1.0, max(0, clock.step - frozen) / max(1, warmup)) if frozen else 1.0
     for group in optimizer.param_groups:
@@ -217,54 +225,62 @@ def set_schedules(optimizer: torch.optim.Optimizer, config: Config, clock: Clock
 
 @torch.no_grad()
 def clip(student: nn.Module, max_norm: float, by: Literal["tensor", "global"]) -> Tensor:
-    """Clip gradients to `max_norm`; 0 turns clipping off. Norms are those of full tensors, also with FSDP.
+    """Clip gradient norms in place.
+
+    Args:
+        student: Its gradients are scaled. Norms are those of full tensors, also if they are sharded (collective).
+        max_norm: Largest norm; 0 clips nothing.
+        by: "tensor" clips each gradient by its own norm (DINO v1), "global" all by their common norm.
 
     Returns:
-        Norm of all gradients before clipping, a scalar on the device.
+        The norm over all gradients before clipping, a float scalar on the device.
     """
     found = [p.grad for p in student.parameters() if p.grad is not None]
     grads = [distributed.local_tensor(grad) for grad in found]
     norms = torch.stack(torch._foreach_norm(grads))  # pyright: ignore[reportPrivateImportUsage]
+    # norms: [number of gradients]
     if any(distributed.is_sharded(grad) for grad in found):
         norms = distributed.all_reduce_sum(norms.square()).sqrt()
     total = torch.linalg.vector_norm(norms)
     if max_norm > 0:
-        # As in DINO v1, with its 1e-6: g · min(1, c / (‖g‖ + 1e-6)).
+        # As in DINO v1, including its 1e-6: g · min(1, c / (‖g‖ + 1e-6)).
         each = norms.unbind() if by == "tensor" else [total] * len(grads)
-        shares = [(max_norm / (norm + 1e-6)).clamp(max=1.0) for norm in each]
-        torch._foreach_mul_(grads, shares)  # pyright: ignore[reportPrivateImportUsage]
+        scales = [(max_norm / (norm + 1e-6)).clamp(max=1.0) for norm in each]
+        torch._foreach_mul_(grads, scales)  # pyright: ignore[reportPrivateImportUsage]
     return total
 
 
 class BatchNormBuffers:
-    """Copies of a module's buffers (BatchNorm statistics) from before a step, to restore after a skipped step.
+    """Copy of a module's buffers, to undo what a skipped step did to BatchNorm's running statistics.
 
     Args:
-        module: Any module.
+        module: Its buffers are copied now, before the forward pass.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self._pairs = [(buffer, buffer.clone()) for buffer in module.buffers()]
 
     def restore(self, ok: Tensor) -> None:
-        """Restore the buffers if `ok` (scalar bool on the device) is False."""
+        """Put the copies back if `ok` (bool scalar on the device) is False, without waiting for the device."""
         for buffer, before in self._pairs:
             buffer.copy_(torch.where(ok, buffer, before))
 
 
 def step(optimizer: torch.optim.Optimizer, ok: Tensor) -> None:
-    """Run the optimizer step, skipped if `ok` (scalar bool on the device) is False, and set all gradients to None.
+    """Run the optimizer's step and delete the gradients; the host does not wait for the device.
 
-    The host does not wait for the device.
+    Args:
+        optimizer: From `build`.
+        ok: Bool scalar on the device; if False the step is skipped and no parameter or moment changes.
     """
-    pairs = [(shard, whole(shard)) for group in optimizer.param_groups for shard in group["params"]]
-    for shard, parameter in pairs:
-        if shard is not parameter:  # use the current shards of the weight and the gradient
-            shard.data = distributed.local_tensor(parameter.detach())
-            shard.grad = None if parameter.grad is None else distributed.local_tensor(parameter.grad)
-    # The protocol of torch's own GradScaler: fused optimizers read `found_inf` and skip on the device.
+    pairs = [(local, full_parameter(local)) for group in optimizer.param_groups for local in group["params"]]
+    for local, parameter in pairs:
+        if local is not parameter:  # FSDP: let the optimizer's tensors share memory with this rank's shards
+            local.data = distributed.local_tensor(parameter.detach())
+            local.grad = None if parameter.grad is None else distributed.local_tensor(parameter.grad)
+    # The interface that torch's GradScaler uses: fused optimizers read `found_inf` and skip the step on the device.
     optimizer.found_inf = (~ok).to(torch.float32)  # pyright: ignore[reportAttributeAccessIssue]
     optimizer.step()
     del optimizer.found_inf  # pyright: ignore[reportAttributeAccessIssue]
-    for shard, parameter in pairs:
-        shard.grad = parameter.grad = None
+    for local, parameter in pairs:
+        local.grad = parameter.grad = None

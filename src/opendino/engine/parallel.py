@@ -1,4 +1,4 @@
-"""The same training on one device or many: DDP averages the gradients of whole networks, FSDP2 of parted ones."""
+"""Training on one or many devices: DDP (full weights on every rank) or FSDP2 (sharded weights)."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ Parallel = Literal["auto", "ddp", "fsdp"]
 
 @contextlib.contextmanager
 def process_group(name: str) -> Iterator[torch.device]:
-    """Join the other processes where torchrun, srun or `opendino train` itself started several.
+    """Context manager that joins the process group if torchrun, srun or `opendino train` started several processes.
 
     Args:
-        name: As `core.dist.device` takes it.
+        name: Name of the device, as for `core.distributed.device`.
 
-    Returns:
+    Yields:
         This process's device.
 
     Raises:
@@ -48,48 +48,53 @@ def process_group(name: str) -> Iterator[torch.device]:
 def prepare_distributed(
     method: Method, device: torch.device, how: Literal["ddp", "fsdp"], synchronize: bool
 ) -> tuple[nn.Module, Callable[[], Method]]:
-    """Put a method on its device, ready to train there with the others.
+    """Move a method to its device and prepare it for data-parallel training.
 
     Args:
-        method: On the host, the same on every rank.
-        device: This rank's.
-        how: ddp keeps everything on every rank; fsdp a part of each tensor, and fetches a block's when it is its turn.
-        synchronize: BatchNorm takes its statistics over all ranks.
+        method: On the CPU, identical on every rank.
+        device: This rank's device.
+        how: ddp keeps full weights on every rank; fsdp shards each tensor and gathers one transformer block at a time.
+        synchronize: Convert BatchNorm to SyncBatchNorm.
 
     Returns:
-        What to call in place of the method; and a function that gives a method with whole weights and the buffers of
-        rank 0 on every rank, to be judged and saved. Every rank must call it; its tensors may be those that train.
+        The module to call instead of the method, and a function that returns a method with full weights and rank 0's
+        buffers on every rank, for evaluation and checkpoints. The function is collective: every rank must call it. Its
+        tensors may be the ones in training, so do not change them.
     """
     if dist.is_distributed() and synchronize:
         sync_batch_norm.convert(method)
     if dist.is_distributed() and how == "fsdp":
-        return method, _part(method, device)
-    method.to(device).to(memory_format=torch.channels_last)  # what convolutions are fastest in, on every device
+        return method, _shard(method, device)
+    method.to(device).to(memory_format=torch.channels_last)  # convolutions are fastest in this layout
     if not dist.is_distributed():
         return method, lambda: method
-    # Buffers are left alone: a method reduces its own (the center), and BatchNorm's are each rank's or synchronized.
+    # Let DDP ignore all buffers: a method reduces its own (DINO's center), and BatchNorm statistics are either local to
+    # each rank or synchronized by SyncBatchNorm.
     distributed = nn.parallel.DistributedDataParallel
     distributed._set_params_and_buffers_to_ignore_for_model(method, [name for name, _ in method.named_buffers()])
 
-    def whole() -> Method:
+    def full_method() -> Method:
         dist.broadcast_(method.buffers())
         return method
 
-    return distributed(method), whole
+    return distributed(method), full_method
 
 
-def _part(method: Method, device: torch.device) -> Callable[[], Method]:
-    """Part a method's weights among the ranks (FSDP2, Zhao et al. 2023), block by block, in place.
+def _shard(method: Method, device: torch.device) -> Callable[[], Method]:
+    """Shard a method's weights in place, one transformer block at a time (FSDP2; Zhao et al. 2023, arXiv:2304.11277).
 
-    Student and teacher alike, so that the moving average needs no word between ranks. Everything is given up after its
-    turn in the forward pass: the teacher has no backward pass that would want it back.
+    Student and teacher are sharded alike, so that the EMA update needs no communication. Gathered weights are freed
+    after the forward pass (`reshard_after_forward`), because the teacher has no backward pass that would free them.
+
+    Returns:
+        A function that gathers a method with full weights, see `prepare_distributed`.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    # A method without memory of its own, for whole weights to be put in.
-    empty = {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in method.parameters()}
-    skeleton = copy.deepcopy(method, dict[int, object](empty))
+    # A copy of the method on the meta device (no memory), to be filled with the gathered weights.
+    meta_params = {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in method.parameters()}
+    skeleton = copy.deepcopy(method, dict[int, object](meta_params))
     mesh = init_device_mesh(device.type, (dist.world_size(),))
     for network in (method.student, method.teacher):
         for block in cast(Backbone, network["backbone"]).transformer_blocks():
@@ -97,22 +102,27 @@ def _part(method: Method, device: torch.device) -> Callable[[], Method]:
     fully_shard(method, mesh=mesh, reshard_after_forward=True)
     method.to(device)
 
-    def whole() -> Method:
+    def full_method() -> Method:
         dist.broadcast_(method.buffers())
         pairs: list[tuple[Tensor, Tensor]] = []
-        for hollow, parted in zip(skeleton.parameters(), method.parameters(), strict=True):
-            pairs.append((hollow, nn.Parameter(dist.full_tensor(parted.detach()), parted.requires_grad)))
-        for hollow, buffer in zip(skeleton.buffers(), method.buffers(), strict=True):
-            pairs.append((hollow, buffer.clone()))
-        return copy.deepcopy(skeleton, {id(hollow): full for hollow, full in pairs})
+        for empty_tensor, sharded in zip(skeleton.parameters(), method.parameters(), strict=True):
+            pairs.append((empty_tensor, nn.Parameter(dist.full_tensor(sharded.detach()), sharded.requires_grad)))
+        for empty_tensor, buffer in zip(skeleton.buffers(), method.buffers(), strict=True):
+            pairs.append((empty_tensor, buffer.clone()))
+        return copy.deepcopy(skeleton, {id(empty_tensor): full for empty_tensor, full in pairs})
 
-    return whole
+    return full_method
 
 
 def accumulating(model: nn.Module, last: bool) -> contextlib.AbstractContextManager[object]:
-    """The context of one part of a step: ranks talk only after the last part.
+    """Context manager for one micro-batch of a step: DDP reduces gradients only after the last one.
 
-    Parted networks talk after each: gradients that wait would have to wait whole, and memory is why they are parted.
+    FSDP reduces them after each micro-batch: accumulating unreduced gradients would need the memory of full tensors,
+    which sharding is there to save.
+
+    Args:
+        model: The first result of `prepare_distributed`.
+        last: Whether this is the step's last micro-batch.
     """
     if last or not isinstance(model, nn.parallel.DistributedDataParallel):
         return contextlib.nullcontext()

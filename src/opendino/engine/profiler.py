@@ -1,4 +1,4 @@
-"""Where a step's time goes: a trace for a viewer and a table for people, of a few steps early in a run."""
+"""Profiles a few early steps of a run (`--profile`): a trace for a viewer, and a table of where a step's time goes."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from torch.profiler import ProfilerActivity, record_function, schedule
 
 from opendino.core import atomic_write, log
 
-PARTS = ("wait for images", "crops", "forward", "backward", "optimizer", "teacher's average")
-"""The parts of a step, as they are marked in train.py."""
-_WARM, _SHOWN = 3, 5
+SECTIONS = ("wait for images", "crops", "forward", "backward", "optimizer", "teacher EMA")
+"""The sections of a step, as training.py marks them."""
+_WARMUP_STEPS, _ACTIVE_STEPS = 3, 5
 
-part = record_function
-"""Entered around a part of a step, by its name; free of cost where nobody looks."""
+section = record_function
+"""Context manager that marks a section of a step by its name; costs almost nothing if no profiler is active."""
 
 
 class Profiler:
-    """A context around the loop; writes `profile.json.gz` and `profile.txt` into a run's folder.
+    """Context manager around the training loop that writes `profile.json.gz` and `profile.txt` to the run folder.
 
     Args:
-        folder: Of the run; None for nothing at all.
-        device: What trains.
+        folder: The run's folder; None to profile nothing.
+        device: Device to train on.
     """
 
     def __init__(self, folder: Path | None, device: torch.device) -> None:
@@ -32,8 +32,10 @@ class Profiler:
         self._profile: Any = None
         if folder is not None:
             activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self._cuda else [])]
-            when = schedule(wait=1, warmup=_WARM, active=_SHOWN, repeat=1)
-            self._profile = torch.profiler.profile(activities=activities, schedule=when, on_trace_ready=self._write)
+            steps_schedule = schedule(wait=1, warmup=_WARMUP_STEPS, active=_ACTIVE_STEPS, repeat=1)
+            self._profile = torch.profiler.profile(
+                activities=activities, schedule=steps_schedule, on_trace_ready=self._write
+            )
 
     def __enter__(self) -> Profiler:
         if self._profile is not None:
@@ -47,23 +49,25 @@ class Profiler:
             self._profile.__exit__(kind, error, trace)
 
     def step(self) -> None:
-        """A step is done."""
+        """Call after every step."""
         if self._profile is not None:
             self._profile.step()
 
     def _write(self, profile: Any) -> None:
         assert self._folder is not None
         profile.export_chrome_trace(str(self._folder / "profile.json.gz"))
-        found = {event.key: event for event in profile.key_averages() if event.key in PARTS}
+        found = {event.key: event for event in profile.key_averages() if event.key in SECTIONS}
         steps = profile.key_averages()
-        whole = next((event.cpu_time_total for event in steps if event.key.startswith("ProfilerStep")), 0.0) / _SHOWN
-        lines = [f"{'part of a step':<18}{'host, ms':>10}{'share':>7}" + (f"{'GPU, ms':>10}" if self._cuda else "")]
-        for name in PARTS:
+        step_total = (
+            next((event.cpu_time_total for event in steps if event.key.startswith("ProfilerStep")), 0.0) / _ACTIVE_STEPS
+        )
+        lines = [f"{'section of a step':<18}{'host, ms':>10}{'share':>7}" + (f"{'GPU, ms':>10}" if self._cuda else "")]
+        for name in SECTIONS:
             if name in found:
-                host = found[name].cpu_time_total / _SHOWN
-                gpu = f"{found[name].device_time_total / _SHOWN / 1e3:>10.2f}" if self._cuda else ""
-                lines.append(f"{name:<18}{host / 1e3:>10.2f}{host / max(whole, 1e-9):>7.0%}{gpu}")
-        lines.append(f"{'in all':<18}{whole / 1e3:>10.2f}{1:>7.0%}")
+                host = found[name].cpu_time_total / _ACTIVE_STEPS
+                gpu = f"{found[name].device_time_total / _ACTIVE_STEPS / 1e3:>10.2f}" if self._cuda else ""
+                lines.append(f"{name:<18}{host / 1e3:>10.2f}{host / max(step_total, 1e-9):>7.0%}{gpu}")
+        lines.append(f"{'total':<18}{step_total / 1e3:>10.2f}{1:>7.0%}")
         sort = "self_device_time_total" if self._cuda else "self_cpu_time_total"
         table = steps.table(sort_by=sort, row_limit=25, max_name_column_width=50)
         atomic_write.write(self._folder / "profile.txt", "\n".join([*lines, "", table]))

@@ -1,4 +1,4 @@
-"""How many images a step holds, in how many parts it is worked off, and how many workers feed it."""
+"""Chooses batch size, number of micro-batches, DDP or FSDP, and loader workers; estimates the memory of a run."""
 
 from __future__ import annotations
 
@@ -16,82 +16,85 @@ from opendino.core.errors import UsageError, UserError
 from opendino.core.types import ViewSpec
 from opendino.engine.parallel import Parallel
 
-_BY_FAR = 4
+_REFUSE_FACTOR = 4
 _CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
-_MARGIN = 1.25  # for the head, the teacher and what a step allocates besides
+_MARGIN = 1.25  # for the head, the teacher and temporary tensors of a step
 
 
 def batch(wanted: int | str, num_images: int, seen: float, device: torch.device) -> tuple[int, str]:
-    """Images per step over all devices, and why.
+    """Images per step over all devices, and the reason.
 
     Args:
-        wanted: That many, or "auto": a power of two, at most 256 a GPU (64 a process elsewhere), a quarter of the set,
-            and, above 32, so many that 480 steps are left. Of runs that see as many images those of 120 and 60 steps
-            fell behind (docs/log.md, defaults on a small set).
-        num_images: In the set.
-        seen: By the whole run, epochs · set; infinite where the number of steps is fixed.
-        device: Of this process.
+        wanted: A number, or "auto": a power of two times the world size, at most 256 per GPU (64 per CPU process), at
+            most a quarter of the dataset, and above 32 only as many as leave 480 steps. (At the same number of images
+            seen, runs of 120 and 60 steps were worse: docs/log.md, defaults on a small set.)
+        num_images: Size of the dataset.
+        seen: Images that the whole run sees (epochs times `num_images`); infinite if the number of steps is fixed.
+        device: Device of this process.
 
     Raises:
-        UserError: More than the set has.
+        UserError: The dataset is smaller than one batch, or the batch is not divisible by the world size.
     """
     world = distributed.world_size()
     if isinstance(wanted, int):
         if wanted > num_images:
             raise UserError(
-                f"The set has {num_images} images, fewer than one batch of {wanted}",
-                f"Use --batch {num_images} or less, or leave it to auto",
+                f"The dataset has {num_images} images, fewer than one batch of {wanted}",
+                f"Use --batch {num_images} or less, or --batch auto",
             )
         if wanted % world:
-            raise UserError(f"A batch of {wanted} does not divide over {world} processes", f"Use a multiple of {world}")
-        return wanted, "as asked"
-    most = 256 if device.type == "cuda" else 64
-    most = min(most * world, max(2, num_images // 4), max(32, seen / 480))
+            raise UserError(
+                f"A batch of {wanted} is not divisible by {world} processes", f"Use --batch with a multiple of {world}"
+            )
+        return wanted, "as configured"
+    limit = 256 if device.type == "cuda" else 64
+    limit = min(limit * world, max(2, num_images // 4), max(32, seen / 480))
     size = world
-    while size * 2 <= most:
+    while size * 2 <= limit:
         size *= 2
     return max(size, min(2, num_images)), f"{num_images:,} images on {world} {device.type} device{'s' * (world > 1)}"
 
 
 def activation_bytes(backbone: Backbone, spec: ViewSpec, recomputed: bool = False) -> float:
-    """What autograd keeps of one image's views, in float32.
+    """Bytes that autograd saves for the views of one image, in float32.
 
     Args:
-        backbone: On the meta device its forward pass tells sizes and computes nothing. It sees two images: BatchNorm
-            wants more than one value.
+        backbone: On the meta device its forward pass computes only shapes. It runs on two images, because BatchNorm
+            needs more than one value per channel.
         spec: The views.
-        recomputed: Of each transformer block only what goes in is kept, and everything of one block at a time.
+        recomputed: With activation checkpointing: the inputs of all transformer blocks, and all activations of the
+            largest block.
     """
     kept: dict[int, int] = {p.untyped_storage()._cdata: 0 for p in backbone.parameters()}
 
-    def note(tensor: Tensor) -> Tensor:
+    def record_storage(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         kept.setdefault(storage._cdata, storage.nbytes())
-        alive.append(tensor)  # lest a later storage takes the place, and the number, of a freed one
+        alive.append(tensor)  # a freed storage's address could be reused, and then not be counted
         return tensor
 
     alive: list[Tensor] = []
-    entered, inside = [], []  # bytes that go into each block, and that are kept in it
+    block_inputs, block_saved = [], []  # bytes of each block's input, and bytes saved in it
     for block in backbone.transformer_blocks() if recomputed else ():
-        block.register_forward_pre_hook(lambda _, x: entered.append((x[0].nbytes, sum(kept.values()))))
-        block.register_forward_hook(lambda *_: inside.append(sum(kept.values()) - entered[-1][1]))
+        block.register_forward_pre_hook(lambda _, x: block_inputs.append((x[0].nbytes, sum(kept.values()))))
+        block.register_forward_hook(lambda *_: block_saved.append(sum(kept.values()) - block_inputs[-1][1]))
     device = next(backbone.parameters()).device
     views = [torch.zeros(2 * len(g.views), 3, g.size_px, g.size_px, device=device) for g in spec.groups if g.views]
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(record_storage, lambda tensor: tensor):
         backbone(views)
-    saved = sum(inside) - sum(size for size, _ in entered) - max(inside, default=0)
+    saved = sum(block_saved) - sum(size for size, _ in block_inputs) - max(block_saved, default=0)
     return _MARGIN * (sum(kept.values()) - saved) / 2
 
 
 @dataclass(frozen=True)
 class Memory:
-    """What training takes of each device, in bytes.
+    """Estimated training memory per device, in bytes.
 
     Attributes:
-        weights: Of student and teacher.
-        gradients: Of the student, with the copy in which DDP sends them.
-        moments: The optimizer's.
-        activations: What autograd keeps of one part of a step.
+        weights: Student and teacher.
+        gradients: Student, including DDP's communication buckets.
+        moments: Optimizer state.
+        activations: Tensors that autograd saves for one micro-batch.
     """
 
     weights: float
@@ -101,7 +104,7 @@ class Memory:
 
     @property
     def total(self) -> float:
-        """All together."""
+        """Sum of all."""
         return self.weights + self.gradients + self.moments + self.activations
 
     def __str__(self) -> str:
@@ -110,26 +113,26 @@ class Memory:
         return ", ".join(f"{name} {gib:,.0f}" if gib > 99 else f"{name} {gib:.2g}" for name, gib in numbers.items())
 
 
-def memory(method: Method, optimizer: str, activations: float, parted: bool) -> Memory:
-    """An estimate before the start.
+def memory(method: Method, optimizer: str, activations: float, sharded: bool) -> Memory:
+    """Estimate the memory of a run before it starts.
 
     Args:
-        method: Its networks count, wherever they are.
-        optimizer: Its name; AdamW keeps two numbers a weight, the others one.
-        activations: Bytes of one part of a step.
-        parted: Whether the ranks part weights, gradients and moments among them (FSDP); else each holds all (DDP).
+        method: Its parameters are counted; they may be on the meta device.
+        optimizer: Name of the optimizer; AdamW stores two moments per weight, the others one.
+        activations: Bytes of activations per micro-batch.
+        sharded: Whether weights, gradients and moments are sharded over the ranks (FSDP) or complete on each (DDP).
     """
     world = distributed.world_size()
     weights = sum(p.nbytes for p in method.parameters())
     trained = sum(p.nbytes for p in method.parameters() if p.requires_grad)
-    copies = 2 if world > 1 and not parted else 1
-    share = world if parted else 1
+    copies = 2 if world > 1 and not sharded else 1
+    num_shards = world if sharded else 1
     moments = (2 if optimizer == "adamw" else 1) * trained
-    return Memory(weights / share, copies * trained / share, moments / share, activations)
+    return Memory(weights / num_shards, copies * trained / num_shards, moments / num_shards, activations)
 
 
 def free_bytes(device: torch.device) -> float:
-    """Memory that nobody uses: of the GPU, or this process's share of the machine's."""
+    """Free memory in bytes: of the GPU, or this process's share of the machine's."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     available = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"
@@ -137,7 +140,7 @@ def free_bytes(device: torch.device) -> float:
 
 
 def total_bytes(device: torch.device) -> float:
-    """All memory there is: of the GPU, or this process's share of the machine's or of its container's."""
+    """Total memory in bytes: of the GPU, or this process's share of the machine's or its container's."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[1]
     limit = _CONTAINER_LIMIT.read_text().strip() if _CONTAINER_LIMIT.is_file() else "max"
@@ -147,18 +150,18 @@ def total_bytes(device: torch.device) -> float:
 
 
 def check_fits(needed: Memory, device: torch.device) -> None:
-    """Refuse a run that cannot fit, before it takes the memory.
+    """Refuse a run that cannot fit, before it allocates memory.
 
-    What a step keeps for the way back is an estimate: it alone is refused only where it is several times too much.
+    Activations are an estimate, so they count only if the total is several times what the device has.
 
     Raises:
-        UserError: Weights, gradients and moments exceed the memory there is, or all together do by far.
+        UserError: Weights, gradients and moments exceed the total memory, or all together exceed it four times.
     """
     total, fixed = total_bytes(device), needed.total - needed.activations
-    if fixed > total or needed.total > _BY_FAR * total:
+    if fixed > total or needed.total > _REFUSE_FACTOR * total:
         large = "network, --method.out-dim or --method.hidden-dim" if fixed > total else "--batch or smaller views"
         raise UserError(
-            f"Training needs {needed.total / 2**30:,.0f} GiB ({needed}), and the {device.type} device has "
+            f"Training needs {needed.total / 2**30:,.0f} GiB ({needed}), but the {device.type} device has "
             f"{total / 2**30:.2g} GiB",
             f"Use a smaller {large}",
         )
@@ -167,17 +170,17 @@ def check_fits(needed: Memory, device: torch.device) -> None:
 def parallel(
     wanted: Parallel, method: Method, optimizer: str, activations: float, device: torch.device
 ) -> tuple[Literal["ddp", "fsdp"], str]:
-    """How ranks share the work, and the estimate of a device's memory, for people.
+    """Choose DDP or FSDP, and describe the estimated memory per device for the log.
 
     Args:
-        wanted: ddp, fsdp, or auto: fsdp only where all ranks would have to hold more than is free.
-        method: On the host.
-        optimizer: Its name.
-        activations: Bytes of one part of a step.
-        device: Whose memory counts.
+        wanted: ddp, fsdp, or auto: fsdp only if DDP would need more than the free memory of a device.
+        method: On the CPU.
+        optimizer: Name of the optimizer.
+        activations: Bytes of activations per micro-batch.
+        device: Device whose memory counts.
 
     Raises:
-        UserError: The device cannot hold it.
+        UserError: The run does not fit on the device.
     """
     free, how = free_bytes(device), wanted
     if how == "auto":
@@ -190,48 +193,60 @@ def parallel(
     check_fits(needed, device)
     where = f" of each of {distributed.world_size()} {how} devices" if distributed.world_size() > 1 else ""
     text = f"memory{where} = {needed.total / 2**30:.2g} GiB of {free / 2**30:.2g} free: {needed}"
-    return how, text if needed.total <= free else f"{text}; it may not fit: a smaller --batch takes less"
+    return how, text if needed.total <= free else f"{text}; it may not fit: a smaller --batch needs less"
 
 
-def micro_batches(wanted: int | str, batch: int, each: float, device: torch.device) -> tuple[int, str]:
-    """In how many parts a rank works off its share of a step, and why.
+def micro_batches(wanted: int | str, batch: int, image_bytes: float, device: torch.device) -> tuple[int, str]:
+    """Number of micro-batches per optimizer step, and the reason.
 
     Args:
-        wanted: That many, or "auto": as few as fit.
+        wanted: A number, or "auto": as few as fit.
         batch: Images per step over all ranks.
-        each: Bytes an image's views take, see `activation_bytes`.
-        device: Whose memory counts.
+        image_bytes: Bytes of activations per image, see `activation_bytes`.
+        device: Device whose memory counts.
 
     Raises:
-        UserError: The share does not divide into that many parts.
+        UserError: The images per rank are not divisible by that number.
     """
-    share = batch // distributed.world_size()
+    local_batch = batch // distributed.world_size()
     if isinstance(wanted, int):
-        if share % wanted:
+        if local_batch % wanted:
             raise UserError(
-                f"{share} images do not divide into optim.grad_accum_steps={wanted} parts", f"Use a divisor of {share}"
+                f"{local_batch} images do not divide into optim.grad_accum_steps={wanted} micro-batches",
+                f"Set --optim.grad-accum-steps to a divisor of {local_batch}",
             )
-        return wanted, "as asked"
+        return wanted, "as configured"
     if device.type == "cuda":
         free, what = 0.6 * torch.cuda.mem_get_info(device)[0], "60% of the free GPU memory"
     else:
         free, what = 0.25 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "a quarter of the memory"
-    parts = next(n for n in range(1, share + 1) if share % n == 0 and (share // n * each <= free or n == share))
-    return parts, f"an image's views need about {each / 2**20:.0f} MiB, and {what} is {free / 2**30:.1f} GiB"
+    num_micro_batches = next(
+        n
+        for n in range(1, local_batch + 1)
+        if local_batch % n == 0 and (local_batch // n * image_bytes <= free or n == local_batch)
+    )
+    return (
+        num_micro_batches,
+        f"an image's views need about {image_bytes / 2**20:.0f} MiB, and {what} is {free / 2**30:.1f} GiB",
+    )
 
 
 def workers(wanted: int | str, device: torch.device) -> tuple[int, str]:
-    """Loader processes of this rank, and why.
+    """Number of loader worker processes of this rank, and the reason.
+
+    Args:
+        wanted: A number, or "auto": a quarter of the cores if a CPU trains, else all but one of the rank's, up to 16.
+        device: Device to train on.
 
     Raises:
-        UsageError: More were asked for than the cores can serve.
+        UsageError: More workers than the machine can run.
     """
     cores = ranges.cores()
     if isinstance(wanted, int):
         if wanted > ranges.MOST_PROCESSES:
-            most = f"Use 0 to {ranges.MOST_PROCESSES}, or auto"
-            raise UsageError(f"--workers is {wanted:,}, and this machine has {cores} cores", most)
-        return wanted, "as asked"
+            hint = f"Use 0 to {ranges.MOST_PROCESSES}, or auto"
+            raise UsageError(f"--workers is {wanted:,}, and this machine has {cores} cores", hint)
+        return wanted, "as configured"
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if device.type == "cpu":
         return max(1, cores // (4 * local)), f"a quarter of {cores} cores; the rest train"

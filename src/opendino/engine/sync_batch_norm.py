@@ -1,6 +1,6 @@
-"""BatchNorm over the images of all ranks (Peng et al. 2018, section 3.3), on any device.
+"""Synchronized BatchNorm (Peng et al. 2018, arXiv:1711.07240, section 3.3) on any device.
 
-torch's own runs on CUDA alone, and knows nothing of timm's layers that carry an activation along.
+torch's SyncBatchNorm runs on CUDA only, and does not support timm's BatchNorm layers with a built-in activation.
 """
 
 from __future__ import annotations
@@ -15,7 +15,14 @@ from opendino.core import distributed
 
 
 def convert(module: nn.Module) -> nn.Module:
-    """Let every BatchNorm below see the images of all ranks; parameters, buffers and their names stay."""
+    """Replace every BatchNorm in a module by a synchronized one; parameters, buffers and their names stay.
+
+    Args:
+        module: Changed in place.
+
+    Returns:
+        The module, or its replacement if it is itself a BatchNorm.
+    """
     if isinstance(module, _BatchNorm):
         return module if isinstance(module, nn.SyncBatchNorm) else _synchronized(module)
     for name, child in module.named_children():
@@ -25,18 +32,18 @@ def convert(module: nn.Module) -> nn.Module:
 
 def _synchronized(norm: _BatchNorm) -> nn.Module:
     plain = type(norm) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-    if plain and torch.cuda.is_available():  # its kernels are faster; on other devices it refuses to run
+    if plain and torch.cuda.is_available():  # torch's kernels are faster, but CUDA only
         return nn.SyncBatchNorm.convert_sync_batchnorm(norm)
     return SyncBatchNorm(norm)
 
 
 class SyncBatchNorm(_BatchNorm):
-    """A BatchNorm whose mean and variance, in training, are those of all ranks' rows; gradients flow through both.
+    """BatchNorm that takes mean and variance over the batches of all ranks in training, with gradients through both.
 
-    Every rank must bring as many rows. Input `[B C ...]` → the same shape and dtype.
+    Every rank must have the same batch size. Input `[B C ...]` → output of the same shape and dtype.
 
     Args:
-        norm: The one to replace; its parameters and buffers are shared. timm's `BatchNormAct2d` keeps its activation.
+        norm: The layer to replace; parameters and buffers are shared. timm's `BatchNormAct2d` keeps its activation.
     """
 
     def __init__(self, norm: _BatchNorm) -> None:
@@ -53,23 +60,23 @@ class SyncBatchNorm(_BatchNorm):
         pass
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002, torch's name
-        """Normalized, scaled and shifted channel by channel; in eval mode by the running statistics, as ever."""
+        """Normalize, scale and shift each channel; in eval mode with the running statistics."""
         if not (self.training and distributed.is_distributed()):
             return self.after(super().forward(input))
         axes = [axis for axis in range(input.ndim) if axis != 1]
         x = input.to(torch.promote_types(input.dtype, torch.float32))
-        # Twice around, mean before variance: E[x²] - E[x]² in one go would lose digits.
-        mean = _Mean.apply(x.mean(axes))
-        centered = x - self._along(mean, x)
-        variance = _Mean.apply(centered.square().mean(axes))
-        self._remember(mean, variance, x.numel() // x.shape[1] * distributed.world_size())
-        normed = centered * self._along((variance + self.eps).rsqrt(), x)
+        # Two all-reduces, mean before variance: E[x²] - E[x]² in one would lose precision.
+        mean = _AllReduceMean.apply(x.mean(axes))  # [C]
+        centered = x - self._per_channel(mean, x)
+        variance = _AllReduceMean.apply(centered.square().mean(axes))  # [C]
+        self._update_running_stats(mean, variance, x.numel() // x.shape[1] * distributed.world_size())
+        normed = centered * self._per_channel((variance + self.eps).rsqrt(), x)
         if self.affine:
-            normed = normed * self._along(self.weight, x) + self._along(self.bias, x)
+            normed = normed * self._per_channel(self.weight, x) + self._per_channel(self.bias, x)
         return self.after(normed.to(input.dtype))
 
     @torch.no_grad()
-    def _remember(self, mean: Tensor, variance: Tensor, count: int) -> None:
+    def _update_running_stats(self, mean: Tensor, variance: Tensor, count: int) -> None:
         if self.running_mean is None or self.running_var is None:
             return
         cast(Tensor, self.num_batches_tracked).add_(1)
@@ -78,13 +85,13 @@ class SyncBatchNorm(_BatchNorm):
         self.running_var += share * (variance * (count / (count - 1)) - self.running_var)
 
     @staticmethod
-    def _along(channels: Tensor, x: Tensor) -> Tensor:
-        """`[C]` in the shape that multiplies `[B C ...]`."""
+    def _per_channel(channels: Tensor, x: Tensor) -> Tensor:
+        """Reshape `[C]` to `[C 1 ...]`, which broadcasts over `[B C ...]`."""
         return channels.view(-1, *[1] * (x.ndim - 2))
 
 
-class _Mean(torch.autograd.Function):
-    """The mean over ranks. Each rank's loss depends on all ranks' rows, so the gradient is a mean over ranks too."""
+class _AllReduceMean(torch.autograd.Function):
+    """Mean over ranks. Each rank's loss depends on all ranks' batches, so the gradient is a mean over ranks too."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""How many threads compute on a CPU, measured: beside any other load two can be fifty times as slow as one.
+"""Chooses the number of CPU threads by timing: next to other programs two can be fifty times slower than one.
 
-Sums are split among threads, so their number can change the last digits of a result: it is part of a run's state and
-changes only where the log says so. docs/decisions/0016-threads.md says why.
+Sums are split among threads, so the number of threads can change the last digits of a result. It is therefore part of a
+run's state, and every change is logged. See docs/decisions/0016-threads.md.
 """
 
 from __future__ import annotations
@@ -19,65 +19,68 @@ import torch
 from opendino.core.errors import UsageError
 from opendino.core.ranges import cores
 
-_GAIN = 1.1  # what twice the threads must gain: a smaller gain is lost as soon as another program runs
-_SECONDS = 0.25  # of each timing
-_SLOW_ROWS = 3  # of ten seconds each, at less than half of the best speed, before the threads are timed again
+_MIN_GAIN = 1.1  # speedup that twice the threads must give; a smaller one is lost as soon as another program runs
+_SECONDS = 0.25  # length of each timing
+_SLOW_ROWS = 3  # rows of ten seconds at less than half of the best speed after which threads are timed again
 
 
-def choose(wanted: int | str, device: torch.device, workers: int, work: Callable[[], object]) -> tuple[int, str]:
-    """The number of threads of this process, and why.
+def choose(wanted: int | str, device: torch.device, workers: int, workload: Callable[[], object]) -> tuple[int, str]:
+    """Number of threads of this process, and the reason.
 
     Args:
-        wanted: That many, or "auto": OMP_NUM_THREADS where it is set, else measured.
-        device: What trains; on a GPU nothing is measured.
-        workers: Loader processes: each keeps a core.
-        work: A piece of the training, run again and again to measure.
+        wanted: A number, or "auto": OMP_NUM_THREADS if set, else measured.
+        device: Device to train on; on a GPU nothing is measured.
+        workers: Loader worker processes; one core is left for each.
+        workload: A function to time, e.g. a forward and backward pass.
 
     Raises:
-        UsageError: More than the machine has cores.
+        UsageError: More threads than cores.
     """
     if isinstance(wanted, int):
         if wanted > cores():
             raise UsageError(f"--threads is {wanted}, and this process may use {cores()} cores", "Use --threads auto")
-        return wanted, "as asked"
+        return wanted, "as configured"
     if given := os.environ.get("OMP_NUM_THREADS"):
         return torch.get_num_threads(), f"OMP_NUM_THREADS is {given}"
     if device.type != "cpu":
-        return torch.get_num_threads(), f"PyTorch's own number; the {device.type} device computes"
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    most = max(1, cores() // here - workers)
+        return torch.get_num_threads(), f"PyTorch's default; the {device.type} device computes"
+    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    most = max(1, cores() // local_processes - workers)
     if most == 1:
-        return 1, f"{cores()} cores for {here} process{'es' * (here > 1)} and {workers * here} that read images"
-    before, best, timed = torch.get_num_threads(), 1, {}
+        return (
+            1,
+            f"{cores()} cores for {local_processes} training and {workers * local_processes} loader processes",
+        )
+    before, best, timings = torch.get_num_threads(), 1, {}
     try:
         for number in _candidates(most):
-            timed[number] = _seconds(work, number)
-            if number > 1 and timed[best] < _GAIN * timed[number]:
+            timings[number] = _seconds(workload, number)
+            if number > 1 and timings[best] < _MIN_GAIN * timings[number]:
                 break
             best = number
     finally:
         torch.set_num_threads(before)
-    shown = ", ".join(f"{1000 * seconds:.3g} ms with {number}" for number, seconds in timed.items())
+    shown = ", ".join(f"{1000 * seconds:.3g} ms with {number}" for number, seconds in timings.items())
     return best, f"measured {shown}"
 
 
-def free(device: torch.device) -> bool:
-    """Whether the number may change while a run trains: it matters, and nobody has fixed it."""
+def may_change(device: torch.device) -> bool:
+    """Whether the number of threads may change during a run: training is on a CPU and OMP_NUM_THREADS is not set."""
     return device.type == "cpu" and not os.environ.get("OMP_NUM_THREADS")
 
 
-def known(number: int) -> dict[str, Any]:
-    """What a checkpoint keeps of a measured number of threads, see `plan.resumed_threads`."""
+def to_state(number: int) -> dict[str, Any]:
+    """What a checkpoint stores about a measured number of threads, see `resolve.resumed_threads`."""
     return {"number": number, "machine": machine()}
 
 
 def machine() -> str:
-    """Names the processor and the cores: on another machine the number of threads is chosen again."""
+    """Processor and number of cores; on another machine the number of threads is measured again."""
     return f"{_processor()}, {cores()} cores"
 
 
 class Slowdown:
-    """Notices that a run has become slower by half, for a while. Waiting for images does not count."""
+    """Detects that a run has been at less than half its best speed for 30 seconds, without time waiting for images."""
 
     def __init__(self) -> None:
         self._best = 0.0
@@ -85,10 +88,10 @@ class Slowdown:
         self._last: dict[str, Any] | None = None
 
     def __call__(self, rates: dict[str, Any] | None) -> bool:
-        """Whether it is time to choose the threads again.
+        """Whether to measure the number of threads again.
 
         Args:
-            rates: The newest of `Speed.row`, may be the same object as before.
+            rates: The newest `Throughput.row`; an object already seen is ignored.
         """
         if rates is None or rates is self._last:
             return False
@@ -98,7 +101,7 @@ class Slowdown:
         self._slow = self._slow + 1 if speed < self._best / 2 else 0
         if self._slow < _SLOW_ROWS:
             return False
-        self._best, self._slow = 0.0, 0  # what is reached from now on is what to compare with
+        self._best, self._slow = 0.0, 0  # from now on compare with the new speed
         return True
 
 
@@ -107,13 +110,13 @@ def _candidates(most: int) -> list[int]:
     return [*powers, most]
 
 
-def _seconds(work: Callable[[], object], number: int) -> float:
-    """Mean time of one piece of work: a thread that others keep from running is seen in the mean, not in the best."""
+def _seconds(workload: Callable[[], object], number: int) -> float:
+    """Mean seconds of one call; the mean and not the best, because it shows threads delayed by other programs."""
     torch.set_num_threads(number)
-    work()
+    workload()
     began, times = time.perf_counter(), 0
     while times < 2 or time.perf_counter() - began < _SECONDS:
-        work()
+        workload()
         times += 1
     return (time.perf_counter() - began) / times
 

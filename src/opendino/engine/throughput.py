@@ -1,4 +1,4 @@
-"""How fast a run is, what it waits for, and how that compares with what the device can do."""
+"""Measures a run: images per second, time waiting for data, MFU (model FLOPs utilization) and peak memory."""
 
 from __future__ import annotations
 
@@ -18,80 +18,88 @@ _EVERY_SECONDS = 10.0
 
 
 class Throughput:
-    """The clock of a run.
+    """Throughput of a run.
 
     Args:
         batch: Images per step over all ranks.
-        share: Images per step of this rank.
-        device: What trains.
-        dtype: Of the networks' matrix products.
-        flops: A step's arithmetic for one image, in FLOP, where a checkpoint knows it; 0 to count it.
+        local_batch: Images per step of this rank.
+        device: Device to train on.
+        dtype: Autocast dtype, for the peak FLOP/s.
+        flops: FLOP per image of a training step, if a checkpoint has it; 0 to count it in the first step.
 
     Attributes:
         flops: The same, once it is counted.
     """
 
-    def __init__(self, batch: int, share: int, device: torch.device, dtype: torch.dtype, flops: float = 0.0) -> None:
-        self._batch, self._share, self._device = batch, share, device
+    def __init__(
+        self, batch: int, local_batch: int, device: torch.device, dtype: torch.dtype, flops: float = 0.0
+    ) -> None:
+        self._batch, self._local_batch, self._device = batch, local_batch, device
         self._peak, self.flops = peak_flops(device, dtype), flops
-        self._seen = 0
-        self._waited = self._rested = 0.0
-        self._began = self._marked = time.monotonic()
-        self._at_mark = (0, 0.0, 0.0)
+        self._num_images = 0
+        self._wait_seconds = self._pause_seconds = 0.0
+        self._start = self._row_start = time.monotonic()
+        self._row_counts = (0, 0.0, 0.0)
 
     def step(self) -> None:
-        """A step was done."""
-        self._seen += self._batch
+        """Count a finished step."""
+        self._num_images += self._batch
 
     @contextlib.contextmanager
     def counting(self) -> Iterator[None]:
-        """Entered around the first step of a run, counts its matrix products and convolutions, crops included.
+        """Context manager around every step: counts the FLOP of a run's first step (with its crops), then does nothing.
 
-        That step is not compiled: what is cannot be counted. A run that goes on counts nothing, so that it does what
-        it would have done.
+        The counted step runs without compilation, because FlopCounterMode does not see compiled code. A resumed run
+        takes the count from its checkpoint, so that its steps stay bit-identical to those of an uninterrupted run.
         """
         if self.flops:
             yield
             return
         with FlopCounterMode(display=False) as counter, compiling(False):
             yield
-        self.flops = counter.get_total_flops() / self._share
+        self.flops = counter.get_total_flops() / self._local_batch
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Entered while waiting for images."""
+        """Context manager around waiting for the loader."""
         began = time.monotonic()
         yield
-        self._waited += time.monotonic() - began
+        self._wait_seconds += time.monotonic() - began
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Entered while evaluating or saving, which is not training."""
+        """Context manager around evaluations and checkpoints, whose time is left out of all rates."""
         began = time.monotonic()
         yield
-        self._rested += time.monotonic() - began
+        self._pause_seconds += time.monotonic() - began
 
     def summary(self) -> dict[str, Any]:
-        """Over this call's training: images_per_second over all ranks, data_wait, mfu and peak_memory_bytes.
+        """Rates since this process started to train.
 
-        data_wait is the share of time spent waiting for images. mfu (model FLOPs utilization) is the rate at which this
-        rank does the networks' arithmetic over that of one large matrix product, measured at the start: 1 means that
-        nothing else took any time.
+        Returns:
+            "images_per_second" over all ranks; "data_wait", the fraction of time spent waiting for images; "mfu" (model
+            FLOPs utilization), this rank's FLOP/s divided by those of one large matrix product measured at the start,
+            0 to 1; "peak_memory_bytes", see `peak_memory_bytes`.
         """
-        return self._rates(self._began, (0, 0.0, 0.0))
+        return self._rates(self._start, (0, 0.0, 0.0))
 
     def row(self) -> dict[str, Any] | None:
-        """The same since the last row, every ten seconds; None in between."""
-        if time.monotonic() - self._marked < _EVERY_SECONDS:
+        """As `summary`, since the last row; None if that was less than ten seconds ago."""
+        if time.monotonic() - self._row_start < _EVERY_SECONDS:
             return None
-        rates = self._rates(self._marked, self._at_mark)
-        self._marked, self._at_mark = time.monotonic(), (self._seen, self._waited, self._rested)
+        rates = self._rates(self._row_start, self._row_counts)
+        self._row_start, self._row_counts = (
+            time.monotonic(),
+            (self._num_images, self._wait_seconds, self._pause_seconds),
+        )
         return rates
 
     def _rates(self, since: float, then: tuple[int, float, float]) -> dict[str, Any]:
-        seen, waited, rested = (n - m for n, m in zip((self._seen, self._waited, self._rested), then, strict=True))
+        seen, waited, rested = (
+            n - m for n, m in zip((self._num_images, self._wait_seconds, self._pause_seconds), then, strict=True)
+        )
         trained = max(1e-9, time.monotonic() - since - rested)
-        mfu = seen / self._batch * self._share * self.flops / trained / self._peak
+        mfu = seen / self._batch * self._local_batch * self.flops / trained / self._peak
         return {
             "images_per_second": seen / trained,
             "data_wait": waited / trained,
@@ -101,28 +109,28 @@ class Throughput:
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """What one large matrix product reaches, in FLOP/s (a multiplication and an addition count as two)."""
+    """FLOP/s of one large matrix product, best of five (a multiplication and an addition count as two)."""
     side = 8192 if device.type == "cuda" else 1024
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     times = []
     for _ in range(5):
-        _settle(device)
+        _synchronize(device)
         began = time.perf_counter()
         torch.mm(a, b)
-        _settle(device)
+        _synchronize(device)
         times.append(time.perf_counter() - began)
     return 2 * side**3 / min(times)
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """The most memory used so far: of the GPU where there is one, else of this process."""
+    """Peak memory so far: allocated on the GPU, or else resident memory of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _settle(device: torch.device) -> None:
+def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":

@@ -1,1 +1,1 @@
-"""Experiments: many short runs that answer one question, with a table, a figure and every run kept."""
+"""Experiments: many short runs that answer one question, with a table and a figure; all runs are kept."""

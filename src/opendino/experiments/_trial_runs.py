@@ -1,4 +1,4 @@
-"""Many short runs, several at a time, each in a process of its own; those that are finished are not run again."""
+"""Runs many short trainings, several at a time, each in its own process; finished ones are not run again."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class TrialRun:
     """One run of an experiment.
 
     Attributes:
-        setting: What is tried; trials of one setting differ in their seed.
-        config: The run; its `out` is decided by `run`.
+        setting: Name of the setting; runs of one setting differ only in their seed.
+        config: Settings of the run; `run` decides its `out`.
     """
 
     setting: str
@@ -35,21 +35,21 @@ class TrialRun:
 
     @property
     def name(self) -> str:
-        """Of its run folder."""
+        """Name of the run folder."""
         return f"{self.setting.replace(' ', '-').replace('=', '-')}-seed{self.config.seed}"
 
 
 def run(trials: Sequence[TrialRun], folder: Path, jobs: int) -> list[list[dict[str, Any]]]:
-    """Train them all into `folder/runs`.
+    """Train all runs into `folder/runs`.
 
     Args:
         trials: The runs.
-        folder: Of the experiment; what is finished there already is kept, what is not is gone on with, and what was
-            run with other settings, on other images or by another version is run again.
-        jobs: Runs at a time; they share the cores.
+        folder: Folder of the experiment. Finished runs in it are kept, unfinished ones continue, and those with other
+            settings, other images or of another version of opendino run again.
+        jobs: Number of runs at a time; they share the cores.
 
     Returns:
-        The rows of metrics.jsonl of each.
+        The rows of metrics.jsonl of each run.
 
     Raises:
         UserError: A run failed.
@@ -59,8 +59,10 @@ def run(trials: Sequence[TrialRun], folder: Path, jobs: int) -> list[list[dict[s
     images = {name: fingerprint.whole(open_source(name)) for name in sorted(data)}
 
     def train(trial: TrialRun) -> list[dict[str, Any]]:
-        said = ", ".join(images[name] for name in (trial.config.data, trial.config.val) if name)
-        settings = f"# opendino {version('opendino')}, images {said}\n{configs.dump(replace(trial.config, out=None))}"
+        fingerprints = ", ".join(images[name] for name in (trial.config.data, trial.config.val) if name)
+        settings = (
+            f"# opendino {version('opendino')}, images {fingerprints}\n{configs.dump(replace(trial.config, out=None))}"
+        )
         return _train(trial, settings, folder / "runs" / trial.name, jobs)
 
     with ThreadPoolExecutor(jobs) as pool:
@@ -68,10 +70,10 @@ def run(trials: Sequence[TrialRun], folder: Path, jobs: int) -> list[list[dict[s
 
 
 def _train(trial: TrialRun, settings: str, out: Path, jobs: int) -> list[dict[str, Any]]:
-    """The rows of a run; what lies in `out` counts only if it was begun with just these settings, on these images."""
-    path = out.with_name(f"{out.name}.yaml")  # names hold dots
+    """Rows of metrics.jsonl of a run. A run already in `out` is used only if its settings and images are the same."""
+    path = out.with_name(f"{out.name}.yaml")  # not with_suffix: names contain dots
     if out.exists() and not (path.is_file() and path.read_text(encoding="utf-8") == settings):
-        log.warn(f"{out} was run with other settings, images or another version; it is discarded and run again")
+        log.warn(f"{out} was run with other settings, images or another version: it is deleted and run again")
         shutil.rmtree(out)
     rows = _rows(out)
     if rows and rows[-1]["step"] == trial.config.steps and "effective_rank" in rows[-1]:

@@ -1,7 +1,7 @@
-"""Collapse, shown: the paper's ablation of centering and sharpening at small scale, each outcome named by the monitors.
+"""Collapse: the paper's ablation of centering and sharpening at small scale, diagnosed by collapse detection.
 
 Command: `opendino experiment collapse`
-Caron et al. 2021, section 5.3 and figure 7. Price: 50 runs of about a minute, half an hour on two cores.
+Caron et al. 2021, section 5.3 and figure 7. Cost: 50 runs of about a minute, half an hour on two cores.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ class Setting:
     """What one row of the experiment changes.
 
     Attributes:
-        changes: Of the method's settings.
-        expected: What the paper, or the reasoning beside it, says it comes to; None where it depends on the run. Such a
-            run counts as healthy if its k-NN ends three points above the untrained network's, else as collapsed.
-        why: That reasoning.
+        changes: Changed settings of the method.
+        expected: Verdict expected from the paper or from `why`; None if it depends on the run. Such a run counts as
+            healthy if its k-NN accuracy ends three points above the untrained network's, else as collapsed.
+        why: The reason.
     """
 
     changes: dict[str, Any]
@@ -46,38 +46,40 @@ SETTINGS = {
     "both": Setting({}, "healthy", "centering and sharpening balance each other"),
     "centering only": Setting({"sharpening": False}, "uniform", "centering alone pulls to the uniform distribution"),
     "sharpening only": Setting({"centering": False}, "one-hot", "sharpening alone lets one prototype win everywhere"),
-    "neither": Setting({"sharpening": False, "centering": False}, "constant", "agreeing on anything will do"),
+    "neither": Setting({"sharpening": False, "centering": False}, "constant", "any constant output minimizes the loss"),
     "center momentum 0.99": Setting(
         {"center_momentum": 0.99}, None, "the center remembers 100 steps, nearly half of this run; fine in the paper's"
     ),
     "center momentum 0.999": Setting(
-        {"center_momentum": 0.999}, None, "the center remembers 1,000 steps and comes too late in a run of 240"
+        {"center_momentum": 0.999}, None, "the center remembers 1,000 steps, too long for a run of 240"
     ),
     "teacher temp 0.07": Setting(
         {"teacher_temp": 0.07, "teacher_temp_start": 0.07}, None, "without warm-up the paper warns of it"
     ),
     "no EMA": Setting(
-        {"momentum": 0.0, "momentum_end": 0.0}, None, "the two agree on anything, and on another thing every few steps"
+        {"momentum": 0.0, "momentum_end": 0.0},
+        None,
+        "teacher and student agree on a constant output that changes every few steps",
     ),
 }
 BYOL = {
-    "BYOL": Setting({}, "healthy", "the predictor tells student from teacher"),
+    "BYOL": Setting({}, "healthy", "the predictor makes student and teacher different"),
     "BYOL without predictor": Setting({"predictor": False}, "dead", "a constant projection costs nothing"),
 }
 
 
 @dataclass(frozen=True)
 class Config(Checked):
-    """How much of the experiment is run."""
+    """Size of the experiment."""
 
     out: str = "runs/lab-collapse"
-    """Folder of the experiment; what is finished in it is not run again."""
+    """Folder of the experiment; finished runs in it are not run again."""
     seeds: Repeats = 5
     steps: Count = 240
     jobs: Workers = 2
-    """Runs at a time."""
+    """Number of runs at a time."""
     only: tuple[str, ...] = field(default=())
-    """Names of settings; all where none is given."""
+    """Settings to run, by name; empty for all."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -106,7 +108,7 @@ def trials(config: Config) -> list[TrialRun]:
 
 
 def conduct(config: Config) -> Report:
-    """Run, name, draw; leaves table.md, result.json and curves.svg in the folder."""
+    """Run and diagnose all settings; writes table.md, result.json and curves.svg to the folder."""
     folder, planned = Path(config.out), trials(config)
     found = [
         _outcome(trial.setting, trial.config, rows)
@@ -134,11 +136,11 @@ def conduct(config: Config) -> Report:
 
 
 def _outcome(setting: str, config: RunConfig, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """How a run ended, and when the monitor said what."""
+    """Final scores of a run, and when which collapse was detected."""
     assert config.steps is not None
     monitor, steps = Monitor(config.steps), [row for row in rows if "loss" in row]
     named = [(row["step"], verdict.name) for row in steps if (verdict := monitor.watch(row))]
-    # The verdict that stood longest: an unstable run may leave and come back.
+    # The most frequent verdict: an unstable run may leave a collapse and return to it.
     outcome = Counter(name for _, name in named).most_common(1)[0][0] if named else "healthy"
     knn = [row["knn"] for row in rows if "knn" in row][-1]
     by_knn = "healthy" if knn["teacher"] > knn["untrained"] + 3 else "collapsed"
@@ -194,9 +196,9 @@ def _table(settings: list[str], found: list[dict[str, Any]], detection: dict[str
         [
             *lines,
             "",
-            f"Untrained network: k-NN {untrained:.1f} %. Collapsed runs named rightly within their first third: "
-            f"{d['named_rightly_in_first_third']} of {d['collapsed']}. Healthy runs on which the monitors stayed "
-            f"silent throughout: {d['silent']} of {d['healthy']}.",
+            f"Untrained network: k-NN {untrained:.1f} %. Collapsed runs correctly diagnosed within their first third: "
+            f"{d['named_rightly_in_first_third']} of {d['collapsed']}. Healthy runs without "
+            f"any collapse warning: {d['silent']} of {d['healthy']}.",
             *([f"k-NN of each run: {found[0]['yardstick']}."] if found[0]["yardstick"] else []),
         ]
     )
@@ -208,8 +210,8 @@ def _figure(settings: list[str], found: list[dict[str, Any]], path: Path) -> Non
         return {setting: each for setting, each in having.items() if each}
 
     panels = [
-        Panel("What the teacher says", "entropy of the teacher's output (nats)", curves("teacher_entropy")),
-        Panel("How far the student is from it", "KL(teacher ‖ student) (nats)", curves("kl")),
+        Panel("Entropy of the teacher", "entropy of the teacher's output (nats)", curves("teacher_entropy")),
+        Panel("Distance of the student from the teacher", "KL(teacher ‖ student) (nats)", curves("kl")),
         Panel("BYOL", "spread of the teacher's projections", curves("projection_spread")),
     ]
     draw([panel for panel in panels if panel.curves], path)

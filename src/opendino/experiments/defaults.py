@@ -1,9 +1,8 @@
-"""Which defaults matter on a small set: one setting of DINO changed at a time around the demo's run, judged by k-NN.
+"""Which defaults matter on a small dataset: the demo's run with one setting of DINO changed at a time, scored by k-NN.
 
 Command: `opendino experiment defaults [--data FOLDER --val FOLDER]`
-Every run sees the same number of images, but for the factor "momentum, long run", which sees three times as many: a
-teacher's memory is compared with the length of the run, not only with a number of steps. Price: 62 runs of about a
-minute, an hour on two cores.
+Every run sees the same number of images, except for the factor "momentum, long run" with three times as many, because
+the best momentum depends on the length of the run. Cost: 62 runs of about a minute, an hour on two cores.
 """
 
 from __future__ import annotations
@@ -38,26 +37,26 @@ FACTORS: dict[str, dict[str, dict[str, Any]]] = {
     "local crops": {f"{n}": {"local_crops": n} for n in (0, 2, 6, 8)},
     "batch": {f"{b}": {"batch": b} for b in (16, 32, 128, 256)},
 }
-"""Factor → value → what changes: settings of the method, "batch", and "steps" as a multiple."""
+"""Factor → value → changed settings of the method; also "batch", and "steps" as a multiple of `Config.steps`."""
 
 
 @dataclass(frozen=True)
 class Config(Checked):
-    """How much of the experiment is run, and on what."""
+    """Size and data of the experiment."""
 
     out: str = "runs/lab-defaults"
-    """Folder of the experiment; what is finished in it is not run again."""
+    """Folder of the experiment; finished runs in it are not run again."""
     data: str = demo.DATA
-    """Images to learn from."""
+    """Training images."""
     val: str | None = None
-    """Labeled images for the k-NN; of DATA's kind where it is a toy, a part of DATA where absent."""
+    """Labeled images for k-NN; by default a part of DATA is held out (for the demo's toy data, toy images)."""
     seeds: Repeats = 2
     steps: Count = 240
-    """Of a run with 64 images a step."""
+    """Steps of a run with batch size 64; other batch sizes see as many images."""
     jobs: Workers = 2
-    """Runs at a time."""
+    """Number of runs at a time."""
     only: tuple[str, ...] = field(default=())
-    """Names of factors; all where none is given."""
+    """Factors to run, by name; empty for all."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -90,7 +89,7 @@ def trials(config: Config) -> list[TrialRun]:
 
 
 def conduct(config: Config) -> Report:
-    """Run and compare; leaves table.md and result.json in the folder."""
+    """Run and compare all settings; writes table.md and result.json to the folder."""
     folder, planned = Path(config.out), trials(config)
     rows = run(planned, folder, config.jobs)
     values = iter(zip(planned, rows, strict=True))
@@ -106,7 +105,7 @@ def conduct(config: Config) -> Report:
 
 
 def _outcome(trial: TrialRun, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """How a run ended."""
+    """Final scores of a run, and the collapses detected."""
     assert trial.config.steps is not None
     monitor = Monitor(trial.config.steps)
     named = {verdict.name for row in rows if "loss" in row and (verdict := monitor.watch(row))}
@@ -133,6 +132,6 @@ def _table(found: list[dict[str, Any]]) -> str:
         lines.append(f"| {' | '.join(cells)} |")
     before = [run["knn"] for each in found for run in each["runs"]]
     lines += ["", *(f"{name}: {mean(knn[name] for knn in before):.1f} %. " for name in ("untrained", "pixels"))]
-    if told := found[0]["runs"][0]["yardstick"]:
-        lines.append(f"k-NN of each run: {told}.")
+    if yardstick_text := found[0]["runs"][0]["yardstick"]:
+        lines.append(f"k-NN of each run: {yardstick_text}.")
     return "\n".join(lines)
