@@ -118,7 +118,10 @@ def test_other_errors_are_not_taken_for_deaths() -> None:
 
 @pytest.mark.slow
 def test_python_ends_though_something_holds_on_to_the_processes() -> None:
-    script = "import builtins; from tests.data.test_workers import *; builtins.held = stream(Right(), Hands(), 0, 9, 1)"
+    script = (
+        "import builtins; from tests.data.test_workers import *; "
+        "builtins.held = stream(Right(), InFlightTracker(), 0, 9, 1)"
+    )
     ended = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", f"{script}; print(next(builtins.held))"],
         cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=60,
