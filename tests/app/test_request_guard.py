@@ -261,7 +261,7 @@ def test_an_old_upload_goes_when_another_comes(tmp_path: Path, monkeypatch: pyte
 
 
 def test_pictures_that_were_looked_at_make_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upload_store, "_LOOKED_AT_SECONDS", -1)
+    monkeypatch.setattr(upload_store, "_MAX_IMAGE_SECONDS", -1)
     store = UploadStore(tmp_path / "uploads", Quota(files=4))
     assert [sent(store, name) for name in ("a.zip", "b.png", "c.png")] == [200] * 3
     assert len([*(tmp_path / "uploads").iterdir()]) == 3  # half the quota was not used before the last
