@@ -170,7 +170,11 @@ def test_notebooks_take_what_exists(notebook):
 def test_the_file_tree_of_the_readme_is_complete():
     tree = next(block for block in FENCE.findall((ROOT / "README.md").read_text()) if "src/opendino/" in block)
     listed = set(re.findall(r"^  ([\w.]+/?) ", tree, re.M))
-    there = {f"{each.name}/" if each.is_dir() else each.name for each in PACKAGE.iterdir()}
+    there = {
+        f"{each.name}/" if each.is_dir() else each.name
+        for each in PACKAGE.iterdir()
+        if each.is_file() or any(each.glob("*.py"))
+    }
     assert listed == there - {"__init__.py", "__main__.py", "__pycache__/", "py.typed"}
 
 

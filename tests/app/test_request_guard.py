@@ -124,7 +124,7 @@ def test_a_session_id_never_becomes_part_of_a_path(site: Site, client: Client, s
     config = json.loads(client.ask("GET", "/config")[1])
     (button,) = (each["id"] for each in config["components"] if each["props"].get("value") == "Train")
     (index,) = (each["id"] for each in config["dependencies"] if [button, "click"] in each["targets"])
-    data = ["Gray forms", None, "Four convolutions (fast)", 20]
+    data = ["Gray shapes", None, "Four convolutions (fast)", 20]
     sent = {"data": data, "fn_index": index, "trigger_id": button, "session_hash": session, "event_data": None}
     runs = set(out.glob("*")) if out.exists() else set()
     status, said = client.event(json.dumps(sent).encode())

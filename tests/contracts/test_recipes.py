@@ -47,7 +47,7 @@ def test_its_docstring_gives_the_command_and_what_to_expect(name: str) -> None:
     assert name in command[1] or name in ("small", "demo")
     if re.search(r"Expected on", text):
         assert "Source of the numbers:" in text
-        assert re.search(r"\d\d\.\d %", text), "a figure to compare with"
+        assert re.search(r"\d\d\.\d ?%", text), "a figure to compare with"
 
 
 @pytest.mark.parametrize("name", NAMES)

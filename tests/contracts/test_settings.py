@@ -355,9 +355,13 @@ def test_facts_are_all_that_auto_may_depend_on() -> None:
     """A value that stays "auto" would be passed over."""
     auto = dino.Config(
         global_size_px="auto", local_size_px="auto", global_scale="auto", local_scale="auto", out_dim="auto",
-        momentum="auto",
+        momentum="auto", momentum_end="auto", local_crops="auto", blur="auto", hidden_dim="auto", bottleneck_dim="auto",
     )  # fmt: skip
     for convolutional in (False, True):
         facts = Facts(1000, 64, 0, 32, 100, 10, convolutional=convolutional)
-        for part in (auto, optim.Config(lr="auto", accumulate=1), byol.Config(size_px="auto", momentum="auto")):
+        for part in (
+            auto,
+            optim.Config(lr="auto", weight_decay_end="auto", grad_accum_steps=1),
+            byol.Config(size_px="auto", momentum="auto"),
+        ):
             assert "auto" not in vars(part.resolved(facts)[0]).values()

@@ -49,7 +49,7 @@ def test_a_malicious_pickle_is_one_clear_line_and_runs_nothing(tmp_path: Path) -
             return os.mkdir, (str(tmp_path / "ran"),)
 
     (tmp_path / "gnd.pkl").write_bytes(pickle.dumps(tree(gnd=Evil())))
-    with pytest.raises(UserError, match=r"gnd.pkl is not a valid ground truth.* wants '\w+.mkdir' run") as told:
+    with pytest.raises(UserError, match=r"gnd.pkl is not a valid ground truth.* calls '\w+.mkdir'") as told:
         read(tmp_path / "gnd.pkl")
     assert "\n" not in str(told.value) and told.value.hint
     assert not (tmp_path / "ran").exists()

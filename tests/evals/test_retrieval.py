@@ -134,7 +134,7 @@ def test_the_only_one_of_its_class_is_no_query(ask: Ask, tmp_path: Path, capsys:
 def test_the_table_says_the_protocol(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["eval", "retrieval", str(tiny_model), str(classes(tmp_path / "set"))]) == 0
     text = capsys.readouterr().out
-    assert "100.00" in text and "mP@10" in text and "multiple of 8 px" in text and "each image is a query" in text
+    assert "100.00" in text and "mP@10" in text and "multiples of 8 px" in text and "each image is a query" in text
 
 
 @pytest.mark.parametrize("form", ["pickle", "json", "found in DATA"])
@@ -265,7 +265,7 @@ def test_a_malicious_ground_truth_is_refused_and_runs_nothing(ask: Ask, tmp_path
     folder = benchmark(tmp_path / "bench")
     (folder / "gnd_small.pkl").write_bytes(pickle.dumps(truth(gnd=[Evil(), Evil()])))
     answer = ask(folder)
-    assert answer["exit"] == 1 and "mkdir' run, which is no plain data" in answer["error"]["message"]
+    assert answer["exit"] == 1 and "mkdir', which is not plain data" in answer["error"]["message"]
     assert not (tmp_path / "ran").exists()
 
 

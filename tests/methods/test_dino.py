@@ -379,7 +379,7 @@ def test_a_collapsed_teacher_shows_in_the_metrics(name: str | None) -> None:
         ({"teacher_temp_start": 0.0}, "teacher_temp_start is 0.0"), ({"momentum": 1.1}, "momentum is 1.1"),
         ({"momentum_end": -0.1}, "momentum_end is -0.1"), ({"center_momentum": 2.0}, "center_momentum is 2.0"),
         ({"local_crops": -1}, "local_crops is -1"), ({"out_dim": 1}, "out_dim is 1"),
-        ({"student_views": "local", "local_crops": 0}, "nothing to see"),
+        ({"student_views": "local", "local_crops": 0}, "without views"),
         ({"global_scale": (0.0, 1.0)}, "global_scale is"), ({"global_scale": (0.5, 0.4)}, "global_scale is"),
         ({"local_scale": (0.5, 1.1)}, "local_scale is"),
     ],

@@ -305,7 +305,7 @@ def test_learning_from_labels_is_not_judged_on_the_same_images(tmp_path: Path) -
     options = {"backbone": "conv4", "backbone_options": {"width": 4}}
     result = opendino.train(tiny(tmp_path / "run", method=mean_teacher.Config(size_px=32), val=None, **options))
     assert result.knn is None and result.accuracy is None and result.effective_rank is not None
-    assert "name some with --val" in (tmp_path / "run" / "log.txt").read_text()
+    assert "use --val to get accuracies" in (tmp_path / "run" / "log.txt").read_text()
 
 
 def test_bad_files_are_skipped_counted_and_listed(tmp_path: Path) -> None:

@@ -131,7 +131,7 @@ class _Distillation(Method):
         return StepOutput(loss, {"loss": loss.detach()} | metrics)
 
     @torch.no_grad()
-    def _ask(self, views: Views) -> Tensor:
+    def _teacher_features(self, views: Views) -> Tensor:
         """The teacher's features `[B D]`; those of whole images are cached by index."""
         if self.config.teacher_view == "same":
             return self.teacher["backbone"]([views.crops["global"][0]])[0]
