@@ -40,7 +40,10 @@ from opendino.engine.parallel import Parallel
 from opendino.engine.precision import Precision
 from opendino.methods import dino
 
-Option = Annotated[int, Meta(ge=-65_536, le=65_536)] | Annotated[float, Meta(ge=-65_536, le=65_536)] | bool | str
+Sizes = tuple[Annotated[int, Meta(ge=0, le=65_536)], ...]
+Option = (
+    Annotated[int, Meta(ge=-65_536, le=65_536)] | Annotated[float, Meta(ge=-65_536, le=65_536)] | bool | str | Sizes
+)
 
 
 @dataclass(frozen=True)

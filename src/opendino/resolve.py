@@ -142,7 +142,7 @@ def _epochs(config: Config, num_images: int, small_px: int | None) -> tuple[floa
     if small_px is None:
         return (200, "dataset of moderate size") if config.epochs == "auto" else (100, "no length was given")
     seen = auto_values.images_seen(small_px)
-    return seen / num_images, f"{seen:,} images in total, about ten minutes on one core; use --epochs for a longer run"
+    return seen / num_images, f"{seen:,} images in total, 7 to 40 minutes on one core; use --epochs for another length"
 
 
 def images(config: Config) -> Source:

@@ -104,6 +104,7 @@ def train(config: Config) -> Result:
     Raises:
         UserError: The run cannot start (nothing is left behind), or had to stop (its last state is saved).
     """
+    log.write_to(None)  # a run that did not start leaves no messages to the next one
     if launch.number(config.devices, config.device) > 1:
         with tempfile.TemporaryDirectory() as home:
             (Path(home) / "settings.yaml").write_text(configs.dump(config), encoding="utf-8")

@@ -55,7 +55,7 @@ def test_a_row_for_every_readable_image(folder: Path, photos: Path, capsys: pyte
         ([], 2, "No model was named"),
         (["{folder}"], 2, "No images were named"),
         (["{folder}", "{photos}"], 2, "opendino embed lacks --out"),
-        (["{folder}", "{photos}", "--out", "{photos}/../x.txt"], 2, "End its name in .parquet, .csv, .npz"),
+        (["{folder}", "{photos}", "--out", "{photos}/../x.txt"], 2, "Use one of .parquet, .csv, .npz"),
         (["{folder}", "{photos}", "--out", "{photos}/../x.csv", "--patches"], 2, "cannot hold patch features"),
         (["{folder}", "{photos}", "--out", "{photos}/no/such/folder/x.csv"], 1, "There is no folder to write"),
         (["{folder}", "{photos}", "--out", "{photos}/../there.csv"], 1, "there.csv exists"),

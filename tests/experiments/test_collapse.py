@@ -15,7 +15,7 @@ from opendino.experiments import collapse
 def test_runs_table_and_figure_and_a_second_call_that_trains_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["lab", "collapse", "--out", str(tmp_path), "--seeds", "1", "--steps", "12", "--json", "--only"]
+    words = ["experiment", "collapse", "--out", str(tmp_path), "--seeds", "1", "--steps", "12", "--json", "--only"]
     words += ["sharpening only", "BYOL"]
     assert main(words) == 0
     found = json.loads(capsys.readouterr().out)

@@ -31,7 +31,7 @@ def test_the_table_compares_seed_by_seed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(defaults, "FACTORS", {"as it is": {"-": {}}, "local crops": {"0": {"local_crops": 0}}})
-    words = ["lab", "defaults", "--out", str(tmp_path), "--seeds", "1", "--steps", "10", "--json"]
+    words = ["experiment", "defaults", "--out", str(tmp_path), "--seeds", "1", "--steps", "10", "--json"]
     assert main(words) == 0
     settings = json.loads(capsys.readouterr().out)["settings"]
     base, without = (each["runs"][0]["knn"]["teacher"] for each in settings)

@@ -184,7 +184,7 @@ def build(config: Config, student: nn.Module) -> torch.optim.Optimizer:
 
 def full_parameter(parameter: nn.Parameter) -> nn.Parameter:
     """The student's parameter of an optimizer parameter: the same one, or the DTensor it is a local shard of (FSDP)."""
-    return getattr(parameter, "whole", parameter)
+    return getattr(parameter, "full_parameter", parameter)
 
 
 def _local_parameter(parameter: nn.Parameter) -> nn.Parameter:
