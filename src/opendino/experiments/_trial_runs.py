@@ -17,6 +17,7 @@ from opendino import config as configs
 from opendino.config import Config
 from opendino.core import atomic_write, log, metrics_log
 from opendino.core.errors import UserError
+from opendino.core.ranges import cores
 from opendino.data import fingerprint
 from opendino.data.open_source import open_source
 
@@ -83,8 +84,7 @@ def _train(trial: TrialRun, settings: str, out: Path, jobs: int) -> list[dict[st
     else:
         atomic_write.write(path, settings)
         words = ["train", trial.config.data, "--config", str(path), "--out", str(out)]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = {"OMP_NUM_THREADS": str(max(1, cores // jobs))}
+    threads = {"OMP_NUM_THREADS": str(max(1, cores() // jobs))}
     command = [sys.executable, "-m", "opendino", *words, "--json"]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | threads)
     if done.returncode:
