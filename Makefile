@@ -6,12 +6,13 @@ BIN := .venv/bin
 
 setup: .venv/ready
 
-# uv installs the locked, hashed packages from wherever pip or uv are set to look.
+# uv installs the locked, hashed packages from wherever pip or uv are set to look. They are compiled once, not by each
+# new process where Python may not write.
 .venv/ready: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "opendino needs Python 3.11 or newer: make PYTHON=python3.12")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode --require-hashes -r requirements.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
 	touch $@
 

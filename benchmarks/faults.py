@@ -480,7 +480,8 @@ def cache_full(home: Path, reference: dict[str, TrackedRun], times: int) -> Iter
             left = os.statvfs(place)
             left = left.f_bavail * left.f_frsize - left.f_blocks * left.f_frsize // 20
             with open(place / "balloon", "wb") as balloon:
-                balloon.write(bytes(left - 4096 * random.randrange(4, 24)))
+                # A run refuses to start if less than a quarter of its images fits.
+                balloon.write(bytes(left - random.randrange(IMAGES * 1024, IMAGES * 2048)))
             tracked = TrackedRun(place, "run", cache="disk", workers=n % 3)
             tracked.said, tracked.seen = home / f"cache{n}.said", home / f"cache{n}.seen"
             tracked.settings = Path(shutil.move(tracked.settings, home / f"cache{n}.yaml"))

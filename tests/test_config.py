@@ -72,7 +72,6 @@ def test_another_method_brings_its_own_defaults(monkeypatch: pytest.MonkeyPatch,
         ("method: {global_scale: [0.5]}", r"method.global_scale is \[0.5\]"),
         ("method: {centering: maybe}", "method.centering is 'maybe'"),
         ("method: {momentum: 3}", "momentum is 3"),
-        ("backbone_options: {depth: [1]}", "backbone_options is"),
         ("batch: 0", "batch is 0"),
         ("epochs: 0\nsteps: null", "epochs is 0"),
         ("workers: -1", "workers is -1"),
@@ -126,7 +125,7 @@ def test_a_method_must_be_a_dataclass() -> None:
 def test_choices_are_listed_for_an_invalid_choice(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         read(tmp_path, "cache: disc", FULL)
-    assert caught.value.hint == "Choose from auto, device, ram, disk, off"
+    assert caught.value.hint == "Choose from auto, device, disk, off, ram"
 
 
 def test_epochs_and_steps_exclude_each_other(tmp_path: Path) -> None:

@@ -21,13 +21,13 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize(
     ("side", "backbone", "size", "seen"),
-    [(128, "conv4", 64, 16_000), (64, "conv4", 48, 28_444), (32, "conv4", 32, 64_000)],
+    [(128, "conv4", 64, 57_600), (64, "conv4", 48, 102_400), (32, "conv4", 32, 230_400)],
 )
 def test_small_images_on_a_cpu_get_a_small_convolutional_network_and_a_short_run(
     side: int, backbone: str, size: int, seen: int
 ) -> None:
     config, _ = resolve.resolve_config(replace(small.config(f"toy:colorful?n=500&size={side}"), workers=0), CPU)
-    assert (config.backbone, config.backbone_options, config.drop_path) == (backbone, {"width": 16}, 0.0)
+    assert (config.backbone, config.backbone_options, config.drop_path) == (backbone, {}, 0.0)
     assert (config.method.global_size_px, config.method.local_size_px) == (size, size // 2)
     assert config.steps is not None and isinstance(config.batch, int) and config.epochs is None
     assert seen * 0.85 < config.steps * config.batch < seen * 1.1
@@ -86,7 +86,7 @@ def test_small_networks_are_measured_without_loading_what_meta_needs(
 
 def test_a_resumed_run_keeps_its_threads_on_the_same_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(threads, "cores", lambda: 8)
+    monkeypatch.setattr(resolve.ranges, "cores", lambda: 8)
     monkeypatch.setattr(threads, "machine", lambda: "this")
     monkeypatch.setattr(threads, "choose", lambda *_: (5, "measured"))
     config = replace(with_network("conv4", {"width": 4}), threads=1)

@@ -40,7 +40,7 @@ def test_people_read_how_large_the_difference_is(
         (["--to", "onxx", "--out", "x"], "Did you mean onnx"),
         (["--to", "timm", "--out", "x", "--attention"], "Unknown option '--attention'"),
         (["--to", "onnx", "--out", "x.onnx", "--opset", "3"], "--opset is 3"),
-        (["--to", "timm", "--out", "x", "--which", "pupil"], "--which is 'pupil'. Choose from teacher, student"),
+        (["--to", "timm", "--out", "x", "--which", "pupil"], "--which is 'pupil'. Choose from student, teacher"),
         (["--to", "timm"], "out"),
     ],
 )

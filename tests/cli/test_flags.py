@@ -51,7 +51,7 @@ def test_another_value_is_wrong_usage() -> None:
         ("--optim.lr nan", "--optim.lr is nan. Use a number above 0 and at most 1,000,000"),
         ("--mean 124 116 104",
          "--mean is 124.0 116.0 104.0. Pixels lie in [0, 1]. Divided by 255: 0.4863 0.4549 0.4078"),
-        ("--cache disc", "--cache is 'disc'. Choose from auto, device, ram, disk, off"),
+        ("--cache disc", "--cache is 'disc'. Choose from auto, device, disk, off, ram"),
         ("--steps " + "9" * 5000, f"--steps is '{'9' * 60}'... (5,000 characters), not of type int. See"),
         ("--workers x", "--workers is 'x', not of type int|{auto}. See opendino train --help"),
         ("--method.student-views local --method.local-crops 0",

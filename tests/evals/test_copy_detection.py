@@ -101,8 +101,9 @@ def test_synthetic_copies(ask: Ask, tmp_path: Path) -> None:
     assert ask(copydays(tmp_path / "copydays"), "--mode", "augment")["originals"] == 25
 
 
-def test_one_image_is_found_among_itself(ask: Ask, tmp_path: Path) -> None:
-    assert ask(folder_of(tmp_path / "one", range(1)))["mAP"] == 100
+def test_one_image_alone_is_refused(ask: Ask, tmp_path: Path) -> None:
+    error = ask(folder_of(tmp_path / "one", range(1)))["error"]
+    assert "has only 1 original" in error["message"] and "at least 2" in error["hint"]
 
 
 @pytest.fixture

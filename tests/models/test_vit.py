@@ -243,6 +243,14 @@ def test_wrong_names_and_sizes_say_what_to_do(name: str, options: dict[str, obje
         backbone(name, **options)
 
 
+@pytest.mark.parametrize("name", ["vit/8", "conv4"])
+def test_an_option_of_another_type_is_wrong_usage(name: str) -> None:
+    option = "depth" if name == "vit/8" else "width"
+    for value in ((1,), "two", 2.5):
+        with pytest.raises(UsageError, match=rf"backbone_options\.{option} is .*Use a whole number"):
+            backbone(name, **{option: value})
+
+
 def test_unknown_option_is_wrong_usage() -> None:
     with pytest.raises(UsageError) as caught:
         backbone("vit_tiny/16", nonsense=1)

@@ -29,6 +29,8 @@ def test_a_shifted_patch_is_found(looking: Model, tmp_path: Path, monkeypatch: p
     assert report.fields["similarity"] == pytest.approx(1) and "(9, 6) → (34, 10)" in report.text
     with Image.open(out) as drawn:
         assert drawn.width == 24 + 48 + 48 + 4 * 8  # the point, the match, the map, and gaps
-    for at in ((24, 3), (-1, 0), (3, 16)):
+    with pytest.raises(UsageError, match=r"at is -1 0\. Use 2 values, each a number from 0"):
+        Config("any", a, b, at=(-1, 0), out=out)
+    for at in ((24, 3), (3, 16)):
         with pytest.raises(UsageError, match="outside an image of 24×16 px"):
             show(Config("any", a, b, at=at, out=out, size_px=16, device="cpu"))

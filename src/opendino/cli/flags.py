@@ -136,8 +136,8 @@ def _one_line(framed: str, prog: str, stop: BaseException, args: list[str], full
         expected = f"of type {types}" if kind else "a number that short"  # Python limits the digits of an int
         return UsageError(f"{flag} is {shown(given[-1] if given else '')}, not {expected}", hint)
     if choice := re.search(r"invalid choice '(.*?)' for argument '(\S+)'. Expected one of \((.*?)\)", text):
-        choices = ", ".join(word.strip("'") for word in choice[3].split(", ") if word != "'None'")
-        return UsageError(f"{choice[2]} is {shown(choice[1])}", f"Choose from {choices}")
+        choices = sorted(word.strip("'") for word in choice[3].split(", ") if word != "'None'")  # tyro has a set
+        return UsageError(f"{choice[2]} is {shown(choice[1])}", f"Choose from {', '.join(choices)}")
     text = re.split("For full helptext|Argument helptext", text)[0].strip(" .")
     text = re.sub(r"^(Parsing error|Value error|Invalid choice|Unrecognized options) ", "", text)
     return UsageError(text, see_help)

@@ -196,7 +196,7 @@ def _hint(value: Any, hint: Any) -> str:
     offered = _extra(hint).get("hint")
     kinds = [part for part in get_args(hint) if part is not type(None)] if get_origin(hint) is Union else [hint]
     if all(get_origin(part) is Literal for part in kinds):
-        return f"Choose from {', '.join(str(choice) for part in kinds for choice in get_args(part))}"
+        return f"Choose from {', '.join(sorted(str(choice) for part in kinds for choice in get_args(part)))}"
     return (offered and offered(value)) or f"Use {allowed(hint)}"
 
 

@@ -147,8 +147,9 @@ def command(*words: str) -> dict[str, Any]:
         if threading.current_thread() is threading.main_thread():
             for signum in (signal.SIGINT, signal.SIGTERM):
                 closing.callback(signal.signal, signum, signal.signal(signum, forward_signal))
-        for line in process.stderr or ():
-            sys.stderr.write(line)
+        if process.stderr:
+            closing.enter_context(process.stderr)
+            sys.stderr.writelines(process.stderr)
         code = process.wait()
         answer.seek(0)
         text = answer.read().decode()

@@ -7,12 +7,13 @@ import inspect
 import re
 import threading
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from torch import Tensor
 from torch.nn.modules.module import register_module_module_registration_hook
 
+from opendino.core import ranges
 from opendino.core.contracts import Backbone
 from opendino.core.errors import UsageError, UserError, first_line, unknown
 from opendino.models.conv4 import Conv4
@@ -41,7 +42,7 @@ def backbone(
         **kwargs: Passed to `VisionTransformer` or to `timm.create_model`.
 
     Raises:
-        UsageError: Unknown name or option.
+        UsageError: Unknown name or option, or an option with a value of another type.
         UserError: The sizes do not fit together, e.g. `image_px` is not a multiple of the patch size.
     """
     family = name.partition("/")[0]
@@ -169,7 +170,10 @@ def _vit(name: str, options: dict[str, Any]) -> VisionTransformer:
 
 
 def _check_options(name: str, options: dict[str, Any], built: type[Backbone]) -> None:
-    known = set(inspect.signature(built).parameters) - {"patch_px"}
-    for option in options:
+    known = get_type_hints(built.__init__)
+    known = {option: known[option] for option in inspect.signature(built).parameters if option != "patch_px"}
+    for option, value in options.items():
         if option not in known:
             raise unknown(f"option of {name}", option, known)
+        value = list(value) if isinstance(value, tuple) else value
+        ranges.convert(value, known[option], f"backbone_options.{option}")
