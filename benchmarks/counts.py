@@ -138,7 +138,7 @@ def line(count: Callable[[int], Counter[str]], batch: int) -> dict[str, float]:
 
 def a_step(num: int) -> Callable[[], Any]:
     """Forward, backward, optimizer and moving average on prepared views."""
-    ours = Ours("vit_small/16", PAPER, optim.Config(), num, torch.bfloat16, torch.device("cpu"))
+    ours = Ours("vit_small/16", PAPER, optim.ResolvedConfig(), num, torch.bfloat16, torch.device("cpu"))
     views = ours.noise()
     return lambda: ours.step(views)
 

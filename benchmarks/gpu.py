@@ -235,7 +235,7 @@ def classic_batches(paths: list[Path], spec: Any, args: argparse.Namespace) -> I
 def made(name: str, args: argparse.Namespace, device: torch.device) -> Ours:
     """Our side under bfloat16."""
     config, name = (SMALL, "vit_tiny/16") if args.small else (PAPER, name)
-    return Ours(name, config, optim.Config(), args.batch, torch.bfloat16, device)
+    return Ours(name, config, optim.ResolvedConfig(), args.batch, torch.bfloat16, device)
 
 
 def first_batch(args: argparse.Namespace) -> loader.Batch:

@@ -32,7 +32,7 @@ class Ours:
     """
 
     def __init__(
-        self, backbone: str, config: dino.Config, settings: optim.Config, batch: int, dtype: torch.dtype,
+        self, backbone: str, config: dino.Config, settings: optim.ResolvedConfig, batch: int, dtype: torch.dtype,
         device: torch.device,
     ) -> None:  # fmt: skip
         torch.manual_seed(0)
@@ -55,8 +55,7 @@ class Ours:
         """One step on views; returns its loss without waiting for the device."""
         indices = torch.arange(self.batch, device=self.device)
         views = Views(crops, torch.full_like(indices, -1), indices)
-        settings, optimizer = self._settings, self._optimizer
-        return step(self.method, self.method, optimizer, settings, self.batch, CLOCK, [views], 1, self.dtype)[0]["loss"]
+        return step(self.method, self._optimizer, self._settings, self.batch, CLOCK, [views], self.dtype)[0]["loss"]
 
     def classic(self, pair: Pair, crops: list[Tensor], dtype: torch.dtype = torch.float32) -> float:
         """The same step in the classic way, on a list of views; its loss."""

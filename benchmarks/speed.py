@@ -127,7 +127,7 @@ def of_crops(args: argparse.Namespace) -> dict[str, Any]:
 def of_loss(args: argparse.Namespace) -> dict[str, Any]:
     """Head and loss of 32 images in 2 + 10 views against 65,536 prototypes: time, and what autograd keeps."""
     torch.manual_seed(0)
-    method = Ours("vit_small/16", PAPER, optim.Config(), 1, torch.float32, CPU).method
+    method = Ours("vit_small/16", PAPER, optim.ResolvedConfig(), 1, torch.float32, CPU).method
     pair = Pair(method)
     views, num = 32, 12
     rows = torch.randn(num * views, 384, requires_grad=True)
@@ -168,7 +168,7 @@ def of_step_demo(args: argparse.Namespace) -> dict[str, Any]:
 
 def of_step_vits16(args: argparse.Namespace) -> dict[str, Any]:
     """A training step of ViT-S/16 on prepared views of 2 x 224 + 10 x 96 px."""
-    return steps(args, "vit_small/16", PAPER, args.batch, optim.Config())
+    return steps(args, "vit_small/16", PAPER, args.batch, optim.ResolvedConfig())
 
 
 def of_whole_demo(args: argparse.Namespace) -> dict[str, Any]:
@@ -179,7 +179,7 @@ def of_whole_demo(args: argparse.Namespace) -> dict[str, Any]:
 
 def of_whole_vits16(args: argparse.Namespace) -> dict[str, Any]:
     """The same for ViT-S/16 and the paper's crops."""
-    return whole(args, "vit_small/16", PAPER, args.batch, optim.Config())
+    return whole(args, "vit_small/16", PAPER, args.batch, optim.ResolvedConfig())
 
 
 def steps(

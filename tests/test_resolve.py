@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from opendino import config as configs
 from opendino import resolve
 from opendino.cli.train_command import parse
 from opendino.config import Config
@@ -89,7 +90,17 @@ def test_a_resumed_run_keeps_its_threads_on_the_same_machine(monkeypatch: pytest
     monkeypatch.setattr(resolve.ranges, "cores", lambda: 8)
     monkeypatch.setattr(threads, "machine", lambda: "this")
     monkeypatch.setattr(threads, "choose", lambda *_: (5, "measured"))
-    config = replace(with_network("conv4", {"width": 4}), threads=1)
+    config = configs.resolved(
+        with_network("conv4", {"width": 4}),
+        batch=8,
+        workers=0,
+        threads=1,
+        precision="float32",
+        compile=False,
+        cache="off",
+        eval_images=0,
+        optim=configs.resolved_optim(demo.config("x").optim, grad_accum_steps=1),
+    )
 
     def resumed(known: dict[str, Any] | None, asked: int = 1) -> int | str:
         return resolve.resumed_threads(replace(config, threads=asked), known, CPU).threads

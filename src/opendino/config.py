@@ -138,6 +138,42 @@ class Config(Checked):
             raise UsageError("--resume needs a run folder", "Add --out runs/NAME")
 
 
+@dataclass(frozen=True, kw_only=True)
+class ResolvedConfig(Config):
+    """The settings a run uses: a Config without "auto". Only `resolve` makes one from what a user asked for."""
+
+    optim: optim.ResolvedConfig = field(default_factory=optim.ResolvedConfig)
+    epochs: None = None
+    steps: Count  # pyright: ignore[reportGeneralTypeIssues], it has no default here
+    batch: Batch  # pyright: ignore[reportGeneralTypeIssues]
+    precision: Literal["float32", "bfloat16"] = "float32"
+    compile: bool = False
+    workers: Annotated[int, Meta(ge=0, le=4096)] = 0
+    threads: Annotated[int, Meta(ge=1, le=4096)] = 1
+    cache: Literal["device", "ram", "disk", "off"] = "off"
+    eval_images: CountOrZero = 0
+
+
+def resolved(config: Config, **changes: Any) -> ResolvedConfig:
+    """Convert a Config to a ResolvedConfig, with `changes` for the fields that still say "auto".
+
+    Raises:
+        OutOfRange: A field says "auto", or the run has no length in steps.
+    """
+    if "optim" not in changes:
+        changes["optim"] = resolved_optim(config.optim)
+    return ResolvedConfig(**_values(config) | changes)
+
+
+def resolved_optim(config: optim.Config, **changes: Any) -> optim.ResolvedConfig:
+    """The same for the settings of the optimizer."""
+    return optim.ResolvedConfig(**_values(config) | changes)
+
+
+def _values(config: Any) -> dict[str, Any]:
+    return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+
+
 def method_module(config: Config) -> ModuleType:
     """The module of the method that `config.method` belongs to."""
     return importlib.import_module(type(config.method).__module__)

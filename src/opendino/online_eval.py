@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from opendino import features
-from opendino.config import Config
+from opendino.config import ResolvedConfig
 from opendino.core import distributed, log
 from opendino.core.accuracy import BALANCED, Accuracy, chance_of_difference, standard_error
 from opendino.core.contracts import Backbone, Method
@@ -31,7 +31,7 @@ class OnlineEval:
     The images are split over the ranks, and all ranks get the same scores. Collective: every rank must make every call.
 
     Args:
-        config: Settings of the run, without "auto".
+        config: Settings of the run.
         images: The training images.
         spec: The views; its first group gives the image size and normalization.
         device: This process's device.
@@ -40,8 +40,7 @@ class OnlineEval:
         origin: Where the query images come from, for the log.
     """
 
-    def __init__(self, config: Config, images: DecodedImages, spec: ViewSpec, device: torch.device) -> None:
-        assert isinstance(config.eval_images, int) and isinstance(config.workers, int)
+    def __init__(self, config: ResolvedConfig, images: DecodedImages, spec: ViewSpec, device: torch.device) -> None:
         self._spec, self._device, self._k, self._classes = spec, device, config.knn_k, images.source.classes
         self._init = config.init
         settings = [config.eval_images, config.knn_k, config.val, spec.groups[0].size_px, spec.mean, spec.std]

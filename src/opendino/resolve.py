@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import math
 import os
-import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
 from torch import nn
 
 from opendino import config as configs
-from opendino.config import Config
+from opendino.config import Config, ResolvedConfig
 from opendino.core import auto_values, compilation, distributed, log, ranges
 from opendino.core.contracts import Backbone, Method, Source
 from opendino.core.errors import UserError, first_line
@@ -26,7 +24,6 @@ from opendino.data.labels import relabel
 from opendino.data.open_source import absolute, open_source
 from opendino.engine import batch_size_finder, precision, sizing, threads
 from opendino.engine.activation_checkpointing import checkpoint_activations
-from opendino.engine.run_folder import STARTUP_FILES
 from opendino.models import build, load
 from opendino.models.adapt import adapt
 from opendino.models.vit_layers import drop_on_subset
@@ -34,15 +31,15 @@ from opendino.models.vit_layers import drop_on_subset
 _SMALL_NETWORK = 15_000_000  # parameters
 
 
-def resolve_config(config: Config, device: torch.device) -> tuple[Config, Source]:
-    """Replace every "auto" by a value, and open the images.
+def resolve_config(config: Config, device: torch.device) -> tuple[ResolvedConfig, Source]:
+    """Replace every "auto" by a value, and open the images. The only bridge from a Config to a ResolvedConfig.
 
     Args:
         config: As the user gave it.
         device: This process's device.
 
     Returns:
-        The settings without "auto" (the same on every rank), and the training images.
+        The settings of the run (the same on every rank), and the training images.
 
     Raises:
         UserError: The images cannot be trained on, or settings contradict each other.
@@ -51,56 +48,77 @@ def resolve_config(config: Config, device: torch.device) -> tuple[Config, Source
     source = images(config)
     workers, why_workers = sizing.workers(config.workers, device)
     probe = probe_dataset(source, config.max_bad_frac, workers=workers)
-    config, convolutional, reasons = _network(config, probe.short_side_px, device)
-    epochs, why_epochs = _epochs(config, len(source), probe.short_side_px if convolutional else None)
-    reasons.append(f"epochs = {epochs:.3g}: {why_epochs}")
-    seen = math.inf if config.steps else epochs * len(source)
-    batch, why_batch = sizing.batch(config.batch, len(source), seen, device)
-    steps_per_epoch = len(source) // batch
-    steps = config.steps or max(1, round(epochs * steps_per_epoch))
-    num_classes = len(source.classes)
-    facts = Facts(
-        len(source), probe.short_side_px, num_classes, batch, steps, steps_per_epoch, device.type,
-        build.patch_px(config.backbone), convolutional,
-    )  # fmt: skip
+    config, facts, reasons = _method_and_network(config, source, probe.short_side_px, device)
     dtype, why_dtype = precision.choose(config.precision, device)
-    compiling, why_compiling = compilation.choose(config.compile, device, steps)
-    config, resolved = configs.resolve_parts(config, facts)
-    reasons += resolved
+    compiling, why_compiling = compilation.choose(config.compile, device, facts.total_steps)
     spec = configs.views(config)
-    with torch.device("meta"):  # build without allocating memory, to estimate how much the networks need
-        planned = make_method(config, spec, make_backbone)
-    sharded = distributed.world_size() > 1 and config.parallel != "ddp"
-    sizing.check_fits(sizing.memory(planned, config.optim.name, 0.0, sharded), device)
-    area_px = min(probe.area_px, working_area_px(spec))
-    gpu_bytes = sizing.free_bytes(device) if device.type == "cuda" else 0.0
+    _check_memory(config, spec, device)
     cache, why_cache = decide_cache(
-        config.cache, len(source), 3 * area_px, steps / steps_per_epoch, gpu_bytes, config.out
+        config.cache,
+        facts.num_images,
+        3 * min(probe.area_px, working_area_px(spec)),
+        facts.total_steps / facts.steps_per_epoch,
+        sizing.free_bytes(device) if device.type == "cuda" else 0.0,
+        config.out,
     )
-    micro_batches, why_micro_batches = _micro_batches(config, spec, batch, dtype, device)
+    micro_batches, why_micro_batches = _micro_batches(config, spec, facts.batch, dtype, device)
     num_threads, why_threads = threads.choose(config.threads, device, workers, _timed_step(config, spec))
-    eval_images, why_eval_images = _eval_images(config.eval_images, len(source), steps * batch)
+    num_eval, why_num_eval = _eval_images(config.eval_images, facts.num_images, facts.total_steps * facts.batch)
+    precision_name = str(dtype).removeprefix("torch.")
     reasons += [
-        f"batch = {batch}: {why_batch}",
         f"optim.grad_accum_steps = {micro_batches}: {why_micro_batches}",
-        f"precision = {str(dtype).removeprefix('torch.')}: {why_dtype}",
+        f"precision = {precision_name}: {why_dtype}",
         f"compile = {compiling}: {why_compiling}",
         f"workers = {workers}: {why_workers}",
         f"threads = {num_threads}: {why_threads}",
         f"cache = {cache}: {why_cache}",
-        f"eval_images = {eval_images}: {why_eval_images}",
+        f"eval_images = {num_eval}: {why_num_eval}",
     ]
-    log.say(f"{len(source):,} images, {len(source.classes) or 'no'} classes; {steps:,} steps of {batch} on {device}")
+    _log(source, facts, device, reasons)
+    resolved = configs.resolved(
+        config, batch=facts.batch, steps=facts.total_steps, epochs=None, cache=cache, workers=workers,
+        threads=num_threads, compile=compiling, eval_images=num_eval, precision=precision_name,
+        optim=configs.resolved_optim(config.optim, grad_accum_steps=micro_batches),
+    )  # fmt: skip
+    return distributed.broadcast_object(resolved), source
+
+
+def _method_and_network(
+    config: Config, source: Source, short_side_px: int, device: torch.device
+) -> tuple[Config, Facts, list[str]]:
+    """Choose the backbone, the length and the batch, and from them the settings of method and optimizer.
+
+    Returns:
+        The settings, what is known about the run, and the reasons for the log, one line each.
+    """
+    config, convolutional, reasons = _network(config, short_side_px, device)
+    epochs, why_epochs = _epochs(config, len(source), short_side_px if convolutional else None)
+    seen = math.inf if config.steps else epochs * len(source)
+    batch, why_batch = sizing.batch(config.batch, len(source), seen, device)
+    steps_per_epoch = len(source) // batch
+    steps = config.steps or max(1, round(epochs * steps_per_epoch))
+    facts = Facts(
+        len(source), short_side_px, len(source.classes), batch, steps, steps_per_epoch, device.type,
+        build.patch_px(config.backbone), convolutional,
+    )  # fmt: skip
+    config, why_parts = configs.resolve_parts(config, facts)
+    reasons += [f"epochs = {epochs:.3g}: {why_epochs}", *why_parts, f"batch = {batch}: {why_batch}"]
+    return config, facts, reasons
+
+
+def _check_memory(config: Config, spec: ViewSpec, device: torch.device) -> None:
+    with torch.device("meta"):  # build without allocating memory, to estimate how much the networks need
+        planned = make_method(config, spec, make_backbone)
+    sharded = distributed.world_size() > 1 and config.parallel != "ddp"
+    sizing.check_fits(sizing.memory(planned, config.optim.name, 0.0, sharded), device)
+
+
+def _log(source: Source, facts: Facts, device: torch.device, reasons: list[str]) -> None:
+    classes = len(source.classes) or "no"
+    log.say(f"{len(source):,} images, {classes} classes; {facts.total_steps:,} steps of {facts.batch} on {device}")
     for line in reasons:
         if not line.endswith(": as configured"):
             log.say(f"  {line}")
-    config = replace(
-        config, batch=batch, steps=steps, epochs=None, cache=cache, workers=workers, threads=num_threads,
-        compile=compiling,
-        eval_images=eval_images, precision=str(dtype).removeprefix("torch."),
-        optim=replace(config.optim, grad_accum_steps=micro_batches),
-    )  # fmt: skip
-    return distributed.broadcast_object(config), source
 
 
 def absolute_paths(config: Config) -> Config:
@@ -168,48 +186,7 @@ def check_classes(method: Method, spec: ViewSpec, source: Source) -> None:
         )
 
 
-def folder(config: Config) -> Path:
-    """Path of the run's folder, which is created later, once the run can start.
-
-    Only rank 0 checks the path, because the other ranks might check after rank 0 has created the folder.
-
-    Raises:
-        UserError: The path exists, and is not a run to continue (`config.resume`).
-    """
-    path = distributed.broadcast_object(_folder(config) if distributed.rank() == 0 else None)
-    if isinstance(path, UserError):
-        raise path
-    assert path
-    return path
-
-
-def _folder(config: Config) -> Path | UserError:
-    if config.out is None:
-        name = Path(config.data.partition("?")[0].rstrip("/:")).name.replace(":", "-") or "images"
-        path = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    else:
-        path = Path(config.out).expanduser()
-    is_run = (path / "config.yaml").exists()
-    taken = path.is_dir() and any(file.name not in STARTUP_FILES for file in path.iterdir())
-    if path.is_file() or (taken and not (is_run and config.resume)):
-        hint = f"Continue with: opendino resume {path}; or choose" if is_run else "Choose"
-        return UserError(f"'{path}' exists already", f"{hint} another --out")
-    return path
-
-
-def read_run_config(run: str | Path) -> Config:
-    """Read the settings of an existing run.
-
-    Raises:
-        UserError: There is no such run.
-    """
-    path = Path(run).expanduser() / "config.yaml"
-    if not path.is_file():
-        raise UserError(f"'{run}' is no run folder: it has no config.yaml", "Start one with: opendino train DATA")
-    return configs.from_tree(configs.read_tree(path))
-
-
-def rescale(config: Config, world: int, device: torch.device) -> Config:
+def rescale(config: ResolvedConfig, world: int, device: torch.device) -> ResolvedConfig:
     """Settings of a run resumed on another number of devices: the same batch, in micro-batches that fit.
 
     Args:
@@ -222,7 +199,6 @@ def rescale(config: Config, world: int, device: torch.device) -> Config:
     """
     if distributed.world_size() == world:
         return config
-    assert isinstance(config.batch, int) and isinstance(config.optim.grad_accum_steps, int)
     sizing.batch(config.batch, config.batch, math.inf, device)
     fewest, _ = sizing.micro_batches("auto", config.batch, activation_bytes(config, configs.views(config)), device)
     before, local_batch = config.optim.grad_accum_steps, config.batch // distributed.world_size()
@@ -293,7 +269,7 @@ def _timed_step(config: Config, spec: ViewSpec) -> Callable[[], object]:
     return run_once
 
 
-def resumed_threads(config: Config, saved: dict[str, Any] | None, device: torch.device) -> Config:
+def resumed_threads(config: ResolvedConfig, saved: dict[str, Any] | None, device: torch.device) -> ResolvedConfig:
     """Number of threads of a resumed run: the same as before, unless it was measured on another machine.
 
     Args:
@@ -304,14 +280,13 @@ def resumed_threads(config: Config, saved: dict[str, Any] | None, device: torch.
     before = saved["number"] if saved else config.threads
     same_machine = saved is None or saved["machine"] == threads.machine()
     given = bool(saved and os.environ.get("OMP_NUM_THREADS"))
-    if same_machine and not given and isinstance(before, int) and before <= ranges.cores():
+    if same_machine and not given and before <= ranges.cores():
         return replace(config, threads=before)
     return replace(config, threads=measured_threads(config, before, device))
 
 
-def measured_threads(config: Config, before: int | str, device: torch.device) -> int:
+def measured_threads(config: ResolvedConfig, before: int, device: torch.device) -> int:
     """Measure the fastest number of threads, the same on every rank; logs it if it differs from `before`."""
-    assert isinstance(config.workers, int)
     work = _timed_step(config, configs.views(config))
     number, why = distributed.broadcast_object(threads.choose("auto", device, config.workers, work))
     if number != before:
@@ -319,9 +294,10 @@ def measured_threads(config: Config, before: int | str, device: torch.device) ->
     return number
 
 
-def choose_parallel(config: Config, spec: ViewSpec, method: Method, device: torch.device) -> Literal["ddp", "fsdp"]:
+def choose_parallel(
+    config: ResolvedConfig, spec: ViewSpec, method: Method, device: torch.device
+) -> Literal["ddp", "fsdp"]:
     """Choose DDP or FSDP, and log the estimated memory."""
-    assert isinstance(config.batch, int) and isinstance(config.optim.grad_accum_steps, int)
     images = config.batch // distributed.world_size() // config.optim.grad_accum_steps
     activations = images * activation_bytes(config, spec)
     how, why = sizing.parallel(config.parallel, method, config.optim.name, activations, device)

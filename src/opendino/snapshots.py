@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from opendino import config as configs
-from opendino.config import Config
+from opendino.config import ResolvedConfig
 from opendino.core import distributed
 from opendino.core.contracts import Backbone, Method, Source
 from opendino.core.types import ViewSpec
@@ -20,7 +22,30 @@ from opendino.engine import checkpoint
 from opendino.models import load
 
 
-def restore(path: Path, method: Method, optimizer: torch.optim.Optimizer, source: Source) -> dict[str, Any]:
+@dataclass
+class RunState:
+    """What a checkpoint stores besides tensors, as JSON.
+
+    Attributes:
+        step: Optimizer steps done.
+        world: Number of processes.
+        threads: Measured number of threads and its machine, see `engine.threads.to_state`; None if the user gave it.
+        flops: FLOP per image of a training step; 0 until it is counted.
+        fingerprint: Of the training images, see `data.fingerprint.sample`.
+        bad: Unreadable images, key → reason.
+        baselines: Scores that do not change during the run, see `online_eval.OnlineEval`.
+    """
+
+    step: int = 0
+    world: int = 1
+    threads: dict[str, Any] | None = None
+    flops: float = 0.0
+    fingerprint: dict[str, Any] = field(default_factory=dict)
+    bad: dict[str, str] = field(default_factory=dict)
+    baselines: dict[str, dict[str, float]] = field(default_factory=dict)
+
+
+def restore(path: Path, method: Method, optimizer: torch.optim.Optimizer, source: Source) -> RunState:
     """Load a checkpoint into a method and its optimizer, and delete newer (damaged) checkpoints.
 
     Args:
@@ -30,13 +55,13 @@ def restore(path: Path, method: Method, optimizer: torch.optim.Optimizer, source
         source: The run's images.
 
     Returns:
-        The checkpoint's state, see `engine.checkpoint.save`.
+        The checkpoint's state.
 
     Raises:
         UserError: The images have changed since the checkpoint was written.
     """
-    state = checkpoint.load(path, method, optimizer)
-    fingerprint.check(source, state, f"{path} was written")
+    state = RunState(**checkpoint.load(path, method, optimizer))
+    fingerprint.check(source, state.fingerprint, f"{path} was written")
     if distributed.rank() == 0:
         checkpoint.delete_newer(path)  # they are damaged, and their steps run again
     return state
@@ -44,12 +69,12 @@ def restore(path: Path, method: Method, optimizer: torch.optim.Optimizer, source
 
 def prepare_write(
     folder: Path,
-    config: Config,
+    config: ResolvedConfig,
     method: Method,
     tensors: dict[str, Tensor],
     spec: ViewSpec,
     classes: tuple[str, ...],
-    state: dict[str, Any],
+    state: RunState,
 ) -> Callable[[], None]:
     """Copy everything to be saved now, and return a function that writes it later, on another thread.
 
@@ -76,10 +101,10 @@ def prepare_write(
             folder,
             {name: cast(Backbone, networks[name]["backbone"]) for name in method.product},
             preprocessing=load.preprocessing(spec.groups[0].size_px, spec.mean, spec.std),
-            extra={"method": configs.method_name(config), "data": config.data, "step": state["step"]},
+            extra={"method": configs.method_name(config), "data": config.data, "step": state.step},
             classifier=cast(nn.Linear | None, networks[method.product[0]].get("classifier")),
             classes=method.classes or classes,
         )
-        checkpoint.save(folder, tensors, state, config.keep_checkpoints)
+        checkpoint.save(folder, tensors, dataclasses.asdict(state), config.keep_checkpoints)
 
     return write

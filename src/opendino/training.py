@@ -1,6 +1,6 @@
 """Training, from top to bottom: resolve the config, build the networks, restore the checkpoint, run the loop.
 
-`train` and `resume` are the entry points, `_run` holds the loop, `step` is one optimizer step.
+`train` and `resume` are the entry points, `_train` holds the loop, `step` is one optimizer step.
 """
 
 from __future__ import annotations
@@ -19,16 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from opendino import config as configs
-from opendino import extend, report, resolve, snapshots
-from opendino.config import Config
+from opendino import existing_runs, report, resolve, snapshots
+from opendino.config import Config, ResolvedConfig
 from opendino.core import atomic_write, compilation, distributed, duration, log, metrics_log
-from opendino.core.contracts import Method, Source
+from opendino.core.contracts import Source
 from opendino.core.errors import UserError
 from opendino.core.types import Clock, Views, ViewSpec
 from opendino.data import fingerprint, loader
-from opendino.data.cache import DecodedImages
-from opendino.data.decode import working_area_px
-from opendino.data.device_cache import DeviceCache
 from opendino.engine import checkpoint, launch, optim, parallel, precision, profiler, threads
 from opendino.engine.background import BackgroundWriter
 from opendino.engine.collapse_detection import COLLAPSES, examine, outcome
@@ -37,57 +34,13 @@ from opendino.engine.metric_writer import MetricWriter
 from opendino.engine.profiler import Profiler
 from opendino.engine.progress import Progress
 from opendino.engine.run_folder import RunDirLock
-from opendino.engine.run_monitor import RunMonitor
+from opendino.engine.run_monitor import Limits, RunMonitor
+from opendino.engine.run_result import Result
 from opendino.engine.throughput import Throughput
 from opendino.online_eval import OnlineEval
+from opendino.run_parts import Networks, TrainingData, build_networks, open_data, prefetch
+from opendino.snapshots import RunState
 from opendino.views.multi_crop import multi_crop
-
-
-@dataclass(frozen=True)
-class Result:
-    """Result of a run.
-
-    Attributes:
-        run: The run's folder.
-        steps: Optimizer steps of the whole run.
-        seconds: Wall time of this call.
-        images_per_second: Training throughput of this call, without evaluations and checkpoints.
-        data_wait: Fraction of that time spent waiting for images, 0 to 1.
-        mfu: Model FLOPs utilization, 0 to 1, see `Throughput.summary`.
-        peak_memory_bytes: Peak memory of the GPU, or else of this process.
-        knn: k-NN accuracy in percent of "teacher", "student", raw "pixels", and of the "untrained" network or, with
-            `init`, the network at the "start"; None without labels. The first entry is the network to use.
-        accuracy: Accuracy of the classifiers in percent, for methods that train them.
-        effective_rank: Effective rank of the features of the network to use.
-        collapse: Name of the collapse at the end, None for a healthy run.
-        against_start: With `init`: whether the network is better than before, see `OnlineEval.against_start`.
-        balanced_accuracy, standard_error: For each entry of `knn`, in percent, see `core.accuracy`.
-        accuracy_balanced: Balanced accuracy for each entry of `accuracy`, in percent.
-        majority: Percentage of the most frequent class among the query images.
-        num_queries: Number of query images.
-        verdict: "learned", "not shown to have learned" or "collapsed: NAME".
-        evidence: The metrics the verdict is based on, one sentence.
-    """
-
-    run: str
-    steps: int
-    seconds: float
-    images_per_second: float
-    data_wait: float
-    mfu: float
-    peak_memory_bytes: int
-    knn: dict[str, float] | None
-    accuracy: dict[str, float] | None
-    effective_rank: float | None
-    collapse: str | None
-    against_start: dict[str, Any] | None
-    balanced_accuracy: dict[str, float] | None
-    standard_error: dict[str, float] | None
-    accuracy_balanced: dict[str, float] | None
-    majority: float | None
-    num_queries: int | None
-    verdict: str
-    evidence: str
 
 
 def train(config: Config) -> Result:
@@ -110,11 +63,11 @@ def train(config: Config) -> Result:
             (Path(home) / "settings.yaml").write_text(configs.dump(config), encoding="utf-8")
             return Result(**launch.command("train", "--config", f"{home}/settings.yaml"))
     with parallel.process_group(config.device) as device:
-        folder, request = resolve.folder(config), resolve.absolute_paths(config)
+        folder, request = existing_runs.folder(config), resolve.absolute_paths(config)
         if distributed.broadcast_object((folder / "config.yaml").is_file()):
-            return _resume(folder, device, request=request, **extend.requested_length(folder, request))
+            return _resume(folder, device, request=request, **existing_runs.requested_length(folder, request))
         config, source = resolve.resolve_config(request, device)
-        return _run(config, source, folder, device, None, request)
+        return _run(config, source, folder, device, request)
 
 
 def resume(
@@ -124,13 +77,13 @@ def resume(
 
     Args:
         run: The run's folder.
-        steps, epochs: New length of the whole run; give at most one, see `extend.change_length`. None keeps the length.
+        steps, epochs: New length of the whole run, at most one of them, see `existing_runs.change_length`.
         devices: Number of devices of this machine, or "auto"; None keeps the number.
 
     Raises:
         UserError: There is no such run, its data has changed, or it had to stop again.
     """
-    config = resolve.read_run_config(run)
+    config = existing_runs.read_run_config(run)
     if launch.number(config.devices if devices is None else devices, config.device) > 1:
         given = {"--steps": steps, "--epochs": epochs, "--devices": devices}
         flags = [word for flag, value in given.items() if value is not None for word in (flag, str(value))]
@@ -146,234 +99,191 @@ def _resume(
     epochs: float | None = None,
     request: Config | None = None,
 ) -> Result:
-    config, request = resolve.read_run_config(folder), request or extend.read_request(folder)
-    checkpoint_path, state = distributed.broadcast_object(checkpoint.newest(folder)), dict[str, Any]()
-    if checkpoint_path is not None:
-        state = checkpoint.state(checkpoint_path)
-        config = resolve.rescale(config, state.get("world", 1), device)
+    config, request = existing_runs.read_run_config(folder), request or existing_runs.read_request(folder)
+    path, state = distributed.broadcast_object(checkpoint.newest(folder)), RunState()
+    if path is not None:
+        state = RunState(**checkpoint.state(path))
+        config = resolve.rescale(config, state.world, device)
     elif any((folder / "checkpoints").glob("step_*")):
         raise UserError(f"'{folder}' has no readable checkpoint", "Start a new run with another --out")
     source = resolve.images(config)
-    config, message = extend.change_length(config, len(source), state.get("step", 0), steps, epochs)
+    config, message = existing_runs.change_length(config, len(source), state.step, steps, epochs)
     if message:
         log.say(message)
-    config = resolve.resumed_threads(config, state.get("threads"), device)
-    assert config.steps
+    config = resolve.resumed_threads(config, state.threads, device)
     compilation.choose(config.compile, device, config.steps)  # another machine may have no compiler
     # A run that was killed before its first checkpoint starts from the beginning.
-    return _run(config, source, folder, device, checkpoint_path, request, resuming=True)
+    return _run(config, source, folder, device, request, path, resuming=True)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What a run works with. Only `state` holds values that change and are saved."""
+
+    config: ResolvedConfig
+    folder: Path
+    device: torch.device
+    spec: ViewSpec
+    networks: Networks
+    data: TrainingData
+    online_eval: OnlineEval | None
+    state: RunState
+    throughput: Throughput
+    monitor: RunMonitor
+    metric_writer: MetricWriter | None  # None on all ranks but the first, which alone writes
+    background: BackgroundWriter
 
 
 def _run(
-    config: Config,
+    config: ResolvedConfig,
     source: Source,
     folder: Path,
     device: torch.device,
-    checkpoint_path: Path | None,
     request: Config | None,
+    checkpoint_path: Path | None = None,
     resuming: bool = False,
 ) -> Result:
     """Train from a checkpoint, or from the start if there is none.
 
     Args:
-        config: Without "auto".
+        config: Settings of the run.
         source: The training images.
         folder: The run's folder.
         device: This process's device.
-        checkpoint_path: Checkpoint to continue from, None to start.
         request: The settings as the user gave them, "auto" included; None if they are not known.
+        checkpoint_path: Checkpoint to continue from, None to start.
         resuming: Whether the folder already holds this run.
     """
-    began, new = time.monotonic(), checkpoint_path is None
-    assert config.steps and isinstance(config.batch, int) and isinstance(config.optim.grad_accum_steps, int)
-    assert isinstance(config.workers, int) and isinstance(config.compile, bool) and isinstance(config.threads, int)
-    total, num_micro_batches, is_main = config.steps, config.optim.grad_accum_steps, distributed.rank() == 0
-    auto_threads = request is None or request.threads == "auto"  # only then may the number of threads change
-
-    # ---- networks: the student is trained by gradients, the teacher is an EMA of it
-    torch.manual_seed(config.seed)
+    began, new, is_main = time.monotonic(), checkpoint_path is None, distributed.rank() == 0
     spec = configs.views(config)
-    method = resolve.make_method(config, spec, resolve.first_backbone if new else resolve.make_backbone)
-    resolve.check_classes(method, spec, source)
-    how = resolve.choose_parallel(config, spec, method, device)
-    model, full_method = parallel.prepare_distributed(method.train(), device, how, config.sync_batch_norm)
-    optimizer = optim.build(config.optim, method.student)
-
+    networks = build_networks(config, spec, source, device, new)
     with contextlib.ExitStack() as closing:
         interrupt = closing.enter_context(Interrupt())
         closing.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(config.threads)
-        run_lock = closing.enter_context(RunDirLock(folder, is_main, resuming))
+        lock = closing.enter_context(RunDirLock(folder, is_main, resuming))
         background = closing.enter_context(BackgroundWriter())
+        data = open_data(config, spec, source, folder, device)
+        online_eval = OnlineEval(config, data.images, spec, device) if config.eval_images else None
 
-        # ---- data: decoded images; every random choice is a function of (seed, epoch, image)
-        images = DecodedImages(source, working_area_px(spec), config.cache, folder)
-        device_cache = DeviceCache(images, device, config.workers) if config.cache == "device" else None
-        batches = loader.Batches(
-            device_cache or images, spec, config.seed, config.batch, num_micro_batches, distributed.rank(),
-            distributed.world_size(),
-        )  # fmt: skip
-        online_eval = OnlineEval(config, images, spec, device) if config.eval_images else None
-
-        # ---- state of the run: new, or from the checkpoint
-        state: dict[str, Any] = {"step": 0, "bad": {}, "baselines": {}} | fingerprint.sample(source)
+        state = RunState(fingerprint=fingerprint.sample(source))
         if checkpoint_path is not None:
-            state = snapshots.restore(checkpoint_path, method, optimizer, source)
-        state["world"] = distributed.world_size()
-        state["threads"] = threads.to_state(config.threads) if auto_threads else None
-        first_step: int = state["step"]
-        prefetched = loader.batches(
-            batches, first_step * num_micro_batches, total * num_micro_batches, config.workers, device.type == "cuda"
-        )
-        stream = closing.enter_context(contextlib.closing(prefetched))
+            state = snapshots.restore(checkpoint_path, networks.method, networks.optimizer, source)
+        state.world = distributed.world_size()
+        # The number of threads may change during the run only if the user did not give it.
+        state.threads = threads.to_state(config.threads) if request is None or request.threads == "auto" else None
+
+        stream = closing.enter_context(contextlib.closing(prefetch(config, data, state.step, device)))
         # The first batch proves that the images can be read; before that nothing is written.
-        first_batch = [next(stream)] if first_step < total else []
-        stream = itertools.chain(first_batch, stream)
-
-        metric_writer = None
+        first_batch = [next(stream)] if state.step < config.steps else []
         if is_main:
-            atomic_write.write(folder / "config.yaml", configs.dump(config))
-            if request:
-                extend.save_request(folder, request)
-            log.write_to(folder / "log.txt")
+            _write_settings(folder, config, request)
             closing.callback(log.write_to, None)
-            metric_writer = closing.enter_context(contextlib.closing(MetricWriter(folder, -1 if new else first_step)))
+        metric_writer = MetricWriter(folder, -1 if new else state.step) if is_main else None
+        if metric_writer:
+            closing.enter_context(contextlib.closing(metric_writer))
         dtype = getattr(torch, config.precision)
-        throughput = Throughput(
-            config.batch, config.batch // distributed.world_size(), device, dtype, state.get("flops", 0.0)
-        )
-        monitor = RunMonitor(
-            folder, metric_writer, source, config.batch, total, state["bad"], config.max_bad_frac, config.max_nonfinite,
-            throughput,
+        throughput = Throughput(config.batch, config.batch // distributed.world_size(), device, dtype, state.flops)
+        limits = Limits(config.batch, config.steps, config.max_bad_frac, config.max_nonfinite)
+        monitor = RunMonitor(folder, metric_writer, source, state.bad, limits, throughput)
+        run = _Run(
+            config, folder, device, spec, networks, data, online_eval, state, throughput, monitor, metric_writer,
+            background,
         )  # fmt: skip
-
-        def evaluate_and_save(done: int, evaluating: bool, saving: bool) -> None:
-            if not (evaluating or saving):
-                return
-            with throughput.paused():  # collective: all ranks share the evaluation and gather sharded weights
-                complete = full_method()
-                if online_eval and evaluating:
-                    quality, state["baselines"] = online_eval(complete, state["baselines"])
-                    monitor.record_evaluation(done, quality)
-                if saving:
-                    tensors = checkpoint.snapshot(complete, optimizer)
-                    state["step"], state["flops"] = done, throughput.flops
-                    if metric_writer:
-                        metric_writer.sync()  # metrics.jsonl must hold all rows up to the checkpoint
-                        background.submit(
-                            snapshots.prepare_write(folder, config, complete, tensors, spec, source.classes, state)
-                        )
-                distributed.barrier()
-
         if new:
-            evaluate_and_save(0, evaluating=True, saving=True)
-        start = Clock(first_step, total, batches.steps_per_epoch)
-        eval_every, save_every = (_interval(every, start) for every in (config.eval_every, config.checkpoint_every))
-        evaluated_on = f", evaluated on {online_eval.origin}" if online_eval else ""
-        log.say(f"run folder {folder}, from step {first_step}{evaluated_on}")
-        progress = closing.enter_context(contextlib.closing(Progress(total, first_step, is_main)))
-        step_profiler = closing.enter_context(Profiler(folder if config.profile and is_main else None, device))
-        slowdown = threads.Slowdown() if auto_threads and threads.may_change(device) else None
-        interrupt.finish_step = True
+            _evaluate_and_save(run, 0, evaluating=True, saving=True)
+        _train(run, itertools.chain(first_batch, stream), interrupt, lock)
+        return _finish(run, began)
 
-        # ---- training loop
-        unreadable: list[tuple[str, str]] = []
-        for clock in (Clock(n, total, batches.steps_per_epoch) for n in range(first_step, total)):
-            used: list[loader.Batch] = []
-            views = _micro_batches(stream, used, num_micro_batches, spec, device, device_cache, throughput)
+
+def _write_settings(folder: Path, config: ResolvedConfig, request: Config | None) -> None:
+    atomic_write.write(folder / "config.yaml", configs.dump(config))
+    if request:
+        existing_runs.save_request(folder, request)
+    log.write_to(folder / "log.txt")
+
+
+def _train(run: _Run, stream: Iterator[loader.Batch], interrupt: Interrupt, lock: RunDirLock) -> None:
+    """The training loop, from the step of `run.state` to the last one.
+
+    Raises:
+        Interrupted: A signal asked to stop; the state is saved.
+    """
+    config, networks, state, total, first_step = run.config, run.networks, run.state, run.config.steps, run.state.step
+    start = Clock(first_step, total, run.data.batches.steps_per_epoch)
+    eval_every, save_every = (_interval(every, start) for every in (config.eval_every, config.checkpoint_every))
+    evaluated_on = f", evaluated on {run.online_eval.origin}" if run.online_eval else ""
+    log.say(f"run folder {run.folder}, from step {first_step}{evaluated_on}")
+    slowdown = threads.Slowdown() if state.threads and threads.may_change(run.device) else None
+    unreadable: list[tuple[str, str]] = []
+    with (
+        contextlib.closing(Progress(total, first_step, distributed.rank() == 0)) as progress,
+        Profiler(run.folder if config.profile and distributed.rank() == 0 else None, run.device) as step_profiler,
+    ):
+        interrupt.finish_step = True
+        for clock in (Clock(n, total, start.steps_per_epoch) for n in range(first_step, total)):
+            with run.throughput.waiting(), profiler.section("wait for images"):
+                batches = [next(stream) for _ in range(config.optim.grad_accum_steps)]
             # Stochastic depth draws from torch's generator: seeding it per step makes a resumed run identical.
             torch.manual_seed(_step_seed(config.seed, clock.step, distributed.rank()))
-            with compilation.compiling(config.compile), throughput.counting():
+            with compilation.compiling(config.compile), run.throughput.counting():
+                # A generator, so that the crops of only one micro-batch take memory at a time.
+                views = (_make_views(run, batch) for batch in batches)
+                dtype = getattr(torch, config.precision)
                 tensors, numbers = step(
-                    model, method, optimizer, config.optim, config.batch, clock, views, num_micro_batches, dtype
+                    networks.model, networks.optimizer, config.optim, config.batch, clock, views, dtype
                 )
             step_profiler.step()
             done = clock.step + 1
-            monitor.step(done, tensors, numbers, [batch.indices for batch in used])
-            unreadable += [pair for batch in used for pair in batch.bad]
+            run.monitor.step(done, tensors, numbers, [batch.indices for batch in batches])
+            unreadable += [pair for batch in batches for pair in batch.bad]
             # Everything below may wait for the device, so it runs about once a second and not in every step.
             evaluating, saving = (done % every == 0 or done == total for every in (eval_every, save_every))
-            if evaluating or saving or monitor.due():
-                background.check()
-                run_lock.keep()
-                monitor.record_bad_images(distributed.all_gather_object(unreadable))
-                unreadable.clear()
-                monitor.flush()
-                stopping = distributed.any_true(interrupt.asked)
-                if slowdown and distributed.broadcast_object(slowdown(monitor.rates)):
-                    with throughput.paused():
-                        number = resolve.measured_threads(config, torch.get_num_threads(), device)
-                    torch.set_num_threads(number)
-                    # Save now, so that steps computed with the new number are also resumed with it.
-                    state["threads"], saving = threads.to_state(number), True
-                evaluate_and_save(done, evaluating, saving or stopping)
-                progress.update(done, monitor.line())
-                if stopping and done < total:
-                    background.wait()
-                    raise Interrupted(
-                        f"Stopped at step {done} of {total}, state saved", f"Continue with: opendino resume {folder}"
-                    )
-
-        # ---- end: last evaluation, report, result
-        if first_step == total:  # resumed after its last step
-            monitor.quality = online_eval(full_method(), state["baselines"])[0] if online_eval else {}
-        background.wait()
-        images.discard()
-        if config.report and is_main:
-            _report(folder)
-        diagnosis = distributed.broadcast_object(
-            examine(metrics_log.sampled(folder / "metrics.jsonl"), total) if is_main else None
-        )
-        assert diagnosis is not None
-        collapse = diagnosis.name if diagnosis.name in COLLAPSES else monitor.verdict.name if monitor.verdict else None
-        return Result(
-            run=str(folder),
-            steps=total,
-            seconds=time.monotonic() - began,
-            **throughput.summary(),
-            knn=monitor.quality.get("knn"),
-            accuracy=monitor.quality.get("accuracy"),
-            effective_rank=monitor.quality.get("effective_rank"),
-            collapse=collapse,
-            against_start=online_eval.against_start(monitor.quality, state["baselines"]) if online_eval else None,
-            balanced_accuracy=monitor.quality.get("balanced_accuracy"),
-            standard_error=monitor.quality.get("standard_error"),
-            accuracy_balanced=monitor.quality.get("accuracy_balanced"),
-            majority=monitor.quality.get("majority"),
-            num_queries=monitor.quality.get("num_queries"),
-            verdict=outcome(diagnosis, collapse),
-            evidence=diagnosis.evidence,
-        )
+            if not (evaluating or saving or run.monitor.due()):
+                continue
+            run.background.check()
+            lock.keep()
+            run.monitor.record_bad_images(distributed.all_gather_object(unreadable))
+            unreadable.clear()
+            run.monitor.flush()
+            stopping = distributed.any_true(interrupt.asked)
+            if slowdown and distributed.broadcast_object(slowdown(run.monitor.rates)):
+                _measure_threads(run)
+                saving = True  # so that steps computed with the new number are also resumed with it
+            _evaluate_and_save(run, done, evaluating, saving or stopping)
+            progress.update(done, run.monitor.line())
+            if stopping and done < total:
+                run.background.wait()
+                raise Interrupted(
+                    f"Stopped at step {done} of {total}, state saved", f"Continue with: opendino resume {run.folder}"
+                )
 
 
 def step(
     model: nn.Module,
-    method: Method,
     optimizer: torch.optim.Optimizer,
-    settings: optim.Config,
+    settings: optim.ResolvedConfig,
     batch: int,
     clock: Clock,
     views: Iterable[Views],
-    num_micro_batches: int = 1,
     dtype: torch.dtype = torch.float32,
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Run one optimizer step. The host never waits for the device.
 
     Args:
         model: The method, or its data-parallel wrapper.
-        method: The method itself.
         optimizer: From `engine.optim.build`.
         settings: Learning rate, weight decay, clipping.
         batch: Images per step over all ranks; scales the learning rate.
         clock: The step to run.
-        views: `num_micro_batches` micro-batches of views.
-        num_micro_batches: Number of micro-batches whose gradients are accumulated.
+        views: `settings.grad_accum_steps` micro-batches of views, whose gradients are accumulated.
         dtype: Autocast dtype of the forward pass.
 
     Returns:
         Scalars on the device (the method's metrics averaged over ranks, "grad_norm" before clipping, "ok": False if the
         step was skipped), and scalars on the host (the method's schedules, "lr", "weight_decay").
     """
+    method, num_micro_batches = parallel.unwrap(model), settings.grad_accum_steps
     lr, weight_decay = optim.set_schedules(optimizer, settings, clock, batch)
     outputs, buffers = [], optim.BatchNormBuffers(method)
     for number, micro_batch in enumerate(views, start=1):
@@ -401,26 +311,74 @@ def step(
     return tensors, outputs[0].numbers | {"lr": lr, "weight_decay": weight_decay}
 
 
-def _micro_batches(
-    stream: Iterator[loader.Batch],
-    used: list[loader.Batch],
-    num_micro_batches: int,
-    spec: ViewSpec,
-    device: torch.device,
-    device_cache: DeviceCache | None,
-    throughput: Throughput,
-) -> Iterator[Views]:
-    """Yield the next micro-batches as views on the device; appends the loader's batches to `used`."""
-    for _ in range(num_micro_batches):
-        with throughput.waiting(), profiler.section("wait for images"):
-            batch = next(stream)
-        used.append(batch)
-        with profiler.section("crops"):
-            on_device = batch.to(device)
-            if device_cache:
-                on_device = device_cache.fill(on_device)
-            crops = multi_crop(on_device.canvas, on_device.draws, spec)
-        yield Views(crops, on_device.labels, on_device.indices, spec.num_labeled(len(batch.indices)))
+def _make_views(run: _Run, batch: loader.Batch) -> Views:
+    """Move a micro-batch of images to the device and make its views there."""
+    with profiler.section("crops"):
+        on_device = batch.to(run.device)
+        if run.data.device_cache:
+            on_device = run.data.device_cache.fill(on_device)
+        crops = multi_crop(on_device.canvas, on_device.draws, run.spec)
+    return Views(crops, on_device.labels, on_device.indices, run.spec.num_labeled(len(batch.indices)))
+
+
+def _evaluate_and_save(run: _Run, done: int, evaluating: bool, saving: bool) -> None:
+    """Evaluate the networks, write a checkpoint, or both; collective: all ranks share the evaluation."""
+    if not (evaluating or saving):
+        return
+    with run.throughput.paused():
+        method = run.networks.full_method()
+        if run.online_eval and evaluating:
+            quality, run.state.baselines = run.online_eval(method, run.state.baselines)
+            run.monitor.record_evaluation(done, quality)
+        if saving:
+            tensors = checkpoint.snapshot(method, run.networks.optimizer)
+            run.state.step, run.state.flops = done, run.throughput.flops
+            if run.metric_writer:
+                run.metric_writer.sync()  # metrics.jsonl must hold all rows up to the checkpoint
+                classes = run.data.images.source.classes
+                run.background.submit(
+                    snapshots.prepare_write(run.folder, run.config, method, tensors, run.spec, classes, run.state)
+                )
+        distributed.barrier()
+
+
+def _measure_threads(run: _Run) -> None:
+    """Measure the fastest number of threads again, and use it from now on."""
+    with run.throughput.paused():
+        number = resolve.measured_threads(run.config, torch.get_num_threads(), run.device)
+    torch.set_num_threads(number)
+    run.state.threads = threads.to_state(number)
+
+
+def _finish(run: _Run, began: float) -> Result:
+    """Write the report and return the result, once all steps are done."""
+    run.background.wait()
+    quality, online_eval = run.monitor.quality, run.online_eval
+    if not quality and online_eval:  # resumed after the last step
+        quality = online_eval(run.networks.full_method(), run.state.baselines)[0]
+    run.data.images.discard()
+    is_main, metrics = distributed.rank() == 0, run.folder / "metrics.jsonl"
+    if run.config.report and is_main:
+        _report(run.folder)
+    diagnosis = distributed.broadcast_object(
+        examine(metrics_log.sampled(metrics), run.config.steps) if is_main else None
+    )
+    assert diagnosis is not None
+    verdict = run.monitor.verdict
+    collapse = diagnosis.name if diagnosis.name in COLLAPSES else verdict.name if verdict else None
+    names = ("knn", "accuracy", "effective_rank", "balanced_accuracy", "standard_error", "accuracy_balanced")
+    scores: dict[str, Any] = {name: quality.get(name) for name in (*names, "majority", "num_queries")}
+    return Result(
+        run=str(run.folder),
+        steps=run.config.steps,
+        seconds=time.monotonic() - began,
+        **run.throughput.summary(),
+        **scores,
+        collapse=collapse,
+        against_start=online_eval.against_start(quality, run.state.baselines) if online_eval else None,
+        verdict=outcome(diagnosis, collapse),
+        evidence=diagnosis.evidence,
+    )
 
 
 def _report(folder: Path) -> None:

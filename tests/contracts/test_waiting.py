@@ -38,7 +38,7 @@ def batch_of(spec: object) -> Batch:
     return batch
 
 
-def steps(name: str, network: str, settings: optim.Config, device: torch.device) -> Iterator[None]:
+def steps(name: str, network: str, settings: optim.ResolvedConfig, device: torch.device) -> Iterator[None]:
     """Two steps that count for nothing (buffers are made, kernels chosen), and a third."""
     module = importlib.import_module(f"{PACKAGE}.{name}")
     config = small(module)
@@ -50,18 +50,18 @@ def steps(name: str, network: str, settings: optim.Config, device: torch.device)
         yield
         there = batch.to(device)
         views = Views(multi_crop(there.canvas, there.draws, spec), there.labels % 3, there.indices, spec.num_labeled(4))
-        step(method, method, optimizer, settings, 4, clock, [views])
+        step(method, optimizer, settings, 4, clock, [views])
 
 
-CASES = [(name, "vit", optim.Config()) for name in NAMES] + [
-    ("dino", "resnet18", optim.Config(name="lars")),
-    ("dino", "conv4", optim.Config(name="sgd", clip_by="global")),
-    ("byol", "resnet18", optim.Config(name="lars")),
+CASES = [(name, "vit", optim.ResolvedConfig()) for name in NAMES] + [
+    ("dino", "resnet18", optim.ResolvedConfig(name="lars")),
+    ("dino", "conv4", optim.ResolvedConfig(name="sgd", clip_by="global")),
+    ("byol", "resnet18", optim.ResolvedConfig(name="lars")),
 ]
 
 
 @pytest.mark.parametrize(("name", "network", "settings"), CASES, ids=lambda value: getattr(value, "name", value))
-def test_a_step_asks_for_no_value(name: str, network: str, settings: optim.Config) -> None:
+def test_a_step_asks_for_no_value(name: str, network: str, settings: optim.ResolvedConfig) -> None:
     going = steps(name, network, settings, torch.device("cpu"))
     for _ in range(3):
         next(going)
@@ -89,7 +89,7 @@ def test_the_profiler_would_see_a_question() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(("name", "network", "settings"), CASES, ids=lambda value: getattr(value, "name", value))
-def test_a_step_never_waits_for_the_gpu(name: str, network: str, settings: optim.Config) -> None:
+def test_a_step_never_waits_for_the_gpu(name: str, network: str, settings: optim.ResolvedConfig) -> None:
     going = steps(name, network, settings, torch.device("cuda"))
     for _ in range(3):
         next(going)

@@ -27,7 +27,7 @@ def network() -> nn.Module:
 def ready(name: str, steps: int = 0, **settings: float) -> tuple[nn.Module, torch.optim.Optimizer]:
     """A network and its optimizer after some good steps, with the rates of the middle of a run."""
     model = network()
-    config = optim.Config(name=name, lr=0.1, lr_warmup="0", **settings)
+    config = optim.ResolvedConfig(name=name, lr=0.1, lr_warmup="0", **settings)
     optimizer = optim.build(config, model)
     optim.set_schedules(optimizer, config, Clock(5, 10, 1), batch=256)
     for _ in range(steps):
@@ -228,7 +228,7 @@ def test_a_gradient_that_is_not_finite_shows_in_the_norm() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_rates_at_the_ends_of_a_run(name: str) -> None:
-    config = optim.Config(
+    config = optim.ResolvedConfig(
         name=name, lr=0.1, min_lr=0.001, lr_warmup="2ep", weight_decay=0.04, weight_decay_end=0.4
     )  # fmt: skip
     optimizer = optim.build(config, network())
@@ -289,7 +289,7 @@ def test_lower_stages_learn_more_slowly_and_later() -> None:
         dino.Config(out_dim=16, hidden_dim=8, bottleneck_dim=4, momentum=0.9),
         lambda role: build.backbone("vit/4", **options),
     )
-    config = optim.Config(lr=1.0, min_lr=1.0, lr_warmup="5", layer_decay=0.5, freeze_backbone="10")
+    config = optim.ResolvedConfig(lr=1.0, min_lr=1.0, lr_warmup="5", layer_decay=0.5, freeze_backbone="10")
     optimizer = optim.build(config, method.student)
     names = {id(parameter): name for name, parameter in method.student.named_parameters()}
 
@@ -308,7 +308,7 @@ def test_lower_stages_learn_more_slowly_and_later() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_at_a_rate_of_zero_weights_stay_bit_for_bit(name: str) -> None:
-    config = optim.Config(name=name, lr_warmup="2", freeze_backbone="3", weight_decay=0.1)
+    config = optim.ResolvedConfig(name=name, lr_warmup="2", freeze_backbone="3", weight_decay=0.1)
     torch.manual_seed(0)
     backbone = build.backbone("conv4", width=2)
     student = torch.nn.ModuleDict({"backbone": backbone, "head": torch.nn.Linear(backbone.embed_dim, 3)})

@@ -16,7 +16,7 @@ from opendino.core import log
 from opendino.core.errors import UserError
 from opendino.data.sources.toy import ToySource
 from opendino.engine.metric_writer import MetricWriter
-from opendino.engine.run_monitor import RunMonitor
+from opendino.engine.run_monitor import Limits, RunMonitor
 from opendino.engine.throughput import Throughput
 
 MakeWatch = Callable[..., RunMonitor]
@@ -35,10 +35,10 @@ def make(tmp_path: Path, said: list[str]) -> Iterator[MakeWatch]:
 
         def new(bad: dict[str, str] | None = None, leader: bool = True, total: int = 20, **limits: float) -> RunMonitor:
             meters = closing.enter_context(contextlib.closing(MetricWriter(tmp_path))) if leader else None
-            limits = {"max_bad_frac": 0.5, "max_nonfinite": 3, **limits}
+            allowed = {"max_bad_frac": 0.5, "max_nonfinite": 3, **limits}
             speed = Throughput(8, 8, torch.device("cpu"), torch.float32)
             return RunMonitor(
-                tmp_path, meters, ToySource(n=100), 8, total, {} if bad is None else bad, **limits, throughput=speed
+                tmp_path, meters, ToySource(n=100), {} if bad is None else bad, Limits(8, total, **allowed), speed
             )
 
         yield new

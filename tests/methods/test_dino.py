@@ -71,10 +71,10 @@ def constant(network: nn.ModuleDict) -> None:
 
 def train(made: Method, steps: int = 1, batch: Views | None = None, **settings: object) -> Tensor:
     """Run optimizer steps; returns whether the last one was not skipped."""
-    config = optim.Config(lr=0.1, lr_warmup="0", **settings)
+    config = optim.ResolvedConfig(lr=0.1, lr_warmup="0", **settings)
     optimizer = optim.build(config, made.student)
     for number in range(steps):
-        tensors, _ = step(made, made, optimizer, config, 256, replace(CLOCK, step=number), [batch or views()])
+        tensors, _ = step(made, optimizer, config, 256, replace(CLOCK, step=number), [batch or views()])
     return tensors["ok"]
 
 
@@ -336,12 +336,12 @@ def test_the_teacher_temperature_changes_per_epoch_or_per_step() -> None:
 def test_the_prototypes_are_frozen_for_the_given_steps(duration: str, frozen: int, optimizer: str) -> None:
     made = method(freeze_last_layer=duration, norm_last_layer=False)
     last = made.student["head"].last_layer
-    config = optim.Config(name=optimizer, lr=0.1, lr_warmup="0", weight_decay=0.1)
+    config = optim.ResolvedConfig(name=optimizer, lr=0.1, lr_warmup="0", weight_decay=0.1)
     optimizer = optim.build(config, made.student)
     moved = []
     for number in range(6):
         before = state(last)
-        step(made, made, optimizer, config, 256, replace(CLOCK, step=number), [views(seed=number)])
+        step(made, optimizer, config, 256, replace(CLOCK, step=number), [views(seed=number)])
         now = state(last)
         assert torch.equal(before["weight_v"], now["weight_v"]) == torch.equal(before["weight_g"], now["weight_g"])
         moved.append(not torch.equal(before["weight_v"], now["weight_v"]))

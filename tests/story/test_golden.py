@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -199,7 +200,7 @@ def golden_method(golden: Mapping[str, np.ndarray]) -> tuple[Method, optim.Confi
     method = dino.build(config, lambda role: network(state)["backbone"])
     method.student.load_state_dict(state)
     method.teacher.load_state_dict(state)
-    settings = optim.Config(
+    settings = optim.ResolvedConfig(
         lr=lr * 256 / batch,
         min_lr=min_lr,
         lr_warmup=f"{int(lr_warmup)}ep",
@@ -214,15 +215,15 @@ def golden_method(golden: Mapping[str, np.ndarray]) -> tuple[Method, optim.Confi
 @pytest.mark.parametrize("parts", [1, 2])
 def test_golden_run_through_the_training_step(golden: Mapping[str, np.ndarray], parts: int) -> None:
     method, settings, per_epoch = golden_method(golden)
+    settings = replace(settings, grad_accum_steps=parts)
     optimizer = optim.build(settings, method.student)
     crops = {"global": torch.from_numpy(golden["run.global"]), "local": torch.from_numpy(golden["run.local"])}
     total, batch = crops["global"].shape[0], crops["global"].shape[2]
     for number in range(total):
         indices = torch.arange(batch).chunk(parts)  # accumulation is the same run, worked off in parts
         views = (Views({name: crop[number][:, part] for name, crop in crops.items()}, part, part) for part in indices)
-        tensors, _ = step(
-            method, method, optimizer, settings, batch, Clock(number, total, per_epoch), views, parts, torch.float64
-        )
+        clock = Clock(number, total, per_epoch)
+        tensors, _ = step(method, optimizer, settings, batch, clock, views, torch.float64)
         close(tensors["loss"], golden["run.losses"][number])
         close(method.get_buffer("center")[0], golden["run.centers"][number])
         assert tensors["ok"]

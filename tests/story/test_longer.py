@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 import opendino
 from opendino import config as configs
-from opendino import extend
+from opendino import existing_runs
 from opendino.cli import main
 from opendino.config import Config
 from opendino.core.errors import UsageError, UserError
@@ -68,7 +68,7 @@ def test_a_finished_run_continues_on_the_curves_of_the_new_length(finished: Path
     found = rows(longer)
     assert [row["step"] for row in found] == list(range(1, 17))
     assert found[:10] == rows(finished)
-    config = configs.from_tree(configs.read_tree(longer / "config.yaml"))
+    config = existing_runs.read_run_config(longer)
     assert config.steps == 16 and config.method.freeze_last_layer == "1", "what was over does not begin again"
     opt = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.0)
     opt.param_groups[0] |= {"share": 1.0, "backbone": False, "decayed": False}
@@ -120,11 +120,11 @@ def test_a_length_that_cannot_be_is_refused(finished: Path, capsys: pytest.Captu
 def test_the_same_command_with_another_length_makes_it_longer(finished: Path, longer: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(finished, run)
-    extend.save_request(run, replace(extend.read_request(run), out=str(run)))
+    existing_runs.save_request(run, replace(existing_runs.read_request(run), out=str(run)))
     opendino.train(tiny(run, resume=True, steps=16))
     assert_equal(run, longer, 16)
     opendino.train(tiny(run, resume=True, steps=16))
-    assert extend.read_request(run).steps == 16
+    assert existing_runs.read_request(run).steps == 16
 
 
 def test_the_same_command_continues_a_run_that_was_made_longer(longer: Path) -> None:

@@ -70,11 +70,11 @@ def watched(work: Any, out: Path, poisoned: int = -1, cut: int = 0) -> None:
     rank, made, rows = distributed.rank(), [], []
     step, prepare_distributed = train.step, train.parallel.prepare_distributed
 
-    def record(model, method, optimizer, optim_settings, batch, clock, views, *rest):  # type: ignore[no-untyped-def]
+    def record(model, optimizer, optim_settings, batch, clock, views, *rest):  # type: ignore[no-untyped-def]
         views = list(views)
         if clock.step == poisoned and rank == 1:
             views[-1].crops["local"][0, 0, 0, 0, 0] = float("nan")
-        tensors, numbers = step(model, method, optimizer, optim_settings, batch, clock, iter(views), *rest)
+        tensors, numbers = step(model, optimizer, optim_settings, batch, clock, iter(views), *rest)
         rows.append({key: float(tensors[key]) for key in ("loss", "ok", "grad_norm")})
         rows[-1] |= {"step": clock.step, "lr": numbers["lr"], "images": torch.cat([v.indices for v in views]).tolist()}
         if clock.step + 1 == cut:

@@ -25,7 +25,7 @@ step = train.step
 
 
 def waiting(*args: Any) -> Any:
-    clock, together = args[5], os.environ["WORLD_SIZE"] == "2"
+    clock, together = args[4], os.environ["WORLD_SIZE"] == "2"
     while clock.step == 20 and together and not Path(os.environ["LOST"]).exists():
         time.sleep(0.05)
     while clock.step == 40 and not together and not told:

@@ -30,12 +30,12 @@ def run(args: list[str]) -> Outcome | None:
     devices = wanted if wanted in (None, "auto") else int(_number("devices", wanted, whole=True))
     steps = None if chosen["steps"] is None else int(_number("steps", chosen["steps"], whole=True))
     epochs = None if chosen["epochs"] is None else _number("epochs", chosen["epochs"])
-    from opendino import resolve
+    from opendino import existing_runs
     from opendino.cli.train_command import report
     from opendino.engine import launch
     from opendino.training import Result, resume
 
-    config = resolve.read_run_config(args[0])
+    config = existing_runs.read_run_config(args[0])
     number = launch.number(config.devices if devices is None else devices, config.device)
     if number == 1:
         return report(resume(args[0], steps=steps, epochs=epochs, devices=1))

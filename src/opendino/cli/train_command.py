@@ -30,7 +30,7 @@ def start(config: Config) -> Any:
     Returns:
         The run's `training.Result`.
     """
-    from opendino import resolve
+    from opendino import existing_runs
     from opendino.engine import launch
     from opendino.training import Result, train
 
@@ -38,7 +38,7 @@ def start(config: Config) -> Any:
     if number == 1:
         return train(config)
     # The folder is chosen here, so that all processes use the same one, and a restarted process resumes in it.
-    config = replace(config, out=str(resolve.folder(config)), resume=True)
+    config = replace(config, out=str(existing_runs.folder(config)), resume=True)
     return Result(**launch.together(number, _train, config))
 
 

@@ -62,6 +62,15 @@ class Config(Checked):
         return auto_values.with_auto_values(self, found)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ResolvedConfig(Config):
+    """Settings of the optimizer without "auto"."""
+
+    lr: Positive = 5e-4
+    weight_decay_end: NotNegative = 0.4
+    grad_accum_steps: Width = 1
+
+
 _BASE_LR = {"adamw": 5e-4, "sgd": 0.03, "lars": 0.3}
 """DINO v1's published learning rates for a batch of 256."""
 _CONV_ADAMW_LR = 3e-3
@@ -196,19 +205,20 @@ def _local_parameter(parameter: nn.Parameter) -> nn.Parameter:
     return local
 
 
-def set_schedules(optimizer: torch.optim.Optimizer, config: Config, clock: Clock, batch: int) -> tuple[float, float]:
+def set_schedules(
+    optimizer: torch.optim.Optimizer, config: ResolvedConfig, clock: Clock, batch: int
+) -> tuple[float, float]:
     """Set the learning rate and weight decay of a step: linear warm-up, then half cosines.
 
     Args:
         optimizer: From `build`.
-        config: Its settings, without "auto".
+        config: Its settings.
         clock: The step about to run.
         batch: Images per step over all devices; the peak learning rate is `lr · batch / 256`.
 
     Returns:
         Learning rate of the head, and weight decay.
     """
-    assert config.lr != "auto" and config.weight_decay_end != "auto"
     total = clock.total_steps
     warmup = duration.steps(config.lr_warmup, total_steps=total, steps_per_epoch=clock.steps_per_epoch)
     lr = schedule.cosine(clock.step, config.lr * batch / 256, config.min_lr, total, warmup)

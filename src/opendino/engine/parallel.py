@@ -80,6 +80,11 @@ def prepare_distributed(
     return distributed(method), full_method
 
 
+def unwrap(model: nn.Module) -> Method:
+    """The method of a model that `prepare_distributed` returned."""
+    return cast(Method, model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model)
+
+
 def _shard(method: Method, device: torch.device) -> Callable[[], Method]:
     """Shard a method's weights in place, one transformer block at a time (FSDP2; Zhao et al. 2023, arXiv:2304.11277).
 

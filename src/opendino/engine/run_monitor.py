@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,23 @@ from opendino.engine.throughput import Throughput
 _MIN_TRIES = 32  # read attempts below which the fraction of failed ones says nothing
 
 
+@dataclass(frozen=True)
+class Limits:
+    """Size of a run, and what stops it early.
+
+    Attributes:
+        batch: Images per step over all ranks.
+        total_steps: Length of the run.
+        max_bad_frac: Largest allowed fraction of unreadable images.
+        max_nonfinite: Skipped steps in a row after which the run stops.
+    """
+
+    batch: int
+    total_steps: int
+    max_bad_frac: float
+    max_nonfinite: int
+
+
 class RunMonitor:
     """Collects the steps since the last `flush` and the state of the run.
 
@@ -30,11 +48,8 @@ class RunMonitor:
         folder: The run's folder.
         metric_writer: Writes the metrics; None on ranks that write nothing.
         source: Names the images of a skipped step.
-        batch: Images per step over all ranks.
-        total_steps: Length of the run.
         bad_images: key → reason of unreadable images; changed in place, part of the run's state.
-        max_bad_frac: Largest allowed fraction of unreadable images.
-        max_nonfinite: Skipped steps in a row after which the run stops.
+        limits: Size of the run, and what stops it early.
         throughput: Measures the speed of the run.
 
     Attributes:
@@ -44,21 +59,15 @@ class RunMonitor:
     """
 
     def __init__(
-        self, folder: Path, metric_writer: MetricWriter | None, source: Source, batch: int, total_steps: int,
-        bad_images: dict[str, str], max_bad_frac: float, max_nonfinite: int, throughput: Throughput,
+        self, folder: Path, metric_writer: MetricWriter | None, source: Source, bad_images: dict[str, str],
+        limits: Limits, throughput: Throughput,
     ) -> None:  # fmt: skip
-        self._folder, self._metric_writer, self._source, self._batch, self._bad_images = (
-            folder,
-            metric_writer,
-            source,
-            batch,
-            bad_images,
-        )
-        self._max_bad_frac, self._max_nonfinite, self._throughput = max_bad_frac, max_nonfinite, throughput
+        self._folder, self._metric_writer, self._source = folder, metric_writer, source
+        self._bad_images, self._limits, self._throughput = bad_images, limits, throughput
         self._steps: list[tuple[int, dict[str, Tensor], dict[str, float], list[Tensor]]] = []
         self._skipped_in_a_row = self._num_read = self._num_failed = self._known_bad = 0
         self._last: dict[str, Any] = {}
-        self._monitor = Monitor(total_steps)
+        self._monitor = Monitor(limits.total_steps)
         self.verdict: Verdict | None = None
         for row in (
             row for row in (metric_writer.recent if metric_writer else ()) if "loss" in row
@@ -79,7 +88,7 @@ class RunMonitor:
             indices: Indices of this rank's images, one tensor per micro-batch.
         """
         self._steps.append((done, tensors, numbers, indices))
-        self._num_read += self._batch
+        self._num_read += self._limits.batch
         self._throughput.step()
 
     def record_bad_images(self, tries: list[tuple[str, str]]) -> None:
@@ -148,7 +157,7 @@ class RunMonitor:
         if self._skipped_in_a_row:
             keys = [self._source.key(int(i)) for i in torch.cat(indices)]
             log.warn(f"step {row['step']} was skipped, its loss is not finite; its images: {', '.join(keys)}")
-        if self._skipped_in_a_row >= self._max_nonfinite:
+        if self._skipped_in_a_row >= self._limits.max_nonfinite:
             raise UserError(
                 f"The loss was not finite for {self._skipped_in_a_row} steps in a row; "
                 f"last good checkpoint: {checkpoint.newest(self._folder)}",
@@ -176,10 +185,10 @@ class RunMonitor:
         # all attempts of this process approximate the fraction of bad images. (`bad_images` may hold names from
         # before a resume, so its length does not.)
         tries = self._num_read + self._num_failed
-        if self._num_failed > self._max_bad_frac * max(tries, _MIN_TRIES):
+        if self._num_failed > self._limits.max_bad_frac * max(tries, _MIN_TRIES):
             key, reason = next(reversed(bad_images.items()))
             raise UserError(
-                f"{self._num_failed} of {tries} images read so far are unreadable, more than {self._max_bad_frac:.0%}, "
-                f"e.g. {key}: {reason}",
+                f"{self._num_failed} of {tries} images read so far are unreadable, more than "
+                f"{self._limits.max_bad_frac:.0%}, e.g. {key}: {reason}",
                 f"Remove or convert the images listed in {table}, or raise --max-bad-frac",
             )

@@ -1,20 +1,63 @@
-"""What a command may change about an existing run: only its length."""
+"""Run folders: which one a new run takes, the settings of an existing run, and its length, all a command may change."""
 
 from __future__ import annotations
 
 import dataclasses
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from opendino import config as configs
-from opendino.config import Config
-from opendino.core import atomic_write, duration
+from opendino.config import Config, ResolvedConfig
+from opendino.core import atomic_write, distributed, duration
 from opendino.core.errors import UsageError, UserError
+from opendino.engine.run_folder import STARTUP_FILES
 
 _REQUEST = "request.yaml"
 _LENGTH = ("steps", "epochs")
 _OF_THE_CALL = ("out", "resume", "devices")  # a run continues on any number of devices
+
+
+def folder(config: Config) -> Path:
+    """Path of the run's folder, which is created later, once the run can start.
+
+    Only rank 0 checks the path, because the other ranks might check after rank 0 has created the folder.
+
+    Raises:
+        UserError: The path exists, and is not a run to continue (`config.resume`).
+    """
+    path = distributed.broadcast_object(_folder(config) if distributed.rank() == 0 else None)
+    if isinstance(path, UserError):
+        raise path
+    assert path
+    return path
+
+
+def _folder(config: Config) -> Path | UserError:
+    if config.out is None:
+        name = Path(config.data.partition("?")[0].rstrip("/:")).name.replace(":", "-") or "images"
+        path = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    else:
+        path = Path(config.out).expanduser()
+    is_run = (path / "config.yaml").exists()
+    taken = path.is_dir() and any(file.name not in STARTUP_FILES for file in path.iterdir())
+    if path.is_file() or (taken and not (is_run and config.resume)):
+        hint = f"Continue with: opendino resume {path}; or choose" if is_run else "Choose"
+        return UserError(f"'{path}' exists already", f"{hint} another --out")
+    return path
+
+
+def read_run_config(run: str | Path) -> ResolvedConfig:
+    """Read the settings of an existing run.
+
+    Raises:
+        UserError: There is no such run, or its settings were changed to "auto".
+    """
+    path = Path(run).expanduser() / "config.yaml"
+    if not path.is_file():
+        raise UserError(f"'{run}' is no run folder: it has no config.yaml", "Start one with: opendino train DATA")
+    return configs.resolved(configs.from_tree(configs.read_tree(path)))
 
 
 def save_request(folder: Path, request: Config) -> None:
@@ -56,8 +99,8 @@ def requested_length(folder: Path, request: Config) -> dict[str, Any]:
 
 
 def change_length(
-    config: Config, num_images: int, done: int, steps: int | None = None, epochs: float | None = None
-) -> tuple[Config, str]:
+    config: ResolvedConfig, num_images: int, done: int, steps: int | None = None, epochs: float | None = None
+) -> tuple[ResolvedConfig, str]:
     """Change the length of an existing run.
 
     Learning rate, weight decay and teacher momentum are functions of step and length: after step `done` they follow the
@@ -65,7 +108,7 @@ def change_length(
     so they keep their length in steps.
 
     Args:
-        config: Settings of the run, without "auto".
+        config: Settings of the run.
         num_images: Size of the dataset.
         done: Steps done.
         steps, epochs: New length of the whole run; at most one of them.
@@ -79,7 +122,6 @@ def change_length(
     """
     if steps is not None and epochs is not None:
         raise UsageError(f"--steps {steps} and --epochs {epochs:g} were both given", "Give one of them")
-    assert config.steps and isinstance(config.batch, int)
     if epochs is not None:
         if not 0 < epochs < 1e9:
             raise UsageError(f"--epochs is {epochs:g}", "Use a number above 0")
@@ -96,7 +138,7 @@ def change_length(
         f"{steps:,} steps (was {before:,}): from step {done:,} on learning rate, weight decay and the teacher's "
         f"momentum follow the schedules of a run of {steps:,} steps; warm-ups keep their length"
     )
-    return replace(config, steps=steps, epochs=None, method=method, optim=optim), message
+    return replace(config, steps=steps, method=method, optim=optim), message
 
 
 def _shares_to_steps(part: Any, total_steps: int, steps_per_epoch: int) -> Any:

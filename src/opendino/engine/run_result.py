@@ -1,0 +1,53 @@
+"""Result of a run: what `opendino.train` and `opendino.resume` return."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Result:
+    """Result of a run.
+
+    Attributes:
+        run: The run's folder.
+        steps: Optimizer steps of the whole run.
+        seconds: Wall time of this call.
+        images_per_second: Training throughput of this call, without evaluations and checkpoints.
+        data_wait: Fraction of that time spent waiting for images, 0 to 1.
+        mfu: Model FLOPs utilization, 0 to 1, see `Throughput.summary`.
+        peak_memory_bytes: Peak memory of the GPU, or else of this process.
+        knn: k-NN accuracy in percent of "teacher", "student", raw "pixels", and of the "untrained" network or, with
+            `init`, the network at the "start"; None without labels. The first entry is the network to use.
+        accuracy: Accuracy of the classifiers in percent, for methods that train them.
+        effective_rank: Effective rank of the features of the network to use.
+        collapse: Name of the collapse at the end, None for a healthy run.
+        against_start: With `init`: whether the network is better than before, see `OnlineEval.against_start`.
+        balanced_accuracy, standard_error: For each entry of `knn`, in percent, see `core.accuracy`.
+        accuracy_balanced: Balanced accuracy for each entry of `accuracy`, in percent.
+        majority: Percentage of the most frequent class among the query images.
+        num_queries: Number of query images.
+        verdict: "learned", "not shown to have learned" or "collapsed: NAME".
+        evidence: The metrics the verdict is based on, one sentence.
+    """
+
+    run: str
+    steps: int
+    seconds: float
+    images_per_second: float
+    data_wait: float
+    mfu: float
+    peak_memory_bytes: int
+    knn: dict[str, float] | None
+    accuracy: dict[str, float] | None
+    effective_rank: float | None
+    collapse: str | None
+    against_start: dict[str, Any] | None
+    balanced_accuracy: dict[str, float] | None
+    standard_error: dict[str, float] | None
+    accuracy_balanced: dict[str, float] | None
+    majority: float | None
+    num_queries: int | None
+    verdict: str
+    evidence: str
