@@ -22,9 +22,9 @@ from typing import Any
 from record import keep, machine
 
 import opendino
+from opendino.engine.run_result import Result
 from opendino.methods import byol, distill, mean_teacher
 from opendino.recipes import demo
-from opendino.training import Result
 
 METHODS = ["byol", "mean_teacher", "distill"]
 

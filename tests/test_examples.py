@@ -20,6 +20,8 @@ def test_a_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     notebook = nbformat.read(path, as_version=4)
     assert all(not cell.get("outputs") for cell in notebook.cells), "commit notebooks without their outputs"
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    if path.stem != "first_model":
+        return
     shown = {key for cell in notebook.cells for output in cell.get("outputs", ()) for key in output.get("data", ())}
     assert "image/png" in shown
     assert (tmp_path / "vectors.parquet").exists()

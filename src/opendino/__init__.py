@@ -8,19 +8,25 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["Config", "load", "resume", "train"]
+__all__ = ["Callback", "Config", "load", "register_backbone", "register_method", "resume", "train"]
 
 if TYPE_CHECKING:
     from opendino.config import Config as Config
+    from opendino.core.contracts import Callback as Callback
     from opendino.models.load import load as load
-    from opendino.training import resume as resume
-    from opendino.training import train as train
+    from opendino.start import register_backbone as register_backbone
+    from opendino.start import register_method as register_method
+    from opendino.start import resume as resume
+    from opendino.start import train as train
 
 _MODULES = {
+    "Callback": "opendino.core.contracts",
     "Config": "opendino.config",
     "load": "opendino.models.load",
-    "resume": "opendino.training",
-    "train": "opendino.training",
+    "register_backbone": "opendino.start",
+    "register_method": "opendino.start",
+    "resume": "opendino.start",
+    "train": "opendino.start",
 }
 
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import ModuleType
 from typing import Annotated, Any, Literal, cast, get_args
 
 import msgspec
@@ -16,7 +14,7 @@ from msgspec import Meta
 from tyro.conf import Positional
 
 from opendino.core import registry
-from opendino.core.errors import UsageError, nearest
+from opendino.core.errors import UsageError, UserError, nearest
 from opendino.core.ranges import (  # fmt: skip
     Batch,
     Checked,
@@ -174,9 +172,9 @@ def _values(config: Any) -> dict[str, Any]:
     return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
 
 
-def method_module(config: Config) -> ModuleType:
+def method_module(config: Config) -> Any:
     """The module of the method that `config.method` belongs to."""
-    return importlib.import_module(type(config.method).__module__)
+    return registry.load(registry.METHODS, method_name(config))
 
 
 def views(config: Config) -> ViewSpec:
@@ -185,8 +183,22 @@ def views(config: Config) -> ViewSpec:
 
 
 def method_name(config: Config) -> str:
-    """Name of the method, e.g. "dino"."""
-    return type(config.method).__module__.rpartition(".")[2]
+    """Name of the method, e.g. "dino".
+
+    Raises:
+        UsageError: `config.method` is a Config of no method that is known.
+    """
+    kind = type(config.method)
+    package, _, name = kind.__module__.rpartition(".")
+    if package == registry.METHODS:
+        return name
+    for name in registry.names(registry.METHODS):
+        if name not in registry.own_names(registry.METHODS) and registry.load(registry.METHODS, name).Config is kind:
+            return name
+    raise UsageError(
+        f"{kind.__module__}.{kind.__qualname__} belongs to no method",
+        "Pass its module: opendino.train(..., method=module)",
+    )
 
 
 def method_config(name: str) -> Any:
@@ -195,7 +207,7 @@ def method_config(name: str) -> Any:
     Raises:
         UsageError: There is no such method.
     """
-    return registry.load("opendino.methods", name).Config()
+    return registry.load(registry.METHODS, name).Config()
 
 
 def resolve_parts(config: Config, facts: Facts) -> tuple[Config, list[str]]:
@@ -210,7 +222,10 @@ def resolve_parts(config: Config, facts: Facts) -> tuple[Config, list[str]]:
 def to_tree(config: Config) -> dict[str, Any]:
     """Convert a Config to plain dicts, lists and scalars, e.g. for YAML."""
     tree = cast(dict[str, Any], msgspec.to_builtins(config))
-    tree["method"] = {"name": method_name(config)} | cast(dict[str, Any], msgspec.to_builtins(config.method))
+    name = method_name(config)
+    tree["method"] = {"name": name} | cast(dict[str, Any], msgspec.to_builtins(config.method))
+    if plugin := registry.origin(registry.METHODS, name):
+        tree["method"]["from"] = plugin
     return tree
 
 
@@ -229,7 +244,11 @@ def from_tree(tree: dict[str, Any], base: Config | None = None) -> Config:
     name = method.get("name")
     if not isinstance(name, str | None):
         raise UsageError(f"method.name is {name!r}, not a name", "Write, for example, name: dino")
-    tree["method"] = {key: value for key, value in method.items() if key != "name"}
+    plugin = method.get("from")
+    if plugin is not None and name not in registry.names(registry.METHODS):
+        hint = "Pass it again: method=..." if plugin == "Python" else f"Install {str(plugin)[:100]}"
+        raise UserError(f"The method '{str(name)[:100]}' came from {str(plugin)[:100]}, which is not here", hint)
+    tree["method"] = {key: value for key, value in method.items() if key not in ("name", "from")}
     if base is None:
         if not isinstance(tree.get("data"), str):
             raise UsageError("The settings have no data", "Add a line such as data: ~/photos")

@@ -134,7 +134,8 @@ class OnlineEval:
         return {"measure": measure, "before": before, "after": after, "verdict": verdict, "says": says}
 
     def _baselines(self, method: Method) -> Scores:
-        frozen = {} if "teacher" in method.product else {"teacher": method.teacher}
+        has_frozen_teacher = "teacher" not in method.product and "backbone" in method.teacher
+        frozen = {"teacher": method.teacher} if has_frozen_teacher else {}
         backbone = copy.deepcopy(cast(Backbone, method.student["backbone"]))
         if not self._init:
             features.recalibrate_batch_norm(

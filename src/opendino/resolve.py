@@ -13,7 +13,7 @@ from torch import nn
 
 from opendino import config as configs
 from opendino.config import Config, ResolvedConfig
-from opendino.core import auto_values, compilation, distributed, log, ranges
+from opendino.core import auto_values, compilation, distributed, log, ranges, registry
 from opendino.core.contracts import Backbone, Method, Source
 from opendino.core.errors import UserError, first_line
 from opendino.core.types import Facts, ViewSpec
@@ -145,9 +145,11 @@ def _network(config: Config, short_side_px: int, device: torch.device) -> tuple[
         config = replace(config, backbone=name)
         size = f" and images of about {short_side_px} px" if device.type == "cpu" else ""
         reasons.append(f"backbone = {name}: a {device.type} device{size}")
-    if config.backbone == "conv4" and config.drop_path:
+    plugin = config.backbone in registry.names(registry.BACKBONES)
+    if (config.backbone == "conv4" or plugin) and config.drop_path:
         config = replace(config, drop_path=0.0)
-        reasons.append("drop_path = 0: conv4 has no residual branches to drop")
+        why = "a network of another package sets its own" if plugin else "conv4 has no residual branches to drop"
+        reasons.append(f"drop_path = 0: {why}")
     return config, convolutional, reasons
 
 

@@ -24,7 +24,7 @@ from opendino.models import load
 
 @dataclass
 class RunState:
-    """What a checkpoint stores besides tensors, as JSON.
+    """What a checkpoint stores in addition to tensors, as JSON.
 
     Attributes:
         step: Optimizer steps done.

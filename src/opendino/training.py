@@ -1,15 +1,14 @@
 """Training, from top to bottom: resolve the config, build the networks, restore the checkpoint, run the loop.
 
-`train` and `resume` are the entry points, `_train` holds the loop, `step` is one optimizer step.
+`run` is called by `opendino.train` and `opendino.resume` (start.py), `_train` holds the loop, `step` is one step.
 """
 
 from __future__ import annotations
 
 import contextlib
 import itertools
-import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +21,10 @@ from opendino import config as configs
 from opendino import existing_runs, report, resolve, snapshots
 from opendino.config import Config, ResolvedConfig
 from opendino.core import atomic_write, compilation, distributed, duration, log, metrics_log
-from opendino.core.contracts import Source
-from opendino.core.errors import UserError
+from opendino.core.contracts import Callback, Source
 from opendino.core.types import Clock, Views, ViewSpec
 from opendino.data import fingerprint, loader
-from opendino.engine import checkpoint, launch, optim, parallel, precision, profiler, threads
+from opendino.engine import checkpoint, optim, parallel, precision, profiler, threads
 from opendino.engine.background import BackgroundWriter
 from opendino.engine.collapse_detection import COLLAPSES, examine, outcome
 from opendino.engine.interrupt import Interrupt, Interrupted
@@ -43,77 +41,21 @@ from opendino.snapshots import RunState
 from opendino.views.multi_crop import multi_crop
 
 
-def train(config: Config) -> Result:
-    """Start a training run; with several devices (`config.devices`) in one new process per device.
+@dataclass(frozen=True)
+class Start:
+    """How a run starts.
 
-    If the run folder already holds a run, `config.resume` continues it, up to a new length if one is given.
-
-    Args:
-        config: Settings of the run; "auto" values are resolved from the data and the device.
-
-    Returns:
-        Result of the run; models, metrics and checkpoints are in its folder.
-
-    Raises:
-        UserError: The run cannot start (nothing is left behind), or had to stop (its last state is saved).
+    Attributes:
+        request: The settings as the user gave them, "auto" included; None if they are not known.
+        callbacks: Called during the run, on rank 0.
+        checkpoint: Checkpoint to continue from, None to start.
+        resuming: Whether the folder already holds this run.
     """
-    log.write_to(None)  # a run that did not start leaves no messages to the next one
-    if launch.number(config.devices, config.device) > 1:
-        with tempfile.TemporaryDirectory() as home:
-            (Path(home) / "settings.yaml").write_text(configs.dump(config), encoding="utf-8")
-            return Result(**launch.command("train", "--config", f"{home}/settings.yaml"))
-    with parallel.process_group(config.device) as device:
-        folder, request = existing_runs.folder(config), resolve.absolute_paths(config)
-        if distributed.broadcast_object((folder / "config.yaml").is_file()):
-            return _resume(folder, device, request=request, **existing_runs.requested_length(folder, request))
-        config, source = resolve.resolve_config(request, device)
-        return _run(config, source, folder, device, request)
 
-
-def resume(
-    run: str | Path, *, steps: int | None = None, epochs: float | None = None, devices: int | str | None = None
-) -> Result:
-    """Resume a run exactly where it stopped (weights, order of images, random choices), on any number of devices.
-
-    Args:
-        run: The run's folder.
-        steps, epochs: New length of the whole run, at most one of them, see `existing_runs.change_length`.
-        devices: Number of devices of this machine, or "auto"; None keeps the number.
-
-    Raises:
-        UserError: There is no such run, its data has changed, or it had to stop again.
-    """
-    config = existing_runs.read_run_config(run)
-    if launch.number(config.devices if devices is None else devices, config.device) > 1:
-        given = {"--steps": steps, "--epochs": epochs, "--devices": devices}
-        flags = [word for flag, value in given.items() if value is not None for word in (flag, str(value))]
-        return Result(**launch.command("resume", str(run), *flags))
-    with parallel.process_group(config.device) as device:
-        return _resume(Path(run).expanduser(), device, steps, epochs)
-
-
-def _resume(
-    folder: Path,
-    device: torch.device,
-    steps: int | None = None,
-    epochs: float | None = None,
-    request: Config | None = None,
-) -> Result:
-    config, request = existing_runs.read_run_config(folder), request or existing_runs.read_request(folder)
-    path, state = distributed.broadcast_object(checkpoint.newest(folder)), RunState()
-    if path is not None:
-        state = RunState(**checkpoint.state(path))
-        config = resolve.rescale(config, state.world, device)
-    elif any((folder / "checkpoints").glob("step_*")):
-        raise UserError(f"'{folder}' has no readable checkpoint", "Start a new run with another --out")
-    source = resolve.images(config)
-    config, message = existing_runs.change_length(config, len(source), state.step, steps, epochs)
-    if message:
-        log.say(message)
-    config = resolve.resumed_threads(config, state.threads, device)
-    compilation.choose(config.compile, device, config.steps)  # another machine may have no compiler
-    # A run that was killed before its first checkpoint starts from the beginning.
-    return _run(config, source, folder, device, request, path, resuming=True)
+    request: Config | None
+    callbacks: Sequence[Callback] = ()
+    checkpoint: Path | None = None
+    resuming: bool = False
 
 
 @dataclass(frozen=True)
@@ -132,43 +74,27 @@ class _Run:
     monitor: RunMonitor
     metric_writer: MetricWriter | None  # None on all ranks but the first, which alone writes
     background: BackgroundWriter
+    callbacks: Sequence[Callback]  # none on other ranks
 
 
-def _run(
-    config: ResolvedConfig,
-    source: Source,
-    folder: Path,
-    device: torch.device,
-    request: Config | None,
-    checkpoint_path: Path | None = None,
-    resuming: bool = False,
-) -> Result:
-    """Train from a checkpoint, or from the start if there is none.
-
-    Args:
-        config: Settings of the run.
-        source: The training images.
-        folder: The run's folder.
-        device: This process's device.
-        request: The settings as the user gave them, "auto" included; None if they are not known.
-        checkpoint_path: Checkpoint to continue from, None to start.
-        resuming: Whether the folder already holds this run.
-    """
-    began, new, is_main = time.monotonic(), checkpoint_path is None, distributed.rank() == 0
+def run(config: ResolvedConfig, source: Source, folder: Path, device: torch.device, start: Start) -> Result:
+    """Train from a checkpoint, or from the beginning if there is none."""
+    began, new, is_main = time.monotonic(), start.checkpoint is None, distributed.rank() == 0
+    request = start.request
     spec = configs.views(config)
     networks = build_networks(config, spec, source, device, new)
     with contextlib.ExitStack() as closing:
         interrupt = closing.enter_context(Interrupt())
         closing.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(config.threads)
-        lock = closing.enter_context(RunDirLock(folder, is_main, resuming))
+        lock = closing.enter_context(RunDirLock(folder, is_main, start.resuming))
         background = closing.enter_context(BackgroundWriter())
         data = open_data(config, spec, source, folder, device)
         online_eval = OnlineEval(config, data.images, spec, device) if config.eval_images else None
 
         state = RunState(fingerprint=fingerprint.sample(source))
-        if checkpoint_path is not None:
-            state = snapshots.restore(checkpoint_path, networks.method, networks.optimizer, source)
+        if start.checkpoint:
+            state = snapshots.restore(start.checkpoint, networks.method, networks.optimizer, source)
         state.world = distributed.world_size()
         # The number of threads may change during the run only if the user did not give it.
         state.threads = threads.to_state(config.threads) if request is None or request.threads == "auto" else None
@@ -186,14 +112,14 @@ def _run(
         throughput = Throughput(config.batch, config.batch // distributed.world_size(), device, dtype, state.flops)
         limits = Limits(config.batch, config.steps, config.max_bad_frac, config.max_nonfinite)
         monitor = RunMonitor(folder, metric_writer, source, state.bad, limits, throughput)
-        run = _Run(
+        parts = _Run(
             config, folder, device, spec, networks, data, online_eval, state, throughput, monitor, metric_writer,
-            background,
+            background, start.callbacks if is_main else (),
         )  # fmt: skip
         if new:
-            _evaluate_and_save(run, 0, evaluating=True, saving=True)
-        _train(run, itertools.chain(first_batch, stream), interrupt, lock)
-        return _finish(run, began)
+            _evaluate_and_save(parts, 0, evaluating=True, saving=True)
+        _train(parts, itertools.chain(first_batch, stream), interrupt, lock)
+        return _finish(parts, began)
 
 
 def _write_settings(folder: Path, config: ResolvedConfig, request: Config | None) -> None:
@@ -245,7 +171,9 @@ def _train(run: _Run, stream: Iterator[loader.Batch], interrupt: Interrupt, lock
             lock.keep()
             run.monitor.record_bad_images(distributed.all_gather_object(unreadable))
             unreadable.clear()
-            run.monitor.flush()
+            for row in run.monitor.flush():
+                for callback in run.callbacks:
+                    callback.on_step(row["step"], row)
             stopping = distributed.any_true(interrupt.asked)
             if slowdown and distributed.broadcast_object(slowdown(run.monitor.rates)):
                 _measure_threads(run)
@@ -330,6 +258,8 @@ def _evaluate_and_save(run: _Run, done: int, evaluating: bool, saving: bool) -> 
         if run.online_eval and evaluating:
             quality, run.state.baselines = run.online_eval(method, run.state.baselines)
             run.monitor.record_evaluation(done, quality)
+            for callback in run.callbacks:
+                callback.on_evaluate(done, quality)
         if saving:
             tensors = checkpoint.snapshot(method, run.networks.optimizer)
             run.state.step, run.state.flops = done, run.throughput.flops
@@ -339,6 +269,10 @@ def _evaluate_and_save(run: _Run, done: int, evaluating: bool, saving: bool) -> 
                 run.background.submit(
                     snapshots.prepare_write(run.folder, run.config, method, tensors, run.spec, classes, run.state)
                 )
+                if run.callbacks:
+                    run.background.wait()
+                for callback in run.callbacks:
+                    callback.on_checkpoint(done, run.folder)
         distributed.barrier()
 
 

@@ -25,6 +25,7 @@ from opendino.core.contracts import Source
 from opendino.core.errors import BadImage
 from opendino.data.decode import decode
 from opendino.data.open_source import open_source
+from opendino.data.sources import python
 
 PACKAGE = "opendino.data.sources"
 
@@ -61,7 +62,8 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     (tmp_path / "list.txt").write_text("\n".join(lines))
     files = (str(tmp_path / name) for name in ("a.tar", "a.zip", "list.txt", "shards", "tables"))
     addresses = (f"{tmp_path}/tables?label=label", f"memory://{tmp_path.name}")
-    return [str(images), *files, *addresses, "toy:", "toy:forms?n=20"]
+    given = python.register([(np.full((9, 7, 3), 40 * number, np.uint8), number % 2) for number in range(5)])
+    return [str(images), *files, *addresses, given, "toy:", "toy:forms?n=20"]
 
 
 @pytest.mark.parametrize("name", registry.names(PACKAGE))

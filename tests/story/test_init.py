@@ -16,7 +16,7 @@ from opendino.engine import optim
 from opendino.methods import byol, dino, distill, mean_teacher
 from opendino.models import load
 from opendino.models.build import backbone
-from opendino.training import resume, train
+from opendino.start import resume, train
 
 TOY = "toy:textures?n=64&size=16"
 

@@ -29,9 +29,9 @@ def run(args: list[str]) -> Outcome | None:
     if kind == "backbones":
         from opendino.models.build import backbone_names
 
-        found = dict.fromkeys(backbone_names(), "ours") | {
-            "any timm name": "e.g. resnet50, convnext_tiny, resnet18/3x3"
-        }
+        plugins = {name: registry.summary(registry.BACKBONES, name) for name in registry.names(registry.BACKBONES)}
+        found = dict.fromkeys(backbone_names(), "ours") | plugins
+        found["any timm name"] = "e.g. resnet50, convnext_tiny, resnet18/3x3"
     else:
         found = {name: registry.summary(_FOLDERS[kind], name) for name in registry.names(_FOLDERS[kind])}
     width = max(map(len, found))

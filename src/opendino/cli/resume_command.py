@@ -33,7 +33,8 @@ def run(args: list[str]) -> Outcome | None:
     from opendino import existing_runs
     from opendino.cli.train_command import report
     from opendino.engine import launch
-    from opendino.training import Result, resume
+    from opendino.engine.run_result import Result
+    from opendino.start import resume
 
     config = existing_runs.read_run_config(args[0])
     number = launch.number(config.devices if devices is None else devices, config.device)
@@ -57,6 +58,6 @@ def _number(flag: str, word: str | None, whole: bool = False) -> float:
 
 
 def _resume(run: Path, steps: int | None, epochs: float | None) -> dict[str, Any]:
-    from opendino.training import resume
+    from opendino.start import resume
 
     return dict(resume(run, steps=steps, epochs=epochs).__dict__)

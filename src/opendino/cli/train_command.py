@@ -32,7 +32,8 @@ def start(config: Config) -> Any:
     """
     from opendino import existing_runs
     from opendino.engine import launch
-    from opendino.training import Result, train
+    from opendino.engine.run_result import Result
+    from opendino.start import train
 
     number = launch.number(config.devices, config.device)
     if number == 1:
@@ -43,7 +44,7 @@ def start(config: Config) -> Any:
 
 
 def _train(config: Config) -> dict[str, Any]:
-    from opendino.training import train
+    from opendino.start import train
 
     return dict(train(config).__dict__)
 

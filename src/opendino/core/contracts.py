@@ -5,7 +5,8 @@ from __future__ import annotations
 import abc
 import zlib
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from torch import Tensor, nn
@@ -103,7 +104,7 @@ class Backbone(nn.Module, abc.ABC):
 
 
 class Method(nn.Module, abc.ABC):
-    """A training method: a student trained by gradients and a teacher without gradients.
+    """A training method: a student trained by gradients and, for most methods, a teacher without gradients.
 
     A method's file has three public names: `Config` (a frozen dataclass with `resolved(facts) -> (Config, reasons)`,
     which replaces every "auto" by a value and gives the reasons), `views(config) -> ViewSpec`, and
@@ -112,9 +113,9 @@ class Method(nn.Module, abc.ABC):
     Attributes:
         student: Modules "backbone" and the method's own ("head", "predictor", "classifier"); trained by gradients.
         teacher: Module "backbone" and others; `requires_grad` is False. If it is an average of the student, it has the
-            same weights at step 0, key by key.
+            same weights at step 0, key by key. Empty for a method without a teacher.
         product: The networks that a run exports, the recommended one first: ("teacher", "student") if the teacher is an
-            average of the student, ("student",) if the teacher is a frozen pretrained model.
+            average of the student, ("student",) if the teacher is a frozen pretrained model or there is none.
         classes: Class names of "classifier" if a frozen teacher defines them; else empty, and the data defines them.
     """
 
@@ -146,3 +147,16 @@ class Method(nn.Module, abc.ABC):
             ok: Scalar bool on the device. False for a skipped step (a non-finite loss on some rank): nothing may
                 change. A tensor, so that the host does not wait for the device.
         """
+
+
+class Callback:
+    """Hooks for your own logging (W&B, MLflow): override what you need. Called on rank 0, on the main thread."""
+
+    def on_step(self, step: int, metrics: dict[str, Any]) -> None:
+        """After each step, about once a second for all steps since: `step` steps are done; metrics as metrics.jsonl."""
+
+    def on_evaluate(self, step: int, metrics: dict[str, Any]) -> None:
+        """After each online evaluation: its metrics, see `online_eval.OnlineEval`."""
+
+    def on_checkpoint(self, step: int, folder: Path) -> None:
+        """After a checkpoint and the exported model were written to the run's folder."""

@@ -1,47 +1,119 @@
-"""The folder is the registry: a name in a config is a module name, and each module of a folder has the same API."""
+"""What a name stands for: a module of our folders, a plug-in of an installed package, or an object given in Python.
+
+The folder is the registry: a name in a config is a module name, and each module of a folder has the same API. Other
+packages add to it by entry points, and scripts by `add`. Only what is installed or given in Python is ever loaded: a
+run folder or a YAML file can only name it. Our own names cannot be replaced.
+"""
 
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import importlib.util
 import pkgutil
-from types import ModuleType
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
 
-from opendino.core.errors import unknown
+from opendino.core.errors import UsageError, UserError, first_line, unknown
 
+METHODS, SOURCES, BACKBONES, EVALS = "opendino.methods", "opendino.data.sources", "opendino.backbones", "opendino.evals"
+GROUPS = {
+    METHODS: "opendino.methods",
+    SOURCES: "opendino.sources",
+    BACKBONES: "opendino.backbones",
+    EVALS: "opendino.evals",
+}
+"""Package → group of entry points. `opendino.backbones` has no folder: ours are built by `models.build`."""
 METHOD_QUESTIONS = (
     "Teacher is", "Student sees", "Teacher sees", "Objective", "Against collapse", "Learns from",
 )  # fmt: skip
 """Fields in the docstring of every method, one line each; docs/methods.md is generated from them."""
+_added: dict[str, dict[str, Any]] = {package: {} for package in GROUPS}
 
 
 def names(package: str) -> list[str]:
-    """Names of the public modules of a package, e.g. ["byol", "dino"] for "opendino.methods"; imports none of them."""
+    """Names of a package's public modules, of plug-ins and of added objects, e.g. ["byol", "dino"] for
+    "opendino.methods"; imports none of them.
+    """
+    return sorted({*own_names(package), *_plugins(package), *_added.get(package, {})})
+
+
+def own_names(package: str) -> list[str]:
+    """Names of the public modules of one of our packages."""
+    if package == BACKBONES:
+        return []
     modules = pkgutil.iter_modules(importlib.import_module(package).__path__)
     return sorted(module.name for module in modules if module.name[0] != "_" and not module.ispkg)
 
 
-def load(package: str, name: str) -> ModuleType:
-    """Import one module of a package.
+def load(package: str, name: str) -> Any:
+    """Import one module of a package, or the plug-in or object of this name.
 
     Raises:
-        UsageError: There is no such module; the message lists the closest names and all names.
+        UsageError: There is no such name; the message lists the closest names and all names.
+        UserError: The plug-in cannot be imported.
     """
-    if name not in names(package):
+    if name in own_names(package):
+        return importlib.import_module(f"{package}.{name}")
+    if name in _added.get(package, {}):
+        return _added[package][name]
+    if name not in _plugins(package):
         raise unknown(package.rpartition(".")[2].rstrip("s"), name, names(package))
-    return importlib.import_module(f"{package}.{name}")
+    try:
+        return _plugins(package)[name].load()
+    except Exception as error:  # code of another package: anything may happen
+        raise UserError(
+            f"{origin(package, name)} cannot be loaded: {type(error).__name__}: {first_line(error)}",
+            "Install a version of that package that works with this opendino",
+        ) from error
+
+
+def add(package: str, name: str, thing: Any) -> None:
+    """Give an object a name for this process.
+
+    Args:
+        package: A key of `GROUPS`.
+        name: The name in configs and on run folders.
+        thing: What `load` returns: a method's module, a function that builds a backbone, an open source.
+
+    Raises:
+        UsageError: The name is one of ours or of a plug-in.
+    """
+    if name in own_names(package) or name in _plugins(package):
+        raise UsageError(f"The name '{name}' is taken", "Use another name")
+    _added[package][name] = thing
+
+
+def origin(package: str, name: str) -> str:
+    """Where a name that is not ours comes from, e.g. "my-package 0.1"; empty for our own names."""
+    if name in own_names(package):
+        return ""
+    if name in _added.get(package, {}):
+        return "Python"
+    found = _plugins(package)[name].dist
+    return f"{found.name} {found.version}" if found else _plugins(package)[name].value
 
 
 def summary(package: str, name: str) -> str:
-    """First line of a module's docstring, read without importing the module."""
-    return _docstring(package, name).partition("\n")[0]
+    """First line of a module's docstring, read without importing the module; for others, where they come from."""
+    where = origin(package, name)
+    return f"from {where}" if where else _docstring(package, name).partition("\n")[0]
 
 
 def answers(package: str, name: str) -> dict[str, str]:
     """The lines "Field: text" of a method's docstring, for the fields in `METHOD_QUESTIONS`."""
-    lines = (line.partition(": ") for line in _docstring(package, name).splitlines())
+    text = (load(package, name).__doc__ or "") if origin(package, name) else _docstring(package, name)
+    lines = (line.partition(": ") for line in text.splitlines())
     return {question: answer for question, _, answer in lines if question in METHOD_QUESTIONS}
+
+
+@functools.cache
+def _plugins(package: str) -> dict[str, EntryPoint]:
+    """Name → entry point of installed packages; reading all their metadata takes milliseconds, so only once."""
+    if package not in GROUPS:
+        return {}
+    return {point.name: point for point in entry_points(group=GROUPS[package])}
 
 
 def _docstring(package: str, name: str) -> str:

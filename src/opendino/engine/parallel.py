@@ -102,6 +102,8 @@ def _shard(method: Method, device: torch.device) -> Callable[[], Method]:
     skeleton = copy.deepcopy(method, dict[int, object](meta_params))
     mesh = init_device_mesh(device.type, (dist.world_size(),))
     for network in (method.student, method.teacher):
+        if "backbone" not in network:
+            continue  # a method without a teacher
         for block in cast(Backbone, network["backbone"]).transformer_blocks():
             fully_shard(block, mesh=mesh, reshard_after_forward=True)
     fully_shard(method, mesh=mesh, reshard_after_forward=True)

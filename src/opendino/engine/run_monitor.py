@@ -106,12 +106,16 @@ class RunMonitor:
             return len(self._steps) >= self._flush_every
         return len(self._steps) >= 10 or time.monotonic() - self._last_flush > 1
 
-    def flush(self) -> None:
+    def flush(self) -> list[dict[str, Any]]:
         """Copy the queued steps from the device, write and check them.
+
+        Returns:
+            Their rows; none on ranks that write nothing.
 
         Raises:
             UserError: Too many skipped steps in a row, or too many unreadable images.
         """
+        rows: list[dict[str, Any]] = []
         if self._metric_writer is not None:
             for done, tensors, numbers, _ in self._steps:
                 self._metric_writer.add(done, tensors, numbers)
@@ -129,6 +133,7 @@ class RunMonitor:
         self._steps.clear()
         self._last_flush = time.monotonic()
         self._check_bad()
+        return rows
 
     def record_evaluation(self, done: int, quality: dict[str, Any]) -> None:
         """Write an evaluation."""

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn.modules.module import register_module_module_registration_hook
 
-from opendino.core import ranges
+from opendino.core import ranges, registry
 from opendino.core.contracts import Backbone
 from opendino.core.errors import UsageError, UserError, first_line, unknown
 from opendino.models.conv4 import Conv4
+from opendino.models.module_backbone import from_factory
 from opendino.models.vit import SIZES, VisionTransformer
 
 _MAX_MODULES_PER_TENSOR = 12
@@ -35,7 +36,7 @@ def backbone(
         name: `vit_tiny/16`, `vit_small/8`, `vit_base/14`: our ViT with any patch size in pixels after the slash.
             `vit/4` with `embed_dim`, `depth`, `num_heads`: our ViT of any size. `resnet50`, `timm:convnext_atto`: any
             model of timm. `resnet18/3x3`: a timm ResNet with a 3×3 stem for small images. `conv4`: four
-            convolutions, for demos.
+            convolutions, for demos. Or a plug-in's name, see `core.registry`.
         image_px: Image side in pixels that position embeddings are stored for; other sizes work too.
         drop_path: Stochastic depth rate of the last block, in [0, 1).
         num_registers: Number of register tokens, our ViTs only (timm models with registers have their own names).
@@ -56,6 +57,11 @@ def backbone(
     if name == "conv4":
         _check_options(name, kwargs, Conv4)
         return Conv4(**kwargs)
+    if name in registry.names(registry.BACKBONES):
+        return from_factory(name, registry.load(registry.BACKBONES, name), kwargs)
+    if name.startswith("python:"):
+        hint = "Name it again: opendino.register_backbone(NAME, factory)"
+        raise UserError(f"The network '{name}' was passed from Python, and is not known here", hint)
     from opendino.models.timm_backbone import TimmBackbone
 
     return TimmBackbone(name.removeprefix("timm:"), image_px=image_px, drop_path=drop_path, **kwargs)

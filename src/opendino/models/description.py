@@ -18,7 +18,7 @@ DESCRIPTION = "backbone.json"
 NETWORKS = ("teacher", "student")
 _MAX_BYTES = 2**24
 
-NetworkName = Annotated[str, Meta(pattern=r"^(timm:)?[A-Za-z0-9_.]{1,150}(/[0-9]{1,5}(x[0-9]{1,5})?)?$")]
+NetworkName = Annotated[str, Meta(pattern=r"^(timm:|python:)?[A-Za-z0-9_.-]{1,150}(/[0-9]{1,5}(x[0-9]{1,5})?)?$")]
 DropRate = Annotated[float, Meta(ge=0, lt=1)]
 
 

@@ -1,0 +1,216 @@
+"""Start and resume runs from Python: `opendino.train` and `opendino.resume`; the command line uses `train` too."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from opendino import config as configs
+from opendino import existing_runs, resolve, training
+from opendino.config import Config
+from opendino.core import compilation, distributed, log, registry
+from opendino.core.contracts import Callback, Source
+from opendino.core.errors import UsageError, UserError
+from opendino.data.sources import python
+from opendino.engine import checkpoint, launch, parallel
+from opendino.engine.run_result import Result
+from opendino.recipes import small
+from opendino.snapshots import RunState
+from opendino.training import Start
+
+Data = str | Path | Source | Any  # Any: a map-style dataset
+Network = str | Callable[..., nn.Module]
+
+
+def train(
+    data: Config | Data,
+    *,
+    val: Data | None = None,
+    backbone: Network | None = None,
+    method: str | ModuleType | Any = None,
+    callbacks: Sequence[Callback] = (),
+    **settings: Any,
+) -> Result:
+    """Start a training run; with several devices in one new process per device.
+
+    `opendino.train("photos", epochs=50, optim={"lr": 1e-3})` is `opendino train photos --epochs 50 --optim.lr 1e-3`:
+    everything else is chosen from the images and the device. If the run folder already holds a run, `resume=True`
+    continues it, up to a new length if one is given.
+
+    Args:
+        data: DATA as on the command line; a `Source`; a map-style dataset of images (`torch.utils.data.Dataset`,
+            Hugging Face, a list), see `data.sources.python`; or a whole `Config`.
+        val: Labeled images for the k-NN accuracy during training, as `data`.
+        backbone: A name, or a function without arguments that returns an `nn.Module`, see `models.module_backbone`.
+        method: A name, a method's Config, or a module with `Config`, `views` and `build`, see `core.contracts.Method`.
+        callbacks: Called during the run, on rank 0.
+        **settings: Fields of `Config`; `method` and `optim` also as a dict.
+
+    Returns:
+        Result of the run; models, metrics and checkpoints are in its folder.
+
+    Raises:
+        UsageError: Unknown or contradictory settings.
+        UserError: The run cannot start (nothing is left behind), or had to stop (its last state is saved).
+    """
+    log.write_to(None)  # a run that did not start leaves no messages to the next one
+    given = {"val": _data(val), "backbone": _backbone(backbone)} | settings
+    given = {name: value for name, value in given.items() if value is not None}
+    config = data if isinstance(data, Config) else small.config(_data(data) or "")
+    config = _with_settings(config, method, given)
+    if launch.number(config.devices, config.device) > 1:
+        _refuse_objects(callbacks, config)
+        with tempfile.TemporaryDirectory() as home:
+            (Path(home) / "settings.yaml").write_text(configs.dump(config), encoding="utf-8")
+            return Result(**launch.command("train", "--config", f"{home}/settings.yaml"))
+    with parallel.process_group(config.device) as device:
+        folder, request = existing_runs.folder(config), resolve.absolute_paths(config)
+        if distributed.broadcast_object((folder / "config.yaml").is_file()):
+            lengths = existing_runs.requested_length(folder, request)
+            return _resume(folder, device, Start(request, callbacks, resuming=True), **lengths)
+        resolved, source = resolve.resolve_config(request, device)
+        return training.run(resolved, source, folder, device, Start(request, callbacks))
+
+
+def resume(
+    run: str | Path,
+    *,
+    steps: int | None = None,
+    epochs: float | None = None,
+    devices: int | str | None = None,
+    data: Data | None = None,
+    val: Data | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> Result:
+    """Resume a run exactly where it stopped (weights, order of images, random choices), on any number of devices.
+
+    A backbone or method that was given in Python must be known again: `register_backbone`, `register_method`.
+
+    Args:
+        run: The run's folder.
+        steps, epochs: New length of the whole run, at most one of them, see `existing_runs.change_length`.
+        devices: Number of devices of this machine, or "auto"; None keeps the number.
+        data, val: The datasets, if they were given in Python: the same images.
+        callbacks: Called during the run, on rank 0.
+
+    Raises:
+        UserError: There is no such run, its data has changed, or it had to stop again.
+    """
+    config = existing_runs.read_run_config(run)
+    for name, again, before in (("data", _data(data), config.data), ("val", _data(val), config.val)):
+        if again is not None and again != before:
+            raise UserError(
+                f"{name} is {again}, and the run's is {before}", "Pass the images that the run started with"
+            )
+    if launch.number(config.devices if devices is None else devices, config.device) > 1:
+        _refuse_objects(callbacks, config)
+        given = {"--steps": steps, "--epochs": epochs, "--devices": devices}
+        flags = [word for flag, value in given.items() if value is not None for word in (flag, str(value))]
+        return Result(**launch.command("resume", str(run), *flags))
+    with parallel.process_group(config.device) as device:
+        folder = Path(run).expanduser()
+        start = Start(existing_runs.read_request(folder), callbacks, resuming=True)
+        return _resume(folder, device, start, steps, epochs)
+
+
+def register_backbone(name: str, factory: Callable[..., nn.Module]) -> str:
+    """Name a function that builds a network, for this process; returns the name to use as `backbone`.
+
+    A run stores only the name: register it again before `opendino.resume` or `opendino.load`. Packages do so by the
+    entry-point group `opendino.backbones`.
+    """
+    name = f"python:{name.removeprefix('python:')}"
+    registry.add(registry.BACKBONES, name, factory)
+    return name
+
+
+def register_method(name: str, module: ModuleType) -> str:
+    """Name a method's module (see `core.contracts.Method`), for this process; returns the name to use as `method`.
+
+    Raises:
+        UsageError: The module lacks `Config`, `views` or `build`.
+    """
+    if missing := [part for part in ("Config", "views", "build") if not hasattr(module, part)]:
+        raise UsageError(f"The method '{name}' has no {missing[0]}", "See core/contracts.py: Method")
+    registry.add(registry.METHODS, name, module)
+    return name
+
+
+def _data(data: Data | None) -> str | None:
+    if data is None:
+        return None
+    return str(data) if isinstance(data, str | Path) else python.register(data)
+
+
+def _backbone(backbone: Network | None) -> str | None:
+    if backbone is None or isinstance(backbone, str):
+        return backbone
+    if isinstance(backbone, nn.Module) or not callable(backbone):
+        raise UsageError(
+            f"backbone is a {type(backbone).__name__}",
+            "Give a function that builds it: student and teacher need one each",
+        )
+    return register_backbone(getattr(backbone, "__name__", type(backbone).__name__).strip("<>"), backbone)
+
+
+def _with_settings(config: Config, method: Any, given: dict[str, Any]) -> Config:
+    if isinstance(method, ModuleType):
+        register_method(method.__name__.rpartition(".")[2], method) if not _is_ours(method) else None
+        method = method.Config()
+    if dataclasses.is_dataclass(method):
+        config = replace(config, method=method)
+    elif method is not None:
+        given["method"] = method
+    objects = {name: value for name, value in given.items() if dataclasses.is_dataclass(value)}
+    tree = {name: _plain(value) for name, value in given.items() if name not in objects}
+    return replace(configs.from_tree(tree, config), **objects)
+
+
+def _is_ours(module: ModuleType) -> bool:
+    return module.__name__.rpartition(".")[0] == registry.METHODS
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value
+
+
+def _refuse_objects(callbacks: Sequence[Callback], config: Config) -> None:
+    """New processes cannot get objects of a script.
+
+    Raises:
+        UsageError: There are callbacks, or something given in Python.
+    """
+    named = (config.data, config.val, config.backbone)
+    if callbacks or any(name and name.startswith("python:") for name in named):
+        raise UsageError(
+            "What is given in Python cannot be sent to several new processes: datasets, networks, callbacks",
+            "Use devices=1, or start the script with torchrun",
+        )
+
+
+def _resume(
+    folder: Path, device: torch.device, start: Start, steps: int | None = None, epochs: float | None = None
+) -> Result:
+    config = existing_runs.read_run_config(folder)
+    path, state = distributed.broadcast_object(checkpoint.newest(folder)), RunState()
+    if path is not None:
+        state = RunState(**checkpoint.state(path))
+        config = resolve.rescale(config, state.world, device)
+    elif any((folder / "checkpoints").glob("step_*")):
+        raise UserError(f"'{folder}' has no readable checkpoint", "Start a new run with another --out")
+    source = resolve.images(config)
+    config, message = existing_runs.change_length(config, len(source), state.step, steps, epochs)
+    if message:
+        log.say(message)
+    config = resolve.resumed_threads(config, state.threads, device)
+    compilation.choose(config.compile, device, config.steps)  # another machine may have no compiler
+    # A run that was killed before its first checkpoint starts from the beginning.
+    return training.run(config, source, folder, device, replace(start, checkpoint=path))
