@@ -20,7 +20,7 @@ from opendino.data.decode import decode
 from opendino.data.open_source import open_source
 from opendino.data.sources.toy import ToySource
 from opendino.embeddings import embed_images, table_schema
-from opendino.embeddings.embed_images import Embedder, Rows
+from opendino.embeddings.embed_images import Embedder, Rows, concatenate
 from opendino.models.build import backbone
 from opendino.models.load import Model, preprocessing
 
@@ -110,6 +110,26 @@ def test_no_batch_reaches_across_a_stretch(model: Model, batch: int, within: int
     lengths = [len(rows) for rows in vectors(model, ToySource(n=23), range(23), batch=batch, within=within)]
     ends = set(itertools.accumulate(lengths))
     assert sum(lengths) == 23 and max(lengths) <= batch and ends >= set(range(within, 23, within))
+
+
+@pytest.mark.parametrize(("batch", "size"), [(2, 4), (4, 3), (64, 5), (3, 100)])
+def test_parts_hold_as_many_images_each_and_lose_none(model: Model, photos: Source, batch: int, size: int) -> None:
+    embedder = Embedder(model, photos, {}, patches=True, batch=batch)
+    parts = list(embedder.parts(range(11), size))
+    assert [sum(rows.num_images for rows in part) for part in parts] == [size] * (11 // size) + [11 % size]
+    whole = concatenate([rows for part in parts for rows in part])
+    same = concatenate(list(embedder.rows(range(11), within=size)))
+    assert (whole.indices, whole.keys, whole.sizes, whole.bad) == (same.indices, same.keys, same.sizes, same.bad)
+    assert torch.equal(whole.vectors, same.vectors)
+    assert whole.patches is not None and same.patches is not None and torch.equal(whole.patches, same.patches)
+    assert list(embedder.parts([], size)) == []
+
+
+def test_rows_are_a_plain_loop_to_the_bit(model: Model) -> None:
+    source = ToySource(n=10)
+    images = torch.stack([model.preprocess(source.read(index)) for index in range(10)])
+    plain = torch.cat([model.embed(part) for part in images.split(4)])
+    assert torch.equal(joined(list(vectors(model, source, range(10), batch=4)))[1], plain)
 
 
 def test_any_order_of_images_is_kept(model: Model) -> None:

@@ -69,6 +69,13 @@ def test_unreadable_images_are_left_out_with_their_reason() -> None:
         table(tiny(), Broken(source, set(range(11))))
 
 
+def test_rows_are_a_plain_loop_to_the_bit() -> None:
+    model, source = tiny(), Broken(open_source("toy:textures?n=11&size=16"), {1, 9})
+    parts = [(0, 2, 3), (4, 5, 6, 7), (8, 10)]  # batches of four, without the unreadable images
+    plain = [model.embed(torch.stack([model.preprocess(source.read(i)) for i in part])) for part in parts]
+    assert torch.equal(table(model, source, batch=4).features, torch.cat(plain))
+
+
 def test_some_of_the_images_in_half_precision() -> None:
     source = open_source("toy:textures?n=20&size=16")
     some = table(tiny(), source, indices=[2, 3, 11], dtype=torch.float16)

@@ -74,9 +74,9 @@ def evaluate(config: Config) -> Report:
 
     def overlaps(images: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
         """Jaccard index of the best head and of the mean over heads, `[networks 2]`."""
-        ((pixels, *mask),) = images
+        ((pixels, truth, void),) = images
         maps = [_attention(network, pixels, step) for network in networks.values()]
-        each_head = [attention_jaccard(heads, *mask, config.mass) for heads in maps]
+        each_head = [attention_jaccard(heads, truth, void, config.mass) for heads in maps]
         return torch.stack([torch.stack([jaccards[:-1].max(), jaccards[-1]]) for jaccards in each_head])
 
     scores: list[Tensor] = []
