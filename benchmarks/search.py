@@ -28,7 +28,7 @@ from torch.nn.functional import normalize
 
 from opendino.embeddings import embed_images, table_schema
 from opendino.embeddings.diverse_selection import k_center
-from opendino.embeddings.lance_table import LanceTable, _optimize
+from opendino.embeddings.lance_table import LanceTable, optimize
 from opendino.features.near_duplicates import near_duplicates
 
 DIM, K, PLANTED, CHOSEN = 384, 10, 100, 100
@@ -79,7 +79,7 @@ def searches(vectors: Tensor, queries: Tensor) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         table = written(Path(folder), vectors)
         exact, exact_seconds = timed(lambda: table.nearest(queries, K, exact=True))
-        _, build = timed(lambda: _optimize(table._table, 0, changed=False))
+        _, build = timed(lambda: optimize(table._table, 0, changed=False))
         table = LanceTable(table.name)
         table.nearest(queries[:1], K)  # the index is read
         fast, seconds = [], []

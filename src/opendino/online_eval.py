@@ -17,7 +17,7 @@ from opendino.core.contracts import Backbone, Method
 from opendino.core.types import ViewSpec
 from opendino.data.cache import DecodedImages
 from opendino.data.open_source import open_source
-from opendino.evals.knn import places
+from opendino.evals.knn import true_class_ranks
 from opendino.evals.label_free import effective_rank
 from opendino.features import eval_crops
 from opendino.features.classification_metrics import accuracy, accuracy_of, majority
@@ -54,9 +54,9 @@ class OnlineEval:
             self.origin = "no held-out images (use --val to get accuracies)"
         elif self._set.one_class:
             self.origin += ", all of one class: every answer would be right, so no accuracy is shown"
-        self._seen = self._set.seen()
-        if odd := eval_crops.oddities(self._seen):
-            log.warn(odd)
+        self._content_counts = self._set.content_counts()
+        if warning := eval_crops.content_warning(self._content_counts):
+            log.warn(warning)
 
     def __call__(self, method: Method, baselines: Scores) -> tuple[dict[str, Any], Scores]:
         """Evaluate a method.
@@ -70,9 +70,9 @@ class OnlineEval:
 
         Returns:
             The metrics and the baselines. The metrics are "effective_rank" of the network to use and "judged_on" (see
-            `EvalSet.seen`). With labels also, the network to use first, {"knn": {name: top-1 accuracy in percent}} with
-            "balanced_accuracy" and "standard_error"; {"accuracy": {name: of its classifier in percent}} with
-            "accuracy_balanced"; "majority" and "num_queries", see `core.accuracy`.
+            `EvalSet.content_counts`). With labels also, the network to use first, {"knn": {name: top-1 accuracy in
+            percent}} with "balanced_accuracy" and "standard_error"; {"accuracy": {name: of its classifier in percent}}
+            with "accuracy_balanced"; "majority" and "num_queries", see `core.accuracy`.
         """
         first_time = not baselines
         if first_time:
@@ -83,7 +83,7 @@ class OnlineEval:
         networks = method.networks()
         main_network = next(iter(networks))
         bank = self._features(networks[main_network], self._set.bank)
-        quality: dict[str, Any] = {"effective_rank": effective_rank(bank[:2048]), "judged_on": self._seen}
+        quality: dict[str, Any] = {"effective_rank": effective_rank(bank[:2048]), "judged_on": self._content_counts}
         if first_time and self._init:
             baselines = baselines | {"effective_rank": {"start": quality["effective_rank"]}}
         if not self._has_accuracies:
@@ -179,7 +179,7 @@ class OnlineEval:
 
     def _knn(self, bank: Tensor, queries: Tensor) -> Accuracy:
         labels, truth = self._set.bank_labels, self._set.query_labels
-        found = places(bank, labels, queries, truth, [self._k])[self._k]
+        found = true_class_ranks(bank, labels, queries, truth, [self._k])[self._k]
         return accuracy_of(found, truth, len(labels.unique()), most=self._k)
 
     @torch.no_grad()

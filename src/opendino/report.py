@@ -133,7 +133,7 @@ def _scores(rows: Sequence[dict[str, Any]], total_steps: int) -> str:
         bars = [
             f"<tr><th>{html.escape(_name(name))}</th>"
             f'<td><div class="bar" style="width:{3 * found[kind][name]:.0f}px"></div>{text}</td></tr>'
-            for name, text in accuracy.shown(found, kind).items()
+            for name, text in accuracy.format_accuracies(found, kind).items()
         ]
         parts += [f"<p>{title}:</p><table>{''.join(bars)}</table>"] if bars else []
     if not parts:
@@ -141,7 +141,7 @@ def _scores(rows: Sequence[dict[str, Any]], total_steps: int) -> str:
             "<p>No accuracy without labels. With one folder per class, or with <code>--val</code> and a few labeled "
             "images, it is shown here.</p>"
         )
-    if text := accuracy.yardstick(found):
+    if text := accuracy.baseline_text(found):
         parts.append(f"<p>{text[0].upper()}{text[1:]}.</p>")
     if "effective_rank" in found:
         parts.append(f"<p>Effective rank of the features: {found['effective_rank']:.1f}.</p>")

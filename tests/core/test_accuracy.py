@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from opendino.core.accuracy import Accuracy, chance_of_difference, shown, standard_error, yardstick
+from opendino.core.accuracy import Accuracy, baseline_text, chance_of_difference, format_accuracies, standard_error
 
 
 @pytest.mark.parametrize(("percent", "num", "points"), [(50, 50, 7.07), (72, 50, 6.35), (90, 1000, 0.949)])
@@ -28,11 +28,11 @@ def test_a_difference_of_two_is_noisier_than_either() -> None:
 
 def test_a_row_is_formatted_with_the_available_numbers() -> None:
     row = {"knn": {"teacher": 72.0, "pixels": 30.0}, "balanced_accuracy": {"teacher": 61.0}, "num_queries": 50}
-    assert shown(row) == {"teacher": "72.0% ± 6.3, balanced 61.0%", "pixels": "30.0% ± 6.5"}
-    assert shown({"knn": {"teacher": 72.0}}) == {"teacher": "72.0%"}, "of an earlier version"
-    assert shown({}) == shown({"knn": None}) == {}
-    assert shown(row | {"accuracy": {"teacher": 80.0}}, "accuracy") == {"teacher": "80.0% ± 5.7"}
-    told = yardstick(row | {"majority": 44.0})
+    assert format_accuracies(row) == {"teacher": "72.0% ± 6.3, balanced 61.0%", "pixels": "30.0% ± 6.5"}
+    assert format_accuracies({"knn": {"teacher": 72.0}}) == {"teacher": "72.0%"}, "of an earlier version"
+    assert format_accuracies({}) == format_accuracies({"knn": None}) == {}
+    assert format_accuracies(row | {"accuracy": {"teacher": 80.0}}, "accuracy") == {"teacher": "80.0% ± 5.7"}
+    told = baseline_text(row | {"majority": 44.0})
     assert "50 queries" in told and "44.0%" in told and "standard error" in told
 
 

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from opendino.core.errors import BadImage, UsageError, UserError
-from opendino.datasets.segmentation_dataset import open_segmentation_dataset
+from opendino.data.decode import decode
+from opendino.datasets.segmentation_dataset import SegmentationDataset, open_segmentation_dataset
 
 
 def write(root: Path, folders: tuple[str, str], masks: dict[str, np.ndarray]) -> Path:
@@ -22,25 +23,29 @@ def write(root: Path, folders: tuple[str, str], masks: dict[str, np.ndarray]) ->
     return root
 
 
+def keys(dataset: SegmentationDataset) -> list[str]:
+    return [dataset.key(index) for index in range(len(dataset))]
+
+
 def test_two_folders_side_by_side(tmp_path: Path) -> None:
     white, numbered = np.array([[0, 255]], np.uint8), np.array([[0, 2, 255]], np.uint8)
     root = write(tmp_path, ("images", "masks"), {"b": white, "a": numbered})
     Image.new("RGB", (3, 3)).save(root / "images" / "without.png")
     found = open_segmentation_dataset(str(root))
-    assert [each.key for each in found] == ["a", "b"]
-    assert found[0].image().shape == (4, 6, 3)
-    assert [part.tolist() for part in found[0].mask()] == [[[False, True, False]], [[False, False, True]]]
-    assert [part.tolist() for part in found[1].mask()] == [[[False, True]], [[False, False]]]
+    assert keys(found) == ["a", "b"]
+    assert decode(found.read(0)).shape == (4, 6, 3)
+    assert [part.tolist() for part in found.mask(0)] == [[[False, True, False]], [[False, False, True]]]
+    assert [part.tolist() for part in found.mask(1)] == [[[False, True]], [[False, False]]]
 
 
 @pytest.mark.parametrize("kind", ["SegmentationClass", "SegmentationObject"])
 def test_voc_with_and_without_its_list(kind: str, tmp_path: Path) -> None:
     mask = np.array([[0, 15, 255]], np.uint8)
     root = write(tmp_path, ("JPEGImages", kind), {"one": mask, "two": mask, "three": mask})
-    assert [each.key for each in open_segmentation_dataset(str(root))] == ["one", "three", "two"]
+    assert keys(open_segmentation_dataset(str(root))) == ["one", "three", "two"]
     (root / "ImageSets" / "Segmentation").mkdir(parents=True)
     (root / "ImageSets" / "Segmentation" / "val.txt").write_text("two\none\n")
-    assert [each.key for each in open_segmentation_dataset(str(root))] == ["two", "one"]
+    assert keys(open_segmentation_dataset(str(root))) == ["two", "one"]
     (root / kind / "two.png").unlink()
     with pytest.raises(UserError, match=rf"val\.txt names 'two', which is not in .*{kind}"):
         open_segmentation_dataset(str(root))
@@ -48,8 +53,8 @@ def test_voc_with_and_without_its_list(kind: str, tmp_path: Path) -> None:
 
 def test_drawn_forms() -> None:
     found = open_segmentation_dataset("toy:forms?n=3&size=16")
-    truth, void = found[2].mask()
-    assert (len(found), found[2].image().shape, truth.shape) == (3, (16, 16, 3), (16, 16))
+    truth, void = found.mask(2)
+    assert (len(found), decode(found.read(2)).shape, truth.shape) == (3, (16, 16, 3), (16, 16))
     assert truth.any() and not void.any()
     with pytest.raises(UsageError, match="toy:forms"):
         open_segmentation_dataset("toy:textures")
@@ -65,4 +70,4 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     root = write(tmp_path / "damaged", ("images", "masks"), {"a": np.zeros((2, 2), np.uint8)})
     (root / "masks" / "a.png").write_bytes(b"no image")
     with pytest.raises(BadImage):
-        open_segmentation_dataset(str(root))[0].mask()
+        open_segmentation_dataset(str(root)).mask(0)

@@ -11,8 +11,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from opendino.core.contracts import Source
 from opendino.data.open_source import open_source
 from opendino.embeddings import embed_images, lance_table, table_schema
+from opendino.embeddings.embed_images import Embedder
 from opendino.models.build import backbone
 from opendino.models.load import Model, preprocessing
 
@@ -20,6 +22,11 @@ from opendino.models.load import Model, preprocessing
 def small_model(seed: int = 0) -> Model:
     torch.manual_seed(seed)
     return Model(backbone("vit/8", image_px=16, embed_dim=24, depth=1, num_heads=2), preprocessing(16), {})
+
+
+def small_embedder(model: Model, source: Source, folder: Path, **options: Any) -> Embedder:
+    origin = embed_images.table_origin(model, source, name="small", which=None, data=str(folder))
+    return Embedder(model, source, origin, **options)
 
 
 def photo(path: Path, number: int) -> None:
@@ -43,8 +50,8 @@ def brought_up_to_date(tmp_path: Path) -> Callable[..., lance_table.Updated]:
     def update(folder: Path, model: Model | None = None, **options: Any) -> lance_table.Updated:
         model = model or small_model()
         source = options.pop("source", None) or open_source(folder)
-        origin = embed_images.table_origin(model, source, name="small", which=None, data=str(folder))
-        return lance_table.update(str(tmp_path / "photos.lance"), model, source, origin, batch=2, workers=2, **options)
+        embedder = small_embedder(model, source, folder, patches=options.pop("patches", False), batch=2, workers=2)
+        return lance_table.update(str(tmp_path / "photos.lance"), embedder, **options)
 
     return update
 

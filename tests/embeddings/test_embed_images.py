@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import itertools
 import os
+from collections.abc import Generator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ from opendino.data.decode import decode
 from opendino.data.open_source import open_source
 from opendino.data.sources.toy import ToySource
 from opendino.embeddings import embed_images, table_schema
-from opendino.embeddings.embed_images import Rows, vectors
+from opendino.embeddings.embed_images import Embedder, Rows, concatenate
 from opendino.models.build import backbone
 from opendino.models.load import Model, preprocessing
 
@@ -51,6 +53,12 @@ def photos(tmp_path: Path) -> Source:
     os.mkfifo(folder / "h pipe.png")
     (folder / "j gone.jpg").symlink_to("nowhere")
     return open_source(tmp_path / "photos")
+
+
+def vectors(
+    model: Model, source: Source, indices: Sequence[int], within: int | None = None, **options: Any
+) -> Generator[Rows, None, None]:
+    return Embedder(model, source, {}, **options).rows(indices, within)
 
 
 def joined(stretches: list[Rows]) -> tuple[list[int], torch.Tensor]:
@@ -90,7 +98,7 @@ def test_patches_are_those_of_the_model_in_half_precision(model: Model) -> None:
     source = ToySource(n=5)
     (rows,) = vectors(model, source, range(5), patches=True)
     exact = model.features([Image.fromarray(source.read(index)) for index in range(5)])
-    assert embed_images.grid(model) == exact.grid == (2, 2)
+    assert Embedder(model, source, {}, patches=True).grid == exact.grid == (2, 2)
     assert rows.patches is not None and rows.patches.dtype == torch.float16 and rows.patches.shape == (5, 4, 24)
     torch.testing.assert_close(rows.vectors, exact.cls, atol=1e-5, rtol=0)
     # values are below 4: half a unit in float16's last place is 2⁻¹⁰ there
@@ -102,6 +110,26 @@ def test_no_batch_reaches_across_a_stretch(model: Model, batch: int, within: int
     lengths = [len(rows) for rows in vectors(model, ToySource(n=23), range(23), batch=batch, within=within)]
     ends = set(itertools.accumulate(lengths))
     assert sum(lengths) == 23 and max(lengths) <= batch and ends >= set(range(within, 23, within))
+
+
+@pytest.mark.parametrize(("batch", "size"), [(2, 4), (4, 3), (64, 5), (3, 100)])
+def test_parts_hold_as_many_images_each_and_lose_none(model: Model, photos: Source, batch: int, size: int) -> None:
+    embedder = Embedder(model, photos, {}, patches=True, batch=batch)
+    parts = list(embedder.parts(range(11), size))
+    assert [sum(rows.num_images for rows in part) for part in parts] == [size] * (11 // size) + [11 % size]
+    whole = concatenate([rows for part in parts for rows in part])
+    same = concatenate(list(embedder.rows(range(11), within=size)))
+    assert (whole.indices, whole.keys, whole.sizes, whole.bad) == (same.indices, same.keys, same.sizes, same.bad)
+    assert torch.equal(whole.vectors, same.vectors)
+    assert whole.patches is not None and same.patches is not None and torch.equal(whole.patches, same.patches)
+    assert list(embedder.parts([], size)) == []
+
+
+def test_rows_are_a_plain_loop_to_the_bit(model: Model) -> None:
+    source = ToySource(n=10)
+    images = torch.stack([model.preprocess(source.read(index)) for index in range(10)])
+    plain = torch.cat([model.embed(part) for part in images.split(4)])
+    assert torch.equal(joined(list(vectors(model, source, range(10), batch=4)))[1], plain)
 
 
 def test_any_order_of_images_is_kept(model: Model) -> None:
@@ -134,7 +162,7 @@ def test_rows_become_record_batches_of_the_schema(model: Model, patches: bool) -
     source = ToySource(n=6)
     (rows,) = vectors(model, source, range(6), patches=patches)
     told = embed_images.table_origin(model, source, name="runs/x", which="teacher", data="toy:?n=6")
-    columns = table_schema.arrow(24, embed_images.grid(model) if patches else None, told)
+    columns = table_schema.arrow(24, Embedder(model, source, told, patches).grid, told)
     made = table_schema.batch(rows, columns)
     assert made.schema.equals(columns, check_metadata=True) and made.validate(full=True) is None
     assert [(field.name, str(field.type)) for field in columns] == [

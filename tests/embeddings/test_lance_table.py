@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.embeddings.conftest import photo, small_model
+from tests.embeddings.conftest import photo, small_embedder, small_model
 
 from opendino.core.contracts import Source
 from opendino.core.errors import UserError
 from opendino.data.open_source import open_source
-from opendino.embeddings import embed_images, lance_table
+from opendino.embeddings import lance_table
+from opendino.embeddings.embed_images import Embedder
 from opendino.embeddings.open_table import open_table
-from opendino.models.load import Model
 
 Update = Callable[..., lance_table.Updated]
 
@@ -45,13 +45,13 @@ class Watched(Source):
 def embedded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Keys of the embedded images, in order."""
     keys: list[str] = []
-    vectors = embed_images.vectors
+    rows = Embedder.rows
 
-    def noted(model: Model, source: Source, indices: list[int], **options: object) -> object:
-        keys.extend(source.key(index) for index in indices)
-        return vectors(model, source, indices, **options)  # pyright: ignore[reportArgumentType]
+    def noted(self: Embedder, indices: list[int], within: int | None = None) -> object:
+        keys.extend(self.source.key(index) for index in indices)
+        return rows(self, indices, within)
 
-    monkeypatch.setattr(embed_images, "vectors", noted)
+    monkeypatch.setattr(Embedder, "rows", noted)
     return keys
 
 
@@ -81,7 +81,7 @@ def test_only_new_and_changed_images_are_embedded(
     assert after.keys() == before.keys() - {"6.png"} | {"it's new.png"}
     assert {key for key in before if key in after and before[key] != after[key]} == {"3.png"}
     source = open_source(photos)
-    for part in embed_images.vectors(small_model(), source, [source_index(source, "3.png")]):
+    for part in small_embedder(small_model(), source, photos).rows([source_index(source, "3.png")]):
         torch.testing.assert_close(torch.tensor(after["3.png"]), part.vectors[0], rtol=0, atol=1e-6)  # batches differ
     done = brought_up_to_date(photos, prune=True)
     assert (done.removed, done.vanished) == (1, [])
@@ -168,10 +168,8 @@ def test_nothing_is_left_where_nothing_can_be_read(tmp_path: Path, brought_up_to
     ("name", "told"), [("my photos.lance", "does not allow a table name"), ("no/x.lance", "no folder")]
 )
 def test_a_name_that_cannot_be_is_refused(photos: Path, name: str, told: str) -> None:
-    model, source = small_model(), open_source(photos)
-    origin = embed_images.table_origin(model, source, name="small", which=None, data=str(photos))
     with pytest.raises(UserError, match=told):
-        lance_table.update(str(photos.parent / name), model, source, origin)
+        lance_table.update(str(photos.parent / name), small_embedder(small_model(), open_source(photos), photos))
 
 
 def test_overwriting_replaces_the_table(photos: Path, brought_up_to_date: Update) -> None:
@@ -187,10 +185,9 @@ def test_overwriting_replaces_the_table(photos: Path, brought_up_to_date: Update
 
 
 def test_a_table_in_an_object_store_is_made_and_followed(photos: Path) -> None:
-    name, model, source = f"file://{photos.parent}/store.lance", small_model(), open_source(photos)
-    origin = embed_images.table_origin(model, source, name="small", which=None, data=str(photos))
-    assert lance_table.update(name, model, source, origin).added == 8
-    assert lance_table.update(name, model, source, origin).unchanged == 8
+    name, embedder = f"file://{photos.parent}/store.lance", small_embedder(small_model(), open_source(photos), photos)
+    assert lance_table.update(name, embedder).added == 8
+    assert lance_table.update(name, embedder).unchanged == 8
     assert len(open_table(name)) == 8
 
 

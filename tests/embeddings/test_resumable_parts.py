@@ -20,6 +20,7 @@ from opendino.core.errors import UsageError, UserError
 from opendino.data.open_source import open_source
 from opendino.data.sources.toy import ToySource
 from opendino.embeddings import embed_images, resumable_parts, table_files, table_schema
+from opendino.embeddings.embed_images import Embedder
 from opendino.embeddings.resumable_parts import Written
 from opendino.models.build import backbone
 from opendino.models.load import Model, load, preprocessing, save_backbone
@@ -68,12 +69,15 @@ class Counted(Source):
 
 
 def write(model: Model, source: Source, out: Path, **options: object) -> Written:
-    about = embed_images.table_origin(model, source, name="vit", which=None, data="there")
-    done = resumable_parts.write(
-        model, source, out, about, **{"batch": 8, "workers": 2, "part_images": PART, **options}
-    )  # type: ignore[arg-type]
+    embedder = embeds(model, source, patches=options.pop("patches", False))
+    done = resumable_parts.write(out, embedder, **{"part_images": PART, **options})  # type: ignore[arg-type]
     assert done is not None
     return done
+
+
+def embeds(model: Model, source: Source, **options: object) -> Embedder:
+    origin = embed_images.table_origin(model, source, name="vit", which=None, data="there")
+    return Embedder(model, source, origin, batch=8, workers=2, **options)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -107,7 +111,7 @@ def read(path: Path, dim: int) -> tuple[list[str], np.ndarray, list[tuple[int, i
 def test_each_format_gives_back_what_was_computed(model: Model, photos: Source, tmp_path: Path, suffix: str) -> None:
     out = tmp_path / f"x{suffix}"
     done = write(model, photos, out)
-    expected = list(embed_images.vectors(model, photos, range(len(photos)), batch=8, within=PART))
+    expected = list(embeds(model, photos).rows(range(len(photos)), within=PART))
     keys, vectors, sizes = read(out, 24)
     assert keys == [key for rows in expected for key in rows.keys] and "00\n.png" in keys and "01\r.png" in keys
     assert np.array_equal(vectors, torch.cat([rows.vectors for rows in expected]).numpy())  # to the last bit
@@ -122,9 +126,7 @@ def test_each_format_gives_back_what_was_computed(model: Model, photos: Source, 
 def test_patches_and_what_a_table_remembers(model: Model, tmp_path: Path, suffix: str) -> None:
     source, out = ToySource(n=50), tmp_path / f"x{suffix}"
     write(model, source, out, patches=True)
-    cells = torch.cat(
-        [r.patches for r in embed_images.vectors(model, source, range(50), batch=8, within=PART, patches=True)]
-    )  # type: ignore[misc]
+    cells = torch.cat([r.patches for r in embeds(model, source, patches=True).rows(range(50), within=PART)])  # type: ignore[misc]
     if suffix == ".npz":
         with np.load(out) as arrays:
             about, found = json.loads(arrays["opendino"].item()), arrays["patches"]

@@ -245,7 +245,7 @@ def test_labels_that_all_images_share_are_refused(model: str, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("options", [{}, {"shots": 3, "tries": 2}])
-def test_every_accuracy_comes_with_its_yardsticks(model: str, tmp_path: Path, options: dict[str, Any]) -> None:
+def test_every_accuracy_comes_with_its_baseline(model: str, tmp_path: Path, options: dict[str, Any]) -> None:
     train, val = folders(tmp_path / "train", {"a": 8, "b": 8}), folders(tmp_path / "val", {"a": 9, "b": 0, "z": 1})
     report = evaluate(Config(model, train=train, val=val, k=(1,), device="cpu", **options))
     found = {name: report.fields[name] for name in ("top1", "balanced_accuracy", "majority", "num_queries")}

@@ -7,20 +7,21 @@ import math
 import pytest
 import torch
 
-from opendino.features.classification_metrics import accuracy, place
+from opendino.features.classification_metrics import accuracy, true_class_rank
 
 
 def test_the_place_counts_larger_scores_and_lower_classes_with_the_same() -> None:
     scores = torch.tensor([[0.1, 0.5, 0.5, 0.2]] * 4)
-    assert place(scores, torch.tensor([0, 1, 2, 3])).tolist() == [3, 0, 1, 2]
+    assert true_class_rank(scores, torch.tensor([0, 1, 2, 3])).tolist() == [3, 0, 1, 2]
 
 
 def test_a_class_that_cannot_be_found_comes_last() -> None:
-    assert place(torch.zeros(2, 3), torch.tensor([-1, 3])).tolist() == [3, 3]
+    assert true_class_rank(torch.zeros(2, 3), torch.tensor([-1, 3])).tolist() == [3, 3]
 
 
 def test_scores_that_are_not_numbers_are_never_right() -> None:
-    assert place(torch.tensor([[math.nan, 1.0], [math.nan, math.nan]]), torch.tensor([1, 0])).tolist() == [2, 2]
+    scores = torch.tensor([[math.nan, 1.0], [math.nan, math.nan]])
+    assert true_class_rank(scores, torch.tensor([1, 0])).tolist() == [2, 2]
 
 
 @pytest.mark.parametrize("num_classes", [1, 2, 3, 5, 6, 9])

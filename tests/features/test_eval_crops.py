@@ -9,7 +9,7 @@ import torch
 from opendino.core.contracts import Source
 from opendino.core.errors import BadImage
 from opendino.data.cache import DecodedImages
-from opendino.features.eval_crops import make, oddities
+from opendino.features.eval_crops import content_warning, make
 
 
 class Plain(Source):
@@ -119,12 +119,12 @@ class Odd(Plain):
 )  # fmt: skip
 def test_copies_and_images_with_nothing_in_them_are_counted(distinct: int, flat: bool, told: str | None) -> None:
     made = make(DecodedImages(Odd(40, distinct, flat), 10_000), None, 40, 16)
-    seen = made.seen()
-    assert seen["images"] == 40 and seen["distinct"] == distinct and seen["flat"] == 40 * flat
+    counts = made.content_counts()
+    assert counts["images"] == 40 and counts["distinct"] == distinct and counts["flat"] == 40 * flat
     bank = {crop.numpy().tobytes() for crop in made.bank}
-    assert seen["copy"] == sum(crop.numpy().tobytes() in bank for crop in made.queries)
-    said = oddities(seen)
-    assert told in said if told else ("exact copies of labeled" in said) == (seen["copy"] > 0)
+    assert counts["copy"] == sum(crop.numpy().tobytes() in bank for crop in made.queries)
+    said = content_warning(counts)
+    assert told in said if told else ("exact copies of labeled" in said) == (counts["copy"] > 0)
 
 
 def test_one_class_is_no_labels_worth_the_name() -> None:

@@ -16,7 +16,7 @@ from opendino.core.types import Augment
 from opendino.data.open_source import open_source
 from opendino.features.feature_table import hold_out, table
 from opendino.features.train_val_features import train_val_features
-from opendino.features.view_features import views
+from opendino.features.view_features import RandomCrops, view_features
 from opendino.models.build import backbone
 from opendino.models.feature_tokens import Tokens
 from opendino.models.load import Model, preprocessing
@@ -69,6 +69,13 @@ def test_unreadable_images_are_left_out_with_their_reason() -> None:
         table(tiny(), Broken(source, set(range(11))))
 
 
+def test_rows_are_a_plain_loop_to_the_bit() -> None:
+    model, source = tiny(), Broken(open_source("toy:textures?n=11&size=16"), {1, 9})
+    parts = [(0, 2, 3), (4, 5, 6, 7), (8, 10)]  # batches of four, without the unreadable images
+    plain = [model.embed(torch.stack([model.preprocess(source.read(i)) for i in part])) for part in parts]
+    assert torch.equal(table(model, source, batch=4).features, torch.cat(plain))
+
+
 def test_some_of_the_images_in_half_precision() -> None:
     source = open_source("toy:textures?n=20&size=16")
     some = table(tiny(), source, indices=[2, 3, 11], dtype=torch.float16)
@@ -80,7 +87,7 @@ def test_some_of_the_images_in_half_precision() -> None:
 def test_a_broken_network_is_named() -> None:
     model = tiny()
     torch.nn.init.constant_(next(model.backbone.parameters()), float("nan"))
-    with pytest.raises(UserError, match="not finite"):
+    with pytest.raises(UserError, match="NaN or infinite"):
         table(model, open_source("toy:textures?n=3&size=16"))
 
 
@@ -130,10 +137,11 @@ def test_images_without_a_class_take_no_side(tmp_path: Path) -> None:
 
 def test_views_are_drawn_by_the_seed_and_know_their_labels() -> None:
     model, source = tiny(), open_source("toy:textures?n=20&size=24")
-    augment = [Augment(scale=(0.3, 1.0))] * 3
+    augment = (Augment(scale=(0.3, 1.0)),) * 3
 
     def drawn(**options: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        return list(views(model, source, range(5, 17), augment, batch=6, workers=0, **options))
+        crops = RandomCrops(augment, batch=6, workers=0, **options)
+        return list(view_features(model, source, range(5, 17), crops))
 
     first, again, other = drawn(epochs=2), drawn(epochs=2), drawn(seed=1)
     assert [tuple(features.shape) for features, _ in first] == [(3, 6, 24)] * 4 and len(other) == 2

@@ -193,7 +193,7 @@ def test_convnext_of_dinov3(tmp_path: Path, channels: int, widths: tuple[int, ..
 def test_dinov3_of_any_size_and_its_attention(tmp_path: Path) -> None:
     from transformers import DINOv3ViTConfig, DINOv3ViTModel
 
-    from opendino.models.attention_maps import of_cls
+    from opendino.models.attention_maps import cls_attention
 
     config = DINOv3ViTConfig(
         hidden_size=64, intermediate_size=160, num_hidden_layers=2, num_attention_heads=2, num_register_tokens=3,
@@ -206,5 +206,5 @@ def test_dinov3_of_any_size_and_its_attention(tmp_path: Path) -> None:
     wanted = theirs(images, output_attentions=True)
     torch.testing.assert_close(model.embed(images), wanted.pooler_output, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(model.attention(images), wanted.attentions[-1], rtol=1e-4, atol=1e-5)
-    heads = of_cls(model, images, (4, 6))
+    heads = cls_attention(model, images, (4, 6))
     torch.testing.assert_close(heads.flatten(2), wanted.attentions[-1][:, :, 0, 4:], rtol=1e-4, atol=1e-5)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from opendino.models.attention_maps import keep_mass, of_cls, of_mean
+from opendino.models.attention_maps import cls_attention, contribution_to_mean, keep_mass
 from opendino.models.build import backbone
 from opendino.models.load import Model, preprocessing
 
@@ -35,7 +35,7 @@ def test_mass_is_kept_along_the_last_dimension() -> None:
 def test_registers_and_cls_are_left_out() -> None:
     vit = backbone("vit/4", image_px=16, embed_dim=24, depth=2, num_heads=3, num_registers=2)
     images = torch.randn(2, 3, 8, 12)
-    found = of_cls(Model(vit, preprocessing(16), {}), images, (2, 3))
+    found = cls_attention(Model(vit, preprocessing(16), {}), images, (2, 3))
     with torch.no_grad():
         whole = vit.attention(images)
     assert found.shape == (2, 3, 2, 3)
@@ -43,10 +43,10 @@ def test_registers_and_cls_are_left_out() -> None:
 
 
 def test_shares_of_a_pooled_feature_sum_to_one() -> None:
-    shares = of_mean(torch.rand(2, 6, 5), (2, 3))
+    shares = contribution_to_mean(torch.rand(2, 6, 5), (2, 3))
     assert shares.shape == (2, 1, 2, 3)
     torch.testing.assert_close(shares.sum((1, 2, 3)), torch.ones(2))
     one = torch.zeros(1, 4, 3)
     one[0, 2] = torch.tensor([1.0, 2, 3])
-    assert of_mean(one, (2, 2))[0, 0].tolist() == [[0, 0], [1, 0]]
-    assert torch.equal(of_mean(torch.zeros(1, 4, 3), (2, 2)), torch.zeros(1, 1, 2, 2))
+    assert contribution_to_mean(one, (2, 2))[0, 0].tolist() == [[0, 0], [1, 0]]
+    assert torch.equal(contribution_to_mean(torch.zeros(1, 4, 3), (2, 2)), torch.zeros(1, 1, 2, 2))

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from opendino.core.errors import UsageError, UserError
-from opendino.models.attention_maps import of_cls
+from opendino.models.attention_maps import cls_attention
 from opendino.models.build import backbone
 from opendino.models.load import Model, load, preprocessing, save_backbone
 from opendino.visualize.attention import Config, heat, show, tiles
@@ -25,7 +25,7 @@ def test_golden_attention_is_what_is_drawn(golden_file: Path) -> None:
     vit = backbone("vit/4", image_px=16, embed_dim=24, depth=3, num_heads=3).double()
     vit.load_state_dict({k.removeprefix("vit.state."): v for k, v in golden.items() if k.startswith("vit.state.")})
     for case, grid in (("native", (4, 4)), ("rect", (6, 3)), ("large", (8, 8))):
-        found = of_cls(Model(vit, preprocessing(16), {}), golden[f"vit.{case}.input"], grid)
+        found = cls_attention(Model(vit, preprocessing(16), {}), golden[f"vit.{case}.input"], grid)
         recorded = golden[f"vit.{case}.attention"][:, :, 0, 1:].unflatten(-1, grid)
         torch.testing.assert_close(found, recorded.float(), rtol=0, atol=1e-7)  # float32's last digit
 
@@ -109,7 +109,7 @@ def test_mistakes_are_one_line_and_leave_nothing(vit: str, tmp_path: Path) -> No
         with pytest.raises(UserError, match=said):
             show(Config(**({"model": vit, "images": (a,), "size_px": 32, "device": "cpu"} | changes)))
     (tmp_path / "a.png").write_bytes(b"no image")
-    with pytest.raises(UserError, match=r"No image can be read, e\.g\. .*a\.png: not an image"):
+    with pytest.raises(UserError, match=r"None of the 1 images can be read, e\.g\. .*a\.png: not an image"):
         show(Config(vit, (a,), out=out, size_px=32, device="cpu"))
     for flags, said in (({"mass": 0.0}, "mass is 0"), ({"size_px": 0}, "size_px is 0")):
         with pytest.raises(UsageError, match=said):
@@ -139,5 +139,5 @@ def test_images_too_thin_are_left_out_and_the_others_drawn(vit: str, tmp_path: P
     (folder / "long.png").unlink()
     for path in folder.rglob("a.png"):
         path.unlink()
-    with pytest.raises(UserError, match="No image can be read"):
+    with pytest.raises(UserError, match="None of the 3 images can be read"):
         show(Config(vit, (str(folder),), size_px=16, out=str(tmp_path / "out")))

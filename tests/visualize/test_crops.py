@@ -16,7 +16,7 @@ from opendino.data.loader import Batch, Batches
 from opendino.data.sources.toy import ToySource
 from opendino.methods import dino
 from opendino.views.multi_crop import multi_crop
-from opendino.visualize.crops import STAGES, Config, Seen, boxed, choices, first, show, tiles, until
+from opendino.visualize.crops import STAGES, Config, RunBatches, boxed, choices, first, show, tiles, until
 from opendino.visualize.drawing.tile_grid import COLORS
 
 SPEC = dino.views(dino.Config(global_size_px=32, local_size_px=16, local_crops=4, gray=0.5, solarize=1.0))
@@ -67,7 +67,7 @@ def test_every_stage_does_its_part_and_the_last_is_the_view(batches: Batches) ->
 
 
 def test_a_step_end_to_end(batches: Batches, tmp_path: Path) -> None:
-    seen = Seen(batches, steps=7, student="all views", teacher="the global views")
+    seen = RunBatches(batches, steps=7, student="all views", teacher="the global views")
     report = show(Config("run", step=4, images=2, out=str(tmp_path / "c.png")), seen)
     assert (report.fields["step"], report.fields["epoch"]) == (4, 1)
     batch = batches[4]

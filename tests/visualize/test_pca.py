@@ -65,5 +65,5 @@ def test_too_few_patches_and_broken_weights_say_so(vit: str, tmp_path: Path) -> 
     with pytest.raises(UserError, match="1 patches of 24 features are too few for three components"):
         show(Config(vit, (str(tmp_path / "a.png"),), out=str(tmp_path / "o.png"), size_px=4, device="cpu"))
     (tmp_path / "b.png").write_bytes(b"no image")
-    with pytest.raises(UserError, match=r"No image can be read, e\.g\. .*b\.png"):
+    with pytest.raises(UserError, match=r"None of the 1 images can be read, e\.g\. .*b\.png"):
         show(Config(vit, (str(tmp_path / "b.png"),), out=str(tmp_path / "o.png"), size_px=32, device="cpu"))

@@ -16,7 +16,7 @@ import gradio as gr
 from opendino.app.context import Context, handle_errors, session_id
 from opendino.config import read_tree
 from opendino.core import metrics_log
-from opendino.core.accuracy import shown, yardstick
+from opendino.core.accuracy import baseline_text, format_accuracies
 from opendino.core.errors import UserError
 from opendino.engine.collapse_detection import EXAMINED, Monitor, Verdict, conclude
 from opendino.visualize.curves import PANELS, of_runs
@@ -202,8 +202,8 @@ def _knn(columns: Columns) -> str:
         of_kind = {key.partition(".")[2]: each for key, each in columns.items() if key.startswith(f"{kind}.")}
         # Step 0 is the network before training.
         found[kind] = {name: float(each.values[-1]) for name, each in of_kind.items() if each.steps[-1]}
-    accuracy = next(iter(shown(found).values()), "")
-    return f'<span title="{escape(yardstick(found))}">{accuracy}</span>' if accuracy else ""
+    accuracy = next(iter(format_accuracies(found).values()), "")
+    return f'<span title="{escape(baseline_text(found))}">{accuracy}</span>' if accuracy else ""
 
 
 def state(run: Path, done: int, total: int, columns: Columns) -> str:

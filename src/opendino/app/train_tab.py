@@ -11,7 +11,7 @@ from opendino.app import uploads
 from opendino.app.context import Context, bounded, handle_errors, session_id
 from opendino.app.training_jobs import TrainingJob
 from opendino.core import metrics_log
-from opendino.core.accuracy import shown, yardstick
+from opendino.core.accuracy import baseline_text, format_accuracies
 from opendino.core.errors import UserError
 from opendino.engine.collapse_detection import examine
 from opendino.visualize.drawing.line_plots import plot
@@ -116,10 +116,10 @@ def draw(training: TrainingJob, running: bool) -> str:
         cells = "".join(
             f"<tr><th>{escape(_NAMES.get(str(name), str(name)))}</th>"
             f'<td><span class="bar" style="width:{2 * evaluated[-1]["knn"][name]:.0f}px"></span>{value}</td></tr>'
-            for name, value in shown(evaluated[-1]).items()
+            for name, value in format_accuracies(evaluated[-1]).items()
         )
         parts.append(f"<p>k-NN accuracy after {evaluated[-1]['step']:,} steps:</p><table>{cells}</table>")
-        parts.append(f"<p>{escape(yardstick(evaluated[-1]))}</p>")
+        parts.append(f"<p>{escape(baseline_text(evaluated[-1]))}</p>")
     if not running and rows:
         found = examine(rows, training.steps)
         parts.append(f"<p><b>{found.name}</b>: {escape(found.evidence)}</p>")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from opendino.cli import Outcome
-from opendino.core.accuracy import shown, yardstick
+from opendino.core.accuracy import baseline_text, format_accuracies
 
 
 def run(args: list[str]) -> Outcome | None:
@@ -23,9 +23,10 @@ def run(args: list[str]) -> Outcome | None:
     text = "\n".join(
         [
             f"k-NN accuracy on held-out images of ten classes, after {result.seconds:.0f} s (chance: 10 %):",
-            *_rows(shown(found)),
-            *(["accuracy of the trained classifiers:", *_rows(shown(found, "accuracy"))] if result.accuracy else []),
-            yardstick(found),
+            *_rows(format_accuracies(found)),
+            *(["accuracy of the trained classifiers:"] if result.accuracy else []),
+            *_rows(format_accuracies(found, "accuracy")),
+            baseline_text(found),
             f"{result.verdict}: {result.evidence}",
             f"Run folder: {result.run}: config.yaml, metrics.jsonl, backbone.safetensors, checkpoints/",
             *([f"Report: {page} (open it in a browser)"] if page.is_file() else []),

@@ -15,14 +15,16 @@ import tyro
 
 from opendino.cli import Outcome, flags
 from opendino.core import distributed
+from opendino.core.contracts import Source
 from opendino.core.errors import UsageError, UserError
 from opendino.core.ranges import Batch, Checked, Workers
 from opendino.data.open_source import open_source
-from opendino.embeddings import embed_images, table_files
 from opendino.embeddings import resumable_parts as parts
+from opendino.embeddings import table_files
+from opendino.embeddings.embed_images import Embedder, table_origin
 from opendino.engine import parallel
 from opendino.features.image_stream import skipped_message
-from opendino.models.load import load
+from opendino.models.load import Model, load
 
 
 @dataclass(frozen=True)
@@ -67,18 +69,8 @@ def run(args: list[str]) -> Outcome | None:
     parts.check(out, config.overwrite)
     with parallel.process_group(config.device) as device:
         model, source = load(config.model, config.which).to(device), open_source(config.data)
-        origin = embed_images.table_origin(model, source, name=config.model, which=config.which, data=config.data)
         with _resumable():
-            done = parts.write(
-                model,
-                source,
-                out,
-                origin,
-                patches=config.patches,
-                batch=config.batch,
-                workers=config.workers,
-                overwrite=config.overwrite,
-            )
+            done = parts.write(out, _embedder(config, model, source), overwrite=config.overwrite)
     if done is None:
         return None
     speed = f"{done.images_per_second:,.1f} images/s" if done.images_per_second else "all were already computed"
@@ -106,17 +98,8 @@ def _update_lance(config: Config, began: float) -> Outcome:
     out = config.out if "://" in config.out else str(Path(config.out).expanduser())
     model, source = load(config.model, config.which).to(distributed.device(config.device)), open_source(config.data)
     with _resumable():
-        done = lance_table.update(
-            out,
-            model,
-            source,
-            embed_images.table_origin(model, source, name=config.model, which=config.which, data=config.data),
-            patches=config.patches,
-            batch=config.batch,
-            workers=config.workers,
-            prune=config.prune,
-            overwrite=config.overwrite,
-        )
+        embedder = _embedder(config, model, source)
+        done = lance_table.update(out, embedder, prune=config.prune, overwrite=config.overwrite)
     parts = [f"{done.added:,} new, {done.changed:,} changed, {done.unchanged:,} unchanged"]
     if done.removed:
         parts.append(f"{done.removed:,} removed")
@@ -139,6 +122,11 @@ def _update_lance(config: Config, began: float) -> Outcome:
         "fingerprint": model.fingerprint,
     }
     return Outcome("\n".join(lines), fields)
+
+
+def _embedder(config: Config, model: Model, source: Source) -> Embedder:
+    origin = table_origin(model, source, name=config.model, which=config.which, data=config.data)
+    return Embedder(model, source, origin, config.patches, config.batch, config.workers)
 
 
 @contextlib.contextmanager

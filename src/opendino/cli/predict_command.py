@@ -14,7 +14,7 @@ import tyro
 
 from opendino.cli import Outcome, flags
 from opendino.core import atomic_write, distributed
-from opendino.core.accuracy import yardstick
+from opendino.core.accuracy import baseline_text
 from opendino.core.errors import UserError
 from opendino.core.ranges import Batch, Checked, Workers
 from opendino.data.open_source import list_paths, open_source
@@ -80,5 +80,5 @@ def run(args: list[str]) -> Outcome:
     lines = [f"{len(rows):,} images{found.unread} → {config.out}"]
     lines += [f"  {count:>8,}  {name}" for name, count in zip(classifier.classes, counts, strict=True)]
     if known:
-        lines.append(f"accuracy of this classifier: {known}; {yardstick(known.fields)}")
+        lines.append(f"accuracy of this classifier: {known}; {baseline_text(known.fields)}")
     return Outcome("\n".join(lines), {"out": config.out, **done})

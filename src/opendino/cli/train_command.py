@@ -10,7 +10,7 @@ from opendino import config as configs
 from opendino.cli import Outcome, flags
 from opendino.config import Config
 from opendino.core import registry
-from opendino.core.accuracy import shown, yardstick
+from opendino.core.accuracy import baseline_text, format_accuracies
 from opendino.core.errors import UsageError
 
 _RECIPES = "opendino.recipes"
@@ -57,11 +57,11 @@ def report(result: Any) -> Outcome:
         f"data wait {result.data_wait:.0%}, MFU {result.mfu:.0%}, {result.peak_memory_bytes / 2**30:.1f} GiB"
     ]
     if result.knn is not None:
-        lines += [f"{'k-NN on':<12} top-1"] + [f"{name:<12} {text}" for name, text in shown(found).items()]
+        lines += [f"{'k-NN on':<12} top-1"] + [f"{name:<12} {text}" for name, text in format_accuracies(found).items()]
     if result.accuracy is not None:
         lines += [f"{'classifier':<12} top-1"]
-        lines += [f"{name:<12} {text}" for name, text in shown(found, "accuracy").items()]
-    if comparison := yardstick(found):
+        lines += [f"{name:<12} {text}" for name, text in format_accuracies(found, "accuracy").items()]
+    if comparison := baseline_text(found):
         lines.append(comparison)
     if result.effective_rank is not None:
         lines.append(f"effective rank of the features: {result.effective_rank:.1f}")

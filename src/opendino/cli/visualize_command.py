@@ -8,7 +8,7 @@ from pathlib import Path
 from opendino.cli import Outcome, flags
 from opendino.core import registry
 from opendino.core.errors import UsageError, UserError, unknown
-from opendino.visualize.crops import Seen
+from opendino.visualize.crops import RunBatches
 
 _KINDS = "opendino.visualize"
 
@@ -27,12 +27,12 @@ def run(args: list[str]) -> Outcome | None:
         raise unknown("kind of picture", args[0], names)
     module = registry.load(_KINDS, args[0])
     config = flags.parse(module.Config, args[1:], f"opendino visualize {args[0]}", registry.summary(_KINDS, args[0]))
-    wants_run = "seen" in inspect.signature(module.show).parameters
-    report = module.show(config, _seen(config.run)) if wants_run else module.show(config)
+    wants_run = "run" in inspect.signature(module.show).parameters
+    report = module.show(config, _run_batches(config.run)) if wants_run else module.show(config)
     return Outcome(report.text, report.fields)
 
 
-def _seen(run: str) -> Seen:
+def _run_batches(run: str) -> RunBatches:
     """The batches of a run, for visualizations that show them (`visualize` may not import config and methods)."""
     from opendino import config as configs
     from opendino import resolve
@@ -59,4 +59,4 @@ def _seen(run: str) -> Seen:
     answers = registry.answers("opendino.methods", configs.method_name(config))
     student = "the local views" if getattr(config.method, "student_views", "") == "local" else answers["Student sees"]
     batches = Batches(images, spec, config.seed, config.batch, micro_batches)
-    return Seen(batches, config.steps, student, answers["Teacher sees"])
+    return RunBatches(batches, config.steps, student, answers["Teacher sees"])

@@ -69,7 +69,7 @@ BALANCED = {"knn": "balanced_accuracy", "accuracy": "accuracy_balanced"}
 """Kind of accuracy → the metric that holds its balanced accuracies, in a row of metrics.jsonl."""
 
 
-def shown(found: Mapping[str, Any], kind: str = "knn") -> dict[str, str]:
+def format_accuracies(found: Mapping[str, Any], kind: str = "knn") -> dict[str, str]:
     """Format a run's accuracies: name of the network → "81.2% ± 2.1, balanced 79.0%".
 
     Args:
@@ -86,8 +86,8 @@ def _format(percent: float, num: float | None, balanced: float | None) -> str:
     return text if balanced is None else f"{text}, balanced {balanced:.1f}%"
 
 
-def yardstick(found: Mapping[str, Any]) -> str:
-    """One sentence on how to interpret the output of `shown`; empty where the row lacks the numbers for it."""
+def baseline_text(found: Mapping[str, Any]) -> str:
+    """One sentence that says how to read the output of `format_accuracies`; empty if the row lacks the numbers."""
     if not found.get("num_queries") or found.get("majority") is None:
         return ""
     return (

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import final
 
 import numpy as np
 
+from opendino.core.contracts import Source
 from opendino.core.errors import UserError
-from opendino.data.decode import decode
 from opendino.data.source_files import is_hidden, is_image, printable, read_regular
 from opendino.data.sources import toy
 from opendino.datasets import mask_files
@@ -19,24 +18,52 @@ _LAYOUTS = (("images", "masks"), ("JPEGImages", "SegmentationClass"), ("JPEGImag
 _HINT = "Give a folder with images/ and masks/, the folder of PASCAL VOC, or toy:forms"
 
 
-@dataclass(frozen=True)
-class MaskedImage:
-    """An image with its mask; both are functions, so that nothing is read before it is needed.
+@final
+class SegmentationDataset(Source):
+    """Images with one mask each; nothing is read before it is needed.
 
-    Attributes:
-        key: Name of the file without its suffix.
-        image: Returns uint8 `[H W 3]`; raises `BadImage`.
-        mask: Returns bool `[H W]`, the pixels of all objects; and bool `[H W]`, the void pixels, which are ignored. The
-            size may differ from that of the image. Raises `BadImage`.
+    Args:
+        keys: Names of the files without their suffix.
+        read: Index → encoded file, or uint8 `[H W 3]`; may raise `BadImage`.
+        mask: Index → mask, as returned by `mask`; may raise `BadImage`.
     """
 
-    key: str
-    image: Callable[[], np.ndarray]
-    mask: Callable[[], tuple[np.ndarray, np.ndarray]]
+    def __init__(
+        self,
+        keys: Sequence[str],
+        read: Callable[[int], bytes | np.ndarray],
+        mask: Callable[[int], tuple[np.ndarray, np.ndarray]],
+    ) -> None:
+        self._keys, self._read, self._mask = keys, read, mask
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def key(self, index: int) -> str:
+        """Name of the file without its suffix."""
+        return self._keys[index]
+
+    def label(self, index: int) -> int:
+        """-1: there are no classes."""
+        return -1
+
+    def read(self, index: int) -> bytes | np.ndarray:
+        """See `Source`."""
+        return self._read(index)
+
+    def mask(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """The pixels of all objects, bool `[H W]`; and the void pixels, bool `[H W]`, which are ignored.
+
+        The size may differ from that of the image.
+
+        Raises:
+            BadImage: The file cannot be read.
+        """
+        return self._mask(index)
 
 
-def open_segmentation_dataset(data: str) -> list[MaskedImage]:
-    """List the images that have a mask, sorted by name.
+def open_segmentation_dataset(data: str) -> SegmentationDataset:
+    """Open the images that have a mask, sorted by name.
 
     Args:
         data: `toy:forms?...`; or a folder with images/ and masks/, with the same file names except for the suffix; or
@@ -57,16 +84,16 @@ def open_segmentation_dataset(data: str) -> list[MaskedImage]:
     raise UserError(f"{printable(str(root))} is not a dataset of images with masks", _HINT)
 
 
-def _toy_images(source: toy.ToySource) -> list[MaskedImage]:
+def _toy_images(source: toy.ToySource) -> SegmentationDataset:
     def mask(index: int) -> tuple[np.ndarray, np.ndarray]:
         object_mask = source.mask(index) > 0
         return object_mask, np.zeros_like(object_mask)
 
     source.mask(0)  # raises UsageError for kinds without masks
-    return [MaskedImage(source.key(i), partial(source.read, i), partial(mask, i)) for i in range(len(source))]
+    return SegmentationDataset([source.key(index) for index in range(len(source))], source.read, mask)
 
 
-def _paired(root: Path, image_folder: Path, mask_folder: Path) -> list[MaskedImage]:
+def _paired(root: Path, image_folder: Path, mask_folder: Path) -> SegmentationDataset:
     images = {path.stem: path for path in image_folder.iterdir() if is_image(path.name) and not is_hidden(path.name)}
     stems = sorted(path.stem for path in mask_folder.glob("*.png") if path.stem in images)
     listed = root / "ImageSets" / "Segmentation" / "val.txt"
@@ -78,14 +105,11 @@ def _paired(root: Path, image_folder: Path, mask_folder: Path) -> list[MaskedIma
                 raise UserError(f"{listed} names '{stem}', which is not in {printable(str(where))}")
     if not stems:
         raise UserError(f"No image in {printable(str(image_folder))} has a mask", "Masks are PNGs of the same names")
-    return [
-        MaskedImage(stem, partial(_read_image, images[stem]), partial(_read_mask, mask_folder / f"{stem}.png"))
-        for stem in stems
-    ]
-
-
-def _read_image(path: Path) -> np.ndarray:
-    return decode(read_regular(path))
+    return SegmentationDataset(
+        stems,
+        read=lambda index: read_regular(images[stems[index]]),
+        mask=lambda index: _read_mask(mask_folder / f"{stems[index]}.png"),
+    )
 
 
 def _read_mask(path: Path) -> tuple[np.ndarray, np.ndarray]:

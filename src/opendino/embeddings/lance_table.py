@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, final
 
@@ -13,12 +13,12 @@ import numpy as np
 from torch import Tensor
 
 from opendino.core.contracts import Source
-from opendino.core.errors import UserError
+from opendino.core.errors import BadImage, UserError
 from opendino.data.source_files import exists, is_folder
-from opendino.embeddings import embed_images, table_schema
+from opendino.embeddings import table_schema
+from opendino.embeddings.embed_images import Embedder, Rows
 from opendino.embeddings.embedding_table import STRETCH, EmbeddingTable, SearchResult, check_model, readable
-from opendino.features.image_stream import Bad, prefetch_images
-from opendino.models.load import Model
+from opendino.features.image_stream import Bad, none_readable, read_ahead
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -95,17 +95,7 @@ class Updated:
 
 
 def update(
-    name: str,
-    model: Model,
-    source: Source,
-    origin: Mapping[str, Any],
-    *,
-    patches: bool = False,
-    batch: int = 64,
-    workers: int = 4,
-    prune: bool = False,
-    overwrite: bool = False,
-    index_from: int = INDEX_FROM,
+    name: str, embedder: Embedder, *, prune: bool = False, overwrite: bool = False, index_from: int = INDEX_FROM
 ) -> Updated:
     """Update a table from a source, or create it: only new and changed images are embedded.
 
@@ -117,12 +107,7 @@ def update(
 
     Args:
         name: Path of the table, with suffix `.lance`.
-        model: On any device.
-        source: The images of the table.
-        origin: Metadata, see `embed_images.table_origin`.
-        patches: Whether to keep patch features as well; must match an existing table.
-        batch: Images per batch.
-        workers: Number of threads that read and decode.
+        embedder: Embeds the images of the table; its `patches` must match an existing table.
         prune: Also remove the rows of images that are no longer in the source.
         overwrite: Replace an existing table; searches use the old one until the first images are committed.
         index_from: Minimum number of rows for an index.
@@ -131,60 +116,94 @@ def update(
         UserError: The table has another model or other images, is damaged, or its name is not allowed; or no image of a
             new table can be read.
     """
-    database, table_name = _connect(name)
-    pa = table_schema.pyarrow()
-    origin = {
-        name: value for name, value in origin.items() if name != "images"
-    }  # the number of images changes with every update; the metadata of a table cannot
-    schema = table_schema.arrow(model.backbone.embed_dim, embed_images.grid(model) if patches else None, origin)
-    schema_with_digest = schema.append(pa.field("digest", pa.binary(16)))
-    mode = "overwrite" if overwrite and _exists(name) else "create"  # LanceDB warns if there is nothing to overwrite
-    table = None
-    if not overwrite and (old := _existing(name)) is not None:
-        check_model(old, model, origin["model"])
-        _check_same(old, origin, schema)
-        table = old._table
+    writer, source = _Writer(name, embedder, overwrite), embedder.source
     keys = [source.key(index) for index in range(len(source))]
-    digests = _digests(name, table)  # key → digest of the rows in the table
+    digests = writer.digests()  # of the rows in the table
     result = Updated(vanished=sorted(digests.keys() - set(keys)))
-    changed, result.unchanged, result.bad = _changed_images(source, keys, digests, workers)
+    changed, result.unchanged, result.bad = _changed_images(source, keys, digests, embedder.workers)
     todo = sorted([*(index for index, key in enumerate(keys) if key not in digests), *changed])
     recorder = _DigestRecorder(source)
-    pending: list[pa.RecordBatch] = []
-    outdated: list[str] = []
-    seen = 0
-    for rows in embed_images.vectors(
-        model, recorder, todo, batch=batch, workers=workers, patches=patches, within=_COMMIT
-    ):
-        seen += len(rows) + len(rows.bad)
-        result.bad += rows.bad
-        outdated += [key for key, _ in rows.bad if key in digests]
-        if len(rows):
-            digest_column = pa.array([recorder.digests.pop(index) for index in rows.indices], pa.binary(16))
-            pending.append(
-                pa.RecordBatch.from_arrays(
-                    [*table_schema.batch(rows, schema).columns, digest_column], schema=schema_with_digest
-                )
-            )
+    for part in replace(embedder, source=recorder).parts(todo, _COMMIT):
+        for rows in part:
             replaced = sum(key in digests for key in rows.keys)
             result.changed, result.added = result.changed + replaced, result.added + len(rows) - replaced
-        # `within=_COMMIT` makes batches end exactly at multiples of _COMMIT.
-        if seen % _COMMIT == 0 or seen == len(todo):
-            with readable(name):
-                table = _commit(database, table_name, table, pending, mode)
-                _delete(table, outdated)
-            pending, outdated = [], []
-    if table is None:
-        first = f", e.g. {result.bad[0][0]}: {result.bad[0][1]}" if result.bad else ""
-        raise UserError(
-            f"None of the {len(keys)} images can be read{first}", "Check that the folder contains intact images"
-        )
+            result.bad += rows.bad
+        outdated = [key for rows in part for key, _ in rows.bad if key in digests]
+        writer.commit([rows for rows in part if len(rows)], recorder.digests, outdated)
+    if writer.table is None:
+        raise none_readable(len(keys), result.bad)
     with readable(name):
         if prune:
-            _delete(table, result.vanished)
+            _delete(writer.table, result.vanished)
             result.removed, result.vanished = len(result.vanished), []
-        _optimize(table, index_from, changed=bool(todo) or bool(result.removed))
+        optimize(writer.table, index_from, changed=bool(todo) or bool(result.removed))
     return result
+
+
+class _Writer:
+    """Writes rows to a table in transactions; the first one creates the table if it does not exist.
+
+    Args:
+        name: Path of the table.
+        embedder: Computes the rows.
+        overwrite: Whether to replace an existing table.
+
+    Attributes:
+        table: The LanceDB table; None until it is created.
+
+    Raises:
+        UserError: The table has another model or other images, is damaged, or its name is not allowed.
+    """
+
+    def __init__(self, name: str, embedder: Embedder, overwrite: bool) -> None:
+        self._name, (self._database, self._table_name) = name, _connect(name)
+        pa = table_schema.pyarrow()
+        # The number of images changes with every update; the metadata of a table cannot.
+        origin = {field: value for field, value in embedder.origin.items() if field != "images"}
+        self._schema = table_schema.arrow(embedder.dim, embedder.grid, origin)
+        self._with_digest = self._schema.append(pa.field("digest", pa.binary(16)))
+        exists = _exists(name)
+        self._mode = "overwrite" if overwrite and exists else "create"  # LanceDB warns if there is nothing to overwrite
+        self.table: Any = None
+        if exists and not overwrite:
+            old = LanceTable(name)
+            check_model(old, embedder.model, origin["model"])
+            _check_same(old, origin, self._schema)
+            self.table = old._table
+
+    def digests(self) -> dict[str, bytes]:
+        """Key → digest of every row; empty without a table."""
+        if self.table is None:
+            return {}
+        with readable(self._name):
+            columns = self.table.search().select(["key", "digest"]).to_arrow()
+            return dict(zip(columns["key"].to_pylist(), columns["digest"].to_pylist(), strict=True))
+
+    def commit(self, batches: Sequence[Rows], digests: dict[int, bytes], outdated: Sequence[str]) -> None:
+        """Insert or replace rows by key in one transaction; then delete rows.
+
+        Args:
+            batches: The rows.
+            digests: Image index → digest; those of the rows are removed.
+            outdated: Keys of the rows to delete.
+        """
+        record_batches = [self._record_batch(rows, digests) for rows in batches]
+        with readable(self._name):
+            if record_batches:
+                table = table_schema.pyarrow().Table.from_batches(record_batches)
+                if self.table is None:
+                    self.table = self._database.create_table(self._table_name, table, mode=self._mode)
+                else:
+                    merge = self.table.merge_insert("key").when_matched_update_all().when_not_matched_insert_all()
+                    merge.execute(table)
+            _delete(self.table, outdated)
+
+    def _record_batch(self, rows: Rows, digests: dict[int, bytes]) -> pa.RecordBatch:
+        pa = table_schema.pyarrow()
+        column = pa.array([digests.pop(index) for index in rows.indices], pa.binary(16))
+        return pa.RecordBatch.from_arrays(
+            [*table_schema.batch(rows, self._schema).columns, column], schema=self._with_digest
+        )
 
 
 @final
@@ -223,22 +242,14 @@ def _changed_images(
     """For images with a row in the table: indices with changed content, the number unchanged, and unreadable images."""
     in_table = [index for index, key in enumerate(keys) if key in digests]
     changed: list[int] = []
-    unread: Bad = []
-    for loaded, bad in prefetch_images(
-        source, in_table, lambda position: _digest(source.read(in_table[position])), _COMMIT, workers
-    ):
-        changed += [in_table[position] for position, digest in loaded if digest != digests[keys[in_table[position]]]]
-        unread += bad
-    return changed, len(in_table) - len(changed) - len(unread), unread
-
-
-def _digests(name: str, table: Any) -> dict[str, bytes]:
-    """Key → digest of every row; empty without a table."""
-    if table is None:
-        return {}
-    with readable(name):
-        columns = table.search().select(["key", "digest"]).to_arrow()
-        return dict(zip(columns["key"].to_pylist(), columns["digest"].to_pylist(), strict=True))
+    bad: Bad = []
+    found = read_ahead(lambda position: _digest(source.read(in_table[position])), len(in_table), workers)
+    for index, (_, digest) in zip(in_table, found, strict=True):
+        if isinstance(digest, BadImage):
+            bad.append((keys[index], str(digest)))
+        elif digest != digests[keys[index]]:
+            changed.append(index)
+    return changed, len(in_table) - len(changed) - len(bad), bad
 
 
 def _connect(name: str) -> tuple[Any, str]:
@@ -262,11 +273,6 @@ def _connect(name: str) -> tuple[Any, str]:
         raise UserError(f"There is no folder {parent}", "Create it, or name another table")
     with readable(parent):
         return lancedb.connect(parent), table_name
-
-
-def _existing(name: str) -> LanceTable | None:
-    """The table, None if it does not exist."""
-    return LanceTable(name) if _exists(name) else None
 
 
 def _exists(name: str) -> bool:
@@ -301,17 +307,6 @@ def _check_same(old: LanceTable, origin: Mapping[str, Any], schema: pa.Schema) -
         )
 
 
-def _commit(database: Any, table_name: str, table: Any, batches: Sequence[pa.RecordBatch], mode: str) -> Any:
-    """Insert or replace rows by key in one transaction; returns the table, created in `mode` if it was None."""
-    if not batches:
-        return table
-    rows = table_schema.pyarrow().Table.from_batches(batches)
-    if table is None:
-        return database.create_table(table_name, rows, mode=mode)
-    table.merge_insert("key").when_matched_update_all().when_not_matched_insert_all().execute(rows)
-    return table
-
-
 def _delete(table: Any, keys: Sequence[str]) -> None:
     """Delete the rows with these keys."""
     for start in range(0, len(keys), _COMMIT):
@@ -319,7 +314,7 @@ def _delete(table: Any, keys: Sequence[str]) -> None:
         table.delete(f"key IN ({quoted})")
 
 
-def _optimize(table: Any, index_from: int, changed: bool) -> None:
+def optimize(table: Any, index_from: int, changed: bool) -> None:
     """Compact small fragments, and create or extend the index if the table is large enough."""
     from lancedb.index import IvfSq
 

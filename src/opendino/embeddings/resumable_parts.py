@@ -11,10 +11,8 @@ import contextlib
 import csv
 import itertools
 import json
-import math
 import time
 from array import array
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,14 +23,12 @@ import torch
 from safetensors import safe_open
 
 from opendino.core import atomic_write, distributed, log
-from opendino.core.contracts import Source
 from opendino.core.errors import UserError
 from opendino.data import fingerprint
 from opendino.data.source_files import cell
-from opendino.embeddings import embed_images, table_files
-from opendino.embeddings.embed_images import Rows
-from opendino.features.image_stream import Bad
-from opendino.models.load import Model
+from opendino.embeddings import table_files
+from opendino.embeddings.embed_images import Embedder, Rows, concatenate
+from opendino.features.image_stream import Bad, none_readable
 
 _PART_IMAGES = 512
 _PART_BYTES = 2**25
@@ -80,31 +76,15 @@ def check(out: Path, overwrite: bool) -> None:
         raise UserError(f"{out} exists already", "Choose another --out, or replace it with --overwrite")
 
 
-def write(
-    model: Model,
-    source: Source,
-    out: Path,
-    about: Mapping[str, Any],
-    *,
-    patches: bool = False,
-    batch: int = 64,
-    workers: int = 4,
-    overwrite: bool = False,
-    part_images: int = _PART_IMAGES,
-) -> Written | None:
+def write(out: Path, embedder: Embedder, *, overwrite: bool = False, part_images: int = _PART_IMAGES) -> Written | None:
     """Embed every image of a source into one file; continues after an interruption. Ranks share the work.
 
     Unreadable images are skipped and listed in a `.bad.csv` file next to the table. Memory holds a few batches, a part
     and a row group for any number of images.
 
     Args:
-        model: On the device of this rank.
-        source: The same on every rank.
         out: Output file with a suffix of `table_files.WRITERS`; replaced atomically at the end.
-        about: Metadata of the table, see `embed_images.table_origin`.
-        patches: Whether to keep patch features.
-        batch: Images per batch.
-        workers: Number of threads that decode images.
+        embedder: Embeds the images, on the device of this rank; the source is the same on every rank.
         overwrite: Delete unfinished parts of another model or other images.
         part_images: Maximum number of images per part; wide rows reduce it.
 
@@ -114,57 +94,81 @@ def write(
     Raises:
         UserError: No image can be read, or the folder holds parts made with other settings.
     """
-    grid = embed_images.grid(model) if patches else None
-    dim = model.backbone.embed_dim
-    # A row has D float32 values and, with patches, N * D float16 values; a part stays below _PART_BYTES.
-    size = max(1, min(part_images, _PART_BYTES // (4 * dim + 2 * dim * math.prod(grid or (0,)))))
-    whole = range(len(source))
-    spans = [whole[start : start + size] for start in whole[::size]]
-    folder = out.with_name(f"{out.name}.parts")
-    paths = [folder / f"part-{number:05d}-of-{len(spans):05d}.safetensors" for number in range(len(spans))]
-    settings = {
-        "format": _FORMAT,
-        "fingerprint": about["fingerprint"],
-        "images": len(source),
-        "patches": patches,
-        "part_images": size,
-    }
+    parts = _Parts.plan(out, embedder, part_images)
     try:
-        _prepare_folder(folder, settings, source, overwrite)
-        missing = distributed.broadcast_object([number for number, path in enumerate(paths) if not path.is_file()])
-        if len(missing) < len(paths):
-            log.say(f"{len(paths) - len(missing)} of {len(paths)} parts exist already, continuing")
+        _prepare_folder(parts.folder, embedder, parts.size, overwrite)
         began = time.monotonic()
-        # Ranks take the missing parts in turn. One stream serves all parts of a rank, so decoding never pauses between
-        # parts; `within=size` keeps batches from crossing the end of a part.
-        mine = missing[distributed.rank() :: distributed.world_size()]
-        indices = array("q", itertools.chain.from_iterable(spans[number] for number in mine))
-        stream = embed_images.vectors(
-            model, source, indices, batch=batch, workers=workers, patches=patches, within=size
-        )
-        with contextlib.closing(stream):
-            for number in mine:
-                _save(paths[number], _next_rows(stream, len(spans[number])))
-        distributed.barrier()
+        num_embedded = _embed_missing(parts, embedder)
         seconds = time.monotonic() - began
         if distributed.rank():
             return None
-        result = _merge(paths, out, table_files.Content(lambda: map(_read, paths), dim, grid, about))
-        _remove(folder)
+        content = table_files.Content(lambda: map(_read, parts.paths), embedder.dim, embedder.grid, embedder.origin)
+        result = _merge(parts.paths, out, content)
+        _remove(parts.folder)
     finally:
         # Leave no empty folder behind, e.g. if the first image fails.
-        if not distributed.rank() and not any(folder.glob("part-*")):
-            _remove(folder)
-    num_seen = sum(len(spans[number]) for number in missing)
-    return replace(result, images_per_second=num_seen / seconds if missing else None)
+        if not distributed.rank() and not any(parts.folder.glob("part-*")):
+            _remove(parts.folder)
+    return replace(result, images_per_second=num_embedded / seconds if num_embedded else None)
 
 
-def _prepare_folder(folder: Path, settings: dict[str, Any], source: Source, overwrite: bool) -> None:
+@dataclass(frozen=True)
+class _Parts:
+    """How the images are split into parts.
+
+    Attributes:
+        folder: Folder of the files.
+        size: Images per part; the last part may be smaller.
+        spans: Indices of each part's images.
+        paths: File of each part.
+    """
+
+    folder: Path
+    size: int
+    spans: list[range]
+    paths: list[Path]
+
+    @classmethod
+    def plan(cls, out: Path, embedder: Embedder, part_images: int) -> _Parts:
+        """Parts of at most `part_images` images and `_PART_BYTES` bytes, at least one image."""
+        size = max(1, min(part_images, _PART_BYTES // embedder.row_bytes))
+        whole = range(len(embedder.source))
+        spans = [whole[start : start + size] for start in whole[::size]]
+        folder = out.with_name(f"{out.name}.parts")
+        names = [f"part-{number:05d}-of-{len(spans):05d}.safetensors" for number in range(len(spans))]
+        return cls(folder, size, spans, [folder / name for name in names])
+
+
+def _embed_missing(parts: _Parts, embedder: Embedder) -> int:
+    """Write the parts that do not exist; returns their number of images, over all ranks."""
+    paths = parts.paths
+    missing = distributed.broadcast_object([number for number, path in enumerate(paths) if not path.is_file()])
+    if len(missing) < len(paths):
+        log.say(f"{len(paths) - len(missing)} of {len(paths)} parts exist already, continuing")
+    # Ranks take the missing parts in turn.
+    mine = missing[distributed.rank() :: distributed.world_size()]
+    indices = array("q", itertools.chain.from_iterable(parts.spans[number] for number in mine))
+    with contextlib.closing(embedder.parts(indices, parts.size)) as embedded:
+        for number, batches in zip(mine, embedded, strict=True):
+            _save(paths[number], concatenate(batches))
+    distributed.barrier()
+    return sum(len(parts.spans[number]) for number in missing)
+
+
+def _prepare_folder(folder: Path, embedder: Embedder, part_images: int, overwrite: bool) -> None:
     """Create the folder of parts, or check that its parts have the same settings; rank 0 does it for all ranks."""
     failure: UserError | None = None
     if not distributed.rank():
+        settings = {
+            "format": _FORMAT,
+            "fingerprint": embedder.origin["fingerprint"],
+            "images": len(embedder.source),
+            "source": fingerprint.whole(embedder.source),
+            "patches": embedder.patches,
+            "part_images": part_images,
+        }
         try:
-            _check_folder(folder, settings | {"source": fingerprint.whole(source)}, overwrite)
+            _check_folder(folder, settings, overwrite)
         except UserError as error:
             failure = error
     if failure := distributed.broadcast_object(failure):
@@ -192,22 +196,6 @@ def _check_folder(folder: Path, settings: dict[str, Any], overwrite: bool) -> No
         _remove(folder)
         folder.mkdir(exist_ok=True)
     atomic_write.write(folder / _ABOUT, json.dumps(settings))
-
-
-def _next_rows(stream: Iterator[Rows], length: int) -> Rows:
-    """Concatenate the batches of the next `length` images, readable or not."""
-    batches: list[Rows] = []
-    while sum(len(rows) + len(rows.bad) for rows in batches) < length:
-        batches.append(next(stream))
-    patch_features = [rows.patches for rows in batches if rows.patches is not None]
-    return Rows(
-        [index for rows in batches for index in rows.indices],
-        [key for rows in batches for key in rows.keys],
-        torch.cat([rows.vectors for rows in batches]),
-        [size for rows in batches for size in rows.sizes],
-        torch.cat(patch_features) if patch_features else None,
-        [bad for rows in batches for bad in rows.bad],
-    )
 
 
 def _save(path: Path, rows: Rows) -> None:
@@ -267,10 +255,7 @@ def _merge(paths: list[Path], out: Path, content: table_files.Content) -> Writte
         if not num_written:
             for path in paths:  # so that the next attempt reads the images again
                 path.unlink()
-            raise UserError(
-                f"None of the {num_bad} images can be read, e.g. {examples[0][0]}: {examples[0][1]}",
-                "Check that DATA contains intact images",
-            )
+            raise none_readable(num_bad, examples)
     if not num_bad:
         listed.unlink()
     with atomic_write.replace_file(out) as partial:

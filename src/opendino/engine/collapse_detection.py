@@ -231,7 +231,7 @@ def _by_labels(columns: Columns) -> tuple[bool, str] | None:
         row[kind] = {name: value for name in (best, first) if (value := _last(columns, f"{kind}.{name}")) is not None}
     after, before = row["knn"][best], row["knn"][first]
     chance = accuracy.chance_of_difference(before, after, num)
-    shown = accuracy.shown(row)
+    shown = accuracy.format_accuracies(row)
     evidence = f"k-NN is {shown[best]} ({'at the start' if first == 'start' else 'untrained'}: {shown[first]})"
     if num:
         evidence += f", on {num:,} queries (differences up to {chance:.1f} points may be chance; "

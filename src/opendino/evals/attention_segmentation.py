@@ -20,7 +20,8 @@ from opendino.core.ranges import Checked, FractionAboveZero, PixelSize, Seed
 from opendino.core.types import Report
 from opendino.datasets.mask_metrics import jaccard
 from opendino.datasets.segmentation_dataset import open_segmentation_dataset
-from opendino.models.attention_maps import keep_mass, of_cls
+from opendino.features.image_stream import encode_images
+from opendino.models.attention_maps import cls_attention, keep_mass
 from opendino.models.build import backbone
 from opendino.models.load import NETWORKS, Model, load
 from opendino.models.patch_inputs import patch_px, to_network_input
@@ -55,26 +56,34 @@ def evaluate(config: Config) -> Report:
     if not config.data:
         raise UsageError("--data is missing", "Name a folder with images/ and masks/, PASCAL VOC, or toy:forms")
     device = distributed.device(config.device)
-    images = open_segmentation_dataset(config.data)
+    dataset = open_segmentation_dataset(config.data)
     networks = {name: model.to(device) for name, model in _networks(config).items()}
-    step = patch_px(networks["untrained"])
-    began, notes = time.monotonic(), []
-    scores: list[Tensor] = []  # each [networks 2]
-    for each in images:
-        try:
-            pixels, (truth, void) = each.image(), each.mask()
-        except BadImage as error:
-            notes.append(f"{each.key} was skipped: {error}")
-            continue
+    model = networks["untrained"]  # all have the same preprocessing
+    step, began = patch_px(model), time.monotonic()
+
+    def prepare(position: int, pixels: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+        """Network input `[1 3 H W]`, mask and void pixels."""
+        truth, void = dataset.mask(position)
         if not truth.any():
-            notes.append(f"{each.key} was skipped: its mask has no object")
-            continue
-        scale = config.size_px / min(pixels.shape[:2])
-        height, width = (max(1, round(side * scale / step)) * step for side in pixels.shape[:2])
-        maps = [_attention(model, pixels, height, width, step) for model in networks.values()]
-        mask = torch.from_numpy(truth), torch.from_numpy(void)
-        overlaps = [attention_jaccard(each, *mask, config.mass) for each in maps]
-        scores.append(torch.stack([torch.stack([each[:-1].max(), each[-1]]) for each in overlaps]))
+            raise BadImage("its mask has no object")
+        image = Image.fromarray(pixels)
+        scale = config.size_px / min(image.size)
+        width, height = (max(1, round(side * scale / step)) * step for side in image.size)
+        image = image.resize((width, height), Image.Resampling[model.preprocessing["interpolation"].upper()])
+        return to_network_input(np.array(image), model), torch.from_numpy(truth), torch.from_numpy(void)
+
+    def overlaps(images: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
+        """Jaccard index of the best head and of the mean over heads, `[networks 2]`."""
+        ((pixels, truth, void),) = images
+        maps = [_attention(network, pixels, step) for network in networks.values()]
+        each_head = [attention_jaccard(heads, truth, void, config.mass) for heads in maps]
+        return torch.stack([torch.stack([jaccards[:-1].max(), jaccards[-1]]) for jaccards in each_head])
+
+    scores: list[Tensor] = []
+    notes: list[str] = []
+    for part in encode_images(dataset, range(len(dataset)), prepare, overlaps, batch=1):
+        scores += [] if part.output is None else [part.output]
+        notes += [f"{key} was skipped: {reason}" for key, reason in part.bad]
     if not scores:
         raise UserError(f"No image of {config.data} can be used; {notes[0]}")
     means = dict(zip(networks, torch.stack(scores).mean(0).tolist(), strict=True))
@@ -115,12 +124,10 @@ def _networks(config: Config) -> dict[str, Model]:
     return {**models, "untrained": Model(untrained, model.preprocessing, {})}
 
 
-def _attention(model: Model, pixels: np.ndarray, height: int, width: int, step: int) -> Tensor:
-    """CLS attention `[heads h w]` of an image resized to `height` × `width` pixels."""
-    resampling = Image.Resampling[model.preprocessing["interpolation"].upper()]
-    resized = np.array(Image.fromarray(pixels).resize((width, height), resampling))
+def _attention(model: Model, pixels: Tensor, step: int) -> Tensor:
+    """CLS attention `[heads h w]` of an image `[1 3 H W]` with patches of `step` pixels."""
     try:
-        return of_cls(model, to_network_input(resized, model), (height // step, width // step))[0]
+        return cls_attention(model, pixels, (pixels.shape[2] // step, pixels.shape[3] // step))[0]
     except NotImplementedError as error:
         raise UserError(str(error), "Use opendino eval knn or opendino eval linear instead") from error
 

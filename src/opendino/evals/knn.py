@@ -14,11 +14,11 @@ from msgspec import Meta
 from torch import Tensor
 
 from opendino.core import distributed
-from opendino.core.accuracy import NO_TOP5, Accuracy, standard_error, yardstick
+from opendino.core.accuracy import NO_TOP5, Accuracy, baseline_text, standard_error
 from opendino.core.errors import UsageError, UserError
 from opendino.core.ranges import Batch, Checked, Count, Repeats, Temperature, Workers
 from opendino.core.types import Report
-from opendino.features.classification_metrics import accuracy_of, place
+from opendino.features.classification_metrics import accuracy_of, true_class_rank
 from opendino.features.feature_table import FeatureTable
 from opendino.features.nearest_neighbors import directed, nearest
 from opendino.features.train_val_features import TrainValFeatures, train_val_features
@@ -94,7 +94,7 @@ def evaluate(config: Config) -> Report:
         *warnings,
         f"{'k':>6}" + "".join(f"{title:>10}" for title in columns.values()),
         *(f"{k:>6}" + "".join(f"{by_k[k][name]:>9.2f}%" for name in columns) for k in config.k),
-        *([] if config.multi_label else [yardstick(first)]),
+        *([] if config.multi_label else [baseline_text(first)]),
     ]
     return Report("\n".join(lines), fields)
 
@@ -129,7 +129,7 @@ def knn(
     Raises:
         UserError: The bank is empty, or there are no queries.
     """
-    found, num = places(bank, bank_labels, queries, query_labels, k, temperature, weights), len(queries)
+    found, num = true_class_ranks(bank, bank_labels, queries, query_labels, k, temperature, weights), len(queries)
     most = min(5, len(bank_labels.unique()))  # k neighbors vote for at most k classes
     return {
         each: (100 * int((p < 1).sum()) / num, 100 * int((p < min(most, each)).sum()) / num)
@@ -137,7 +137,7 @@ def knn(
     }
 
 
-def places(
+def true_class_ranks(
     bank: Tensor,
     bank_labels: Tensor,
     queries: Tensor,
@@ -158,7 +158,7 @@ def places(
         for each in k:
             scores = votes.new_zeros(len(votes), len(classes))
             scores.scatter_add_(1, positions[neighbors[:, :each]], votes[:, :each])
-            found[each].append(place(scores, truth[part]))
+            found[each].append(true_class_rank(scores, truth[part]))
     return {each: torch.cat(parts) for each, parts in found.items()}
 
 
@@ -266,7 +266,7 @@ def _run(config: Config, data: TrainValFeatures, rows: Tensor | slice, device: t
     """k-NN with a subset of the labeled images as the bank."""
     bank = data.train.features[rows].to(device), data.train.labels[rows].to(device)
     queries = data.val.features.to(device), data.truth.to(device)
-    found = places(*bank, *queries, config.k, config.temperature, config.weights)
+    found = true_class_ranks(*bank, *queries, config.k, config.temperature, config.weights)
     return {k: accuracy_of(each, queries[1], len(bank[1].unique()), most=k) for k, each in found.items()}
 
 

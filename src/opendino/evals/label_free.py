@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from opendino.core import distributed, log, metrics_log
-from opendino.core.accuracy import shown, yardstick
+from opendino.core.accuracy import baseline_text, format_accuracies
 from opendino.core.contracts import Source
 from opendino.core.errors import UserError
 from opendino.core.ranges import Checked, OutOfRange, Seed, Workers
@@ -24,7 +24,7 @@ from opendino.data.open_source import open_source
 from opendino.data.sampler import permutation
 from opendino.features.feature_table import table
 from opendino.features.train_val_features import data_of
-from opendino.features.view_features import views
+from opendino.features.view_features import RandomCrops, view_features
 from opendino.models import run_checkpoints
 from opendino.models.load import Model, load
 
@@ -113,7 +113,8 @@ def evaluate(config: Config) -> Report:
         "orders the checkpoints as k-NN does. Better is: " + ", ".join(f"{name} {_BETTER[name]}" for name in MEASURES),
     ]
     if knn_row:
-        lines.append(f"k-NN at step {knn_row['step']}: {shown(knn_row)[network]}; {yardstick(knn_row)}".rstrip("; "))
+        accuracy, baseline = format_accuracies(knn_row)[network], baseline_text(knn_row)
+        lines.append(f"k-NN at step {knn_row['step']}: {accuracy}; {baseline}".rstrip("; "))
     return Report("\n".join(lines), {"checkpoints": ranked, "best": best, "spearman": agreement, "num_compared": num})
 
 
@@ -268,12 +269,10 @@ def _compute_measures(
     found = {"effective_rank": effective_rank(x), "alpha_req": alpha_req(x), "uniformity": uniformity(x)}
     if config.views:
         readable = whole.indices.tolist()
-        batches = views(
-            model, source, readable, [_VIEW] * config.views, batch=min(_BATCH, len(readable)), seed=config.seed,
-            workers=config.workers,
-        )  # fmt: skip
-        view_features = torch.cat([features.cpu() for features, _ in batches], dim=1)
-        found |= {"alignment": alignment(view_features), "lidar": lidar(view_features)}
+        batch = min(_BATCH, len(readable))
+        crops = RandomCrops((_VIEW,) * config.views, batch, seed=config.seed, workers=config.workers)
+        of_views = torch.cat([part.cpu() for part, _ in view_features(model, source, readable, crops)], dim=1)
+        found |= {"alignment": alignment(of_views), "lidar": lidar(of_views)}
     return {name: _finite_or_none(found.get(name, math.nan)) for name in MEASURES}, len(whole.bad)
 
 

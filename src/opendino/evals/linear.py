@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from opendino.core import distributed
-from opendino.core.accuracy import NO_TOP5, yardstick
+from opendino.core.accuracy import NO_TOP5, baseline_text
 from opendino.core.contracts import Backbone, Source
 from opendino.core.errors import UsageError, UserError
 from opendino.core.ranges import Batch, Checked, Count, NotNegative, Positive, Seed, Workers
@@ -25,7 +25,7 @@ from opendino.features.classification_metrics import accuracy
 from opendino.features.feature_table import FeatureTable, hold_out
 from opendino.features.linear_classifiers import MOMENTUM, logistic_regression, scikit_learn, train_together
 from opendino.features.train_val_features import train_val_features
-from opendino.features.view_features import views
+from opendino.features.view_features import RandomCrops, view_features
 from opendino.models import classifier
 from opendino.models.classifier import Classifier
 from opendino.models.feature_tokens import Tokens, num_blocks
@@ -117,19 +117,16 @@ def evaluate(config: Config) -> Report:
     found = accuracy(trainer.scores(final, val), val.labels_by(classes))
 
     notes = data.notes + ([NO_TOP5] if found.top5 is None else [])
-    how = f"SGD, momentum {MOMENTUM}, cosine over {config.epochs} epochs, batches of {config.batch}, learning rate"
-    chosen = "chosen on a tenth of the training images, then trained on all of them"
     crops = "random crops and flips" if config.augment else "center crops"
     lines = [
         f"linear probe of {config.model}: {len(train):,} images of {data.data}, {len(classes)} classes",
         f"evaluated on {len(val):,} images of {data.origin}",
         *notes,
         f"protocol {protocol}: {tokens} of {model.backbone.name}, {crops}",
-        f"{how if config.solver == 'sgd' else 'logistic regression by L-BFGS, C'} {strength:g}"
-        + (f", {chosen}; {len(candidates)} candidates" if len(candidates) > 1 else ""),
+        _describe_solver(config, strength, len(candidates)),
         f"top-1 {found.top1:.2f}% ± {found.standard_error:.2f}   balanced {found.balanced_accuracy:.2f}%"
         + (f"   top-5 {found.top5:.2f}%" if found.top5 is not None else ""),
-        yardstick(found.fields),
+        baseline_text(found.fields),
     ]
     fields = {
         **found.fields, "protocol": protocol, "tokens": str(tokens), "solver": config.solver,
@@ -147,6 +144,14 @@ def evaluate(config: Config) -> Report:
         classifier.save(out, model, final, found.fields | {name: fields[name] for name in ("protocol", "num_train")})
         lines.append(f"use it: opendino predict {config.out} DATA")
     return Report("\n".join(lines), fields)
+
+
+def _describe_solver(config: Config, strength: float, num_candidates: int) -> str:
+    how = "logistic regression by L-BFGS, C"
+    if config.solver == "sgd":
+        how = f"SGD, momentum {MOMENTUM}, cosine over {config.epochs} epochs, batches of {config.batch}, learning rate"
+    chosen = f", chosen on a tenth of the training images, then trained on all of them; {num_candidates} candidates"
+    return f"{how} {strength:g}{chosen if num_candidates > 1 else ''}"
 
 
 @dataclass(frozen=True)
@@ -223,11 +228,8 @@ class _Trainer:
         number = {name: i for i, name in enumerate(self.classes)}
         # Labels of the source, renumbered by the classes of the training table.
         renumbered = torch.tensor([number.get(name, -1) for name in self.source.classes], device=self.device)
-        stream = views(
-            self.model, self.source, rows.indices.tolist(), [_CROP], self.all_tokens, batch, self.config.epochs,
-            self.config.seed, self.config.workers,
-        )  # fmt: skip
-        for features, labels in stream:
+        crops = RandomCrops((_CROP,), batch, self.config.epochs, self.config.seed, self.config.workers)
+        for features, labels in view_features(self.model, self.source, rows.indices.tolist(), crops, self.all_tokens):
             yield features[0].float(), renumbered[labels]
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from opendino.config import Config as RunConfig
 from opendino.core import atomic_write
-from opendino.core.accuracy import yardstick
+from opendino.core.accuracy import baseline_text
 from opendino.core.errors import unknown
 from opendino.core.ranges import Checked, Count, Repeats, Workers
 from opendino.core.types import Report
@@ -154,7 +154,7 @@ def _outcome(setting: str, config: RunConfig, rows: list[dict[str, Any]]) -> dic
         "knn": knn["teacher"],
         "untrained": knn["untrained"],
         "balanced_accuracy": (rows[-1].get("balanced_accuracy") or {}).get("teacher"),
-        "yardstick": yardstick(rows[-1]),
+        "baseline_text": baseline_text(rows[-1]),
         "effective_rank": rows[-1]["effective_rank"],
         "curves": {
             name: ([row["step"] for row in steps], [row[name] for row in steps])
@@ -199,7 +199,7 @@ def _table(settings: list[str], found: list[dict[str, Any]], detection: dict[str
             f"Untrained network: k-NN {untrained:.1f} %. Collapsed runs correctly diagnosed within their first third: "
             f"{d['named_rightly_in_first_third']} of {d['collapsed']}. Healthy runs without "
             f"any collapse warning: {d['silent']} of {d['healthy']}.",
-            *([f"k-NN of each run: {found[0]['yardstick']}."] if found[0]["yardstick"] else []),
+            *([f"k-NN of each run: {found[0]['baseline_text']}."] if found[0]["baseline_text"] else []),
         ]
     )
 

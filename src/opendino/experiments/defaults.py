@@ -15,7 +15,7 @@ from typing import Any
 
 from opendino.config import Config as RunConfig
 from opendino.core import atomic_write
-from opendino.core.accuracy import yardstick
+from opendino.core.accuracy import baseline_text
 from opendino.core.errors import unknown
 from opendino.core.ranges import Checked, Count, Repeats, Workers
 from opendino.core.types import Report
@@ -111,8 +111,9 @@ def _outcome(trial: TrialRun, rows: list[dict[str, Any]]) -> dict[str, Any]:
     named = {verdict.name for row in rows if "loss" in row and (verdict := monitor.watch(row))}
     knn = [row["knn"] for row in rows if "knn" in row][-1]
     also = {
-        "balanced_accuracy": (rows[-1].get("balanced_accuracy") or {}).get("teacher"), "yardstick": yardstick(rows[-1]),
-    }  # fmt: skip
+        "balanced_accuracy": (rows[-1].get("balanced_accuracy") or {}).get("teacher"),
+        "baseline_text": baseline_text(rows[-1]),
+    }
     rank = rows[-1]["effective_rank"]
     return {"seed": trial.config.seed, "knn": knn, "effective_rank": rank, "named": sorted(named), **also}
 
@@ -132,6 +133,6 @@ def _table(found: list[dict[str, Any]]) -> str:
         lines.append(f"| {' | '.join(cells)} |")
     before = [run["knn"] for each in found for run in each["runs"]]
     lines += ["", *(f"{name}: {mean(knn[name] for knn in before):.1f} %. " for name in ("untrained", "pixels"))]
-    if yardstick_text := found[0]["runs"][0]["yardstick"]:
-        lines.append(f"k-NN of each run: {yardstick_text}.")
+    if comparison := found[0]["runs"][0]["baseline_text"]:
+        lines.append(f"k-NN of each run: {comparison}.")
     return "\n".join(lines)

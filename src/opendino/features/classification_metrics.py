@@ -10,7 +10,7 @@ from torch import Tensor
 from opendino.core.accuracy import Accuracy
 
 
-def place(scores: Tensor, truth: Tensor) -> Tensor:
+def true_class_rank(scores: Tensor, truth: Tensor) -> Tensor:
     """Rank of the true class: number of classes with a larger score, or with an equal score and a lower number.
 
     Args:
@@ -30,15 +30,15 @@ def place(scores: Tensor, truth: Tensor) -> Tensor:
 
 
 def accuracy(scores: Tensor, truth: Tensor) -> Accuracy:
-    """Accuracy of scores float `[Q C]` for true classes int64 `[Q]`; see `place`."""
-    return accuracy_of(place(scores, truth), truth, scores.shape[1])
+    """Accuracy of scores float `[Q C]` for true classes int64 `[Q]`; see `true_class_rank`."""
+    return accuracy_of(true_class_rank(scores, truth), truth, scores.shape[1])
 
 
-def accuracy_of(places: Tensor, truth: Tensor, num_classes: int, most: int = 5) -> Accuracy:
+def accuracy_of(ranks: Tensor, truth: Tensor, num_classes: int, most: int = 5) -> Accuracy:
     """Accuracy from ranks of the true classes.
 
     Args:
-        places: int64 `[Q]`, ranks from `place`.
+        ranks: int64 `[Q]`, ranks from `true_class_rank`.
         truth: int64 `[Q]`, true classes of the queries, in any numbering.
         num_classes: C, number of classes that can be predicted.
         most: Number of classes that are ranked, if fewer than five.
@@ -48,12 +48,12 @@ def accuracy_of(places: Tensor, truth: Tensor, num_classes: int, most: int = 5) 
     """
     if not len(truth):
         return Accuracy(math.nan, None, math.nan, math.nan, 0)
-    correct, num = places < 1, len(truth)
+    correct, num = ranks < 1, len(truth)
     _, own, counts = truth.unique(return_inverse=True, return_counts=True)
     recall = torch.bincount(own, correct.double()) / counts
     return Accuracy(
         top1=100 * int(correct.sum()) / num,
-        top5=100 * int((places < min(5, most)).sum()) / num if num_classes > 5 else None,
+        top5=100 * int((ranks < min(5, most)).sum()) / num if num_classes > 5 else None,
         balanced_accuracy=100 * float(recall.mean()),
         majority=majority(truth),
         num_queries=num,

@@ -49,7 +49,7 @@ class EvalSet:
         """Whether there are labels and the bank has only one class."""
         return len(self.query_labels) > 0 and len(self.bank_labels.unique()) == 1
 
-    def seen(self) -> dict[str, int]:
+    def content_counts(self) -> dict[str, int]:
         """Counts over the crops of all ranks. Collective: every rank must call it.
 
         Returns:
@@ -67,9 +67,9 @@ class EvalSet:
         }  # fmt: skip
 
 
-def oddities(seen: Mapping[str, float]) -> str:
-    """Warning about the evaluation images from the counts of `EvalSet.seen`; empty if there is none."""
-    images, distinct, flat, copies = (int(seen.get(name, 0)) for name in ("images", "distinct", "flat", "copy"))
+def content_warning(counts: Mapping[str, float]) -> str:
+    """Warning about the evaluation images from the counts of `EvalSet.content_counts`; empty if there is none."""
+    images, distinct, flat, copies = (int(counts.get(name, 0)) for name in ("images", "distinct", "flat", "copy"))
     warnings = []
     if flat > images * _WARN_FRAC:
         warnings.append(f"{flat:,} of {images:,} have a single color")

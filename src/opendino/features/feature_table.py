@@ -5,17 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from opendino.core import distributed
 from opendino.core.contracts import Source
-from opendino.core.errors import UserError
-from opendino.data.decode import decode
 from opendino.data.sampler import permutation
-from opendino.features.image_stream import Bad, prefetch_images, skipped_message
+from opendino.features.image_stream import Bad, check_finite, encode_images, none_readable, skipped_message
 from opendino.models.feature_tokens import Tokens
 from opendino.models.load import Model
 
@@ -68,7 +66,6 @@ def hold_out(full: FeatureTable, share: float) -> tuple[FeatureTable, FeatureTab
     return full[~chosen], full[chosen]
 
 
-@torch.no_grad()
 def table(
     model: Model,
     source: Source,
@@ -98,35 +95,25 @@ def table(
     indices = range(len(source)) if indices is None else indices
     per_rank = -(-len(indices) // distributed.world_size())
     mine = indices[distributed.rank() * per_rank : (distributed.rank() + 1) * per_rank]
-    weight = next(model.backbone.parameters())
 
-    def load_image(position: int) -> Tensor:
-        return model.preprocess(Image.fromarray(decode(source.read(mine[position]))))
+    def network(images: list[Tensor]) -> Tensor:
+        return model.run(partial(tokens, model.backbone), torch.stack(images))  # [B D]
 
     rows = torch.empty(0, 0, dtype=dtype)
     kept: list[int] = []
     bad: Bad = []
-    for loaded, unreadable in prefetch_images(source, mine, load_image, batch, workers):
-        bad += unreadable
-        if loaded:
-            images = torch.stack([image for _, image in loaded])
-            found = tokens(model.backbone, images.to(weight.device, weight.dtype))
+    for part in encode_images(source, mine, lambda _, pixels: model.preprocess(pixels), network, batch, workers):
+        bad += part.bad
+        if part.output is not None:
             if not kept:  # the width is known from the first batch
-                rows = torch.empty(len(mine), found.shape[1], dtype=dtype)
-            rows[len(kept) : len(kept) + len(loaded)] = found
-            kept += [mine[position] for position, _ in loaded]
+                rows = torch.empty(len(mine), part.output.shape[1], dtype=dtype)
+            rows[len(kept) : len(kept) + len(part.positions)] = part.output
+            kept += [mine[position] for position in part.positions]
     width = max(distributed.all_gather_object([rows.shape[1]]))
     features = distributed.all_gather_rows(rows[: len(kept)].reshape(len(kept), width))
     kept, bad = distributed.all_gather_object(kept), distributed.all_gather_object(bad)
     if not kept:
-        example = f", e.g. {bad[0][0]}: {bad[0][1]}" if bad else ""
-        raise UserError(
-            f"None of the {len(indices)} images can be read{example}", "Check that the folder holds intact images"
-        )
-    if not all(part.isfinite().all() for part in features.split(2**16)):
-        raise UserError(
-            "The network's features are not finite (NaN or infinity)",
-            "Its weights are broken: use an earlier checkpoint",
-        )
+        raise none_readable(len(indices), bad)
+    check_finite(features)
     labels = torch.tensor([source.label(index) for index in kept])
     return FeatureTable(features, labels, torch.tensor(kept), source.classes, tuple(bad))

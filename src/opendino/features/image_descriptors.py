@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from opendino.core.contracts import Source
-from opendino.core.errors import UserError
-from opendino.data.decode import decode
 from opendino.data.open_source import open_source
-from opendino.features.image_stream import Bad, prefetch_images, skipped_message
+from opendino.features.image_stream import Bad, check_finite, encode_images, none_readable, skipped_message
 from opendino.models import whitening
 from opendino.models.global_descriptor import Descriptor
 
@@ -57,28 +56,26 @@ def describe_images(
     """
     indices = range(len(source)) if indices is None else indices
 
-    def load_views(position: int) -> list[Tensor]:
-        image = Image.fromarray(decode(source.read(indices[position])))
+    def prepare(position: int, pixels: np.ndarray) -> list[Tensor]:
+        image = Image.fromarray(pixels)
         return [descriptor.prepare(view) for view in (views(position, image) if views else [image])]
 
+    def network(images: list[list[Tensor]]) -> Tensor:
+        rows = _by_size(descriptor, [view for views_of_image in images for view in views_of_image], batch)
+        return torch.stack(rows).unflatten(0, (len(images), -1))  # [B V D]
+
     kept: list[int] = []
-    rows: list[Tensor] = []
+    features: list[Tensor] = []
     bad: Bad = []
-    for loaded, unreadable in prefetch_images(source, indices, load_views, batch):
-        bad += unreadable
-        kept += [position for position, _ in loaded]
-        rows += _by_size(descriptor, [view for _, images in loaded for view in images], batch)
-    if not rows:
-        raise UserError(
-            f"None of the {len(indices)} images can be read, e.g. {bad[0][0]}: {bad[0][1]}",
-            "Check that the folder holds intact images",
-        )
-    if not all(row.isfinite().all() for row in rows):
-        raise UserError(
-            "The network's features are not finite (NaN or infinity)",
-            "Its weights are broken: use an earlier checkpoint",
-        )
-    return ImageDescriptors(torch.stack(rows).unflatten(0, (len(kept), -1)), kept, bad)
+    for part in encode_images(source, indices, prepare, network, batch):
+        bad += part.bad
+        if part.output is not None:
+            kept += part.positions
+            features.append(part.output)
+    if not kept:
+        raise none_readable(len(indices), bad)
+    check_finite(*features)
+    return ImageDescriptors(torch.cat(features), kept, bad)
 
 
 def _by_size(descriptor: Descriptor, images: list[Tensor], batch: int) -> list[Tensor]:

@@ -1,64 +1,147 @@
-"""Read and process images in threads, one batch ahead of the network; unreadable images are collected."""
+"""The one loop from images to features: threads read ahead, the network runs on batches, bad images are collected."""
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import numpy as np
+from torch import Tensor
 
 from opendino.core import log
 from opendino.core.contracts import Source
-from opendino.core.errors import BadImage
+from opendino.core.errors import BadImage, UserError
+from opendino.core.ranges import cores
+from opendino.data.decode import decode
 
 T = TypeVar("T")
+U = TypeVar("U")
 Bad = list[tuple[str, str]]
 """(key, reason) of unreadable images."""
 
+_LOG_SECONDS = 30
 
-def prefetch_images(
+
+@dataclass(frozen=True)
+class Encoded(Generic[T, U]):
+    """A batch of consecutive images and what the network computed from them.
+
+    Attributes:
+        positions: Positions of the readable images in `indices`, ascending.
+        images: These images, prepared.
+        output: The result of the network for them; None if no image of the batch is readable.
+        bad: (key, reason) of the unreadable images.
+    """
+
+    positions: list[int]
+    images: list[T]
+    output: U | None
+    bad: Bad
+
+
+def encode_images(
     source: Source,
     indices: Sequence[int],
-    load: Callable[[int], T],
+    prepare: Callable[[int, np.ndarray], T],
+    network: Callable[[list[T]], U],
     batch: int,
     workers: int | None = None,
     within: int | None = None,
-) -> Iterator[tuple[list[tuple[int, T]], Bad]]:
-    """Apply `load` to images batch by batch in threads, prefetching the next batch. Logs progress every 30 s.
+) -> Generator[Encoded[T, U], None, None]:
+    """Read, decode and prepare images in threads, and run a network on them batch by batch.
+
+    While the network runs, the next batch is prepared. A batch has fewer images where some are unreadable.
 
     Args:
         source: The images.
-        indices: Positions of the images to use.
-        load: Position in `indices` → result for that image; may raise `BadImage`.
+        indices: Indices of the images to use, in output order.
+        prepare: (position in `indices`, uint8 `[H W 3]`) → the image as `network` takes it. Runs in threads; may raise
+            `BadImage`.
+        network: Function of one or more prepared images; see `Model.run` for device and precision.
         batch: Images per batch.
-        workers: Number of threads; None for Python's default.
-        within: Batches do not cross multiples of this many positions.
+        workers: Number of threads; None for four more than there are cores.
+        within: Batches do not cross multiples of this many positions; None: no limit.
 
     Yields:
-        [(position, result)] of the readable images of a batch, in order, and (key, reason) of the unreadable ones.
+        One `Encoded` per batch, in order.
     """
 
-    def load_or_error(position: int) -> T | BadImage:
+    def load(position: int) -> T:
+        return prepare(position, decode(source.read(indices[position])))
+
+    section = within or max(1, len(indices))
+    loaded = read_ahead(load, len(indices), workers, batch)
+    for start in range(0, len(indices), section):
+        stop = min(start + section, len(indices))
+        for first in range(start, stop, batch):
+            positions, images, bad = [], [], []
+            for position, found in itertools.islice(loaded, min(batch, stop - first)):
+                if isinstance(found, BadImage):
+                    bad.append((source.key(indices[position]), str(found)))
+                else:
+                    positions.append(position)
+                    images.append(found)
+            yield Encoded(positions, images, network(images) if images else None, bad)
+
+
+def read_ahead(
+    load: Callable[[int], T], num: int, workers: int | None = None, ahead: int = 64
+) -> Generator[tuple[int, T | BadImage], None, None]:
+    """Call `load` for 0 … num - 1 in threads. Logs progress every 30 s.
+
+    Args:
+        load: May raise `BadImage`, which becomes the result.
+        num: Number of calls.
+        workers: Number of threads; None for four more than there are cores.
+        ahead: Number of calls that run or wait ahead of the last result, if there are not more threads.
+
+    Yields:
+        (number, result), in order.
+    """
+
+    def load_or_error(number: int) -> T | BadImage:
         try:
-            return load(position)
+            return load(number)
         except BadImage as error:
             return error
 
-    positions = range(len(indices))
-    sections = [positions[start : start + within] for start in positions[::within]] if within else [positions]
-    batches = [section[start : start + batch] for section in sections for start in range(0, len(section), batch)]
+    workers = workers or min(32, cores() + 4)
+    pool, pending = ThreadPoolExecutor(workers), deque[Future[T | BadImage]]()
     began = last_log = time.monotonic()
-    with ThreadPoolExecutor(workers) as pool:
-        pending = pool.map(load_or_error, batches[0]) if batches else iter(())
-        for current, following in zip(batches, [*batches[1:], range(0)], strict=bool(batches)):
-            # Submit the next batch before this one is yielded, so that threads work while the network runs.
-            results, pending = list(zip(current, pending, strict=True)), pool.map(load_or_error, following)
-            bad = [(source.key(indices[i]), str(found)) for i, found in results if isinstance(found, BadImage)]
-            yield [(i, found) for i, found in results if not isinstance(found, BadImage)], bad
-            if time.monotonic() - last_log > 30 and following:
-                last_log = time.monotonic()
-                rate = current.stop / (last_log - began)
-                log.say(f"{current.stop:,} of {len(indices):,} images processed, {rate:,.1f}/s")
+    try:
+        for number in range(num):
+            while len(pending) <= max(ahead, workers) and number + len(pending) < num:
+                pending.append(pool.submit(load_or_error, number + len(pending)))
+            yield number, pending.popleft().result()
+            if (now := time.monotonic()) - last_log > _LOG_SECONDS and number + 1 < num:
+                last_log = now
+                log.say(f"{number + 1:,} of {num:,} images processed, {(number + 1) / (now - began):,.1f}/s")
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def check_finite(*features: Tensor) -> None:
+    """Check the output of a network.
+
+    Raises:
+        UserError: A value is NaN or infinite.
+    """
+    # In chunks: the mask of a whole table would take a quarter of its memory.
+    if not all(part.isfinite().all() for tensor in features for part in tensor.split(2**16)):
+        raise UserError(
+            "The features of the network are NaN or infinite", "Its weights are broken: use an earlier checkpoint"
+        )
+
+
+def none_readable(num: int, bad: Sequence[tuple[str, str]]) -> UserError:
+    """The error for `num` images of which none is readable; `bad` has (key, reason) of one or more."""
+    example = f", e.g. {bad[0][0]}: {bad[0][1]}" if bad else ""
+    return UserError(f"None of the {num} images can be read{example}", "Check that the images are intact")
 
 
 def skipped_message(bad: Sequence[tuple[str, str]]) -> str:

@@ -8,7 +8,7 @@ from torch import Tensor
 from opendino.models.load import Model
 
 
-def of_cls(model: Model, images: Tensor, grid: tuple[int, int]) -> Tensor:
+def cls_attention(model: Model, images: Tensor, grid: tuple[int, int]) -> Tensor:
     """Attention of the CLS token to the patches in the last block, without CLS itself and registers.
 
     Args:
@@ -29,7 +29,7 @@ def of_cls(model: Model, images: Tensor, grid: tuple[int, int]) -> Tensor:
     return attention[:, :, 0, -num_patches:].unflatten(-1, grid).float().cpu()
 
 
-def of_mean(patches: Tensor, grid: tuple[int, int]) -> Tensor:
+def contribution_to_mean(patches: Tensor, grid: tuple[int, int]) -> Tensor:
     """Contribution of each position to the average-pooled feature, for networks such as ResNets.
 
     With z the mean of the N features x, the contribution of a position is x·z / (N z·z). Contributions sum to 1; one

@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from opendino.models.build import build_on_meta, materialize
 from opendino.models.description import DESCRIPTION, NETWORKS, read_description
 from opendino.models.weights import check_weights, load_foreign_weights, read_shapes, read_weights, write_weights
 
+T = TypeVar("T")
 CLASSIFIER = "classifier.safetensors"
 ImageInput = Image.Image | str | Path | np.ndarray | Tensor
 Images = ImageInput | Sequence[ImageInput]
@@ -102,11 +103,11 @@ class Model:
         if not len(inputs):
             raise UserError("There are no images to embed: the list is empty", "Give one image or more")
         chunks = [inputs[start : start + batch] for start in range(0, len(inputs), batch)]
-        return torch.cat([self._run(lambda tensor: self.backbone([tensor])[0], chunk) for chunk in chunks])
+        return torch.cat([self.run(lambda tensor: self.backbone([tensor])[0], chunk) for chunk in chunks])
 
     def features(self, images: Images) -> Features:
         """All tokens of the last block (CLS, registers, patches) in one forward pass."""
-        return self._run(self.backbone.features, images)
+        return self.run(self.backbone.features, images)
 
     def attention(self, images: Images) -> Tensor:
         """Self-attention weights of the last block, `[B heads T T]`; T counts CLS, registers and patches.
@@ -114,7 +115,7 @@ class Model:
         Raises:
             NotImplementedError: The backbone has no self-attention.
         """
-        return self._run(self.backbone.attention, images)
+        return self.run(self.backbone.attention, images)
 
     def to(self, device: str | torch.device) -> Model:
         """Move the backbone to a device and return this model."""
@@ -122,12 +123,15 @@ class Model:
         return self
 
     @torch.no_grad()
-    def _run(self, function: Callable[[Tensor], Any], images: Images) -> Any:
+    def run(self, function: Callable[[Tensor], T], images: Images) -> T:
+        """Call a function of the backbone on images `[B 3 H W]`, on its device, in its dtype, without gradients."""
         weight = next(self.backbone.parameters())
         inputs = _as_list(images)
         if not isinstance(inputs, Tensor):
             inputs = torch.stack([self.preprocess(image) for image in inputs])  # [B 3 H W]
-        return function(inputs.to(weight.device, weight.dtype))
+        if weight.is_cuda and not inputs.is_cuda:
+            inputs = inputs.pin_memory()  # a faster copy, and the next batch is prepared meanwhile
+        return function(inputs.to(weight.device, weight.dtype, non_blocking=weight.is_cuda))
 
 
 def _as_list(images: Images) -> Sequence[ImageInput] | Tensor:

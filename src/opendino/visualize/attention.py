@@ -5,7 +5,7 @@ map the smallest set of patches that holds the fraction `--mass` of it, in color
 set is 12 % of all patches. As in visualize_attention.py of DINO v1: last block, CLS token, nearest neighbor upsampling;
 unlike there the aspect ratio is kept, register tokens are excluded, and the threshold is on by default. Networks
 without CLS attention, such as ResNets, show the contribution of each position to the mean feature, see
-`models/attention_maps.py: of_mean`.
+`models/attention_maps.py: contribution_to_mean`.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from opendino.core.errors import UsageError
 from opendino.core.ranges import Checked, CountOrZero, FractionAboveZero, PixelSize
 from opendino.core.types import Report
 from opendino.data.image_list import open_image_list
-from opendino.features.image_stream import Bad, skipped_message
+from opendino.features.image_stream import Bad, none_readable, skipped_message
 from opendino.models.attention_maps import keep_mass
 from opendino.models.load import load
 from opendino.visualize.drawing import tile_grid
-from opendino.visualize.drawing.image_encoder import ImageEncoder, each, none_read, write_each
+from opendino.visualize.drawing.image_encoder import ImageEncoder, encode_each, write_each
 from opendino.visualize.drawing.tile_grid import Sheet, Tile
 
 MOST = 16
@@ -80,8 +80,7 @@ def show(config: Config) -> Report:
     began, bad, image_fields = time.monotonic(), Bad(), list[dict[str, Any]]()
 
     def drawn_rows() -> Iterator[tuple[str, list[list[Tile | None]]]]:
-        for index, image in each(source, encoder, bad):
-            maps = encoder.attention(image)
+        for index, image, maps in encode_each(encoder, encoder.attention, source, bad):
             kept = keep_mass(maps.mean(0).flatten(), config.mass)
             key, heads = source.key(index), _selected_heads(config.heads, len(maps))
             image_fields.append({"image": key, "grid": list(maps.shape[1:]), "kept_frac": kept.float().mean().item()})
@@ -94,7 +93,7 @@ def show(config: Config) -> Report:
         Sheet(rows).save(path)
         paths = [str(path)]
     if not image_fields:
-        raise none_read(bad)
+        raise none_readable(len(source), bad)
     where = paths[0] if len(paths) == 1 else f"{len(paths)} images in {path}"
     lines = [f"{encoder.quantity}, {len(image_fields)} image{'s' * (len(image_fields) > 1)} → {where}"]
     lines += [f"'{config.mass:.0%} in 12%': 12 % of the patches hold {config.mass:.0%} of the attention"]

@@ -50,7 +50,7 @@ class Config(Checked):
 
 
 @dataclass(frozen=True)
-class Seen:
+class RunBatches:
     """Training data of a run; the caller builds it from the settings of the run.
 
     Attributes:
@@ -65,7 +65,7 @@ class Seen:
     teacher: str
 
 
-def show(config: Config, seen: Seen) -> Report:
+def show(config: Config, run: RunBatches) -> Report:
     """Draw the views of a step.
 
     Raises:
@@ -73,24 +73,24 @@ def show(config: Config, seen: Seen) -> Report:
         UserError: The images cannot be read.
     """
     path = tile_grid.out(config.out, tile_grid.PICTURES)
-    if config.step >= seen.steps:
-        raise UsageError(f"--step is {config.step} and the run has {seen.steps:,} steps", f"Use 0 to {seen.steps - 1}")
-    batch = seen.batches[config.step * seen.batches.micro_batches]
+    if config.step >= run.steps:
+        raise UsageError(f"--step is {config.step} and the run has {run.steps:,} steps", f"Use 0 to {run.steps - 1}")
+    batch = run.batches[config.step * run.batches.micro_batches]
     if isinstance(batch, UserError):
         raise batch
     batch = first(batch, config.images)
-    epoch = config.step // seen.batches.steps_per_epoch
-    spec, places = seen.batches.spec, range(len(batch.indices))
+    epoch = config.step // run.batches.steps_per_epoch
+    spec, places = run.batches.spec, range(len(batch.indices))
     Sheet([row for place in places for row in tiles(batch, place, spec, config.stages)]).save(path)
-    source = seen.batches.images.source
+    source = run.batches.images.source
     image_fields = [
         {"image": source.key(int(batch.indices[place])), "views": choices(batch, place)} for place in places
     ]
     lines = [f"step {config.step} (epoch {epoch}), {len(image_fields)} image{'s' * (len(image_fields) > 1)} → {path}"]
-    lines += [f"the student gets {seen.student}, the teacher {seen.teacher}"]
+    lines += [f"the student gets {run.student}, the teacher {run.teacher}"]
     lines += [f"note: {skipped_message(batch.bad)}"] * bool(batch.bad)
     found = {"paths": [str(path)], "step": config.step, "epoch": epoch, "images": image_fields}
-    return Report("\n".join(lines), found | {"student": seen.student, "teacher": seen.teacher})
+    return Report("\n".join(lines), found | {"student": run.student, "teacher": run.teacher})
 
 
 def first(batch: Batch, number: int) -> Batch:

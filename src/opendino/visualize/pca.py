@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -23,10 +24,10 @@ from opendino.core.errors import UsageError
 from opendino.core.ranges import Checked, PixelSize
 from opendino.core.types import Report
 from opendino.data.image_list import open_image_list
-from opendino.features.image_stream import Bad, skipped_message
+from opendino.features.image_stream import Bad, none_readable, skipped_message
 from opendino.models.load import load
 from opendino.visualize.drawing import tile_grid
-from opendino.visualize.drawing.image_encoder import ImageEncoder, each, none_read, write_each
+from opendino.visualize.drawing.image_encoder import ImageEncoder, encode_each, write_each
 from opendino.visualize.drawing.pca_colors import Foreground, PCABasis, fit
 from opendino.visualize.drawing.tile_grid import Sheet, Tile
 
@@ -70,17 +71,18 @@ def show(config: Config) -> Report:
     encoder = ImageEncoder(load(config.model, config.which).to(distributed.device(config.device)), config.size_px)
     began, bad = time.monotonic(), Bad()
     sample = np.unique(np.linspace(0, len(source) - 1, min(len(source), _FITTED)).round().astype(int)).tolist()
-    fitted = {index: (image, encoder.patches(image)) for index, image in each(source, encoder, bad, sample)}
+    encode = partial(encode_each, encoder, encoder.patches, source, bad)
+    fitted = {index: (image, patches) for index, image, patches in encode(sample)}
     if not fitted:
-        raise none_read(bad)
+        raise none_readable(len(sample), bad)
     basis = fit([patches for _, patches in fitted.values()], config.foreground)
 
     def drawn_tiles() -> Iterator[tuple[str, list[Tile]]]:
         for index, (image, patches) in fitted.items():
             yield source.key(index), tiles(image, patches, basis, Path(source.key(index)).stem)
         others = sorted(set(range(len(source))) - set(sample))
-        for index, image in each(source, encoder, bad, others):
-            yield source.key(index), tiles(image, encoder.patches(image), basis, Path(source.key(index)).stem)
+        for index, image, patches in encode(others):
+            yield source.key(index), tiles(image, patches, basis, Path(source.key(index)).stem)
 
     if into_folder:
         paths = write_each(drawn_tiles(), path, lambda image_tiles, to: Sheet([image_tiles]).save(to))

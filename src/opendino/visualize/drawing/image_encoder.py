@@ -13,10 +13,9 @@ from torch import Tensor
 
 from opendino.core.contracts import Source
 from opendino.core.errors import BadImage, UserError
-from opendino.data.decode import decode
 from opendino.data.source_files import printable
-from opendino.features.image_stream import Bad, prefetch_images
-from opendino.models.attention_maps import of_cls, of_mean
+from opendino.features.image_stream import Bad, check_finite, encode_images
+from opendino.models.attention_maps import cls_attention, contribution_to_mean
 from opendino.models.global_descriptor import side_step
 from opendino.models.load import Model
 from opendino.models.patch_inputs import patch_px, to_network_input
@@ -25,6 +24,7 @@ T = TypeVar("T")
 _MAX_ELONGATION = 16
 """Maximum aspect ratio: resizing the shorter side of a more extreme image would give millions of patches."""
 _NAME_BYTES = 150
+_WORKERS = 8  # so many large images are decoded at a time
 
 
 class ImageEncoder:
@@ -80,13 +80,13 @@ class ImageEncoder:
         pixels = to_network_input(np.array(image), self.model)
         if self.quantity != _CONTRIBUTION:
             try:
-                found = of_cls(self.model, pixels, (image.height // self.patch_px, image.width // self.patch_px))
+                found = cls_attention(self.model, pixels, (image.height // self.patch_px, image.width // self.patch_px))
                 self.quantity = _ATTENTION
                 return _finite(found[0])
             except NotImplementedError:
                 self.quantity = _CONTRIBUTION
         features = self.model.features(pixels)
-        return _finite(of_mean(features.patches, features.grid)[0])
+        return _finite(contribution_to_mean(features.patches, features.grid)[0])
 
     def patches(self, image: Image.Image) -> Tensor:
         """Patch features of a prepared image after the last norm, float32 `[rows columns D]` on the CPU."""
@@ -98,31 +98,41 @@ _ATTENTION = "attention of the CLS token in the last block"
 _CONTRIBUTION = "contribution of each position to the mean of the last feature map (this network has no CLS attention)"
 
 
-def each(
-    source: Source, encoder: ImageEncoder, bad: Bad, indices: Sequence[int] | None = None
-) -> Iterator[tuple[int, Image.Image]]:
-    """(index, prepared image) of a source, decoded in advance; unreadable images are added to `bad`."""
+def encode_each(
+    encoder: ImageEncoder,
+    function: Callable[[Image.Image], Tensor],
+    source: Source,
+    bad: Bad,
+    indices: Sequence[int] | None = None,
+) -> Iterator[tuple[int, Image.Image, Tensor]]:
+    """Encode the images of a source one by one; threads prepare the next ones.
+
+    Args:
+        encoder: Prepares the images.
+        function: `attention` or `patches` of the encoder.
+        source: The images.
+        bad: Unreadable images are added to it.
+        indices: Indices of the images to use; None for all.
+
+    Yields:
+        (index, prepared image, output of the function) of each readable image.
+    """
     indices = range(len(source)) if indices is None else indices
-
-    def load_image(position: int) -> Image.Image:
-        return encoder.prepare(Image.fromarray(decode(source.read(indices[position]))))
-
-    for loaded, unread in prefetch_images(source, indices, load_image, batch=8):
-        bad += unread
-        for position, image in loaded:
-            yield indices[position], image
-
-
-def none_read(bad: Bad) -> UserError:
-    """The error for a source without readable images."""
-    return UserError(f"No image can be read, e.g. {bad[0][0]}: {bad[0][1]}", "Check that the images are intact")
+    for part in encode_images(
+        source,
+        indices,
+        prepare=lambda _, pixels: encoder.prepare(Image.fromarray(pixels)),
+        network=lambda images: function(images[0]),
+        batch=1,
+        workers=_WORKERS,
+    ):
+        bad += part.bad
+        if part.output is not None:
+            yield indices[part.positions[0]], part.images[0], part.output
 
 
 def _finite(found: Tensor) -> Tensor:
-    if not found.isfinite().all():
-        raise UserError(
-            "The features of the network are NaN or infinite", "Its weights are broken; use an earlier checkpoint"
-        )
+    check_finite(found)
     return found
 
 
