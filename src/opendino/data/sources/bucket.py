@@ -16,8 +16,8 @@ from opendino.core.errors import BadImage, UserError
 from opendino.data import remote_files
 from opendino.data.download import Unreachable
 from opendino.data.source_files import (
+    FolderClasses,
     check_size,
-    class_level,
     is_hidden,
     is_image,
     log_unsupported,
@@ -53,8 +53,8 @@ class BucketSource(Source):
             raise no_images(printable(address), others)
         log_unsupported(printable(address), others)
         self._paths = list(self._sizes)
-        self._level, self.classes = class_level(self._paths)
-        self._label = {name: label for label, name in enumerate(self.classes)}
+        self._classes = FolderClasses.of(self._paths)
+        self.classes = self._classes.names
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -65,7 +65,7 @@ class BucketSource(Source):
 
     def label(self, index: int) -> int:
         """The class, from the folders in the path; -1 if there is none."""
-        return self._label.get(self._paths[index].split("/", 2)[self._level], -1) if self._label else -1
+        return self._classes.label(self._paths[index])
 
     def read(self, index: int) -> bytes:
         """The bytes of the file.

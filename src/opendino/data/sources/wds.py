@@ -36,7 +36,8 @@ from opendino.data.download import (
     is_remote,
     stamp,
 )
-from opendino.data.shards import NameRule, Shards
+from opendino.data.shard_index import NameRule
+from opendino.data.shards import Shards
 from opendino.data.source_files import detect_layout, exists, is_folder, is_hidden, printable, suffix
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
