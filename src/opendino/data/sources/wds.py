@@ -27,15 +27,8 @@ import numpy as np
 from opendino.core.contracts import Source
 from opendino.core.errors import UsageError
 from opendino.data import remote_files
-from opendino.data.download import (
-    Unreachable,
-    cached_file,
-    download,
-    download_optional,
-    forget_changed,
-    is_remote,
-    stamp,
-)
+from opendino.data.download import Unreachable, download, download_optional, is_remote
+from opendino.data.download_cache import cached_file, forget_changed, stamp
 from opendino.data.shard_index import NameRule
 from opendino.data.shards import Shards
 from opendino.data.source_files import detect_layout, exists, is_folder, is_hidden, printable, suffix
