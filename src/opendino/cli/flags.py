@@ -129,8 +129,8 @@ def _one_line(event: _errors.ParseErrorEvent, args: list[str], see_help: str) ->
             return UsageError(f"{flag} is {shown(event.value)}", f"Choose from {', '.join(choices)}")
         case _errors.BadValue(argument=argument):
             number = argument.lowered.nargs
-            values = "1 value" if number == 1 else f"{number} values"
-            return UsageError(f"{argument.lowered.name_or_flags[-1]} lacks a value", f"Expected {values}")
+            hint = see_help if number == 1 else f"Expected {number} values"
+            return UsageError(f"{argument.lowered.name_or_flags[-1]} lacks a value", hint)
         case _errors.InstantiationFailure(argument=argument) if argument is not None:
             return _of_wrong_type(argument.lowered.name_or_flags, str(argument.lowered.metavar), args, see_help)
         case _:

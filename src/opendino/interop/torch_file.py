@@ -2,7 +2,7 @@
 
 Such a file is a pickle that refers to raw storages. Since PyTorch 1.6 (2020) both are members of an uncompressed .zip;
 before, the storages followed the pickle. `core.safe_pickle` executes the pickle; the only globals it may use are those
-in `_GLOBALS`, each mapped to a function of ours. Why not `torch.load(weights_only=True)`: docs/decisions/0017.
+in `_GLOBALS`, each mapped to a function of ours. Why not `torch.load(weights_only=True)`: docs/decisions/0018.
 """
 
 from __future__ import annotations
