@@ -204,18 +204,13 @@ def _encoded(text: str, encoding: str) -> bytes:
     return text.encode("latin-1")
 
 
+_ARRAYS: dict[str, Callable[..., Any]] = {
+    "multiarray _reconstruct": lambda *_: _Array(),
+    "multiarray scalar": lambda dtype, raw: _numbers(raw, dtype, (1,))[0],
+    "numeric _frombuffer": lambda raw, dtype, shape, order: _Array(_numbers(raw, dtype, shape, str(order))),
+}
 NUMPY: dict[str, Callable[..., Any] | None] = {
-    **{f"numpy.{core}.multiarray _reconstruct": lambda *_: _Array() for core in ("core", "_core")},
-    **{
-        f"numpy.{core}.multiarray scalar": lambda dtype, raw: _numbers(raw, dtype, (1,))[0]
-        for core in ("core", "_core")
-    },
-    **{
-        f"numpy.{core}.numeric _frombuffer": lambda raw, dtype, shape, order: _Array(
-            _numbers(raw, dtype, shape, str(order))
-        )
-        for core in ("core", "_core")
-    },
+    **{f"numpy.{core}.{name}": function for core in ("core", "_core") for name, function in _ARRAYS.items()},
     "numpy dtype": lambda code, *_: _Dtype(str(code)),
     "numpy ndarray": None,
     "_codecs encode": _encoded,

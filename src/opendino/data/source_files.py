@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import re
 import stat
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -145,7 +143,6 @@ def check_size(num_bytes: int) -> None:
         raise BadImage(f"{num_bytes / 2**20:.0f} MB, more than {MAX_BYTES // 2**20}")
 
 
-@dataclass(frozen=True)
 class FolderClasses:
     """Classes of images from the folders in their paths; the same rule for folders, archives and buckets.
 
@@ -153,13 +150,18 @@ class FolderClasses:
     level folders are splits (`train`, `val`, `test`, …), the second level is used in the same way. Images in a folder
     called `unlabeled` or `unsup` have no class.
 
-    Attributes:
+    Args:
         level: 0 or 1, the level of the folders that name the classes.
         folders: Sorted names of these folders; empty if the images have no classes.
+
+    Attributes:
+        names: Names of the classes as valid UTF-8 text.
     """
 
-    level: int
-    folders: tuple[str, ...]
+    def __init__(self, level: int, folders: tuple[str, ...]) -> None:
+        self.level, self.folders = level, folders
+        self.names = tuple(map(printable, folders))
+        self._labels = {name: label for label, name in enumerate(folders)}
 
     @classmethod
     def of(cls, paths: Iterable[str]) -> FolderClasses:
@@ -172,18 +174,9 @@ class FolderClasses:
             return cls(level, ())
         return cls(level, tuple(sorted(name for name in found if name.lower() not in _NO_CLASS)))
 
-    @functools.cached_property
-    def names(self) -> tuple[str, ...]:
-        """Names of the classes as valid UTF-8 text."""
-        return tuple(map(printable, self.folders))
-
-    @functools.cached_property
-    def _labels(self) -> dict[str, int]:
-        return {name: label for label, name in enumerate(self.folders)}
-
     def label(self, path: str) -> int:
         """Index of an image's class by its path; -1 if it has none."""
-        return self._labels.get(path.split("/", 2)[self.level], -1) if self.folders else -1
+        return self._labels.get(path.split("/", 2)[self.level], -1) if self._labels else -1
 
 
 def _folder(path: str, level: int) -> str:

@@ -7,9 +7,8 @@ cache: for more than a few thousand images, write shards first with `opendino pa
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from typing import Any, final
+from typing import final
 
 from opendino.core.contracts import Source
 from opendino.core.errors import BadImage, UserError
@@ -39,7 +38,7 @@ class BucketSource(Source):
     """
 
     def __init__(self, address: str) -> None:
-        self._address, self._files, self._pid = address.rstrip("/"), None, 0
+        self._address = address.rstrip("/")
         found = {
             path: num_bytes
             for path, num_bytes in remote_files.list_files(address).items()
@@ -77,21 +76,12 @@ class BucketSource(Source):
         size = self._sizes[path]
         check_size(size)
         try:
-            data = remote_files.read(self._filesystem(), f"{self._address}/{path}", size)
+            data = remote_files.read(f"{self._address}/{path}", size)
         except Unreachable as error:
             raise BadImage(str(error)) from error
         if len(data) != size:
             raise BadImage("the file has changed since it was listed")
         return data
-
-    def _filesystem(self) -> Any:
-        """The file system, opened by this process: its connections and threads do not survive a fork."""
-        if self._files is None or self._pid != os.getpid():
-            self._files, self._pid = remote_files.filesystem(self._address), os.getpid()
-        return self._files
-
-    def __getstate__(self) -> dict[str, object]:
-        return self.__dict__ | {"_files": None}
 
 
 def matches(data: str) -> bool:

@@ -143,7 +143,7 @@ def _download_small(shard: str, beside: Callable[[str], str]) -> bytes | None:
         address, mark, query = shard.partition("?")
         return download_optional(f"{beside(address)}{mark}{query}")
     with contextlib.suppress(Unreachable):
-        return remote_files.read(remote_files.filesystem(shard), beside(shard))
+        return remote_files.read(beside(shard))
     return None
 
 
