@@ -26,7 +26,7 @@ _INSTRUCTIONS = """
     STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8
     EMPTY_LIST LIST APPEND APPENDS EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_DICT DICT GLOBAL STACK_GLOBAL BINPERSID
 """
-"""Instructions that are executed as Python executes them; `_Machine` has its own versions of seven more."""
+"""Instructions that are executed as Python executes them; `_Machine` has its own versions of six more."""
 _DAMAGE_ERRORS = (
     pickle.UnpicklingError, EOFError, struct.error, LookupError, TypeError, AttributeError, OverflowError, RuntimeError,
 )  # fmt: skip
@@ -59,7 +59,7 @@ class Forbidden(ValueError):
 def loads(data: bytes) -> Any:
     """Read a pickle of numbers, strings, lists, tuples, dicts and numeric NumPy arrays (returned as nested lists).
 
-    Strings of Python 2 are decoded as Latin-1.
+    Strings of Python 2 are decoded as Latin-1; a bytearray is returned as bytes.
 
     Raises:
         ValueError: The pickle is damaged or contains anything else; the message is one line.
