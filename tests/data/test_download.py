@@ -57,6 +57,16 @@ def test_lasting_trouble(tmp_path: Path, server: Any, content: bytes) -> None:
             download.download(url, tmp_path / "out")
 
 
+def test_redirects_lead_to_web_servers_only(tmp_path: Path, server: Any, content: bytes) -> None:
+    server.trouble["/old"] = [f"{server.url}/a", "ftp://127.0.0.1:9/a", "file:///etc/passwd"]
+    download.download(f"{server.url}/old", tmp_path / "out")
+    assert (tmp_path / "out").read_bytes() == content
+    for _ in range(2):
+        with pytest.raises(Unreachable, match="the server answers 302"):
+            download.download(f"{server.url}/old", tmp_path / "out")
+    assert server.asked == {"/old": 3, "/a": 1}
+
+
 def test_pauses_grow(server: Any, tmp_path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
     monkeypatch.setattr(time, "sleep", pauses.append)

@@ -11,7 +11,7 @@ import urllib.error
 import urllib.request
 from email.message import Message
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 ATTEMPTS = 6
 """Attempts in a row without progress after which a download fails."""
@@ -117,12 +117,26 @@ def _download(url: str, file: BinaryIO) -> str:
     raise Unreachable(f"{reason}, {ATTEMPTS} attempts")
 
 
+class _HttpRedirects(urllib.request.HTTPRedirectHandler):
+    """Refuses redirects to FTP too; urllib itself refuses those to local files."""
+
+    def redirect_request(
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: http.client.HTTPMessage,
+        newurl: str,
+    ) -> urllib.request.Request | None:
+        return super().redirect_request(req, fp, code, msg, headers, newurl) if is_remote(newurl) else None
+
+
 def _open(url: str, headers: dict[str, str]) -> http.client.HTTPResponse:
-    """Send a request. Proxies are found in the environment; redirects to local files are refused by urllib."""
     if not is_remote(url):
         raise ValueError(f"'{url}' is not an http or https address")
     request = urllib.request.Request(url, headers={"User-Agent": "opendino"} | headers)
-    return urllib.request.urlopen(request, timeout=TIMEOUT_S)
+    return urllib.request.build_opener(_HttpRedirects).open(request, timeout=TIMEOUT_S)
 
 
 def _open_rest(url: str, file: BinaryIO, validator: str) -> http.client.HTTPResponse:
