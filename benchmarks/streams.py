@@ -34,8 +34,8 @@ from opendino.data.decode import decode
 from opendino.data.loader import Batches
 from opendino.data.open_source import open_source
 from opendino.data.sampler import Windowed, permutation
+from opendino.data.shard_index import scan
 from opendino.data.shard_writer import Plan, pack
-from opendino.data.shards import scan
 from opendino.data.source_files import is_image
 
 SIDE_PX = 256

@@ -54,6 +54,11 @@ def test_another_value_is_wrong_usage() -> None:
         ("--cache disc", "--cache is 'disc'. Choose from auto, device, disk, off, ram"),
         ("--steps " + "9" * 5000, f"--steps is '{'9' * 60}'... (5,000 characters), not of type int. See"),
         ("--workers x", "--workers is 'x', not of type int|{auto}. See opendino train --help"),
+        ("--batch", "--batch lacks a value. See opendino train --help"),
+        ("--mean 0.5 0.5", "--mean lacks a value. Expected 3 values"),
+        ("--mean 0.5 x 0.5", "--mean is '0.5 x 0.5', not of type float float float. Expected 3 values"),
+        ("--method.global-scale=1", "--method.global-scale is '1', not of type {float float}|{auto}. Expected 2"),
+        ("--seed 1 2", "Unexpected argument '2'. See opendino train --help"),
         ("--method.student-views local --method.local-crops 0",
          "student_views=local with local_crops=0 leaves the student without views"),
     ],
@@ -62,6 +67,13 @@ def test_a_value_out_of_range_is_named_as_it_was_written(words: str, says: str) 
     with pytest.raises(UsageError) as caught:
         train_command.parse(["photos", *words.split()])
     assert str(caught.value).startswith(says)
+
+
+def test_a_missing_word_and_a_wrong_choice_are_named() -> None:
+    with pytest.raises(UsageError, match=r"^opendino x lacks WHERE\. See opendino x --help$"):
+        flags.parse(Config, [], "opendino x", "")
+    with pytest.raises(UsageError, match=r"^--fast is 'maybe'\. Choose from False, True$"):
+        flags.parse(Config, ["here", "--fast=maybe"], "opendino x", "")
 
 
 @pytest.mark.parametrize(("words", "flag"), [("-k 0", "-k"), ("--k 0", "--k"), ("--k=0", "--k")])

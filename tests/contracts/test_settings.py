@@ -299,7 +299,7 @@ def test_how_devices_share_the_work(teachers: dict[str, str], monkeypatch: pytes
     assert found == {"ddp": "ddp", "fsdp": "fsdp"}
     called = []
     monkeypatch.setattr(parallel.dist, "is_distributed", lambda: True)
-    monkeypatch.setattr(parallel.sync_batch_norm, "convert", called.append)
+    monkeypatch.setattr(parallel.sync_batch_norm, "convert", lambda *given: called.append(given))
     monkeypatch.setattr(parallel, "_shard", lambda method, device: lambda: method)
     for synchronize in (False, True):
         parallel.prepare_distributed(method, torch.device("cpu"), "fsdp", synchronize)

@@ -82,7 +82,8 @@ class Server:
         url: Its address.
         asked: How often each path was asked for.
         ranges: The Range headers that came.
-        trouble: Path → what to do the first times it is asked for: an HTTP code, "truncate", "stall", "trickle".
+        trouble: Path → what to do the first times it is asked for: an HTTP code, "truncate", "stall", "trickle", or
+            the address to redirect to.
         etag: What it calls the content of every file.
         honors_ranges: Whether it answers with a part where asked for one.
     """
@@ -106,6 +107,12 @@ class Server:
                 left = outer.trouble.get(path, [])
                 trouble = left.pop(0) if left else ""
                 file = root / path.lstrip("/")
+                if isinstance(trouble, str) and ":" in trouble:
+                    self.send_response(302)
+                    self.send_header("Location", trouble)
+                    self.send_header("Content-Length", "0")
+                    self.end_headers()
+                    return
                 if isinstance(trouble, int) or not file.is_file():
                     self.send_error(trouble or 404)
                     return

@@ -64,7 +64,7 @@ def test_what_changes_or_goes_after_it_was_listed(make: Any, bucket: str) -> Non
 
 def test_no_more_is_read_than_was_listed(make: Any, bucket: str) -> None:
     put(bucket, "1.png", bytes(10**6))
-    assert len(remote_files.read(remote_files.filesystem(bucket), f"{bucket}/1.png", 1000)) == 1001
+    assert len(remote_files.read(f"{bucket}/1.png", 1000)) == 1001
 
 
 def test_shards_in_a_bucket(make: Any, bucket: str, tmp_path: Path, cache: Path) -> None:

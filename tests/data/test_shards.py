@@ -17,9 +17,9 @@ import pytest
 
 from opendino.core.contracts import Source
 from opendino.core.errors import BadImage, UsageError, UserError
-from opendino.data import mmap_table, shards
+from opendino.data import mmap_table, shard_index, shards
 from opendino.data.open_source import absolute, open_source
-from opendino.data.shards import ShardIndex, scan
+from opendino.data.shard_index import ShardIndex, scan
 from opendino.data.sources.wds import WdsSource, expand
 
 
@@ -172,7 +172,7 @@ def test_an_index_by_other_rules_is_discarded_with_a_line(
     monkeypatch.setattr(mmap_table.log, "say", said.append)
     make.shards(tmp_path / "s", 2, 3)
     before = contents(open_source(f"wds:{tmp_path}/s"))
-    monkeypatch.setattr(shards, "_RULES", "another")
+    monkeypatch.setattr(shards, "RULES", "another")
     scanned: list[Path] = []
     monkeypatch.setattr(shards, "scan", lambda path, *rule: scanned.append(path) or scan(path, *rule))
     for _ in range(2):
@@ -325,7 +325,7 @@ def test_sizes_beyond_31_bits_stay_large() -> None:
     contents = ShardIndex(
         mmap_table.Names.of(["a"]), np.array([512]), np.array([2**32 + 5]), np.array([-1], np.int32), (), 2**33
     )
-    columns, _ = shards._merge([("a.tar", [], contents)])
+    columns, _ = shard_index.merge([("a.tar", [], contents)])
     assert columns["sizes"].tolist() == [2**31 - 1], "and are refused as too large when they are read"
 
 
@@ -359,7 +359,7 @@ def test_an_index_that_points_outside_its_shard_is_none(offset: int, size: int, 
         "text": np.frombuffer(b"ab", np.uint8), "ends": np.array([1, 2]), "offsets": np.array([0, offset]),
         "sizes": np.array([1, size]), "labels": np.array([-1, -1], np.int32),
     }  # fmt: skip
-    assert shards.read_index(
+    assert shard_index.read_index(
         columns | {"offsets": np.array([0, 1]), "sizes": np.array([1, 1])}, {"bytes": 9, "classes": []}
     )
-    assert shards.read_index(columns, {"bytes": num_bytes, "classes": []}) is None
+    assert shard_index.read_index(columns, {"bytes": num_bytes, "classes": []}) is None

@@ -103,7 +103,8 @@ def answers(rank: int) -> dict[str, Any]:
     """What two processes say to each other."""
     from opendino.engine.sync_batch_norm import convert
 
-    norm, rows = convert(torch.nn.BatchNorm1d(3).double()), torch.randn(8, 3, dtype=torch.float64)
+    norm = convert(torch.nn.BatchNorm1d(3).double(), torch.device("cpu"))
+    rows = torch.randn(8, 3, dtype=torch.float64)
     plain = torch.nn.BatchNorm1d(3).double()
     distributed.broadcast_([rows])
     whole = rows.clone().requires_grad_()

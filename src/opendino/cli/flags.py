@@ -1,16 +1,15 @@
-"""Command-line flags from a Config dataclass. tyro parses them; its framed errors become one line each."""
+"""Command-line flags from a Config dataclass. tyro parses them; each of its errors becomes one line."""
 
 from __future__ import annotations
 
-import contextlib
-import io
 import itertools
-import re
+import sys
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, TypeVar, get_type_hints
 
 import tyro
+from tyro import _errors  # private, but documented; no public part of tyro tells a mistake otherwise than as drawn text
 
 from opendino.core.errors import UsageError, UserError, nearest
 from opendino.core.ranges import OutOfRange, shown
@@ -51,17 +50,15 @@ def parse(
         if arg.startswith("--") and flag.replace("_", "-") not in known | {"--help", full_help}:
             raise UsageError(f"Unknown option '{flag}'", nearest(flag, known))
     args = _with_true(["--help" if arg == full_help else arg for arg in args], flags)
-    errors = io.StringIO()
     options: dict[str, Any] = {} if default is None else {"default": default}
-    try:
-        with contextlib.redirect_stderr(errors):
-            return tyro.cli(
-                kind, prog=prog, description=description, args=args, config=(tyro.conf.FlagConversionOff,), **options
-            )
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-        raise _one_line(errors.getvalue(), prog, stop, args, full_help) from None
+
+    def refuse(event: _errors.ParseErrorEvent) -> None:
+        raise _one_line(event, args, f"See {prog} {full_help}")
+
+    with _errors.on_parse_error(refuse):
+        return tyro.cli(
+            kind, prog=prog, description=description, args=args, config=(tyro.conf.FlagConversionOff,), **options
+        )
 
 
 def take(args: list[str], *names: str) -> tuple[list[str], dict[str, str | None]]:
@@ -108,39 +105,58 @@ def format_help(usage: str, summary: str, options: Mapping[str, str], groups: Ma
     return "\n".join([*lines, "", footer])
 
 
-def _one_line(framed: str, prog: str, stop: BaseException, args: list[str], full_help: str) -> UserError:
-    """Turn tyro's framed error message into a one-line UserError."""
-    see_help = f"See {prog} {full_help}"
-    # without colors, frame and line breaks
-    text = " ".join(re.sub(r"\x1b\[[0-9;]*m|[│╭╮╰╯─]", " ", framed).split())
-    failed_flag, cause = re.search(r"Error parsing (\S+):", text), stop.__context__
+def _one_line(event: _errors.ParseErrorEvent, args: list[str], see_help: str) -> UserError:
+    """The error for a mistake that tyro has found, in one line."""
+    failure = cause = sys.exception()
     while cause is not None and not isinstance(cause, UserError):
         cause = cause.__context__
     if isinstance(cause, OutOfRange):
-        # tyro names a nested Config ("method") where its __post_init__ failed, and a flag ("--batch") otherwise
-        prefix = f"{failed_flag[1]}." if failed_flag and failed_flag[1][0].islower() else ""
-        return cause.named(_as_typed(prefix + cause.field, args))
+        # where a nested Config failed, "method" for example, tyro names it
+        config = getattr(failure, "arg", None)
+        return cause.named(_as_typed(f"{config}.{cause.field}" if isinstance(config, str) else cause.field, args))
     if isinstance(cause, UserError):  # raised by a Config: already one line
         return cause
-    if missing := re.search(rf"Missing from {prog}: ([A-Z]+|--[a-z-]+)", text):
-        return UsageError(*_MISSING.get(missing[1], (f"{prog} lacks {missing[1]}", see_help)))
-    kind = re.search(r"no type matching (.+?) could be instantiated from", text)
-    if failed_flag and (kind or "digits" in text):
-        flag, words = failed_flag[1], [word.partition("=") for word in args]
-        given = [
-            word[2] or following[0] for word, following in itertools.pairwise([*words, ("", "", "")]) if word[0] == flag
-        ]
-        types = kind[1].replace("{None}|", "").lower() if kind else ""
-        tuple_type = next((each for each in re.findall(r"\{(.*?)\}", types) if " " in each), "")  # e.g. {FLOAT FLOAT}
-        hint = f"Expected {len(tuple_type.split())} values, or auto" if tuple_type else see_help
-        expected = f"of type {types}" if kind else "a number that short"  # Python limits the digits of an int
-        return UsageError(f"{flag} is {shown(given[-1] if given else '')}, not {expected}", hint)
-    if choice := re.search(r"invalid choice '(.*?)' for argument '(\S+)'. Expected one of \((.*?)\)", text):
-        choices = sorted(word.strip("'") for word in choice[3].split(", ") if word != "'None'")  # tyro has a set
-        return UsageError(f"{choice[2]} is {shown(choice[1])}", f"Choose from {', '.join(choices)}")
-    text = re.split("For full helptext|Argument helptext", text)[0].strip(" .")
-    text = re.sub(r"^(Parsing error|Value error|Invalid choice|Unrecognized options) ", "", text)
-    return UsageError(text, see_help)
+    match event:
+        case _errors.MissingArgs():
+            missing = event.missing_arguments[0].arg
+            name = str(missing.lowered.metavar) if missing.is_positional() else missing.lowered.name_or_flags[-1]
+            return UsageError(*_MISSING.get(name, (f"{event.prog} lacks {name}", see_help)))
+        case _errors.UnrecognizedArgs():
+            return UsageError(f"Unexpected argument {shown(event.tokens[0])}", see_help)
+        case _errors.InvalidChoice():
+            choices = sorted(choice for choice in event.choices if choice != "None")  # tyro has a set
+            flag = event.argument.lowered.name_or_flags[-1]
+            return UsageError(f"{flag} is {shown(event.value)}", f"Choose from {', '.join(choices)}")
+        case _errors.BadValue(argument=argument):
+            number = argument.lowered.nargs
+            hint = see_help if number == 1 else f"Expected {number} values"
+            return UsageError(f"{argument.lowered.name_or_flags[-1]} lacks a value", hint)
+        case _errors.InstantiationFailure(argument=argument) if argument is not None:
+            return _of_wrong_type(argument.lowered.name_or_flags, str(argument.lowered.metavar), args, see_help)
+        case _:
+            return UsageError(shown(getattr(event, "message", type(event).__name__)), see_help)
+
+
+def _of_wrong_type(flags: tuple[str, ...], metavar: str, args: list[str], see_help: str) -> UsageError:
+    """The error for a value that cannot be converted to the type of its flag.
+
+    Args:
+        flags: Spellings of the flag.
+        metavar: Its type as tyro writes it, e.g. `{None}|INT` or `{FLOAT FLOAT}|{auto}`.
+        args: The words after the verb.
+        see_help: The hint if there is no better one.
+    """
+    kind = metavar.replace("{None}|", "").lower()
+    number = max(len(option.split()) for option in kind.split("|"))
+    flag, value = flags[-1], ""
+    for place, arg in enumerate(args):
+        name, equals, attached = arg.partition("=")
+        if name.replace("_", "-") in flags:
+            following = itertools.takewhile(lambda word: not word.startswith("--"), args[place + 1 :][:number])
+            flag, value = name, attached if equals else " ".join(following)
+    or_auto = ", or auto" * ("{auto}" in kind)
+    hint = f"Expected {number} values{or_auto}" if number > 1 else see_help
+    return UsageError(f"{flag} is {shown(value)}, not of type {kind}", hint)
 
 
 def _as_typed(field: str, args: list[str]) -> str:

@@ -1,30 +1,35 @@
-"""Read pickles of plain data without unpickling: no name in the file is imported or called.
+"""Read pickles of plain data: no name in the file is imported, and no function of Python or of a library is called.
 
-A pickle is a program for a stack machine. `pickletools.genops` splits it into instructions, and the interpreter below
-executes those that build numbers, strings, lists, tuples and dicts. A call is executed only if the name of its function
-is a key of a dict, such as `NUMPY`; the value is our own implementation of that function. Names are never resolved to
-Python objects. Everything else is rejected.
+A pickle is a program for a stack machine. The machine is `pickle._Unpickler`, the one of Python's standard library that
+is written in Python, with three changes: it executes only the instructions in `_INSTRUCTIONS`; a name in the file is
+never resolved to a Python object; a call is executed only if the name of its function is a key of a dict, such as
+`NUMPY`, and then calls the value, our own implementation of that function. Everything else is rejected. The faster
+machine in C does not allow these changes, and a small file can make it fill the memory.
 """
 
 from __future__ import annotations
 
+import io
 import math
 import mmap
-import pickletools
+import pickle
 import re
+import struct
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-# fmt: off
-_PUSH = frozenset({
-    "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT", "STRING", "BINSTRING",
-    "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES",
-    "BINBYTES8", "BYTEARRAY8",
-})
-# fmt: on
-_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
+_INSTRUCTIONS = """
+    PROTO FRAME STOP MARK POP POP_MARK PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET LONG_BINGET
+    NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT
+    STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8
+    EMPTY_LIST LIST APPEND APPENDS EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_DICT DICT GLOBAL STACK_GLOBAL BINPERSID
+"""
+"""Instructions that are executed as Python executes them; `_Machine` has its own versions of six more."""
+_DAMAGE_ERRORS = (
+    pickle.UnpicklingError, EOFError, struct.error, LookupError, TypeError, AttributeError, OverflowError, RuntimeError,
+)  # fmt: skip
 
 
 class _Name(str):
@@ -54,7 +59,7 @@ class Forbidden(ValueError):
 def loads(data: bytes) -> Any:
     """Read a pickle of numbers, strings, lists, tuples, dicts and numeric NumPy arrays (returned as nested lists).
 
-    Strings of Python 2 are decoded as Latin-1.
+    Strings of Python 2 are decoded as Latin-1; a bytearray is returned as bytes.
 
     Raises:
         ValueError: The pickle is damaged or contains anything else; the message is one line.
@@ -84,120 +89,88 @@ def read(
         Forbidden: The pickle contains anything else.
         ValueError: The pickle is damaged.
     """
+    file = io.BytesIO(program) if isinstance(program, bytes) else program
     try:
-        return _check_no_names(_run(program, functions, size, load_persistent))
-    except (IndexError, KeyError, TypeError, AttributeError, OverflowError, RuntimeError) as error:
+        return _check_no_names(_Machine(file, functions, size, load_persistent).load())
+    except _DAMAGE_ERRORS as error:
         raise ValueError(f"damaged pickle ({type(error).__name__})") from error
 
 
-def _run(
-    program: bytes | mmap.mmap,
-    functions: Mapping[str, Callable[..., Any] | None],
-    size: int,
-    load_persistent: Callable[[Any], Any] | None,
-) -> Any:
-    stack: list[Any] = []
-    marks: list[int] = []
-    memo: dict[int, Any] = {}
-    spent = 0
+class _Machine(pickle._Unpickler):
+    """Executes a pickle; for the arguments see `read`."""
 
-    def check_size(*parts: Any) -> None:
+    stack: list[Any]
+    pop_mark: Callable[[], list[Any]]
+
+    def __init__(
+        self,
+        file: io.BytesIO | mmap.mmap,
+        functions: Mapping[str, Callable[..., Any] | None],
+        size: int,
+        load_persistent: Callable[[Any], Any] | None,
+    ) -> None:
+        super().__init__(file, encoding="latin-1")
+        self._functions, self._load_persistent = functions, load_persistent
+        self._budget = 4 * size
+
+    def find_class(self, module: str, name: str) -> _Name:
+        written = f"{module} {name}"
+        if written not in self._functions:
+            raise Forbidden(f"it calls {'.'.join(written.split())[:80]!r}, which is not plain data")
+        return _Name(written)
+
+    def persistent_load(self, pid: Any) -> Any:
+        if self._load_persistent is None:
+            raise Forbidden("it contains more than plain data (a reference to data outside)")
+        return self._load_persistent(pid)
+
+    def _spend(self, *parts: Any) -> None:
         """Limit the copied data: a malicious small file can repeat one object until memory is full."""
-        nonlocal spent
-        spent += sum(len(part) for part in parts if isinstance(part, str | bytes | bytearray | list | tuple | dict))
-        if spent > 4 * size:
+        self._budget -= sum(len(part) for part in parts if isinstance(part, str | bytes | list | tuple | dict))
+        if self._budget < 0:
             raise ValueError("its content is much larger than the file (repeated objects)")
 
-    def push_name(written: str) -> None:
-        if written not in functions:
-            raise Forbidden(f"it calls {'.'.join(written.split())[:80]!r}, which is not plain data")
-        stack.append(_Name(written))
-
-    def call() -> None:
-        arguments, function = stack.pop(), stack.pop()
+    def _call(self) -> None:
+        arguments, function = self.stack.pop(), self.stack.pop()
         if not isinstance(function, _Name):
             raise Forbidden("it contains more than plain data (a call of a value)")
-        check_size(*arguments)
-        implementation = functions[function]
+        self._spend(*arguments)
+        implementation = self._functions[function]
         if implementation is None:
             raise Forbidden(f"it contains more than plain data (a call of {'.'.join(function.split())})")
-        stack.append(implementation(*arguments))
+        self.stack.append(implementation(*arguments))
 
-    def since_mark() -> list[Any]:
-        start = marks.pop()
-        items = stack[start:]
-        del stack[start:]
-        return items
+    def _set_state(self) -> None:
+        state = self.stack.pop()
+        self._spend(state, *(state if isinstance(state, tuple) else ()))
+        if not hasattr(self.stack[-1], "set_state"):
+            raise Forbidden("it contains more than plain data (the state of an object)")
+        self.stack[-1].set_state(state)
 
-    instructions = pickletools.genops(program)  # pyright: ignore[reportArgumentType], a mapped file reads like any other
-    for instruction, argument, _ in instructions:
-        match instruction.name:
-            case "PROTO" | "FRAME":
-                pass
-            case "STOP":
-                return stack.pop()
-            case "MARK":
-                marks.append(len(stack))
-            case "POP":
-                stack.pop()
-            case "POP_MARK":
-                since_mark()
-            case "PUT" | "BINPUT" | "LONG_BINPUT":
-                memo[int(argument or 0)] = stack[-1]
-            case "MEMOIZE":
-                memo[len(memo)] = stack[-1]
-            case "GET" | "BINGET" | "LONG_BINGET":
-                stack.append(memo[int(argument or 0)])
-            case name if name in _PUSH:
-                stack.append(argument)
-            case name if name in _CONSTANTS:
-                stack.append(_CONSTANTS[name])
-            case "EMPTY_LIST":
-                stack.append([])
-            case "EMPTY_DICT":
-                stack.append({})
-            case "LIST":
-                stack.append(since_mark())
-            case "TUPLE":
-                stack.append(tuple(since_mark()))
-            case "TUPLE1" | "TUPLE2" | "TUPLE3":
-                count = int(instruction.name[-1])
-                items = tuple(stack[-count:])
-                del stack[-count:]
-                stack.append(items)
-            case "DICT":
-                items = since_mark()
-                stack.append(dict(zip(items[::2], items[1::2], strict=True)))
-            case "APPEND":
-                item = stack.pop()
-                _require_type(list, stack[-1]).append(item)
-            case "APPENDS":
-                items = since_mark()
-                _require_type(list, stack[-1]).extend(items)
-            case "SETITEM":
-                value, key = stack.pop(), stack.pop()
-                _require_type(dict, stack[-1])[key] = value
-            case "SETITEMS":
-                items = since_mark()
-                _require_type(dict, stack[-1]).update(zip(items[::2], items[1::2], strict=True))
-            case "GLOBAL":
-                push_name(str(argument))
-            case "STACK_GLOBAL":
-                name, module = stack.pop(), stack.pop()
-                push_name(f"{module} {name}")
-            case "REDUCE" | "NEWOBJ":
-                call()
-            case "BUILD":
-                state = stack.pop()
-                check_size(state, *(state if isinstance(state, tuple) else ()))
-                if not hasattr(stack[-1], "set_state"):
-                    raise Forbidden("it contains more than plain data (the state of an object)")
-                stack[-1].set_state(state)
-            case "BINPERSID" if load_persistent is not None:
-                stack.append(load_persistent(stack.pop()))
-            case name:
-                raise Forbidden(f"it contains more than plain data (instruction {name})")
-    raise ValueError("damaged pickle (no end)")
+    def _set_item(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self._set_items_of(self.stack[-1], [key, value])
+
+    def _set_items(self) -> None:
+        items = self.pop_mark()
+        self._set_items_of(self.stack[-1], items)
+
+    def _set_items_of(self, target: Any, items: list[Any]) -> None:
+        if not isinstance(target, dict):  # a tensor, for example, would be written to
+            raise TypeError(f"{type(target).__name__} for dict")
+        target.update(zip(items[::2], items[1::2], strict=True))
+
+    def _refuse(self) -> None:
+        raise Forbidden("it contains more than plain data (an instruction that is not allowed)")
+
+    # BYTEARRAY8 would reserve as much memory as the file claims; BINBYTES8 reads what there is.
+    dispatch = (  # pyright: ignore[reportAssignmentType], of this class instead of its base
+        dict.fromkeys(range(256), _refuse)
+        | {code: pickle._Unpickler.dispatch[code] for name in _INSTRUCTIONS.split() for code in getattr(pickle, name)}
+        | {pickle.BYTEARRAY8[0]: pickle._Unpickler.dispatch[pickle.BINBYTES8[0]]}
+        | {pickle.REDUCE[0]: _call, pickle.NEWOBJ[0]: _call, pickle.BUILD[0]: _set_state}
+        | {pickle.SETITEM[0]: _set_item, pickle.SETITEMS[0]: _set_items}
+    )
 
 
 def _check_no_names(content: Any) -> Any:
@@ -211,12 +184,6 @@ def _check_no_names(content: Any) -> Any:
             seen.add(id(value))
             todo.extend([*value.keys(), *value.values()] if isinstance(value, dict) else value)
     return content
-
-
-def _require_type(kind: type, value: Any) -> Any:
-    if not isinstance(value, kind):
-        raise TypeError(f"{type(value).__name__} for {kind.__name__}")
-    return value
 
 
 def _numbers(content: bytes | str, dtype: _Dtype, shape: tuple[int, ...], order: str = "C") -> list[Any]:
@@ -237,18 +204,13 @@ def _encoded(text: str, encoding: str) -> bytes:
     return text.encode("latin-1")
 
 
+_ARRAYS: dict[str, Callable[..., Any]] = {
+    "multiarray _reconstruct": lambda *_: _Array(),
+    "multiarray scalar": lambda dtype, raw: _numbers(raw, dtype, (1,))[0],
+    "numeric _frombuffer": lambda raw, dtype, shape, order: _Array(_numbers(raw, dtype, shape, str(order))),
+}
 NUMPY: dict[str, Callable[..., Any] | None] = {
-    **{f"numpy.{core}.multiarray _reconstruct": lambda *_: _Array() for core in ("core", "_core")},
-    **{
-        f"numpy.{core}.multiarray scalar": lambda dtype, raw: _numbers(raw, dtype, (1,))[0]
-        for core in ("core", "_core")
-    },
-    **{
-        f"numpy.{core}.numeric _frombuffer": lambda raw, dtype, shape, order: _Array(
-            _numbers(raw, dtype, shape, str(order))
-        )
-        for core in ("core", "_core")
-    },
+    **{f"numpy.{core}.{name}": function for core in ("core", "_core") for name, function in _ARRAYS.items()},
     "numpy dtype": lambda code, *_: _Dtype(str(code)),
     "numpy ndarray": None,
     "_codecs encode": _encoded,

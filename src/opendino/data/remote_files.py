@@ -20,7 +20,7 @@ def is_bucket(name: str) -> bool:
 
 
 def filesystem(address: str) -> Any:
-    """The fsspec file system for an address; not to be shared with other processes.
+    """The fsspec file system for an address; fsspec keeps one per process, because connections do not survive a fork.
 
     Raises:
         UserError: fsspec, or its driver for this protocol, is not installed.
@@ -58,12 +58,14 @@ def list_files(address: str) -> dict[str, int]:
     }
 
 
-def read(files: Any, address: str, most: int = MAX_BYTES) -> bytes:
+def read(address: str, most: int = MAX_BYTES) -> bytes:
     """Read a file; at most `most` + 1 bytes, so that the caller notices a larger file.
 
     Raises:
         Unreachable: The file cannot be read.
+        UserError: fsspec, or its driver for this protocol, is not installed.
     """
+    files = filesystem(address)
     try:
         return files.cat_file(files._strip_protocol(address), start=0, end=most + 1)
     except Exception as error:  # as above

@@ -31,7 +31,7 @@ from opendino.data import fingerprint
 from opendino.data import mmap_table as index
 from opendino.data.decode import MAX_PIXELS, decode, measure, tiles
 from opendino.data.sampler import epoch_order
-from opendino.data.shards import read_index, scan, write_index
+from opendino.data.shard_index import read_index, scan, write_index
 from opendino.data.source_files import cell
 
 Format = Literal["jpeg", "webp", "png"]

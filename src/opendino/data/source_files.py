@@ -143,26 +143,40 @@ def check_size(num_bytes: int) -> None:
         raise BadImage(f"{num_bytes / 2**20:.0f} MB, more than {MAX_BYTES // 2**20}")
 
 
-def class_level(paths: Iterable[str]) -> tuple[int, tuple[str, ...]]:
-    """Find the folder level that names the classes; the same rule for folders, archives and buckets.
+class FolderClasses:
+    """Classes of images from the folders in their paths; the same rule for folders, archives and buckets.
 
     The names of the first-level folders are the classes, if all images are in two or more such folders. If all first-
     level folders are splits (`train`, `val`, `test`, …), the second level is used in the same way. Images in a folder
     called `unlabeled` or `unsup` have no class.
 
     Args:
-        paths: Relative paths, separated by "/".
+        level: 0 or 1, the level of the folders that name the classes.
+        folders: Sorted names of these folders; empty if the images have no classes.
 
-    Returns:
-        The level (0 or 1), and the sorted names of the classes; no names if the images have no classes.
+    Attributes:
+        names: Names of the classes as valid UTF-8 text.
     """
-    level, paths = 0, list(paths)
-    if {_folder(path, 0).lower() for path in paths}.issubset(_SPLITS):
-        level = 1
-    classes = {_folder(path, level) for path in paths}
-    if "" in classes or len(classes) < 2:
-        return level, ()
-    return level, tuple(sorted(name for name in classes if name.lower() not in _NO_CLASS))
+
+    def __init__(self, level: int, folders: tuple[str, ...]) -> None:
+        self.level, self.folders = level, folders
+        self.names = tuple(map(printable, folders))
+        self._labels = {name: label for label, name in enumerate(folders)}
+
+    @classmethod
+    def of(cls, paths: Iterable[str]) -> FolderClasses:
+        """Find the classes of images from their relative paths, separated by "/"."""
+        level, paths = 0, list(paths)
+        if {_folder(path, 0).lower() for path in paths}.issubset(_SPLITS):
+            level = 1
+        found = {_folder(path, level) for path in paths}
+        if "" in found or len(found) < 2:
+            return cls(level, ())
+        return cls(level, tuple(sorted(name for name in found if name.lower() not in _NO_CLASS)))
+
+    def label(self, path: str) -> int:
+        """Index of an image's class by its path; -1 if it has none."""
+        return self._labels.get(path.split("/", 2)[self.level], -1) if self._labels else -1
 
 
 def _folder(path: str, level: int) -> str:

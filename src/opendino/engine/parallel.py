@@ -62,7 +62,7 @@ def prepare_distributed(
         tensors may be the ones in training, so do not change them.
     """
     if dist.is_distributed() and synchronize:
-        sync_batch_norm.convert(method)
+        sync_batch_norm.convert(method, device)
     if dist.is_distributed() and how == "fsdp":
         return method, _shard(method, device)
     method.to(device).to(memory_format=torch.channels_last)  # convolutions are fastest in this layout

@@ -1,6 +1,7 @@
 """Synchronized BatchNorm (Peng et al. 2018, arXiv:1711.07240, section 3.3) on any device.
 
-torch's SyncBatchNorm runs on CUDA only, and does not support timm's BatchNorm layers with a built-in activation.
+On CUDA it is torch's, converted by timm, which knows its BatchNorm layers with a built-in activation. torch's refuses
+tensors on a CPU, where `SyncBatchNorm` takes its place.
 """
 
 from __future__ import annotations
@@ -14,27 +15,25 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from opendino.core import distributed
 
 
-def convert(module: nn.Module) -> nn.Module:
+def convert(module: nn.Module, device: torch.device) -> nn.Module:
     """Replace every BatchNorm in a module by a synchronized one; parameters, buffers and their names stay.
 
     Args:
         module: Changed in place.
+        device: Where it will be used.
 
     Returns:
         The module, or its replacement if it is itself a BatchNorm.
     """
+    if device.type == "cuda":
+        from timm.layers.norm_act import convert_sync_batchnorm
+
+        return convert_sync_batchnorm(module)
     if isinstance(module, _BatchNorm):
-        return module if isinstance(module, nn.SyncBatchNorm) else _synchronized(module)
+        return SyncBatchNorm(module)
     for name, child in module.named_children():
-        setattr(module, name, convert(child))
+        setattr(module, name, convert(child, device))
     return module
-
-
-def _synchronized(norm: _BatchNorm) -> nn.Module:
-    plain = type(norm) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-    if plain and torch.cuda.is_available():  # torch's kernels are faster, but CUDA only
-        return nn.SyncBatchNorm.convert_sync_batchnorm(norm)
-    return SyncBatchNorm(norm)
 
 
 class SyncBatchNorm(_BatchNorm):

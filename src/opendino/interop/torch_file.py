@@ -1,10 +1,8 @@
-"""Read files of `torch.save` without unpickling: no code of the file is ever executed.
+"""Read files of `torch.save`: no code of the file is ever executed.
 
 Such a file is a pickle that refers to raw storages. Since PyTorch 1.6 (2020) both are members of an uncompressed .zip;
-before, the storages followed the pickle. `core.safe_pickle` interprets the pickle instruction by instruction; the only
-globals it may use are those in `_GLOBALS`, each mapped to a function of ours. `torch.load(weights_only=True)` is not
-used: it refuses the `argparse.Namespace` and the NumPy scalars in every full checkpoint of DINO v1, and before torch
-2.10 a crafted file could corrupt memory through it.
+before, the storages followed the pickle. `core.safe_pickle` executes the pickle; the only globals it may use are those
+in `_GLOBALS`, each mapped to a function of ours. Why not `torch.load(weights_only=True)`: docs/decisions/0018.
 """
 
 from __future__ import annotations

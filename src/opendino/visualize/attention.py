@@ -15,22 +15,18 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-import tyro
 from PIL import Image
 from torch import Tensor
 
-from opendino.core import distributed
 from opendino.core.errors import UsageError
-from opendino.core.ranges import Checked, CountOrZero, FractionAboveZero, PixelSize
+from opendino.core.ranges import CountOrZero, FractionAboveZero
 from opendino.core.types import Report
-from opendino.data.image_list import open_image_list
 from opendino.features.image_stream import Bad, none_readable, skipped_message
 from opendino.models.attention_maps import keep_mass
-from opendino.models.load import load
 from opendino.visualize.drawing import tile_grid
-from opendino.visualize.drawing.image_encoder import ImageEncoder, encode_each, write_each
+from opendino.visualize.drawing.image_encoder import ImagesConfig, encode_each, write_each
 from opendino.visualize.drawing.tile_grid import Sheet, Tile
 
 MOST = 16
@@ -39,27 +35,17 @@ _COLUMNS = 8
 
 
 @dataclass(frozen=True)
-class Config(Checked):
+class Config(ImagesConfig):
     """Options of `opendino visualize attention`."""
 
-    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
-    """A run folder, an imported or exported model folder, or timm:NAME."""
-    images: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGES")]
-    """Image files, a folder, a .tar or .zip archive, or a text file of paths."""
-    which: Literal["teacher", "student"] | None = None
-    """Network to load from a run; default: the method's main network (usually the teacher)."""
     out: str = "attention.png"
     """Output file (.png, .jpg, .webp, .pdf, .svg, .html), or a folder for one .png per image."""
-    size_px: PixelSize = 480
-    """Shorter side of the input images in pixels, rounded to whole patches."""
     mass: FractionAboveZero = 0.6
     """Fraction of the attention in the colored patches (--threshold of DINO v1)."""
     heads: tuple[CountOrZero, ...] = ()
     """Heads to show, from 0; default: all."""
     overlay: bool = False
     """Draw the maps over the image."""
-    device: str = "auto"
-    """auto, cuda, mps or cpu."""
 
 
 def show(config: Config) -> Report:
@@ -69,14 +55,7 @@ def show(config: Config) -> Report:
         UserError: The model or images do not exist, no image can be read, or the network has no feature grid.
         UsageError: The network has no such head.
     """
-    into_folder = not Path(config.out).suffix
-    path = Path(config.out).expanduser() if into_folder else tile_grid.out(config.out, tile_grid.PICTURES)
-    source = open_image_list(config.images)
-    if len(source) > MOST and not into_folder:
-        raise UsageError(
-            f"{len(source)} images are too many for one file (maximum {MOST})", "Use a folder: --out attention/"
-        )
-    encoder = ImageEncoder(load(config.model, config.which).to(distributed.device(config.device)), config.size_px)
+    source, encoder, path = config.open(MOST)
     began, bad, image_fields = time.monotonic(), Bad(), list[dict[str, Any]]()
 
     def drawn_rows() -> Iterator[tuple[str, list[list[Tile | None]]]]:
@@ -87,7 +66,7 @@ def show(config: Config) -> Report:
             yield key, tiles(image, maps, config.mass, heads, config.overlay, Path(key).stem)
 
     paths: list[str] = []
-    if into_folder:
+    if not path.suffix:
         paths = write_each(drawn_rows(), path, lambda rows, to: Sheet(rows).save(to))
     elif rows := [row for _, rows in drawn_rows() for row in rows]:
         Sheet(rows).save(path)

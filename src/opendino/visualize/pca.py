@@ -12,22 +12,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
 
 import numpy as np
-import tyro
 from PIL import Image
 from torch import Tensor
 
-from opendino.core import distributed
-from opendino.core.errors import UsageError
-from opendino.core.ranges import Checked, PixelSize
 from opendino.core.types import Report
-from opendino.data.image_list import open_image_list
 from opendino.features.image_stream import Bad, none_readable, skipped_message
-from opendino.models.load import load
 from opendino.visualize.drawing import tile_grid
-from opendino.visualize.drawing.image_encoder import ImageEncoder, encode_each, write_each
+from opendino.visualize.drawing.image_encoder import ImagesConfig, encode_each, write_each
 from opendino.visualize.drawing.pca_colors import Foreground, PCABasis, fit
 from opendino.visualize.drawing.tile_grid import Sheet, Tile
 
@@ -38,23 +31,13 @@ _COLUMNS = 8
 
 
 @dataclass(frozen=True)
-class Config(Checked):
+class Config(ImagesConfig):
     """Options of `opendino visualize pca`."""
 
-    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
-    """A run folder, an imported or exported model folder, or timm:NAME."""
-    images: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGES")]
-    """Image files, a folder, a .tar or .zip archive, or a text file of paths."""
-    which: Literal["teacher", "student"] | None = None
-    """Network to load from a run; default: the method's main network (usually the teacher)."""
     out: str = "pca.png"
     """Output file (.png, .jpg, .webp, .pdf, .svg, .html), or a folder for one .png per image."""
-    size_px: PixelSize = 480
-    """Shorter side of the input images in pixels, rounded to whole patches."""
     foreground: Foreground = "off"
     """Color only patches above or below the mean of the first component; auto: the side with fewer border patches."""
-    device: str = "auto"
-    """auto, cuda, mps or cpu."""
 
 
 def show(config: Config) -> Report:
@@ -63,12 +46,7 @@ def show(config: Config) -> Report:
     Raises:
         UserError: The model or images do not exist, no image can be read, or the network has no feature grid.
     """
-    into_folder = not Path(config.out).suffix
-    path = Path(config.out).expanduser() if into_folder else tile_grid.out(config.out, tile_grid.PICTURES)
-    source = open_image_list(config.images)
-    if len(source) > MOST and not into_folder:
-        raise UsageError(f"{len(source)} images are too many for one file (maximum {MOST})", "Use a folder: --out pca/")
-    encoder = ImageEncoder(load(config.model, config.which).to(distributed.device(config.device)), config.size_px)
+    source, encoder, path = config.open(MOST)
     began, bad = time.monotonic(), Bad()
     sample = np.unique(np.linspace(0, len(source) - 1, min(len(source), _FITTED)).round().astype(int)).tolist()
     encode = partial(encode_each, encoder, encoder.patches, source, bad)
@@ -84,7 +62,7 @@ def show(config: Config) -> Report:
         for index, image, patches in encode(others):
             yield source.key(index), tiles(image, patches, basis, Path(source.key(index)).stem)
 
-    if into_folder:
+    if not path.suffix:
         paths = write_each(drawn_tiles(), path, lambda image_tiles, to: Sheet([image_tiles]).save(to))
     else:
         pairs = [image_tiles for _, image_tiles in drawn_tiles()]

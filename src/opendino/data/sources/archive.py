@@ -17,8 +17,8 @@ from opendino.core.contracts import Source
 from opendino.core.errors import BadImage, UserError
 from opendino.data import tar_headers
 from opendino.data.source_files import (
+    FolderClasses,
     check_size,
-    class_level,
     is_file,
     is_hidden,
     is_image,
@@ -67,9 +67,8 @@ class ArchiveSource(Source):
         self._offsets = np.array([offset for _, offset, _ in members.values()], np.int64)  # for .tar only
         self.sizes = np.array([size for *_, size in members.values()], np.int64)
         self._prefix_length = len(_common_folder(self._keys))
-        self._level, classes = class_level(key[self._prefix_length :] for key in self._keys)
-        self.classes = tuple(map(printable, classes))
-        self._label = {name: label for label, name in enumerate(classes)}
+        self._classes = FolderClasses.of(key[self._prefix_length :] for key in self._keys)
+        self.classes = self._classes.names
 
     def __len__(self) -> int:
         return len(self._names)
@@ -80,11 +79,7 @@ class ArchiveSource(Source):
 
     def label(self, index: int) -> int:
         """The class, from the folders in the member's name; -1 if there is none."""
-        return (
-            self._label.get(self._keys[index][self._prefix_length :].split("/", 2)[self._level], -1)
-            if self._label
-            else -1
-        )
+        return self._classes.label(self._keys[index][self._prefix_length :])
 
     def read(self, index: int) -> bytes:
         """The bytes of a member.

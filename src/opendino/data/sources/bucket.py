@@ -7,17 +7,16 @@ cache: for more than a few thousand images, write shards first with `opendino pa
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from typing import Any, final
+from typing import final
 
 from opendino.core.contracts import Source
 from opendino.core.errors import BadImage, UserError
 from opendino.data import remote_files
 from opendino.data.download import Unreachable
 from opendino.data.source_files import (
+    FolderClasses,
     check_size,
-    class_level,
     is_hidden,
     is_image,
     log_unsupported,
@@ -39,7 +38,7 @@ class BucketSource(Source):
     """
 
     def __init__(self, address: str) -> None:
-        self._address, self._files, self._pid = address.rstrip("/"), None, 0
+        self._address = address.rstrip("/")
         found = {
             path: num_bytes
             for path, num_bytes in remote_files.list_files(address).items()
@@ -53,8 +52,8 @@ class BucketSource(Source):
             raise no_images(printable(address), others)
         log_unsupported(printable(address), others)
         self._paths = list(self._sizes)
-        self._level, self.classes = class_level(self._paths)
-        self._label = {name: label for label, name in enumerate(self.classes)}
+        self._classes = FolderClasses.of(self._paths)
+        self.classes = self._classes.names
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -65,7 +64,7 @@ class BucketSource(Source):
 
     def label(self, index: int) -> int:
         """The class, from the folders in the path; -1 if there is none."""
-        return self._label.get(self._paths[index].split("/", 2)[self._level], -1) if self._label else -1
+        return self._classes.label(self._paths[index])
 
     def read(self, index: int) -> bytes:
         """The bytes of the file.
@@ -77,21 +76,12 @@ class BucketSource(Source):
         size = self._sizes[path]
         check_size(size)
         try:
-            data = remote_files.read(self._filesystem(), f"{self._address}/{path}", size)
+            data = remote_files.read(f"{self._address}/{path}", size)
         except Unreachable as error:
             raise BadImage(str(error)) from error
         if len(data) != size:
             raise BadImage("the file has changed since it was listed")
         return data
-
-    def _filesystem(self) -> Any:
-        """The file system, opened by this process: its connections and threads do not survive a fork."""
-        if self._files is None or self._pid != os.getpid():
-            self._files, self._pid = remote_files.filesystem(self._address), os.getpid()
-        return self._files
-
-    def __getstate__(self) -> dict[str, object]:
-        return self.__dict__ | {"_files": None}
 
 
 def matches(data: str) -> bool:

@@ -21,7 +21,7 @@ from opendino.data import mmap_table as index
 from opendino.data.decode import SUFFIXES
 from opendino.data.mmap_table import Names
 from opendino.data.source_files import (
-    class_level,
+    FolderClasses,
     detect_layout,
     is_hidden,
     is_image,
@@ -57,9 +57,8 @@ class FolderSource(Source):
 
     def __init__(self, root: str) -> None:
         self.root = root
-        self._paths, self._level, classes = _list_images(root)
-        self.classes = tuple(map(printable, classes))
-        self._label = {name: label for label, name in enumerate(classes)}
+        self._paths, self._classes = _list_images(root)
+        self.classes = self._classes.names
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -70,7 +69,7 @@ class FolderSource(Source):
 
     def label(self, index: int) -> int:
         """The class, from the folders in the path; -1 if there is none."""
-        return self._label.get(self._paths[index].split("/", 2)[self._level], -1) if self._label else -1
+        return self._classes.label(self._paths[index])
 
     def read(self, index: int) -> bytes:
         """The bytes of the file.
@@ -81,7 +80,7 @@ class FolderSource(Source):
         return read_regular(Path(self.root, self._paths[index]))
 
 
-def _list_images(root: str) -> tuple[Names, int, tuple[str, ...]]:
+def _list_images(root: str) -> tuple[Names, FolderClasses]:
     """List the images below a folder.
 
     The list of a large folder is saved. It is valid as long as every folder has the same inode and times as at the
@@ -89,7 +88,7 @@ def _list_images(root: str) -> tuple[Names, int, tuple[str, ...]]:
     changed less than two seconds before the scan: another change could leave the same time stamp.
 
     Returns:
-        The sorted relative paths, the level of the folders that name the classes, and the names of the classes.
+        The sorted relative paths, and their classes.
     """
     path = index.index_path("folder", os.path.abspath(root))  # noqa: PTH100 - resolve() would follow links
     if remembered := _load_list(root, path):
@@ -99,19 +98,18 @@ def _list_images(root: str) -> tuple[Names, int, tuple[str, ...]]:
     if not paths:
         raise no_images(f"folder {printable(root)}", others)
     log_unsupported(f"folder {printable(root)}", others)
-    names, (level, classes) = Names.of(paths), class_level(paths)
+    names, classes = Names.of(paths), FolderClasses.of(paths)
     times = np.array(list(folders.values()), np.int64).reshape(-1, 3)
     if len(names) >= _LARGE and times.all() and times[:, 1:].max() < start - _SETTLED_NS:
         scanned = Names.of(folders)
         columns = {"names": names.text, "ends": names.ends, "folders": scanned.text, "folder_ends": scanned.ends}
         with contextlib.suppress(OSError):  # no writable cache folder
-            index.save(
-                path, columns | {"times": times.reshape(-1)}, {"level": level, "classes": classes, "rules": _rules()}
-            )
-    return names, level, classes
+            note = {"level": classes.level, "classes": classes.folders, "rules": _rules()}
+            index.save(path, columns | {"times": times.reshape(-1)}, note)
+    return names, classes
 
 
-def _load_list(root: str, path: Path) -> tuple[Names, int, tuple[str, ...]] | None:
+def _load_list(root: str, path: Path) -> tuple[Names, FolderClasses] | None:
     """The saved list, if there is one and no folder has changed; else None."""
     found = index.load_if_valid(path, _rules())
     if found is None:
@@ -124,7 +122,7 @@ def _load_list(root: str, path: Path) -> tuple[Names, int, tuple[str, ...]] | No
                 return None
     except OSError:
         return None
-    return Names(columns["names"], columns["ends"]), note["level"], tuple(note["classes"])
+    return Names(columns["names"], columns["ends"]), FolderClasses(note["level"], tuple(note["classes"]))
 
 
 def _rules() -> str:

@@ -26,7 +26,8 @@ import numpy as np
 
 from opendino.core.contracts import Source
 from opendino.core.errors import BadImage, UsageError, UserError, unknown
-from opendino.data.download import Unreachable, cached_file
+from opendino.data.download import Unreachable
+from opendino.data.download_cache import cached_file
 from opendino.data.shards import Shards
 from opendino.data.source_files import (
     check_size,

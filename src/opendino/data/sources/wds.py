@@ -27,16 +27,10 @@ import numpy as np
 from opendino.core.contracts import Source
 from opendino.core.errors import UsageError
 from opendino.data import remote_files
-from opendino.data.download import (
-    Unreachable,
-    cached_file,
-    download,
-    download_optional,
-    forget_changed,
-    is_remote,
-    stamp,
-)
-from opendino.data.shards import NameRule, Shards
+from opendino.data.download import Unreachable, download, download_optional, is_remote
+from opendino.data.download_cache import cached_file, forget_changed, stamp
+from opendino.data.shard_index import NameRule
+from opendino.data.shards import Shards
 from opendino.data.source_files import detect_layout, exists, is_folder, is_hidden, printable, suffix
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
@@ -149,7 +143,7 @@ def _download_small(shard: str, beside: Callable[[str], str]) -> bytes | None:
         address, mark, query = shard.partition("?")
         return download_optional(f"{beside(address)}{mark}{query}")
     with contextlib.suppress(Unreachable):
-        return remote_files.read(remote_files.filesystem(shard), beside(shard))
+        return remote_files.read(beside(shard))
     return None
 
 

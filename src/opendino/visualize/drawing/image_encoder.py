@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import numpy as np
+import tyro
 from PIL import Image
 from torch import Tensor
 
+from opendino.core import distributed
 from opendino.core.contracts import Source
-from opendino.core.errors import BadImage, UserError
+from opendino.core.errors import BadImage, UsageError, UserError
+from opendino.core.ranges import Checked, PixelSize
+from opendino.data.image_list import open_image_list
 from opendino.data.source_files import printable
 from opendino.features.image_stream import Bad, check_finite, encode_images
 from opendino.models.attention_maps import cls_attention, contribution_to_mean
 from opendino.models.global_descriptor import side_step
-from opendino.models.load import Model
+from opendino.models.load import Model, load
 from opendino.models.patch_inputs import patch_px, to_network_input
+from opendino.visualize.drawing import tile_grid
 
 T = TypeVar("T")
 _MAX_ELONGATION = 16
@@ -96,6 +102,46 @@ class ImageEncoder:
 
 _ATTENTION = "attention of the CLS token in the last block"
 _CONTRIBUTION = "contribution of each position to the mean of the last feature map (this network has no CLS attention)"
+
+
+@dataclass(frozen=True)
+class ImagesConfig(Checked):
+    """Options of the kinds of picture that show a list of images."""
+
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    """A run folder, an imported or exported model folder, or timm:NAME."""
+    images: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGES")]
+    """Image files, a folder, a .tar or .zip archive, or a text file of paths."""
+    which: Literal["teacher", "student"] | None = None
+    """Network to load from a run; default: the method's main network (usually the teacher)."""
+    out: str = "images.png"
+    """Output file (.png, .jpg, .webp, .pdf, .svg, .html), or a folder for one .png per image."""
+    size_px: PixelSize = 480
+    """Shorter side of the input images in pixels, rounded to whole patches."""
+    device: str = "auto"
+    """auto, cuda, mps or cpu."""
+
+    def open(self, most: int) -> tuple[Source, ImageEncoder, Path]:
+        """The images, their encoder, and the file or folder (a path without suffix) to write.
+
+        Args:
+            most: Maximum number of images in one file.
+
+        Raises:
+            UserError: The model or images do not exist, or the network has no feature grid.
+            UsageError: The images are too many for one file, or its format is not supported.
+        """
+        path = Path(self.out).expanduser()
+        if path.suffix:
+            path = tile_grid.out(self.out, tile_grid.PICTURES)
+        source = open_image_list(self.images)
+        if len(source) > most and path.suffix:
+            raise UsageError(
+                f"{len(source)} images are too many for one file (maximum {most})",
+                f"Use a folder: --out {Path(self.out).with_suffix('')}/",
+            )
+        model = load(self.model, self.which).to(distributed.device(self.device))
+        return source, ImageEncoder(model, self.size_px), path
 
 
 def encode_each(
