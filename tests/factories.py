@@ -71,8 +71,8 @@ def dino_run(out: Path, data: str = "toy:textures?n=48&size=32", **changes: Any)
     small = replace(recipe.method, out_dim=32, hidden_dim=16, bottleneck_dim=8, local_crops=2, freeze_last_layer="2")
     base = replace(
         recipe, val="toy:textures?n=20&split=val", out=str(out), backbone="vit/8", drop_path=0.2, method=small,
-        steps=10, batch=16, workers=0, backbone_options={"embed_dim": 24, "depth": 2, "num_heads": 2}, precision="float32",
-        eval_every="5", checkpoint_every="4", eval_images=40, knn_k=3, report=False,
+        steps=10, batch=16, workers=0, backbone_options={"embed_dim": 24, "depth": 2, "num_heads": 2},
+        precision="float32", eval_every="5", checkpoint_every="4", eval_images=40, knn_k=3, report=False,
     )  # fmt: skip
     return replace(base, **changes)
 
