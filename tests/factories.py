@@ -16,6 +16,7 @@ from torch import Tensor
 
 from opendino.config import Config
 from opendino.core.contracts import Backbone
+from opendino.data.sources.toy import ToySource
 from opendino.models.build import backbone
 from opendino.models.load import Model, preprocessing, save_backbone
 from opendino.recipes import demo
@@ -45,6 +46,11 @@ def plain_folder(folder: Path, names: Iterable[str], width: int = 20, height: in
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         plain_image(number, width, height).save(folder / name)
     return folder
+
+
+def pattern_image(number: int, side: int = 48) -> Image.Image:
+    """An RGB image of the toy source "colorful": ten patterns in turn, each drawn a little differently."""
+    return Image.fromarray(ToySource("colorful", n=200, size=side).read(number))
 
 
 def small_vit(name: str = "vit/8", seed: int = 0, **options: Any) -> Backbone:

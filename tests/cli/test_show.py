@@ -10,12 +10,11 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from tests.factories import model_folder, small_vit
 
 from opendino import config as configs
 from opendino.cli import main
 from opendino.core import registry
-from opendino.models.build import backbone
-from opendino.models.load import preprocessing, save_backbone
 from opendino.recipes import demo
 
 KINDS = registry.names("opendino.visualize")
@@ -59,8 +58,7 @@ def test_a_mistake_is_one_line(words: list[str], told: str, capsys: pytest.Captu
 
 
 def test_attention_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    network = backbone("vit/4", image_px=32, embed_dim=24, depth=1, num_heads=2)
-    save_backbone(tmp_path / "m", {"teacher": network}, preprocessing=preprocessing(32))
+    model_folder(tmp_path / "m", small_vit("vit/4", image_px=32), 32)
     Image.new("RGB", (40, 30), "teal").save(tmp_path / "a.png")
     words = [str(tmp_path / "m"), str(tmp_path / "a.png"), "--out", str(tmp_path / "o.png"), "--heads", "1"]
     assert main(["show", "attention", *words, "--size-px", "32", "--overlay", "--json"]) == 0
