@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -23,19 +21,6 @@ KINDS = registry.names("opendino.visualize")
 def test_the_kinds_are_the_files() -> None:
     wanted = ["attention", "correspondence", "crops", "curves", "pca", "temperature", "video"]
     assert wanted == KINDS
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_each_has_a_frozen_config_and_a_function_and_helps(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
-    module = registry.load("opendino.visualize", kind)
-    assert dataclasses.is_dataclass(module.Config) and module.Config.__dataclass_params__.frozen
-    assert next(iter(inspect.signature(module.show).parameters)) == "config"
-    with pytest.raises(SystemExit) as stop:
-        main(["show", kind, "--help"])
-    assert not stop.value.code
-    shown = " ".join(capsys.readouterr().out.split())
-    flags = [field.name for field in dataclasses.fields(module.Config) if field.name != "runs"]
-    assert all(f"--{flag.replace('_', '-')}" in shown or flag.upper() in shown or flag == "film" for flag in flags)
 
 
 @pytest.mark.parametrize(

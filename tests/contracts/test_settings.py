@@ -266,7 +266,12 @@ def test_what_a_cache_keeps_is_decoded_once(
 ) -> None:
     decoded: list[str] = []
     real = cache.decode
-    monkeypatch.setattr(cache, "decode", lambda *args, **kwargs: (decoded.append(where), real(*args, **kwargs))[1])
+
+    def recorded(*args: Any, **options: Any) -> Any:
+        decoded.append(where)
+        return real(*args, **options)
+
+    monkeypatch.setattr(cache, "decode", recorded)
     for where in ("off", "ram", "disk"):
         opendino.train(base("dino", teachers, cache=where, steps=6, out=str(tmp_path / where)))
     # 24 images are looked at before the start, and seen twice in six steps of eight.

@@ -28,8 +28,6 @@ from opendino.interop.timm_folder import _crop_pct
 from opendino.models.build import backbone
 from opendino.models.load import Model, load
 
-TINY = {"image_px": 16, "embed_dim": 24, "depth": 2, "num_heads": 3}
-
 
 def vit(**options: Any) -> Backbone:
     return small_vit("vit/4", **{"depth": 2, "num_heads": 3, **options})

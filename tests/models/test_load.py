@@ -227,9 +227,12 @@ def test_timm_weights_come_with_their_preprocessing(monkeypatch: pytest.MonkeyPa
     import timm
 
     create, asked = timm.create_model, []
-    monkeypatch.setattr(
-        timm, "create_model", lambda name, pretrained, **options: (asked.append(pretrained), create(name, **options))[1]
-    )
+
+    def untrained(name: str, *, pretrained: bool, **options: object) -> object:
+        asked.append(pretrained)
+        return create(name, **options)
+
+    monkeypatch.setattr(timm, "create_model", untrained)
     model = load("timm:test_vit")
     assert set(asked) == {True}
     assert model.embed(noise_image()).shape == (1, 64)
