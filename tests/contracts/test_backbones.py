@@ -1,4 +1,4 @@
-"""Every kind of backbone keeps the contract of `core.contracts.Backbone`: ours and those of timm, with and without attention."""
+"""Every kind of backbone keeps the contract of `core.contracts.Backbone`: ours, and those of timm."""
 
 from __future__ import annotations
 
@@ -42,11 +42,7 @@ def images(count: int = 2, height: int = SIDE, width: int = SIDE) -> Tensor:
 def test_forward_gives_the_cls_feature_of_each_batch_at_its_own_size(kind: str) -> None:
     network, batches = build(kind), [images(2), images(3, SIDE, 2 * SIDE), images(1, 2 * SIDE, SIDE)]
     found = network(batches)
-    assert [tuple(each.shape) for each in found] == [
-        (2, network.embed_dim),
-        (3, network.embed_dim),
-        (1, network.embed_dim),
-    ]
+    assert [tuple(each.shape) for each in found] == [(count, network.embed_dim) for count in (2, 3, 1)]
     for batch, features in zip(batches, found, strict=True):
         assert features.dtype == torch.float32 and bool(features.isfinite().all())
         torch.testing.assert_close(features, network.features(batch).cls, rtol=0, atol=1e-5)

@@ -1,4 +1,4 @@
-"""Every experiment is one documented file: its settings, its help, its errors. Their runs are tested in tests/experiments."""
+"""Every experiment is one documented file: its settings, help and errors (`tests/experiments` conducts them)."""
 
 from __future__ import annotations
 

@@ -34,9 +34,9 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     home = tmp_path_factory.mktemp("places")
     run = home / "run"
     run.mkdir()
-    (run / "config.yaml").write_text(
-        configs.dump(dino_run(run, optim=dataclasses.replace(dino_run(run).optim, grad_accum_steps=1)))
-    )
+    config = dino_run(run)
+    config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, grad_accum_steps=1))
+    (run / "config.yaml").write_text(configs.dump(config))
     rows = [{"step": step, "ok": True, "loss": 3.0 / step} for step in range(1, 11)]
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return {
