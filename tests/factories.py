@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from opendino.config import Config
-from opendino.core.contracts import Backbone
+from opendino.core.contracts import Backbone, Source
 from opendino.data.sources.toy import ToySource
 from opendino.models.build import backbone
 from opendino.models.load import Model, preprocessing, save_backbone
@@ -46,6 +46,23 @@ def plain_folder(folder: Path, names: Iterable[str], width: int = 20, height: in
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         plain_image(number, width, height).save(folder / name)
     return folder
+
+
+def place_files(root: Path, *names: str) -> Path:
+    """Write small images at these paths, or text where the suffix is not one of images."""
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix in (".txt", ".csv", ".DS_Store", ".heic", ""):
+            path.write_text("text")
+        else:
+            Image.new("RGB", (4, 3), (len(name), 0, 0)).save(path, "PNG")
+    return root
+
+
+def keys(source: Source) -> list[str]:
+    """The keys of a source in order."""
+    return [source.key(index) for index in range(len(source))]
 
 
 def pattern_image(number: int, side: int = 48) -> Image.Image:
