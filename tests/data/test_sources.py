@@ -213,9 +213,8 @@ def packed(root: Path, path: Path, prefix: str = "", mode: str = "w") -> Path:
 @pytest.mark.parametrize("suffix", [".tar", ".zip"])
 @pytest.mark.parametrize("prefix", ["", "./", "photos/2024/", "./photos/"])
 def test_archive(tmp_path: Path, suffix: str, prefix: str) -> None:
-    root = place_files(
-        tmp_path / "in", "cat/1.PNG", "dog/2.png", "dog/old/3.png", "dog/.x.png", "__MACOSX/dog/2.png", "n.txt"
-    )
+    names = ("cat/1.PNG", "dog/2.png", "dog/old/3.png", "dog/.x.png", "__MACOSX/dog/2.png", "n.txt")
+    root = place_files(tmp_path / "in", *names)
     source = open_source(packed(root, tmp_path / f"a{suffix}", prefix))
     assert type(source) is ArchiveSource
     base = prefix.removeprefix("./")

@@ -58,4 +58,5 @@ def test_no_freeze_and_no_warm_up_exceeds_its_share(total: int) -> None:
 
 
 def test_explicit_values_are_kept() -> None:
-    assert SMALL.resolved(facts(total_steps=100_000)) == (SMALL, [])
+    given = dino.Config(global_size_px=16, local_size_px=8, out_dim=16, momentum=0.9)
+    assert given.resolved(facts(total_steps=100_000)) == (given, [])
