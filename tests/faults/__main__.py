@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 from benchmarks.record import keep, machine
-from tests.faults import disks, inputs, kills
+from tests.faults import disks, inputs, kills, runs
 from tests.faults.runs import Row, TrackedRun, reference_runs
 
 from opendino.data import decode
@@ -60,16 +60,19 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=200, help="of a single process (default 200)")
     parser.add_argument("--pair-kills", type=int, help="of two processes (default as --kills)")
     parser.add_argument("--times", type=int, default=10, help="how often every other fault (default 10)")
+    parser.add_argument("--steps", type=int, default=40, help="length of each run (default 40)")
     parser.add_argument("--only", nargs="*", choices=[*FAULTS], help="these faults alone; the page is left as it is")
     parser.add_argument("--out", type=Path, help="also write the JSON document here")
     args = parser.parse_args()
     random.seed(0)
+    runs.STEPS = args.steps
     torch.set_num_threads(1)
     decode._formats()  # imports a dozen modules, once and not in every process
     began, found = time.monotonic(), []
     where = f"{machine()}, {time.strftime('%Y-%m-%d')}"
     pairs = f" --pair-kills {args.pair_kills}" if args.pair_kills else ""
-    command = f"python -m tests.faults --kills {args.kills}{pairs} --times {args.times}"
+    steps = f" --steps {args.steps}" if args.steps != 40 else ""
+    command = f"python -m tests.faults --kills {args.kills}{pairs} --times {args.times}{steps}"
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         reference = reference_runs(home)

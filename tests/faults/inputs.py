@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.factories import noise_image, untimed_lines
-from tests.faults.runs import IMAGES, STEPS, Row, TrackedRun, differs, photos, unreadable
+from tests.faults import runs
+from tests.faults.runs import IMAGES, Row, TrackedRun, differs, photos, unreadable
 
 from opendino import training
 from opendino.data import cache, decode
@@ -127,7 +128,7 @@ def not_finite(home: Path, reference: dict[str, TrackedRun], times: int) -> Iter
 
     row = Row("NaN on one of two ranks", "no rank steps, none hangs, the images are named; the run finishes")
     for n in range(times):
-        tracked, step = TrackedRun(home, f"nan-{n}"), random.randrange(2, STEPS)
+        tracked, step = TrackedRun(home, f"nan-{n}"), random.randrange(2, runs.STEPS)
         ranks = tracked.pair(lambda rank, step=step: poison(rank, step))
         codes = [each.wait() for each in ranks]
         skipped = [row["step"] for row in map(json.loads, untimed_lines(tracked.run)) if row.get("ok") == 0]

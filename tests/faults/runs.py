@@ -32,7 +32,8 @@ from opendino import config as configs
 from opendino.cli import main
 from opendino.engine.run_monitor import RunMonitor
 
-STEPS, BATCH, IMAGES = 40, 16, 48
+BATCH, IMAGES = 16, 48
+STEPS = 40  # of each run; --steps changes it
 FLAWED = 7, 23, 39  # of the photos, these are no images
 
 
