@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from benchmarks.record import keep, machine
 from tests.faults import disks, inputs, kills, runs
-from tests.faults.runs import Row, TrackedRun, reference_runs
+from tests.faults.runs import Row, TrackedRun, UndisturbedRuns
 
 from opendino.data import decode
 
@@ -75,7 +75,7 @@ def main() -> int:
     command = f"python -m tests.faults --kills {args.kills}{pairs} --times {args.times}{steps}"
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
-        reference = reference_runs(home)
+        reference = UndisturbedRuns(home)
         for name in args.only or FAULTS:
             if name in NEED_ROOT and os.geteuid() != 0:
                 print(f"{name}: needs root, left out", file=sys.stderr)

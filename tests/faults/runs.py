@@ -26,6 +26,7 @@ import torch
 import torch._dynamo
 import torch.utils.tensorboard  # slow to import, so once here and not in every process
 from tests.factories import difference, dino_run, noise_folder
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 import opendino.training  # noqa: F401
 from opendino import config as configs
@@ -34,6 +35,7 @@ from opendino.engine.run_monitor import RunMonitor
 
 BATCH, IMAGES = 16, 48
 STEPS = 40  # of each run; --steps changes it
+_MultiProcessingDataLoaderIter._try_get_data.__defaults__ = (0.2,)  # a dead loader process is seen sooner than in 5 s
 FLAWED = 7, 23, 39  # of the photos, these are no images
 
 
@@ -221,18 +223,20 @@ def unreadable(run: Path) -> dict[str, str]:
     return dict(line.split(",", 1) for line in lines)
 
 
-def reference_runs(home: Path) -> dict[str, TrackedRun]:
-    """The undisturbed runs."""
-    runs = {
-        "toy": TrackedRun(home, "reference-toy"),
-        "photos": TrackedRun(home, "reference-photos", data=str(photos(home / "photos"))),
-    }
-    runs["pair"] = TrackedRun(home, "reference-pair")
-    for name, tracked in runs.items():
-        began = time.monotonic()
+class UndisturbedRuns(dict[str, TrackedRun]):
+    """What disturbed runs are compared with, by name: "toy", "photos", "pair"; each is made when it is first needed."""
+
+    def __init__(self, home: Path) -> None:
+        super().__init__()
+        self._home = home
+
+    def __missing__(self, name: str) -> TrackedRun:
+        changes = {"data": str(photos(self._home / "photos"))} if name == "photos" else {}
+        tracked, began = TrackedRun(self._home, f"undisturbed-{name}", **changes), time.monotonic()
         codes = [each.wait() for each in (tracked.pair() if name == "pair" else [tracked.start()])]
         tracked.seconds = time.monotonic() - began
         assert not any(codes), tracked.text()[-2000:]
         problem = differs(tracked, tracked, ranks=2 if name == "pair" else 1)
         assert problem is None, (name, problem)
-    return runs
+        self[name] = tracked
+        return tracked
