@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,11 +39,11 @@ def plain_image(number: int = 0, width: int = 20, height: int = 20) -> Image.Ima
     return Image.new("RGB", (width, height), (number, 99, 255 - number))
 
 
-def plain_folder(folder: Path, names: Iterable[str], width: int = 20, height: int = 20) -> Path:
+def plain_folder(folder: Path, *names: str) -> Path:
     """A folder with an image of one color, each its own, under each of these names (with "/": in subfolders)."""
     for number, name in enumerate(names):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        plain_image(number, width, height).save(folder / name)
+        plain_image(number).save(folder / name)
     return folder
 
 

@@ -18,7 +18,7 @@ from opendino.data.subset import Subset
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    return plain_folder(tmp_path / "images", [f"{'ab'[number % 2]}/{number:02d}.png" for number in range(40)])
+    return plain_folder(tmp_path / "images", *[f"{'ab'[number % 2]}/{number:02d}.png" for number in range(40)])
 
 
 def replace(folder: Path, numbers: range) -> None:

@@ -93,7 +93,7 @@ def test_an_image_with_two_classes_is_warned_about(tmp_path: Path, capsys: pytes
 
 
 def test_names_without_a_suffix_are_those_of_files(tmp_path: Path) -> None:
-    plain_folder(tmp_path, ["x/1.jpg", "x/2.tif"])
+    plain_folder(tmp_path, *["x/1.jpg", "x/2.tif"])
     (tmp_path / "a.csv").write_text("image_id,dx\nx/1,mel\nx/2,nv\nx/3,nv\nx/1.jpg,nv\n")
     source = open_source(tmp_path / "a.csv")
     assert [source.key(i) for i in range(len(source))] == ["x/1.jpg", "x/2.tif", "x/3"]

@@ -72,7 +72,7 @@ def assert_equal(one: Batch, other: Batch) -> None:
 
 
 def test_workers_change_nothing(tmp_path: Path) -> None:
-    plain_folder(tmp_path, [f"{number}.png" for number in range(9)])
+    plain_folder(tmp_path, *[f"{number}.png" for number in range(9)])
     plain_image(7, 28, 30).save(tmp_path / "7.png")
     (tmp_path / "5.png").write_bytes(b"no image")
     data = Batches(DecodedImages(open_source(tmp_path), 400), SPEC, SEED, 4)

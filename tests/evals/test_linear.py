@@ -169,7 +169,7 @@ def test_without_scikit_learn_it_says_how_to_get_it(model: str, monkeypatch: pyt
 
 
 def test_one_class_is_refused_in_one_line(model: str, tmp_path: Path) -> None:
-    plain_folder(tmp_path, [f"{number}.png" for number in range(4)])
+    plain_folder(tmp_path, *[f"{number}.png" for number in range(4)])
     (tmp_path / "list.csv").write_text("".join(f"{number}.png,only\n" for number in range(4)))
     with pytest.raises(UserError, match="are only"):
         evaluate(Config(model, train=str(tmp_path / "list.csv"), device="cpu"))

@@ -118,7 +118,7 @@ def test_what_is_held_out_is_always_the_same(num: int, share: float, held: int) 
 
 
 def test_images_without_a_class_take_no_side(tmp_path: Path) -> None:
-    plain_folder(tmp_path, [f"{number}.png" for number in range(9)])
+    plain_folder(tmp_path, *[f"{number}.png" for number in range(9)])
     (tmp_path / "some.csv").write_text("".join(f"{n}.png,{'ab'[n % 2] if n < 6 else ''}\n" for n in range(9)))
     (tmp_path / "few.csv").write_text("0.png,a\n1.png,\n")
     both = train_val_features(three_blocks(), str(tmp_path / "some.csv"), None)
