@@ -102,7 +102,7 @@ def test_a_network_that_tells_nothing_apart_gets_no_credit(ask: Ask, tmp_path: P
 def test_batches_change_nothing(ask: Ask, tmp_path: Path) -> None:
     for number in range(30):
         (tmp_path / f"set/{number % 10}").mkdir(parents=True, exist_ok=True)
-        pattern_image(number, size=20 + number % 3 * 15).save(tmp_path / f"set/{number % 10}/{number}.png")
+        pattern_image(number, side=20 + number % 3 * 15).save(tmp_path / f"set/{number % 10}/{number}.png")
     small, large = (ask(tmp_path / "set", "--batch", batch) for batch in (4, 64))
     assert small == large and 0 < small["mAP"] < 100
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import subprocess
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,5 +26,5 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             code = main(command[3:])
         return subprocess.CompletedProcess(command, code, stdout.getvalue(), "failed")
 
-    monkeypatch.setattr(_trial_runs.subprocess, "run", run)
+    monkeypatch.setattr(_trial_runs, "subprocess", SimpleNamespace(run=run))
     return verbs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,14 @@ import pytest
 from opendino.cli import main
 from opendino.core.errors import UsageError
 from opendino.experiments import collapse
+from opendino.recipes import demo
 
 
 def test_runs_table_and_figure_and_a_second_call_that_trains_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], in_this_process: list[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, in_this_process: list[str]
 ) -> None:
+    small = replace(demo.config("toy:textures?n=200&size=32"), val="toy:textures?n=100&size=32&split=val")
+    monkeypatch.setattr(demo, "config", lambda *_: small)
     words = ["experiment", "collapse", "--out", str(tmp_path), "--seeds", "1", "--steps", "12", "--jobs", "1", "--json"]
     words += ["--only", "sharpening only", "BYOL"]
     assert main(words) == 0
