@@ -23,7 +23,7 @@ demo: setup
 	$(BIN)/opendino demo --out $(RUN)
 
 test: setup
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: setup
 	$(BIN)/ruff check .

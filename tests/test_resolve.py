@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from opendino import config as configs
 from opendino import resolve
@@ -73,10 +74,12 @@ def test_small_networks_are_measured_without_loading_what_meta_needs(
     where: list[str] = []
     real = sizing.activation_bytes
     monkeypatch.setattr(resolve, "_SMALL_NETWORK", limit)
-    monkeypatch.setattr(
-        sizing, "activation_bytes",
-        lambda network, *args: (where.append(next(network.parameters()).device.type), real(network, *args))[1],
-    )  # fmt: skip
+
+    def recorded(network: nn.Module, *args: Any) -> Any:
+        where.append(next(network.parameters()).device.type)
+        return real(network, *args)
+
+    monkeypatch.setattr(sizing, "activation_bytes", recorded)
     config = with_network("conv4", {"width": 4})
     before = torch.get_rng_state()
     found = resolve.activation_bytes(config, resolve.configs.views(config))

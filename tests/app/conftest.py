@@ -9,22 +9,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
+from tests.factories import model_folder, small_vit
 
 from opendino import config as configs
 from opendino.cli import main
-from opendino.models.build import backbone
-from opendino.models.load import preprocessing, save_backbone
 from opendino.recipes import demo
 
 
 def write_run(folder: Path, steps: int, done: int, seed: int = 0) -> Path:
     """A run as `opendino train` leaves it, with weights by chance and curves made up."""
     folder.mkdir(parents=True)
-    torch.manual_seed(seed)
-    network = backbone("vit/4", image_px=32, embed_dim=48, depth=2, num_heads=3)
-    save_backbone(folder, {"teacher": network}, preprocessing=preprocessing(32))
+    model_folder(folder, small_vit("vit/4", seed, image_px=32, embed_dim=48, depth=2, num_heads=3), 32)
     config = replace(demo.config(), steps=steps, out=str(folder))
     (folder / "config.yaml").write_text(configs.dump(config), encoding="utf-8")
     with open(folder / "metrics.jsonl", "w", encoding="utf-8") as file:

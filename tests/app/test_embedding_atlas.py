@@ -64,8 +64,10 @@ def test_the_program_is_found_beside_python_and_before_the_path(
     assert found[0][0] == str(environment / "embedding-atlas")
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL, signal.SIGHUP])
-@pytest.mark.parametrize("ending", ["parquet", "lance"])
+@pytest.mark.parametrize(
+    ("ending", "how"),
+    [("parquet", signal.SIGTERM), ("parquet", signal.SIGKILL), ("parquet", signal.SIGHUP), ("lance", signal.SIGTERM)],
+)
 def test_the_map_ends_with_the_command(
     place: Path, tmp_path: Path, noted: Path, monkeypatch: pytest.MonkeyPatch, how: signal.Signals, ending: str
 ) -> None:

@@ -8,27 +8,19 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
+from tests.factories import noise_folder
 
 import opendino.cli
 from opendino.cli import main
 from opendino.core import registry
 
 
-def photos(folder: Path, count: int, side: int = 40) -> None:
-    folder.mkdir(parents=True)
-    for number in range(count):
-        pixels = np.random.default_rng(number).integers(0, 256, (side, side, 3), np.uint8)
-        Image.fromarray(pixels).save(folder / f"{number}.png")
-
-
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with every kind of path that a user may name."""
-    photos(tmp_path / "photos", 6)
-    photos(tmp_path / "one", 1)
+    noise_folder(tmp_path / "photos", 6)
+    noise_folder(tmp_path / "one", 1)
     (tmp_path / "empty").mkdir()
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts/notes.md").touch()

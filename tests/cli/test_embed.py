@@ -9,24 +9,19 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
+from tests.factories import model_folder, small_vit
 
 from opendino.cli import main
 from opendino.embeddings import resumable_parts, table_schema
-from opendino.models.build import backbone
-from opendino.models.load import load, preprocessing, save_backbone
+from opendino.models.load import load
 
 pq = pytest.importorskip("pyarrow.parquet")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("models") / "vit"
-    networks = {
-        which: backbone("vit/8", image_px=16, embed_dim=24, depth=1, num_heads=2) for which in ("teacher", "student")
-    }
-    save_backbone(folder, networks, preprocessing=preprocessing(16))
+    model_folder(folder, small_vit(), student=small_vit(seed=1))
     return folder
 
 

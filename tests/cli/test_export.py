@@ -6,17 +6,15 @@ import json
 from pathlib import Path
 
 import pytest
+from tests.factories import model_folder, small_vit
 
 from opendino.cli import main
-from opendino.models.build import backbone
-from opendino.models.load import load, preprocessing, save_backbone
+from opendino.models.load import load
 
 
 @pytest.fixture
 def model(tmp_path: Path) -> str:
-    network = backbone("vit/4", image_px=16, embed_dim=24, depth=1, num_heads=3)
-    save_backbone(tmp_path / "model", {"teacher": network}, preprocessing=preprocessing(16))
-    return str(tmp_path / "model")
+    return model_folder(tmp_path / "model", small_vit("vit/4", num_heads=3))
 
 
 def test_one_json_document(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

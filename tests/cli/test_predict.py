@@ -8,20 +8,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.factories import model_of, small_vit
 
 from opendino.cli import main
 from opendino.data.open_source import open_source
-from opendino.models.build import backbone
 from opendino.models.classifier import Classifier, save
 from opendino.models.feature_tokens import Tokens
-from opendino.models.load import Model, preprocessing
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    network = backbone("vit/8", image_px=16, embed_dim=24, depth=2, num_heads=2)
     classifier = Classifier(torch.randn(3, 48), torch.zeros(3), ("ape", "bee, honey", "cat"), Tokens(2))
-    save(tmp_path / "classifier", Model(network, preprocessing(16), {}), classifier, {"top1": 50.0})
+    save(tmp_path / "classifier", model_of(small_vit(depth=2)), classifier, {"top1": 50.0})
     return tmp_path / "classifier"
 
 

@@ -6,28 +6,21 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
+from tests.factories import model_folder, noise_folder, noise_image, small_vit
 
 from opendino.cli import main
 from opendino.data.open_source import open_source
-from opendino.models.build import backbone
-from opendino.models.load import preprocessing, save_backbone
 
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Path:
     """A folder with a model, another, nine photos of which 3 and 8 are the same, and their table."""
     monkeypatch.chdir(tmp_path)
-    for name in ("model", "other"):
-        network = backbone("vit/8", image_px=16, embed_dim=24, depth=1, num_heads=2)
-        save_backbone(tmp_path / name, {"teacher": network}, preprocessing=preprocessing(16))
-    (tmp_path / "photos").mkdir()
-    for number in range(9):
-        pixels = torch.randint(
-            0, 256, (20, 30, 3), generator=torch.Generator().manual_seed(number % 8 + 3 * (number == 8))
-        )
-        Image.fromarray(pixels.to(torch.uint8).numpy()).save(tmp_path / f"photos/{number}.png")
+    model_folder(tmp_path / "model", small_vit())
+    model_folder(tmp_path / "other", small_vit(seed=1))
+    noise_folder(tmp_path / "photos", 8)
+    noise_image(seed=3).save(tmp_path / "photos/8.png")
     assert main(["embed", "model", "photos", "--out", "t.lance", "--device", "cpu"]) == 0
     assert "9 new, 0 changed, 0 unchanged → t.lance" in capsys.readouterr().out
     return tmp_path

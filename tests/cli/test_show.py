@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
 import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from tests.factories import model_folder, small_vit
 
 from opendino import config as configs
 from opendino.cli import main
 from opendino.core import registry
-from opendino.models.build import backbone
-from opendino.models.load import preprocessing, save_backbone
 from opendino.recipes import demo
 
 KINDS = registry.names("opendino.visualize")
@@ -24,19 +21,6 @@ KINDS = registry.names("opendino.visualize")
 def test_the_kinds_are_the_files() -> None:
     wanted = ["attention", "correspondence", "crops", "curves", "pca", "temperature", "video"]
     assert wanted == KINDS
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_each_has_a_frozen_config_and_a_function_and_helps(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
-    module = registry.load("opendino.visualize", kind)
-    assert dataclasses.is_dataclass(module.Config) and module.Config.__dataclass_params__.frozen
-    assert next(iter(inspect.signature(module.show).parameters)) == "config"
-    with pytest.raises(SystemExit) as stop:
-        main(["show", kind, "--help"])
-    assert not stop.value.code
-    shown = " ".join(capsys.readouterr().out.split())
-    flags = [field.name for field in dataclasses.fields(module.Config) if field.name != "runs"]
-    assert all(f"--{flag.replace('_', '-')}" in shown or flag.upper() in shown or flag == "film" for flag in flags)
 
 
 @pytest.mark.parametrize(
@@ -59,8 +43,7 @@ def test_a_mistake_is_one_line(words: list[str], told: str, capsys: pytest.Captu
 
 
 def test_attention_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    network = backbone("vit/4", image_px=32, embed_dim=24, depth=1, num_heads=2)
-    save_backbone(tmp_path / "m", {"teacher": network}, preprocessing=preprocessing(32))
+    model_folder(tmp_path / "m", small_vit("vit/4", image_px=32), 32)
     Image.new("RGB", (40, 30), "teal").save(tmp_path / "a.png")
     words = [str(tmp_path / "m"), str(tmp_path / "a.png"), "--out", str(tmp_path / "o.png"), "--heads", "1"]
     assert main(["show", "attention", *words, "--size-px", "32", "--overlay", "--json"]) == 0

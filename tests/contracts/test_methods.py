@@ -15,12 +15,11 @@ from typing import Any, cast
 
 import pytest
 import torch
+from tests.factories import model_folder, small_vit
 
 from opendino.core import registry
 from opendino.core.contracts import Method
 from opendino.core.types import Clock, Facts, Views, ViewSpec
-from opendino.models.build import backbone
-from opendino.models.load import preprocessing, save_backbone
 
 PACKAGE = "opendino.methods"
 NAMES = registry.names(PACKAGE)
@@ -47,8 +46,7 @@ CLOCK = Clock(0, 10, 5)
 def trained() -> tuple[tempfile.TemporaryDirectory[str], str]:
     """A model folder for methods whose teacher is one, of another architecture than their student."""
     home = tempfile.TemporaryDirectory()
-    network = backbone("vit/8", image_px=24, embed_dim=12, depth=1, num_heads=2)
-    save_backbone(Path(home.name), {"teacher": network}, preprocessing=preprocessing(24))
+    model_folder(Path(home.name), small_vit(image_px=24, embed_dim=12), 24)
     return home, home.name
 
 
@@ -61,9 +59,7 @@ def small(module: types.ModuleType) -> Any:
 
 
 def built(module: types.ModuleType) -> Method:
-    return module.build(
-        small(module), lambda role: backbone("vit/8", image_px=32, embed_dim=8, depth=1, num_heads=2)
-    ).train()
+    return module.build(small(module), lambda role: small_vit(image_px=32, embed_dim=8)).train()
 
 
 def views(spec: ViewSpec, batch: int = 3) -> Views:

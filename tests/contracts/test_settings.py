@@ -16,11 +16,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
+from tests.factories import noise_folder
 
 import opendino
 from opendino import config as configs
@@ -267,7 +266,12 @@ def test_what_a_cache_keeps_is_decoded_once(
 ) -> None:
     decoded: list[str] = []
     real = cache.decode
-    monkeypatch.setattr(cache, "decode", lambda *args, **kwargs: (decoded.append(where), real(*args, **kwargs))[1])
+
+    def recorded(*args: Any, **options: Any) -> Any:
+        decoded.append(where)
+        return real(*args, **options)
+
+    monkeypatch.setattr(cache, "decode", recorded)
     for where in ("off", "ram", "disk"):
         opendino.train(base("dino", teachers, cache=where, steps=6, out=str(tmp_path / where)))
     # 24 images are looked at before the start, and seen twice in six steps of eight.
@@ -325,11 +329,7 @@ def test_less_memory_and_compilation_are_done_where_asked(
 
 
 def test_limits_stop_a_run(tmp_path: Path, teachers: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "images"
-    folder.mkdir()
-    for number in range(16):
-        pixels = np.random.default_rng(number).integers(0, 255, (20, 20, 3), np.uint8)
-        Image.fromarray(pixels).save(folder / f"{number}.png")
+    folder = noise_folder(tmp_path / "images", 16)
     for number in range(5):
         (folder / f"bad{number}.png").write_bytes(b"x")
     few = base("dino", teachers, data=str(folder), batch=4, steps=2)

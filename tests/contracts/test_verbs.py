@@ -40,7 +40,7 @@ def test_its_first_line_is_in_the_overview_with_its_form(name: str, capsys: pyte
 def test_help_goes_to_stdout_and_is_no_error(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert code([name, "--help"]) == 0
     captured = capsys.readouterr()
-    assert f"opendino {name}" in captured.out or "usage" in captured.out.lower()
+    assert f"opendino {name}" in captured.out
     assert captured.err == ""
 
 

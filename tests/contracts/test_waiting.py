@@ -26,7 +26,7 @@ QUESTIONS = {"aten::item", "aten::_local_scalar_dense", "aten::is_nonzero", "ate
 
 NETWORKS = {
     "vit": lambda: backbone("vit/8", image_px=32, embed_dim=8, depth=2, num_heads=2, drop_path=0.1),
-    "resnet18": lambda: backbone("resnet18/3x3", image_px=32),
+    "resnet18": lambda: backbone("resnet18/3x3", image_px=32, layers=(1, 1, 1, 1), channels=(8, 8, 8, 8)),
     "conv4": lambda: backbone("conv4", width=4),
 }
 

@@ -24,14 +24,16 @@ def test_names_that_are_not_text_survive(tmp_path: Path) -> None:
     assert (tmp_path / "list").read_bytes() == b"caf\xe9.jpg"
 
 
-@pytest.mark.parametrize("failing", ["fsync", "replace"])
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
+@pytest.mark.parametrize(("owner", "name"), [(os, "fsync"), (Path, "replace")])
+def test_a_failed_write_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: object, name: str
+) -> None:
     def fail(*_: object) -> None:
         raise OSError("disk full")
 
     path = tmp_path / "note.txt"
     atomic_write.write(path, "old")
-    monkeypatch.setattr(*((os, "fsync", fail) if failing == "fsync" else (Path, "replace", fail)))
+    monkeypatch.setattr(owner, name, fail)
     with pytest.raises(OSError, match="disk full"):
         atomic_write.write(path, "new")
     assert path.read_text() == "old"
@@ -44,8 +46,17 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
 def test_content_is_flushed_before_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
     fsync, replace = os.fsync, Path.replace
-    monkeypatch.setattr(os, "fsync", lambda descriptor: (order.append("forced to disk"), fsync(descriptor)))
-    monkeypatch.setattr(Path, "replace", lambda self, to: (order.append("renamed"), replace(self, to))[1])
+
+    def recorded_fsync(descriptor: int) -> None:
+        order.append("forced to disk")
+        fsync(descriptor)
+
+    def recorded_replace(path: Path, target: Path) -> Path:
+        order.append("renamed")
+        return replace(path, target)
+
+    monkeypatch.setattr(os, "fsync", recorded_fsync)
+    monkeypatch.setattr(Path, "replace", recorded_replace)
     atomic_write.write(tmp_path / "note.txt", "new")
     assert order == ["forced to disk", "renamed"]
 

@@ -6,9 +6,8 @@ import os
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
+from tests.factories import plain_folder, plain_image
 
 from opendino.core.errors import UserError
 from opendino.data import fingerprint
@@ -19,16 +18,12 @@ from opendino.data.subset import Subset
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    for number in range(40):
-        path = tmp_path / f"images/{'ab'[number % 2]}/{number:02d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.full((4, 4, 3), number, np.uint8)).save(path)
-    return tmp_path / "images"
+    return plain_folder(tmp_path / "images", *[f"{'ab'[number % 2]}/{number:02d}.png" for number in range(40)])
 
 
 def replace(folder: Path, numbers: range) -> None:
     for number in numbers:
-        Image.fromarray(np.full((4, 4, 3), 99, np.uint8)).save(folder / f"{'ab'[number % 2]}/{number:02d}.png")
+        plain_image(99).save(folder / f"{'ab'[number % 2]}/{number:02d}.png")
 
 
 def test_a_copy_is_the_same_wherever_it_lies(folder: Path, tmp_path: Path) -> None:

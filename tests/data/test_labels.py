@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from tests.factories import plain_folder
 
 from opendino.core.errors import UsageError, UserError
 from opendino.core.types import Augment, ViewGroup, ViewSpec
@@ -16,13 +16,6 @@ from opendino.data.cache import DecodedImages
 from opendino.data.labels import all_labels, relabel
 from opendino.data.loader import Batches
 from opendino.data.open_source import open_source
-
-
-def folder(home: Path, *names: str) -> str:
-    for number, name in enumerate(names):
-        (home / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (8, 8), (number, 0, 0)).save(home / name)
-    return str(home)
 
 
 def test_all_is_the_source_itself() -> None:
@@ -48,7 +41,7 @@ def test_another_seed_draws_another_share() -> None:
 
 
 def test_a_csv_names_classes_by_key_or_by_a_unique_file_name(tmp_path: Path) -> None:
-    source = open_source(folder(tmp_path / "photos", "a/1.png", "a/2.png", "b/3.png", "4.png"))
+    source = open_source(plain_folder(tmp_path / "photos", "a/1.png", "a/2.png", "b/3.png", "4.png"))
     listed = tmp_path / "labels.csv"
     listed.write_text("path,class\na/1.png,dog\nelsewhere/3.png,cat\n4.png,\n")
     some = relabel(source, str(listed), 0)
@@ -57,7 +50,7 @@ def test_a_csv_names_classes_by_key_or_by_a_unique_file_name(tmp_path: Path) -> 
 
 
 def test_a_folder_called_unlabeled_has_no_class(tmp_path: Path) -> None:
-    source = open_source(folder(tmp_path, "cats/1.png", "dogs/2.png", "Unlabeled/3.png", "Unlabeled/deep/4.png"))
+    source = open_source(plain_folder(tmp_path, "cats/1.png", "dogs/2.png", "Unlabeled/3.png", "Unlabeled/deep/4.png"))
     assert source.classes == ("cats", "dogs")
     assert {source.key(i): source.label(i) for i in range(4)} == {
         "Unlabeled/3.png": -1, "Unlabeled/deep/4.png": -1, "cats/1.png": 0, "dogs/2.png": 1
@@ -71,7 +64,7 @@ def test_other_words_are_refused(wrong: str) -> None:
 
 
 def test_lists_that_do_not_fit_are_refused(tmp_path: Path) -> None:
-    source = open_source(folder(tmp_path / "photos", "1.png", "x/2.png"))
+    source = open_source(plain_folder(tmp_path / "photos", "1.png", "x/2.png"))
     listed = tmp_path / "labels.csv"
     listed.write_text("nobody.png,dog\n")
     with pytest.raises(UserError, match=r"1 of the 1 paths .* match no image, e\.g\. nobody\.png.*e\.g\. 1\.png"):
@@ -84,7 +77,7 @@ def test_lists_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_row_without_its_image_is_counted_and_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    source = open_source(folder(tmp_path / "photos", "1.png", "x/2.png"))
+    source = open_source(plain_folder(tmp_path / "photos", "1.png", "x/2.png"))
     listed = tmp_path / "labels.csv"
     listed.write_text("nobody.png,dog\n1.png,cat\nx/2.png,cow\n")
     some = relabel(source, str(listed), 0)
@@ -103,7 +96,7 @@ def test_a_row_without_its_image_is_counted_and_passed_over(tmp_path: Path, caps
     ],
 )
 def test_columns_are_known_by_their_names(tmp_path: Path, table: str) -> None:
-    source = open_source(folder(tmp_path / "photos", "x/1.png", "x/2.png", "x/3.png"))
+    source = open_source(plain_folder(tmp_path / "photos", "x/1.png", "x/2.png", "x/3.png"))
     (tmp_path / "labels.csv").write_text(table)
     some = relabel(source, str(tmp_path / "labels.csv"), 0)
     assert [some.classes[some.label(i)] if some.label(i) >= 0 else "" for i in range(3)] == ["mel", "nv", ""]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from tests.factories import plain_folder
 
 from opendino.core.errors import UserError
 from opendino.data.list_columns import read_list
@@ -93,9 +93,7 @@ def test_an_image_with_two_classes_is_warned_about(tmp_path: Path, capsys: pytes
 
 
 def test_names_without_a_suffix_are_those_of_files(tmp_path: Path) -> None:
-    for name in ("x/1.jpg", "x/2.tif"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        Image.new("RGB", (4, 4)).save(tmp_path / name)
+    plain_folder(tmp_path, *["x/1.jpg", "x/2.tif"])
     (tmp_path / "a.csv").write_text("image_id,dx\nx/1,mel\nx/2,nv\nx/3,nv\nx/1.jpg,nv\n")
     source = open_source(tmp_path / "a.csv")
     assert [source.key(i) for i in range(len(source))] == ["x/1.jpg", "x/2.tif", "x/3"]

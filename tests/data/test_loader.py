@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from tests.factories import plain_folder, plain_image
 
 from opendino.core.contracts import Source
 from opendino.core.errors import BadImage, UserError
@@ -72,8 +72,8 @@ def assert_equal(one: Batch, other: Batch) -> None:
 
 
 def test_workers_change_nothing(tmp_path: Path) -> None:
-    for number in range(9):
-        Image.new("RGB", (20 + number, 30), (number, 0, 0)).save(tmp_path / f"{number}.png")
+    plain_folder(tmp_path, *[f"{number}.png" for number in range(9)])
+    plain_image(7, 28, 30).save(tmp_path / "7.png")
     (tmp_path / "5.png").write_bytes(b"no image")
     data = Batches(DecodedImages(open_source(tmp_path), 400), SPEC, SEED, 4)
     alone, helped = (list(batches(data, 0, 5, workers, pin=False)) for workers in (0, 2))

@@ -11,33 +11,17 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from tests.factories import keys, place_files
 
 from opendino.core.contracts import Source
 from opendino.core.errors import BadImage, UsageError, UserError
 from opendino.core.types import Augment, ViewGroup, ViewSpec
 from opendino.data.cache import DecodedImages
 from opendino.data.loader import Batches
-from opendino.data.mmap_table import cache_folder
 from opendino.data.open_source import open_source
-from opendino.data.sources import folder, toy
+from opendino.data.sources import toy
 from opendino.data.sources.archive import ArchiveSource
 from opendino.data.sources.folder import FolderSource
-
-
-def put(root: Path, *names: str) -> Path:
-    """Write small images (or text, by suffix) at these paths."""
-    for name in names:
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix in (".txt", ".csv", ".DS_Store", ".heic", ""):
-            path.write_text("text")
-        else:
-            Image.new("RGB", (4, 3), (len(name), 0, 0)).save(path, "PNG")
-    return root
-
-
-def keys(source: Source) -> list[str]:
-    return [source.key(index) for index in range(len(source))]
 
 
 def labeled(source: Source) -> dict[str, str]:
@@ -57,7 +41,7 @@ def error_of(data: object) -> UserError:
 
 def test_folder_of_any_depth_sorted_with_any_suffix(tmp_path: Path) -> None:
     names = ["b/deep/er/2.JPG", "b/1.jpeg", "a.PNG", "z.WebP", "B.tif", "c/x.jp2", "n.txt", ".hidden.png"]
-    put(tmp_path, *names, ".git/x.png", "__MACOSX/x.png", "b/._1.jpeg", "empty/.DS_Store")
+    place_files(tmp_path, *names, ".git/x.png", "__MACOSX/x.png", "b/._1.jpeg", "empty/.DS_Store")
     source = open_source(tmp_path)
     assert keys(source) == ["B.tif", "a.PNG", "b/1.jpeg", "b/deep/er/2.JPG", "c/x.jp2", "z.WebP"]
     assert source.read(1) == (tmp_path / "a.PNG").read_bytes()
@@ -86,7 +70,7 @@ def test_folder_of_any_depth_sorted_with_any_suffix(tmp_path: Path) -> None:
     ],
 )
 def test_classes_are_folders(tmp_path: Path, names: list[str], classes: dict[str, str] | None) -> None:
-    put(tmp_path, *names)
+    place_files(tmp_path, *names)
     (tmp_path / "notes/only").mkdir(parents=True)  # a folder without images is no class
     source = open_source(tmp_path)
     assert labeled(source) == (classes or dict.fromkeys(sorted(names), ""))
@@ -94,8 +78,8 @@ def test_classes_are_folders(tmp_path: Path, names: list[str], classes: dict[str
 
 
 def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:
-    put(tmp_path / "elsewhere", "1.png")
-    root = put(tmp_path / "root", "b/2.png")
+    place_files(tmp_path / "elsewhere", "1.png")
+    root = place_files(tmp_path / "root", "b/2.png")
     (root / "a_link").symlink_to(tmp_path / "elsewhere")
     (root / "b/up").symlink_to(root)
     (root / "a_twin").symlink_to(root / "b")
@@ -114,7 +98,7 @@ def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:
 
 
 def test_pipes_and_vanished_files_never_block(tmp_path: Path) -> None:
-    put(tmp_path, "a.png", "b.png")
+    place_files(tmp_path, "a.png", "b.png")
     os.mkfifo(tmp_path / "pipe.png")
     source = open_source(tmp_path)
     (tmp_path / "b.png").unlink()
@@ -134,7 +118,7 @@ def test_pipes_and_vanished_files_never_block(tmp_path: Path) -> None:
 
 
 def test_a_huge_file_is_not_read(tmp_path: Path) -> None:
-    put(tmp_path, "a.png")
+    place_files(tmp_path, "a.png")
     with (tmp_path / "huge.png").open("wb") as file:
         file.truncate(513 * 2**20)  # takes no room on disk
     with pytest.raises(BadImage, match="513 MB"):
@@ -142,7 +126,7 @@ def test_a_huge_file_is_not_read(tmp_path: Path) -> None:
 
 
 def test_an_unreadable_folder_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    put(tmp_path, "a/1.png", "locked/2.png")
+    place_files(tmp_path, "a/1.png", "locked/2.png")
     scandir = os.scandir
 
     def guarded(path: object) -> object:
@@ -155,7 +139,7 @@ def test_an_unreadable_folder_is_left_out(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_names_that_are_not_text(tmp_path: Path) -> None:
-    put(tmp_path, "ünï.png", "two\nlines.png", "комната/ä.png")
+    place_files(tmp_path, "ünï.png", "two\nlines.png", "комната/ä.png")
     raw = os.fsencode(tmp_path) + b"/byte\xff.png"
     try:
         Path(os.fsdecode(raw)).write_bytes((tmp_path / "ünï.png").read_bytes())
@@ -168,7 +152,7 @@ def test_names_that_are_not_text(tmp_path: Path) -> None:
 
 
 def test_folder_pickles_and_is_stable(tmp_path: Path) -> None:
-    put(tmp_path, *(f"{name}/{i}.png" for name in "cab" for i in range(3)))
+    place_files(tmp_path, *(f"{name}/{i}.png" for name in "cab" for i in range(3)))
     one, other = FolderSource(str(tmp_path)), pickle.loads(pickle.dumps(open_source(tmp_path)))
     assert labeled(one) == labeled(other)
     assert one.classes == ("a", "b", "c")
@@ -178,7 +162,7 @@ def test_folder_pickles_and_is_stable(tmp_path: Path) -> None:
 
 
 def test_list_of_paths(tmp_path: Path) -> None:
-    put(tmp_path, "x/1.png", "x/2.png", "x/3 4.png")
+    place_files(tmp_path, "x/1.png", "x/2.png", "x/3 4.png")
     lines = ["\ufeff# a comment", "", "x/2.png", "  x/1.png \r", str(tmp_path / "x/3 4.png"), "x/2.png", "gone.png"]
     (tmp_path / "list.txt").write_text("\n".join(lines), encoding="utf-8")
     source = open_source(tmp_path / "list.txt")
@@ -190,7 +174,7 @@ def test_list_of_paths(tmp_path: Path) -> None:
 
 
 def test_list_with_classes(tmp_path: Path) -> None:
-    put(tmp_path, "1.png", "2.png", "3, x.png", "4.png")
+    place_files(tmp_path, "1.png", "2.png", "3, x.png", "4.png")
     (tmp_path / "a.lst").write_text("1.png\t10\n2.png\t9\n3, x.png\t10\n4.png\n")
     source = open_source(tmp_path / "a.lst")
     assert labeled(source) == {"1.png": "10", "2.png": "9", "3, x.png": "10", "4.png": ""}
@@ -229,7 +213,8 @@ def packed(root: Path, path: Path, prefix: str = "", mode: str = "w") -> Path:
 @pytest.mark.parametrize("suffix", [".tar", ".zip"])
 @pytest.mark.parametrize("prefix", ["", "./", "photos/2024/", "./photos/"])
 def test_archive(tmp_path: Path, suffix: str, prefix: str) -> None:
-    root = put(tmp_path / "in", "cat/1.PNG", "dog/2.png", "dog/old/3.png", "dog/.x.png", "__MACOSX/dog/2.png", "n.txt")
+    names = ("cat/1.PNG", "dog/2.png", "dog/old/3.png", "dog/.x.png", "__MACOSX/dog/2.png", "n.txt")
+    root = place_files(tmp_path / "in", *names)
     source = open_source(packed(root, tmp_path / f"a{suffix}", prefix))
     assert type(source) is ArchiveSource
     base = prefix.removeprefix("./")
@@ -248,7 +233,7 @@ def test_archive(tmp_path: Path, suffix: str, prefix: str) -> None:
 def test_a_member_that_came_twice_counts_once_and_late(tmp_path: Path) -> None:
     for suffix in (".tar", ".zip"):
         for name, size in (("old", 3), ("new", 9)):
-            put(tmp_path / name, "x/1.png")
+            place_files(tmp_path / name, "x/1.png")
             Image.new("RGB", (size, size)).save(tmp_path / name / "x/1.png")
         path = packed(tmp_path / "old", tmp_path / f"a{suffix}")
         if suffix == ".zip":
@@ -262,14 +247,14 @@ def test_a_member_that_came_twice_counts_once_and_late(tmp_path: Path) -> None:
 
 
 def test_links_in_a_tar_are_no_way_out(tmp_path: Path) -> None:
-    put(tmp_path / "in", "a.png")
+    place_files(tmp_path / "in", "a.png")
     (tmp_path / "in/b.png").symlink_to("/etc/passwd")
     assert keys(open_source(packed(tmp_path / "in", tmp_path / "a.tar"))) == ["a.png"]
 
 
 @pytest.mark.parametrize("mode", ["gz", "bz2", "xz"])
 def test_compressed_tar_is_refused_with_a_hint(tmp_path: Path, mode: str) -> None:
-    put(tmp_path / "in", "a.png")
+    place_files(tmp_path / "in", "a.png")
     for name in (f"a.tar.{mode}", "a.tar"):  # by its bytes, for any name
         error = error_of(packed(tmp_path / "in", tmp_path / name, mode=f"w:{mode}"))
         assert "compressed" in error.message
@@ -277,7 +262,7 @@ def test_compressed_tar_is_refused_with_a_hint(tmp_path: Path, mode: str) -> Non
 
 
 def test_damaged_archives(tmp_path: Path) -> None:
-    put(tmp_path / "in", *(f"{i}.png" for i in range(9)))
+    place_files(tmp_path / "in", *(f"{i}.png" for i in range(9)))
     for suffix in (".tar", ".zip"):
         path = packed(tmp_path / "in", tmp_path / f"a{suffix}")
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
@@ -289,7 +274,7 @@ def test_damaged_archives(tmp_path: Path) -> None:
 
 
 def test_damaged_members(tmp_path: Path) -> None:
-    put(tmp_path / "in", "0.png", "1.png")
+    place_files(tmp_path / "in", "0.png", "1.png")
     for suffix in (".tar", ".zip"):
         path = packed(tmp_path / "in", tmp_path / f"a{suffix}")
         source = open_source(path)
@@ -302,7 +287,7 @@ def test_damaged_members(tmp_path: Path) -> None:
 
 
 def test_missing_path_names_the_nearest(tmp_path: Path) -> None:
-    put(tmp_path, "Photos/deep/a.png")
+    place_files(tmp_path, "Photos/deep/a.png")
     assert f"Did you mean {tmp_path / 'Photos'}?" in error_of(tmp_path / "fotos").hint
     assert f"Did you mean {tmp_path / 'Photos'}?" in error_of(tmp_path / "photoss/deep").hint
     hint = error_of(tmp_path / "qqq/deep").hint
@@ -315,18 +300,18 @@ def test_missing_path_names_the_nearest(tmp_path: Path) -> None:
 def test_folders_without_images(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     assert "No files in folder" in error_of(tmp_path).message
-    put(tmp_path, "a.txt", "b.TXT", "sub/c.csv", "README")
+    place_files(tmp_path, "a.txt", "b.TXT", "sub/c.csv", "README")
     error = error_of(tmp_path)
     assert "4 files seen (2 .txt, 1 without suffix, 1 .csv)" in error.message
     assert ".jpg" in error.hint
-    put(tmp_path, "x.heic")
+    place_files(tmp_path, "x.heic")
     assert "HEIC" in error_of(tmp_path).hint
-    put(tmp_path / "in", "a.csv")
+    place_files(tmp_path / "in", "a.csv")
     assert "1 file seen" in error_of(packed(tmp_path / "in", tmp_path / "a.zip")).message
 
 
 def test_files_that_are_no_source(tmp_path: Path) -> None:
-    put(tmp_path, "a.png")
+    place_files(tmp_path, "a.png")
     error = error_of(tmp_path / "a.png")
     assert "single image" in error.message
     assert str(tmp_path) in error.hint
@@ -337,7 +322,7 @@ def test_files_that_are_no_source(tmp_path: Path) -> None:
 
 
 def test_schemes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    put(tmp_path, "a.png", "toy:/b.png", "2024:05/c.png")
+    place_files(tmp_path, "a.png", "toy:/b.png", "2024:05/c.png")
     assert keys(open_source(f"folder:{tmp_path}")) == ["2024:05/c.png", "a.png", "toy:/b.png"]
     assert isinstance(open_source("toy:forms?n=3"), toy.ToySource)
     with pytest.raises(UsageError, match=r"Unknown source 'toys'.*toy"):
@@ -353,89 +338,8 @@ def test_schemes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(open_source("folder:~")) == 3
 
 
-# --- large folders are remembered
-
-
-@pytest.fixture
-def remembering(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Save the list of every folder, however small; returns the folders that are scanned."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-    monkeypatch.setattr(folder, "_LARGE", 1)
-    monkeypatch.setattr(folder, "_SETTLED_NS", -(10**18))
-    scanned: list[str] = []
-    scan = folder._scan
-    monkeypatch.setattr(folder, "_scan", lambda root, prefix: scanned.append(prefix) or scan(root, prefix))
-    return scanned
-
-
-def test_a_remembered_folder_notices_what_comes_and_goes(tmp_path: Path, remembering: list[str]) -> None:
-    put(tmp_path, "a/1.png", "a/2.png", "b/deep/3.png")
-    names = ["a/1.png", "a/2.png", "b/deep/3.png"]
-    assert keys(open_source(tmp_path)) == names
-    assert sorted(remembering) == ["", "a/", "b/", "b/deep/"]
-    remembering.clear()
-    again = open_source(tmp_path)
-    assert (keys(again), again.classes, again.read(2)) == (names, ("a", "b"), (tmp_path / names[2]).read_bytes())
-    assert remembering == [], "nothing is scanned"
-    for change in (
-        lambda: put(tmp_path, "b/deep/4.png"),
-        lambda: (tmp_path / "a/1.png").unlink(),
-        lambda: (tmp_path / "a/2.png").rename(tmp_path / "a/0.png"),
-        lambda: put(tmp_path, "c/new/5.png"),
-        lambda: (tmp_path / "b").rename(tmp_path / "z"),
-    ):
-        change()
-        remembering.clear()
-        found = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.png"))
-        assert keys(open_source(tmp_path)) == found
-        assert remembering, "scanned again"
-
-
-def test_a_damaged_memory_is_none(tmp_path: Path, remembering: list[str]) -> None:
-    put(tmp_path, "1.png", "2.png")
-    open_source(tmp_path)
-    (path,) = cache_folder().glob("folder-*.index")
-    path.write_bytes(path.read_bytes()[:-1])
-    assert keys(open_source(tmp_path)) == ["1.png", "2.png"]
-
-
-@pytest.mark.parametrize("changed", ["version", "SUFFIXES"])
-def test_what_another_version_remembered_is_discarded_with_a_line(
-    tmp_path: Path, remembering: list[str], monkeypatch: pytest.MonkeyPatch, changed: str
-) -> None:
-    said: list[str] = []
-    monkeypatch.setattr(folder.index.log, "say", said.append)
-    put(tmp_path, "1.png", "2.png")
-    open_source(tmp_path)
-    monkeypatch.setattr(folder, changed, (lambda _: "0.0.9") if changed == "version" else frozenset({".png"}))
-    remembering.clear()
-    for _ in range(2):
-        assert keys(open_source(tmp_path)) == ["1.png", "2.png"]
-    assert remembering == [""] and len(said) == 1 and "discarded" in said[0]
-
-
-def test_a_folder_with_parts_that_may_not_be_opened_is_not_remembered(
-    tmp_path: Path, remembering: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    put(tmp_path, "a/1.png", "b/2.png")
-    scan = folder._scan
-    monkeypatch.setattr(folder, "_scan", lambda root, prefix: None if prefix == "b/" else scan(root, prefix))
-    assert keys(open_source(tmp_path)) == ["a/1.png"]
-    monkeypatch.setattr(folder, "_scan", scan)
-    assert keys(open_source(tmp_path)) == ["a/1.png", "b/2.png"]
-
-
-def test_a_folder_that_has_just_changed_is_not_relied_on(
-    tmp_path: Path, remembering: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(folder, "_SETTLED_NS", 10**9 * 3600)
-    put(tmp_path, "1.png")
-    open_source(tmp_path)
-    assert not list(cache_folder().glob("*.index"))
-
-
 def test_files_that_come_and_go_while_a_run_reads(tmp_path: Path) -> None:
-    put(tmp_path, *(f"{i}.png" for i in range(8)))
+    place_files(tmp_path, *(f"{i}.png" for i in range(8)))
     data = Batches(
         DecodedImages(open_source(tmp_path), 400), ViewSpec((ViewGroup("global", 8, (Augment((0.4, 1.0)),)),)), 0, 4
     )
@@ -443,7 +347,7 @@ def test_files_that_come_and_go_while_a_run_reads(tmp_path: Path) -> None:
     gone, changed = (int(i) for i in data[1].indices[:2])
     (tmp_path / f"{gone}.png").unlink()
     (tmp_path / f"{changed}.png").write_bytes(b"torn")
-    put(tmp_path, "late.png")
+    place_files(tmp_path, "late.png")
     second = data[1]
     assert dict(second.bad).keys() == {f"{gone}.png", f"{changed}.png"}
     assert not {gone, changed} & set(second.indices.tolist())

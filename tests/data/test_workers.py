@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from opendino.core.contracts import Source
 from opendino.core.errors import BadImage, UserError
@@ -50,6 +51,12 @@ class Hostile(Source):
         if index == 6:
             raise BadImage("torn")
         return np.full((4, 4, 3), index, np.uint8)
+
+
+@pytest.fixture(autouse=True)
+def deaths_are_seen_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch looks every five seconds whether a loader process has died."""
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.2,))
 
 
 @pytest.fixture

@@ -7,21 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from PIL import Image
+from tests.factories import model_of, noise_folder, small_vit
 from torch import Tensor
 
 from opendino.core.contracts import Source
 from opendino.data.open_source import open_source
 from opendino.embeddings import embed_images, lance_table, table_schema
 from opendino.embeddings.embed_images import Embedder
-from opendino.models.build import backbone
-from opendino.models.load import Model, preprocessing
-
-
-def small_model(seed: int = 0) -> Model:
-    torch.manual_seed(seed)
-    return Model(backbone("vit/8", image_px=16, embed_dim=24, depth=1, num_heads=2), preprocessing(16), {})
+from opendino.models.load import Model
 
 
 def small_embedder(model: Model, source: Source, folder: Path, **options: Any) -> Embedder:
@@ -29,18 +22,9 @@ def small_embedder(model: Model, source: Source, folder: Path, **options: Any) -
     return Embedder(model, source, origin, **options)
 
 
-def photo(path: Path, number: int) -> None:
-    pixels = torch.randint(0, 256, (20, 30, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(number))
-    Image.fromarray(pixels.numpy()).save(path)
-
-
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    for number in range(8):
-        photo(folder / f"{number}.png", number)
-    return folder
+    return noise_folder(tmp_path / "photos", 8)
 
 
 @pytest.fixture
@@ -48,7 +32,7 @@ def brought_up_to_date(tmp_path: Path) -> Callable[..., lance_table.Updated]:
     """Embed a folder into `tmp_path/photos.lance`."""
 
     def update(folder: Path, model: Model | None = None, **options: Any) -> lance_table.Updated:
-        model = model or small_model()
+        model = model or model_of(small_vit())
         source = options.pop("source", None) or open_source(folder)
         embedder = small_embedder(model, source, folder, patches=options.pop("patches", False), batch=2, workers=2)
         return lance_table.update(str(tmp_path / "photos.lance"), embedder, **options)

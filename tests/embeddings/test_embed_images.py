@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.factories import model_of, small_vit
 
 from opendino.core.contracts import Source
 from opendino.core.errors import UserError
@@ -29,8 +30,7 @@ pa = pytest.importorskip("pyarrow")
 
 @pytest.fixture(scope="module")
 def model() -> Model:
-    torch.manual_seed(0)
-    return Model(backbone("vit/8", image_px=16, embed_dim=24, depth=2, num_heads=2), preprocessing(16), {})
+    return model_of(small_vit(depth=2))
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from lancedb.index import IvfSq
-from tests.embeddings.conftest import small_model, write_table
+from tests.embeddings.conftest import write_table
+from tests.factories import model_of, small_vit
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -100,11 +101,11 @@ def test_another_model_is_refused_with_both_names(tmp_path: Path) -> None:
     write_table(tmp_path / "t.parquet", torch.ones(1, 24))
     table = open_table(str(tmp_path / "t.parquet"))
     with pytest.raises(UserError, match=r"t\.parquet holds vectors of small, not of runs/mine\. Use small, or embed"):
-        check_model(table, small_model(), "runs/mine")
+        check_model(table, model_of(small_vit()), "runs/mine")
     with pytest.raises(UserError, match="holds vectors of an earlier version of it, not of small"):
-        check_model(table, small_model(), "small")
-    table.about["fingerprint"] = small_model().fingerprint
-    check_model(table, small_model(), "elsewhere/but/equal")
+        check_model(table, model_of(small_vit()), "small")
+    table.about["fingerprint"] = model_of(small_vit()).fingerprint
+    check_model(table, model_of(small_vit()), "elsewhere/but/equal")
 
 
 def test_what_is_no_table_is_refused_in_one_line(tmp_path: Path) -> None:

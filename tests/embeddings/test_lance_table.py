@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.embeddings.conftest import photo, small_embedder, small_model
+from tests.embeddings.conftest import small_embedder
+from tests.factories import model_of, noise_image, small_vit
 
 from opendino.core.contracts import Source
 from opendino.core.errors import UserError
@@ -68,8 +69,8 @@ def test_only_new_and_changed_images_are_embedded(
     assert (done.added, done.changed, done.unchanged, [key for key, _ in done.bad]) == (8, 0, 0, ["bad.png"])
     before = rows(photos)
     embedded.clear()
-    photo(photos / "3.png", 33)
-    photo(photos / "it's new.png", 34)
+    noise_image(seed=33).save(photos / "3.png")
+    noise_image(seed=34).save(photos / "it's new.png")
     (photos / "5.png").touch()  # another time, the same content
     (photos / "6.png").write_bytes(b"spoilt since")
     (photos / "7.png").unlink()
@@ -81,7 +82,7 @@ def test_only_new_and_changed_images_are_embedded(
     assert after.keys() == before.keys() - {"6.png"} | {"it's new.png"}
     assert {key for key in before if key in after and before[key] != after[key]} == {"3.png"}
     source = open_source(photos)
-    for part in small_embedder(small_model(), source, photos).rows([source_index(source, "3.png")]):
+    for part in small_embedder(model_of(small_vit()), source, photos).rows([source_index(source, "3.png")]):
         torch.testing.assert_close(torch.tensor(after["3.png"]), part.vectors[0], rtol=0, atol=1e-6)  # batches differ
     done = brought_up_to_date(photos, prune=True)
     assert (done.removed, done.vanished) == (1, [])
@@ -108,20 +109,20 @@ def test_a_killed_update_keeps_what_was_committed(
 
 def test_an_index_is_made_at_a_size_and_follows_the_table(photos: Path, brought_up_to_date: Update) -> None:
     for number in range(8, 300):
-        photo(photos / f"{number}.png", number)
+        noise_image(seed=number).save(photos / f"{number}.png")
     brought_up_to_date(photos, index_from=301)
     name = str(photos.parent / "photos.lance")
     query = torch.tensor([rows(photos)["9.png"]])
     assert open_table(name).nearest(query, 1).exact
-    photo(photos / "300.png", 300)
-    photo(photos / "9.png", 999)
+    noise_image(seed=300).save(photos / "300.png")
+    noise_image(seed=999).save(photos / "9.png")
     brought_up_to_date(photos, index_from=301)
     table = open_table(name)
     assert isinstance(table, lance_table.LanceTable)
     found = table.nearest(query, 5)
     assert not found.exact
     assert set(found.keys[0]) == set(table.nearest(query, 5, exact=True).keys[0])
-    photo(photos / "301.png", 301)
+    noise_image(seed=301).save(photos / "301.png")
     (photos / "0.png").unlink()
     brought_up_to_date(photos, index_from=301, prune=True)
     (index,) = lance_table._indices(lance_table.LanceTable(name)._table)
@@ -137,9 +138,9 @@ def test_another_model_other_images_and_other_columns_are_refused(
     brought_up_to_date(photos)
     before = rows(photos)
     with pytest.raises(UserError, match="holds vectors of an earlier version of it"):
-        brought_up_to_date(photos, small_model(seed=1))
+        brought_up_to_date(photos, model_of(small_vit(seed=1)))
     (photos.parent / "others").mkdir()
-    photo(photos.parent / "others/0.png", 50)
+    noise_image(seed=50).save(photos.parent / "others/0.png")
     with pytest.raises(UserError, match=r"holds images of .*photos, not of .*others"):
         brought_up_to_date(photos.parent / "others")
     with pytest.raises(UserError, match="was made without patches"):
@@ -169,23 +170,28 @@ def test_nothing_is_left_where_nothing_can_be_read(tmp_path: Path, brought_up_to
 )
 def test_a_name_that_cannot_be_is_refused(photos: Path, name: str, told: str) -> None:
     with pytest.raises(UserError, match=told):
-        lance_table.update(str(photos.parent / name), small_embedder(small_model(), open_source(photos), photos))
+        lance_table.update(
+            str(photos.parent / name), small_embedder(model_of(small_vit()), open_source(photos), photos)
+        )
 
 
 def test_overwriting_replaces_the_table(photos: Path, brought_up_to_date: Update) -> None:
     for number in range(8, 260):
-        photo(photos / f"{number}.png", number)
+        noise_image(seed=number).save(photos / f"{number}.png")
     brought_up_to_date(photos, index_from=260)
     (photos / "0.png").unlink()
-    done = brought_up_to_date(photos, small_model(seed=1), overwrite=True, index_from=260)
+    done = brought_up_to_date(photos, model_of(small_vit(seed=1)), overwrite=True, index_from=260)
     assert (done.added, done.unchanged, done.vanished) == (259, 0, [])
     table = lance_table.LanceTable(str(photos.parent / "photos.lance"))
-    assert table.about["fingerprint"] == small_model(seed=1).fingerprint and len(table) == 259
+    assert table.about["fingerprint"] == model_of(small_vit(seed=1)).fingerprint and len(table) == 259
     assert not lance_table._indices(table._table)  # the old one is of other vectors
 
 
 def test_a_table_in_an_object_store_is_made_and_followed(photos: Path) -> None:
-    name, embedder = f"file://{photos.parent}/store.lance", small_embedder(small_model(), open_source(photos), photos)
+    name, embedder = (
+        f"file://{photos.parent}/store.lance",
+        small_embedder(model_of(small_vit()), open_source(photos), photos),
+    )
     assert lance_table.update(name, embedder).added == 8
     assert lance_table.update(name, embedder).unchanged == 8
     assert len(open_table(name)) == 8
@@ -195,7 +201,7 @@ def test_a_table_that_was_emptied_still_knows_its_model(photos: Path, brought_up
     brought_up_to_date(photos)
     lance_table.LanceTable(str(photos.parent / "photos.lance"))._table.delete("true")
     with pytest.raises(UserError, match="holds vectors of"):
-        brought_up_to_date(photos, small_model(seed=1))
+        brought_up_to_date(photos, model_of(small_vit(seed=1)))
     assert brought_up_to_date(photos).added == 8
 
 

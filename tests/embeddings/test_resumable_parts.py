@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.factories import model_folder, small_vit
 
 from opendino.core.contracts import Source
 from opendino.core.errors import UsageError, UserError
@@ -23,7 +24,7 @@ from opendino.embeddings import embed_images, resumable_parts, table_files, tabl
 from opendino.embeddings.embed_images import Embedder
 from opendino.embeddings.resumable_parts import Written
 from opendino.models.build import backbone
-from opendino.models.load import Model, load, preprocessing, save_backbone
+from opendino.models.load import Model, load, preprocessing
 
 pq = pytest.importorskip("pyarrow.parquet")
 PART = 32
@@ -31,11 +32,7 @@ PART = 32
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("models") / "vit"
-    network = backbone("vit/8", image_px=16, embed_dim=24, depth=1, num_heads=2)
-    save_backbone(folder, {"teacher": network}, preprocessing=preprocessing(16))
-    return folder
+    return Path(model_folder(tmp_path_factory.mktemp("models") / "vit", small_vit()))
 
 
 @pytest.fixture(scope="module")

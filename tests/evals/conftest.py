@@ -8,19 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from tests.factories import model_folder, small_vit
 
 from opendino.cli import main
-from opendino.models.load import preprocessing, save_backbone
-from opendino.models.vit import VisionTransformer
 
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
-    torch.manual_seed(0)
-    backbone = VisionTransformer(image_px=32, patch_px=8, embed_dim=24, depth=1, num_heads=2)
-    save_backbone(folder, {"teacher": backbone}, preprocessing=preprocessing(32))
+    model_folder(folder, small_vit(image_px=32), 32)
     return folder
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.factories import model_folder, small_vit
 from torch import Tensor, nn
 
 from opendino.cli import main
@@ -81,16 +82,13 @@ def test_the_best_head_finds_a_bright_object(tmp_path: Path, monkeypatch: pytest
 # ---- end to end
 
 
-def tiny(seed: int) -> Backbone:
-    torch.manual_seed(seed)
-    return backbone("vit/4", image_px=32, embed_dim=24, depth=2, num_heads=3, num_registers=2)
+def with_registers(seed: int) -> Backbone:
+    return small_vit("vit/4", seed, image_px=32, depth=2, num_heads=3, num_registers=2)
 
 
 @pytest.fixture
 def model(tmp_path: Path) -> str:
-    networks = {"teacher": tiny(0), "student": tiny(1)}
-    save_backbone(tmp_path / "model", networks, preprocessing=preprocessing(32))
-    return str(tmp_path / "model")
+    return model_folder(tmp_path / "model", with_registers(0), 32, student=with_registers(1))
 
 
 def run(args: list[str], capsys: pytest.CaptureFixture[str]) -> dict:

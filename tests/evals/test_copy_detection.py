@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from tests.factories import pattern_image
 
 from opendino.cli import main
-from opendino.data.sources.toy import ToySource
 from opendino.datasets.copy_transforms import COPIES
 from opendino.evals.copy_detection import copy_precision
 
@@ -20,14 +20,10 @@ Ask = Callable[..., Answer]
 EVAL = "copy-detection"
 
 
-def picture(number: int, size: int = 48) -> Image.Image:
-    return Image.fromarray(ToySource("colorful", n=200, size=size).read(number))
-
-
 def folder_of(folder: Path, numbers: range) -> Path:
     folder.mkdir(parents=True)
     for number in numbers:
-        picture(number).save(folder / f"{number}.png")
+        pattern_image(number).save(folder / f"{number}.png")
     return folder
 
 
@@ -37,9 +33,9 @@ def copydays(folder: Path, num: int = 5) -> Path:
         (folder / block).mkdir(parents=True)
     for number in range(num):
         for block in ("original", "jpegqual/75", "crops/10"):
-            picture(number).save(folder / block / f"20{number:02d}00.png")
+            pattern_image(number).save(folder / block / f"20{number:02d}00.png")
         for copy in (1, 2):
-            picture(number + (copy == 2)).save(folder / f"strong/20{number:02d}{copy:02d}.png")
+            pattern_image(number + (copy == 2)).save(folder / f"strong/20{number:02d}{copy:02d}.png")
     return folder
 
 
@@ -67,14 +63,14 @@ def test_an_original_among_distractors_that_are_its_copies_is_not_found(ask: Ask
     set_ = copydays(tmp_path / "copydays", num=1)
     (tmp_path / "others").mkdir()
     for number in range(20):
-        picture(0).save(tmp_path / f"others/{number}.png")
+        pattern_image(0).save(tmp_path / f"others/{number}.png")
     assert ask(set_, "--distractors", tmp_path / "others")["blocks"]["crops/10"] == 0  # rank 20, and 20 count
 
 
 def test_copies_without_numbers_go_by_name_and_the_folder_may_lie_deeper(ask: Ask, tmp_path: Path) -> None:
     for block in ("original", "blurred"):
         folder_of(tmp_path / "data/deeper" / block, range(5, 9))
-    picture(50).save(tmp_path / "data/deeper/blurred/nobody.png")
+    pattern_image(50).save(tmp_path / "data/deeper/blurred/nobody.png")
     (tmp_path / "data/deeper/original/8.png").write_bytes(b"damaged")
     answer = ask(tmp_path / "data", "--mode", "copydays")
     assert answer["blocks"] == {"blurred": pytest.approx(100)} and answer["mAP"] == answer["mAP_all"]
@@ -112,8 +108,8 @@ def with_copies(tmp_path: Path) -> Path:
     images = folder_of(tmp_path / "set", range(12))
     (images / "sub").mkdir()
     for number in (3, 7):
-        picture(number).save(images / f"sub/again{number}.jpg", quality=95)
-        picture(number).resize((40, 40), Image.Resampling.LANCZOS).save(images / f"small{number}.png")
+        pattern_image(number).save(images / f"sub/again{number}.jpg", quality=95)
+        pattern_image(number).resize((40, 40), Image.Resampling.LANCZOS).save(images / f"small{number}.png")
     return images
 
 

@@ -12,22 +12,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.factories import model_folder, small_vit
 from torch import Tensor
 
 from opendino.cli import main
 from opendino.core.errors import UsageError, UserError
 from opendino.evals.knn import Config, Weights, average_precision, evaluate, few_shot, knn, knn_multi_label
-from opendino.models.build import backbone
-from opendino.models.load import preprocessing, save_backbone
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("model")
-    torch.manual_seed(0)
-    network = backbone("vit/8", image_px=16, embed_dim=24, depth=2, num_heads=2)
-    save_backbone(folder, {"teacher": network}, preprocessing=preprocessing(16))
-    return str(folder)
+    return model_folder(tmp_path_factory.mktemp("model"), small_vit(depth=2))
 
 
 def picture(path: Path, shade: int, mode: str = "RGB") -> Path:

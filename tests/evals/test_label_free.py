@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.factories import dino_run
 
 import opendino
 from opendino.cli import main
@@ -25,7 +26,6 @@ from opendino.evals.label_free import (
     spearman,
     uniformity,
 )
-from opendino.recipes import demo
 
 
 def orthogonal(rows: int, columns: int) -> torch.Tensor:
@@ -91,11 +91,10 @@ def test_spearman_is_scipys() -> None:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("run") / "run"
-    recipe = demo.config("toy:textures?n=60&size=16")
-    method = replace(recipe.method, out_dim=16, hidden_dim=16, bottleneck_dim=8, local_crops=1, global_size_px=16)
-    config = replace(
-        recipe, method=method, val=None, out=str(out), backbone_options={"width": 2}, steps=4, batch=20, workers=0,
-        eval_images=60, eval_every="1", checkpoint_every="1", keep_checkpoints=9, precision="float32",
+    method = replace(dino_run(out).method, out_dim=16, local_crops=1, global_size_px=16)
+    config = dino_run(
+        out, "toy:textures?n=60&size=16", method=method, val=None, backbone="conv4", backbone_options={"width": 2},
+        drop_path=0.0, steps=4, batch=20, eval_images=60, eval_every="1", checkpoint_every="1", keep_checkpoints=9,
     )  # fmt: skip
     opendino.train(config)
     return out

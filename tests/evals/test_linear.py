@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.factories import model_folder, plain_folder, small_vit
 from torch import Tensor
 
 from opendino import features
@@ -22,20 +23,14 @@ from opendino.evals.linear import Config, evaluate
 from opendino.features.classification_metrics import accuracy
 from opendino.features.eval_crops import make
 from opendino.features.linear_classifiers import logistic_regression, train_together
-from opendino.models.build import backbone
 from opendino.models.classifier import load_classifier
-from opendino.models.load import preprocessing, save_backbone
 
 TOY = "toy:textures?n=120&size=16"
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("model")
-    torch.manual_seed(0)
-    network = backbone("vit/8", image_px=16, embed_dim=24, depth=5, num_heads=2)
-    save_backbone(folder, {"teacher": network}, preprocessing=preprocessing(16), extra={"data": TOY})
-    return str(folder)
+    return model_folder(tmp_path_factory.mktemp("model"), small_vit(depth=5), extra={"data": TOY})
 
 
 def batches(x: Tensor, y: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -174,10 +169,7 @@ def test_without_scikit_learn_it_says_how_to_get_it(model: str, monkeypatch: pyt
 
 
 def test_one_class_is_refused_in_one_line(model: str, tmp_path: Path) -> None:
-    from PIL import Image
-
-    for number in range(4):
-        Image.new("RGB", (20, 20), (9 * number,) * 3).save(tmp_path / f"{number}.png")
+    plain_folder(tmp_path, *[f"{number}.png" for number in range(4)])
     (tmp_path / "list.csv").write_text("".join(f"{number}.png,only\n" for number in range(4)))
     with pytest.raises(UserError, match="are only"):
         evaluate(Config(model, train=str(tmp_path / "list.csv"), device="cpu"))

@@ -13,18 +13,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.factories import pattern_image
 
 from opendino.cli import main
-from opendino.data.sources.toy import ToySource
 from opendino.evals.retrieval import scores
 
 Answer = dict[str, Any]
 Ask = Callable[..., Answer]
 EVAL = "retrieval"
-
-
-def picture(number: int, size: int = 48) -> Image.Image:
-    return Image.fromarray(ToySource("colorful", n=100, size=size).read(number))
 
 
 def classes(folder: Path, num_classes: int = 4, copies: int = 3) -> Path:
@@ -33,7 +29,7 @@ def classes(folder: Path, num_classes: int = 4, copies: int = 3) -> Path:
         place = folder / f"class{label}"
         place.mkdir(parents=True)
         for copy in range(copies):
-            image = picture(label)
+            image = pattern_image(label)
             if copy == 1:
                 image.convert("RGBA").save(place / "1.webp", lossless=True)
             else:
@@ -45,10 +41,10 @@ def benchmark(folder: Path) -> Path:
     """Six images of the database and two queries, in which the landmark is the left half."""
     (folder / "jpg").mkdir(parents=True)
     for number in range(6):
-        picture(number).save(folder / f"jpg/image_{number}.png")
+        pattern_image(number).save(folder / f"jpg/image_{number}.png")
     for number in (0, 1):
         wide = Image.new("RGB", (96, 48), "red")
-        wide.paste(picture(number), (0, 0))
+        wide.paste(pattern_image(number), (0, 0))
         wide.save(folder / f"jpg/query_{number}.png")
     return folder
 
@@ -90,14 +86,14 @@ def test_every_flag_keeps_copies_together(ask: Ask, tmp_path: Path, flags: list[
 def test_classes_that_are_no_classes_are_found_by_chance_only(ask: Ask, tmp_path: Path) -> None:
     for number in range(40):
         (tmp_path / f"set/{number % 4}").mkdir(parents=True, exist_ok=True)
-        picture(number).save(tmp_path / f"set/{number % 4}/{number}.png")  # ten patterns in four classes
+        pattern_image(number).save(tmp_path / f"set/{number % 4}/{number}.png")  # ten patterns in four classes
     assert 15 < ask(tmp_path / "set")["mAP"] < 60
 
 
 def test_a_network_that_tells_nothing_apart_gets_no_credit(ask: Ask, tmp_path: Path) -> None:
     for number in range(8):
         (tmp_path / f"set/{number // 2}").mkdir(parents=True, exist_ok=True)
-        picture(0).save(tmp_path / f"set/{number // 2}/{number}.png")
+        pattern_image(0).save(tmp_path / f"set/{number // 2}/{number}.png")
     answer = ask(tmp_path / "set")
     assert answer["mAP"] == pytest.approx(100 / 14)  # the one positive comes last of seven: (0/6 + 1/7) / 2
     assert answer["recall"]["5"] == 0
@@ -106,16 +102,16 @@ def test_a_network_that_tells_nothing_apart_gets_no_credit(ask: Ask, tmp_path: P
 def test_batches_change_nothing(ask: Ask, tmp_path: Path) -> None:
     for number in range(30):
         (tmp_path / f"set/{number % 10}").mkdir(parents=True, exist_ok=True)
-        picture(number, size=20 + number % 3 * 15).save(tmp_path / f"set/{number % 10}/{number}.png")
+        pattern_image(number, side=20 + number % 3 * 15).save(tmp_path / f"set/{number % 10}/{number}.png")
     small, large = (ask(tmp_path / "set", "--batch", batch) for batch in (4, 64))
     assert small == large and 0 < small["mAP"] < 100
 
 
 def test_odd_modes_and_unreadable_files_are_counted(ask: Ask, tmp_path: Path) -> None:
     folder = classes(tmp_path / "set")
-    picture(0).convert("L").save(folder / "class0/gray.png")
-    picture(1).convert("P").save(folder / "class1/palette.gif")
-    picture(2).convert("CMYK").save(folder / "class2/cmyk.jpg")
+    pattern_image(0).convert("L").save(folder / "class0/gray.png")
+    pattern_image(1).convert("P").save(folder / "class1/palette.gif")
+    pattern_image(2).convert("CMYK").save(folder / "class2/cmyk.jpg")
     (folder / "class3/broken.jpg").write_bytes(b"\xff\xd8 no image")
     (folder / "class3/empty.png").touch()
     answer = ask(folder)
@@ -125,7 +121,7 @@ def test_odd_modes_and_unreadable_files_are_counted(ask: Ask, tmp_path: Path) ->
 def test_the_only_one_of_its_class_is_no_query(ask: Ask, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = classes(tmp_path / "set")
     (folder / "lonely").mkdir()
-    picture(9).save(folder / "lonely/9.png")
+    pattern_image(9).save(folder / "lonely/9.png")
     answer = ask(folder)
     assert answer["images"] == 13 and answer["queries"] == 12
     assert answer["mAP"] == pytest.approx(100)
@@ -211,14 +207,14 @@ def test_mistakes_are_one_line(ask: Ask, tmp_path: Path) -> None:
     folder = classes(tmp_path / "set")
     flat, bench, broken = tmp_path / "flat", benchmark(tmp_path / "bench"), tmp_path / "broken"
     flat.mkdir()
-    picture(0).save(flat / "one.png")
+    pattern_image(0).save(flat / "one.png")
     for number in range(2):
         (broken / str(number)).mkdir(parents=True)
         (broken / f"{number}/x.jpg").write_bytes(b"no image")
     singles = tmp_path / "singles"
     for number in range(2):
         (singles / str(number)).mkdir(parents=True)
-        picture(number).save(singles / f"{number}/x.png")
+        pattern_image(number).save(singles / f"{number}/x.png")
     cases = {
         (): (2, "DATA is missing"),
         (tmp_path / "gone",): (1, "gone does not exist"),
@@ -253,7 +249,7 @@ def test_mistakes_are_one_line(ask: Ask, tmp_path: Path) -> None:
     assert "has 2 ground truth files | Choose one, e.g. --ground-truth" in told(bench)[1]
     (bench / "gnd_other.json").unlink()
     (bench / "more").mkdir()
-    picture(0).save(bench / "more/image_0.jpg")
+    pattern_image(0).save(bench / "more/image_0.jpg")
     assert "has several images named 'image_0'" in with_truth(truth())
 
 

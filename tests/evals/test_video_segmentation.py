@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.factories import model_folder, small_vit
 from torch import Tensor
 from torch.nn.functional import one_hot
 
@@ -150,11 +151,7 @@ def test_working_sizes(frame: tuple[int, int], short_px: int, patch_px: int, exp
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    torch.manual_seed(0)
-    tiny = backbone("vit/4", image_px=SIZE, embed_dim=24, depth=1, num_heads=2)
-    folder = tmp_path_factory.mktemp("model")
-    save_backbone(folder, {"teacher": tiny}, preprocessing=preprocessing(SIZE))
-    return str(folder)
+    return model_folder(tmp_path_factory.mktemp("model"), small_vit("vit/4", image_px=SIZE), SIZE)
 
 
 def write_davis(root: Path, videos: dict[str, tuple[np.ndarray, np.ndarray]]) -> Path:

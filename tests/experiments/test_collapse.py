@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,14 +11,18 @@ import pytest
 from opendino.cli import main
 from opendino.core.errors import UsageError
 from opendino.experiments import collapse
+from opendino.recipes import demo
 
 
 def test_runs_table_and_figure_and_a_second_call_that_trains_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, in_this_process: list[str]
 ) -> None:
-    words = ["experiment", "collapse", "--out", str(tmp_path), "--seeds", "1", "--steps", "12", "--json", "--only"]
-    words += ["sharpening only", "BYOL"]
+    small = replace(demo.config("toy:textures?n=200&size=32"), val="toy:textures?n=100&size=32&split=val")
+    monkeypatch.setattr(demo, "config", lambda *_: small)
+    words = ["experiment", "collapse", "--out", str(tmp_path), "--seeds", "1", "--steps", "12", "--jobs", "1", "--json"]
+    words += ["--only", "sharpening only", "BYOL"]
     assert main(words) == 0
+    assert in_this_process == ["train", "train"]
     found = json.loads(capsys.readouterr().out)
     assert [(run["setting"], run["seed"]) for run in found["runs"]] == [("sharpening only", 0), ("BYOL", 0)]
     assert found["detection"]["collapsed"] == found["detection"]["healthy"] == 1
@@ -27,7 +32,7 @@ def test_runs_table_and_figure_and_a_second_call_that_trains_nothing(
     assert (tmp_path / "curves.svg").read_text().startswith("<?xml")
     rows = (tmp_path / "runs" / "BYOL-seed0" / "metrics.jsonl").stat()
     assert main(words) == 0
-    assert json.loads(capsys.readouterr().out) == found
+    assert json.loads(capsys.readouterr().out) == found and len(in_this_process) == 2
     assert (tmp_path / "runs" / "BYOL-seed0" / "metrics.jsonl").stat().st_mtime_ns == rows.st_mtime_ns
 
 

@@ -28,11 +28,12 @@ def test_every_run_sees_as_many_images_and_differs_in_what_its_factor_says() -> 
 
 @pytest.mark.slow
 def test_the_table_compares_seed_by_seed(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, in_this_process: list[str]
 ) -> None:
     monkeypatch.setattr(defaults, "FACTORS", {"as it is": {"-": {}}, "local crops": {"0": {"local_crops": 0}}})
-    words = ["experiment", "defaults", "--out", str(tmp_path), "--seeds", "1", "--steps", "10", "--json"]
-    assert main(words) == 0
+    words = ["experiment", "defaults", "--out", str(tmp_path), "--seeds", "1", "--steps", "10", "--jobs", "1", "--json"]
+    words += ["--data", "toy:textures?n=200&size=32", "--val", "toy:textures?n=100&size=32&split=val"]
+    assert main(words) == 0 and in_this_process == ["train", "train"]
     settings = json.loads(capsys.readouterr().out)["settings"]
     base, without = (each["runs"][0]["knn"]["teacher"] for each in settings)
     table = (tmp_path / "table.md").read_text()

@@ -7,9 +7,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
+from tests.factories import plain_image
 
 from opendino.config import Config
 from opendino.experiments import _trial_runs
@@ -36,7 +35,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def images(folder: Path, value: int) -> str:
     folder.mkdir(exist_ok=True)
     for number in range(3):
-        Image.fromarray(np.full((4, 4, 3), value + number, np.uint8)).save(folder / f"{number}.png")
+        plain_image(value + number).save(folder / f"{number}.png")
     return str(folder)
 
 

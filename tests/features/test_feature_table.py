@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.factories import model_of, plain_folder, small_vit
 
 from opendino.core.contracts import Source
 from opendino.core.errors import BadImage, UserError
@@ -19,12 +20,11 @@ from opendino.features.train_val_features import train_val_features
 from opendino.features.view_features import RandomCrops, view_features
 from opendino.models.build import backbone
 from opendino.models.feature_tokens import Tokens
-from opendino.models.load import Model, preprocessing
+from opendino.models.load import Model
 
 
-def tiny() -> Model:
-    torch.manual_seed(0)
-    return Model(backbone("vit/8", image_px=16, embed_dim=24, depth=3, num_heads=2), preprocessing(16), {})
+def three_blocks() -> Model:
+    return model_of(small_vit(depth=3))
 
 
 class Broken(Source):
@@ -50,7 +50,7 @@ class Broken(Source):
 
 @pytest.mark.parametrize(("batch", "workers"), [(1, 1), (4, 3), (64, 2)])
 def test_rows_are_the_models_own_features_in_the_sources_order(batch: int, workers: int) -> None:
-    model, source = tiny(), open_source("toy:textures?n=13&size=20")
+    model, source = three_blocks(), open_source("toy:textures?n=13&size=20")
     found = table(model, source, batch=batch, workers=workers)
     wanted = model.embed([Image.fromarray(source.read(i)) for i in range(13)])  # type: ignore[arg-type]
     torch.testing.assert_close(found.features, wanted, rtol=0, atol=1e-5)  # other batches, other sums
@@ -60,17 +60,17 @@ def test_rows_are_the_models_own_features_in_the_sources_order(batch: int, worke
 
 def test_unreadable_images_are_left_out_with_their_reason() -> None:
     source = Broken(open_source("toy:textures?n=11&size=16"), {0, 4, 10})
-    found = table(tiny(), source, batch=3)
+    found = table(three_blocks(), source, batch=3)
     assert found.indices.tolist() == [1, 2, 3, 5, 6, 7, 8, 9] and len(found) == len(found.features) == 8
     assert found.bad == tuple((source.key(i), "worn out") for i in (0, 4, 10))
     with pytest.raises(
         UserError, match=r"None of the 11 images can be read, e\.g\. textures/train/bricks/000000: worn"
     ):
-        table(tiny(), Broken(source, set(range(11))))
+        table(three_blocks(), Broken(source, set(range(11))))
 
 
 def test_rows_are_a_plain_loop_to_the_bit() -> None:
-    model, source = tiny(), Broken(open_source("toy:textures?n=11&size=16"), {1, 9})
+    model, source = three_blocks(), Broken(open_source("toy:textures?n=11&size=16"), {1, 9})
     parts = [(0, 2, 3), (4, 5, 6, 7), (8, 10)]  # batches of four, without the unreadable images
     plain = [model.embed(torch.stack([model.preprocess(source.read(i)) for i in part])) for part in parts]
     assert torch.equal(table(model, source, batch=4).features, torch.cat(plain))
@@ -78,21 +78,21 @@ def test_rows_are_a_plain_loop_to_the_bit() -> None:
 
 def test_some_of_the_images_in_half_precision() -> None:
     source = open_source("toy:textures?n=20&size=16")
-    some = table(tiny(), source, indices=[2, 3, 11], dtype=torch.float16)
+    some = table(three_blocks(), source, indices=[2, 3, 11], dtype=torch.float16)
     assert some.features.dtype == torch.float16 and some.indices.tolist() == [2, 3, 11]
-    whole = table(tiny(), source).features[[2, 3, 11]]
+    whole = table(three_blocks(), source).features[[2, 3, 11]]
     torch.testing.assert_close(some.features.float(), whole, rtol=1e-3, atol=1e-3)  # float16
 
 
 def test_a_broken_network_is_named() -> None:
-    model = tiny()
+    model = three_blocks()
     torch.nn.init.constant_(next(model.backbone.parameters()), float("nan"))
     with pytest.raises(UserError, match="NaN or infinite"):
         table(model, open_source("toy:textures?n=3&size=16"))
 
 
 def test_tokens_lie_side_by_side() -> None:
-    model, images = tiny(), torch.randn(2, 3, 16, 16)
+    model, images = three_blocks(), torch.randn(2, 3, 16, 16)
     last = model.backbone.intermediate(images, 3)  # type: ignore[operator]
     cls, mean = [each.cls for each in last], last[-1].patches.mean(1)
     for tokens, wanted in (
@@ -110,14 +110,14 @@ def test_tokens_lie_side_by_side() -> None:
 
 
 def test_labels_go_by_name() -> None:
-    found = table(tiny(), open_source("toy:textures?n=10&size=16"))
+    found = table(three_blocks(), open_source("toy:textures?n=10&size=16"))
     names = [*reversed(found.classes)][1:]  # lacks the last
     assert found.labels_by(names).tolist() == [8, 7, 6, 5, 4, 3, 2, 1, 0, 9]
 
 
 @pytest.mark.parametrize(("num", "share", "held"), [(10, 0.2, 2), (11, 0.2, 3), (1, 0.1, 1)])
 def test_what_is_held_out_is_always_the_same(num: int, share: float, held: int) -> None:
-    whole = table(tiny(), open_source(f"toy:textures?n={num}&size=16"))
+    whole = table(three_blocks(), open_source(f"toy:textures?n={num}&size=16"))
     rest, out = hold_out(whole, share)
     assert (len(rest), len(out)) == (num - held, held)
     assert sorted([*rest.indices.tolist(), *out.indices.tolist()]) == list(range(num))
@@ -125,18 +125,17 @@ def test_what_is_held_out_is_always_the_same(num: int, share: float, held: int) 
 
 
 def test_images_without_a_class_take_no_side(tmp_path: Path) -> None:
-    for number in range(9):
-        Image.new("RGB", (20, 20), (20 * number,) * 3).save(tmp_path / f"{number}.png")
+    plain_folder(tmp_path, *[f"{number}.png" for number in range(9)])
     (tmp_path / "some.csv").write_text("".join(f"{n}.png,{'ab'[n % 2] if n < 6 else ''}\n" for n in range(9)))
     (tmp_path / "few.csv").write_text("0.png,a\n1.png,\n")
-    both = train_val_features(tiny(), str(tmp_path / "some.csv"), None)
+    both = train_val_features(three_blocks(), str(tmp_path / "some.csv"), None)
     assert (len(both.train), len(both.val)) == (4, 2)
     with pytest.raises(UserError, match="too few images with a class"):
-        train_val_features(tiny(), str(tmp_path / "few.csv"), None)
+        train_val_features(three_blocks(), str(tmp_path / "few.csv"), None)
 
 
 def test_views_are_drawn_by_the_seed_and_know_their_labels() -> None:
-    model, source = tiny(), open_source("toy:textures?n=20&size=24")
+    model, source = three_blocks(), open_source("toy:textures?n=20&size=24")
     augment = (Augment(scale=(0.3, 1.0)),) * 3
 
     def drawn(**options: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -157,7 +156,9 @@ MANY, FEW = 7, 3  # of the first three images two are unreadable, so that a rank
 def share(folder: Path, rank: int) -> None:
     torch.distributed.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=2)
     for num in (MANY, FEW):
-        found = table(tiny(), Broken(open_source(f"toy:textures?n={num}&size=16"), {0, 1, 5}), batch=2, workers=1)
+        found = table(
+            three_blocks(), Broken(open_source(f"toy:textures?n={num}&size=16"), {0, 1, 5}), batch=2, workers=1
+        )
         told = {"features": found.features, "indices": found.indices, "bad": len(found.bad)}
         torch.save(told, folder / f"{num}_{rank}.pt")
     torch.distributed.destroy_process_group()
@@ -172,7 +173,7 @@ def test_ranks_share_the_images_and_all_get_the_table(tmp_path: Path) -> None:
         process.join(120)
         assert process.exitcode == 0
     for num in (MANY, FEW):
-        alone = table(tiny(), Broken(open_source(f"toy:textures?n={num}&size=16"), {0, 1, 5}), batch=2)
+        alone = table(three_blocks(), Broken(open_source(f"toy:textures?n={num}&size=16"), {0, 1, 5}), batch=2)
         for rank in range(2):
             found = torch.load(tmp_path / f"{num}_{rank}.pt", weights_only=True)
             assert torch.equal(found["indices"], alone.indices) and found["bad"] == len(alone.bad)

@@ -15,6 +15,7 @@ import timm as real_timm
 import torch
 import transformers
 from PIL import Image
+from tests.factories import model_folder, small_vit
 
 from opendino.core.contracts import Backbone
 from opendino.core.errors import UsageError, UserError
@@ -25,18 +26,11 @@ from opendino.interop.formats import onnx as onnx_writer
 from opendino.interop.importing import import_model
 from opendino.interop.timm_folder import _crop_pct
 from opendino.models.build import backbone
-from opendino.models.load import Model, load, preprocessing, save_backbone
-
-TINY = {"image_px": 16, "embed_dim": 24, "depth": 2, "num_heads": 3}
+from opendino.models.load import Model, load
 
 
 def vit(**options: Any) -> Backbone:
-    return backbone("vit/4", **{**TINY, **options})
-
-
-def saved(folder: Path, network: Backbone, image_px: int = 16, **more: Any) -> str:
-    save_backbone(folder, {"teacher": network}, preprocessing=preprocessing(image_px), **more)
-    return str(folder)
+    return small_vit("vit/4", **{"depth": 2, "num_heads": 3, **options})
 
 
 def batch(side: int = 16, count: int = 2) -> torch.Tensor:
@@ -47,7 +41,7 @@ def exported(tmp_path: Path, network: Backbone, to: str, image_px: int = 16, nam
     """A model, and where it was exported to; the difference is what float32 allows."""
     config = writers()[to].Config()
     model, difference = export_model(
-        saved(tmp_path / "model", network, image_px), to, str(tmp_path / name), None, config
+        model_folder(tmp_path / "model", network, image_px), to, str(tmp_path / name), None, config
     )
     assert difference <= 1e-5
     return model, tmp_path / name
@@ -178,7 +172,7 @@ def test_real_photographs_reach_both_networks_alike(data_folder: Path, tmp_path:
 
 @pytest.mark.slow
 def test_onnx_of_any_batch_and_size(tmp_path: Path) -> None:
-    name, out = saved(tmp_path / "model", vit(num_registers=2)), tmp_path / "net.onnx"
+    name, out = model_folder(tmp_path / "model", vit(num_registers=2)), tmp_path / "net.onnx"
     model, _ = export_model(name, "onnx", str(out), None, onnx_writer.Config(attention=True))
     session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
     for count, height, width in ((1, 16, 16), (5, 16, 16), (2, 12, 20), (1, 36, 4), (3, 16, 24)):
@@ -197,7 +191,7 @@ def test_onnx_of_any_batch_and_size(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_onnx_of_a_convolutional_network(tmp_path: Path) -> None:
     config = onnx_writer.Config(opset=20)
-    name, out = saved(tmp_path / "model", backbone("conv4", width=4), 32), tmp_path / "net.onnx"
+    name, out = model_folder(tmp_path / "model", backbone("conv4", width=4), 32), tmp_path / "net.onnx"
     model, _ = export_model(name, "onnx", str(out), None, config)
     images = torch.randn(3, 3, 24, 40)
     session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
@@ -221,7 +215,7 @@ def test_torch_export_of_any_batch_and_size(tmp_path: Path) -> None:
 
 
 def test_attention_of_a_network_without_is_refused(tmp_path: Path) -> None:
-    name = saved(tmp_path / "model", backbone("conv4", width=2), 32)
+    name = model_folder(tmp_path / "model", backbone("conv4", width=2), 32)
     with pytest.raises(UserError, match=r"no self-attention.*Leave --attention out"):
         export_model(name, "onnx", str(tmp_path / "net.onnx"), None, onnx_writer.Config(attention=True))
     assert {path.name for path in tmp_path.iterdir()} == {"model"}
@@ -231,7 +225,9 @@ def test_attention_of_a_network_without_is_refused(tmp_path: Path) -> None:
 
 
 def test_own_folder_holds_network_classifier_and_card_and_nothing_else(tmp_path: Path) -> None:
-    name = saved(tmp_path / "run", vit(), extra={"data": "toy:"}, classifier=torch.nn.Linear(24, 2), classes=("a", "b"))
+    name = model_folder(
+        tmp_path / "run", vit(), extra={"data": "toy:"}, classifier=torch.nn.Linear(24, 2), classes=("a", "b")
+    )
     (tmp_path / "run" / "checkpoints").mkdir()
     model, difference = export_model(name, "opendino", str(tmp_path / "out"), None, opendino.Config())
     assert difference == 0.0
@@ -244,8 +240,7 @@ def test_own_folder_holds_network_classifier_and_card_and_nothing_else(tmp_path:
 
 
 def test_the_student_is_exported_as_the_student(tmp_path: Path) -> None:
-    networks = {"teacher": vit(), "student": vit()}
-    save_backbone(tmp_path / "run", networks, preprocessing=preprocessing(16))
+    model_folder(tmp_path / "run", vit(), student=vit(seed=1))
     export_model(str(tmp_path / "run"), "opendino", str(tmp_path / "out"), "student", opendino.Config())
     images, again = batch(), load(tmp_path / "out")
     assert again.which == "student"
@@ -258,7 +253,7 @@ def test_the_student_is_exported_as_the_student(tmp_path: Path) -> None:
 @pytest.mark.parametrize("to", ["timm", "huggingface"])
 @pytest.mark.parametrize(("name", "what"), [("conv4", "conv4"), ("resnet18/3x3", "3×3 stem")])
 def test_what_the_other_side_does_not_know_is_refused(tmp_path: Path, to: str, name: str, what: str) -> None:
-    model = saved(tmp_path / "model", backbone(name, image_px=32), 32)
+    model = model_folder(tmp_path / "model", backbone(name, image_px=32), 32)
     with pytest.raises(UserError, match=f"no .*{what}"):
         export_model(model, to, str(tmp_path / "out"), None, writers()[to].Config())
     assert {path.name for path in tmp_path.iterdir()} == {"model"}
@@ -269,7 +264,7 @@ def test_nothing_is_left_where_the_other_side_computes_something_else(
 ) -> None:
     monkeypatch.setattr(compare_outputs, "TOLERANCE", -1.0)
     with pytest.raises(UserError, match=r"differ by up to .*nothing was written"):
-        export_model(saved(tmp_path / "model", vit()), "timm", str(tmp_path / "out"), None, timm.Config())
+        export_model(model_folder(tmp_path / "model", vit()), "timm", str(tmp_path / "out"), None, timm.Config())
     assert {path.name for path in tmp_path.iterdir()} == {"model"}
 
 
@@ -284,7 +279,7 @@ def test_a_difference_that_is_no_number_is_one() -> None:
 
 
 def test_places_that_cannot_be_written_are_refused_before_any_work(tmp_path: Path) -> None:
-    name = saved(tmp_path / "model", vit())
+    name = model_folder(tmp_path / "model", vit())
     with pytest.raises(UserError, match="exists already"):
         export_model(name, "timm", name, None, timm.Config())
     with pytest.raises(UserError, match="There is no folder"):
@@ -298,6 +293,6 @@ def test_places_that_cannot_be_written_are_refused_before_any_work(tmp_path: Pat
 
 
 def test_an_mlp_that_transformers_cannot_have_is_refused(tmp_path: Path) -> None:
-    name = saved(tmp_path / "model", vit(num_registers=1, mlp_ratio=2.5))
+    name = model_folder(tmp_path / "model", vit(num_registers=1, mlp_ratio=2.5))
     with pytest.raises(UserError, match=r"2\.5 times"):
         export_model(name, "huggingface", str(tmp_path / "out"), None, huggingface.Config())

@@ -160,7 +160,7 @@ def test_timms_arguments_fetch_nothing_and_make_nothing_large(
 )  # fmt: skip
 def test_what_is_no_description(tmp_path: Path, content: bytes) -> None:
     saved(tmp_path, "conv4")
-    assert re.search("not a model's description|not a model", opens(tmp_path, content) or "")
+    assert "not a model" in (opens(tmp_path, content) or "")
 
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -float("inf")])

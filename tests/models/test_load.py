@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.factories import model_folder, model_of, noise_image, small_vit
 from torchvision import transforms
 
 from opendino.core.contracts import Backbone
@@ -19,28 +20,21 @@ from opendino.models.load import Model, load, preprocessing, save_backbone
 from opendino.models.weights import load_weights
 
 
-def tiny(seed: int = 0, **options: object) -> Backbone:
-    torch.manual_seed(seed)
-    sizes = {"image_px": 16, "embed_dim": 24, "depth": 2, "num_heads": 3}
-    return backbone("vit/4", **{**sizes, **options})
-
-
-def picture(width: int = 40, height: int = 30, seed: int = 0) -> Image.Image:
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    return Image.fromarray(pixels)
+def two_blocks(seed: int = 0, **options: object) -> Backbone:
+    return small_vit("vit/4", seed, **{"depth": 2, "num_heads": 3, **options})
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     out = tmp_path / "run" / "model"
-    save_backbone(out, {"teacher": tiny(0), "student": tiny(1)}, preprocessing=preprocessing(16), extra={"step": 7})
+    model_folder(out, two_blocks(0), student=two_blocks(1), extra={"step": 7})
     return out
 
 
 def test_comes_back_bit_for_bit(folder: Path) -> None:
     images = torch.randn(2, 3, 16, 16)
     for which, seed in (("teacher", 0), ("student", 1)):
-        model, original = load(folder, which), tiny(seed).eval()
+        model, original = load(folder, which), two_blocks(seed).eval()
         assert not model.backbone.training
         for key, value in original.state_dict().items():
             assert torch.equal(model.backbone.state_dict()[key], value), key
@@ -69,8 +63,8 @@ def test_description_is_complete_and_nothing_else_is_left(folder: Path) -> None:
 
 
 def test_saving_again_replaces_and_forgets_a_stale_student(folder: Path) -> None:
-    save_backbone(folder, {"teacher": tiny(2)}, preprocessing=preprocessing(16))
-    assert torch.equal(load(folder).backbone.state_dict()["cls_token"], tiny(2).state_dict()["cls_token"])
+    save_backbone(folder, {"teacher": two_blocks(2)}, preprocessing=preprocessing(16))
+    assert torch.equal(load(folder).backbone.state_dict()["cls_token"], two_blocks(2).state_dict()["cls_token"])
     with pytest.raises(UserError, match="It has: teacher"):
         load(folder, "student")
 
@@ -83,26 +77,26 @@ def test_a_failed_write_leaves_the_old_model(folder: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(OSError, match="No space"):
-        save_backbone(folder, {"teacher": tiny(2), "student": tiny(3)}, preprocessing=preprocessing(16))
+        save_backbone(folder, {"teacher": two_blocks(2), "student": two_blocks(3)}, preprocessing=preprocessing(16))
     assert {name: (folder / name).read_bytes() for name in before} == before
 
 
 @pytest.mark.parametrize("size", [(40, 30), (30, 40), (16, 16), (300, 17), (9, 7)])
 def test_preprocess_is_the_usual_evaluation_transform(size: tuple[int, int]) -> None:
-    model = Model(tiny(), preprocessing(16), {})
+    model = model_of(two_blocks())
     usual = transforms.Compose([
         transforms.Resize(18, transforms.InterpolationMode.BICUBIC),
         transforms.CenterCrop(16),
         transforms.ToTensor(),
         transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     ])  # fmt: skip
-    found = model.preprocess(picture(*size))
+    found = model.preprocess(noise_image(*size))
     assert (found.shape, found.dtype) == ((3, 16, 16), torch.float32)
-    torch.testing.assert_close(found, usual(picture(*size)), rtol=0, atol=1e-6)
+    torch.testing.assert_close(found, usual(noise_image(*size)), rtol=0, atol=1e-6)
 
 
 def test_preprocess_turns_upright_and_takes_any_mode() -> None:
-    model, image = Model(tiny(), preprocessing(16), {}), picture(40, 30)
+    model, image = model_of(two_blocks()), noise_image(40, 30)
     exif = image.getexif()
     exif[0x0112] = 6  # stored lying on its side
     turned = image.copy()
@@ -113,7 +107,7 @@ def test_preprocess_turns_upright_and_takes_any_mode() -> None:
 
 
 def test_every_form_of_an_image_gives_the_same_features(tmp_path: Path) -> None:
-    model, image = Model(tiny(), preprocessing(16), {}), picture(40, 30)
+    model, image = model_of(two_blocks()), noise_image(40, 30)
     image.save(tmp_path / "a.png")
     array = np.asarray(image)
     tensor = torch.from_numpy(array.copy()).movedim(-1, 0)
@@ -122,13 +116,13 @@ def test_every_form_of_an_image_gives_the_same_features(tmp_path: Path) -> None:
         assert torch.equal(model.embed(form), wanted)
     assert torch.equal(model.features([tmp_path / "a.png", array]).cls, model.features([image, image]).cls)
     see_through = image.convert("RGBA")
-    see_through.putalpha(picture(40, 30, 1).convert("L"))
+    see_through.putalpha(noise_image(40, 30, 1).convert("L"))
     see_through.save(tmp_path / "b.png")
     assert torch.equal(model.embed(see_through), model.embed(tmp_path / "b.png"))
 
 
 def test_a_hair_thin_image_costs_no_more_than_others() -> None:
-    model, thin = Model(tiny(), preprocessing(16), {}), np.zeros((1, 60_000, 3), np.uint8)
+    model, thin = model_of(two_blocks()), np.zeros((1, 60_000, 3), np.uint8)
     thin[:, 29_990:30_010] = 200
     tracemalloc.start()
     found = model.preprocess(thin)
@@ -138,7 +132,7 @@ def test_a_hair_thin_image_costs_no_more_than_others() -> None:
 
 
 def test_no_image_is_said_in_a_line(tmp_path: Path) -> None:
-    model = Model(tiny(), preprocessing(16), {})
+    model = model_of(two_blocks())
     (tmp_path / "a.jpg").write_text("hello")
     for form, words in (
         (tmp_path / "none.jpg", "none.jpg' cannot be read: No such file"),
@@ -152,17 +146,17 @@ def test_no_image_is_said_in_a_line(tmp_path: Path) -> None:
 
 def test_the_fingerprint_follows_weights_and_preprocessing_alone(folder: Path) -> None:
     model = load(folder)
-    assert model.fingerprint == load(folder).fingerprint == Model(tiny(0), preprocessing(16), {}).fingerprint
+    assert model.fingerprint == load(folder).fingerprint == model_of(two_blocks(0)).fingerprint
     others = [
         load(folder, "student"),
-        Model(tiny(0), preprocessing(20), {}),
-        Model(tiny(0, num_registers=1), preprocessing(16), {}),
+        Model(two_blocks(0), preprocessing(20), {}),
+        model_of(two_blocks(0, num_registers=1)),
     ]
     assert len({model.fingerprint, *(other.fingerprint for other in others)}) == 4
 
 
 def test_embed_takes_one_image_several_or_a_tensor() -> None:
-    model, pictures = Model(tiny(), preprocessing(16), {}), [picture(seed=seed) for seed in range(5)]
+    model, pictures = model_of(two_blocks()), [noise_image(seed=seed) for seed in range(5)]
     tensor = torch.stack([model.preprocess(image) for image in pictures])
     features = model.embed(pictures)
     assert (features.shape, features.requires_grad) == ((5, 24), False)
@@ -175,19 +169,19 @@ def test_embed_takes_one_image_several_or_a_tensor() -> None:
 
 
 def test_embed_follows_the_backbones_dtype() -> None:
-    assert Model(tiny().double(), preprocessing(16), {}).embed(picture()).dtype == torch.float64
+    assert Model(two_blocks().double(), preprocessing(16), {}).embed(noise_image()).dtype == torch.float64
 
 
 def test_weights_that_do_not_fit_say_where() -> None:
-    state = tiny().state_dict()
+    state = two_blocks().state_dict()
     state["block.0"] = state.pop("norm.weight")
     state["cls_token"] = torch.zeros(1, 1, 25)
     with pytest.raises(UserError) as caught:
-        load_weights(tiny(), state, "file.pth")
+        load_weights(two_blocks(), state, "file.pth")
     for said in ("file.pth", "lacks norm.weight", "also has block.0", "cls_token (1, 1, 25) for (1, 1, 24)"):
         assert said in str(caught.value)
     with pytest.raises(UserError, match="and 8 more"):
-        load_weights(tiny(depth=3), tiny().state_dict(), "file.pth")
+        load_weights(two_blocks(depth=3), two_blocks().state_dict(), "file.pth")
 
 
 def test_wrong_models_say_what_to_do(folder: Path, tmp_path: Path) -> None:
@@ -233,10 +227,13 @@ def test_timm_weights_come_with_their_preprocessing(monkeypatch: pytest.MonkeyPa
     import timm
 
     create, asked = timm.create_model, []
-    monkeypatch.setattr(
-        timm, "create_model", lambda name, pretrained, **options: (asked.append(pretrained), create(name, **options))[1]
-    )
+
+    def untrained(name: str, *, pretrained: bool, **options: object) -> object:
+        asked.append(pretrained)
+        return create(name, **options)
+
+    monkeypatch.setattr(timm, "create_model", untrained)
     model = load("timm:test_vit")
     assert set(asked) == {True}
-    assert model.embed(picture()).shape == (1, 64)
+    assert model.embed(noise_image()).shape == (1, 64)
     assert model.preprocessing["image_px"] == 160

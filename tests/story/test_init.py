@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.factories import small_vit
 
 from opendino.cli import main
 from opendino.config import Config
@@ -15,7 +16,6 @@ from opendino.core.errors import UserError
 from opendino.engine import optim
 from opendino.methods import byol, dino, distill, mean_teacher
 from opendino.models import load
-from opendino.models.build import backbone
 from opendino.start import resume, train
 
 TOY = "toy:textures?n=64&size=16"
@@ -23,8 +23,7 @@ TOY = "toy:textures?n=64&size=16"
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    torch.manual_seed(5)
-    network = backbone("vit/4", image_px=16, embed_dim=24, depth=2, num_heads=3)
+    network = small_vit("vit/4", seed=5, depth=2, num_heads=3)
     prep = load.preprocessing(16, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
     load.save_backbone(tmp_path / "model", {"teacher": network}, preprocessing=prep)
     return tmp_path / "model"

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from tests.factories import checkpoint_tensors, dino_run, metric_rows
 
 import opendino
 from opendino import config as configs
@@ -19,32 +18,26 @@ from opendino.config import Config
 from opendino.core.errors import UsageError, UserError
 from opendino.core.types import Clock
 from opendino.engine import optim
-from opendino.recipes import demo
 
 PER_EPOCH = 3
 
 
-def tiny(out: Path, **changes: object) -> Config:
-    recipe = demo.config("toy:textures?n=48&size=32")
-    method = replace(recipe.method, out_dim=16, hidden_dim=16, bottleneck_dim=8, local_crops=1, freeze_last_layer="10%")
-    base = replace(
-        recipe, val=None, out=str(out), backbone_options={"width": 4}, method=method, steps=10, batch=16, workers=0,
-        precision="float32", checkpoint_every="4", keep_checkpoints=20, eval_images=0, report=False,
+def small_run(out: Path, **changes: object) -> Config:
+    """Ten steps on the smallest network, without evaluations; every fourth step stays as a checkpoint."""
+    method = replace(dino_run(out).method, out_dim=16, local_crops=1, freeze_last_layer="10%")
+    base = dino_run(
+        out, val=None, backbone="conv4", backbone_options={"width": 4}, drop_path=0.0, method=method,
+        keep_checkpoints=20, eval_images=0,
     )  # fmt: skip
     return replace(base, **changes)
 
 
-def tensors(run: Path, step: int) -> dict[str, torch.Tensor]:
-    return load_file(run / "checkpoints" / f"step_{step:08d}" / "tensors.safetensors")
-
-
 def rows(run: Path) -> list[dict[str, float]]:
-    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [row for row in found if "loss" in row]
+    return [row for row in metric_rows(run) if "loss" in row]
 
 
 def assert_equal(a: Path, b: Path, step: int) -> None:
-    ours, theirs = tensors(a, step), tensors(b, step)
+    ours, theirs = checkpoint_tensors(a, step), checkpoint_tensors(b, step)
     assert ours.keys() == theirs.keys() and all(torch.equal(value, theirs[key]) for key, value in ours.items())
     assert rows(a) == rows(b)
 
@@ -52,7 +45,7 @@ def assert_equal(a: Path, b: Path, step: int) -> None:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("runs") / "ten"
-    opendino.train(tiny(run))
+    opendino.train(small_run(run))
     return run
 
 
@@ -121,15 +114,15 @@ def test_the_same_command_with_another_length_makes_it_longer(finished: Path, lo
     run = tmp_path / "run"
     shutil.copytree(finished, run)
     existing_runs.save_request(run, replace(existing_runs.read_request(run), out=str(run)))
-    opendino.train(tiny(run, resume=True, steps=16))
+    opendino.train(small_run(run, resume=True, steps=16))
     assert_equal(run, longer, 16)
-    opendino.train(tiny(run, resume=True, steps=16))
+    opendino.train(small_run(run, resume=True, steps=16))
     assert existing_runs.read_request(run).steps == 16
 
 
 def test_the_same_command_continues_a_run_that_was_made_longer(longer: Path) -> None:
     """As a scheduler does it, which knows of the first length alone."""
-    assert opendino.train(tiny(longer, resume=True)).steps == 16
+    assert opendino.train(small_run(longer, resume=True)).steps == 16
 
 
 @pytest.mark.parametrize(
@@ -143,10 +136,10 @@ def test_the_same_command_continues_a_run_that_was_made_longer(longer: Path) -> 
 )
 def test_other_settings_than_the_runs_are_refused_by_name(finished: Path, change: dict[str, object], said: str) -> None:
     with pytest.raises(UsageError, match=f"{said}.*opendino resume .*another --out"):
-        opendino.train(tiny(finished, resume=True, **change))
+        opendino.train(small_run(finished, resume=True, **change))
 
 
 def test_what_auto_stands_for_is_no_difference(tmp_path: Path) -> None:
-    asked = tiny(tmp_path / "run", batch="auto", workers="auto", threads="auto", resume=True)
+    asked = small_run(tmp_path / "run", batch="auto", workers="auto", threads="auto", resume=True)
     opendino.train(asked)
     assert opendino.train(asked).steps == 10

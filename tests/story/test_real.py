@@ -36,7 +36,11 @@ def test_real_photographs_are_found_with_their_classes(clothing: Path) -> None:
 def test_real_photographs_train_a_paper_recipe_made_small(clothing: Path, tmp_path: Path, recipe: object) -> None:
     config = recipe.config(str(clothing / "train"))  # type: ignore[attr-defined]
     method = replace(config.method, global_size_px=64, local_size_px=32, local_crops=2, out_dim=256, hidden_dim=64)
-    options = {"embed_dim": 48, "depth": 2, "num_heads": 3} if recipe is vits16_300ep else {"layers": (1, 1, 1, 1)}
+    options = (
+        {"embed_dim": 48, "depth": 2, "num_heads": 3}
+        if recipe is vits16_300ep
+        else {"layers": (1, 1, 1, 1), "channels": (16, 32, 64, 128)}
+    )
     result = opendino.train(
         replace(
             config,

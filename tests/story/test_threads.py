@@ -19,8 +19,8 @@ def test_a_change_of_threads_is_saved_and_resumed(tmp_path: Path, monkeypatch: p
     monkeypatch.delenv("OMP_NUM_THREADS")
     monkeypatch.setattr(threads, "cores", lambda: 4)
     monkeypatch.setattr(threads, "choose", lambda *_: (1, "measured"))
-    looks: list[int] = []
-    monkeypatch.setattr(threads.Slowdown, "__call__", lambda self, rates: (looks.append(1), len(looks) == 2)[1])
+    slow = iter([False, True])  # at the second look
+    monkeypatch.setattr(threads.Slowdown, "__call__", lambda self, rates: next(slow, False))
     monkeypatch.setattr("opendino.engine.run_monitor.RunMonitor.due", lambda self: True)
     monkeypatch.setattr(resolve, "measured_threads", lambda config, before, device: 3)
     used: list[int] = []

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.factories import model_folder, small_vit
 from torch import Tensor, nn
 
 from opendino.core.contracts import Backbone
 from opendino.core.types import Features
-from opendino.models.build import backbone
-from opendino.models.load import Model, preprocessing, save_backbone
+from opendino.models.load import Model, preprocessing
 
 
 class Looking(Backbone):
@@ -45,7 +45,4 @@ def looking() -> Model:
 
 @pytest.fixture
 def vit(tmp_path: Path) -> str:
-    folder = tmp_path / "vit"
-    network = backbone("vit/4", image_px=32, embed_dim=24, depth=2, num_heads=3, num_registers=2)
-    save_backbone(folder, {"teacher": network}, preprocessing=preprocessing(32))
-    return str(folder)
+    return model_folder(tmp_path / "vit", small_vit("vit/4", image_px=32, depth=2, num_heads=3, num_registers=2), 32)

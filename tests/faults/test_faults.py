@@ -1,4 +1,4 @@
-"""Faults done to real processes, each once; `benchmarks/faults.py` does them by the hundred."""
+"""Each fault once or a few times; `python -m tests.faults` repeats them by the hundred and writes the table."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "faults.py"
+ROOT = Path(__file__).parents[2]
 ROWS = {
     "kill −9 of one of two ranks": "killed-pair",
     "kill −9 of a loader process": "loaders",
@@ -24,6 +24,7 @@ ROWS = {
     "two started at once: resume": "two",
     "read-only place": "read-only",
     "images removed": "files",
+    "NaN on one of two ranks": "nan",
     "a decoder that hangs": "decoders",
 }
 
@@ -31,15 +32,16 @@ ROWS = {
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, object]]:
     out = tmp_path_factory.mktemp("faults") / "found.json"
-    command = [sys.executable, "-W", "ignore", str(BENCHMARK), "--kills", "3", "--times", "1", "--out", str(out)]
-    ended = subprocess.run([*command, "--only", *dict.fromkeys(ROWS.values())], capture_output=True, text=True)
+    command = [sys.executable, "-W", "ignore", "-m", "tests.faults", "--kills", "2", "--times", "1", "--out", str(out)]
+    command += ["--steps", "18", "--only", *dict.fromkeys(ROWS.values())]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert out.exists(), ended.stderr[-3000:]
     return json.loads(out.read_text())["faults"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", ROWS)
-def test_it_is_survived(table: list[dict[str, object]], fault: str) -> None:
+def test_a_run_survives_it(table: list[dict[str, object]], fault: str) -> None:
     found = [row for row in table if str(row["fault"]).startswith(fault)]
     if not found and ROWS[fault] in ("disk", "cache", "read-only"):
         pytest.skip("needs root")
