@@ -40,7 +40,7 @@ def test_several_runs_have_a_chart_per_metric() -> None:
 
 
 def test_a_metric_that_no_panel_names_gets_its_own(tmp_path: Path) -> None:
-    rows = [{"step": n, "loss": 1.0, "ok": True, "patch_loss/x": n / 2, "majority": 3.0} for n in range(50)]
+    rows = [{"step": n, "loss": 1.0, "ok": 1.0, "patch_loss/x": n / 2, "majority": 3.0} for n in range(50)]
     (tmp_path / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     charts = panels.charts({"a": panels.of_file(tmp_path / "m.jsonl")})
     assert [chart.panel.title for chart in charts] == ["Loss", "Patch loss/x"]

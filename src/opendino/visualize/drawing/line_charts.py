@@ -49,5 +49,6 @@ def _draw(chart: Chart, axis: Any) -> None:
         few = {"marker": "o", "markersize": 2} if len(line.steps) < 12 else {}
         axis.plot(line.steps, line.values, color=line.color, label=name, **few)
     axis.set(title=chart.panel.title, xlabel="step", ylabel=chart.panel.label)
+    axis.xaxis.get_major_locator().set_params(integer=True)
     if chart.panel.log and all((line.low > 0).all() for line in chart.lines.values()):
         axis.set_yscale("log")

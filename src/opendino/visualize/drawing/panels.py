@@ -53,6 +53,7 @@ PANELS = (
     Panel("Fraction of time", {"data_wait": "waiting for images", "mfu": "MFU"}, "0 to 1"),
 )
 _NOT_DRAWN = {
+    "ok",  # whether the step was not skipped
     "teacher_entropy",  # entropy_frac times ln K
     "judged_on", "num_queries", "majority", "standard_error", "peak_memory_bytes", *accuracy.BALANCED.values(),
 }  # fmt: skip

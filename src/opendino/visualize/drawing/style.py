@@ -25,10 +25,10 @@ FIGURES = (".png", ".svg", ".pdf", ".html")
 _WIDTH_IN = 17 / 2.54
 _RC = {
     "font.size": 7.5, "axes.titlesize": 8.5, "axes.labelsize": 7.5, "xtick.labelsize": 7, "ytick.labelsize": 7,
-    "legend.fontsize": 7, "legend.frameon": False, "axes.titleweight": "bold", "axes.titlelocation": "left",
-    "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6, "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6, "axes.grid": True, "axes.axisbelow": True, "grid.color": "#e4e4e7",
-    "grid.linewidth": 0.5, "lines.linewidth": 1.1, "axes.formatter.useoffset": False,
+    "axes.titleweight": "bold", "axes.titlelocation": "left", "legend.fontsize": 7, "legend.framealpha": 0.75,
+    "legend.edgecolor": "none", "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6,
+    "xtick.major.width": 0.6, "ytick.major.width": 0.6, "axes.grid": True, "axes.axisbelow": True,
+    "grid.color": "#e4e4e7", "grid.linewidth": 0.5, "lines.linewidth": 1.1, "axes.formatter.useoffset": False,
     "svg.fonttype": "none",  # text stays text: it can be searched, copied and read aloud
     "svg.hashsalt": "opendino",
 }  # fmt: skip
