@@ -22,6 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gradio as gr
 import numpy as np
 import torch
 from PIL import Image
@@ -95,8 +96,10 @@ def of_curves(home: Path, steps: int) -> dict[str, float]:
 
     def first_paint() -> None:
         reader = page_curves.Reader()
-        _, charts = page_curves.draw({"run": run}, {"run": reader.columns(run)}, reader)
-        chart_grid.updates(charts)
+        columns = {"run": reader.columns(run)}
+        page_curves.table({"run": run}, columns, reader)
+        with gr.Blocks():
+            chart_grid.build(page_curves.charts({"run": run}, columns, reader))
 
     found = {f"page: first paint of {said}": best(first_paint)}
     found[f"show curves of {said}"] = best(

@@ -61,7 +61,7 @@ def test_the_page_is_complete_and_needs_nothing_else(run: Path) -> None:
     for words in (
         '<p class="bad"><b>one-hot</b>',
         "raw pixels",
-        "the same network untrained",
+        "untrained network",
         "attention of the CLS token",
         "query",
         "opendino resume",

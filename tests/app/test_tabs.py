@@ -6,6 +6,7 @@ import io
 import json
 from pathlib import Path
 
+import gradio as gr
 import numpy as np
 import pytest
 import torch
@@ -21,7 +22,8 @@ from opendino.visualize.drawing.style import COLORS
 
 
 def drawn_curves(runs: dict[str, Path], reader: curves_tab.Reader) -> tuple[str, list[panels.Chart]]:
-    return curves_tab.draw(runs, {name: reader.columns(run) for name, run in runs.items()}, reader)
+    columns = {name: reader.columns(run) for name, run in runs.items()}
+    return curves_tab.table(runs, columns, reader), curves_tab.charts(runs, columns, reader)
 
 
 def test_curves_tell_runs_apart_and_escape_their_names(tmp_path: Path) -> None:
@@ -81,7 +83,7 @@ def test_a_long_run_is_read_a_piece_at_a_time(tmp_path: Path, monkeypatch: pytes
     reader = curves_tab.Reader()
     first = reader.columns(run)
     assert 0 < first["loss"].steps[-1] < 100
-    assert "MB left" in curves_tab.draw({"a": run}, {"a": first}, reader)[0]
+    assert "MB left" in curves_tab.table({"a": run}, {"a": first}, reader)
     while reader.left(run):
         reader.columns(run)
     assert reader.columns(run)["loss"].steps[-1] == 100
@@ -110,19 +112,27 @@ def test_a_run_has_one_color_in_all_charts_and_keeps_it(tmp_path: Path) -> None:
     assert all(len(tints) == 1 for tints in alone.values()) and alone["b"] == {own["b"]} == alone["teacher"]
 
 
-def test_a_plot_has_every_point_and_the_range_of_what_is_averaged(tmp_path: Path) -> None:
+def test_a_plot_has_every_point_and_the_range_of_what_is_averaged() -> None:
     values, spread = np.array([1.0, 2.0, 3.0]), np.array([0, 1, 0])
     line = panels.Line(np.arange(3), values, values - spread, values + spread, "#123456")
-    updates = chart_grid.updates([panels.Chart(panels.Panel("loss", {"loss": ""}, "nats"), {"a <b>": line})])
-    assert updates[0]["value"].to_numpy().tolist() == [
-        [0, 1, "a <b>"],
-        [1, 1, "a <b>"],
-        [1, 3, "a <b>"],
-        [2, 3, "a <b>"],
-    ]
-    assert updates[0]["color_map"] == {"a <b>": "#123456"} and updates[0]["y_title"] == "nats"
-    assert [update["visible"] for update in updates] == [True] + [False] * (len(updates) - 1)
-    assert len(chart_grid.updates([])) == len(updates)
+    with gr.Blocks() as page:
+        chart_grid.build([panels.Chart(panels.Panel("loss", {"loss": ""}, "nats"), {"a <b>": line})])
+    (plot,) = (block for block in page.blocks.values() if isinstance(block, gr.LinePlot))
+    assert plot.value["data"] == [[0, 1, "a <b>"], [1, 1, "a <b>"], [1, 3, "a <b>"], [2, 3, "a <b>"]]
+    assert plot.color_map == {"a <b>": "#123456"} and plot.y_title == "nats"
+
+
+def test_a_plot_with_other_colors_is_another_plot() -> None:
+    """Gradio draws the old numbers in new colors where a plot keeps its key."""
+
+    def key(name: str, color: str) -> object:
+        line = panels.line((np.arange(3), np.arange(3.0)), color)
+        with gr.Blocks() as page:
+            chart_grid.build([panels.Chart(panels.PANELS[0], {name: line})])
+        return next(block.key for block in page.blocks.values() if isinstance(block, gr.LinePlot))
+
+    assert key("a", "#123456") == key("a", "#123456")
+    assert len({key("a", "#123456"), key("b", "#123456"), key("a", "#654321")}) == 3
 
 
 def test_a_run_whose_settings_cannot_be_read_costs_no_other_its_curves(tmp_path: Path) -> None:
@@ -153,7 +163,7 @@ def test_the_laboratory_names_each_way_to_fail(sliders: tuple[float, ...], word:
     assert f"<b>{word}.</b>" in note
     for chart in charts:
         assert len(chart["value"]) == 32 and sum(chart["value"]["probability"]) == pytest.approx(1)
-        assert "% of ln K" in chart["title"]
+        assert "% of ln K" in chart["label"]
 
 
 def layer(size: tuple[int, int], *discs: tuple[int, int, int, str]) -> bytes:

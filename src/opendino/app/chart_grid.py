@@ -6,7 +6,6 @@ The browser draws them: the page sends numbers only, so that watching a run take
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import gradio as gr
 import numpy as np
@@ -14,34 +13,22 @@ import pandas as pd
 
 from opendino.visualize.drawing.panels import Chart, Line
 
-_MOST = 24
-"""Number of plots on the page: an event can fill plots but not add any."""
 
+def build(charts: Sequence[Chart]) -> None:
+    """Build a grid of plots, inside a function that `gr.render` calls again when the numbers change.
 
-def build() -> list[gr.LinePlot]:
-    """Build a grid of plots, which stay hidden until they are filled."""
+    A plot keeps its place in the browser, and only its numbers change, as long as its key is the same. The key names
+    everything else about it, because Gradio's plots do not notice when new colors or titles come with new numbers.
+    """
     with gr.Row(elem_classes="plots"):
-        return [
-            gr.LinePlot(x="step", y="value", color="line", color_title="", height=240, min_width=320, visible=False)
-            for _ in range(_MOST)
-        ]
-
-
-def updates(charts: Sequence[Chart]) -> list[Any]:
-    """Updates of all plots of a grid: the charts in order, then hidden ones. Further charts are left out."""
-    shown = [_update(chart) for chart in charts[:_MOST]]
-    return [*shown, *[gr.update(visible=False)] * (_MOST - len(shown))]
-
-
-def _update(chart: Chart) -> dict[str, Any]:
-    parts = [_points(name, line) for name, line in chart.lines.items()]
-    return gr.update(
-        value=pd.concat(parts, ignore_index=True),
-        title=chart.panel.title,
-        y_title=chart.panel.label or chart.panel.title,
-        color_map={name: line.color for name, line in chart.lines.items()},
-        visible=True,
-    )
+        for chart in charts:
+            colors = {name: line.color for name, line in chart.lines.items()}
+            gr.LinePlot(
+                pd.concat([_points(name, line) for name, line in chart.lines.items()], ignore_index=True),
+                x="step", y="value", color="line", color_title="", color_map=colors,
+                title=chart.panel.title, y_title=chart.panel.label or chart.panel.title, height=240, min_width=320,
+                key=(chart.panel.title, *colors, *colors.values()), preserved_by_key=[],
+            )  # fmt: skip
 
 
 def _points(name: str, line: Line) -> pd.DataFrame:

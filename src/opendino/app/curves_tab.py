@@ -99,55 +99,64 @@ def build(context: Context, model: gr.Dropdown) -> None:
     names = list(context.catalog.runs())
     chosen = gr.CheckboxGroup(names, value=names[:_SHOWN], label="Runs (newest first)")
     page = gr.HTML(min_height=60)
-    plots = chart_grid.build()
     timer = gr.Timer(2)
 
-    def refresh(picked: list[str], before: str, request: gr.Request) -> tuple[Any, ...]:
-        runs, known, gone = context.runs(session_id(request)), dict[str, Columns](), list[str]()
+    def read(picked: list[str], session: str) -> tuple[dict[str, Path], dict[str, Columns], list[str]]:
+        """The runs that the page may show, the metrics of the selected ones, and the errors."""
+        runs, known, gone = context.runs(session), dict[str, Columns](), list[str]()
         for name in dict.fromkeys(name for name in picked if name in runs):
             try:
                 known[name] = reader.columns(runs[name])
             except UserError as error:  # the other runs are still drawn
                 gone.append(str(error))
+        return runs, known, gone
+
+    def refresh(picked: list[str], before: str, request: gr.Request) -> tuple[Any, Any, str]:
+        runs, known, gone = read(picked, session_id(request))
         state = json.dumps([list(runs), {name: _fingerprint(columns) for name, columns in known.items()}, gone])
         if state == before:
-            return (gr.skip(),) * (3 + len(plots))
+            return gr.skip(), gr.skip(), before
         listed = gr.skip() if state.partition("]")[0] == before.partition("]")[0] else gr.update(choices=list(runs))
-        table, charts = draw({name: runs[name] for name in known}, known, reader, gone)
-        return listed, table, state, *chart_grid.updates(charts)
+        return listed, table({name: runs[name] for name in known}, known, reader, gone), state
 
     gr.on(
         [timer.tick, chosen.change],
         handle_errors(refresh),
         [chosen, seen],
-        [chosen, page, seen, *plots],
+        [chosen, page, seen],
         show_progress="hidden",
         concurrency_limit=4,
         api_visibility="private",
     )
 
+    @gr.render([chosen], [seen.change], show_progress="hidden", concurrency_limit=4)
+    def show_charts(picked: list[str], request: gr.Request) -> None:
+        runs, known, _ = read(picked, session_id(request))
+        chart_grid.build(charts({name: runs[name] for name in known}, known, reader))
 
-def draw(
-    runs: dict[str, Path], columns: Mapping[str, Columns], reader: Reader, errors: Sequence[str] = ()
-) -> tuple[str, list[Chart]]:
-    """A table with one row per run, and their charts, one color per run.
+
+def table(runs: dict[str, Path], columns: Mapping[str, Columns], reader: Reader, errors: Sequence[str] = ()) -> str:
+    """A table with one row per run, as HTML.
 
     Args:
         runs: Name → run folder.
         columns: Name → its metrics.
         reader: Has read the metrics; keeps the colors of the runs.
         errors: Sentences to show above the table.
-
-    Returns:
-        HTML, and the charts.
     """
-    short, colors = _short(list(runs)), {name: reader.color(run) for name, run in runs.items()}
+    short = _short(list(runs))
     rows = [
-        _row(short[name], name, run, columns[name], reader.left(run)) | {"color": colors[name]}
+        _row(short[name], name, run, columns[name], reader.left(run)) | {"color": reader.color(run)}
         for name, run in runs.items()
     ]
-    charts = panels.charts({short[name]: columns[name] for name in runs}, {short[name]: colors[name] for name in runs})
-    return templates.render("runs.html", errors=errors, rows=rows), charts
+    return templates.render("runs.html", errors=errors, rows=rows)
+
+
+def charts(runs: dict[str, Path], columns: Mapping[str, Columns], reader: Reader) -> list[Chart]:
+    """The charts of runs, one color per run; arguments as for `table`."""
+    short = _short(list(runs))
+    colors = {short[name]: reader.color(run) for name, run in runs.items()}
+    return panels.charts({short[name]: columns[name] for name in runs}, colors)
 
 
 def _short(names: list[str]) -> dict[str, str]:

@@ -22,7 +22,7 @@ _CHARTS = {
     "Teacher: centered, then sharpened": COLORS[0],
     "Teacher's mean over 256 images": COLORS[1],
 }
-"""Title → color of the bars."""
+"""Label → color of the bars."""
 
 
 def build(context: Context, model: gr.Dropdown) -> None:
@@ -113,7 +113,7 @@ def verdict(entropy_frac: float, marginal_frac: float, top_frac: float) -> tuple
 
 
 def _chart(title: str, probabilities: Tensor) -> dict[str, Any]:
-    """Value and title of the bar chart of probabilities [K]."""
+    """Value and label of the bar chart of probabilities [K]. A new title would make Gradio draw the old value."""
     number, found = len(probabilities), entropy(probabilities).item()
     values = {
         "prototype": [str(k) for k in range(1, number + 1)],  # names, not numbers: bars as wide as their share
@@ -121,4 +121,4 @@ def _chart(title: str, probabilities: Tensor) -> dict[str, Any]:
         "of": title,
     }
     caption = f"{title} (entropy {found:.2f}, {found / math.log(number):.0%} of ln K)"
-    return {"value": pd.DataFrame(values), "title": caption}
+    return {"value": pd.DataFrame(values), "label": caption}

@@ -42,7 +42,7 @@ def build(context: Context, model: gr.Dropdown) -> None:
                 stop = gr.Button("Stop", interactive=False, min_width=80)
         with gr.Column(scale=5):
             page = gr.HTML("<p>Nothing is running.</p>", min_height=80)
-            plots = chart_grid.build()
+            charts, measured = gr.Column(), gr.State(0)
     timer = gr.Timer(1, active=False)
     buttons = [start, stop, timer]
 
@@ -66,14 +66,14 @@ def build(context: Context, model: gr.Dropdown) -> None:
     def show(request: gr.Request) -> tuple[Any, ...]:
         training = context.jobs.latest(session_id(request))
         if training is None:
-            return "<p>Nothing is running.</p>", *_buttons(running=False), gr.skip(), *chart_grid.updates([])
+            return "<p>Nothing is running.</p>", *_buttons(running=False), gr.skip(), 0
         running = training.running  # read before the metrics: if it has ended, they are complete
         choices = gr.skip()
         if not running:
             mine = list(context.jobs.models(session_id(request)))
             known = list(context.models(session_id(request)))
             choices = gr.update(choices=known, value=mine[0]) if mine else gr.update(choices=known)
-        return draw(training, running), *_buttons(running), choices, *chart_grid.updates(_charts(training))
+        return draw(training, running), *_buttons(running), choices, _size(training)
 
     def halt(request: gr.Request) -> None:
         if training := context.jobs.latest(session_id(request)):
@@ -83,7 +83,15 @@ def build(context: Context, model: gr.Dropdown) -> None:
     images.change(lambda kind: gr.update(visible=kind == _UPLOADED), images, upload, queue=False, **private)
     start.click(handle_errors(begin), [images, upload, network, steps], [page, *buttons], preprocess=False, **private)
     stop.click(handle_errors(halt), None, None, **private)
-    timer.tick(handle_errors(show), None, [page, *buttons, model, *plots], **private)
+    timer.tick(handle_errors(show), None, [page, *buttons, model, measured], **private)
+
+    with charts:
+
+        @gr.render([], [measured.change], show_progress="hidden")
+        def show_charts(request: gr.Request) -> None:
+            if (training := context.jobs.latest(session_id(request))) and _size(training):
+                columns = panels.of_file(training.out / "metrics.jsonl")
+                chart_grid.build(panels.charts({"this training": columns}))
 
 
 def draw(training: TrainingJob, running: bool) -> str:
@@ -107,9 +115,10 @@ def draw(training: TrainingJob, running: bool) -> str:
     )
 
 
-def _charts(training: TrainingJob) -> list[panels.Chart]:
+def _size(training: TrainingJob) -> int:
+    """Bytes of its metrics: the charts are drawn again when it changes."""
     path = training.out / "metrics.jsonl"
-    return panels.charts({"this training": panels.of_file(path)}) if path.is_file() else []
+    return path.stat().st_size if path.is_file() else 0
 
 
 def _buttons(running: bool) -> tuple[Any, Any, Any]:

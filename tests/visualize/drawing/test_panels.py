@@ -92,7 +92,7 @@ def test_repetitions_are_a_mean_and_a_range() -> None:
 def test_bars_name_the_baselines() -> None:
     assert panels.bars({}) == []
     ((name, percent, tint, text), _) = panels.bars({"knn": {"untrained": 31.0, "teacher": 50.0}, "num_queries": 100})
-    assert (name, percent) == ("the same network untrained", 31.0)
+    assert (name, percent) == ("untrained network", 31.0)
     assert tint == panels.NETWORKS["untrained"][1] and text == "31.0% ± 4.6"
 
 

@@ -62,8 +62,8 @@ NETWORKS = {
     "teacher": ("teacher", COLORS[0]),
     "student": ("student", COLORS[1]),
     "baseline": ("on labels alone", COLORS[5]),
-    "start": ("the weights it started from", COLORS[2]),
-    "untrained": ("the same network untrained", COLORS[2]),
+    "start": ("at the start", COLORS[2]),
+    "untrained": ("untrained network", COLORS[2]),
     "pixels": ("raw pixels", COLORS[3]),
 }
 """Network or baseline in the metrics → (its name in charts and tables, its color)."""
