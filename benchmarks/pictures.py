@@ -22,7 +22,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import gradio as gr
 import numpy as np
 import torch
 from PIL import Image
@@ -98,8 +97,8 @@ def of_curves(home: Path, steps: int) -> dict[str, float]:
         reader = page_curves.Reader()
         columns = {"run": reader.columns(run)}
         page_curves.table({"run": run}, columns, reader)
-        with gr.Blocks():
-            chart_grid.build(page_curves.charts({"run": run}, columns, reader))
+        for chart in page_curves.charts({"run": run}, columns, reader):
+            chart_grid.options(chart)
 
     found = {f"page: first paint of {said}": best(first_paint)}
     found[f"show curves of {said}"] = best(

@@ -6,7 +6,6 @@ import io
 import json
 from pathlib import Path
 
-import gradio as gr
 import numpy as np
 import pytest
 import torch
@@ -115,11 +114,9 @@ def test_a_run_has_one_color_in_all_charts_and_keeps_it(tmp_path: Path) -> None:
 def test_a_plot_has_every_point_and_the_range_of_what_is_averaged() -> None:
     values, spread = np.array([1.0, 2.0, 3.0]), np.array([0, 1, 0])
     line = panels.Line(np.arange(3), values, values - spread, values + spread, "#123456")
-    with gr.Blocks() as page:
-        chart_grid.build([panels.Chart(panels.Panel("loss", {"loss": ""}, "nats"), {"a <b>": line})])
-    (plot,) = (block for block in page.blocks.values() if isinstance(block, gr.LinePlot))
-    assert plot.value["data"] == [[0, 1, "a <b>"], [1, 1, "a <b>"], [1, 3, "a <b>"], [2, 3, "a <b>"]]
-    assert plot.color_map == {"a <b>": "#123456"} and plot.y_title == "nats"
+    found = chart_grid.options(panels.Chart(panels.Panel("loss", {"loss": ""}, "nats"), {"a <b>": line}))
+    assert found["value"].to_numpy().tolist() == [[0, 1, "a <b>"], [1, 1, "a <b>"], [1, 3, "a <b>"], [2, 3, "a <b>"]]
+    assert found["color_map"] == {"a <b>": "#123456"} and found["y_title"] == "nats"
 
 
 def test_a_plot_with_other_colors_is_another_plot() -> None:
@@ -127,9 +124,7 @@ def test_a_plot_with_other_colors_is_another_plot() -> None:
 
     def key(name: str, color: str) -> object:
         line = panels.line((np.arange(3), np.arange(3.0)), color)
-        with gr.Blocks() as page:
-            chart_grid.build([panels.Chart(panels.PANELS[0], {name: line})])
-        return next(block.key for block in page.blocks.values() if isinstance(block, gr.LinePlot))
+        return chart_grid.options(panels.Chart(panels.PANELS[0], {name: line}))["key"]
 
     assert key("a", "#123456") == key("a", "#123456")
     assert len({key("a", "#123456"), key("b", "#123456"), key("a", "#654321")}) == 3

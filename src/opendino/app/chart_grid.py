@@ -6,6 +6,7 @@ The browser draws them: the page sends numbers only, so that watching a run take
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import gradio as gr
 import numpy as np
@@ -15,20 +16,25 @@ from opendino.visualize.drawing.panels import Chart, Line
 
 
 def build(charts: Sequence[Chart]) -> None:
-    """Build a grid of plots, inside a function that `gr.render` calls again when the numbers change.
-
-    A plot keeps its place in the browser, and only its numbers change, as long as its key is the same. The key names
-    everything else about it, because Gradio's plots do not notice when new colors or titles come with new numbers.
-    """
+    """Build a grid of plots, inside a function that `gr.render` calls again when the numbers change."""
     with gr.Row(elem_classes="plots"):
         for chart in charts:
-            colors = {name: line.color for name, line in chart.lines.items()}
-            gr.LinePlot(
-                pd.concat([_points(name, line) for name, line in chart.lines.items()], ignore_index=True),
-                x="step", y="value", color="line", color_title="", color_map=colors,
-                title=chart.panel.title, y_title=chart.panel.label or chart.panel.title, height=240, min_width=320,
-                key=(chart.panel.title, *colors, *colors.values()), preserved_by_key=[],
-            )  # fmt: skip
+            gr.LinePlot(**options(chart))
+
+
+def options(chart: Chart) -> dict[str, Any]:
+    """Options of a `gr.LinePlot`.
+
+    A plot keeps its place in the browser, and only its numbers change, as long as its key is the same. The key names
+    everything else about it, because Gradio's plots keep the old numbers when a new title or color comes with new ones.
+    """
+    title, colors = chart.panel.title, {name: line.color for name, line in chart.lines.items()}
+    return {
+        "value": pd.concat([_points(name, line) for name, line in chart.lines.items()], ignore_index=True),
+        "x": "step", "y": "value", "y_title": chart.panel.label or title, "color": "line", "color_title": "",
+        "color_map": colors, "title": title, "height": 240, "min_width": 320,
+        "key": (title, *colors, *colors.values()), "preserved_by_key": [],
+    }  # fmt: skip
 
 
 def _points(name: str, line: Line) -> pd.DataFrame:
