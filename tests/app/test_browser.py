@@ -208,13 +208,13 @@ def test_a_painted_object_is_tracked_through_a_video(visit: Visit, tmp_path: Pat
 def test_the_temperature_sliders_move_the_distributions(visit: Visit) -> None:
     panel = visit.tab("Temperature")
     panel.get_by_text("Balanced.").wait_for()
-    bars = panel.locator(".mark-rect path")
-    before = bars.first.get_attribute("d")
+    bar = panel.locator(".mark-rect path").last  # of the teacher's mean
+    before = bar.get_attribute("d")
     centering = panel.get_by_role("slider", name=re.compile("Centering"))
     centering.focus()
     visit.page.keyboard.press("Home")  # none
     panel.get_by_text("One prototype dominates.").wait_for()
-    sync.expect(bars.first).not_to_have_attribute("d", before, timeout=WAIT_MS)
+    sync.expect(bar).not_to_have_attribute("d", before, timeout=WAIT_MS)
     panel.get_by_role("slider", name=re.compile("Teacher temperature")).focus()
     visit.page.keyboard.press("End")  # 1
     panel.get_by_text("Uniform output.").wait_for()

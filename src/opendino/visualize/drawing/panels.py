@@ -137,7 +137,7 @@ def _one_per_metric(panel: Panel) -> Iterator[Panel]:
 def _lines_of_run(panel: Panel, run: str, columns: Columns, own: str | None) -> Iterator[tuple[str, Line]]:
     """The lines by name; the main one has the color `own`, which no other line of the panel has."""
     keys = {key: name for metric, name in panel.metrics.items() for key in _keys(columns, metric)}
-    main_color = None
+    main_color = ""
     for place, (key, name) in enumerate(keys.items()):
         network = key.partition(".")[2] if key not in panel.metrics else ""
         shown, tint = NETWORKS.get(network, (network or name, color(place)))
