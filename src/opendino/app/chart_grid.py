@@ -16,10 +16,14 @@ from opendino.visualize.drawing.panels import Chart, Line
 
 
 def build(charts: Sequence[Chart]) -> None:
-    """Build a grid of plots, inside a function that `gr.render` calls again when the numbers change."""
+    """Build a grid of plots, inside a function that `gr.render` calls again when the numbers change.
+
+    A chart appears with its second step: Gradio's line plots show no single points.
+    """
     with gr.Row(elem_classes="plots"):
         for chart in charts:
-            gr.LinePlot(**options(chart))
+            if any(len(line.steps) > 1 for line in chart.lines.values()):
+                gr.LinePlot(**options(chart))
 
 
 def options(chart: Chart) -> dict[str, Any]:
