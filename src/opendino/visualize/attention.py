@@ -29,7 +29,7 @@ from opendino.data.image_list import open_image_list
 from opendino.features.image_stream import Bad, skipped_message
 from opendino.models.attention_maps import keep_mass
 from opendino.models.load import load
-from opendino.visualize.drawing import tile_grid
+from opendino.visualize.drawing import style, tile_grid
 from opendino.visualize.drawing.image_encoder import ImageEncoder, each, none_read, write_each
 from opendino.visualize.drawing.tile_grid import Sheet, Tile
 
@@ -156,7 +156,7 @@ def heat(image: Image.Image, values: Tensor, overlay: bool = False) -> Image.Ima
         overlay: Whether to blend the map with the gray image.
     """
     low, high = values.aminmax()
-    heat_map = tile_grid.enlarged(tile_grid.color((values - low) / (high - low).clamp_min(1e-30)), image.size)
+    heat_map = tile_grid.enlarged(style.viridis((values - low) / (high - low).clamp_min(1e-30)), image.size)
     return Image.blend(image.convert("L").convert("RGB"), heat_map, 0.6) if overlay else heat_map
 
 

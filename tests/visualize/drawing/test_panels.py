@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from opendino.visualize.drawing import panels
-from opendino.visualize.drawing.style import COLORS, color
+from opendino.visualize.drawing.style import COLORS
 
 
 def column(*values: float) -> tuple[np.ndarray, np.ndarray]:
@@ -65,11 +65,6 @@ def test_a_network_has_one_color_whatever_comes_first() -> None:
     for keys in (["knn.teacher", "knn.student"], ["knn.student", "knn.teacher"]):
         (chart,) = panels.charts({"a": {key: column(1) for key in keys}})
         assert {name: line.color for name, line in chart.lines.items()} == {"teacher": COLORS[0], "student": COLORS[1]}
-
-
-def test_sixteen_colors_differ() -> None:
-    assert len({color(number) for number in range(16)}) == 16
-    assert color(16) == color(0) == COLORS[0]
 
 
 def test_thinning_keeps_every_extreme() -> None:

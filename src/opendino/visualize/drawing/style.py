@@ -13,6 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from torch import Tensor
+
 from opendino.core import atomic_write
 from opendino.visualize.drawing import templates
 from opendino.visualize.drawing.templates import Markup
@@ -42,6 +45,14 @@ def color(number: int) -> str:
         return color
     channels = (int(color[i : i + 2], 16) for i in (1, 3, 5))
     return "#" + "".join(f"{round(channel + 0.5 * (255 - channel)):02X}" for channel in channels)
+
+
+def viridis(values: Tensor) -> np.ndarray:
+    """Values `[...]` in [0, 1] → uint8 colors `[... 3]` from dark violet to yellow, safe for color-blind readers."""
+    import matplotlib as mpl
+
+    colors = mpl.colormaps["viridis"](values.double().numpy())[..., :3]
+    return (255 * colors).round().astype(np.uint8)  # its own `bytes=True` rounds down
 
 
 @contextlib.contextmanager

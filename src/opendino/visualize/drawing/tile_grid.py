@@ -27,8 +27,6 @@ PICTURES = (".png", ".jpg", ".webp", ".pdf", ".svg", ".html")
 WIDTH_PX = 2400
 """Maximum width of a sheet: 360 dpi at 17 cm, the text width of a paper."""
 _GAP_PX = 8
-# Viridis (Smith & van der Walt 2015, CC0) at equal distances: perceptually uniform, safe for color-blind readers.
-_VIRIDIS = bytes.fromhex("440154 482475 414487 355f8d 2a788e 21918c 22a884 44bf70 7ad151 bddf26 fde725")
 
 
 @dataclass(frozen=True)
@@ -125,15 +123,6 @@ def out(text: str, endings: Sequence[str]) -> Path:
             f"There is no folder to write {printable(text)} into", "Create the folder, or choose another --out"
         )
     return path
-
-
-def color(values: Tensor) -> np.ndarray:
-    """Viridis colormap: values `[...]` in [0, 1] → uint8 `[... 3]`, from dark violet to yellow."""
-    stops = torch.tensor(list(_VIRIDIS), dtype=torch.float64).view(-1, 3)
-    position = values.double().clamp(0, 1) * (len(stops) - 1)
-    low = position.floor().long().clamp_max(len(stops) - 2)
-    fraction = (position - low)[..., None]
-    return (stops[low] * (1 - fraction) + stops[low + 1] * fraction).round().to(torch.uint8).numpy()
 
 
 def enlarged(grid: np.ndarray, size: tuple[int, int]) -> Image.Image:
