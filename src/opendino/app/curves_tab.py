@@ -130,6 +130,7 @@ def build(context: Context, model: gr.Dropdown) -> None:
     )
 
     @gr.render([chosen], [seen.change], show_progress="hidden", concurrency_limit=4)
+    @handle_errors
     def show_charts(picked: list[str], request: gr.Request) -> None:
         runs, known, _ = read(picked, session_id(request))
         chart_grid.build(charts({name: runs[name] for name in known}, known, reader))

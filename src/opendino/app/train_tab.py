@@ -88,6 +88,7 @@ def build(context: Context, model: gr.Dropdown) -> None:
     with charts:
 
         @gr.render([], [measured.change], show_progress="hidden")
+        @handle_errors
         def show_charts(request: gr.Request) -> None:
             if (training := context.jobs.latest(session_id(request))) and _size(training):
                 columns = panels.of_file(training.out / "metrics.jsonl")
