@@ -27,6 +27,7 @@ import torch
 from PIL import Image
 from record import keep, machine
 
+from opendino.app import chart_grid
 from opendino.app import curves_tab as page_curves
 from opendino.models import load
 from opendino.models.build import backbone
@@ -93,7 +94,11 @@ def of_curves(home: Path, steps: int) -> dict[str, float]:
     said = f"{steps:,} steps"
 
     def first_paint() -> None:
-        page_curves.draw({"run": run}, {"run": page_curves.Reader().columns(run)})
+        reader = page_curves.Reader()
+        columns = {"run": reader.columns(run)}
+        page_curves.table({"run": run}, columns, reader)
+        for chart in page_curves.charts({"run": run}, columns, reader):
+            chart_grid.options(chart)
 
     found = {f"page: first paint of {said}": best(first_paint)}
     found[f"show curves of {said}"] = best(

@@ -119,14 +119,14 @@ def test_curves_of_several_runs_grow_while_one_continues(visit: Visit, place: Pa
     panel = visit.tab("Curves")
     panel.get_by_text("430 of 800").wait_for()
     panel.get_by_text("800 of 800").wait_for()
-    assert panel.locator(".plots svg").count() >= 5
-    loss = panel.locator(".plots svg").first.locator("polyline")
-    assert loss.count() == 2  # a line a run
-    before = loss.first.get_attribute("points")
+    panel.locator(".plots svg").nth(5).wait_for()
+    loss = panel.locator(".plots svg").first.locator(".mark-line path")
+    sync.expect(loss).to_have_count(2, timeout=WAIT_MS)  # a line a run
+    before = loss.first.get_attribute("d")
     with open(place / "runs/second/metrics.jsonl", "a", encoding="utf-8") as file:
         file.writelines(row(step, 800, 1) for step in range(431, 441))
     panel.get_by_text("440 of 800").wait_for()
-    assert loss.first.get_attribute("points") != before
+    sync.expect(loss.first).not_to_have_attribute("d", before, timeout=WAIT_MS)
     panel.get_by_label("runs/first").uncheck()
     sync.expect(loss).to_have_count(1, timeout=WAIT_MS)
 
@@ -208,12 +208,13 @@ def test_a_painted_object_is_tracked_through_a_video(visit: Visit, tmp_path: Pat
 def test_the_temperature_sliders_move_the_distributions(visit: Visit) -> None:
     panel = visit.tab("Temperature")
     panel.get_by_text("Balanced.").wait_for()
-    bars = panel.locator(".bars").inner_html()
+    bar = panel.locator(".mark-rect path").last  # of the teacher's mean
+    before = bar.get_attribute("d")
     centering = panel.get_by_role("slider", name=re.compile("Centering"))
     centering.focus()
     visit.page.keyboard.press("Home")  # none
     panel.get_by_text("One prototype dominates.").wait_for()
-    assert panel.locator(".bars").inner_html() != bars
+    sync.expect(bar).not_to_have_attribute("d", before, timeout=WAIT_MS)
     panel.get_by_role("slider", name=re.compile("Teacher temperature")).focus()
     visit.page.keyboard.press("End")  # 1
     panel.get_by_text("Uniform output.").wait_for()
@@ -223,7 +224,7 @@ def test_a_training_shows_its_progress_and_can_be_stopped(visit: Visit) -> None:
     panel = visit.tab("Train")
     panel.get_by_role("button", name="Train").click()
     panel.get_by_text(re.compile(r"Training: [1-9]\d* of 200 steps")).wait_for()
-    assert panel.locator(".plots svg").count() >= 1
+    panel.locator(".plots svg").first.wait_for()
     panel.get_by_role("button", name="Stop").click()
     panel.get_by_text(re.compile(r"Stopped: \d+ of 200 steps")).wait_for()
     sync.expect(visit.page.get_by_label("Model")).to_have_value("trained here (1)", timeout=WAIT_MS)

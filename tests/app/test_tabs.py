@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import re
 from pathlib import Path
 
 import numpy as np
@@ -14,31 +13,38 @@ from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngImageFile
 from tests.app.conftest import row, scene, write_run
 
-from opendino.app import context, curves_tab, model_cache, temperature_tab, train_tab, video_tracking_tab
+from opendino.app import chart_grid, context, curves_tab, model_cache, temperature_tab, train_tab, video_tracking_tab
 from opendino.core import metrics_log
 from opendino.core.errors import UserError
-from opendino.visualize.drawing.tile_grid import COLORS
+from opendino.visualize.drawing import panels
+from opendino.visualize.drawing.style import COLORS
+
+
+def drawn_curves(runs: dict[str, Path], reader: curves_tab.Reader) -> tuple[str, list[panels.Chart]]:
+    columns = {name: reader.columns(run) for name, run in runs.items()}
+    return curves_tab.table(runs, columns, reader), curves_tab.charts(runs, columns, reader)
 
 
 def test_curves_tell_runs_apart_and_escape_their_names(tmp_path: Path) -> None:
-    runs = {f"<i>{name}": write_run(tmp_path / name, 100, done) for name, done in (("a", 100), ("b", 60))}
-    reader = curves_tab.Reader()
-    drawn = curves_tab.draw(runs, {name: reader.columns(run) for name, run in runs.items()})
-    assert "100 of 100" in drawn and "60 of 100" in drawn and "finished" in drawn and "running" in drawn
-    assert "&lt;i&gt;a" in drawn and "&lt;i&gt;b" in drawn and "<i>" not in drawn
-    assert all(color in drawn for color in COLORS[:2])
-    assert len(re.findall("<svg", drawn)) == len(curves_tab.of_runs({"x": reader.columns(runs["<i>a"])}))
+    runs = {f"<b>{name}": write_run(tmp_path / name, 100, done) for name, done in (("a", 100), ("b", 60))}
+    table, charts = drawn_curves(runs, curves_tab.Reader())
+    assert "100 of 100" in table and "60 of 100" in table and "finished" in table and "running" in table
+    assert "<b>" not in table and "&lt;b&gt;a" in table
+    assert all(color in table for color in COLORS[:2])
+    assert [chart.panel.title for chart in charts[:2]] == ["Loss", "k-NN"]
 
 
 def test_a_collapsed_run_is_named(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", 100, 0)
     same = row(1, 100).replace('"entropy_frac": 0.5', '"entropy_frac": 0.999')
     (run / "metrics.jsonl").write_text(same * 60)
-    assert "uniform" in curves_tab.state(run, 60, 100, {})
+    _, verdict = curves_tab.state(run, 60, 100, {})
+    assert verdict is not None and verdict.name == "uniform"
+    assert "uniform</span>" in drawn_curves({"a": run}, curves_tab.Reader())[0]
 
 
 @pytest.mark.parametrize(
-    ("teacher", "word"), [(80.0, "finished, learned"), (52.0, "not shown to have learned"), (40.0, "not shown")]
+    ("teacher", "word"), [(80.0, "finished, learned"), (52.0, ">not shown to have learned<"), (40.0, ">not shown")]
 )
 def test_a_finished_run_says_whether_it_has_learned(tmp_path: Path, teacher: float, word: str) -> None:
     run = write_run(tmp_path / "run", 100, 100)
@@ -48,7 +54,7 @@ def test_a_finished_run_says_whether_it_has_learned(tmp_path: Path, teacher: flo
     }  # fmt: skip
     with open(run / "metrics.jsonl", "a") as file:
         file.write(json.dumps(measured) + "\n")
-    drawn = curves_tab.draw({"run": run}, {"run": curves_tab.Reader().columns(run)})
+    drawn = drawn_curves({"run": run}, curves_tab.Reader())[0]
     assert word in drawn
     assert f"{teacher:.1f}% ± " in drawn and "balanced" in drawn and "30.0%" in drawn and "50 queries" in drawn
 
@@ -76,42 +82,60 @@ def test_a_long_run_is_read_a_piece_at_a_time(tmp_path: Path, monkeypatch: pytes
     reader = curves_tab.Reader()
     first = reader.columns(run)
     assert 0 < first["loss"].steps[-1] < 100
-    assert "MB left" in curves_tab.draw({"a": run}, {"a": first}, left={"a": reader.left(run)})
+    assert "MB left" in curves_tab.table({"a": run}, {"a": first}, reader)
     while reader.left(run):
         reader.columns(run)
     assert reader.columns(run)["loss"].steps[-1] == 100
 
 
-def colors(drawn: str) -> dict[str, set[str]]:
-    """Name of a line → the colors that its name has in the plots."""
+def colors(charts: list[panels.Chart]) -> dict[str, set[str]]:
+    """Name of a line → its colors in the charts."""
     found: dict[str, set[str]] = {}
-    for tint, name in re.findall(r'<text x="[^"]*" y="32" fill="([^"]*)">([^<]*)<', drawn):
-        found.setdefault(name, set()).add(tint)
+    for chart in charts:
+        for name, line in chart.lines.items():
+            found.setdefault(name, set()).add(line.color)
     return found
 
 
-def test_a_run_has_one_color_in_all_plots_and_keeps_it(tmp_path: Path) -> None:
+def test_a_run_has_one_color_in_all_charts_and_keeps_it(tmp_path: Path) -> None:
     runs = {name: write_run(tmp_path / name, 100, 100, seed) for seed, name in enumerate("abc")}
-    text = (runs["a"] / "metrics.jsonl").read_text()  # the first has no KL, so it is absent from that plot
+    text = (runs["a"] / "metrics.jsonl").read_text()  # the first has no KL, so it is absent from that chart
     (runs["a"] / "metrics.jsonl").write_text(text.replace('"kl"', '"other"'))
     reader = curves_tab.Reader()
-    columns = {name: reader.columns(run) for name, run in runs.items()}
-    styles = {name: reader.style(run) for name, run in runs.items()}
-    assert colors(curves_tab.draw(runs, columns, styles)) == {name: {styles[name][0]} for name in runs}
+    own = {name: reader.color(run) for name, run in runs.items()}
+    assert len(set(own.values())) == 3
+    assert colors(drawn_curves(runs, reader)[1]) == {name: {tint} for name, tint in own.items()}
     del runs["a"]  # no longer chosen
-    drawn = curves_tab.draw(runs, columns, {name: reader.style(run) for name, run in runs.items()})
-    assert colors(drawn) == {name: {styles[name][0]} for name in "bc"}
-    assert len(set(styles.values())) == 3
-    alone = colors(curves_tab.draw({"b": runs["b"]}, columns, styles))
-    assert all(len(tints) == 1 for tints in alone.values()) and alone["b"] == {styles["b"][0]} == alone["teacher"]
+    assert colors(drawn_curves(runs, reader)[1]) == {name: {own[name]} for name in "bc"}
+    alone = colors(drawn_curves({"b": runs["b"]}, reader)[1])
+    assert all(len(tints) == 1 for tints in alone.values()) and alone["b"] == {own["b"]} == alone["teacher"]
+
+
+def test_a_plot_has_every_point_and_the_range_of_what_is_averaged() -> None:
+    values, spread = np.array([1.0, 2.0, 3.0]), np.array([0, 1, 0])
+    line = panels.Line(np.arange(3), values, values - spread, values + spread, "#123456")
+    found = chart_grid.options(panels.Chart(panels.Panel("loss", {"loss": ""}, "nats"), {"a <b>": line}))
+    assert found["value"].to_numpy().tolist() == [[0, 1, "a <b>"], [1, 1, "a <b>"], [1, 3, "a <b>"], [2, 3, "a <b>"]]
+    assert found["color_map"] == {"a <b>": "#123456"} and found["y_title"] == "nats"
+
+
+def test_a_plot_with_other_colors_is_another_plot() -> None:
+    """Gradio draws the old numbers in new colors where a plot keeps its key."""
+
+    def key(name: str, color: str) -> object:
+        line = panels.line((np.arange(3), np.arange(3.0)), color)
+        return chart_grid.options(panels.Chart(panels.PANELS[0], {name: line}))["key"]
+
+    assert key("a", "#123456") == key("a", "#123456")
+    assert len({key("a", "#123456"), key("b", "#123456"), key("a", "#654321")}) == 3
 
 
 def test_a_run_whose_settings_cannot_be_read_costs_no_other_its_curves(tmp_path: Path) -> None:
     runs = {name: write_run(tmp_path / name, 100, 100) for name in "ab"}
     (runs["a"] / "config.yaml").write_text("{")
     reader = curves_tab.Reader()
-    drawn = curves_tab.draw(runs, {name: reader.columns(run) for name, run in runs.items()})
-    assert "config.yaml" in drawn and "100 of 100" in drawn and "<svg" in drawn
+    drawn, charts = drawn_curves(runs, reader)
+    assert "config.yaml" in drawn and "100 of 100" in drawn and [*charts[0].lines] == ["a", "b"]
 
 
 def test_runs_of_the_same_name_are_numbered() -> None:
@@ -130,7 +154,11 @@ def test_runs_of_the_same_name_are_numbered() -> None:
     ],
 )
 def test_the_laboratory_names_each_way_to_fail(sliders: tuple[float, ...], word: str) -> None:
-    assert f"<b>{word}.</b>" in temperature_tab.draw(*sliders)
+    note, *charts = temperature_tab.draw(*sliders)
+    assert f"<b>{word}.</b>" in note
+    for chart in charts:
+        assert len(chart["value"]) == 32 and sum(chart["value"]["probability"]) == pytest.approx(1)
+        assert "% of ln K" in chart["label"]
 
 
 def layer(size: tuple[int, int], *discs: tuple[int, int, int, str]) -> bytes:
@@ -210,7 +238,7 @@ class FakeJob(train_tab.TrainingJob):
 def test_progress_is_drawn_and_failures_are_told(tmp_path: Path) -> None:
     out = write_run(tmp_path / "run", 100, 60)
     drawn = train_tab.draw(FakeJob(out), running=True)
-    assert "<b>Training:</b> 60 of 100 steps" in drawn and "width:60.0%" in drawn and "teacher (recommended)" in drawn
+    assert "<b>Training:</b> 60 of 100 steps" in drawn and "width:60.0%" in drawn and "<th>teacher</th>" in drawn
     assert "<b>Stopped:</b>" in train_tab.draw(FakeJob(out, stopped=True), running=False)
     assert "&lt;x&gt;" in train_tab.draw(FakeJob(out, message="<x>"), running=False)
     assert "<b>Training:</b> 0 of 100" in train_tab.draw(FakeJob(tmp_path / "none"), running=True)

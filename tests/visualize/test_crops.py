@@ -17,7 +17,7 @@ from opendino.data.sources.toy import ToySource
 from opendino.methods import dino
 from opendino.views.multi_crop import multi_crop
 from opendino.visualize.crops import STAGES, Config, RunBatches, boxed, choices, first, show, tiles, until
-from opendino.visualize.drawing.tile_grid import COLORS
+from opendino.visualize.drawing.style import COLORS
 
 SPEC = dino.views(dino.Config(global_size_px=32, local_size_px=16, local_crops=4, gray=0.5, solarize=1.0))
 

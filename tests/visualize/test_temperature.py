@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from opendino.core.errors import UsageError, UserError
-from opendino.visualize.drawing import figure as _plot
+from opendino.visualize.drawing import style
 from opendino.visualize.temperature import Config, example, figure, show, softened
 
 EXACT = {"rtol": 0, "atol": 1e-12}
@@ -44,9 +44,9 @@ def test_sharper_means_less_entropy_and_centering_takes_the_lead_away() -> None:
 
 def test_bars_are_the_probabilities_and_the_entropy_is_written_in() -> None:
     found = softened(example(8, 0), (0.04, 0.1))
-    with _plot.style():
+    with style.applied():
         axes = figure(found).axes
-    assert len(axes) == 4 and axes[1].get_title() == "τ = 0.1"
+    assert len(axes) == 4 and axes[1].get_title("left") == "τ = 0.1"
     for row in (0, 1):
         for column in (0, 1):
             axis = axes[2 * row + column]

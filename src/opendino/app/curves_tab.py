@@ -5,22 +5,22 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from html import escape
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
+from opendino.app import chart_grid
 from opendino.app.context import Context, handle_errors, session_id
 from opendino.config import read_tree
 from opendino.core import metrics_log
 from opendino.core.accuracy import baseline_text, format_accuracies
 from opendino.core.errors import UserError
 from opendino.engine.collapse_detection import EXAMINED, Monitor, Verdict, conclude
-from opendino.visualize.curves import PANELS, of_runs
-from opendino.visualize.drawing.line_plots import Style, plot, style
+from opendino.visualize.drawing import panels, style, templates
+from opendino.visualize.drawing.panels import Chart
 
 NAME = "Curves"
 
@@ -29,17 +29,17 @@ _SHOWN = 4
 _TICK_BYTES = 2**25
 """Bytes read per run and update; a long run is complete after a few updates."""
 _LEGEND = 48
-"""Number of letters that fit in the legend above a plot."""
+"""Number of letters that fit in the legend below a plot."""
 _TAIL_BYTES = 2**18
 _ALIVE_SECONDS = 60
-_NAMES = [*dict.fromkeys([*PANELS, *EXAMINED])]
+_NAMES = [*dict.fromkeys([*(metric for panel in panels.PANELS for metric in panel.metrics), *EXAMINED])]
 Columns = Mapping[str, metrics_log.Column]
 
 
 @dataclass
 class _Read:
     course: metrics_log.Course
-    style: Style
+    color: str
     lock: threading.Lock = field(default_factory=threading.Lock)
     columns: Columns | None = None
     changes: int = 0
@@ -75,9 +75,9 @@ class Reader:
         finally:
             known.lock.release()
 
-    def style(self, run: Path) -> Style:
-        """The color and dashes of a run, the same in all plots until the server stops."""
-        return self._known(run).style
+    def color(self, run: Path) -> str:
+        """The color of a run, the same in all charts until the server stops."""
+        return self._known(run).color
 
     def left(self, run: Path) -> int:
         """Number of bytes of a run that are not read yet."""
@@ -86,9 +86,10 @@ class Reader:
     def _known(self, run: Path) -> _Read:
         with self._lock:
             if run not in self._read:
-                taken = {each.style for each in self._read.values()}
-                free = next((style(n) for n in range(24) if style(n) not in taken), style(len(self._read)))
-                self._read[run] = _Read(metrics_log.Course(run / "metrics.jsonl", _NAMES), free)
+                taken = {each.color for each in self._read.values()}
+                free = [color for n in range(16) if (color := style.color(n)) not in taken]
+                course = metrics_log.Course(run / "metrics.jsonl", _NAMES, others=True)
+                self._read[run] = _Read(course, free[0] if free else style.color(len(self._read)))
             return self._read[run]
 
 
@@ -97,24 +98,26 @@ def build(context: Context, model: gr.Dropdown) -> None:
     reader, seen = Reader(), gr.State("")
     names = list(context.catalog.runs())
     chosen = gr.CheckboxGroup(names, value=names[:_SHOWN], label="Runs (newest first)")
-    page = gr.HTML(min_height=400)
+    page = gr.HTML(min_height=60)
     timer = gr.Timer(2)
 
-    def refresh(picked: list[str], before: str, request: gr.Request) -> tuple[Any, Any, str]:
-        runs, known, gone = context.runs(session_id(request)), dict[str, Columns](), list[str]()
+    def read(picked: list[str], session: str) -> tuple[dict[str, Path], dict[str, Columns], list[str]]:
+        """The runs that the page may show, the metrics of the selected ones, and the errors."""
+        runs, known, gone = context.runs(session), dict[str, Columns](), list[str]()
         for name in dict.fromkeys(name for name in picked if name in runs):
             try:
                 known[name] = reader.columns(runs[name])
             except UserError as error:  # the other runs are still drawn
-                gone.append(f'<p class="bad">{escape(str(error))}</p>')
+                gone.append(str(error))
+        return runs, known, gone
+
+    def refresh(picked: list[str], before: str, request: gr.Request) -> tuple[Any, Any, str]:
+        runs, known, gone = read(picked, session_id(request))
         state = json.dumps([list(runs), {name: _fingerprint(columns) for name, columns in known.items()}, gone])
         if state == before:
             return gr.skip(), gr.skip(), before
         listed = gr.skip() if state.partition("]")[0] == before.partition("]")[0] else gr.update(choices=list(runs))
-        shown = {name: runs[name] for name in known}
-        styles = {name: reader.style(run) for name, run in shown.items()}
-        left = {name: reader.left(run) for name, run in shown.items()}
-        return listed, "".join(gone) + draw(shown, known, styles, left), state
+        return listed, table({name: runs[name] for name in known}, known, reader, gone), state
 
     gr.on(
         [timer.tick, chosen.change],
@@ -126,44 +129,35 @@ def build(context: Context, model: gr.Dropdown) -> None:
         api_visibility="private",
     )
 
+    @gr.render([chosen], [seen.change], show_progress="hidden", concurrency_limit=4)
+    @handle_errors
+    def show_charts(picked: list[str], request: gr.Request) -> None:
+        runs, known, _ = read(picked, session_id(request))
+        chart_grid.build(charts({name: runs[name] for name in known}, known, reader))
 
-def draw(
-    runs: dict[str, Path],
-    columns: Mapping[str, Columns],
-    styles: Mapping[str, Style] | None = None,
-    left: Mapping[str, int] | None = None,
-) -> str:
-    """A table with one row per run, and their curves as SVG, one color per run.
+
+def table(runs: dict[str, Path], columns: Mapping[str, Columns], reader: Reader, errors: Sequence[str] = ()) -> str:
+    """A table with one row per run, as HTML.
 
     Args:
         runs: Name → run folder.
         columns: Name → its metrics.
-        styles: Name → color and dashes; by default assigned in order.
-        left: Name → number of bytes not read yet.
-
-    Returns:
-        HTML.
+        reader: Has read the metrics; keeps the colors of the runs.
+        errors: Sentences to show above the table.
     """
-    if not runs:
-        return "<p>No run is selected. Start one in the tab Train, or with <code>opendino train DATA</code>.</p>"
-    short, left = _short(list(runs)), left or {}
-    styles = styles or {name: style(number) for number, name in enumerate(runs)}
-    rows = [_row(short[name], name, runs[name], columns[name], styles[name][0], left.get(name, 0)) for name in runs]
-    heads = "".join(f"<th>{head}</th>" for head in ("run", "step", "loss", "k-NN", "rank", "state"))
-    panels = of_runs({short[name]: columns[name] for name in runs})
-    lines = {short[name]: styles[name] for name in runs}
-    if len(runs) == 1:  # one curve per network; the recommended one, the first, has the color of the run
-        own = next(iter(lines.values()))
-        names = dict.fromkeys(name for panel in panels for name in panel.curves if name not in lines)
-        lines |= dict(zip(names, [own, *(each for n in range(24) if (each := style(n)) != own)], strict=False))
-    plots = []
-    for panel in panels:
-        curves = {name: curves[0] for name, curves in panel.curves.items()}
-        unit = panel.ylabel.replace(" (%)", ", %")
-        title = f"{panel.title} ({unit})" if unit else panel.title
-        plots.append(plot(title, curves, panel.level, panel.bands, lines))
-    table = f'<table class="runs"><tr>{heads}</tr>{"".join(rows)}</table>'
-    return f'{table}<div class="plots">{"".join(plots)}</div>'
+    short = _short(list(runs))
+    rows = [
+        _row(short[name], name, run, columns[name], reader.left(run)) | {"color": reader.color(run)}
+        for name, run in runs.items()
+    ]
+    return templates.render("runs.html", errors=errors, rows=rows)
+
+
+def charts(runs: dict[str, Path], columns: Mapping[str, Columns], reader: Reader) -> list[Chart]:
+    """The charts of runs, one color per run; arguments as for `table`."""
+    short = _short(list(runs))
+    colors = {short[name]: reader.color(run) for name, run in runs.items()}
+    return panels.charts({short[name]: columns[name] for name in runs}, colors)
 
 
 def _short(names: list[str]) -> dict[str, str]:
@@ -174,27 +168,35 @@ def _short(names: list[str]) -> dict[str, str]:
     return dict(zip(names, ends, strict=True))
 
 
-def _row(short: str, name: str, run: Path, columns: Columns, color: str, left: int) -> str:
+def _row(short: str, name: str, run: Path, columns: Columns, left: int) -> dict[str, Any]:
+    """The values of a row in pages/runs.html."""
+
     def last(column: str, format_spec: str) -> str:
         each = next((each for key, each in columns.items() if key.partition(".")[0] == column), None)
         # Step 0 is the network before training.
         return "" if each is None or not each.steps[-1] else format(float(each.values[-1]), format_spec)
 
-    done = _last_step(columns)
+    done, total, verdict = _last_step(columns), 0, None
     try:
         total = _total(run)
-        word = state(run, done, total, columns) if not left else f"reading: {left / 2**20:,.0f} MB left"
+        word, verdict = state(run, done, total, columns)
     except (UserError, OSError) as error:
-        total, word = 0, escape(str(error))
-    cells = [f"{done:,} of {total:,}" if total else f"{done:,}", last("loss", ".3f"), _knn(columns)]
-    cells += [last("effective_rank", ".1f"), word]
-    label = f"{short}: {name}" if short.isdecimal() else name
-    shown = f'<td><span style="color:{color}">●</span> {escape(label)}</td>'
-    return f"<tr>{shown}{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+        word = str(error)
+    if left:
+        word, verdict = f"reading: {left / 2**20:,.0f} MB left", None
+    row = {
+        "name": f"{short}: {name}" if short.isdecimal() else name,
+        "steps": f"{done:,} of {total:,}" if total else f"{done:,}",
+        "loss": last("loss", ".3f"),
+        "rank": last("effective_rank", ".1f"),
+        "state": word,
+        "verdict": verdict,
+    }
+    return row | _knn(columns)
 
 
-def _knn(columns: Columns) -> str:
-    """k-NN accuracy of the recommended network as HTML; the tooltip names the baselines."""
+def _knn(columns: Columns) -> dict[str, str]:
+    """k-NN accuracy of the recommended network, and how to interpret it."""
     found: dict[str, Any] = {
         name: float(columns[name].values[-1]) for name in ("majority", "num_queries") if name in columns
     }
@@ -202,12 +204,11 @@ def _knn(columns: Columns) -> str:
         of_kind = {key.partition(".")[2]: each for key, each in columns.items() if key.startswith(f"{kind}.")}
         # Step 0 is the network before training.
         found[kind] = {name: float(each.values[-1]) for name, each in of_kind.items() if each.steps[-1]}
-    accuracy = next(iter(format_accuracies(found).values()), "")
-    return f'<span title="{escape(baseline_text(found))}">{accuracy}</span>' if accuracy else ""
+    return {"accuracy": next(iter(format_accuracies(found).values()), ""), "baseline": baseline_text(found)}
 
 
-def state(run: Path, done: int, total: int, columns: Columns) -> str:
-    """State of a run as HTML: running, stopped or finished, and a warning about a collapse or no learning.
+def state(run: Path, done: int, total: int, columns: Columns) -> tuple[str, Verdict | None]:
+    """State of a run: running, stopped or finished, and a verdict that says that it collapsed or has not learned.
 
     Args:
         run: Run folder.
@@ -228,15 +229,11 @@ def state(run: Path, done: int, total: int, columns: Columns) -> str:
         if isinstance(row, dict) and "loss" in row:
             verdict = monitor.watch(row)
     if verdict is not None:
-        return _verdict(verdict)
+        return "", verdict
     if total and done >= total:
         found = conclude(columns, done, total)
-        return "finished, learned" if found.name == "healthy" else f"finished, {_verdict(found)}"
-    return "running" if time.time() - path.stat().st_mtime < _ALIVE_SECONDS else "stopped"
-
-
-def _verdict(verdict: Verdict) -> str:
-    return f'<span class="bad-word" title="{escape(verdict.evidence)}. {escape(verdict.cure)}">{verdict.name}</span>'
+        return ("finished, learned", None) if found.name == "healthy" else ("finished,", found)
+    return "running" if time.time() - path.stat().st_mtime < _ALIVE_SECONDS else "stopped", None
 
 
 def _total(run: Path) -> int:

@@ -147,9 +147,7 @@ _STYLE = """
 #head { align-items: end; }
 #head h1 { margin: 0; font-size: 1.7rem; font-weight: 650; }
 #head p { margin: .1rem 0 0; color: #71717a; }
-.plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(330px, 1fr)); gap: 1rem; margin-top: 1rem; }
-.plots svg, .bars svg { width: 100%; height: auto; background: white; border-radius: 6px; }
-.bars svg { display: block; margin-top: 1rem; }
+.plots { display: grid !important; grid-template-columns: repeat(auto-fill, minmax(320px, 1fr)); gap: 1rem; }
 .html-container table { border-collapse: collapse; }
 .html-container :is(table, thead, tbody, tr) { border: 0 !important; }
 .html-container table :is(th, td) { border: 0 !important; padding: .3rem .7rem .3rem 0 !important; text-align: left; }
@@ -162,5 +160,5 @@ table.runs :is(th, td):not(:first-child) { text-align: right !important; font-va
 .bad { border-color: #d55e00; background: #fdf1e8; }
 .track { height: 8px; border-radius: 4px; background: #e4e4e7; overflow: hidden; margin: .4rem 0 1rem; }
 .track div { height: 100%; background: #0072b2; transition: width .5s; }
-.bar { display: inline-block; height: .8em; background: #0072b2; margin-right: .5em; }
+.bar { display: inline-block; height: .8em; margin-right: .5em; }
 """

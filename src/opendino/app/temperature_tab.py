@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import math
 from html import escape
+from typing import Any
 
 import gradio as gr
+import pandas as pd
 from torch import Tensor
 
 from opendino.app.context import Context, bounded, handle_errors
 from opendino.losses import entropy
 from opendino.visualize import temperature
-from opendino.visualize.drawing.tile_grid import COLORS
+from opendino.visualize.drawing.style import COLORS
 
 NAME = "Temperature"
 
-_WIDTH, _HEIGHT, _FOOT, _HEAD = 660, 150, 4, 26
+_CHARTS = {
+    "Student: sharpened, never centered": COLORS[2],
+    "Teacher: centered, then sharpened": COLORS[0],
+    "Teacher's mean over 256 images": COLORS[1],
+}
+"""Label → color of the bars."""
 
 
 def build(context: Context, model: gr.Dropdown) -> None:
@@ -34,13 +41,23 @@ def build(context: Context, model: gr.Dropdown) -> None:
             prototypes = gr.Slider(8, 96, 32, step=4, label="Number of prototypes K")
             seed = gr.Slider(0, 50, 0, step=1, label="Random seed of the image")
         with gr.Column(scale=4):
-            output = gr.HTML(draw(0.04, 0.1, 1, 0.25, 32, 0), min_height=520)
+            note, *charts = draw(0.04, 0.1, 1, 0.25, 32, 0)
+            outputs: list[Any] = [gr.HTML(note)]
+            outputs += [
+                gr.BarPlot(
+                    x="prototype", y="probability", color="of", colors_in_legend=[], color_map={title: color},
+                    y_lim=[0, None], x_axis_labels_visible=False, height=190, **chart,
+                )
+                for chart, (title, color) in zip(charts, _CHARTS.items(), strict=True)
+            ]  # fmt: skip
     sliders = [teacher, student, centering, lead, prototypes, seed]
     gr.on(
         [slider.input for slider in sliders],
-        handle_errors(draw),
+        handle_errors(
+            lambda *values: [gr.update(**each) if isinstance(each, dict) else each for each in draw(*values)]
+        ),
         sliders,
-        output,
+        outputs,
         trigger_mode="always_last",
         show_progress="hidden",
         queue=False,
@@ -48,8 +65,8 @@ def build(context: Context, model: gr.Dropdown) -> None:
     )
 
 
-def draw(teacher: float, student: float, centering: float, lead: float, prototypes: float, seed: float) -> str:
-    """Three distributions over prototypes as SVG, and what they mean for a training, as HTML.
+def draw(teacher: float, student: float, centering: float, lead: float, prototypes: float, seed: float) -> list[Any]:
+    """What the settings mean for a training, as HTML, and the options of three bar charts over the prototypes.
 
     Args:
         teacher, student: Temperatures, 0.01 to 1.
@@ -70,15 +87,12 @@ def draw(teacher: float, student: float, centering: float, lead: float, prototyp
     target = (centered / teacher).softmax(-1)
     marginal = ((logits - centering * mean) / teacher).softmax(-1).mean(0)
     max_entropy = math.log(int(prototypes))
-    bars = [
-        _bars("Student: sharpened, never centered", (raw / student).softmax(-1), COLORS[2]),
-        _bars("Teacher: centered, then sharpened", target, COLORS[0]),
-        _bars("Teacher's mean over 256 images", marginal, COLORS[1]),
-    ]
     entropy_frac, marginal_frac = entropy(target).item() / max_entropy, entropy(marginal).item() / max_entropy
     name, why = verdict(entropy_frac, marginal_frac, marginal.max().item())
     kind = "good" if name == "Balanced" else "bad"
-    return f'<div class="{kind}"><b>{escape(name)}.</b> {escape(why)}</div><div class="bars">{"".join(bars)}</div>'
+    distributions = [(raw / student).softmax(-1), target, marginal]
+    note = f'<div class="{kind}"><b>{escape(name)}.</b> {escape(why)}</div>'
+    return [note, *(_chart(title, each) for title, each in zip(_CHARTS, distributions, strict=True))]
 
 
 def verdict(entropy_frac: float, marginal_frac: float, top_frac: float) -> tuple[str, str]:
@@ -98,24 +112,13 @@ def verdict(entropy_frac: float, marginal_frac: float, top_frac: float) -> tuple
     return "Balanced", "Different images get different outputs, and all prototypes are used."
 
 
-def _bars(title: str, probabilities: Tensor, color: str) -> str:
-    """A bar chart of probabilities [K] as SVG, with a dashed line at 1/K."""
-    number, top = len(probabilities), max(float(probabilities.max()), 2 / len(probabilities))
-    high, wide = _HEIGHT - _FOOT - _HEAD, _WIDTH / number
-    caption = (
-        f"entropy {entropy(probabilities).item():.2f}, {entropy(probabilities).item() / math.log(number):.0%} of ln K"
-    )
-    base, even = _HEIGHT - _FOOT, _HEIGHT - _FOOT - high / number / top
-    rects = "".join(
-        f'<rect x="{i * wide + 0.08 * wide:.1f}" y="{base - high * p / top:.1f}" width="{0.84 * wide:.1f}" '
-        f'height="{high * p / top:.1f}"/>'
-        for i, p in enumerate(probabilities.tolist())
-    )
-    return (
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" font-family="system-ui, sans-serif" font-size="13" role="img">'
-        f'<text x="0" y="15" font-weight="600">{escape(title)}</text>'
-        f'<text x="{_WIDTH}" y="15" text-anchor="end" fill="#666">{caption}</text>'
-        f'<g fill="{color}">{rects}</g>'
-        f'<path d="M0 {even:.1f}H{_WIDTH}" stroke="#888" stroke-dasharray="4 4"/>'
-        f'<path d="M0 {base}H{_WIDTH}" stroke="#bbb"/></svg>'
-    )
+def _chart(title: str, probabilities: Tensor) -> dict[str, Any]:
+    """Value and label of the bar chart of probabilities [K]. A new title would make Gradio draw the old value."""
+    number, found = len(probabilities), entropy(probabilities).item()
+    values = {
+        "prototype": [str(k) for k in range(1, number + 1)],  # names, not numbers: bars as wide as their share
+        "probability": probabilities.tolist(),
+        "of": title,
+    }
+    caption = f"{title} (entropy {found:.2f}, {found / math.log(number):.0%} of ln K)"
+    return {"value": pd.DataFrame(values), "label": caption}

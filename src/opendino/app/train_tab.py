@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from html import escape
 from typing import Any
 
 import gradio as gr
 
-from opendino.app import uploads
+from opendino.app import chart_grid, uploads
 from opendino.app.context import Context, bounded, handle_errors, session_id
 from opendino.app.training_jobs import TrainingJob
 from opendino.core import metrics_log
-from opendino.core.accuracy import baseline_text, format_accuracies
+from opendino.core.accuracy import baseline_text
 from opendino.core.errors import UserError
 from opendino.engine.collapse_detection import examine
-from opendino.visualize.drawing.line_plots import plot
+from opendino.visualize.drawing import panels, templates
 
 NAME = "Train"
 
@@ -25,11 +24,6 @@ _GENERATED = {
 }
 _UPLOADED = "My own images (.zip)"
 _NETWORKS = {"Four convolutions (fast)": "conv4", "Small vision transformer": "vit_tiny/4"}
-_PLOTS = (
-    ("loss (nats)", {"loss": "loss"}),
-    ("entropy of the teacher (share of ln K)", {"entropy_frac": "per image", "marginal_frac": "of the mean"}),
-)
-_NAMES = {"teacher": "teacher (recommended)", "untrained": "untrained network", "pixels": "raw pixels"}
 
 
 def build(context: Context, model: gr.Dropdown) -> None:
@@ -47,7 +41,8 @@ def build(context: Context, model: gr.Dropdown) -> None:
                 start = gr.Button("Train", variant="primary", min_width=80)
                 stop = gr.Button("Stop", interactive=False, min_width=80)
         with gr.Column(scale=5):
-            page = gr.HTML("<p>Nothing is running.</p>", min_height=420)
+            page = gr.HTML("<p>Nothing is running.</p>", min_height=80)
+            charts, measured = gr.Column(), gr.State(0)
     timer = gr.Timer(1, active=False)
     buttons = [start, stop, timer]
 
@@ -71,14 +66,14 @@ def build(context: Context, model: gr.Dropdown) -> None:
     def show(request: gr.Request) -> tuple[Any, ...]:
         training = context.jobs.latest(session_id(request))
         if training is None:
-            return "<p>Nothing is running.</p>", *_buttons(running=False), gr.skip()
+            return "<p>Nothing is running.</p>", *_buttons(running=False), gr.skip(), 0
         running = training.running  # read before the metrics: if it has ended, they are complete
         choices = gr.skip()
         if not running:
             mine = list(context.jobs.models(session_id(request)))
             known = list(context.models(session_id(request)))
             choices = gr.update(choices=known, value=mine[0]) if mine else gr.update(choices=known)
-        return draw(training, running), *_buttons(running), choices
+        return draw(training, running), *_buttons(running), choices, _size(training)
 
     def halt(request: gr.Request) -> None:
         if training := context.jobs.latest(session_id(request)):
@@ -88,50 +83,43 @@ def build(context: Context, model: gr.Dropdown) -> None:
     images.change(lambda kind: gr.update(visible=kind == _UPLOADED), images, upload, queue=False, **private)
     start.click(handle_errors(begin), [images, upload, network, steps], [page, *buttons], preprocess=False, **private)
     stop.click(handle_errors(halt), None, None, **private)
-    timer.tick(handle_errors(show), None, [page, *buttons, model], **private)
+    timer.tick(handle_errors(show), None, [page, *buttons, model, measured], **private)
+
+    with charts:
+
+        @gr.render([], [measured.change], show_progress="hidden")
+        @handle_errors
+        def show_charts(request: gr.Request) -> None:
+            if (training := context.jobs.latest(session_id(request))) and _size(training):
+                columns = panels.of_file(training.out / "metrics.jsonl")
+                chart_grid.build(panels.charts({"this training": columns}))
 
 
 def draw(training: TrainingJob, running: bool) -> str:
-    """Progress, k-NN accuracy and curves of a training, as HTML."""
+    """Progress and k-NN accuracy of a training, as HTML."""
     path = training.out / "metrics.jsonl"
     rows = metrics_log.rows(path) if path.is_file() else []
     done = max((row["step"] for row in rows), default=0)
-    if training.failed:
-        return f'<div class="bad"><b>The training failed.</b> {escape(training.failed)}</div>'
-    word = (
-        "Stopping"
-        if running and training.stopped
-        else "Training"
-        if running
-        else "Stopped"
-        if training.stopped
-        else "Done"
+    evaluated = next((row for row in reversed(rows) if row.get("knn")), {})
+    title = f"k-NN accuracy after {evaluated.get('step', 0):,} steps:"
+    names = {(True, True): "Stopping", (True, False): "Training", (False, True): "Stopped", (False, False): "Done"}
+    return templates.render(
+        "training.html",
+        failed=training.failed,
+        state=names[running, training.stopped],
+        steps=f"{done:,} of {training.steps:,}",
+        percent=100 * done / training.steps,
+        ready=rows and not running,
+        charts={title: panels.bars(evaluated)} if evaluated else {},
+        baseline=baseline_text(evaluated),
+        verdict=examine(rows, training.steps) if rows and not running else None,
     )
-    after = "" if running or not rows else " Choose the model at the top of the page to use it in the other tabs."
-    share = done / training.steps
-    head = f"<b>{word}:</b> {done:,} of {training.steps:,} steps.{after}"
-    parts = [f'<p>{head}</p><div class="track"><div style="width:{share:.1%}"></div></div>']
-    evaluated = [row for row in rows if row.get("knn")]
-    if evaluated:
-        cells = "".join(
-            f"<tr><th>{escape(_NAMES.get(str(name), str(name)))}</th>"
-            f'<td><span class="bar" style="width:{2 * evaluated[-1]["knn"][name]:.0f}px"></span>{value}</td></tr>'
-            for name, value in format_accuracies(evaluated[-1]).items()
-        )
-        parts.append(f"<p>k-NN accuracy after {evaluated[-1]['step']:,} steps:</p><table>{cells}</table>")
-        parts.append(f"<p>{escape(baseline_text(evaluated[-1]))}</p>")
-    if not running and rows:
-        found = examine(rows, training.steps)
-        parts.append(f"<p><b>{found.name}</b>: {escape(found.evidence)}</p>")
-    plots = []
-    for title, names in _PLOTS:
-        lines = {
-            label: ([row["step"] for row in rows if name in row], [row[name] for row in rows if name in row])
-            for name, label in names.items()
-        }
-        if any(values for _, values in lines.values()):
-            plots.append(plot(title, lines))
-    return "".join([*parts, f'<div class="plots">{"".join(plots)}</div>'])
+
+
+def _size(training: TrainingJob) -> int:
+    """Bytes of its metrics: the charts are drawn again when it changes."""
+    path = training.out / "metrics.jsonl"
+    return path.stat().st_size if path.is_file() else 0
 
 
 def _buttons(running: bool) -> tuple[Any, Any, Any]:

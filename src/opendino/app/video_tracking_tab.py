@@ -23,7 +23,7 @@ from opendino.data.decode import decode
 from opendino.datasets import video_frames
 from opendino.evals.video_segmentation import Tracker, harden
 from opendino.models.load import Model
-from opendino.visualize.drawing.tile_grid import COLORS
+from opendino.visualize.drawing.style import COLORS
 
 NAME = "Video tracking"
 
@@ -43,35 +43,12 @@ def build(context: Context, model: gr.Dropdown) -> None:
     video: gr.State = gr.State(None)
     with gr.Row():
         with gr.Column():
-            upload = gr.File(label="Video (.mp4, .mov, .webm, .mkv, .avi)", file_types=["video"], height=150)
-            error_note = gr.HTML(visible=False)
-            editor = gr.ImageEditor(
-                label="First frame: paint the objects",
-                sources=(),
-                transforms=(),
-                layers=False,
-                brush=gr.Brush(default_size=24, colors=list(_BRUSHES), color_mode="fixed"),
-                format="png",
-                height=420,
-                interactive=True,
-            )
-            size = gr.Slider(64, 480, 240, step=16, label="Shorter side of the input (px)")
-            start = gr.Button("Track", variant="primary")
+            upload, error_note, editor, size, start = _inputs()
         with gr.Column():
             output = gr.Video(
                 label="Tracked objects", interactive=False, height=420, autoplay=True, loop=True, buttons=["download"]
             )
             note = gr.Markdown()
-
-    def receive(raw: Any) -> tuple[Any, Any, Any]:
-        try:
-            file = uploads.resolve_upload(raw, context.upload_folder)
-            if file is None:
-                return None, None, gr.update(visible=False)
-            first = uploads.first_frame(file)
-        except UserError as error:
-            return None, None, refusal(error)
-        return file, first, gr.update(visible=False)
 
     def track(
         name: str | None,
@@ -94,7 +71,7 @@ def build(context: Context, model: gr.Dropdown) -> None:
         return str(out), f"{number:,} frames, {objects} object{'s' * (objects > 1)}."
 
     upload.change(
-        handle_errors(receive),
+        handle_errors(lambda raw: _receive(raw, context.upload_folder)),
         upload,
         [video, editor, error_note],
         preprocess=False,
@@ -109,6 +86,37 @@ def build(context: Context, model: gr.Dropdown) -> None:
         api_visibility="private",
         **NETWORK,
     )
+
+
+def _inputs() -> tuple[gr.File, gr.HTML, gr.ImageEditor, gr.Slider, gr.Button]:
+    """The left column: upload, error message, first frame to paint on, size of the input, start."""
+    upload = gr.File(label="Video (.mp4, .mov, .webm, .mkv, .avi)", file_types=["video"], height=150)
+    error_note = gr.HTML(visible=False)
+    editor = gr.ImageEditor(
+        label="First frame: paint the objects",
+        sources=(),
+        transforms=(),
+        layers=False,
+        brush=gr.Brush(default_size=24, colors=list(_BRUSHES), color_mode="fixed"),
+        format="png",
+        height=420,
+        interactive=True,
+    )
+    size = gr.Slider(64, 480, 240, step=16, label="Shorter side of the input (px)")
+    start = gr.Button("Track", variant="primary")
+    return upload, error_note, editor, size, start
+
+
+def _receive(raw: Any, folder: Path) -> tuple[Any, Any, Any]:
+    """The uploaded video, its first frame, and the error message if it was refused."""
+    try:
+        file = uploads.resolve_upload(raw, folder)
+        if file is None:
+            return None, None, gr.update(visible=False)
+        first = uploads.first_frame(file)
+    except UserError as error:
+        return None, None, refusal(error)
+    return file, first, gr.update(visible=False)
 
 
 def _layers(painted: Any, folder: Path) -> list[bytes]:

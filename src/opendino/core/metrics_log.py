@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 
 _CHUNK_BYTES = 2**20
+_LINE_BYTES = 2000  # about the length of a line, at most
 _BUCKETS = 2000
 """A column is downsampled to this many buckets when it reaches twice as many."""
 
@@ -67,32 +68,32 @@ def sampled(path: Path, most: int = 10_000, tail: int = 1_000) -> list[dict[str,
     return [row for place in sorted(kept) if (row := _row(kept[place]))]
 
 
-def columns(path: Path, names: Sequence[str]) -> dict[str, Column]:
-    """Some metrics of a run over steps, downsampled: the content of `rows`, read faster. See `Course`.
+def columns(path: Path, names: Sequence[str], others: bool = False) -> dict[str, Column]:
+    """Metrics of a run over steps, downsampled: the content of `rows`, read faster. See `Course`.
 
     Raises:
         OSError: There is no such file.
     """
-    course = Course(path, names)
+    course = Course(path, names, others)
     course.read()
     return course.columns()
 
 
 class Course:
-    """Some metrics of a run over steps, read incrementally as the file grows.
+    """Metrics of a run over steps, read incrementally as the file grows.
 
     Args:
         path: A run's metrics.jsonl.
         names: Metric names. A metric that is a dict, such as "knn", becomes the columns "knn.teacher" etc.
+        others: Whether to read also every other metric that is a number in every step, such as a method's own.
 
     Attributes:
         changes: A counter that increases whenever the result of `columns` may have changed.
     """
 
-    def __init__(self, path: Path, names: Sequence[str]) -> None:
-        self._path, self._names, self.changes = path, names, 0
-        kind = msgspec.defstruct("Row", [("step", int), *((name, Number | None, None) for name in names)], gc=False)
-        self._decoder = msgspec.json.Decoder(kind)
+    def __init__(self, path: Path, names: Sequence[str], others: bool = False) -> None:
+        self._path, self._names, self._others, self.changes = path, list(names), others, 0
+        self._decoder = _row_decoder(self._names)
         self._reset(None)
 
     def read(self, limit: int | None = None) -> int:
@@ -130,11 +131,14 @@ class Course:
 
     def _add_lines(self, lines: bytes) -> None:
         self.changes += 1
+        if self._others and (unknown := _numbers(lines) - {"step", *self._names}):
+            self._names += sorted(unknown)
+            self._decoder = _row_decoder(self._names)
         read = _decoded(self._decoder, lines)
         steps = np.array([row.step for row in read], np.int64)
-        for name in self._names:
+        for place, name in enumerate(self._names):
             if f'"{name}"'.encode() in lines:
-                for column, measured in _column(read, steps, name):
+                for column, measured in _column(name, [getattr(row, f"metric_{place}") for row in read], steps):
                     if len(measured[0]):
                         self._found.setdefault(column, _Downsampled()).add(*measured)
 
@@ -210,6 +214,19 @@ def _row(line: bytes) -> dict[str, Any] | None:
     return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
 
 
+def _row_decoder(names: Sequence[str]) -> msgspec.json.Decoder[Any]:
+    """Decodes a line to an object with `step` and `metric_0`, `metric_1`, ... in the order of the names."""
+    fields = [(f"metric_{n}", Number | None, msgspec.field(name=name, default=None)) for n, name in enumerate(names)]
+    return msgspec.json.Decoder(msgspec.defstruct("Row", [("step", int), *fields], gc=False))
+
+
+def _numbers(lines: bytes) -> set[str]:
+    """Names of the metrics that are numbers in the first or last ten lines; those of a method are in every step."""
+    ends = [*lines[: 10 * _LINE_BYTES].split(b"\n", 10)[:10], *lines[-10 * _LINE_BYTES :].split(b"\n")[-11:]]
+    rows = [row for line in ends if (row := _row(line))]
+    return {name for row in rows for name, value in row.items() if type(value) in (int, float)}
+
+
 def _decoded(decoder: msgspec.json.Decoder[Any], lines: bytes) -> list[Any]:
     try:
         return decoder.decode_lines(lines)
@@ -223,9 +240,8 @@ def _decoded(decoder: msgspec.json.Decoder[Any], lines: bytes) -> list[Any]:
         return found
 
 
-def _column(rows: list[Any], steps: np.ndarray, name: str) -> Iterator[tuple[str, tuple[np.ndarray, np.ndarray]]]:
+def _column(name: str, values: list[Any], steps: np.ndarray) -> Iterator[tuple[str, tuple[np.ndarray, np.ndarray]]]:
     """The finite values of a metric: (column name, (steps, values)), with one column per key of a dict."""
-    values = [getattr(row, name) for row in rows]
     try:
         columns = {name: np.array(values, np.float64)}  # None becomes NaN
     except TypeError:  # a dict of numbers

@@ -23,7 +23,8 @@ from opendino.engine.collapse_detection import Monitor
 from opendino.experiments._trial_runs import TrialRun, run
 from opendino.methods import byol
 from opendino.recipes import demo
-from opendino.visualize.curves import Panel, draw
+from opendino.visualize.drawing import line_charts, style
+from opendino.visualize.drawing.panels import Chart, Panel, repeated
 
 
 @dataclass(frozen=True)
@@ -205,13 +206,18 @@ def _table(settings: list[str], found: list[dict[str, Any]], detection: dict[str
 
 
 def _figure(settings: list[str], found: list[dict[str, Any]], path: Path) -> None:
-    def curves(name: str) -> dict[str, list[Any]]:
-        having = {s: [e["curves"][name] for e in found if e["setting"] == s and name in e["curves"]] for s in settings}
-        return {setting: each for setting, each in having.items() if each}
-
-    panels = [
-        Panel("Entropy of the teacher", "entropy of the teacher's output (nats)", curves("teacher_entropy")),
-        Panel("Distance of the student from the teacher", "KL(teacher ‖ student) (nats)", curves("kl")),
-        Panel("BYOL", "spread of the teacher's projections", curves("projection_spread")),
-    ]
-    draw([panel for panel in panels if panel.curves], path)
+    """One line per setting: the mean over its seeds and their range."""
+    charts = []
+    for title, label, metric in (
+        ("Entropy of the teacher's output", "nats", "teacher_entropy"),
+        ("KL(teacher ‖ student)", "nats", "kl"),
+        ("Spread of the teacher's projections", "0 is a collapse", "projection_spread"),
+    ):
+        lines = {}
+        for number, setting in enumerate(settings):
+            runs = [each["curves"][metric] for each in found if each["setting"] == setting and metric in each["curves"]]
+            if runs:
+                lines[setting] = repeated(runs, style.color(number))
+        if lines:
+            charts.append(Chart(Panel(title, {metric: ""}, label), lines))
+    style.save(line_charts.figure(charts), path)

@@ -25,7 +25,7 @@ from opendino.core.ranges import CountOrZero, FractionAboveZero
 from opendino.core.types import Report
 from opendino.features.image_stream import Bad, none_readable, skipped_message
 from opendino.models.attention_maps import keep_mass
-from opendino.visualize.drawing import tile_grid
+from opendino.visualize.drawing import style, tile_grid
 from opendino.visualize.drawing.image_encoder import ImagesConfig, encode_each, write_each
 from opendino.visualize.drawing.tile_grid import Sheet, Tile
 
@@ -134,7 +134,7 @@ def heat(image: Image.Image, values: Tensor, overlay: bool = False) -> Image.Ima
         overlay: Whether to blend the map with the gray image.
     """
     low, high = values.aminmax()
-    heat_map = tile_grid.enlarged(tile_grid.color((values - low) / (high - low).clamp_min(1e-30)), image.size)
+    heat_map = tile_grid.enlarged(style.viridis((values - low) / (high - low).clamp_min(1e-30)), image.size)
     return Image.blend(image.convert("L").convert("RGB"), heat_map, 0.6) if overlay else heat_map
 
 

@@ -21,7 +21,7 @@ from opendino.core.types import Report
 from opendino.data.decode import decode
 from opendino.data.image_list import open_image_list
 from opendino.models.load import load
-from opendino.visualize.drawing import tile_grid
+from opendino.visualize.drawing import style, tile_grid
 from opendino.visualize.drawing.image_encoder import ImageEncoder
 from opendino.visualize.drawing.tile_grid import Sheet, Tile
 
@@ -112,7 +112,7 @@ def tiles(
     """
     low, high = (value.item() for value in similarity.aminmax())
     scaled = (similarity - low) / max(high - low, 1e-30)
-    similarity_map = tile_grid.enlarged(tile_grid.color(scaled), second.size)
+    similarity_map = tile_grid.enlarged(style.viridis(scaled), second.size)
     images = [tile_grid.cross(first, *at), tile_grid.cross(second, *best), similarity_map]
     titles = ["point", "most similar patch", f"cosine {low:.2f} to {high:.2f}"]
     return [Tile(tile_grid.shrunk(each, _TILE_PX), title) for each, title in zip(images, titles, strict=True)]

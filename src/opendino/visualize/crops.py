@@ -24,7 +24,8 @@ from opendino.features.image_stream import skipped_message
 from opendino.views.multi_crop import multi_crop
 from opendino.views.sampling import ViewParameters
 from opendino.visualize.drawing import tile_grid
-from opendino.visualize.drawing.tile_grid import COLORS, Sheet, Tile
+from opendino.visualize.drawing.style import COLORS
+from opendino.visualize.drawing.tile_grid import Sheet, Tile
 
 STAGES = ("crop, flip", "jitter", "gray", "blur", "solarize")
 """Stages of the augmentation, in order."""

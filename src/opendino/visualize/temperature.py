@@ -25,9 +25,8 @@ from opendino.core.errors import UserError
 from opendino.core.ranges import Checked, Seed, Temperature
 from opendino.core.types import Report
 from opendino.losses import entropy
-from opendino.visualize.drawing import figure as _plot
-from opendino.visualize.drawing import tile_grid
-from opendino.visualize.drawing.tile_grid import COLORS
+from opendino.visualize.drawing import style, tile_grid
+from opendino.visualize.drawing.style import COLORS
 
 
 @dataclass(frozen=True)
@@ -65,13 +64,13 @@ def show(config: Config) -> Report:
     """Draw the distributions.
 
     Raises:
-        UserError: The file of logits does not exist or is invalid, or matplotlib is not installed.
+        UserError: The file of logits does not exist or is invalid.
     """
-    path = tile_grid.out(config.out, _plot.PLOTS)
+    path = tile_grid.out(config.out, style.FIGURES)
     logits = read(config.logits) if config.logits else example(config.prototypes, config.seed)
     found = softened(logits, config.temperatures)
-    with _plot.style():
-        _plot.save(figure(found), path)
+    with style.applied():
+        style.save(figure(found), path)
     rows = [("not centered", found.entropies[0].tolist()), ("centered", found.entropies[1].tolist())]
     lines = [f"{'entropy (nats) at':<18}" + "".join(f"{t:>8g}" for t in config.temperatures)]
     lines += [f"{name:<18}" + "".join(f"{value:8.3f}" for value in values) for name, values in rows]
@@ -125,7 +124,7 @@ def softened(logits: Tensor, temperatures: tuple[float, ...]) -> Softened:
 def figure(found: Softened) -> Any:
     """A matplotlib figure: one column per temperature; top: not centered, bottom: centered; with entropies."""
     num_temperatures, prototypes = found.probabilities.shape[1:]
-    fig, axes = _plot.panels(2, num_temperatures, 3.2)
+    fig, axes = style.figure(2, num_temperatures, 3.2)
     max_entropy = math.log(prototypes)
     for row, (name, color) in enumerate((("not centered", COLORS[1]), ("centered", COLORS[0]))):
         for column, temperature in enumerate(found.temperatures):

@@ -1,4 +1,4 @@
-"""Grids of images with captions, as pixels, SVG or HTML; needs only Pillow."""
+"""Grids of images with captions, as pixels, SVG or HTML. Drawn by Pillow: every pixel of an image stays as it is."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import base64
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from html import escape
 from itertools import zip_longest
 from pathlib import Path
 
@@ -18,17 +17,16 @@ from torch import Tensor
 from opendino.core import atomic_write
 from opendino.core.errors import UsageError, UserError
 from opendino.data.source_files import printable
+from opendino.visualize.drawing import templates
+from opendino.visualize.drawing.style import COLORS
+from opendino.visualize.drawing.templates import Markup
 
-# Palette of Okabe & Ito, safe for color-blind readers.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 PICTURES = (".png", ".jpg", ".webp", ".pdf", ".svg", ".html")
 """Suffixes of the file formats for a `Sheet`."""
 
 WIDTH_PX = 2400
 """Maximum width of a sheet: 360 dpi at 17 cm, the text width of a paper."""
 _GAP_PX = 8
-# Viridis (Smith & van der Walt 2015, CC0) at equal distances: perceptually uniform, safe for color-blind readers.
-_VIRIDIS = bytes.fromhex("440154 482475 414487 355f8d 2a788e 21918c 22a884 44bf70 7ad151 bddf26 fde725")
 
 
 @dataclass(frozen=True)
@@ -63,31 +61,21 @@ class Sheet:
         """The sheet as an RGB image on white."""
         sheet = Image.new("RGB", (self.width, self.height), "white")
         draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(self.font_px)
-        for x, y, max_width, tile in self._placed_tiles():
-            sheet.paste(tile.image, (x, y))
-            for base, line in self._lines(tile, y):
-                draw.text((x, base), _shorten(line, font, max_width), "black", font, anchor="ls")
+        for x, y, lines, tile_image in self._placed_tiles():
+            sheet.paste(tile_image, (x, y))
+            for baseline, line in lines:
+                draw.text((x, baseline), line, "black", font, anchor="ls")
         return sheet
 
-    def svg(self) -> str:
-        """The sheet as SVG with embedded images and searchable text."""
-        font = ImageFont.load_default(self.font_px)
-        parts = [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {self.width} {self.height}" '
-            f'font-family="sans-serif" font-size="{self.font_px}"><rect width="100%" height="100%" fill="white"/>'
-        ]
-        for x, y, max_width, tile in self._placed_tiles():
+    def svg(self) -> Markup:
+        """The sheet as an SVG element with embedded images and searchable text."""
+        tiles = []
+        for x, y, lines, image in self._placed_tiles():
             png = io.BytesIO()
-            tile.image.save(png, "PNG")
-            data, size = base64.b64encode(png.getvalue()).decode(), tile.image.size
-            parts.append(
-                f'<image x="{x}" y="{y}" width="{size[0]}" height="{size[1]}" href="data:image/png;base64,{data}"/>'
-            )
-            parts += [
-                f'<text x="{x}" y="{base:g}">{escape(_shorten(line, font, max_width))}</text>'
-                for base, line in self._lines(tile, y)
-            ]
-        return "\n".join([*parts, "</svg>\n"])
+            image.save(png, "PNG")
+            data = base64.b64encode(png.getvalue()).decode()
+            tiles.append({"x": x, "y": y, "image": image, "png": data, "lines": lines})
+        return Markup(templates.render("sheet.svg", sheet=self, tiles=tiles))
 
     def save(self, path: Path) -> None:
         """Write the sheet atomically in the format of the suffix."""
@@ -95,7 +83,7 @@ class Sheet:
         if suffix == ".svg":
             atomic_write.write(path, self.svg())
         elif suffix == ".html":
-            atomic_write.write(path, page(path.stem, self.svg()))
+            atomic_write.write(path, templates.render("page.html", title=path.stem, svg=self.svg()))
         else:
             content = io.BytesIO()
             options = {".png": {"compress_level": 3}, ".jpg": {"quality": 92}, ".webp": {"quality": 92}}
@@ -103,31 +91,21 @@ class Sheet:
             self.image().save(content, format_name, **options.get(suffix, {}))
             atomic_write.write(path, content.getvalue())
 
-    def _placed_tiles(self) -> Iterator[tuple[int, int, int, Tile]]:
-        """(left, top, column width, tile) of every tile, in pixels."""
-        y = _GAP_PX
+    def _placed_tiles(self) -> Iterator[tuple[int, int, list[tuple[float, str]], Image.Image]]:
+        """(left, top, title lines, image) of every tile, in pixels. A title line is (baseline, text that fits)."""
+        font, y = ImageFont.load_default(self.font_px), _GAP_PX
         for row, head, height in zip(self.rows, self._heads, self._heights, strict=True):
             x, y = _GAP_PX, y + head
             for tile, width in zip(row, self._widths, strict=False):
                 if tile:
-                    yield x, y, width, tile
+                    titles = [_shorten(line, font, width) for line in tile.title.splitlines()]
+                    above = range(len(titles) - 1, -1, -1)  # the last line is directly above the image
+                    lines = [
+                        (y - (0.35 + 1.25 * n) * self.font_px, text) for n, text in zip(above, titles, strict=True)
+                    ]
+                    yield x, y, lines, tile.image
                 x += width + _GAP_PX
             y += height + _GAP_PX
-
-    def _lines(self, tile: Tile, y: int) -> Iterator[tuple[float, str]]:
-        """(baseline in pixels, text) of each title line; the last line is directly above the image at `y`."""
-        lines = tile.title.splitlines()
-        for index, line in enumerate(lines):
-            yield y - (0.35 + 1.25 * (len(lines) - 1 - index)) * self.font_px, line
-
-
-def page(title: str, svg: str) -> str:
-    """A self-contained HTML page with an SVG."""
-    style = "body{margin:1rem;background:white}svg{width:100%;height:auto}"
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title>'
-        f"<style>{style}</style><body>{svg[svg.index('<svg') :]}</body></html>\n"
-    )
 
 
 def out(text: str, endings: Sequence[str]) -> Path:
@@ -145,15 +123,6 @@ def out(text: str, endings: Sequence[str]) -> Path:
             f"There is no folder to write {printable(text)} into", "Create the folder, or choose another --out"
         )
     return path
-
-
-def color(values: Tensor) -> np.ndarray:
-    """Viridis colormap: values `[...]` in [0, 1] → uint8 `[... 3]`, from dark violet to yellow."""
-    stops = torch.tensor(list(_VIRIDIS), dtype=torch.float64).view(-1, 3)
-    position = values.double().clamp(0, 1) * (len(stops) - 1)
-    low = position.floor().long().clamp_max(len(stops) - 2)
-    fraction = (position - low)[..., None]
-    return (stops[low] * (1 - fraction) + stops[low + 1] * fraction).round().to(torch.uint8).numpy()
 
 
 def enlarged(grid: np.ndarray, size: tuple[int, int]) -> Image.Image:

@@ -1,0 +1,49 @@
+"""Charts of metrics as Gradio's line plots.
+
+The browser draws them: the page sends numbers only, so that watching a run takes no time from its training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import gradio as gr
+import numpy as np
+import pandas as pd
+
+from opendino.visualize.drawing.panels import Chart, Line
+
+
+def build(charts: Sequence[Chart]) -> None:
+    """Build a grid of plots, inside a function that `gr.render` calls again when the numbers change.
+
+    A chart appears with its second step: Gradio's line plots show no single points.
+    """
+    with gr.Row(elem_classes="plots"):
+        for chart in charts:
+            if any(len(line.steps) > 1 for line in chart.lines.values()):
+                gr.LinePlot(**options(chart))
+
+
+def options(chart: Chart) -> dict[str, Any]:
+    """Options of a `gr.LinePlot`.
+
+    A plot keeps its place in the browser, and only its numbers change, as long as its key is the same. The key names
+    everything else about it, because Gradio's plots keep the old numbers when a new title or color comes with new ones.
+    """
+    title, colors = chart.panel.title, {name: line.color for name, line in chart.lines.items()}
+    return {
+        "value": pd.concat([_points(name, line) for name, line in chart.lines.items()], ignore_index=True),
+        "x": "step", "y": "value", "y_title": chart.panel.label or title, "color": "line", "color_title": "",
+        "color_map": colors, "title": title, "height": 240, "min_width": 320,
+        "key": (title, *colors, *colors.values()), "preserved_by_key": [],
+    }  # fmt: skip
+
+
+def _points(name: str, line: Line) -> pd.DataFrame:
+    """The points of a line; where it stands for a range, minimum and maximum: Gradio's plots have no bands."""
+    flat = line.high == line.low
+    values = np.stack([np.where(flat, line.values, line.low), np.where(flat, np.nan, line.high)], axis=1).ravel()
+    steps, known = np.repeat(line.steps, 2), np.isfinite(values)
+    return pd.DataFrame({"step": steps[known], "value": values[known], "line": name})
