@@ -20,6 +20,7 @@ from opendino.core import accuracy, atomic_write, distributed, log, metrics_log
 from opendino.core.contracts import Source
 from opendino.core.errors import BadImage, UserError
 from opendino.data.decode import decode
+from opendino.data.metadata import confounders_hint
 from opendino.data.sampler import permutation
 from opendino.engine.collapse_detection import Verdict, examine
 from opendino.features.feature_table import table
@@ -88,7 +89,7 @@ def write(run: str | Path) -> Path:
         _section(lambda: f'<div class="plots">{_plots(columns)}</div>', "Curves"),
         _section(lambda: _attention(model, source()), "Attention"),
         _section(lambda: _neighbors(model, source()), "Nearest neighbors"),
-        _section(lambda: _commands(folder), "Next commands"),
+        _section(lambda: _commands(folder, config), "Next commands"),
         _section(lambda: f"<pre>{html.escape(configs.dump(config))}</pre>", "Settings"),
     ]
     path = folder / NAME
@@ -228,8 +229,9 @@ def _neighbors(model: Model, source: Source) -> str:
     return f'<p>{text}</p><div class="wide">{Sheet(rows).svg()}</div>'
 
 
-def _commands(folder: Path) -> str:
+def _commands(folder: Path, config: configs.Config) -> str:
     run = html.escape(str(folder))
+    hint = confounders_hint(str(folder), config.data, config.labels)
     lines = [
         f"opendino resume {run}                     # if it stopped early",
         f"opendino train DATA --init {run}          # on other images, from these weights",
@@ -240,7 +242,8 @@ def _commands(folder: Path) -> str:
         f"opendino doctor {run}",
     ]
     python = f'import opendino\n\nvectors = opendino.load("{run}").embed(["a.jpg", "b.jpg"])  # [2, D]'
-    return "<pre>{}</pre><p>From Python:</p><pre>{}</pre>".format("\n".join(lines), python)
+    batch_effects = f"<p>{html.escape(hint)}</p>" if hint else ""
+    return "<pre>{}</pre>{}<p>From Python:</p><pre>{}</pre>".format("\n".join(lines), batch_effects, python)
 
 
 def _sample_images(source: Source, number: int) -> list[tuple[str, Image.Image]]:

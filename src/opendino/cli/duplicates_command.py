@@ -37,7 +37,7 @@ class Config(Checked):
     """Smallest cosine similarity of two near-duplicates; default: chosen from the cosines of nearest neighbors so that
     chance would give about one pair."""
     sheet: str | None = None
-    """Also save the largest groups as a picture, one group per row: .png, .jpg, .svg, .html ..."""
+    """Also save the largest groups as a picture: .png, .jpg, .svg, .html ..."""
     device: str = "auto"
     """Device: auto, cuda, mps or cpu. All pairs are compared; needs memory for two copies of the vectors."""
 
@@ -56,7 +56,7 @@ def run(args: list[str]) -> Outcome:
     lost, vectors = len(table) - len(keys), vectors.to(device)
     cosines = cosine_distribution(vectors) if len(keys) > 1 else None
     threshold = config.threshold if config.threshold is not None else cosines.threshold if cosines else 1.0
-    found = sorted(near_duplicates(vectors, threshold), key=lambda group: -len(group.indices))
+    found = sorted(near_duplicates(vectors, threshold), key=lambda group: (-len(group.indices), -max(group.similarity)))
     groups, num_unread = _with_copies(found, keys, table.about["data"])
     num_redundant = sum(each["copy_of"] is not None for group in groups for each in group)
     sizes = Counter(len(group) for group in groups)
@@ -69,9 +69,7 @@ def run(args: list[str]) -> Outcome:
     }  # fmt: skip
     lines = [*_summary(fields, cosines), *_listed(groups)]
     if sheet and groups:
-        shown = [group[:_SHEET_COLUMNS] for group in groups[:_SHEET_ROWS]]
-        rows = [[(each["path"], _mark(each)) for each in group] for group in shown]
-        table_sheet.save(rows, table.about["data"], sheet)
+        table_sheet.save(_tiles(groups), table.about["data"], sheet)
         lines.append(f"→ {config.sheet}")
     return Outcome("\n".join(lines), fields)
 
@@ -135,6 +133,20 @@ def _listed(groups: Sequence[Sequence[dict[str, Any]]]) -> list[str]:
         lines.append(f"group {number}: {len(group)} images")
         lines += [f"  {_mark(each):<12}  {each['path']}" for each in group]
     return lines
+
+
+def _tiles(groups: Sequence[Sequence[dict[str, Any]]]) -> list[list[tuple[str, str] | None]]:
+    """The first groups, as many side by side as fit in a row, with a gap between them."""
+    rows: list[list[tuple[str, str] | None]] = [[]]
+    for number, group in enumerate(groups, 1):
+        shown = group[:_SHEET_COLUMNS]
+        if rows[-1] and len(rows[-1]) + 1 + len(shown) > _SHEET_COLUMNS:
+            if len(rows) == _SHEET_ROWS:
+                break
+            rows.append([])
+        rows[-1] += [None] if rows[-1] else []
+        rows[-1] += [(each["path"], f"{number} of {len(group)}: {_mark(each)}") for each in shown]
+    return rows
 
 
 def _mark(member: dict[str, Any]) -> str:

@@ -21,18 +21,21 @@ def tile(image: Image.Image | None, title: str) -> Tile:
     return Tile(tile_grid.square(image, SIDE_PX), title)
 
 
-def save(rows: Iterable[Iterable[tuple[str, str]]], data: str, out: Path) -> None:
+def save(rows: Iterable[Iterable[tuple[str, str] | None]], data: str, out: Path) -> None:
     """Draw rows of images of a table.
 
     Args:
-        rows: Key of the image, and the line above its file name, for each tile.
+        rows: For each tile the key of the image and the line above its file name; None leaves a gap.
         data: DATA of the table.
         out: File to write, see `tile_grid.out`.
     """
     listed = [list(row) for row in rows]
-    images = TableImages(data, (key for row in listed for key, _ in row), AREA_PX)
-    tiles = [[tile(images.read(key), f"{text}\n{Path(key).name}") for key, text in row] for row in listed]
-    tile_grid.Sheet(tiles).save(out)
+    images = TableImages(data, (each[0] for row in listed for each in row if each), AREA_PX)
+
+    def drawn(key: str, text: str) -> Tile:
+        return tile(images.read(key), f"{text}\n{Path(key).name}")
+
+    tile_grid.Sheet([[drawn(*each) if each else None for each in row] for row in listed]).save(out)
 
 
 def in_rows(tiles: Sequence[tuple[str, str]], columns: int) -> list[Sequence[tuple[str, str]]]:

@@ -63,7 +63,7 @@ def known_metadata(data: str, labels: str) -> tuple[str, list[str]] | None:
     Returns:
         The first of `labels`, DATA, and labels.csv or metadata.csv in or next to the folder DATA that has such columns.
     """
-    folder = Path(data).expanduser()
+    folder = Path(data)
     nearby = [str(place / name) for place in (folder, folder.parent) for name in _FILES]
     for path in (labels, data, *nearby):
         if path.lower().endswith(".csv") and is_file(path):
