@@ -17,7 +17,23 @@ _IMAGE_NAMES = (
 )
 _CLASS_NAMES = frozenset({"label", "labels", "class", "classname", "category", "target", "dx", "diagnosis", "y"})
 _NO_CLASS_NAMES = frozenset(
-    {"", "index", "unnamed0", "split", "subset", "fold", "width", "height", "size", "channels", "md5", "sha256", "url"}
+    {
+        "",
+        "index",
+        "unnamed0",
+        "split",
+        "subset",
+        "fold",
+        "width",
+        "height",
+        "size",
+        "channels",
+        "md5",
+        "sha256",
+        "url",
+        "distance",
+        "lof",
+    }
 )
 _SAMPLED_ROWS = 100  # rows in which a column is searched for paths of images
 _ONE_HOT = frozenset({"", "0", "0.0", "1", "1.0"})
