@@ -33,7 +33,7 @@ def test_a_set_of_exact_copies_and_a_small_one_have_only_equal_vectors() -> None
     twice = torch.randn(5, 8).repeat(40, 1)
     assert cosine_distribution(twice).threshold == EQUAL
     assert cosine_distribution(torch.randn(30, 8)).threshold == EQUAL
-    assert cosine_distribution(torch.eye(2)).nearest == (0, 0, 0, 0)
+    assert cosine_distribution(torch.eye(2)).nearest == pytest.approx((0,) * 4, abs=1e-6)
 
 
 def test_the_quantiles_are_of_the_nearest_other_image() -> None:

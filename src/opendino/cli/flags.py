@@ -17,6 +17,7 @@ from opendino.core.ranges import OutOfRange, shown
 
 T = TypeVar("T")
 
+_MAX_MESSAGE = 300  # characters of tyro's message, which repeats values of any length
 _MISSING = {
     "DATA": ("No images were named", "Give a folder of images"),
     "MODEL": ("No model was named", "Give a run folder, an imported or exported model folder, or timm:NAME"),
@@ -140,7 +141,7 @@ def _one_line(framed: str, prog: str, stop: BaseException, args: list[str], full
         return UsageError(f"{choice[2]} is {shown(choice[1])}", f"Choose from {', '.join(choices)}")
     text = re.split("For full helptext|Argument helptext", text)[0].strip(" .")
     text = re.sub(r"^(Parsing error|Value error|Invalid choice|Unrecognized options) ", "", text)
-    return UsageError(text, see_help)
+    return UsageError(text if len(text) <= _MAX_MESSAGE else f"{text[:_MAX_MESSAGE]}...", see_help)
 
 
 def _as_typed(field: str, args: list[str]) -> str:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cosine_similarity
 
-from opendino.features.nearest_neighbors import nearest
+from opendino.features.outlier_scores import other_neighbors
 
 EQUAL = 1 - 1e-6
 """Cosine of two equal vectors, up to rounding in float32."""
@@ -50,26 +51,15 @@ def cosine_distribution(features: Tensor, seed: int = 0) -> Cosines:
     """
     generator = torch.Generator().manual_seed(seed)
     sample = torch.randperm(len(features), generator=generator)[:_SAMPLE].to(features.device)
-    cosines, found = nearest(features, features[sample], min(_OUTER + 1, len(features)))
-    others = _without_self(cosines, found == sample[:, None])  # [Q k]
-    quantiles = (
-        others[:, 0].double().quantile(torch.tensor([0.05, 0.5, 0.95, 1], dtype=torch.float64).to(others.device))
-    )
-    pairs = features[sample], features[sample.roll(1)]
-    random = torch.nn.functional.cosine_similarity(*pairs).median()
-    five, half, most, largest = quantiles.clamp(-1, 1).tolist()
-    return Cosines(_threshold(others, len(features)), (five, half, most, largest), float(random))
+    distances = other_neighbors(features, min(_OUTER, len(features) - 1), sample)[0].double()  # [Q 20]
+    shares = torch.tensor([0.05, 0.5, 0.95, 1], dtype=torch.float64, device=features.device)
+    five, half, most, largest = (1 - distances[:, 0] ** 2 / 2).quantile(shares).tolist()
+    random = cosine_similarity(features[sample], features[sample.roll(1)]).median()
+    return Cosines(_threshold(distances, len(features)), (five, half, most, largest), float(random))
 
 
-def _without_self(cosines: Tensor, is_self: Tensor) -> Tensor:
-    """Cosines `[Q k]` of `[Q k + 1]` without the image itself; without the last where many copies came first."""
-    is_self[:, -1] |= ~is_self.any(1)
-    return cosines[~is_self].view(len(cosines), -1)
-
-
-def _threshold(cosines: Tensor, num_images: int) -> float:
-    """The threshold from the cosines to the nearest 20 others, `[Q 20]`."""
-    distances = (2 - 2 * cosines.double().clamp(-1, 1)).sqrt()
+def _threshold(distances: Tensor, num_images: int) -> float:
+    """The threshold from the distances to the nearest 20 others, `[Q 20]`."""
     # Where five or more are equal there is no density to measure.
     distances = distances[distances[:, min(_INNER, distances.shape[1]) - 1] > math.sqrt(2 - 2 * EQUAL)]
     if num_images < _FEWEST or not len(distances):

@@ -8,21 +8,23 @@ from torch import Tensor
 from opendino.features.nearest_neighbors import nearest
 
 
-def other_neighbors(vectors: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k nearest other rows of each row.
+def other_neighbors(vectors: Tensor, k: int, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The k nearest other vectors of each vector.
 
     Args:
         vectors: float `[M D]`, each with a direction (see `nearest_neighbors.directed`).
         k: Number of neighbors, 1 to M - 1.
+        rows: int64 `[Q]`, the vectors whose neighbors to search; None for all.
 
     Returns:
-        Euclidean distances of the unit vectors `[M k]`, ascending, in [0, 2], and rows int64 `[M k]`.
+        Euclidean distances of the unit vectors `[Q k]`, ascending, in [0, 2], and rows of the neighbors int64 `[Q k]`.
     """
-    cosines, found = nearest(vectors, vectors, k + 1)
-    self = found == torch.arange(len(vectors), device=found.device)[:, None]
-    self[:, -1] |= ~self.any(1)  # more than k exact copies came first: drop the last of them
-    keep = ~self
-    return _distance(cosines[keep].view(-1, k)), found[keep].view(-1, k)
+    rows = torch.arange(len(vectors), device=vectors.device) if rows is None else rows
+    cosines, found = nearest(vectors, vectors[rows], k + 1)
+    is_self = found == rows[:, None]
+    is_self[:, -1] |= ~is_self.any(1)  # more than k exact copies came first: drop the last of them
+    distances = (2 - 2 * cosines.clamp(-1, 1)).sqrt()
+    return distances[~is_self].view(-1, k), found[~is_self].view(-1, k)
 
 
 def outlier_scores(vectors: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -41,7 +43,3 @@ def outlier_scores(vectors: Tensor, k: int) -> tuple[Tensor, Tensor]:
     reach = torch.maximum(distances, distances[:, -1][rows])  # reachability distance
     density = 1 / (reach.mean(1) + 1e-10)  # copies have distance 0
     return distances[:, -1], density[rows].mean(1) / density
-
-
-def _distance(cosines: Tensor) -> Tensor:
-    return (2 - 2 * cosines.clamp(-1, 1)).sqrt()
