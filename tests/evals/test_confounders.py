@@ -103,14 +103,25 @@ def test_across_trains_on_the_others() -> None:
     """On plate y the feature of the class has the other sign: what is learned on one plate is wrong on the other."""
     images = plates(0.0, num=800)
     groups = images.groups["plate"]
-    images.features[:, 0] = 3 + (2.0 * images.classes - 1) * (1 - 2.0 * groups) + 0.1 * torch.randn(800)
+    sign = 1 - 2.0 * groups
+    images.features[:, 0] = 3 + (2.0 * images.classes - 1) * sign + 0.1 * torch.randn(800)
+    images.features[:, 1] = 3 + 2 * sign  # the plate is known, so that k-NN can tell what the sign means
     found = across(images, "plate", 10)
-    assert [each["group"] for each in found] == ["x", "y"] and all(each["classes"] == 2 for each in found)
-    for each in found:
-        for probe in PROBES:
-            assert each[probe]["same"] > 90 and each[probe]["other"] < 10
-    images.classes[groups == 1] = 1  # one class only on plate y: nothing to compare
-    assert across(images, "plate", 10) == []
+    assert found and (found["num"], found["classes"]) == (400, 2)
+    assert found["knn"]["all"] > 95 and found["knn"]["other"] < 40 and found["linear"]["other"] < 5
+    assert [each["group"] for each in found["groups"]] == ["x", "y"]
+    assert all(each["knn"]["all"] > 90 > 10 > each["linear"]["other"] for each in found["groups"])
+
+
+def test_across_tests_only_classes_of_several_groups() -> None:
+    images = plates(0.0, num=400)
+    groups = images.groups["plate"]
+    images.classes[groups == 1] = 1  # class 0 is on plate x only
+    assert across(images, "plate", 10) is None
+    images.classes[(groups == 1) & (torch.rand(400) < 0.3)] = 0
+    images.classes[:10] = 2  # in training only, and on both plates
+    found = across(images, "plate", 10)
+    assert found and found["classes"] == 2 and found["num"] == 200
 
 
 def written(path: Path, data: str) -> str:
@@ -129,7 +140,7 @@ def test_generated_plates_are_read_from_images(tmp_path: Path, ask: Callable[...
     assert list(answer["columns"]) == ["plate"] and answer["class"]["num"] == 10
     assert (answer["num_train"], answer["num_val"]) == (320, 80)
     plate = answer["columns"]["plate"]
-    assert plate["num"] == 4 and plate["association"] < 0.1 and len(plate["across"]) == 4
+    assert plate["num"] == 4 and plate["association"] < 0.1 and len(plate["across"]["groups"]) == 4
     assert plate["linear"]["p"] < 0.002 and plate["linear"]["balanced_accuracy"] > 45
     assert 20 < plate["linear"]["by_chance"] < 35  # two images of each class and plate: most shuffles move few
 
@@ -143,7 +154,7 @@ def test_the_text_says_what_was_found(tmp_path: Path, tiny_model: Path, capsys: 
     assert main(["eval", EVAL, str(tiny_model), *words, "--columns", "plate"]) == 0
     text = capsys.readouterr().out
     assert "plate can be read from the features (p ≤ 0.002)" in text
-    assert "class (10)" in text and "plate (4)" in text and "trained on it" in text
+    assert "class (10)" in text and "plate (4)" in text and "class, without its plate" in text
 
 
 @pytest.mark.parametrize(

@@ -125,7 +125,7 @@ def evaluate(config: Config) -> Report:
         f"confounders of {config.model}: probes trained on {fields['num_train']:,} images of {data}, tested on "
         f"{num_val:,} of {config.val or 'it, held out'}",
         *notes,
-        f"{'balanced accuracy':<28}{'linear':>15}{f'k-NN, k = {config.k}':>18}{'by chance':>11}"
+        f"{'balanced accuracy':<36}{'linear':>15}{f'k-NN, k = {config.k}':>18}{'by chance':>11}"
         f"{'p linear':>10}{'p k-NN':>8}",
     ]
     if images.class_names:
@@ -139,12 +139,11 @@ def evaluate(config: Config) -> Report:
         lines.append(_row(f"{column} ({len(images.group_names[column])})", found))
         entry: dict[str, Any] = {"num": len(images.group_names[column])}
         entry |= {probe: asdict(each) for probe, each in found.items()}
-        entry |= {"association": None, "across": []}
-        last.append(_verdict(column, found, config.permutations))
+        entry |= {"association": None, "across": None}
         if strata is not None:
-            entry["association"] = association(strata, groups)
-            entry["across"] = across(images, column, config.k)
-            last += _across_lines(column, entry)
+            entry |= {"association": association(strata, groups), "across": across(images, column, config.k)}
+            lines += _across_lines(column, entry)
+        last += [_verdict(column, found, config.permutations), *_together(column, entry)]
         fields["columns"][column] = entry
     return Report("\n".join([*lines, *last]), fields)
 
@@ -219,34 +218,50 @@ def association(one: Tensor, other: Tensor) -> float:
     return math.sqrt(squared / (min(num) - 1)) if min(num) > 1 else 0.0
 
 
-def across(images: Images, column: str, k: int) -> list[dict[str, Any]]:
-    """Read the class of each group's validation images, with probes trained on the same group and on the others.
+def across(images: Images, column: str, k: int) -> dict[str, Any] | None:
+    """Read the class of each validation image by probes trained on all groups, and on all groups but its own.
 
-    Only classes that both training sets have are tested; groups with fewer than two of them are left out.
+    Only images whose class also occurs in the training images of other groups are tested.
 
     Returns:
-        For each group: its name, number of images and of classes tested, and for each probe the balanced accuracies
-        `same` and `other` in percent with their standard errors.
+        num: Number of images tested; classes: number of their classes; for each probe the balanced accuracies `all` and
+        `other` in percent with their standard errors; groups: the same for the images of each group. None if fewer than
+        two classes can be tested.
     """
-    groups, classes, found = images.groups[column], images.classes, []
+    groups, classes = images.groups[column], images.classes
     train = ~images.val & (classes >= 0) & (groups >= 0)
-    for label, name in enumerate(images.group_names[column]):
-        own = groups == label
-        sides = {"same": train & own, "other": train & ~own}
-        shared = [
-            c for c in range(len(images.class_names)) if all((classes[side] == c).any() for side in sides.values())
-        ]
-        test = images.val & own & torch.isin(classes, torch.tensor(shared, dtype=torch.int64))
-        if len(classes[test].unique()) < 2 or min(int(test.sum()), *(int(x.sum()) for x in sides.values())) < _FEWEST:
-            continue
-        entry: dict[str, Any] = {"group": name, "num": int(test.sum()), "classes": len(classes[test].unique())}
-        for probe in PROBES:
-            entry[probe] = {}
-            for side, rows in sides.items():
-                predicted = predict(images.features, classes, (rows, test), probe, k)
-                accuracy, error = balanced_accuracy(predicted, classes[test])
-                entry[probe] |= {side: accuracy, f"{side}_standard_error": error}
-        found.append(entry)
+    others = {label: train & (groups != label) for label in range(len(images.group_names[column]))}
+    tests = {
+        label: images.val & (groups == label) & torch.isin(classes, classes[other]) for label, other in others.items()
+    }
+    tested = torch.stack([*tests.values()]).any(0)
+    num_classes = len(classes[tested].unique())
+    if num_classes < 2:
+        return None
+    found: dict[str, Any] = {"num": int(tested.sum()), "classes": num_classes}
+    found["groups"] = [
+        {"group": images.group_names[column][label], "num": int(test.sum())}
+        for label, test in tests.items()
+        if test.any()
+    ]
+    for probe in PROBES:
+        predicted = {"all": torch.full_like(classes, -1), "other": torch.full_like(classes, -1)}
+        predicted["all"][tested] = predict(images.features, classes, (train, tested), probe, k)
+        for label, test in tests.items():
+            if test.any():
+                rows = others[label], test
+                predicted["other"][test] = predict(images.features, classes, rows, probe, k)
+        found[probe] = _compared(predicted, classes, tested)
+        for each, test in zip(found["groups"], (test for test in tests.values() if test.any()), strict=True):
+            each[probe] = _compared(predicted, classes, test)
+    return found
+
+
+def _compared(predicted: dict[str, Tensor], classes: Tensor, rows: Tensor) -> dict[str, float]:
+    """Balanced accuracies of some rows, with their standard errors."""
+    found = {}
+    for name, each in predicted.items():
+        found[name], found[f"{name}_standard_error"] = balanced_accuracy(each[rows], classes[rows])
     return found
 
 
@@ -311,7 +326,7 @@ def _groups(values: list[str], val: Tensor) -> tuple[Tensor, tuple[str, ...]]:
 
 def _row(name: str, found: dict[Probe, Readability]) -> str:
     linear, knn = found["linear"], found["knn"]
-    return f"{name:<28.28}{linear!s:>15}{knn!s:>18}{linear.by_chance:>10.1f}%{linear.p:>10.3f}{knn.p:>8.3f}"
+    return f"{name:<36.36}{linear!s:>15}{knn!s:>18}{linear.by_chance:>10.1f}%{linear.p:>10.3f}{knn.p:>8.3f}"
 
 
 def _verdict(column: str, found: dict[Probe, Readability], permutations: int) -> str:
@@ -323,19 +338,22 @@ def _verdict(column: str, found: dict[Probe, Readability], permutations: int) ->
 
 
 def _across_lines(column: str, entry: dict[str, Any]) -> list[str]:
-    lines = []
-    if entry["association"] > 0.5:
-        lines.append(
-            f"  {column} and class go together (Cramér's V {entry['association']:.2f}): these images cannot fully show "
-            "which of the two the features describe"
-        )
-    for each in entry["across"]:
-        texts = [
-            f"{name} {each[probe]['same']:.1f}% ± {each[probe]['same_standard_error']:.1f} trained on it, "
-            f"{each[probe]['other']:.1f}% ± {each[probe]['other_standard_error']:.1f} on the others"
-            for probe, name in (("linear", "linear"), ("knn", "k-NN"))
-        ]
-        lines.append(
-            f"  class in {each['group']} ({each['num']} images, {each['classes']} classes): {'; '.join(texts)}"
-        )
-    return lines
+    """Two more rows of the table: the class, trained on all groups and without the image's own group."""
+    found = entry["across"]
+    if not found:
+        return [f"  no class of {column} is in two groups: the class cannot be tested across them"]
+    rows = []
+    for side, text in (("all", f"  class, trained on every {column}"), ("other", f"  class, without its {column}")):
+        shown = {p: f"{found[p][side]:.1f}% ± {found[p][f'{side}_standard_error']:.1f}" for p in PROBES}
+        rows.append(f"{text:<36.36}{shown['linear']:>15}{shown['knn']:>18}")
+    return [*rows, f"  ({found['num']:,} images of {found['classes']} classes that are in several groups)"]
+
+
+def _together(column: str, entry: dict[str, Any]) -> list[str]:
+    """A warning where column and class can hardly be told apart."""
+    if (entry["association"] or 0) <= 0.5:
+        return []
+    return [
+        f"{column} and class go together (Cramér's V {entry['association']:.2f}): these images cannot fully show which "
+        "of the two the features describe"
+    ]
