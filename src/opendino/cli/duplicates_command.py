@@ -19,7 +19,7 @@ from opendino.embeddings.embedding_table import left_out
 from opendino.embeddings.open_table import open_table
 from opendino.embeddings.table_images import TableImages
 from opendino.features import pixel_copies
-from opendino.features.duplicate_threshold import Cosines, cosine_distribution
+from opendino.features.duplicate_threshold import EQUAL, Cosines, cosine_distribution
 from opendino.features.near_duplicates import Group, near_duplicates
 from opendino.visualize.drawing import tile_grid
 
@@ -55,7 +55,7 @@ def run(args: list[str]) -> Outcome:
     keys, vectors = table.normalized()
     lost, vectors = len(table) - len(keys), vectors.to(device)
     cosines = cosine_distribution(vectors) if len(keys) > 1 else None
-    threshold = config.threshold if config.threshold is not None else cosines.threshold if cosines else 1.0
+    threshold = config.threshold if config.threshold is not None else cosines.threshold if cosines else EQUAL
     found = sorted(near_duplicates(vectors, threshold), key=lambda group: (-len(group.indices), -max(group.similarity)))
     groups, num_unread = _with_copies(found, keys, table.about["data"])
     num_redundant = sum(each["copy_of"] is not None for group in groups for each in group)
@@ -80,8 +80,8 @@ def _with_copies(found: Sequence[Group], keys: Sequence[str], data: str) -> tupl
     groups, num_unread = [], 0
     with ThreadPoolExecutor(_THREADS) as pool:
         for group in found:
-            read = pool.map(lambda row: pixel_copies.thumbnail(images.read(keys[row])), group.indices)
-            thumbnails = torch.stack([*read])
+            read = pool.map(images.read, [keys[row] for row in group.indices])
+            thumbnails = torch.stack([pixel_copies.thumbnail(image) for image in read])
             num_unread += int(thumbnails[:, 0].isnan().sum())
             first = pixel_copies.copies(thumbnails).tolist()
             members = zip(group.indices, group.similarity, first, strict=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -324,12 +325,12 @@ def _groups(values: list[str], val: Tensor) -> tuple[Tensor, tuple[str, ...]]:
     return found, tuple(kept)
 
 
-def _row(name: str, found: dict[Probe, Readability]) -> str:
+def _row(name: str, found: Mapping[str, Readability]) -> str:
     linear, knn = found["linear"], found["knn"]
     return f"{name:<36.36}{linear!s:>15}{knn!s:>18}{linear.by_chance:>10.1f}%{linear.p:>10.3f}{knn.p:>8.3f}"
 
 
-def _verdict(column: str, found: dict[Probe, Readability], permutations: int) -> str:
+def _verdict(column: str, found: Mapping[str, Readability], permutations: int) -> str:
     p = min(1.0, len(found) * min(each.p for each in found.values()))  # the smaller of two p-values, corrected
     if p < 0.01:
         least = len(found) / (1 + permutations)
