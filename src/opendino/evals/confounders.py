@@ -32,6 +32,7 @@ _AT_ONCE = 2**24  # labels shuffled at a time
 _FEWEST = 5  # images of a group, in training and in validation, to train on it or to test it
 Probe = Literal["linear", "knn"]
 PROBES: tuple[Probe, Probe] = ("linear", "knn")
+SIDES = ("with", "without")
 
 
 @dataclass(frozen=True)
@@ -220,42 +221,51 @@ def association(one: Tensor, other: Tensor) -> float:
 
 
 def across(images: Images, column: str, k: int) -> dict[str, Any] | None:
-    """Read the class of each validation image by probes trained on all groups, and on all groups but its own.
+    """Read the class of each validation image by probes trained with and without images of its own group.
 
-    Only images whose class also occurs in the training images of other groups are tested.
+    Both training sets have the same number of images of each class: where the probe is trained with the group, as many
+    images of each class as the group has are left out at random. Only images whose class also occurs in the training
+    images of other groups are tested.
 
     Returns:
-        num: Number of images tested; classes: number of their classes; for each probe the balanced accuracies `all` and
-        `other` in percent with their standard errors; groups: the same for the images of each group. None if fewer than
-        two classes can be tested.
+        num: Number of images tested; classes: number of their classes; for each probe the balanced accuracies `with`
+        and `without` in percent with their standard errors; groups: the same for the images of each group. None if
+        fewer than two classes can be tested.
     """
     groups, classes = images.groups[column], images.classes
     train = ~images.val & (classes >= 0) & (groups >= 0)
-    others = {label: train & (groups != label) for label in range(len(images.group_names[column]))}
-    tests = {
-        label: images.val & (groups == label) & torch.isin(classes, classes[other]) for label, other in others.items()
-    }
-    tested = torch.stack([*tests.values()]).any(0)
+    names, sides, tests = [], [], []
+    for label, name in enumerate(images.group_names[column]):
+        own = groups == label
+        test = images.val & own & torch.isin(classes, classes[train & ~own])
+        if test.any():
+            names.append(name)
+            sides.append({"with": _without_as_many(train, train & own, classes), "without": train & ~own})
+            tests.append(test)
+    tested = torch.stack([torch.zeros_like(train), *tests]).any(0)
     num_classes = len(classes[tested].unique())
     if num_classes < 2:
         return None
     found: dict[str, Any] = {"num": int(tested.sum()), "classes": num_classes}
-    found["groups"] = [
-        {"group": images.group_names[column][label], "num": int(test.sum())}
-        for label, test in tests.items()
-        if test.any()
-    ]
+    found["groups"] = [{"group": name, "num": int(test.sum())} for name, test in zip(names, tests, strict=True)]
     for probe in PROBES:
-        predicted = {"all": torch.full_like(classes, -1), "other": torch.full_like(classes, -1)}
-        predicted["all"][tested] = predict(images.features, classes, (train, tested), probe, k)
-        for label, test in tests.items():
-            if test.any():
-                rows = others[label], test
-                predicted["other"][test] = predict(images.features, classes, rows, probe, k)
+        predicted = {side: torch.full_like(classes, -1) for side in SIDES}
+        for rows, test in zip(sides, tests, strict=True):
+            for side in SIDES:
+                predicted[side][test] = predict(images.features, classes, (rows[side], test), probe, k)
         found[probe] = _compared(predicted, classes, tested)
-        for each, test in zip(found["groups"], (test for test in tests.values() if test.any()), strict=True):
+        for each, test in zip(found["groups"], tests, strict=True):
             each[probe] = _compared(predicted, classes, test)
     return found
+
+
+def _without_as_many(train: Tensor, own: Tensor, classes: Tensor) -> Tensor:
+    """Training rows bool `[M]` without as many random rows of each class as `own` has."""
+    kept, generator = train.clone(), torch.Generator().manual_seed(0)
+    for label, num in zip(*(each.tolist() for each in classes[own].unique(return_counts=True)), strict=True):
+        rows = (train & (classes == label)).nonzero()[:, 0]
+        kept[rows[torch.randperm(len(rows), generator=generator)[:num]]] = False
+    return kept
 
 
 def _compared(predicted: dict[str, Tensor], classes: Tensor, rows: Tensor) -> dict[str, float]:
@@ -339,15 +349,16 @@ def _verdict(column: str, found: Mapping[str, Readability], permutations: int) -
 
 
 def _across_lines(column: str, entry: dict[str, Any]) -> list[str]:
-    """Two more rows of the table: the class, trained on all groups and without the image's own group."""
+    """Two more rows of the table: the class, trained with and without the image's own group."""
     found = entry["across"]
     if not found:
         return [f"  no class of {column} is in two groups: the class cannot be tested across them"]
     rows = []
-    for side, text in (("all", f"  class, trained on every {column}"), ("other", f"  class, without its {column}")):
+    for side in SIDES:
         shown = {p: f"{found[p][side]:.1f}% ± {found[p][f'{side}_standard_error']:.1f}" for p in PROBES}
-        rows.append(f"{text:<36.36}{shown['linear']:>15}{shown['knn']:>18}")
-    return [*rows, f"  ({found['num']:,} images of {found['classes']} classes that are in several groups)"]
+        rows.append(f"{f'  class, trained {side} its {column}':<36.36}{shown['linear']:>15}{shown['knn']:>18}")
+    how = "as many training images of each class"
+    return [*rows, f"  ({how}; {found['num']:,} images of {found['classes']} classes that are in several groups)"]
 
 
 def _together(column: str, entry: dict[str, Any]) -> list[str]:
