@@ -177,3 +177,12 @@ def test_figures_from_before_the_first_step_are_no_result() -> None:
     later = [*rows, {"step": 5, "effective_rank": 3.0, "knn": {"teacher": 45.6}}]
     assert "45.6" in report._scores(later, 10) and "Measured at step 5 of 10" in report._scores(later, 10)
     assert "not finished" not in report._scores(later, 5)
+
+
+def test_the_check_for_batch_effects_is_named_where_a_csv_is_known(run: Path, tmp_path: Path) -> None:
+    assert "eval confounders" not in (run / "report.html").read_text(encoding="utf-8")
+    meta = tmp_path / "meta.csv"
+    meta.write_text("path,device\n" + "".join(f"{i}.png,{'ab'[i % 2]}\n" for i in range(20)))
+    config = replace(demo.config("photos"), labels=str(meta))
+    page = report._commands(run, config)
+    assert f"--labels {meta}</p>" in page and "device in " in page
