@@ -14,8 +14,10 @@ from tests.factories import dino_run, noise_folder
 import opendino
 from opendino import report
 from opendino.core.errors import UserError
+from opendino.data.metadata import confounders_hint
 from opendino.data.open_source import open_source
 from opendino.recipes import demo
+from opendino.visualize.drawing import templates
 
 
 class Checked(HTMLParser):
@@ -152,3 +154,13 @@ def test_figures_from_before_the_first_step_are_no_result() -> None:
     ((_, percent, _, text),) = later["charts"]["k-NN, top-1 on held-out images:"]
     assert (percent, text) == (45.6, "45.6%")
     assert not report._scores([{"step": 5, "effective_rank": 3.0}], 5)["step"]
+
+
+def test_the_check_for_batch_effects_is_named_where_a_csv_is_known(run: Path, tmp_path: Path) -> None:
+    assert "eval confounders" not in (run / "report.html").read_text(encoding="utf-8")
+    meta = tmp_path / "meta.csv"
+    meta.write_text("path,device\n" + "".join(f"{i}.png,{'ab'[i % 2]}\n" for i in range(20)))
+    hint = confounders_hint(str(run), "photos", str(meta))
+    content = {"title": "", "kind": "commands", "content": {"run": run, "batch_effects": hint}, "error": ""}
+    page = templates.render("report.html", title="run", sections=[content])
+    assert f"--labels {meta}</p>" in page and "device in " in page

@@ -19,6 +19,7 @@ from opendino.core import accuracy, atomic_write, distributed, log, metrics_log
 from opendino.core.contracts import Source
 from opendino.core.errors import BadImage, UserError
 from opendino.data.decode import decode
+from opendino.data.metadata import confounders_hint
 from opendino.data.sampler import permutation
 from opendino.engine.collapse_detection import Verdict, examine
 from opendino.features.feature_table import table
@@ -63,7 +64,11 @@ def write(run: str | Path) -> Path:
         _section("Curves", "picture", lambda: _curves(folder.name, columns)),
         _section("Attention", "picture", lambda: _attention(model, source())),
         _section("Nearest neighbors", "picture", lambda: _neighbors(model, source())),
-        _section("Next commands", "commands", lambda: {"run": folder}),
+        _section(
+            "Next commands",
+            "commands",
+            lambda: {"run": folder, "batch_effects": confounders_hint(str(folder), config.data, config.labels)},
+        ),
         _section("Settings", "settings", lambda: {"yaml": configs.dump(config)}),
     ]
     path = folder / NAME

@@ -69,3 +69,16 @@ def test_no_run_folder_is_one_clear_line(tmp_path: Path, capsys: pytest.CaptureF
     assert main(["doctor", str(tmp_path)]) == 1
     assert "it has no metrics.jsonl" in capsys.readouterr().err
     assert main(["doctor"]) == 2
+
+
+def test_a_csv_of_devices_is_named_with_its_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = run(tmp_path, {})
+    assert main(["doctor", folder, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["confounders"] is None
+    meta = tmp_path / "meta.csv"
+    meta.write_text("path,device\n" + "".join(f"{i}.png,{'ab'[i % 2]}\n" for i in range(20)))
+    (tmp_path / "config.yaml").write_text(f"data: photos\nsteps: 100\nlabels: {meta}\n")
+    assert main(["doctor", folder]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("batch effects: device in ")
+    assert last.endswith(f"opendino eval confounders {folder} --labels {meta}")

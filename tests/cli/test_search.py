@@ -1,4 +1,4 @@
-"""search, duplicates and select from the command line."""
+"""search, duplicates, outliers, drift and select from the command line."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
+from tests.embeddings.conftest import write_table
 from tests.factories import model_folder, noise_folder, noise_image, small_vit
 
 from opendino.cli import main
@@ -92,8 +94,86 @@ def test_duplicates_are_grouped(place: Path, capsys: pytest.CaptureFixture[str])
     told = json.loads(capsys.readouterr().out)
     assert [[each["path"] for each in group] for group in told["groups"]] == [["3.png", "8.png"]]
     assert told["groups"][0][0]["score"] == pytest.approx(1, abs=1e-6) and told["images"] == 9
+    assert [each["copy_of"] for each in told["groups"][0]] == [None, "3.png"]
+    assert told["sizes"] == {"2": 1} and told["redundant"] == 1 and told["chosen"] is False
     assert main(["duplicates", "t.lance", "--threshold", "0.999", "--device", "cpu"]) == 0
-    assert "1 groups of near-duplicates" in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("cosine to the nearest other image: 5% below ")
+    assert lines[1] == "threshold 0.999 (as given)"
+    assert lines[2] == "1 groups of near-duplicates among 9 images: 1 of 2"
+    assert lines[3].startswith("1 images are copies of another by their pixels")
+
+
+def test_only_copies_by_pixels_are_redundant(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["duplicates", "t.lance", "--threshold", "0.1", "--device", "cpu"]
+    assert main([*words, "--sheet", "groups.png"]) == 0
+    text = capsys.readouterr().out
+    assert "1 groups of near-duplicates among 9 images: 1 of 9" in text  # the features of this model tell little apart
+    assert "1 images are copies of another by their pixels and are redundant; 7 more only look similar" in text
+    assert Image.open(place / "groups.png").convert("RGB").width > 8 * 160
+    (place / "photos/8.png").unlink()
+    assert main([*words, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["redundant"] == 0 and told["unreadable"] == 1
+
+
+def test_the_threshold_is_chosen_from_the_set(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    vectors = torch.randn(200, 5) @ torch.randn(5, 24) + 100 * torch.randn(24)  # all cosines are near 1
+    vectors[150:] = vectors[:50]
+    write_table(place / "v.parquet", vectors)
+    assert main(["duplicates", "v.parquet", "--json", "--device", "cpu"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    groups = [{each["path"] for each in group} for group in told["groups"]]
+    assert all(any({f"{row}.png", f"{150 + row}.png"} <= group for group in groups) for row in range(50))
+    assert sum(map(len, groups)) < 110
+    assert told["chosen"] is True and told["random_cosine"] > 0.95
+    assert told["unreadable"] == sum(map(len, told["groups"])) and told["redundant"] == 0
+
+
+def test_outliers_come_first(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(8):
+        Image.new("RGB", (20, 30), (200, 30 + number, 10)).save(place / f"photos/red{number}.png")
+    Image.new("RGB", (20, 30), (0, 0, 255)).save(place / "photos/blue.png")
+    assert main(["embed", "model", "photos", "--out", "o.parquet", "--device", "cpu"]) == 0
+    capsys.readouterr()
+    words = ["outliers", "o.parquet", "--k", "3", "--num", "5", "--out", "o.csv", "--sheet", "o.png", "--device", "cpu"]
+    assert main([*words, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["images"] == 18 and len(told["outliers"]) == 5
+    assert not any(each["path"].startswith("red") for each in told["outliers"])
+    distances = [each["distance"] for each in told["outliers"]]
+    assert distances == sorted(distances, reverse=True)
+    listed = open_source("o.csv")
+    assert len(listed) == 18 and Path(listed.key(0)).name == told["outliers"][0]["path"]
+    assert Image.open(place / "o.png").convert("RGB").width > 5 * 160
+    assert main([*words, "--by", "lof"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    factors = [float(line.split()[1]) for line in lines[2:7]]
+    assert factors == sorted(factors, reverse=True) and lines[-2:] == ["all 18 → o.csv", "→ o.png"]
+
+
+def test_drift_is_found_and_images_of_both_tables_are_not_compared(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old, new = torch.randn(200, 24), torch.randn(60, 24)
+    new[:30, 0] += 8
+    write_table(place / "a.parquet", old)
+    write_table(place / "b.parquet", torch.cat([new, old[:20]]))
+    words = ["drift", "a.parquet", "b.parquet", "--device", "cpu"]
+    assert main([*words, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["images"] == [200, 60] and told["shared"] == 20 and told["p"] == pytest.approx(1 / 1001)
+    assert told["own_frac"][1] > told["expected_frac"][1] + 0.1
+    assert sum(int(each["path"].removesuffix(".png")) < 30 for each in told["different"]) >= 29
+    assert main([*words, "--sheet", "d.png", "--num", "3"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(
+        "the tables differ (p ≤ 0.001): 200 images of a.parquet, 60 of b.parquet; 20 more are in"
+    )
+    assert len(lines) == 3 + 1 + 3 + 1 and (place / "d.png").is_file()
+    write_table(place / "c.parquet", torch.randn(60, 24))
+    assert main(["drift", "a.parquet", "c.parquet", "--device", "cpu"]) == 0
+    assert "no difference is shown" in capsys.readouterr().out
 
 
 def test_select_writes_a_list_that_is_data(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -126,6 +206,14 @@ def test_select_writes_a_list_that_is_data(place: Path, capsys: pytest.CaptureFi
         (["search", "model", "t.lance", "photos/1.png", "-k", "0"], 2, "-k is 0"),
         (["search", "model", "t.lance", "photos/1.png", "--sheet", "s.gif"], 2, "s.gif"),
         (["duplicates", "t.lance", "--threshold", "2"], 2, "--threshold is 2"),
+        (["duplicates", "t.lance", "--sheet", "s.gif"], 2, "s.gif"),
+        (["outliers", "t.lance", "--k", "9"], 1, "--k is 9, and there are 9 images"),
+        (["outliers", "t.lance", "-k", "0"], 2, "-k is 0"),
+        (["outliers", "t.lance", "--out", "o.txt"], 2, "o.txt"),
+        (["outliers", "t.lance", "--by", "size"], 2, "--by is 'size'"),
+        (["drift", "t.lance"], 2, "TABLE"),
+        (["drift", "t.lance", "t.lance"], 1, "All 9 images of t.lance are in t.lance too"),
+        (["drift", "t.lance", "v.parquet"], 1, "Embed both sets of images with the same model"),
         (["select", "t.lance", "--num", "10", "--out", "c.txt"], 1, "there are 9 images"),
         (["select", "t.lance", "--num", "0", "--out", "c.txt"], 2, "--num is 0"),
         (["select", "t.lance", "--num", "1", "--out", "no/c.txt"], 1, "no folder"),
@@ -137,6 +225,7 @@ def test_mistakes_are_one_line(
     place: Path, words: list[str], exit_code: int, told: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (place / "bad.txt").write_text("elsewhere.png\n")
+    write_table(place / "v.parquet", torch.randn(3, 24))
     assert main(words) == exit_code
     captured = capsys.readouterr()
     assert captured.out == "" and len(captured.err.splitlines()) == 1 and told in captured.err

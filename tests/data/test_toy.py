@@ -22,7 +22,7 @@ def pixels(spec: str) -> tuple[np.ndarray, np.ndarray]:
     return small / np.linalg.norm(small, axis=1, keepdims=True), np.array([source.label(i) for i in range(len(source))])
 
 
-@pytest.mark.parametrize("kind", ["textures", "forms", "colorful"])
+@pytest.mark.parametrize("kind", ["textures", "forms", "colorful", "plates"])
 def test_an_image_depends_on_seed_split_and_index_only(kind: str) -> None:
     base = images(f"{kind}?n=30", range(30))
     assert base.shape == (30, 32, 32, 3)
@@ -33,7 +33,7 @@ def test_an_image_depends_on_seed_split_and_index_only(kind: str) -> None:
     assert len({image.tobytes() for image in base}) == 30
 
 
-@pytest.mark.parametrize("kind", ["textures", "forms", "colorful"])
+@pytest.mark.parametrize("kind", ["textures", "forms", "colorful", "plates"])
 def test_the_same_scene_at_every_size(kind: str) -> None:
     small, large = (images(f"{kind}?size={size}", range(20)).astype(float) for size in (32, 128))
     reduced = large.reshape(20, 32, 4, 32, 4, 3).mean((2, 4))
@@ -57,6 +57,28 @@ def test_colorful_draws_the_patterns_of_textures() -> None:
     for one, other in zip(gray[..., 0], color, strict=True):
         channel = other[..., other.std((0, 1)).argmax()]
         assert abs(np.corrcoef(one.ravel(), channel.ravel())[0, 1]) > 0.97
+
+
+def test_plates_are_textures_with_an_effect_that_grows() -> None:
+    plain = images("textures?n=80", range(80))
+    assert (images("plates?n=80&strength=0", range(80)) == plain).all()
+    source = toy.build("plates?n=80")
+    plates = np.array([source.plate(i) for i in range(80)])
+    assert [np.bincount(plates[i::10]).tolist() for i in range(10)] == [[2] * 4] * 10
+
+    def effect(strength: float, split: str = "train") -> np.ndarray:
+        """Mean color of each plate, relative to that of the gray images."""
+        seen = images(f"plates?n=80&strength={strength}&split={split}", range(80)).mean((1, 2))
+        gray = images(f"textures?n=80&split={split}", range(80)).mean((1, 2))
+        return np.stack([(seen / gray)[plates == plate].mean(0) for plate in range(4)])
+
+    weak, strong = effect(0.2), effect(1)
+    assert weak.std() < 0.5 * strong.std() and strong.std() > 0.05
+    assert np.abs(effect(1, "val") - strong).max() < 0.05, "the plates of both splits are the same"
+    roughness = [
+        np.abs(np.diff(images(f"plates?n=40&strength={s}", range(40)).astype(int), axis=2)).mean() for s in (0, 3)
+    ]
+    assert roughness[1] < 0.8 * roughness[0], "blurred"
 
 
 def test_pixels_say_little_about_the_class() -> None:
@@ -112,6 +134,9 @@ def test_films_move_and_begin_alike() -> None:
         ("toy:?n=many", "n=many"),
         ("toy:?n=0", "n is a whole number"),
         ("toy:?seed=", "seed is a whole number"),
+        ("toy:plates?strength=11", "strength is a number from 0 to 10"),
+        ("toy:plates?strength=nan", "strength is a number"),
+        ("toy:textures?strength=1", "strength"),
     ],
 )
 def test_a_wrong_word_is_named(spec: str, says: str) -> None:

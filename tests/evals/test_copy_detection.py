@@ -141,6 +141,12 @@ def test_the_groups_are_printed(tiny_model: Path, with_copies: Path, capsys: pyt
     assert "  sub/again3.jpg\n" in text and "1 unreadable left out, e.g. broken.png" in text
 
 
+def test_without_a_threshold_a_small_folder_has_only_equal_images(ask: Ask, with_copies: Path) -> None:
+    answer = ask(with_copies, "--mode", "duplicates")
+    assert answer["threshold"] == 1 - 1e-6
+    assert all(min(group["similarity"]) >= 1 - 1e-6 for group in answer["groups"])
+
+
 def test_no_duplicates(ask: Ask, tmp_path: Path) -> None:
     images = folder_of(tmp_path / "set", range(8))
     answer = ask(images, "--mode", "duplicates", "--threshold", 0.999)

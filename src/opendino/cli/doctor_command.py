@@ -19,12 +19,16 @@ def run(args: list[str]) -> Outcome | None:
         return None
     if len(args) != 1 or args[0].startswith("-"):
         raise UsageError(f"doctor takes one run folder, not {' '.join(args) or 'nothing'}", USAGE)
+    from opendino.data.metadata import confounders_hint
     from opendino.engine.collapse_detection import examine
 
     folder = Path(args[0]).expanduser()
-    found = examine(_rows(folder), _total_steps(folder))
+    rows, settings = _rows(folder), _settings(folder)
+    found = examine(rows, settings["steps"])
     lines = [f"{folder}: {found.name}", f"evidence: {found.evidence}"] + ([f"cure: {found.cure}"] if found.cure else [])
-    return Outcome("\n".join(lines), {"verdict": found.name, "evidence": found.evidence, "cure": found.cure})
+    hint = confounders_hint(str(folder), str(settings.get("data", "")), str(settings.get("labels", "")))
+    fields = {"verdict": found.name, "evidence": found.evidence, "cure": found.cure, "confounders": hint or None}
+    return Outcome("\n".join(lines + [f"batch effects: {hint}"] * bool(hint)), fields)
 
 
 def _rows(folder: Path) -> list[dict[str, Any]]:
@@ -36,13 +40,14 @@ def _rows(folder: Path) -> list[dict[str, Any]]:
         ) from None
 
 
-def _total_steps(folder: Path) -> int:
+def _settings(folder: Path) -> dict[str, Any]:
     from opendino.config import read_tree
 
-    steps = read_tree(folder / "config.yaml").get("steps")
+    settings = read_tree(folder / "config.yaml")
+    steps = settings.get("steps")
     if not isinstance(steps, int) or steps < 1:
         raise UserError(
             f"{folder}/config.yaml does not say how many steps the run has",
             "Give the run folder that `opendino train` made",
         )
-    return steps
+    return settings

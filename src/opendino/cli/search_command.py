@@ -10,21 +10,17 @@ import torch
 import tyro
 from PIL import Image
 
-from opendino.cli import Outcome, flags
+from opendino.cli import Outcome, flags, table_sheet
 from opendino.core import distributed
-from opendino.core.contracts import Source
-from opendino.core.errors import BadImage, UsageError, UserError
+from opendino.core.errors import UsageError
 from opendino.core.ranges import Checked, Count
 from opendino.data.decode import decode
-from opendino.data.open_source import open_source
-from opendino.data.source_files import exists
 from opendino.embeddings.embedding_table import check_model, left_out
 from opendino.embeddings.open_table import open_table
+from opendino.embeddings.table_images import TableImages
 from opendino.models.load import load
 from opendino.visualize.drawing import tile_grid
 from opendino.visualize.drawing.tile_grid import Tile
-
-_THUMBNAIL_PX = 160
 
 
 @dataclass(frozen=True)
@@ -83,32 +79,13 @@ def run(args: list[str]) -> Outcome:
 
 def _tiles(searches: list[dict], data: str) -> list[list[Tile | None]]:
     """One row per query: the query, then its results."""
-    wanted = {hit["path"] for search in searches for hit in search["results"]}
-    try:
-        if not exists(data) and not data.startswith("toy:"):  # the path comes from the table: never download it
-            raise UserError(f"The images are no longer at {data}")
-        source = open_source(data)
-        index_of = {key: index for index in range(len(source)) if (key := source.key(index)) in wanted}
-    except UserError:  # the images were moved: draw empty tiles
-        source, index_of = None, {}
+    images = TableImages(data, (hit["path"] for search in searches for hit in search["results"]), table_sheet.AREA_PX)
     rows = []
     for search in searches:
-        query = Image.fromarray(decode(Path(search["query"]).expanduser().read_bytes(), (2 * _THUMBNAIL_PX) ** 2))
-        tiles: list[Tile | None] = [
-            Tile(tile_grid.square(query, _THUMBNAIL_PX), f"query\n{Path(search['query']).name}")
-        ]
+        query = Image.fromarray(decode(Path(search["query"]).expanduser().read_bytes(), table_sheet.AREA_PX))
+        tiles: list[Tile | None] = [table_sheet.tile(query, f"query\n{Path(search['query']).name}")]
         for hit in search["results"]:
-            image = tile_grid.square(_thumbnail(source, index_of.get(hit["path"])), _THUMBNAIL_PX)
-            tiles.append(Tile(image, f"{hit['score']:.4f}\n{Path(hit['path']).name}"))
+            title = f"{hit['score']:.4f}\n{Path(hit['path']).name}"
+            tiles.append(table_sheet.tile(images.read(hit["path"]), title))
         rows.append(tiles)
     return rows
-
-
-def _thumbnail(source: Source | None, index: int | None) -> Image.Image | None:
-    """A thumbnail of an image; None if the image can no longer be read."""
-    if source is None or index is None:
-        return None
-    try:
-        return Image.fromarray(decode(source.read(index), (2 * _THUMBNAIL_PX) ** 2))
-    except BadImage:
-        return None

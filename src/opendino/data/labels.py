@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import final
 
 import numpy as np
@@ -94,8 +95,11 @@ def relabel(source: Source, labels: str, seed: int) -> Source:
     return Relabeled(source, source.classes, kept)
 
 
-def _from_list(source: Source, path: str) -> Relabeled:
-    """Labels from a list. Its paths are matched to keys; then, if only one image has that file name, by file name."""
+def image_finder(source: Source) -> Callable[[str], int | None]:
+    """A function that finds the image that a list names: path → index, None if there is none.
+
+    A path is matched to the keys; then, if only one image has that file name, by file name.
+    """
     keys = {source.key(index): index for index in range(len(source))}
     files: dict[str, list[int]] = {}
     for key, index in keys.items():
@@ -108,6 +112,12 @@ def _from_list(source: Source, path: str) -> Relabeled:
         same_file = files.get(image.replace("\\", "/").rpartition("/")[2], [])
         return same_file[0] if index is None and len(same_file) == 1 else index
 
+    return find
+
+
+def _from_list(source: Source, path: str) -> Relabeled:
+    """Labels from a list, see `image_finder`."""
+    find = image_finder(source)
     listed = read_list(path, lambda image: find(image) is not None)
     named = {image: name for image, name in listed.items() if name}
     if not named:

@@ -17,7 +17,23 @@ _IMAGE_NAMES = (
 )
 _CLASS_NAMES = frozenset({"label", "labels", "class", "classname", "category", "target", "dx", "diagnosis", "y"})
 _NO_CLASS_NAMES = frozenset(
-    {"", "index", "unnamed0", "split", "subset", "fold", "width", "height", "size", "channels", "md5", "sha256", "url"}
+    {
+        "",
+        "index",
+        "unnamed0",
+        "split",
+        "subset",
+        "fold",
+        "width",
+        "height",
+        "size",
+        "channels",
+        "md5",
+        "sha256",
+        "url",
+        "distance",
+        "lof",
+    }
 )
 _SAMPLED_ROWS = 100  # rows in which a column is searched for paths of images
 _ONE_HOT = frozenset({"", "0", "0.0", "1", "1.0"})
@@ -71,6 +87,43 @@ def read_list(path: str, is_known: Callable[[str], bool] = lambda _: False, clas
     if header and len(header) > 1:
         log.say(f"{printable(path)}: {_describe(header, columns)}")
     return _to_dict(path, rows, columns)
+
+
+def read_columns(path: str, is_known: Callable[[str], bool] = lambda _: False) -> dict[str, dict[str, str]]:
+    """Read all columns of a list with a header, e.g. the device and the date of each image.
+
+    Args:
+        path: A `.csv`, or a text file with columns separated by tabs.
+        is_known: As for `read_list`.
+
+    Returns:
+        Path of an image → name of a column → value, without the column of paths; the first row of an image counts.
+
+    Raises:
+        UserError: The list cannot be read, has no header, or it is not clear which column names the images.
+    """
+
+    def names_image(cell: str) -> bool:
+        return is_image(cell) or is_known(cell)
+
+    rows = _rows(path, path.lower().endswith(".csv"), is_known)
+    if len(rows) < 2 or any(map(names_image, rows[0])):
+        raise UserError(f"{printable(path)} has no header with rows below it", "Name its columns: path,device,date")
+    header = rows.pop(0)
+    try:
+        image = _by_header(header, rows, names_image, classes=False).image
+    except ValueError as error:
+        raise UserError(f"{printable(path)}: {error}", "Name the column of images path") from None
+    found: dict[str, dict[str, str]] = {}
+    for row in rows:
+        values = {name: cell for i, (name, cell) in enumerate(zip(header, row, strict=True)) if i != image}
+        found.setdefault(row[image], values)
+    return found
+
+
+def is_metadata(column: str) -> bool:
+    """Whether a column may say how an image was taken: its name is not one of a path, a class, a split or a size."""
+    return _normalize(column) not in _CLASS_NAMES | _NO_CLASS_NAMES | _IMAGE_NAMES[0] | _IMAGE_NAMES[1]
 
 
 def _rows(path: str, is_csv: bool, is_known: Callable[[str], bool]) -> list[list[str]]:

@@ -19,8 +19,10 @@ from opendino.core.ranges import Batch, Checked, Cosine, PixelSize
 from opendino.core.types import Report
 from opendino.data.open_source import open_source
 from opendino.datasets.copy_transforms import COPIES
+from opendino.features.duplicate_threshold import EQUAL, cosine_distribution
 from opendino.features.image_descriptors import Describe, skipped
 from opendino.features.near_duplicates import near_duplicates
+from opendino.features.nearest_neighbors import directed
 from opendino.features.ranking_metrics import POSITIVE, average_precision, search
 from opendino.models.global_descriptor import Descriptor
 from opendino.models.load import load
@@ -47,8 +49,9 @@ class Config(Checked):
     """A folder of unrelated images for fitting a PCA whitening (DINO v1: 20,000 from YFCC100M)."""
     size_px: PixelSize | None = None
     """Input height and width in pixels; default: 320 for Copydays, else the model's training size."""
-    threshold: Cosine = 0.95
-    """duplicates: minimum cosine similarity of two near-duplicates."""
+    threshold: Cosine | None = None
+    """duplicates: minimum cosine similarity of two near-duplicates; default: chosen so that chance would give about one
+    pair."""
     batch: Batch = 32
     """Images per batch; lower it if memory runs out."""
     device: str = "auto"
@@ -215,9 +218,13 @@ def _report(
 
 def _duplicates(config: Config, source: Source, describe: Describe) -> Report:
     images = describe(source)
+    features, threshold = images.features[:, 0], config.threshold
+    if threshold is None:
+        usable = features[directed(features)]
+        threshold = cosine_distribution(usable).threshold if len(usable) > 1 else EQUAL
     groups: list[dict[str, Any]] = [
         {"files": [source.key(images.kept[i]) for i in group.indices], "similarity": list(group.similarity)}
-        for group in near_duplicates(images.features[:, 0], config.threshold)
+        for group in near_duplicates(features, threshold)
     ]
     lines = [f"Near-duplicates in {config.data}: {len(groups)} groups, {len(images.kept)} images compared"]
     for group in groups:
@@ -225,14 +232,14 @@ def _duplicates(config: Config, source: Source, describe: Describe) -> Report:
         lines += [f"  {value:.3f}  {file}" for file, value in zip(group["files"], group["similarity"], strict=True)]
     lines += [
         "",
-        f"cosine to the nearest image of the group, at least {config.threshold:g}; {describe.protocol}"
+        f"cosine to the nearest image of the group, at least {threshold:.6g}; {describe.protocol}"
         + skipped(images.bad),
     ]
     return Report("\n".join(lines), {
         "groups": groups,
         "duplicates": sum(len(group["files"]) - 1 for group in groups),
         "images": len(images.kept),
-        "threshold": config.threshold,
+        "threshold": threshold,
         "skipped": len(images.bad),
         "protocol": describe.protocol,
     })  # fmt: skip

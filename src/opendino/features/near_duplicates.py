@@ -51,7 +51,7 @@ def near_duplicates(features: Tensor, threshold: float, chunk: int = 2048) -> li
                 part = nearest[start : start + chunk]
                 part.copy_(torch.maximum(part, best))
             rows, columns = (tile >= threshold).nonzero(as_tuple=True)
-            parent = _union(parent, rows + top, columns + left)
+            parent = union(parent, rows + top, columns + left)
     members = (nearest >= threshold).nonzero()[:, 0]
     order = parent[members].argsort(stable=True)
     members, sizes = members[order].cpu(), parent[members].unique(return_counts=True)[1].tolist()
@@ -66,7 +66,7 @@ def near_duplicates(features: Tensor, threshold: float, chunk: int = 2048) -> li
     )
 
 
-def _union(parent: Tensor, a: Tensor, b: Tensor) -> Tensor:
+def union(parent: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """Union-find on tensors: merge the groups of `a` and `b`; `parent` int64 `[M]` is the least member of a group."""
     while True:
         one, other = parent[a], parent[b]

@@ -10,6 +10,9 @@ Kinds:
         in every crop and differ from image to image, and color jitter hides them only a little. So self-distillation
         sorts the images by color. With a three-layer CNN and K = 256 its features fell to chance on the classes,
         where the gray images gave 95 %: a model learns what the augmentations do not remove.
+    plates: The images of `textures` from four plates, each with its own gain, tint and blur (`?strength=1`; 0 gives the
+        images of `textures`): a batch effect of known strength for `opendino eval confounders`. Every class is spread
+        evenly over the plates (`plate`).
 
 Image i is a pure function of (kind, seed, split, i) and shows the same scene at every size; its class is i mod 10.
 """
@@ -32,16 +35,20 @@ from opendino.data.toy_images import (
     form,
     local_coordinates,
     pixels,
+    plate_effect,
     texture,
     triangle_wave,
 )
 
-Kind = Literal["textures", "forms", "colorful"]
+Kind = Literal["textures", "forms", "colorful", "plates"]
 Split = Literal["train", "val"]
 
-_DEFAULTS = {"n": "2000", "size": "32", "seed": "0", "split": "train"}
+_DEFAULTS = {"n": "2000", "size": "32", "seed": "0", "split": "train", "strength": "1"}
 _LIMITS = {"n": (1, 10**9), "size": (8, 1024), "seed": (0, 2**63 - 1)}
-_IMAGE, _VIDEO = 0, 1  # streams of random numbers
+_MAX_STRENGTH = 10.0
+_IMAGE, _VIDEO, _PLATE = 0, 1, 2  # streams of random numbers
+NUM_PLATES = 4
+"""Plates of `toy:plates`."""
 
 
 @final
@@ -49,17 +56,24 @@ class ToySource(Source):
     """Generated images, uint8 `[size size 3]`.
 
     Args:
-        kind: "textures", "forms" or "colorful", see the docstring of the module.
+        kind: "textures", "forms", "colorful" or "plates", see the docstring of the module.
         n: Number of images; image i does not depend on it.
         size: Side in pixels, 8 .. 1024.
         seed: Seed of the dataset.
         split: "train" or "val": the same distribution, no image in common.
+        strength: Of the effect of the plates of "plates", 0 .. 10.
     """
 
     def __init__(
-        self, kind: Kind = "textures", n: int = 2000, size: int = 32, seed: int = 0, split: Split = "train"
+        self,
+        kind: Kind = "textures",
+        n: int = 2000,
+        size: int = 32,
+        seed: int = 0,
+        split: Split = "train",
+        strength: float = 1.0,
     ) -> None:
-        self.kind, self.n, self.size, self.seed, self.split = kind, n, size, seed, split
+        self.kind, self.n, self.size, self.seed, self.split, self.strength = kind, n, size, seed, split, strength
         self.classes = tuple(FORMS if kind == "forms" else TEXTURES)
 
     def __len__(self) -> int:
@@ -83,10 +97,18 @@ class ToySource(Source):
         if rng.random() < 0.5:
             pattern = 1 - pattern
         contrast, middle = rng.uniform(100, 180), rng.uniform(110, 145)
+        gray = middle + contrast * (pattern - 0.5)
+        if self.kind == "plates":
+            rng = self._rng(self.plate(index), stream=_PLATE)  # the same plates in both splits
+            return plate_effect(rng, gray, self.strength)
         if self.kind == "textures":
-            return np.repeat(pixels(middle + contrast * (pattern - 0.5))[..., None], 3, axis=2)
+            return np.repeat(pixels(gray)[..., None], 3, axis=2)
         one, other = self._two_colors(rng)
         return pixels(one + (other - one) * pattern[..., None])
+
+    def plate(self, index: int) -> int:
+        """The plate of an image of `toy:plates`, 0 to 3: each class has all plates equally often."""
+        return self._checked(index) // len(self.classes) % NUM_PLATES
 
     def mask(self, index: int) -> np.ndarray:
         """The mask of an image of `toy:forms`: uint8 `[H W]`, 0 background, 1 shape.
@@ -156,7 +178,7 @@ class ToySource(Source):
     def _rng(self, index: int, stream: int = _IMAGE) -> Generator:
         # A counter-based generator: streams that differ in an upper word of the counter never overlap.
         # `colorful` shares its word with `textures`, so it has the same patterns.
-        word = 2 * (self.kind == "forms") + (self.split == "val")
+        word = 2 * (self.kind == "forms") + (self.split == "val" and stream != _PLATE)
         return Generator(Philox(key=self.seed, counter=[0, index, word, stream]))
 
     def _checked(self, index: int) -> int:
@@ -175,7 +197,7 @@ def matches(data: str) -> bool:
 
 
 def build(data: str) -> ToySource:
-    """The source for `toy:KIND?n=...&size=...&seed=...&split=...`; every part is optional, also "toy:".
+    """The source for `toy:KIND?n=...&size=...&seed=...&split=...&strength=...`; every part is optional, also "toy:".
 
     Raises:
         UsageError: Unknown kind or option, or a value out of range.
@@ -184,13 +206,15 @@ def build(data: str) -> ToySource:
     kind = kind or "textures"
     if kind not in get_args(Kind):
         raise unknown("kind of toy image", kind, get_args(Kind))
-    options = _DEFAULTS | dict(parse_qsl(query, keep_blank_values=True))
-    for name in options.keys() - _DEFAULTS.keys():
-        raise unknown("toy option", name, _DEFAULTS)
+    known = {name: value for name, value in _DEFAULTS.items() if name != "strength" or kind == "plates"}
+    options = known | dict(parse_qsl(query, keep_blank_values=True))
+    for name in options.keys() - known.keys():
+        raise unknown("toy option", name, known)
     if options["split"] not in get_args(Split):
         raise unknown("toy split", options["split"], get_args(Split))
     numbers = {name: _number(name, options[name]) for name in _LIMITS}
-    return ToySource(cast(Kind, kind), split=cast(Split, options["split"]), **numbers)
+    strength = _strength(options.get("strength", "0"))
+    return ToySource(cast(Kind, kind), split=cast(Split, options["split"]), strength=strength, **numbers)
 
 
 def _number(name: str, text: str) -> int:
@@ -198,3 +222,13 @@ def _number(name: str, text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 20 and low <= int(text) <= high):
         raise UsageError(f"toy:...?{name}={text}", f"{name} is a whole number from {low} to {high}")
     return int(text)
+
+
+def _strength(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= _MAX_STRENGTH:
+        raise UsageError(f"toy:...?strength={text}", f"strength is a number from 0 to {_MAX_STRENGTH:g}")
+    return value

@@ -1,0 +1,124 @@
+"""Do the images of two tables differ? opendino drift TABLE_A TABLE_B [--k 10] [--sheet sheet.png]"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+from torch import Tensor
+
+from opendino.cli import Outcome, flags, table_sheet
+from opendino.core import distributed
+from opendino.core.errors import UserError
+from opendino.core.ranges import Checked, Count, Repeats, Seed
+from opendino.embeddings.embedding_table import EmbeddingTable, left_out
+from opendino.embeddings.open_table import open_table
+from opendino.features.duplicate_threshold import EQUAL
+from opendino.features.nearest_neighbors import nearest
+from opendino.features.neighbor_test import TwoSampleTest, neighbor_test
+from opendino.visualize.drawing import tile_grid
+
+_COLUMNS = 8
+
+
+@dataclass(frozen=True)
+class Config(Checked):
+    """Options of `opendino drift`."""
+
+    a: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TABLE_A")]
+    """A .lance table or a .parquet file of `opendino embed`, e.g. of last month's images."""
+    b: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TABLE_B")]
+    """Another table of the same model, e.g. of today's images; its images that differ most are listed."""
+    k: Annotated[Count, tyro.conf.arg(aliases=["-k"])] = 10
+    """Number of neighbors of each image that are compared."""
+    permutations: Repeats = 1000
+    """Number of random exchanges of images between the tables; the p-value is at least 1 / (1 + permutations)."""
+    num: Count = 40
+    """Number of images to print and to draw."""
+    sheet: str | None = None
+    """Also save the images of TABLE_B that differ most as a picture: .png, .jpg, .svg, .html ..."""
+    seed: Seed = 0
+    """Random seed of the exchanges."""
+    device: str = "auto"
+    """Device: auto, cuda, mps or cpu. All pairs are compared."""
+
+
+def run(args: list[str]) -> Outcome:
+    """Test whether two tables come from the same distribution, and order the images of the second by distance."""
+    config = flags.parse(Config, args, "opendino drift", "Test whether the images of two tables differ.")
+    began = time.monotonic()
+    sheet = tile_grid.out(config.sheet, tile_grid.PICTURES) if config.sheet else None
+    device = distributed.device(config.device)
+    tables = open_table(config.a), open_table(config.b)
+    _check_same_model(*tables)
+    (keys_a, a), (keys_b, b) = (table.normalized() for table in tables)
+    lost = sum(map(len, tables)) - len(keys_a) - len(keys_b)
+    a, b = a.to(device), b.to(device)
+    cosine = nearest(a, b, 1)[0][:, 0]
+    new = (cosine < EQUAL).cpu()  # images that are in both tables say nothing about a difference
+    num_shared = len(b) - int(new.sum())
+    if not new.any() or len(a) + len(b) - num_shared < 3:
+        raise UserError(
+            f"All {len(b):,} images of {config.b} are in {config.a} too", "Embed images that are not in both tables"
+        )
+    b, cosine = b[new.to(device)], cosine.cpu()[new]
+    keys_b = [key for key, kept in zip(keys_b, new.tolist(), strict=True) if kept]
+    found = neighbor_test(a, b, config.k, config.permutations, config.seed)
+    rows = _most_different(found.own[len(a) :], cosine, keys_b, config.num)
+    lines = _summary(config, found, (len(a), len(b)), num_shared, lost)
+    lines += [f"{'own':>6}{'cosine':>9}", *(f"{row['own']:>6.0%}{row['score']:>9.4f}  {row['path']}" for row in rows)]
+    if sheet:
+        tiles = [(row["path"], f"own {row['own']:.0%}  {row['score']:.3f}") for row in rows]
+        table_sheet.save(table_sheet.in_rows(tiles, _COLUMNS), tables[1].about["data"], sheet)
+        lines.append(f"→ {config.sheet}")
+    fields = {
+        "tables": [config.a, config.b], "images": [len(a), len(b)], "shared": num_shared, "k": config.k,
+        "p": found.p, "permutations": config.permutations, "own_frac": list(found.own_frac),
+        "expected_frac": list(found.expected_frac), "different": rows, "left_out": lost, "sheet": config.sheet,
+        "seconds": time.monotonic() - began,
+    }  # fmt: skip
+    return Outcome("\n".join(lines), fields)
+
+
+def _check_same_model(a: EmbeddingTable, b: EmbeddingTable) -> None:
+    if a.about["fingerprint"] != b.about["fingerprint"]:
+        raise UserError(
+            f"{a.name} holds vectors of {a.about['model']}, {b.name} of {b.about['model']} or another version of it",
+            "Embed both sets of images with the same model",
+        )
+
+
+def _most_different(own: Tensor, cosine: Tensor, keys: list[str], num: int) -> list[dict]:
+    """Images of B by their share of own neighbors, largest first, then by their cosine to A, smallest first."""
+    by_cosine = cosine.argsort(stable=True)
+    order = by_cosine[own[by_cosine].argsort(descending=True, stable=True)][:num]
+    return [
+        {"path": keys[row], "own": round(share, 4), "score": round(score, 6)}
+        for row, share, score in zip(
+            order.tolist(), own[order].tolist(), cosine[order].clamp(-1, 1).tolist(), strict=True
+        )
+    ]
+
+
+def _summary(config: Config, found: TwoSampleTest, sizes: tuple[int, int], num_shared: int, lost: int) -> list[str]:
+    least = 1 / (1 + config.permutations)
+    p = f"p = {found.p:.3f}" if found.p > 1.5 * least else f"p ≤ {least:.2g}"
+    if found.p < 0.01:
+        verdict = f"the tables differ ({p})"
+    elif found.p < 0.1:
+        verdict = f"the tables may differ ({p})"
+    else:
+        verdict = f"no difference is shown ({p})"
+    shared = f"; {num_shared:,} more are in both tables and not compared" if num_shared else ""
+    lines = [
+        f"{verdict}: {sizes[0]:,} images of {config.a}, {sizes[1]:,} of {config.b}{shared}{left_out(lost)}",
+        f"of the {config.k} nearest neighbors among both, {found.own_frac[0]:.1%} are own for {config.a} (no "
+        f"difference: {found.expected_frac[0]:.1%}) and {found.own_frac[1]:.1%} for {config.b} "
+        f"({found.expected_frac[1]:.1%})",
+    ]
+    return [
+        *lines,
+        f"images of {config.b} that differ most: share of own neighbors, cosine to the nearest of {config.a}",
+    ]

@@ -1,0 +1,43 @@
+"""Sheets of images of an embedding table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from opendino.embeddings.table_images import TableImages
+from opendino.visualize.drawing import tile_grid
+from opendino.visualize.drawing.tile_grid import Tile
+
+SIDE_PX = 160
+AREA_PX = (2 * SIDE_PX) ** 2
+"""Number of pixels to which images are decoded for a tile."""
+
+
+def tile(image: Image.Image | None, title: str) -> Tile:
+    """A square tile; gray for an image that can no longer be read."""
+    return Tile(tile_grid.square(image, SIDE_PX), title)
+
+
+def save(rows: Iterable[Iterable[tuple[str, str] | None]], data: str, out: Path) -> None:
+    """Draw rows of images of a table.
+
+    Args:
+        rows: For each tile the key of the image and the line above its file name; None leaves a gap.
+        data: DATA of the table.
+        out: File to write, see `tile_grid.out`.
+    """
+    listed = [list(row) for row in rows]
+    images = TableImages(data, (each[0] for row in listed for each in row if each), AREA_PX)
+
+    def drawn(key: str, text: str) -> Tile:
+        return tile(images.read(key), f"{text}\n{Path(key).name}")
+
+    tile_grid.Sheet([[drawn(*each) if each else None for each in row] for row in listed]).save(out)
+
+
+def in_rows(tiles: Sequence[tuple[str, str]], columns: int) -> list[Sequence[tuple[str, str]]]:
+    """Split a list of tiles into rows."""
+    return [tiles[start : start + columns] for start in range(0, len(tiles), columns)]

@@ -1,0 +1,92 @@
+"""What a CSV says about how images were taken: device, session, plate, date."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from opendino.core import log
+from opendino.core.contracts import Source
+from opendino.core.errors import UserError
+from opendino.data.labels import image_finder
+from opendino.data.list_columns import is_metadata, read_columns
+from opendino.data.source_files import is_file, printable
+
+MAX_GROUPS = 50
+"""Columns with more values are not taken for groups unless they are named."""
+
+_FILES = ("labels.csv", "metadata.csv")
+
+
+def read_metadata(path: str, source: Source) -> dict[str, list[str]]:
+    """Read the columns of a CSV for the images of a source.
+
+    Returns:
+        Name of a column → value for each image of the source, "" where the CSV has none.
+
+    Raises:
+        UserError: The CSV cannot be read or names no image of the source.
+    """
+    find = image_finder(source)
+    listed = read_columns(path, lambda image: find(image) is not None)
+    found = {index: values for image, values in listed.items() if (index := find(image)) is not None}
+    if not found:
+        raise UserError(
+            f"None of the {len(listed):,} paths in {printable(path)} is an image of the set, e.g. "
+            f"{printable(next(iter(listed)))}",
+            f"Write paths as in the dataset, e.g. {source.key(0)}",
+        )
+    if len(found) < len(source):
+        log.say(f"{len(source) - len(found):,} of {len(source):,} images are not in {printable(path)}")
+    names = next(iter(listed.values()))
+    return {name: [found.get(index, {}).get(name, "") for index in range(len(source))] for name in names}
+
+
+def group_columns(columns: dict[str, list[str]]) -> list[str]:
+    """Columns that may be groups of images: 2 to 50 values, on average of five images or more."""
+    found = []
+    for name, values in columns.items():
+        known = [value for value in values if value]
+        num = len(set(known))
+        if is_metadata(name) and 2 <= num <= min(MAX_GROUPS, len(known) / 5):
+            found.append(name)
+    return found
+
+
+def known_metadata(data: str, labels: str) -> tuple[str, list[str]] | None:
+    """The CSV of a set of images, as far as it is known, and its columns that may be groups.
+
+    Args:
+        data: DATA of a run.
+        labels: Its setting `labels`.
+
+    Returns:
+        The first of `labels`, DATA, and labels.csv or metadata.csv in or next to the folder DATA that has such columns.
+    """
+    folder = Path(data)
+    nearby = [str(place / name) for place in (folder, folder.parent) for name in _FILES]
+    for path in (labels, data, *nearby):
+        if path.lower().endswith(".csv") and is_file(path):
+            try:
+                rows = list(read_columns(path).values())
+            except UserError:
+                continue
+            if names := group_columns({name: [row[name] for row in rows] for name in rows[0]}):
+                return path, names
+    return None
+
+
+def confounders_hint(model: str, data: str, labels: str) -> str:
+    """One line with the command that checks a model for batch effects; empty if no CSV is known."""
+    known = known_metadata(data, labels)
+    if known is None:
+        return ""
+    path, names = known
+    return (
+        f"{_joined(names)} in {printable(path)}: check that features do not depend on it: "
+        f"opendino eval confounders {model} --labels {printable(path)}"
+    )
+
+
+def _joined(names: Sequence[str]) -> str:
+    return ", ".join(map(printable, names[:4])) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

@@ -1,0 +1,35 @@
+"""Outliers: against scikit-learn, with copies, and what the two measures find."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from opendino.features.outlier_scores import other_neighbors, outlier_scores
+
+
+@pytest.mark.parametrize("k", [1, 5, 39])
+def test_scores_are_those_of_scikit_learn(k: int) -> None:
+    neighbors = pytest.importorskip("sklearn.neighbors")
+    vectors = normalize(torch.randn(40, 4, dtype=torch.float64), dim=1)
+    distance, factor = outlier_scores(vectors, k)
+    theirs = neighbors.LocalOutlierFactor(k, algorithm="brute").fit(vectors.numpy())
+    assert torch.allclose(factor, -torch.from_numpy(theirs.negative_outlier_factor_), atol=1e-6)
+    apart = torch.cdist(vectors, vectors, compute_mode="donot_use_mm_for_euclid_dist").sort(1).values
+    assert torch.allclose(distance, apart[:, k], atol=1e-7)
+
+
+def test_an_image_is_not_its_own_neighbor_among_copies() -> None:
+    vectors = torch.eye(3).repeat_interleave(5, 0)
+    distances, rows = other_neighbors(vectors, 4)
+    assert (rows != torch.arange(15)[:, None]).all() and (distances == 0).all()
+    assert other_neighbors(vectors, 2)[1].shape == (15, 2)
+    assert outlier_scores(vectors, 3)[1].isfinite().all()
+
+
+def test_distance_finds_the_far_one_and_the_factor_the_one_beside_a_tight_cluster() -> None:
+    angles = torch.cat([torch.linspace(0, 0.01, 30), torch.linspace(1, 2, 30), torch.tensor([0.06, 4.0])]).double()
+    distance, factor = outlier_scores(torch.stack([angles.cos(), angles.sin()], 1), 5)
+    assert int(distance.argmax()) == 61
+    assert distance[60] < distance[30:60].max() and factor[60] > 5 > factor[:60].max()
