@@ -188,7 +188,7 @@ def test_tiles_are_parts_of_what_the_whole_image_shows(kind: str) -> None:
 
 
 def test_the_limit_of_pixels_can_be_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("opendino.data.decode.MAX_PIXELS", 1000)
+    monkeypatch.setattr("opendino.data.readers.limits.MAX_PIXELS", 1000)
     monkeypatch.setattr(shard_writer, "MAX_PIXELS", 1000)
     monkeypatch.setattr(shard_writer, "_TILED_PIXELS", 3000)
     (tmp_path / "in").mkdir()

@@ -105,7 +105,7 @@ def test_too_many_pixels_name_the_options() -> None:
 
 def test_a_limit_above_the_usual_one_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     image = bad_images.encoded(Image.new("L", (301, 301)), "PNG")
-    monkeypatch.setattr("opendino.data.decode.MAX_PIXELS", 10_000)
+    monkeypatch.setattr("opendino.data.readers.limits.MAX_PIXELS", 10_000)
     assert "90,601 pixels" in reason(image, max_pixels=301 * 301 - 1)
     assert decode(image, max_pixels=301 * 301).shape == (301, 301, 3)
     assert "90,601 pixels" in reason(image, max_pixels=10_000), "Pillow's own limit is the usual one again"
