@@ -1,7 +1,7 @@
-"""Generated TIFF, NumPy and DICOM files, and what reading each must give; `python -m tests.data.readers_table` prints it.
+"""Generated TIFF, NumPy and DICOM files, and what reading each must give.
 
-A variant is equal to what tifffile, NumPy or pydicom themselves give (after the rule named in it), or it is refused with
-a reason. Small images: the whole table takes seconds.
+A variant is equal to what tifffile, NumPy or pydicom themselves give (after the rule named in it), or it is refused
+with a reason. `python -m tests.data.readers_table` prints the table; the images are small, so that it takes seconds.
 """
 
 from __future__ import annotations
@@ -101,7 +101,8 @@ def kept(array: np.ndarray) -> np.ndarray:
     """The rule for types: what is not uint8, uint16 or float32 becomes float32; bool becomes uint8."""
     if array.dtype.kind == "b":
         return array.astype(np.uint8)
-    return array if array.dtype in (np.uint8, np.uint16, np.float32) else array.astype(np.float32)
+    with np.errstate(over="ignore"):  # a fill value
+        return array if array.dtype in (np.uint8, np.uint16, np.float32) else array.astype(np.float32)
 
 
 def as_read(name: str, data: bytes, **words: Any) -> Variant:
@@ -161,10 +162,9 @@ def photographs() -> Iterator[Variant]:
     with Image.open(io.BytesIO(data)) as image:
         yield Variant("tiff photograph CMYK, as Pillow", data, np.array(image.convert("RGB")))
     rgba = values("u1", 4)
-    yield Variant(
-        "tiff infrared tagged as alpha: four channels", tiff(rgba, photometric="rgb", extrasamples=["unassalpha"]), rgba,
-        channels=("red", "green", "blue", "alpha"),
-    )  # fmt: skip
+    data = tiff(rgba, photometric="rgb", extrasamples=["unassalpha"])
+    names = ("red", "green", "blue", "alpha")
+    yield Variant("tiff infrared tagged as alpha: four channels", data, rgba, channels=names)
     rgba = values("u1", 4)
     rgba[..., 3] = 255 * (rgba[..., 3] > 99)
     data = tiff(rgba, photometric="rgb", extrasamples=["unassalpha"])

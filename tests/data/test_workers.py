@@ -21,6 +21,7 @@ from opendino.core.contracts import Source
 from opendino.core.errors import BadImage, UserError
 from opendino.data import decode, workers
 from opendino.data.cache import DecodedImages
+from opendino.data.readers import limits, photograph
 from opendino.data.workers import InFlightTracker, each, stream
 
 
@@ -54,7 +55,7 @@ class Hostile(Source):
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    decode._formats()  # here, not within the time of each process's first image
+    photograph._formats()  # here, not within the time of each process's first image
     monkeypatch.setattr(limits, "MAX_SECONDS", 1.0)
 
 

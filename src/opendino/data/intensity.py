@@ -156,7 +156,7 @@ def _scaled(values: np.ndarray, low: float, high: float, target: np.dtype) -> np
 
 
 def parse(words: Sequence[str]) -> Words | str | Intensity:
-    """Read the setting `intensity`: auto, full, per-image, LOW HIGH, or the path of a .csv file, which is checked later.
+    """Read the setting `intensity`: auto, full, per-image, LOW HIGH, or the path of a .csv file, read later.
 
     Raises:
         UsageError: It is none of these.

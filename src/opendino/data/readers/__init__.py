@@ -9,7 +9,7 @@ import importlib
 
 from opendino.core.errors import BadImage
 from opendino.data.readers.decoded_image import DecodedImage
-from opendino.data.readers.limits import MAX_PIXELS, MAX_SECONDS, one_line  # noqa: F401 - MAX_SECONDS in a docstring
+from opendino.data.readers.limits import MAX_PIXELS, one_line
 from opendino.data.readers.stacks import Reading
 
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -48,8 +48,8 @@ def read_science(data: bytes, reading: Reading | None = None, max_pixels: int = 
     reader = importlib.import_module(f"opendino.data.readers.{kind}")  # its library is imported when it is needed
     try:
         return reader.read(data, reading or Reading(), max_pixels)
-    except BadImage:
-        raise
+    except BadImage as error:
+        raise type(error)(one_line(error)) from error  # it may quote what stands in the file
     except MemoryError:
         raise BadImage("not enough memory") from None
     except Exception as error:  # parsers raise many kinds of errors for damaged files

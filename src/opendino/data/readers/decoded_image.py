@@ -122,6 +122,11 @@ def numbered(count: int) -> tuple[str, ...]:
     return GRAY if count == 1 else tuple(map(str, range(count)))
 
 
+def clean_name(name: str) -> str:
+    """The name of a channel from a file: printable characters only, at most 60."""
+    return "".join(letter if letter.isprintable() else " " for letter in name[:60]).strip()
+
+
 def _missing(values: np.ndarray, nodata: float | None) -> tuple[np.ndarray | None, tuple[str, ...]]:
     """Where an array has no data, bool of its shape or None; and a note."""
     missing = None if values.dtype.kind in "bui" else ~np.isfinite(values)

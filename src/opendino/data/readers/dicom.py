@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import numpy as np
 
 from opendino.core.errors import BadImage
+from opendino.data.readers import photograph
 from opendino.data.readers.decoded_image import GRAY, RGB, DecodedImage, from_array
 from opendino.data.readers.limits import MAX_PAGES, TimeLimitedFile, check_size, one_line
 from opendino.data.readers.stacks import Reading, check_page, combine, question
@@ -26,11 +26,9 @@ def read(data: bytes, reading: Reading, max_pixels: int) -> DecodedImage:
         import pydicom
     except ImportError:
         raise BadImage('DICOM needs pydicom: pip install "opendino[medical]"') from None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with photograph.quiet():
         try:
-            dataset = pydicom.dcmread(TimeLimitedFile(data))
-            return _image(dataset, reading, max_pixels)
+            return _image(pydicom.dcmread(TimeLimitedFile(data)), reading, max_pixels)
         except BadImage:
             raise
         except Exception as error:  # pydicom raises many kinds of errors for damaged files

@@ -76,5 +76,6 @@ def check_size(height: int, width: int, bytes_per_pixel: int, max_pixels: int) -
 
 
 def one_line(error: BaseException) -> str:
-    """The message of an error of a library, on one line of at most 200 characters."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    """The message of an error, on one line of at most 240 printable characters."""
+    text = " ".join(str(error)[:2000].split())
+    return "".join(letter if letter.isprintable() else "?" for letter in text)[:240] or type(error).__name__

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from opendino.core.errors import BadImage
-from opendino.data.readers.decoded_image import DecodedImage, from_array, numbered
+from opendino.data.readers.decoded_image import DecodedImage, clean_name, from_array, numbered
 from opendino.data.readers.limits import TimeLimitedFile, check_size
 from opendino.data.readers.stacks import Reading, check_page, combine, describe, question
 
@@ -41,7 +41,7 @@ def read(data: bytes, reading: Reading, max_pixels: int) -> DecodedImage:
         raise BadImage(f"a .npz of several arrays ({found}): save `[H W]` arrays of one type and size, one per channel")
     first = next(iter(arrays.values()))
     check_size(*first.shape, first.itemsize * len(arrays), max_pixels)
-    return from_array(np.stack([*arrays.values()], -1), tuple(name[:60] for name in arrays)).select(reading)
+    return from_array(np.stack([*arrays.values()], -1), tuple(map(clean_name, arrays))).select(reading)
 
 
 def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, max_pixels: int) -> np.ndarray:

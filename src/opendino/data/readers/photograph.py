@@ -34,7 +34,7 @@ _TURN = {
     8: Image.Transpose.ROTATE_90,
 }
 _ORIENTATION = 0x0112
-_TIFF_LOG = logging.getLogger("PIL.TiffImagePlugin")  # writes a line to stderr for each file with many channels
+_LOGS = [logging.getLogger(name) for name in ("PIL.TiffImagePlugin", "pydicom", "tifffile")]  # a line for each oddity
 
 
 @contextlib.contextmanager
@@ -46,7 +46,7 @@ def opened(data: bytes, max_pixels: int = limits.MAX_PIXELS) -> Iterator[Image.I
     """
     with (
         _bad_images(data, max_pixels),
-        _pillow_guarded(max_pixels),
+        quiet(max_pixels),
         Image.open(TimeLimitedFile(data), formats=_formats()) as image,
     ):
         width, height = image.size
@@ -158,8 +158,8 @@ _num_inside = 0
 
 
 @contextlib.contextmanager
-def _pillow_guarded(max_pixels: int = limits.MAX_PIXELS) -> Iterator[None]:
-    """Silence Pillow's warnings and set its size limit while any thread is in this context; then restore both.
+def quiet(max_pixels: int = limits.MAX_PIXELS) -> Iterator[None]:
+    """Silence the libraries and set Pillow's size limit while any thread is in this context; then restore both.
 
     Threads are counted, because `catch_warnings` restores the wrong filters when contexts of several threads overlap.
     """
@@ -167,11 +167,12 @@ def _pillow_guarded(max_pixels: int = limits.MAX_PIXELS) -> Iterator[None]:
     with _guard:
         if _num_inside == 0:
             _guarded.enter_context(warnings.catch_warnings())
-            warnings.filterwarnings("ignore", module=r"PIL\.")
+            warnings.filterwarnings("ignore", module=r"(PIL|pydicom|tifffile)\.")
             _guarded.callback(setattr, Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
             Image.MAX_IMAGE_PIXELS = limits.MAX_PIXELS // 2  # Pillow refuses twice this, also in later frames
-            _guarded.callback(setattr, _TIFF_LOG, "disabled", _TIFF_LOG.disabled)
-            _TIFF_LOG.disabled = True
+            for log in _LOGS:
+                _guarded.callback(setattr, log, "disabled", log.disabled)
+                log.disabled = True
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, (max_pixels + 1) // 2)
         _num_inside += 1
     try:

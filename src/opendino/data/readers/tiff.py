@@ -6,10 +6,8 @@ A TIFF of one page of 8-bit gray or color is a photograph, which Pillow reads.
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
 from collections.abc import Iterator
-from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -21,7 +19,6 @@ from opendino.data.readers.decoded_image import GRAY, RGB, DecodedImage, bits_ra
 from opendino.data.readers.limits import MAX_PAGES, TimeLimitedFile, check_size, one_line
 from opendino.data.readers.stacks import Reading, StackQuestion, check_page, combine, describe, question
 
-_LOG = logging.getLogger("tifffile")
 # Layouts of whole-slide scanners and of files in several parts, which tifffile would interpret: not read here.
 _IGNORED = (
     "mmstack",
@@ -234,20 +231,15 @@ def _reason(error: Exception) -> str:
     return f"a damaged or unsupported TIFF: {text}"[:200]
 
 
-_inside: ContextVar[bool] = ContextVar("inside", default=False)
-_LOG.addFilter(lambda record: not _inside.get())  # it logs each oddity of a file; what matters is checked here
-
-
 @contextlib.contextmanager
 def _opened(data: bytes) -> Iterator[TiffFile]:
     """Open a TIFF; every error inside the context becomes a `BadImage`."""
-    token = _inside.set(True)
-    try:
-        with TiffFile(TimeLimitedFile(data), _multifile=False, **{f"is_{name}": False for name in _IGNORED}) as file:
-            yield file
-    except BadImage:
-        raise
-    except Exception as error:  # tifffile raises many kinds of errors for damaged files
-        raise BadImage(_reason(error)) from error
-    finally:
-        _inside.reset(token)
+    options = {f"is_{name}": False for name in _IGNORED}
+    with photograph.quiet():  # what matters is checked here
+        try:
+            with TiffFile(TimeLimitedFile(data), _multifile=False, **options) as file:
+                yield file
+        except BadImage:
+            raise
+        except Exception as error:  # tifffile raises many kinds of errors for damaged files
+            raise BadImage(_reason(error)) from error

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from xml.etree import ElementTree
 
 from tifffile import TiffFile, TiffPage
 
-from opendino.data.readers.decoded_image import GRAY, RGB, numbered
+from opendino.data.readers.decoded_image import GRAY, RGB, clean_name, numbered
 
 _GDAL_METADATA = 42112
 _MAX_XML = 2**22
-_MAX_LENGTH = 60
-_CONTROLS = re.compile(r"[\x00-\x1f\x7f]+")
 
 
 def channel_names(file: TiffFile, page: TiffPage, count: int) -> tuple[str, ...]:
@@ -45,7 +42,9 @@ def _ome(file: TiffFile) -> tuple[str, ...]:
     except ElementTree.ParseError:
         return ()
     pixels = root.find(".//{*}Pixels")
-    names = [_clean(channel.get("Name", "")) for channel in pixels.findall("{*}Channel")] if pixels is not None else []
+    names = (
+        [clean_name(channel.get("Name", "")) for channel in pixels.findall("{*}Channel")] if pixels is not None else []
+    )
     return tuple(names) if all(names) else ()
 
 
@@ -59,13 +58,9 @@ def _gdal(page: TiffPage) -> tuple[str, ...]:
     except ElementTree.ParseError:
         return ()
     found = {
-        item.get("sample", ""): _clean(item.text or "")
+        item.get("sample", ""): clean_name(item.text or "")
         for item in root.iter("Item")
         if item.get("role") == "description"
     }
     names = [found.get(str(band), "") for band in range(page.samplesperpixel)]
     return tuple(names) if all(names) else ()
-
-
-def _clean(name: str) -> str:
-    return _CONTROLS.sub(" ", name).strip()[:_MAX_LENGTH]
