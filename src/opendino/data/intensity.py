@@ -7,15 +7,14 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from opendino.core.errors import BadImage, UsageError, UserError
 from opendino.data.readers.decoded_image import DecodedImage
 
-Words = Literal["auto", "full", "per-image"]
-_HINT = "Use auto, full, per-image, two numbers LOW HIGH, or a .csv file with the columns channel,low,high"
+_HINT = "Use auto, full, per-image, LOW HIGH (once, or for each channel), or a .csv of channel,low,high"
 
 
 @dataclass(frozen=True)
@@ -55,9 +54,19 @@ class Intensity:
         return Intensity((low,), (high if high > low else low + max(1.0, abs(low)),))
 
     @staticmethod
-    def full(image: DecodedImage) -> Intensity:
-        """The range of the sample type: (0, 4095) for 12 bits, (0, 1) for floating point."""
-        return Intensity(image.value_range[:1], image.value_range[1:])
+    def of_image(image: DecodedImage) -> Intensity:
+        """The range of each channel of one image, from 0.1 to 99.9 % of its valid values; only for "per-image"."""
+        bounds = []
+        for channel in range(image.pixels.shape[2]):
+            values = image.pixels[..., channel]
+            values = values if image.nodata is None else values[~image.nodata[..., channel]]
+            low, high = np.percentile(values, (0.1, 99.9)).tolist() if values.size else (0.0, 1.0)
+            bounds.append((low, high if high > low else low + max(1.0, abs(low))))
+        return Intensity(tuple(low for low, _ in bounds), tuple(high for _, high in bounds))
+
+    def to_words(self) -> tuple[float, ...]:
+        """The numbers LOW HIGH of each channel, as `parse` reads them."""
+        return tuple(bound for pair in zip(self.low, self.high, strict=True) for bound in pair)
 
     def to_json(self) -> dict[str, list[float]]:
         """Plain numbers for config.yaml and a model's preprocessing; `from_json` is the inverse."""
@@ -155,21 +164,24 @@ def _scaled(values: np.ndarray, low: float, high: float, target: np.dtype) -> np
     return (np.rint(scaled) if target.kind == "u" else scaled).astype(target)
 
 
-def parse(words: Sequence[str]) -> Words | str | Intensity:
-    """Read the setting `intensity`: auto, full, per-image, LOW HIGH, or the path of a .csv file, read later.
+def parse(words: Sequence[str | float]) -> str | Intensity:
+    """Read the setting `intensity`: auto, full, per-image, a .csv file, or LOW HIGH for all channels or for each.
 
     Raises:
         UsageError: It is none of these.
     """
-    if len(words) == 1 and (words[0] in ("auto", "full", "per-image") or words[0].lower().endswith(".csv")):
-        return words[0]
-    if len(words) == 2:
-        try:
-            low, high = map(float, words)
-        except ValueError:
-            raise UsageError(f"intensity is '{' '.join(words)[:80]}'", _HINT) from None
-        return Intensity((low,), (high,))
-    raise UsageError(f"intensity is '{' '.join(words)[:80]}'", _HINT)
+    if len(words) == 1 and isinstance(words[0], str):
+        word = words[0]
+        if word in ("auto", "full", "per-image") or word.lower().endswith(".csv"):
+            return word
+    shown = " ".join(map(str, words))[:80]
+    if not words or len(words) % 2:
+        raise UsageError(f"intensity is '{shown}'", _HINT)
+    try:
+        numbers = tuple(map(float, words))
+    except ValueError:
+        raise UsageError(f"intensity is '{shown}'", _HINT) from None
+    return Intensity(numbers[::2], numbers[1::2])
 
 
 def read_csv(path: str, channels: Sequence[str]) -> Intensity:

@@ -69,6 +69,37 @@ def read(data: bytes, reading: Reading | None = None, max_pixels: int = MAX_PIXE
     """
     from opendino.data.readers import photograph
 
-    reading = reading or Reading()
     image = read_science(data, reading, max_pixels)
-    return photograph.read(data, max_pixels).select(reading) if image is None else image
+    return photograph.read(data, max_pixels).select(reading or Reading()) if image is None else image
+
+
+def read_unless_photograph(data: bytes, reading: Reading | None = None) -> DecodedImage | None:
+    """Read an image file; None, without decoding it, if it is an 8-bit photograph all of whose channels are wanted.
+
+    Raises:
+        BadImage: As for `read_science`.
+    """
+    from opendino.data.readers import photograph
+
+    if reading is not None and reading.channels:
+        return read(data, reading)
+    image = read_science(data, reading)
+    return photograph.read(data) if image is None and photograph.may_be_deep(data) else image
+
+
+def count(data: bytes) -> int:
+    """Number of images in a file if each page, slice, time point or frame is one; 1 for photographs.
+
+    Raises:
+        BadImage: The file cannot be read.
+    """
+    kind = kind_of(data)
+    if kind == "photograph":
+        return 1
+    reader = importlib.import_module(f"opendino.data.readers.{kind}")
+    try:
+        return reader.count(data)
+    except BadImage as error:
+        raise type(error)(one_line(error)) from error
+    except Exception as error:
+        raise BadImage(one_line(error)) from error

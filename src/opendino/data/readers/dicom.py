@@ -22,10 +22,7 @@ def read(data: bytes, reading: Reading, max_pixels: int) -> DecodedImage:
     Raises:
         BadImage: pydicom is not installed, the file has no pixels, or they are of an unsupported kind.
     """
-    try:
-        import pydicom
-    except ImportError:
-        raise BadImage('DICOM needs pydicom: pip install "opendino[medical]"') from None
+    pydicom = _pydicom()
     with photograph.quiet():
         try:
             return _image(pydicom.dcmread(TimeLimitedFile(data)), reading, max_pixels)
@@ -33,6 +30,25 @@ def read(data: bytes, reading: Reading, max_pixels: int) -> DecodedImage:
             raise
         except Exception as error:  # pydicom raises many kinds of errors for damaged files
             raise BadImage(f"DICOM: {one_line(error)}"[:200]) from error
+
+
+def count(data: bytes) -> int:
+    """Number of frames.
+
+    Raises:
+        BadImage: pydicom is not installed.
+    """
+    pydicom = _pydicom()
+    with photograph.quiet():
+        return int(_value(pydicom.dcmread(TimeLimitedFile(data), stop_before_pixels=True), "NumberOfFrames", 1))
+
+
+def _pydicom() -> Any:
+    try:
+        import pydicom
+    except ImportError:
+        raise BadImage('DICOM needs pydicom: pip install "opendino[medical]"') from None
+    return pydicom
 
 
 def _image(dataset: Any, reading: Reading, max_pixels: int) -> DecodedImage:

@@ -44,6 +44,19 @@ def read(data: bytes, reading: Reading, max_pixels: int) -> DecodedImage:
     return from_array(np.stack([*arrays.values()], -1), tuple(map(clean_name, arrays))).select(reading)
 
 
+def count(data: bytes) -> int:
+    """Number of images in a stack `[N …]`; 1 for an archive of channels.
+
+    Raises:
+        BadImage: Not a file of numbers.
+    """
+    if data[:4] == b"PK\3\4":
+        return 1
+    shape = _header(data)[0]
+    channels_last = len(shape) > 2 and shape[-1] < min(shape[-3:-1])
+    return shape[0] if len(shape) == 4 or (len(shape) == 3 and not channels_last) else 1
+
+
 def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, max_pixels: int) -> np.ndarray:
     """An array of a .npz; never more than its own header says is unpacked."""
     with archive.open(info) as file:

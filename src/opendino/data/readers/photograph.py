@@ -78,6 +78,16 @@ def turn(image: Image.Image) -> Image.Transpose | None:
         return None
 
 
+def may_be_deep(data: bytes) -> bool:
+    """Whether a file may be gray with more than 8 bits: a PNG of 16 bits, or a format whose depth is not in its head."""
+    if data[:8] == b"\x89PNG\r\n\x1a\n":
+        return data[24:26] == b"\x10\0"  # 16 bits, gray
+    if data.startswith((b"P5", b"Pf", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")):  # PGM, PFM, JPEG 2000
+        with contextlib.suppress(BadImage), opened(data) as image:
+            return is_deep(image)
+    return False
+
+
 def is_deep(image: Image.Image) -> bool:
     """Whether an image is gray with more than 8 bits."""
     return image.mode in ("I", "F") or image.mode.startswith("I;")
