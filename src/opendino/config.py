@@ -15,8 +15,8 @@ import yaml
 from msgspec import Meta
 from tyro.conf import Positional
 
-from opendino.core import registry
-from opendino.core.errors import UsageError, nearest
+from opendino.core import log, registry
+from opendino.core.errors import UsageError, UserError, nearest
 from opendino.core.ranges import (  # fmt: skip
     Batch,
     Checked,
@@ -34,7 +34,13 @@ from opendino.core.ranges import (  # fmt: skip
     shown,
 )
 from opendino.core.types import IMAGENET_MEAN, IMAGENET_STD, Facts, ViewSpec
+from opendino.data import intensity
 from opendino.data.cache import Cache
+from opendino.data.image_files import ImageFiles, image_files
+from opendino.data.image_survey import has_only_photographs, survey
+from opendino.data.intensity import Intensity, Range
+from opendino.data.open_source import open_source
+from opendino.data.readers.stacks import Reading, describe
 from opendino.engine import optim
 from opendino.engine.parallel import Parallel
 from opendino.engine.precision import Precision
@@ -44,6 +50,11 @@ Sizes = tuple[Annotated[int, Meta(ge=0, le=65_536)], ...]
 Option = (
     Annotated[int, Meta(ge=-65_536, le=65_536)] | Annotated[float, Meta(ge=-65_536, le=65_536)] | bool | str | Sizes
 )
+
+
+ChannelNumber = Annotated[int, Meta(ge=0, le=9999)]
+Bound = Annotated[float, Meta(ge=-3.4e38, le=3.4e38)]
+STACKS = "ask, channels, max, mean, images, or the number of a page"
 
 
 @dataclass(frozen=True)
@@ -57,6 +68,16 @@ class Config(Checked):
     """Labeled images for the k-NN accuracy during training; default: part of DATA, if it has class folders."""
     labels: str = "all"
     """Labels to use: all, 10% (of each class), or a CSV of path,class. Self-supervised methods: only for k-NN."""
+    channels: tuple[ChannelNumber | str, ...] = ()
+    """Channels to use, by number from 0 or by name, in this order, e.g. 0 2 4; default: all."""
+    stack: Annotated[str, Meta(pattern=r"^(ask|channels|max|mean|images|[0-9]{1,5})$", description=STACKS)] = "ask"
+    """Several pages or slices in a file: channels, max, mean, images (one of each), or the number of a page.
+    ask: stop and show what was found."""
+    channel_files: str | None = None
+    """File names if each channel is a file of its own, e.g. "{id}_w{channel}.tif"."""
+    intensity: tuple[Bound | str, ...] = ("auto",)
+    """Values that become black and white: LOW HIGH, full, per-image or a .csv of channel,low,high.
+    auto: from the values of the whole set; 8-bit photographs stay as they are."""
     out: str | None = None
     """Run folder to create; default: runs/NAME-DATE."""
     init: str | None = None
@@ -134,8 +155,49 @@ class Config(Checked):
             raise UsageError(f"method is {shown(self.method)}", "Use a method's Config, e.g. methods.dino.Config()")
         if self.epochs is not None and self.steps is not None:
             raise UsageError(f"epochs={shown(self.epochs)} and steps={self.steps} were both given", "Give one of them")
+        intensity.parse(self.intensity)
         if self.resume and self.out is None:
             raise UsageError("--resume needs a run folder", "Add --out runs/NAME")
+
+
+def open_images(config: Config, data: str) -> ImageFiles:
+    """Open images as the run reads them: its channels, pages and range of values ("full" until it is known).
+
+    Raises:
+        UserError: The path does not exist, holds no images, or none that match `config.channel_files`.
+    """
+    found = intensity.parse(config.intensity)
+    known = found if isinstance(found, Intensity) or found in ("full", "per-image") else "full"
+    reading = Reading(config.stack, tuple(map(str, config.channels)))
+    return image_files(open_source(data), reading, config.channel_files or "", cast(Range, known))
+
+
+def resolve_intensity(config: Config, files: ImageFiles) -> tuple[Config, list[str]]:
+    """Find the range of the set's values, and give it to the files; returns the config and the reasons.
+
+    Raises:
+        UserError: Pages without a known meaning, no readable image, or neither 1 nor 3 channels.
+    """
+    if has_only_photographs(files):
+        if config.intensity not in (("auto",), ("full",)):
+            log.warn("intensity is not used: the images are 8-bit photographs, which stay as they are")
+        return replace(config, intensity=("full",)), []
+    found = survey(files)
+    for line in found.describe():
+        log.say(f"  {line}")
+    if len(found.channels) not in (1, 3):
+        raise UserError(
+            f"The images have {describe(found.channels)}, and networks take 1 or 3 for now",
+            "Choose some of them, e.g. --channels 0 1 2",
+        )
+    files.intensity, why = found.intensity(config.intensity)
+    words = files.intensity.to_words() if isinstance(files.intensity, Intensity) else (files.intensity,)
+    reasons = [f"intensity = {' '.join(f'{word:g}' if isinstance(word, float) else word for word in words)}: {why}"]
+    if (config.mean, config.std) == (IMAGENET_MEAN, IMAGENET_STD) and not config.init:
+        mean, std = (values * (3 // len(values)) for values in found.mean_and_std(files.intensity))
+        config = replace(config, mean=mean, std=std)
+        reasons.append(f"mean = {' '.join(map(str, mean))}, std = {' '.join(map(str, std))}: of the images surveyed")
+    return replace(config, intensity=words), reasons
 
 
 def method_module(config: Config) -> ModuleType:

@@ -23,7 +23,7 @@ from opendino.data.cache import decide as decide_cache
 from opendino.data.dataset_probe import probe_dataset
 from opendino.data.decode import working_area_px
 from opendino.data.labels import relabel
-from opendino.data.open_source import absolute, open_source
+from opendino.data.open_source import absolute
 from opendino.engine import batch_size_finder, precision, sizing, threads
 from opendino.engine.activation_checkpointing import checkpoint_activations
 from opendino.engine.run_folder import STARTUP_FILES
@@ -48,10 +48,13 @@ def resolve_config(config: Config, device: torch.device) -> tuple[Config, Source
         UserError: The images cannot be trained on, or settings contradict each other.
     """
     config = absolute_paths(config)
-    source = images(config)
+    files = configs.open_images(config, config.data)
+    config, found = configs.resolve_intensity(config, files)
+    source = relabel(files, config.labels, config.seed)
     workers, why_workers = sizing.workers(config.workers, device)
     probe = probe_dataset(source, config.max_bad_frac, workers=workers)
     config, convolutional, reasons = _network(config, probe.short_side_px, device)
+    reasons = found + reasons
     epochs, why_epochs = _epochs(config, len(source), probe.short_side_px if convolutional else None)
     reasons.append(f"epochs = {epochs:.3g}: {why_epochs}")
     seen = math.inf if config.steps else epochs * len(source)
@@ -147,7 +150,7 @@ def _epochs(config: Config, num_images: int, small_px: int | None) -> tuple[floa
 
 def images(config: Config) -> Source:
     """Open the run's images, with the fraction of labels that `config.labels` allows."""
-    return relabel(open_source(config.data), config.labels, config.seed)
+    return relabel(configs.open_images(config, config.data), config.labels, config.seed)
 
 
 def check_classes(method: Method, spec: ViewSpec, source: Source) -> None:

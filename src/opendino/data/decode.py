@@ -19,10 +19,13 @@ from opendino.data.readers.stacks import Reading
 # fmt: off
 SUFFIXES = frozenset({
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm",
-    ".pnm", ".jp2", ".j2k", ".jpx", ".avif", ".tga",
+    ".pnm", ".jp2", ".j2k", ".jpx", ".avif", ".tga", ".npy", ".npz", ".dcm", ".dicom",
 })
 # fmt: on
 """Suffixes of image files, in lower case."""
+
+ARRAY_SUFFIXES = frozenset({".npy", ".npz"})
+"""Those that hold other things than images as often; in shards they are never images."""
 
 _MAX_ELONGATION = 2  # longer side of an image at working size, in units of sqrt(max_area_px)
 

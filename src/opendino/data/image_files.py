@@ -14,7 +14,7 @@ from opendino.core import log
 from opendino.core.contracts import Source
 from opendino.core.errors import BadImage, UsageError, UserError
 from opendino.data import readers
-from opendino.data.intensity import Intensity, to_rgb
+from opendino.data.intensity import Range, range_of, to_rgb
 from opendino.data.readers.decoded_image import RGB, DecodedImage, from_array
 from opendino.data.readers.stacks import Reading
 
@@ -28,10 +28,10 @@ class ImageFiles(Source, abc.ABC):
     Attributes:
         source: The files.
         reading: What pages are, and which channels to keep.
-        intensity: Range of the set; None before the survey and for "per-image".
+        intensity: Range of the set. Until the survey it is "full".
     """
 
-    def __init__(self, source: Source, reading: Reading, intensity: Intensity | None) -> None:
+    def __init__(self, source: Source, reading: Reading, intensity: Range) -> None:
         self.source, self.reading, self.intensity = source, reading, intensity
         self.classes = source.classes
 
@@ -50,7 +50,7 @@ class ImageFiles(Source, abc.ABC):
             BadImage: It cannot be read, or has neither 1 nor 3 channels.
         """
         image = self.image(index)
-        return to_rgb(image, self.intensity or Intensity.of_image(image)) if isinstance(image, DecodedImage) else image
+        return to_rgb(image, range_of(image, self.intensity)) if isinstance(image, DecodedImage) else image
 
     def checksum(self, index: int) -> int:
         """Checksum of the files' content and of how they are read."""
@@ -60,9 +60,7 @@ class ImageFiles(Source, abc.ABC):
     def _checksum(self, index: int) -> int: ...
 
 
-def image_files(
-    source: Source, reading: Reading, channel_files: str = "", intensity: Intensity | None = None
-) -> ImageFiles:
+def image_files(source: Source, reading: Reading, channel_files: str = "", intensity: Range = "full") -> ImageFiles:
     """The images of a source.
 
     Args:
@@ -86,7 +84,7 @@ def image_files(
 class WholeFiles(ImageFiles):
     """An image per file."""
 
-    def __init__(self, source: Source, reading: Reading, intensity: Intensity | None = None) -> None:
+    def __init__(self, source: Source, reading: Reading, intensity: Range = "full") -> None:
         super().__init__(source, reading, intensity)
         self.shard_sizes = source.shard_sizes
 
@@ -107,7 +105,7 @@ class WholeFiles(ImageFiles):
 
     def checksum(self, index: int) -> int:
         """The file's own checksum if that is all there is to say."""
-        plain = self.reading == Reading() and self.intensity in (None, Intensity((0.0,), (255.0,)))
+        plain = self.reading == Reading() and self.intensity == "full"
         return self._checksum(index) if plain else super().checksum(index)
 
     def _checksum(self, index: int) -> int:
@@ -125,7 +123,7 @@ class PageImages(ImageFiles):
     The image of page n of a file has the key "FILE#n" and the file's label.
     """
 
-    def __init__(self, source: Source, reading: Reading, intensity: Intensity | None = None) -> None:
+    def __init__(self, source: Source, reading: Reading, intensity: Range = "full") -> None:
         super().__init__(source, reading, intensity)
         self._pages = [(file, page) for file in range(len(source)) for page in range(self._count(file))]
 
@@ -171,7 +169,7 @@ class ChannelFiles(ImageFiles):
         intensity: Range of the set.
     """
 
-    def __init__(self, source: Source, reading: Reading, pattern: str, intensity: Intensity | None = None) -> None:
+    def __init__(self, source: Source, reading: Reading, pattern: str, intensity: Range = "full") -> None:
         super().__init__(source, reading, intensity)
         groups, unmatched = _grouped(source, pattern)
         if not groups:

@@ -7,16 +7,18 @@ own values.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 
 from opendino.core.contracts import Source
 from opendino.core.errors import BadImage, UserError
 from opendino.data import readers
+from opendino.data.dataset_probe import sample_indices
 from opendino.data.image_files import ImageFiles
-from opendino.data.intensity import Intensity, parse, read_csv
+from opendino.data.intensity import Intensity, Range, parse, read_csv
 from opendino.data.readers.decoded_image import RGB, DecodedImage, from_array
 from opendino.data.readers.stacks import StackQuestion
 
@@ -57,8 +59,8 @@ class Survey:
     others: tuple[tuple[str, str], ...]
     notes: tuple[str, ...]
 
-    def intensity(self, setting: Sequence[str]) -> tuple[Intensity | None, str]:
-        """The range of the set, and the reason; None for "per-image".
+    def intensity(self, setting: Sequence[str | float]) -> tuple[Range, str]:
+        """The range of the set, and the reason.
 
         Args:
             setting: auto, full, per-image, LOW HIGH (of all channels or of each), or a .csv file.
@@ -75,30 +77,35 @@ class Survey:
                     "Give LOW HIGH once, or once for each channel",
                 )
             return chosen, "as configured"
-        if chosen == "per-image":
-            return None, "each image by its own smallest and largest value, as configured"
-        if chosen == "full":
-            return Intensity(self.value_range[:1], self.value_range[1:]), "the full range of the sample type"
+        if chosen in ("full", "per-image"):
+            return cast(Range, chosen), "as configured"
         if chosen != "auto":
             return read_csv(chosen, self.channels), f"from {chosen}"
         return self._auto()
 
-    def _auto(self) -> tuple[Intensity, str]:
+    def _auto(self) -> tuple[Range, str]:
         if self.photographs:
-            return Intensity((0.0,), (255.0,)), "8-bit photographs"
+            return "full", "8-bit photographs"
         spread = max(high - low for low, high in zip(self.low, self.high, strict=True))
         if self.dtype == "uint8" and self.value_range == (0, 255) and spread >= _USES_ITS_RANGE:
-            return Intensity((0.0,), (255.0,)), "8-bit images that use their range"
+            return "full", "8-bit images that use their range"
         low, high = self.low, self.high
         if self.channels == RGB:  # one range for the three, or colors would change
             low, high = (min(low),) * 3, (max(high),) * 3
-        high = tuple(
-            top if top > bottom else bottom + max(1.0, abs(bottom)) for bottom, top in zip(low, high, strict=True)
-        )
-        return Intensity(low, high), f"0.1 to 99.9 % of the values of {self.num_images:,} images"
+        return Intensity(low, self._above(high)), f"0.1 to 99.9 % of the values of {self.num_images:,} images"
 
-    def mean_and_std(self, intensity: Intensity) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    def _above(self, high: tuple[float, ...]) -> tuple[float, ...]:
+        """The upper bounds, raised where they are not above the lower ones."""
+        return tuple(
+            top if top > bottom else bottom + max(1.0, abs(bottom)) for bottom, top in zip(self.low, high, strict=True)
+        )
+
+    def mean_and_std(self, intensity: Range) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation of each channel for normalization, of values mapped to [0, 1]."""
+        if intensity == "per-image":
+            intensity = Intensity(self.low, self._above(self.high))
+        elif intensity == "full":
+            intensity = Intensity(self.value_range[:1], self.value_range[1:])
         low, high = (np.resize(np.array(bound), len(self.channels)) for bound in (intensity.low, intensity.high))
         mapped = ((self.pixels - low) / (high - low)).clip(0, 1)
         missing = np.isnan(mapped)
@@ -118,6 +125,15 @@ class Survey:
         return lines + list(self.notes)
 
 
+def has_only_photographs(source: ImageFiles, num: int = 32) -> bool:
+    """Whether the readable images of a small sample are 8-bit photographs; none of them is decoded.
+
+    Raises:
+        UserError: A file has pages without a known meaning: the message names the flags.
+    """
+    return not any(isinstance(image, DecodedImage) for _, image in _images(source, sample_indices(source, num)))
+
+
 def survey(source: ImageFiles, num: int = NUM_IMAGES, seed: int = 0) -> Survey:
     """Read a uniform sample of a set.
 
@@ -132,22 +148,37 @@ def survey(source: ImageFiles, num: int = NUM_IMAGES, seed: int = 0) -> Survey:
     rng = np.random.Generator(np.random.Philox(key=[seed, 1]))
     found: list[tuple[str, DecodedImage]] = []  # with a sample of their pixels, [1 N C]
     others: list[tuple[str, str]] = []
-    for index in _sample(source, num, rng):
-        key = source.key(index)
-        try:
-            image = source.image(index)
-            if not isinstance(image, DecodedImage):
+    for key, image in _images(source, _sample(source, num, rng), others):
+        if not isinstance(image, DecodedImage):
+            try:
                 image = readers.read(image, source.reading) if isinstance(image, bytes) else from_array(image, RGB)
-            found.append((key, _thinned(image, rng)))
-        except StackQuestion as error:
-            raise UserError(f"{key}: {str(error).partition('? ')[0]}?", str(error).partition("? ")[2]) from None
-        except BadImage as error:
-            others.append((key, str(error)))
+            except BadImage as error:
+                others.append((key, str(error)))
+                continue
+        found.append((key, _thinned(image, rng)))
     if not found:
         raise UserError(
             f"None of {len(others)} images can be read, e.g. {others[0][0]}: {others[0][1]}", "Convert them"
         )
     return _summary(found, others)
+
+
+def _images(
+    source: ImageFiles, indices: Sequence[int], others: list[tuple[str, str]] | None = None
+) -> Iterator[tuple[str, DecodedImage | bytes | np.ndarray]]:
+    """Keys and images; those that cannot be read are added to `others` with the reason."""
+    for index in indices:
+        key = source.key(index)
+        try:
+            image = source.image(index)
+        except StackQuestion as error:
+            found, _, choices = str(error).partition("? ")
+            raise UserError(f"{key}: {found}?", choices) from None
+        except BadImage as error:
+            if others is not None:
+                others.append((key, str(error)))
+        else:
+            yield key, image
 
 
 def _sample(source: Source, num: int, rng: np.random.Generator) -> list[int]:

@@ -7,7 +7,7 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -52,6 +52,22 @@ class Intensity:
         if low >= 0 and high <= 1:
             low, high = 0.0, 1.0
         return Intensity((low,), (high if high > low else low + max(1.0, abs(low)),))
+
+    @staticmethod
+    def full(image: DecodedImage) -> Intensity:
+        """The range of the sample type: (0, 4095) for 12 bits, (0, 1) for floating point.
+
+        Raises:
+            BadImage: Floating-point values beyond 0 to 1: they have no full range.
+        """
+        if image.pixels.dtype.kind == "f" and image.value_range == (0, 1):
+            found = Intensity.of_file(image)
+            if found != Intensity((0.0,), (1.0,)):
+                low, high = found.low[0], found.high[0]
+                raise BadImage(
+                    f"floating-point values from {low:g} to {high:g} have no full range: --intensity LOW HIGH"
+                )
+        return Intensity(image.value_range[:1], image.value_range[1:])
 
     @staticmethod
     def of_image(image: DecodedImage) -> Intensity:
@@ -128,6 +144,21 @@ class Intensity:
         if image.nodata is not None:
             mapped[image.nodata] = 0
         return mapped
+
+
+Range = Intensity | Literal["full", "per-image"]
+"""How the values of a set become pixels."""
+
+
+def range_of(image: DecodedImage, intensity: Range) -> Intensity:
+    """The range to map an image by: that of the set, of its sample type ("full"), or its own ("per-image").
+
+    Raises:
+        BadImage: It has no full range.
+    """
+    if isinstance(intensity, Intensity):
+        return intensity
+    return Intensity.full(image) if intensity == "full" else Intensity.of_image(image)
 
 
 def to_rgb(image: DecodedImage, intensity: Intensity | None = None) -> np.ndarray:

@@ -79,7 +79,7 @@ def turn(image: Image.Image) -> Image.Transpose | None:
 
 
 def may_be_deep(data: bytes) -> bool:
-    """Whether a file may be gray with more than 8 bits: a PNG of 16 bits, or a format whose depth is not in its head."""
+    """Whether a file may be gray with more than 8 bits; only its header is read."""
     if data[:8] == b"\x89PNG\r\n\x1a\n":
         return data[24:26] == b"\x10\0"  # 16 bits, gray
     if data.startswith((b"P5", b"Pf", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")):  # PGM, PFM, JPEG 2000
@@ -139,8 +139,6 @@ def _bad_images(data: bytes, max_pixels: int) -> Iterator[None]:
         pixels = re.search(r"(\d+) pixels", str(error))
         num = int(pixels[1]) if pixels else max_pixels + 1
         raise BadImage(too_large(f"{num:,}", num, max_pixels)) from None
-    except KeyError:  # a TIFF with a compression that Pillow does not know
-        raise BadImage(unsupported.kind_of(data) or "damaged") from None
     except Exception as error:  # Pillow's parsers raise many kinds of errors for damaged files
         raise BadImage(one_line(error)) from error
 
@@ -169,7 +167,7 @@ _num_inside = 0
 
 @contextlib.contextmanager
 def quiet(max_pixels: int = limits.MAX_PIXELS) -> Iterator[None]:
-    """Silence the libraries and set Pillow's size limit while any thread is in this context; then restore both.
+    """Silence libraries and set Pillow's size limit while any thread is in this context; then restore both.
 
     Threads are counted, because `catch_warnings` restores the wrong filters when contexts of several threads overlap.
     """

@@ -24,7 +24,7 @@ _COMPRESSIONS = {
     32946: "zlib", 33003: "JPEG 2000", 33005: "JPEG 2000", 34712: "JPEG 2000", 34925: "LZMA", 34933: "PNG",
     50000: "Zstandard", 50001: "WebP",
 }  # fmt: skip
-_JPEG, _ZLIB, _PACKBITS, _WITH_HEADER = 7, (8, 32946), 32773, (33003, 33005, 34712, 34933, 50001)
+_OLD_JPEG, _JPEG, _ZLIB, _PACKBITS, _WITH_HEADER = 6, 7, (8, 32946), 32773, (33003, 33005, 34712, 34933, 50001)
 _GDAL_NODATA = 42113
 _MAX_PACKBITS = 2**20  # bytes of a strip; tifffile's own decoder, used without imagecodecs, needs 500 bytes for each
 _HAS_IMAGECODECS = tifffile.tifffile.imagecodecs.__name__ == "imagecodecs"
@@ -35,10 +35,12 @@ def is_photograph(page: TiffPage) -> bool:
     bits, samples, extra = page.bitspersample, page.samplesperpixel, tuple(map(int, page.extrasamples))
     if bits not in (1, 2, 4, 8) or page.sampleformat != 1 or page.imagedepth != 1 or _GDAL_NODATA in page.tags:
         return False
+    if int(page.compression) not in (*_COMPRESSIONS, _OLD_JPEG):
+        return False
     if samples > 1 and (page.planarconfig != 1 or bits != 8):
         return False
     color = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3}.get(int(page.photometric))
-    if color is None or (page.photometric == 6 and page.is_subsampled and page.compression not in (6, 7)):
+    if color is None or (page.photometric == 6 and page.is_subsampled and page.compression not in (_OLD_JPEG, _JPEG)):
         return False
     return samples == color or (samples == color + 1 and extra in ((1,), (2,)) and page.photometric in (0, 1, 2))
 
