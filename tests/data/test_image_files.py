@@ -216,7 +216,7 @@ def test_a_stack_is_a_question_at_the_start() -> None:
     stack = Files({"a.tif": tiff(np.stack([gray(0)] * 5))})
     with pytest.raises(UserError) as caught:
         survey(image_files(stack, Reading()))
-    assert caught.value.message == "a.tif: 5 pages of 12×12, 1 channel (0 gray), 16 bit: channels, or slices?"
+    assert caught.value.message == "a.tif: 5 pages of 12×12, 1 channel (0 gray), 16 bit: channels, or slices"
     assert caught.value.hint == "Choose --stack channels, max, mean, images, or a page from 0 to 4"
     with pytest.raises(UserError, match="None of 1 images can be read"):
         survey(image_files(Files({"a.tif": b""}), Reading()))

@@ -173,7 +173,7 @@ def _images(
             image = source.image(index)
         except StackQuestion as error:
             found, _, choices = str(error).partition("? ")
-            raise UserError(f"{key}: {found}?", choices) from None
+            raise UserError(f"{key}: {found}", choices) from None
         except BadImage as error:
             if others is not None:
                 others.append((key, str(error)))
