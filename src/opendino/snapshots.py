@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
+import msgspec
 import torch
 from torch import Tensor, nn
 
@@ -18,6 +19,7 @@ from opendino.core.types import ViewSpec
 from opendino.data import fingerprint
 from opendino.engine import checkpoint
 from opendino.models import load
+from opendino.models.image_reading import ImageReading
 
 
 def restore(path: Path, method: Method, optimizer: torch.optim.Optimizer, source: Source) -> dict[str, Any]:
@@ -75,7 +77,7 @@ def prepare_write(
         load.save_backbone(
             folder,
             {name: cast(Backbone, networks[name]["backbone"]) for name in method.product},
-            preprocessing=load.preprocessing(spec.groups[0].size_px, spec.mean, spec.std),
+            preprocessing=load.preprocessing(spec.groups[0].size_px, spec.mean, spec.std) | _image_reading(config),
             extra={"method": configs.method_name(config), "data": config.data, "step": state["step"]},
             classifier=cast(nn.Linear | None, networks[method.product[0]].get("classifier")),
             classes=method.classes or classes,
@@ -83,3 +85,15 @@ def prepare_write(
         checkpoint.save(folder, tensors, state, config.keep_checkpoints)
 
     return write
+
+
+def _image_reading(config: Config) -> dict[str, Any]:
+    """The field `images` of the preprocessing; none for 8-bit photographs, which need no other reading."""
+    first = config.intensity[0]
+    reading = ImageReading(
+        tuple(map(str, config.channels)),
+        config.stack,
+        config.channel_files or "",
+        first if first in ("full", "per-image") else cast(tuple[float, ...], config.intensity),
+    )
+    return {} if reading == ImageReading() else {"images": msgspec.to_builtins(reading)}

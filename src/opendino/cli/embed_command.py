@@ -17,7 +17,6 @@ from opendino.cli import Outcome, flags
 from opendino.core import distributed
 from opendino.core.errors import UsageError, UserError
 from opendino.core.ranges import Batch, Checked, Workers
-from opendino.data.open_source import open_source
 from opendino.embeddings import embed_images, table_files
 from opendino.embeddings import resumable_parts as parts
 from opendino.engine import parallel
@@ -66,7 +65,8 @@ def run(args: list[str]) -> Outcome | None:
     table_files.check(out, config.patches)
     parts.check(out, config.overwrite)
     with parallel.process_group(config.device) as device:
-        model, source = load(config.model, config.which).to(device), open_source(config.data)
+        model = load(config.model, config.which).to(device)
+        source = model.reading.open_images(config.data)
         origin = embed_images.table_origin(model, source, name=config.model, which=config.which, data=config.data)
         with _resumable():
             done = parts.write(
@@ -104,7 +104,8 @@ def _update_lance(config: Config, began: float) -> Outcome:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError("A .lance table is written by one process", "Run the command without torchrun")
     out = config.out if "://" in config.out else str(Path(config.out).expanduser())
-    model, source = load(config.model, config.which).to(distributed.device(config.device)), open_source(config.data)
+    model = load(config.model, config.which).to(distributed.device(config.device))
+    source = model.reading.open_images(config.data)
     with _resumable():
         done = lance_table.update(
             out,

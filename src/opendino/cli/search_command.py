@@ -16,10 +16,10 @@ from opendino.core.contracts import Source
 from opendino.core.errors import BadImage, UsageError, UserError
 from opendino.core.ranges import Checked, Count
 from opendino.data.decode import decode
-from opendino.data.open_source import open_source
 from opendino.data.source_files import exists
 from opendino.embeddings.embedding_table import check_model, left_out
 from opendino.embeddings.open_table import open_table
+from opendino.models.image_reading import ImageReading
 from opendino.models.load import load
 from opendino.visualize.drawing import tile_grid
 from opendino.visualize.drawing.tile_grid import Tile
@@ -75,25 +75,27 @@ def run(args: list[str]) -> Outcome:
         ]
         lines += [f"  {hit['score']:7.4f}  {hit['path']}" for hit in search["results"]]
     if sheet:
-        tile_grid.Sheet(_tiles(searches, table.about["data"])).save(sheet)
+        tile_grid.Sheet(_tiles(searches, table.about["data"], model.reading)).save(sheet)
         lines.append(f"→ {config.sheet}")
     fields = {"table": config.table, "exact": found.exact, "left_out": found.left_out, "sheet": config.sheet}
     return Outcome("\n".join(lines), {**(searches[0] if len(searches) == 1 else {"searches": searches}), **fields})
 
 
-def _tiles(searches: list[dict], data: str) -> list[list[Tile | None]]:
+def _tiles(searches: list[dict], data: str, reading: ImageReading) -> list[list[Tile | None]]:
     """One row per query: the query, then its results."""
     wanted = {hit["path"] for search in searches for hit in search["results"]}
     try:
         if not exists(data) and not data.startswith("toy:"):  # the path comes from the table: never download it
             raise UserError(f"The images are no longer at {data}")
-        source = open_source(data)
+        source = reading.open_images(data)
         index_of = {key: index for index in range(len(source)) if (key := source.key(index)) in wanted}
     except UserError:  # the images were moved: draw empty tiles
         source, index_of = None, {}
     rows = []
     for search in searches:
-        query = Image.fromarray(decode(Path(search["query"]).expanduser().read_bytes(), (2 * _THUMBNAIL_PX) ** 2))
+        query = Image.fromarray(
+            reading.decode(Path(search["query"]).expanduser().read_bytes(), (2 * _THUMBNAIL_PX) ** 2)
+        )
         tiles: list[Tile | None] = [
             Tile(tile_grid.square(query, _THUMBNAIL_PX), f"query\n{Path(search['query']).name}")
         ]

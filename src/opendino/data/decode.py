@@ -11,7 +11,7 @@ from PIL import Image
 from opendino.core.errors import BadImage
 from opendino.core.types import ViewSpec
 from opendino.data import readers
-from opendino.data.intensity import Intensity, to_rgb
+from opendino.data.intensity import Range, to_rgb
 from opendino.data.readers import photograph
 from opendino.data.readers.limits import MAX_PIXELS
 from opendino.data.readers.stacks import Reading
@@ -35,7 +35,7 @@ def decode(
     max_area_px: int | None = None,
     max_pixels: int = MAX_PIXELS,
     reading: Reading | None = None,
-    intensity: Intensity | None = None,
+    intensity: Range | None = None,
 ) -> np.ndarray:
     """Decode an image, turn it upright, and shrink it to working size; images are never enlarged.
 
@@ -139,7 +139,7 @@ def apply_exif_orientation(image: Image.Image) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def _rgb(image: Image.Image, intensity: Intensity | None = None) -> Image.Image:
+def _rgb(image: Image.Image, intensity: Range | None = None) -> Image.Image:
     """Convert an image of any mode to RGB; gray of more than 8 bits by the range of the set."""
     if photograph.is_deep(image):
         return Image.fromarray(to_rgb(photograph.deep_gray(image), intensity))

@@ -14,7 +14,7 @@ from opendino.core import log
 from opendino.core.contracts import Source
 from opendino.core.errors import BadImage, UsageError, UserError
 from opendino.data import readers
-from opendino.data.intensity import Range, range_of, to_rgb
+from opendino.data.intensity import Range, to_rgb
 from opendino.data.readers.decoded_image import RGB, DecodedImage, from_array
 from opendino.data.readers.stacks import Reading
 
@@ -50,7 +50,7 @@ class ImageFiles(Source, abc.ABC):
             BadImage: It cannot be read, or has neither 1 nor 3 channels.
         """
         image = self.image(index)
-        return to_rgb(image, range_of(image, self.intensity)) if isinstance(image, DecodedImage) else image
+        return to_rgb(image, self.intensity) if isinstance(image, DecodedImage) else image
 
     def checksum(self, index: int) -> int:
         """Checksum of the files' content and of how they are read."""

@@ -161,7 +161,7 @@ def range_of(image: DecodedImage, intensity: Range) -> Intensity:
     return Intensity.full(image) if intensity == "full" else Intensity.of_image(image)
 
 
-def to_rgb(image: DecodedImage, intensity: Intensity | None = None) -> np.ndarray:
+def to_rgb(image: DecodedImage, intensity: Range | None = None) -> np.ndarray:
     """An image as uint8 `[H W 3]`: one channel becomes gray, three become red, green and blue.
 
     Args:
@@ -175,7 +175,8 @@ def to_rgb(image: DecodedImage, intensity: Intensity | None = None) -> np.ndarra
     if channels not in (1, 3):
         names = ", ".join(name if name == str(i) else f"{i} {name}" for i, name in enumerate(image.channels[:12]))
         raise BadImage(f"{channels} channels ({names}): choose 3 or 1 of them, e.g. --channels 0 1 2"[:240])
-    pixels = (intensity or Intensity.of_file(image)).to_uint8(image)
+    used = Intensity.of_file(image) if intensity is None else range_of(image, intensity)
+    pixels = used.to_uint8(image)
     return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
 
 
