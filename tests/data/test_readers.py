@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import resource
@@ -111,8 +112,47 @@ def test_other_bombs() -> None:
         start = io.BytesIO()
         np.save(start, np.zeros((8, 8), np.uint8))
         assert reads(start.getvalue().replace(b"(8, 8), }" + b" " * (len(claim) - 6), claim + b", }")), claim
-    deep = readers_table.tiff(np.zeros((200, 64, 64), np.uint16), photometric="minisblack")
-    assert "cut it into tiles" in reads(deep * 1, Reading("channels")) or reads(deep, Reading("channels")) == ""
+    deep = readers_table.tiff(np.zeros((700, 64, 64), np.uint16), photometric="minisblack")
+    assert "cut it into tiles" in reads(deep, Reading("channels"))
+    assert reads(deep, Reading("699")) == "", "one page is small"
+
+
+OME = (
+    '<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"><Image ID="Image:0">'
+    '<Pixels ID="Pixels:0" DimensionOrder="XYZCT" Type="uint16" SizeX="8" SizeY="8" '
+    'SizeZ="{z}" SizeC="{c}" SizeT="{t}">'
+    '<Channel ID="Channel:0:0" SamplesPerPixel="1"/><TiffData/></Pixels>'
+    "</Image></OME>"
+)
+
+
+@pytest.mark.parametrize(
+    "description",
+    [
+        OME.format(z=10**9, c=1, t=1), OME.format(z=3000, c=3000, t=3000), OME.format(z=9000, c=1, t=1),
+        "ImageJ=1.54\nimages=1000000000\nslices=1000000000\n", "ImageJ=1.54\nimages=900\nchannels=30\nslices=30\n",
+        '{"shape": [1000000000, 8, 8]}',
+        '{"shape": [4, 8, 8], "axes": "CYX"}', '{"shape": [-1, 8, 8]}', "OME>", "<OME></OME>",
+        "ImageJ=1.54\nimages=-5\n", '{"shape": [64], "axes": "Q"}', '{"shape": [8, 8], "axes": "ZC"}',
+    ],
+)  # fmt: skip
+def test_descriptions_that_lie(description: str) -> None:
+    """A claim of many planes is refused, or ignored if the file has what its tags say."""
+    page = np.arange(64, dtype=np.uint16).reshape(8, 8)
+    data = readers_table.tiff(page, photometric="minisblack", description=description)
+    for stack in ("ask", "channels", "max", "0", "1", "images"):
+        if not reads(data, Reading(stack)):
+            assert np.array_equal(readers.read(data, Reading(stack)).pixels[..., 0], page)
+    with contextlib.suppress(BadImage):
+        assert readers.count(data) <= 10_000
+
+
+def test_arrays_that_lie_about_the_number_of_images() -> None:
+    file = io.BytesIO()
+    np.save(file, np.zeros((4, 8, 8), np.uint8))
+    assert readers.count(file.getvalue()) == 4
+    with pytest.raises(BadImage, match="99,999 pages"):
+        readers.count(file.getvalue().replace(b"(4, 8, 8), }    ", b"(99999, 8, 8), }"))
 
 
 def test_a_number_of_pages_beyond_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:

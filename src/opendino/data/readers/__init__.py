@@ -9,7 +9,7 @@ import importlib
 
 from opendino.core.errors import BadImage
 from opendino.data.readers.decoded_image import DecodedImage
-from opendino.data.readers.limits import MAX_PIXELS, one_line
+from opendino.data.readers.limits import MAX_PAGES, MAX_PIXELS, one_line
 from opendino.data.readers.stacks import Reading
 
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -98,7 +98,10 @@ def count(data: bytes) -> int:
         return 1
     reader = importlib.import_module(f"opendino.data.readers.{kind}")
     try:
-        return reader.count(data)
+        num = reader.count(data)
+        if not 1 <= num <= MAX_PAGES:
+            raise BadImage(f"{num:,} pages; 1 to {MAX_PAGES:,} are read")
+        return num
     except BadImage as error:
         raise type(error)(one_line(error)) from error
     except Exception as error:

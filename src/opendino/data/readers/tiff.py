@@ -105,6 +105,7 @@ def _pages(file: TiffFile) -> list[TiffPage]:
 
 def _series(file: TiffFile) -> list[Any]:
     """The images of a file, each with the pages that belong together; without thumbnails, masks and smaller copies."""
+    tiff_checks.check_ome(file)
     # tifffile takes any smaller page for a smaller copy; it is one only if the file says so.
     levels = [level for series in file.series for level in series.levels]
     return [level for level in levels if not int(level.keyframe.subfiletype) & _AUXILIARY] or levels[:1]
@@ -129,14 +130,15 @@ def _read_series(
     tiff_checks.check_kind(first)
     axes, sizes = _stack_axes(series)
     num_channels = math.prod(size for axis, size in zip(series.axes, series.shape, strict=True) if axis in "CS")
-    used = num_channels * (math.prod(sizes) if page is None else 1)
+    numbers = _page_numbers(series)
+    used = num_channels * (1 if page is not None and numbers is not None else math.prod(sizes))
     check_size(first.imagelength, first.imagewidth, used * np.dtype(first.dtype).itemsize, max_pixels)
     names = tiff_names.channel_names(file, first, num_channels)
     if sizes and page is None and reading.stack in ("ask", "images"):
         size, bits = f"{first.imagewidth}×{first.imagelength}", first.bitspersample
         raise question(axes, sizes, size, f"{describe(names)}, {bits} bit")
     tiff_checks.check_segments(series, file.filehandle)
-    planes = _planes(series, page)  # [N H W C]
+    planes = _planes(series, page, numbers)  # [N H W C]
     nodata = _nodata(first)
     planes, value_range, nodata = _brightness(first, planes, nodata)
     if first.photometric == _PALETTE:
@@ -146,24 +148,29 @@ def _read_series(
     return from_array(pixels, names, value_range, nodata).select(reading)
 
 
-def _planes(series: Any, page: int | None) -> np.ndarray:
-    """The values of a series, or of one of its pages, `[N H W C]`."""
-    axes, shape = series.axes, series.shape
+def _page_numbers(series: Any) -> np.ndarray | None:
+    """Which pages of the file hold each plane, int `[planes, channels]`; None if pages do not divide into planes."""
+    lead = len(series.shape) - len(series.keyframe.shape)
+    axes, shape = series.axes[:lead], series.shape[:lead]
+    if series.axes[lead:] != series.keyframe.axes or len(series.pages) != math.prod(shape):
+        return None
+    order = sorted(range(lead), key=lambda axis: axes[axis] in "CS")  # planes first, then channels
+    return np.arange(len(series.pages)).reshape(shape).transpose(order).reshape(_num_planes(series), -1)
+
+
+def _planes(series: Any, page: int | None, numbers: np.ndarray | None) -> np.ndarray:
+    """The values of a series, or of one of its planes, `[N H W C]`."""
+    if page is not None and numbers is not None:
+        axes = "C" + series.keyframe.axes
+        values = np.stack([series.pages[number].asarray(maxworkers=1) for number in numbers[page]])
+    else:
+        axes, values = series.axes, series.asarray(maxworkers=1).reshape(series.shape)
     outer = [i for i, axis in enumerate(axes) if axis not in "YXCS"]
     inner = [i for i, axis in enumerate(axes) if axis in "CS"]
-    num = math.prod(shape[i] for i in outer)
-    single = len(series.pages) == num and not any(axes[i] in "C" for i in inner)  # each page is one plane
-    if page is not None and single and num > 1:
-        values = series.pages[page].asarray(maxworkers=1)
-        keep = [axis for i, axis in enumerate(axes) if i not in outer]
-        order = [keep.index("Y"), keep.index("X"), *[keep.index(axes[i]) for i in inner]]
-        values = values.reshape([shape[axes.index(axis)] for axis in keep]).transpose(order)
-        return values.reshape(1, values.shape[0], values.shape[1], -1)
-    values = series.asarray(maxworkers=1).reshape(shape)
     values = values.transpose([*outer, axes.index("Y"), axes.index("X"), *inner])
-    height, width = shape[axes.index("Y")], shape[axes.index("X")]
-    values = values.reshape(num, height, width, -1)
-    return values if page is None else values[page : page + 1]
+    height, width = values.shape[len(outer) : len(outer) + 2]
+    values = values.reshape(math.prod(values.shape[: len(outer)]), height, width, -1)
+    return values if page is None or numbers is not None else values[page : page + 1]
 
 
 def _brightness(

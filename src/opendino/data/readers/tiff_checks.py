@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import zlib
 from typing import Any
 
 import numpy as np
 import tifffile
 from PIL import Image
-from tifffile import TiffPage
+from tifffile import TiffFile, TiffPage
 
 from opendino.core.errors import BadImage
-from opendino.data.readers.limits import MAX_PIXELS, check_size
+from opendino.data.readers.limits import MAX_PAGES, MAX_PIXELS, check_size
 
 _PHOTOMETRIC = {
     4: "a transparency mask", 5: "CMYK or inks", 6: "YCbCr", 8: "CIELab", 9: "ICCLab", 10: "ITULab",
@@ -26,6 +27,7 @@ _COMPRESSIONS = {
 }  # fmt: skip
 _OLD_JPEG, _JPEG, _ZLIB, _PACKBITS, _WITH_HEADER = 6, 7, (8, 32946), 32773, (33003, 33005, 34712, 34933, 50001)
 _GDAL_NODATA = 42113
+_MAX_XML = 2**22
 _MAX_PACKBITS = 2**20  # bytes of a strip; tifffile's own decoder, used without imagecodecs, needs 500 bytes for each
 _HAS_IMAGECODECS = tifffile.tifffile.imagecodecs.__name__ == "imagecodecs"
 
@@ -76,6 +78,21 @@ def check_kind(page: TiffPage) -> None:
         raise BadImage(f"a TIFF that says RGB and has {samples} samples: damaged")
     if page.imagedepth != 1:
         raise BadImage(f"a TIFF volume of depth {page.imagedepth}: save each slice as a page")
+
+
+def check_ome(file: TiffFile) -> None:
+    """Check the number of planes that OME-XML claims, before tifffile makes a list of them.
+
+    Raises:
+        BadImage: More than `MAX_PAGES`, or not XML.
+    """
+    if not file.is_ome:
+        return
+    sizes = re.findall(r"""<(?:\w+:)?Pixels\b[^>]*""", (file.ome_metadata or "")[:_MAX_XML])
+    for pixels in sizes:
+        found = {name: int(size) for name, size in re.findall(r"""Size([CZT])\s*=\s*["'](\d{1,12})["']""", pixels)}
+        if math.prod(found.values()) > MAX_PAGES:
+            raise BadImage(f"{math.prod(found.values()):,} planes by its OME-XML, more than {MAX_PAGES:,}")
 
 
 def check_segments(series: Any, file: Any) -> None:
