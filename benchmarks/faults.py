@@ -44,7 +44,7 @@ import opendino.training  # noqa: F401
 from opendino import config as configs
 from opendino.cli import main as opendino_main
 from opendino.config import Config
-from opendino.data import decode
+from opendino.data.readers import limits, photograph
 from opendino.engine import checkpoint
 from opendino.engine.run_monitor import RunMonitor
 from opendino.recipes import demo
@@ -657,7 +657,7 @@ def decoders(home: Path, reference: dict[str, TrackedRun], times: int) -> Iterat
     def broken() -> None:
         from opendino.data import cache
 
-        decode.MAX_SECONDS = 2.0
+        limits.MAX_SECONDS = 2.0
         true = cache.decode
 
         def treacherous(data: Any, area: int | None) -> Any:
@@ -738,7 +738,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="also write the JSON document here")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    decode._formats()  # imports a dozen modules, once and not in every process
+    photograph._formats()  # imports a dozen modules, once and not in every process
     began, found = time.monotonic(), []
     where = f"{machine()}, {time.strftime('%Y-%m-%d')}"
     pairs = f" --pair-kills {args.pair_kills}" if args.pair_kills else ""

@@ -23,7 +23,7 @@ _MAX_LISTED = 5
 
 
 class ImageFiles(Source, abc.ABC):
-    """Images made of the files of another source.
+    """Images that combine the files of another source.
 
     Attributes:
         source: The files.
