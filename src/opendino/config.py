@@ -193,7 +193,8 @@ def resolve_intensity(config: Config, files: ImageFiles) -> tuple[Config, list[s
     files.intensity, why = found.intensity(config.intensity)
     words = files.intensity.to_words() if isinstance(files.intensity, Intensity) else (files.intensity,)
     reasons = [f"intensity = {' '.join(f'{word:g}' if isinstance(word, float) else word for word in words)}: {why}"]
-    if (config.mean, config.std) == (IMAGENET_MEAN, IMAGENET_STD) and not config.init:
+    usual = (config.mean, config.std) == (IMAGENET_MEAN, IMAGENET_STD)
+    if usual and not config.init and not found.photographs:
         mean, std = (values * (3 // len(values)) for values in found.mean_and_std(files.intensity))
         config = replace(config, mean=mean, std=std)
         reasons.append(f"mean = {' '.join(map(str, mean))}, std = {' '.join(map(str, std))}: of the images surveyed")

@@ -18,6 +18,8 @@ import numpy as np
 import pytest
 import tifffile
 from tests.data import readers_table
+from tests.data.tiff_variants import tiff
+from tests.data.variants import Variant, result
 
 from opendino.core.errors import BadImage
 from opendino.data import readers
@@ -35,18 +37,18 @@ def test_the_table_is_large_enough() -> None:
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
-def test_equal_to_the_reference_or_refused(variant: readers_table.Variant) -> None:
+def test_equal_to_the_reference_or_refused(variant: Variant) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        outcome = readers_table.result(variant)
+        outcome = result(variant)
     assert outcome.startswith("refused" if isinstance(variant.expected, str) else "equal"), outcome
 
 
 def test_the_table_notices_a_difference() -> None:
     right = next(variant for variant in VARIANTS if variant.name == "tiff u2 < 1 channels")
-    wrong = readers_table.Variant("x", right.data, right.expected + 1)
-    assert readers_table.result(wrong) == "WRONG: other values"
-    assert readers_table.result(readers_table.Variant("x", right.data, "a reason")).startswith("WRONG: read")
+    wrong = Variant("x", right.data, right.expected + 1)
+    assert result(wrong) == "WRONG: other values"
+    assert result(Variant("x", right.data, "a reason")).startswith("WRONG: read")
 
 
 def reads(data: bytes, reading: Reading | None = None) -> str:
@@ -84,7 +86,7 @@ def test_damaged_files_give_pixels_or_a_reason(caplog: pytest.LogCaptureFixture)
 
 
 def test_a_zlib_strip_does_not_unpack_to_more_than_its_part(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = readers_table.tiff(np.zeros((20, 20), np.uint16), photometric="minisblack", compression="zlib")
+    whole = tiff(np.zeros((20, 20), np.uint16), photometric="minisblack", compression="zlib")
     bomb = zlib.compress(bytes(400 * 2**20))
     changed = bytearray(whole) + bomb
     for code, value in ((273, len(whole)), (279, len(bomb))):
@@ -112,7 +114,7 @@ def test_other_bombs() -> None:
         start = io.BytesIO()
         np.save(start, np.zeros((8, 8), np.uint8))
         assert reads(start.getvalue().replace(b"(8, 8), }" + b" " * (len(claim) - 6), claim + b", }")), claim
-    deep = readers_table.tiff(np.zeros((700, 64, 64), np.uint16), photometric="minisblack")
+    deep = tiff(np.zeros((700, 64, 64), np.uint16), photometric="minisblack")
     assert "cut it into tiles" in reads(deep, Reading("channels"))
     assert reads(deep, Reading("699")) == "", "one page is small"
 
@@ -139,7 +141,7 @@ OME = (
 def test_descriptions_that_lie(description: str) -> None:
     """A claim of many planes is refused, or ignored if the file has what its tags say."""
     page = np.arange(64, dtype=np.uint16).reshape(8, 8)
-    data = readers_table.tiff(page, photometric="minisblack", description=description)
+    data = tiff(page, photometric="minisblack", description=description)
     for stack in ("ask", "channels", "max", "0", "1", "images"):
         if not reads(data, Reading(stack)):
             assert np.array_equal(readers.read(data, Reading(stack)).pixels[..., 0], page)
@@ -156,7 +158,7 @@ def test_arrays_that_lie_about_the_number_of_images() -> None:
 
 
 def test_a_number_of_pages_beyond_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    pages = readers_table.tiff(np.zeros((9, 8, 8), np.uint16), photometric="minisblack")
+    pages = tiff(np.zeros((9, 8, 8), np.uint16), photometric="minisblack")
     assert count(pages) == 9
     monkeypatch.setattr("opendino.data.readers.tiff.MAX_PAGES", 8)
     assert "more than 8 pages" in reads(pages, Reading("max"))
@@ -165,7 +167,7 @@ def test_a_number_of_pages_beyond_the_limit(monkeypatch: pytest.MonkeyPatch) -> 
 def test_missing_pixels_are_left_out_of_projections() -> None:
     pages = np.full((3, 6, 8), 7.0, np.float32)
     pages[0, 0], pages[1, 1], pages[:, 2] = -9999, np.nan, -9999
-    data = readers_table.tiff(pages, photometric="minisblack", extratags=[(42113, 2, 0, "-9999", True)])
+    data = tiff(pages, photometric="minisblack", extratags=[(42113, 2, 0, "-9999", True)])
     for stack in ("mean", "max"):
         image = readers.read(data, Reading(stack))
         assert (image.pixels[0] == 7).all()
@@ -194,7 +196,7 @@ def test_a_library_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(__import__("sys").modules, "pydicom", None)
     assert 'pip install "opendino[medical]"' in reads(next(v.data for v in VARIANTS if v.name.startswith("dicom 12")))
     monkeypatch.setattr(tiff_checks, "_HAS_IMAGECODECS", False)
-    packed = readers_table.tiff(np.zeros((20, 20), np.uint16), photometric="minisblack", compression="lzw")
+    packed = tiff(np.zeros((20, 20), np.uint16), photometric="minisblack", compression="lzw")
     assert 'compressed by LZW needs imagecodecs: pip install "opendino[science]"' in reads(packed)
 
 

@@ -105,3 +105,29 @@ def test_the_description_of_a_model_is_checked() -> None:
 def test_one_file_is_not_an_image_of_a_file_per_channel() -> None:
     with pytest.raises(BadImage, match="give the folder"):
         ImageReading(channel_files="{id}_{channel}.tif", intensity=(0.0, 1.0)).decode(b"")
+
+
+def test_stacks_and_files_per_channel_in_a_run(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for number in range(9):
+        pages = rng.integers(0, 1000, (4, 24, 24)).astype(np.uint16)
+        (tmp_path / "stacks").mkdir(exist_ok=True)
+        (tmp_path / "files").mkdir(exist_ok=True)
+        tifffile.imwrite(tmp_path / f"stacks/{number}.tif", pages, photometric="minisblack", metadata=None)
+        for channel in range(3):
+            tifffile.imwrite(tmp_path / f"files/{number}_w{channel}.tif", pages[channel], photometric="minisblack")
+    with pytest.raises(UserError, match=r"0\.tif: 4 pages of 24×24.*Choose --stack channels, max, mean, images"):
+        resolve.resolve_config(small(tmp_path / "stacks"), CPU)
+    _, largest = resolve.resolve_config(small(tmp_path / "stacks", stack="max"), CPU)
+    _, first = resolve.resolve_config(small(tmp_path / "stacks", stack="0"), CPU)
+    _, pages = resolve.resolve_config(small(tmp_path / "stacks", stack="images"), CPU)
+    assert (len(largest), len(first), len(pages)) == (9, 9, 36)
+    assert np.asarray(largest.read(0)).mean() > np.asarray(first.read(0)).mean() + 30
+    chosen = {"stack": "channels", "channels": (3, 0, 1)}
+    config, colored = resolve.resolve_config(small(tmp_path / "stacks", **chosen), CPU)
+    assert len(config.intensity) == 6 and np.asarray(colored.read(0)).std(2).mean() > 10
+    pattern = "{id}_w{channel}.tif"
+    config, joined = resolve.resolve_config(small(tmp_path / "files", channel_files=pattern), CPU)
+    assert len(joined) == 9 and joined.key(2) == "2" and config.channel_files == pattern
+    stored = configs.from_tree(configs.to_tree(config))
+    assert stored == config and np.array_equal(resolve.images(stored).read(4), joined.read(4))
