@@ -191,8 +191,10 @@ def resolve_intensity(config: Config, files: ImageFiles) -> tuple[Config, list[s
             "Choose some of them, e.g. --channels 0 1 2",
         )
     files.intensity, why = found.intensity(config.intensity)
+    words: tuple[float | str, ...]
     words = files.intensity.to_words() if isinstance(files.intensity, Intensity) else (files.intensity,)
-    reasons = [f"intensity = {' '.join(f'{word:g}' if isinstance(word, float) else word for word in words)}: {why}"]
+    shown_words = " ".join(f"{word:g}" if isinstance(word, float) else str(word) for word in words)
+    reasons = [f"intensity = {shown_words}: {why}"]
     usual = (config.mean, config.std) == (IMAGENET_MEAN, IMAGENET_STD)
     if usual and not config.init and not found.photographs:
         mean, std = (values * (3 // len(values)) for values in found.mean_and_std(files.intensity))

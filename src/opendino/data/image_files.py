@@ -32,7 +32,8 @@ class ImageFiles(Source, abc.ABC):
     """
 
     def __init__(self, source: Source, reading: Reading, intensity: Range) -> None:
-        self.source, self.reading, self.intensity = source, reading, intensity
+        self.source, self.reading = source, reading
+        self.intensity: Range = intensity
         self.classes = source.classes
 
     @abc.abstractmethod

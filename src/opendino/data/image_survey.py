@@ -188,7 +188,7 @@ def _sample(source: Source, num: int, rng: np.random.Generator) -> list[int]:
         return sorted(rng.permutation(len(source))[:num].tolist())
     starts = np.cumsum(sizes) - sizes
     shards = np.sort(rng.permutation(len(sizes))[:_MAX_SHARDS])
-    inside = np.concatenate([starts[shard] + np.arange(sizes[shard]) for shard in shards])
+    inside = np.concatenate([starts[shard] + np.arange(int(sizes[shard])) for shard in shards])
     return sorted(rng.permutation(inside)[:num].tolist())
 
 

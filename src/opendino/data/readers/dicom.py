@@ -88,7 +88,8 @@ def _value(dataset: Any, name: str, default: Any) -> Any:
 
 def _frames(dataset: Any, page: int | None, frames: int) -> np.ndarray:
     """The stored values of one frame or of all, color as RGB, `[N H W C]`."""
-    from pydicom.pixels import apply_color_lut, pixel_array
+    from pydicom.pixels.processing import apply_color_lut
+    from pydicom.pixels.utils import pixel_array
 
     values = pixel_array(dataset, index=page) if frames > 1 and page is not None else pixel_array(dataset)
     if _value(dataset, "PhotometricInterpretation", "") == "PALETTE COLOR":
@@ -101,7 +102,7 @@ def _frames(dataset: Any, page: int | None, frames: int) -> np.ndarray:
 
 def _rescaled(dataset: Any, values: np.ndarray, inverted: bool) -> tuple[np.ndarray, tuple[float, float]]:
     """Values in the units of the modality, larger is brighter; and their range."""
-    from pydicom.pixels import apply_modality_lut
+    from pydicom.pixels.processing import apply_modality_lut
 
     if values.dtype.kind == "f":
         low, high = 0.0, 1.0

@@ -40,7 +40,7 @@ def read(data: bytes, reading: Reading, max_pixels: int) -> DecodedImage:
         found = ", ".join(f"{name:.20} {list(array.shape)} {array.dtype}" for name, array in [*arrays.items()][:4])
         raise BadImage(f"a .npz of several arrays ({found}): save `[H W]` arrays of one type and size, one per channel")
     first = next(iter(arrays.values()))
-    check_size(*first.shape, first.itemsize * len(arrays), max_pixels)
+    check_size(first.shape[0], first.shape[1], first.itemsize * len(arrays), max_pixels)
     return from_array(np.stack([*arrays.values()], -1), tuple(map(clean_name, arrays))).select(reading)
 
 

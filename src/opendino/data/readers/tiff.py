@@ -241,7 +241,7 @@ def _reason(error: Exception) -> str:
 @contextlib.contextmanager
 def _opened(data: bytes) -> Iterator[TiffFile]:
     """Open a TIFF; every error inside the context becomes a `BadImage`."""
-    options = {f"is_{name}": False for name in _IGNORED}
+    options: dict[str, Any] = {f"is_{name}": False for name in _IGNORED}
     with photograph.quiet():  # what matters is checked here
         try:
             with TiffFile(TimeLimitedFile(data), _multifile=False, **options) as file:

@@ -16,6 +16,13 @@ from tifffile import TiffFile, TiffPage
 from opendino.core.errors import BadImage
 from opendino.data.readers.limits import MAX_PAGES, MAX_PIXELS, check_size
 
+try:
+    import imagecodecs  # noqa: F401 - tifffile uses it; its own decoders have no limits
+except ImportError:
+    _HAS_IMAGECODECS = False
+else:
+    _HAS_IMAGECODECS = True
+
 _PHOTOMETRIC = {
     4: "a transparency mask", 5: "CMYK or inks", 6: "YCbCr", 8: "CIELab", 9: "ICCLab", 10: "ITULab",
     32803: "the color mosaic of a camera (CFA)", 32844: "LogL", 32845: "LogLuv", 34892: "raw data of a camera",
@@ -29,7 +36,6 @@ _OLD_JPEG, _JPEG, _ZLIB, _PACKBITS, _WITH_HEADER = 6, 7, (8, 32946), 32773, (330
 _GDAL_NODATA = 42113
 _MAX_XML = 2**22
 _MAX_PACKBITS = 2**20  # bytes of a strip; tifffile's own decoder, used without imagecodecs, needs 500 bytes for each
-_HAS_IMAGECODECS = tifffile.tifffile.imagecodecs.__name__ == "imagecodecs"
 
 
 def is_photograph(page: TiffPage) -> bool:
