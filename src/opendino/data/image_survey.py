@@ -118,7 +118,8 @@ class Survey:
         ranges = ", ".join(
             f"{name} {low:g} to {high:g}" for name, low, high in zip(self.channels, self.low, self.high, strict=True)
         )
-        lines = [f"{self.num_images:,} images surveyed: {len(self.channels)} channels of {self.dtype} ({ranges})"]
+        many = "1 channel" if len(self.channels) == 1 else f"{len(self.channels)} channels"
+        lines = [f"{self.num_images:,} images surveyed: {many} of {self.dtype} ({ranges})"]
         if self.others:
             key, reason = self.others[0]
             lines.append(f"{len(self.others):,} of them differ and are left out, e.g. {key}: {reason}")
