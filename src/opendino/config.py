@@ -32,6 +32,7 @@ from opendino.core.ranges import (  # fmt: skip
     shown,
 )
 from opendino.core.types import IMAGENET_MEAN, IMAGENET_STD, Facts, ViewSpec
+from opendino.data import intensity
 from opendino.data.cache import Cache
 from opendino.engine import optim
 from opendino.engine.parallel import Parallel
@@ -42,6 +43,11 @@ Sizes = tuple[Annotated[int, Meta(ge=0, le=65_536)], ...]
 Option = (
     Annotated[int, Meta(ge=-65_536, le=65_536)] | Annotated[float, Meta(ge=-65_536, le=65_536)] | bool | str | Sizes
 )
+
+
+ChannelNumber = Annotated[int, Meta(ge=0, le=9999)]
+Bound = Annotated[float, Meta(ge=-3.4e38, le=3.4e38)]
+STACKS = "ask, channels, max, mean, images, or the number of a page"
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,16 @@ class Config(Checked):
     """Labeled images for the k-NN accuracy during training; default: part of DATA, if it has class folders."""
     labels: str = "all"
     """Labels to use: all, 10% (of each class), or a CSV of path,class. Self-supervised methods: only for k-NN."""
+    channels: tuple[ChannelNumber | str, ...] = ()
+    """Channels to use, by number from 0 or by name, in this order, e.g. 0 2 4; default: all."""
+    stack: Annotated[str, Meta(pattern=r"^(ask|channels|max|mean|images|[0-9]{1,5})$", description=STACKS)] = "ask"
+    """Several pages or slices in a file: channels, max, mean, images (one of each), or the number of a page.
+    ask: stop and show what was found."""
+    channel_files: str | None = None
+    """File names if each channel is a file of its own, e.g. "{id}_w{channel}.tif"."""
+    intensity: tuple[Bound | str, ...] = ("auto",)
+    """Values that become black and white: LOW HIGH, full, per-image or a .csv of channel,low,high.
+    auto: from the values of the whole set; 8-bit photographs stay as they are."""
     out: str | None = None
     """Run folder to create; default: runs/NAME-DATE."""
     init: str | None = None
@@ -132,6 +148,7 @@ class Config(Checked):
             raise UsageError(f"method is {shown(self.method)}", "Use a method's Config, e.g. methods.dino.Config()")
         if self.epochs is not None and self.steps is not None:
             raise UsageError(f"epochs={shown(self.epochs)} and steps={self.steps} were both given", "Give one of them")
+        intensity.parse(self.intensity)
         if self.resume and self.out is None:
             raise UsageError("--resume needs a run folder", "Add --out runs/NAME")
 

@@ -9,14 +9,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from opendino import features
+from opendino import features, run_images
 from opendino.config import ResolvedConfig
 from opendino.core import distributed, log
 from opendino.core.accuracy import BALANCED, Accuracy, chance_of_difference, standard_error
 from opendino.core.contracts import Backbone, Method
 from opendino.core.types import ViewSpec
 from opendino.data.cache import DecodedImages
-from opendino.data.open_source import open_source
 from opendino.evals.knn import true_class_ranks
 from opendino.evals.label_free import effective_rank
 from opendino.features import eval_crops
@@ -45,7 +44,7 @@ class OnlineEval:
         self._init = config.init
         settings = [config.eval_images, config.knn_k, config.val, spec.groups[0].size_px, spec.mean, spec.std]
         self._settings_checksum = {"settings": float(zlib.crc32(repr(settings).encode()))}
-        val = DecodedImages(open_source(config.val), images.max_area_px) if config.val else None
+        val = DecodedImages(run_images.open_images(config, config.val), images.max_area_px) if config.val else None
         self._set = eval_crops.make(images, val, config.eval_images, spec.groups[0].size_px, config.workers)
         self.origin = self._set.origin
         # A method that trains on labels has seen those of the training images, so only held-out ones are a test.

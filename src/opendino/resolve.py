@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from opendino import config as configs
+from opendino import run_images
 from opendino.config import Config, ResolvedConfig
 from opendino.core import auto_values, compilation, distributed, log, ranges, registry
 from opendino.core.contracts import Backbone, Method, Source
@@ -21,7 +22,7 @@ from opendino.data.cache import decide as decide_cache
 from opendino.data.dataset_probe import probe_dataset
 from opendino.data.decode import working_area_px
 from opendino.data.labels import relabel
-from opendino.data.open_source import absolute, open_source
+from opendino.data.open_source import absolute
 from opendino.engine import batch_size_finder, precision, sizing, threads
 from opendino.engine.activation_checkpointing import checkpoint_activations
 from opendino.models import build, load
@@ -45,10 +46,13 @@ def resolve_config(config: Config, device: torch.device) -> tuple[ResolvedConfig
         UserError: The images cannot be trained on, or settings contradict each other.
     """
     config = absolute_paths(config)
-    source = images(config)
+    files = run_images.open_images(config, config.data)
+    config, found = run_images.resolve_intensity(config, files)
+    source = relabel(files, config.labels, config.seed)
     workers, why_workers = sizing.workers(config.workers, device)
     probe = probe_dataset(source, config.max_bad_frac, workers=workers)
     config, facts, reasons = _method_and_network(config, source, probe.short_side_px, device)
+    reasons = found + reasons
     dtype, why_dtype = precision.choose(config.precision, device)
     compiling, why_compiling = compilation.choose(config.compile, device, facts.total_steps)
     spec = configs.views(config)
@@ -167,7 +171,7 @@ def _epochs(config: Config, num_images: int, small_px: int | None) -> tuple[floa
 
 def images(config: Config) -> Source:
     """Open the run's images, with the fraction of labels that `config.labels` allows."""
-    return relabel(open_source(config.data), config.labels, config.seed)
+    return relabel(run_images.open_images(config, config.data), config.labels, config.seed)
 
 
 def check_classes(method: Method, spec: ViewSpec, source: Source) -> None:

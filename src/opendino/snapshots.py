@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+import msgspec
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +21,7 @@ from opendino.core.types import ViewSpec
 from opendino.data import fingerprint
 from opendino.engine import checkpoint
 from opendino.models import load
+from opendino.models.image_reading import ImageReading
 
 
 @dataclass
@@ -100,7 +102,7 @@ def prepare_write(
         load.save_backbone(
             folder,
             {name: cast(Backbone, networks[name]["backbone"]) for name in method.product},
-            preprocessing=load.preprocessing(spec.groups[0].size_px, spec.mean, spec.std),
+            preprocessing=load.preprocessing(spec.groups[0].size_px, spec.mean, spec.std) | _image_reading(config),
             extra={"method": configs.method_name(config), "data": config.data, "step": state.step},
             classifier=cast(nn.Linear | None, networks[method.product[0]].get("classifier")),
             classes=method.classes or classes,
@@ -108,3 +110,15 @@ def prepare_write(
         checkpoint.save(folder, tensors, dataclasses.asdict(state), config.keep_checkpoints)
 
     return write
+
+
+def _image_reading(config: ResolvedConfig) -> dict[str, Any]:
+    """The field `images` of the preprocessing; none for 8-bit photographs, which need no other reading."""
+    first = config.intensity[0]
+    reading = ImageReading(
+        tuple(map(str, config.channels)),
+        config.stack,
+        config.channel_files or "",
+        first if first in ("full", "per-image") else cast(tuple[float, ...], config.intensity),
+    )
+    return {} if reading == ImageReading() else {"images": msgspec.to_builtins(reading)}

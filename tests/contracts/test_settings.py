@@ -31,6 +31,7 @@ from opendino.core.types import Augment, Facts
 from opendino.data import cache, loader, workers
 from opendino.data.cache import DecodedImages
 from opendino.data.decode import working_area_px
+from opendino.data.open_source import open_source
 from opendino.engine import activation_checkpointing, launch, optim, parallel, sizing, throughput
 from opendino.methods import byol, dino, distill, mean_teacher
 from opendino.models import load
@@ -93,9 +94,9 @@ RUN: dict[str, Any] = {
 """Seen in what a run leaves: setting → another value, or (another value, what else both runs have)."""
 APART = {
     "device", "devices", "parallel", "sync_batch_norm", "activation_checkpointing", "compile", "workers", "threads",
-    "cache", "max_bad_frac", "max_nonfinite", "resume",
+    "cache", "max_bad_frac", "max_nonfinite", "resume", "channels", "stack", "channel_files", "intensity",
 }  # fmt: skip
-"""Shown by tests of their own below."""
+"""Shown by tests of their own below; how images are read, in tests/models/test_image_reading.py."""
 
 
 def names(part: Any, prefix: str) -> list[str]:
@@ -132,7 +133,7 @@ def teachers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         torch.manual_seed(seed)
         network = backbone("conv4", width=2)
         folder = tmp_path_factory.mktemp("models") / name
-        classes = tuple(resolve.open_source(TOY).classes)
+        classes = tuple(open_source(TOY).classes)
         load.save_backbone(
             folder, {"teacher": network}, preprocessing=load.preprocessing(16, (0.5,) * 3, (0.3,) * 3),
             classifier=torch.nn.Linear(network.embed_dim, len(classes)), classes=classes,

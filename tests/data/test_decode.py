@@ -12,12 +12,16 @@ import zlib
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from opendino.core.errors import BadImage
 from opendino.core.types import Augment, ViewGroup, ViewSpec
 from opendino.data import decode as module
 from opendino.data.decode import decode, working_area_px
+from opendino.data.intensity import Intensity
+from opendino.data.readers import photograph
+from opendino.data.readers.stacks import Reading, StackQuestion
 
 
 def encoded(image: Image.Image | np.ndarray, form: str = "PNG", **options: object) -> bytes:
@@ -110,8 +114,7 @@ def test_transparency_lies_on_white() -> None:
     ("values", "expected"),
     [
         (np.array([[0, 30000, 65535]], np.uint16), [0, 117, 255]),
-        (np.array([[0, 2048, 4000]], np.uint16), [0, 128, 249]),
-        (np.array([[0, 100, 255]], np.uint16), [0, 100, 255]),
+        (np.array([[0, 2048, 4000]], np.uint16), [0, 8, 16]),
         (np.array([[-100, 0, 100]], np.int32), [0, 128, 255]),
         (np.array([[0, 0.25, 1]], np.float32), [0, 64, 255]),
         (np.array([[-1e38, 0, 3e38]], np.float32), [0, 64, 255]),
@@ -120,18 +123,45 @@ def test_transparency_lies_on_white() -> None:
         (np.array([[np.nan, np.inf, np.nan]], np.float32), [0, 0, 0]),
     ],
 )
-def test_grays_of_other_depths(values: np.ndarray, expected: list[int]) -> None:
+def test_grays_of_other_depths_without_the_range_of_a_set(values: np.ndarray, expected: list[int]) -> None:
     close(decode(encoded(values, "TIFF"))[..., 0], np.array([expected]), 1)
     if values.dtype == np.uint16:
         close(decode(encoded(values, "PNG"))[..., 2], np.array([expected]), 1)
 
 
-def test_first_frame_and_first_page() -> None:
+def test_the_range_of_a_set_holds_for_every_file() -> None:
+    micrograph = np.linspace(100, 900, 40 * 30).astype(np.uint16).reshape(40, 30)
+    for form in ("PNG", "TIFF"):
+        data = encoded(micrograph, form)
+        assert decode(data).max() <= 4
+        bright = decode(data, intensity=Intensity((100,), (900,)))
+        close(bright[..., 0], (micrograph - 100) * (255 / 800), 0.51)
+        dim = decode(encoded(micrograph // 2, form), intensity=Intensity((0,), (900,)))
+        close(dim, decode(data, intensity=Intensity((0,), (900,))) / 2, 1)
+
+
+def test_the_channels_of_a_science_image() -> None:
+    bands = np.random.default_rng(0).integers(0, 65536, (20, 24, 12), np.uint16)
+    file = io.BytesIO()
+    tifffile.imwrite(file, bands, photometric="minisblack", planarconfig="contig")
+    with pytest.raises(BadImage, match=r"12 channels \(0, 1, .*--channels 0 1 2"):
+        decode(file.getvalue())
+    chosen = decode(file.getvalue(), reading=Reading(channels=("3", "2", "1")))
+    close(chosen, bands[..., [3, 2, 1]] / 257, 0.51)
+    assert decode(file.getvalue(), 100, reading=Reading(channels=("0",))).shape == (9, 10, 3)
+
+
+def test_first_frame_but_no_guess_about_pages() -> None:
     frames = [Image.new("RGB", (6, 4), color) for color in ("red", "blue", "lime")]
     for form in ("GIF", "TIFF", "WEBP", "PNG"):
         lossless = {"lossless": True} if form == "WEBP" else {}
         data = encoded(frames[0], form, save_all=True, append_images=frames[1:], **lossless)
-        close(decode(data), np.broadcast_to([255, 0, 0], (4, 6, 3)), 2)
+        if form == "TIFF":
+            with pytest.raises(StackQuestion, match="3 pages of 6×4"):
+                decode(data)
+            close(decode(data, reading=Reading("1")), np.broadcast_to([0, 0, 255], (4, 6, 3)), 0)
+        else:
+            close(decode(data), np.broadcast_to([255, 0, 0], (4, 6, 3)), 2)
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", None])
@@ -263,7 +293,7 @@ def test_warnings_of_pillow_are_kept_from_the_user_and_only_those() -> None:
         before = list(warnings.filters)
         decode(data)
         decode(corrupt)
-        with module._pillow_guarded():
+        with photograph.quiet():
             Image.open(io.BytesIO(png_claiming(12_000, 12_000))).close()
             warnings.warn("ours", UserWarning, stacklevel=1)
         assert warnings.filters == before
@@ -288,13 +318,13 @@ def test_threads_leave_nothing_behind() -> None:
     for thread in threads:
         thread.join()
     assert (list(warnings.filters), Image.MAX_IMAGE_PIXELS) == (before, limit)
-    assert module._num_inside == 0
+    assert photograph._num_inside == 0
 
 
 def test_a_process_forked_while_a_thread_decodes_can_decode() -> None:
     data = encoded(smooth(9, 9))
     child = multiprocessing.get_context("fork").Process(target=decode, args=(data,))
-    with module._pillow_guarded(), module._guard:
+    with photograph.quiet(), photograph._guard:
         child.start()
     child.join(20)
     assert child.exitcode == 0

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from opendino.cli import main
@@ -188,7 +189,7 @@ def test_tiles_are_parts_of_what_the_whole_image_shows(kind: str) -> None:
 
 
 def test_the_limit_of_pixels_can_be_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("opendino.data.decode.MAX_PIXELS", 1000)
+    monkeypatch.setattr("opendino.data.readers.limits.MAX_PIXELS", 1000)
     monkeypatch.setattr(shard_writer, "MAX_PIXELS", 1000)
     monkeypatch.setattr(shard_writer, "_TILED_PIXELS", 3000)
     (tmp_path / "in").mkdir()
@@ -217,3 +218,18 @@ def test_the_verb(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
         assert main(["pack", str(photos), "--out", f"{out}3", *words]) == 2, words
         assert len(capsys.readouterr().err.splitlines()) == 1
     assert not (tmp_path / "out3").exists()
+
+
+def test_images_of_science_are_packed_as_they_are(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    deep = np.linspace(0, 4000, 90 * 80, dtype=np.uint16).reshape(90, 80)
+    Image.fromarray(deep).save(tmp_path / "in/a.png")
+    tifffile.imwrite(tmp_path / "in/b.tif", np.stack([deep] * 5), photometric="minisblack")
+    tifffile.imwrite(tmp_path / "in/c.tif", np.stack([deep] * 5, -1), photometric="minisblack", planarconfig="contig")
+    np.save(tmp_path / "in/d.npy", deep)
+    shard_writer.pack(open_source(tmp_path / "in"), plan(tmp_path / "in", max_area_px=100), tmp_path / "out")
+    packed = open_source(tmp_path / "out")
+    assert {packed.read(i) for i in range(len(packed))} == {
+        (tmp_path / "in" / name).read_bytes() for name in ("a.png", "b.tif", "c.tif")
+    }
+    assert len(packed) == 3

@@ -51,20 +51,19 @@ def reason(data: bytes, **words: Any) -> str:
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        (tiff(5, 8), "a TIFF of 5 channels of 8 bits, which is not supported: save"),
-        (tiff(12, 16), "a TIFF of 12 channels of 16 bits, which is not supported: save"),
-        (tiff(1, 64, 3), "a TIFF of 1 channel of floating-point 64 bits, which is not supported: save"),
-        (tiff(3, 32, 3), "a TIFF of 3 channels of floating-point 32 bits, which is not supported: save"),
-        (tiff(3, 8, 1, 33005), "compressed by JPEG 2000 (Aperio), which is not supported: save"),
+        (tiff(5, 8), "5 channels (0, 1, 2, 3, 4): choose 3 or 1 of them"),
+        (tiff(12, 16), "12 channels (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11): choose"),
+        (tiff(1, 64, 6), "a TIFF of complex numbers: save real numbers"),
+        (tiff(1, 16, 1, 34887), "a TIFF compressed by LERC, which is not read: save it with LZW or zlib"),
+        (tiff(1, 40), "a TIFF of 40-bit unsigned samples, which are not read"),
         (b"ZISRAWFILE" + bytes(90), "Zeiss .czi, which is not supported: convert it to TIFF with Fiji"),
         (b"\xda\xce\xbe\x0a" + bytes(90), "Nikon .nd2, which is not supported: convert"),
-        (bytes(128) + b"DICM" + bytes(90), "DICOM, which is not supported: convert it to PNG"),
+        (bytes(128) + b"DICM" + bytes(90), "DICOM"),
         (b"\0\0\0\x18ftypheic" + bytes(90), "HEIC, which is not supported: convert it to JPEG or PNG"),
         (b"\0\0\0\x18ftypmp42" + bytes(90), "a video, which is not supported: write its frames"),
         (b"RIFF\0\0\0\0AVI " + bytes(90), "a video, which is not supported: write its frames"),
         (b"%PDF-1.7\n" + bytes(90), "a PDF, which is not supported: write its pages"),
         (b"8BPS\0\1" + bytes(90), "Photoshop"),
-        (b"\x93NUMPY\1\0" + bytes(90), "a NumPy file"),
         (b"PK\3\4" + bytes(90), "an archive, which is not supported: give"),
     ],
 )
@@ -72,9 +71,7 @@ def test_the_kind_of_file_and_what_to_do(data: bytes, said: str) -> None:
     assert said in reason(data)
 
 
-@pytest.mark.parametrize(
-    "data", [b"dear diary", bytes(500), b"\xff" * 500, b"II*\0\xff\xff\xff\xff", b"MM\0*", b"II+\0"]
-)
+@pytest.mark.parametrize("data", [b"dear diary", bytes(500), b"\xff" * 500])
 def test_unknown_bytes_get_no_advice(data: bytes) -> None:
     assert reason(data) == "not an image in a known format"
 
@@ -105,7 +102,7 @@ def test_too_many_pixels_name_the_options() -> None:
 
 def test_a_limit_above_the_usual_one_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     image = bad_images.encoded(Image.new("L", (301, 301)), "PNG")
-    monkeypatch.setattr("opendino.data.decode.MAX_PIXELS", 10_000)
+    monkeypatch.setattr("opendino.data.readers.limits.MAX_PIXELS", 10_000)
     assert "90,601 pixels" in reason(image, max_pixels=301 * 301 - 1)
     assert decode(image, max_pixels=301 * 301).shape == (301, 301, 3)
     assert "90,601 pixels" in reason(image, max_pixels=10_000), "Pillow's own limit is the usual one again"

@@ -22,6 +22,7 @@ from opendino.core.contracts import Source
 from opendino.core.errors import BadImage, UserError
 from opendino.data import decode, workers
 from opendino.data.cache import DecodedImages
+from opendino.data.readers import limits, photograph
 from opendino.data.workers import InFlightTracker, each, stream
 
 
@@ -61,8 +62,8 @@ def deaths_are_seen_soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    decode._formats()  # here, not within the time of each process's first image
-    monkeypatch.setattr(decode, "MAX_SECONDS", 1.0)
+    photograph._formats()  # here, not within the time of each process's first image
+    monkeypatch.setattr(limits, "MAX_SECONDS", 1.0)
 
 
 @pytest.mark.slow
@@ -143,14 +144,14 @@ class Right(Dataset):
 
 
 def test_without_processes_there_is_no_timer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decode, "MAX_SECONDS", 0.001)
+    monkeypatch.setattr(limits, "MAX_SECONDS", 0.001)
     with InFlightTracker().on(0):
         time.sleep(0.01)
     assert signal.getitimer(signal.ITIMER_REAL)[0] in (0, pytest.approx(600, abs=600)), "pytest's own, if any"
 
 
 def test_a_slow_decoder_that_reads_on_is_cut_off_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decode, "MAX_SECONDS", -1.0)
+    monkeypatch.setattr(limits, "MAX_SECONDS", -1.0)
     with pytest.raises(BadImage, match="not decoded within"):
         decode.decode(b"\x89PNG\r\n\x1a\n" + bytes(100))
 

@@ -22,7 +22,7 @@ from benchmarks.record import keep, machine
 from tests.faults import disks, inputs, kills, runs
 from tests.faults.runs import Row, TrackedRun, UndisturbedRuns
 
-from opendino.data import decode
+from opendino.data.readers import photograph
 
 PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
 FAULTS: dict[str, Callable[[Path, dict[str, TrackedRun], int], Iterator[Row]]] = {
@@ -67,7 +67,7 @@ def main() -> int:
     random.seed(0)
     runs.STEPS = args.steps
     torch.set_num_threads(1)
-    decode._formats()  # imports a dozen modules, once and not in every process
+    photograph._formats()  # imports a dozen modules, once and not in every process
     began, found = time.monotonic(), []
     where = f"{machine()}, {time.strftime('%Y-%m-%d')}"
     pairs = f" --pair-kills {args.pair_kills}" if args.pair_kills else ""

@@ -17,7 +17,8 @@ from tests.faults import runs
 from tests.faults.runs import IMAGES, Row, TrackedRun, differs, photos, unreadable
 
 from opendino import training
-from opendino.data import cache, decode
+from opendino.data import cache
+from opendino.data.readers import limits
 from opendino.engine import checkpoint
 
 
@@ -143,7 +144,7 @@ def decoders(home: Path, reference: dict[str, TrackedRun], times: int) -> Iterat
     hangs, crashes = ((folder / name).read_bytes() for name in ("3.png", "30.png"))
 
     def broken() -> None:
-        decode.MAX_SECONDS = 2.0
+        limits.MAX_SECONDS = 2.0
         true = cache.decode
 
         def hostile(data: Any, area: int | None) -> Any:

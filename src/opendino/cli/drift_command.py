@@ -71,7 +71,7 @@ def run(args: list[str]) -> Outcome:
     lines += [f"{'own':>6}{'cosine':>9}", *(f"{row['own']:>6.0%}{row['score']:>9.4f}  {row['path']}" for row in rows)]
     if sheet:
         tiles = [(row["path"], f"own {row['own']:.0%}  {row['score']:.3f}") for row in rows]
-        table_sheet.save(table_sheet.in_rows(tiles, _COLUMNS), tables[1].about["data"], sheet)
+        table_sheet.save(table_sheet.in_rows(tiles, _COLUMNS), tables[1].about, sheet)
         lines.append(f"→ {config.sheet}")
     fields = {
         "tables": [config.a, config.b], "images": [len(a), len(b)], "shared": num_shared, "k": config.k,

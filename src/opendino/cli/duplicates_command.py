@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -57,7 +57,7 @@ def run(args: list[str]) -> Outcome:
     cosines = cosine_distribution(vectors) if len(keys) > 1 else None
     threshold = config.threshold if config.threshold is not None else cosines.threshold if cosines else EQUAL
     found = sorted(near_duplicates(vectors, threshold), key=lambda group: (-len(group.indices), -max(group.similarity)))
-    groups, num_unread = _with_copies(found, keys, table.about["data"])
+    groups, num_unread = _with_copies(found, keys, table.about)
     num_redundant = sum(each["copy_of"] is not None for group in groups for each in group)
     sizes = Counter(len(group) for group in groups)
     fields = {
@@ -69,14 +69,16 @@ def run(args: list[str]) -> Outcome:
     }  # fmt: skip
     lines = [*_summary(fields, cosines), *_listed(groups)]
     if sheet and groups:
-        table_sheet.save(_tiles(groups), table.about["data"], sheet)
+        table_sheet.save(_tiles(groups), table.about, sheet)
         lines.append(f"→ {config.sheet}")
     return Outcome("\n".join(lines), fields)
 
 
-def _with_copies(found: Sequence[Group], keys: Sequence[str], data: str) -> tuple[list[list[dict[str, Any]]], int]:
+def _with_copies(
+    found: Sequence[Group], keys: Sequence[str], about: Mapping[str, Any]
+) -> tuple[list[list[dict[str, Any]]], int]:
     """The members of each group, with their cosine and the image they are a copy of; number of unreadable images."""
-    images = TableImages(data, (keys[row] for group in found for row in group.indices), pixel_copies.AREA_PX)
+    images = TableImages(about, (keys[row] for group in found for row in group.indices), pixel_copies.AREA_PX)
     groups, num_unread = [], 0
     with ThreadPoolExecutor(_THREADS) as pool:
         for group in found:

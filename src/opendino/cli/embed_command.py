@@ -18,7 +18,6 @@ from opendino.core import distributed
 from opendino.core.contracts import Source
 from opendino.core.errors import UsageError, UserError
 from opendino.core.ranges import Batch, Checked, Workers
-from opendino.data.open_source import open_source
 from opendino.embeddings import resumable_parts as parts
 from opendino.embeddings import table_files
 from opendino.embeddings.embed_images import Embedder, table_origin
@@ -68,7 +67,8 @@ def run(args: list[str]) -> Outcome | None:
     table_files.check(out, config.patches)
     parts.check(out, config.overwrite)
     with parallel.process_group(config.device) as device:
-        model, source = load(config.model, config.which).to(device), open_source(config.data)
+        model = load(config.model, config.which).to(device)
+        source = model.reading.open_images(config.data)
         with _resumable():
             done = parts.write(out, _embedder(config, model, source), overwrite=config.overwrite)
     if done is None:
@@ -96,7 +96,8 @@ def _update_lance(config: Config, began: float) -> Outcome:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError("A .lance table is written by one process", "Run the command without torchrun")
     out = config.out if "://" in config.out else str(Path(config.out).expanduser())
-    model, source = load(config.model, config.which).to(distributed.device(config.device)), open_source(config.data)
+    model = load(config.model, config.which).to(distributed.device(config.device))
+    source = model.reading.open_images(config.data)
     with _resumable():
         embedder = _embedder(config, model, source)
         done = lance_table.update(out, embedder, prune=config.prune, overwrite=config.overwrite)

@@ -77,7 +77,7 @@ def run(args: list[str]) -> Outcome:
         lines.append(f"all {len(rows):,} → {config.out}")
     if sheet:
         tiles = [(row["path"], f"{row['distance']:.3f}  lof {row['lof']:.2f}") for row in rows[: config.num]]
-        table_sheet.save(table_sheet.in_rows(tiles, _COLUMNS), table.about["data"], sheet)
+        table_sheet.save(table_sheet.in_rows(tiles, _COLUMNS), table.about, sheet)
         lines.append(f"→ {config.sheet}")
     fields = {
         "table": config.table, "images": len(keys), "k": config.k, "by": config.by, "outliers": rows[: config.num],

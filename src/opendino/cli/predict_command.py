@@ -17,7 +17,7 @@ from opendino.core import atomic_write, distributed
 from opendino.core.accuracy import baseline_text
 from opendino.core.errors import UserError
 from opendino.core.ranges import Batch, Checked, Workers
-from opendino.data.open_source import list_paths, open_source
+from opendino.data.open_source import list_paths
 from opendino.data.source_files import cell
 from opendino.features.feature_table import table
 from opendino.models.classifier import load_classifier
@@ -50,7 +50,7 @@ def run(args: list[str]) -> Outcome:
         raise UserError(f"There is no folder to write {config.out} into", "Create it, or choose another --out")
     device = distributed.device(config.device)
     model, classifier = load_classifier(config.folder)
-    source = open_source(config.data)
+    source = model.reading.open_images(config.data)
     found = table(model.to(device), source, classifier.tokens, batch=config.batch, workers=config.workers)
     if found.features.shape[1] != classifier.weight.shape[1]:
         raise UserError(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import tyro
@@ -14,10 +15,10 @@ from opendino.cli import Outcome, flags, table_sheet
 from opendino.core import distributed
 from opendino.core.errors import UsageError
 from opendino.core.ranges import Checked, Count
-from opendino.data.decode import decode
 from opendino.embeddings.embedding_table import check_model, left_out
 from opendino.embeddings.open_table import open_table
 from opendino.embeddings.table_images import TableImages
+from opendino.models.image_reading import ImageReading
 from opendino.models.load import load
 from opendino.visualize.drawing import tile_grid
 from opendino.visualize.drawing.tile_grid import Tile
@@ -71,19 +72,20 @@ def run(args: list[str]) -> Outcome:
         ]
         lines += [f"  {hit['score']:7.4f}  {hit['path']}" for hit in search["results"]]
     if sheet:
-        tile_grid.Sheet(_tiles(searches, table.about["data"])).save(sheet)
+        tile_grid.Sheet(_tiles(searches, table.about, model.reading)).save(sheet)
         lines.append(f"→ {config.sheet}")
     fields = {"table": config.table, "exact": found.exact, "left_out": found.left_out, "sheet": config.sheet}
     return Outcome("\n".join(lines), {**(searches[0] if len(searches) == 1 else {"searches": searches}), **fields})
 
 
-def _tiles(searches: list[dict], data: str) -> list[list[Tile | None]]:
+def _tiles(searches: list[dict], about: Mapping[str, Any], reading: ImageReading) -> list[list[Tile | None]]:
     """One row per query: the query, then its results."""
-    images = TableImages(data, (hit["path"] for search in searches for hit in search["results"]), table_sheet.AREA_PX)
+    keys = (hit["path"] for search in searches for hit in search["results"])
+    images = TableImages(about, keys, table_sheet.AREA_PX)
     rows = []
     for search in searches:
-        query = Image.fromarray(decode(Path(search["query"]).expanduser().read_bytes(), table_sheet.AREA_PX))
-        tiles: list[Tile | None] = [table_sheet.tile(query, f"query\n{Path(search['query']).name}")]
+        pixels = reading.decode(Path(search["query"]).expanduser().read_bytes(), table_sheet.AREA_PX)
+        tiles: list[Tile | None] = [table_sheet.tile(Image.fromarray(pixels), f"query\n{Path(search['query']).name}")]
         for hit in search["results"]:
             title = f"{hit['score']:.4f}\n{Path(hit['path']).name}"
             tiles.append(table_sheet.tile(images.read(hit["path"]), title))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -21,16 +22,16 @@ def tile(image: Image.Image | None, title: str) -> Tile:
     return Tile(tile_grid.square(image, SIDE_PX), title)
 
 
-def save(rows: Iterable[Iterable[tuple[str, str] | None]], data: str, out: Path) -> None:
+def save(rows: Iterable[Iterable[tuple[str, str] | None]], about: Mapping[str, Any], out: Path) -> None:
     """Draw rows of images of a table.
 
     Args:
         rows: For each tile the key of the image and the line above its file name; None leaves a gap.
-        data: DATA of the table.
+        about: Of the table, see `TableImages`.
         out: File to write, see `tile_grid.out`.
     """
     listed = [list(row) for row in rows]
-    images = TableImages(data, (each[0] for row in listed for each in row if each), AREA_PX)
+    images = TableImages(about, (each[0] for row in listed for each in row if each), AREA_PX)
 
     def drawn(key: str, text: str) -> Tile:
         return tile(images.read(key), f"{text}\n{Path(key).name}")

@@ -52,7 +52,7 @@ def probe_dataset(source: Source, max_bad_frac: float, num: int = 32, workers: i
         except BadImage as error:
             return source.key(index), str(error)
 
-    indices = _sample_indices(source, num)
+    indices = sample_indices(source, num)
     found = list(each(read_size, indices, images.in_flight, min(workers, 4)))  # the largest image takes a gigabyte
     bad = tuple((key, reason) for key, reason in found if isinstance(key, str) and isinstance(reason, str))
     sizes = np.array([size for size in found if isinstance(size[0], int)])
@@ -64,7 +64,9 @@ def probe_dataset(source: Source, max_bad_frac: float, num: int = 32, workers: i
     return DatasetProbe(int(np.median(sizes.min(1))), float(sizes.prod(1).mean()))
 
 
-def _sample_indices(source: Source, num: int) -> list[int]:
+def sample_indices(source: Source, num: int) -> list[int]:
+    """About `num` indices spaced evenly over a source; if it has shards, over four of them."""
+
     def evenly(count: int, num: int) -> np.ndarray:
         return np.unique(np.linspace(0, count - 1, num).round().astype(int))
 

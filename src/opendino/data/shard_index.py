@@ -21,11 +21,12 @@ from typing import Any, Literal
 import numpy as np
 
 from opendino.data import tar_headers
-from opendino.data.decode import SUFFIXES
+from opendino.data.decode import ARRAY_SUFFIXES, SUFFIXES
 from opendino.data.mmap_table import Columns, Names
-from opendino.data.source_files import class_order, is_hidden, is_image, printable
+from opendino.data.source_files import class_order, is_hidden, printable, suffix
 
-RULES = "1 " + " ".join(sorted(SUFFIXES))
+_IMAGES = SUFFIXES - ARRAY_SUFFIXES
+RULES = "1 " + " ".join(sorted(_IMAGES))
 """Identifies how `scan` finds images; an index saved with other rules is created again. Change the number if you change
 `scan`."""
 SPARSE = -1
@@ -102,7 +103,7 @@ def _scan(file: int, rule: NameRule) -> ShardIndex:
         if not parts:
             continue
         # `00017.jpg` is preferred to `00017.mask.png` as the image of sample 00017; 0 is not an image.
-        priority = 2 if f".{parts[2].lower()}" in SUFFIXES else 1 if is_image(member.name) else 0
+        priority = 2 if f".{parts[2].lower()}" in _IMAGES else 1 if suffix(member.name) in _IMAGES else 0
         if member.kind == "link":
             remarks[_LINK] += bool(priority)
             continue
@@ -141,7 +142,9 @@ _UNREADABLE = f"cannot be read: {tar_headers.SPARSE}"
 
 def _numbered(members: Sequence[tar_headers.Member]) -> bool:
     """Whether WebDataset's rule would lose images, and most images have only numbers after the first dot."""
-    images = [parts for member in members if is_image(member.name) and (parts := _FIRST_DOT.fullmatch(member.name))]
+    images = [
+        parts for member in members if suffix(member.name) in _IMAGES and (parts := _FIRST_DOT.fullmatch(member.name))
+    ]
     inner = [parts[2].rpartition(".")[0] for parts in images]
     numbers = sum(re.fullmatch(r"[0-9][0-9._-]*", each) is not None for each in inner)
     return len({parts[1] for parts in images}) < len(images) < 2 * numbers

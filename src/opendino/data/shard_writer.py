@@ -27,9 +27,11 @@ from PIL import Image
 from opendino.core import atomic_write, log
 from opendino.core.contracts import Source
 from opendino.core.errors import BadImage, UserError
-from opendino.data import fingerprint
+from opendino.data import fingerprint, readers
 from opendino.data import mmap_table as index
 from opendino.data.decode import MAX_PIXELS, decode, measure, tiles
+from opendino.data.readers import photograph
+from opendino.data.readers.stacks import StackQuestion
 from opendino.data.sampler import epoch_order
 from opendino.data.shard_index import read_index, scan, write_index
 from opendino.data.source_files import cell
@@ -215,12 +217,34 @@ def _encode_all(source: Source, plan: Plan, order: Any, first: int, workers: int
 def _contents(data: bytes | np.ndarray, plan: Plan) -> list[tuple[str, bytes, str, bool]]:
     """The files to write for an image: for each tile its name, bytes, suffix, and whether they are unchanged."""
     limit = plan.max_pixels or (_TILED_PIXELS if plan.tiles_px else MAX_PIXELS)
+    if isinstance(data, bytes) and (ending := _science_ending(data, limit)):
+        if plan.tiles_px:
+            raise BadImage("more than 8 bits or other channels than RGB: packed whole only, without --tiles")
+        return [("", data, ending, True)]
     form, size = measure(data, limit) if isinstance(data, bytes) else ("", (data.shape[1], data.shape[0]))
     with _large if size[0] * size[1] > MAX_PIXELS else contextlib.nullcontext():
         if plan.tiles_px and max(size) > plan.tiles_px:
             cut = tiles(data, plan.tiles_px, limit)
             return [(f"-{row:03d}-{column:03d}", *_encode(pixels, plan.format)) for row, column, pixels in cut]
         return [("", *_encode_whole(data, form, size, decode(data, plan.max_area_px, limit), plan))]
+
+
+def _science_ending(data: bytes, limit: int) -> str:
+    """The suffix of a file that is packed as it is, because 8-bit RGB would not hold its values; "" for a photograph.
+
+    Raises:
+        BadImage: It cannot be read, or is a NumPy array: shards hold those for other purposes.
+    """
+    kind = readers.kind_of(data)
+    if kind == "numpy_file":
+        raise BadImage("a NumPy array, which is no image in a shard: save it as TIFF")
+    try:
+        science = readers.read_science(data, None, limit) is not None
+    except StackQuestion:
+        science = True
+    if kind == "photograph" and data.startswith(b"\x89PNG") and photograph.may_be_deep(data):
+        return "png"
+    return {"tiff": "tif", "dicom": "dcm"}[kind] if science else ""
 
 
 def _encode(pixels: np.ndarray, into: Format) -> tuple[bytes, str, bool]:

@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from opendino.core import log
 from opendino.core.errors import BadImage, UserError
 from opendino.core.ranges import MOST_PROCESSES, cores
-from opendino.data import decode
+from opendino.data.readers import limits
 
 T = TypeVar("T")
 
@@ -50,7 +50,7 @@ class InFlightTracker:
 
     @contextlib.contextmanager
     def on(self, index: int) -> Iterator[None]:
-        """Context in which image `index` is read: the worker is ended if that takes longer than `decode.MAX_SECONDS`.
+        """Context in which image `index` is read: the worker is ended if that takes longer than `limits.MAX_SECONDS`.
 
         In the main process there is no timer, because SIGALRM would end the whole run.
 
@@ -64,7 +64,7 @@ class InFlightTracker:
             yield
             return
         self._current[worker.id] = index
-        signal.setitimer(signal.ITIMER_REAL, decode.MAX_SECONDS)  # SIGALRM has no handler: it ends the process
+        signal.setitimer(signal.ITIMER_REAL, limits.MAX_SECONDS)  # SIGALRM has no handler: it ends the process
         try:
             yield
         finally:
@@ -86,7 +86,7 @@ class InFlightTracker:
             name = signal.Signals(number).name if number in set(signal.Signals) else f"exit code {code}"
             causes.append(name)
             if index >= 0 and number == signal.SIGALRM:
-                self.fatal[index] = decode.too_slow()
+                self.fatal[index] = limits.too_slow()
             elif index >= 0 and number in (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT):
                 self.fatal[index] = f"its decoder crashed ({name})"
         return ", ".join(causes)

@@ -2,35 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
+import msgspec
 from PIL import Image
 
 from opendino.core.contracts import Source
 from opendino.core.errors import BadImage, UserError
 from opendino.data.decode import decode
-from opendino.data.open_source import open_source
 from opendino.data.source_files import exists
+from opendino.models.image_reading import ImageReading
 
 
 class TableImages:
     """Some images of a table, by their keys.
 
     Args:
-        data: DATA of the table. It comes from a file, so nothing is ever downloaded from there.
+        about: What the table says about itself, see `embed_images.table_origin`. Its "data" comes from a file, so
+            nothing is ever downloaded from there; images are read as the table's model reads them.
         keys: Keys of the images that will be read.
         max_area_px: Images are shrunk to at most this many pixels.
     """
 
-    def __init__(self, data: str, keys: Iterable[str], max_area_px: int) -> None:
+    def __init__(self, about: Mapping[str, Any], keys: Iterable[str], max_area_px: int) -> None:
         self._source: Source | None = None
+        data = about["data"]
         self._max_area_px, self._index = max_area_px, dict[str, int]()
         wanted = set(keys)
         if not exists(data) and not data.startswith("toy:"):
             return
         try:
-            self._source = source = open_source(data)
-        except UserError:  # the images were moved
+            reading = msgspec.convert(about["preprocessing"].get("images", {}), ImageReading)
+            self._source = source = reading.open_images(data)
+        except (UserError, msgspec.ValidationError):  # the images were moved, or the table was edited
             return
         self._index = {key: index for index in range(len(source)) if (key := source.key(index)) in wanted}
 

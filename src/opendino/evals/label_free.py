@@ -20,7 +20,6 @@ from opendino.core.contracts import Source
 from opendino.core.errors import UserError
 from opendino.core.ranges import Checked, OutOfRange, Seed, Workers
 from opendino.core.types import Augment, Report
-from opendino.data.open_source import open_source
 from opendino.data.sampler import permutation
 from opendino.features.feature_table import table
 from opendino.features.train_val_features import data_of
@@ -74,7 +73,7 @@ def evaluate(config: Config) -> Report:
     device = distributed.device(config.device)
     model = load(config.model, config.which)
     data = data_of(model, config.data, "Name the images: opendino eval label-free MODEL DATA")
-    source = open_source(data)
+    source = model.reading.open_images(data)
     indices = sorted(permutation(len(source), config.seed, 0)[: config.images].tolist())
     if len(indices) < 2:
         raise UserError(f"{data} has {len(source)} image", "Use a source with at least 2 images")

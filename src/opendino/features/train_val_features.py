@@ -9,7 +9,6 @@ from torch import Tensor
 
 from opendino.core.contracts import Source
 from opendino.core.errors import UserError
-from opendino.data.open_source import open_source
 from opendino.features.feature_table import FeatureTable, hold_out, table
 from opendino.features.image_stream import skipped_message
 from opendino.models.feature_tokens import Tokens
@@ -75,7 +74,7 @@ def train_val_features(
     """
 
     def read_features(data: str) -> tuple[Source, FeatureTable]:
-        source = open_source(data)
+        source = model.reading.open_images(data)
         if not source.classes:
             raise UserError(f"{data} names no classes", "Give folders named by their class, or a CSV of path,class")
         return source, table(model, source, tokens, batch=batch, workers=workers, dtype=dtype)

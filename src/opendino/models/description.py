@@ -12,6 +12,7 @@ from msgspec import Meta
 from opendino.core import ranges
 from opendino.core.errors import UserError
 from opendino.core.ranges import Count, CountOrZero, Mean, PixelSize, Std
+from opendino.models.image_reading import ImageReading
 from opendino.models.vit import SIZES
 
 DESCRIPTION = "backbone.json"
@@ -30,6 +31,7 @@ class Preprocessing(msgspec.Struct, forbid_unknown_fields=True):
     interpolation: Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
     mean: Mean
     std: Std
+    images: ImageReading = ImageReading()
 
 
 class _Network(msgspec.Struct):

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
 import numpy as np
 import torch
 from PIL import Image, ImageOps
@@ -22,6 +23,7 @@ from opendino.core.types import IMAGENET_MEAN, IMAGENET_STD, Features
 from opendino.data.decode import apply_exif_orientation, decode
 from opendino.models.build import build_on_meta, materialize
 from opendino.models.description import DESCRIPTION, NETWORKS, read_description
+from opendino.models.image_reading import ImageReading
 from opendino.models.weights import check_weights, load_foreign_weights, read_shapes, read_weights, write_weights
 
 T = TypeVar("T")
@@ -41,7 +43,8 @@ class Model:
 
     Attributes:
         backbone: The network, in eval mode.
-        preprocessing: Keys image_px, resize_px (pixels), interpolation, mean, std (per channel, pixels in [0, 1]).
+        preprocessing: Keys image_px, resize_px (pixels), interpolation, mean, std (per channel, pixels in [0, 1]);
+            images where they are not 8-bit photographs (`models.image_reading.ImageReading`).
         description: Content of backbone.json; empty for timm's own weights.
         classifier: Linear layer from features `[B D]` to logits `[B C]`; None unless loaded with `classifier=True`.
         classes: Class names; empty if unknown.
@@ -70,6 +73,11 @@ class Model:
             digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
         return digest.hexdigest()[:32]
 
+    @functools.cached_property
+    def reading(self) -> ImageReading:
+        """How the model's images are read: channels, pages, range of values."""
+        return msgspec.convert(self.preprocessing.get("images", {}), ImageReading)
+
     @property
     def trained_on(self) -> str | None:
         """DATA of the run that trained the model, None if unknown."""
@@ -84,7 +92,7 @@ class Model:
         Raises:
             UserError: The file is missing or is not a readable image.
         """
-        image = _open_image(image)
+        image = _open_image(image, self.reading)
         crop_px, short_px = self.preprocessing["image_px"], self.preprocessing["resize_px"]
         short = min(image.size)
         if max(image.size) > _MAX_ASPECT * short:  # avoid enlarging a very long image that is mostly cropped
@@ -145,12 +153,12 @@ def _as_list(images: Images) -> Sequence[ImageInput] | Tensor:
     return [images] if isinstance(images, Image.Image | str | Path) else images
 
 
-def _open_image(image: ImageInput) -> Image.Image:
+def _open_image(image: ImageInput, reading: ImageReading) -> Image.Image:
     try:
         if isinstance(image, Image.Image):
             return apply_exif_orientation(image)
         if isinstance(image, str | Path):
-            return Image.fromarray(decode(Path(image).expanduser().read_bytes()))
+            return Image.fromarray(reading.decode(Path(image).expanduser().read_bytes()))
         if isinstance(image, Tensor):
             image = image.detach().cpu().movedim(0, -1).numpy()
         return Image.fromarray(decode(image))

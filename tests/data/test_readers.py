@@ -1,0 +1,219 @@
+"""Images of science: equal to the reference libraries, or refused with a reason; never a traceback or a bomb."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import resource
+import struct
+import tarfile
+import time
+import warnings
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from tests.data import readers_table
+from tests.data.tiff_variants import tiff
+from tests.data.variants import Variant, result
+
+from opendino.core.errors import BadImage
+from opendino.data import readers
+from opendino.data.readers import tiff_checks
+from opendino.data.readers.decoded_image import from_array
+from opendino.data.readers.stacks import Reading
+from opendino.data.readers.tiff import count
+
+VARIANTS = readers_table.variants()
+
+
+def test_the_table_is_large_enough() -> None:
+    assert len(VARIANTS) > 150
+    assert len({variant.name for variant in VARIANTS}) == len(VARIANTS)
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
+def test_equal_to_the_reference_or_refused(variant: Variant) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        outcome = result(variant)
+    assert outcome.startswith("refused" if isinstance(variant.expected, str) else "equal"), outcome
+
+
+def test_the_table_notices_a_difference() -> None:
+    right = next(variant for variant in VARIANTS if variant.name == "tiff u2 < 1 channels")
+    wrong = Variant("x", right.data, right.expected + 1)
+    assert result(wrong) == "WRONG: other values"
+    assert result(Variant("x", right.data, "a reason")).startswith("WRONG: read")
+
+
+def reads(data: bytes, reading: Reading | None = None) -> str:
+    """Reads without warnings, log lines, time or memory; the reason, or "" if it is read."""
+    began, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        try:
+            readers.read(data, reading, 1_000_000)
+            reason = ""
+        except BadImage as error:
+            reason = str(error)
+            assert 0 < len(reason) <= 300 and "\n" not in reason
+    assert time.process_time() - began < 5
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 1024, "KiB"
+    return reason
+
+
+def test_damaged_files_give_pixels_or_a_reason(caplog: pytest.LogCaptureFixture) -> None:
+    rng = np.random.default_rng(0)
+    files = [variant.data for variant in VARIANTS if len(variant.data) < 60_000][::3]
+    refused = 0
+    for number in range(1200):
+        broken = bytearray(files[number % len(files)])
+        early = rng.random() < 0.7
+        for place in rng.integers(0, min(len(broken), 400) if early else len(broken), 1 + number % 6):
+            broken[place] = rng.integers(256)
+        if number % 7 == 0:
+            del broken[int(rng.integers(len(broken))) :]
+        refused += bool(reads(bytes(broken), Reading(("ask", "channels", "max", "1")[number % 4])))
+    assert refused > 200
+    assert not [record for record in caplog.records if record.name == "tifffile"]
+    logging.getLogger("tifffile").error("ours")
+    assert [record.message for record in caplog.records] == ["ours"], "outside, its log works"
+
+
+def test_a_zlib_strip_does_not_unpack_to_more_than_its_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = tiff(np.zeros((20, 20), np.uint16), photometric="minisblack", compression="zlib")
+    bomb = zlib.compress(bytes(400 * 2**20))
+    changed = bytearray(whole) + bomb
+    for code, value in ((273, len(whole)), (279, len(bomb))):
+        with tifffile.TiffFile(io.BytesIO(whole)) as file:
+            tag = file.pages[0].tags[code]
+        struct.pack_into("<HHII", changed, tag.offset, code, 4, 1, value)
+    assert reads(whole) == ""
+    reads(bytes(changed))
+    monkeypatch.setattr(tiff_checks, "_HAS_IMAGECODECS", False)
+    assert "unpacks to more" in reads(bytes(changed))
+
+
+def test_other_bombs() -> None:
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+        start = io.BytesIO()
+        np.save(start, np.zeros((8, 8), np.uint8))
+        file.writestr("a.npy", start.getvalue() + bytes(300 * 2**20))
+    assert reads(archive.getvalue()) == "", "what follows the array is not unpacked"
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("a.npy", start.getvalue().replace(b"(8, 8)", b"(1<<9)"))
+    assert reads(archive.getvalue())
+    for claim in (b"(20000, 20000)", b"(-1, 8)", b"(8, 8, 8, 8, 8, 8)", b"((((((((((", b"(99**9999, 2)"):
+        start = io.BytesIO()
+        np.save(start, np.zeros((8, 8), np.uint8))
+        assert reads(start.getvalue().replace(b"(8, 8), }" + b" " * (len(claim) - 6), claim + b", }")), claim
+    deep = tiff(np.zeros((700, 64, 64), np.uint16), photometric="minisblack")
+    assert "cut it into tiles" in reads(deep, Reading("channels"))
+    assert reads(deep, Reading("699")) == "", "one page is small"
+
+
+OME = (
+    '<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"><Image ID="Image:0">'
+    '<Pixels ID="Pixels:0" DimensionOrder="XYZCT" Type="uint16" SizeX="8" SizeY="8" '
+    'SizeZ="{z}" SizeC="{c}" SizeT="{t}">'
+    '<Channel ID="Channel:0:0" SamplesPerPixel="1"/><TiffData/></Pixels>'
+    "</Image></OME>"
+)
+
+
+@pytest.mark.parametrize(
+    "description",
+    [
+        OME.format(z=10**9, c=1, t=1), OME.format(z=3000, c=3000, t=3000), OME.format(z=9000, c=1, t=1),
+        "ImageJ=1.54\nimages=1000000000\nslices=1000000000\n", "ImageJ=1.54\nimages=900\nchannels=30\nslices=30\n",
+        '{"shape": [1000000000, 8, 8]}',
+        '{"shape": [4, 8, 8], "axes": "CYX"}', '{"shape": [-1, 8, 8]}', "OME>", "<OME></OME>",
+        "ImageJ=1.54\nimages=-5\n", '{"shape": [64], "axes": "Q"}', '{"shape": [8, 8], "axes": "ZC"}',
+    ],
+)  # fmt: skip
+def test_descriptions_that_lie(description: str) -> None:
+    """A claim of many planes is refused, or ignored if the file has what its tags say."""
+    page = np.arange(64, dtype=np.uint16).reshape(8, 8)
+    data = tiff(page, photometric="minisblack", description=description)
+    for stack in ("ask", "channels", "max", "0", "1", "images"):
+        if not reads(data, Reading(stack)):
+            assert np.array_equal(readers.read(data, Reading(stack)).pixels[..., 0], page)
+    with contextlib.suppress(BadImage):
+        assert readers.count(data) <= 10_000
+
+
+def test_arrays_that_lie_about_the_number_of_images() -> None:
+    file = io.BytesIO()
+    np.save(file, np.zeros((4, 8, 8), np.uint8))
+    assert readers.count(file.getvalue()) == 4
+    with pytest.raises(BadImage, match="99,999 pages"):
+        readers.count(file.getvalue().replace(b"(4, 8, 8), }    ", b"(99999, 8, 8), }"))
+
+
+def test_a_number_of_pages_beyond_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    pages = tiff(np.zeros((9, 8, 8), np.uint16), photometric="minisblack")
+    assert count(pages) == 9
+    monkeypatch.setattr("opendino.data.readers.tiff.MAX_PAGES", 8)
+    assert "more than 8 pages" in reads(pages, Reading("max"))
+
+
+def test_missing_pixels_are_left_out_of_projections() -> None:
+    pages = np.full((3, 6, 8), 7.0, np.float32)
+    pages[0, 0], pages[1, 1], pages[:, 2] = -9999, np.nan, -9999
+    data = tiff(pages, photometric="minisblack", extratags=[(42113, 2, 0, "-9999", True)])
+    for stack in ("mean", "max"):
+        image = readers.read(data, Reading(stack))
+        assert (image.pixels[0] == 7).all()
+        assert image.nodata is not None and image.nodata[2].all() and not image.nodata[[0, 3, 4, 5]].any()
+
+
+def test_values_that_float32_rounds_are_said() -> None:
+    image = from_array(np.array([[[2**24 + 1], [0]]], np.uint32), ("gray",))
+    assert image.notes == ("uint32 rounded to float32, by at most 1",) and image.value_range == (0, 2**32 - 1)
+    assert from_array(np.array([[[2**24], [0]]], np.uint32), ("gray",)).notes == ()
+    with pytest.raises(BadImage, match="cannot tell apart"):
+        from_array(np.array([[[2**40 + 1], [2**40]]], np.int64), ("gray",))
+
+
+def test_a_fill_value_is_only_one_far_from_all_others() -> None:
+    heights = np.linspace(-9999, -9000, 50, dtype=np.float32).reshape(5, 10, 1)
+    assert from_array(heights, ("gray",)).nodata is None
+    signed = np.linspace(-32768, 32767, 50).astype(np.int16).reshape(5, 10, 1)
+    assert from_array(signed, ("gray",)).nodata is None
+    relief = np.where(np.arange(50).reshape(5, 10, 1) < 5, -9999, 400 + heights / 1000)
+    image = from_array(relief.astype(np.float32), ("gray",))
+    assert image.nodata is not None and image.nodata.sum() == 5 and "10.0% of the values are -9999" in image.notes[0]
+
+
+def test_a_library_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "pydicom", None)
+    assert 'pip install "opendino[medical]"' in reads(next(v.data for v in VARIANTS if v.name.startswith("dicom 12")))
+    monkeypatch.setattr(tiff_checks, "_HAS_IMAGECODECS", False)
+    packed = tiff(np.zeros((20, 20), np.uint16), photometric="minisblack", compression="lzw")
+    assert 'compressed by LZW needs imagecodecs: pip install "opendino[science]"' in reads(packed)
+
+
+@pytest.mark.parametrize("pack", ["fluorescence", "multispectral"])
+def test_real_packs_are_read_as_tifffile_reads_them(pack: str, data_folder: Path) -> None:
+    compared = 0
+    with tarfile.open(data_folder / f"{pack}.tar.gz") as archive:
+        for number, member in enumerate(archive):
+            if not member.name.endswith((".tif", ".npy")) or (number % 25 and "originals" not in member.name):
+                continue
+            file = archive.extractfile(member)
+            assert file is not None
+            data = file.read()
+            expected = np.load(io.BytesIO(data)) if member.name.endswith("npy") else tifffile.imread(io.BytesIO(data))
+            if expected.ndim == 2 or len(expected) == 3:  # gray, or three planar channels
+                expected = np.moveaxis(np.atleast_3d(expected.T), (0, 1), (1, 0))
+            image = readers.read(data)
+            assert image.pixels.dtype == np.uint16 and np.array_equal(image.pixels, expected), member.name
+            compared += 1
+    assert compared > 10
