@@ -114,7 +114,13 @@ def yardstick(found: Mapping[str, Any]) -> str:
     """One sentence on how to interpret the output of `shown`; empty where the row lacks the numbers for it."""
     if not found.get("num_queries") or found.get("majority") is None:
         return ""
+    unconfirmed = "" if folders_confirmed(found) else "; the classes are sub-folders, not confirmed by --labels folders"
     return (
         f"{found['num_queries']:,.0f} queries; ± is one standard error; balanced: mean over the classes; "
-        f"always predicting the most frequent class gives {found['majority']:.1f}%"
+        f"always predicting the most frequent class gives {found['majority']:.1f}%{unconfirmed}"
     )
+
+
+def folders_confirmed(found: Mapping[str, Any]) -> bool:
+    """Whether the k-NN accuracy of an evaluation may decide a verdict: not if its classes are just sub-folders."""
+    return (found.get("judged_on") or {}).get("confirmed", 1) != 0

@@ -38,6 +38,8 @@ class BucketSource(Source):
         UserError: The address cannot be listed, or there is no image.
     """
 
+    folder_classes = True
+
     def __init__(self, address: str) -> None:
         self._address, self._files, self._pid = address.rstrip("/"), None, 0
         found = {
