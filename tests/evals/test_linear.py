@@ -226,7 +226,8 @@ def test_kinds_of_features_are_compared_by_cross_validation(model: str) -> None:
         for kind in ("vits", "vitb", "resnet")
     }
     best = min(alone.values(), key=lambda fields: fields["log_loss"])
-    assert (report.fields["tokens"], report.fields["log_loss"]) == (best["tokens"], best["log_loss"])
+    assert report.fields["tokens"] == best["tokens"]
+    assert report.fields["log_loss"] == pytest.approx(best["log_loss"], abs=1e-4)
 
 
 def test_one_class_is_refused_in_one_line(model: str, tmp_path: Path) -> None:
@@ -265,7 +266,7 @@ def test_real_photographs_give_the_accuracy_of_scikit_learn(data_folder: Path, t
     (x, y), (val, truth) = sides
     theirs = linear_model.LogisticRegression(C=1.0, max_iter=2000, tol=1e-6).fit(x.numpy(), y.numpy())
     wanted = 100 * theirs.score(val.numpy(), truth.numpy())
-    weight, bias = (each.float() for each in fit(x.double(), y, 10, [1.0])[0])
+    weight, bias = (each.float() for each in fit(x.double(), y, 10, 1.0))
     assert accuracy(val @ weight.T + bias, truth).top1 == pytest.approx(wanted, abs=0.5)
     # The same objective for SGD: scikit-learn's is C Σ loss + ½ ‖W‖², so λ = 1 / (C M).
     weight, bias = train_together(batches(x, y, 275), 4000, 10, [slice(0, 192)], [[0.3]], 1 / len(x))[0][0]

@@ -16,6 +16,7 @@ STRENGTHS = (1e-4, 1e-3, 0.01, 0.1, 1.0, 10.0, 100.0)
 _FOLDS, _FEW_FOLDS, _FEW = 5, 10, 1000
 _TEMPERATURES = tuple(1.1**n for n in range(-15, 16))  # 0.24 to 4.2
 _MAX_ITERATIONS = 500
+_ROUGH, _CLEAR_RISE = 1e-4, 1.1
 
 
 @dataclass(frozen=True)
@@ -58,18 +59,13 @@ def cross_validated(
     fold, num_folds = folds(labels, seed)
     standardized, mean, std = _standardize(features)
     reduced, basis = _reduce(standardized)  # [M R]: the penalty does not change under rotation
-    held_out = torch.zeros(len(strengths), len(labels), num_classes, dtype=torch.float64)
-    for number in range(num_folds):
-        rows = fold != number
-        path = fit(reduced[rows], labels[rows], num_classes, strengths)
-        for scores, (weight, bias) in zip(held_out, path, strict=True):
-            scores[~rows] = reduced[~rows] @ weight.T + bias
+    held_out = _held_out_scores(reduced, labels, num_classes, fold, strengths)  # [S M C]
     losses = _losses(held_out, labels)  # [S M]
     best = int(losses.mean(1).argmin())
     others = [int(losses[:, fold != number].mean(1).argmin()) for number in range(num_folds)]
     scores = held_out[torch.tensor(others)[fold], torch.arange(len(labels))]
     temperature = min(_TEMPERATURES, key=lambda t: float(_losses(scores[None] / t, labels).mean()))
-    weight, bias = fit(reduced, labels, num_classes, strengths[: best + 1])[-1]
+    weight, bias = fit(reduced, labels, num_classes, strengths[best])
     weight = weight @ basis.T / std
     bias = bias - weight @ mean
     return CrossValidated(
@@ -78,37 +74,65 @@ def cross_validated(
     )  # fmt: skip
 
 
-def fit(x: Tensor, labels: Tensor, num_classes: int, strengths: Sequence[float]) -> list[tuple[Tensor, Tensor]]:
-    """Multinomial logistic regression with an L2 penalty on the weights, for each strength; each starts from the last.
+def _held_out_scores(x: Tensor, labels: Tensor, num_classes: int, fold: Tensor, strengths: Sequence[float]) -> Tensor:
+    """Logits `[S M C]` of each row by the classifier of the other folds, for each strength that was tried.
 
-    L-BFGS to convergence, on variables that are scaled by the curvature of each column.
+    The first clear rise of the loss is the end: a weaker penalty overfits more, and takes ten times as long.
+    """
+    found: list[Tensor] = []
+    starts: dict[int, tuple[Tensor, Tensor]] = {}
+    least = float("inf")
+    for strength in strengths:
+        scores = x.new_zeros(len(x), num_classes)
+        for number in fold.unique().tolist():
+            rows = fold != number
+            weight, bias = fit(x[rows], labels[rows], num_classes, strength, starts.get(number), _ROUGH)
+            scores[~rows] = x[~rows] @ weight.T + bias
+            starts[number] = weight, bias
+        found.append(scores)
+        loss = float(_losses(scores[None], labels).mean())
+        least = min(least, loss)
+        if loss > _CLEAR_RISE * least:
+            break
+    return torch.stack(found)
+
+
+def fit(
+    x: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    strength: float,
+    start: tuple[Tensor, Tensor] | None = None,
+    tolerance: float = 1e-6,
+) -> tuple[Tensor, Tensor]:
+    """Multinomial logistic regression with an L2 penalty on the weights, by L-BFGS.
 
     Args:
         x: float64 `[M R]`, centered; fastest if its columns are orthogonal.
         labels: int64 `[M]` in 0 … C - 1.
         num_classes: C.
-        strengths: Values of scikit-learn's inverse regularization strength `C`, ascending. With two classes
-            scikit-learn has one row of weights in place of two: its `C` is twice ours.
+        strength: scikit-learn's inverse regularization strength `C`. With two classes scikit-learn has one row of
+            weights in place of two: its `C` is twice ours.
+        start: Weight and bias to start from, e.g. those of another strength for the same labels.
+        tolerance: Largest gradient of the mean loss that counts as zero.
 
     Returns:
-        For each strength: weight `[C R]` and bias `[C]`, float64; the bias of a class without rows is -inf.
+        Weight `[C R]` and bias `[C]`, float64; the bias of a class without rows is -inf.
     """
     seen, own = labels.unique(return_inverse=True)
-    num, share = len(seen), 1 / len(seen)
-    weight = x.new_zeros(num, x.shape[1])
-    bias = own.bincount(minlength=num).double().log()
-    bias -= bias.mean()
-    found = []
-    for strength in strengths:
-        penalty = 1 / (strength * len(x))
-        scale = (share * (1 - share) * x.square().mean(0) + penalty).rsqrt()  # [R]
-        variables = torch.cat([weight / scale, bias[:, None]], 1).requires_grad_()
-        scaled = torch.cat([x * scale, x.new_ones(len(x), 1)], 1)
-        _minimize(variables, scaled, own, penalty * torch.cat([scale.square(), x.new_zeros(1)]))
-        weight, bias = variables.detach()[:, :-1] * scale, variables.detach()[:, -1]
-        full_weight = x.new_zeros(num_classes, x.shape[1]).index_copy_(0, seen, weight)
-        found.append((full_weight, x.new_full((num_classes,), -torch.inf).index_copy_(0, seen, bias)))
-    return found
+    share, penalty = 1 / len(seen), 1 / (strength * len(x))
+    if start:
+        weight, bias = (each[seen] for each in start)
+    else:
+        weight, bias = x.new_zeros(len(seen), x.shape[1]), own.bincount().double().log()
+    # Scaled by the curvature of each column, the variables are about equally hard.
+    scale = (share * (1 - share) * x.square().mean(0) + penalty).rsqrt()  # [R]
+    variables = torch.cat([weight / scale, bias[:, None]], 1).requires_grad_()
+    scaled = torch.cat([x * scale, x.new_ones(len(x), 1)], 1)
+    _minimize(variables, scaled, own, penalty * torch.cat([scale.square(), x.new_zeros(1)]), tolerance)
+    weight, bias = variables.detach()[:, :-1] * scale, variables.detach()[:, -1]
+    full_weight = x.new_zeros(num_classes, x.shape[1]).index_copy_(0, seen, weight)
+    return full_weight, x.new_full((num_classes,), -torch.inf).index_copy_(0, seen, bias)
 
 
 def folds(labels: Tensor, seed: int = 0) -> tuple[Tensor, int]:
@@ -152,10 +176,10 @@ def _losses(scores: Tensor, labels: Tensor) -> Tensor:
     return losses.where(losses.isfinite(), 0.0)
 
 
-def _minimize(variables: Tensor, x: Tensor, labels: Tensor, penalty: Tensor) -> None:
+def _minimize(variables: Tensor, x: Tensor, labels: Tensor, penalty: Tensor, tolerance: float) -> None:
     """Minimize mean log loss + ½ Σ penalty · variables² in place; variables `[C R]`, x `[M R]`, penalty `[R]`."""
     optimizer = torch.optim.LBFGS(
-        [variables], max_iter=_MAX_ITERATIONS, tolerance_grad=1e-5, tolerance_change=1e-12,
+        [variables], max_iter=_MAX_ITERATIONS, tolerance_grad=tolerance, tolerance_change=1e-12,
         line_search_fn="strong_wolfe",
     )  # fmt: skip
     share = 1 / len(x)
