@@ -136,7 +136,7 @@ def _draw(vectors: Tensor, pixels: Tensor, labels: Tensor, num_classes: int, num
         "claimed": claimed,
         "covered": low <= accuracy <= high,
         "loss": float(nll_loss(scores.log_softmax(1)[known], labels[rest][known])),
-        "loss of scikit-learn": float(nll_loss(probabilities.log()[known], labels[rest][known])),
+        "loss of scikit-learn": float(nll_loss(probabilities.clamp_min(1e-12).log()[known], labels[rest][known])),
         "C": ours.strength,
         "seconds": seconds,
     }
