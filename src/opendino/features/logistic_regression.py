@@ -113,7 +113,7 @@ def fit(
         labels: int64 `[M]` in 0 … C - 1.
         num_classes: C.
         strength: scikit-learn's inverse regularization strength `C`. With two classes scikit-learn has one row of
-            weights in place of two: its `C` is twice ours.
+            weights instead of two: its `C` is twice ours.
         start: Weight and bias to start from, e.g. those of another strength for the same labels.
         tolerance: Largest gradient of the mean loss that counts as zero.
 
