@@ -12,15 +12,18 @@ from torch import Tensor, nn
 from opendino import features, run_images
 from opendino.config import ResolvedConfig
 from opendino.core import distributed, log
-from opendino.core.accuracy import BALANCED, Accuracy, chance_of_difference, standard_error
+from opendino.core.accuracy import BALANCED, Accuracy, chance_of_difference, folders_confirmed, standard_error
 from opendino.core.contracts import Backbone, Method
 from opendino.core.types import ViewSpec
 from opendino.data.cache import DecodedImages
+from opendino.engine.collapse_detection import told_apart_by_color
 from opendino.evals.knn import true_class_ranks
 from opendino.evals.label_free import effective_rank
 from opendino.features import eval_crops
 from opendino.features.classification_metrics import accuracy, accuracy_of, majority
+from opendino.features.pixel_baseline import color_histogram
 
+_BY_COLOR_FRAC = 0.75  # of the errors of the most frequent class that color must mend for a warning
 Scores = dict[str, dict[str, float]]
 
 
@@ -41,6 +44,7 @@ class OnlineEval:
 
     def __init__(self, config: ResolvedConfig, images: DecodedImages, spec: ViewSpec, device: torch.device) -> None:
         self._spec, self._device, self._k, self._classes = spec, device, config.knn_k, images.source.classes
+        self._folder_classes = images.source.folder_classes
         self._init = config.init
         settings = [config.eval_images, config.knn_k, config.val, spec.groups[0].size_px, spec.mean, spec.std]
         self._settings_checksum = {"settings": float(zlib.crc32(repr(settings).encode()))}
@@ -53,9 +57,29 @@ class OnlineEval:
             self.origin = "no held-out images (use --val to get accuracies)"
         elif self._set.one_class:
             self.origin += ", all of one class: every answer would be right, so no accuracy is shown"
-        self._content_counts = self._set.content_counts()
+        self._content_counts: dict[str, float] = dict(self._set.content_counts())
+        if self._has_accuracies:
+            self._content_counts |= self._folders(config, spec.labeled_frac > 0)
         if warning := eval_crops.content_warning(self._content_counts):
             log.warn(warning)
+
+    def _folders(self, config: ResolvedConfig, trains_on_labels: bool) -> dict[str, float]:
+        """Whether the classes are known to be classes ("confirmed" 1), and "color" if colors tell sub-folders apart.
+
+        Nobody may have sorted the images by class: sub-folders can be dates, devices or batches.
+        """
+        if config.labels != "auto" or config.val or trains_on_labels or not self._folder_classes:
+            return {"confirmed": 1}
+        log.say(
+            f"{len(self._classes)} sub-folders: used as classes for the k-NN accuracy below, not for the verdict; "
+            "--labels folders if they are classes, --labels none if they are dates or batches"
+        )
+        crops = self._set.bank, self._set.queries
+        found = self._knn(*(distributed.all_gather_rows(color_histogram(each)) for each in crops))
+        if found.top1 < found.majority + _BY_COLOR_FRAC * (100 - found.majority):
+            return {"confirmed": 0}
+        log.warn(told_apart_by_color(found.top1))
+        return {"confirmed": 0, "color": found.top1}
 
     def __call__(self, method: Method, baselines: Scores) -> tuple[dict[str, Any], Scores]:
         """Evaluate a method.
@@ -107,12 +131,14 @@ class OnlineEval:
 
         Returns:
             "measure" (knn, or effective_rank without labels), "before", "after", "verdict" (better, no better, worse,
-            unknown) and a sentence "says". k-NN accuracies differ if they are two standard errors apart. A higher
-            effective rank does not prove a better network; less than half of it does prove a worse one.
+            unknown) and a sentence "says". Classes that are only sub-folders count as no labels. k-NN accuracies differ
+            if they are two standard errors apart. A higher effective rank does not prove a better network; less than
+            half of it does prove a worse one.
         """
-        if not self._init or "start" not in baselines.get("knn" if "knn" in quality else "effective_rank", {}):
+        by_labels = "knn" in quality and folders_confirmed(quality)
+        if not self._init or "start" not in baselines.get("knn" if by_labels else "effective_rank", {}):
             return None
-        if "knn" in quality:
+        if by_labels:
             measure, unit, num = "knn", " %", len(self._set.query_labels)
             before, after = baselines["knn"]["start"], next(iter(quality["knn"].values()))
             margin = chance_of_difference(before, after, num)

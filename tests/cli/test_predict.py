@@ -54,7 +54,7 @@ def test_how_good_the_classifier_is_known_to_be_is_said(
     (folder / "classifier.json").write_text(json.dumps(told))
     assert main(words) == 0
     said = capsys.readouterr().out
-    assert all(each in said for each in ("82.0% ± 3.1, balanced 70.0%", "150 queries", "60.0%"))
+    assert all(each in said for each in ("82.0% on 150 images (95% interval 75", "balanced 70.0%", "60.0%"))
     assert main([*words, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["classifier"]["majority"] == 60
 

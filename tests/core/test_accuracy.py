@@ -6,7 +6,14 @@ import math
 
 import pytest
 
-from opendino.core.accuracy import Accuracy, baseline_text, chance_of_difference, format_accuracies, standard_error
+from opendino.core.accuracy import (
+    Accuracy,
+    baseline_text,
+    chance_of_difference,
+    format_accuracies,
+    interval,
+    standard_error,
+)
 
 
 @pytest.mark.parametrize(("percent", "num", "points"), [(50, 50, 7.07), (72, 50, 6.35), (90, 1000, 0.949)])
@@ -21,6 +28,19 @@ def test_standard_error_at_0_and_100_percent_is_not_zero(percent: float, num: in
     assert standard_error(percent, num) == pytest.approx(standard_error(100 * (num + 1) / (num + 2), num))
 
 
+@pytest.mark.parametrize(
+    ("percent", "num", "low", "high"),
+    [(70, 10, 39.7, 89.2), (75.6, 50, 62.1, 85.4), (100, 10, 72.2, 100), (0, 0, 0, 100)],
+)
+def test_an_interval_is_wilsons(percent: float, num: int, low: float, high: float) -> None:
+    assert interval(percent, num) == pytest.approx((low, high), abs=0.25)
+
+
+def test_a_sentence_has_all_that_is_needed_to_judge() -> None:
+    sentence = Accuracy(70.0, None, 55.0, 62.8, 10).sentence
+    assert all(part in sentence for part in ("70.0% on 10 images", "39.7 to 89.2%", "balanced 55.0%", "62.8%"))
+
+
 def test_a_difference_of_two_is_noisier_than_either() -> None:
     assert chance_of_difference(70, 70, 50) == pytest.approx(2 * math.sqrt(2) * standard_error(70, 50))
     assert chance_of_difference(70, 90, 0) == 0
@@ -33,6 +53,8 @@ def test_a_row_is_formatted_with_the_available_numbers() -> None:
     assert format_accuracies({}) == format_accuracies({"knn": None}) == {}
     assert format_accuracies(row | {"accuracy": {"teacher": 80.0}}, "accuracy") == {"teacher": "80.0% ± 5.7"}
     told = baseline_text(row | {"majority": 44.0})
+    assert "not confirmed" in baseline_text(row | {"majority": 44.0, "judged_on": {"confirmed": 0}})
+    assert "not confirmed" not in told
     assert "50 queries" in told and "44.0%" in told and "standard error" in told
 
 

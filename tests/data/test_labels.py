@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tests.factories import plain_folder
 
 from opendino.core.errors import UsageError, UserError
@@ -18,9 +19,34 @@ from opendino.data.loader import Batches
 from opendino.data.open_source import open_source
 
 
-def test_all_is_the_source_itself() -> None:
+def folder(home: Path, *names: str) -> str:
+    for number, name in enumerate(names):
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(home / name)
+    return str(home)
+
+
+def test_all_labels_are_the_source_itself() -> None:
     source = open_source("toy:textures?n=30")
-    assert relabel(source, "all", 0) is source
+    assert relabel(source, "auto", 0) is source and relabel(source, "folders", 0) is source
+
+
+def test_none_leaves_no_classes(tmp_path: Path) -> None:
+    source = open_source(folder(tmp_path, "2024-01-01/1.png", "2024-01-02/2.png"))
+    none = relabel(source, "none", 0)
+    assert none.classes == () and all_labels(none).tolist() == [-1, -1] and none.key(1) == source.key(1)
+
+
+def test_folders_that_do_not_exist_cannot_be_classes(tmp_path: Path) -> None:
+    source = open_source(folder(tmp_path, "1.png", "2.png"))
+    assert relabel(source, "auto", 0) is source
+    with pytest.raises(UserError, match="have no classes, so --labels folders has none"):
+        relabel(source, "folders", 0)
+
+
+def test_a_source_says_whether_its_classes_are_just_folders(tmp_path: Path) -> None:
+    assert open_source(folder(tmp_path, "a/1.png", "b/2.png")).folder_classes
+    assert not open_source("toy:textures?n=30").folder_classes
 
 
 @pytest.mark.parametrize("share", [1, 10, 50, 100])
@@ -57,7 +83,7 @@ def test_a_folder_called_unlabeled_has_no_class(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("wrong", ["some", "0%", "101%", "10", "5ep", ""])
+@pytest.mark.parametrize("wrong", ["some", "all", "0%", "101%", "10", "5ep", ""])
 def test_other_words_are_refused(wrong: str) -> None:
     with pytest.raises(UsageError, match=r"labels is .*CSV file of path,class"):
         relabel(open_source("toy:textures?n=20"), wrong, 0)

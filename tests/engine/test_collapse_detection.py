@@ -146,6 +146,18 @@ def test_to_answer_the_most_frequent_class_more_often_is_not_learning() -> None:
     assert examine(run(**knn, num_queries=1000, majority=90.0), 100).name == NOT_SHOWN
 
 
+@pytest.mark.parametrize(("teacher", "rank", "learned"), [(90.0, 4.9, False), (10.0, 9.0, True)])
+def test_folders_that_nobody_called_classes_do_not_decide(teacher: float, rank: float, learned: bool) -> None:
+    knn = {"knn": {"teacher": teacher, "untrained": 50.0}, "num_queries": 1000, "majority": 30.0}
+    seen = {"images": 100, "distinct": 100, "flat": 0, "copy": 0}
+    found = examine(run(effective_rank=rank, **knn, judged_on=seen | {"confirmed": 0, "color": 94.0}), 100)
+    assert outcome(found, None) == ("learned" if learned else NOT_SHOWN)
+    assert "signs only" in found.evidence and f"{teacher:.1f}%" in found.evidence
+    assert "--labels folders" in found.evidence and "by color alone (94%)" in found.evidence
+    confirmed = examine(run(effective_rank=rank, **knn, judged_on=seen | {"confirmed": 1}), 100)
+    assert outcome(confirmed, None) == (NOT_SHOWN if learned else "learned"), "with classes k-NN decides"
+
+
 def test_nothing_measured_shows_nothing_and_an_unfinished_run_is_left_in_peace() -> None:
     rows = [row for row in run() if "loss" in row]
     assert examine(rows, 100).name == NOT_SHOWN

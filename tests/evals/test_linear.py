@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 import json
-import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from tests.factories import model_folder, plain_folder, small_vit
 from torch import Tensor
 
@@ -18,11 +18,13 @@ from opendino import features
 from opendino.cli import main
 from opendino.core.errors import UsageError, UserError
 from opendino.data.cache import DecodedImages
+from opendino.data.decode import decode
 from opendino.data.open_source import open_source
 from opendino.evals.linear import Config, evaluate
 from opendino.features.classification_metrics import accuracy
 from opendino.features.eval_crops import make
-from opendino.features.linear_classifiers import logistic_regression, train_together
+from opendino.features.linear_classifiers import train_together
+from opendino.features.logistic_regression import STRENGTHS, fit
 from opendino.models.classifier import load_classifier
 
 TOY = "toy:textures?n=120&size=16"
@@ -44,8 +46,6 @@ def test_what_can_be_separated_is_separated() -> None:
     for weight, bias in train_together(batches(x, y, 64), 200, 6, [slice(0, 12)], [[0.1, 1.0]])[0]:
         found = accuracy(x @ weight.T + bias, y)
         assert (found.top1, found.top5) == (100, 100)
-    weight, bias = logistic_regression(x, y, 6, [1.0])[0]
-    assert accuracy(x @ weight.T + bias, y).top1 == 100
 
 
 def test_training_together_is_training_alone() -> None:
@@ -84,23 +84,6 @@ def test_a_rate_that_diverges_is_not_chosen_and_ends_nothing() -> None:
     assert accuracy(x @ weight.T + bias, y).top1 == 0
 
 
-@pytest.mark.parametrize("num_classes", [2, 3])
-def test_logistic_regression_is_scikit_learns(num_classes: int) -> None:
-    linear_model = pytest.importorskip("sklearn.linear_model")
-    x, y = torch.randn(200, 5), torch.randint(0, num_classes, (200,))
-    theirs = linear_model.LogisticRegression(C=0.3, max_iter=1000).fit(x.numpy(), y.numpy())
-    weight, bias = logistic_regression(x, y, num_classes, [0.3])[0]
-    ours = (x @ weight.T + bias).softmax(1)
-    torch.testing.assert_close(ours, torch.from_numpy(theirs.predict_proba(x.numpy())).float(), rtol=0, atol=1e-5)
-
-
-def test_a_class_without_an_image_is_never_predicted() -> None:
-    pytest.importorskip("sklearn")
-    for y in (torch.tensor([0, 2] * 5), torch.tensor([2] * 10)):
-        weight, bias = logistic_regression(torch.randn(10, 3), y, 4, [1.0])[0]
-        assert set((torch.randn(50, 3) @ weight.T + bias).argmax(1).tolist()) <= set(y.tolist())
-
-
 @pytest.mark.parametrize(
     ("protocol", "width", "tokens"),
     [
@@ -114,7 +97,7 @@ def test_protocols_and_the_classifier_they_leave(
     model: str, tmp_path: Path, protocol: str, width: int, tokens: str
 ) -> None:
     out = tmp_path / "classifier"
-    report = evaluate(Config(model, protocol=protocol, epochs=5, lr=(1.0,), out=str(out), device="cpu"))  # type: ignore[arg-type]
+    report = evaluate(Config(model, protocol=protocol, solver="sgd", epochs=5, lr=(1.0,), out=str(out), device="cpu"))  # type: ignore[arg-type]
     assert report.fields["tokens"] == tokens and tokens in report.text
     assert report.fields["candidates"] == []  # a single rate is used without a search
     opened, made = load_classifier(out)
@@ -128,7 +111,21 @@ def test_the_saved_classifier_says_what_the_report_says(
     model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     val, out = "toy:textures?n=40&size=16&split=val", str(tmp_path / "classifier")
-    words = ["eval", "linear", model, "--val", val, "--epochs", "20", "--protocol", "grid", "--out", out]
+    words = [
+        "eval",
+        "linear",
+        model,
+        "--val",
+        val,
+        "--solver",
+        "sgd",
+        "--epochs",
+        "20",
+        "--protocol",
+        "grid",
+        "--out",
+        out,
+    ]
     assert main([*words, "--device", "cpu", "--json"]) == 0
     fields = json.loads(capsys.readouterr().out)
     assert len(fields["candidates"]) == 3 * 11
@@ -142,7 +139,7 @@ def test_the_saved_classifier_says_what_the_report_says(
 def test_val_does_not_choose(model: str) -> None:
     # The classifier does not depend on --val.
     chosen = [
-        evaluate(Config(model, train=TOY, val=val, epochs=3, device="cpu")).fields["candidates"]
+        evaluate(Config(model, train=TOY, val=val, solver="sgd", epochs=3, device="cpu")).fields["candidates"]
         for val in (TOY, "toy:textures?n=30&size=16&split=val&seed=9")
     ]
     assert chosen[0] == chosen[1]
@@ -155,17 +152,77 @@ def test_crops_are_resampled_every_epoch(model: str) -> None:
     assert evaluate(config).fields == report.fields
 
 
-def test_half_precision_features_and_lbfgs(model: str) -> None:
-    pytest.importorskip("sklearn")
-    config = Config(model, solver="lbfgs", C=(0.1, 1.0), feature_dtype="float16", device="cpu")
+def labeled(home: Path, **numbers: int) -> str:
+    """A list of toy images, as many of each class as asked for."""
+    source, lines = open_source("toy:textures?n=400&size=16"), ["path,class"]
+    for name, number in numbers.items():
+        label = source.classes.index(name)
+        for index in [i for i in range(len(source)) if source.label(i) == label][:number]:
+            Image.fromarray(decode(source.read(index))).save(home / f"{index}.png")
+            lines.append(f"{index}.png,{name}")
+    (home / "labels.csv").write_text("\n".join(lines))
+    return str(home / "labels.csv")
+
+
+def test_few_labels_are_cross_validated_and_all_used(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "classifier")
+    report = evaluate(Config(model, train=labeled(tmp_path, bricks=9, dots=20), out=out, device="cpu"))
+    fields = report.fields
+    assert (fields["solver"], fields["num_train"], fields["num_val"], fields["num_queries"]) == ("lbfgs", 29, 0, 29)
+    assert fields["measured"] == "10-fold cross-validation" and fields["C"] in STRENGTHS
+    assert fields["majority"] == pytest.approx(100 * 20 / 29) == fields["pixels"]["majority"]
+    assert fields["cross_validated"]["top1"] == fields["top1"]
+    assert report.text.count("95% interval") == report.text.count("most frequent class") == 2, "of it and of pixels"
+    # What is saved is what predict says, with the interval.
+    opened = load_classifier(out)[1]
+    assert opened.known is not None and opened.known.top1 == fields["top1"]
+    assert main(["predict", out, TOY, "--device", "cpu"]) == 0
+    told = capsys.readouterr().err
+    assert "10-fold cross-validation" in told and f"{fields['top1']:.1f}% on 29 images (95% interval" in told
+
+
+def test_with_val_both_figures_are_given(model: str, tmp_path: Path) -> None:
+    val = "toy:textures?n=40&size=16&split=val"
+    report = evaluate(Config(model, train=labeled(tmp_path, bricks=9, dots=20), val=val, device="cpu"))
+    assert report.fields["num_val"] == report.fields["num_queries"] == 40
+    assert report.fields["cross_validated"]["num_queries"] == 29
+    assert report.fields["measured"] == f"images of {val}"
+    assert report.text.count("95% interval") == 4
+    assert any("32 of the validation images are of classes" in note for note in report.fields["notes"])
+
+
+def test_too_few_labels_say_what_they_cannot_say(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "classifier")
+    report = evaluate(Config(model, train=labeled(tmp_path, bricks=1, dots=6), out=out, device="cpu"))
+    assert report.fields["top1"] is None and report.fields["pixels"] is None
+    assert "accuracy not known: 7 labels are too few" in report.text and "%" not in report.text
+    assert "one label only: bricks" in report.fields["notes"][0]
+    assert main(["predict", out, TOY, "--out", str(tmp_path / "x.csv"), "--device", "cpu"]) == 0
+    assert "accuracy of this classifier is not known: 7 labels are too few" in capsys.readouterr().out
+
+
+def test_many_labels_are_for_sgd_and_few_can_be_too(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("opendino.evals.linear.MOST_CROSS_VALIDATED", 119)
+    assert evaluate(Config(model, lr=(1.0,), epochs=2, device="cpu")).fields["solver"] == "sgd"  # of 120 images
+    monkeypatch.setattr("opendino.evals.linear.MOST_CROSS_VALIDATED", 120)
+    assert evaluate(Config(model, C=(1.0,), device="cpu")).fields["solver"] == "lbfgs"
+
+
+def test_kinds_of_features_are_compared_by_cross_validation(model: str) -> None:
+    config = Config(model, protocol="grid", C=(1.0, 0.1), feature_dtype="float16", device="cpu")
     report = evaluate(config)
-    assert report.fields["C"] in (0.1, 1.0) and "L-BFGS" in report.text
-
-
-def test_without_scikit_learn_it_says_how_to_get_it(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "sklearn.linear_model", None)
-    with pytest.raises(UserError, match=r'pip install "opendino\[eval\]"'):
-        evaluate(Config(model, solver="lbfgs"))
+    assert report.fields["C"] in (0.1, 1.0) and report.fields["solver"] == "lbfgs"
+    alone = {
+        kind: evaluate(Config(model, protocol=kind, C=(1.0, 0.1), feature_dtype="float16", device="cpu")).fields
+        for kind in ("vits", "vitb", "resnet")
+    }
+    best = min(alone.values(), key=lambda fields: fields["log_loss"])
+    assert report.fields["tokens"] == best["tokens"]
+    assert report.fields["log_loss"] == pytest.approx(best["log_loss"], abs=1e-4)
 
 
 def test_one_class_is_refused_in_one_line(model: str, tmp_path: Path) -> None:
@@ -203,7 +260,7 @@ def test_real_photographs_give_the_accuracy_of_scikit_learn(data_folder: Path, t
     (x, y), (val, truth) = sides
     theirs = linear_model.LogisticRegression(C=1.0, max_iter=2000, tol=1e-6).fit(x.numpy(), y.numpy())
     wanted = 100 * theirs.score(val.numpy(), truth.numpy())
-    weight, bias = logistic_regression(x, y, 10, [1.0])[0]
+    weight, bias = (each.float() for each in fit(x.double(), y, 10, 1.0))
     assert accuracy(val @ weight.T + bias, truth).top1 == pytest.approx(wanted, abs=0.5)
     # The same objective for SGD: scikit-learn's is C Σ loss + ½ ‖W‖², so λ = 1 / (C M).
     weight, bias = train_together(batches(x, y, 275), 4000, 10, [slice(0, 192)], [[0.3]], 1 / len(x))[0][0]

@@ -263,6 +263,21 @@ def test_learning_from_labels_is_not_judged_on_the_same_images(tmp_path: Path) -
     assert "use --val to get accuracies" in (tmp_path / "run" / "log.txt").read_text()
 
 
+@pytest.mark.parametrize("labels", ["auto", "folders", "none"])
+def test_sub_folders_are_classes_only_if_the_user_says_so(tmp_path: Path, labels: str) -> None:
+    for number in range(40):  # two dates, told apart by the color of their light
+        path = tmp_path / "photos" / f"2024-01-0{1 + number % 2}" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noise = np.random.default_rng(number).integers(0, 60, (32, 32, 3))
+        Image.fromarray((noise + np.array([180 * (number % 2), 90, 0])).astype(np.uint8)).save(path)
+    result = opendino.train(dino_run(tmp_path / "run", data=str(tmp_path / "photos"), val=None, steps=2, labels=labels))
+    log = (tmp_path / "run" / "log.txt").read_text()
+    unconfirmed = labels == "auto"
+    assert (result.knn is None) == (labels == "none")
+    assert ("2 sub-folders: used as classes for the k-NN accuracy below, not for the verdict" in log) == unconfirmed
+    assert ("folders are told apart by color alone (100%)" in log) == unconfirmed
+
+
 def test_bad_files_are_skipped_counted_and_listed(tmp_path: Path) -> None:
     folder = noise_folder(tmp_path / "photos", 12)
     (folder / "broken.jpg").write_bytes(b"no image at all")

@@ -13,14 +13,13 @@ import torch
 import tyro
 
 from opendino.cli import Outcome, flags
-from opendino.core import atomic_write, distributed
-from opendino.core.accuracy import baseline_text
+from opendino.core import atomic_write, distributed, log
 from opendino.core.errors import UserError
 from opendino.core.ranges import Batch, Checked, Workers
 from opendino.data.open_source import list_paths
 from opendino.data.source_files import cell
 from opendino.features.feature_table import table
-from opendino.models.classifier import load_classifier
+from opendino.models.classifier import Classifier, load_classifier
 
 
 @dataclass(frozen=True)
@@ -71,14 +70,22 @@ def run(args: list[str]) -> Outcome:
     for path, row in zip(list_paths(config.data, [row["path"] for row in rows]), rows, strict=True):
         writer.writerow([cell(path), cell(row["class"]), row["probability"]])
     known = classifier.known
-    done = {"written": len(rows), "skipped": len(found.bad), "classifier": known.fields if known else None}
-    done["seconds"] = time.monotonic() - began
+    done = {"written": len(rows), "skipped": len(found.bad), "seconds": time.monotonic() - began}
+    done["classifier"] = known.fields | {"measured": classifier.measured} if known else None
     if not config.out:
+        log.say(_accuracy(classifier))
         return Outcome(text.getvalue().rstrip("\n"), {"predictions": rows, **done})
     atomic_write.write(Path(config.out).expanduser(), text.getvalue())
     counts = torch.bincount(labels, minlength=len(classifier.classes)).tolist()
     lines = [f"{len(rows):,} images{found.unread} → {config.out}"]
     lines += [f"  {count:>8,}  {name}" for name, count in zip(classifier.classes, counts, strict=True)]
-    if known:
-        lines.append(f"accuracy of this classifier: {known}; {baseline_text(known.fields)}")
+    lines.append(_accuracy(classifier))
     return Outcome("\n".join(lines), {"out": config.out, **done})
+
+
+def _accuracy(classifier: Classifier) -> str:
+    """What is known about the accuracy of a classifier, in one line."""
+    if classifier.known:
+        how = f", {classifier.measured}" if classifier.measured else ""
+        return f"accuracy of this classifier{how}: {classifier.known.sentence}"
+    return f"accuracy of this classifier is not known: {classifier.measured or 'it was not measured'}"

@@ -127,7 +127,7 @@ def brief_help(
         "--init MODEL": "Pretrained weights to start from: a run, a model folder or timm:NAME",
         "--device NAME": f"auto, cuda, mps or cpu; default: {base.device}",
         "--devices N": f"Number of GPUs of this machine, or auto for all; default: {base.devices}",
-        "--labels LABELS": f"Labels that may be used: all, a share such as 10%, or a CSV; default: {base.labels}",
+        "--labels LABELS": f"none, folders (they are classes), a share such as 10%, or a CSV; default: {base.labels}",
         "--config FILE.yaml": "Settings from a file, e.g. the config.yaml of another run",
         "--json": "Print the result as JSON",
     }

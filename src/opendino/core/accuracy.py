@@ -32,6 +32,15 @@ class Accuracy:
         return _format(self.top1, self.num_queries, self.balanced_accuracy)
 
     @property
+    def sentence(self) -> str:
+        """The accuracy with its 95 % interval and the share of the most frequent class."""
+        low, high = interval(self.top1, self.num_queries)
+        return (
+            f"{self.top1:.1f}% on {self.num_queries:,} images (95% interval {low:.1f} to {high:.1f}%), balanced "
+            f"{self.balanced_accuracy:.1f}%; always predicting the most frequent class gives {self.majority:.1f}%"
+        )
+
+    @property
     def standard_error(self) -> float:
         """Standard error of `top1`, in percentage points."""
         return standard_error(self.top1, self.num_queries)
@@ -58,6 +67,21 @@ def standard_error(percent: float, num: float) -> float:
     if p in (0, 1):
         p = (p * num + 1) / (num + 2)
     return 100 * math.sqrt(p * (1 - p) / num)
+
+
+def interval(percent: float, num: int) -> tuple[float, float]:
+    """95 % confidence interval (Wilson's) of a proportion from `num` independent trials, in percent.
+
+    Args:
+        percent: The proportion, 0 to 100.
+        num: Number of trials; 0 gives 0 to 100.
+    """
+    if not num:
+        return 0.0, 100.0
+    p, z2 = percent / 100, 1.96**2
+    center, spread = p + z2 / (2 * num), 1.96 * math.sqrt(p * (1 - p) / num + z2 / (4 * num**2))
+    scale = 100 / (1 + z2 / num)
+    return max(0.0, scale * (center - spread)), min(100.0, scale * (center + spread))
 
 
 def chance_of_difference(one: float, other: float, num: int) -> float:
@@ -90,7 +114,13 @@ def baseline_text(found: Mapping[str, Any]) -> str:
     """One sentence that says how to read the output of `format_accuracies`; empty if the row lacks the numbers."""
     if not found.get("num_queries") or found.get("majority") is None:
         return ""
+    unconfirmed = "" if folders_confirmed(found) else "; the classes are sub-folders, not confirmed by --labels folders"
     return (
         f"{found['num_queries']:,.0f} queries; ± is one standard error; balanced: mean over the classes; "
-        f"always predicting the most frequent class gives {found['majority']:.1f}%"
+        f"always predicting the most frequent class gives {found['majority']:.1f}%{unconfirmed}"
     )
+
+
+def folders_confirmed(found: Mapping[str, Any]) -> bool:
+    """Whether the k-NN accuracy of an evaluation may decide a verdict: not if its classes are just sub-folders."""
+    return (found.get("judged_on") or {}).get("confirmed", 1) != 0

@@ -19,11 +19,13 @@ class Source(abc.ABC):
 
     Attributes:
         classes: Names of the classes, empty if the source has none.
+        folder_classes: Whether `classes` are only the names of sub-folders, which may as well be dates or batches.
         shard_sizes: int64 `[shards]`, number of images in each group of consecutive images that is cheap to read
             together (a shard); their sum is the number of images. Empty for sources with random access.
     """
 
     classes: tuple[str, ...] = ()
+    folder_classes: bool = False
     shard_sizes: np.ndarray = np.zeros(0, np.int64)
 
     @abc.abstractmethod

@@ -34,7 +34,7 @@ class ImageFiles(Source, abc.ABC):
     def __init__(self, source: Source, reading: Reading, intensity: Range) -> None:
         self.source, self.reading = source, reading
         self.intensity: Range = intensity
-        self.classes = source.classes
+        self.classes, self.folder_classes = source.classes, source.folder_classes
 
     @abc.abstractmethod
     def image(self, index: int) -> DecodedImage | bytes | np.ndarray:

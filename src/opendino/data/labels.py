@@ -1,4 +1,4 @@
-"""Choose which labels a run may use: all, a share of each class, or those in a CSV file."""
+"""Choose which labels a run may use: none, those of DATA, a share of each class, or those in a CSV file."""
 
 from __future__ import annotations
 
@@ -63,27 +63,31 @@ def relabel(source: Source, labels: str, seed: int) -> Source:
 
     Args:
         source: The images.
-        labels: "all"; a share such as "10%", sampled from each class, at least one image; or a CSV file with path and
-            class. All other images become unlabeled.
+        labels: "auto" or "folders", those of the source; "none"; a share such as "10%", sampled from each class, at
+            least one image; or a CSV file with path and class. All other images become unlabeled.
         seed: Seed for sampling the share.
 
     Raises:
         UsageError: `labels` has none of these forms.
-        UserError: The CSV cannot be read or matches no image, or a share is given and the source has no classes.
+        UserError: The CSV cannot be read or matches no image, or the source has no classes and "folders" or a share is
+            given.
     """
-    if labels == "all":
+    if labels == "auto" or (labels == "folders" and source.classes):
         return source
+    if labels == "none":
+        return Relabeled(source, (), np.full(len(source), -1, np.int64))
     if is_file(labels):
         return _from_list(source, labels)
     try:
         number, unit = duration.parse(labels)
     except UsageError:
         number, unit = 0.0, ""
-    if unit != "%" or not 0 < number <= 100:
-        raise UsageError(f"labels is '{labels}'", "Use all, a share such as 10%, or a CSV file of path,class")
+    if labels != "folders" and (unit != "%" or not 0 < number <= 100):
+        raise UsageError(f"labels is '{labels}'", "Use none, folders, a share such as 10%, or a CSV file of path,class")
     if not source.classes:
         raise UserError(
-            f"The images have no classes, so labels={labels} cannot keep a share of them", "Give a CSV of path,class"
+            f"The images have no classes, so --labels {labels} has none to use",
+            "Put the images of each class in a folder of its own, or give a CSV of path,class",
         )
     every = all_labels(source)
     kept = np.full_like(every, -1)

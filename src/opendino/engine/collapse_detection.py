@@ -176,7 +176,7 @@ def conclude(columns: Columns, done: int, total_steps: int) -> Verdict:
     """
     if found := useless_images(columns) or _rank_one(columns):
         return found
-    learned, evidence = _by_labels(columns) or _by_label_free_signs(columns)
+    learned, evidence = _by_evaluations(columns)
     if done < total_steps:
         return Verdict("healthy", f"no collapse in {done} of {total_steps} steps; {evidence}", "")
     if learned:
@@ -187,6 +187,24 @@ def conclude(columns: Columns, done: int, total_steps: int) -> Verdict:
         "Train longer; check with `opendino visualize crops` that the views do not share a shortcut (constant color, "
         "watermark); try a smaller network or a lower momentum; give more labeled images with --val",
     )
+
+
+def _by_evaluations(columns: Columns) -> tuple[bool, str]:
+    """Whether the run has learned, and the evidence: k-NN accuracy if its classes are known to be classes."""
+    by_labels = _by_labels(columns)
+    if by_labels and _last(columns, "judged_on.confirmed") != 0:
+        return by_labels
+    learned, evidence = _by_label_free_signs(columns)
+    if by_labels:
+        evidence += f". For information, with sub-folders as classes (--labels folders if they are): {by_labels[1]}"
+        if color := _last(columns, "judged_on.color"):
+            evidence += f"; {told_apart_by_color(color)}"
+    return learned, evidence
+
+
+def told_apart_by_color(percent: float) -> str:
+    """Warning that sub-folders are told apart by color, with the accuracy of k-NN on color histograms in percent."""
+    return f"folders are told apart by color alone ({percent:.0f}%): they may be dates, devices or batches"
 
 
 def useless_images(columns: Columns) -> Verdict | None:

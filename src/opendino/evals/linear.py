@@ -1,4 +1,4 @@
-"""Linear probe: a linear classifier on frozen features (DINO's protocols), learning rate chosen on held-out train."""
+"""Linear classifier on frozen features: logistic regression, cross-validated, for few labels; DINO's SGD for many."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
@@ -15,16 +15,20 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from opendino.core import distributed
-from opendino.core.accuracy import NO_TOP5, baseline_text
-from opendino.core.contracts import Backbone, Source
+from opendino.core.accuracy import NO_TOP5, Accuracy
+from opendino.core.contracts import Backbone
 from opendino.core.errors import UsageError, UserError
 from opendino.core.ranges import Batch, Checked, Count, NotNegative, Positive, Seed, Workers
 from opendino.core.types import Augment, Report
 from opendino.data.sampler import permutation
 from opendino.features.classification_metrics import accuracy
 from opendino.features.feature_table import FeatureTable, hold_out
-from opendino.features.linear_classifiers import MOMENTUM, logistic_regression, scikit_learn, train_together
-from opendino.features.train_val_features import train_val_features
+from opendino.features.image_stream import skipped_message
+from opendino.features.linear_classifiers import MOMENTUM, train_together
+from opendino.features.logistic_regression import STRENGTHS, CrossValidated, cross_validated
+from opendino.features.pixel_baseline import NAME as BASELINE
+from opendino.features.pixel_baseline import thumbnail_and_histogram
+from opendino.features.train_val_features import TrainValFeatures, train_val_features
 from opendino.features.view_features import RandomCrops, view_features
 from opendino.models import classifier
 from opendino.models.classifier import Classifier
@@ -34,6 +38,9 @@ from opendino.models.vit import VisionTransformer
 
 Candidate = tuple[Tokens, float]
 Candidates = Annotated[tuple[Positive, ...], Meta(min_length=1)]
+MOST_CROSS_VALIDATED = 10_000
+"""Number of labels up to which the classifier is a cross-validated logistic regression; above it takes minutes."""
+_LEAST_MEASURED = 10  # labels below which an accuracy would say nothing: its interval would be over 50 points wide
 _CROP = Augment(scale=(0.08, 1.0), jitter=0.0, gray=0.0)  # RandomResizedCrop and flip, as in supervised training
 
 
@@ -48,17 +55,18 @@ class Config(Checked):
     train: str | None = None
     """Labeled training images; default: the images the run was trained on."""
     val: str | None = None
-    """Labeled validation images; default: a fifth of --train is held out."""
+    """Labeled validation images; default: --train is cross-validated, or for sgd a fifth of it held out."""
     protocol: Literal["auto", "vits", "vitb", "resnet", "grid"] = "auto"
     """Features to classify: vits: CLS of the last 4 blocks; vitb: CLS and mean patch of the last block; resnet: pooled
     feature map, or CLS; grid: try all three; auto: chosen from the backbone."""
-    solver: Literal["sgd", "lbfgs"] = "sgd"
-    """sgd: as in DINO; lbfgs: scikit-learn's LogisticRegression, faster on small datasets."""
+    solver: Literal["auto", "lbfgs", "sgd"] = "auto"
+    """lbfgs: standardized, calibrated logistic regression, C chosen by cross-validation; sgd: as in DINO, for many
+    labels. auto: lbfgs up to 10,000 labels."""
     lr: Candidates = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0)
     """sgd: learning rates to try, for batch size 256 (scaled linearly); a single value is used without a search."""
     weight_decay: NotNegative = 0.0
     """sgd: weight decay."""
-    C: Candidates = (0.01, 0.1, 1.0, 10.0, 100.0)
+    C: Candidates = STRENGTHS
     """lbfgs: inverse regularization strengths to try."""
     epochs: Count = 100
     """sgd: number of epochs."""
@@ -67,7 +75,7 @@ class Config(Checked):
     batch: Batch = 256
     """sgd: images per step."""
     seed: Seed = 0
-    """Random seed for initial weights, image order and crops."""
+    """Random seed for folds, initial weights, image order and crops."""
     out: str | None = None
     """New folder for the trained classifier, which `opendino predict` can load."""
     workers: Workers = 4
@@ -87,17 +95,14 @@ class Config(Checked):
 
 
 def evaluate(config: Config) -> Report:
-    """Train linear classifiers, choose one on held-out training images, and evaluate it on --val.
+    """Train a linear classifier on labeled images and measure it: by cross-validation, and on --val if given.
 
     Raises:
-        UserError: The model or images do not exist, there are fewer than two classes, scikit-learn is not installed, or
-            --out exists.
+        UserError: The model or images do not exist, there are fewer than two classes, or --out exists.
     """
     out = Path(config.out).expanduser() if config.out else None
     if out and out.exists():
         raise UserError(f"--out '{config.out}' exists already", "Choose another folder")
-    if config.solver == "lbfgs":
-        scikit_learn()
     device = distributed.device(config.device)
     model = load(config.model, config.which).to(device)
     protocol = _protocol_for(model.backbone) if config.protocol == "auto" else config.protocol
@@ -106,42 +111,29 @@ def evaluate(config: Config) -> Report:
 
     dtype = getattr(torch, config.feature_dtype)
     data = train_val_features(model, config.train, config.val, all_tokens, workers=config.workers, dtype=dtype)
-    train, val = data.train, data.val
+    few = len(data.train) + (len(data.val) if config.val is None else 0) <= MOST_CROSS_VALIDATED
+    solver = config.solver if config.solver != "auto" else "sgd" if config.augment or not few else "lbfgs"
+    train = data.all_labeled() if solver == "lbfgs" else data.train
     classes = [train.classes[label] for label in train.labels.unique()]
+    trainer = _Trainer(config, model, data, all_tokens, classes, device)
+    found = trainer.by_lbfgs(train, kinds) if solver == "lbfgs" else trainer.by_sgd(kinds)
 
-    trainer = _Trainer(config, model, data.source, all_tokens, classes, device)
-    candidates = [(kind, x) for kind in kinds for x in (config.lr if config.solver == "sgd" else config.C)]
-    merits = trainer.merits(train, candidates) if len(candidates) > 1 else [(0.0, 0.0)]
-    tokens, strength = max(zip(merits, candidates, strict=True), key=lambda pair: pair[0])[1]
-    final = trainer(train, [(tokens, strength)])[0]
-    found = accuracy(trainer.scores(final, val), val.labels_by(classes))
-
-    notes = data.notes + ([NO_TOP5] if found.top5 is None else [])
-    crops = "random crops and flips" if config.augment else "center crops"
     lines = [
-        f"linear probe of {config.model}: {len(train):,} images of {data.data}, {len(classes)} classes",
-        f"evaluated on {len(val):,} images of {data.origin}",
-        *notes,
-        f"protocol {protocol}: {tokens} of {model.backbone.name}, {crops}",
-        _describe_solver(config, strength, len(candidates)),
-        f"top-1 {found.top1:.2f}% ± {found.standard_error:.2f}   balanced {found.balanced_accuracy:.2f}%"
-        + (f"   top-5 {found.top5:.2f}%" if found.top5 is not None else ""),
-        baseline_text(found.fields),
+        f"linear classifier of {config.model}: {len(train):,} images of {data.data}, {len(classes)} classes",
+        *found.notes,
+        f"protocol {protocol}: {found.classifier.tokens} of {model.backbone.name}, {found.how}",
+        *found.lines,
     ]
+    known = found.known.fields if found.known else {"top1": None, "top5": None}
     fields = {
-        **found.fields, "protocol": protocol, "tokens": str(tokens), "solver": config.solver,
-        "lr" if config.solver == "sgd" else "C": strength, "augment": config.augment, "epochs": config.epochs,
-        "num_classes": len(classes), "num_train": len(train), "num_val": len(val),
-        "num_unreadable": len(data.bad), "notes": notes,
-        "candidates": [
-            {"tokens": str(kind), "strength": x, "top1": merit[0]}
-            for (kind, x), merit in zip(candidates, merits, strict=True)
-            if len(candidates) > 1
-        ],
-        "out": config.out,
+        **known, "measured": found.measured, "protocol": protocol, "tokens": str(found.classifier.tokens),
+        "solver": solver, "augment": config.augment, "num_classes": len(classes), "num_train": len(train),
+        "num_val": 0 if solver == "lbfgs" and config.val is None else len(data.val),
+        "num_unreadable": len(data.bad), "notes": found.notes, **found.fields, "out": config.out,
     }  # fmt: skip
     if out:
-        classifier.save(out, model, final, found.fields | {name: fields[name] for name in ("protocol", "num_train")})
+        about = known | {name: fields[name] for name in ("measured", "protocol", "num_train")}
+        classifier.save(out, model, found.classifier, about)
         lines.append(f"use it: opendino predict {config.out} DATA")
     return Report("\n".join(lines), fields)
 
@@ -155,21 +147,107 @@ def _describe_solver(config: Config, strength: float, num_candidates: int) -> st
 
 
 @dataclass(frozen=True)
+class _Found:
+    """A trained classifier; its accuracy or None, and how that was measured or why not; what to report about it."""
+
+    classifier: Classifier
+    known: Accuracy | None
+    measured: str
+    notes: list[str]
+    how: str
+    lines: list[str]
+    fields: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class _Trainer:
     """Trains candidates, (features, learning rate or C) pairs, on rows of the training table, and scores them."""
 
     config: Config
     model: Model
-    source: Source
+    data: TrainValFeatures
     all_tokens: Tokens
     classes: list[str]
     device: torch.device
+
+    def by_lbfgs(self, rows: FeatureTable, kinds: list[Tokens]) -> _Found:
+        """Logistic regression on all rows; features and C chosen, and accuracy measured, by cross-validation."""
+        config, labels = self.config, rows.labels_by(self.classes)
+
+        def train(features: Tensor) -> CrossValidated:
+            return cross_validated(features, labels, len(self.classes), sorted(config.C), config.seed)
+
+        fits = {kind: train(rows.features[:, self._columns(kind, rows)]) for kind in kinds}
+        tokens, best = min(fits.items(), key=lambda pair: pair[1].loss)
+        found = Classifier(best.weight, best.bias, tuple(self.classes), tokens)
+        by_pixels = train(thumbnail_and_histogram(self.data.source, rows.indices.tolist(), config.workers))
+
+        notes = [skipped_message(self.data.bad)] if self.data.bad else []
+        single = [name for name, number in zip(self.classes, labels.bincount(), strict=True) if number < 2]
+        if single:
+            notes.append(
+                f"one label only: {', '.join(single)}. Whether such a class is recognized cannot be measured; "
+                "in the cross-validation its image counts as wrong"
+            )
+        how = f"standardized; logistic regression, C {best.strength:g} and calibration by cross-validation"
+        known, measured = (
+            None,
+            f"{len(rows)} labels are too few to measure it; {_LEAST_MEASURED} are enough for a figure",
+        )
+        lines = [f"accuracy not known: {measured}"]
+        if len(rows) >= _LEAST_MEASURED:
+            known, measured = accuracy(best.scores, labels), f"{best.folds}-fold cross-validation"
+            confidence = 100 * float(best.scores.softmax(1).amax(1).mean())
+            lines = [
+                f"{measured}: {known.sentence}",
+                f"its mean probability for the predicted class: {confidence:.1f}%",
+                f"{BASELINE}, the same classifier: {accuracy(by_pixels.scores, labels).sentence}",
+            ]
+        cross = known.fields if known else None
+        fields = {"C": best.strength, "cross_validated": cross, "log_loss": best.loss if known else None}
+        fields["pixels"] = accuracy(by_pixels.scores, labels).fields if known else None
+        if config.val is not None:
+            val, truth = self.data.val, self.data.val.labels_by(self.classes)
+            notes += [note for note in self.data.notes if note not in notes]
+            known, measured = accuracy(self.scores(found, val), truth), f"images of {self.data.origin}"
+            features = thumbnail_and_histogram(self.data.val_source, val.indices.tolist(), config.workers)
+            baseline = accuracy(features @ by_pixels.weight.T + by_pixels.bias, truth)
+            lines += [f"{measured}: {known.sentence}", f"{BASELINE}: {baseline.sentence}"]
+            fields["pixels"] = baseline.fields
+        return _Found(found, known, measured, notes, how, lines, fields)
+
+    def by_sgd(self, kinds: list[Tokens]) -> _Found:
+        """SGD as in DINO, for many labels: the learning rate chosen on a tenth of them, the accuracy on `data.val`."""
+        config, train, val = self.config, self.data.train, self.data.val
+        candidates = [(kind, lr) for kind in kinds for lr in config.lr]
+        merits = self.merits(train, candidates) if len(candidates) > 1 else [(0.0, 0.0)]
+        tokens, lr = max(zip(merits, candidates, strict=True), key=lambda pair: pair[0])[1]
+        final = self.train(train, [(tokens, lr)])[0]
+        known = accuracy(self.scores(final, val), val.labels_by(self.classes))
+        notes = self.data.notes + ([NO_TOP5] if known.top5 is None else [])
+        how = (
+            f"{'random crops and flips' if config.augment else 'center crops'}; SGD, momentum {MOMENTUM}, cosine over "
+            f"{config.epochs} epochs, batches of {config.batch}, learning rate {lr:g}"
+        )
+        if len(candidates) > 1:
+            how += f", chosen on a tenth of the training images, then trained on all; {len(candidates)} candidates"
+        measured = f"images of {self.data.origin}"
+        lines = [f"{measured}: {known.sentence}" + (f"; top-5 {known.top5:.2f}%" if known.top5 is not None else "")]
+        fields = {
+            "lr": lr, "epochs": config.epochs,
+            "candidates": [
+                {"tokens": str(kind), "strength": x, "top1": merit[0]}
+                for (kind, x), merit in zip(candidates, merits, strict=True)
+                if len(candidates) > 1
+            ],
+        }  # fmt: skip
+        return _Found(final, known, measured, notes, how, lines, fields)
 
     def merits(self, rows: FeatureTable, candidates: list[Candidate]) -> list[tuple[float, float]]:
         """(top-1, -loss) of each candidate on a held-out tenth of the rows, trained on the rest; higher is better."""
         rest, tenth = hold_out(rows, 1 / 10)
         truth, found = tenth.labels_by(self.classes), []
-        for trained in self(rest, candidates):
+        for trained in self.train(rest, candidates):
             scores = self.scores(trained, tenth)
             loss = float(cross_entropy(scores, truth))
             found.append((accuracy(scores, truth).top1, -loss if math.isfinite(loss) else -math.inf))
@@ -180,21 +258,15 @@ class _Trainer:
         own = rows.features[:, self._columns(trained.tokens, rows)]
         return torch.cat([trained(part) for part in own.split(2**14)])
 
-    def __call__(self, rows: FeatureTable, candidates: Sequence[Candidate]) -> list[Classifier]:
-        """Trained classifiers on the CPU, in the order of the candidates, which must be grouped by kind of features."""
+    def train(self, rows: FeatureTable, candidates: Sequence[Candidate]) -> list[Classifier]:
+        """Classifiers by SGD on the CPU, in the order of the candidates, which must be grouped by kind of features."""
         labels = rows.labels_by(self.classes)
-        strengths = {kind: [x for own, x in candidates if own == kind] for kind, _ in candidates}
-        columns = [self._columns(kind, rows) for kind in strengths]
-        if self.config.solver == "lbfgs":
-            groups = zip(columns, strengths.values(), strict=True)
-            trained = [
-                logistic_regression(rows.features[:, own].float(), labels, len(self.classes), cs) for own, cs in groups
-            ]
-        else:
-            trained = self._sgd(rows, labels, columns, list(strengths.values()))
+        lrs = {kind: [x for own, x in candidates if own == kind] for kind, _ in candidates}
+        columns = [self._columns(kind, rows) for kind in lrs]
+        trained = self._sgd(rows, labels, columns, list(lrs.values()))
         return [
             Classifier(weight.cpu(), bias.cpu(), tuple(self.classes), kind)
-            for kind, own in zip(strengths, trained, strict=True)
+            for kind, own in zip(lrs, trained, strict=True)
             for weight, bias in own
         ]
 
@@ -227,9 +299,10 @@ class _Trainer:
         """Batches of features of augmented images: (`[B D]`, labels `[B]`)."""
         number = {name: i for i, name in enumerate(self.classes)}
         # Labels of the source, renumbered by the classes of the training table.
-        renumbered = torch.tensor([number.get(name, -1) for name in self.source.classes], device=self.device)
+        renumbered = torch.tensor([number.get(name, -1) for name in self.data.source.classes], device=self.device)
         crops = RandomCrops((_CROP,), batch, self.config.epochs, self.config.seed, self.config.workers)
-        for features, labels in view_features(self.model, self.source, rows.indices.tolist(), crops, self.all_tokens):
+        indices = rows.indices.tolist()
+        for features, labels in view_features(self.model, self.data.source, indices, crops, self.all_tokens):
             yield features[0].float(), renumbered[labels]
 
 

@@ -1,16 +1,12 @@
-"""Train linear classifiers on features: many at once by SGD, or by L-BFGS of scikit-learn."""
+"""Train many linear classifiers on features at once by SGD, for many labels."""
 
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
-
-from opendino.core.errors import UserError
 
 MOMENTUM, _INITIAL_STD = 0.9, 0.01
 
@@ -65,53 +61,6 @@ def train_together(
             bias.sub_(rate * bias_momentum)
     assert state is not None
     return [list(zip(weight, bias, strict=True)) for weight, bias, _, _ in state]
-
-
-def logistic_regression(
-    features: Tensor, labels: Tensor, num_classes: int, strengths: Sequence[float]
-) -> list[tuple[Tensor, Tensor]]:
-    """Multinomial logistic regression of scikit-learn (L-BFGS).
-
-    Args:
-        features: `[M D]`.
-        labels: int64 `[M]` in 0 … C - 1.
-        num_classes: C.
-        strengths: Values of scikit-learn's inverse regularization strength `C`.
-
-    Returns:
-        For each strength: weight `[C D]` and bias `[C]` in float32; the bias of a class without images is -inf.
-
-    Raises:
-        UserError: scikit-learn is not installed.
-    """
-    regression, seen, found = scikit_learn(), labels.unique(), []
-    for strength in strengths:
-        weight, bias = torch.zeros(num_classes, features.shape[1]), torch.full((num_classes,), -torch.inf)
-        bias[seen] = 0
-        if len(seen) > 1:
-            with warnings.catch_warnings():
-                warnings.filterwarnings(
-                    "ignore", message="lbfgs failed to converge"
-                )  # close to the optimum is good enough
-                fitted = regression(C=strength, max_iter=1000).fit(features.numpy(), labels.numpy())
-            own = torch.from_numpy(fitted.coef_).float(), torch.from_numpy(fitted.intercept_).float()
-            # With two classes scikit-learn returns one row: the score of the second class minus that of the first.
-            weight[seen], bias[seen] = (torch.cat([-x, x]) / 2 if len(seen) == 2 else x for x in own)
-        found.append((weight, bias))
-    return found
-
-
-def scikit_learn() -> Any:
-    """scikit-learn's `LogisticRegression`.
-
-    Raises:
-        UserError: scikit-learn is not installed.
-    """
-    try:
-        from sklearn.linear_model import LogisticRegression
-    except ImportError:
-        raise UserError("--solver lbfgs needs scikit-learn", 'pip install "opendino[eval]"') from None
-    return LogisticRegression
 
 
 def _start(x: Tensor, num_classes: int, num: int, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

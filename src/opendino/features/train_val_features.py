@@ -21,7 +21,7 @@ class TrainValFeatures:
 
     Attributes:
         train, val: Tables of one or more rows.
-        source: The images of `train`.
+        source, val_source: The images of `train` and `val`; the same if `val` was held out.
         data, origin: Where `train` and `val` come from, for messages.
         bad: (key, reason) of unreadable images of both.
     """
@@ -29,9 +29,21 @@ class TrainValFeatures:
     train: FeatureTable
     val: FeatureTable
     source: Source
+    val_source: Source
     data: str
     origin: str
     bad: tuple[tuple[str, str], ...]
+
+    def all_labeled(self) -> FeatureTable:
+        """All labeled rows of --train, in the order of the source, with those that were held out as `val`."""
+        if self.val_source is not self.source:
+            return self.train
+        rows = torch.cat([self.train.indices, self.val.indices]).argsort()
+        features = torch.cat([self.train.features, self.val.features])[rows]
+        labels, indices = (
+            torch.cat([getattr(part, name) for part in (self.train, self.val)])[rows] for name in ("labels", "indices")
+        )
+        return FeatureTable(features, labels, indices, self.train.classes)
 
     @property
     def truth(self) -> Tensor:
@@ -82,8 +94,14 @@ def train_val_features(
     data = data_of(model, train, "Give labeled images: --train DIR")
     source, train_table = read_features(data)
     bad, train_table = train_table.bad, train_table.labeled()
+    if len(train_table) and len(train_table.labels.unique()) < 2:
+        raise UserError(
+            f"All labeled images of {data} are {train_table.classes[train_table.labels[0]]}",
+            "A classifier needs two classes: give images of two classes or more",
+        )
+    val_source = source
     if val is not None:
-        _, val_table = read_features(val)
+        val_source, val_table = read_features(val)
         bad, val_table, origin = bad + val_table.bad, val_table.labeled(), val
     else:
         train_table, val_table = hold_out(train_table, 1 / 5)
@@ -93,12 +111,7 @@ def train_val_features(
             raise UserError(
                 f"There are too few images with a class in {name}", "Training and validation need one each at least"
             )
-    if len(train_table.labels.unique()) < 2:
-        raise UserError(
-            f"All labeled images of {data} are {train_table.classes[train_table.labels[0]]}",
-            "A classifier needs two classes: give images of two classes or more",
-        )
-    return TrainValFeatures(train_table, val_table, source, data, origin, bad)
+    return TrainValFeatures(train_table, val_table, source, val_source, data, origin, bad)
 
 
 def data_of(model: Model, data: str | None, advice: str) -> str:

@@ -7,7 +7,7 @@ supervised method needs none: its classifier uses CLS, and `backbone.json` has t
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,6 +44,7 @@ class Classifier:
         classes: Names of the C classes.
         tokens: Tokens of the network that form its input features.
         known: Measured accuracy; None if it was not measured.
+        measured: How `known` was measured, or why it was not; empty for classifiers of older versions and of runs.
     """
 
     weight: Tensor
@@ -51,6 +52,7 @@ class Classifier:
     classes: tuple[str, ...]
     tokens: Tokens
     known: Accuracy | None = None
+    measured: str = ""
 
     def __call__(self, features: Tensor) -> Tensor:
         """Features `[B D]` → logits float32 `[B C]`."""
@@ -58,7 +60,7 @@ class Classifier:
 
     def to(self, device: str | torch.device) -> Classifier:
         """A copy of this classifier on a device."""
-        return Classifier(self.weight.to(device), self.bias.to(device), self.classes, self.tokens, self.known)
+        return replace(self, weight=self.weight.to(device), bias=self.bias.to(device))
 
 
 def save(folder: Path, model: Model, classifier: Classifier, extra: dict[str, Any]) -> None:
@@ -107,7 +109,8 @@ def load_classifier(folder: str | Path) -> tuple[Model, Classifier]:
         raise UserError(f"The classifier in '{folder}' has shapes that do not match: {shapes}", "Train it again")
     if not weight.isfinite().all() or bias.isnan().any():  # -inf is the bias of a class without an image
         raise UserError(f"The classifier in '{folder}' holds weights that are NaN or infinite", "Train it again")
-    return model, Classifier(weight, bias, classes, tokens, _known(described.extra))
+    measured = str(described.extra.get("measured", ""))
+    return model, Classifier(weight, bias, classes, tokens, _known(described.extra), measured)
 
 
 def _known(extra: dict[str, Any]) -> Accuracy | None:

@@ -53,6 +53,8 @@ class ArchiveSource(Source):
         UserError: The archive cannot be read, is a compressed .tar, or has no images.
     """
 
+    folder_classes = True
+
     def __init__(self, path: str, max_list_bytes: int = _MAX_LIST_BYTES) -> None:
         self._handle: BinaryIO | zipfile.ZipFile | None = None
         self._pid = 0

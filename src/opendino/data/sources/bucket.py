@@ -37,6 +37,8 @@ class BucketSource(Source):
         UserError: The address cannot be listed, or there is no image.
     """
 
+    folder_classes = True
+
     def __init__(self, address: str) -> None:
         self._address = address.rstrip("/")
         found = {

@@ -55,6 +55,8 @@ class FolderSource(Source):
         UserError: The folder does not exist, or holds no image.
     """
 
+    folder_classes = True
+
     def __init__(self, root: str) -> None:
         self.root = root
         self._paths, self._classes = _list_images(root)
