@@ -19,7 +19,7 @@ from opendino.core.accuracy import shown, yardstick
 from opendino.core.contracts import Source
 from opendino.core.errors import UserError
 from opendino.core.ranges import Checked, OutOfRange, Seed, Workers
-from opendino.core.types import Augment, Report
+from opendino.core.types import Report
 from opendino.data.open_source import open_source
 from opendino.data.sampler import permutation
 from opendino.features.feature_table import table
@@ -27,8 +27,9 @@ from opendino.features.train_val_features import data_of
 from opendino.features.view_features import views
 from opendino.models import run_checkpoints
 from opendino.models.load import Model, load
+from opendino.views.settings import view
 
-_VIEW = Augment(scale=(0.25, 1.0))  # plus default flip, jitter and gray: close to the training augmentation
+_VIEW = view({"crop.scale": (0.25, 1.0)})  # plus default flip, jitter and gray: close to the training augmentation
 _BATCH = 64
 MEASURES = ("effective_rank", "alpha_req", "uniformity", "alignment", "lidar")
 

@@ -19,7 +19,7 @@ from opendino.core.accuracy import NO_TOP5, yardstick
 from opendino.core.contracts import Backbone, Source
 from opendino.core.errors import UsageError, UserError
 from opendino.core.ranges import Batch, Checked, Count, NotNegative, Positive, Seed, Workers
-from opendino.core.types import Augment, Report
+from opendino.core.types import Report
 from opendino.data.sampler import permutation
 from opendino.features.classification_metrics import accuracy
 from opendino.features.feature_table import FeatureTable, hold_out
@@ -31,10 +31,11 @@ from opendino.models.classifier import Classifier
 from opendino.models.feature_tokens import Tokens, num_blocks
 from opendino.models.load import Model, load
 from opendino.models.vit import VisionTransformer
+from opendino.views.settings import view
 
 Candidate = tuple[Tokens, float]
 Candidates = Annotated[tuple[Positive, ...], Meta(min_length=1)]
-_CROP = Augment(scale=(0.08, 1.0), jitter=0.0, gray=0.0)  # RandomResizedCrop and flip, as in supervised training
+_CROP = view({"crop.scale": (0.08, 1.0), "color_jitter.p": 0.0, "gray.p": 0.0})  # as in supervised training
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,14 @@ from torch import Tensor
 
 from opendino.core.contracts import Source
 from opendino.core.ranges import cores
-from opendino.core.types import Augment, ViewGroup, ViewSpec
+from opendino.core.types import ViewGroup, ViewSpec
 from opendino.data import cache, loader
 from opendino.data.decode import working_area_px
 from opendino.data.subset import Subset
 from opendino.models.feature_tokens import Tokens
 from opendino.models.load import Model
 from opendino.views.multi_crop import multi_crop
+from opendino.views.settings import View
 
 
 @torch.no_grad()
@@ -23,7 +24,7 @@ def views(
     model: Model,
     source: Source,
     indices: Sequence[int],
-    augment: Sequence[Augment],
+    augment: Sequence[View],
     tokens: Tokens = Tokens(),  # noqa: B008, frozen
     batch: int = 64,
     epochs: int = 1,
