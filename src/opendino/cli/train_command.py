@@ -88,7 +88,7 @@ def parse(args: list[str], recipe: str = "auto", data: str | None = None) -> Con
         UsageError: An unknown flag or value, in one line.
     """
     args, base = _base(args, recipe, data)
-    args = _for_every_group(args, list(base.views))
+    args = _view_flags(args, list(base.views))
     description = (
         f"Train a model on unlabeled images. Also: --recipe NAME ({', '.join(registry.names(_RECIPES))}), "
         f"--config FILE.yaml, --method NAME ({', '.join(registry.names('opendino.methods'))}), --json."
@@ -143,16 +143,26 @@ def brief_help(
     return flags.format_help(usage, summary, options, groups, "`opendino train --help-all` shows all options.")
 
 
-def _for_every_group(args: list[str], groups: list[str]) -> list[str]:
-    """Replace each `--views.all.NAME VALUE...` by one per group of views, before the flags of single groups."""
-    first, rest, for_all = [], [], False
+def _view_flags(args: list[str], groups: list[str]) -> list[str]:
+    """Replace each `--views.all.NAME VALUE...` by one per group of views, before the flags of single groups.
+
+    DATA after such a flag moves to the front: tyro would take it for another value.
+    """
+    for_all: list[str] = []
+    data: list[str] = []
+    rest: list[str] = []
+    flag, values = "", 0
     for word in args:
         if word.startswith("--"):
-            for_all = word.startswith("--views.all.")
-        elif not re.fullmatch(r"[-+.\deE]+|auto|True|False", word):  # not a value of these settings, e.g. DATA
-            for_all = False
-        (first if for_all else rest).append(word)
-    return [word.replace("--views.all.", f"--views.{group}.") for group in groups for word in first] + rest
+            flag, values = word, int("=" in word)
+        elif flag.startswith("--views.") and values and not re.fullmatch(r"[-+.\deE]+|auto|True|False", word):
+            data.append(word)
+            continue
+        else:
+            values += 1
+        (for_all if flag.startswith("--views.all.") else rest).append(word)
+    every = [word.replace("--views.all.", f"--views.{group}.") for group in groups for word in for_all]
+    return data + every + rest
 
 
 def _base(args: list[str], recipe: str, data: str | None) -> tuple[list[str], Config]:
