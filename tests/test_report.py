@@ -17,6 +17,7 @@ from opendino import report
 from opendino.core.errors import UserError
 from opendino.data.open_source import open_source
 from opendino.recipes import demo
+from opendino.views.settings import changed
 from opendino.visualize.drawing.line_plots import plot
 
 
@@ -42,10 +43,11 @@ class Checked(HTMLParser):
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "a <b> & c"
     recipe = demo.config("toy:textures?n=64&size=32")
-    method = replace(recipe.method, out_dim=32, hidden_dim=16, bottleneck_dim=8, local_crops=2)
+    method = replace(recipe.method, out_dim=32, hidden_dim=16, bottleneck_dim=8)
     config = replace(
         recipe, out=str(out), val="toy:textures?n=20&split=val", steps=12, batch=16, workers=0, eval_images=40,
-        method=method, backbone="vit/8", backbone_options={"embed_dim": 24, "depth": 2, "num_heads": 2},
+        method=method, views=changed(recipe.views, {"local.number": 2}), backbone="vit/8",
+        backbone_options={"embed_dim": 24, "depth": 2, "num_heads": 2},
         eval_every="50%",
     )  # fmt: skip
     opendino.train(config)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from tests.contracts.test_methods import NAMES, PACKAGE, small
+from tests.contracts.test_methods import spec as small_spec
 from torch.profiler import ProfilerActivity, profile
 
 from opendino.core.contracts import Method
@@ -43,7 +44,7 @@ def steps(name: str, network: str, settings: optim.Config, device: torch.device)
     module = importlib.import_module(f"{PACKAGE}.{name}")
     config = small(module)
     method: Method = module.build(config, lambda role: NETWORKS[network]()).train().to(device)
-    spec = module.views(config)
+    spec = small_spec(module)
     batch, optimizer = batch_of(spec), optim.build(settings, method.student)
     clock = Clock(5, 10, 4)
     for _ in range(3):

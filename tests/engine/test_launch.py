@@ -155,10 +155,12 @@ import opendino, sys
 from opendino.config import Config
 from opendino.core.errors import UserError
 from opendino.methods import byol
+from opendino.views.settings import changed
 config = Config(
     data="toy:textures?n=16&size=16", backbone="conv4", backbone_options={"width": 2}, steps=2, batch=8, workers=0,
     precision="float32", eval_images=0, report=False, devices=2, device="cpu", out=sys.argv[1], drop_path=0.0,
-    method=byol.Config(size_px=16, hidden_dim=8, projection_dim=4),
+    method=byol.Config(hidden_dim=8, projection_dim=4),
+    views=changed(byol.VIEWS, {"global.size": 16}),
 )
 result = opendino.train(config)
 print(result.steps, opendino.resume(result.run, steps=3).steps)

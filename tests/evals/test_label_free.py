@@ -26,6 +26,7 @@ from opendino.evals.label_free import (
     uniformity,
 )
 from opendino.recipes import demo
+from opendino.views.settings import changed
 
 
 def orthogonal(rows: int, columns: int) -> torch.Tensor:
@@ -92,10 +93,11 @@ def test_spearman_is_scipys() -> None:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("run") / "run"
     recipe = demo.config("toy:textures?n=60&size=16")
-    method = replace(recipe.method, out_dim=16, hidden_dim=16, bottleneck_dim=8, local_crops=1, global_size_px=16)
+    method = replace(recipe.method, out_dim=16, hidden_dim=16, bottleneck_dim=8)
+    views = changed(recipe.views, {"local.number": 1, "global.size": 16})
     config = replace(
-        recipe, method=method, val=None, out=str(out), backbone_options={"width": 2}, steps=4, batch=20, workers=0,
-        eval_images=60, eval_every="1", checkpoint_every="1", keep_checkpoints=9, precision="float32",
+        recipe, method=method, views=views, val=None, out=str(out), backbone_options={"width": 2}, steps=4, batch=20,
+        workers=0, eval_images=60, eval_every="1", checkpoint_every="1", keep_checkpoints=9, precision="float32",
     )  # fmt: skip
     opendino.train(config)
     return out

@@ -24,6 +24,7 @@ from opendino.core import distributed
 from opendino.engine import optim
 from opendino.methods import byol
 from opendino.recipes import demo
+from opendino.views.settings import changed
 
 train = importlib.import_module("opendino.training")  # the module, not the function of the same name
 
@@ -47,7 +48,8 @@ def config(out: Path, method: str, **changes: Any) -> Config:
         },
         "byol": {  # batch norm everywhere
             "backbone": "conv4", "backbone_options": {"width": 4},
-            "method": byol.Config(size_px=32, hidden_dim=16, projection_dim=8, momentum=0.9),
+            "method": byol.Config(hidden_dim=16, projection_dim=8, momentum=0.9),
+            "views": changed(byol.VIEWS, {"global.size": 32}),
         },
     }  # fmt: skip
     base = replace(

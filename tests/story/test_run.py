@@ -26,6 +26,7 @@ from opendino.core.errors import UserError
 from opendino.engine import checkpoint, optim
 from opendino.methods import byol, dino, distill, mean_teacher
 from opendino.recipes import demo
+from opendino.views.settings import changed
 
 TIMED = ("images_per_second", "data_wait", "mfu", "peak_memory_bytes", "seconds")
 
@@ -33,7 +34,7 @@ TIMED = ("images_per_second", "data_wait", "mfu", "peak_memory_bytes", "seconds"
 def tiny(out: Path, **changes: object) -> Config:
     """A run of seconds, with everything a run has: drop path, frozen prototypes, schedules, evaluations."""
     recipe = demo.config("toy:textures?n=48&size=32")
-    small = replace(recipe.method, out_dim=32, hidden_dim=16, bottleneck_dim=8, local_crops=2, freeze_last_layer="2")
+    small = replace(recipe.method, out_dim=32, hidden_dim=16, bottleneck_dim=8, freeze_last_layer="2")
     base = replace(
         recipe,
         val="toy:textures?n=20&split=val",
@@ -42,6 +43,7 @@ def tiny(out: Path, **changes: object) -> Config:
         drop_path=0.2,
         backbone_options={"embed_dim": 24, "depth": 2, "num_heads": 2},
         method=small,
+        views=changed(recipe.views, {"local.number": 2}),
         steps=10,
         batch=16,
         workers=0,
@@ -52,6 +54,9 @@ def tiny(out: Path, **changes: object) -> Config:
         knn_k=3,
         report=False,
     )
+    if "method" in changes:
+        module = sys.modules[type(changes["method"]).__module__]
+        base = replace(base, method=changes["method"], views=changed(module.VIEWS, {"global.size": 32}))
     return replace(base, **changes)
 
 
@@ -215,10 +220,10 @@ def test_asked_to_stop_it_saves_and_goes_on_later(tmp_path: Path, number: signal
 
 
 METHODS = {
-    "byol": byol.Config(size_px=32, hidden_dim=16, projection_dim=8, momentum=0.9),
-    "mean_teacher": mean_teacher.Config(size_px=32),
-    "distill": distill.Config(size_px=32),
-    "distill-whole": distill.Config(size_px=32, teacher_view="whole"),
+    "byol": byol.Config(hidden_dim=16, projection_dim=8, momentum=0.9),
+    "mean_teacher": mean_teacher.Config(),
+    "distill": distill.Config(),
+    "distill-whole": distill.Config(teacher_view="whole"),
 }
 
 
@@ -255,7 +260,7 @@ def test_distillation_leaves_the_student_and_the_teacher_as_it_was(finished: Pat
     run = tmp_path / "run"
     config = tiny(
         run, backbone="conv4", backbone_options={"width": 4},
-        method=distill.Config(size_px=32, teacher=str(finished)), checkpoint_every="10", keep_checkpoints=9,
+        method=distill.Config(teacher=str(finished)), checkpoint_every="10", keep_checkpoints=9,
     )  # fmt: skip
     result = opendino.train(config)
     assert (finished / "backbone.safetensors").read_bytes() == before
@@ -277,7 +282,7 @@ def test_distillation_leaves_the_student_and_the_teacher_as_it_was(finished: Pat
 def test_mean_teacher_reports_its_classifiers_and_leaves_the_teachers(tmp_path: Path) -> None:
     run = tmp_path / "run"
     options = {"backbone": "conv4", "backbone_options": {"width": 4}}
-    result = opendino.train(tiny(run, method=mean_teacher.Config(size_px=32), labels="25%", **options))
+    result = opendino.train(tiny(run, method=mean_teacher.Config(), labels="25%", **options))
     assert list(result.accuracy) == ["teacher", "student", "baseline"]
     assert all(0 <= value <= 100 for value in result.accuracy.values())
     model = opendino.load(run, classifier=True)
@@ -285,7 +290,7 @@ def test_mean_teacher_reports_its_classifiers_and_leaves_the_teachers(tmp_path: 
     assert torch.equal(model.classifier.weight, saved) and len(model.classes) == 10
     assert main(["predict", str(run), "toy:textures?n=12&size=32", "--json"]) == 0
     # Its teacher can be distilled from, labels included.
-    method = distill.Config(teacher=str(run), objective="logits", label_weight=0.5, size_px=32)
+    method = distill.Config(teacher=str(run), objective="logits", label_weight=0.5)
     told = opendino.train(tiny(tmp_path / "small", method=method, **options))
     assert list(told.accuracy) == ["student", "teacher"]
     assert told.accuracy["teacher"] == pytest.approx(result.accuracy["teacher"])
@@ -294,8 +299,8 @@ def test_mean_teacher_reports_its_classifiers_and_leaves_the_teachers(tmp_path: 
 
 def test_labels_of_other_classes_than_the_teachers_are_refused(tmp_path: Path) -> None:
     options = {"backbone": "conv4", "backbone_options": {"width": 4}}
-    run = opendino.train(tiny(tmp_path / "run", method=mean_teacher.Config(size_px=32), **options)).run
-    method = distill.Config(teacher=run, objective="logits", label_weight=0.5, size_px=32)
+    run = opendino.train(tiny(tmp_path / "run", method=mean_teacher.Config(), **options)).run
+    method = distill.Config(teacher=run, objective="logits", label_weight=0.5)
     with pytest.raises(UserError, match=r"classifier has 10 classes \(bricks.*--method\.label-weight 0"):
         opendino.train(tiny(tmp_path / "forms", data="toy:forms?n=48&size=32", val=None, method=method, **options))
     assert not (tmp_path / "forms").exists()
@@ -303,7 +308,7 @@ def test_labels_of_other_classes_than_the_teachers_are_refused(tmp_path: Path) -
 
 def test_learning_from_labels_is_not_judged_on_the_same_images(tmp_path: Path) -> None:
     options = {"backbone": "conv4", "backbone_options": {"width": 4}}
-    result = opendino.train(tiny(tmp_path / "run", method=mean_teacher.Config(size_px=32), val=None, **options))
+    result = opendino.train(tiny(tmp_path / "run", method=mean_teacher.Config(), val=None, **options))
     assert result.knn is None and result.accuracy is None and result.effective_rank is not None
     assert "use --val to get accuracies" in (tmp_path / "run" / "log.txt").read_text()
 
