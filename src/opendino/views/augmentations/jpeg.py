@@ -68,7 +68,7 @@ def apply(x: Tensor, parameters: dict[str, Tensor], configs: tuple[Config, ...])
     step = table[:, :, :, None, None].clamp(min=1)
     with torch.autocast(x.device.type, enabled=False):
         blocks = dct.mT @ ((dct @ blocks @ dct.mT / step).round() * step) @ dct
-    planes = blocks.transpose(-3, -2).flatten(-4, -3).flatten(-2)[..., :height, :width]
+    planes = blocks.transpose(-3, -2).flatten(-4, -3).flatten(-2)[..., :height, :width].round().clamp(-128, 127)
     pixels = _to_rgb(planes) if channels == 3 else planes + 128
     return torch.where(tables[:, :, :1, :1, :1] > 0, pixels.round().clamp(0, 255) / 255, x)
 
