@@ -48,6 +48,7 @@ from opendino.data import decode
 from opendino.engine import checkpoint
 from opendino.engine.run_monitor import RunMonitor
 from opendino.recipes import demo
+from opendino.views.settings import changed
 
 CACHE_FULL = "cache is full", "cache on disk grows no more"  # what the run says then
 PAGE = Path(__file__).parents[1] / "docs" / "reliability.md"
@@ -77,9 +78,11 @@ class Row:
 def tiny(data: str, run: Path, **changes: Any) -> Config:
     """A run of one second with all features of a long run."""
     recipe = demo.config(data)
-    small = replace(recipe.method, out_dim=32, hidden_dim=16, bottleneck_dim=8, local_crops=2, freeze_last_layer="2")
+    small = replace(recipe.method, out_dim=32, hidden_dim=16, bottleneck_dim=8, freeze_last_layer="2")
     base = replace(
-        recipe, val=None, out=str(run), backbone="vit/8", drop_path=0.2, method=small, steps=STEPS, batch=BATCH,
+        recipe, val=None, out=str(run), backbone="vit/8", drop_path=0.2, method=small, steps=STEPS,
+        views=changed(recipe.views, {"local.number": 2}),
+        batch=BATCH,
         workers=0, backbone_options={"embed_dim": 24, "depth": 2, "num_heads": 2}, precision="float32", cache="off",
         device="cpu", eval_every="10", checkpoint_every="3", eval_images=24, knn_k=3,
     )  # fmt: skip

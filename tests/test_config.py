@@ -62,7 +62,7 @@ def test_all_stands_for_every_group_and_single_groups_come_after_it(tmp_path: Pa
 
 
 def test_views_are_those_of_the_method() -> None:
-    with pytest.raises(UsageError, match=r"The method has no views 'local'\. Choose from global, second"):
+    with pytest.raises(UsageError, match=r"has no views .local.\. Choose from global, second; or"):
         Config(data="a", method=byol.Config(), views=dino.VIEWS)
     with pytest.raises(UsageError, match=r"views\.local is 3"):
         Config(data="a", views={"local": 3})

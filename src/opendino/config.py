@@ -273,7 +273,10 @@ def _complete(defaults: dict[str, View], given: dict[str, Any]) -> dict[str, Any
     """The settings of every group of views of a method."""
     for name, view in given.items():
         if name not in defaults:
-            raise UsageError(f"The method has no views {shown(name)}", f"Choose from {', '.join(defaults)}")
+            raise UsageError(
+                f"The method has no views {shown(name)}",
+                f"Choose from {', '.join(defaults)}; or use views={{}}, the method's own",
+            )
         if type(view) is not type(defaults[name]):
             raise UsageError(f"views.{name} is {shown(view)}", "Use views.settings.changed(METHOD.VIEWS, {...})")
     return defaults | given

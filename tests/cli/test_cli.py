@@ -125,9 +125,11 @@ def test_json_is_one_document_with_message_and_hint(here: Path, typed: str, caps
     assert document["error"]["message"] and document["error"]["hint"]
 
 
-@pytest.mark.parametrize("kind", ["methods", "recipes", "evals", "sources"])
+@pytest.mark.parametrize("kind", ["methods", "recipes", "evals", "sources", "augmentations"])
 def test_lists_are_the_folders(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
-    package = {"sources": "opendino.data.sources"}.get(kind, f"opendino.{kind}")
+    package = {"sources": "opendino.data.sources", "augmentations": "opendino.views.augmentations"}.get(
+        kind, f"opendino.{kind}"
+    )
     assert main(["list", kind, "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)[kind]
     assert [*listed] == registry.names(package)
