@@ -158,7 +158,7 @@ def _no_time_is_spent_on_speed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def base(name: str, teachers: dict[str, str], **changes: Any) -> Config:
-    recipe = demo.config(TOY)
+    recipe, name = demo.config(TOY), type(changes.get("method", METHODS[name])).__module__.rpartition(".")[2]
     config = replace(
         recipe, val=None, method=METHODS[name], views=GROUPS[name], backbone_options={"width": 2}, steps=4, batch=8,
         workers=0, optim=optim.Config(lr=0.01, lr_warmup="0"), precision="float32", eval_images=0, report=False,
