@@ -89,7 +89,7 @@ def test_crops_of_a_run_are_found_by_its_settings(tmp_path: Path, capsys: pytest
     batches = Batches(DecodedImages(open_source(config.data), 10**6), dino.views(method, base.views), 11, 8)
     batch = batches[3]
     assert found["images"][0]["image"] == batches.images.source.key(int(batch.indices[0]))  # pyright: ignore
-    assert found["images"][0]["views"][0]["box"] == batch.draws["global"].box[0, 0].tolist()  # pyright: ignore
+    assert found["images"][0]["views"][0]["box"] == batch.draws["global"]["crop"]["box"][0, 0].tolist()  # pyright: ignore
     assert (found["student"], found["teacher"]) == ("the local views", "the global views")
     (tmp_path / "config.yaml").write_text(configs.dump(replace(config, batch="auto")))
     assert main(["show", "crops", str(tmp_path)]) == 1

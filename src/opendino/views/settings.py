@@ -24,6 +24,7 @@ AUGMENTATIONS: dict[str, ModuleType] = dict(sorted(_MODULES, key=lambda item: (i
 
 if TYPE_CHECKING:
 
+    @dataclass(frozen=True)
     class View(Checked):
         """The augmentations of one view: a field per module of `augmentations`, with its Config."""
 
