@@ -224,8 +224,8 @@ def from_tree(tree: dict[str, Any], base: Config | None = None) -> Config:
     views = tree.pop("views", {})
     if (tree.get("steps") is None) != (tree.get("epochs") is None):  # the new one replaces the one in `base`
         base = replace(base, steps=None, epochs=None)
-    base = _overlay(base, tree, "")
-    return replace(base, views=_overlay_views(base.views, views))
+    made: Config = _overlay(base, tree, "")
+    return replace(made, views=_overlay_views(made.views, views))
 
 
 def read_tree(path: str | Path) -> dict[str, Any]:

@@ -111,7 +111,7 @@ def test_the_command_line_takes_the_recipe_for_it(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["train", TOY, "--init", str(model), "--steps", "10", "--batch", "16", "--workers", "0"]
-    words += ["--method.local-crops", "2", "--out", str(tmp_path / "run"), "--json"]
+    words += ["--views.local.number", "2", "--out", str(tmp_path / "run"), "--json"]
     assert main(words) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["against_start"]["verdict"] in ("better", "no better", "worse")

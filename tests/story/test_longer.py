@@ -20,15 +20,17 @@ from opendino.core.errors import UsageError, UserError
 from opendino.core.types import Clock
 from opendino.engine import optim
 from opendino.recipes import demo
+from opendino.views.settings import changed
 
 PER_EPOCH = 3
 
 
 def tiny(out: Path, **changes: object) -> Config:
     recipe = demo.config("toy:textures?n=48&size=32")
-    method = replace(recipe.method, out_dim=16, hidden_dim=16, bottleneck_dim=8, local_crops=1, freeze_last_layer="10%")
+    method = replace(recipe.method, out_dim=16, hidden_dim=16, bottleneck_dim=8, freeze_last_layer="10%")
     base = replace(
-        recipe, val=None, out=str(out), backbone_options={"width": 4}, method=method, steps=10, batch=16, workers=0,
+        recipe, val=None, out=str(out), backbone_options={"width": 4}, method=method,
+        views=changed(recipe.views, {"local.number": 1}), steps=10, batch=16, workers=0,
         precision="float32", checkpoint_every="4", keep_checkpoints=20, eval_images=0, report=False,
     )  # fmt: skip
     return replace(base, **changes)

@@ -42,9 +42,9 @@ def config(out: Path, method: str, **changes: Any) -> Config:
         "dino": {
             "backbone": "vit/8", "backbone_options": {"embed_dim": 24, "depth": 2, "num_heads": 2},
             "method": replace(
-                recipe.method, out_dim=30, hidden_dim=16, bottleneck_dim=8, local_crops=2, freeze_last_layer="2",
-                momentum=0.9,
+                recipe.method, out_dim=30, hidden_dim=16, bottleneck_dim=8, freeze_last_layer="2", momentum=0.9
             ),
+            "views": changed(recipe.views, {"local.number": 2}),
         },
         "byol": {  # batch norm everywhere
             "backbone": "conv4", "backbone_options": {"width": 4},

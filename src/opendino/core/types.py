@@ -52,8 +52,8 @@ class ViewSpec:
     """
 
     groups: tuple[ViewGroup, ...]
-    mean: tuple[float, ...] = IMAGENET_MEAN
-    std: tuple[float, ...] = IMAGENET_STD
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
     labeled_frac: float = 0.0
 
     def num_labeled(self, batch: int) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field, make_dataclass, replace
 from types import ModuleType
@@ -97,7 +96,7 @@ def changed(views: Mapping[str, View], values: Mapping[str, Any]) -> dict[str, V
 
 
 def _with(config: Any, path: list[str], value: Any, name: str) -> Any:
-    kinds = hints(type(config)) if dataclasses.is_dataclass(config) else {}
+    kinds = hints(type(config)) if hasattr(config, "__dataclass_fields__") else {}
     if not path or path[0] not in kinds:
         raise UsageError(f"There is no setting {name}", nearest(path[0] if path else "", kinds))
     value = _with(getattr(config, path[0]), path[1:], value, name) if path[1:] else convert(value, kinds[path[0]], name)
