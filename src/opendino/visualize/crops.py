@@ -127,7 +127,11 @@ def tiles(batch: Batch, place: int, spec: ViewSpec, stages: bool = False) -> lis
     rows: list[list[Tile | None]] = [[image_tile]]
     for n, each in enumerate(done):
         titles = {"crop": f"{n} {each['group']}"} | each["augmentations"]
-        row: list[Tile | None] = [Tile(after[i][n], titles[name]) for i, name in enumerate(names) if name in titles]
+        row: list[Tile | None] = [
+            Tile(after[i][n], titles[name].replace(" ", "\n", name != "crop"))
+            for i, name in enumerate(names)
+            if name in titles
+        ]
         rows.append(row)
     return rows
 
