@@ -19,7 +19,8 @@ from PIL import Image, ImageFilter, ImageOps
 from torch import Tensor, nn
 from torch.nn.functional import log_softmax, softmax
 
-from opendino.core.types import Augment, ViewSpec
+from opendino.core.types import ViewSpec
+from opendino.views.settings import View
 
 
 class MultiCrop:
@@ -33,17 +34,18 @@ class MultiCrop:
         return [view(image) for view in self._views]
 
     @staticmethod
-    def _transform(view: Augment, size_px: int, spec: ViewSpec) -> Any:
+    def _transform(view: View, size_px: int, spec: ViewSpec) -> Any:
         from torchvision import transforms
 
-        jitter = transforms.ColorJitter(view.brightness, view.contrast, view.saturation, view.hue)
+        crop, color, low_high = view.crop, view.color_jitter, view.blur.sigma_px
+        jitter = transforms.ColorJitter(color.brightness, color.contrast, color.saturation, color.hue)
         return transforms.Compose([
-            transforms.RandomResizedCrop(size_px, view.scale, view.ratio, transforms.InterpolationMode.BICUBIC),
-            transforms.RandomHorizontalFlip(view.flip),
-            transforms.RandomApply([jitter], view.jitter),
-            transforms.RandomGrayscale(view.gray),
-            _Sometimes(view.blur, lambda image: image.filter(ImageFilter.GaussianBlur(random.uniform(*view.sigma_px)))),
-            _Sometimes(view.solarize, ImageOps.solarize),
+            transforms.RandomResizedCrop(size_px, crop.scale, crop.ratio, transforms.InterpolationMode.BICUBIC),
+            transforms.RandomHorizontalFlip(view.flip.p),
+            transforms.RandomApply([jitter], color.p),
+            transforms.RandomGrayscale(view.gray.p),
+            _Sometimes(view.blur.p, lambda image: image.filter(ImageFilter.GaussianBlur(random.uniform(*low_high)))),
+            _Sometimes(view.solarize.p, ImageOps.solarize),
             transforms.ToTensor(),
             transforms.Normalize(spec.mean, spec.std),
         ])  # fmt: skip

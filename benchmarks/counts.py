@@ -29,6 +29,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from opendino import config as configs
 from opendino.core.compilation import compiling
 from opendino.engine import optim
 from opendino.methods import dino
@@ -37,7 +38,7 @@ from opendino.views import functional
 from opendino.views.multi_crop import multi_crop
 from opendino.views.sampling import sample_views
 
-SPEC = dino.views(PAPER)
+SPEC = configs.views(PAPER)
 SIZES = (2, 4)
 WORK = ("flop", "bytes")
 ROWS_AT_ONCE = dino._ROWS_AT_ONCE

@@ -25,6 +25,7 @@ import opendino
 from opendino.engine.run_result import Result
 from opendino.methods import byol, distill, mean_teacher
 from opendino.recipes import demo
+from opendino.views.settings import changed
 
 METHODS = ["byol", "mean_teacher", "distill"]
 
@@ -65,18 +66,19 @@ def one(seed: int, only: list[str]) -> dict[str, Any]:
             return result
 
         if "byol" in only:
-            knn = run("byol", method=byol.Config(hidden_dim=512, projection_dim=64)).knn or {}
+            knn = run("byol", method=byol.Config(hidden_dim=512, projection_dim=64), views={}).knn or {}
             found |= {f"byol_{name}": value for name, value in knn.items()}
         if "mean_teacher" in only:
             told = run(
                 "mean_teacher", data="toy:textures?n=2000&size=16", val="toy:textures?n=1000&size=16&split=val",
-                labels="10%", steps=1000, method=mean_teacher.Config(size_px=16),
+                labels="10%", steps=1000, method=mean_teacher.Config(),
+                views=changed(mean_teacher.VIEWS, {"global.size": 16}),
             )  # fmt: skip
             found |= {f"mean_teacher_{name}": value for name, value in (told.accuracy or {}).items()}
         if "distill" in only:
             run("big")
             small: dict[str, Any] = {"backbone_options": {"width": 8}}
-            distilled = run("distilled", method=distill.Config(teacher=f"{home}/big"), **small)
+            distilled = run("distilled", method=distill.Config(teacher=f"{home}/big"), views={}, **small)
             alone = run("alone", **small)
             found |= {f"distill_{name}": value for name, value in (distilled.knn or {}).items()}
             found |= {"alone_teacher": (alone.knn or {})["teacher"]}

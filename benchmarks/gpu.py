@@ -38,10 +38,14 @@ from opendino.data.decode import working_area_px
 from opendino.data.open_source import open_source
 from opendino.engine import optim
 from opendino.engine.throughput import peak_flops
-from opendino.methods import dino
 from opendino.views.multi_crop import multi_crop
+from opendino.views.settings import changed
 
-SMALL = replace(PAPER, out_dim=256, local_crops=2, global_size_px=64, local_size_px=32)
+SMALL = replace(
+    PAPER,
+    method=replace(PAPER.method, out_dim=256),
+    views=changed(PAPER.views, {"local.number": 2, "global.size": 64, "local.size": 32}),
+)
 PARTS = ("waits", "crops", "step_vits16", "step_vitb16", "end_to_end")
 
 
@@ -103,7 +107,7 @@ def of_waits(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
 
 def of_crops(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """2 + 10 views of whole images; the lower bound is reading the images and writing the views once."""
-    spec = dino.views(PAPER)
+    spec = configs.views(PAPER)
     batch = first_batch(args).to(device)
     seconds = timed(lambda: multi_crop(batch.canvas, batch.draws, spec), device)
     written = sum(len(g.views) * len(batch.labels) * 3 * g.size_px**2 * 4 for g in spec.groups)
@@ -124,9 +128,9 @@ def with_torchvision(images: Tensor, spec: ViewSpec) -> Callable[[], Any]:
 
     made = [
         v2.Compose([
-            v2.RandomResizedCrop(group.size_px, view.scale, interpolation=v2.InterpolationMode.BICUBIC, antialias=True),
+            v2.RandomResizedCrop(group.size_px, view.crop.scale, interpolation=v2.InterpolationMode.BICUBIC),
             v2.RandomHorizontalFlip(), v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.2, 0.1)], 0.8),
-            v2.RandomGrayscale(0.2), v2.RandomApply([v2.GaussianBlur(21, (0.1, 2.0))], view.blur),
+            v2.RandomGrayscale(0.2), v2.RandomApply([v2.GaussianBlur(21, (0.1, 2.0))], view.blur.p),
             v2.ToDtype(torch.float32, scale=True), v2.Normalize(spec.mean, spec.std),
         ])
         for group in spec.groups for view in group.views
@@ -141,9 +145,9 @@ def with_kornia(images: Tensor, spec: ViewSpec) -> Callable[[], Any]:
     mean, std = torch.tensor(spec.mean), torch.tensor(spec.std)
     made = [
         torch.nn.Sequential(
-            k.RandomResizedCrop((group.size_px, group.size_px), view.scale, resample="bicubic"),
+            k.RandomResizedCrop(group.view_px, view.crop.scale, resample="bicubic"),
             k.RandomHorizontalFlip(), k.ColorJitter(0.4, 0.4, 0.2, 0.1, p=0.8), k.RandomGrayscale(p=0.2),
-            k.RandomGaussianBlur((21, 21), (0.1, 2.0), p=view.blur), k.Normalize(mean, std),
+            k.RandomGaussianBlur((21, 21), (0.1, 2.0), p=view.blur.p), k.Normalize(mean, std),
         ).to(images.device)
         for group in spec.groups for view in group.views
     ]  # fmt: skip
@@ -192,7 +196,8 @@ def of_end_to_end(args: argparse.Namespace, device: torch.device) -> dict[str, A
 
     def trained(steps: int) -> Any:
         return training(configs.Config(
-            data=str(args.images), backbone=name, method=settings, steps=steps, batch=args.batch,
+            data=str(args.images), backbone=name, method=settings.method, views=settings.views, steps=steps,
+            batch=args.batch,
             optim=optim.Config(grad_accum_steps=1), workers=args.workers, eval_images=0, device=str(device),
             precision="bfloat16", cache="off", compile=device.type == "cuda", report=False, checkpoint_every="100%",
             out=str(args.home / f"run-{steps}"),
@@ -201,7 +206,7 @@ def of_end_to_end(args: argparse.Namespace, device: torch.device) -> dict[str, A
     trained(20)  # compiles
     steps = max(61, int(args.seconds * trained(60).images_per_second / args.batch))
     result = trained(steps)
-    spec, paths = dino.views(settings), sorted(args.images.glob("*.jpg"))
+    spec, paths = configs.views(settings), sorted(args.images.glob("*.jpg"))
     ours = made(name, args, device)
     pair, seen, began = Pair(ours.method), 0, 0.0
     for number, views in enumerate(classic_batches(paths, spec, args)):
@@ -240,7 +245,7 @@ def made(name: str, args: argparse.Namespace, device: torch.device) -> Ours:
 
 def first_batch(args: argparse.Namespace) -> loader.Batch:
     """Decoded images and view parameters for the paper's crops."""
-    spec = dino.views(PAPER)
+    spec = configs.views(PAPER)
     batch = loader.Batches(DecodedImages(open_source(str(args.images)), working_area_px(spec)), spec, 0, args.batch)[0]
     assert isinstance(batch, loader.Batch)
     return batch

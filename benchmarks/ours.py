@@ -9,6 +9,8 @@ import torch
 from classic import Pair
 from torch import Tensor
 
+from opendino import config as configs
+from opendino.config import Config
 from opendino.core.types import Clock, Views
 from opendino.engine import optim, precision
 from opendino.methods import dino
@@ -16,7 +18,7 @@ from opendino.models import build
 from opendino.training import step
 
 CLOCK = Clock(0, 1000, 100)
-PAPER = dino.Config(freeze_last_layer="0")
+PAPER = Config(data="", method=dino.Config(freeze_last_layer="0"))
 
 
 class Ours:
@@ -24,7 +26,7 @@ class Ours:
 
     Args:
         backbone: Its name.
-        config: Of DINO.
+        config: With the settings of DINO and its views.
         settings: Of the optimizer; the rate is not warmed up.
         batch: Images per step.
         dtype: Of our matrix products.
@@ -32,21 +34,22 @@ class Ours:
     """
 
     def __init__(
-        self, backbone: str, config: dino.Config, settings: optim.ResolvedConfig, batch: int, dtype: torch.dtype,
+        self, backbone: str, config: Config, settings: optim.ResolvedConfig, batch: int, dtype: torch.dtype,
         device: torch.device,
     ) -> None:  # fmt: skip
         torch.manual_seed(0)
-        size_px = int(config.global_size_px)
-        self.method: Any = dino.build(config, lambda role: build.backbone(backbone, image_px=size_px)).train()
+        self.spec = configs.views(config)
+        size_px = self.spec.groups[0].short_px
+        self.method: Any = dino.build(config.method, lambda role: build.backbone(backbone, image_px=size_px)).train()
         self.method.to(device).to(memory_format=torch.channels_last)
-        self.spec, self.batch, self.dtype, self.device = dino.views(config), batch, dtype, device
+        self.batch, self.dtype, self.device = batch, dtype, device
         self._settings = replace(settings, lr_warmup="0")
         self._optimizer = optim.build(self._settings, self.method.student)
 
     def noise(self) -> dict[str, Tensor]:
         """Random views, prepared in advance."""
         return {
-            g.name: torch.randn(len(g.views), self.batch, 3, g.size_px, g.size_px, device=self.device)
+            g.name: torch.randn(len(g.views), self.batch, 3, *g.view_px, device=self.device)
             for g in self.spec.groups
             if g.views
         }

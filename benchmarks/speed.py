@@ -27,6 +27,8 @@ from record import keep
 from torch import Tensor
 from torch.utils.data import default_collate
 
+from opendino import config as configs
+from opendino.config import Config
 from opendino.core.compilation import compiling
 from opendino.data import loader
 from opendino.data.cache import DecodedImages
@@ -78,7 +80,7 @@ def main() -> None:
 
 def of_loader(args: argparse.Namespace) -> dict[str, Any]:
     """JPEG files to the batch that a worker returns: float32 views there, a uint8 canvas and view parameters here."""
-    spec, source = dino.views(PAPER), open_source(str(args.images))
+    spec, source = configs.views(PAPER), open_source(str(args.images))
     num = min(64, len(source))  # the paper's batch per GPU
     torch.set_num_threads(1)
     classic = Files([args.images / source.key(i) for i in range(num)], spec)
@@ -97,7 +99,7 @@ def of_loader(args: argparse.Namespace) -> dict[str, Any]:
 
 def of_memory(args: argparse.Namespace) -> dict[str, Any]:
     """A loader process over many passes over the images: does its memory grow?"""
-    spec, source = dino.views(PAPER), open_source(str(args.images))
+    spec, source = configs.views(PAPER), open_source(str(args.images))
     dataset = loader.Batches(DecodedImages(source, working_area_px(spec)), spec, 0, 16)
     total, resident, began = args.passes * dataset.steps_per_epoch, {}, time.monotonic()
     for number, _ in enumerate(loader.batches(dataset, 0, total, 1, pin=False), start=1):
@@ -110,7 +112,7 @@ def of_memory(args: argparse.Namespace) -> dict[str, Any]:
 
 def of_crops(args: argparse.Namespace) -> dict[str, Any]:
     """From decoded images to views: PIL's there, matrix products here (which a GPU would do)."""
-    spec = dino.views(PAPER)
+    spec = configs.views(PAPER)
     source = open_source(str(args.images))
     batch = loader.Batches(DecodedImages(source, working_area_px(spec)), spec, 0, 16)[0]
     assert isinstance(batch, loader.Batch)
@@ -163,7 +165,7 @@ def of_loss(args: argparse.Namespace) -> dict[str, Any]:
 def of_step_demo(args: argparse.Namespace) -> dict[str, Any]:
     """A training step of the demo on prepared views."""
     config = demo.config()
-    return steps(args, config.backbone, config.method, config.batch, config.optim)
+    return steps(args, config.backbone, config, config.batch, config.optim)
 
 
 def of_step_vits16(args: argparse.Namespace) -> dict[str, Any]:
@@ -174,7 +176,7 @@ def of_step_vits16(args: argparse.Namespace) -> dict[str, Any]:
 def of_whole_demo(args: argparse.Namespace) -> dict[str, Any]:
     """From files to updated weights, the demo's recipe; in one process, so that no work is hidden."""
     config = demo.config()
-    return whole(args, config.backbone, config.method, config.batch, config.optim)
+    return whole(args, config.backbone, config, config.batch, config.optim)
 
 
 def of_whole_vits16(args: argparse.Namespace) -> dict[str, Any]:
@@ -183,7 +185,7 @@ def of_whole_vits16(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def steps(
-    args: argparse.Namespace, backbone: str, config: dino.Config, batch: int, settings: optim.Config
+    args: argparse.Namespace, backbone: str, config: Config, batch: int, settings: optim.Config
 ) -> dict[str, Any]:
     """Both ways on the same views; the losses of the first steps must agree."""
     ours, dtype = made(args, backbone, config, batch, settings)
@@ -200,7 +202,7 @@ def steps(
 
 
 def whole(
-    args: argparse.Namespace, backbone: str, config: dino.Config, batch: int, settings: optim.Config
+    args: argparse.Namespace, backbone: str, config: Config, batch: int, settings: optim.Config
 ) -> dict[str, Any]:
     """Files, crops, step."""
     ours, dtype = made(args, backbone, config, batch, settings)
@@ -221,7 +223,7 @@ def whole(
 
 
 def made(
-    args: argparse.Namespace, backbone: str, config: dino.Config, batch: int, settings: optim.Config
+    args: argparse.Namespace, backbone: str, config: Config, batch: int, settings: optim.Config
 ) -> tuple[Ours, str]:
     """Our side, with prototypes trained from the first step, and the precision it chooses."""
     dtype, _ = precision.choose(args.precision, CPU)

@@ -27,7 +27,7 @@ from PIL import Image
 from record import keep
 
 from opendino.core.contracts import Source
-from opendino.core.types import Augment, ViewGroup, ViewSpec
+from opendino.core.types import ViewGroup, ViewSpec
 from opendino.data import mmap_table
 from opendino.data.cache import DecodedImages
 from opendino.data.decode import decode
@@ -37,9 +37,10 @@ from opendino.data.sampler import Windowed, permutation
 from opendino.data.shard_index import scan
 from opendino.data.shard_writer import Plan, pack
 from opendino.data.source_files import is_image
+from opendino.views.settings import view
 
 SIDE_PX = 256
-SPEC = ViewSpec((ViewGroup("global", 224, (Augment((0.25, 1.0)),) * 2),))
+SPEC = ViewSpec((ViewGroup("global", 224, (view({}),) * 2),))
 
 
 def main() -> None:

@@ -26,26 +26,27 @@ from record import keep, machine
 
 import opendino
 from opendino.config import Config
-from opendino.core.types import Augment
 from opendino.engine import optim
 from opendino.evals import knn
 from opendino.methods import byol, dino
+from opendino.views.settings import changed
 
 SGD = optim.Config(name="sgd", lr=0.06, min_lr=0.0, lr_warmup="0ep", weight_decay=5e-4, weight_decay_end=5e-4, clip=3.0)
 RESNET18 = Config(data="", backbone="resnet18", drop_path=0.0, batch=256, optim=SGD, eval_every="10%")
-JITTERED = Augment(scale=(0.08, 1.0), blur=1.0)
 
 TARGETS: dict[str, tuple[float, int, float, Config]] = {  # published accuracy, k, T, settings
     "dino_resnet18": (87.3, 200, 0.1, replace(RESNET18, method=dino.Config(
-        global_size_px=128, local_size_px=64, local_crops=6, global_scale=(0.4, 1.0), local_scale=(0.05, 0.4),
         out_dim=2048, head_batch_norm=True, teacher_temp=0.04, momentum=0.99, freeze_last_layer="0",
-    ))),
-    "byol_resnet18": (70.5, 200, 0.1, replace(RESNET18, method=byol.Config(
-        size_px=128, first=JITTERED, second=replace(JITTERED, blur=0.1, solarize=0.2), momentum=0.99,
-    ))),
+    ), views=changed(dino.VIEWS, {
+        "global.size": 128, "local.size": 64, "local.number": 6, "all.crop.scale": (0.4, 1.0),
+        "local.crop.scale": (0.05, 0.4),
+    }))),
+    "byol_resnet18": (70.5, 200, 0.1, replace(RESNET18,
+        method=byol.Config(momentum=0.99), views=changed(byol.VIEWS, {"global.size": 128}),
+    )),
     "dino_vits16": (83.8, 20, 0.07, Config(
         data="", backbone="vit_small/16", batch=128, eval_every="10%",
-        method=dino.Config(local_crops=6, teacher_temp_warmup="10ep"),
+        method=dino.Config(teacher_temp_warmup="10ep"), views=changed(dino.VIEWS, {"local.number": 6}),
         optim=optim.Config(weight_decay=0.05, weight_decay_end=0.05),
     )),
 }  # fmt: skip

@@ -8,6 +8,7 @@ from pathlib import Path
 from opendino.core import registry
 from opendino.core.types import Facts, ViewGroup
 from opendino.models.build import backbone
+from opendino.views.settings import resolved
 
 PACKAGE, PAGE = "opendino.methods", Path(__file__).with_name("methods.md")
 COMMANDS = {
@@ -64,7 +65,7 @@ def measured(name: str) -> dict[str, str]:
     """What the code itself says: views drawn, networks kept and their parts."""
     module = registry.load(PACKAGE, name)
     config, _ = module.Config().resolved(IMAGENET)
-    spec = module.views(config)
+    spec = module.views(config, resolved(module.VIEWS, IMAGENET)[0])
     found = {"Views": " + ".join(described(group) for group in spec.groups if group.views)}
     found["Labels in a batch"] = f"{spec.labeled_frac:.0%} at least" if spec.labeled_frac else "none needed"
     if name == "distill":  # needs a trained teacher to be built
@@ -77,7 +78,7 @@ def measured(name: str) -> dict[str, str]:
 
 def described(group: ViewGroup) -> str:
     """e.g. "2 × 224 px"."""
-    return f"{len(group.views)} × {group.size_px} px"
+    return f"{len(group.views)} × {group.short_px} px"
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from opendino.data.sources.toy import ToySource
 from opendino.models.build import backbone
 from opendino.models.load import Model, preprocessing, save_backbone
 from opendino.recipes import demo
+from opendino.views.settings import changed
 
 
 def noise_image(width: int = 40, height: int = 30, seed: int = 0) -> Image.Image:
@@ -90,9 +92,14 @@ def model_folder(folder: Path, teacher: Backbone, image_px: int = 16, **more: An
 def dino_run(out: Path, data: str = "toy:textures?n=48&size=32", **changes: Any) -> Config:
     """Ten steps of DINO on a small vision transformer, with everything a run has: drop path, evaluations, schedules."""
     recipe = demo.config(data)
-    small = replace(recipe.method, out_dim=32, hidden_dim=16, bottleneck_dim=8, local_crops=2, freeze_last_layer="2")
+    small = replace(recipe.method, out_dim=32, hidden_dim=16, bottleneck_dim=8, freeze_last_layer="2")
+    views = changed(recipe.views, {"local.number": 2})
+    if "method" in changes and not isinstance(changes["method"], type(small)):
+        module = sys.modules[type(changes["method"]).__module__]
+        views = changed(module.VIEWS, {"global.size": 32})
     base = replace(
-        recipe, val="toy:textures?n=20&split=val", out=str(out), backbone="vit/8", drop_path=0.2, method=small,
+        recipe, views=views,
+        val="toy:textures?n=20&split=val", out=str(out), backbone="vit/8", drop_path=0.2, method=small,
         steps=10, batch=16, workers=0, backbone_options={"embed_dim": 24, "depth": 2, "num_heads": 2},
         precision="float32", eval_every="5", checkpoint_every="4", eval_images=40, knn_k=3, report=False,
     )  # fmt: skip

@@ -11,12 +11,14 @@ from opendino import config as configs
 from opendino.config import Config
 from opendino.core.errors import UsageError
 from opendino.engine import optim
-from opendino.methods import dino
+from opendino.methods import byol, dino
+from opendino.views.settings import changed
 
 FULL = Config(
     data="~/photos", val="toy:", out="runs/x", backbone="vit/8",
     backbone_options={"depth": 2, "mlp_ratio": 1.5, "x": True},
-    method=dino.Config(out_dim="auto", local_crops=0, global_scale=(0.5, 0.9), momentum=0.9, centering=False),
+    method=dino.Config(out_dim="auto", momentum=0.9, centering=False),
+    views=changed(dino.VIEWS, {"local.number": 0, "global.crop.scale": (0.5, 0.9), "global.size": (16, 32)}),
     optim=optim.Config(name="lars", lr=1e-7, grad_accum_steps=4, clip_by="global"), steps=7, batch=3, cache="disk",
 )  # fmt: skip
 
@@ -39,24 +41,51 @@ def test_the_method_is_named_in_the_tree() -> None:
 
 
 def test_a_few_lines_change_only_what_they_name(tmp_path: Path) -> None:
-    laid = read(tmp_path, "batch: 5\nmethod:\n  name: dino\n  local_crops: 4\noptim: {lr: 0.5}\nval: null\n", FULL)
+    laid = read(tmp_path, "batch: 5\nmethod:\n  name: dino\n  momentum: 0.5\noptim: {lr: 0.5}\nval: null\n", FULL)
     expected = replace(
-        FULL, batch=5, method=replace(FULL.method, local_crops=4), optim=replace(FULL.optim, lr=0.5), val=None
+        FULL, batch=5, method=replace(FULL.method, momentum=0.5), optim=replace(FULL.optim, lr=0.5), val=None
     )
     assert laid == expected
 
 
 def test_another_method_brings_its_own_defaults(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(configs, "method_name", lambda config: "some_other")  # as if the base were of another method
-    laid = read(tmp_path, "method: {name: dino, local_crops: 4}\n", FULL)
-    assert laid.method == dino.Config(local_crops=4)
+    laid = read(tmp_path, "method: {name: dino, momentum: 0.5}\nviews: {local: {number: 4}}\n", FULL)
+    assert laid.method == dino.Config(momentum=0.5)
+    assert laid.views == changed(dino.VIEWS, {"local.number": 4})
+
+
+def test_all_stands_for_every_group_and_single_groups_come_after_it(tmp_path: Path) -> None:
+    laid = read(tmp_path, "views:\n  local: {flip: {p: 0.1}}\n  all: {flip: {p: 0}, crop: {fixed: true}}\n", FULL)
+    assert [view.flip.p for view in laid.views.values()] == [0, 0, 0.1]
+    assert all(view.crop.fixed for view in laid.views.values())
+
+
+def test_views_are_those_of_the_method() -> None:
+    with pytest.raises(UsageError, match=r"has no views .local.\. Choose from global, second; or"):
+        Config(data="a", method=byol.Config(), views=dino.VIEWS)
+    with pytest.raises(UsageError, match=r"views\.local is 3"):
+        Config(data="a", views={"local": 3})
+    assert Config(data="a", method=byol.Config()).views == byol.VIEWS
+    assert configs.with_method(FULL, "byol").views == byol.VIEWS
+    with pytest.raises(UsageError, match=r"There are no views 'locals'"):
+        changed(dino.VIEWS, {"locals.number": 3})
+    with pytest.raises(UsageError, match=r"There is no setting views\.local\.blurr\.p\. Did you mean blur"):
+        changed(dino.VIEWS, {"local.blurr.p": 3})
+    with pytest.raises(UsageError, match=r"views\.all\.blur\.p is 3"):
+        changed(dino.VIEWS, {"all.blur.p": 3})
 
 
 @pytest.mark.parametrize(
     ("text", "says"),
     [
         ("bach: 3", "Unknown key 'bach'. Did you mean batch"),
-        ("method: {local_crop: 3}", "Unknown key 'method.local_crop'. Did you mean local_crops"),
+        ("method: {center_moment: 3}", "Unknown key 'method.center_moment'. Did you mean center_momentum"),
+        ("views: {locals: {number: 3}}", "Unknown key 'views.locals'. Did you mean local"),
+        ("views: {local: {blurr: {p: 1}}}", "Unknown key 'views.local.blurr'. Did you mean blur"),
+        ("views: {second: {size: 32}}", "Unknown key 'views.second.size'"),
+        ("views: 3", "views is 3"),
+        ("views: {local: 3}", "Unknown key 'views.local'"),
         ("optim: {learning_rate: 3}", "Unknown key 'optim.learning_rate'"),
         ("1: 3", "Unknown key '1'"),
         ("method: {name: dinosaur}", "Unknown method 'dinosaur'. Did you mean dino?"),
@@ -68,8 +97,8 @@ def test_another_method_brings_its_own_defaults(monkeypatch: pytest.MonkeyPatch,
         ("precision: half", "precision is 'half'"),
         ("optim: adamw", "optim is 'adamw'"),
         ("optim: {name: adam}", "optim.name is 'adam'"),
-        ("method: {global_scale: 0.5}", "method.global_scale is 0.5"),
-        ("method: {global_scale: [0.5]}", r"method.global_scale is \[0.5\]"),
+        ("views: {global: {crop: {scale: 0.5}}}", "views.global.crop.scale is 0.5"),
+        ("views: {global: {crop: {scale: [0.5]}}}", r"views.global.crop.scale is \[0.5\]"),
         ("method: {centering: maybe}", "method.centering is 'maybe'"),
         ("method: {momentum: 3}", "momentum is 3"),
         ("batch: 0", "batch is 0"),
@@ -82,9 +111,9 @@ def test_another_method_brings_its_own_defaults(monkeypatch: pytest.MonkeyPatch,
         ("batch: " + "9" * 5000, "is not YAML: Exceeds the limit"),
         ("mean: [123.7, 116.3, 103.5]", r"mean is \[123\.7, 116\.3, 103\.5\]\. .*: 0\.4851 0\.4561 0\.4059"),
         ("mean: [.nan, 0, 0]", r"mean is \[nan, 0, 0\]"),
-        ("method: {jitter_strength: [.nan, 0, 0, 0]}", r"method\.jitter_strength is \[nan, 0, 0, 0\]"),
-        ("method: {local_size_px: -16}", r"method\.local_size_px is -16\. Use a whole number from 1 to 16,384"),
-        ("method: {local_size_px: 0}", "method.local_size_px is 0"),
+        ("views: {all: {color_jitter: {hue: .nan}}}", r"views\.global\.color_jitter\.hue is nan"),
+        ("views: {local: {size: -16}}", r"views\.local\.size is -16\. Use a whole number from 1 to 16,384"),
+        ("views: {local: {size: 0}}", "views.local.size is 0"),
         ("method: {out_dim: 1000000000000}", "method.out_dim is 1000000000000"),
         ("max_nonfinite: 0", "max_nonfinite is 0"),
         ("eval_every: soon", "eval_every is 'soon'. Use a duration"),

@@ -205,3 +205,18 @@ def test_the_checks_find_what_is_wrong():
     assert wrong_commands(page) == ["opendino judge", "opendino eval nothing"]
     code = "from opendino.data.draw import draw\nfrom opendino.engine import optim\noptim.no_such()\noptim.clip\n"
     assert missing(code) == ["opendino.data.draw.draw", "optim.no_such"]
+
+
+def test_the_table_of_augmentations_has_every_setting_in_its_order() -> None:
+    from dataclasses import fields
+
+    from opendino.views.settings import AUGMENTATIONS
+
+    page = (ROOT / "docs" / "augmentations.md").read_text(encoding="utf-8")
+    rows = {row[1]: row[0] for row in re.finditer(r"^\| `(\w+)` \|.*$", page, re.M)}
+    assert [name for name in rows if name in AUGMENTATIONS] == list(AUGMENTATIONS)
+    for name, module in AUGMENTATIONS.items():
+        assert all(f"`{field.name}`" in rows[name] for field in fields(module.Config)), name
+        assert rows[name].endswith("RGB |") == ("only for RGB" in Path(module.__file__).read_text(encoding="utf-8")), (
+            name
+        )

@@ -17,6 +17,7 @@ from opendino.config import Config
 from opendino.core.errors import UserError
 from opendino.engine import sizing, threads
 from opendino.recipes import demo, small
+from opendino.views.settings import changed
 
 CPU = torch.device("cpu")
 
@@ -30,7 +31,7 @@ def test_small_images_on_a_cpu_get_a_small_convolutional_network_and_a_short_run
 ) -> None:
     config, _ = resolve.resolve_config(replace(small.config(f"toy:colorful?n=500&size={side}"), workers=0), CPU)
     assert (config.backbone, config.backbone_options, config.drop_path) == (backbone, {}, 0.0)
-    assert (config.method.global_size_px, config.method.local_size_px) == (size, size // 2)
+    assert (config.views["global"].size, config.views["local"].size) == (size, size // 2)
     assert config.steps is not None and isinstance(config.batch, int) and config.epochs is None
     assert seen * 0.85 < config.steps * config.batch < seen * 1.1
     assert config.optim.lr * config.batch / 256 == pytest.approx(3e-3)
@@ -49,8 +50,8 @@ def test_larger_images_a_gpu_and_what_was_asked_for_are_as_before() -> None:
 
 def with_network(backbone: str, options: dict[str, Any], local_px: int = 16) -> Config:
     config = demo.config("toy:textures?n=16&size=32")
-    method = replace(config.method, local_crops=1, local_size_px=local_px)
-    return replace(config, backbone=backbone, backbone_options=options, method=method, batch=8, steps=1, workers=0)
+    views = changed(config.views, {"local.number": 1, "local.size": local_px})
+    return replace(config, backbone=backbone, backbone_options=options, views=views, batch=8, steps=1, workers=0)
 
 
 @pytest.mark.parametrize("backbone", ["vit/8", "resnet10t"])

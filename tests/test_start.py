@@ -23,9 +23,10 @@ from opendino.engine import checkpoint
 FAST: dict[str, Any] = {
     "steps": 6, "batch": 8, "workers": 0, "threads": 1, "device": "cpu", "eval_images": 16, "precision": "float32",
     "report": False, "checkpoint_every": "2", "optim": {"lr_warmup": "0"},
+    "views": {"global": {"size": 32}},
 }  # fmt: skip
 SMALL_DINO = {
-    "out_dim": 16, "hidden_dim": 8, "bottleneck_dim": 4, "local_crops": 1, "global_size_px": 32, "local_size_px": 16,
+    "out_dim": 16, "hidden_dim": 8, "bottleneck_dim": 4
 }  # fmt: skip
 
 
@@ -205,7 +206,7 @@ def test_wrong_arguments_say_what_to_give(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"Unknown key 'bacth'\. Did you mean batch"):
         opendino.train("toy:", bacth=3)
     with pytest.raises(UsageError, match="has no views"):
-        opendino.register_method("broken", types.SimpleNamespace(Config=1, build=1))  # pyright: ignore
+        opendino.register_method("broken", types.SimpleNamespace(Config=1, VIEWS={}, build=1))  # pyright: ignore
     with pytest.raises(UsageError, match="taken"):
         opendino.register_method("dino", sys.modules["opendino.methods.dino"])
     with pytest.raises(UsageError, match="devices=1"):

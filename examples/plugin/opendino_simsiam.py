@@ -1,6 +1,6 @@
 """SimSiam: two views of an image, one network, a predictor and a stop-gradient (Chen & He 2021, arXiv:2011.10566).
 
-A method is a module with three names: `Config`, `views` and `build`, see `opendino.core.contracts.Method`.
+A method is a module with four names: `Config`, `VIEWS`, `views` and `build`, see `opendino.core.contracts.Method`.
 
 Teacher is: none
 Student sees: two views
@@ -12,37 +12,39 @@ Learns from: unlabeled images
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
-from opendino.core.auto_values import size_px, with_auto_values
 from opendino.core.contracts import Backbone, Method
-from opendino.core.ranges import Checked, PixelSize, Width
-from opendino.core.types import Augment, Clock, Facts, StepOutput, ViewGroup, Views, ViewSpec
+from opendino.core.ranges import Checked, Width
+from opendino.core.types import Clock, Facts, StepOutput, ViewGroup, Views, ViewSpec
 from opendino.models.heads import MLPHead
+from opendino.views.settings import GlobalView, View, changed
 
 
 @dataclass(frozen=True)
 class Config(Checked):
     """Settings of SimSiam."""
 
-    size_px: PixelSize | Literal["auto"] = "auto"
-    """Side of both views in pixels. auto: from the image size and the device."""
     hidden_dim: Width = 512
     """Hidden width of the projector; the predictor's is a quarter of it."""
 
     def resolved(self, facts: Facts) -> tuple[Config, list[str]]:
-        """Replace "auto" by a value; also returns the reason."""
-        return with_auto_values(self, {"size_px": size_px(facts)} if self.size_px == "auto" else {})
+        """Replace every "auto" by a value: there is none."""
+        return self, []
 
 
-def views(config: Config) -> ViewSpec:
-    """Two views of the same size with the same augmentations."""
-    return ViewSpec((ViewGroup("global", int(config.size_px), (Augment(scale=(0.2, 1.0), blur=0.5),) * 2),))
+VIEWS = changed({"global": GlobalView(), "second": View()}, {"all.crop.scale": (0.2, 1.0), "all.blur.p": 0.5})
+"""Two views of the same size with the same augmentations, see docs/augmentations.md."""
+
+
+def views(config: Config, settings: Mapping[str, Any]) -> ViewSpec:
+    """The two views as one group."""
+    return ViewSpec((ViewGroup("global", settings["global"].size, (settings["global"], settings["second"])),))
 
 
 def build(config: Config, make_backbone: Callable[[Literal["student", "teacher"]], Backbone]) -> Method:

@@ -38,6 +38,8 @@ from opendino.engine import optim
 from opendino.engine.parallel import Parallel
 from opendino.engine.precision import Precision
 from opendino.methods import dino
+from opendino.views import settings as view_settings
+from opendino.views.settings import View
 
 Sizes = tuple[Annotated[int, Meta(ge=0, le=65_536)], ...]
 Option = (
@@ -88,6 +90,8 @@ class Config(Checked):
     """Skip dropped images in ViT blocks (DINOv2). Faster; results differ: random numbers are used differently."""
     method: Any = field(default_factory=dino.Config)
     """Settings of the training method."""
+    views: dict[str, Any] = field(default_factory=dict)
+    """Size, number and augmentations of the views, by group; the groups and their defaults are the method's."""
     optim: optim.Config = field(default_factory=optim.Config)
     """Settings of the optimizer."""
     epochs: Positive | Literal["auto"] | None = None
@@ -147,6 +151,7 @@ class Config(Checked):
         super().__post_init__()
         if not dataclasses.is_dataclass(self.method):
             raise UsageError(f"method is {shown(self.method)}", "Use a method's Config, e.g. methods.dino.Config()")
+        object.__setattr__(self, "views", _complete(method_module(self).VIEWS, self.views))
         if self.epochs is not None and self.steps is not None:
             raise UsageError(f"epochs={shown(self.epochs)} and steps={self.steps} were both given", "Give one of them")
         intensity.parse(self.intensity)
@@ -196,8 +201,22 @@ def method_module(config: Config) -> Any:
 
 
 def views(config: Config) -> ViewSpec:
-    """The views that the method needs, with the normalization of the run."""
-    return replace(method_module(config).views(config.method), mean=config.mean, std=config.std)
+    """The views that the method needs, with the normalization of the run.
+
+    Raises:
+        UsageError: The method cannot train with these views.
+    """
+    spec = method_module(config).views(config.method, config.views)
+    return replace(spec, mean=config.mean, std=config.std)
+
+
+def with_method(config: Config, name: str) -> Config:
+    """The same settings with another method: its defaults, and its views.
+
+    Raises:
+        UsageError: There is no such method.
+    """
+    return replace(config, method=method_config(name), views={})
 
 
 def method_name(config: Config) -> str:
@@ -229,12 +248,14 @@ def method_config(name: str) -> Any:
 
 
 def resolve_parts(config: Config, facts: Facts) -> tuple[Config, list[str]]:
-    """Resolve the "auto" values of the method and the optimizer; also returns the reasons, one line each."""
-    method, why = config.method.resolved(facts)
-    optimizer, why_optim = config.optim.resolved(facts)
-    return replace(config, method=method, optim=optimizer), [f"method.{r}" for r in why] + [
-        f"optim.{r}" for r in why_optim
-    ]
+    """Resolve the "auto" values of method, views and optimizer; also returns the reasons, one line each."""
+    parts = {
+        "method": config.method.resolved(facts),
+        "views": view_settings.resolved(config.views, facts),
+        "optim": config.optim.resolved(facts),
+    }
+    values: dict[str, Any] = {name: value for name, (value, _) in parts.items()}
+    return replace(config, **values), [f"{name}.{reason}" for name, (_, why) in parts.items() for reason in why]
 
 
 def to_tree(config: Config) -> dict[str, Any]:
@@ -272,10 +293,12 @@ def from_tree(tree: dict[str, Any], base: Config | None = None) -> Config:
             raise UsageError("The settings have no data", "Add a line such as data: ~/photos")
         base = Config(data=tree["data"])
     if name is not None and name != method_name(base):
-        base = replace(base, method=method_config(name))
+        base = with_method(base, name)
+    views = tree.pop("views", {})
     if (tree.get("steps") is None) != (tree.get("epochs") is None):  # the new one replaces the one in `base`
         base = replace(base, steps=None, epochs=None)
-    return _overlay(base, tree, "")
+    made: Config = _overlay(base, tree, "")
+    return replace(made, views=_overlay_views(made.views, views))
 
 
 def read_tree(path: str | Path) -> dict[str, Any]:
@@ -317,6 +340,32 @@ class _UniqueKeyLoader(yaml.SafeLoader):
                 )
             lines[key.value] = line
         return super().construct_mapping(node, deep)
+
+
+def _complete(defaults: dict[str, View], given: dict[str, Any]) -> dict[str, Any]:
+    """The settings of every group of views of a method."""
+    for name, view in given.items():
+        if name not in defaults:
+            raise UsageError(
+                f"The method has no views {shown(name)}",
+                f"Choose from {', '.join(defaults)}; or use views={{}}, the method's own",
+            )
+        if type(view) is not type(defaults[name]):
+            raise UsageError(f"views.{name} is {shown(view)}", "Use views.settings.changed(METHOD.VIEWS, {...})")
+    return defaults | given
+
+
+def _overlay_views(base: dict[str, Any], tree: Any) -> dict[str, Any]:
+    """Settings of views with the values of `tree`; its key "all" stands for every group, and comes first."""
+    if not isinstance(tree, dict):
+        raise UsageError(f"views is {shown(tree)}, not settings", "Write views: {local: {number: 4}}")
+    found = dict(base)
+    for group in sorted(tree, key=lambda name: name != "all"):
+        if group not in (*base, "all") or not isinstance(tree[group], dict):
+            raise UsageError(f"Unknown key {shown(f'views.{group}')}", nearest(str(group), [*base, "all"]))
+        for name in base if group == "all" else (group,):
+            found[name] = _overlay(found[name], tree[group], f"views.{name}.")
+    return found
 
 
 def _overlay(base: Any, tree: dict[str, Any], path: str) -> Any:

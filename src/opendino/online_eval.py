@@ -46,10 +46,10 @@ class OnlineEval:
         self._spec, self._device, self._k, self._classes = spec, device, config.knn_k, images.source.classes
         self._folder_classes = images.source.folder_classes
         self._init = config.init
-        settings = [config.eval_images, config.knn_k, config.val, spec.groups[0].size_px, spec.mean, spec.std]
+        settings = [config.eval_images, config.knn_k, config.val, spec.groups[0].short_px, spec.mean, spec.std]
         self._settings_checksum = {"settings": float(zlib.crc32(repr(settings).encode()))}
         val = DecodedImages(run_images.open_images(config, config.val), images.max_area_px) if config.val else None
-        self._set = eval_crops.make(images, val, config.eval_images, spec.groups[0].size_px, config.workers)
+        self._set = eval_crops.make(images, val, config.eval_images, spec.groups[0].short_px, config.workers)
         self.origin = self._set.origin
         # A method that trains on labels has seen those of the training images, so only held-out ones are a test.
         self._has_accuracies = self._set.labeled and (config.val is not None or not spec.labeled_frac)

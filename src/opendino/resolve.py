@@ -249,7 +249,7 @@ def activation_bytes(config: Config, spec: ViewSpec) -> float:
         try:
             return sizing.activation_bytes(network, spec, config.activation_checkpointing)
         except (RuntimeError, ValueError, TypeError, AssertionError) as error:
-            sizes = ", ".join(f"{group.size_px}×{group.size_px}" for group in spec.groups if group.views)
+            sizes = ", ".join(f"{group.view_px[0]}×{group.view_px[1]}" for group in spec.groups if group.views)
             options = f" with {config.backbone_options}" if config.backbone_options else ""
             raise UserError(
                 f"{config.backbone}{options} cannot take images of 3 channels at {sizes} px: {first_line(error)}",
@@ -264,8 +264,8 @@ def _timed_step(config: Config, spec: ViewSpec) -> Callable[[], object]:
         if not cached:
             with torch.random.fork_rng(devices=[]):
                 network = make_backbone(config, spec, "student").to(memory_format=torch.channels_last)
-            number = 8 if spec.groups[0].size_px <= 96 else 2
-            shapes = [(number * len(group.views), 3, group.size_px, group.size_px) for group in spec.groups]
+            number = 8 if spec.groups[0].short_px <= 96 else 2
+            shapes = [(number * len(group.views), 3, *group.view_px) for group in spec.groups]
             views = [torch.zeros(s).to(memory_format=torch.channels_last) for s in shapes if s[0]]
             cached.extend((network, views))
         network, views = cached
@@ -332,7 +332,7 @@ def make_backbone(config: Config, spec: ViewSpec, role: str) -> Backbone:
     """Build a backbone with random weights; only the student's has stochastic depth."""
     options: dict[str, Any] = dict(config.backbone_options)
     drop_path = config.drop_path if role == "student" else 0.0
-    network = build.backbone(config.backbone, image_px=spec.groups[0].size_px, drop_path=drop_path, **options)
+    network = build.backbone(config.backbone, image_px=spec.groups[0].short_px, drop_path=drop_path, **options)
     if config.drop_path_on_subset and role == "student":
         drop_on_subset(network)
     return network

@@ -102,7 +102,7 @@ def prepare_write(
         load.save_backbone(
             folder,
             {name: cast(Backbone, networks[name]["backbone"]) for name in method.product},
-            preprocessing=load.preprocessing(spec.groups[0].size_px, spec.mean, spec.std) | _image_reading(config),
+            preprocessing=load.preprocessing(spec.groups[0].short_px, spec.mean, spec.std) | _image_reading(config),
             extra={"method": configs.method_name(config), "data": config.data, "step": state.step},
             classifier=cast(nn.Linear | None, networks[method.product[0]].get("classifier")),
             classes=method.classes or classes,

@@ -50,7 +50,7 @@ def train(
             Hugging Face, a list), see `data.sources.python`; or a whole `Config`.
         val: Labeled images for the k-NN accuracy during training, as `data`.
         backbone: A name, or a function without arguments that returns an `nn.Module`, see `models.module_backbone`.
-        method: A name, a method's Config, or a module with `Config`, `views` and `build`, see `core.contracts.Method`.
+        method: A name, a method's Config, or a module, see `core.contracts.Method`.
         callbacks: Called during the run, on rank 0.
         **settings: Fields of `Config`; `method` and `optim` also as a dict.
 
@@ -136,9 +136,9 @@ def register_method(name: str, module: ModuleType) -> str:
     """Name a method's module (see `core.contracts.Method`), for this process; returns the name to use as `method`.
 
     Raises:
-        UsageError: The module lacks `Config`, `views` or `build`.
+        UsageError: The module lacks `Config`, `VIEWS`, `views` or `build`.
     """
-    if missing := [part for part in ("Config", "views", "build") if not hasattr(module, part)]:
+    if missing := [part for part in ("Config", "VIEWS", "views", "build") if not hasattr(module, part)]:
         raise UsageError(f"The method '{name}' has no {missing[0]}", "See core/contracts.py: Method")
     registry.add(registry.METHODS, name, module)
     return name
@@ -166,7 +166,7 @@ def _with_settings(config: Config, method: Any, given: dict[str, Any]) -> Config
         register_method(method.__name__.rpartition(".")[2], method) if not _is_ours(method) else None
         method = method.Config()
     if dataclasses.is_dataclass(method):
-        config = replace(config, method=method)
+        config = replace(config, method=method, views={})  # the views of the method
     elif method is not None:
         given["method"] = method
     objects = {name: value for name, value in given.items() if dataclasses.is_dataclass(value)}

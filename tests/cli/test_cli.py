@@ -57,7 +57,7 @@ MISTAKES = {
     "resume run more": (2, "not run more", "opendino resume RUN"),
     "train": (2, "No images were named", "opendino train ~/photos"),
     "train photos --bach 8": (2, "Unknown option '--bach'", "Did you mean --batch"),
-    "train photos --method.local-crop 8": (2, "Unknown option '--method.local-crop'", "--method.local-crops"),
+    "train photos --views.local.numbr 8": (2, "Unknown option '--views.local.numbr'", "--views.local.number"),
     "train photos --config wrong.yaml": (2, "Unknown key 'bach'", "Did you mean batch"),
     "train photos --config gone.yaml": (2, "Cannot read gone.yaml", "No such file"),
     "train photos --config": (2, "--config lacks its value", "Write --config"),
@@ -73,11 +73,11 @@ MISTAKES = {
     "train photos --device gpu": (2, "Unknown device 'gpu'", "cuda"),
     "train photos --batch 0": (2, "--batch is 0", "a whole number from 1"),
     "train photos --seed -1": (2, "--seed is -1", "a whole number from 0"),
-    "train photos --method.local-crops -1": (2, "--method.local-crops is -1", "a whole number from 0"),
+    "train photos --views.local.number -1": (2, "--views.local.number is -1", "a whole number from 0"),
     "train photos --method.teacher-temp 0": (2, "--method.teacher-temp is 0", "from 0.0001"),
     "train photos --optim.lr 0": (2, "--optim.lr is 0", "above 0"),
     "train photos --epochs 2 --steps 3": (2, "epochs=2.0 and steps=3", "Give one of them"),
-    "train photos --method.global-scale 0.5": (2, "--method.global-scale", "Expected 2"),
+    "train photos --views.global.crop.scale 0.5": (2, "--views.global.crop.scale", "Expected 2"),
     "train photos more": (2, "more", "opendino train --help"),
     "train photos --batch 6 --optim.grad-accum-steps 4": (
         1, "6 images do not divide into optim.grad_accum_steps=4", "divisor of 6",
@@ -117,9 +117,11 @@ def test_json_is_one_document_with_message_and_hint(here: Path, typed: str, caps
     assert document["error"]["message"] and document["error"]["hint"]
 
 
-@pytest.mark.parametrize("kind", ["methods", "recipes", "evals", "sources"])
+@pytest.mark.parametrize("kind", ["methods", "recipes", "evals", "sources", "augmentations"])
 def test_lists_are_the_folders(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
-    package = {"sources": "opendino.data.sources"}.get(kind, f"opendino.{kind}")
+    package = {"sources": "opendino.data.sources", "augmentations": "opendino.views.augmentations"}.get(
+        kind, f"opendino.{kind}"
+    )
     assert main(["list", kind, "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)[kind]
     assert [*listed] == registry.names(package)

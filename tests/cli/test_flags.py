@@ -46,8 +46,8 @@ def test_another_value_is_wrong_usage() -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ("--method.local-size-px -16", "--method.local-size-px is -16. Use a whole number from 1 to 16,384, or auto"),
-        ("--method byol --method.first.flip=2", "--method.first.flip is 2.0. Use a number from 0 to 1"),
+        ("--views.local.size -16", "--views.local.size is -16. Use a whole number from 1 to 16,384, or "),
+        ("--method byol --views.second.flip.p=2", "--views.second.flip.p is 2.0. Use a number from 0 to 1"),
         ("--optim.lr nan", "--optim.lr is nan. Use a number above 0 and at most 1,000,000"),
         ("--mean 124 116 104",
          "--mean is 124.0 116.0 104.0. Pixels lie in [0, 1]. Divided by 255: 0.4863 0.4549 0.4078"),
@@ -57,10 +57,10 @@ def test_another_value_is_wrong_usage() -> None:
         ("--batch", "--batch lacks a value. See opendino train --help"),
         ("--mean 0.5 0.5", "--mean lacks a value. Expected 3 values"),
         ("--mean 0.5 x 0.5", "--mean is '0.5 x 0.5', not of type float float float. Expected 3 values"),
-        ("--method.global-scale=1", "--method.global-scale is '1', not of type {float float}|{auto}. Expected 2"),
         ("--seed 1 2", "Unexpected argument '2'. See opendino train --help"),
-        ("--method.student-views local --method.local-crops 0",
-         "student_views=local with local_crops=0 leaves the student without views"),
+        ("--views.all.flip.p 2", "--views.global.flip.p is 2.0. Use a number from 0 to 1"),
+        ("--views.local.size x", "--views.local.size is 'x', not of type"),
+        ("--method byol --views.local.number 3", "Unknown option '--views.local.number'"),
     ],
 )  # fmt: skip
 def test_a_value_out_of_range_is_named_as_it_was_written(words: str, says: str) -> None:
@@ -74,6 +74,21 @@ def test_a_missing_word_and_a_wrong_choice_are_named() -> None:
         flags.parse(Config, [], "opendino x", "")
     with pytest.raises(UsageError, match=r"^--fast is 'maybe'\. Choose from False, True$"):
         flags.parse(Config, ["here", "--fast=maybe"], "opendino x", "")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--views.all.flip.p 0 photos --views.local.flip.p 0.2 --views.global.size 32 48",
+        "--views.global.size 32 48 photos --views.local.flip.p=0.2 --views.all.flip.p=0",
+        "photos --views.local.flip.p .2 --views.all.flip.p 0 --views.global.size 32 48",
+    ],
+)
+def test_flags_of_all_views_come_before_those_of_a_group(words: str) -> None:
+    config = train_command.parse([*words.split(), "--views.all.crop.fixed"])
+    assert config.data == "photos" and config.views["global"].size == (32, 48)
+    assert [view.flip.p for view in config.views.values()] == [0.0, 0.0, 0.2]
+    assert all(view.crop.fixed for view in config.views.values())
 
 
 @pytest.mark.parametrize(("words", "flag"), [("-k 0", "-k"), ("--k 0", "--k"), ("--k=0", "--k")])

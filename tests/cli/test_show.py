@@ -56,7 +56,7 @@ def test_attention_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureF
 
 def test_crops_of_a_run_are_found_by_its_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base = demo.config("toy:textures?n=64")
-    method = replace(base.method, global_size_px=32, local_size_px=16, out_dim=64, momentum=0.9, student_views="local")
+    method = replace(base.method, out_dim=64, momentum=0.9, student_views="local")
     config = replace(
         base, method=method, batch=8, steps=5, epochs=None, seed=11, optim=replace(base.optim, grad_accum_steps=2)
     )
@@ -69,10 +69,10 @@ def test_crops_of_a_run_are_found_by_its_settings(tmp_path: Path, capsys: pytest
     from opendino.data.open_source import open_source
     from opendino.methods import dino
 
-    batches = Batches(DecodedImages(open_source(config.data), 10**6), dino.views(method), 11, 8)
+    batches = Batches(DecodedImages(open_source(config.data), 10**6), dino.views(method, base.views), 11, 8)
     batch = batches[3]
     assert found["images"][0]["image"] == batches.images.source.key(int(batch.indices[0]))  # pyright: ignore
-    assert found["images"][0]["views"][0]["box"] == batch.draws["global"].box[0, 0].tolist()  # pyright: ignore
+    assert found["images"][0]["views"][0]["box"] == batch.draws["global"]["crop"]["box"][0, 0].tolist()  # pyright: ignore
     assert (found["student"], found["teacher"]) == ("the local views", "the global views")
     (tmp_path / "config.yaml").write_text(configs.dump(replace(config, batch="auto")))
     assert main(["show", "crops", str(tmp_path)]) == 1

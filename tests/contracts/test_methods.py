@@ -20,6 +20,8 @@ from tests.factories import model_folder, small_vit
 from opendino.core import registry
 from opendino.core.contracts import Method
 from opendino.core.types import Clock, Facts, Views, ViewSpec
+from opendino.views import settings as view_settings
+from opendino.views.settings import changed
 
 PACKAGE = "opendino.methods"
 NAMES = registry.names(PACKAGE)
@@ -32,10 +34,6 @@ WIDTHS = {
     "out_dim": 16,
     "hidden_dim": 8,
     "bottleneck_dim": 4,
-    "local_crops": 2,
-    "global_size_px": 32,
-    "local_size_px": 16,
-    "size_px": 32,
     "projection_dim": 4,
     "num_classes": 3,
 }
@@ -58,13 +56,20 @@ def small(module: types.ModuleType) -> Any:
     return config.resolved(MEETINGS["a hundred photos on a CPU"])[0]
 
 
+def spec(module: types.ModuleType) -> ViewSpec:
+    """Small views, with their settings by default."""
+    sizes = {"global.size": 32, "local.size": 16, "local.number": 2}
+    values = {name: value for name, value in sizes.items() if name.partition(".")[0] in module.VIEWS}
+    return module.views(small(module), changed(module.VIEWS, values))
+
+
 def built(module: types.ModuleType) -> Method:
     return module.build(small(module), lambda role: small_vit(image_px=32, embed_dim=8)).train()
 
 
-def views(spec: ViewSpec, batch: int = 3) -> Views:
-    crops = {g.name: torch.randn(len(g.views), batch, 3, g.size_px, g.size_px) for g in spec.groups if g.views}
-    return Views(crops, torch.zeros(batch, dtype=torch.long), torch.arange(batch), spec.num_labeled(batch))
+def views(wanted: ViewSpec, batch: int = 3) -> Views:
+    crops = {g.name: torch.randn(len(g.views), batch, 3, *g.view_px) for g in wanted.groups if g.views}
+    return Views(crops, torch.zeros(batch, dtype=torch.long), torch.arange(batch), wanted.num_labeled(batch))
 
 
 def test_the_articles_four_are_there() -> None:
@@ -113,7 +118,9 @@ def test_every_auto_becomes_a_value_with_its_reason(name: str, facts: Facts) -> 
     assert autos.keys() <= {reason.partition(" = ")[0] for reason in reasons}
     assert all(": " in reason and "\n" not in reason for reason in reasons)
     assert resolved.resolved(facts) == (resolved, []), "what is decided stays decided"
-    assert isinstance(module.views(resolved), ViewSpec)
+    settings, reasons = view_settings.resolved(module.VIEWS, facts)
+    assert all(": " in reason and "\n" not in reason for reason in reasons)
+    assert isinstance(module.views(resolved, settings), ViewSpec)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -134,7 +141,7 @@ def test_a_forward_pass_gives_a_finite_loss_and_changes_nothing(name: str) -> No
     module = registry.load(PACKAGE, name)
     method = built(module)
     before = copy.deepcopy(method.state_dict())
-    output = method(views(module.views(small(module))), CLOCK)
+    output = method(views(spec(module)), CLOCK)
     assert output.loss.shape == () and bool(output.loss.isfinite()) and output.loss.requires_grad
     assert all(value.shape == () and not value.requires_grad for value in output.metrics.values())
     assert torch.equal(output.metrics["loss"], output.loss.detach())
@@ -151,7 +158,7 @@ def test_a_forward_pass_gives_a_finite_loss_and_changes_nothing(name: str) -> No
 def test_after_a_step_the_teacher_follows_unless_the_step_was_void(name: str) -> None:
     module = registry.load(PACKAGE, name)
     method = built(module)
-    batch = views(module.views(small(module)))
+    batch = views(spec(module))
     for ok in (False, True):
         method(batch, CLOCK).loss.backward()
         method.before_step(CLOCK)

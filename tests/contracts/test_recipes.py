@@ -70,9 +70,10 @@ def test_no_auto_of_method_or_optimizer_is_left_and_yaml_holds_the_result(
     config, reasons = configs.resolve_parts(recipe(name), facts)
     tree = configs.to_tree(config)
     assert "auto" not in tree["method"].values()
+    assert "auto" not in str(tree["views"])
     assert tree["optim"].pop("grad_accum_steps") == "auto"  # decided later, from the memory there is
     assert "auto" not in tree["optim"].values()
-    assert all(reason.startswith(("method.", "optim.")) for reason in reasons)
+    assert all(reason.startswith(("method.", "views.", "optim.")) for reason in reasons)
     path = tmp_path / "config.yaml"
     path.write_text(configs.dump(config))
     assert configs.from_tree(configs.read_tree(path)) == config

@@ -27,7 +27,7 @@ from opendino import resolve
 from opendino.config import Config
 from opendino.core import compilation, registry
 from opendino.core.errors import UserError
-from opendino.core.types import Augment, Facts
+from opendino.core.types import Facts
 from opendino.data import cache, loader, workers
 from opendino.data.cache import DecodedImages
 from opendino.data.decode import working_area_px
@@ -38,34 +38,44 @@ from opendino.models import load
 from opendino.models.build import backbone
 from opendino.recipes import demo
 from opendino.views.multi_crop import multi_crop
+from opendino.views.settings import View
+from opendino.views.settings import changed as changed_views
 
 TOY = "toy:textures?n=24&size=16"
 COLORED = "toy:colorful?n=24&size=16"
 METHODS = {
     "dino": dino.Config(
-        global_size_px=16, local_size_px=8, local_crops=2, out_dim=8, hidden_dim=8, bottleneck_dim=4, momentum=0.9,
-        blur=(0.2, 0.1, 0.1), teacher_temp_warmup="4", freeze_last_layer="0",
+        out_dim=8, hidden_dim=8, bottleneck_dim=4, momentum=0.9, teacher_temp_warmup="4", freeze_last_layer="0",
     ),
-    "byol": byol.Config(size_px=16, hidden_dim=8, projection_dim=4, momentum=0.9),
-    "mean_teacher": mean_teacher.Config(size_px=16),
-    "distill": distill.Config(size_px=16),
+    "byol": byol.Config(hidden_dim=8, projection_dim=4, momentum=0.9),
+    "mean_teacher": mean_teacher.Config(),
+    "distill": distill.Config(),
 }  # fmt: skip
+SIZES = {"global.size": 16, "local.size": 8, "local.number": 2}
+GROUPS = {
+    name: changed_views(
+        module.VIEWS, {key: size for key, size in SIZES.items() if key.partition(".")[0] in module.VIEWS}
+    )
+    for name, module in {"dino": dino, "byol": byol, "mean_teacher": mean_teacher, "distill": distill}.items()
+}
 VIT: dict[str, Any] = {"backbone": "vit/8", "backbone_options": {"embed_dim": 12, "depth": 2, "num_heads": 2}}
 
 VIEWS: dict[str, Any] = {
     "seed": 1, "mean": (0.4, 0.4, 0.4), "std": (0.5, 0.5, 0.5), "data": "toy:forms?n=24&size=16",
-    "dino.global_size_px": 24, "dino.local_size_px": 12, "dino.local_crops": 3, "dino.global_scale": (0.7, 1.0),
-    "dino.local_scale": (0.2, 0.3), "dino.flip": 1.0, "dino.jitter": 0.0, "dino.jitter_strength": (0.1, 0.1, 0.1, 0.0),
-    "dino.gray": 1.0, "dino.blur": (1.0, 1.0, 1.0), "dino.solarize": 1.0,
-    "byol.size_px": 24, "mean_teacher.size_px": 24, "distill.size_px": 24, "distill.teacher_view": "whole",
-    "mean_teacher.labeled_frac": 0.5,
+    "views.global.size": 24, "views.local.size": 12, "views.local.number": 3, "views.second.solarize.p": 1.0,
+    "views.local.blur.p": 1.0, "distill.teacher_view": "whole", "mean_teacher.labeled_frac": 0.5,
 }  # fmt: skip
 """Seen in the views of a batch: setting → another value."""
 AUGMENT: dict[str, Any] = {
-    "scale": (0.7, 0.8), "ratio": (1.0, 1.0), "flip": 1.0, "jitter": 0.0, "brightness": 0.0, "contrast": 0.0,
-    "saturation": 0.0, "hue": 0.0, "gray": 1.0, "blur": 0.5, "sigma_px": (3.0, 4.0), "solarize": 1.0,
+    "crop.scale": (0.7, 0.8), "crop.ratio": (1.0, 1.0), "crop.fixed": True, "flip.p": 1.0, "vertical_flip.p": 1.0,
+    "quarter_turns.p": 1.0, "rotation.p": 1.0, "rotation.degrees": 90.0, "color_jitter.p": 0.0,
+    "color_jitter.brightness": 0.0, "color_jitter.contrast": 0.0, "color_jitter.saturation": 0.0,
+    "color_jitter.hue": 0.0, "channel_jitter.p": 1.0, "channel_jitter.brightness": 0.5, "channel_jitter.contrast": 0.5,
+    "gamma.p": 1.0, "gamma.exponent": (2.0, 3.0), "gray.p": 1.0, "blur.p": 0.5, "blur.sigma_px": (3.0, 4.0),
+    "noise.p": 1.0, "noise.std": (0.3, 0.3), "solarize.p": 1.0, "jpeg.p": 1.0, "jpeg.quality": (5, 10), "erase.p": 1.0,
+    "erase.scale": (0.5, 0.6), "erase.ratio": (1.0, 1.0),
 }  # fmt: skip
-"""Of every `Augment` inside a method's settings."""
+"""Of every view."""
 RUN: dict[str, Any] = {
     "backbone": "resnet10t", "backbone_options": {"width": 3}, "epochs": 1.0, "steps": 3, "batch": 4,
     "labels": ("50%", {"method": METHODS["mean_teacher"]}), "out": "elsewhere", "init": "MODEL",
@@ -110,19 +120,18 @@ def names(part: Any, prefix: str) -> list[str]:
 
 
 def settings() -> list[str]:
-    own = [field.name for field in dataclasses.fields(Config) if field.name not in ("method", "optim")]
+    own = [field.name for field in dataclasses.fields(Config) if field.name not in ("method", "optim", "views")]
     found = own + names(optim.Config(), "optim.")
     for name in registry.names("opendino.methods"):
         found += names(configs.method_config(name), f"{name}.")
     return found
 
 
-AUGMENTS = [name for name in settings() if name.count(".") == 2]
-
-
 def test_no_setting_is_left_out() -> None:
-    assert sorted(settings()) == sorted([*VIEWS, *RUN, *APART, *AUGMENTS])
-    assert {name.rpartition(".")[2] for name in AUGMENTS} == AUGMENT.keys() == set(names(Augment((0.5, 1.0)), ""))
+    groups = [name for name in VIEWS if name.startswith("views.")]
+    assert sorted(settings()) == sorted([*(set(VIEWS) - set(groups)), *RUN, *APART])
+    assert AUGMENT.keys() == set(names(View(), ""))
+    assert {"views.local.size", "views.local.number"} < set(groups)
 
 
 @pytest.fixture(scope="module")
@@ -149,10 +158,11 @@ def _no_time_is_spent_on_speed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def base(name: str, teachers: dict[str, str], **changes: Any) -> Config:
-    recipe = demo.config(TOY)
+    recipe, name = demo.config(TOY), type(changes.get("method", METHODS[name])).__module__.rpartition(".")[2]
     config = replace(
-        recipe, val=None, method=METHODS[name], backbone_options={"width": 2}, steps=4, batch=8, workers=0,
-        optim=optim.Config(lr=0.01, lr_warmup="0"), precision="float32", eval_images=0, report=False, cache="ram",
+        recipe, val=None, method=METHODS[name], views=GROUPS[name], backbone_options={"width": 2}, steps=4, batch=8,
+        workers=0, optim=optim.Config(lr=0.01, lr_warmup="0"), precision="float32", eval_images=0, report=False,
+        cache="ram",
     )  # fmt: skip
     config = replace(config, **changes)
     if isinstance(config.method, distill.Config) and not config.method.teacher:
@@ -167,11 +177,10 @@ def changed(config: Config, name: str, value: Any, teachers: dict[str, str]) -> 
     if not inner:
         other = {"steps": None} if name == "epochs" else {"backbone_options": {}} if name == "backbone" else {}
         return replace(config, **{name: value}, **other)
+    if part == "views":
+        return replace(config, views=changed_views(config.views, {".".join(inner): value}))
     part = "optim" if part == "optim" else "method"
     owner = getattr(config, part)
-    if len(inner) == 2:
-        augment = replace(getattr(owner, inner[0]), **{inner[1]: value})
-        return replace(config, **{part: replace(owner, **{inner[0]: augment})})
     return replace(config, **{part: replace(owner, **{inner[0]: value})})
 
 
@@ -209,13 +218,14 @@ def refused_or(see: Callable[..., list[Any]], *args: Any) -> list[Any]:
         return ["refused", str(error)]
 
 
-@pytest.mark.parametrize("name", [*VIEWS, *AUGMENTS])
+@pytest.mark.parametrize("name", [*VIEWS, *(f"views.global.{name}" for name in AUGMENT)])
 def test_it_changes_what_is_drawn(name: str, teachers: dict[str, str]) -> None:
-    method = name.partition(".")[0] if "." in name else "dino"
-    config = base(method, teachers, data=COLORED)
-    value = AUGMENT[name.rpartition(".")[2]] if name in AUGMENTS else VIEWS[name]
-    if name.endswith("sigma_px"):
-        config = changed(config, name.replace("sigma_px", "blur"), 1.0, teachers)
+    method = name.partition(".")[0]
+    config = base(method if method in METHODS else "dino", teachers, data=COLORED)
+    augmentation, _, setting = name.removeprefix("views.global.").partition(".")
+    value = VIEWS[name] if name in VIEWS else AUGMENT[f"{augmentation}.{setting}"]
+    if name not in VIEWS and setting != "p" and augmentation != "crop":
+        config = changed(config, f"views.global.{augmentation}.p", 1.0, teachers)
     other = changed(config, name, value, teachers)
     assert other != config
     assert refused_or(seen_in_views, other) != seen_in_views(config)
@@ -354,15 +364,12 @@ def test_resume_decides_what_a_folder_in_use_means(tmp_path: Path, teachers: dic
 
 def test_facts_are_all_that_auto_may_depend_on() -> None:
     """A value that stays "auto" would be passed over."""
-    auto = dino.Config(
-        global_size_px="auto", local_size_px="auto", global_scale="auto", local_scale="auto", out_dim="auto",
-        momentum="auto", momentum_end="auto", local_crops="auto", blur="auto", hidden_dim="auto", bottleneck_dim="auto",
-    )  # fmt: skip
+    auto = dino.Config(out_dim="auto", momentum="auto", momentum_end="auto", hidden_dim="auto", bottleneck_dim="auto")
     for convolutional in (False, True):
         facts = Facts(1000, 64, 0, 32, 100, 10, convolutional=convolutional)
         for part in (
             auto,
             optim.Config(lr="auto", weight_decay_end="auto", grad_accum_steps=1),
-            byol.Config(size_px="auto", momentum="auto"),
+            byol.Config(momentum="auto"),
         ):
             assert "auto" not in vars(part.resolved(facts)[0]).values()

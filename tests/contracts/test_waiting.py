@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 from tests.contracts.test_methods import NAMES, PACKAGE, small
+from tests.contracts.test_methods import spec as small_spec
 from torch.profiler import ProfilerActivity, profile
 
 from opendino.core.contracts import Method
-from opendino.core.types import Clock, Views
+from opendino.core.types import Clock, ViewGroup, Views, ViewSpec
 from opendino.data.cache import DecodedImages
 from opendino.data.loader import Batch, Batches
 from opendino.data.open_source import open_source
@@ -20,6 +21,7 @@ from opendino.engine import optim
 from opendino.models.build import backbone
 from opendino.training import step
 from opendino.views.multi_crop import multi_crop
+from opendino.views.settings import AUGMENTATIONS, view
 
 QUESTIONS = {"aten::item", "aten::_local_scalar_dense", "aten::is_nonzero", "aten::nonzero", "aten::equal"}
 """What a tensor is asked when the host needs its value; on a GPU each waits for all work before it."""
@@ -43,7 +45,7 @@ def steps(name: str, network: str, settings: optim.ResolvedConfig, device: torch
     module = importlib.import_module(f"{PACKAGE}.{name}")
     config = small(module)
     method: Method = module.build(config, lambda role: NETWORKS[network]()).train().to(device)
-    spec = module.views(config)
+    spec = small_spec(module)
     batch, optimizer = batch_of(spec), optim.build(settings, method.student)
     clock = Clock(5, 10, 4)
     for _ in range(3):
@@ -70,6 +72,21 @@ def test_a_step_asks_for_no_value(name: str, network: str, settings: optim.Resol
     asked = [event for event in profiled.events() or () if event.name in QUESTIONS and not of_the_kernel(event)]
     assert [event.name for event in asked] == []
     assert any(event.name == "aten::addmm" for event in profiled.events() or ()), "it has seen the step"
+
+
+EVERYTHING = {f"{name}.p": 0.5 for name in AUGMENTATIONS if name != "crop"} | {"crop.scale": (0.3, 1.0)}
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_no_augmentation_asks_for_a_value(device: str) -> None:
+    spec = ViewSpec((ViewGroup("global", 16, (view(EVERYTHING),) * 2),))
+    there = batch_of(spec).to(torch.device(device))
+    assert list(there.draws["global"]) == list(AUGMENTATIONS)
+    multi_crop(there.canvas, there.draws, spec)
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        multi_crop(there.canvas, there.draws, spec)
+    asked = [event.name for event in profiled.events() or () if event.name in QUESTIONS]
+    assert asked == []
 
 
 def of_the_kernel(event: Any) -> bool:

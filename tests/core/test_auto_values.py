@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from opendino.core.types import Facts
 from opendino.engine import optim
-from opendino.methods import byol, dino
+from opendino.methods import byol, dino, distill, mean_teacher
+from opendino.views.settings import changed, resolved
 
-AUTO = dino.Config(global_size_px="auto", local_size_px="auto", global_scale="auto", local_scale="auto")
+AUTO = changed(
+    dino.VIEWS,
+    {
+        "global.size": "auto", "local.size": "auto", "local.number": "auto", "all.crop.scale": "auto",
+        "all.blur.p": "auto",
+    },
+)  # fmt: skip
 
 
 def facts(short_side_px: int, convolutional: bool, batch: int = 32) -> Facts:
@@ -30,24 +39,42 @@ def facts(short_side_px: int, convolutional: bool, batch: int = 32) -> Facts:
 def test_crops_of_a_small_network_keep_the_detail(
     short: int, sizes: tuple[int, int], scales: tuple[tuple[float, float], tuple[float, float]]
 ) -> None:
-    found, reasons = AUTO.resolved(facts(short, convolutional=True))
-    assert (found.global_size_px, found.local_size_px) == sizes
-    assert (found.global_scale, found.local_scale) == scales
-    assert {"global_scale", "local_scale"} <= {line.partition(" ")[0] for line in reasons}
-    assert byol.Config(size_px="auto").resolved(facts(short, convolutional=True))[0].size_px == sizes[0]
+    found, reasons = resolved(AUTO, facts(short, convolutional=True))
+    assert (found["global"].size, found["local"].size) == sizes
+    assert tuple(found[name].crop.scale for name in ("global", "second", "local")) == (scales[0], *scales)
+    assert (found["local"].number, [view.blur.p for view in found.values()]) == (4, [0.2, 0.1, 0.1])
+    assert {"global.size", "second.crop.scale", "local.number"} <= {line.partition(" ")[0] for line in reasons}
+    assert resolved(found, facts(short, convolutional=True)) == (found, []), "what is decided stays decided"
+    for module in (byol, mean_teacher, distill):
+        assert resolved(module.VIEWS, facts(short, convolutional=True))[0]["global"].size == sizes[0]
 
 
-def test_other_networks_keep_the_crops_of_the_paper() -> None:
-    found, _ = AUTO.resolved(facts(128, convolutional=False))
-    assert (found.global_size_px, found.local_size_px) == (96, 48)
-    assert (found.global_scale, found.local_scale) == ((0.25, 1.0), (0.05, 0.25))
+def test_other_networks_keep_the_views_of_the_paper() -> None:
+    found, _ = resolved(AUTO, facts(128, convolutional=False))
+    assert (found["global"].size, found["local"].size) == (96, 48)  # a CPU stops at 96; 96/224 of it, in sixteens
+    assert [view.crop.scale for view in found.values()] == [(0.25, 1.0), (0.25, 1.0), (0.05, 0.25)]
+    assert (found["local"].number, [view.blur.p for view in found.values()]) == (6, [1.0, 0.1, 0.5])
+
+
+@pytest.mark.parametrize(
+    ("device", "short", "size"),
+    [("cuda", 1000, 224), ("cuda", 120, 96), ("cuda", 33, 32), ("cpu", 5, 32), ("cpu", 500, 96)],
+)
+def test_the_crop_never_exceeds_the_images_nor_falls_below_32(device: str, short: int, size: int) -> None:
+    found, _ = resolved(AUTO, replace(facts(short, convolutional=False), device=device))
+    assert found["global"].size == size
 
 
 def test_explicit_values_are_kept() -> None:
-    asked = dino.Config(global_size_px=80, local_size_px=40, global_scale=(0.5, 1.0), local_scale=(0.1, 0.2))
-    found, _ = asked.resolved(facts(64, convolutional=True))
-    assert (found.global_size_px, found.local_size_px) == (80, 40)
-    assert (found.global_scale, found.local_scale) == ((0.5, 1.0), (0.1, 0.2))
+    asked = changed(AUTO, {"global.size": 80, "all.crop.scale": (0.5, 1.0), "local.blur.p": 0.3})
+    found, _ = resolved(asked, facts(64, convolutional=True))
+    assert (found["global"].size, found["local"].size) == (80, 40)
+    assert found["local"].crop.scale == (0.5, 1.0) and found["local"].blur.p == 0.3
+
+
+def test_local_views_have_the_shape_of_the_global_ones() -> None:
+    found, _ = resolved(changed(AUTO, {"global.size": (224, 448)}), facts(64, convolutional=False))
+    assert found["local"].size == (96, 192)
 
 
 @pytest.mark.parametrize("batch", [4, 32, 64])

@@ -16,12 +16,13 @@ import tifffile
 from PIL import Image
 
 from opendino.core.errors import BadImage
-from opendino.core.types import Augment, ViewGroup, ViewSpec
+from opendino.core.types import ViewGroup, ViewSpec
 from opendino.data import decode as module
 from opendino.data.decode import decode, working_area_px
 from opendino.data.intensity import Intensity
 from opendino.data.readers import photograph
 from opendino.data.readers.stacks import Reading, StackQuestion
+from opendino.views.settings import view
 
 
 def encoded(image: Image.Image | np.ndarray, form: str = "PNG", **options: object) -> bytes:
@@ -331,8 +332,10 @@ def test_a_process_forked_while_a_thread_decodes_can_decode() -> None:
 
 
 def test_working_area() -> None:
-    small, large = Augment((0.05, 0.4)), Augment((0.4, 1.0))
+    small, large = view({"crop.scale": (0.05, 0.4)}), view({"crop.scale": (0.4, 1.0)})
     paper = ViewSpec((ViewGroup("global", 224, (large, large)), ViewGroup("local", 96, (small,) * 10)))
     assert working_area_px(paper) == 184_320  # 96² / 0.05, about 429²
     assert working_area_px(ViewSpec((ViewGroup("global", 224, (large,)), ViewGroup("local", 96, ())))) == 125_440
-    assert working_area_px(ViewSpec((ViewGroup("global", 10, (Augment((0.3, 1.0)),)),))) == 334  # rounded up
+    assert (
+        working_area_px(ViewSpec((ViewGroup("global", 10, (view({"crop.scale": (0.3, 1.0)}),)),))) == 334
+    )  # rounded up

@@ -11,9 +11,10 @@ from opendino.data.cache import DecodedImages
 from opendino.data.device_cache import DeviceCache
 from opendino.data.loader import Batch, Batches
 from opendino.methods import dino
+from opendino.views.settings import changed
 
 CPU = torch.device("cpu")
-SPEC = dino.views(dino.Config(global_size_px=16, local_size_px=16, local_crops=1))
+SPEC = dino.views(dino.Config(), changed(dino.VIEWS, {"global.size": 16, "local.size": 16, "local.number": 1}))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -36,7 +37,7 @@ def test_batches_are_the_same_pixels_choices_and_complaints(
         for name in ("sizes", "labels", "indices"):
             assert torch.equal(getattr(filled, name), getattr(expected, name))
         for name, one in expected.draws.items():
-            assert torch.equal(one.box, filled.draws[name].box)
+            assert torch.equal(one["crop"]["box"], filled.draws[name]["crop"]["box"])
 
 
 @pytest.mark.gpu

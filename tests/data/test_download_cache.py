@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from opendino.core.errors import BadImage, UsageError
-from opendino.core.types import Augment, ViewGroup, ViewSpec
+from opendino.core.types import ViewGroup, ViewSpec
 from opendino.data import download, download_cache
 from opendino.data.cache import DecodedImages
 from opendino.data.loader import Batches, batches
 from opendino.data.open_source import open_source
+from opendino.views.settings import view
 
 
 def test_a_source_on_a_server(make: Any, tmp_path: Path, server: Any, cache: Path) -> None:
@@ -55,7 +56,7 @@ def test_a_lost_shard_is_skipped_and_logged(
         path.unlink()
     server.trouble["/s/00002.tar"] = [500] * 99
     server.asked.clear()
-    spec = ViewSpec((ViewGroup("global", 8, (Augment((0.4, 1.0)),)),))
+    spec = ViewSpec((ViewGroup("global", 8, (view({"crop.scale": (0.4, 1.0)}),)),))
     taken = list(batches(Batches(DecodedImages(source, 400), spec, 0, 6), 0, 8, 0, pin=False))
     bad = dict(pair for batch in taken for pair in batch.bad)
     assert set(bad) == {f"00002.tar/00002{i:04d}" for i in range(6)}

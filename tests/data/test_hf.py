@@ -13,10 +13,11 @@ import torch
 
 from opendino.core.contracts import Source
 from opendino.core.errors import BadImage, UsageError, UserError
-from opendino.core.types import Augment, ViewGroup, ViewSpec
+from opendino.core.types import ViewGroup, ViewSpec
 from opendino.data.cache import DecodedImages
 from opendino.data.loader import Batches, batches
 from opendino.data.open_source import open_source
+from opendino.views.settings import view
 
 datasets = pytest.importorskip("datasets")
 
@@ -111,7 +112,7 @@ def test_streaming_goes_shard_by_shard_through_the_bounded_folder(
     assert whole(source) == expected(make, 20)
     kept = [path for path in (cache / "shards").iterdir() if not path.suffix and path.name[0] != "."]
     assert len(kept) == 1
-    spec = ViewSpec((ViewGroup("global", 8, (Augment((0.4, 1.0)),)),))
+    spec = ViewSpec((ViewGroup("global", 8, (view({"crop.scale": (0.4, 1.0)}),)),))
     taken = list(batches(Batches(DecodedImages(source, 400), spec, 0, 10), 0, 2, 0, pin=False))
     assert sorted(torch.cat([batch.indices for batch in taken]).tolist()) == list(range(20))
     again = open_source(f"hf:{tmp_path}/p?streaming=true")

@@ -12,11 +12,12 @@ from PIL import Image
 from tests.factories import plain_folder
 
 from opendino.core.errors import UsageError, UserError
-from opendino.core.types import Augment, ViewGroup, ViewSpec
+from opendino.core.types import ViewGroup, ViewSpec
 from opendino.data.cache import DecodedImages
 from opendino.data.labels import all_labels, relabel
 from opendino.data.loader import Batches
 from opendino.data.open_source import open_source
+from opendino.views.settings import view
 
 
 def folder(home: Path, *names: str) -> str:
@@ -128,7 +129,7 @@ def test_columns_are_known_by_their_names(tmp_path: Path, table: str) -> None:
     assert [some.classes[some.label(i)] if some.label(i) >= 0 else "" for i in range(3)] == ["mel", "nv", ""]
 
 
-SPEC = ViewSpec((ViewGroup("global", 16, (Augment(scale=(0.5, 1.0)),)),), labeled_frac=0.25)
+SPEC = ViewSpec((ViewGroup("global", 16, (view({"crop.scale": (0.5, 1.0)}),)),), labeled_frac=0.25)
 
 
 def stream(micro_batches: int = 1, rank: int = 0, world: int = 1) -> Batches:
@@ -169,7 +170,7 @@ def test_an_image_gets_new_views_each_time_it_is_visited() -> None:
     for n in range(10):
         batch = batches[n]
         for place, index in enumerate(batch.indices[:4].tolist()):
-            boxes.setdefault(index, []).append(batch.draws["global"].factors[0, place])
+            boxes.setdefault(index, []).append(batch.draws["global"]["color_jitter"]["factors"][0, place])
     for factors in boxes.values():
         assert len({tuple(each.tolist()) for each in factors}) > 1
 
@@ -181,4 +182,4 @@ def test_a_method_without_labels_gets_the_same_batches_as_ever() -> None:
         Batches(DecodedImages(s, 256), plain, 5, 16)[4] for s in (labeled, open_source("toy:textures?n=60&size=16"))
     )
     assert torch.equal(one.indices, other.indices)
-    assert torch.equal(one.draws["global"].box, other.draws["global"].box)
+    assert torch.equal(one.draws["global"]["crop"]["box"], other.draws["global"]["crop"]["box"])

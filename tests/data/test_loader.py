@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +12,17 @@ from tests.factories import plain_folder, plain_image
 
 from opendino.core.contracts import Source
 from opendino.core.errors import BadImage, UserError
-from opendino.core.types import Augment, ViewGroup, ViewSpec
+from opendino.core.types import ViewGroup, ViewSpec
 from opendino.data.cache import DecodedImages
 from opendino.data.loader import Batch, Batches, batches, pad_to_batch
 from opendino.data.open_source import open_source
 from opendino.data.sampler import permutation
 from opendino.views.sampling import sample_views
+from opendino.views.settings import view
 
-SPEC = ViewSpec((ViewGroup("global", 16, (Augment((0.4, 1.0), blur=0.5),) * 2), ViewGroup("local", 8, ())))
+SPEC = ViewSpec(
+    (ViewGroup("global", 16, (view({"crop.scale": (0.4, 1.0), "blur.p": 0.5}),) * 2), ViewGroup("local", 8, ()))
+)
 SEED = 3
 
 
@@ -67,8 +69,10 @@ def assert_equal(one: Batch, other: Batch) -> None:
     assert one.bad == other.bad
     assert one.draws.keys() == other.draws.keys()
     for name, group in one.draws.items():
-        for field in fields(group):
-            assert torch.equal(getattr(group, field.name), getattr(other.draws[name], field.name)), field.name
+        assert group.keys() == other.draws[name].keys()
+        for augmentation, values in group.items():
+            for key, value in values.items():
+                assert torch.equal(value, other.draws[name][augmentation][key]), (augmentation, key)
 
 
 def test_workers_change_nothing(tmp_path: Path) -> None:
@@ -117,10 +121,10 @@ def test_ranks_and_micro_batches_split_the_images_of_a_step(world: int, micro_ba
         pieces = [share[step * micro_batches + part] for share in shares for part in range(micro_batches)]
         assert {len(piece.indices) for piece in pieces} == {12 // (world * micro_batches)}
         assert torch.equal(torch.cat([p.indices for p in pieces]).sort()[0], whole[step].indices.sort()[0])
-        boxes = {int(i): whole[step].draws["global"].box[:, n] for n, i in enumerate(whole[step].indices)}
+        boxes = {int(i): whole[step].draws["global"]["crop"]["box"][:, n] for n, i in enumerate(whole[step].indices)}
         for piece in pieces:  # the crops of an image do not depend on the rank
             for n, index in enumerate(piece.indices.tolist()):
-                assert torch.equal(piece.draws["global"].box[:, n], boxes[index])
+                assert torch.equal(piece.draws["global"]["crop"]["box"][:, n], boxes[index])
 
 
 def test_a_batch_holds_the_pixels_sizes_and_labels_of_its_images() -> None:
@@ -159,9 +163,9 @@ def test_a_stand_in_is_drawn_by_the_number_of_the_image_asked_for() -> None:
     step = next(step for step in range(3) if 4 in permutation(13, SEED, 0)[4 * step :][:4])
     asked, batch = permutation(13, SEED, 0)[4 * step :][:4], data[step]
     expected = sample_views(SPEC, SEED, 0, asked, batch.sizes.numpy())["global"]
-    assert torch.equal(batch.draws["global"].box, expected.box)
+    assert torch.equal(batch.draws["global"]["crop"]["box"], expected["crop"]["box"])
     own = sample_views(SPEC, SEED, 0, batch.indices, batch.sizes.numpy())["global"]
-    assert not torch.equal(batch.draws["global"].factors, own.factors)
+    assert not torch.equal(batch.draws["global"]["color_jitter"]["factors"], own["color_jitter"]["factors"])
 
 
 @pytest.mark.parametrize("workers", [0, 1])

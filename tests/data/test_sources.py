@@ -15,13 +15,14 @@ from tests.factories import keys, place_files
 
 from opendino.core.contracts import Source
 from opendino.core.errors import BadImage, UsageError, UserError
-from opendino.core.types import Augment, ViewGroup, ViewSpec
+from opendino.core.types import ViewGroup, ViewSpec
 from opendino.data.cache import DecodedImages
 from opendino.data.loader import Batches
 from opendino.data.open_source import open_source
 from opendino.data.sources import toy
 from opendino.data.sources.archive import ArchiveSource
 from opendino.data.sources.folder import FolderSource
+from opendino.views.settings import view
 
 
 def labeled(source: Source) -> dict[str, str]:
@@ -341,7 +342,10 @@ def test_schemes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_files_that_come_and_go_while_a_run_reads(tmp_path: Path) -> None:
     place_files(tmp_path, *(f"{i}.png" for i in range(8)))
     data = Batches(
-        DecodedImages(open_source(tmp_path), 400), ViewSpec((ViewGroup("global", 8, (Augment((0.4, 1.0)),)),)), 0, 4
+        DecodedImages(open_source(tmp_path), 400),
+        ViewSpec((ViewGroup("global", 8, (view({"crop.scale": (0.4, 1.0)}),)),)),
+        0,
+        4,
     )
     first = data[0]
     gone, changed = (int(i) for i in data[1].indices[:2])

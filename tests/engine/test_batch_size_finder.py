@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from tests.contracts.test_methods import NAMES, PACKAGE, built, small
+from tests.contracts.test_methods import NAMES, PACKAGE, built
+from tests.contracts.test_methods import spec as small_spec
 
 from opendino.core import registry
 from opendino.engine import batch_size_finder
@@ -17,7 +18,7 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize("name", NAMES)
 def test_every_method_can_be_tried(name: str) -> None:
     module = registry.load(PACKAGE, name)
-    spec = module.views(small(module))
+    spec = small_spec(module)
     assert batch_size_finder.fewest_micro_batches(lambda: built(module), spec, 4, "adamw", torch.bfloat16, CPU) == 1
 
 
@@ -40,7 +41,7 @@ def test_the_fewest_parts_that_fit_are_taken(monkeypatch: pytest.MonkeyPatch, fi
         monkeypatch.setattr(method, "forward", forward)
         return method
 
-    spec = module.views(small(module))
+    spec = small_spec(module)
     assert batch_size_finder.fewest_micro_batches(limited, spec, 24, "adamw", torch.float32, CPU) == parts
     assert tries == [n for n in (24, 12, 8, 6, 4, 3, 2, 1) if n >= max(1, 24 // (parts or 24))]
 
@@ -49,7 +50,7 @@ def test_weights_that_do_not_fit_are_no_failure() -> None:
     def make() -> Any:
         raise torch.OutOfMemoryError("no memory")
 
-    spec = registry.load(PACKAGE, "dino").views(small(registry.load(PACKAGE, "dino")))
+    spec = small_spec(registry.load(PACKAGE, "dino"))
     assert batch_size_finder.fewest_micro_batches(make, spec, 4, "adamw", torch.float32, CPU) is None
 
 
@@ -59,7 +60,7 @@ def test_a_gpu_is_filled_and_left_empty() -> None:
     before = torch.cuda.memory_allocated(gpu)
     assert (
         batch_size_finder.fewest_micro_batches(
-            lambda: built(module), module.views(small(module)), 4, "adamw", torch.bfloat16, gpu
+            lambda: built(module), small_spec(module), 4, "adamw", torch.bfloat16, gpu
         )
         == 1
     )

@@ -113,7 +113,8 @@ def test_a_run_on_two_devices_survives_the_loss_of_one_bit_for_bit(tmp_path: Pat
     settings.write_text(
         "{backbone: conv4, backbone_options: {width: 4}, drop_path: 0.0, steps: 12, batch: 16, workers: 0,"
         " precision: float32, eval_images: 20, eval_every: 100%, checkpoint_every: '4', keep_checkpoints: 9,"
-        " devices: 2, device: cpu, method: {name: byol, size_px: 32, hidden_dim: 16, projection_dim: 8}}"
+        " devices: 2, device: cpu, method: {name: byol, hidden_dim: 16, projection_dim: 8},"
+        " views: {global: {size: 32}}}"
     )
     runs = [tmp_path / name for name in ("whole", "killed")]
     command = [sys.executable, "-W", "ignore", str(LOSER), "train", "toy:textures?n=48&size=32"]
@@ -146,10 +147,12 @@ NOTEBOOK = """
 import opendino, sys
 from opendino.config import Config
 from opendino.methods import byol
+from opendino.views.settings import changed
 config = Config(
     data="toy:textures?n=16&size=16", backbone="conv4", backbone_options={"width": 2}, steps=2, batch=8, workers=0,
     precision="float32", eval_images=0, report=False, devices=2, device="cpu", out=sys.argv[1], drop_path=0.0,
-    method=byol.Config(size_px=16, hidden_dim=8, projection_dim=4),
+    method=byol.Config(hidden_dim=8, projection_dim=4),
+    views=changed(byol.VIEWS, {"global.size": 16}),
 )
 result = opendino.train(config)
 print(result.steps, opendino.resume(result.run, steps=3).steps)

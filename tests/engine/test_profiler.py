@@ -32,7 +32,7 @@ def test_a_profiled_run_says_where_its_time_went(tmp_path: Path) -> None:
         "0",
         "--cache",
         "off",
-        "--method.local-crops",
+        "--views.local.number",
         "1",
         "--eval-images",
         "0",

@@ -11,12 +11,13 @@ import torch
 
 from opendino.core import distributed
 from opendino.core.errors import UsageError, UserError
-from opendino.core.types import Augment, ViewGroup, ViewSpec
+from opendino.core.types import ViewGroup, ViewSpec
 from opendino.engine import sizing
 from opendino.methods import dino
 from opendino.models import build
+from opendino.views.settings import view
 
-AUGMENT = Augment((0.4, 1.0))
+AUGMENT = view({"crop.scale": (0.4, 1.0)})
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
@@ -67,7 +68,7 @@ def test_parts_that_were_asked_for_must_divide_the_share_of_a_rank(monkeypatch: 
 def test_what_a_step_keeps_of_an_image_is_counted_without_computing(views: int, local: int) -> None:
     with torch.device("meta"):
         network = build.backbone("conv4", width=4)
-    crop = Augment((0.4, 1.0))
+    crop = view({"crop.scale": (0.4, 1.0)})
     spec = ViewSpec((ViewGroup("global", 32, (crop,) * views), ViewGroup("local", 16, (crop,) * local)))
     # Of a view: the pixels, and before and after the activation the maps of 4 · 32², 8 · 16², 16 · 8² and 32 · 4². A
     # quarter of that for a view of half the side. Batch norm's own 240 numbers are at most 1.3 % more.

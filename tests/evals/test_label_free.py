@@ -26,6 +26,7 @@ from opendino.evals.label_free import (
     spearman,
     uniformity,
 )
+from opendino.views.settings import changed
 
 
 def orthogonal(rows: int, columns: int) -> torch.Tensor:
@@ -91,9 +92,10 @@ def test_spearman_is_scipys() -> None:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("run") / "run"
-    method = replace(dino_run(out).method, out_dim=16, local_crops=1, global_size_px=16)
+    method = replace(dino_run(out).method, out_dim=16)
     config = dino_run(
         out, "toy:textures?n=60&size=16", method=method, val=None, backbone="conv4", backbone_options={"width": 2},
+        views=changed(dino_run(out).views, {"local.number": 1, "global.size": 16}),
         drop_path=0.0, steps=4, batch=20, eval_images=60, eval_every="1", checkpoint_every="1", keep_checkpoints=9,
     )  # fmt: skip
     opendino.train(config)

@@ -30,7 +30,7 @@ def test_every_run_sees_as_many_images_and_differs_in_what_its_factor_says() -> 
 def test_the_table_compares_seed_by_seed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, in_this_process: list[str]
 ) -> None:
-    monkeypatch.setattr(defaults, "FACTORS", {"as it is": {"-": {}}, "local crops": {"0": {"local_crops": 0}}})
+    monkeypatch.setattr(defaults, "FACTORS", {"as it is": {"-": {}}, "local crops": {"0": {"local.number": 0}}})
     words = ["experiment", "defaults", "--out", str(tmp_path), "--seeds", "1", "--steps", "10", "--jobs", "1", "--json"]
     words += ["--data", "toy:textures?n=200&size=32", "--val", "toy:textures?n=100&size=32&split=val"]
     assert main(words) == 0 and in_this_process == ["train", "train"]

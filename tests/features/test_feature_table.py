@@ -13,7 +13,6 @@ from tests.factories import model_of, plain_folder, small_vit
 
 from opendino.core.contracts import Source
 from opendino.core.errors import BadImage, UserError
-from opendino.core.types import Augment
 from opendino.data.open_source import open_source
 from opendino.features.feature_table import hold_out, table
 from opendino.features.train_val_features import train_val_features
@@ -21,6 +20,7 @@ from opendino.features.view_features import RandomCrops, view_features
 from opendino.models.build import backbone
 from opendino.models.feature_tokens import Tokens
 from opendino.models.load import Model
+from opendino.views.settings import view
 
 
 def three_blocks() -> Model:
@@ -136,7 +136,7 @@ def test_images_without_a_class_take_no_side(tmp_path: Path) -> None:
 
 def test_views_are_drawn_by_the_seed_and_know_their_labels() -> None:
     model, source = three_blocks(), open_source("toy:textures?n=20&size=24")
-    augment = (Augment(scale=(0.3, 1.0)),) * 3
+    augment = (view({"crop.scale": (0.3, 1.0)}),) * 3
 
     def drawn(**options: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
         crops = RandomCrops(augment, batch=6, workers=0, **options)

@@ -21,7 +21,7 @@ B = 5
 
 
 def method(**changes: object) -> byol._BYOL:
-    config = byol.Config(size_px=16, hidden_dim=12, projection_dim=6, momentum=0.9, **changes)
+    config = byol.Config(hidden_dim=12, projection_dim=6, momentum=0.9, **changes)
     return byol.build(config, lambda _: Conv4(width=2)).double().train()
 
 
@@ -102,7 +102,7 @@ def test_a_collapsed_projection_shows_in_the_metrics() -> None:
     assert float(metrics["feature_spread"]) > 0.01
 
 
-@pytest.mark.parametrize("wrong", [{"momentum": 1.5}, {"hidden_dim": 0}, {"size_px": 0}])
+@pytest.mark.parametrize("wrong", [{"momentum": 1.5}, {"hidden_dim": 0}])
 def test_impossible_settings_are_rejected(wrong: dict[str, float]) -> None:
     with pytest.raises(UsageError, match=next(iter(wrong))):
         byol.Config(**wrong)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -19,13 +20,11 @@ from opendino.engine.collapse_detection import diagnose
 from opendino.methods import dino
 from opendino.models import build as models
 from opendino.training import step
+from opendino.views.settings import changed
 
 B, K = 4, 16
 CLOCK = Clock(0, 20, 5)
-SMALL = dino.Config(
-    global_size_px=16, local_size_px=8, local_crops=3, out_dim=K, hidden_dim=8, bottleneck_dim=4,
-    freeze_last_layer="0", momentum=0.9,
-)  # fmt: skip
+SMALL = dino.Config(out_dim=K, hidden_dim=8, bottleneck_dim=4, freeze_last_layer="0", momentum=0.9)
 
 
 def vit(drop_path: float = 0.0) -> Backbone:
@@ -40,12 +39,11 @@ def method(make: Callable[[], Backbone] = vit, **changes: object) -> Method:
     return dino.build(replace(SMALL, **changes), lambda role: make()).double()
 
 
-def views(config: dino.Config = SMALL, order: Sequence[int] = range(B), seed: int = 0) -> Views:
+def views(num_local: int = 3, order: Sequence[int] = range(B), seed: int = 0) -> Views:
     torch.manual_seed(seed)
-    crops = {"global": torch.randn(2, B, 3, config.global_size_px, config.global_size_px, dtype=torch.float64)}
-    if config.local_crops:
-        size = config.local_size_px
-        crops["local"] = torch.randn(config.local_crops, B, 3, size, size, dtype=torch.float64)
+    crops = {"global": torch.randn(2, B, 3, 16, 16, dtype=torch.float64)}
+    if num_local:
+        crops["local"] = torch.randn(num_local, B, 3, 8, 8, dtype=torch.float64)
     return Views({name: x[:, list(order)] for name, x in crops.items()}, torch.full((B,), -1), torch.tensor(order))
 
 
@@ -173,8 +171,7 @@ def test_the_teacher_sees_global_views_and_the_student_those_it_may(student_view
 
 
 def test_without_local_crops_each_global_view_learns_from_the_other() -> None:
-    config = replace(SMALL, local_crops=0)
-    made, batch = method(local_crops=0), views(config)
+    made, batch = method(), views(0)
     loss = made(batch, CLOCK).loss
     with torch.no_grad():
         logits = made.student["head"](made.student["backbone"]([batch.crops["global"].flatten(0, 1)])[0]).unflatten(
@@ -187,18 +184,25 @@ def test_without_local_crops_each_global_view_learns_from_the_other() -> None:
 
 
 def test_views_are_two_global_and_several_local_ones() -> None:
-    spec = dino.views(replace(SMALL, local_crops=5, blur=(1.0, 0.1, 0.5), solarize=0.2, jitter_strength=(1, 2, 3, 0.4)))
+    spec = dino.views(SMALL, changed(dino.VIEWS, {"global.size": 16, "local.size": 8, "local.number": 5}))
     first, second = spec.groups[0].views
     assert [(group.name, group.size_px, len(group.views)) for group in spec.groups] == [
         ("global", 16, 2),
         ("local", 8, 5),
     ]
-    assert [(v.blur, v.solarize, v.scale) for v in (first, second)] == [
+    assert [(v.blur.p, v.solarize.p, v.crop.scale) for v in (first, second)] == [
         (1.0, 0.0, (0.25, 1.0)),
         (0.1, 0.2, (0.25, 1.0)),
     ]
-    assert {(v.blur, v.solarize, v.scale) for v in spec.groups[1].views} == {(0.5, 0.0, (0.05, 0.25))}
-    assert (first.brightness, first.contrast, first.saturation, first.hue) == (1, 2, 3, 0.4)
+    assert {(v.blur.p, v.solarize.p, v.crop.scale) for v in spec.groups[1].views} == {(0.5, 0.0, (0.05, 0.25))}
+    for view in (first, second, spec.groups[1].views[0]):
+        assert (view.flip.p, view.gray.p) == (0.5, 0.2)
+        assert dataclasses.astuple(view.color_jitter) == (0.8, 0.4, 0.4, 0.2, 0.1)
+
+
+def test_a_student_of_local_views_needs_some() -> None:
+    with pytest.raises(UsageError, match="without views"):
+        dino.views(replace(SMALL, student_views="local"), changed(dino.VIEWS, {"local.number": 0}))
 
 
 # ---- loss
@@ -378,10 +382,7 @@ def test_a_collapsed_teacher_shows_in_the_metrics(name: str | None) -> None:
         ({"student_temp": 0.0}, "student_temp is 0.0"), ({"teacher_temp": -0.1}, "teacher_temp is -0.1"),
         ({"teacher_temp_start": 0.0}, "teacher_temp_start is 0.0"), ({"momentum": 1.1}, "momentum is 1.1"),
         ({"momentum_end": -0.1}, "momentum_end is -0.1"), ({"center_momentum": 2.0}, "center_momentum is 2.0"),
-        ({"local_crops": -1}, "local_crops is -1"), ({"out_dim": 1}, "out_dim is 1"),
-        ({"student_views": "local", "local_crops": 0}, "without views"),
-        ({"global_scale": (0.0, 1.0)}, "global_scale is"), ({"global_scale": (0.5, 0.4)}, "global_scale is"),
-        ({"local_scale": (0.5, 1.1)}, "local_scale is"),
+        ({"out_dim": 1}, "out_dim is 1"),
     ],
 )  # fmt: skip
 def test_impossible_settings_are_rejected(wrong: dict[str, object], says: str) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from tests.methods.test_dino import SMALL
 
 from opendino.core.types import Clock, Facts
 from opendino.methods import dino
 
-AUTO = dino.Config(global_size_px="auto", local_size_px="auto", out_dim="auto", momentum="auto")
+AUTO = dino.Config(out_dim="auto", momentum="auto")
 
 
 def facts(**changes: object) -> Facts:
@@ -18,23 +19,9 @@ def facts(**changes: object) -> Facts:
 
 def test_auto_values_follow_the_data_and_say_why() -> None:
     config, reasons = AUTO.resolved(facts())
-    assert (config.global_size_px, config.local_size_px) == (96, 48)  # a CPU stops at 96; 96/224 of it, in sixteens
     assert (config.out_dim, config.momentum) == (1024, 0.996)
-    assert {reason.partition(" = ")[0] for reason in reasons} >= {
-        "global_size_px",
-        "local_size_px",
-        "out_dim",
-        "momentum",
-    }
+    assert {reason.partition(" = ")[0] for reason in reasons} >= {"out_dim", "momentum"}
     assert all("\n" not in reason and ": " in reason for reason in reasons)
-
-
-@pytest.mark.parametrize(
-    ("device", "short", "size"),
-    [("cuda", 1000, 224), ("cuda", 120, 96), ("cuda", 33, 32), ("cpu", 5, 32), ("cpu", 500, 96)],
-)
-def test_the_crop_never_exceeds_the_images_nor_falls_below_32(device: str, short: int, size: int) -> None:
-    assert AUTO.resolved(facts(device=device, short_side_px=short))[0].global_size_px == size
 
 
 def test_more_images_get_more_prototypes_and_longer_runs_a_slower_teacher() -> None:
@@ -58,5 +45,4 @@ def test_no_freeze_and_no_warm_up_exceeds_its_share(total: int) -> None:
 
 
 def test_explicit_values_are_kept() -> None:
-    given = dino.Config(global_size_px=16, local_size_px=8, out_dim=16, momentum=0.9)
-    assert given.resolved(facts(total_steps=100_000)) == (given, [])
+    assert SMALL.resolved(facts(total_steps=100_000)) == (SMALL, [])

@@ -33,7 +33,7 @@ def big(tmp_path: Path) -> str:
 
 
 def method(big: str, **changes: object) -> distill._Distillation:
-    config = distill.Config(teacher=big, size_px=32, **changes)
+    config = distill.Config(teacher=big, **changes)
     return distill.build(config, lambda _: Conv4(width=2)).train()
 
 

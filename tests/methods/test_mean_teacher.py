@@ -20,7 +20,7 @@ LATE = Clock(9, 10, 5)
 
 
 def method(**changes: object) -> mean_teacher._MeanTeacher:
-    config = mean_teacher.Config(size_px=16, num_classes=CLASSES, momentum_end=0.999, **changes)
+    config = mean_teacher.Config(num_classes=CLASSES, momentum_end=0.999, **changes)
     return mean_teacher.build(config, lambda _: Conv4(width=2)).double().train()
 
 

@@ -42,7 +42,7 @@ def micrographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def small(data: Path, **changes: object) -> Config:
     config = demo.config(str(data))
-    method = replace(config.method, local_crops=1, global_size_px=32, local_size_px=16, out_dim=16, hidden_dim=16)
+    method = replace(config.method, out_dim=16, hidden_dim=16)
     changes = {"report": False, "eval_images": 0, **changes}
     return replace(config, backbone="conv4", drop_path=0.0, method=method, batch=8, steps=2, workers=0, **changes)
 

@@ -14,9 +14,10 @@ from torch import Tensor
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional as tv
 
-from opendino.core.types import Augment, ViewGroup, ViewSpec
+from opendino.core.types import ViewGroup, ViewSpec
 from opendino.views import functional
 from opendino.views.sampling import sample_views
+from opendino.views.settings import view
 
 EPS = torch.finfo(torch.float32).eps
 
@@ -122,8 +123,8 @@ def test_boxes_are_distributed_as_random_resized_crops(size: tuple[int, int], sc
     image = torch.empty(1, 1, 1).expand(3, *size)
     torch.manual_seed(0)
     theirs = np.array([RandomResizedCrop.get_params(image, list(scale), [3 / 4, 4 / 3]) for _ in range(count)])
-    spec = ViewSpec((ViewGroup("g", 8, (Augment(scale),)),))
-    ours = sample_views(spec, 0, 0, range(count), [size] * count)["g"].box[0].numpy()
+    spec = ViewSpec((ViewGroup("g", 8, (view({"crop.scale": scale}),)),))
+    ours = sample_views(spec, 0, 0, range(count), [size] * count)["g"]["crop"]["box"][0].numpy()
     for column in range(4):
         assert stats.ks_2samp(ours[:, column], theirs[:, column]).pvalue > 1e-3
     for of in (lambda b: b[:, 2] * b[:, 3], lambda b: b[:, 3] / b[:, 2], lambda b: b[:, 0] / (size[0] - b[:, 2] + 1)):
@@ -134,8 +135,8 @@ def test_boxes_are_distributed_as_random_resized_crops(size: tuple[int, int], sc
 def test_center_crop_if_no_attempt_fits(size: tuple[int, int]):
     image = torch.empty(1, 1, 1).expand(3, *size)
     theirs = RandomResizedCrop.get_params(image, [0.9, 1.0], [3 / 4, 4 / 3])  # no box of this area fits: no chance
-    spec = ViewSpec((ViewGroup("g", 8, (Augment((0.9, 1.0)),)),))
-    assert sample_views(spec, 0, 0, range(3), [size] * 3)["g"].box[0].tolist() == [list(theirs)] * 3
+    spec = ViewSpec((ViewGroup("g", 8, (view({"crop.scale": (0.9, 1.0)}),)),))
+    assert sample_views(spec, 0, 0, range(3), [size] * 3)["g"]["crop"]["box"][0].tolist() == [list(theirs)] * 3
 
 
 # Colors ---------------------------------------------------------------------------------------------------------

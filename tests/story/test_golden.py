@@ -89,7 +89,6 @@ def test_golden_loss_gradient_and_center(golden: Mapping[str, np.ndarray]) -> No
         batch, num_local, k, start, temp, warmup, epochs, student_temp, momentum, epoch = args
         batch, num_local = int(batch), int(num_local)
         config = dino.Config(
-            local_crops=num_local,
             out_dim=int(k),
             hidden_dim=1,
             bottleneck_dim=1,
@@ -187,7 +186,6 @@ def golden_method(golden: Mapping[str, np.ndarray]) -> tuple[Method, optim.Confi
     ) = args
     state = first_weights(golden)
     config = dino.Config(
-        local_crops=int(num_local),
         out_dim=int(k),
         hidden_dim=len(state["head.mlp.0.bias"]),
         bottleneck_dim=len(state["head.mlp.4.bias"]),

@@ -17,6 +17,7 @@ from opendino.engine import optim
 from opendino.methods import byol, dino, distill, mean_teacher
 from opendino.models import load
 from opendino.start import resume, train
+from opendino.views.settings import changed
 
 TOY = "toy:textures?n=64&size=16"
 
@@ -30,11 +31,11 @@ def model(tmp_path: Path) -> Path:
 
 
 def settings(model: Path, out: Path, **changes: object) -> Config:
-    method = dino.Config(
-        global_size_px=16, local_size_px=8, local_crops=2, out_dim=16, hidden_dim=16, bottleneck_dim=8, momentum=0.9
-    )
+    method = dino.Config(out_dim=16, hidden_dim=16, bottleneck_dim=8, momentum=0.9)
+    views = changed(dino.VIEWS, {"global.size": 16, "local.size": 8, "local.number": 2})
     base = Config(
-        data=TOY, init=str(model), backbone="auto", steps=6, batch=16, workers=0, method=method, out=str(out),
+        data=TOY, init=str(model), backbone="auto", steps=6, batch=16, workers=0, method=method, views=views,
+        out=str(out),
         optim=optim.Config(freeze_backbone="1"), checkpoint_every="1", keep_checkpoints=20,
     )  # fmt: skip
     return replace(base, **changes)
@@ -52,9 +53,11 @@ def backbone_at(run: Path, step: int, network: str) -> dict[str, torch.Tensor]:
 def test_both_networks_start_from_the_weights(model: Path, tmp_path: Path, method: object) -> None:
     config = settings(model, tmp_path / "run")
     if method is byol:
-        config = replace(config, method=byol.Config(size_px=16, hidden_dim=16, projection_dim=8))
+        views = changed(byol.VIEWS, {"global.size": 16})
+        config = replace(config, method=byol.Config(hidden_dim=16, projection_dim=8), views=views)
     elif method is mean_teacher:
-        config = replace(config, method=mean_teacher.Config(size_px=16))
+        views = changed(mean_teacher.VIEWS, {"global.size": 16})
+        config = replace(config, method=mean_teacher.Config(), views=views)
     train(config)
     given = load.load(model).backbone.state_dict()
     for network in ("student", "teacher"):
@@ -107,7 +110,7 @@ def test_the_command_line_takes_the_recipe_for_it(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["train", TOY, "--init", str(model), "--steps", "10", "--batch", "16", "--workers", "0"]
-    words += ["--method.local-crops", "2", "--out", str(tmp_path / "run"), "--json"]
+    words += ["--views.local.number", "2", "--out", str(tmp_path / "run"), "--json"]
     assert main(words) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["against_start"]["verdict"] in ("better", "no better", "worse")
@@ -131,6 +134,10 @@ def test_another_patch_size_and_registers_are_adapted_to(model: Path, tmp_path: 
     train(replace(config, steps=2))
     assert load.load(tmp_path / "run").backbone.kwargs["num_registers"] == 2
     frozen = replace(
-        config, out=str(tmp_path / "student"), steps=2, method=distill.Config(teacher=str(model), size_px=16)
+        config,
+        out=str(tmp_path / "student"),
+        steps=2,
+        method=distill.Config(teacher=str(model)),
+        views=changed(distill.VIEWS, {"global.size": 16}),
     )
     assert train(frozen).against_start is not None

@@ -18,15 +18,17 @@ from opendino.config import Config
 from opendino.core.errors import UsageError, UserError
 from opendino.core.types import Clock
 from opendino.engine import optim
+from opendino.views.settings import changed
 
 PER_EPOCH = 3
 
 
 def small_run(out: Path, **changes: object) -> Config:
     """Ten steps on the smallest network, without evaluations; every fourth step stays as a checkpoint."""
-    method = replace(dino_run(out).method, out_dim=16, local_crops=1, freeze_last_layer="10%")
+    method = replace(dino_run(out).method, out_dim=16, freeze_last_layer="10%")
     base = dino_run(
         out, val=None, backbone="conv4", backbone_options={"width": 4}, drop_path=0.0, method=method,
+        views=changed(dino_run(out).views, {"local.number": 1}),
         keep_checkpoints=20, eval_images=0,
     )  # fmt: skip
     return replace(base, **changes)

@@ -24,6 +24,7 @@ from opendino.core import distributed
 from opendino.engine import optim
 from opendino.methods import byol
 from opendino.recipes import demo
+from opendino.views.settings import changed
 
 train = importlib.import_module("opendino.training")  # the module, not the function of the same name
 
@@ -41,13 +42,14 @@ def config(out: Path, method: str, **changes: Any) -> Config:
         "dino": {
             "backbone": "vit/8", "backbone_options": {"embed_dim": 24, "depth": 2, "num_heads": 2},
             "method": replace(
-                recipe.method, out_dim=30, hidden_dim=16, bottleneck_dim=8, local_crops=2, freeze_last_layer="2",
-                momentum=0.9,
+                recipe.method, out_dim=30, hidden_dim=16, bottleneck_dim=8, freeze_last_layer="2", momentum=0.9
             ),
+            "views": changed(recipe.views, {"local.number": 2}),
         },
         "byol": {  # batch norm everywhere
             "backbone": "conv4", "backbone_options": {"width": 4},
-            "method": byol.Config(size_px=32, hidden_dim=16, projection_dim=8, momentum=0.9),
+            "method": byol.Config(hidden_dim=16, projection_dim=8, momentum=0.9),
+            "views": changed(byol.VIEWS, {"global.size": 32}),
         },
     }  # fmt: skip
     base = replace(

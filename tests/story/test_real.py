@@ -12,6 +12,7 @@ import opendino
 from opendino.data.dataset_probe import probe_dataset
 from opendino.data.open_source import open_source
 from opendino.recipes import resnet50, vits16_300ep
+from opendino.views.settings import changed
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,8 @@ def test_real_photographs_are_found_with_their_classes(clothing: Path) -> None:
 @pytest.mark.parametrize("recipe", [vits16_300ep, resnet50])
 def test_real_photographs_train_a_paper_recipe_made_small(clothing: Path, tmp_path: Path, recipe: object) -> None:
     config = recipe.config(str(clothing / "train"))  # type: ignore[attr-defined]
-    method = replace(config.method, global_size_px=64, local_size_px=32, local_crops=2, out_dim=256, hidden_dim=64)
+    method = replace(config.method, out_dim=256, hidden_dim=64)
+    views = changed(config.views, {"global.size": 64, "local.size": 32, "local.number": 2})
     options = (
         {"embed_dim": 48, "depth": 2, "num_heads": 3}
         if recipe is vits16_300ep
@@ -45,6 +47,7 @@ def test_real_photographs_train_a_paper_recipe_made_small(clothing: Path, tmp_pa
         replace(
             config,
             method=method,
+            views=views,
             backbone_options=options,
             epochs=None,
             steps=6,

@@ -170,10 +170,10 @@ def test_asked_to_stop_it_saves_and_goes_on_later(tmp_path: Path) -> None:
 
 
 METHODS = {
-    "byol": byol.Config(size_px=32, hidden_dim=16, projection_dim=8, momentum=0.9),
-    "mean_teacher": mean_teacher.Config(size_px=32),
-    "distill": distill.Config(size_px=32),
-    "distill-whole": distill.Config(size_px=32, teacher_view="whole"),
+    "byol": byol.Config(hidden_dim=16, projection_dim=8, momentum=0.9),
+    "mean_teacher": mean_teacher.Config(),
+    "distill": distill.Config(),
+    "distill-whole": distill.Config(teacher_view="whole"),
 }
 
 
@@ -210,7 +210,7 @@ def test_distillation_leaves_the_student_and_the_teacher_as_it_was(finished: Pat
     run = tmp_path / "run"
     config = dino_run(
         run, backbone="conv4", backbone_options={"width": 4},
-        method=distill.Config(size_px=32, teacher=str(finished)), checkpoint_every="10", keep_checkpoints=9,
+        method=distill.Config(teacher=str(finished)), checkpoint_every="10", keep_checkpoints=9,
     )  # fmt: skip
     result = opendino.train(config)
     assert (finished / "backbone.safetensors").read_bytes() == before
@@ -232,7 +232,7 @@ def test_distillation_leaves_the_student_and_the_teacher_as_it_was(finished: Pat
 def test_mean_teacher_reports_its_classifiers_and_leaves_the_teachers(tmp_path: Path) -> None:
     run = tmp_path / "run"
     options = {"backbone": "conv4", "backbone_options": {"width": 4}}
-    result = opendino.train(dino_run(run, method=mean_teacher.Config(size_px=32), labels="25%", **options))
+    result = opendino.train(dino_run(run, method=mean_teacher.Config(), labels="25%", **options))
     assert list(result.accuracy) == ["teacher", "student", "baseline"]
     assert all(0 <= value <= 100 for value in result.accuracy.values())
     model = opendino.load(run, classifier=True)
@@ -240,7 +240,7 @@ def test_mean_teacher_reports_its_classifiers_and_leaves_the_teachers(tmp_path: 
     assert torch.equal(model.classifier.weight, saved) and len(model.classes) == 10
     assert main(["predict", str(run), "toy:textures?n=12&size=32", "--json"]) == 0
     # Its teacher can be distilled from, labels included.
-    method = distill.Config(teacher=str(run), objective="logits", label_weight=0.5, size_px=32)
+    method = distill.Config(teacher=str(run), objective="logits", label_weight=0.5)
     told = opendino.train(dino_run(tmp_path / "small", method=method, **options))
     assert list(told.accuracy) == ["student", "teacher"]
     assert told.accuracy["teacher"] == pytest.approx(result.accuracy["teacher"])
@@ -249,8 +249,8 @@ def test_mean_teacher_reports_its_classifiers_and_leaves_the_teachers(tmp_path: 
 
 def test_labels_of_other_classes_than_the_teachers_are_refused(tmp_path: Path) -> None:
     options = {"backbone": "conv4", "backbone_options": {"width": 4}}
-    run = opendino.train(dino_run(tmp_path / "run", method=mean_teacher.Config(size_px=32), **options)).run
-    method = distill.Config(teacher=run, objective="logits", label_weight=0.5, size_px=32)
+    run = opendino.train(dino_run(tmp_path / "run", method=mean_teacher.Config(), **options)).run
+    method = distill.Config(teacher=run, objective="logits", label_weight=0.5)
     with pytest.raises(UserError, match=r"classifier has 10 classes \(bricks.*--method\.label-weight 0"):
         opendino.train(dino_run(tmp_path / "forms", data="toy:forms?n=48&size=32", val=None, method=method, **options))
     assert not (tmp_path / "forms").exists()
@@ -258,7 +258,7 @@ def test_labels_of_other_classes_than_the_teachers_are_refused(tmp_path: Path) -
 
 def test_learning_from_labels_is_not_judged_on_the_same_images(tmp_path: Path) -> None:
     options = {"backbone": "conv4", "backbone_options": {"width": 4}}
-    result = opendino.train(dino_run(tmp_path / "run", method=mean_teacher.Config(size_px=32), val=None, **options))
+    result = opendino.train(dino_run(tmp_path / "run", method=mean_teacher.Config(), val=None, **options))
     assert result.knn is None and result.accuracy is None and result.effective_rank is not None
     assert "use --val to get accuracies" in (tmp_path / "run" / "log.txt").read_text()
 

@@ -13,6 +13,7 @@ import opendino
 from opendino import resolve
 from opendino.engine import checkpoint, optim, threads
 from opendino.recipes import demo
+from opendino.views.settings import changed
 
 
 def test_a_change_of_threads_is_saved_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,7 +30,8 @@ def test_a_change_of_threads_is_saved_and_resumed(tmp_path: Path, monkeypatch: p
     recipe = demo.config("toy:textures?n=16&size=16")
     config = replace(
         recipe, val=None, backbone_options={"width": 2}, steps=6, batch=8, workers=0, precision="float32",
-        method=replace(recipe.method, global_size_px=16, local_size_px=8, out_dim=8, hidden_dim=8, bottleneck_dim=4),
+        method=replace(recipe.method, out_dim=8, hidden_dim=8, bottleneck_dim=4),
+        views=changed(recipe.views, {"global.size": 16, "local.size": 8}),
         checkpoint_every="100%", eval_images=0, report=False, keep_checkpoints=9, out=str(tmp_path / "run"),
     )  # fmt: skip
     before = torch.get_num_threads()

@@ -21,6 +21,7 @@ import opendino
 from opendino.config import Config, dump
 from opendino.engine import optim
 from opendino.recipes import demo
+from opendino.views.settings import changed
 
 STEPS = 24
 NAMES = ("opendino-a", "opendino-b")
@@ -100,9 +101,10 @@ def wait_for(what: Callable[[], bool], log: Path) -> None:
 
 def config(out: Path) -> Config:
     recipe = demo.config("toy:textures?n=48&size=32")
-    small = replace(recipe.method, out_dim=32, hidden_dim=16, bottleneck_dim=8, local_crops=2, momentum=0.9)
+    small = replace(recipe.method, out_dim=32, hidden_dim=16, bottleneck_dim=8, momentum=0.9)
     return replace(
-        recipe, val=None, out=str(out), backbone="vit/8", drop_path=0.0, method=small, steps=STEPS, batch=16, workers=0,
+        recipe, val=None, out=str(out), backbone="vit/8", drop_path=0.0, method=small,
+        views=changed(recipe.views, {"local.number": 2}), steps=STEPS, batch=16, workers=0,
         backbone_options={"embed_dim": 24, "depth": 2, "num_heads": 2}, precision="float32", eval_images=20,
         checkpoint_every="4", eval_every="100%", report=False, keep_checkpoints=99, device="cpu", parallel="fsdp",
         optim=optim.Config(name="sgd", lr=0.005, lr_warmup="0", grad_accum_steps=2),

@@ -8,14 +8,15 @@ import itertools
 import pytest
 import torch
 
-from opendino.core.types import Augment, ViewGroup, ViewSpec
+from opendino.core.types import ViewGroup, ViewSpec
 from opendino.views import functional
 from opendino.views.multi_crop import multi_crop
 from opendino.views.sampling import ViewParameters, sample_views
+from opendino.views.settings import View, view
 
 SIDE = 40
 IDENTITY = torch.tensor([1.0, 1.0, 1.0, 0.0])
-EVERYTHING = Augment((0.2, 1.0), jitter=1.0, gray=0.3, blur=0.7, solarize=0.5)
+EVERYTHING = view({"crop.scale": (0.2, 1.0), "color_jitter.p": 1.0, "gray.p": 0.3, "blur.p": 0.7, "solarize.p": 0.5})
 SPEC = ViewSpec((ViewGroup("global", 24, (EVERYTHING,) * 2), ViewGroup("local", 12, (EVERYTHING,) * 3)))
 
 
@@ -58,45 +59,56 @@ def test_a_group_without_views_is_absent(canvas: torch.Tensor):
     assert list(multi_crop(canvas, drawn(spec, list(range(6))), spec)) == ["global"]
 
 
-def still(d: ViewParameters, **kept: torch.Tensor) -> ViewParameters:
-    """View parameters without any distortion, except for those given."""
-    off = {"flip": d.flip & False, "gray": d.gray & False, "solarize": d.solarize & False, "sigma": d.sigma * 0}
-    return dataclasses.replace(d, **(off | {"factors": IDENTITY.expand_as(d.factors)} | kept))
+def still(d: ViewParameters) -> ViewParameters:
+    """View parameters without any distortion."""
+    return ViewParameters({"crop": d["crop"]})
 
 
-def test_neutral_parameters_give_only_the_crop(canvas: torch.Tensor):
-    plain = Augment((0.2, 1.0), flip=0, brightness=0, contrast=0, saturation=0, hue=0, gray=0, blur=0, solarize=0)
-    for none in (plain, dataclasses.replace(plain, jitter=0, brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1)):
-        spec = ViewSpec((ViewGroup("global", 24, (none,) * 2), ViewGroup("local", 12, (none,) * 3)))
-        draws = drawn(spec, list(range(6)))
-        views = multi_crop(canvas, draws, spec)
-        for group in spec.groups:
-            d = draws[group.name]
-            bare = functional.crop_resize(canvas, d.box, torch.zeros_like(d.flip), group.size_px) / 255
-            assert torch.equal(views[group.name], functional.normalize(bare, spec.mean, spec.std))
+NOTHING = {f"{name}.p": 0.0 for name in ("flip", "gray", "blur", "solarize", "color_jitter")}
+WEAK = {f"color_jitter.{name}": 0.0 for name in ("brightness", "contrast", "saturation", "hue")}
 
 
-@pytest.mark.parametrize("field", ["flip", "brightness", "contrast", "saturation", "hue", "gray", "blur", "solarize"])
-def test_every_field_reaches_every_view(canvas: torch.Tensor, field: str):
-    nothing = dict.fromkeys(("flip", "brightness", "contrast", "saturation", "hue", "gray", "blur", "solarize"), 0.0)
-    strength = {"hue": 0.3, "brightness": 0.4, "contrast": 0.4, "saturation": 0.4}.get(field, 1.0)
+def both_groups(one: View) -> ViewSpec:
+    return ViewSpec((ViewGroup("global", 24, (one,) * 2), ViewGroup("local", 12, (one,) * 3)))
 
+
+@pytest.mark.parametrize("values", [NOTHING, NOTHING | WEAK | {"color_jitter.p": 1.0}])
+def test_neutral_parameters_give_only_the_crop(canvas: torch.Tensor, values: dict[str, float]):
+    spec = both_groups(view({"crop.scale": (0.2, 1.0)} | values))
+    draws = drawn(spec, list(range(6)))
+    views = multi_crop(canvas, draws, spec)
+    for group in spec.groups:
+        box = draws[group.name]["crop"]["box"]
+        bare = functional.crop_resize(canvas, box, torch.zeros(box.shape[:2], dtype=torch.bool), group.size_px) / 255
+        assert torch.equal(views[group.name], functional.normalize(bare, spec.mean, spec.std))
+
+
+@pytest.mark.parametrize(
+    ("setting", "strength"),
+    [
+        *((f"{name}.p", 1.0) for name in ("flip", "gray", "blur", "solarize")),
+        *((f"color_jitter.{name}", 0.4) for name in ("brightness", "contrast", "saturation", "hue")),
+    ],
+)
+def test_every_setting_reaches_every_view(canvas: torch.Tensor, setting: str, strength: float):
     def views(**changed: float) -> dict[str, torch.Tensor]:
-        view = Augment((0.2, 1.0), jitter=1.0, **(nothing | changed))
-        spec = ViewSpec((ViewGroup("global", 24, (view,) * 2), ViewGroup("local", 12, (view,) * 3)))
+        start = {"crop.scale": (0.2, 1.0)} | NOTHING | WEAK | {"color_jitter.p": 1.0}
+        spec = both_groups(view(start | changed))
         return multi_crop(canvas, drawn(spec, list(range(6))), spec)
 
-    before, after = views(), views(**{field: strength})
+    before, after = views(), views(**{setting: strength})
     for name in before:
         assert (before[name] != after[name]).flatten(2).any(-1).all()  # each view of each image
 
 
 def test_operations_have_the_order_of_the_paper(canvas: torch.Tensor):
-    wide = dataclasses.replace(EVERYTHING, sigma_px=(3.0, 4.0))
+    wide = dataclasses.replace(EVERYTHING, blur=dataclasses.replace(EVERYTHING.blur, sigma_px=(3.0, 4.0)))
     spec = ViewSpec((ViewGroup("global", 24, (wide, EVERYTHING)),))
     d = drawn(spec, list(range(6)))["global"]
-    x = functional.jitter(functional.crop_resize(canvas, d.box, d.flip, 24) / 255, d.factors, d.order)
-    x = functional.solarize(functional.blur(functional.gray(x, d.gray), d.sigma, reach_px=100), d.solarize)
+    x = functional.crop_resize(canvas, d["crop"]["box"], d["flip"]["flip"], 24) / 255
+    x = functional.jitter(x, d["color_jitter"]["factors"], d["color_jitter"]["order"])
+    x = functional.blur(functional.gray(x, d["gray"]["gray"]), d["blur"]["sigma"], reach_px=100)
+    x = functional.solarize(x, d["solarize"]["solarize"])
     # The tails beyond 5 sigma weigh 6e-7 per axis, over std ≥ 0.22. No value here is that near to 128/255.
     expected = functional.normalize(x, spec.mean, spec.std)
     torch.testing.assert_close(multi_crop(canvas, {"global": d}, spec)["global"], expected, atol=1e-5, rtol=0)
@@ -147,8 +159,10 @@ def test_views_do_not_depend_on_the_batch(canvas: torch.Tensor):
     apart = drawn(SPEC, some)
     for group in SPEC.groups:
         a, b = together[group.name], apart[group.name]
-        whole = functional.crop_resize(canvas, a.box, a.flip, group.size_px)
-        assert torch.equal(whole[:, some], functional.crop_resize(canvas[some], b.box, b.flip, group.size_px))
+        whole = functional.crop_resize(canvas, a["crop"]["box"], a["flip"]["flip"], group.size_px)
+        assert torch.equal(
+            whole[:, some], functional.crop_resize(canvas[some], b["crop"]["box"], b["flip"]["flip"], group.size_px)
+        )
     full, part = multi_crop(canvas, together, SPEC), multi_crop(canvas[some], apart, SPEC)
     for name in full:
         # Means and products may be summed in another order. Rounding of 1e-6 at most (above), divided by std ≥ 0.22.
@@ -163,13 +177,13 @@ def test_the_rest_of_the_canvas_does_not_matter(canvas: torch.Tensor):
     larger = torch.nn.functional.pad(canvas, (0, 9, 0, 3))
     for group in SPEC.groups:
         d = draws[group.name]
-        cropped = functional.crop_resize(canvas, d.box, d.flip, group.size_px)
-        assert torch.equal(cropped, functional.crop_resize(other, d.box, d.flip, group.size_px))
-        assert torch.equal(cropped, functional.crop_resize(larger, d.box, d.flip, group.size_px))
+        cropped = functional.crop_resize(canvas, d["crop"]["box"], d["flip"]["flip"], group.size_px)
+        assert torch.equal(cropped, functional.crop_resize(other, d["crop"]["box"], d["flip"]["flip"], group.size_px))
+        assert torch.equal(cropped, functional.crop_resize(larger, d["crop"]["box"], d["flip"]["flip"], group.size_px))
 
 
 def test_flip_mirrors(canvas: torch.Tensor):
-    box = drawn(SPEC, list(range(6)))["global"].box
+    box = drawn(SPEC, list(range(6)))["global"]["crop"]["box"]
     flip = torch.tensor([[True, False] * 3, [False, True] * 3])
     plain = functional.crop_resize(canvas, box, flip & False, 24)
     flipped = functional.crop_resize(canvas, box, flip, 24)

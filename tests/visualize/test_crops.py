@@ -16,10 +16,21 @@ from opendino.data.loader import Batch, Batches
 from opendino.data.sources.toy import ToySource
 from opendino.methods import dino
 from opendino.views.multi_crop import multi_crop
-from opendino.visualize.crops import STAGES, Config, RunBatches, boxed, choices, first, show, tiles, until
+from opendino.views.settings import changed
+from opendino.visualize.crops import Config, RunBatches, boxed, choices, first, show, tiles, until
 from opendino.visualize.drawing.style import COLORS
 
-SPEC = dino.views(dino.Config(global_size_px=32, local_size_px=16, local_crops=4, gray=0.5, solarize=1.0))
+NEW = ("flip", "vertical_flip", "quarter_turns", "rotation", "channel_jitter", "gamma", "noise", "jpeg", "erase")
+SPEC = dino.views(
+    dino.Config(),
+    changed(
+        dino.VIEWS,
+        {
+            "global.size": 32, "local.size": 16, "local.number": 4, "all.gray.p": 0.5, "all.solarize.p": 0.5,
+            **{f"all.{name}.p": 0.5 for name in NEW},
+        },
+    ),
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -52,18 +63,29 @@ def test_the_views_shown_are_those_of_training(batches: Batches) -> None:
         assert np.abs(np.array(small) - expected).max() == 0
 
 
-def test_every_stage_does_its_part_and_the_last_is_the_view(batches: Batches) -> None:
+def test_every_augmentation_is_named_where_it_changes_the_view_and_the_last_is_the_view(batches: Batches) -> None:
     batch = batches[0]
     assert isinstance(batch, Batch)
-    draws = [{name: until(d, stage) for name, d in batch.draws.items()} for stage in range(len(STAGES))]
+    names = list(batch.draws["global"])
+    draws = [{group: until(d, name) for group, d in batch.draws.items()} for name in names]
     after = [multi_crop(batch.canvas, each, SPEC)["global"] for each in draws]
     assert torch.equal(after[-1], multi_crop(batch.canvas, batch.draws, SPEC)["global"])
+    seen = set()
     for place in range(4):
         for v, done in enumerate(choices(batch, place)[:2]):
-            changed = [not torch.equal(a[v, place], b[v, place]) for a, b in itertools.pairwise(after)]
-            assert changed == [done["jitter"] is not None, done["gray"], done["blur"] is not None, done["solarize"]]
+            changes = {
+                name: not torch.equal(a[v, place], b[v, place])
+                for name, (a, b) in zip(names[1:], itertools.pairwise(after), strict=True)
+            }
+            named = list(done["augmentations"])
+            assert {name for name in names[1:] if changes[name]} <= set(named)
+            assert all(changes[name] or name == "solarize" for name in named), "a dark view has no bright values"
+            assert named == [name for name in names if name in named]
+            assert all(text.startswith(name) for name, text in done["augmentations"].items())
             row = tiles(batch, place, SPEC, stages=True)[1 + v]
-            assert [tile is not None for tile in row] == [True, *changed]
+            assert len(row) == 1 + len(done["augmentations"])
+            seen |= set(done["augmentations"])
+    assert seen >= {"color_jitter", "gray", "blur", "solarize", *NEW}
 
 
 def test_a_step_end_to_end(batches: Batches, tmp_path: Path) -> None:
@@ -75,7 +97,7 @@ def test_a_step_end_to_end(batches: Batches, tmp_path: Path) -> None:
     keys = [batches.images.source.key(int(index)) for index in batch.indices[:2]]
     assert [each["image"] for each in report.fields["images"]] == keys
     box = report.fields["images"][1]["views"][3]["box"]
-    assert box == batch.draws["local"].box[1, 1].tolist()
+    assert box == batch.draws["local"]["crop"]["box"][1, 1].tolist()
     assert "the student gets all views, the teacher the global views" in report.text
     assert len(first(batch, 9).indices) == 4, "no more than there are"
     with pytest.raises(UsageError, match="--step is 7 and the run has 7"):

@@ -183,7 +183,10 @@ def _flags(config: Any, prefix: str = "") -> dict[str, Any]:
     for field in fields(config):
         default = field.default_factory() if field.default_factory is not MISSING else None
         value = getattr(config, field.name, default)
-        if is_dataclass(value):
+        if isinstance(value, dict) and value and all(map(is_dataclass, value.values())):
+            for name, part in value.items():
+                found |= _flags(part, f"{prefix}{field.name}.{name}.")
+        elif is_dataclass(value):
             found |= _flags(value, f"{prefix}{field.name}.")
         elif tyro.conf.Positional not in getattr(hints[field.name], "__metadata__", ()):
             found["--" + f"{prefix}{field.name}".replace("_", "-")] = hints[field.name]

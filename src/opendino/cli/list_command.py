@@ -1,4 +1,4 @@
-"""List what is available: opendino list methods|backbones|recipes|evals|sources"""
+"""List what is available: opendino list methods|backbones|recipes|evals|sources|augmentations"""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ _FOLDERS = {
     "recipes": "opendino.recipes",
     "evals": "opendino.evals",
     "sources": "opendino.data.sources",
+    "augmentations": "opendino.views.augmentations",
 }
 _KINDS = sorted([*_FOLDERS, "backbones"])
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -76,9 +76,6 @@ def run(args: list[str]) -> Outcome:
 
 def _crops(recipe: str) -> int:
     config = registry.load("opendino.recipes", recipe).config("images")
-    if any(
-        field.name.endswith("size_px") and getattr(config.method, field.name) == "auto"
-        for field in fields(config.method)
-    ):
+    if any("auto" in (getattr(view, "size", None), view.crop.scale) for view in config.views.values()):
         raise UsageError(f"Recipe {recipe} chooses its crop sizes from the images", "Give --size instead of --crops-of")
     return working_area_px(configs.views(config))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,7 @@ def parse(args: list[str], recipe: str = "auto", data: str | None = None) -> Con
         UsageError: An unknown flag or value, in one line.
     """
     args, base = _base(args, recipe, data)
+    args = _view_flags(args, list(base.views))
     description = (
         f"Train a model on unlabeled images. Also: --recipe NAME ({', '.join(registry.names(_RECIPES))}), "
         f"--config FILE.yaml, --method NAME ({', '.join(registry.names('opendino.methods'))}), --json."
@@ -132,13 +134,36 @@ def brief_help(
         "--json": "Print the result as JSON",
     }
     groups = {
-        "--method.*": f"Settings of {method}: crops, augmentation, projection head, teacher momentum",
+        "--method.*": f"Settings of {method}: projection head, temperatures, teacher momentum",
+        "--views.*": f"Size, number and augmentations of the views: {', '.join(base.views)}, or all of them",
         "--optim.*": "Optimizer, learning rate, weight decay, gradient clipping, gradient accumulation",
         "model": "Backbone options, drop path, activation checkpointing, compile, precision",
         "data": "Normalization, decoding workers, cache, unreadable images",
         "run": "Seed, evaluation, checkpoints, report, resume, profiling, several devices",
     }
     return flags.format_help(usage, summary, options, groups, "`opendino train --help-all` shows all options.")
+
+
+def _view_flags(args: list[str], groups: list[str]) -> list[str]:
+    """Replace each `--views.all.NAME VALUE...` by one per group of views, before the flags of single groups.
+
+    DATA after such a flag moves to the front: tyro would take it for another value.
+    """
+    for_all: list[str] = []
+    data: list[str] = []
+    rest: list[str] = []
+    flag, values = "", 0
+    for word in args:
+        if word.startswith("--"):
+            flag, values = word, int("=" in word)
+        elif flag.startswith("--views.") and values and not re.fullmatch(r"[-+.\deE]+|auto|True|False", word):
+            data.append(word)
+            continue
+        else:
+            values += 1
+        (for_all if flag.startswith("--views.all.") else rest).append(word)
+    every = [word.replace("--views.all.", f"--views.{group}.") for group in groups for word in for_all]
+    return data + every + rest
 
 
 def _base(args: list[str], recipe: str, data: str | None) -> tuple[list[str], Config]:
@@ -151,7 +176,7 @@ def _base(args: list[str], recipe: str, data: str | None) -> tuple[list[str], Co
     if chosen["config"]:
         base = configs.from_tree(configs.read_tree(chosen["config"]), base)
     if chosen["method"] and chosen["method"] != configs.method_name(base):
-        base = replace(base, method=configs.method_config(chosen["method"]))
+        base = configs.with_method(base, chosen["method"])
     given = {arg.partition("=")[0] for arg in args}
     if "--steps" in given and "--epochs" not in given:
         base = replace(base, epochs=None)

@@ -49,7 +49,7 @@ def _run_batches(run: str) -> RunBatches:
         raise UserError(
             f"{folder / 'config.yaml'} still has auto values", "Give the run folder that `opendino train` made"
         )
-    spec = configs.method_module(config).views(config.method)
+    spec = configs.method_module(config).views(config.method, config.views)
     images = DecodedImages(resolve.images(config), working_area_px(spec))
     if config.batch > len(images):
         raise UserError(

@@ -108,8 +108,9 @@ class Backbone(nn.Module, abc.ABC):
 class Method(nn.Module, abc.ABC):
     """A training method: a student trained by gradients and, for most methods, a teacher without gradients.
 
-    A method's file has three public names: `Config` (a frozen dataclass with `resolved(facts) -> (Config, reasons)`,
-    which replaces every "auto" by a value and gives the reasons), `views(config) -> ViewSpec`, and
+    A method's file has four public names: `Config` (a frozen dataclass with `resolved(facts) -> (Config, reasons)`,
+    which replaces every "auto" by a value and gives the reasons), `VIEWS` (group name → default settings of its views,
+    for the flags `--views.GROUP.*`), `views(config, settings) -> ViewSpec`, and
     `build(config, make_backbone) -> Method`.
 
     Attributes:

@@ -7,48 +7,12 @@ Letters: `V` views, `B` images in a batch, `C` channels, `H W` pixels, `N` patch
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Any
 
-from msgspec import Meta
 from torch import Tensor
-
-from opendino.core.ranges import ASCENDING, Checked, Fraction, FractionRange, Hue, Strength
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-Aspect = Annotated[float, Meta(ge=0.01, le=100)]
-Sigma = Annotated[float, Meta(ge=0, le=100)]
-
-
-@dataclass(frozen=True)
-class Augment(Checked):
-    """Random augmentation of one view: crop, flip, jitter, gray, blur, solarize (BYOL, appendix B; DINO v1).
-
-    Attributes:
-        scale: Area of the crop as a fraction of the image, uniform in this range.
-        ratio: Aspect ratio (width / height) of the crop, log-uniform in this range.
-        flip: Probability of a horizontal flip.
-        jitter: Probability of color jitter.
-        brightness, contrast, saturation: Factor uniform in [1 - x, 1 + x].
-        hue: Shift uniform in [-x, x] turns of the color wheel, x ≤ 0.5.
-        gray: Probability of conversion to grayscale.
-        blur: Probability of Gaussian blur.
-        sigma_px: Sigma of the blur in pixels of the crop, uniform in this range.
-        solarize: Probability of inverting all values ≥ 128/255.
-    """
-
-    scale: FractionRange
-    ratio: Annotated[tuple[Aspect, Aspect], ASCENDING] = (3 / 4, 4 / 3)
-    flip: Fraction = 0.5
-    jitter: Fraction = 0.8
-    brightness: Strength = 0.4
-    contrast: Strength = 0.4
-    saturation: Strength = 0.2
-    hue: Hue = 0.1
-    gray: Fraction = 0.2
-    blur: Fraction = 0.0
-    sigma_px: Annotated[tuple[Sigma, Sigma], ASCENDING] = (0.1, 2.0)
-    solarize: Fraction = 0.0
 
 
 @dataclass(frozen=True)
@@ -57,13 +21,23 @@ class ViewGroup:
 
     Attributes:
         name: "global" or "local" for multi-crop.
-        size_px: Side of the square crops.
-        views: One `Augment` per view; may be empty.
+        size_px: Side of the square crops, or their height and width.
+        views: The augmentations of each view, one `opendino.views.settings.View` per view; may be empty.
     """
 
     name: str
-    size_px: int
-    views: tuple[Augment, ...]
+    size_px: int | tuple[int, int]
+    views: tuple[Any, ...]
+
+    @property
+    def view_px(self) -> tuple[int, int]:
+        """Height and width of the crops."""
+        return (self.size_px, self.size_px) if isinstance(self.size_px, int) else self.size_px
+
+    @property
+    def short_px(self) -> int:
+        """Shorter side of the crops."""
+        return min(self.view_px)
 
 
 @dataclass(frozen=True)

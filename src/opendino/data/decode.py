@@ -27,6 +27,7 @@ SUFFIXES = frozenset({
 ARRAY_SUFFIXES = frozenset({".npy", ".npz"})
 """Those that hold other things than images as often; in shards they are never images."""
 
+_FIXED_AREA_PX = 4096**2  # working size for fixed crops: a batch has to hold its images whole
 _MAX_ELONGATION = 2  # longer side of an image at working size, in units of sqrt(max_area_px)
 
 
@@ -147,8 +148,12 @@ def _rgb(image: Image.Image, intensity: Range | None = None) -> Image.Image:
 
 
 def working_area_px(spec: ViewSpec) -> int:
-    """Image area, in pixels, at which even the smallest crop need not be enlarged: max of `size_px² / min scale`."""
-    return max(math.ceil(group.size_px**2 / v.scale[0] - 1e-6) for group in spec.groups for v in group.views)
+    """Image area, in pixels, at which even the smallest crop need not be enlarged: max of `H · W / min scale`.
+
+    Fixed crops are cut from images at their own size, up to `_FIXED_AREA_PX`.
+    """
+    views = [(group.view_px[0] * group.view_px[1], view.crop) for group in spec.groups for view in group.views]
+    return max(_FIXED_AREA_PX if crop.fixed else math.ceil(area / crop.scale[0] - 1e-6) for area, crop in views)
 
 
 def _working_size(size: tuple[int, int], max_area_px: int | None) -> tuple[int, int]:

@@ -19,15 +19,16 @@ from opendino.core.accuracy import baseline_text, format_accuracies
 from opendino.core.contracts import Source
 from opendino.core.errors import UserError
 from opendino.core.ranges import Checked, OutOfRange, Seed, Workers
-from opendino.core.types import Augment, Report
+from opendino.core.types import Report
 from opendino.data.sampler import permutation
 from opendino.features.feature_table import table
 from opendino.features.train_val_features import data_of
 from opendino.features.view_features import RandomCrops, view_features
 from opendino.models import run_checkpoints
 from opendino.models.load import Model, load
+from opendino.views.settings import view
 
-_VIEW = Augment(scale=(0.25, 1.0))  # plus default flip, jitter and gray: close to the training augmentation
+_VIEW = view({"crop.scale": (0.25, 1.0)})  # plus default flip, jitter and gray: close to the training augmentation
 _BATCH = 64
 MEASURES = ("effective_rank", "alpha_req", "uniformity", "alignment", "lidar")
 

@@ -19,7 +19,7 @@ from opendino.core.accuracy import NO_TOP5, Accuracy
 from opendino.core.contracts import Backbone
 from opendino.core.errors import UsageError, UserError
 from opendino.core.ranges import Batch, Checked, Count, NotNegative, Positive, Seed, Workers
-from opendino.core.types import Augment, Report
+from opendino.core.types import Report
 from opendino.data.sampler import permutation
 from opendino.features.classification_metrics import accuracy
 from opendino.features.feature_table import FeatureTable, hold_out
@@ -35,13 +35,14 @@ from opendino.models.classifier import Classifier
 from opendino.models.feature_tokens import Tokens, num_blocks
 from opendino.models.load import Model, load
 from opendino.models.vit import VisionTransformer
+from opendino.views.settings import view
 
 Candidate = tuple[Tokens, float]
 Candidates = Annotated[tuple[Positive, ...], Meta(min_length=1)]
 MOST_CROSS_VALIDATED = 10_000
 """Number of labels up to which the classifier is a cross-validated logistic regression; above it takes minutes."""
 _LEAST_MEASURED = 10  # labels below which an accuracy would say nothing: its interval would be over 50 points wide
-_CROP = Augment(scale=(0.08, 1.0), jitter=0.0, gray=0.0)  # RandomResizedCrop and flip, as in supervised training
+_CROP = view({"crop.scale": (0.08, 1.0), "color_jitter.p": 0.0, "gray.p": 0.0})  # as in supervised training
 
 
 @dataclass(frozen=True)

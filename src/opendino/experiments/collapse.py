@@ -23,6 +23,7 @@ from opendino.engine.collapse_detection import Monitor
 from opendino.experiments._trial_runs import TrialRun, run
 from opendino.methods import byol
 from opendino.recipes import demo
+from opendino.views.settings import changed
 from opendino.visualize.drawing import line_charts, style
 from opendino.visualize.drawing.panels import Chart, Panel, repeated
 
@@ -97,15 +98,14 @@ def trials(config: Config) -> list[TrialRun]:
     )  # fmt: skip
     small = byol.Config(hidden_dim=512, projection_dim=64)
 
-    def method(name: str) -> Any:
+    def parts(name: str) -> dict[str, Any]:
         if name in BYOL:
-            return replace(small, **BYOL[name].changes)
-        return replace(base.method, **({"local_crops": 2} | SETTINGS[name].changes))
+            return {"method": replace(small, **BYOL[name].changes), "views": {}}
+        views = changed(base.views, {"local.number": 2})
+        return {"method": replace(base.method, **SETTINGS[name].changes), "views": views}
 
     names = config.only or tuple(SETTINGS | BYOL)
-    return [
-        TrialRun(name, replace(base, method=method(name), seed=seed)) for name in names for seed in range(config.seeds)
-    ]
+    return [TrialRun(name, replace(base, **parts(name), seed=seed)) for name in names for seed in range(config.seeds)]
 
 
 def conduct(config: Config) -> Report:

@@ -22,6 +22,7 @@ from opendino.core.types import Report
 from opendino.engine.collapse_detection import Monitor
 from opendino.experiments._trial_runs import TrialRun, run
 from opendino.recipes import demo
+from opendino.views.settings import changed
 
 LONG = 3
 FACTORS: dict[str, dict[str, dict[str, Any]]] = {
@@ -34,10 +35,11 @@ FACTORS: dict[str, dict[str, dict[str, Any]]] = {
     "teacher temperature": {
         f"{t:g}": {"teacher_temp": t, "teacher_temp_start": min(t, 0.04)} for t in (0.02, 0.03, 0.055, 0.07)
     },
-    "local crops": {f"{n}": {"local_crops": n} for n in (0, 2, 6, 8)},
+    "local crops": {f"{n}": {"local.number": n} for n in (0, 2, 6, 8)},
     "batch": {f"{b}": {"batch": b} for b in (16, 32, 128, 256)},
 }
-"""Factor → value → changed settings of the method; also "batch", and "steps" as a multiple of `Config.steps`."""
+"""Factor → value → changed settings of the method or, with a dot, of the views; also "batch", and "steps" as a multiple
+of `Config.steps`."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,9 @@ def trials(config: Config) -> list[TrialRun]:
         changes = dict(changes)
         batch, times = changes.pop("batch", 64), changes.pop("steps", 1)
         steps = max(1, round(config.steps * times * 64 / batch))
-        return replace(base, batch=batch, steps=steps, seed=seed, method=replace(base.method, **changes))
+        views = changed(base.views, {name: changes.pop(name) for name in list(changes) if "." in name})
+        method = replace(base.method, **changes)
+        return replace(base, batch=batch, steps=steps, seed=seed, method=method, views=views)
 
     return [
         TrialRun(f"{factor} {value}".replace(" → 1", "").replace(",", ""), planned(changes, seed))

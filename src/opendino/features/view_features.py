@@ -10,13 +10,14 @@ from torch import Tensor
 
 from opendino.core.contracts import Source
 from opendino.core.ranges import cores
-from opendino.core.types import Augment, ViewGroup, ViewSpec
+from opendino.core.types import ViewGroup, ViewSpec
 from opendino.data import cache, loader
 from opendino.data.decode import working_area_px
 from opendino.data.subset import Subset
 from opendino.models.feature_tokens import Tokens
 from opendino.models.load import Model
 from opendino.views.multi_crop import multi_crop
+from opendino.views.settings import View
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class RandomCrops:
         workers: Number of processes that read and decode, at most one per core; 0 for this one.
     """
 
-    augment: tuple[Augment, ...]
+    augment: tuple[View, ...]
     batch: int = 64
     epochs: int = 1
     seed: int = 0

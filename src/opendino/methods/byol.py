@@ -12,9 +12,9 @@ Learns from: images without labels
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,23 +22,18 @@ from torch.nn.functional import cosine_similarity
 
 from opendino.core import auto_values, schedule
 from opendino.core.contracts import Backbone, Method
-from opendino.core.ranges import Checked, Fraction, PixelSize, Width
-from opendino.core.types import Augment, Clock, Facts, StepOutput, ViewGroup, Views, ViewSpec
+from opendino.core.ranges import Checked, Fraction, Width
+from opendino.core.types import Clock, Facts, StepOutput, ViewGroup, Views, ViewSpec
 from opendino.losses import feature_std, to_float32
 from opendino.models.heads import MLPHead
 from opendino.models.teacher import copy_from, ema_
+from opendino.views.settings import GlobalView, View, changed
 
 
 @dataclass(frozen=True)
 class Config(Checked):
     """Settings of BYOL. Defaults are the paper's, which used ResNet-50 and LARS (`--optim.name lars`)."""
 
-    size_px: PixelSize | Literal["auto"] = "auto"
-    """Side of both views in pixels. auto: from the image size and the device."""
-    first: Augment = field(default_factory=lambda: Augment(scale=(0.08, 1.0), blur=1.0))
-    """Augmentation of the first view (appendix B of the paper)."""
-    second: Augment = field(default_factory=lambda: Augment(scale=(0.08, 1.0), blur=0.1, solarize=0.2))
-    """Augmentation of the second view (appendix B of the paper)."""
     hidden_dim: Width = 4096
     """Hidden width of the projector and predictor MLPs."""
     projection_dim: Width = 256
@@ -53,17 +48,23 @@ class Config(Checked):
     def resolved(self, facts: Facts) -> tuple[Config, list[str]]:
         """Replace every "auto" by a value; also returns the reasons, one line each."""
         found = {}
-        if self.size_px == "auto":
-            found["size_px"] = auto_values.size_px(facts)
         if self.momentum == "auto":
             found["momentum"] = auto_values.momentum(facts)
         return auto_values.with_auto_values(self, found)
 
 
-def views(config: Config) -> ViewSpec:
+VIEWS = changed(
+    {"global": GlobalView(), "second": View()},
+    {"all.crop.scale": (0.08, 1.0), "global.blur.p": 1.0, "second.blur.p": 0.1, "second.solarize.p": 0.2},
+)
+"""The paper's two views (appendix B)."""
+
+
+def views(config: Config, settings: Mapping[str, Any]) -> ViewSpec:
     """Two views of the same size with different augmentations."""
-    assert config.size_px != "auto"
-    return ViewSpec((ViewGroup("global", config.size_px, (config.first, config.second)),))
+    first, second = settings["global"], settings["second"]
+    assert first.size != "auto"
+    return ViewSpec((ViewGroup("global", first.size, (first, second)),))
 
 
 def build(config: Config, make_backbone: Callable[[Literal["student", "teacher"]], Backbone]) -> Method:

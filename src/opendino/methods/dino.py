@@ -16,8 +16,8 @@ Learns from: images without labels
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, cast
 
 import torch
@@ -29,54 +29,22 @@ from opendino.core import duration as span
 from opendino.core.compilation import compiled
 from opendino.core.contracts import Backbone, Method
 from opendino.core.errors import UsageError
-from opendino.core.ranges import (
-    Checked,
-    Duration,
-    Fraction,
-    FractionRange,
-    Hue,
-    PixelSize,
-    Strength,
-    Temperature,
-    Width,
-)
-from opendino.core.types import Augment, Clock, Facts, StepOutput, ViewGroup, Views, ViewSpec
+from opendino.core.ranges import Checked, Duration, Fraction, Temperature, Width
+from opendino.core.types import Clock, Facts, StepOutput, ViewGroup, Views, ViewSpec
 from opendino.losses import entropy, feature_std, to_float32
 from opendino.models.heads import ProjectionHead
 from opendino.models.teacher import copy_from, ema_
+from opendino.views.settings import GlobalView, LocalViews, View, changed
 
 _ROWS_AT_ONCE = 256  # rows per matrix product with the prototypes: enough for full speed, little memory
 
 
 @dataclass(frozen=True)
 class Config(Checked):
-    """Settings of DINO. Defaults are the paper's for ViT-S/16 with two global and ten local crops."""
+    """Settings of DINO. Defaults are the paper's for ViT-S/16; the views are `VIEWS`."""
 
     student_views: Literal["all", "local"] = "all"
     """Views that the student sees. all: every view (paper, original code); local: only local ones (Kirch's article)."""
-    global_size_px: PixelSize | Literal["auto"] = 224
-    """Side of the global crops in pixels. auto: from the image size and the device."""
-    local_size_px: PixelSize | Literal["auto"] = 96
-    """Side of the local crops in pixels. auto: 96/224 of the global size, half of it for small ConvNets."""
-    local_crops: Annotated[int, Meta(ge=0, le=256)] | Literal["auto"] = 10
-    """Number of local crops per image; fewer are faster and use less memory."""
-    global_scale: FractionRange | Literal["auto"] = (0.25, 1.0)
-    """Smallest and largest area of a global crop, as a fraction of the image."""
-    local_scale: FractionRange | Literal["auto"] = (0.05, 0.25)
-    """Smallest and largest area of a local crop, as a fraction of the image."""
-    flip: Fraction = 0.5
-    """Probability of a horizontal flip; 0 if left and right matter (text, maps)."""
-    jitter: Fraction = 0.8
-    """Probability of color jitter, for each view."""
-    jitter_strength: tuple[Strength, Strength, Strength, Hue] = (0.4, 0.4, 0.2, 0.1)
-    """Strength of brightness, contrast, saturation and hue jitter; lower them if color identifies your classes."""
-    gray: Fraction = 0.2
-    """Probability of conversion to grayscale, for each view."""
-    blur: tuple[Fraction, Fraction, Fraction] | Literal["auto"] = (1.0, 0.1, 0.5)
-    """Probability of Gaussian blur in the first global, the second global and each local view."""
-    solarize: Fraction = 0.2
-    """Probability of solarization (invert bright pixels) in the second global view."""
-
     out_dim: Annotated[int, Meta(ge=2, le=2**24)] | Literal["auto"] = 65536
     """Number of prototypes K (output dimension of the head). auto: from the number of images."""
     hidden_dim: Width | Literal["auto"] = 2048
@@ -111,14 +79,6 @@ class Config(Checked):
     momentum_end: Fraction | Literal["auto"] = 1.0
     """EMA momentum of the teacher at the end of the run."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.student_views == "local" and self.local_crops == 0:
-            raise UsageError(
-                "student_views=local with local_crops=0 leaves the student without views",
-                "Use local_crops=1 or more, or student_views=all",
-            )
-
     def resolved(self, facts: Facts) -> tuple[Config, list[str]]:
         """Replace every "auto" by a value and limit durations to their fraction of the run.
 
@@ -126,21 +86,6 @@ class Config(Checked):
             The new Config, and the reasons for each change, one line each.
         """
         found: dict[str, tuple[Any, str]] = {}
-        if self.global_size_px == "auto":
-            found["global_size_px"] = auto_values.size_px(facts)
-            size = found["global_size_px"][0]
-        else:
-            size = self.global_size_px
-        if self.local_size_px == "auto":
-            patch = facts.patch_px
-            if facts.convolutional:
-                found["local_size_px"] = size // 2, "half of the global size, convolutional network"
-            else:
-                local = max(patch, round(size * 96 / 224 / patch) * patch)
-                found["local_size_px"] = local, "96/224 of the global size, as in the paper"
-        for name, scale in zip(("global_scale", "local_scale"), auto_values.scales(facts)[:2], strict=True):
-            if getattr(self, name) == "auto":
-                found[name] = scale, auto_values.scales(facts)[2]
         values, why = (_SMALL_NETWORK, "as in the demo") if facts.convolutional else (_USUAL, "as in the paper")
         for name, value in values.items():
             if getattr(self, name) == "auto":
@@ -161,35 +106,38 @@ class Config(Checked):
         return auto_values.with_auto_values(self, found)
 
 
-_USUAL: dict[str, Any] = {
-    "local_crops": 6, "blur": (1.0, 0.1, 0.5), "hidden_dim": 2048, "bottleneck_dim": 256, "momentum_end": 1.0,
-}  # fmt: skip
-"""Values of "auto" from the paper, except local_crops: 6 as in the recipe for small data sets."""
+_USUAL: dict[str, Any] = {"hidden_dim": 2048, "bottleneck_dim": 256, "momentum_end": 1.0}
+"""Values of "auto" from the paper."""
 _SMALL_NETWORK: dict[str, Any] = {
-    "local_crops": 4, "blur": (0.2, 0.1, 0.1), "hidden_dim": 256, "bottleneck_dim": 64, "out_dim": 256,
-    "momentum": 0.95, "momentum_end": 0.99,
+    "hidden_dim": 256, "bottleneck_dim": 64, "out_dim": 256, "momentum": 0.95, "momentum_end": 0.99,
 }  # fmt: skip
 """Values of "auto" with which the small convolutional network learns in 1,000 steps (docs/log.md)."""
 
+VIEWS = changed(
+    {"global": GlobalView(), "second": View(), "local": LocalViews()},
+    {
+        "global.size": 224, "local.size": 96, "local.number": 10, "local.crop.scale": (0.05, 0.25),
+        "global.blur.p": 1.0, "second.blur.p": 0.1, "local.blur.p": 0.5, "second.solarize.p": 0.2,
+    },
+)  # fmt: skip
+"""The paper's views: two global and ten local crops, with the augmentations of BYOL."""
 
-def views(config: Config) -> ViewSpec:
-    """Two global and `local_crops` local views with the augmentations of BYOL."""
-    brightness, contrast, saturation, hue = config.jitter_strength
-    assert config.global_scale != "auto" and config.local_scale != "auto" and config.blur != "auto"
-    assert config.local_crops != "auto"
-    base = Augment(
-        scale=config.global_scale, flip=config.flip, jitter=config.jitter, brightness=brightness, contrast=contrast,
-        saturation=saturation, hue=hue, gray=config.gray,
-    )  # fmt: skip
-    first = replace(base, blur=config.blur[0])
-    second = replace(base, blur=config.blur[1], solarize=config.solarize)
-    local = replace(base, blur=config.blur[2], scale=config.local_scale)
-    assert config.global_size_px != "auto" and config.local_size_px != "auto"
-    return ViewSpec(
-        (
-            ViewGroup("global", config.global_size_px, (first, second)),
-            ViewGroup("local", config.local_size_px, (local,) * config.local_crops),
+
+def views(config: Config, settings: Mapping[str, Any]) -> ViewSpec:
+    """Two global views and `local.number` local ones.
+
+    Raises:
+        UsageError: The student has no views.
+    """
+    first, second, local = (settings[name] for name in VIEWS)
+    assert "auto" not in (first.size, local.size, local.number)
+    if config.student_views == "local" and local.number == 0:
+        raise UsageError(
+            "--method.student-views local with --views.local.number 0 leaves the student without views",
+            "Use --views.local.number 1 or more, or --method.student-views all",
         )
+    return ViewSpec(
+        (ViewGroup("global", first.size, (first, second)), ViewGroup("local", local.size, (local,) * local.number))
     )
 
 

@@ -13,24 +13,36 @@ Learns from: images and the teacher's outputs; optionally labels
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate, kl_div, log_softmax
 
-from opendino.core import auto_values
 from opendino.core.contracts import Backbone, Method
 from opendino.core.errors import UsageError
-from opendino.core.ranges import Checked, Fraction, PixelSize, Temperature
-from opendino.core.types import Augment, Clock, Facts, Features, StepOutput, ViewGroup, Views, ViewSpec
+from opendino.core.ranges import Checked, Fraction, Temperature
+from opendino.core.types import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Clock,
+    Facts,
+    Features,
+    StepOutput,
+    ViewGroup,
+    Views,
+    ViewSpec,
+)
 from opendino.losses import feature_std, to_float32
 from opendino.models.load import Model, load
+from opendino.views.settings import GlobalView, view
 
-WHOLE = Augment(scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=0.0, jitter=0.0, gray=0.0)
+VIEWS = {"global": GlobalView()}
+"""The student's view; the teacher's view is resized to the teacher's own size."""
+WHOLE = view({"crop.scale": (1.0, 1.0), "crop.ratio": (1.0, 1.0), "flip.p": 0.0, "color_jitter.p": 0.0, "gray.p": 0.0})
 """The largest center crop, without random augmentation."""
 
 
@@ -44,10 +56,6 @@ class Config(Checked):
     """Output to match. features: works with any teacher; logits: needs a teacher with a classifier."""
     teacher_view: Literal["same", "whole"] = "same"
     """same: the student's view. whole: the center crop; faster, since its features are cached after the first epoch."""
-    size_px: PixelSize | Literal["auto"] = "auto"
-    """Side of the student's view in pixels; the teacher's view is resized to the teacher's own size."""
-    augment: Augment = field(default_factory=lambda: Augment(scale=(0.25, 1.0)))
-    """Augmentation of the student's view."""
     temperature: Temperature = 4.0
     """Softmax temperature T of teacher and student; only for objective=logits."""
     label_weight: Fraction = 0.0
@@ -62,17 +70,16 @@ class Config(Checked):
         """Replace every "auto" by a value, and the teacher by its absolute path; also returns the reasons."""
         path = Path(self.teacher).expanduser()
         found = replace(self, teacher=str(path.absolute()) if self.teacher and path.exists() else self.teacher)
-        return auto_values.with_auto_values(
-            found, {"size_px": auto_values.size_px(facts)} if self.size_px == "auto" else {}
-        )
+        return found, []
 
 
-def views(config: Config) -> ViewSpec:
+def views(config: Config, settings: Mapping[str, Any]) -> ViewSpec:
     """The student's view, and the teacher's view if it is different."""
-    assert config.size_px != "auto"
-    groups = [ViewGroup("global", config.size_px, (config.augment,))]
+    student = settings["global"]
+    assert student.size != "auto"
+    groups = [ViewGroup("global", student.size, (student,))]
     if config.teacher_view == "whole":
-        groups.append(ViewGroup("whole", config.size_px, (WHOLE,)))
+        groups.append(ViewGroup("whole", student.size, (WHOLE,)))
     return ViewSpec(tuple(groups), labeled_frac=0.25 if config.label_weight else 0.0)
 
 
@@ -96,7 +103,7 @@ class _Distillation(Method):
     def __init__(self, config: Config, model: Model, student: Backbone) -> None:
         super().__init__()
         self.config = config
-        self.teacher = nn.ModuleDict({"backbone": _Frozen(model, views(config))})
+        self.teacher = nn.ModuleDict({"backbone": _Frozen(model)})
         self.student = nn.ModuleDict({"backbone": student})
         if model.classifier is not None:
             self.teacher["classifier"], self.classes = model.classifier, model.classes
@@ -146,13 +153,13 @@ class _Distillation(Method):
 class _Frozen(Backbone):
     """A pretrained backbone that takes the student's views, and converts them to its own size and normalization."""
 
-    def __init__(self, model: Model, spec: ViewSpec) -> None:
+    def __init__(self, model: Model) -> None:
         super().__init__()
         self.inner = model.backbone
         self.name, self.kwargs, self.embed_dim = self.inner.name, self.inner.kwargs, self.inner.embed_dim
         self.image_px: int = model.preprocessing["image_px"]
         # (x · s + m - m') / s' with mean m and std s of the student, m' and s' of the teacher.
-        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (spec.mean, spec.std))
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
         own_mean, own_std = (torch.tensor(model.preprocessing[key]).view(3, 1, 1) for key in ("mean", "std"))
         self.register_buffer("scale", std / own_std)
         self.register_buffer("shift", (mean - own_mean) / own_std)

@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Literal, cast
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,20 +26,17 @@ from torch.nn.functional import cross_entropy
 from opendino.core import auto_values, duration
 from opendino.core.contracts import Backbone, Method
 from opendino.core.errors import UsageError
-from opendino.core.ranges import Checked, CountOrZero, Duration, Fraction, FractionAboveZero, NotNegative, PixelSize
-from opendino.core.types import Augment, Clock, Facts, StepOutput, ViewGroup, Views, ViewSpec
+from opendino.core.ranges import Checked, CountOrZero, Duration, Fraction, FractionAboveZero, NotNegative
+from opendino.core.types import Clock, Facts, StepOutput, ViewGroup, Views, ViewSpec
 from opendino.losses import entropy, feature_std, to_float32
 from opendino.models.teacher import copy_from, ema_
+from opendino.views.settings import GlobalView, changed
 
 
 @dataclass(frozen=True)
 class Config(Checked):
     """Settings of mean teacher. Labels are folder names or a CSV file, see `--labels`."""
 
-    size_px: PixelSize | Literal["auto"] = "auto"
-    """Side of both views in pixels. auto: from the image size and the device."""
-    augment: Augment = field(default_factory=lambda: Augment(scale=(0.4, 1.0)))
-    """Augmentation of each of the two views (the same for both, so that batch norm statistics fit both networks)."""
     labeled_frac: FractionAboveZero = 0.125
     """Fraction of labeled images per batch, in (0, 1]; labeled images repeat more often if the data has fewer."""
     consistency: NotNegative = 10.0
@@ -58,8 +55,6 @@ class Config(Checked):
     def resolved(self, facts: Facts) -> tuple[Config, list[str]]:
         """Replace every "auto" by a value; also returns the reasons, one line each."""
         found: dict[str, tuple[float, str]] = {}
-        if self.size_px == "auto":
-            found["size_px"] = auto_values.size_px(facts)
         if self.momentum_end == "auto":
             value = min(0.999, max(self.momentum, 1 - 20 / facts.total_steps))
             found["momentum_end"] = round(value, 4), f"averages over 1/20 of {facts.total_steps:,} steps"
@@ -68,11 +63,15 @@ class Config(Checked):
         return auto_values.with_auto_values(self, found)
 
 
-def views(config: Config) -> ViewSpec:
+VIEWS = changed({"global": GlobalView()}, {"global.crop.scale": (0.4, 1.0)})
+"""Both views, the same for both, so that batch norm statistics fit both networks."""
+
+
+def views(config: Config, settings: Mapping[str, Any]) -> ViewSpec:
     """Two views with the same augmentation: the student's, then the teacher's."""
-    assert config.size_px != "auto"
-    group = ViewGroup("global", config.size_px, (config.augment, config.augment))
-    return ViewSpec((group,), labeled_frac=config.labeled_frac)
+    view = settings["global"]
+    assert view.size != "auto"
+    return ViewSpec((ViewGroup("global", view.size, (view, view)),), labeled_frac=config.labeled_frac)
 
 
 def build(config: Config, make_backbone: Callable[[Literal["student", "teacher"]], Backbone]) -> Method:

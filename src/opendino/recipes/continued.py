@@ -12,6 +12,7 @@ from __future__ import annotations
 from opendino.config import Config
 from opendino.engine import optim
 from opendino.methods import dino
+from opendino.views.settings import changed
 
 
 def config(data: str) -> Config:
@@ -21,12 +22,10 @@ def config(data: str) -> Config:
         backbone="auto",
         epochs=50,
         method=dino.Config(
-            global_size_px="auto",
-            local_size_px="auto",
-            local_crops=6,
             out_dim="auto",
             momentum="auto",
             teacher_temp=0.04,
         ),
+        views=changed(dino.VIEWS, {"global.size": "auto", "local.size": "auto", "local.number": 6}),
         optim=optim.Config(lr=1e-4, layer_decay=0.75, freeze_backbone="10%", weight_decay_end=0.04),
     )

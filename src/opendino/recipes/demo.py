@@ -8,6 +8,7 @@ from __future__ import annotations
 from opendino.config import Config
 from opendino.engine import optim
 from opendino.methods import dino
+from opendino.views.settings import changed
 
 DATA = "toy:textures?n=2000&size=32"
 
@@ -23,18 +24,25 @@ def config(data: str = DATA) -> Config:
         batch=64,
         devices=1,
         method=dino.Config(
-            global_size_px=32,
-            local_size_px=16,
-            local_crops=4,
-            global_scale=(0.4, 1.0),
-            local_scale=(0.15, 0.4),
-            blur=(0.2, 0.1, 0.1),
             out_dim=256,
             hidden_dim=256,
             bottleneck_dim=64,
             teacher_temp=0.04,
             momentum=0.95,
             momentum_end=0.99,
+        ),
+        views=changed(
+            dino.VIEWS,
+            {
+                "global.size": 32,
+                "local.size": 16,
+                "local.number": 4,
+                "all.crop.scale": (0.4, 1.0),
+                "local.crop.scale": (0.15, 0.4),
+                "global.blur.p": 0.2,
+                "second.blur.p": 0.1,
+                "local.blur.p": 0.1,
+            },
         ),
         optim=optim.Config(lr=1.2e-2, min_lr=1e-5, weight_decay=0.04, weight_decay_end=0.04, clip=3.0),
         eval_images=3000,

@@ -13,6 +13,7 @@ from __future__ import annotations
 from opendino.config import Config
 from opendino.engine import optim
 from opendino.methods import dino
+from opendino.views.settings import changed
 
 
 def config(data: str) -> Config:
@@ -24,12 +25,10 @@ def config(data: str) -> Config:
         batch=512,
         drop_path=0.0,
         method=dino.Config(
-            local_crops=8,
-            global_scale=(0.14, 1.0),
-            local_scale=(0.05, 0.14),
             teacher_temp=0.04,
             teacher_temp_start=0.04,
             teacher_temp_warmup="0ep",
         ),
+        views=changed(dino.VIEWS, {"local.number": 8, "all.crop.scale": (0.14, 1.0), "local.crop.scale": (0.05, 0.14)}),
         optim=optim.Config(name="sgd", lr=0.03, weight_decay=1e-4, weight_decay_end=1e-4),
     )

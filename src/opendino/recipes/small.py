@@ -13,6 +13,7 @@ from __future__ import annotations
 from opendino.config import Config
 from opendino.engine import optim
 from opendino.methods import dino
+from opendino.views.settings import changed
 
 
 def config(data: str) -> Config:
@@ -22,18 +23,22 @@ def config(data: str) -> Config:
         backbone="auto",
         epochs="auto",
         method=dino.Config(
-            global_size_px="auto",
-            local_size_px="auto",
-            local_crops="auto",
-            global_scale="auto",
-            local_scale="auto",
-            blur="auto",
             hidden_dim="auto",
             bottleneck_dim="auto",
             out_dim="auto",
             momentum="auto",
             momentum_end="auto",
             teacher_temp=0.04,
+        ),
+        views=changed(
+            dino.VIEWS,
+            {
+                "global.size": "auto",
+                "local.size": "auto",
+                "local.number": "auto",
+                "all.crop.scale": "auto",
+                "all.blur.p": "auto",
+            },
         ),
         optim=optim.Config(lr="auto", weight_decay_end="auto"),
     )

@@ -11,6 +11,7 @@ from __future__ import annotations
 from opendino.config import Config
 from opendino.engine import optim
 from opendino.methods import dino
+from opendino.views.settings import changed
 
 
 def config(data: str) -> Config:
@@ -21,12 +22,10 @@ def config(data: str) -> Config:
         epochs=100,
         batch=512,
         method=dino.Config(
-            local_crops=8,
-            global_scale=(0.4, 1.0),
-            local_scale=(0.05, 0.4),
             teacher_temp=0.04,
             teacher_temp_start=0.04,
             teacher_temp_warmup="0ep",
         ),
+        views=changed(dino.VIEWS, {"local.number": 8, "all.crop.scale": (0.4, 1.0), "local.crop.scale": (0.05, 0.4)}),
         optim=optim.Config(),
     )

@@ -17,8 +17,10 @@ from opendino.core.compilation import compiled
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's mode "L"
 
 
-def crop_resize(canvas: Tensor, box: Tensor, flip: Tensor, size_px: int) -> Tensor:
-    """Crop boxes and resize them to squares with an antialiased bicubic filter, like Pillow's `crop().resize()`.
+def crop_resize(
+    canvas: Tensor, box: Tensor, flip: Tensor, size_px: int | tuple[int, int], flip_rows: Tensor | None = None
+) -> Tensor:
+    """Crop boxes and resize them with an antialiased bicubic filter, like Pillow's `crop().resize()`.
 
     Each view is two matrix products, `A_y · (canvas · A_xᵀ)`. As in Pillow, the result of the first is rounded and
     clipped to 8 bits before the second. Results agree with Pillow to 1/255: only values within float32 rounding of a
@@ -30,23 +32,26 @@ def crop_resize(canvas: Tensor, box: Tensor, flip: Tensor, size_px: int) -> Tens
         canvas: uint8 `[B C Sy Sx]`.
         box: int32 `[V B 4]`, (top, left, height, width) in pixels, inside the canvas, height and width ≥ 1.
         flip: bool `[V B]`, horizontal flip of the crop.
-        size_px: Side of the crops.
+        size_px: Height and width of the crops, or the side of squares.
+        flip_rows: bool `[V B]`, vertical flip of the crop; None for none.
 
     Returns:
-        uint8 `[V B C size_px size_px]`.
+        uint8 `[V B C H W]`.
     """
     batch, channels, height, width = canvas.shape
+    out_height, out_width = (size_px, size_px) if isinstance(size_px, int) else size_px
     top, left, box_height, box_width = box.unbind(-1)
     dtype = _matmul_dtype(canvas.device)
-    a_xs = _resize_matrices(left, box_width, flip, size_px, width, dtype)
-    a_ys = _resize_matrices(top, box_height, torch.zeros_like(flip), size_px, height, dtype)
+    flip_rows = torch.zeros_like(flip) if flip_rows is None else flip_rows
+    a_xs = _resize_matrices(left, box_width, flip, out_width, width, dtype)
+    a_ys = _resize_matrices(top, box_height, flip_rows, out_height, height, dtype)
     # Fold the channels into the rows, so that one product does all channels and the second needs no transpose.
     rows = canvas.transpose(1, 2).to(dtype, memory_format=torch.contiguous_format).view(batch, height * channels, width)
-    crops = rows.new_empty(len(box), batch, size_px, channels * size_px)  # [V, B, H, C * W]
+    crops = rows.new_empty(len(box), batch, out_height, channels * out_width)  # [V, B, H, C * W]
     for a_x, a_y, crop in zip(a_xs.unbind(), a_ys.unbind(), crops.unbind(), strict=True):  # per view: less memory
-        narrow = _to_8_bits(_matmul(rows, a_x.mT)).view(batch, height, channels * size_px)  # [B, Sy, C * W]
+        narrow = _to_8_bits(_matmul(rows, a_x.mT)).view(batch, height, channels * out_width)  # [B, Sy, C * W]
         _matmul(a_y, narrow, out=crop)
-    return _to_uint8(crops.view(-1, batch, size_px, channels, size_px))
+    return _to_uint8(crops.view(-1, batch, out_height, channels, out_width))
 
 
 def jitter(x: Tensor, factors: Tensor, order: Tensor) -> Tensor:
@@ -85,6 +90,20 @@ def jitter(x: Tensor, factors: Tensor, order: Tensor) -> Tensor:
         elif i == 1:
             planes = _hue(planes, factors[..., 3])
     return torch.stack(planes, dim=-3)
+
+
+def jitter_light(x: Tensor, factors: Tensor, order: Tensor) -> Tensor:
+    """The brightness and contrast of `jitter`, for images `[... C H W]` of any channels; ignores the other factors.
+
+    Contrast is a blend with the mean over all channels.
+    """
+    position = order.argsort(-1)  # [..., 4], when each column of `factors` is applied
+    contrast_first = position[..., 1] < position[..., 0]
+    brightness, contrast = factors[..., 0], factors[..., 1]
+    before, after = (torch.where(here, 1.0, brightness) for here in (contrast_first, ~contrast_first))
+    x = (_per_image(before) * x).clamp(0, 1)
+    x = (_per_image(contrast) * x + _per_image(1 - contrast) * x.mean((-3, -2, -1), keepdim=True)).clamp(0, 1)
+    return (_per_image(after) * x).clamp(0, 1)
 
 
 def gray(x: Tensor, mask: Tensor) -> Tensor:

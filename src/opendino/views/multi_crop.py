@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,47 +10,56 @@ from torch import Tensor
 from opendino.core.compilation import compiled
 from opendino.core.types import ViewSpec
 from opendino.views import functional
+from opendino.views.placement import Placement
 from opendino.views.sampling import ViewParameters
+from opendino.views.settings import AUGMENTATIONS
 
 
 @torch.no_grad()
 def multi_crop(canvas: Tensor, draws: dict[str, ViewParameters], spec: ViewSpec) -> dict[str, Tensor]:
-    """Apply sampled view parameters: crop, flip, jitter, gray, blur, solarize, normalize (BYOL, appendix B; DINO v1).
+    """Apply sampled view parameters: crop, the augmentations in their order, normalize.
 
     Args:
-        canvas: uint8 `[B 3 Sy Sx]`, each image in the top left corner of its canvas.
+        canvas: uint8 `[B C Sy Sx]`, each image in the top left corner of its canvas.
         draws: Result of `sampling.sample_views(spec, ...)`, on the device of the canvas.
         spec: Sizes of the crops, and normalization.
 
     Returns:
-        Group name → float32 `[V B 3 H W]` with H = W = the group's `size_px`, normalized.
+        Group name → float32 `[V B C *view_px]`, normalized.
+
+    Raises:
+        UsageError: An augmentation needs RGB, and the canvas has other channels.
     """
     views = {}
     for group in spec.groups:
         if not group.views:
             continue
-        d = draws[group.name]
-        x = functional.crop_resize(canvas, d.box, d.flip, group.size_px)  # uint8 [V, B, 3, H, W]
-        reach_px = math.ceil(5 * max(view.sigma_px[1] for view in group.views))
-        views[group.name] = _color_augment(
-            x, d.factors, d.order, d.gray, d.sigma, d.solarize, reach_px, spec.mean, spec.std
-        )
+        parameters = draws[group.name]
+        box = parameters["crop"]["box"]
+        none = torch.zeros_like(box[..., 0], dtype=torch.bool)
+        placement, pixel_steps = Placement(box, none, none), {}
+        for name, values in parameters.items():
+            if name == "crop":
+                continue
+            module = AUGMENTATIONS[name]
+            if hasattr(module, "place"):
+                placement = module.place(placement, values)
+            else:
+                pixel_steps[name] = values, tuple(getattr(view, name) for view in group.views)
+        x = placement.cut(canvas, group.view_px)  # uint8 [V, B, C, H, W]
+        views[group.name] = _augment(x, pixel_steps, spec.mean, spec.std)
     return views
 
 
 @compiled
-def _color_augment(
+def _augment(
     x: Tensor,
-    factors: Tensor,
-    order: Tensor,
-    gray: Tensor,
-    sigma: Tensor,
-    solarize: Tensor,
-    reach_px: int,
+    steps: dict[str, tuple[dict[str, Tensor], tuple[Any, ...]]],
     mean: tuple[float, ...],
     std: tuple[float, ...],
 ) -> Tensor:
-    """Color operations on a group's uint8 crops; one function, so that they compile into one pass over memory."""
-    x = functional.gray(functional.jitter(x / 255, factors, order), gray)
-    x = functional.solarize(functional.blur(x, sigma, reach_px), solarize)
+    """Pixel operations on a group's uint8 crops; one function, so that they compile into one pass over memory."""
+    x = x / 255
+    for name, (parameters, configs) in steps.items():
+        x = AUGMENTATIONS[name].apply(x, parameters, configs)
     return functional.normalize(x, mean, std)

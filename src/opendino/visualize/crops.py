@@ -1,14 +1,13 @@
 """Views of a training step: the exact crops of student and teacher, their boxes and augmentation parameters.
 
 Views depend only on (seed, epoch, image), so the views of any past or future step can be reproduced. Each image is
-shown at its cached size with one numbered box per view. The title of a view lists its random parameters: b, c, s are
-brightness, contrast and saturation factors, h is the hue shift in turns, blur is sigma in pixels of the view.
+shown at its cached size with one numbered box per view. The title of a view lists its augmentations by name with their
+random parameters; docs/augmentations.md explains them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import torch
@@ -23,12 +22,10 @@ from opendino.data.loader import Batch, Batches
 from opendino.features.image_stream import skipped_message
 from opendino.views.multi_crop import multi_crop
 from opendino.views.sampling import ViewParameters
+from opendino.views.settings import AUGMENTATIONS
 from opendino.visualize.drawing import tile_grid
 from opendino.visualize.drawing.style import COLORS
 from opendino.visualize.drawing.tile_grid import Sheet, Tile
-
-STAGES = ("crop, flip", "jitter", "gray", "blur", "solarize")
-"""Stages of the augmentation, in order."""
 
 _COLUMNS = 6
 _TILE_PX = tile_grid.WIDTH_PX // _COLUMNS
@@ -45,7 +42,7 @@ class Config(Checked):
     images: Count = 2
     """Number of images to show, from the start of the batch."""
     stages: bool = False
-    """Show each view after every augmentation stage, one row per view."""
+    """Show each view after every augmentation, one row per view."""
     out: str = "crops.png"
     """Output file: .png, .jpg, .webp, .pdf, .svg or .html."""
 
@@ -96,7 +93,7 @@ def show(config: Config, run: RunBatches) -> Report:
 
 def first(batch: Batch, number: int) -> Batch:
     """The first `number` images of a batch."""
-    view_parameters = {name: _map_tensors(d, lambda x: x[:, :number]) for name, d in batch.draws.items()}
+    view_parameters = {name: d.map(lambda x: x[:, :number]) for name, d in batch.draws.items()}
     return replace(
         batch, canvas=batch.canvas[:number], sizes=batch.sizes[:number], labels=batch.labels[:number],
         indices=batch.indices[:number], draws=view_parameters,
@@ -113,7 +110,7 @@ def tiles(batch: Batch, place: int, spec: ViewSpec, stages: bool = False) -> lis
         stages: One row per view with the crop and the result of each stage that changed it. Otherwise the final views.
     """
     canvas = batch.canvas[place : place + 1]
-    view_parameters = {name: _map_tensors(d, lambda x: x[:, place : place + 1]) for name, d in batch.draws.items()}
+    view_parameters = {name: d.map(lambda x: x[:, place : place + 1]) for name, d in batch.draws.items()}
     height, width = batch.sizes[place].tolist()
     image = Image.fromarray(canvas[0, :, :height, :width].permute(1, 2, 0).contiguous().numpy())
     done = choices(batch, place)
@@ -125,42 +122,42 @@ def tiles(batch: Batch, place: int, spec: ViewSpec, stages: bool = False) -> lis
             *(Tile(view, _title(n, each)) for n, (view, each) in enumerate(zip(finished, done, strict=True))),
         ]
         return [list(flat[start : start + _COLUMNS]) for start in range(0, len(flat), _COLUMNS)]
-    after = [
-        _views(canvas, {name: until(d, stage) for name, d in view_parameters.items()}, spec)
-        for stage in range(len(STAGES))
-    ]
+    names = list(dict.fromkeys(name for d in view_parameters.values() for name in d))  # in order of application
+    names.sort(key=list(AUGMENTATIONS).index)
+    after = [_views(canvas, {group: until(d, name) for group, d in view_parameters.items()}, spec) for name in names]
     rows: list[list[Tile | None]] = [[image_tile]]
     for n, each in enumerate(done):
-        titles = [f"{n} {each['group']}{', flip' * each['flip']}", *_titles(each)]
-        rows.append([Tile(after[i][n], title) if title else None for i, title in enumerate(titles)])
+        titles = {"crop": f"{n} {each['group']}"} | each["augmentations"]
+        row: list[Tile | None] = [
+            Tile(after[i][n], titles[name].replace(" ", "\n", name != "crop"))
+            for i, name in enumerate(names)
+            if name in titles
+        ]
+        rows.append(row)
     return rows
 
 
-def until(draw: ViewParameters, stage: int) -> ViewParameters:
-    """The same parameters up to stage number `stage` of `STAGES`, with later stages disabled."""
-    plain = torch.tensor([1.0, 1.0, 1.0, 0.0]).expand_as(draw.factors)
-    return replace(
-        draw, factors=draw.factors if stage >= 1 else plain, gray=draw.gray & (stage >= 2),
-        sigma=draw.sigma * (stage >= 3), solarize=draw.solarize & (stage >= 4),
-    )  # fmt: skip
+def until(draw: ViewParameters, name: str) -> ViewParameters:
+    """The parameters of the augmentations up to one of them, in their order."""
+    order = list(AUGMENTATIONS)
+    return ViewParameters({each: values for each, values in draw.items() if order.index(each) <= order.index(name)})
 
 
 def choices(batch: Batch, place: int) -> list[dict[str, Any]]:
     """Random parameters of each view of an image, as plain values; views in the order of their groups.
 
-    "box" is (top, left, height, width) in pixels of the cached image; "jitter" is None or (brightness, contrast,
-    saturation, hue); "blur" is None or sigma in pixels of the view.
+    "box" is (top, left, height, width) in pixels of the cached image. "augmentations" has the name of each augmentation
+    that changes the view, with a title of its parameters.
     """
     found = []
-    for name, d in batch.draws.items():
-        for v in range(len(d.box)):
-            factors = [round(x, 3) for x in d.factors[v, place].tolist()]
-            sigma = round(d.sigma[v, place].item(), 3)
+    for group, d in batch.draws.items():
+        for v in range(len(d["crop"]["box"])):
+            one = {name: {key: x[v, place] for key, x in values.items()} for name, values in d.items()}
+            titles = {name: AUGMENTATIONS[name].title(values) for name, values in one.items() if name != "crop"}
             found.append(
                 {
-                    "group": name, "box": d.box[v, place].tolist(), "flip": bool(d.flip[v, place]),
-                    "jitter": None if factors == [1, 1, 1, 0] else factors, "gray": bool(d.gray[v, place]),
-                    "blur": sigma or None, "solarize": bool(d.solarize[v, place]),
+                    "group": group, "box": one["crop"]["box"].tolist(),
+                    "augmentations": {k: f"{k} {text}".strip() for k, text in titles.items() if text is not None},
                 }
             )  # fmt: skip
     return found
@@ -191,31 +188,20 @@ def boxed(image: Image.Image, boxes: list[tuple[str, list[int]]]) -> Image.Image
 
 def _views(canvas: Tensor, view_parameters: dict[str, ViewParameters], spec: ViewSpec) -> list[Image.Image]:
     """The views of one image at tile size, computed by the function that training uses."""
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (spec.mean, spec.std))
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (spec.mean, spec.std))
     views = []
     for group in multi_crop(canvas, view_parameters, spec).values():
         for view in group[:, 0]:
             pixels = ((view * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
             view_image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
             enlarge = Image.Resampling.NEAREST if view_image.width < _TILE_PX else Image.Resampling.LANCZOS
-            views.append(view_image.resize((_TILE_PX, _TILE_PX), enlarge))
+            size = [round(side * _TILE_PX / max(view_image.size)) for side in view_image.size]
+            views.append(view_image.resize((size[0], size[1]), enlarge))
     return views
 
 
-def _titles(done: dict[str, Any]) -> list[str]:
-    """Title for each stage after the crop; an empty string if the stage did not change the view."""
-    jitter = "b{:.1f} c{:.1f} s{:.1f} h{:+.2f}".format(*done["jitter"]) if done["jitter"] else ""
-    blur = f"blur {done['blur']:.1f} px" if done["blur"] else ""
-    return [jitter, "gray" * done["gray"], blur, "solarize" * done["solarize"]]
-
-
 def _title(n: int, done: dict[str, Any]) -> str:
-    """Title of a final view: its number, group and random parameters."""
-    jitter, *others = _titles(done)
-    lines = [f"{n} {done['group']}{', flip' * done['flip']}", jitter, ", ".join(filter(None, others))]
-    return "\n".join(filter(None, lines))
-
-
-def _map_tensors(draw: ViewParameters, function: Callable[[Tensor], Tensor]) -> ViewParameters:
-    """Apply a function to every tensor of the view parameters."""
-    return ViewParameters(**{field.name: function(getattr(draw, field.name)) for field in fields(draw)})
+    """Title of a final view: its number, group and augmentations, two per line."""
+    names = list(done["augmentations"].values())
+    lines = [", ".join(names[start : start + 2]) for start in range(0, len(names), 2)]
+    return "\n".join([f"{n} {done['group']}", *lines])

@@ -1,0 +1,144 @@
+"""Settings of views: the augmentations of a view, the groups of views of a run, and their values by dotted names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, make_dataclass, replace
+from types import ModuleType
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from msgspec import Meta
+
+from opendino.core import auto_values, registry
+from opendino.core.errors import UsageError, nearest
+from opendino.core.ranges import Checked, PixelSize, convert, hints
+from opendino.core.types import Facts
+
+# Not tuple[PixelSize, PixelSize]: in a union with a number, msgspec 0.22 crashes.
+_Sides = Annotated[tuple[PixelSize, ...], Meta(min_length=2, max_length=2)]
+_PACKAGE = "opendino.views.augmentations"
+_MODULES = [(name, registry.load(_PACKAGE, name)) for name in registry.names(_PACKAGE)]
+AUGMENTATIONS: dict[str, ModuleType] = dict(sorted(_MODULES, key=lambda item: (item[1].ORDER, item[0])))
+"""Name → module, in the order in which they are applied."""
+
+if TYPE_CHECKING:
+
+    @dataclass(frozen=True)
+    class View(Checked):
+        """The augmentations of one view: a field per module of `augmentations`, with its Config."""
+
+        def __init__(self, **augmentations: Any) -> None: ...
+        def __getattr__(self, name: str) -> Any: ...
+
+else:
+    View = make_dataclass(
+        "View",
+        [(name, module.Config, field(default=module.Config())) for name, module in AUGMENTATIONS.items()],
+        bases=(Checked,),
+        frozen=True,
+        namespace={"__module__": __name__, "__doc__": "The augmentations of one view, each with its Config."},
+    )
+
+
+@dataclass(frozen=True)
+class GlobalView(View):
+    """The augmentations of the first global view, and the size of all global views."""
+
+    size: PixelSize | _Sides | Literal["auto"] = "auto"
+    """Side of the views in pixels, or height and width. auto: from the image size and the device."""
+
+
+@dataclass(frozen=True)
+class LocalViews(GlobalView):
+    """The augmentations of the local views, their size and number."""
+
+    number: Annotated[int, Meta(ge=0, le=256)] | Literal["auto"] = "auto"
+    """Number of views per image; fewer are faster and use less memory."""
+
+
+def active(view: View, augmentation: str) -> bool:
+    """Whether a view has an augmentation: its probability is not 0. Every view has the crop."""
+    return getattr(getattr(view, augmentation), "p", 1) != 0
+
+
+def view(values: Mapping[str, Any]) -> View:
+    """A view by names of its settings, e.g. `view({"crop.scale": (0.25, 1.0), "blur.p": 0.5})`.
+
+    Args:
+        values: "augmentation.setting" → value; the others have the defaults of the augmentations.
+
+    Raises:
+        UsageError: A name is unknown.
+        OutOfRange: A value is not allowed.
+    """
+    return changed({"view": View()}, {f"view.{name}": value for name, value in values.items()})["view"]
+
+
+def changed(views: Mapping[str, View], values: Mapping[str, Any]) -> dict[str, View]:
+    """Views with other values, by the names of their flags, e.g. `changed(dino.VIEWS, {"local.number": 4})`.
+
+    Args:
+        views: Name of a group → its settings.
+        values: "group.augmentation.setting" → value; the group "all" stands for every group.
+
+    Raises:
+        UsageError: A name is unknown.
+        OutOfRange: A value is not allowed.
+    """
+    found = dict(views)
+    for name, value in values.items():
+        group, *path = name.split(".")
+        if group not in (*found, "all"):
+            raise UsageError(f"There are no views {group!r}", f"Choose from {', '.join([*found, 'all'])}")
+        for each in found if group == "all" else (group,):
+            found[each] = _with(found[each], path, value, f"views.{name}")
+    return found
+
+
+def _with(config: Any, path: list[str], value: Any, name: str) -> Any:
+    kinds = hints(type(config)) if hasattr(config, "__dataclass_fields__") else {}
+    if not path or path[0] not in kinds:
+        raise UsageError(f"There is no setting {name}", nearest(path[0] if path else "", kinds))
+    value = _with(getattr(config, path[0]), path[1:], value, name) if path[1:] else convert(value, kinds[path[0]], name)
+    return replace(config, **{path[0]: value})
+
+
+def resolved(views: Mapping[str, View], facts: Facts) -> tuple[dict[str, View], list[str]]:
+    """Replace every "auto" by a value.
+
+    Returns:
+        The new views, and the reasons for each change, one line each.
+    """
+    found = {name: rule for name, rule in _rules(views, facts).items() if _value(views, name) == "auto"}
+    reasons = [f"{name} = {value}: {why}" for name, (value, why) in found.items()]
+    return changed(views, {name: value for name, (value, _) in found.items()}), reasons
+
+
+def _rules(views: Mapping[str, View], facts: Facts) -> dict[str, tuple[Any, str]]:
+    """Name of a setting → its value where it is "auto", and why."""
+    small, patch = facts.convolutional, facts.patch_px
+    large_scale, small_scale, why_scale = auto_values.scales(facts)
+    blurs, why = ((0.2, 0.1, 0.1), "as in the demo") if small else ((1.0, 0.1, 0.5), "as in the paper")
+    rules: dict[str, tuple[Any, str]] = {"global.size": auto_values.size_px(facts)}
+    size = _value(views, "global.size")
+    size = rules["global.size"][0] if size == "auto" else size
+    sides = [size] if isinstance(size, int) else list(size)
+    if small:
+        sides, why_size = [side // 2 for side in sides], "half of the global size, convolutional network"
+    else:
+        sides = [max(patch, round(side * 96 / 224 / patch) * patch) for side in sides]
+        why_size = "96/224 of the global size, as in the paper"
+    rules["local.size"] = sides[0] if len(sides) == 1 else tuple(sides), why_size
+    rules["local.number"] = 4 if small else 6, why
+    for group, blur in zip(("global", "second", "local"), blurs, strict=True):
+        rules[f"{group}.crop.scale"] = small_scale if group == "local" else large_scale, why_scale
+        rules[f"{group}.blur.p"] = blur, why
+    return {name: rule for name, rule in rules.items() if name.partition(".")[0] in views}
+
+
+def _value(views: Mapping[str, View], name: str) -> Any:
+    group, *path = name.split(".")
+    value: Any = views[group]
+    for part in path:
+        value = getattr(value, part)
+    return value
