@@ -64,7 +64,7 @@ def test_it_has_a_frozen_config_and_show(name: str) -> None:
     assert registry.summary(PACKAGE, name).endswith(".")
     assert dataclasses.is_dataclass(module.Config) and module.Config.__dataclass_params__.frozen
     assert "out" in [field.name for field in dataclasses.fields(module.Config)]
-    assert list(inspect.signature(module.show).parameters) in (["config"], ["config", "seen"])
+    assert list(inspect.signature(module.show).parameters) in (["config"], ["config", "run"])
     assert inspect.getdoc(module.show)
 
 

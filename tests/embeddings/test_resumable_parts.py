@@ -148,7 +148,9 @@ def test_a_row_group_holds_several_parts_and_a_large_table_has_several(
 
 def killed(folder: Path, out: Path, num_images: int, deadly: int) -> None:
     """Run in a process that is killed at one of the images."""
-    ended = subprocess.run([sys.executable, __file__, folder, out, str(num_images), str(deadly)], check=False)
+    command = [sys.executable, __file__, folder, out, str(num_images), str(deadly)]
+    root = str(Path(__file__).parents[2])
+    ended = subprocess.run(command, check=False, env=os.environ | {"PYTHONPATH": root})
     assert ended.returncode == -signal.SIGKILL
 
 

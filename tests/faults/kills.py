@@ -130,10 +130,14 @@ def loaders_killed(home: Path, reference: dict[str, TrackedRun], times: int) -> 
     """SIGKILL to loader processes while the run continues."""
     row = Row("kill −9 of a loader process", "the stream restarts where it was; equal at the end, the run never stops")
     while row.tried < times:
-        tracked, deaths = TrackedRun(home, f"loaders-{row.tried}", workers=2), 0
+        tracked, deaths, written = TrackedRun(home, f"loaders-{row.tried}", workers=2), 0, 0
+        metrics = tracked.run / "metrics.jsonl"
         process = tracked.start()
         while process.wait(random.uniform(0.1, 0.6)) is None:
-            if (tracked.run / "latest").exists() and (children := process.children()) and deaths < 4:
+            # Three deaths without a step between them end a run, so wait for a step.
+            stepped = (tracked.run / "latest").exists() and metrics.stat().st_size > written
+            if stepped and (children := process.children()) and deaths < 4:
+                written = metrics.stat().st_size
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(random.choice(children), signal.SIGKILL)
                     deaths += 1

@@ -130,7 +130,7 @@ def test_images_without_a_class_take_no_side(tmp_path: Path) -> None:
     (tmp_path / "few.csv").write_text("0.png,a\n1.png,\n")
     both = train_val_features(three_blocks(), str(tmp_path / "some.csv"), None)
     assert (len(both.train), len(both.val)) == (4, 2)
-    with pytest.raises(UserError, match="too few images with a class"):
+    with pytest.raises(UserError, match="needs two classes"):
         train_val_features(three_blocks(), str(tmp_path / "few.csv"), None)
 
 

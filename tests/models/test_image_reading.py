@@ -129,5 +129,5 @@ def test_stacks_and_files_per_channel_in_a_run(tmp_path: Path) -> None:
     pattern = "{id}_w{channel}.tif"
     config, joined = resolve.resolve_config(small(tmp_path / "files", channel_files=pattern), CPU)
     assert len(joined) == 9 and joined.key(2) == "2" and config.channel_files == pattern
-    stored = configs.from_tree(configs.to_tree(config))
+    stored = configs.resolved(configs.from_tree(configs.to_tree(config)))
     assert stored == config and np.array_equal(resolve.images(stored).read(4), joined.read(4))

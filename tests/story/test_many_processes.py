@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import json
 import multiprocessing
@@ -19,14 +18,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from opendino import start, training
 from opendino.config import Config
 from opendino.core import distributed
 from opendino.engine import optim
 from opendino.methods import byol
 from opendino.recipes import demo
 from opendino.views.settings import changed
-
-train = importlib.import_module("opendino.training")  # the module, not the function of the same name
 
 STEPS, POISONED, CUT, PER_EPOCH = 6, 3, 5, 3  # cut in the middle of the second epoch, after the checkpoint of step 4
 WORLDS, METHODS, WAYS = (2, 4), ("dino", "byol"), ("ddp", "fsdp")
@@ -70,7 +68,7 @@ def watched(work: Any, out: Path, poisoned: int = -1, cut: int = 0) -> None:
         cut: Before this step's end the power fails, everywhere.
     """
     rank, made, rows = distributed.rank(), [], []
-    step, prepare_distributed = train.step, train.parallel.prepare_distributed
+    step, prepare_distributed = training.step, training.parallel.prepare_distributed
 
     def record(model, optimizer, optim_settings, batch, clock, views, *rest):  # type: ignore[no-untyped-def]
         views = list(views)
@@ -88,8 +86,8 @@ def watched(work: Any, out: Path, poisoned: int = -1, cut: int = 0) -> None:
         return made[-1]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "step", record)
-        patch.setattr(train.parallel, "prepare_distributed", note)
+        patch.setattr(training, "step", record)
+        patch.setattr(training.parallel, "prepare_distributed", note)
         try:
             work()
         except ValueError as error:
@@ -136,20 +134,20 @@ def process(folder: Path, rank: int, world: int) -> None:
     for method, way in [case[1:] for case in CASES if case[0] == world]:
         name = f"{method} {way} {world}"
         settings = config(folder / f"run {name}", method, parallel=way)
-        watched(lambda settings=settings: train.train(settings), folder / name)
+        watched(lambda settings=settings: start.train(settings), folder / name)
     if world == 2:
         (folder / f"answers_{rank}.json").write_text(json.dumps(answers(rank)))
         poisoned = config(folder / "run poisoned", "dino", optim=replace(SGD, grad_accum_steps=1))
-        watched(lambda: train.train(poisoned), folder / "poisoned", POISONED)
+        watched(lambda: start.train(poisoned), folder / "poisoned", POISONED)
         cut = config(folder / "run cut", "dino", parallel="fsdp", checkpoint_every="2")
-        watched(lambda: train.train(cut), folder / "cut", cut=CUT)
+        watched(lambda: start.train(cut), folder / "cut", cut=CUT)
         if rank == 0:
             shutil.copytree(folder / "run cut", folder / "run cut alone")
             shutil.copytree(folder / "run cut", folder / "run cut 4")
         distributed.barrier()
-        watched(lambda: train.resume(folder / "run cut"), folder / "cut resumed")
+        watched(lambda: start.resume(folder / "run cut"), folder / "cut resumed")
     else:
-        watched(lambda: train.resume(folder / "run cut 4"), folder / "cut resumed on 4")
+        watched(lambda: start.resume(folder / "run cut 4"), folder / "cut resumed on 4")
     torch.distributed.destroy_process_group()
 
 
@@ -194,7 +192,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     home = tmp_path_factory.mktemp("alone")
     for method in METHODS:
         settings = config(home / f"run {method}", method)
-        watched(lambda settings=settings: train.train(settings), home / method)
+        watched(lambda settings=settings: start.train(settings), home / method)
     return {method: home / method for method in METHODS}
 
 
@@ -271,7 +269,7 @@ def test_resumed_on_another_number_of_processes_it_is_the_same_run_to_rounding(
 ) -> None:
     later = many / f"cut resumed on {world}"
     if world == 1:
-        watched(lambda: train.resume(many / "run cut alone"), later)
+        watched(lambda: start.resume(many / "run cut alone"), later)
     (_, weights), (before, _) = seen(later, 0), seen(many / "cut", 0)
     first = load_file(alone["dino"].parent / "run dino/checkpoints/step_00000000/tensors.safetensors")
     steps = before[: CUT - 1] + seen(later, 0)[0]  # the step that was cut off is done again

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from opendino import training
 from opendino.cli import main
 from opendino.engine.interrupt import Interrupt
 
@@ -20,8 +20,7 @@ def noted(self: Interrupt, *args: Any) -> None:
     ask(self, *args)
 
 
-train = importlib.import_module("opendino.training")
-step = train.step
+step = training.step
 
 
 def waiting(*args: Any) -> Any:
@@ -33,5 +32,5 @@ def waiting(*args: Any) -> Any:
     return step(*args)
 
 
-train.step, Interrupt._ask = waiting, noted
+training.step, Interrupt._ask = waiting, noted
 sys.exit(main())
