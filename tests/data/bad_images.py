@@ -43,7 +43,7 @@ def seeds() -> dict[str, bytes]:
     files["PNG-1"] = encoded(image.convert("1"), "PNG")
     files["TIFF-lzw"] = encoded(image, "TIFF", compression="tiff_lzw")
     files["TIFF-jpeg"] = encoded(image, "TIFF", compression="jpeg")
-    files["TIFF-float"] = encoded(Image.fromarray(np.linspace(-1, 2, 1200, dtype=np.float32).reshape(30, 40)), "TIFF")
+    files["TIFF-float"] = encoded(Image.fromarray(np.linspace(0, 1, 1200, dtype=np.float32).reshape(30, 40)), "TIFF")
     for form in ("GIF", "WEBP", "PNG", "TIFF"):
         files[f"{form}-frames"] = encoded(image, form, save_all=True, append_images=[image.rotate(90), image])
     return files
