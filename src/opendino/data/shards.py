@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import random
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -232,9 +233,10 @@ class Shards:
 
     def _use(self, shard: str, use: Callable[[Path], T]) -> T:
         """Call `use` with the local file of a shard; again if another process deletes the file before it is opened."""
-        for _ in range(_ATTEMPTS):
+        for attempt in range(_ATTEMPTS):
             with contextlib.suppress(FileNotFoundError):
                 return use(self._store.path(shard))
+            time.sleep(random.uniform(0, 0.01 * attempt))  # threads that fill a small cache in step delete each other's
         return use(self._store.path(shard))
 
     def _stamp_or_none(self, shard: str) -> list[int] | None:
