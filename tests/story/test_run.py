@@ -32,9 +32,7 @@ TIMED = ("images_per_second", "data_wait", "mfu", "peak_memory_bytes", "seconds"
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tmp_path_factory.mktemp("runs") / "whole"
-    opendino.train(dino_run(run))
-    return run
+    return Path(opendino.train(dino_run(tmp_path_factory.mktemp("runs") / "whole")).run)
 
 
 def test_what_a_run_leaves(finished: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -47,19 +48,8 @@ def build(context: Context, model: gr.Dropdown) -> None:
     buttons = [start, stop, timer]
 
     def begin(images: str, raw: Any, network: str, steps: float, request: gr.Request) -> tuple[Any, ...]:
-        if images not in (*_GENERATED, _UPLOADED) or network not in [*_NETWORKS]:
-            raise UserError("The images or the network are not among the choices", "Choose them on this page")
-        flags = ["--backbone", _NETWORKS[network], "--workers", "0", "--eval-every", "25%", "--eval-images", "1000"]
-        flags += ["--report", "False"]
-        if images == _UPLOADED:
-            data = uploads.resolve_upload(raw, context.upload_folder)
-            if data is None:
-                raise UserError("No .zip was uploaded", "Upload one above")
-            number = uploads.check_zip(data)
-            flags += ["--val", "None", "--batch", str(min(64, max(2, number // 2)))]
-        else:
-            data = _GENERATED[images]
-            flags += ["--val", f"{data.replace('n=2000', 'n=500')}&split=val"]
+        uploaded = uploads.resolve_upload(raw, context.upload_folder) if images == _UPLOADED else None
+        data, flags = _data_and_flags(images, uploaded, network)
         context.jobs.start(session_id(request), data, int(bounded(steps, 1, 800)), flags)
         return "<p>Starting …</p>", *_buttons(running=True)
 
@@ -93,6 +83,25 @@ def build(context: Context, model: gr.Dropdown) -> None:
             if (training := context.jobs.latest(session_id(request))) and _size(training):
                 columns = panels.of_file(training.out / "metrics.jsonl")
                 chart_grid.build(panels.charts({"this training": columns}))
+
+
+def _data_and_flags(images: str, uploaded: Path | None, network: str) -> tuple[str | Path, list[str]]:
+    """DATA and the flags of `opendino train` for the choices on the page.
+
+    Raises:
+        UserError: A value is not among the choices, or no usable .zip was uploaded.
+    """
+    if images not in (*_GENERATED, _UPLOADED) or network not in [*_NETWORKS]:
+        raise UserError("The images or the network are not among the choices", "Choose them on this page")
+    flags = ["--backbone", _NETWORKS[network], "--workers", "0", "--eval-every", "25%", "--eval-images", "1000"]
+    flags += ["--report", "False"]
+    if images != _UPLOADED:
+        data = _GENERATED[images]
+        return data, [*flags, "--val", f"{data.replace('n=2000', 'n=500')}&split=val"]
+    if uploaded is None:
+        raise UserError("No .zip was uploaded", "Upload one above")
+    number = uploads.check_zip(uploaded)
+    return uploaded, [*flags, "--val", "None", "--batch", str(min(64, max(2, number // 2)))]
 
 
 def draw(training: TrainingJob, running: bool) -> str:
