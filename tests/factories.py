@@ -93,14 +93,12 @@ def dino_run(out: Path, data: str = "toy:textures?n=48&size=32", **changes: Any)
     """Ten steps of DINO on a small vision transformer, with everything a run has: drop path, evaluations, schedules."""
     recipe = demo.config(data)
     small = replace(recipe.method, out_dim=32, hidden_dim=16, bottleneck_dim=8, freeze_last_layer="2")
-    views = changed(recipe.views, {"local.number": 2})
-    if "method" in changes and not isinstance(changes["method"], type(small)):
-        module = sys.modules[type(changes["method"]).__module__]
-        views = changed(module.VIEWS, {"global.size": 32})
+    method, views = changes.pop("method", small), changed(recipe.views, {"local.number": 2})
+    if not isinstance(method, type(small)):
+        views = changed(sys.modules[type(method).__module__].VIEWS, {"global.size": 32})
     base = replace(
-        recipe, views=views,
-        val="toy:textures?n=20&split=val", out=str(out), backbone="vit/8", drop_path=0.2, method=small,
-        steps=10, batch=16, workers=0, backbone_options={"embed_dim": 24, "depth": 2, "num_heads": 2},
+        recipe, method=method, views=views, val="toy:textures?n=20&split=val", out=str(out), backbone="vit/8",
+        drop_path=0.2, steps=10, batch=16, workers=0, backbone_options={"embed_dim": 24, "depth": 2, "num_heads": 2},
         precision="float32", eval_every="5", checkpoint_every="4", eval_images=40, knn_k=3, report=False,
     )  # fmt: skip
     return replace(base, **changes)

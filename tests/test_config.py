@@ -48,9 +48,9 @@ def test_a_few_lines_change_only_what_they_name(tmp_path: Path) -> None:
     assert laid == expected
 
 
-def test_another_method_brings_its_own_defaults(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(configs, "method_name", lambda config: "some_other")  # as if the base were of another method
-    laid = read(tmp_path, "method: {name: dino, momentum: 0.5}\nviews: {local: {number: 4}}\n", FULL)
+def test_another_method_brings_its_own_defaults(tmp_path: Path) -> None:
+    base = configs.with_method(FULL, "byol")
+    laid = read(tmp_path, "method: {name: dino, momentum: 0.5}\nviews: {local: {number: 4}}\n", base)
     assert laid.method == dino.Config(momentum=0.5)
     assert laid.views == changed(dino.VIEWS, {"local.number": 4})
 

@@ -38,11 +38,11 @@ def test_small_images_on_a_cpu_get_a_small_convolutional_network_and_a_short_run
 
 
 def test_larger_images_a_gpu_and_what_was_asked_for_are_as_before() -> None:
-    large = resolve._network(small.config("x"), 300, CPU)
+    large = resolve._choose_backbone(small.config("x"), 300, CPU)
     assert (large[0].backbone, large[1]) == ("vit_tiny/16", False)
-    gpu = resolve._network(small.config("x"), 64, torch.device("cuda"))
+    gpu = resolve._choose_backbone(small.config("x"), 64, torch.device("cuda"))
     assert (gpu[0].backbone, gpu[1], gpu[0].drop_path) == ("vit_small/16", False, 0.1)
-    asked = resolve._network(replace(small.config("x"), backbone="resnet18/3x3"), 64, CPU)
+    asked = resolve._choose_backbone(replace(small.config("x"), backbone="resnet18/3x3"), 64, CPU)
     assert (asked[0].backbone, asked[1]) == ("resnet18/3x3", False)
     config, _ = resolve.resolve_config(replace(parse(["toy:textures?n=40&size=32", "--epochs", "3"]), workers=0), CPU)
     assert config.steps == 3 * (40 // config.batch)

@@ -95,7 +95,7 @@ def _method_and_network(
     Returns:
         The settings, what is known about the run, and the reasons for the log, one line each.
     """
-    config, convolutional, reasons = _network(config, short_side_px, device)
+    config, convolutional, reasons = _choose_backbone(config, short_side_px, device)
     epochs, why_epochs = _epochs(config, len(source), short_side_px if convolutional else None)
     seen = math.inf if config.steps else epochs * len(source)
     batch, why_batch = sizing.batch(config.batch, len(source), seen, device)
@@ -133,7 +133,7 @@ def absolute_paths(config: Config) -> Config:
     )  # fmt: skip
 
 
-def _network(config: Config, short_side_px: int, device: torch.device) -> tuple[Config, bool, list[str]]:
+def _choose_backbone(config: Config, short_side_px: int, device: torch.device) -> tuple[Config, bool, list[str]]:
     """Choose the backbone; returns the config, whether it is the small convolutional one, and the reasons.
 
     The small convolutional network is for small images on a CPU.

@@ -212,7 +212,7 @@ def step(
         step was skipped), and scalars on the host (the method's schedules, "lr", "weight_decay").
     """
     method, num_micro_batches = parallel.unwrap(model), settings.grad_accum_steps
-    lr, weight_decay = optim.set_schedules(optimizer, settings, clock, batch)
+    lr, weight_decay = optim.set_lr_and_weight_decay(optimizer, settings, clock, batch)
     outputs, buffers = [], optim.BatchNormBuffers(method)
     for number, micro_batch in enumerate(views, start=1):
         with parallel.accumulating(model, last=number == num_micro_batches):

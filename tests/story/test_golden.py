@@ -51,7 +51,7 @@ def test_golden_schedules(golden: Mapping[str, np.ndarray]) -> None:
     for name in names(golden, "schedule"):
         base, final, epochs, per_epoch, warmup = golden[f"schedule.{name}.args"].tolist()
         total = int(epochs * per_epoch)
-        ours = [schedule.cosine(i, base, final, total, int(warmup * per_epoch)) for i in range(total)]
+        ours = [schedule.warmup_cosine(i, base, final, total, int(warmup * per_epoch)) for i in range(total)]
         close(np.array(ours), golden[f"schedule.{name}.values"])
 
 

@@ -69,7 +69,7 @@ def test_a_finished_run_continues_on_the_curves_of_the_new_length(finished: Path
     opt.param_groups[0] |= {"share": 1.0, "backbone": False, "decayed": False}
     for row in found[10:]:
         clock = Clock(int(row["step"]) - 1, 16, PER_EPOCH)
-        assert row["lr"] == optim.set_schedules(opt, config.optim, clock, 16)[0]
+        assert row["lr"] == optim.set_lr_and_weight_decay(opt, config.optim, clock, 16)[0]
     assert "16 steps (was 10): from step 10 on learning rate" in (longer / "log.txt").read_text()
 
 

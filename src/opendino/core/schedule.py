@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 
 
-def cosine(step: int, base: float, final: float, total: int, warmup: int = 0) -> float:
+def warmup_cosine(step: int, base: float, final: float, total: int, warmup: int = 0) -> float:
     """Linear warm-up from 0 to `base` (both included), then half a cosine period from `base` towards `final`.
 
     As in DINO v1, `base` occurs twice (last warm-up step, first cosine step), and `final` is not reached: the cosine is

@@ -173,7 +173,7 @@ def param_groups(student: nn.Module, layer_decay: float = 1.0, separate_backbone
 
 
 def build(config: Config, student: nn.Module) -> torch.optim.Optimizer:
-    """Build the optimizer of a student. `set_schedules` sets its learning rate and weight decay before each step."""
+    """Build the optimizer of a student; `set_lr_and_weight_decay` is called before each step."""
     groups = param_groups(student, config.layer_decay, separate_backbone=duration.parse(config.freeze_backbone)[0] > 0)
     for group in groups:
         group["params"] = [_local_parameter(parameter) for parameter in group["params"]]
@@ -205,7 +205,7 @@ def _local_parameter(parameter: nn.Parameter) -> nn.Parameter:
     return local
 
 
-def set_schedules(
+def set_lr_and_weight_decay(
     optimizer: torch.optim.Optimizer, config: ResolvedConfig, clock: Clock, batch: int
 ) -> tuple[float, float]:
     """Set the learning rate and weight decay of a step: linear warm-up, then half cosines.
@@ -221,8 +221,8 @@ def set_schedules(
     """
     total = clock.total_steps
     warmup = duration.steps(config.lr_warmup, total_steps=total, steps_per_epoch=clock.steps_per_epoch)
-    lr = schedule.cosine(clock.step, config.lr * batch / 256, config.min_lr, total, warmup)
-    weight_decay = schedule.cosine(clock.step, config.weight_decay, config.weight_decay_end, total)
+    lr = schedule.warmup_cosine(clock.step, config.lr * batch / 256, config.min_lr, total, warmup)
+    weight_decay = schedule.warmup_cosine(clock.step, config.weight_decay, config.weight_decay_end, total)
     # A frozen backbone has a learning rate of 0: its weights do not change, but the optimizer's moments adapt.
     frozen = duration.steps(config.freeze_backbone, total_steps=total, steps_per_epoch=clock.steps_per_epoch)
     backbone_warmup = min(1.0, max(0, clock.step - frozen) / max(1, warmup)) if frozen else 1.0

@@ -111,7 +111,7 @@ class _BYOL(Method):
 
     def ema(self, clock: Clock) -> float:
         """Current EMA momentum of the teacher: 1 - (1 - τ) · (cos(π k / K) + 1) / 2 with end value 1 (section 3.3)."""
-        return schedule.cosine(clock.step, self.momentum, self.config.momentum_end, clock.total_steps)
+        return schedule.warmup_cosine(clock.step, self.momentum, self.config.momentum_end, clock.total_steps)
 
 
 def regression(prediction: Tensor, target: Tensor) -> Tensor:

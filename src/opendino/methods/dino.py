@@ -213,7 +213,7 @@ class _DINO(Method):
 
     def ema(self, clock: Clock) -> float:
         """Current EMA momentum of the teacher."""
-        return schedule.cosine(clock.step, self.momentum, self.momentum_end, clock.total_steps)
+        return schedule.warmup_cosine(clock.step, self.momentum, self.momentum_end, clock.total_steps)
 
     def temperature(self, clock: Clock) -> float:
         """Current teacher temperature τ_t."""
