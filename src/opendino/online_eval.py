@@ -44,7 +44,6 @@ class OnlineEval:
 
     def __init__(self, config: ResolvedConfig, images: DecodedImages, spec: ViewSpec, device: torch.device) -> None:
         self._spec, self._device, self._k, self._classes = spec, device, config.knn_k, images.source.classes
-        self._folder_classes = images.source.folder_classes
         self._init = config.init
         settings = [config.eval_images, config.knn_k, config.val, spec.groups[0].short_px, spec.mean, spec.std]
         self._settings_checksum = {"settings": float(zlib.crc32(repr(settings).encode()))}
@@ -59,16 +58,16 @@ class OnlineEval:
             self.origin += ", all of one class: every answer would be right, so no accuracy is shown"
         self._content_counts: dict[str, float] = dict(self._set.content_counts())
         if self._has_accuracies:
-            self._content_counts |= self._folders(config, spec.labeled_frac > 0)
+            self._content_counts |= self._folders(config, images.source.folder_classes and not spec.labeled_frac)
         if warning := eval_crops.content_warning(self._content_counts):
             log.warn(warning)
 
-    def _folders(self, config: ResolvedConfig, trains_on_labels: bool) -> dict[str, float]:
+    def _folders(self, config: ResolvedConfig, only_folders: bool) -> dict[str, float]:
         """Whether the classes are known to be classes ("confirmed" 1), and "color" if colors tell sub-folders apart.
 
         Nobody may have sorted the images by class: sub-folders can be dates, devices or batches.
         """
-        if config.labels != "auto" or config.val or trains_on_labels or not self._folder_classes:
+        if config.labels != "auto" or config.val or not only_folders:
             return {"confirmed": 1}
         log.say(
             f"{len(self._classes)} sub-folders: used as classes for the k-NN accuracy below, not for the verdict; "

@@ -141,7 +141,7 @@ def _train(run: _Run, stream: Iterator[loader.Batch], interrupt: Interrupt, lock
     evaluated_on = f", evaluated on {run.online_eval.origin}" if run.online_eval else ""
     log.say(f"run folder {run.folder}, from step {first_step}{evaluated_on}")
     slowdown = threads.Slowdown() if state.threads and threads.may_change(run.device) else None
-    unreadable: list[tuple[str, str]] = []
+    dtype, unreadable = getattr(torch, config.precision), list[tuple[str, str]]()
     with (
         contextlib.closing(Progress(total, first_step, distributed.rank() == 0)) as progress,
         Profiler(run.folder if config.profile and distributed.rank() == 0 else None, run.device) as step_profiler,
@@ -155,7 +155,6 @@ def _train(run: _Run, stream: Iterator[loader.Batch], interrupt: Interrupt, lock
             with compilation.compiling(config.compile), run.throughput.counting():
                 # A generator, so that the crops of only one micro-batch take memory at a time.
                 views = (_make_views(run, batch) for batch in batches)
-                dtype = getattr(torch, config.precision)
                 tensors, numbers = step(
                     networks.model, networks.optimizer, config.optim, config.batch, clock, views, dtype
                 )

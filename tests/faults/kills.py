@@ -42,8 +42,7 @@ def killed(home: Path, reference: dict[str, TrackedRun], kills: int) -> Iterator
         if not deaths:  # the machine is faster now than before
             length = time.monotonic() - began
         problem = differs(tracked, reference[like], orphans=True)
-        for _ in range(max(deaths, 1 if problem else 0)):
-            row.count(problem)
+        row.count_kills(deaths, problem)
         runs += 1
         print(f"  {kind} run {runs}: {deaths} kills, {problem or 'equal'} ({row.tried})", file=sys.stderr)
         shutil.rmtree(tracked.run, ignore_errors=True)
@@ -82,8 +81,7 @@ def killed_pair(home: Path, reference: dict[str, TrackedRun], kills: int) -> Ite
         if not deaths:
             length = time.monotonic() - began
         problem = differs(tracked, reference["pair"], ranks=2)
-        for _ in range(max(deaths, 1 if problem else 0)):
-            row.count(problem)
+        row.count_kills(deaths, problem)
         runs += 1
         print(f"  pair run {runs}: {deaths} kills, {problem or 'equal'} ({row.tried})", file=sys.stderr)
         shutil.rmtree(tracked.run, ignore_errors=True)
@@ -146,8 +144,7 @@ def loaders_killed(home: Path, reference: dict[str, TrackedRun], times: int) -> 
             if process.code == 0
             else f"exit {process.code}: {tracked.last_line() or tracked.text()[-1500:]}"
         )
-        for _ in range(max(deaths, 1 if problem else 0)):
-            row.count(problem)
+        row.count_kills(deaths, problem)
         if not deaths:
             continue
     yield row

@@ -57,6 +57,11 @@ class Row:
             self.notes.append(problem)
             print(f"  !! {self.fault}: {problem}", file=sys.stderr)
 
+    def count_kills(self, kills: int, problem: str | None) -> None:
+        """Record the kills of one run, which all survived or all failed; a failure without a kill counts once."""
+        for _ in range(max(kills, 1 if problem else 0)):
+            self.count(problem)
+
 
 class Process:
     """A forked copy of this process that runs the command line; its output is kept."""

@@ -168,8 +168,9 @@ def _values(dataset: Any) -> Sequence[Any] | None:
     if isinstance(columns, list):
         found = next((name for name in _LABEL_NAMES if name in columns), None)
         return dataset[found] if found else None
-    label = _label_of_item(dataset[0])
-    if label is None or label(dataset[0]) is None:
+    first = dataset[0]
+    label = _label_of_item(first)
+    if label is None or label(first) is None:
         return None
     if len(dataset) > _MOST_READ_FOR_LABELS:
         log.warn(f"the labels of {len(dataset):,} items are not read; give the dataset a list `targets` to use them")
