@@ -19,23 +19,19 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
-from opendino.core.contracts import Backbone, Method
-from opendino.core.ranges import Checked, Width
-from opendino.core.types import Clock, Facts, StepOutput, ViewGroup, Views, ViewSpec
+from opendino.core.contracts import Backbone, Method, MethodConfig
+from opendino.core.ranges import Width
+from opendino.core.types import Clock, StepOutput, ViewGroup, Views, ViewSpec
 from opendino.models.heads import MLPHead
 from opendino.views.settings import GlobalView, View, changed
 
 
 @dataclass(frozen=True)
-class Config(Checked):
+class Config(MethodConfig):
     """Settings of SimSiam."""
 
     hidden_dim: Width = 512
     """Hidden width of the projector; the predictor's is a quarter of it."""
-
-    def resolved(self, facts: Facts) -> tuple[Config, list[str]]:
-        """Replace every "auto" by a value: there is none."""
-        return self, []
 
 
 VIEWS = changed({"global": GlobalView(), "second": View()}, {"all.crop.scale": (0.2, 1.0), "all.blur.p": 0.5})

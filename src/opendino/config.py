@@ -14,6 +14,7 @@ from msgspec import Meta
 from tyro.conf import Positional
 
 from opendino.core import registry
+from opendino.core.contracts import MethodConfig
 from opendino.core.errors import UsageError, UserError, nearest
 from opendino.core.ranges import (  # fmt: skip
     Batch,
@@ -88,7 +89,7 @@ class Config(Checked):
     """Stochastic depth rate of the student in [0, 1), increasing linearly over blocks; 0 for small networks."""
     drop_path_on_subset: bool = False
     """Skip dropped images in ViT blocks (DINOv2). Faster; results differ: random numbers are used differently."""
-    method: Any = field(default_factory=dino.Config)
+    method: MethodConfig = field(default_factory=dino.Config)
     """Settings of the training method."""
     views: dict[str, Any] = field(default_factory=dict)
     """Size, number and augmentations of the views, by group; the groups and their defaults are the method's."""
@@ -149,8 +150,6 @@ class Config(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not dataclasses.is_dataclass(self.method):
-            raise UsageError(f"method is {shown(self.method)}", "Use a method's Config, e.g. methods.dino.Config()")
         object.__setattr__(self, "views", _complete(method_module(self).VIEWS, self.views))
         if self.epochs is not None and self.steps is not None:
             raise UsageError(f"epochs={shown(self.epochs)} and steps={self.steps} were both given", "Give one of them")
@@ -183,6 +182,8 @@ def resolved(config: Config, **changes: Any) -> ResolvedConfig:
     """
     if "optim" not in changes:
         changes["optim"] = resolved_optim(config.optim)
+    method = getattr(method_module(config), "ResolvedConfig", type(config.method))
+    changes["method"] = method(**_values(config.method))
     return ResolvedConfig(**_values(config) | changes)
 
 
@@ -229,8 +230,8 @@ def method_name(config: Config) -> str:
     package, _, name = kind.__module__.rpartition(".")
     if package == registry.METHODS:
         return name
-    for name in registry.names(registry.METHODS):
-        if name not in registry.own_names(registry.METHODS) and registry.load(registry.METHODS, name).Config is kind:
+    for name in set(registry.names(registry.METHODS)) - set(registry.own_names(registry.METHODS)):
+        if issubclass(kind, registry.load(registry.METHODS, name).Config):
             return name
     raise UsageError(
         f"{kind.__module__}.{kind.__qualname__} belongs to no method",
@@ -238,7 +239,7 @@ def method_name(config: Config) -> str:
     )
 
 
-def method_config(name: str) -> Any:
+def method_config(name: str) -> MethodConfig:
     """The default Config of a method.
 
     Raises:

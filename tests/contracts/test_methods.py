@@ -18,7 +18,7 @@ import torch
 from tests.factories import model_folder, small_vit
 
 from opendino.core import registry
-from opendino.core.contracts import Method
+from opendino.core.contracts import Method, MethodConfig
 from opendino.core.types import Clock, Facts, Views, ViewSpec
 from opendino.views import settings as view_settings
 from opendino.views.settings import changed
@@ -91,7 +91,8 @@ def test_three_public_names_besides_functions_of_its_own(name: str) -> None:
         for key, value in vars(module).items()
         if key[0] != "_" and getattr(value, "__module__", "") == module.__name__
     ]
-    assert [value.__name__ for value in own if isinstance(value, type)] == ["Config"]
+    types = {value.__name__ for value in own if isinstance(value, type)} - {"ResolvedConfig"}
+    assert types == {"Config"} and issubclass(module.Config, MethodConfig)
     assert {"views", "build"} <= {value.__name__ for value in own}
     assert (module.__doc__ or "").strip()
     assert dataclasses.is_dataclass(module.Config)
@@ -113,7 +114,8 @@ def test_every_auto_becomes_a_value_with_its_reason(name: str, facts: Facts) -> 
     fields = dataclasses.fields(module.Config)
     autos = {f.name: "auto" for f in fields if "auto" in str(f.type)}
     resolved, reasons = module.Config(**autos).resolved(facts)
-    assert type(resolved) is module.Config
+    assert type(resolved) is getattr(module, "ResolvedConfig", module.Config)
+    assert hasattr(module, "ResolvedConfig") == bool(autos)
     assert "auto" not in [getattr(resolved, field.name) for field in fields]
     assert autos.keys() <= {reason.partition(" = ")[0] for reason in reasons}
     assert all(": " in reason and "\n" not in reason for reason in reasons)

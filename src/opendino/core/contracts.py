@@ -5,13 +5,15 @@ from __future__ import annotations
 import abc
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 from torch import Tensor, nn
 
-from opendino.core.types import Clock, Features, StepOutput, Views
+from opendino.core.ranges import Checked
+from opendino.core.types import Clock, Facts, Features, StepOutput, Views
 
 
 class Source(abc.ABC):
@@ -105,12 +107,23 @@ class Backbone(nn.Module, abc.ABC):
         raise NotImplementedError(f"{self.name} has no self-attention")
 
 
+@dataclass(frozen=True)
+class MethodConfig(Checked):
+    """Base of the settings of a method.
+
+    A method whose settings may say "auto" also has a `ResolvedConfig(Config)` with narrower types: a run uses that.
+    """
+
+    def resolved(self, facts: Facts) -> tuple[MethodConfig, list[str]]:
+        """Replace every "auto" by a value; also returns the reasons, one line each."""
+        return self, []
+
+
 class Method(nn.Module, abc.ABC):
     """A training method: a student trained by gradients and, for most methods, a teacher without gradients.
 
-    A method's file has four public names: `Config` (a frozen dataclass with `resolved(facts) -> (Config, reasons)`,
-    which replaces every "auto" by a value and gives the reasons), `VIEWS` (group name → default settings of its views,
-    for the flags `--views.GROUP.*`), `views(config, settings) -> ViewSpec`, and
+    A method's file has four public names: `Config` (a `MethodConfig`), `VIEWS` (group name → default settings of
+    its views, for the flags `--views.GROUP.*`), `views(config, settings) -> ViewSpec`, and
     `build(config, make_backbone) -> Method`.
 
     Attributes:

@@ -132,7 +132,7 @@ def convert(value: Any, hint: Any, name: str, strict: bool = True) -> Any:
     """
     if isinstance(value, np.generic):
         value = value.item()
-    if dataclasses.is_dataclass(value) and (hint is Any or type(value) is hint):
+    if dataclasses.is_dataclass(value) and (hint is Any or (isinstance(hint, type) and isinstance(value, hint))):
         return value
     if any("\0" in part for part in (value if isinstance(value, tuple | list) else [value]) if isinstance(part, str)):
         raise OutOfRange(name, value, "Text must not contain a NUL character")

@@ -27,25 +27,26 @@ from torch import Tensor, nn
 from opendino.core import auto_values, distributed, schedule
 from opendino.core import duration as span
 from opendino.core.compilation import compiled
-from opendino.core.contracts import Backbone, Method
+from opendino.core.contracts import Backbone, Method, MethodConfig
 from opendino.core.errors import UsageError
-from opendino.core.ranges import Checked, Duration, Fraction, Temperature, Width
+from opendino.core.ranges import Duration, Fraction, Temperature, Width
 from opendino.core.types import Clock, Facts, StepOutput, ViewGroup, Views, ViewSpec
 from opendino.losses import entropy, feature_std, to_float32
 from opendino.models.heads import ProjectionHead
 from opendino.models.teacher import copy_from, ema_
 from opendino.views.settings import GlobalView, LocalViews, View, changed
 
+Prototypes = Annotated[int, Meta(ge=2, le=2**24)]
 _ROWS_AT_ONCE = 256  # rows per matrix product with the prototypes: enough for full speed, little memory
 
 
 @dataclass(frozen=True)
-class Config(Checked):
+class Config(MethodConfig):
     """Settings of DINO. Defaults are the paper's for ViT-S/16; the views are `VIEWS`."""
 
     student_views: Literal["all", "local"] = "all"
     """Views that the student sees. all: every view (paper, original code); local: only local ones (Kirch's article)."""
-    out_dim: Annotated[int, Meta(ge=2, le=2**24)] | Literal["auto"] = 65536
+    out_dim: Prototypes | Literal["auto"] = 65536
     """Number of prototypes K (output dimension of the head). auto: from the number of images."""
     hidden_dim: Width | Literal["auto"] = 2048
     """Hidden width of the head MLP."""
@@ -79,7 +80,7 @@ class Config(Checked):
     momentum_end: Fraction | Literal["auto"] = 1.0
     """EMA momentum of the teacher at the end of the run."""
 
-    def resolved(self, facts: Facts) -> tuple[Config, list[str]]:
+    def resolved(self, facts: Facts) -> tuple[ResolvedConfig, list[str]]:
         """Replace every "auto" by a value and limit durations to their fraction of the run.
 
         Returns:
@@ -103,7 +104,18 @@ class Config(Checked):
             value = span.capped(requested, share, **timing)
             if value != requested:
                 found[name] = value, f"{requested} is more than {share:.0%} of {facts.total_steps:,} steps"
-        return auto_values.with_auto_values(self, found)
+        return auto_values.with_auto_values(ResolvedConfig, self, found)
+
+
+@dataclass(frozen=True)
+class ResolvedConfig(Config):
+    """Settings of DINO without "auto"."""
+
+    out_dim: Prototypes = 65536
+    hidden_dim: Width = 2048
+    bottleneck_dim: Width = 256
+    momentum: Fraction = 0.996
+    momentum_end: Fraction = 1.0
 
 
 _USUAL: dict[str, Any] = {"hidden_dim": 2048, "bottleneck_dim": 256, "momentum_end": 1.0}
@@ -141,33 +153,31 @@ def views(config: Config, settings: Mapping[str, Any]) -> ViewSpec:
     )
 
 
-def build(config: Config, make_backbone: Callable[[Literal["student", "teacher"]], Backbone]) -> Method:
-    """Build a student and a teacher of the same weights. `config` must be resolved (no "auto")."""
+def build(config: ResolvedConfig, make_backbone: Callable[[Literal["student", "teacher"]], Backbone]) -> Method:
+    """Build a student and a teacher of the same weights."""
     return _DINO(config, make_backbone)
 
 
 class _DINO(Method):
     center: Tensor
 
-    def __init__(self, config: Config, make_backbone: Callable[[Literal["student", "teacher"]], Backbone]) -> None:
+    def __init__(
+        self, config: ResolvedConfig, make_backbone: Callable[[Literal["student", "teacher"]], Backbone]
+    ) -> None:
         super().__init__()
-        assert config.out_dim != "auto" and config.momentum != "auto" and config.momentum_end != "auto"
-        assert config.hidden_dim != "auto" and config.bottleneck_dim != "auto"
-        sizes = config.hidden_dim, config.bottleneck_dim
-        self.config, out_dim = config, config.out_dim
-        self.momentum, self.momentum_end = config.momentum, config.momentum_end
+        self.config = config
 
         def network(role: Literal["student", "teacher"]) -> nn.ModuleDict:
             backbone = make_backbone(role)
             head = ProjectionHead(
-                backbone.embed_dim, out_dim, *sizes, config.head_layers,
+                backbone.embed_dim, config.out_dim, config.hidden_dim, config.bottleneck_dim, config.head_layers,
                 batch_norm=config.head_batch_norm, norm_last_layer=config.norm_last_layer,
             )  # fmt: skip
             return nn.ModuleDict({"backbone": backbone, "head": head})
 
         self.student, self.teacher = network("student"), network("teacher")
         copy_from(self.teacher, self.student)
-        self.register_buffer("center", torch.zeros(1, out_dim))
+        self.register_buffer("center", torch.zeros(1, config.out_dim))
         self._teacher_means: list[Tensor] = []  # [1, K] per micro-batch of the current step
 
     def forward(self, views: Views, clock: Clock) -> StepOutput:
@@ -213,7 +223,7 @@ class _DINO(Method):
 
     def ema(self, clock: Clock) -> float:
         """Current EMA momentum of the teacher."""
-        return schedule.warmup_cosine(clock.step, self.momentum, self.momentum_end, clock.total_steps)
+        return schedule.warmup_cosine(clock.step, self.config.momentum, self.config.momentum_end, clock.total_steps)
 
     def temperature(self, clock: Clock) -> float:
         """Current teacher temperature τ_t."""

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate, kl_div, log_softmax
 
-from opendino.core.contracts import Backbone, Method
+from opendino.core.contracts import Backbone, Method, MethodConfig
 from opendino.core.errors import UsageError
-from opendino.core.ranges import Checked, Fraction, Temperature
+from opendino.core.ranges import Fraction, Temperature
 from opendino.core.types import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -47,7 +47,7 @@ WHOLE = view({"crop.scale": (1.0, 1.0), "crop.ratio": (1.0, 1.0), "flip.p": 0.0,
 
 
 @dataclass(frozen=True)
-class Config(Checked):
+class Config(MethodConfig):
     """Settings of distillation from a frozen teacher."""
 
     teacher: str = ""
