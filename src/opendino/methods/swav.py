@@ -24,6 +24,7 @@ from typing import Annotated, Any, ClassVar, Literal, cast
 import torch
 from msgspec import Meta
 from torch import nn
+from torch.nn.functional import linear
 
 from opendino.core import duration
 from opendino.core.contracts import Backbone, Method
@@ -93,11 +94,12 @@ class _SwAV(Method):
         head = cast(ProjectionHead, self.student["head"])
         features = torch.cat(self.student["backbone"](crops))  # [V * B, D]
         rows = head.bottleneck(features).unflatten(0, (-1, batch))  # [V, B, bottleneck_dim]
+        prototypes = head.last_layer.weight  # [K, bottleneck_dim]
         with torch.no_grad():
-            scores = to_float32(head.last_layer(rows[:num_global]))  # [V_g, B, K]
+            scores = to_float32(linear(rows[:num_global].detach(), prototypes))  # [V_g, B, K]
             codes = sinkhorn_knopp(scores, self.config.code_temp)
             used = (scores / self.config.temperature).softmax(-1).mean((0, 1))  # [K], share of each prototype
-        loss = cross_entropy(rows, head.last_layer.weight, codes, self.config.temperature, same_views=True)
+        loss = cross_entropy(rows, prototypes, codes, self.config.temperature, same_views=True)
         max_entropy = math.log(self.config.out_dim)
         metrics = {
             "loss": loss.detach(),
