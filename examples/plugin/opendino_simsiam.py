@@ -2,6 +2,7 @@
 
 A method is a module with four names: `Config`, `VIEWS`, `views` and `build`, see `opendino.core.contracts.Method`.
 
+For: a first look at a method of your own
 Teacher is: none
 Student sees: two views
 Teacher sees: nothing

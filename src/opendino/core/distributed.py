@@ -81,6 +81,15 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def all_reduce_logsumexp(tensor: Tensor) -> Tensor:
+    """Elementwise log Σ exp over ranks, without overflow."""
+    if not is_distributed():
+        return tensor
+    largest = tensor.clone()
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return largest + all_reduce_sum((tensor - largest).exp()).log()
+
+
 def all_true(flag: Tensor) -> Tensor:
     """Whether a scalar bool tensor is True on every rank; the result stays on the device."""
     if not is_distributed():

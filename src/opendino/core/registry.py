@@ -26,7 +26,7 @@ GROUPS = {
 }
 """Package → group of entry points. `opendino.backbones` has no folder: ours are built by `models.build`."""
 METHOD_QUESTIONS = (
-    "Teacher is", "Student sees", "Teacher sees", "Objective", "Against collapse", "Learns from",
+    "For", "Teacher is", "Student sees", "Teacher sees", "Objective", "Against collapse", "Learns from",
 )  # fmt: skip
 """Fields in the docstring of every method, one line each; docs/methods.md is generated from them."""
 _added: dict[str, dict[str, Any]] = {package: {} for package in GROUPS}

@@ -2,6 +2,7 @@
 
 The paper's "online" and "target" networks are our student and teacher. No prototypes, no negatives, no labels.
 
+For: comparison with published runs; it needs large batches and long runs, and single crops
 Teacher is: a moving average of the student, momentum 0.996 → 1
 Student sees: both views; it has a predictor, the teacher does not
 Teacher sees: both views

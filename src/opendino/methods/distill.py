@@ -3,6 +3,7 @@
 arXiv:1503.02531. Teacher and student can have different architectures. Both get the same view (Beyer et al. 2022,
 arXiv:2106.05237), or the teacher gets the whole image, and its output is computed once per image and cached.
 
+For: a small, fast network for a task that a large trained one already does
 Teacher is: a trained, usually larger network, frozen
 Student sees: one augmented view
 Teacher sees: the same view, or the whole image

@@ -3,6 +3,7 @@
 The student learns to classify the labeled images and, on all images, to agree with the teacher, which sees another
 view. A third network, the baseline, learns only from the labeled images and shows whether the unlabeled images helped.
 
+For: a classifier, if a tenth of the images or more have labels
 Teacher is: a moving average of the student, momentum 0.99, and 0.999 after the ramp-up
 Student sees: one view of labeled and unlabeled images
 Teacher sees: another view of the same images
