@@ -39,6 +39,7 @@ from opendino.engine import optim
 from opendino.engine.parallel import Parallel
 from opendino.engine.precision import Precision
 from opendino.methods import dino
+from opendino.models import build
 from opendino.views import settings as view_settings
 from opendino.views.settings import View
 
@@ -202,13 +203,13 @@ def method_module(config: Config) -> Any:
 
 
 def views(config: Config) -> ViewSpec:
-    """The views that the method needs, with the normalization of the run.
+    """The views that the method needs, with the normalization and the patch size of the run.
 
     Raises:
         UsageError: The method cannot train with these views.
     """
     spec = method_module(config).views(config.method, config.views)
-    return replace(spec, mean=config.mean, std=config.std)
+    return replace(spec, mean=config.mean, std=config.std, patch_px=build.patch_px(config.backbone))
 
 
 def with_method(config: Config, name: str) -> Config:

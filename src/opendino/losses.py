@@ -31,6 +31,28 @@ def feature_std(features: Tensor) -> Tensor:
     return torch.nn.functional.normalize(to_float32(features), dim=-1).std(0).norm()
 
 
+def koleo(features: Tensor, eps: float = 1e-8) -> Tensor:
+    """KoLeo: -log of the distance of each image to the nearest other one, mean over images (Sablayrolles et al. 2019).
+
+    It spreads the features of a batch evenly. The nearest is searched among the images of all ranks, so that the result
+    does not depend on their number; DINOv2 searches on each device.
+
+    Args:
+        features: `[B D]`, of one view of this rank's images, as many on every rank; they are L2-normalized here.
+        eps: Added to the differences and to the distance, as in DINOv2, so that equal features stay finite.
+
+    Returns:
+        Scalar, at least -ln 2; large if features are nearly equal.
+    """
+    with torch.autocast(features.device.type, enabled=False):
+        own = torch.nn.functional.normalize(to_float32(features), dim=-1)  # [B, D]
+        everyone = distributed.all_gather_with_gradient(own)  # [B * ranks, D]
+        with torch.no_grad():
+            place = torch.arange(len(own), device=own.device)[:, None] + distributed.rank() * len(own)
+            nearest = (own @ everyone.mT).scatter_(1, place, -torch.inf).argmax(1)  # [B]
+        return -((own - everyone[nearest] + eps).norm(dim=-1) + eps).log().mean()
+
+
 @torch.no_grad()
 def sinkhorn_knopp(scores: Tensor, temperature: float, iterations: int = 3) -> Tensor:
     """Soft assignments of images to prototypes that use every prototype equally (Cuturi 2013; SwAV, section 3.1).

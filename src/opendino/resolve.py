@@ -111,10 +111,15 @@ def _method_and_network(
 
 
 def _check_memory(config: Config, spec: ViewSpec, device: torch.device) -> None:
-    with torch.device("meta"):  # build without allocating memory, to estimate how much the networks need
-        planned = make_method(config, spec, make_backbone)
+    planned = _on_meta(config, spec)
     sharded = distributed.world_size() > 1 and config.parallel != "ddp"
     sizing.check_fits(sizing.memory(planned, config.optim.name, 0.0, sharded), device)
+
+
+def _on_meta(config: Config, spec: ViewSpec) -> Method:
+    """The run's method without memory for its weights, to estimate how much it needs."""
+    with torch.device("meta"):
+        return make_method(config, spec, make_backbone)
 
 
 def _log(source: Source, facts: Facts, device: torch.device, reasons: list[str]) -> None:
@@ -246,8 +251,9 @@ def activation_bytes(config: Config, spec: ViewSpec) -> float:
         if sum(p.numel() for p in network.parameters()) < _SMALL_NETWORK:
             # The first forward pass on `meta` imports PyTorch code for seconds; a small real network takes only 0.1 s.
             network = make_backbone(config, spec, "student")
+        heads = _on_meta(config, spec).head_bytes(spec) if any(group.masks for group in spec.groups) else 0.0
         try:
-            return sizing.activation_bytes(network, spec, config.activation_checkpointing)
+            return sizing.activation_bytes(network, spec, config.activation_checkpointing) + heads
         except (RuntimeError, ValueError, TypeError, AssertionError) as error:
             sizes = ", ".join(f"{group.view_px[0]}×{group.view_px[1]}" for group in spec.groups if group.views)
             options = f" with {config.backbone_options}" if config.backbone_options else ""

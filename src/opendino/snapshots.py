@@ -96,6 +96,8 @@ def prepare_write(
     networks = copy.deepcopy(
         {name: {part: net[part] for part in saved_parts if part in net} for name, net in method.networks().items()}
     )
+    for parts in networks.values():
+        cast(Backbone, parts["backbone"]).mask_token = None  # only training needs it
     state = copy.deepcopy(state)
 
     def write() -> None:

@@ -38,6 +38,7 @@ from opendino.engine.throughput import Throughput
 from opendino.online_eval import OnlineEval
 from opendino.run_parts import Networks, TrainingData, build_networks, open_data, prefetch
 from opendino.snapshots import RunState
+from opendino.views import patch_masks
 from opendino.views.multi_crop import multi_crop
 
 
@@ -245,7 +246,8 @@ def _make_views(run: _Run, batch: loader.Batch) -> Views:
         if run.data.device_cache:
             on_device = run.data.device_cache.fill(on_device)
         crops = multi_crop(on_device.canvas, on_device.draws, run.spec)
-    return Views(crops, on_device.labels, on_device.indices, run.spec.num_labeled(len(batch.indices)))
+    masks = patch_masks.of_batch(on_device.draws, run.spec)
+    return Views(crops, on_device.labels, on_device.indices, run.spec.num_labeled(len(batch.indices)), masks)
 
 
 def _evaluate_and_save(run: _Run, done: int, evaluating: bool, saving: bool) -> None:

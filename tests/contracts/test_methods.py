@@ -20,6 +20,7 @@ from tests.factories import model_folder, small_vit
 from opendino.core import registry
 from opendino.core.contracts import Method, MethodConfig
 from opendino.core.types import Clock, Facts, Views, ViewSpec
+from opendino.views import patch_masks
 from opendino.views import settings as view_settings
 from opendino.views.settings import changed
 
@@ -60,7 +61,7 @@ def spec(module: types.ModuleType) -> ViewSpec:
     """Small views, with their settings by default."""
     sizes = {"global.size": 32, "local.size": 16, "local.number": 2}
     values = {name: value for name, value in sizes.items() if name.partition(".")[0] in module.VIEWS}
-    return module.views(small(module), changed(module.VIEWS, values))
+    return dataclasses.replace(module.views(small(module), changed(module.VIEWS, values)), patch_px=8)
 
 
 def built(module: types.ModuleType) -> Method:
@@ -69,7 +70,8 @@ def built(module: types.ModuleType) -> Method:
 
 def views(wanted: ViewSpec, batch: int = 3) -> Views:
     crops = {g.name: torch.randn(len(g.views), batch, 3, *g.view_px) for g in wanted.groups if g.views}
-    return Views(crops, torch.zeros(batch, dtype=torch.long), torch.arange(batch), wanted.num_labeled(batch))
+    masks = patch_masks.placeholders(wanted, batch, torch.device("cpu"))
+    return Views(crops, torch.zeros(batch, dtype=torch.long), torch.arange(batch), wanted.num_labeled(batch), masks)
 
 
 def test_the_articles_four_are_there() -> None:

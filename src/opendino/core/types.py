@@ -16,6 +16,24 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
+class BlockMasks:
+    """A request for masks of patches, see `views.patch_masks`: as many in every batch, so that shapes are static.
+
+    Attributes:
+        num_views: Number of views of each image that have a mask.
+        frac: Fraction of the patches that a mask covers, in (0, 1).
+    """
+
+    num_views: int
+    frac: float
+
+    def count(self, grid: tuple[int, int]) -> int:
+        """Number of patches in a mask of a (rows, columns) grid: at least one, and not all."""
+        number = grid[0] * grid[1]
+        return max(1, min(number - 1, round(self.frac * number)))
+
+
+@dataclass(frozen=True)
 class ViewGroup:
     """Views of one size, e.g. the two global views.
 
@@ -23,11 +41,13 @@ class ViewGroup:
         name: "global" or "local" for multi-crop.
         size_px: Side of the square crops, or their height and width.
         views: The augmentations of each view, one `opendino.views.settings.View` per view; may be empty.
+        masks: The masks of patches that the views have, None for none.
     """
 
     name: str
     size_px: int | tuple[int, int]
     views: tuple[Any, ...]
+    masks: BlockMasks | None = None
 
     @property
     def view_px(self) -> tuple[int, int]:
@@ -49,16 +69,35 @@ class ViewSpec:
         mean, std: Per-channel normalization, for pixels in [0, 1].
         labeled_frac: Fraction of every batch that has labels: its first images. If the data has a smaller fraction,
             labeled images repeat more often than the others. 0 for methods without labels.
+        patch_px: Side of the network's patches in pixels, for masks.
     """
 
     groups: tuple[ViewGroup, ...]
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     labeled_frac: float = 0.0
+    patch_px: int = 16
+
+    def grid(self, group: ViewGroup) -> tuple[int, int]:
+        """(rows, columns) of the patches of a group's views."""
+        return group.view_px[0] // self.patch_px, group.view_px[1] // self.patch_px
 
     def num_labeled(self, batch: int) -> int:
         """Number of images in a batch that have a label: 0 for methods without labels, else at least 1."""
         return max(1, round(self.labeled_frac * batch)) if self.labeled_frac else 0
+
+
+@dataclass(frozen=True)
+class PatchMasks:
+    """Masked patches of a group of views of one batch.
+
+    Attributes:
+        where: bool `[V B N]`, True for masked patches, row by row.
+        indices: int64 `[M]`, ascending positions of the masked patches in `[V · B · N]`; M is the same in every batch.
+    """
+
+    where: Tensor
+    indices: Tensor
 
 
 @dataclass(frozen=True)
@@ -70,12 +109,14 @@ class Views:
         labels: int64 `[B]`, -1 where unknown; self-supervised methods do not use them.
         indices: int64 `[B]`, positions in the source; on the CPU.
         num_labeled: This many images, the first of the batch, have a label; see `ViewSpec.labeled_frac`.
+        masks: Group name → its masked patches; groups without masks are absent.
     """
 
     crops: dict[str, Tensor]
     labels: Tensor
     indices: Tensor
     num_labeled: int = 0
+    masks: dict[str, PatchMasks] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

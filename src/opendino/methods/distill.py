@@ -165,9 +165,11 @@ class _Frozen(Backbone):
         self.register_buffer("scale", std / own_std)
         self.register_buffer("shift", (mean - own_mean) / own_std)
 
-    def forward(self, images: Sequence[Tensor]) -> list[Tensor]:
-        """Image features of batches that are normalized for the student."""
-        return self.inner([self._preprocess(batch) for batch in images])
+    def forward(
+        self, images: Sequence[Tensor], masks: Sequence[Tensor | None] | None = None, tokens: bool = False
+    ) -> list[Tensor] | list[Features]:
+        """Features of batches that are normalized for the student."""
+        return self.inner([self._preprocess(batch) for batch in images], masks, tokens)
 
     def features(self, images: Tensor) -> Features:
         """All tokens of a batch that is normalized for the student."""

@@ -30,8 +30,13 @@ class Conv4(Backbone):
             layers += [convolution, nn.BatchNorm2d(channels[block + 1]), nn.ReLU(inplace=True)]
         self.net = nn.Sequential(*layers)
 
-    def forward(self, images: Sequence[Tensor]) -> list[Tensor]:
+    def forward(
+        self, images: Sequence[Tensor], masks: Sequence[Tensor | None] | None = None, tokens: bool = False
+    ) -> list[Tensor] | list[Features]:
         """Batches `[B_i 3 H_i W_i]` → globally average-pooled features `[B_i D]`."""
+        assert masks is None, "conv4 takes no masks"
+        if tokens:
+            return [self.features(batch) for batch in images]
         return [self.net(batch).mean((2, 3)) for batch in images]
 
     def stages(self) -> list[list[str]]:

@@ -35,9 +35,24 @@ class ModuleBackbone(Backbone):
         self.module, self.name, self.kwargs = module, name, kwargs
         self.embed_dim = self._probe()
 
-    def forward(self, images: Sequence[Tensor]) -> list[Tensor]:
-        """Batches float `[B_i C H_i W_i]` → `[B_i D]`; one forward pass per batch."""
-        return [self.features(batch).cls for batch in images]
+    def forward(
+        self, images: Sequence[Tensor], masks: Sequence[Tensor | None] | None = None, tokens: bool = False
+    ) -> list[Tensor] | list[Features]:
+        """Batches float `[B_i C H_i W_i]` → `[B_i D]`, or all tokens; one forward pass per batch.
+
+        Raises:
+            UserError: The network has no tokens, and they were asked for.
+        """
+        assert masks is None, f"{self.name} takes no masks"
+        found = [self.features(batch) for batch in images]
+        if not tokens:
+            return [features.cls for features in found]
+        if any(features.grid == (0, 0) for features in found):
+            raise UserError(
+                f"The method needs tokens, and the network '{self.name}' gives one feature per image",
+                "Return tokens [B, N, D] or a map [B, D, h, w], or choose another --backbone, e.g. vit_small/16",
+            )
+        return found
 
     def features(self, images: Tensor) -> Features:
         """Features of images `[B C H W]`; a network that returns only `[B D]` has no patches and the grid (0, 0).

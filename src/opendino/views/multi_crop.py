@@ -39,7 +39,7 @@ def multi_crop(canvas: Tensor, draws: dict[str, ViewParameters], spec: ViewSpec)
         none = torch.zeros_like(box[..., 0], dtype=torch.bool)
         placement, pixel_steps = Placement(box, none, none), {}
         for name, values in parameters.items():
-            if name == "crop":
+            if name in ("crop", "mask"):  # the mask is for the network, see `patch_masks`
                 continue
             module = AUGMENTATIONS[name]
             if hasattr(module, "place"):

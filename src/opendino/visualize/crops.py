@@ -7,6 +7,7 @@ random parameters; docs/augmentations.md explains them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
@@ -14,6 +15,7 @@ import torch
 import tyro
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from opendino.core.errors import UsageError, UserError
 from opendino.core.ranges import Checked, Count, CountOrZero
@@ -27,6 +29,11 @@ from opendino.visualize.drawing import tile_grid
 from opendino.visualize.drawing.style import COLORS
 from opendino.visualize.drawing.tile_grid import Sheet, Tile
 
+_TITLES: dict[str, Callable[[dict[str, Tensor]], str | None]] = {
+    name: module.title for name, module in AUGMENTATIONS.items() if name != "crop"
+} | {"mask": lambda values: f"{values['where'].double().mean():.0%}" if values["where"].any() else None}
+"""Name of what is done to a view → its parameters as text, None for nothing."""
+_ORDER = [*AUGMENTATIONS, "mask"]
 _COLUMNS = 6
 _TILE_PX = tile_grid.WIDTH_PX // _COLUMNS
 
@@ -123,7 +130,7 @@ def tiles(batch: Batch, place: int, spec: ViewSpec, stages: bool = False) -> lis
         ]
         return [list(flat[start : start + _COLUMNS]) for start in range(0, len(flat), _COLUMNS)]
     names = list(dict.fromkeys(name for d in view_parameters.values() for name in d))  # in order of application
-    names.sort(key=list(AUGMENTATIONS).index)
+    names.sort(key=_ORDER.index)
     after = [_views(canvas, {group: until(d, name) for group, d in view_parameters.items()}, spec) for name in names]
     rows: list[list[Tile | None]] = [[image_tile]]
     for n, each in enumerate(done):
@@ -139,8 +146,7 @@ def tiles(batch: Batch, place: int, spec: ViewSpec, stages: bool = False) -> lis
 
 def until(draw: ViewParameters, name: str) -> ViewParameters:
     """The parameters of the augmentations up to one of them, in their order."""
-    order = list(AUGMENTATIONS)
-    return ViewParameters({each: values for each, values in draw.items() if order.index(each) <= order.index(name)})
+    return ViewParameters({each: values for each, values in draw.items() if _ORDER.index(each) <= _ORDER.index(name)})
 
 
 def choices(batch: Batch, place: int) -> list[dict[str, Any]]:
@@ -153,7 +159,7 @@ def choices(batch: Batch, place: int) -> list[dict[str, Any]]:
     for group, d in batch.draws.items():
         for v in range(len(d["crop"]["box"])):
             one = {name: {key: x[v, place] for key, x in values.items()} for name, values in d.items()}
-            titles = {name: AUGMENTATIONS[name].title(values) for name, values in one.items() if name != "crop"}
+            titles = {name: _TITLES[name](values) for name, values in one.items() if name != "crop"}
             found.append(
                 {
                     "group": group, "box": one["crop"]["box"].tolist(),
@@ -190,8 +196,13 @@ def _views(canvas: Tensor, view_parameters: dict[str, ViewParameters], spec: Vie
     """The views of one image at tile size, computed by the function that training uses."""
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (spec.mean, spec.std))
     views = []
-    for group in multi_crop(canvas, view_parameters, spec).values():
-        for view in group[:, 0]:
+    made = multi_crop(canvas, view_parameters, spec)
+    for group in spec.groups:
+        crops = made.get(group.name, torch.empty(0, 1))  # [V 1 3 H W]
+        if "mask" in view_parameters.get(group.name, {}):  # masked patches are shown in the mean color
+            where = view_parameters[group.name]["mask"]["where"].unflatten(2, spec.grid(group))
+            crops = crops.masked_fill(interpolate(where.float(), group.view_px).bool()[:, :, None], 0)
+        for view in crops[:, 0]:
             pixels = ((view * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
             view_image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
             enlarge = Image.Resampling.NEAREST if view_image.width < _TILE_PX else Image.Resampling.LANCZOS
