@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from torch import Tensor, nn
 
-from opendino.core.types import Clock, Features, StepOutput, Views
+from opendino.core.types import Clock, Features, PixelFormat, StepOutput, Views
 
 
 class Source(abc.ABC):
@@ -22,11 +22,13 @@ class Source(abc.ABC):
         folder_classes: Whether `classes` are only the names of sub-folders, which may as well be dates or batches.
         shard_sizes: int64 `[shards]`, number of images in each group of consecutive images that is cheap to read
             together (a shard); their sum is the number of images. Empty for sources with random access.
+        pixel_format: Format of the arrays that `read` returns, if it returns arrays.
     """
 
     classes: tuple[str, ...] = ()
     folder_classes: bool = False
     shard_sizes: np.ndarray = np.zeros(0, np.int64)
+    pixel_format: PixelFormat = PixelFormat()
 
     @abc.abstractmethod
     def __len__(self) -> int: ...
@@ -41,7 +43,7 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def read(self, index: int) -> bytes | np.ndarray:
-        """The encoded file as bytes, or an RGB uint8 array `[H W 3]` for images that are stored decoded.
+        """The encoded file as bytes, or an array of `pixel_format`, `[H W C]`; by default uint8 RGB.
 
         Raises:
             BadImage: The file cannot be read (deleted, no permission, not a regular file).

@@ -7,12 +7,43 @@ Letters: `V` views, `B` images in a batch, `C` channels, `H W` pixels, `N` patch
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 from torch import Tensor
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class PixelFormat:
+    """How the decoded images of a set are stored in a cache and copied to the device.
+
+    Attributes:
+        channels: C.
+        bits: Bits per value: 8 for uint8, 16 for uint16.
+    """
+
+    channels: int = 3
+    bits: Literal[8, 16] = 8
+
+    @property
+    def dtype(self) -> np.dtype:
+        """uint8 or uint16."""
+        return np.dtype(np.uint8 if self.bits == 8 else np.uint16)
+
+    @property
+    def bytes_per_pixel(self) -> int:
+        """Bytes of all channels of one pixel."""
+        return self.channels * self.bits // 8
+
+    def fits(self, pixels: np.ndarray) -> bool:
+        """Whether an array is a not empty image `[H W C]` of this format."""
+        return pixels.dtype == self.dtype and pixels.ndim == 3 and pixels.shape[2] == self.channels and pixels.size > 0
+
+    def __str__(self) -> str:
+        return f"{self.dtype} [H W {self.channels}]"
 
 
 @dataclass(frozen=True)
@@ -46,15 +77,20 @@ class ViewSpec:
 
     Attributes:
         groups: The groups of views.
-        mean, std: Per-channel normalization, for pixels in [0, 1].
+        mean, std: Normalization of each of the C channels, for pixels in [0, 1].
         labeled_frac: Fraction of every batch that has labels: its first images. If the data has a smaller fraction,
             labeled images repeat more often than the others. 0 for methods without labels.
     """
 
     groups: tuple[ViewGroup, ...]
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
     labeled_frac: float = 0.0
+
+    @property
+    def channels(self) -> int:
+        """C, number of channels of the images."""
+        return len(self.mean)
 
     def num_labeled(self, batch: int) -> int:
         """Number of images in a batch that have a label: 0 for methods without labels, else at least 1."""
