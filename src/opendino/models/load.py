@@ -258,10 +258,10 @@ def load(model: str | Path, which: str | None = None, *, classifier: bool = Fals
     on_meta = build_on_meta(description["name"], description["kwargs"], shapes, str(folder / DESCRIPTION))
     check_weights(on_meta, shapes, str(weights))
     for key in ("mean", "std"):
-        if len(description["preprocessing"][key]) != on_meta.in_chans:
+        if (num := len(description["preprocessing"][key])) != on_meta.in_chans:
             raise UserError(
-                f"{folder / DESCRIPTION}: preprocessing.{key} has {len(description['preprocessing'][key])} values for a "
-                f"network of {on_meta.in_chans} channels",
+                f"{folder / DESCRIPTION}: preprocessing.{key} has {num} values for a network of {on_meta.in_chans} "
+                "channels",
                 "Export or import the model again",
             )
     network = materialize(on_meta)
