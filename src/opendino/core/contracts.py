@@ -69,8 +69,10 @@ class Backbone(nn.Module, abc.ABC):
         embed_dim: D, the width of `Features.cls`.
         name: Architecture; `models.build.backbone(name, **kwargs)` builds the network again.
         kwargs: Keyword arguments for that call, plain JSON values.
+        in_chans: C, number of channels of the images.
     """
 
+    in_chans: int = 3
     embed_dim: int
     name: str
     kwargs: dict[str, object]

@@ -257,6 +257,13 @@ def load(model: str | Path, which: str | None = None, *, classifier: bool = Fals
     shapes = read_shapes(weights)
     on_meta = build_on_meta(description["name"], description["kwargs"], shapes, str(folder / DESCRIPTION))
     check_weights(on_meta, shapes, str(weights))
+    for key in ("mean", "std"):
+        if (num := len(description["preprocessing"][key])) != on_meta.in_chans:
+            raise UserError(
+                f"{folder / DESCRIPTION}: preprocessing.{key} has {num} values for a network of {on_meta.in_chans} "
+                "channels",
+                "Export or import the model again",
+            )
     network = materialize(on_meta)
     load_foreign_weights(network, read_weights(weights), str(weights))
     linear = read_classifier(folder, network.embed_dim) if classifier else None
