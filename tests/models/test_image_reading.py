@@ -61,7 +61,7 @@ def test_a_run_finds_the_range_and_its_model_keeps_it(micrographs: Path, tmp_pat
     expected = ((tifffile.imread(path)[0].astype(float) - low) / (high - low)).clip(0, 1)
     pixels = np.asarray(source.read(3))
     assert np.abs(pixels[..., 0] / 255 - expected).max() < 0.51 / 255
-    assert torch.equal(model.preprocess(path), model.preprocess(pixels)), "a path as the image in the set"
+    assert torch.equal(model.preprocess(path), model.prepare(pixels)), "a path as the image in the set"
     trained = resolve.images(config)
     assert np.array_equal(np.asarray(trained.read(3)), pixels), "training saw the same pixels"
     assert result

@@ -62,7 +62,9 @@ def pixels(crops: Tensor, side: int = 16) -> Tensor:
     def resize(part: Tensor) -> Tensor:
         return nn.functional.interpolate(part.float() / 255, (side, side), mode="bilinear", antialias=True).flatten(1)
 
-    return torch.cat([torch.empty(0, 3 * side**2), *(resize(part) for part in crops.split(256) if len(part))])
+    return torch.cat(
+        [torch.empty(0, crops.shape[1] * side**2), *(resize(part) for part in crops.split(256) if len(part))]
+    )
 
 
 def _normalized(crops: Tensor, mean: RGB, std: RGB, device: torch.device, batch: int) -> Iterator[Tensor]:
