@@ -38,6 +38,7 @@ from opendino.engine import optim
 from opendino.engine.parallel import Parallel
 from opendino.engine.precision import Precision
 from opendino.methods import dino
+from opendino.views import image_kinds
 from opendino.views import settings as view_settings
 from opendino.views.settings import View
 
@@ -74,6 +75,8 @@ class Config(Checked):
     intensity: tuple[Bound | str, ...] = ("auto",)
     """Values that become black and white: LOW HIGH, full, per-image or a .csv of channel,low,high.
     auto: from the values of the whole set; 8-bit photographs stay as they are."""
+    bits: Literal["auto", 8, 16] = "auto"
+    """Bits of each value in cache and transfer. auto: 16 if the files have more than 8 and the range needs them."""
     out: str | None = None
     """Run folder to create; default: runs/NAME-DATE."""
     init: str | None = None
@@ -92,6 +95,8 @@ class Config(Checked):
     """Settings of the training method."""
     views: dict[str, Any] = field(default_factory=dict)
     """Size, number and augmentations of the views, by group; the groups and their defaults are the method's."""
+    orientation: Literal["photo", "any"] = "photo"
+    """any: no side of the images is up (micrographs, aerial images, surfaces): flip and turn all views."""
     optim: optim.Config = field(default_factory=optim.Config)
     """Settings of the optimizer."""
     epochs: Positive | Literal["auto"] | None = None
@@ -101,7 +106,8 @@ class Config(Checked):
     batch: Batch | Literal["auto"] = "auto"
     """Images per optimizer step over all devices; the learning rate scales with it."""
     mean: Mean = IMAGENET_MEAN
-    """Per-channel mean for normalization, for pixels in [0, 1]; default: ImageNet, or that of the --init model."""
+    """Per-channel mean for normalization, for pixels in [0, 1]; default: ImageNet for photographs, else that of the
+    images; or that of the --init model."""
     std: Std = IMAGENET_STD
     """Per-channel standard deviation for normalization, for pixels in [0, 1]; default as for mean."""
     seed: Seed = 0
@@ -154,6 +160,8 @@ class Config(Checked):
         object.__setattr__(self, "views", _complete(method_module(self).VIEWS, self.views))
         if self.epochs is not None and self.steps is not None:
             raise UsageError(f"epochs={shown(self.epochs)} and steps={self.steps} were both given", "Give one of them")
+        if len(self.mean) != len(self.std):
+            raise UsageError(f"mean has {len(self.mean)} values and std has {len(self.std)}", "Give one per channel")
         intensity.parse(self.intensity)
         if self.resume and self.out is None:
             raise UsageError("--resume needs a run folder", "Add --out runs/NAME")
@@ -165,6 +173,7 @@ class ResolvedConfig(Config):
 
     optim: optim.ResolvedConfig = field(default_factory=optim.ResolvedConfig)
     epochs: None = None
+    bits: Literal[8, 16] = 8
     steps: Count  # pyright: ignore[reportGeneralTypeIssues], it has no default here
     batch: Batch  # pyright: ignore[reportGeneralTypeIssues]
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -255,7 +264,15 @@ def resolve_parts(config: Config, facts: Facts) -> tuple[Config, list[str]]:
         "optim": config.optim.resolved(facts),
     }
     values: dict[str, Any] = {name: value for name, (value, _) in parts.items()}
-    return replace(config, **values), [f"{name}.{reason}" for name, (_, why) in parts.items() for reason in why]
+    reasons = [f"{name}.{reason}" for name, (_, why) in parts.items() for reason in why]
+    if not facts.is_rgb:
+        defaults = method_module(config).VIEWS
+        values["views"], why = image_kinds.without_colors(values["views"], defaults, len(config.mean))
+        reasons += [f"views.{reason}" for reason in why]
+    if config.orientation == "any":
+        values["views"], why = image_kinds.in_any_orientation(values["views"])
+        reasons += [f"views.{reason}" for reason in why]
+    return replace(config, **values), reasons
 
 
 def to_tree(config: Config) -> dict[str, Any]:

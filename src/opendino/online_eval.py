@@ -174,7 +174,8 @@ class OnlineEval:
     def _first_crops(self, number: int) -> Tensor:
         """The first `number` crops of the bank, gathered from all ranks: `[number C H W]` on every rank."""
         before = sum(distributed.all_gather_object([len(self._set.bank)])[: distributed.rank()])
-        return distributed.all_gather_rows(self._set.bank[: max(0, number - before)])
+        crops = self._set.bank[: max(0, number - before)]
+        return distributed.all_gather_rows(crops.view(torch.uint8)).view(crops.dtype)  # uint16 cannot be sent
 
     def _scores(self, method: Method, networks: dict[str, nn.ModuleDict], banks: dict[str, Tensor]) -> Scores:
         """k-NN accuracy of each network, and the accuracy of its classifier if it has one for these classes.

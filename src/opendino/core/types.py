@@ -164,6 +164,7 @@ class Facts:
         device: "cpu", "cuda" or "mps".
         patch_px: View sizes must be multiples of this; 16 for networks without such a constraint.
         convolutional: Whether "auto" selected a small convolutional network (small images on a CPU).
+        is_rgb: Whether the channels are red, green and blue.
     """
 
     num_images: int
@@ -175,6 +176,7 @@ class Facts:
     device: str = "cpu"
     patch_px: int = 16
     convolutional: bool = False
+    is_rgb: bool = True
 
 
 @dataclass(frozen=True)

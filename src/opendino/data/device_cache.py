@@ -84,7 +84,9 @@ class DeviceCache(DecodedImages):
         indices = batch.indices.to(self._pixels.device, non_blocking=True)
         (height, width), channels = batch.canvas.shape[2:], self.pixel_format.channels
         rows = torch.arange(height, device=indices.device)[:, None]  # [H 1]
-        columns = torch.arange(channels * width, device=indices.device)  # [W * C], a row of the canvas with its channels
+        columns = torch.arange(
+            channels * width, device=indices.device
+        )  # [W * C], a row of the canvas with its channels
         image_height, row_length = self._sizes[indices][..., None, None].unbind(1)  # [B 1 1]
         row_length = channels * row_length
         offsets = self._starts[indices][:, None, None] + rows * row_length + columns  # [B H W*C]

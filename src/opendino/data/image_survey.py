@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Literal, cast
 
 import numpy as np
 
@@ -99,6 +99,13 @@ class Survey:
         return tuple(
             top if top > bottom else bottom + max(1.0, abs(bottom)) for bottom, top in zip(self.low, high, strict=True)
         )
+
+    def bits(self, intensity: Range) -> Literal[8, 16]:
+        """Bits per value that hold the images: 16 if 8 would merge values inside the range."""
+        narrow = isinstance(intensity, Intensity) and all(
+            high - low <= 255 for low, high in zip(intensity.low, intensity.high, strict=True)
+        )
+        return 8 if self.dtype == "uint8" or (self.dtype == "uint16" and narrow) else 16
 
     def mean_and_std(self, intensity: Range) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation of each channel for normalization, of values mapped to [0, 1]."""

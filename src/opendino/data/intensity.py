@@ -163,7 +163,9 @@ def range_of(image: DecodedImage, intensity: Range) -> Intensity:
 
 
 def to_pixels(
-    image: DecodedImage, intensity: Range | None = None, pixel_format: PixelFormat = PixelFormat()  # noqa: B008, frozen
+    image: DecodedImage,
+    intensity: Range | None = None,
+    pixel_format: PixelFormat = PixelFormat(),  # noqa: B008, frozen
 ) -> np.ndarray:
     """Map an image to the values of a set's pixel format, `[H W C]`; one channel becomes gray in uint8 RGB.
 

@@ -79,7 +79,7 @@ def activation_bytes(backbone: Backbone, spec: ViewSpec, recomputed: bool = Fals
         block.register_forward_pre_hook(lambda _, x: block_inputs.append((x[0].nbytes, sum(kept.values()))))
         block.register_forward_hook(lambda *_: block_saved.append(sum(kept.values()) - block_inputs[-1][1]))
     device = next(backbone.parameters()).device
-    views = [torch.zeros(2 * len(g.views), 3, *g.view_px, device=device) for g in spec.groups if g.views]
+    views = [torch.zeros(2 * len(g.views), spec.channels, *g.view_px, device=device) for g in spec.groups if g.views]
     with torch.autograd.graph.saved_tensors_hooks(record_storage, lambda tensor: tensor):
         backbone(views)
     saved = sum(block_saved) - sum(size for size, _ in block_inputs) - max(block_saved, default=0)

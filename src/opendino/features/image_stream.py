@@ -60,8 +60,8 @@ def encode_images(
     Args:
         source: The images.
         indices: Indices of the images to use, in output order.
-        prepare: (position in `indices`, pixels `[H W C]` of the source's format) → the image as `network` takes it.
-            Runs in threads; may raise `BadImage`.
+        prepare: (position in `indices`, `[H W C]`) → the image as `network` takes it. Runs in threads; may raise
+            `BadImage`.
         network: Function of one or more prepared images; see `Model.run` for device and precision.
         batch: Images per batch.
         workers: Number of threads; None for four more than there are cores.

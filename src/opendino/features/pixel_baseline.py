@@ -9,7 +9,6 @@ from torch import Tensor
 
 from opendino.core.contracts import Source
 from opendino.data.decode import decode
-from opendino.data.picture import to_uint8
 from opendino.features.crop_features import pixels
 from opendino.features.image_stream import read_ahead
 
@@ -21,14 +20,15 @@ def color_histogram(crops: Tensor) -> Tensor:
     """Square roots of the color frequencies in 8 bins per channel, so that cosine compares distributions.
 
     Args:
-        crops: uint8 `[M C H W]`.
+        crops: uint8 or uint16 `[M C H W]`.
 
     Returns:
         float32 `[M 8·C]`, values in [0, 1].
     """
 
     def frequencies(part: Tensor) -> Tensor:
-        bins = part.flatten(2) // (256 // _BINS)  # [M C H·W]
+        values = 256 if part.dtype == torch.uint8 else 65536
+        bins = part.flatten(2).int() // (values // _BINS)  # [M C H·W]
         return torch.stack([(bins == each).float().mean(2) for each in range(_BINS)], 2).flatten(1)
 
     empty = torch.empty(0, crops.shape[1] * _BINS)
@@ -48,8 +48,9 @@ def thumbnail_and_histogram(source: Source, indices: Sequence[int], workers: int
     """
 
     def load(position: int) -> Tensor:
-        decoded = decode(source.read(indices[position]), pixel_format=source.pixel_format)
-        image = torch.from_numpy(to_uint8(decoded)).permute(2, 0, 1)[None]
+        image = torch.from_numpy(decode(source.read(indices[position]), pixel_format=source.pixel_format)).permute(
+            2, 0, 1
+        )[None]
         return torch.cat([pixels(image, _SIDE), color_histogram(image)], 1)
 
     found = torch.zeros(len(indices), source.pixel_format.channels * (_SIDE**2 + _BINS))

@@ -214,7 +214,9 @@ def _to_255(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _to_uint16(crops: Tensor) -> Tensor:
     """Round `[V B H C W]` of 0 … 255 to uint16 `[V B C H W]`."""
-    rounded = torch.empty(*crops.shape[:2], crops.shape[3], crops.shape[2], crops.shape[4], dtype=torch.uint16, device=crops.device)
+    rounded = torch.empty(
+        *crops.shape[:2], crops.shape[3], crops.shape[2], crops.shape[4], dtype=torch.uint16, device=crops.device
+    )
     for crop, result in zip(crops.unbind(), rounded.unbind(), strict=True):  # per view: less memory
         result.copy_(crop.float().mul_(_STEPS).add_(0.5).floor_().clamp_(0, 65535).transpose(1, 2))
     return rounded
