@@ -46,7 +46,7 @@ def resolve_intensity(config: Config, files: ImageFiles) -> tuple[Config, bool, 
             log.warn("intensity is not used: the images are 8-bit photographs, which stay as they are")
         files.pixel_format = PixelFormat()
         _check_statistics(config, RGB)
-        return replace(config, intensity=("full",), bits=8), True, []
+        return replace(config, intensity=("full",), bits=8, channel_names=()), True, []
     found = survey(files)
     for line in found.describe():
         log.say(f"  {line}")
@@ -66,7 +66,13 @@ def resolve_intensity(config: Config, files: ImageFiles) -> tuple[Config, bool, 
         mean, std = found.mean_and_std(files.intensity)
         config = replace(config, mean=mean, std=std)
         reasons.append(f"mean = {' '.join(map(str, mean))}, std = {' '.join(map(str, std))}: of the images surveyed")
-    return replace(config, intensity=words), found.channels == RGB, reasons
+    names = config.channel_names or found.channels
+    if len(names) != len(found.channels):
+        raise UserError(
+            f"channel_names has {len(names)} names, and the images have {describe(found.channels)}",
+            "Give one name per channel, or none",
+        )
+    return replace(config, intensity=words, channel_names=names), found.channels == RGB, reasons
 
 
 def _check_statistics(config: Config, channels: tuple[str, ...]) -> None:

@@ -120,5 +120,6 @@ def _image_reading(config: ResolvedConfig) -> dict[str, Any]:
         config.stack,
         config.channel_files or "",
         first if first in ("full", "per-image") else cast(tuple[float, ...], config.intensity),
+        config.channel_names,
     )
     return {} if reading == ImageReading() else {"images": msgspec.to_builtins(reading)}
