@@ -54,14 +54,17 @@ def test_a_run_finds_the_range_and_its_model_keeps_it(micrographs: Path, tmp_pat
     assert 100 <= low < 110 and 890 < high <= 900
     assert len(set(config.mean)) == 1 and 0.4 < config.mean[0] < 0.6, "of the images, not of ImageNet"
     described = json.loads((tmp_path / "run" / "backbone.json").read_text())["preprocessing"]
-    assert described["images"] == {"channels": ["light"], "stack": "ask", "channel_files": "", "intensity": [low, high]}
+    assert described["images"] == {
+        "channels": ["light"], "stack": "ask", "channel_files": "", "intensity": [low, high], "names": ["light"],
+        "bits": 16,
+    }  # fmt: skip
     model = opendino.load(str(tmp_path / "run"))
     source = model.reading.open_images(str(micrographs))
     path = micrographs / source.key(3)
     expected = ((tifffile.imread(path)[0].astype(float) - low) / (high - low)).clip(0, 1)
     pixels = np.asarray(source.read(3))
     assert pixels.dtype == np.uint16 and np.abs(pixels[..., 0] / 65535 - expected).max() < 0.51 / 65535
-    assert torch.equal(model.preprocess(path), model.preprocess(pixels)), "a path as the image in the set"
+    assert torch.equal(model.preprocess(path), model.prepare(pixels)), "a path as the image in the set"
     trained = resolve.images(config)
     assert np.array_equal(np.asarray(trained.read(3)), pixels), "training saw the same pixels"
     assert result
