@@ -67,8 +67,6 @@ class Config(Checked):
     of DATA; sub-folders give a k-NN accuracy, but do not decide whether the run has learned."""
     channels: tuple[ChannelNumber | str, ...] = ()
     """Channels to use, by number from 0 or by name, in this order, e.g. 0 2 4; default: all."""
-    channel_names: Annotated[tuple[str, ...], Meta(max_length=1024)] = ()
-    """Names of these channels, for messages and pictures; default: from the files."""
     stack: Annotated[str, Meta(pattern=r"^(ask|channels|max|mean|images|[0-9]{1,5})$", description=STACKS)] = "ask"
     """Several pages or slices in a file: channels, max, mean, images (one of each), or the number of a page.
     ask: stop and show what was found."""

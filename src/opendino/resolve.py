@@ -252,7 +252,8 @@ def activation_bytes(config: Config, spec: ViewSpec) -> float:
             sizes = ", ".join(f"{group.view_px[0]}×{group.view_px[1]}" for group in spec.groups if group.views)
             options = f" with {config.backbone_options}" if config.backbone_options else ""
             raise UserError(
-                f"{config.backbone}{options} cannot take images of {spec.channels} channels at {sizes} px: {first_line(error)}",
+                f"{config.backbone}{options} cannot take images of {spec.channels} channels at {sizes} px: "
+                f"{first_line(error)}",
                 "Change --backbone-options or the sizes of the views",
             ) from None
 

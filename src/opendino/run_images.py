@@ -11,10 +11,10 @@ from opendino.core.errors import UserError
 from opendino.core.types import IMAGENET_MEAN, IMAGENET_STD, PixelFormat
 from opendino.data import intensity
 from opendino.data.image_files import ImageFiles, image_files
-from opendino.data.image_survey import has_only_photographs, survey
+from opendino.data.image_survey import Survey, has_only_photographs, survey
 from opendino.data.intensity import Intensity, Range
 from opendino.data.open_source import open_source
-from opendino.data.readers.decoded_image import RGB
+from opendino.data.readers.decoded_image import RGB, numbered
 from opendino.data.readers.stacks import Reading, describe
 
 
@@ -46,10 +46,13 @@ def resolve_intensity(config: Config, files: ImageFiles) -> tuple[Config, bool, 
             log.warn("intensity is not used: the images are 8-bit photographs, which stay as they are")
         files.pixel_format = PixelFormat()
         _check_statistics(config, RGB)
-        return replace(config, intensity=("full",), bits=8, channel_names=()), True, []
+        return replace(config, intensity=("full",), bits=8), True, []
     found = survey(files)
     for line in found.describe():
         log.say(f"  {line}")
+    if not config.channels and _has_names(found):
+        config = replace(config, channels=found.channels)
+        files.reading = replace(files.reading, channels=found.channels)
     files.intensity, why = found.intensity(config.intensity)
     words: tuple[float | str, ...]
     words = files.intensity.to_words() if isinstance(files.intensity, Intensity) else (files.intensity,)
@@ -66,13 +69,12 @@ def resolve_intensity(config: Config, files: ImageFiles) -> tuple[Config, bool, 
         mean, std = found.mean_and_std(files.intensity)
         config = replace(config, mean=mean, std=std)
         reasons.append(f"mean = {' '.join(map(str, mean))}, std = {' '.join(map(str, std))}: of the images surveyed")
-    names = config.channel_names or found.channels
-    if len(names) != len(found.channels):
-        raise UserError(
-            f"channel_names has {len(names)} names, and the images have {describe(found.channels)}",
-            "Give one name per channel, or none",
-        )
-    return replace(config, intensity=words, channel_names=names), found.channels == RGB, reasons
+    return replace(config, intensity=words), found.channels == RGB, reasons
+
+
+def _has_names(found: Survey) -> bool:
+    """Whether all files name their channels in one way, by which they can be found in any order."""
+    return found.same_names and found.channels != numbered(len(found.channels))
 
 
 def _check_statistics(config: Config, channels: tuple[str, ...]) -> None:

@@ -19,6 +19,7 @@ from opendino.core import distributed
 from opendino.core.contracts import Backbone, Method, Source
 from opendino.core.types import ViewSpec
 from opendino.data import fingerprint
+from opendino.data.readers.decoded_image import numbered
 from opendino.engine import checkpoint
 from opendino.models import load
 from opendino.models.image_reading import ImageReading
@@ -114,12 +115,14 @@ def prepare_write(
 
 def _image_reading(config: ResolvedConfig) -> dict[str, Any]:
     """The field `images` of the preprocessing; none for 8-bit photographs, which need no other reading."""
-    first = config.intensity[0]
+    first, num = config.intensity[0], len(config.mean)
+    has_names = config.channels or num != 3 or config.bits == 16
     reading = ImageReading(
         tuple(map(str, config.channels)),
         config.stack,
         config.channel_files or "",
         first if first in ("full", "per-image") else cast(tuple[float, ...], config.intensity),
-        config.channel_names,
+        tuple(map(str, config.channels or numbered(num))) if has_names else (),
+        config.bits if has_names else 16,
     )
     return {} if reading == ImageReading() else {"images": msgspec.to_builtins(reading)}

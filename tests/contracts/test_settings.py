@@ -104,8 +104,7 @@ RUN: dict[str, Any] = {
 """Seen in what a run leaves: setting → another value, or (another value, what else both runs have)."""
 APART = {
     "device", "devices", "parallel", "sync_batch_norm", "activation_checkpointing", "compile", "workers", "threads",
-    "cache", "max_bad_frac", "max_nonfinite", "resume", "channels", "channel_names", "stack", "channel_files",
-    "intensity",
+    "cache", "max_bad_frac", "max_nonfinite", "resume", "channels", "stack", "channel_files", "intensity",
 }  # fmt: skip
 """Shown by tests of their own below; how images are read, in tests/models/test_image_reading.py."""
 

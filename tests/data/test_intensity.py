@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from opendino.core.errors import BadImage, UsageError, UserError
+from opendino.core.types import PixelFormat
 from opendino.data.intensity import Intensity, parse, read_csv, to_pixels
 from opendino.data.readers.decoded_image import DecodedImage, from_array
 
@@ -73,8 +74,18 @@ def test_a_file_without_a_set_has_the_range_of_its_type() -> None:
 def test_gray_becomes_rgb_and_other_counts_are_refused() -> None:
     gray = to_pixels(image([[[0], [65535]]], "u2"))
     assert gray.tolist() == [[[0, 0, 0], [255, 255, 255]]] and gray.flags.c_contiguous
-    with pytest.raises(BadImage, match=r"2 channels \(0, 1\): choose 3 or 1 of them, e.g. --channels 0 1 2"):
+    with pytest.raises(BadImage, match=r"2 channels \(0, 1\), not 3"):
         to_pixels(image([[[0, 1]]], "u2"))
+    with pytest.raises(BadImage, match=r"2 channels \(0, 1\): choose 1 of them, e.g. --channels 0"):
+        to_pixels(image([[[0, 1]]], "u2"), pixel_format=PixelFormat(1))
+
+
+def test_a_pixel_format_has_its_own_channels_and_bits() -> None:
+    two = to_pixels(image([[[0, 50], [4095, 100]]], "u2"), Intensity((0, 0), (4095, 100)), PixelFormat(2, 16))
+    assert two.dtype == np.uint16 and two.tolist() == [[[0, 32768], [65535, 65535]]]
+    assert to_pixels(image([[[7]]], "u2"), Intensity((0,), (14,)), PixelFormat(1, 8)).tolist() == [[[128]]]
+    with pytest.raises(BadImage, match=r"1 channel \(0\), not 3"):  # gray becomes RGB for photographs only
+        to_pixels(image([[[7]]], "u2"), Intensity((0,), (14,)), PixelFormat(3, 16))
 
 
 def test_the_setting() -> None:

@@ -55,27 +55,27 @@ def test_a_run_finds_the_range_and_its_model_keeps_it(micrographs: Path, tmp_pat
     assert len(set(config.mean)) == 1 and 0.4 < config.mean[0] < 0.6, "of the images, not of ImageNet"
     described = json.loads((tmp_path / "run" / "backbone.json").read_text())["preprocessing"]
     assert described["images"] == {
-        "channels": ["light"], "stack": "ask", "channel_files": "", "intensity": [low, high], "names": ["light"]
+        "channels": ["light"], "stack": "ask", "channel_files": "", "intensity": [low, high], "names": ["light"],
+        "bits": 16,
     }  # fmt: skip
     model = opendino.load(str(tmp_path / "run"))
     source = model.reading.open_images(str(micrographs))
     path = micrographs / source.key(3)
     expected = ((tifffile.imread(path)[0].astype(float) - low) / (high - low)).clip(0, 1)
     pixels = np.asarray(source.read(3))
-    assert pixels.shape == (32, 32, 1) and np.abs(pixels[..., 0] / 65535 - expected).max() < 0.51 / 65535
+    assert pixels.dtype == np.uint16 and np.abs(pixels[..., 0] / 65535 - expected).max() < 0.51 / 65535
     assert torch.equal(model.preprocess(path), model.prepare(pixels)), "a path as the image in the set"
     trained = resolve.images(config)
     assert np.array_equal(np.asarray(trained.read(3)), pixels), "training saw the same pixels"
     assert result
 
 
-def test_channels_have_the_names_of_the_files_or_given_ones(micrographs: Path) -> None:
-    found, _ = resolve.resolve_config(small(micrographs), CPU)
-    assert found.channel_names == ("light", "DNA")
-    given, _ = resolve.resolve_config(small(micrographs, channel_names=("a", "b")), CPU)
-    assert given.channel_names == ("a", "b")
-    with pytest.raises(UserError, match=r"channel_names has 1 names, and the images have 2 channels \(0 light, 1 DNA"):
-        resolve.resolve_config(small(micrographs, channel_names=("a",)), CPU)
+def test_channels_are_found_by_their_names(micrographs: Path) -> None:
+    config, source = resolve.resolve_config(small(micrographs), CPU)
+    assert config.channels == ("light", "DNA") and len(config.mean) == len(config.std) == 2 and config.bits == 16
+    assert source.read(0).shape == (32, 32, 2)
+    with pytest.raises(UserError, match=r"mean and std have 4 values.*2 channels \(0 light, 1 DNA\)"):
+        resolve.resolve_config(small(micrographs, mean=(0.5,) * 4, std=(0.2,) * 4), CPU)
     with pytest.raises(UserError, match="no channel 'GFP'"):
         resolve.resolve_config(small(micrographs, channels=("GFP",)), CPU)
 

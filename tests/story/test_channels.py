@@ -16,7 +16,7 @@ from opendino.config import Config
 
 
 def science_folder(folder: Path, channels: int, count: int = 40, top: int = 3000) -> Path:
-    """TIFF files of uint16 `[32 32 C]` up to `top`, in two classes that differ in the brightness of the last channel."""
+    """TIFF files, uint16 `[32 32 C]` up to `top`, of two classes that differ in the brightness of the last channel."""
     rng = np.random.default_rng(channels)
     for number in range(count):
         label = number % 2

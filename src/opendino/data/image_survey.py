@@ -36,7 +36,8 @@ class Survey:
     """What the sampled images of a set have in common.
 
     Attributes:
-        channels: Names of the C channels.
+        channels: Names of the C channels; those of most images.
+        same_names: Whether all images have these names, each once.
         dtype: "uint8", "uint16" or "float32".
         photographs: Whether all are 8-bit gray or RGB photographs, whose values stay as they are.
         low: C values: 0.1 % of the valid pixels are smaller.
@@ -49,6 +50,7 @@ class Survey:
     """
 
     channels: tuple[str, ...]
+    same_names: bool
     dtype: str
     photographs: bool
     low: tuple[float, ...]
@@ -227,6 +229,7 @@ def _summary(found: list[tuple[str, DecodedImage]], others: list[tuple[str, str]
     notes = Counter(note for image in images for note in image.notes)
     return Survey(
         channels=names,
+        same_names=len({image.channels for image in images}) == 1 and len(set(names)) == usual,
         dtype=str(np.result_type(*dtypes)),
         photographs=all(image.is_photograph for _, image in found),
         low=tuple(low.tolist()),

@@ -14,6 +14,7 @@ import numpy as np
 from opendino.core.errors import BadImage, UsageError, UserError
 from opendino.core.types import PixelFormat
 from opendino.data.readers.decoded_image import DecodedImage
+from opendino.data.readers.stacks import describe
 
 _HINT = "Use auto, full, per-image, LOW HIGH (once, or for each channel), or a .csv of channel,low,high"
 
@@ -180,10 +181,9 @@ def to_pixels(
     channels, wanted = image.pixels.shape[2], pixel_format.channels
     becomes_gray = channels == 1 and pixel_format == PixelFormat()
     if channels != wanted and not becomes_gray:
-        names = ", ".join(name if name == str(i) else f"{i} {name}" for i, name in enumerate(image.channels[:12]))
         numbers = " ".join(map(str, range(min(wanted, 12))))
         hint = f": choose {wanted} of them, e.g. --channels {numbers}" if channels > wanted else f", not {wanted}"
-        raise BadImage(f"{channels} channels ({names}){hint}"[:240])
+        raise BadImage(f"{describe(image.channels)}{hint}"[:240])
     used = Intensity.of_file(image) if intensity is None else range_of(image, intensity)
     pixels = used.to_uint8(image) if pixel_format.bits == 8 else used.to_uint16(image)
     return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], wanted)))

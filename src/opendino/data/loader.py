@@ -32,7 +32,8 @@ class Batch:
     """Whole images, padded to one size, with the parameters of the views to cut from them.
 
     Attributes:
-        canvas: uint8 or uint16 `[B C H W]`, each image in the top left corner; `[B 0 H W]` until `DeviceCache.fill` fills it.
+        canvas: uint8 or uint16 `[B C H W]`, each image in the top left corner; `[B 0 H W]` until `DeviceCache.fill`
+            fills it.
         sizes: int32 `[B 2]`, height and width of each image.
         labels: int64 `[B]`, index into the source's classes; -1 where unknown.
         indices: int64 `[B]`, index of each image in the source.

@@ -28,7 +28,8 @@ class EvalSet:
     """Center crops for k-NN classification: a bank of labeled images and queries.
 
     Attributes:
-        bank, queries: uint8 or uint16 `[M C size size]`, the images of this rank; without labels all images are in the bank.
+        bank, queries: uint8 or uint16 `[M C size size]`, the images of this rank; without labels all images are in the
+            bank.
         bank_labels, query_labels: int64 `[M]` of all ranks, -1 without labels.
         origin: Where the queries come from, for messages.
     """

@@ -36,6 +36,7 @@ class ImageReading(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         intensity: LOW HIGH for all or each channel, or "full" or "per-image".
         names: Names of the C channels that the network takes, in order; empty for red, green and blue, where one
             channel becomes gray.
+        bits: Bits to which values are mapped if there are names; as in training.
     """
 
     channels: Annotated[tuple[_Name, ...], Meta(max_length=10_000)] = ()
@@ -45,6 +46,7 @@ class ImageReading(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         "full"
     )
     names: Annotated[tuple[_Name, ...], Meta(max_length=1024)] = ()
+    bits: Literal[8, 16] = 16
 
     @staticmethod
     def of(preprocessing: Mapping[str, Any]) -> ImageReading:
@@ -75,8 +77,8 @@ class ImageReading(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def pixel_format(self) -> PixelFormat:
-        """Format of decoded images: uint8 RGB, or 16 bits where the channels have names."""
-        return PixelFormat(len(self.names), 16) if self.names else PixelFormat()
+        """Format of decoded images: uint8 RGB, or `bits` where the channels have names."""
+        return PixelFormat(len(self.names), self.bits) if self.names else PixelFormat()
 
     def open_images(self, data: str) -> Source:
         """Open DATA as the model reads it.

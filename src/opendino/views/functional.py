@@ -1,7 +1,8 @@
 """Deterministic batched image operations with given parameters: crop, jitter, gray, blur, solarize, normalize.
 
 Pure functions of tensors on any device. They never wait for the device and have no data-dependent shapes, so that
-`torch.compile` works. Crops are uint8 or uint16; every later operation takes and returns float32 in [0, 1]. `jitter` and `gray` need R, G, B.
+`torch.compile` works. Crops are uint8 or uint16; every later operation takes and returns float32 in [0, 1]. `jitter`
+and `gray` need the channels R, G, B.
 """
 
 from __future__ import annotations
