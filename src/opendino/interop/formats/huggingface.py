@@ -86,8 +86,8 @@ def write(model: Model, out: Path, config: Config) -> float:
     pooler of `ViTModel` is the identity.
 
     preprocessor_config.json holds the range of images that are no photographs as a part of `image_mean` and
-    `image_std`, which does not clip values beyond it; "full" becomes the range of 8 or 16 bits, and "per-image" is not held. The
-    folder of a `TimmWrapperModel` holds the range only for `opendino import`.
+    `image_std`, which does not clip values beyond it; "full" becomes the range of 8 or 16 bits, and "per-image" is not
+    held. The folder of a `TimmWrapperModel` holds the range only for `opendino import`.
 
     Returns:
         The largest difference of features and patches, at the image size of the model.
