@@ -71,7 +71,11 @@ def test_frames_never_live_together(looking: Model, tmp_path: Path) -> None:
             yield str(n), frame
 
     assert (
-        videos.write(tmp_path / "o.mp4", pairs(images(), lambda i: video.heat(Image.fromarray(i), sight.attention(i)[0])), Fraction(25))
+        videos.write(
+            tmp_path / "o.mp4",
+            pairs(images(), lambda i: video.heat(Image.fromarray(i), sight.attention(i)[0])),
+            Fraction(25),
+        )
         == 300
     )
     assert most <= 3
