@@ -14,6 +14,7 @@ class UniqueKeyLoader(yaml.SafeLoader):
     """As `yaml.SafeLoader`, but a key that is there twice raises `UsageError`."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping of a node; raises `UsageError` if a key is there twice."""
         lines: dict[str, int] = {}
         for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
             line = key.start_mark.line + 1
