@@ -32,8 +32,10 @@ from opendino.core.ranges import (  # fmt: skip
     shown,
 )
 from opendino.core.types import IMAGENET_MEAN, IMAGENET_STD, Facts, ViewSpec
+from opendino.core.unique_keys import UniqueKeyLoader
 from opendino.data import intensity
 from opendino.data.cache import Cache
+from opendino.data.channel_images import pooled
 from opendino.engine import optim
 from opendino.engine.parallel import Parallel
 from opendino.engine.precision import Precision
@@ -72,6 +74,9 @@ class Config(Checked):
     ask: stop and show what was found."""
     channel_files: str | None = None
     """File names if each channel is a file of its own, e.g. "{id}_w{channel}.tif"."""
+    channel_mode: Literal["together", "separate"] = "together"
+    """separate: a network of one channel learns from each channel by itself; features of an image are those of its
+    channels, joined. For sets whose channels vary; costs a pass per channel."""
     intensity: tuple[Bound | str, ...] = ("auto",)
     """Values that become black and white: LOW HIGH, full, per-image or a .csv of channel,low,high.
     auto: from the values of the whole set; 8-bit photographs stay as they are."""
@@ -216,7 +221,10 @@ def views(config: Config) -> ViewSpec:
         UsageError: The method cannot train with these views.
     """
     spec = method_module(config).views(config.method, config.views)
-    return replace(spec, mean=config.mean, std=config.std)
+    mean, std = config.mean, config.std
+    if config.channel_mode == "separate":
+        mean, std = ((value,) for value in pooled(mean, std))
+    return replace(spec, mean=mean, std=std)
 
 
 def with_method(config: Config, name: str) -> Config:
@@ -265,9 +273,9 @@ def resolve_parts(config: Config, facts: Facts) -> tuple[Config, list[str]]:
     }
     values: dict[str, Any] = {name: value for name, (value, _) in parts.items()}
     reasons = [f"{name}.{reason}" for name, (_, why) in parts.items() for reason in why]
-    if not facts.is_rgb:
-        defaults = method_module(config).VIEWS
-        values["views"], why = image_kinds.without_colors(values["views"], defaults, len(config.mean))
+    if not facts.is_rgb or config.channel_mode == "separate":
+        defaults, channels = method_module(config).VIEWS, 1 if config.channel_mode == "separate" else len(config.mean)
+        values["views"], why = image_kinds.without_colors(values["views"], defaults, channels)
         reasons += [f"views.{reason}" for reason in why]
     if config.orientation == "any":
         values["views"], why = image_kinds.in_any_orientation(values["views"])
@@ -326,7 +334,7 @@ def read_tree(path: str | Path) -> dict[str, Any]:
     """
     try:
         with open(Path(path).expanduser(), "rb") as file:
-            tree = _UniqueKeyLoader(file).get_single_data()
+            tree = UniqueKeyLoader(file).get_single_data()
     except UsageError:
         raise
     except OSError as error:
@@ -341,22 +349,6 @@ def read_tree(path: str | Path) -> dict[str, Any]:
 def dump(config: Config) -> str:
     """Convert a Config to YAML text; `read_tree` and `from_tree` are the inverse."""
     return msgspec.yaml.encode(to_tree(config)).decode()
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """A YAML loader that rejects duplicate keys; PyYAML silently uses the last value."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        lines: dict[str, int] = {}
-        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-            line = key.start_mark.line + 1
-            if key.value in lines:
-                where = f"line {line}" if line == lines[key.value] else f"lines {lines[key.value]} and {line}"
-                raise UsageError(
-                    f"{key.start_mark.name} has the key {shown(key.value)} twice, in {where}", "Keep one of them"
-                )
-            lines[key.value] = line
-        return super().construct_mapping(node, deep)
 
 
 def _complete(defaults: dict[str, View], given: dict[str, Any]) -> dict[str, Any]:

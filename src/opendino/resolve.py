@@ -19,6 +19,7 @@ from opendino.core.contracts import Backbone, Method, Source
 from opendino.core.errors import UserError, first_line
 from opendino.core.types import Facts, ViewSpec
 from opendino.data.cache import decide as decide_cache
+from opendino.data.channel_images import ChannelImages
 from opendino.data.dataset_probe import probe_dataset
 from opendino.data.decode import working_area_px
 from opendino.data.labels import relabel
@@ -27,6 +28,7 @@ from opendino.engine import batch_size_finder, precision, sizing, threads
 from opendino.engine.activation_checkpointing import checkpoint_activations
 from opendino.models import build, load
 from opendino.models.adapt import adapt
+from opendino.models.separate_channels import network_of
 from opendino.models.vit_layers import drop_on_subset
 
 _SMALL_NETWORK = 15_000_000  # parameters
@@ -48,7 +50,7 @@ def resolve_config(config: Config, device: torch.device) -> tuple[ResolvedConfig
     config = absolute_paths(config)
     files = run_images.open_images(config, config.data)
     config, is_rgb, found = run_images.resolve_intensity(config, files)
-    source = relabel(files, config.labels, config.seed)
+    source = _labeled(files, config)
     workers, why_workers = sizing.workers(config.workers, device)
     probe = probe_dataset(source, config.max_bad_frac, workers=workers)
     config, facts, reasons = _method_and_network(config, source, probe.short_side_px, is_rgb, device)
@@ -170,8 +172,13 @@ def _epochs(config: Config, num_images: int, small_px: int | None) -> tuple[floa
 
 
 def images(config: Config) -> Source:
-    """Open the run's images, with the fraction of labels that `config.labels` allows."""
-    return relabel(run_images.open_images(config, config.data), config.labels, config.seed)
+    """Open the run's images, with the fraction of labels that `config.labels` allows; or their channels."""
+    return _labeled(run_images.open_images(config, config.data), config)
+
+
+def _labeled(files: Source, config: Config) -> Source:
+    source = relabel(files, config.labels, config.seed)
+    return ChannelImages(source) if config.channel_mode == "separate" else source
 
 
 def check_classes(method: Method, spec: ViewSpec, source: Source) -> None:
@@ -348,7 +355,7 @@ def first_backbone(config: Config, spec: ViewSpec, role: str) -> Backbone:
     """
     network = make_backbone(config, spec, role)
     if config.init and role == "student":
-        for line in adapt(load.load(config.init).backbone, network, config.init):
+        for line in adapt(network_of(load.load(config.init).backbone), network, config.init):
             log.say(f"  {line}")
     return network
 

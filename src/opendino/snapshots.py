@@ -93,7 +93,9 @@ def prepare_write(
     Returns:
         Writes the exported model and then the checkpoint.
     """
-    saved_parts = ("backbone", "classifier")  # heads are only in the checkpoint
+    separate = config.channel_mode == "separate"  # a classifier of one channel is of no use for joined features
+    saved_parts = ("backbone",) if separate else ("backbone", "classifier")  # heads are only in the checkpoint
+    mean, std = (values * (len(config.mean) if separate else 1) for values in (spec.mean, spec.std))
     networks = copy.deepcopy(
         {name: {part: net[part] for part in saved_parts if part in net} for name, net in method.networks().items()}
     )
@@ -103,7 +105,7 @@ def prepare_write(
         load.save_backbone(
             folder,
             {name: cast(Backbone, networks[name]["backbone"]) for name in method.product},
-            preprocessing=load.preprocessing(spec.groups[0].short_px, spec.mean, spec.std) | _image_reading(config),
+            preprocessing=load.preprocessing(spec.groups[0].short_px, mean, std) | _image_reading(config),
             extra={"method": configs.method_name(config), "data": config.data, "step": state.step},
             classifier=cast(nn.Linear | None, networks[method.product[0]].get("classifier")),
             classes=method.classes or classes,
@@ -123,6 +125,7 @@ def _image_reading(config: ResolvedConfig) -> dict[str, Any]:
         config.channel_files or "",
         first if first in ("full", "per-image") else cast(tuple[float, ...], config.intensity),
         tuple(map(str, config.channels or numbered(num))) if has_names else (),
+        config.channel_mode,
         config.bits if has_names else 16,
     )
     return {} if reading == ImageReading() else {"images": msgspec.to_builtins(reading)}

@@ -56,7 +56,7 @@ def test_a_run_finds_the_range_and_its_model_keeps_it(micrographs: Path, tmp_pat
     described = json.loads((tmp_path / "run" / "backbone.json").read_text())["preprocessing"]
     assert described["images"] == {
         "channels": ["light"], "stack": "ask", "channel_files": "", "intensity": [low, high], "names": ["light"],
-        "bits": 16,
+        "channel_mode": "together", "bits": 16,
     }  # fmt: skip
     model = opendino.load(str(tmp_path / "run"))
     source = model.reading.open_images(str(micrographs))

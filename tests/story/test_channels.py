@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tifffile
 from safetensors.torch import load_file
-from tests.factories import difference, dino_run
+from tests.factories import difference, dino_run, metric_rows
 
 import opendino
 from opendino.config import Config
@@ -62,3 +62,20 @@ def test_workers_and_cache_of_16_bits_change_nothing(
 ) -> None:
     opendino.train(run_on(five_channels, tmp_path / "run", workers=workers, cache=cache))
     assert difference(finished, tmp_path / "run", 10) is None
+
+
+def test_separate_channels_are_one_channel_images_in_training_and_joined_afterwards(
+    five_channels: Path, tmp_path: Path
+) -> None:
+    run = Path(opendino.train(run_on(five_channels, tmp_path / "run", steps=2, channel_mode="separate")).run)
+    model = opendino.load(run)
+    assert model.backbone.in_chans == 5 and model.backbone.embed_dim == 5 * 24
+    image = tifffile.imread(next(five_channels.rglob("*.tif")))
+    features = model.embed(image)
+    assert features.shape == (1, 5 * 24)
+    swapped = model.embed(np.ascontiguousarray(image[..., ::-1]))
+    low, high = model.reading.intensity[0::2], model.reading.intensity[1::2]
+    assert len(low) == len(high) == 5
+    assert swapped.shape == features.shape and not np.allclose(swapped, features)
+    judged = [row for row in metric_rows(run) if "knn" in row]
+    assert judged[-1]["num_queries"] == 8, "of 40 images, not of 200 channels"

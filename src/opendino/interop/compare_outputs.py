@@ -16,8 +16,9 @@ TOLERANCE = 1e-4
 
 def random_images(model: Model, batch: int = 2, height: int | None = None, width: int | None = None) -> Tensor:
     """Reproducible normal noise float32 `[B C H W]`; height and width default to the image size of the model."""
-    side, generator = model.preprocessing["image_px"], torch.Generator().manual_seed(0)
-    return torch.randn(batch, model.backbone.in_chans, height or side, width or side, generator=generator)
+    side, channels = model.preprocessing["image_px"], model.backbone.in_chans
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(batch, channels, height or side, width or side, generator=generator)
 
 
 def largest_difference(ours: Sequence[Tensor], theirs: Sequence[Tensor], where: str) -> float:

@@ -36,6 +36,7 @@ class ImageReading(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         intensity: LOW HIGH for all or each channel, or "full" or "per-image".
         names: Names of the C channels that the network takes, in order; empty for red, green and blue, where one
             channel becomes gray.
+        channel_mode: "together"; or "separate": the network takes one channel, and each of the C goes through it.
         bits: Bits to which values are mapped if there are names; as in training.
     """
 
@@ -46,6 +47,7 @@ class ImageReading(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         "full"
     )
     names: Annotated[tuple[_Name, ...], Meta(max_length=1024)] = ()
+    channel_mode: Literal["together", "separate"] = "together"
     bits: Literal[8, 16] = 16
 
     @staticmethod

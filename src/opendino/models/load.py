@@ -25,6 +25,7 @@ from opendino.models.build import build_on_meta, materialize
 from opendino.models.description import DESCRIPTION, NETWORKS, read_description
 from opendino.models.image_reading import ImageReading
 from opendino.models.resize import center_crop, resize, to_unit
+from opendino.models.separate_channels import SeparateChannels
 from opendino.models.weights import check_weights, load_foreign_weights, read_shapes, read_weights, write_weights
 
 T = TypeVar("T")
@@ -288,8 +289,9 @@ def load(model: str | Path, which: str | None = None, *, classifier: bool = Fals
     shapes = read_shapes(weights)
     on_meta = build_on_meta(description["name"], description["kwargs"], shapes, str(folder / DESCRIPTION))
     check_weights(on_meta, shapes, str(weights))
+    separate = ImageReading.of(description["preprocessing"]).channel_mode == "separate" and on_meta.in_chans == 1
     for key in ("mean", "std"):
-        if (num := len(description["preprocessing"][key])) != on_meta.in_chans:
+        if (num := len(description["preprocessing"][key])) != on_meta.in_chans and not separate:
             raise UserError(
                 f"{folder / DESCRIPTION}: preprocessing.{key} has {num} values for a network of {on_meta.in_chans} "
                 "channels",
@@ -297,6 +299,8 @@ def load(model: str | Path, which: str | None = None, *, classifier: bool = Fals
             )
     network = materialize(on_meta)
     load_foreign_weights(network, read_weights(weights), str(weights))
+    if separate:
+        network = SeparateChannels(network, len(description["preprocessing"]["mean"]))
     linear = read_classifier(folder, network.embed_dim) if classifier else None
     if linear and len(description.get("classes", ())) not in (0, linear.out_features):
         raise UserError(
