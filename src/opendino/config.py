@@ -33,13 +33,16 @@ from opendino.core.ranges import (  # fmt: skip
     shown,
 )
 from opendino.core.types import IMAGENET_MEAN, IMAGENET_STD, Facts, ViewSpec
+from opendino.core.unique_keys import UniqueKeyLoader
 from opendino.data import intensity
 from opendino.data.cache import Cache
+from opendino.data.channel_images import pooled
 from opendino.engine import optim
 from opendino.engine.parallel import Parallel
 from opendino.engine.precision import Precision
 from opendino.methods import dino
 from opendino.models import build
+from opendino.views import image_kinds
 from opendino.views import settings as view_settings
 from opendino.views.settings import View
 
@@ -73,9 +76,14 @@ class Config(Checked):
     ask: stop and show what was found."""
     channel_files: str | None = None
     """File names if each channel is a file of its own, e.g. "{id}_w{channel}.tif"."""
+    channel_mode: Literal["together", "separate"] = "together"
+    """separate: a network of one channel learns from each channel by itself; features of an image are those of its
+    channels, joined. For sets whose channels vary; costs a pass per channel."""
     intensity: tuple[Bound | str, ...] = ("auto",)
     """Values that become black and white: LOW HIGH, full, per-image or a .csv of channel,low,high.
     auto: from the values of the whole set; 8-bit photographs stay as they are."""
+    bits: Literal["auto", 8, 16] = "auto"
+    """Bits of each value in cache and transfer. auto: 16 if the files have more than 8 and the range needs them."""
     out: str | None = None
     """Run folder to create; default: runs/NAME-DATE."""
     init: str | None = None
@@ -94,6 +102,8 @@ class Config(Checked):
     """Settings of the training method."""
     views: dict[str, Any] = field(default_factory=dict)
     """Size, number and augmentations of the views, by group; the groups and their defaults are the method's."""
+    orientation: Literal["photo", "any"] = "photo"
+    """any: no side of the images is up (micrographs, aerial images, surfaces): flip and turn all views."""
     optim: optim.Config = field(default_factory=optim.Config)
     """Settings of the optimizer."""
     epochs: Positive | Literal["auto"] | None = None
@@ -103,7 +113,8 @@ class Config(Checked):
     batch: Batch | Literal["auto"] = "auto"
     """Images per optimizer step over all devices; the learning rate scales with it."""
     mean: Mean = IMAGENET_MEAN
-    """Per-channel mean for normalization, for pixels in [0, 1]; default: ImageNet, or that of the --init model."""
+    """Per-channel mean for normalization, for pixels in [0, 1]; default: ImageNet for photographs, else that of the
+    images; or that of the --init model."""
     std: Std = IMAGENET_STD
     """Per-channel standard deviation for normalization, for pixels in [0, 1]; default as for mean."""
     seed: Seed = 0
@@ -154,6 +165,8 @@ class Config(Checked):
         object.__setattr__(self, "views", _complete(method_module(self).VIEWS, self.views))
         if self.epochs is not None and self.steps is not None:
             raise UsageError(f"epochs={shown(self.epochs)} and steps={self.steps} were both given", "Give one of them")
+        if len(self.mean) != len(self.std):
+            raise UsageError(f"mean has {len(self.mean)} values and std has {len(self.std)}", "Give one per channel")
         intensity.parse(self.intensity)
         if self.resume and self.out is None:
             raise UsageError("--resume needs a run folder", "Add --out runs/NAME")
@@ -165,6 +178,7 @@ class ResolvedConfig(Config):
 
     optim: optim.ResolvedConfig = field(default_factory=optim.ResolvedConfig)
     epochs: None = None
+    bits: Literal[8, 16] = 8
     steps: Count  # pyright: ignore[reportGeneralTypeIssues], it has no default here
     batch: Batch  # pyright: ignore[reportGeneralTypeIssues]
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -209,7 +223,10 @@ def views(config: Config) -> ViewSpec:
         UsageError: The method cannot train with these views.
     """
     spec = method_module(config).views(config.method, config.views)
-    return replace(spec, mean=config.mean, std=config.std, patch_px=build.patch_px(config.backbone))
+    mean, std = config.mean, config.std
+    if config.channel_mode == "separate":
+        mean, std = ((value,) for value in pooled(mean, std))
+    return replace(spec, mean=mean, std=std, patch_px=build.patch_px(config.backbone))
 
 
 def with_method(config: Config, name: str) -> Config:
@@ -257,7 +274,15 @@ def resolve_parts(config: Config, facts: Facts) -> tuple[Config, list[str]]:
         "optim": config.optim.resolved(facts),
     }
     values: dict[str, Any] = {name: value for name, (value, _) in parts.items()}
-    return replace(config, **values), [f"{name}.{reason}" for name, (_, why) in parts.items() for reason in why]
+    reasons = [f"{name}.{reason}" for name, (_, why) in parts.items() for reason in why]
+    if not facts.is_rgb or config.channel_mode == "separate":
+        defaults, channels = method_module(config).VIEWS, 1 if config.channel_mode == "separate" else len(config.mean)
+        values["views"], why = image_kinds.without_colors(values["views"], defaults, channels)
+        reasons += [f"views.{reason}" for reason in why]
+    if config.orientation == "any":
+        values["views"], why = image_kinds.in_any_orientation(values["views"])
+        reasons += [f"views.{reason}" for reason in why]
+    return replace(config, **values), reasons
 
 
 def to_tree(config: Config) -> dict[str, Any]:
@@ -312,7 +337,7 @@ def read_tree(path: str | Path) -> dict[str, Any]:
     """
     try:
         with open(Path(path).expanduser(), "rb") as file:
-            tree = _UniqueKeyLoader(file).get_single_data()
+            tree = UniqueKeyLoader(file).get_single_data()
     except UsageError:
         raise
     except OSError as error:
@@ -327,22 +352,6 @@ def read_tree(path: str | Path) -> dict[str, Any]:
 def dump(config: Config) -> str:
     """Convert a Config to YAML text; `read_tree` and `from_tree` are the inverse."""
     return msgspec.yaml.encode(to_tree(config)).decode()
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """A YAML loader that rejects duplicate keys; PyYAML silently uses the last value."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        lines: dict[str, int] = {}
-        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-            line = key.start_mark.line + 1
-            if key.value in lines:
-                where = f"line {line}" if line == lines[key.value] else f"lines {lines[key.value]} and {line}"
-                raise UsageError(
-                    f"{key.start_mark.name} has the key {shown(key.value)} twice, in {where}", "Keep one of them"
-                )
-            lines[key.value] = line
-        return super().construct_mapping(node, deep)
 
 
 def _complete(defaults: dict[str, View], given: dict[str, Any]) -> dict[str, Any]:

@@ -75,7 +75,7 @@ def test_the_model_of_a_run_opens(finished: Path) -> None:
 def test_workers_and_cache_change_nothing(finished: Path, tmp_path: Path, workers: int, cache: str) -> None:
     opendino.train(dino_run(tmp_path / "run", workers=workers, cache=cache))
     assert difference(finished, tmp_path / "run", 10) is None
-    assert not (tmp_path / "run" / "cache.u8").exists()
+    assert not (tmp_path / "run" / "cache.bin").exists()
 
 
 KILLER = """

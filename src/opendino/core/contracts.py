@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from opendino.core.errors import UserError
 from opendino.core.ranges import Checked
-from opendino.core.types import Clock, Facts, Features, StepOutput, Views, ViewSpec
+from opendino.core.types import Clock, Facts, Features, PixelFormat, StepOutput, Views, ViewSpec
 
 
 class Source(abc.ABC):
@@ -25,11 +25,13 @@ class Source(abc.ABC):
         folder_classes: Whether `classes` are only the names of sub-folders, which may as well be dates or batches.
         shard_sizes: int64 `[shards]`, number of images in each group of consecutive images that is cheap to read
             together (a shard); their sum is the number of images. Empty for sources with random access.
+        pixel_format: Format of the arrays that `read` returns, if it returns arrays.
     """
 
     classes: tuple[str, ...] = ()
     folder_classes: bool = False
     shard_sizes: np.ndarray = np.zeros(0, np.int64)
+    pixel_format: PixelFormat = PixelFormat()
 
     @abc.abstractmethod
     def __len__(self) -> int: ...
@@ -44,7 +46,7 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def read(self, index: int) -> bytes | np.ndarray:
-        """The encoded file as bytes, or an RGB uint8 array `[H W 3]` for images that are stored decoded.
+        """The encoded file as bytes, or an array of `pixel_format`, `[H W C]`; by default uint8 RGB.
 
         Raises:
             BadImage: The file cannot be read (deleted, no permission, not a regular file).
@@ -72,8 +74,10 @@ class Backbone(nn.Module, abc.ABC):
         kwargs: Keyword arguments for that call, plain JSON values.
         mask_token: float `[1 1 D]`, what `forward` puts in the place of masked patches; None until `learn_mask_token`.
             Only training needs it: it is in no exported model.
+        in_chans: C, number of channels of the images.
     """
 
+    in_chans: int = 3
     embed_dim: int
     name: str
     kwargs: dict[str, object]

@@ -59,8 +59,10 @@ Hue = Annotated[float, Meta(ge=0, le=0.5)]
 ASCENDING = Meta(extra={"ascending": True})
 FractionRange = Annotated[tuple[FractionAboveZero, FractionAboveZero], ASCENDING]
 Spread = Annotated[float, Meta(ge=1e-6, le=1)]
-Mean = Annotated[tuple[Fraction, Fraction, Fraction], Meta(extra={"hint": _divide_by_255_hint})]
-Std = Annotated[tuple[Spread, Spread, Spread], Meta(extra={"hint": _divide_by_255_hint})]
+Channels = Annotated[int, Meta(ge=1, le=1024)]
+_PerChannel = Meta(min_length=1, max_length=1024, extra={"hint": _divide_by_255_hint})
+Mean = Annotated[tuple[Fraction, ...], _PerChannel]
+Std = Annotated[tuple[Spread, ...], _PerChannel]
 Duration = Annotated[
     str,
     Meta(

@@ -7,8 +7,9 @@ Letters: `V` views, `B` images in a batch, `C` channels, `H W` pixels, `N` patch
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 from torch import Tensor
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -31,6 +32,36 @@ class BlockMasks:
         """Number of patches in a mask of a (rows, columns) grid: at least one, and not all."""
         number = grid[0] * grid[1]
         return max(1, min(number - 1, round(self.frac * number)))
+
+
+@dataclass(frozen=True)
+class PixelFormat:
+    """How the decoded images of a set are stored in a cache and copied to the device.
+
+    Attributes:
+        channels: C.
+        bits: Bits per value: 8 for uint8, 16 for uint16.
+    """
+
+    channels: int = 3
+    bits: Literal[8, 16] = 8
+
+    @property
+    def dtype(self) -> np.dtype:
+        """uint8 or uint16."""
+        return np.dtype(np.uint8 if self.bits == 8 else np.uint16)
+
+    @property
+    def bytes_per_pixel(self) -> int:
+        """Bytes of all channels of one pixel."""
+        return self.channels * self.bits // 8
+
+    def fits(self, pixels: np.ndarray) -> bool:
+        """Whether an array is a not empty image `[H W C]` of this format."""
+        return pixels.dtype == self.dtype and pixels.ndim == 3 and pixels.shape[2] == self.channels and pixels.size > 0
+
+    def __str__(self) -> str:
+        return f"{self.dtype} [H W {self.channels}]"
 
 
 @dataclass(frozen=True)
@@ -66,21 +97,26 @@ class ViewSpec:
 
     Attributes:
         groups: The groups of views.
-        mean, std: Per-channel normalization, for pixels in [0, 1].
+        mean, std: Normalization of each of the C channels, for pixels in [0, 1].
         labeled_frac: Fraction of every batch that has labels: its first images. If the data has a smaller fraction,
             labeled images repeat more often than the others. 0 for methods without labels.
         patch_px: Side of the network's patches in pixels, for masks.
     """
 
     groups: tuple[ViewGroup, ...]
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
     labeled_frac: float = 0.0
     patch_px: int = 16
 
     def grid(self, group: ViewGroup) -> tuple[int, int]:
         """(rows, columns) of the patches of a group's views."""
         return group.view_px[0] // self.patch_px, group.view_px[1] // self.patch_px
+
+    @property
+    def channels(self) -> int:
+        """C, number of channels of the images."""
+        return len(self.mean)
 
     def num_labeled(self, batch: int) -> int:
         """Number of images in a batch that have a label: 0 for methods without labels, else at least 1."""
@@ -169,6 +205,7 @@ class Facts:
         device: "cpu", "cuda" or "mps".
         patch_px: View sizes must be multiples of this; 16 for networks without such a constraint.
         convolutional: Whether "auto" selected a small convolutional network (small images on a CPU).
+        is_rgb: Whether the channels are red, green and blue.
     """
 
     num_images: int
@@ -180,6 +217,7 @@ class Facts:
     device: str = "cpu"
     patch_px: int = 16
     convolutional: bool = False
+    is_rgb: bool = True
 
 
 @dataclass(frozen=True)

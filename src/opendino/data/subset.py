@@ -16,6 +16,7 @@ class Subset(Source):
 
     def __init__(self, source: Source, indices: Sequence[int]) -> None:
         self.source, self.indices, self.classes = source, indices, source.classes
+        self.pixel_format = source.pixel_format
 
     def __len__(self) -> int:
         return len(self.indices)

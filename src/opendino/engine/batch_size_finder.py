@@ -65,7 +65,7 @@ def _fits(method: Method, spec: ViewSpec, micro_batch: int, dtype: torch.dtype, 
     device = reserved.device
     try:
         crops = {
-            group.name: torch.zeros(len(group.views), micro_batch, 3, *group.view_px, device=device)
+            group.name: torch.zeros(len(group.views), micro_batch, spec.channels, *group.view_px, device=device)
             for group in spec.groups
             if group.views
         }

@@ -82,7 +82,7 @@ def activation_bytes(backbone: Backbone, spec: ViewSpec, recomputed: bool = Fals
     with torch.autograd.graph.saved_tensors_hooks(record_storage, lambda tensor: tensor):
         for tokens in (False, True):  # a method with masks uses all tokens of the views that have them
             groups = [group for group in spec.groups if group.views and bool(group.masks) == tokens]
-            views = [torch.zeros(2 * len(g.views), 3, *g.view_px, device=device) for g in groups]
+            views = [torch.zeros(2 * len(g.views), spec.channels, *g.view_px, device=device) for g in groups]
             if views:
                 backbone(views, tokens=tokens)
     saved = sum(block_saved) - sum(size for size, _ in block_inputs) - max(block_saved, default=0)

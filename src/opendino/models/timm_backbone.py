@@ -64,6 +64,7 @@ class TimmBackbone(Backbone):
             config, architecture, arguments = _hub_config(timm_name)
             saved_name, image_px = name.replace(timm_name, architecture), image_px or config["input_size"][-1]
         image_px = image_px or _published_config(timm_name)["input_size"][-1]
+        self.in_chans = int(kwargs.get("in_chans", arguments.get("in_chans", 3)))
         self.name, self.kwargs = saved_name, {**arguments, **kwargs, "image_px": image_px, "drop_path": drop_path}
         optional = {"img_size": image_px, "dynamic_img_size": True, "drop_path_rate": drop_path}
         self.model = _create(timm_name, pretrained, kwargs, optional)

@@ -59,7 +59,8 @@ class VisionTransformer(Backbone):
         super().__init__()
         if embed_dim % num_heads:
             raise UserError(f"embed_dim {embed_dim} is not a multiple of num_heads {num_heads}")
-        self.embed_dim, self.patch_px, self.num_registers = embed_dim, patch_px, num_registers
+        self.in_chans, self.embed_dim = in_chans, embed_dim
+        self.patch_px, self.num_registers = patch_px, num_registers
         self.native_grid = self._grid(image_px, image_px)
         self.name = f"vit/{patch_px}"
         self.kwargs = {
