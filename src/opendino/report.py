@@ -15,7 +15,6 @@ import torch
 from PIL import Image
 
 from opendino import config as configs
-from opendino import resolve
 from opendino.core import accuracy, atomic_write, distributed, log, metrics_log
 from opendino.core.contracts import Source
 from opendino.core.errors import BadImage, UserError
@@ -58,7 +57,7 @@ def write(run: str | Path) -> Path:
     rows, columns = metrics_log.sampled(folder / "metrics.jsonl"), panels.of_file(folder / "metrics.jsonl")
     assert config.steps is not None
     steps, model = config.steps, load(folder).to(distributed.device(config.device))
-    source = functools.cache(lambda: resolve.images(config))
+    source = functools.cache(lambda: model.reading.open_images(config.data))
     sections = [
         _section("", "summary", lambda: _summary(folder, config, rows, examine(rows, steps))),
         _section("Accuracy and baselines", "scores", lambda: _scores(rows, steps)),

@@ -32,6 +32,14 @@ def open_images(config: Config, data: str) -> ImageFiles:
     return files
 
 
+def channel_names(config: Config) -> tuple[str, ...]:
+    """Names of the channels of a resolved run; empty for 8-bit RGB."""
+    num = len(config.mean)
+    if not config.channels and num == 3 and config.bits != 16:
+        return ()
+    return tuple(map(str, config.channels)) or numbered(num)
+
+
 def resolve_intensity(config: Config, files: ImageFiles) -> tuple[Config, bool, list[str]]:
     """Find the channels of the set and the range of its values, and give them to the files.
 

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from opendino import config as configs
+from opendino import run_images
 from opendino.config import ResolvedConfig
 from opendino.core import distributed
 from opendino.core.contracts import Backbone, Method, Source
 from opendino.core.types import ViewSpec
 from opendino.data import fingerprint
-from opendino.data.readers.decoded_image import numbered
 from opendino.engine import checkpoint
 from opendino.models import load
 from opendino.models.image_reading import ImageReading
@@ -117,15 +117,14 @@ def prepare_write(
 
 def _image_reading(config: ResolvedConfig) -> dict[str, Any]:
     """The field `images` of the preprocessing; none for 8-bit photographs, which need no other reading."""
-    first, num = config.intensity[0], len(config.mean)
-    has_names = config.channels or num != 3 or config.bits == 16
+    first, names = config.intensity[0], run_images.channel_names(config)
     reading = ImageReading(
         tuple(map(str, config.channels)),
         config.stack,
         config.channel_files or "",
         first if first in ("full", "per-image") else cast(tuple[float, ...], config.intensity),
-        tuple(map(str, config.channels or numbered(num))) if has_names else (),
+        names,
         config.channel_mode,
-        config.bits if has_names else 16,
+        config.bits if names else 16,
     )
     return {} if reading == ImageReading() else {"images": msgspec.to_builtins(reading)}

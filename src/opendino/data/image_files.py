@@ -17,7 +17,7 @@ from opendino.core.types import PixelFormat
 from opendino.data import readers
 from opendino.data.intensity import Range, to_pixels
 from opendino.data.readers.decoded_image import RGB, DecodedImage, from_array
-from opendino.data.readers.stacks import Reading
+from opendino.data.readers.stacks import Reading, check_channels
 
 _PATTERN_HINT = 'Write a pattern with {id} and {channel}, e.g. --channel-files "{id}_w{channel}.tif"; * is any text'
 _MAX_LISTED = 5
@@ -31,7 +31,10 @@ class ImageFiles(Source, abc.ABC):
         reading: What pages are, and which channels to keep.
         intensity: Range of the set. Until the survey it is "full".
         pixel_format: Number of channels and bits of the set. Until the survey it is that of photographs.
+        model_channels: Names of the channels that a trained model takes; empty in training.
     """
+
+    model_channels: tuple[str, ...] = ()
 
     def __init__(self, source: Source, reading: Reading, intensity: Range) -> None:
         self.source, self.reading = source, reading
@@ -57,6 +60,8 @@ class ImageFiles(Source, abc.ABC):
             if self.pixel_format == PixelFormat():
                 return image
             image = readers.read(image, self.reading) if isinstance(image, bytes) else from_array(image, RGB)
+        if self.model_channels:
+            check_channels(image.channels, self.model_channels)
         return to_pixels(image, self.intensity, self.pixel_format)
 
     def checksum(self, index: int) -> int:

@@ -20,7 +20,7 @@ from opendino.data.intensity import Range, parse, to_pixels
 from opendino.data.open_source import open_source
 from opendino.data.picture import picture
 from opendino.data.readers.decoded_image import RGB, DecodedImage, from_array, numbered
-from opendino.data.readers.stacks import Reading, describe
+from opendino.data.readers.stacks import Reading, check_channels
 
 _Bound = Annotated[float, Meta(ge=-3.4e38, le=3.4e38)]
 _Name = Annotated[str, Meta(max_length=100)]
@@ -99,7 +99,7 @@ class ImageReading(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if self == ImageReading():
             return files
         found = image_files(files, Reading(self.stack, self.channels), self.channel_files, self.range)
-        found.pixel_format = self.pixel_format
+        found.pixel_format, found.model_channels = self.pixel_format, self.names
         return found
 
     def decode(self, data: bytes, max_area_px: int | None = None) -> np.ndarray:
@@ -137,9 +137,8 @@ class ImageReading(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return picture(pixels, self.channel_names)
 
     def _mapped(self, image: DecodedImage) -> np.ndarray:
-        found, wanted = len(image.channels), len(self.channel_names)
-        if found != wanted and (self.names or found != 1):
-            raise BadImage(f"it has {describe(image.channels)}, but the model takes {describe(self.channel_names)}")
+        if self.names or len(image.channels) != 1:  # one channel becomes gray
+            check_channels(image.channels, self.channel_names)
         return to_pixels(image, self.range, self.pixel_format)
 
 

@@ -7,6 +7,7 @@ random parameters; docs/augmentations.md explains them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
@@ -19,6 +20,8 @@ from opendino.core.errors import UsageError, UserError
 from opendino.core.ranges import Checked, Count, CountOrZero
 from opendino.core.types import Report, ViewSpec
 from opendino.data.loader import Batch, Batches
+from opendino.data.picture import picture
+from opendino.data.readers.decoded_image import RGB
 from opendino.features.image_stream import skipped_message
 from opendino.views.multi_crop import multi_crop
 from opendino.views.sampling import ViewParameters
@@ -55,12 +58,14 @@ class RunBatches:
         batches: Batches of the run for a world size of 1.
         steps: Number of training steps of the run.
         student, teacher: Description of the views that each network gets.
+        channels: Names of the C channels.
     """
 
     batches: Batches
     steps: int
     student: str
     teacher: str
+    channels: tuple[str, ...] = RGB
 
 
 def show(config: Config, run: RunBatches) -> Report:
@@ -79,7 +84,7 @@ def show(config: Config, run: RunBatches) -> Report:
     batch = first(batch, config.images)
     epoch = config.step // run.batches.steps_per_epoch
     spec, places = run.batches.spec, range(len(batch.indices))
-    Sheet([row for place in places for row in tiles(batch, place, spec, config.stages)]).save(path)
+    Sheet([row for place in places for row in tiles(batch, place, spec, config.stages, run.channels)]).save(path)
     source = run.batches.images.source
     image_fields = [
         {"image": source.key(int(batch.indices[place])), "views": choices(batch, place)} for place in places
@@ -100,7 +105,9 @@ def first(batch: Batch, number: int) -> Batch:
     )  # fmt: skip
 
 
-def tiles(batch: Batch, place: int, spec: ViewSpec, stages: bool = False) -> list[list[Tile | None]]:
+def tiles(
+    batch: Batch, place: int, spec: ViewSpec, stages: bool = False, channels: Sequence[str] = RGB
+) -> list[list[Tile | None]]:
     """The rows of a `Sheet` about one image of a batch: the image with its boxes, then its views.
 
     Args:
@@ -108,14 +115,15 @@ def tiles(batch: Batch, place: int, spec: ViewSpec, stages: bool = False) -> lis
         place: Position of the image in the batch.
         spec: The view specification of the batch.
         stages: One row per view with the crop and the result of each stage that changed it. Otherwise the final views.
+        channels: Names of the C channels, see `data.picture`.
     """
     canvas = batch.canvas[place : place + 1]
     view_parameters = {name: d.map(lambda x: x[:, place : place + 1]) for name, d in batch.draws.items()}
     height, width = batch.sizes[place].tolist()
-    image = Image.fromarray(canvas[0, :, :height, :width].permute(1, 2, 0).contiguous().numpy())
+    image = picture(canvas[0, :, :height, :width].permute(1, 2, 0).contiguous().numpy(), channels)
     done = choices(batch, place)
     image_tile = Tile(boxed(image, [(each["group"], each["box"]) for each in done]), "image and boxes")
-    finished = _views(canvas, view_parameters, spec)
+    finished = _views(canvas, view_parameters, spec, channels)
     if not stages:
         flat = [
             image_tile,
@@ -124,7 +132,10 @@ def tiles(batch: Batch, place: int, spec: ViewSpec, stages: bool = False) -> lis
         return [list(flat[start : start + _COLUMNS]) for start in range(0, len(flat), _COLUMNS)]
     names = list(dict.fromkeys(name for d in view_parameters.values() for name in d))  # in order of application
     names.sort(key=list(AUGMENTATIONS).index)
-    after = [_views(canvas, {group: until(d, name) for group, d in view_parameters.items()}, spec) for name in names]
+    after = [
+        _views(canvas, {group: until(d, name) for group, d in view_parameters.items()}, spec, channels)
+        for name in names
+    ]
     rows: list[list[Tile | None]] = [[image_tile]]
     for n, each in enumerate(done):
         titles = {"crop": f"{n} {each['group']}"} | each["augmentations"]
@@ -186,14 +197,15 @@ def boxed(image: Image.Image, boxes: list[tuple[str, list[int]]]) -> Image.Image
     return image
 
 
-def _views(canvas: Tensor, view_parameters: dict[str, ViewParameters], spec: ViewSpec) -> list[Image.Image]:
+def _views(
+    canvas: Tensor, view_parameters: dict[str, ViewParameters], spec: ViewSpec, channels: Sequence[str]
+) -> list[Image.Image]:
     """The views of one image at tile size, computed by the function that training uses."""
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (spec.mean, spec.std))
     views = []
     for group in multi_crop(canvas, view_parameters, spec).values():
         for view in group[:, 0]:
-            pixels = ((view * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
-            view_image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+            view_image = picture((view * std + mean).permute(1, 2, 0).numpy(), channels)
             enlarge = Image.Resampling.NEAREST if view_image.width < _TILE_PX else Image.Resampling.LANCZOS
             size = [round(side * _TILE_PX / max(view_image.size)) for side in view_image.size]
             views.append(view_image.resize((size[0], size[1]), enlarge))
