@@ -27,7 +27,8 @@ def run(args: list[str]) -> Outcome | None:
     found = verdict.of_rows(rows, settings["steps"])
     lines = [f"{found.name}: {found.evidence}"] + ([f"cure: {found.cure}"] if found.cure else [])
     hint = confounders_hint(str(folder), str(settings.get("data", "")), str(settings.get("labels", "")))
-    fields = {"verdict": found.name, "evidence": found.evidence, "cure": found.cure, "confounders": hint or None}
+    fields = {"verdict": found.name, "evidence": found.evidence, "cure": found.cure}
+    fields |= {"collapse": found.collapse, "confounders": hint or None}
     return Outcome("\n".join(lines + [f"batch effects: {hint}"] * bool(hint)), fields)
 
 
