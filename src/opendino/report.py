@@ -21,7 +21,7 @@ from opendino.core.errors import BadImage, UserError
 from opendino.data.decode import decode
 from opendino.data.metadata import confounders_hint
 from opendino.data.sampler import permutation
-from opendino.engine.collapse_detection import Verdict, examine
+from opendino.engine import verdict
 from opendino.features.feature_table import table
 from opendino.features.image_stream import Bad, skipped_message
 from opendino.features.nearest_neighbors import nearest
@@ -59,7 +59,7 @@ def write(run: str | Path) -> Path:
     steps, model = config.steps, load(folder).to(distributed.device(config.device))
     source = functools.cache(lambda: model.reading.open_images(config.data))
     sections = [
-        _section("", "summary", lambda: _summary(folder, config, rows, examine(rows, steps))),
+        _section("", "summary", lambda: _summary(folder, config, rows, verdict.of_rows(rows, steps))),
         _section("Accuracy and baselines", "scores", lambda: _scores(rows, steps)),
         _section("Curves", "picture", lambda: _curves(folder.name, columns)),
         _section("Attention", "picture", lambda: _attention(model, source())),
@@ -87,15 +87,14 @@ def _section(title: str, kind: str, content: Callable[[], Content]) -> Content:
     return section
 
 
-def _summary(folder: Path, config: configs.Config, rows: Sequence[dict[str, Any]], verdict: Verdict) -> Content:
+def _summary(folder: Path, config: configs.Config, rows: Sequence[dict[str, Any]], found: verdict.Verdict) -> Content:
     done = max((row["step"] for row in rows), default=0)
     facts = {
         "method": configs.method_name(config), "network": config.backbone, "images": config.data,
         "steps": f"{done:,} of {config.steps:,}", "batch": config.batch,
         "device": distributed.device(config.device).type,
     }  # fmt: skip
-    good = verdict.name in ("healthy", "too early")
-    return {"name": folder.name, "verdict": verdict, "good": good, "facts": facts}
+    return {"name": folder.name, "verdict": found, "good": found.name == verdict.LEARNED, "facts": facts}
 
 
 def _scores(rows: Sequence[dict[str, Any]], total_steps: int) -> Content:

@@ -24,9 +24,8 @@ from opendino.core import atomic_write, compilation, distributed, duration, log,
 from opendino.core.contracts import Callback, Source
 from opendino.core.types import Clock, Views, ViewSpec
 from opendino.data import fingerprint, loader
-from opendino.engine import checkpoint, optim, parallel, precision, profiler, threads
+from opendino.engine import checkpoint, optim, parallel, precision, profiler, threads, verdict
 from opendino.engine.background import BackgroundWriter
-from opendino.engine.collapse_detection import COLLAPSES, examine, outcome
 from opendino.engine.interrupt import Interrupt, Interrupted
 from opendino.engine.metric_writer import MetricWriter
 from opendino.engine.profiler import Profiler
@@ -295,12 +294,10 @@ def _finish(run: _Run, began: float) -> Result:
     is_main, metrics = distributed.rank() == 0, run.folder / "metrics.jsonl"
     if run.config.report and is_main:
         _report(run.folder)
-    diagnosis = distributed.broadcast_object(
-        examine(metrics_log.sampled(metrics), run.config.steps) if is_main else None
+    found = distributed.broadcast_object(
+        verdict.of_rows(metrics_log.sampled(metrics), run.config.steps) if is_main else None
     )
-    assert diagnosis is not None
-    verdict = run.monitor.verdict
-    collapse = diagnosis.name if diagnosis.name in COLLAPSES else verdict.name if verdict else None
+    assert found is not None
     names = ("knn", "accuracy", "effective_rank", "balanced_accuracy", "standard_error", "accuracy_balanced")
     scores: dict[str, Any] = {name: quality.get(name) for name in (*names, "majority", "num_queries")}
     return Result(
@@ -309,10 +306,10 @@ def _finish(run: _Run, began: float) -> Result:
         seconds=time.monotonic() - began,
         **run.throughput.summary(),
         **scores,
-        collapse=collapse,
+        collapse=found.collapse,
         against_start=online_eval.against_start(quality, run.state.baselines) if online_eval else None,
-        verdict=outcome(diagnosis, collapse),
-        evidence=diagnosis.evidence,
+        verdict=found.name,
+        evidence=found.evidence,
     )
 
 

@@ -366,8 +366,8 @@ def test_a_collapsed_teacher_shows_in_the_metrics(name: str | None) -> None:
                 constant(network)
         made.get_buffer("center")[0, 3] = -100.0 if name == "one-hot" else 0.0
     metrics = {key: float(value) for key, value in made(views(), CLOCK).metrics.items()}
-    verdict = diagnose(metrics)
-    assert (verdict.name if verdict else None) == name
+    collapse = diagnose(metrics)
+    assert (collapse.name if collapse else None) == name
     if name == "uniform":
         assert metrics["teacher_entropy"] == pytest.approx(math.log(K), rel=1e-12)
         assert metrics["kl"] == pytest.approx(0, abs=1e-12)

@@ -13,7 +13,7 @@ from opendino.app.training_jobs import TrainingJob
 from opendino.core import metrics_log
 from opendino.core.accuracy import baseline_text
 from opendino.core.errors import UserError
-from opendino.engine.collapse_detection import examine
+from opendino.engine import verdict
 from opendino.visualize.drawing import panels, templates
 
 NAME = "Train"
@@ -121,7 +121,7 @@ def draw(training: TrainingJob, running: bool) -> str:
         ready=rows and not running,
         charts={title: panels.bars(evaluated)} if evaluated else {},
         baseline=baseline_text(evaluated),
-        verdict=examine(rows, training.steps) if rows and not running else None,
+        verdict=verdict.of_rows(rows, training.steps) if rows and not running else None,
     )
 
 

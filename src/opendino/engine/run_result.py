@@ -22,13 +22,13 @@ class Result:
             `init`, the network at the "start"; None without labels. The first entry is the network to use.
         accuracy: Accuracy of the classifiers in percent, for methods that train them.
         effective_rank: Effective rank of the features of the network to use.
-        collapse: Name of the collapse at the end, None for a healthy run.
+        collapse: KIND of the collapse at the end, None if there is none.
         against_start: With `init`: whether the network is better than before, see `OnlineEval.against_start`.
         balanced_accuracy, standard_error: For each entry of `knn`, in percent, see `core.accuracy`.
         accuracy_balanced: Balanced accuracy for each entry of `accuracy`, in percent.
         majority: Percentage of the most frequent class among the query images.
         num_queries: Number of query images.
-        verdict: "learned", "not shown to have learned" or "collapsed: NAME".
+        verdict: "learned", "not shown to learn" or "collapsed (KIND)", see `engine.verdict`.
         evidence: The metrics the verdict is based on, one sentence.
     """
 

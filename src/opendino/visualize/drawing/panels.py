@@ -40,6 +40,7 @@ PANELS = (
     Panel("Loss", {"loss": "loss"}, "nats"),
     Panel("k-NN", {"knn": ""}, "top-1 accuracy (%)"),
     Panel("Classifier", {"accuracy": ""}, "top-1 accuracy (%)"),
+    Panel("Crops of an image find each other", {"crop_match": ""}, "% of comparisons, 50 is chance"),
     Panel("Effective rank", {"effective_rank": "effective rank"}, "dimensions"),
     Panel("Teacher's entropy", {"entropy_frac": "of an image", "marginal_frac": "of the mean"}, "fraction of ln K"),
     Panel("KL(teacher ‖ student)", {"kl": "KL"}, "nats"),
@@ -65,6 +66,7 @@ NETWORKS = {
     "start": ("at the start", COLORS[2]),
     "untrained": ("untrained network", COLORS[2]),
     "pixels": ("raw pixels", COLORS[3]),
+    "color": ("color histogram", COLORS[4]),
 }
 """Network or baseline in the metrics → (its name in charts and tables, its color)."""
 
