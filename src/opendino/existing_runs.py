@@ -8,13 +8,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from opendino import config as configs
 from opendino.config import Config, ResolvedConfig
 from opendino.core import atomic_write, distributed, duration
+from opendino.core.contracts import Source
 from opendino.core.errors import UsageError, UserError
+from opendino.data import fingerprint
 from opendino.engine.run_folder import STARTUP_FILES
 
 _REQUEST = "request.yaml"
+_KEYS = "image_keys.npy"
 _LENGTH = ("steps", "epochs")
 _OF_THE_CALL = ("out", "resume", "devices")  # a run continues on any number of devices
 
@@ -69,6 +74,42 @@ def read_request(folder: Path) -> Config | None:
     """Read the settings of a run as the user gave them; None if they were not saved."""
     path = folder / _REQUEST
     return configs.from_tree(configs.read_tree(path)) if path.is_file() else None
+
+
+def save_keys(folder: Path, keys: np.ndarray) -> None:
+    """Save which images a run trains on.
+
+    Args:
+        folder: The run's folder.
+        keys: From `data.fingerprint.key_digests`.
+    """
+    with atomic_write.replace_file(folder / _KEYS) as partial, open(partial, "wb") as file:
+        np.save(file, keys, allow_pickle=False)
+
+
+def read_keys(folder: Path) -> np.ndarray | None:
+    """Digests of the keys of the images that a run trained on, uint64 `[N]`; None if they were not saved."""
+    path = folder / _KEYS
+    return np.load(path, allow_pickle=False) if path.is_file() else None
+
+
+def check_images(folder: Path, config: Config, source: Source, then: dict[str, Any]) -> None:
+    """Check that a run's images are those it was started with.
+
+    Args:
+        folder: The run's folder.
+        config: Settings of the run.
+        source: Its images now.
+        then: The `fingerprint` of its last checkpoint.
+
+    Raises:
+        UserError: Images were added, removed or replaced.
+    """
+    hint = (
+        f"Train on from it with the images of today: opendino continue {folder} {config.data}; "
+        f"start a new run from its weights: opendino train {config.data} --init {folder}; or put the images back"
+    )
+    fingerprint.check(source, then, f"'{folder}' was started", read_keys(folder), hint)
 
 
 def requested_length(folder: Path, request: Config) -> dict[str, Any]:

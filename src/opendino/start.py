@@ -207,6 +207,8 @@ def _resume(
     elif any((folder / "checkpoints").glob("step_*")):
         raise UserError(f"'{folder}' has no readable checkpoint", "Start a new run with another --out")
     source = resolve.images(config)
+    if path is not None:
+        existing_runs.check_images(folder, config, source, state.fingerprint)
     config, message = existing_runs.change_length(config, len(source), state.step, steps, epochs)
     if message:
         log.say(message)

@@ -94,7 +94,7 @@ def run(config: ResolvedConfig, source: Source, folder: Path, device: torch.devi
 
         state = RunState(fingerprint=fingerprint.sample(source))
         if start.checkpoint:
-            state = snapshots.restore(start.checkpoint, networks.method, networks.optimizer, source)
+            state = snapshots.restore(start.checkpoint, networks.method, networks.optimizer)
         state.world = distributed.world_size()
         # The number of threads may change during the run only if the user did not give it.
         state.threads = threads.to_state(config.threads) if request is None or request.threads == "auto" else None
@@ -104,6 +104,8 @@ def run(config: ResolvedConfig, source: Source, folder: Path, device: torch.devi
         first_batch = [next(stream)] if state.step < config.steps else []
         if is_main:
             _write_settings(folder, config, request)
+            if new:
+                existing_runs.save_keys(folder, fingerprint.key_digests(source))
             closing.callback(log.write_to, None)
         metric_writer = MetricWriter(folder, -1 if new else state.step) if is_main else None
         if metric_writer:
