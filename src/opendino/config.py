@@ -79,6 +79,12 @@ class Config(Checked):
     init: str | None = None
     """Pretrained MODEL to start from: a run, a model folder or timm:NAME. --backbone auto uses its architecture.
     Weights are adapted to another image size, patch size or added registers."""
+    init_networks: Literal["backbone", "all"] = "backbone"
+    """What to take from --init: its backbone, or all (of a run of the same method: also heads and teacher), as
+    `opendino continue` does."""
+    hold_out: Fraction = 0.0
+    """Fraction of the images kept out of training, chosen by name: a folder that grows keeps the same ones out.
+    `opendino continue` compares models on them."""
     backbone: str = "vit_small/16"
     """vit_tiny|small|base/PATCH, any timm name (resnet50), or resnet18/3x3 (timm ResNet, stem for small images).
     auto: chosen from the image size and the device."""
@@ -154,6 +160,10 @@ class Config(Checked):
         object.__setattr__(self, "views", _complete(method_module(self).VIEWS, self.views))
         if self.epochs is not None and self.steps is not None:
             raise UsageError(f"epochs={shown(self.epochs)} and steps={self.steps} were both given", "Give one of them")
+        if self.init_networks == "all" and not self.init:
+            raise UsageError(
+                "init_networks is all, and there is no init", "Add --init RUN, or use opendino continue RUN"
+            )
         intensity.parse(self.intensity)
         if self.resume and self.out is None:
             raise UsageError("--resume needs a run folder", "Add --out runs/NAME")

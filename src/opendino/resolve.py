@@ -21,6 +21,7 @@ from opendino.core.types import Facts, ViewSpec
 from opendino.data.cache import decide as decide_cache
 from opendino.data.dataset_probe import probe_dataset
 from opendino.data.decode import working_area_px
+from opendino.data.held_out import training_images
 from opendino.data.labels import relabel
 from opendino.data.open_source import absolute
 from opendino.engine import batch_size_finder, precision, sizing, threads
@@ -48,10 +49,12 @@ def resolve_config(config: Config, device: torch.device) -> tuple[ResolvedConfig
     config = absolute_paths(config)
     files = run_images.open_images(config, config.data)
     config, found = run_images.resolve_intensity(config, files)
-    source = relabel(files, config.labels, config.seed)
+    source = training_images(relabel(files, config.labels, config.seed), config.hold_out)
     workers, why_workers = sizing.workers(config.workers, device)
     probe = probe_dataset(source, config.max_bad_frac, workers=workers)
     config, facts, reasons = _method_and_network(config, source, probe.short_side_px, device)
+    if config.hold_out:
+        found.append(f"hold_out = {config.hold_out:g}: {len(files) - len(source):,} images are kept out of training")
     reasons = found + reasons
     dtype, why_dtype = precision.choose(config.precision, device)
     compiling, why_compiling = compilation.choose(config.compile, device, facts.total_steps)
@@ -170,7 +173,12 @@ def _epochs(config: Config, num_images: int, small_px: int | None) -> tuple[floa
 
 
 def images(config: Config) -> Source:
-    """Open the run's images, with the fraction of labels that `config.labels` allows."""
+    """Open the run's training images, with the fraction of labels that `config.labels` allows."""
+    return training_images(all_images(config), config.hold_out)
+
+
+def all_images(config: Config) -> Source:
+    """The same with those that the run keeps out of training."""
     return relabel(run_images.open_images(config, config.data), config.labels, config.seed)
 
 

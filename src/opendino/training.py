@@ -24,6 +24,7 @@ from opendino.core import atomic_write, compilation, distributed, duration, log,
 from opendino.core.contracts import Callback, Source
 from opendino.core.types import Clock, Views, ViewSpec
 from opendino.data import fingerprint, loader
+from opendino.data.held_out import with_held_out
 from opendino.engine import checkpoint, optim, parallel, precision, profiler, threads
 from opendino.engine.background import BackgroundWriter
 from opendino.engine.collapse_detection import COLLAPSES, examine, outcome
@@ -105,7 +106,7 @@ def run(config: ResolvedConfig, source: Source, folder: Path, device: torch.devi
         if is_main:
             _write_settings(folder, config, request)
             if new:
-                existing_runs.save_keys(folder, fingerprint.key_digests(source))
+                existing_runs.save_keys(folder, fingerprint.key_digests(with_held_out(source)))
             closing.callback(log.write_to, None)
         metric_writer = MetricWriter(folder, -1 if new else state.step) if is_main else None
         if metric_writer:

@@ -15,6 +15,7 @@ from opendino.core.accuracy import baseline_text, format_accuracies
 from opendino.core.errors import UsageError
 
 _RECIPES = "opendino.recipes"
+_LENGTHS = ("steps", "epochs")
 
 
 def run(args: list[str]) -> Outcome | None:
@@ -89,15 +90,27 @@ def parse(args: list[str], recipe: str = "auto", data: str | None = None) -> Con
         UsageError: An unknown flag or value, in one line.
     """
     args, base = _base(args, recipe, data)
-    args = _view_flags(args, list(base.views))
     description = (
         f"Train a model on unlabeled images. Also: --recipe NAME ({', '.join(registry.names(_RECIPES))}), "
         f"--config FILE.yaml, --method NAME ({', '.join(registry.names('opendino.methods'))}), --json."
     )
-    config = flags.parse(Config, args, "opendino train", description, base, full_help="--help-all")
+    config = parse_from(base, args, "opendino train", description)
     if not config.data:
         raise UsageError("No images were named", "Give a folder: opendino train ~/photos")
     return config
+
+
+def parse_from(base: Config, args: list[str], prog: str, description: str) -> Config:
+    """Parse the flags of a Config, with `base` for those that are not given; a length replaces the one in `base`.
+
+    Raises:
+        UsageError: An unknown flag or value, in one line.
+    """
+    given = {name for name in _LENGTHS if any(arg.partition("=")[0] == f"--{name}" for arg in args)}
+    if given:
+        base = replace(base, **dict.fromkeys(set(_LENGTHS) - given))
+    args = _view_flags(args, list(base.views))
+    return flags.parse(Config, args, prog, description, base, full_help="--help-all")
 
 
 def brief_help(
@@ -177,9 +190,4 @@ def _base(args: list[str], recipe: str, data: str | None) -> tuple[list[str], Co
         base = configs.from_tree(configs.read_tree(chosen["config"]), base)
     if chosen["method"] and chosen["method"] != configs.method_name(base):
         base = configs.with_method(base, chosen["method"])
-    given = {arg.partition("=")[0] for arg in args}
-    if "--steps" in given and "--epochs" not in given:
-        base = replace(base, epochs=None)
-    if "--epochs" in given and "--steps" not in given:
-        base = replace(base, steps=None)
     return args, base

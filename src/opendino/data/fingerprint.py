@@ -59,7 +59,9 @@ def check(
         if keys is not None:
             keys_now = key_digests(source)
             num_new, num_gone = (~np.isin(keys_now, keys)).sum(), (~np.isin(keys, keys_now)).sum()
-            counts += f": {num_new:,} new, {num_gone:,} gone" if num_new or num_gone else ", in other folders of classes"
+            counts += (
+                f": {num_new:,} new, {num_gone:,} gone" if num_new or num_gone else ", in other folders of classes"
+            )
         raise UserError(f"{changed} ({counts})", hint)
     pairs = zip(then.get("contents", now["contents"]), now["contents"], strict=True)
     num_other = sum(one != two and _UNREADABLE not in (one, two) for one, two in pairs)
