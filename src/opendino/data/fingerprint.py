@@ -28,7 +28,7 @@ def sample(source: Source) -> dict[str, Any]:
 
 
 def key_digests(source: Source) -> np.ndarray:
-    """64-bit digests of all keys, uint64 `[N]` in the order of the source: they tell which images of a folder are new."""
+    """64-bit digests of all keys, uint64 `[N]` in the order of the source, to tell which images of a folder are new."""
     digests = (_digest(source.key(index)) for index in range(len(source)))
     return np.frombuffer(b"".join(digests), "<u8")
 
@@ -59,9 +59,7 @@ def check(
         if keys is not None:
             keys_now = key_digests(source)
             num_new, num_gone = (~np.isin(keys_now, keys)).sum(), (~np.isin(keys, keys_now)).sum()
-            counts += (
-                f": {num_new:,} new, {num_gone:,} gone" if num_new or num_gone else ", in other folders of classes"
-            )
+            counts += f": {num_new:,} new, {num_gone:,} gone" if num_new or num_gone else ", with other labels"
         raise UserError(f"{changed} ({counts})", hint)
     pairs = zip(then.get("contents", now["contents"]), now["contents"], strict=True)
     num_other = sum(one != two and _UNREADABLE not in (one, two) for one, two in pairs)
