@@ -49,6 +49,7 @@ Option = (
 
 ChannelNumber = Annotated[int, Meta(ge=0, le=9999)]
 Bound = Annotated[float, Meta(ge=-3.4e38, le=3.4e38)]
+LENGTHS = ("epochs", "steps", "minutes")
 STACKS = "ask, channels, max, mean, images, or the number of a page"
 
 
@@ -101,9 +102,11 @@ class Config(Checked):
     optim: optim.Config = field(default_factory=optim.Config)
     """Settings of the optimizer."""
     epochs: Positive | Literal["auto"] | None = None
-    """Length in epochs; set this or steps. auto: 200, or about 10 minutes for small images on a CPU."""
+    """Length in epochs; set this, steps or minutes. auto: 200, or about 10 minutes for small images on a CPU."""
     steps: Count | None = None
-    """Length in optimizer steps; set this or epochs."""
+    """Length in optimizer steps; set this, epochs or minutes."""
+    minutes: Positive | None = None
+    """Length in minutes, evaluations included; converted to steps once, by timing a few steps at the start."""
     batch: Batch | Literal["auto"] = "auto"
     """Images per optimizer step over all devices; the learning rate scales with it."""
     mean: Mean = IMAGENET_MEAN
@@ -158,8 +161,9 @@ class Config(Checked):
         if not dataclasses.is_dataclass(self.method):
             raise UsageError(f"method is {shown(self.method)}", "Use a method's Config, e.g. methods.dino.Config()")
         object.__setattr__(self, "views", _complete(method_module(self).VIEWS, self.views))
-        if self.epochs is not None and self.steps is not None:
-            raise UsageError(f"epochs={shown(self.epochs)} and steps={self.steps} were both given", "Give one of them")
+        lengths = [f"{name}={shown(value)}" for name in LENGTHS if (value := getattr(self, name)) is not None]
+        if len(lengths) > 1:
+            raise UsageError(f"{' and '.join(lengths)} were both given", "Give one of them")
         if self.init_networks == "all" and not self.init:
             raise UsageError(
                 "init_networks is all, and there is no init", "Add --init RUN, or use opendino continue RUN"
@@ -175,6 +179,7 @@ class ResolvedConfig(Config):
 
     optim: optim.ResolvedConfig = field(default_factory=optim.ResolvedConfig)
     epochs: None = None
+    minutes: None = None
     steps: Count  # pyright: ignore[reportGeneralTypeIssues], it has no default here
     batch: Batch  # pyright: ignore[reportGeneralTypeIssues]
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -305,8 +310,8 @@ def from_tree(tree: dict[str, Any], base: Config | None = None) -> Config:
     if name is not None and name != method_name(base):
         base = with_method(base, name)
     views = tree.pop("views", {})
-    if (tree.get("steps") is None) != (tree.get("epochs") is None):  # the new one replaces the one in `base`
-        base = replace(base, steps=None, epochs=None)
+    if any(tree.get(name) is not None for name in LENGTHS):  # the new length replaces the one in `base`
+        base = replace(base, **dict.fromkeys(LENGTHS))
     made: Config = _overlay(base, tree, "")
     return replace(made, views=_overlay_views(made.views, views))
 

@@ -22,7 +22,6 @@ from opendino.engine.run_folder import STARTUP_FILES
 
 _REQUEST = "request.yaml"
 _KEYS = "image_keys.npy"
-_LENGTH = ("steps", "epochs")
 _OF_THE_MACHINE = (
     "device", "devices", "parallel", "precision", "compile", "workers", "threads", "cache", "eval_images",
 )  # fmt: skip
@@ -169,13 +168,17 @@ def requested_length(folder: Path, request: Config) -> dict[str, Any]:
     if before is None:
         return {}
     changed = _differences(configs.to_tree(before), configs.to_tree(request))
-    other = [f"{name} {new!r} (the run's: {old!r})" for name, old, new in changed if name not in _LENGTH]
+    if request.minutes != before.minutes and request.minutes is not None:
+        raise UsageError(
+            f"'{folder}' holds a run already, and --minutes is only for a new one", "Use --steps or --epochs"
+        )
+    other = [f"{name} {new!r} (the run's: {old!r})" for name, old, new in changed if name not in configs.LENGTHS]
     if other:
         raise UsageError(
             f"'{folder}' holds a run with other settings: {', '.join(other)}",
             f"Continue it with its own settings: opendino resume {folder}; or start a new run with another --out",
         )
-    lengths = {name: getattr(request, name) for name in _LENGTH} if changed else {}
+    lengths = {name: getattr(request, name) for name in ("steps", "epochs")} if changed else {}
     return {name: value for name, value in lengths.items() if value not in (None, "auto")}
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from opendino import comparison, existing_runs, resolve, training
+from opendino import comparison, existing_runs, length_in_minutes, resolve, training
 from opendino import config as configs
 from opendino.config import Config, ResolvedConfig
 from opendino.core import compilation, distributed, log, registry
@@ -76,7 +76,8 @@ def train(
         if distributed.broadcast_object((folder / "config.yaml").is_file()):
             lengths = existing_runs.requested_length(folder, request)
             return _resume(folder, device, Start(request, callbacks, resuming=True), **lengths)
-        resolved, source = resolve.resolve_config(request, device)
+        wanted = length_in_minutes.in_epochs(request, device) if request.minutes else request
+        resolved, source = resolve.resolve_config(wanted, device)
         return _compared(
             training.run(resolved, source, folder, device, Start(request, callbacks)), resolved, folder, device
         )

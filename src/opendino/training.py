@@ -157,7 +157,7 @@ def _train(run: _Run, stream: Iterator[loader.Batch], interrupt: Interrupt, lock
             torch.manual_seed(_step_seed(config.seed, clock.step, distributed.rank()))
             with compilation.compiling(config.compile), run.throughput.counting():
                 # A generator, so that the crops of only one micro-batch take memory at a time.
-                views = (_make_views(run, batch) for batch in batches)
+                views = (make_views(batch, run.data, run.spec, run.device) for batch in batches)
                 tensors, numbers = step(
                     networks.model, networks.optimizer, config.optim, config.batch, clock, views, dtype
                 )
@@ -241,14 +241,14 @@ def step(
     return tensors, outputs[0].numbers | {"lr": lr, "weight_decay": weight_decay}
 
 
-def _make_views(run: _Run, batch: loader.Batch) -> Views:
+def make_views(batch: loader.Batch, data: TrainingData, spec: ViewSpec, device: torch.device) -> Views:
     """Move a micro-batch of images to the device and make its views there."""
     with profiler.section("crops"):
-        on_device = batch.to(run.device)
-        if run.data.device_cache:
-            on_device = run.data.device_cache.fill(on_device)
-        crops = multi_crop(on_device.canvas, on_device.draws, run.spec)
-    return Views(crops, on_device.labels, on_device.indices, run.spec.num_labeled(len(batch.indices)))
+        on_device = batch.to(device)
+        if data.device_cache:
+            on_device = data.device_cache.fill(on_device)
+        crops = multi_crop(on_device.canvas, on_device.draws, spec)
+    return Views(crops, on_device.labels, on_device.indices, spec.num_labeled(len(batch.indices)))
 
 
 def _evaluate_and_save(run: _Run, done: int, evaluating: bool, saving: bool) -> None:

@@ -1,4 +1,4 @@
-"""Train a model on unlabeled images: opendino train DATA [--recipe NAME] [--epochs N | --steps N] [--out RUN]"""
+"""Train a model on unlabeled images: opendino train DATA [--recipe NAME] [--minutes M | --epochs N] [--out RUN]"""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from opendino.core.accuracy import baseline_text, format_accuracies
 from opendino.core.errors import UsageError
 
 _RECIPES = "opendino.recipes"
-_LENGTHS = ("steps", "epochs")
 
 
 def run(args: list[str]) -> Outcome | None:
@@ -106,9 +105,9 @@ def parse_from(base: Config, args: list[str], prog: str, description: str) -> Co
     Raises:
         UsageError: An unknown flag or value, in one line.
     """
-    given = {name for name in _LENGTHS if any(arg.partition("=")[0] == f"--{name}" for arg in args)}
+    given = {name for name in configs.LENGTHS if any(arg.partition("=")[0] == f"--{name}" for arg in args)}
     if given:
-        base = replace(base, **dict.fromkeys(set(_LENGTHS) - given))
+        base = replace(base, **dict.fromkeys(set(configs.LENGTHS) - given))
     args = _view_flags(args, list(base.views))
     return flags.parse(Config, args, prog, description, base, full_help="--help-all")
 
@@ -136,6 +135,7 @@ def brief_help(
         "--out RUN": "Run folder to create; default: runs/NAME-DATE",
         "--recipe NAME": f"Preset of all settings: {', '.join(registry.names(_RECIPES))}",
         "--epochs N, --steps N": f"Length in epochs or in optimizer steps; default: {length}",
+        "--minutes M": "Length in minutes instead, converted to steps by timing a few steps at the start",
         "--batch N": f"Images per optimizer step, summed over devices; default: {base.batch}",
         "--method NAME": f"{', '.join(registry.names('opendino.methods'))}; default: {method}",
         "--backbone NAME": f"vit_tiny|small|base/PATCH, or any timm name; default: {base.backbone}",
