@@ -34,6 +34,7 @@ from opendino.core.ranges import (  # fmt: skip
 from opendino.core.types import IMAGENET_MEAN, IMAGENET_STD, Facts, ViewSpec
 from opendino.data import intensity
 from opendino.data.cache import Cache
+from opendino.data.video_file import with_every
 from opendino.engine import optim
 from opendino.engine.parallel import Parallel
 from opendino.engine.precision import Precision
@@ -58,8 +59,11 @@ class Config(Checked):
     """All settings of a run. "auto" values are chosen when the run starts, and printed with the reason."""
 
     data: Annotated[str, Positional, tyro.conf.arg(metavar="DATA", help_behavior_hint="(required)")]
-    """Images: a folder, .tar, .zip, .parquet, a text file of paths, shards/{000..127}.tar (local or https://),
+    """Images: a folder, a video, .tar, .zip, .parquet, a text file of paths, shards/{000..127}.tar (local or https://),
     hf:NAME?split=train, or toy:KIND."""
+    every: str = ""
+    """Time between the frames that videos in DATA give, e.g. 2s, or all for every frame; default 1s. The same as
+    DATA?every=2s."""
     val: str | None = None
     """Labeled images for the k-NN accuracy during training; default: part of DATA, if it has class folders."""
     labels: str = "auto"
@@ -161,6 +165,9 @@ class Config(Checked):
         if not dataclasses.is_dataclass(self.method):
             raise UsageError(f"method is {shown(self.method)}", "Use a method's Config, e.g. methods.dino.Config()")
         object.__setattr__(self, "views", _complete(method_module(self).VIEWS, self.views))
+        if self.every:  # it is a part of DATA from now on, so that every command finds the same frames
+            object.__setattr__(self, "data", with_every(self.data, self.every))
+            object.__setattr__(self, "every", "")
         lengths = [f"{name}={shown(value)}" for name in LENGTHS if (value := getattr(self, name)) is not None]
         if len(lengths) > 1:
             raise UsageError(f"{' and '.join(lengths)} were both given", "Give one of them")

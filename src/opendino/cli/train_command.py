@@ -130,7 +130,8 @@ def brief_help(
     method = configs.method_name(base)
     length = "auto" if base.epochs == "auto" else f"{base.epochs} epochs" if base.epochs else f"{base.steps} steps"
     options = {
-        "DATA": "Images: a folder, a .tar or .zip, a list of paths, .tar shards, .parquet, hf:NAME or toy:KIND",
+        "DATA": "Images: a folder, a video, a .tar or .zip, a list, .tar shards, .parquet, hf:NAME or toy:KIND",
+        "--every 2s": "Time between the frames that videos in DATA give, or all; default: 1s",
         "--val DATA": f"Labeled images for the k-NN accuracy during training; default: {base.val or 'a part of DATA'}",
         "--out RUN": "Run folder to create; default: runs/NAME-DATE",
         "--recipe NAME": f"Preset of all settings: {', '.join(registry.names(_RECIPES))}",
