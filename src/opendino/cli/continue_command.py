@@ -10,7 +10,7 @@ USAGE = "usage: opendino continue RUN [DATA] [--out NEW] [options of opendino tr
 
 def run(args: list[str]) -> Outcome | None:
     """Train on from a run, and compare the two."""
-    if not args or {"-h", "--help"} & set(args):
+    if {"-h", "--help"} & set(args):
         print(
             f"{USAGE}\n\nA new run starts from the networks of RUN (teacher, student and heads) and trains on DATA; "
             "RUN is not changed. DATA may be other images, or the folder of RUN after images were added (default). The "
@@ -21,8 +21,8 @@ def run(args: list[str]) -> Outcome | None:
             "--help-all"
         )
         return None
-    if args[0].startswith("-"):
-        raise UsageError(f"continue takes a run folder first, not {args[0]}", USAGE)
+    if not args or args[0].startswith("-"):
+        raise UsageError(f"continue takes a run folder first, not {args[0] if args else 'nothing'}", USAGE)
     from opendino import existing_runs
     from opendino.cli.train_command import parse_from, report, start
 
