@@ -109,7 +109,7 @@ def test_a_run_of_another_method_or_no_run_is_refused(grown: tuple[str, str], tm
     with pytest.raises(UserError, match="does not fit"):
         opendino.continue_run(run, out=str(tmp_path / "new"), method="byol")
     assert not (tmp_path / "new").exists()
-    with pytest.raises(UsageError, match="there is no init"):
+    with pytest.raises(UsageError, match="without init"):
         replace(dino_run(tmp_path / "new"), init_networks="all")
 
 

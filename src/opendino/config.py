@@ -46,8 +46,6 @@ Sizes = tuple[Annotated[int, Meta(ge=0, le=65_536)], ...]
 Option = (
     Annotated[int, Meta(ge=-65_536, le=65_536)] | Annotated[float, Meta(ge=-65_536, le=65_536)] | bool | str | Sizes
 )
-
-
 ChannelNumber = Annotated[int, Meta(ge=0, le=9999)]
 Bound = Annotated[float, Meta(ge=-3.4e38, le=3.4e38)]
 LENGTHS = ("epochs", "steps", "minutes")
@@ -62,8 +60,7 @@ class Config(Checked):
     """Images: a folder, a video, .tar, .zip, .parquet, a text file of paths, shards/{000..127}.tar (local or https://),
     hf:NAME?split=train, or toy:KIND."""
     every: str = ""
-    """Time between the frames that videos in DATA give, e.g. 2s, or all for every frame; default 1s. The same as
-    DATA?every=2s."""
+    """Time between the frames used of videos in DATA: 2s, or all for every frame; default 1s. Same as DATA?every=2s."""
     val: str | None = None
     """Labeled images for the k-NN accuracy during training; default: part of DATA, if it has class folders."""
     labels: str = "auto"
@@ -85,11 +82,9 @@ class Config(Checked):
     """Pretrained MODEL to start from: a run, a model folder or timm:NAME. --backbone auto uses its architecture.
     Weights are adapted to another image size, patch size or added registers."""
     init_networks: Literal["backbone", "all"] = "backbone"
-    """What to take from --init: its backbone, or all (of a run of the same method: also heads and teacher), as
-    `opendino continue` does."""
+    """What to take from --init: backbone, or all (also heads and teacher, of a run of the same method)."""
     hold_out: Fraction = 0.0
-    """Fraction of the images kept out of training, chosen by name: a folder that grows keeps the same ones out.
-    `opendino continue` compares models on them."""
+    """Fraction of the images kept out of training, chosen by name; `opendino continue` compares models on them."""
     backbone: str = "vit_small/16"
     """vit_tiny|small|base/PATCH, any timm name (resnet50), or resnet18/3x3 (timm ResNet, stem for small images).
     auto: chosen from the image size and the device."""
@@ -168,13 +163,11 @@ class Config(Checked):
         if self.every:  # it is a part of DATA from now on, so that every command finds the same frames
             object.__setattr__(self, "data", with_every(self.data, self.every))
             object.__setattr__(self, "every", "")
-        lengths = [f"{name}={shown(value)}" for name in LENGTHS if (value := getattr(self, name)) is not None]
-        if len(lengths) > 1:
-            raise UsageError(f"{' and '.join(lengths)} were both given", "Give one of them")
+        given = [f"{name}={shown(value)}" for name in LENGTHS if (value := getattr(self, name)) is not None]
+        if len(given) > 1:
+            raise UsageError(f"{' and '.join(given)} were both given", "Give one of them")
         if self.init_networks == "all" and not self.init:
-            raise UsageError(
-                "init_networks is all, and there is no init", "Add --init RUN, or use opendino continue RUN"
-            )
+            raise UsageError("init_networks is all, without init", "Add --init RUN, or use: opendino continue RUN")
         intensity.parse(self.intensity)
         if self.resume and self.out is None:
             raise UsageError("--resume needs a run folder", "Add --out runs/NAME")

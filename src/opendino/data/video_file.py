@@ -97,6 +97,12 @@ def split_every(data: str) -> tuple[str, str]:
     return (path, every) if option and not exists(data) else (data, "1s")
 
 
+def described(every: str) -> str:
+    """Which frames are used, and how to choose others, for messages."""
+    which = "all" if every == "all" else f"the first of every {every}"
+    return f"{which}; add ?every=TIME to the path for others, e.g. ?every=2s"
+
+
 class VideoFrames:
     """The frames of a video file: the first one in each interval of time.
 

@@ -33,7 +33,7 @@ from opendino.data.source_files import (
     suffix,
 )
 from opendino.data.video_file import SUFFIXES as VIDEO_SUFFIXES
-from opendino.data.video_file import VideoFrames, is_video, split_every
+from opendino.data.video_file import VideoFrames, described, is_video, split_every
 
 _THREADS = 8
 _LARGE = 100_000  # folders with this many images or more have their list saved
@@ -126,7 +126,7 @@ def _open_videos(root: str, paths: Names, positions: np.ndarray, every: str) -> 
             bad.append(error)
     if found:
         num = sum(map(len, found.values()))
-        log.say(f"{len(found):,} videos in folder {printable(root)} give {num:,} frames (every={every})")
+        log.say(f"{len(found):,} videos in folder {printable(root)} give {num:,} frames ({described(every)})")
     if bad:
         log.warn(f"{len(bad):,} videos in folder {printable(root)} are left out, e.g. {bad[0]}")
     return found

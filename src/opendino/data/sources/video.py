@@ -10,7 +10,7 @@ import numpy as np
 from opendino.core import log
 from opendino.core.contracts import Source
 from opendino.data.source_files import is_file, printable
-from opendino.data.video_file import VideoFrames, is_video, split_every
+from opendino.data.video_file import VideoFrames, described, is_video, split_every
 
 
 @final
@@ -64,5 +64,5 @@ def build(data: str) -> VideoSource:
         UserError: Not a video, a damaged one, or PyAV is not installed.
     """
     source = VideoSource(*split_every(data))
-    log.say(f"{printable(data)} gives {len(source):,} frames (every={split_every(data)[1]})")
+    log.say(f"{printable(data)} gives {len(source):,} frames ({described(split_every(data)[1])})")
     return source
