@@ -113,7 +113,7 @@ def check_images(folder: Path, config: Config, source: Source, then: dict[str, A
     """
     hint = (
         f"Train on from it with the images of today: opendino continue {folder} {config.data}; "
-        f"start a new run from its weights: opendino train {config.data} --init {folder}; or put the images back"
+        f"start a new run from its weights: opendino train {config.data} --init {folder}; or restore the folder"
     )
     keys = read_keys(folder)
     trained = None if keys is None else keys[~is_held_out(keys, config.hold_out)]

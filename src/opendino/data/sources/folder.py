@@ -126,10 +126,14 @@ def _open_videos(root: str, paths: Names, positions: np.ndarray, every: str) -> 
             bad.append(error)
     if found:
         num = sum(map(len, found.values()))
-        log.say(f"{len(found):,} videos in folder {printable(root)} give {num:,} frames ({described(every)})")
+        log.say(f"{num:,} frames of {_counted(len(found))} in folder {printable(root)} ({described(every)})")
     if bad:
-        log.warn(f"{len(bad):,} videos in folder {printable(root)} are left out, e.g. {bad[0]}")
+        log.warn(f"{_counted(len(bad))} left out, e.g. {bad[0]}")
     return found
+
+
+def _counted(num: int) -> str:
+    return f"{num:,} video{'s' * (num > 1)}"
 
 
 def _list_images(root: str) -> tuple[Names, FolderClasses, np.ndarray]:
