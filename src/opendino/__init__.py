@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 __all__ = [
     "Callback",
     "Config",
+    "continue_run",
     "load",
     "register_augmentation",
     "register_backbone",
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from opendino.config import Config as Config
     from opendino.core.contracts import Callback as Callback
     from opendino.models.load import load as load
+    from opendino.start import continue_run as continue_run
     from opendino.start import register_augmentation as register_augmentation
     from opendino.start import register_backbone as register_backbone
     from opendino.start import register_method as register_method
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "Callback": "opendino.core.contracts",
     "Config": "opendino.config",
+    "continue_run": "opendino.start",
     "load": "opendino.models.load",
     "register_augmentation": "opendino.start",
     "register_backbone": "opendino.start",

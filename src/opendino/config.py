@@ -37,6 +37,7 @@ from opendino.core.unique_keys import UniqueKeyLoader
 from opendino.data import intensity
 from opendino.data.cache import Cache
 from opendino.data.channel_images import pooled
+from opendino.data.video_file import with_every
 from opendino.engine import optim
 from opendino.engine.parallel import Parallel
 from opendino.engine.precision import Precision
@@ -44,16 +45,14 @@ from opendino.methods import dino
 from opendino.models import build
 from opendino.views import image_kinds
 from opendino.views import settings as view_settings
-from opendino.views.settings import View
 
 Sizes = tuple[Annotated[int, Meta(ge=0, le=65_536)], ...]
 Option = (
     Annotated[int, Meta(ge=-65_536, le=65_536)] | Annotated[float, Meta(ge=-65_536, le=65_536)] | bool | str | Sizes
 )
-
-
 ChannelNumber = Annotated[int, Meta(ge=0, le=9999)]
 Bound = Annotated[float, Meta(ge=-3.4e38, le=3.4e38)]
+LENGTHS = ("epochs", "steps", "minutes")
 STACKS = "ask, channels, max, mean, images, or the number of a page"
 
 
@@ -62,8 +61,10 @@ class Config(Checked):
     """All settings of a run. "auto" values are chosen when the run starts, and printed with the reason."""
 
     data: Annotated[str, Positional, tyro.conf.arg(metavar="DATA", help_behavior_hint="(required)")]
-    """Images: a folder, .tar, .zip, .parquet, a text file of paths, shards/{000..127}.tar (local or https://),
+    """Images: a folder, a video, .tar, .zip, .parquet, a text file of paths, shards/{000..127}.tar (local or https://),
     hf:NAME?split=train, or toy:KIND."""
+    every: str = ""
+    """Time between the frames used of videos in DATA: 2s, or all for every frame; default 1s. Same as DATA?every=2s."""
     val: str | None = None
     """Labeled images for the k-NN accuracy during training; default: part of DATA, if it has class folders."""
     labels: str = "auto"
@@ -89,6 +90,10 @@ class Config(Checked):
     init: str | None = None
     """Pretrained MODEL to start from: a run, a model folder or timm:NAME. --backbone auto uses its architecture.
     Weights are adapted to another image size, patch size or added registers."""
+    init_networks: Literal["backbone", "all"] = "backbone"
+    """What to take from --init: backbone, or all (also heads and teacher, of a run of the same method)."""
+    hold_out: Fraction = 0.0
+    """Fraction of the images kept out of training, chosen by name; `opendino continue` compares models on them."""
     backbone: str = "vit_small/16"
     """vit_tiny|small|base/PATCH, any timm name (resnet50), or resnet18/3x3 (timm ResNet, stem for small images).
     auto: chosen from the image size and the device."""
@@ -107,9 +112,11 @@ class Config(Checked):
     optim: optim.Config = field(default_factory=optim.Config)
     """Settings of the optimizer."""
     epochs: Positive | Literal["auto"] | None = None
-    """Length in epochs; set this or steps. auto: 200, or about 10 minutes for small images on a CPU."""
+    """Length in epochs; set this, steps or minutes. auto: 200, or about 10 minutes for small images on a CPU."""
     steps: Count | None = None
-    """Length in optimizer steps; set this or epochs."""
+    """Length in optimizer steps; set this, epochs or minutes."""
+    minutes: Positive | None = None
+    """Length in minutes, evaluations included; converted to steps once, by timing a few steps at the start."""
     batch: Batch | Literal["auto"] = "auto"
     """Images per optimizer step over all devices; the learning rate scales with it."""
     mean: Mean = IMAGENET_MEAN
@@ -162,11 +169,17 @@ class Config(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "views", _complete(method_module(self).VIEWS, self.views))
-        if self.epochs is not None and self.steps is not None:
-            raise UsageError(f"epochs={shown(self.epochs)} and steps={self.steps} were both given", "Give one of them")
+        object.__setattr__(self, "views", view_settings.complete(method_module(self).VIEWS, self.views))
         if len(self.mean) != len(self.std):
             raise UsageError(f"mean has {len(self.mean)} values and std has {len(self.std)}", "Give one per channel")
+        if self.every:  # it is a part of DATA from now on, so that every command finds the same frames
+            object.__setattr__(self, "data", with_every(self.data, self.every))
+            object.__setattr__(self, "every", "")
+        given = [f"{name}={shown(value)}" for name in LENGTHS if (value := getattr(self, name)) is not None]
+        if len(given) > 1:
+            raise UsageError(f"{' and '.join(given)} were both given", "Give one of them")
+        if self.init_networks == "all" and not self.init:
+            raise UsageError("init_networks is all, without init", "Add --init RUN, or use: opendino continue RUN")
         intensity.parse(self.intensity)
         if self.resume and self.out is None:
             raise UsageError("--resume needs a run folder", "Add --out runs/NAME")
@@ -179,6 +192,7 @@ class ResolvedConfig(Config):
     optim: optim.ResolvedConfig = field(default_factory=optim.ResolvedConfig)
     epochs: None = None
     bits: Literal[8, 16] = 8
+    minutes: None = None
     steps: Count  # pyright: ignore[reportGeneralTypeIssues], it has no default here
     batch: Batch  # pyright: ignore[reportGeneralTypeIssues]
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -323,8 +337,8 @@ def from_tree(tree: dict[str, Any], base: Config | None = None) -> Config:
     if name is not None and name != method_name(base):
         base = with_method(base, name)
     views = tree.pop("views", {})
-    if (tree.get("steps") is None) != (tree.get("epochs") is None):  # the new one replaces the one in `base`
-        base = replace(base, steps=None, epochs=None)
+    if any(tree.get(name) is not None for name in LENGTHS):  # the new length replaces the one in `base`
+        base = replace(base, **dict.fromkeys(LENGTHS))
     made: Config = _overlay(base, tree, "")
     return replace(made, views=_overlay_views(made.views, views))
 
@@ -352,21 +366,6 @@ def read_tree(path: str | Path) -> dict[str, Any]:
 def dump(config: Config) -> str:
     """Convert a Config to YAML text; `read_tree` and `from_tree` are the inverse."""
     return msgspec.yaml.encode(to_tree(config)).decode()
-
-
-def _complete(defaults: dict[str, View], given: dict[str, Any]) -> dict[str, Any]:
-    """The settings of every group of views of a method."""
-    defaults = {name: view_settings.with_added(view) for name, view in defaults.items()}
-    given = {name: view_settings.with_added(view) if isinstance(view, View) else view for name, view in given.items()}
-    for name, view in given.items():
-        if name not in defaults:
-            raise UsageError(
-                f"The method has no views {shown(name)}",
-                f"Choose from {', '.join(defaults)}; or use views={{}}, the method's own",
-            )
-        if type(view) is not type(defaults[name]):
-            raise UsageError(f"views.{name} is {shown(view)}", "Use views.settings.changed(METHOD.VIEWS, {...})")
-    return defaults | given
 
 
 def _overlay_views(base: dict[str, Any], tree: Any) -> dict[str, Any]:

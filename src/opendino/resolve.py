@@ -22,6 +22,7 @@ from opendino.data.cache import decide as decide_cache
 from opendino.data.channel_images import ChannelImages
 from opendino.data.dataset_probe import probe_dataset
 from opendino.data.decode import working_area_px
+from opendino.data.held_out import training_images
 from opendino.data.labels import relabel
 from opendino.data.open_source import absolute
 from opendino.engine import batch_size_finder, precision, sizing, threads
@@ -50,10 +51,15 @@ def resolve_config(config: Config, device: torch.device) -> tuple[ResolvedConfig
     config = absolute_paths(config)
     files = run_images.open_images(config, config.data)
     config, is_rgb, found = run_images.resolve_intensity(config, files)
-    source = _labeled(files, config)
+    trained_on = training_images(relabel(files, config.labels, config.seed), config.hold_out)
+    source = _by_channel(trained_on, config)
     workers, why_workers = sizing.workers(config.workers, device)
     probe = probe_dataset(source, config.max_bad_frac, workers=workers)
     config, facts, reasons = _method_and_network(config, source, probe.short_side_px, is_rgb, device)
+    if config.hold_out:
+        found.append(
+            f"hold_out = {config.hold_out:g}: {len(files) - len(trained_on):,} images are kept out of training"
+        )
     reasons = found + reasons
     dtype, why_dtype = precision.choose(config.precision, device)
     compiling, why_compiling = compilation.choose(config.compile, device, facts.total_steps)
@@ -177,12 +183,16 @@ def _epochs(config: Config, num_images: int, small_px: int | None) -> tuple[floa
 
 
 def images(config: Config) -> Source:
-    """Open the run's images, with the fraction of labels that `config.labels` allows; or their channels."""
-    return _labeled(run_images.open_images(config, config.data), config)
+    """Open the run's training images, with the fraction of labels that `config.labels` allows; or their channels."""
+    return _by_channel(training_images(all_images(config), config.hold_out), config)
 
 
-def _labeled(files: Source, config: Config) -> Source:
-    source = relabel(files, config.labels, config.seed)
+def all_images(config: Config) -> Source:
+    """The images of the run with those that it keeps out of training."""
+    return relabel(run_images.open_images(config, config.data), config.labels, config.seed)
+
+
+def _by_channel(source: Source, config: Config) -> Source:
     return ChannelImages(source) if config.channel_mode == "separate" else source
 
 

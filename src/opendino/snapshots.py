@@ -17,9 +17,8 @@ from opendino import config as configs
 from opendino import run_images
 from opendino.config import ResolvedConfig
 from opendino.core import distributed
-from opendino.core.contracts import Backbone, Method, Source
+from opendino.core.contracts import Backbone, Method
 from opendino.core.types import ViewSpec
-from opendino.data import fingerprint
 from opendino.engine import checkpoint
 from opendino.models import load
 from opendino.models.image_reading import ImageReading
@@ -48,23 +47,18 @@ class RunState:
     baselines: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
-def restore(path: Path, method: Method, optimizer: torch.optim.Optimizer, source: Source) -> RunState:
+def restore(path: Path, method: Method, optimizer: torch.optim.Optimizer) -> RunState:
     """Load a checkpoint into a method and its optimizer, and delete newer (damaged) checkpoints.
 
     Args:
         path: Folder of the checkpoint.
         method: Changed in place.
         optimizer: Changed in place.
-        source: The run's images.
 
     Returns:
         The checkpoint's state.
-
-    Raises:
-        UserError: The images have changed since the checkpoint was written.
     """
     state = RunState(**checkpoint.load(path, method, optimizer))
-    fingerprint.check(source, state.fingerprint, f"{path} was written")
     if distributed.rank() == 0:
         checkpoint.delete_newer(path)  # they are damaged, and their steps run again
     return state

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from opendino import comparison, existing_runs, length_in_minutes, resolve, training
 from opendino import config as configs
-from opendino import existing_runs, resolve, training
-from opendino.config import Config
+from opendino.config import Config, ResolvedConfig
 from opendino.core import compilation, distributed, log, registry
 from opendino.core.contracts import Callback, Source
 from opendino.core.errors import UsageError, UserError
@@ -81,8 +81,37 @@ def train(
         if distributed.broadcast_object((folder / "config.yaml").is_file()):
             lengths = existing_runs.requested_length(folder, request)
             return _resume(folder, device, Start(request, callbacks, resuming=True), **lengths)
-        resolved, source = resolve.resolve_config(request, device)
-        return training.run(resolved, source, folder, device, Start(request, callbacks))
+        wanted = length_in_minutes.in_epochs(request, device) if request.minutes else request
+        resolved, source = resolve.resolve_config(wanted, device)
+        return _compared(
+            training.run(resolved, source, folder, device, Start(request, callbacks)), resolved, folder, device
+        )
+
+
+def continue_run(run: str | Path, data: Data | None = None, **options: Any) -> Result:
+    """Train on from the networks of a run, as a new run with a short schedule, and compare the two at the end.
+
+    `opendino.continue_run("runs/monday", "camera")` is `opendino continue runs/monday camera`. A part of the images is
+    kept out of training (`hold_out`). On these, old and new ones, both runs are compared: `Result.against_start`.
+
+    Args:
+        run: The run's folder; it is not changed.
+        data: The images, as for `train`; None for the folder of the run, which may have grown.
+        **options: As for `train`; the other settings are those of the run, see `existing_runs.continued`.
+
+    Raises:
+        UserError: There is no such run, or the new one cannot start or had to stop.
+    """
+    config = existing_runs.continued(run)
+    return train(replace(config, data=_data(data) or config.data), **options)
+
+
+def _compared(result: Result, config: ResolvedConfig, folder: Path, device: torch.device) -> Result:
+    """Add the comparison with the run that a continued run started from."""
+    if config.init_networks != "all":
+        return result
+    found = comparison.against_start(config, folder, device) if distributed.rank() == 0 else None
+    return replace(result, against_start=distributed.broadcast_object(found))
 
 
 def resume(
@@ -223,10 +252,13 @@ def _resume(
     elif any((folder / "checkpoints").glob("step_*")):
         raise UserError(f"'{folder}' has no readable checkpoint", "Start a new run with another --out")
     source = resolve.images(config)
+    if path is not None:
+        existing_runs.check_images(folder, config, source, state.fingerprint)
     config, message = existing_runs.change_length(config, len(source), state.step, steps, epochs)
     if message:
         log.say(message)
     config = resolve.resumed_threads(config, state.threads, device)
     compilation.choose(config.compile, device, config.steps)  # another machine may have no compiler
     # A run that was killed before its first checkpoint starts from the beginning.
-    return training.run(config, source, folder, device, replace(start, checkpoint=path))
+    result = training.run(config, source, folder, device, replace(start, checkpoint=path))
+    return _compared(result, config, folder, device)

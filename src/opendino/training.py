@@ -24,6 +24,7 @@ from opendino.core import atomic_write, compilation, distributed, duration, log,
 from opendino.core.contracts import Callback, Source
 from opendino.core.types import Clock, Views, ViewSpec
 from opendino.data import fingerprint, loader
+from opendino.data.held_out import with_held_out
 from opendino.engine import checkpoint, optim, parallel, precision, profiler, threads, verdict
 from opendino.engine.background import BackgroundWriter
 from opendino.engine.interrupt import Interrupt, Interrupted
@@ -94,7 +95,7 @@ def run(config: ResolvedConfig, source: Source, folder: Path, device: torch.devi
 
         state = RunState(fingerprint=fingerprint.sample(source))
         if start.checkpoint:
-            state = snapshots.restore(start.checkpoint, networks.method, networks.optimizer, source)
+            state = snapshots.restore(start.checkpoint, networks.method, networks.optimizer)
         state.world = distributed.world_size()
         # The number of threads may change during the run only if the user did not give it.
         state.threads = threads.to_state(config.threads) if request is None or request.threads == "auto" else None
@@ -104,6 +105,8 @@ def run(config: ResolvedConfig, source: Source, folder: Path, device: torch.devi
         first_batch = [next(stream)] if state.step < config.steps else []
         if is_main:
             _write_settings(folder, config, request)
+            if new:
+                existing_runs.save_keys(folder, fingerprint.key_digests(with_held_out(source)))
             closing.callback(log.write_to, None)
         metric_writer = MetricWriter(folder, -1 if new else state.step) if is_main else None
         if metric_writer:
@@ -154,7 +157,7 @@ def _train(run: _Run, stream: Iterator[loader.Batch], interrupt: Interrupt, lock
             torch.manual_seed(_step_seed(config.seed, clock.step, distributed.rank()))
             with compilation.compiling(config.compile), run.throughput.counting():
                 # A generator, so that the crops of only one micro-batch take memory at a time.
-                views = (_make_views(run, batch) for batch in batches)
+                views = (make_views(batch, run.data, run.spec, run.device) for batch in batches)
                 tensors, numbers = step(
                     networks.model, networks.optimizer, config.optim, config.batch, clock, views, dtype
                 )
@@ -238,15 +241,15 @@ def step(
     return tensors, outputs[0].numbers | {"lr": lr, "weight_decay": weight_decay}
 
 
-def _make_views(run: _Run, batch: loader.Batch) -> Views:
+def make_views(batch: loader.Batch, data: TrainingData, spec: ViewSpec, device: torch.device) -> Views:
     """Move a micro-batch of images to the device and make its views there."""
     with profiler.section("crops"):
-        on_device = batch.to(run.device)
-        if run.data.device_cache:
-            on_device = run.data.device_cache.fill(on_device)
-        crops = multi_crop(on_device.canvas, on_device.draws, run.spec)
-    masks = patch_masks.of_batch(on_device.draws, run.spec)
-    return Views(crops, on_device.labels, on_device.indices, run.spec.num_labeled(len(batch.indices)), masks)
+        on_device = batch.to(device)
+        if data.device_cache:
+            on_device = data.device_cache.fill(on_device)
+        crops = multi_crop(on_device.canvas, on_device.draws, spec)
+    masks = patch_masks.of_batch(on_device.draws, spec)
+    return Views(crops, on_device.labels, on_device.indices, spec.num_labeled(len(batch.indices)), masks)
 
 
 def _evaluate_and_save(run: _Run, done: int, evaluating: bool, saving: bool) -> None:

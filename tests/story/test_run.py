@@ -339,8 +339,15 @@ def test_resume_refuses_changed_images(tmp_path: Path) -> None:
     folder = noise_folder(tmp_path / "photos", 12)
     run = tmp_path / "run"
     opendino.train(dino_run(run, data=str(folder), val=None, batch=4, steps=4))
+    noise_folder(folder, 14)
+    with pytest.raises(UserError, match=r"\(12 then, 14 now: 2 new, 0 gone\)") as grown:
+        opendino.resume(run)
+    assert f"opendino continue {run} {folder}" in grown.value.hint and f"--init {run}" in grown.value.hint
     (folder / "0.png").unlink()
-    with pytest.raises(UserError, match=r"The images have changed .*\(12 then, 11 now\)"):
+    with pytest.raises(UserError, match=r"The images have changed .*\(12 then, 13 now: 2 new, 1 gone\)"):
+        opendino.resume(run)
+    (run / "image_keys.npy").unlink()
+    with pytest.raises(UserError, match=r"The images have changed .*\(12 then, 13 now\)"):
         opendino.resume(run)
 
 

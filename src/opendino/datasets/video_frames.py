@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +15,7 @@ from torch import Tensor
 from opendino.core.errors import BadImage, UserError, nearest
 from opendino.data.decode import decode
 from opendino.data.source_files import is_hidden, is_image, printable, read_regular
+from opendino.data.video_file import open_video, pyav, upright
 from opendino.datasets import mask_files as masks
 from opendino.datasets.mask_metrics import boundary_f, jaccard
 
@@ -140,7 +138,7 @@ def rate(path: Path) -> Fraction | None:
     """
     if path.is_dir():
         return None
-    with _open_video(path) as container:
+    with open_video(path) as container:
         return container.streams.video[0].average_rate
 
 
@@ -150,7 +148,7 @@ def size(path: Path) -> tuple[int, int]:
     Raises:
         UserError: Not a video, a damaged one, or PyAV is not installed.
     """
-    with _open_video(path) as container:
+    with open_video(path) as container:
         stream = container.streams.video[0]
         return stream.width, stream.height
 
@@ -169,7 +167,7 @@ def write(path: Path, frames: Iterable[np.ndarray], rate: Fraction) -> int:
     Raises:
         UserError: PyAV is not installed, or the file cannot be written.
     """
-    av = _av()
+    av = pyav()
     codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
     quality = {"options": {"crf": "18"}} if codec == "libx264" else {"bit_rate": 8_000_000}
     partial = path.with_name(f".{path.name}.partial")
@@ -259,40 +257,14 @@ def _choices(folder: Path) -> str:
     return f"There is: {', '.join(there)}" if there else "Check that the folder has the layout of DAVIS"
 
 
-def _av() -> ModuleType:
-    try:
-        import av
-        import av.error
-    except ImportError:
-        raise UserError("Video files need PyAV", 'pip install "opendino[video]", or give frames in a folder') from None
-    return av
-
-
-@contextlib.contextmanager
-def _open_video(path: Path) -> Iterator[Any]:
-    av = _av()
-    try:
-        # Only local files: a playlist with the suffix of a video must not open network addresses.
-        with av.open(str(path), options={"protocol_whitelist": "file"}) as container:
-            if not container.streams.video:
-                raise UserError(f"{printable(str(path))} has no video", "Give a video file or a folder of frames")
-            yield container
-    except av.error.FFmpegError as error:
-        raise UserError(
-            f"{printable(str(path))} cannot be read as a video: {error.strerror}",
-            "Give a video file or a folder of frames",
-        ) from error
-
-
 def _decode_video(path: Path) -> Iterator[np.ndarray]:
     number = 0
-    with _open_video(path) as container:
+    with open_video(path) as container:
         try:
             for frame in container.decode(video=0):
-                turns = round(frame.rotation / 90)  # counter-clockwise; phones store the rotation as metadata
-                yield np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), turns))
+                yield upright(frame)
                 number += 1
-        except _av().error.FFmpegError as error:
+        except pyav().error.FFmpegError as error:
             where = f"after frame {number - 1}" if number else "as a video"
             raise UserError(
                 f"{printable(str(path))} cannot be read {where}: {error.strerror}",

@@ -12,6 +12,7 @@ from opendino.core.contracts import Source
 from opendino.core.errors import BadImage, UserError
 from opendino.data.decode import decode
 from opendino.data.source_files import exists
+from opendino.data.video_file import split_every
 from opendino.models.image_reading import ImageReading
 
 
@@ -30,7 +31,7 @@ class TableImages:
         data = about["data"]
         self._max_area_px, self._index = max_area_px, dict[str, int]()
         wanted = set(keys)
-        if not exists(data) and not data.startswith("toy:"):
+        if not exists(split_every(data)[0]) and not data.startswith("toy:"):
             return
         try:
             self._reading = ImageReading.of(about["preprocessing"])

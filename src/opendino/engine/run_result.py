@@ -23,7 +23,8 @@ class Result:
         accuracy: Accuracy of the classifiers in percent, for methods that train them.
         effective_rank: Effective rank of the features of the network to use.
         collapse: KIND of the collapse at the end, None if there is none.
-        against_start: With `init`: whether the network is better than before, see `OnlineEval.against_start`.
+        against_start: With `init`: whether the network is better than before, see `OnlineEval.against_start`; of a
+            continued run, see `comparison.against_start`.
         balanced_accuracy, standard_error: For each entry of `knn`, in percent, see `core.accuracy`.
         accuracy_balanced: Balanced accuracy for each entry of `accuracy`, in percent.
         majority: Percentage of the most frequent class among the query images.

@@ -197,6 +197,25 @@ def without_origins(group: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def complete(defaults: Mapping[str, View], given: Mapping[str, Any]) -> dict[str, View]:
+    """The settings of every group of views of a method: those that are given, and its defaults.
+
+    Raises:
+        UsageError: The method has no such group, or its settings are of another type.
+    """
+    defaults = {name: with_added(view) for name, view in defaults.items()}
+    given = {name: with_added(view) if isinstance(view, View) else view for name, view in given.items()}
+    for name, view in given.items():
+        if name not in defaults:
+            raise UsageError(
+                f"The method has no views {shown(name)}",
+                f"Choose from {', '.join(defaults)}; or use views={{}}, the method's own",
+            )
+        if type(view) is not type(defaults[name]):
+            raise UsageError(f"views.{name} is {shown(view)}", "Use views.settings.changed(METHOD.VIEWS, {...})")
+    return defaults | given
+
+
 def resolved(views: Mapping[str, View], facts: Facts) -> tuple[dict[str, View], list[str]]:
     """Replace every "auto" by a value.
 
