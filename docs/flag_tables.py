@@ -47,7 +47,7 @@ def table(verb: str, words: list[str]) -> dict[str, Any] | None:
     ) -> None:
         raise Described(flags.describe(kind, prog, default, full_help))
 
-    run = import_module(f"opendino.cli.{verb}_command").run
+    run, found = import_module(f"opendino.cli.{verb}_command").run, dict[str, Any]()
     try:
         with mock.patch.object(flags, "parse", describe):
             run(words)

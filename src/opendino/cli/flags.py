@@ -114,8 +114,8 @@ def _one_line(event: _errors.ParseErrorEvent, args: list[str], see_help: str) ->
         return cause
     match event:
         case _errors.MissingArgs():
-            missing = event.missing_arguments[0].lowered
-            name = missing.metavar if event.missing_arguments[0].is_positional() else missing.name_or_flags[-1]
+            missing = event.missing_arguments[0].arg
+            name = missing.lowered.metavar if missing.is_positional() else missing.lowered.name_or_flags[-1]
             return UsageError(f"{event.prog} lacks {name}", see_help)
         case _errors.UnrecognizedArgs():
             return UsageError(f"Unexpected argument {shown(event.tokens[0])}", see_help)
