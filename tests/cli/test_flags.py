@@ -72,8 +72,6 @@ def test_a_value_out_of_range_is_named_as_it_was_written(words: str, says: str) 
 def test_a_missing_word_and_a_wrong_choice_are_named() -> None:
     with pytest.raises(UsageError, match=r"^opendino x lacks WHERE\. See opendino x --help$"):
         flags.parse(Config, [], "opendino x", "")
-    with pytest.raises(UsageError, match=r"^opendino x lacks WHERE\. See opendino x --help$"):
-        flags.parse(Config, ["--num=1"], "opendino x", "")
     with pytest.raises(UsageError, match=r"^--fast is 'maybe'\. Use True or False$"):
         flags.parse(Config, ["here", "--fast=maybe"], "opendino x", "")
 
