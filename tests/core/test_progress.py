@@ -6,6 +6,7 @@ import io
 import re
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -121,7 +122,7 @@ def test_a_loop_that_fails_takes_its_bar_down(clock: list[float], terminal: io.S
     with pytest.raises(AssertionError):
         fail()
     assert terminal.getvalue().count("\x1b[?25l") == terminal.getvalue().count("\x1b[?25h") == 1
-    assert progress._bars._tasks == set()
+    assert progress._TerminalBar._display is None
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.4])
@@ -132,3 +133,27 @@ def test_what_cannot_be_counted_is_named_once_it_takes_long(
     with waiting("writing ONNX"):
         time.sleep(seconds)
     assert re.fullmatch("writing ONNX \\.\\.\\.\n" if seconds else "", said.getvalue())
+
+
+def test_a_notebook_has_a_bar_that_is_updated(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    display = pytest.importorskip("IPython.display")
+    shown: list[str] = []
+
+    class Handle:
+        def update(self, drawn: Any, raw: bool = False) -> None:
+            shown.append(drawn["text/plain"] if raw else drawn.data)
+
+    def show(drawn: Any, display_id: bool) -> Handle:
+        shown.append(drawn.data)
+        return Handle()
+
+    monkeypatch.setattr(display, "display", show)
+    monkeypatch.setattr(log, "console", lambda: Console(file=io.StringIO(), force_jupyter=True))
+    list(track(slow(clock, 4, 1), "images <new>", 4))
+    assert shown == [
+        '<progress value="2" max="4"></progress> 2/4 images &lt;new&gt;, 1.0/s',
+        '<progress value="2" max="4"></progress> 2/4 images &lt;new&gt;, 1.0/s',
+        '<progress value="3" max="4"></progress> 3/4 images &lt;new&gt;, 1.0/s',
+        '<progress value="4" max="4"></progress> 4/4 images &lt;new&gt;, 1.0/s',
+        "",
+    ]

@@ -1,4 +1,5 @@
-"""Progress of everything that takes more than two seconds: a bar on a terminal, elsewhere a line every ten seconds.
+"""Progress of everything that takes more than two seconds: a bar on a terminal or in a notebook, elsewhere a line every
+ten seconds.
 
 Written to stderr only. Bars of nested loops are shown below each other.
 """
@@ -10,7 +11,8 @@ import os
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from typing import Any, TypeVar
+from html import escape
+from typing import Any, ClassVar, TypeVar
 
 from opendino.core import log
 
@@ -34,7 +36,8 @@ class Progress:
     def __init__(self, what: str, total: int | None, done: int = 0, patience: float = _PATIENCE_SECONDS) -> None:
         self._what, self._total, self._first, self._patience = what, total, done, patience
         self._start = self._last_line = self._last_shown = time.monotonic()
-        self._done, self._task = done, None
+        self._done = done
+        self._task: _TerminalBar | _NotebookBar | None = None
         self._show = os.environ.get("RANK", "0") == "0"
         if not patience:
             self._open("starting")
@@ -56,7 +59,7 @@ class Progress:
         if self._task is None and now - self._start >= self._patience:
             self._open(text)
         if self._task is not None:
-            _bars.update(self._task, done, text)
+            self._task.update(done, text)
         elif self._show and (at_end or now - self._last_line > _LINE_SECONDS):
             self._last_line = now
             of = f"/{self._total}  {text}  {self._time_left(now)} left" if self._total else f"  {text}"
@@ -65,12 +68,12 @@ class Progress:
     def close(self) -> None:
         """Take the bar down; with patience 0 it stays, at its last value."""
         if self._task is not None:
-            _bars.remove(self._task, keep=not self._patience)
+            self._task.close(keep=not self._patience)
             self._task = None
 
     def _open(self, text: str) -> None:
-        if self._show and log.console().is_terminal:
-            self._task = _bars.add(self._total, self._done, text)
+        if self._show:
+            self._task = _open_bar(self._total, self._done, text)
 
     def _rate(self, now: float) -> float:
         return (self._done - self._first) / max(1e-9, now - self._start)
@@ -102,11 +105,11 @@ def track(items: Iterable[T], what: str, total: int | None = None, step: int = 1
 @contextlib.contextmanager
 def waiting(what: str) -> Iterator[None]:
     """Show after two seconds that something without a countable progress runs, e.g. "writing ONNX"."""
-    shown: list[int] = []
+    shown: list[_TerminalBar | _NotebookBar] = []
 
     def show() -> None:
-        if log.console().is_terminal:
-            shown.append(_bars.add(None, 0, what))
+        if bar := _open_bar(None, 0, what):
+            shown.append(bar)
         else:
             log.say(f"{what} ...")
 
@@ -118,41 +121,67 @@ def waiting(what: str) -> Iterator[None]:
     finally:
         timer.cancel()
         timer.join()
-        for task in shown:
-            _bars.remove(task, keep=False)
+        for bar in shown:
+            bar.close(keep=False)
 
 
-class _Bars:
-    """The bars on the terminal: Rich draws several only if they are of one display."""
+def _open_bar(total: int | None, done: int, text: str) -> _TerminalBar | _NotebookBar | None:
+    console = log.console()
+    if console.is_jupyter:
+        return _NotebookBar(total, done, text)
+    return _TerminalBar(total, done, text) if console.is_terminal else None
 
-    def __init__(self) -> None:
-        self._lock, self._display, self._tasks = threading.Lock(), None, set[int]()
 
-    def add(self, total: int | None, done: int, text: str) -> int:
+class _NotebookBar:
+    """A bar below a cell. Rich draws one only where ipywidgets is installed."""
+
+    def __init__(self, total: int | None, done: int, text: str) -> None:
+        from IPython.display import display  # there is one in every notebook
+
+        self._total = total
+        self._display: Any = display(self._drawn(done, text), display_id=True)
+
+    def update(self, done: int, text: str) -> None:
+        self._display.update(self._drawn(done, text))
+
+    def close(self, keep: bool) -> None:
+        if not keep:
+            self._display.update({"text/plain": ""}, raw=True)
+
+    def _drawn(self, done: int, text: str) -> Any:
+        from IPython.display import HTML
+
+        value = f'value="{done}" max="{self._total}"' if self._total else ""
+        of = f"{done:,}/{self._total:,} " if self._total else f"{done:,} "
+        return HTML(f"<progress {value}></progress> {of}{escape(text)}")
+
+
+class _TerminalBar:
+    """A bar on the terminal; all are of one display, because Rich draws only one display at a time."""
+
+    _lock = threading.Lock()
+    _display: ClassVar[Any] = None
+    _open: ClassVar[set[int]] = set()
+
+    def __init__(self, total: int | None, done: int, text: str) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         with self._lock:
-            if self._display is None:
+            if _TerminalBar._display is None:
                 columns = (MofNCompleteColumn(), BarColumn(20), TextColumn("{task.description}"), TimeRemainingColumn())
-                self._display = Progress(*columns, console=log.console(), refresh_per_second=4)
+                _TerminalBar._display = Progress(*columns, console=log.console(), refresh_per_second=4)
                 self._display.start()
-            task = self._display.add_task(text, total=total, completed=done)
-            self._tasks.add(task)
-            return task
+            self._task = self._display.add_task(text, total=total, completed=done)
+            self._open.add(self._task)
 
-    def update(self, task: int, done: int, text: str) -> None:
-        display: Any = self._display
-        display.update(task, completed=done, description=text)
+    def update(self, done: int, text: str) -> None:
+        self._display.update(self._task, completed=done, description=text)
 
-    def remove(self, task: int, keep: bool) -> None:
+    def close(self, keep: bool) -> None:
         with self._lock:
-            display: Any = self._display
-            self._tasks.remove(task)
+            self._open.remove(self._task)
             if not keep:
-                display.remove_task(task)
-            if not self._tasks:
-                display.stop()
-                self._display = None
-
-
-_bars = _Bars()
+                self._display.remove_task(self._task)
+            if not self._open:
+                self._display.stop()
+                _TerminalBar._display = None

@@ -21,6 +21,8 @@ from opendino.core.contracts import Backbone
 from opendino.core.errors import BadImage, UsageError, UserError, nearest
 from opendino.core.types import IMAGENET_MEAN, IMAGENET_STD, Features
 from opendino.data.decode import apply_exif_orientation, decode
+from opendino.data.intensity import to_rgb
+from opendino.data.readers.decoded_image import from_array, numbered
 from opendino.models.build import build_on_meta, materialize
 from opendino.models.description import DESCRIPTION, NETWORKS, read_description
 from opendino.models.image_reading import ImageReading
@@ -37,9 +39,9 @@ _MODEL_KINDS = "A model is a run folder, an imported or exported model folder, o
 class Model:
     """A trained backbone with its preprocessing. Every method runs without gradients.
 
-    `images` are one or several of: a PIL image, a path, a uint8 RGB array `[H W 3]` or tensor `[3 H W]`; or a uint8
-    batch, array `[B H W 3]` or tensor `[B 3 H W]`. A float tensor `[B C H W]` is used without preprocessing: it must
-    be normalized and of a size that the backbone accepts.
+    `images` are one or several of: a PIL image, a path, a uint8 RGB array `[H W 3]` or tensor `[3 H W]`, a gray array
+    or tensor `[H W]` of uint8 or uint16; or a uint8 batch, array `[B H W 3]` or tensor `[B 3 H W]`. A float tensor
+    `[B C H W]` is used without preprocessing: it must be normalized and of a size that the backbone accepts.
 
     Attributes:
         backbone: The network, in eval mode.
@@ -62,6 +64,11 @@ class Model:
         self.backbone, self.which = backbone.eval(), which
         self.preprocessing, self.description, self.classifier = preprocessing, description, classifier
         self.classes: tuple[str, ...] = tuple(description.get("classes", ()))
+
+    def __repr__(self) -> str:
+        shape = f"{self.preprocessing['image_px']} px → {self.backbone.embed_dim} features"
+        data = f", trained on {self.trained_on}" if self.trained_on else ""
+        return f"{self.backbone.name}, the {self.which}: {shape}{data}; .embed, .features, .attention, .preprocess"
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -160,7 +167,11 @@ def _open_image(image: ImageInput, reading: ImageReading) -> Image.Image:
         if isinstance(image, str | Path):
             return Image.fromarray(reading.decode(Path(image).expanduser().read_bytes()))
         if isinstance(image, Tensor):
-            image = image.detach().cpu().movedim(0, -1).numpy()
+            image = image.detach().cpu()
+            image = (image.movedim(0, -1) if image.ndim == 3 else image).numpy()
+        if image.ndim == 2 or image.dtype != np.uint8:  # gray, or more than 8 bits
+            values = np.atleast_3d(image)  # [H W C]
+            image = to_rgb(from_array(values, numbered(values.shape[-1])), reading.range)
         return Image.fromarray(decode(image))
     except OSError as error:
         raise UserError(f"'{image}' cannot be read: {error.strerror or error}") from error
