@@ -23,6 +23,7 @@ from opendino.core import registry
 from opendino.core.errors import UsageError, UserError
 from opendino.data.sources import python
 from opendino.engine import checkpoint
+from opendino.engine.run_result import Result
 from opendino.views import settings as view_settings
 
 FAST: dict[str, Any] = {
@@ -301,3 +302,38 @@ def test_an_augmentation_that_would_break_runs_is_refused(change: dict[str, Any]
     with pytest.raises(UserError, match=reason):
         opendino.register_augmentation("wrong", module)
     assert "wrong" not in registry.names(registry.AUGMENTATIONS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, ""),
+        ({"batch": 8, "optim": {"lr": 1e-3}}, "--batch 8 --optim.lr 1e-3"),
+        ({"steps": 7, "method": "byol"}, "--steps 7 --method byol"),
+        ({"init": "timm:resnet18"}, "--init timm:resnet18"),
+        ({"recipe": "resnet50"}, "--recipe resnet50"),
+    ],
+)
+def test_settings_are_those_of_the_command_line(changes: dict[str, Any], words: str) -> None:
+    from opendino.cli import train_command
+
+    assert opendino.Config("photos", **changes) == train_command.parse(["photos", *words.split()])
+
+
+def test_gray_images_of_16_bits_are_images(tmp_path: Path) -> None:
+    from opendino.data.decode import decode
+
+    values = np.arange(40 * 36, dtype=np.uint16).reshape(40, 36) * 45
+    for item in (values, Image.fromarray(values), torch.from_numpy(values)):
+        read = python.PythonSource([item]).read(0)
+        assert isinstance(read, bytes)
+        pixels = decode(read)
+        assert pixels.shape == (40, 36, 3) and pixels[-1, -1, 0] > 245 and pixels[0, 0, 0] == 0
+
+
+def test_a_result_is_its_report_in_a_notebook(tmp_path: Path) -> None:
+    nothing = dict.fromkeys(field.name for field in dataclasses.fields(Result))
+    result = Result(**nothing | {"run": str(tmp_path), "verdict": "learned", "evidence": "k-NN 5 < 9"})
+    assert result._repr_html_() == "<p><b>learned</b>: k-NN 5 &lt; 9</p>"
+    (tmp_path / "report.html").write_text('<p title="x">curves</p>')
+    assert 'srcdoc="&lt;p title=&quot;x&quot;&gt;curves&lt;/p&gt;"' in result._repr_html_()

@@ -22,7 +22,6 @@ from opendino.core.errors import UsageError, UserError
 from opendino.data.sources import python
 from opendino.engine import checkpoint, launch, parallel
 from opendino.engine.run_result import Result
-from opendino.recipes import small
 from opendino.snapshots import RunState
 from opendino.training import Start
 from opendino.views import settings as view_settings
@@ -31,15 +30,34 @@ Data = str | Path | Source | Any  # Any: a map-style dataset
 Network = str | Callable[..., nn.Module]
 
 
+def settings(data: Data, recipe: str = "auto", **changes: Any) -> Config:
+    """The settings of a run; `opendino.Config("photos", epochs=50)` is `opendino train photos --epochs 50`.
+
+    Args:
+        data: The images, as for `train`.
+        recipe: Name of the recipe; auto: `continued` with `init`, else `small`, which chooses the rest from the images
+            and the device when the run starts.
+        **changes: Fields of `config.Config`; `method` and `optim` also as a dict.
+
+    Raises:
+        UsageError: An unknown recipe or setting, or a value that is not allowed.
+    """
+    if recipe == "auto":
+        recipe = "continued" if changes.get("init") else "small"
+    base = registry.load("opendino.recipes", recipe).config(_data(data) or "")
+    return _with_settings(base, changes.pop("method", None), changes)
+
+
 def train(
     data: Config | Data,
     *,
+    recipe: str = "auto",
     val: Data | None = None,
     backbone: Network | None = None,
     method: str | ModuleType | Any = None,
     augmentations: Sequence[ModuleType] = (),
     callbacks: Sequence[Callback] = (),
-    **settings: Any,
+    **changes: Any,
 ) -> Result:
     """Start a training run; with several devices in one new process per device.
 
@@ -50,12 +68,13 @@ def train(
     Args:
         data: DATA as on the command line; a `Source`; a map-style dataset of images (`torch.utils.data.Dataset`,
             Hugging Face, a list), see `data.sources.python`; or a whole `Config`.
+        recipe: Name of the recipe, see `settings`; not used with a `Config`.
         val: Labeled images for the k-NN accuracy during training, as `data`.
         backbone: A name, or a function without arguments that returns an `nn.Module`, see `models.module_backbone`.
         method: A name, a method's Config, or a module, see `core.contracts.Method`.
         augmentations: Modules as in `views.augmentations`, each named as its file; `views` turns them on.
         callbacks: Called during the run, on rank 0.
-        **settings: Fields of `Config`; `method` and `optim` also as a dict.
+        **changes: Fields of `config.Config`; `method` and `optim` also as a dict.
 
     Returns:
         Result of the run; models, metrics and checkpoints are in its folder.
@@ -67,10 +86,12 @@ def train(
     log.write_to(None)  # a run that did not start leaves no messages to the next one
     for module in augmentations:
         register_augmentation(module.__name__.rpartition(".")[2], module)
-    given = {"val": _data(val), "backbone": _backbone(backbone)} | settings
+    given = {"val": _data(val), "backbone": _backbone(backbone)} | changes
     given = {name: value for name, value in given.items() if value is not None}
-    config = data if isinstance(data, Config) else small.config(_data(data) or "")
-    config = _with_settings(config, method, given)
+    if isinstance(data, Config):
+        config = _with_settings(data, method, given)
+    else:
+        config = settings(data, recipe, method=method, **given)
     if launch.number(config.devices, config.device) > 1:
         _refuse_objects([*callbacks, *augmentations], config)
         with tempfile.TemporaryDirectory() as home:

@@ -22,6 +22,7 @@ from opendino import existing_runs, report, resolve, snapshots
 from opendino.config import Config, ResolvedConfig
 from opendino.core import atomic_write, compilation, distributed, duration, log, metrics_log
 from opendino.core.contracts import Callback, Source
+from opendino.core.progress import Progress
 from opendino.core.types import Clock, Views, ViewSpec
 from opendino.data import fingerprint, loader
 from opendino.data.held_out import with_held_out
@@ -30,7 +31,6 @@ from opendino.engine.background import BackgroundWriter
 from opendino.engine.interrupt import Interrupt, Interrupted
 from opendino.engine.metric_writer import MetricWriter
 from opendino.engine.profiler import Profiler
-from opendino.engine.progress import Progress
 from opendino.engine.run_folder import RunDirLock
 from opendino.engine.run_monitor import Limits, RunMonitor
 from opendino.engine.run_result import Result
@@ -146,7 +146,7 @@ def _train(run: _Run, stream: Iterator[loader.Batch], interrupt: Interrupt, lock
     slowdown = threads.Slowdown() if state.threads and threads.may_change(run.device) else None
     dtype, unreadable = getattr(torch, config.precision), list[tuple[str, str]]()
     with (
-        contextlib.closing(Progress(total, first_step, distributed.rank() == 0)) as progress,
+        Progress("step", total, first_step, patience=0) as progress,
         Profiler(run.folder if config.profile and distributed.rank() == 0 else None, run.device) as step_profiler,
     ):
         interrupt.finish_step = True

@@ -14,6 +14,7 @@ import tyro
 
 from opendino.cli import Outcome, flags, table_sheet
 from opendino.core import distributed
+from opendino.core.progress import track
 from opendino.core.ranges import Checked, Cosine
 from opendino.embeddings.embedding_table import left_out
 from opendino.embeddings.open_table import open_table
@@ -81,7 +82,7 @@ def _with_copies(
     images = TableImages(about, (keys[row] for group in found for row in group.indices), pixel_copies.AREA_PX)
     groups, num_unread = [], 0
     with ThreadPoolExecutor(_THREADS) as pool:
-        for group in found:
+        for group in track(found, "groups read"):
             read = pool.map(images.read, [keys[row] for row in group.indices])
             thumbnails = torch.stack([pixel_copies.thumbnail(image) for image in read])
             num_unread += int(thumbnails[:, 0].isnan().sum())

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from opendino.cli import Outcome, flags
 from opendino.core import registry
 from opendino.core.errors import UsageError, UserError, unknown
-from opendino.visualize.crops import RunBatches
+
+if TYPE_CHECKING:
+    from opendino.visualize.crops import RunBatches
 
 _KINDS = "opendino.visualize"
 
@@ -40,6 +43,7 @@ def _run_batches(run: str) -> RunBatches:
     from opendino.data.decode import working_area_px
     from opendino.data.loader import Batches
     from opendino.data.readers.decoded_image import RGB
+    from opendino.visualize.crops import RunBatches
 
     folder = Path(run).expanduser()
     if not (folder / "config.yaml").is_file():

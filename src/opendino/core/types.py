@@ -246,3 +246,6 @@ class Report:
 
     text: str
     fields: dict[str, Any]
+
+    def __repr__(self) -> str:
+        return self.text

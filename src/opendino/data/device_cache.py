@@ -12,6 +12,7 @@ from torch import Tensor
 
 from opendino.core import log
 from opendino.core.errors import BadImage
+from opendino.core.progress import track
 from opendino.data.cache import DecodedImages
 from opendino.data.loader import Batch
 from opendino.data.workers import each
@@ -48,7 +49,8 @@ class DeviceCache(DecodedImages):
         # Copied in chunks: one copy per image is slow, and one copy of everything needs all images in host memory.
         nothing = torch.empty(0, dtype=torch.uint8 if self.pixel_format.bits == 8 else torch.int16)
         chunks, waiting, size = [], [nothing], 0
-        for index, found in enumerate(each(read, range(len(images)), self.in_flight, workers)):
+        loaded = each(read, range(len(images)), self.in_flight, workers)
+        for index, found in enumerate(track(loaded, "images cached", len(images))):
             if isinstance(found, str):
                 self._bad[index] = found
             else:

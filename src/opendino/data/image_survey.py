@@ -15,6 +15,7 @@ import numpy as np
 
 from opendino.core.contracts import Source
 from opendino.core.errors import BadImage, UserError
+from opendino.core.progress import track
 from opendino.data import readers
 from opendino.data.dataset_probe import sample_indices
 from opendino.data.image_files import ImageFiles
@@ -177,7 +178,7 @@ def _images(
     source: ImageFiles, indices: Sequence[int], others: list[tuple[str, str]] | None = None
 ) -> Iterator[tuple[str, DecodedImage | bytes | np.ndarray]]:
     """Keys and images; those that cannot be read are added to `others` with the reason."""
-    for index in indices:
+    for index in track(indices, "images looked at"):
         key = source.key(index)
         try:
             image = source.image(index)

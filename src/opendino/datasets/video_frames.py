@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from opendino.core.errors import BadImage, UserError, nearest
+from opendino.core.progress import track
 from opendino.data.decode import decode
 from opendino.data.source_files import is_hidden, is_image, printable, read_regular
 from opendino.data.video_file import open_video, pyav, upright
@@ -123,7 +124,7 @@ def frames(path: Path) -> Iterator[tuple[str, np.ndarray | BadImage]]:
     if not path.is_dir():
         yield from ((f"{number:05d}", frame) for number, frame in enumerate(_decode_video(path)))
         return
-    for image in _images(path):
+    for image in track(_images(path), "frames"):
         try:
             yield image.stem, decode(read_regular(image))
         except BadImage as error:
@@ -261,7 +262,8 @@ def _decode_video(path: Path) -> Iterator[np.ndarray]:
     number = 0
     with open_video(path) as container:
         try:
-            for frame in container.decode(video=0):
+            total = container.streams.video[0].frames or None  # 0: the header does not tell
+            for frame in track(container.decode(video=0), "frames", total):
                 yield upright(frame)
                 number += 1
         except pyav().error.FFmpegError as error:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from html import escape
+from pathlib import Path
 from typing import Any
 
 
@@ -52,3 +54,10 @@ class Result:
     num_queries: int | None
     verdict: str
     evidence: str
+
+    def _repr_html_(self) -> str:
+        """The report of the run, for notebooks; without one the verdict."""
+        page = Path(self.run) / "report.html"
+        if not page.is_file():
+            return f"<p><b>{escape(self.verdict)}</b>: {escape(self.evidence)}</p>"
+        return f'<iframe srcdoc="{escape(page.read_text(encoding="utf-8"))}" width="100%" height="600"></iframe>'

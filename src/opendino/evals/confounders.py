@@ -15,6 +15,7 @@ from torch import Tensor
 from opendino.core import distributed
 from opendino.core.accuracy import standard_error
 from opendino.core.errors import UsageError, UserError, unknown
+from opendino.core.progress import track
 from opendino.core.ranges import Batch, Checked, Count, Repeats, Seed, Workers
 from opendino.core.types import Report
 from opendino.data.metadata import group_columns, read_metadata
@@ -170,7 +171,8 @@ def readability(images: Images, labels: Tensor, strata: Tensor | None, probe: Pr
     strata = torch.zeros_like(truth) if strata is None else strata[val]
     ordered = strata.argsort(stable=True)
     permuted = []
-    for part in torch.arange(config.permutations).split(max(1, _AT_ONCE // len(truth))):
+    num = max(1, _AT_ONCE // len(truth))
+    for part in track(torch.arange(config.permutations).split(num), "permutations", config.permutations, num):
         # sorting by stratum + random number shuffles within each stratum
         keys = strata + torch.rand(len(part), len(truth), generator=generator, dtype=torch.float64)
         shuffled = torch.empty(len(part), len(truth), dtype=torch.int64)

@@ -39,11 +39,11 @@ _MODEL_KINDS = "A model is a run folder, an imported or exported model folder, o
 class Model:
     """A trained backbone with its preprocessing. Every method runs without gradients.
 
-    `images` are one or several of: a PIL image, a path, an array `[H W C]` or integer tensor `[C H W]`; or a batch,
-    array `[B H W C]` or integer tensor `[B C H W]`. C is the number of channels of the model: 3 for RGB photographs.
-    Values are those of the file; the intensity of the model maps them, e.g. 0 to 255 of uint8, 0 to 65,535 of uint16,
-    and 0 to 1 of floating point where it is "full". A float tensor `[B C H W]` is used without preprocessing: it
-    must be normalized and of a size that the backbone accepts.
+    `images` are one or several of: a PIL image, a path, an array `[H W C]` or integer tensor `[C H W]`, or `[H W]` if C
+    is 1 or 3; or a batch, array `[B H W C]` or integer tensor `[B C H W]`. C is the number of channels of the model: 3
+    for RGB photographs. Values are those of the file; the intensity of the model maps them, e.g. 0 to 255 of uint8, 0
+    to 65,535 of uint16, and 0 to 1 of floating point where it is "full". A float tensor `[B C H W]` is used without
+    preprocessing: it must be normalized and of a size that the backbone accepts.
 
     Attributes:
         backbone: The network, in eval mode.
@@ -66,6 +66,11 @@ class Model:
         self.backbone, self.which = backbone.eval(), which
         self.preprocessing, self.description, self.classifier = preprocessing, description, classifier
         self.classes: tuple[str, ...] = tuple(description.get("classes", ()))
+
+    def __repr__(self) -> str:
+        shape = f"{self.preprocessing['image_px']} px → {self.backbone.embed_dim} features"
+        data = f", trained on {self.trained_on}" if self.trained_on else ""
+        return f"{self.backbone.name}, the {self.which}: {shape}{data}; .embed, .features, .attention, .preprocess"
 
     @functools.cached_property
     def fingerprint(self) -> str:

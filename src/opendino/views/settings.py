@@ -13,7 +13,7 @@ from msgspec import Meta
 
 from opendino.core import auto_values, registry
 from opendino.core.errors import UsageError, UserError, nearest
-from opendino.core.ranges import Checked, PixelSize, convert, hints
+from opendino.core.ranges import Checked, PixelSize, convert, hints, shown
 from opendino.core.types import Facts
 
 # Not tuple[PixelSize, PixelSize]: in a union with a number, msgspec 0.22 crashes.

@@ -19,7 +19,7 @@ import tyro
 from msgspec import Meta
 from PIL import Image
 
-from opendino.core import distributed, log
+from opendino.core import distributed
 from opendino.core.errors import BadImage, UsageError, UserError
 from opendino.core.ranges import Checked, PixelSize
 from opendino.core.types import Report
@@ -107,17 +107,14 @@ def pairs(images: Iterator[tuple[str, np.ndarray]], draw: Callable[[np.ndarray],
     Yields:
         uint8 `[H W 3]`, H and W even, as video codecs require.
     """
-    size, last_log = None, time.monotonic()
-    for num_frames, (_, pixels) in enumerate(images, start=1):
+    size = None
+    for _, pixels in images:
         image, drawn = Image.fromarray(pixels), draw(pixels)
         size = size or (image.width + image.width % 2, image.height + image.height % 2)
         left_and_right = [
             each if each.size == size else each.resize(size, Image.Resampling.BICUBIC) for each in (image, drawn)
         ]
         yield np.concatenate([np.asarray(each) for each in left_and_right], axis=1)
-        if time.monotonic() - last_log > 30:
-            last_log = time.monotonic()
-            log.say(f"{num_frames:,} frames drawn")
 
 
 def _frames(video: Path, encoder: ImageEncoder, bad: Bad) -> Iterator[tuple[str, np.ndarray]]:
