@@ -103,3 +103,14 @@ def test_a_long_picture_is_seen_small_enough_for_memory(place: Path) -> None:
     image = scene(0, (400, 100))
     prepared = encoder_for(model, image, 480).prepare(image)  # 480 × 1920 px would be 57,600 patches of 4 px
     assert 3500 < prepared.width * prepared.height / 4**2 < 4300
+
+
+def test_folders_and_archives_of_images_are_told_from_folders_of_runs(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "new").mkdir()
+    (tmp_path / "photos.zip").write_bytes(b"PK")
+    drawn = write_run(tmp_path / "drawn/run", 10, 5)
+    scene(1).save(drawn / "attention.png")  # a picture of a run is no image to train on
+    names = [place / "photos", place / "runs", place / "photos.parquet", tmp_path / "new", tmp_path / "photos.zip"]
+    catalog = Catalog([*map(str, names), str(tmp_path / "drawn")])
+    assert list(catalog.data()) == [str(place / "photos"), str(tmp_path / "photos.zip")]
+    assert str(drawn) in catalog.runs()

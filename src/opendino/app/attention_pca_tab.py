@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from opendino.app.context import NETWORK, Context, bounded, handle_errors, session_id
+from opendino.app.context import NETWORK, Context, Head, bounded, handle_errors, session_id
 from opendino.app.model_cache import encoder_for
 from opendino.visualize import attention, pca
 from opendino.visualize.drawing.pca_colors import fit
@@ -16,7 +16,7 @@ from opendino.visualize.drawing.tile_grid import Sheet
 NAME = "Attention and PCA"
 
 
-def build(context: Context, model: gr.Dropdown) -> None:
+def build(context: Context, head: Head) -> None:
     """Build the tab."""
     gr.Markdown("Attention maps of an image, or the first three principal components (PCA) of its patch features.")
     with gr.Row():
@@ -56,9 +56,9 @@ def build(context: Context, model: gr.Dropdown) -> None:
         note = f"Similar colors mean similar features. The three components explain {shares} of the variance."
         return Sheet([pca.tiles(_large(prepared), patches, basis, "image")]).image(), note
 
-    inputs = [model, picture, kind, size, mass, foreground]
+    inputs = [head.model, picture, kind, size, mass, foreground]
     gr.on(
-        [picture.change, model.change, kind.change, size.change, mass.change, foreground.change],
+        [picture.change, head.model.change, kind.change, size.change, mass.change, foreground.change],
         handle_errors(show),
         inputs,
         [output, note],

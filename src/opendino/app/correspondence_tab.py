@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from opendino.app.context import NETWORK, Context, bounded, handle_errors, session_id
+from opendino.app.context import NETWORK, Context, Head, bounded, handle_errors, session_id
 from opendino.app.model_cache import encoder_for
 from opendino.core.errors import UserError
 from opendino.visualize import correspondence
@@ -16,7 +16,7 @@ from opendino.visualize.drawing.tile_grid import Sheet
 NAME = "Correspondence"
 
 
-def build(context: Context, model: gr.Dropdown) -> None:
+def build(context: Context, head: Head) -> None:
     """Build the tab."""
     gr.Markdown("Upload two images and click on a point of the first to see the most similar patch of the second.")
     with gr.Row():
@@ -59,9 +59,9 @@ def build(context: Context, model: gr.Dropdown) -> None:
     first.change(lambda: None, None, point, api_visibility="private")
     first_shown.select(handle_errors(_clicked), None, point, api_visibility="private")
     gr.on(
-        [point.change, second.change, model.change, size.change],
+        [point.change, second.change, head.model.change, size.change],
         handle_errors(match),
-        [model, first, second, point, size],
+        [head.model, first, second, point, size],
         [output, note],
         trigger_mode="always_last",
         api_visibility="private",

@@ -13,14 +13,12 @@ from typing import Any, TypeVar
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from opendino.core import log
-from opendino.core.contracts import Source
-from opendino.core.errors import BadImage, UserError
-from opendino.data.decode import decode
-from opendino.data.open_source import open_source
 from opendino.embeddings.embedding_table import EmbeddingTable
 from opendino.embeddings.open_table import open_table
+from opendino.embeddings.table_images import TableImages
 from opendino.models.load import Model, load
 from opendino.visualize.drawing.image_encoder import ImageEncoder
 
@@ -93,20 +91,25 @@ class ShownTable:
     table: EmbeddingTable
     images: str | None = None
 
-    def thumbnail(self, key: str) -> Image.Image:
-        """A thumbnail; plain gray if the image can no longer be read, or may not be opened."""
-        try:
-            source, indices = self._source
-            return Image.fromarray(decode(source.read(indices[key]), _THUMBNAIL_AREA_PX))
-        except (BadImage, UserError, KeyError):
-            return Image.new("RGB", (96, 96), "#dddddd")
+    @property
+    def hint(self) -> str:
+        """How to see the images if they may not be opened: the end of a text, or an empty string."""
+        hint = " To see the images, start the page with their path too: `opendino app RUN TABLE IMAGES`."
+        return hint * (self.images is None)
 
     @cached_property
-    def _source(self) -> tuple[Source, dict[str, int]]:
-        if self.images is None:
-            raise UserError("The images were not named when the page was started")
-        source = open_source(self.images)
-        return source, {source.key(index): index for index in range(len(source))}
+    def vectors(self) -> tuple[list[str], Tensor]:
+        """Keys and L2-normalized vectors `[M D]` of all images whose vector has a direction."""
+        return self.table.normalized()
+
+    @cached_property
+    def files(self) -> TableImages:
+        """The images themselves, as the table's model reads them; none if they may not be opened."""
+        return TableImages(self.table.about | {"data": self.images or ""}, None, _THUMBNAIL_AREA_PX)
+
+    def thumbnail(self, key: str) -> Image.Image:
+        """A thumbnail; plain gray if the image can no longer be read, or may not be opened."""
+        return self.files.read(key) or Image.new("RGB", (96, 96), "#dddddd")
 
 
 def encoder_for(model: Model, image: Image.Image, size_px: int) -> ImageEncoder:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from opendino.app import uploads
-from opendino.app.context import NETWORK, Context, bounded, handle_errors, refusal, session_id
+from opendino.app.context import NETWORK, Context, Head, bounded, handle_errors, refusal, session_id
 from opendino.app.model_cache import encoder_for
 from opendino.core.errors import BadImage, UserError
 from opendino.data.decode import decode
@@ -34,7 +34,7 @@ _BRUSHES = COLORS[1:5]
 _RGB = np.array([[int(color[i : i + 2], 16) for i in (1, 3, 5)] for color in _BRUSHES], np.float32)
 
 
-def build(context: Context, model: gr.Dropdown) -> None:
+def build(context: Context, head: Head) -> None:
     """Build the tab."""
     gr.Markdown(
         f"Upload a short video and paint over the objects to track on its first frame, one color per object. "
@@ -80,7 +80,7 @@ def build(context: Context, model: gr.Dropdown) -> None:
     )
     start.click(
         handle_errors(track),
-        [model, video, editor, size],
+        [head.model, video, editor, size],
         [output, note],
         preprocess=False,
         api_visibility="private",
