@@ -114,3 +114,12 @@ def test_folders_and_archives_of_images_are_told_from_folders_of_runs(place: Pat
     catalog = Catalog([*map(str, names), str(tmp_path / "drawn")])
     assert list(catalog.data()) == [str(place / "photos"), str(tmp_path / "photos.zip")]
     assert str(drawn) in catalog.runs()
+
+
+def test_a_csv_beside_the_images_is_read_only_within_what_was_named(tmp_path: Path) -> None:
+    (tmp_path / "set/photos").mkdir(parents=True)
+    scene(1).save(tmp_path / "set/photos/a.png")
+    (tmp_path / "set/labels.csv").write_text("path,device\na.png,x\n")
+    photos = str(tmp_path / "set/photos")
+    assert Catalog([photos]).metadata(photos) is None
+    assert Catalog([str(tmp_path / "set")]).metadata(photos) == str(tmp_path / "set/labels.csv")

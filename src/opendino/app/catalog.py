@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from opendino.core.errors import UserError
+from opendino.data.metadata import nearby_csv
 from opendino.data.source_files import is_hidden, is_image
 from opendino.data.sources import archive
 from opendino.models.load import DESCRIPTION
@@ -66,10 +67,17 @@ class Catalog:
         Args:
             data: The image path that the table states; the table may come from someone else.
         """
-        path = Path(data).expanduser().resolve()
-        within = any(path.is_relative_to(named.resolve()) for named in self._paths if named.suffix not in _TABLES)
+        path = Path(data).expanduser()
         # a list of paths is not allowed: it could name any file
-        return str(path) if within and (path.is_dir() or archive.matches(str(path))) else None
+        return str(path.resolve()) if self._within(path) and (path.is_dir() or archive.matches(str(path))) else None
+
+    def metadata(self, data: str) -> str | None:
+        """The CSV in or next to a folder of images, if it lies inside one of the names."""
+        return next((path for path in nearby_csv(data) if self._within(Path(path))), None)
+
+    def _within(self, path: Path) -> bool:
+        path = path.resolve()
+        return any(path.is_relative_to(named.resolve()) for named in self._paths if named.suffix not in _TABLES)
 
     def _all(self) -> Iterator[Path]:
         for path in self._paths:

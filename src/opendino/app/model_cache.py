@@ -19,6 +19,7 @@ from opendino.core import log
 from opendino.embeddings.embedding_table import EmbeddingTable
 from opendino.embeddings.open_table import open_table
 from opendino.embeddings.table_images import TableImages
+from opendino.features.projection import project
 from opendino.models.load import Model, load
 from opendino.visualize.drawing.image_encoder import ImageEncoder
 
@@ -101,6 +102,11 @@ class ShownTable:
     def vectors(self) -> tuple[list[str], Tensor]:
         """Keys and L2-normalized vectors `[M D]` of all images whose vector has a direction."""
         return self.table.normalized()
+
+    @cached_property
+    def map(self) -> Tensor:
+        """The images as points of a map, `[M 2]` in [0, 1]."""
+        return project(self.vectors[1])
 
     @cached_property
     def files(self) -> TableImages:

@@ -22,6 +22,7 @@ from opendino.app import (
     correspondence_tab,
     curves_tab,
     images_tab,
+    map_tab,
     search_tab,
     temperature_tab,
     train_tab,
@@ -37,7 +38,7 @@ from opendino.app.upload_store import UploadStore
 from opendino.core.errors import UserError
 
 TABS = (
-    images_tab, train_tab, curves_tab, search_tab, attention_pca_tab, correspondence_tab, video_tracking_tab,
+    images_tab, train_tab, curves_tab, map_tab, search_tab, attention_pca_tab, correspondence_tab, video_tracking_tab,
     temperature_tab,
 )  # fmt: skip
 _SESSIONS = 50
