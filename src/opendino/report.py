@@ -125,7 +125,8 @@ def _curves(name: str, columns: Mapping[str, metrics_log.Column]) -> Content:
     charts = panels.charts({name: columns})
     if not charts:
         return _note("Nothing has been measured yet.")
-    return {"notes": [], "svg": style.svg(line_charts.figure(charts))}
+    notes = [f"{chart.panel.title}: {chart.panel.caption}" for chart in charts if chart.panel.caption]
+    return {"notes": notes, "svg": style.svg(line_charts.figure(charts))}
 
 
 def _attention(model: Model, source: Source) -> Content:

@@ -132,7 +132,7 @@ def test_curves_of_several_runs_grow_while_one_continues(visit: Visit, place: Pa
 
 
 def test_attention_and_pca_of_an_image_follow_the_sliders(visit: Visit, photo: Path) -> None:
-    panel = visit.tab("Attention and PCA")
+    panel = visit.tab("Look")
     put(panel, photo)
     shown = picture(panel, "Result")
     first = shown.get_attribute("src")
@@ -145,7 +145,7 @@ def test_attention_and_pca_of_an_image_follow_the_sliders(visit: Visit, photo: P
 
 
 def test_bad_images_are_refused_in_a_sentence_and_the_page_continues(visit: Visit, tmp_path: Path, photo: Path) -> None:
-    panel = visit.tab("Attention and PCA")
+    panel = visit.tab("Look")
     (tmp_path / "program.jpg").write_bytes(Path(sys.executable).resolve().read_bytes()[:100_000])
     put(panel, tmp_path / "program.jpg")
     panel.get_by_text("This image cannot be used: not an image in a known format").wait_for()
@@ -158,7 +158,7 @@ def test_bad_images_are_refused_in_a_sentence_and_the_page_continues(visit: Visi
 
 
 def test_a_click_finds_the_same_place_in_another_picture(visit: Visit, tmp_path: Path) -> None:
-    panel = visit.tab("Correspondence")
+    panel = visit.tab("Match")
     scene(5, (240, 180)).save(tmp_path / "one.png")
     put(panel, tmp_path / "one.png")
     clicked = picture(panel, "First image: click on a point")
@@ -181,7 +181,7 @@ def test_search_shows_the_query_itself_first_and_never_a_path_to_it(visit: Visit
 def test_a_painted_object_is_tracked_through_a_video(visit: Visit, tmp_path: Path) -> None:
     frames = (np.asarray(scene(number, (160, 120))) for number in range(6))
     video_frames.write(tmp_path / "film.mp4", frames, Fraction(6))
-    panel = visit.tab("Video tracking")
+    panel = visit.tab("Video")
     (tmp_path / "list.mp4").write_text("#EXTM3U\n#EXTINF:1,\n/etc/passwd\n", encoding="utf-8")
     put(panel, tmp_path / "list.mp4")
     panel.get_by_text("not a supported video").wait_for()
@@ -243,9 +243,9 @@ def test_a_zip_bomb_is_not_trained_on(visit: Visit, tmp_path: Path) -> None:
 
 def test_users_see_nothing_of_each_other(browser: Any, address: str, photo: Path) -> None:
     one, other = Visit(browser, address), Visit(browser, address)
-    put(one.tab("Attention and PCA"), photo)
+    put(one.tab("Look"), photo)
     one.page.get_by_text("dark to bright").wait_for()
-    panel = other.tab("Attention and PCA")
+    panel = other.tab("Look")
     panel.get_by_label("PCA").check()  # would draw the picture, were there one
     other.page.wait_for_timeout(1500)
     assert picture(panel, "Result").count() == 0

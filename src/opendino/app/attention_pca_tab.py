@@ -1,4 +1,4 @@
-"""Tab "Attention and PCA": attention maps of an image, and the principal components of its patch features."""
+"""Tab "Look": attention maps of an image, and the principal components of its patch features."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from opendino.app.context import NETWORK, Context, Head, bounded, handle_errors, session_id
+from opendino.app.context import NETWORK, Context, Head, bounded, enlarged, handle_errors, session_id
 from opendino.app.model_cache import encoder_for
 from opendino.visualize import attention, pca
 from opendino.visualize.drawing.pca_colors import fit
 from opendino.visualize.drawing.tile_grid import Sheet
 
-NAME = "Attention and PCA"
+NAME = "Look"
 
 
 def build(context: Context, head: Head) -> None:
@@ -45,7 +45,7 @@ def build(context: Context, head: Head) -> None:
         prepared = encoder.prepare(image)
         if kind == "Attention":
             maps = encoder.attention(prepared)
-            rows = attention.tiles(_large(prepared), maps, bounded(mass, 0.1, 1), name="image")
+            rows = attention.tiles(enlarged(prepared), maps, bounded(mass, 0.1, 1), name="image")
             return (
                 Sheet(rows).image(),
                 f"{encoder.quantity[:1].upper()}{encoder.quantity[1:]}, dark to bright. Below: the patches with most.",
@@ -54,7 +54,7 @@ def build(context: Context, head: Head) -> None:
         basis = fit([patches], "auto" if split else "off")
         shares = ", ".join(f"{share:.0%}" for share in basis.explained)
         note = f"Similar colors mean similar features. The three components explain {shares} of the variance."
-        return Sheet([pca.tiles(_large(prepared), patches, basis, "image")]).image(), note
+        return Sheet([pca.tiles(enlarged(prepared), patches, basis, "image")]).image(), note
 
     inputs = [head.model, picture, kind, size, mass, foreground]
     gr.on(
@@ -73,9 +73,3 @@ def build(context: Context, head: Head) -> None:
         queue=False,
         api_visibility="private",
     )
-
-
-def _large(image: Image.Image) -> Image.Image:
-    """Enlarge a small image, so that the titles fit above its tiles."""
-    scale = max(1, 320 / min(image.size))
-    return image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import gradio as gr
+from PIL import Image
 
 from opendino.app import uploads
 from opendino.app.catalog import Catalog
@@ -145,6 +146,12 @@ def bounded(value: Any, low: float, high: float) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
         raise UserError("A number is out of its range", f"Choose one from {low:g} to {high:g}")
     return value
+
+
+def enlarged(image: Image.Image) -> Image.Image:
+    """A small image enlarged to be looked at: its shorter side has at least 320 pixels."""
+    scale = max(1, 320 / min(image.size))
+    return image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
 
 
 def handle_errors(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""Tab "Correspondence": the best match in a second image for a clicked point of a first one."""
+"""Tab "Match": the best match in a second image for a clicked point of a first one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from opendino.core.errors import UserError
 from opendino.visualize import correspondence
 from opendino.visualize.drawing.tile_grid import Sheet
 
-NAME = "Correspondence"
+NAME = "Match"
 
 
 def build(context: Context, head: Head) -> None:

@@ -65,7 +65,8 @@ def build(context: Context, head: Head) -> None:
         source = network.reading.open_images(known[name])
         origin = table_origin(network, source, name=path, which=None, data=known[name])
         context.out.mkdir(parents=True, exist_ok=True)
-        out = context.out / f"{Path(known[name]).stem} by {Path(path).name.replace(':', '-')}.parquet"
+        images, run = Path(known[name]).stem, Path(path).name.replace(":", "-")
+        out = context.out / f"{run if run.startswith(images) else f'{images}-{run}'}.parquet"
         embedder = _Watched(network, source, origin, progress=progress)
         done = resumable_parts.write(out, embedder, overwrite=True)
         assert done is not None

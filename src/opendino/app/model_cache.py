@@ -93,6 +93,11 @@ class ShownTable:
     images: str | None = None
 
     @property
+    def about(self) -> dict[str, Any]:
+        """What the table says about itself, with the path of its images only if they may be opened."""
+        return self.table.about | {"data": self.images or ""}
+
+    @property
     def hint(self) -> str:
         """How to see the images if they may not be opened: the end of a text, or an empty string."""
         hint = " To see the images, start the page with their path too: `opendino app RUN TABLE IMAGES`."
@@ -111,7 +116,7 @@ class ShownTable:
     @cached_property
     def files(self) -> TableImages:
         """The images themselves, as the table's model reads them; none if they may not be opened."""
-        return TableImages(self.table.about | {"data": self.images or ""}, None, _THUMBNAIL_AREA_PX)
+        return TableImages(self.about, None, _THUMBNAIL_AREA_PX)
 
     def thumbnail(self, key: str) -> Image.Image:
         """A thumbnail; plain gray if the image can no longer be read, or may not be opened."""

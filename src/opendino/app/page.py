@@ -21,7 +21,10 @@ from opendino.app import (
     attention_pca_tab,
     correspondence_tab,
     curves_tab,
+    duplicates_tab,
+    export_tab,
     images_tab,
+    label_tab,
     map_tab,
     search_tab,
     temperature_tab,
@@ -38,8 +41,8 @@ from opendino.app.upload_store import UploadStore
 from opendino.core.errors import UserError
 
 TABS = (
-    images_tab, train_tab, curves_tab, map_tab, search_tab, attention_pca_tab, correspondence_tab, video_tracking_tab,
-    temperature_tab,
+    images_tab, train_tab, curves_tab, map_tab, search_tab, duplicates_tab, label_tab, attention_pca_tab,
+    correspondence_tab, video_tracking_tab, temperature_tab, export_tab,
 )  # fmt: skip
 _SESSIONS = 50
 """Number of sessions whose images are kept in memory, a few MB each; the oldest are dropped."""
@@ -73,17 +76,15 @@ def serve(
         UserError: A run, model or table does not exist, or the port is in use.
     """
     catalog, folder = Catalog(names), Path(tempfile.mkdtemp(prefix="opendino-"))
-    if out is None and catalog.data():
-        out = Path("runs")
-    made = out or folder / "runs"
-    made.mkdir(parents=True, exist_ok=True)
-    if out is not None:  # what is made in the temporary folder belongs to its session alone
+    out = out or (Path("runs") if catalog.data() else None)
+    if out:  # what is made in the temporary folder belongs to its session alone
+        out.mkdir(parents=True, exist_ok=True)
         catalog = Catalog([*dict.fromkeys([*names, str(out)])])
     os.environ["GRADIO_TEMP_DIR"] = str(folder)
     made = out or folder / "runs"
     made.mkdir(parents=True, exist_ok=True)
-    jobs = TrainingJobs(made, keep=out is not None, max_running=trainings)
-    context = Context(catalog, ModelCache(device, catalog.images), jobs, folder, made)
+    jobs = TrainingJobs(out or folder / "runs", keep=out is not None, max_running=trainings)
+    context = Context(catalog, ModelCache(device, catalog.images), jobs, folder, out or folder / "runs")
     guard, page = Middleware(Guard, host=host, store=UploadStore(context.upload_folder)), build(context)
     try:
         try:
@@ -101,7 +102,6 @@ def serve(
                 pwa=False,
                 mcp_server=False,
                 enable_monitoring=False,
-                inbrowser=False,
                 quiet=True,
                 prevent_thread_lock=True,
             )

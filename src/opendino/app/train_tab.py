@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gradio as gr
 
@@ -41,20 +41,9 @@ STACKS = ("ask", "channels", "max", "mean", "images")
 def build(context: Context, head: Head) -> None:
     """Build the tab."""
     gr.Markdown("Train a network on images without labels. Labels serve only to measure it while it trains.")
-    choices = [*context.catalog.data(), *_GENERATED, _UPLOADED]
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
-            images = gr.Radio(choices, value=choices[0], label="Images")
-            own = gr.Column(visible=choices[0] in context.catalog.data())
-            with own:
-                length = gr.Radio(list(_LENGTHS), value=next(iter(_LENGTHS)), label="Length")
-                folders = gr.Radio(list(_FOLDERS), value=next(iter(_FOLDERS)), label="Sub-folders are")
-                stack = gr.Dropdown(list(STACKS), value="ask", label="Pages of a file are (stacks only)")
-            small = gr.Column(visible=choices[0] not in context.catalog.data())
-            with small:
-                upload = gr.File(label=".zip archive of images", file_types=[".zip"], height=150, visible=False)
-                network = gr.Radio(list(_NETWORKS), value=next(iter(_NETWORKS)), label="Network")
-                steps = gr.Slider(20, 800, 200, step=20, label="Steps (64 images each)")
+            inputs = _inputs(context)
             with gr.Row():
                 start = gr.Button("Train", variant="primary", min_width=80)
                 stop = gr.Button("Stop", interactive=False, min_width=80)
@@ -65,14 +54,15 @@ def build(context: Context, head: Head) -> None:
     buttons = [start, stop, timer]
 
     def begin(values: dict[Any, Any], request: gr.Request) -> tuple[Any, ...]:
-        chosen, data = values[images], context.catalog.data()
+        chosen, data = values[inputs.images], context.catalog.data()
         if chosen in data:
-            flags = server_flags(values[length], values[folders], values[stack])
+            flags = server_flags(values[inputs.length], values[inputs.folders], values[inputs.stack])
             context.jobs.start_on_server_images(data[chosen], flags)
         else:
-            uploaded = uploads.resolve_upload(values[upload], context.upload_folder) if chosen == _UPLOADED else None
-            small_set, flags = _data_and_flags(chosen, uploaded, values[network])
-            flags += ["--steps", str(int(bounded(values[steps], 1, 800)))]
+            raw = values[inputs.upload] if chosen == _UPLOADED else None
+            uploaded = uploads.resolve_upload(raw, context.upload_folder)
+            small_set, flags = _data_and_flags(chosen, uploaded, values[inputs.network])
+            flags += ["--steps", str(int(bounded(values[inputs.steps], 1, 800)))]
             context.jobs.start(session_id(request), small_set, flags)
         return "<p>Starting …</p>", *_buttons(running=True)
 
@@ -97,14 +87,8 @@ def build(context: Context, head: Head) -> None:
         if training := context.jobs.latest(session_id(request)):
             training.ask_to_stop()
 
-    def choose(kind: str) -> tuple[Any, ...]:
-        server = kind in context.catalog.data()
-        return gr.update(visible=server), gr.update(visible=not server), gr.update(visible=kind == _UPLOADED)
-
     private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-    settings = {images, length, folders, stack, upload, network, steps}
-    images.change(choose, images, [own, small, upload], queue=False, **private)
-    start.click(handle_errors(begin), settings, [page, *buttons], preprocess=False, **private)
+    start.click(handle_errors(begin), {*inputs}, [page, *buttons], preprocess=False, **private)
     stop.click(handle_errors(halt), None, None, **private)
     timer.tick(handle_errors(show), None, [page, *buttons, head.model, measured], **private)
     gr.on(None, handle_errors(resume), None, timer, **private)  # when the page is opened
@@ -118,6 +102,41 @@ def build(context: Context, head: Head) -> None:
                 columns = panels.of_file(training.out / "metrics.jsonl")
                 name = "this training"
                 chart_grid.build(panels.charts({name: columns}, {name: context.curves.color(training.out)}))
+
+
+class _Inputs(NamedTuple):
+    images: gr.Radio
+    length: gr.Radio
+    folders: gr.Radio
+    stack: gr.Dropdown
+    upload: gr.File
+    network: gr.Radio
+    steps: gr.Slider
+
+
+def _inputs(context: Context) -> _Inputs:
+    """The settings: of images of the server, or of a tiny network on generated or uploaded images."""
+    data = context.catalog.data()
+    choices = [*data, *_GENERATED, _UPLOADED]
+    images = gr.Radio(choices, value=choices[0], label="Images")
+    with gr.Column(visible=bool(data)) as own:
+        length = gr.Radio(list(_LENGTHS), value=next(iter(_LENGTHS)), label="Length")
+        folders = gr.Radio(list(_FOLDERS), value=next(iter(_FOLDERS)), label="Sub-folders are")
+        stack = gr.Dropdown(list(STACKS), value="ask", label="Pages of a file are (stacks only)")
+    with gr.Column(visible=not data) as small:
+        upload = gr.File(label=".zip archive of images", file_types=[".zip"], height=150, visible=False)
+        network = gr.Radio(list(_NETWORKS), value=next(iter(_NETWORKS)), label="Network")
+        steps = gr.Slider(20, 800, 200, step=20, label="Steps (64 images each)")
+
+    def choose(kind: str) -> tuple[Any, ...]:
+        return (
+            gr.update(visible=kind in data),
+            gr.update(visible=kind not in data),
+            gr.update(visible=kind == _UPLOADED),
+        )
+
+    images.change(choose, images, [own, small, upload], queue=False, api_visibility="private")
+    return _Inputs(images, length, folders, stack, upload, network, steps)
 
 
 def server_flags(length: str, folders: str, stack: str) -> list[str]:

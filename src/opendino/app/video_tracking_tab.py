@@ -1,4 +1,4 @@
-"""Tab "Video tracking": objects painted on the first frame of a video are tracked through it."""
+"""Tab "Video": objects painted on the first frame of a video are tracked through it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from opendino.evals.video_segmentation import Tracker, harden
 from opendino.models.load import Model
 from opendino.visualize.drawing.style import COLORS
 
-NAME = "Video tracking"
+NAME = "Video"
 
 _MAX_LAYERS, _MAX_LAYER_BYTES = 8, 32 * 2**20
 
