@@ -37,7 +37,19 @@ WAIT_MS = 60_000
 @pytest.fixture(scope="module")
 def address(place: Path) -> Iterator[str]:
     """A page on runs and a table, as the command line serves it."""
-    command = [sys.executable, "-m", "opendino", "app", "runs", "photos.parquet", "--port", "0", "--device", "cpu"]
+    command = [
+        sys.executable,
+        "-m",
+        "opendino",
+        "app",
+        "photos",
+        "runs",
+        "photos.parquet",
+        "--port",
+        "0",
+        "--device",
+        "cpu",
+    ]
     said = place / "server.txt"  # a file and not a pipe, which would fill up and hold the server
     with open(said, "w", encoding="utf-8") as stderr:
         server = subprocess.Popen(command, cwd=place, stderr=stderr)
@@ -222,12 +234,55 @@ def test_the_temperature_sliders_move_the_distributions(visit: Visit) -> None:
 
 def test_a_training_shows_its_progress_and_can_be_stopped(visit: Visit) -> None:
     panel = visit.tab("Train")
+    panel.get_by_label("Gray textures").check()
     panel.get_by_role("button", name="Train").click()
     panel.get_by_text(re.compile(r"Training: [1-9]\d* of 200 steps")).wait_for()
     panel.locator(".plots svg").first.wait_for()
     panel.get_by_role("button", name="Stop").click()
     panel.get_by_text(re.compile(r"Stopped: \d+ of 200 steps")).wait_for()
     sync.expect(visit.page.get_by_label("Model")).to_have_value("trained here (1)", timeout=WAIT_MS)
+
+
+def test_from_a_folder_of_the_server_to_a_list_of_files(visit: Visit) -> None:
+    panel = visit.tab("Images")
+    panel.get_by_text("96 × 72, all").wait_for()
+    panel.get_by_text("none of those looked at").wait_for()
+    train = visit.tab("Train")
+    train.get_by_label("A trial of 10 steps").check()
+    train.get_by_role("button", name="Train").click()
+    train.get_by_text("10 of 10 steps").wait_for()
+    model = visit.page.get_by_label("Model")
+    sync.expect(model).to_have_value(re.compile(r"runs/photos-\d+"), timeout=WAIT_MS)
+    panel = visit.tab("Images")
+    panel.get_by_role("button", name="Make a table with the model").click()
+    panel.get_by_text("24 images are in the table").wait_for()
+    panel = visit.tab("Map")
+    edges = panel.get_by_alt_text("map of the images").bounding_box()
+    visit.page.mouse.move(edges["x"] + 2, edges["y"] + 2)
+    visit.page.mouse.down()
+    visit.page.mouse.move(edges["x"] + edges["width"] - 2, edges["y"] + edges["height"] - 2)
+    visit.page.mouse.up()
+    sync.expect(panel.get_by_label("Files in the box")).to_have_value(
+        "".join(f"{number:02d}.png\n" for number in range(24)), timeout=WAIT_MS
+    )
+
+
+def test_chosen_images_get_labels_and_copies_are_listed(visit: Visit) -> None:
+    panel = visit.tab("Label")
+    panel.get_by_role("button", name="Choose images").click()
+    panel.get_by_text("Image 1 of 24").wait_for()
+    panel.get_by_label("Label of the image").fill("disc")
+    visit.page.keyboard.press("Enter")
+    panel.get_by_text("Image 2 of 24").wait_for()
+    panel.get_by_label("disc", exact=True).check()
+    panel.get_by_text("Image 3 of 24").wait_for()
+    with visit.page.expect_download() as download:
+        panel.get_by_role("button", name="Download the labels").click()
+    lines = download.value.path().read_text(encoding="utf-8").splitlines()
+    assert lines[0] == "path,class" and [line.partition(",")[2] for line in lines[1:]] == ["disc", "disc"]
+    panel = visit.tab("Duplicates")
+    panel.get_by_role("button", name="Find duplicates").click()
+    panel.get_by_text("groups among 24 images").wait_for()
 
 
 def test_a_zip_bomb_is_not_trained_on(visit: Visit, tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def jobs(folder: Path) -> Iterator[TrainingJobs]:
-    jobs = TrainingJobs(folder, keep=False, max_running=2)
+    jobs = TrainingJobs(folder, False, folder, 2)
     yield jobs
     jobs.close_all()
 
@@ -86,7 +86,7 @@ def test_a_training_that_does_not_listen_is_ended(jobs: TrainingJobs, monkeypatc
 
 @pytest.mark.parametrize("keep", [False, True])
 def test_a_session_takes_its_uploads_and_its_runs_along(folder: Path, tmp_path: Path, keep: bool) -> None:
-    jobs = TrainingJobs(folder, keep=keep, max_running=2)
+    jobs = TrainingJobs(folder, keep, folder, 2)
     (tmp_path / "images.zip").write_bytes(b"PK")
     jobs.start("one", tmp_path / "images.zip", [])
     wait_for_model(jobs, "one")
@@ -97,12 +97,15 @@ def test_a_session_takes_its_uploads_and_its_runs_along(folder: Path, tmp_path: 
 
 
 def test_a_training_on_images_of_the_server_is_everybodys_and_outlives_a_session(folder: Path) -> None:
-    jobs = TrainingJobs(folder, keep=True, max_running=2)
+    jobs = TrainingJobs(folder, False, folder.with_name("server"), 2)
     training = jobs.start_on_server_images("/images/cells", ["--labels", "none"])
     assert jobs.latest("one") is training and jobs.latest("two") is training
+    while not (training.out / "metrics.jsonl").is_file():
+        time.sleep(0.02)
     with pytest.raises(UserError, match="is running already"):
         jobs.start_on_server_images("/images/cells", [])
     jobs.close("one")
     assert training.running and training.out.name.startswith("cells-")
     jobs.close_all()
     assert not training.running and jobs.latest("one") is None
+    assert (training.out / "backbone.json").is_file()  # its run is kept

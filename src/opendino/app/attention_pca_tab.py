@@ -18,7 +18,10 @@ NAME = "Look"
 
 def build(context: Context, head: Head) -> None:
     """Build the tab."""
-    gr.Markdown("Attention maps of an image, or the first three principal components (PCA) of its patch features.")
+    gr.Markdown(
+        "Attention maps of an image, or the first three principal components (PCA) of its patch features. Good: "
+        "attention is on the object, and its parts have colors of their own."
+    )
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
             _, picture = context.image_input("Image")
@@ -48,7 +51,7 @@ def build(context: Context, head: Head) -> None:
             rows = attention.tiles(enlarged(prepared), maps, bounded(mass, 0.1, 1), name="image")
             return (
                 Sheet(rows).image(),
-                f"{encoder.quantity[:1].upper()}{encoder.quantity[1:]}, dark to bright. Below: the patches with most.",
+                f"{encoder.quantity[:1].upper()}{encoder.quantity[1:]}, dark to bright. Last: the patches with most.",
             )
         patches = encoder.patches(prepared)
         basis = fit([patches], "auto" if split else "off")

@@ -16,9 +16,9 @@ from opendino.interop.exporting import export_model, writer
 NAME = "Export"
 
 _FORMATS = {
+    "ONNX (no Python needed)": ("onnx", "model.onnx"),
     "timm (PyTorch image models)": ("timm", "model"),
     "Hugging Face transformers": ("huggingface", "model"),
-    "ONNX (no Python needed)": ("onnx", "model.onnx"),
     "opendino": ("opendino", "model"),
 }
 """Name on the page → format and name of the file or folder."""

@@ -76,42 +76,53 @@ def serve(
         UserError: A run, model or table does not exist, or the port is in use.
     """
     catalog, folder = Catalog(names), Path(tempfile.mkdtemp(prefix="opendino-"))
+    visitors = out / "visitors" if out else folder / "runs"  # not in the catalog: each run belongs to its session
     out = out or (Path("runs") if catalog.data() else None)
-    if out:  # what is made in the temporary folder belongs to its session alone
+    if out:
         out.mkdir(parents=True, exist_ok=True)
         catalog = Catalog([*dict.fromkeys([*names, str(out)])])
     os.environ["GRADIO_TEMP_DIR"] = str(folder)
     made = out or folder / "runs"
     made.mkdir(parents=True, exist_ok=True)
-    jobs = TrainingJobs(out or folder / "runs", keep=out is not None, max_running=trainings)
-    context = Context(catalog, ModelCache(device, catalog.images), jobs, folder, out or folder / "runs")
+    jobs = TrainingJobs(visitors, visitors.parent != folder, out or folder, trainings)
+    context = Context(catalog, ModelCache(device, catalog.images), jobs, folder, out or folder)
     guard, page = Middleware(Guard, host=host, store=UploadStore(context.upload_folder)), build(context)
     try:
-        try:
-            _, address, _ = page.queue(max_size=100, default_concurrency_limit=8).launch(
-                server_name=host,
-                server_port=port or _free_port(host),
-                max_file_size=uploads.MAX_BYTES,
-                app_kwargs={"middleware": [guard]},
-                state_session_capacity=_SESSIONS,
-                theme=_theme(),
-                css=_STYLE,
-                footer_links=[],
-                share=False,
-                ssr_mode=False,
-                pwa=False,
-                mcp_server=False,
-                enable_monitoring=False,
-                quiet=True,
-                prevent_thread_lock=True,
-            )
-        except OSError as error:
-            raise UserError(f"Cannot listen on {host}:{port}: {error}", "Choose another --port") from None
-        yield address
+        yield _launch(page, host, port, guard)
     finally:
         page.close(verbose=False)
         jobs.close_all()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _launch(page: gr.Blocks, host: str, port: int, guard: Middleware) -> str:
+    """Start the server and return its URL.
+
+    Raises:
+        UserError: The port is in use.
+    """
+    try:
+        _, address, _ = page.queue(max_size=100, default_concurrency_limit=8).launch(
+            server_name=host,
+            server_port=port or _free_port(host),
+            max_file_size=uploads.MAX_BYTES,
+            app_kwargs={"middleware": [guard]},
+            state_session_capacity=_SESSIONS,
+            theme=_theme(),
+            css=_STYLE,
+            footer_links=[],
+            share=False,
+            ssr_mode=False,
+            pwa=False,
+            mcp_server=False,
+            enable_monitoring=False,
+            inbrowser=False,
+            quiet=True,
+            prevent_thread_lock=True,
+        )
+    except OSError as error:
+        raise UserError(f"Cannot listen on {host}:{port}: {error}", "Choose another --port") from None
+    return address
 
 
 def build(context: Context) -> gr.Blocks:

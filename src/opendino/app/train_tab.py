@@ -50,7 +50,7 @@ def build(context: Context, head: Head) -> None:
         with gr.Column(scale=5):
             page = gr.HTML("<p>Nothing is running.</p>", min_height=80)
             charts, measured = gr.Column(), gr.State(0)
-    timer = gr.Timer(1, active=False)
+    timer = gr.Timer(1)  # active at first: a training may be running already
     buttons = [start, stop, timer]
 
     def begin(values: dict[Any, Any], request: gr.Request) -> tuple[Any, ...]:
@@ -78,11 +78,6 @@ def build(context: Context, head: Head) -> None:
             choices = gr.update(choices=list(known), value=mine[0]) if mine else gr.update(choices=list(known))
         return draw(training, running, context.curves), *_buttons(running), choices, _size(training)
 
-    def resume(request: gr.Request) -> Any:
-        """Watch a training that was running before this page was opened."""
-        training = context.jobs.latest(session_id(request))
-        return gr.Timer(active=training is not None)
-
     def halt(request: gr.Request) -> None:
         if training := context.jobs.latest(session_id(request)):
             training.ask_to_stop()
@@ -91,7 +86,6 @@ def build(context: Context, head: Head) -> None:
     start.click(handle_errors(begin), {*inputs}, [page, *buttons], preprocess=False, **private)
     stop.click(handle_errors(halt), None, None, **private)
     timer.tick(handle_errors(show), None, [page, *buttons, head.model, measured], **private)
-    gr.on(None, handle_errors(resume), None, timer, **private)  # when the page is opened
 
     with charts:
 

@@ -83,13 +83,15 @@ class TrainingJobs:
     A training on images of the server belongs to no session: it is shown to all of them, and continues when they end.
 
     Args:
-        folder: Folder of their run folders.
-        keep: Whether the run folders are kept when their session ends.
+        folder: Folder of the runs of sessions.
+        keep: Whether these are kept when their session ends.
+        server_folder: Folder of the runs on images of the server; they are always kept.
         max_running: Largest number of trainings that run at the same time.
     """
 
-    def __init__(self, folder: Path, keep: bool, max_running: int) -> None:
-        self._folder, self._keep, self._max_running, self._lock = folder, keep, max_running, threading.Lock()
+    def __init__(self, folder: Path, keep: bool, server_folder: Path, max_running: int) -> None:
+        self._folder, self._keep, self._server_folder = folder, keep, server_folder
+        self._max_running, self._lock = max_running, threading.Lock()
         self._sessions: dict[str | None, list[TrainingJob]] = {}  # None: trainings that belong to no session
 
     def start(self, session: str, data: str | Path, flags: Sequence[str]) -> TrainingJob:
@@ -104,7 +106,8 @@ class TrainingJobs:
             UserError: The session already has a running training, or too many are running.
         """
         with self._lock:
-            out = self._admit(session)
+            name = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(8)}"
+            out = self._admit(session, self._folder / name)
             archive = None
             if isinstance(data, Path):
                 archive = out.with_name(f"{out.name}.zip")
@@ -123,18 +126,17 @@ class TrainingJobs:
             UserError: Such a training is running already, or too many are running.
         """
         with self._lock:
-            return self._add(None, TrainingJob(["train", data, *flags], self._admit(None, f"{Path(data).stem}-")))
+            name = f"{Path(data).stem}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+            return self._add(None, TrainingJob(["train", data, *flags], self._admit(None, self._server_folder / name)))
 
-    def _admit(self, session: str | None, prefix: str = "") -> Path:
-        """The folder of a new run."""
+    def _admit(self, session: str | None, out: Path) -> Path:
+        """Check that a training may start, and return its run folder; no part of a name comes from the client."""
         mine = self._sessions.get(session, [])
         if mine and mine[-1].running:
             raise UserError("A training is running already", "Stop it first")
         if sum(each.running for all_ in self._sessions.values() for each in all_) >= self._max_running:
             raise UserError("Other users are training on this page", "Try again in a few minutes")
-        # no part of the name comes from the client
-        token = secrets.token_hex(2 if session is None else 8)
-        return self._folder / f"{prefix}{time.strftime('%Y%m%d-%H%M%S')}-{token}"
+        return out
 
     def _add(self, session: str | None, training: TrainingJob) -> TrainingJob:
         self._sessions.setdefault(session, []).append(training)
@@ -173,5 +175,5 @@ class TrainingJobs:
             training.ask_to_stop()
         for training in closed:
             training.end()
-            if not self._keep:
+            if not self._keep and training.out.parent == self._folder:
                 shutil.rmtree(training.out, ignore_errors=True)

@@ -49,7 +49,7 @@ PANELS = (
         "k-NN",
         {"knn": ""},
         "top-1 accuracy (%)",
-        caption="Held-out images named by their nearest neighbors. Good: the teacher ends well above the untrained network.",
+        caption="Held-out images named by their neighbors. Good: the teacher ends well above the untrained network.",
     ),
     Panel(
         "Classifier",
