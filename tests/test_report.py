@@ -122,7 +122,7 @@ def test_an_odd_image_costs_the_page_nothing_but_itself(
     assert "aspect ratio" in text and "query" in text
 
 
-@pytest.mark.parametrize("part", ["_summary", "_scores", "_curves", "_attention", "_neighbors"])
+@pytest.mark.parametrize("part", ["_summary", "_scores", "_curves", "_attention", "_neighbors", "_map"])
 def test_a_part_that_fails_says_why_and_costs_no_other(
     run: Path, monkeypatch: pytest.MonkeyPatch, part: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -143,7 +143,7 @@ def test_a_page_without_its_images_has_all_the_rest(run: Path, monkeypatch: pyte
 
     monkeypatch.setattr(report.resolve, "images", gone)
     text = report.write(run).read_text(encoding="utf-8")
-    assert text.count("There is no folder photos") == 2 and ">Loss<" in text
+    assert text.count("There is no folder photos") == 3 and ">Loss<" in text
 
 
 def test_figures_from_before_the_first_step_are_no_result() -> None:

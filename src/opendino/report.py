@@ -1,4 +1,4 @@
-"""Writes a run's report.html: verdict, scores, curves, attention maps, nearest neighbors, next commands.
+"""Writes a run's report.html: verdict, scores, curves, attention maps, nearest neighbors, a map, next commands.
 
 One file that needs no network connection.
 """
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch.nn.functional import normalize
 
 from opendino import config as configs
 from opendino.core import accuracy, atomic_write, distributed, log, metrics_log
@@ -21,18 +22,20 @@ from opendino.core.errors import BadImage, UserError
 from opendino.data.decode import decode
 from opendino.data.metadata import confounders_hint
 from opendino.data.sampler import permutation
+from opendino.embeddings.table_groups import CLUSTER, folder_names, group_names
 from opendino.engine import verdict
-from opendino.features.feature_table import table
+from opendino.features.feature_table import FeatureTable, table
 from opendino.features.image_stream import Bad, skipped_message
-from opendino.features.nearest_neighbors import nearest
+from opendino.features.nearest_neighbors import directed, nearest
+from opendino.features.projection import project
 from opendino.models.load import Model, load
 from opendino.visualize import attention
-from opendino.visualize.drawing import line_charts, panels, style, templates, tile_grid
+from opendino.visualize.drawing import line_charts, panels, scatter_map, style, templates, tile_grid
 from opendino.visualize.drawing.image_encoder import ImageEncoder
 from opendino.visualize.drawing.tile_grid import Sheet, Tile
 
 NAME = "report.html"
-_NUM_GALLERY = 200  # images among which nearest neighbors are searched
+_NUM_GALLERY = 200  # images among which nearest neighbors are searched, and of which the map consists
 _QUERIES, _NEIGHBORS, _THUMB_PX = 6, 6, 120
 Content = dict[str, Any]
 """The values that a part of pages/report.html shows."""
@@ -58,12 +61,14 @@ def write(run: str | Path) -> Path:
     assert config.steps is not None
     steps, model = config.steps, load(folder).to(distributed.device(config.device))
     source = functools.cache(lambda: model.reading.open_images(config.data))
+    gallery = functools.cache(lambda: _gallery(model, source()))
     sections = [
         _section("", "summary", lambda: _summary(folder, config, rows, verdict.of_rows(rows, steps))),
         _section("Accuracy and baselines", "scores", lambda: _scores(rows, steps)),
         _section("Curves", "picture", lambda: _curves(folder.name, columns)),
         _section("Attention", "picture", lambda: _attention(model, source())),
-        _section("Nearest neighbors", "picture", lambda: _neighbors(model, source())),
+        _section("Nearest neighbors", "picture", lambda: _neighbors(model, source(), gallery())),
+        _section("Map", "picture", lambda: _map(model, source(), gallery())),
         _section(
             "Next commands",
             "commands",
@@ -119,7 +124,8 @@ def _curves(name: str, columns: Mapping[str, metrics_log.Column]) -> Content:
     charts = panels.charts({name: columns})
     if not charts:
         return _note("Nothing has been measured yet.")
-    return {"notes": [], "svg": style.svg(line_charts.figure(charts))}
+    notes = [f"{chart.panel.title}: {chart.panel.caption}" for chart in charts if chart.panel.caption]
+    return {"notes": notes, "svg": style.svg(line_charts.figure(charts))}
 
 
 def _attention(model: Model, source: Source) -> Content:
@@ -151,12 +157,17 @@ def _attention(model: Model, source: Source) -> Content:
     return {"notes": [encoder.quantity, *notes], "svg": sheet.svg()}
 
 
-def _neighbors(model: Model, source: Source) -> Content:
+def _gallery(model: Model, source: Source) -> FeatureTable:
+    """Features of some images, spread over the source.
+
+    Raises:
+        UserError: No image can be read.
+    """
+    return table(model, source, indices=permutation(len(source), 0, 0)[:_NUM_GALLERY].tolist())
+
+
+def _neighbors(model: Model, source: Source, found: FeatureTable) -> Content:
     """Six images with their nearest neighbors by cosine similarity of features."""
-    try:
-        found = table(model, source, indices=permutation(len(source), 0, 0)[:_NUM_GALLERY].tolist())
-    except UserError as error:
-        return _note(str(error))
     if len(found) < 3:
         return _note("Too few images to compare.")
     queries = torch.arange(min(_QUERIES, len(found)))
@@ -171,7 +182,26 @@ def _neighbors(model: Model, source: Source) -> Content:
         ]
         rows.append([*row])
     text = f"Nearest by cosine among {len(found):,} of {len(source):,} images, with the cosine similarity above each."
+    text += " Good: what you would call the same kind stands beside each query."
     return {"notes": [text], "svg": Sheet(rows).svg()}
+
+
+def _map(model: Model, source: Source, found: FeatureTable) -> Content:
+    """The same images as points of a plane, colored by folder, and some of them as pictures."""
+    vectors = found.features[directed(found.features)]
+    if len(vectors) < 3:
+        return _note("Too few images for a map.")
+    vectors, indices = normalize(vectors, dim=1), found.indices[directed(found.features)].tolist()
+    names = folder_names([source.key(index) for index in indices])
+    if not any(names):
+        names = group_names([], vectors, CLUSTER)
+    points = project(vectors)
+    thumbnails = {row: _thumb(model, source, indices[row]) for row in scatter_map.shown_rows(points)}
+    text = (
+        f"{len(vectors):,} images by the first two principal components of their features: what lies together looks "
+        f"alike to the model. Good: kinds that you can tell apart lie apart. All images: opendino map, opendino app."
+    )
+    return {"notes": [text], "svg": style.svg(scatter_map.figure(points, names, thumbnails))}
 
 
 def _note(*lines: str) -> Content:

@@ -37,7 +37,19 @@ WAIT_MS = 60_000
 @pytest.fixture(scope="module")
 def address(place: Path) -> Iterator[str]:
     """A page on runs and a table, as the command line serves it."""
-    command = [sys.executable, "-m", "opendino", "app", "runs", "photos.parquet", "--port", "0", "--device", "cpu"]
+    command = [
+        sys.executable,
+        "-m",
+        "opendino",
+        "app",
+        "photos",
+        "runs",
+        "photos.parquet",
+        "--port",
+        "0",
+        "--device",
+        "cpu",
+    ]
     said = place / "server.txt"  # a file and not a pipe, which would fill up and hold the server
     with open(said, "w", encoding="utf-8") as stderr:
         server = subprocess.Popen(command, cwd=place, stderr=stderr)
@@ -132,7 +144,7 @@ def test_curves_of_several_runs_grow_while_one_continues(visit: Visit, place: Pa
 
 
 def test_attention_and_pca_of_an_image_follow_the_sliders(visit: Visit, photo: Path) -> None:
-    panel = visit.tab("Attention and PCA")
+    panel = visit.tab("Look")
     put(panel, photo)
     shown = picture(panel, "Result")
     first = shown.get_attribute("src")
@@ -145,7 +157,7 @@ def test_attention_and_pca_of_an_image_follow_the_sliders(visit: Visit, photo: P
 
 
 def test_bad_images_are_refused_in_a_sentence_and_the_page_continues(visit: Visit, tmp_path: Path, photo: Path) -> None:
-    panel = visit.tab("Attention and PCA")
+    panel = visit.tab("Look")
     (tmp_path / "program.jpg").write_bytes(Path(sys.executable).resolve().read_bytes()[:100_000])
     put(panel, tmp_path / "program.jpg")
     panel.get_by_text("This image cannot be used: not an image in a known format").wait_for()
@@ -158,7 +170,7 @@ def test_bad_images_are_refused_in_a_sentence_and_the_page_continues(visit: Visi
 
 
 def test_a_click_finds_the_same_place_in_another_picture(visit: Visit, tmp_path: Path) -> None:
-    panel = visit.tab("Correspondence")
+    panel = visit.tab("Match")
     scene(5, (240, 180)).save(tmp_path / "one.png")
     put(panel, tmp_path / "one.png")
     clicked = picture(panel, "First image: click on a point")
@@ -181,7 +193,7 @@ def test_search_shows_the_query_itself_first_and_never_a_path_to_it(visit: Visit
 def test_a_painted_object_is_tracked_through_a_video(visit: Visit, tmp_path: Path) -> None:
     frames = (np.asarray(scene(number, (160, 120))) for number in range(6))
     video_frames.write(tmp_path / "film.mp4", frames, Fraction(6))
-    panel = visit.tab("Video tracking")
+    panel = visit.tab("Video")
     (tmp_path / "list.mp4").write_text("#EXTM3U\n#EXTINF:1,\n/etc/passwd\n", encoding="utf-8")
     put(panel, tmp_path / "list.mp4")
     panel.get_by_text("not a supported video").wait_for()
@@ -222,12 +234,55 @@ def test_the_temperature_sliders_move_the_distributions(visit: Visit) -> None:
 
 def test_a_training_shows_its_progress_and_can_be_stopped(visit: Visit) -> None:
     panel = visit.tab("Train")
+    panel.get_by_label("Gray textures").check()
     panel.get_by_role("button", name="Train").click()
     panel.get_by_text(re.compile(r"Training: [1-9]\d* of 200 steps")).wait_for()
     panel.locator(".plots svg").first.wait_for()
     panel.get_by_role("button", name="Stop").click()
     panel.get_by_text(re.compile(r"Stopped: \d+ of 200 steps")).wait_for()
     sync.expect(visit.page.get_by_label("Model")).to_have_value("trained here (1)", timeout=WAIT_MS)
+
+
+def test_from_a_folder_of_the_server_to_a_list_of_files(visit: Visit) -> None:
+    panel = visit.tab("Images")
+    panel.get_by_text("96 × 72, all").wait_for()
+    panel.get_by_text("none of those looked at").wait_for()
+    train = visit.tab("Train")
+    train.get_by_label("A trial of 10 steps").check()
+    train.get_by_role("button", name="Train").click()
+    train.get_by_text("10 of 10 steps").wait_for()
+    model = visit.page.get_by_label("Model")
+    sync.expect(model).to_have_value(re.compile(r"runs/photos-\d+"), timeout=WAIT_MS)
+    panel = visit.tab("Images")
+    panel.get_by_role("button", name="Make a table with the model").click()
+    panel.get_by_text("24 images are in the table").wait_for()
+    panel = visit.tab("Map")
+    edges = panel.get_by_alt_text("map of the images").bounding_box()
+    visit.page.mouse.move(edges["x"] + 2, edges["y"] + 2)
+    visit.page.mouse.down()
+    visit.page.mouse.move(edges["x"] + edges["width"] - 2, edges["y"] + edges["height"] - 2)
+    visit.page.mouse.up()
+    sync.expect(panel.get_by_label("Files in the box")).to_have_value(
+        "".join(f"{number:02d}.png\n" for number in range(24)), timeout=WAIT_MS
+    )
+
+
+def test_chosen_images_get_labels_and_copies_are_listed(visit: Visit) -> None:
+    panel = visit.tab("Label")
+    panel.get_by_role("button", name="Choose images").click()
+    panel.get_by_text("Image 1 of 24").wait_for()
+    panel.get_by_label("Label of the image").fill("disc")
+    visit.page.keyboard.press("Enter")
+    panel.get_by_text("Image 2 of 24").wait_for()
+    panel.get_by_label("disc", exact=True).check()
+    panel.get_by_text("Image 3 of 24").wait_for()
+    with visit.page.expect_download() as download:
+        panel.get_by_role("button", name="Download the labels").click()
+    lines = download.value.path().read_text(encoding="utf-8").splitlines()
+    assert lines[0] == "path,class" and [line.partition(",")[2] for line in lines[1:]] == ["disc", "disc"]
+    panel = visit.tab("Duplicates")
+    panel.get_by_role("button", name="Find duplicates").click()
+    panel.get_by_text("groups among 24 images").wait_for()
 
 
 def test_a_zip_bomb_is_not_trained_on(visit: Visit, tmp_path: Path) -> None:
@@ -243,9 +298,9 @@ def test_a_zip_bomb_is_not_trained_on(visit: Visit, tmp_path: Path) -> None:
 
 def test_users_see_nothing_of_each_other(browser: Any, address: str, photo: Path) -> None:
     one, other = Visit(browser, address), Visit(browser, address)
-    put(one.tab("Attention and PCA"), photo)
+    put(one.tab("Look"), photo)
     one.page.get_by_text("dark to bright").wait_for()
-    panel = other.tab("Attention and PCA")
+    panel = other.tab("Look")
     panel.get_by_label("PCA").check()  # would draw the picture, were there one
     other.page.wait_for_timeout(1500)
     assert picture(panel, "Result").count() == 0

@@ -104,3 +104,23 @@ def test_a_long_picture_is_seen_small_enough_for_memory(place: Path) -> None:
     image = np.asarray(scene(0, (400, 100)))
     prepared = encoder_for(model, image, 480).prepare(image)  # 480 × 1920 px would be 57,600 patches of 4 px
     assert 3500 < prepared.shape[0] * prepared.shape[1] / 4**2 < 4300
+
+
+def test_folders_and_archives_of_images_are_told_from_folders_of_runs(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "new").mkdir()
+    (tmp_path / "photos.zip").write_bytes(b"PK")
+    drawn = write_run(tmp_path / "drawn/run", 10, 5)
+    scene(1).save(drawn / "attention.png")  # a picture of a run is no image to train on
+    names = [place / "photos", place / "runs", place / "photos.parquet", tmp_path / "new", tmp_path / "photos.zip"]
+    catalog = Catalog([*map(str, names), str(tmp_path / "drawn")])
+    assert list(catalog.data()) == [str(place / "photos"), str(tmp_path / "photos.zip")]
+    assert str(drawn) in catalog.runs()
+
+
+def test_a_csv_beside_the_images_is_read_only_within_what_was_named(tmp_path: Path) -> None:
+    (tmp_path / "set/photos").mkdir(parents=True)
+    scene(1).save(tmp_path / "set/photos/a.png")
+    (tmp_path / "set/labels.csv").write_text("path,device\na.png,x\n")
+    photos = str(tmp_path / "set/photos")
+    assert Catalog([photos]).metadata(photos) is None
+    assert Catalog([str(tmp_path / "set")]).metadata(photos) == str(tmp_path / "set/labels.csv")

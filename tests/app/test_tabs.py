@@ -13,21 +13,30 @@ from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngImageFile
 from tests.app.conftest import row, scene, write_run
 
-from opendino.app import chart_grid, context, curves_tab, model_cache, temperature_tab, train_tab, video_tracking_tab
+from opendino.app import (
+    chart_grid,
+    context,
+    curves_tab,
+    model_cache,
+    run_curves,
+    temperature_tab,
+    train_tab,
+    video_tracking_tab,
+)
 from opendino.core import metrics_log
 from opendino.core.errors import UserError
 from opendino.visualize.drawing import panels
 from opendino.visualize.drawing.style import COLORS
 
 
-def drawn_curves(runs: dict[str, Path], reader: curves_tab.Reader) -> tuple[str, list[panels.Chart]]:
+def drawn_curves(runs: dict[str, Path], reader: run_curves.Reader) -> tuple[str, list[panels.Chart]]:
     columns = {name: reader.columns(run) for name, run in runs.items()}
     return curves_tab.table(runs, columns, reader), curves_tab.charts(runs, columns, reader)
 
 
 def test_curves_tell_runs_apart_and_escape_their_names(tmp_path: Path) -> None:
     runs = {f"<b>{name}": write_run(tmp_path / name, 100, done) for name, done in (("a", 100), ("b", 60))}
-    table, charts = drawn_curves(runs, curves_tab.Reader())
+    table, charts = drawn_curves(runs, run_curves.Reader())
     assert "100 of 100" in table and "60 of 100" in table and "finished" in table and "running" in table
     assert "<b>" not in table and "&lt;b&gt;a" in table
     assert all(color in table for color in COLORS[:2])
@@ -40,7 +49,7 @@ def test_a_collapsed_run_is_named(tmp_path: Path) -> None:
     (run / "metrics.jsonl").write_text(same * 60)
     _, verdict = curves_tab.state(run, 60, 100, {})
     assert verdict is not None and verdict.name == "collapsed (uniform)"
-    assert "collapsed (uniform)</span>" in drawn_curves({"a": run}, curves_tab.Reader())[0]
+    assert "collapsed (uniform)</span>" in drawn_curves({"a": run}, run_curves.Reader())[0]
 
 
 @pytest.mark.parametrize(
@@ -54,14 +63,14 @@ def test_a_finished_run_says_whether_it_has_learned(tmp_path: Path, teacher: flo
     }  # fmt: skip
     with open(run / "metrics.jsonl", "a") as file:
         file.write(json.dumps(measured) + "\n")
-    drawn = drawn_curves({"run": run}, curves_tab.Reader())[0]
+    drawn = drawn_curves({"run": run}, run_curves.Reader())[0]
     assert word in drawn
     assert f"{teacher:.1f}% ± " in drawn and "balanced" in drawn and "30.0%" in drawn and "50 queries" in drawn
 
 
 def test_of_a_run_that_has_grown_only_what_is_new_is_read(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", 100, 10)
-    reader = curves_tab.Reader()
+    reader = run_curves.Reader()
     assert reader.columns(run)["loss"][0][-1] == 10
     assert reader.columns(run) is reader.columns(run)
     course = reader._read[run].course
@@ -76,10 +85,10 @@ def test_of_a_run_that_has_grown_only_what_is_new_is_read(tmp_path: Path) -> Non
 
 
 def test_a_long_run_is_read_a_piece_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(curves_tab, "_TICK_BYTES", 1)  # a chunk is the least
+    monkeypatch.setattr(run_curves, "_TICK_BYTES", 1)  # a chunk is the least
     monkeypatch.setattr(metrics_log, "_CHUNK_BYTES", 1000)
     run = write_run(tmp_path / "run", 100, 100)
-    reader = curves_tab.Reader()
+    reader = run_curves.Reader()
     first = reader.columns(run)
     assert 0 < first["loss"].steps[-1] < 100
     assert "MB left" in curves_tab.table({"a": run}, {"a": first}, reader)
@@ -101,7 +110,7 @@ def test_a_run_has_one_color_in_all_charts_and_keeps_it(tmp_path: Path) -> None:
     runs = {name: write_run(tmp_path / name, 100, 100, seed) for seed, name in enumerate("abc")}
     text = (runs["a"] / "metrics.jsonl").read_text()  # the first has no KL, so it is absent from that chart
     (runs["a"] / "metrics.jsonl").write_text(text.replace('"kl"', '"other"'))
-    reader = curves_tab.Reader()
+    reader = run_curves.Reader()
     own = {name: reader.color(run) for name, run in runs.items()}
     assert len(set(own.values())) == 3
     assert colors(drawn_curves(runs, reader)[1]) == {name: {tint} for name, tint in own.items()}
@@ -133,7 +142,7 @@ def test_a_plot_with_other_colors_is_another_plot() -> None:
 def test_a_run_whose_settings_cannot_be_read_costs_no_other_its_curves(tmp_path: Path) -> None:
     runs = {name: write_run(tmp_path / name, 100, 100) for name in "ab"}
     (runs["a"] / "config.yaml").write_text("{")
-    reader = curves_tab.Reader()
+    reader = run_curves.Reader()
     drawn, charts = drawn_curves(runs, reader)
     assert "config.yaml" in drawn and "100 of 100" in drawn and [*charts[0].lines] == ["a", "b"]
 
@@ -228,17 +237,40 @@ class FakeJob(train_tab.TrainingJob):
     """A training job that fails with a given message."""
 
     def __init__(self, out: Path, stopped: bool = False, message: str = "") -> None:
-        self.out, self.steps, self.stopped, self._message = out, 100, stopped, message
+        self.out, self.stopped, self._message = out, stopped, message
 
     @property
     def failed(self) -> str:
         return self._message
 
+    @property
+    def said(self) -> list[str]:
+        return ["backbone = <conv4>"]
+
 
 def test_progress_is_drawn_and_failures_are_told(tmp_path: Path) -> None:
-    out = write_run(tmp_path / "run", 100, 60)
-    drawn = train_tab.draw(FakeJob(out), running=True)
+    out, curves = write_run(tmp_path / "run", 100, 60), run_curves.Reader()
+    drawn = train_tab.draw(FakeJob(out), True, curves)
     assert "<b>Training:</b> 60 of 100 steps" in drawn and "width:60.0%" in drawn and "<th>teacher</th>" in drawn
-    assert "<b>Stopped:</b>" in train_tab.draw(FakeJob(out, stopped=True), running=False)
-    assert "&lt;x&gt;" in train_tab.draw(FakeJob(out, message="<x>"), running=False)
-    assert "<b>Training:</b> 0 of 100" in train_tab.draw(FakeJob(tmp_path / "none"), running=True)
+    assert curves.color(out) in drawn and "backbone = &lt;conv4&gt;" in drawn
+    assert "<b>Stopped:</b>" in train_tab.draw(FakeJob(out, stopped=True), False, curves)
+    assert "&lt;x&gt;" in train_tab.draw(FakeJob(out, message="<x>"), False, curves)
+    assert "<b>Training:</b> 0 steps" in train_tab.draw(FakeJob(tmp_path / "none"), True, curves)
+
+
+@pytest.mark.parametrize(
+    ("num_images", "text"),
+    [(500, "less than a minute left"), (60_000, "about 10 min left"), (720_000, "about 2.0 hours left")],
+)
+def test_the_time_left_follows_from_the_speed_so_far(num_images: int, text: str) -> None:
+    rows = [{"images_per_second": 100.0}, {"images_per_second": 100.0}, {"images_per_second": 1.0}, {}]
+    assert train_tab._time_left(rows, num_images) == text
+    assert train_tab._time_left([{}], num_images) == ""
+
+
+def test_only_choices_of_the_page_become_flags() -> None:
+    flags = train_tab.server_flags("A trial of 10 steps", "Classes", "max")
+    assert flags == ["--steps", "10", "--labels", "folders", "--stack", "max"]
+    for wrong in (("--init x", "Classes", "ask"), ("A trial of 10 steps", "/etc/passwd", "ask"), ([], "Classes", "0")):
+        with pytest.raises(UserError, match="not among the choices"):
+            train_tab.server_flags(*wrong)

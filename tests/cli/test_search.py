@@ -1,4 +1,4 @@
-"""search, duplicates, outliers, drift and select from the command line."""
+"""search, duplicates, outliers, drift, select and map from the command line."""
 
 from __future__ import annotations
 
@@ -230,3 +230,15 @@ def test_mistakes_are_one_line(
     captured = capsys.readouterr()
     assert captured.out == "" and len(captured.err.splitlines()) == 1 and told in captured.err
     assert not (place / "c.txt").exists()
+
+
+def test_a_map_is_drawn_with_its_images_colored_by_a_column(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (place / "labels.csv").write_text("path,device\n" + "".join(f"{n}.png,{'xy'[n % 2]}\n" for n in range(9)))
+    words = ["map", "t.lance", "--out", "map.png", "--labels", "labels.csv"]
+    assert main([*words, "--color-by", "device", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["images"] == 9 and 2 <= told["shown"] <= 9 and told["groups"] == {"x": 5, "y": 4}
+    with Image.open(place / "map.png") as image:
+        assert image.width == pytest.approx(2008, abs=2) and image.height > image.width
+    assert main([*words, "--color-by", "plate"]) == 1
+    assert "no column 'plate'" in capsys.readouterr().err

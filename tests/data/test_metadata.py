@@ -26,17 +26,21 @@ def photos(tmp_path: Path) -> Path:
     return tmp_path / "photos"
 
 
-def test_values_are_those_of_the_images(photos: Path) -> None:
+def keys(photos: Path) -> list[str]:
     source = open_source(str(photos))
-    found = read_metadata(str(photos.parent / "labels.csv"), source)
+    return [source.key(index) for index in range(len(source))]
+
+
+def test_values_are_those_of_the_images(photos: Path) -> None:
+    found = read_metadata(str(photos.parent / "labels.csv"), keys(photos))
     assert list(found) == ["label", "device", "session", "note"]
-    assert all(source.key(i) == f"{found['label'][i]}/{found['note'][i]}.png" for i in range(20))
+    assert all(keys(photos)[i] == f"{found['label'][i]}/{found['note'][i]}.png" for i in range(20))
     assert group_columns(found) == ["device"]  # one session, twenty notes, and the label is the class
 
 
 def test_images_that_the_csv_lacks_have_no_value(photos: Path) -> None:
     (photos.parent / "few.csv").write_text("path,device\n3.png,x\nelsewhere/4.png,y\nphotos/no.png,z\n")
-    found = read_metadata(str(photos.parent / "few.csv"), open_source(str(photos)))
+    found = read_metadata(str(photos.parent / "few.csv"), keys(photos))
     assert sorted(found["device"]) == [""] * 18 + ["x", "y"]
 
 
@@ -52,7 +56,7 @@ def test_images_that_the_csv_lacks_have_no_value(photos: Path) -> None:
 def test_a_csv_that_does_not_fit(photos: Path, text: str, told: str) -> None:
     (photos.parent / "bad.csv").write_text(text)
     with pytest.raises(UserError, match=told):
-        read_metadata(str(photos.parent / "bad.csv"), open_source(str(photos)))
+        read_metadata(str(photos.parent / "bad.csv"), keys(photos))
 
 
 def test_the_csv_of_a_run_is_found_and_the_hint_is_a_command(photos: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Tab "Attention and PCA": attention maps of an image, and the principal components of its patch features."""
+"""Tab "Look": attention maps of an image, and the principal components of its patch features."""
 
 from __future__ import annotations
 
@@ -6,20 +6,22 @@ from typing import Any
 
 import gradio as gr
 import numpy as np
-from PIL import Image
 
-from opendino.app.context import NETWORK, Context, bounded, handle_errors, session_id
+from opendino.app.context import NETWORK, Context, Head, bounded, enlarged, handle_errors, session_id
 from opendino.app.model_cache import encoder_for
 from opendino.visualize import attention, pca
 from opendino.visualize.drawing.pca_colors import fit
 from opendino.visualize.drawing.tile_grid import Sheet
 
-NAME = "Attention and PCA"
+NAME = "Look"
 
 
-def build(context: Context, model: gr.Dropdown) -> None:
+def build(context: Context, head: Head) -> None:
     """Build the tab."""
-    gr.Markdown("Attention maps of an image, or the first three principal components (PCA) of its patch features.")
+    gr.Markdown(
+        "Attention maps of an image, or the first three principal components (PCA) of its patch features. Good: "
+        "attention is on the object, and its parts have colors of their own."
+    )
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
             _, picture = context.image_input("Image")
@@ -45,13 +47,13 @@ def build(context: Context, model: gr.Dropdown) -> None:
         network = context.model(name, session_id(request))
         encoder, pixels = encoder_for(network, image, int(bounded(size, 64, 480))), network.pixels(image)
         prepared = encoder.prepare(pixels)
-        shown = _large(encoder.picture(prepared))
+        shown = enlarged(encoder.picture(prepared))
         if kind == "Attention":
             maps = encoder.attention(prepared)
             rows = attention.tiles(shown, maps, bounded(mass, 0.1, 1), name="image")
             return (
                 Sheet(rows).image(),
-                f"{encoder.quantity[:1].upper()}{encoder.quantity[1:]}, dark to bright. Below: the patches with most.",
+                f"{encoder.quantity[:1].upper()}{encoder.quantity[1:]}, dark to bright. Last: the patches with most.",
             )
         patches = encoder.patches(prepared)
         basis = fit([patches], "auto" if split else "off")
@@ -59,9 +61,9 @@ def build(context: Context, model: gr.Dropdown) -> None:
         note = f"Similar colors mean similar features. The three components explain {shares} of the variance."
         return Sheet([pca.tiles(shown, patches, basis, "image")]).image(), note
 
-    inputs = [model, picture, kind, size, mass, foreground]
+    inputs = [head.model, picture, kind, size, mass, foreground]
     gr.on(
-        [picture.change, model.change, kind.change, size.change, mass.change, foreground.change],
+        [picture.change, head.model.change, kind.change, size.change, mass.change, foreground.change],
         handle_errors(show),
         inputs,
         [output, note],
@@ -76,9 +78,3 @@ def build(context: Context, model: gr.Dropdown) -> None:
         queue=False,
         api_visibility="private",
     )
-
-
-def _large(image: Image.Image) -> Image.Image:
-    """Enlarge a small image, so that the titles fit above its tiles."""
-    scale = max(1, 320 / min(image.size))
-    return image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)

@@ -1,4 +1,4 @@
-"""The runs, models and tables that the page may open: those given on the command line, and nothing else."""
+"""The images, runs, models and tables that the page may open: those named on the command line, and nothing else."""
 
 from __future__ import annotations
 
@@ -7,20 +7,23 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from opendino.core.errors import UserError
-from opendino.data.source_files import is_hidden
+from opendino.data.metadata import nearby_csv
+from opendino.data.source_files import is_hidden, is_image
 from opendino.data.sources import archive
 from opendino.models.load import DESCRIPTION
 
 _TABLES = (".parquet", ".lance")
+_LOOKED_AT = 2000
+"""Number of names within a folder among which an image is looked for."""
 
 
 class Catalog:
-    """Runs, models and tables by name.
+    """Images, runs, models and tables by name.
 
     Args:
-        names: Run folders, model folders, tables (.parquet, .lance), timm:NAME, or folders of these, which are listed
-            again on every call, so that new runs appear. Also folders and archives of images: the images of a table
-            are shown only if their folder or archive is among the names.
+        names: Folders and archives of images; run folders, model folders, tables (.parquet, .lance), timm:NAME, or
+            folders of these, which are listed again on every call, so that new runs appear. The images of a table are
+            shown only if their folder or archive is among the names.
 
     Raises:
         UserError: A name is none of these, or does not exist.
@@ -37,6 +40,7 @@ class Catalog:
                     f"'{path}' is not a run, model, table or archive of images",
                     "Tables end in .parquet or .lance, archives in .tar or .zip",
                 )
+        self._data = [path for path in self._paths if _is_data(path)]
 
     def runs(self) -> dict[str, Path]:
         """Name → run folder, newest first."""
@@ -53,23 +57,36 @@ class Catalog:
         """Name → the argument of `embeddings.open_table.open_table`."""
         return {str(path): str(path) for path in self._all() if path.suffix in _TABLES}
 
+    def data(self) -> dict[str, str]:
+        """Name → folder or archive of images to train on."""
+        return {str(path): str(path) for path in self._data}
+
     def images(self, data: str) -> str | None:
         """The resolved path of a table's images if it lies inside one of the names, else None.
 
         Args:
             data: The image path that the table states; the table may come from someone else.
         """
-        path = Path(data).expanduser().resolve()
-        within = any(path.is_relative_to(named.resolve()) for named in self._paths if named.suffix not in _TABLES)
+        path = Path(data).expanduser()
         # a list of paths is not allowed: it could name any file
-        return str(path) if within and (path.is_dir() or archive.matches(str(path))) else None
+        return str(path.resolve()) if self._within(path) and (path.is_dir() or archive.matches(str(path))) else None
+
+    def metadata(self, data: str) -> str | None:
+        """The CSV in or next to a folder of images, if it lies inside one of the names."""
+        return next((path for path in nearby_csv(data) if self._within(Path(path))), None)
+
+    def _within(self, path: Path) -> bool:
+        path = path.resolve()
+        return any(path.is_relative_to(named.resolve()) for named in self._paths if named.suffix not in _TABLES)
 
     def _all(self) -> Iterator[Path]:
         for path in self._paths:
             yield path
+            if path in self._data:  # its folders are images, perhaps millions
+                continue
             if path.is_dir() and path.suffix not in _TABLES and not is_run(path) and not (path / DESCRIPTION).is_file():
                 root = path.resolve()
-                with os.scandir(path) as entries:  # scandir: the folder may hold millions of images
+                with os.scandir(path) as entries:
                     inside = [each.name for each in entries if each.is_dir() or each.name.endswith(_TABLES)]
                 children = (path / name for name in sorted(inside) if not is_hidden(name))
                 yield from (child for child in children if child.resolve().is_relative_to(root))
@@ -78,3 +95,24 @@ class Catalog:
 def is_run(path: Path) -> bool:
     """Whether a folder is a run that has started."""
     return (path / "config.yaml").is_file() and (path / "metrics.jsonl").is_file()
+
+
+def _is_data(path: Path) -> bool:
+    """Whether a name stands for images: an archive, or a folder with an image that is not in a run or a model."""
+    if not path.is_dir():
+        return path.suffix not in _TABLES
+    if path.suffix in _TABLES:
+        return False
+    seen = 0
+    for folder, folders, files in os.walk(path):
+        here = Path(folder)
+        if is_run(here) or (here / DESCRIPTION).is_file():
+            folders.clear()
+            continue
+        if any(is_image(name) for name in files):
+            return True
+        folders[:] = [name for name in folders if not is_hidden(name) and not name.endswith(_TABLES)]
+        seen += len(folders) + len(files)
+        if seen > _LOOKED_AT:
+            break
+    return False

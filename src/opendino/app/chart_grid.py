@@ -36,7 +36,7 @@ def options(chart: Chart) -> dict[str, Any]:
     return {
         "value": pd.concat([_points(name, line) for name, line in chart.lines.items()], ignore_index=True),
         "x": "step", "y": "value", "y_title": chart.panel.label or title, "color": "line", "color_title": "",
-        "color_map": colors, "title": title, "height": 240, "min_width": 320,
+        "color_map": colors, "title": title, "height": 240, "min_width": 320, "caption": chart.panel.caption or None,
         "key": (title, *colors, *colors.values()), "preserved_by_key": [],
     }  # fmt: skip
 

@@ -9,15 +9,17 @@ import tempfile
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gradio as gr
+from PIL import Image
 
 from opendino.app import uploads
 from opendino.app.catalog import Catalog
-from opendino.app.model_cache import ModelCache
+from opendino.app.model_cache import ModelCache, ShownTable
+from opendino.app.run_curves import Reader
 from opendino.app.training_jobs import TrainingJobs
 from opendino.core import log
 from opendino.core.errors import BadImage, UserError
@@ -25,6 +27,13 @@ from opendino.models.load import Model
 
 NETWORK: dict[str, Any] = {"concurrency_id": "network", "concurrency_limit": 2}
 """Options of events that run a network: at most two run at a time, over all sessions."""
+
+
+class Head(NamedTuple):
+    """The choices at the top of the page."""
+
+    model: gr.Dropdown
+    table: gr.Dropdown
 
 
 @dataclass(frozen=True)
@@ -36,12 +45,16 @@ class Context:
         cache: Open models and tables.
         jobs: Trainings started on the page.
         folder: Folder for temporary files.
+        out: Folder for runs and tables made of images of the server.
+        curves: Metrics and colors of the runs.
     """
 
     catalog: Catalog
     cache: ModelCache
     jobs: TrainingJobs
     folder: Path
+    out: Path
+    curves: Reader = field(default_factory=Reader)
 
     @property
     def upload_folder(self) -> Path:
@@ -66,6 +79,17 @@ class Context:
         if not isinstance(name, str) or name not in known:  # the name comes from the browser
             raise UserError("No model is chosen", "Train one in the tab Train, or start with: opendino app RUN")
         return self.cache.model(known[name])
+
+    def table(self, name: str | None) -> ShownTable:
+        """Open the table chosen at the top of the page.
+
+        Raises:
+            UserError: No table is chosen, or it cannot be opened.
+        """
+        known = self.catalog.tables()
+        if not isinstance(name, str) or name not in known:
+            raise UserError("No table is chosen", "Make one in the tab Images, or name one: opendino app RUN TABLE")
+        return self.cache.table(known[name])
 
     def image_input(self, label: str, *, click: bool = False, height: int = 320) -> tuple[gr.Image, gr.State]:
         """Add an upload field for an image.
@@ -123,6 +147,12 @@ def bounded(value: Any, low: float, high: float) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
         raise UserError("A number is out of its range", f"Choose one from {low:g} to {high:g}")
     return value
+
+
+def enlarged(image: Image.Image) -> Image.Image:
+    """A small image enlarged to be looked at: its shorter side has at least 320 pixels."""
+    scale = max(1, 320 / min(image.size))
+    return image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
 
 
 def handle_errors(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""Tab "Correspondence": the best match in a second image for a clicked point of a first one."""
+"""Tab "Match": the best match in a second image for a clicked point of a first one."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import Any
 import gradio as gr
 import numpy as np
 
-from opendino.app.context import NETWORK, Context, bounded, handle_errors, session_id
+from opendino.app.context import NETWORK, Context, Head, bounded, handle_errors, session_id
 from opendino.app.model_cache import encoder_for
 from opendino.core.errors import UserError
 from opendino.visualize import correspondence
 from opendino.visualize.drawing.tile_grid import Sheet
 
-NAME = "Correspondence"
+NAME = "Match"
 
 
-def build(context: Context, model: gr.Dropdown) -> None:
+def build(context: Context, head: Head) -> None:
     """Build the tab."""
     gr.Markdown("Upload two images and click on a point of the first to see the most similar patch of the second.")
     with gr.Row():
@@ -60,9 +60,9 @@ def build(context: Context, model: gr.Dropdown) -> None:
     first.change(lambda: None, None, point, api_visibility="private")
     first_shown.select(handle_errors(_clicked), None, point, api_visibility="private")
     gr.on(
-        [point.change, second.change, model.change, size.change],
+        [point.change, second.change, head.model.change, size.change],
         handle_errors(match),
-        [model, first, second, point, size],
+        [head.model, first, second, point, size],
         [output, note],
         trigger_mode="always_last",
         api_visibility="private",

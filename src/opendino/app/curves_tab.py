@@ -3,100 +3,37 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from opendino.app import chart_grid
-from opendino.app.context import Context, handle_errors, session_id
+from opendino.app.context import Context, Head, handle_errors, session_id
+from opendino.app.run_curves import Columns, Reader
 from opendino.config import read_tree
-from opendino.core import metrics_log
 from opendino.core.accuracy import baseline_text, format_accuracies
 from opendino.core.errors import UserError
 from opendino.engine.collapse_detection import Monitor
-from opendino.engine.verdict import EXAMINED, LEARNED, Verdict, judge
-from opendino.visualize.drawing import panels, style, templates
+from opendino.engine.verdict import LEARNED, Verdict, judge
+from opendino.visualize.drawing import panels, templates
 from opendino.visualize.drawing.panels import Chart
 
 NAME = "Curves"
 
 _SHOWN = 4
 """Number of runs selected at first."""
-_TICK_BYTES = 2**25
-"""Bytes read per run and update; a long run is complete after a few updates."""
 _LEGEND = 48
 """Number of letters that fit in the legend below a plot."""
 _TAIL_BYTES = 2**18
 _ALIVE_SECONDS = 60
-_NAMES = [*dict.fromkeys([*(metric for panel in panels.PANELS for metric in panel.metrics), *EXAMINED])]
-Columns = Mapping[str, metrics_log.Column]
 
 
-@dataclass
-class _Read:
-    course: metrics_log.Course
-    color: str
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    columns: Columns | None = None
-    changes: int = 0
-    left: int = 0
-
-
-@dataclass
-class Reader:
-    """Reads the metrics of runs incrementally, for all sessions. Each run keeps its color."""
-
-    _read: dict[Path, _Read] = field(default_factory=dict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def columns(self, run: Path) -> Columns:
-        """The metrics of a run so far, see `metrics_log.Course`.
-
-        Raises:
-            UserError: The run folder was deleted.
-        """
-        known = self._known(run)
-        if not known.lock.acquire(blocking=known.columns is None):
-            assert known.columns is not None
-            return known.columns  # another session is reading this run: use what was read before
-        try:
-            known.left = known.course.read(_TICK_BYTES)
-            if known.columns is None or known.changes != known.course.changes:
-                known.columns, known.changes = known.course.columns(), known.course.changes
-            return known.columns
-        except OSError:
-            with self._lock:
-                self._read.pop(run, None)
-            raise UserError(f"{run} was deleted", "Choose another run") from None
-        finally:
-            known.lock.release()
-
-    def color(self, run: Path) -> str:
-        """The color of a run, the same in all charts until the server stops."""
-        return self._known(run).color
-
-    def left(self, run: Path) -> int:
-        """Number of bytes of a run that are not read yet."""
-        return self._known(run).left
-
-    def _known(self, run: Path) -> _Read:
-        with self._lock:
-            if run not in self._read:
-                taken = {each.color for each in self._read.values()}
-                free = [color for n in range(16) if (color := style.color(n)) not in taken]
-                course = metrics_log.Course(run / "metrics.jsonl", _NAMES, others=True)
-                self._read[run] = _Read(course, free[0] if free else style.color(len(self._read)))
-            return self._read[run]
-
-
-def build(context: Context, model: gr.Dropdown) -> None:
+def build(context: Context, head: Head) -> None:
     """Build the tab."""
-    reader, seen = Reader(), gr.State("")
+    reader, seen = context.curves, gr.State("")
     names = list(context.catalog.runs())
     chosen = gr.CheckboxGroup(names, value=names[:_SHOWN], label="Runs (newest first)")
     page = gr.HTML(min_height=60)

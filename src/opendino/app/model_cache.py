@@ -11,18 +11,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-import msgspec
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from opendino.core import log
-from opendino.core.contracts import Source
-from opendino.core.errors import BadImage, UserError
-from opendino.data.decode import decode
 from opendino.embeddings.embedding_table import EmbeddingTable
 from opendino.embeddings.open_table import open_table
-from opendino.models.image_reading import ImageReading
+from opendino.embeddings.table_images import TableImages
+from opendino.features.projection import project
 from opendino.models.load import Model, load
 from opendino.visualize.drawing.image_encoder import ImageEncoder
 
@@ -95,22 +93,35 @@ class ShownTable:
     table: EmbeddingTable
     images: str | None = None
 
-    def thumbnail(self, key: str) -> Image.Image:
-        """A thumbnail; plain gray if the image can no longer be read, or may not be opened."""
-        try:
-            reading, source, indices = self._source
-            pixels = decode(source.read(indices[key]), _THUMBNAIL_AREA_PX, pixel_format=source.pixel_format)
-            return reading.picture(pixels)
-        except (BadImage, UserError, KeyError, msgspec.ValidationError):
-            return Image.new("RGB", (96, 96), "#dddddd")
+    @property
+    def about(self) -> dict[str, Any]:
+        """What the table says about itself, with the path of its images only if they may be opened."""
+        return self.table.about | {"data": self.images or ""}
+
+    @property
+    def hint(self) -> str:
+        """How to see the images if they may not be opened: the end of a text, or an empty string."""
+        hint = " To see the images, start the page with their path too: `opendino app RUN TABLE IMAGES`."
+        return hint * (self.images is None)
 
     @cached_property
-    def _source(self) -> tuple[ImageReading, Source, dict[str, int]]:
-        if self.images is None:
-            raise UserError("The images were not named when the page was started")
-        reading = ImageReading.of(self.table.about["preprocessing"])
-        source = reading.open_images(self.images)
-        return reading, source, {source.key(index): index for index in range(len(source))}
+    def vectors(self) -> tuple[list[str], Tensor]:
+        """Keys and L2-normalized vectors `[M D]` of all images whose vector has a direction."""
+        return self.table.normalized()
+
+    @cached_property
+    def map(self) -> Tensor:
+        """The images as points of a map, `[M 2]` in [0, 1]."""
+        return project(self.vectors[1])
+
+    @cached_property
+    def files(self) -> TableImages:
+        """The images themselves, as the table's model reads them; none if they may not be opened."""
+        return TableImages(self.about, None, _THUMBNAIL_AREA_PX)
+
+    def thumbnail(self, key: str) -> Image.Image:
+        """A thumbnail; plain gray if the image can no longer be read, or may not be opened."""
+        return self.files.read(key) or Image.new("RGB", (96, 96), "#dddddd")
 
 
 def encoder_for(model: Model, pixels: np.ndarray, size_px: int) -> ImageEncoder:

@@ -21,6 +21,11 @@ from opendino.app import (
     attention_pca_tab,
     correspondence_tab,
     curves_tab,
+    duplicates_tab,
+    export_tab,
+    images_tab,
+    label_tab,
+    map_tab,
     search_tab,
     temperature_tab,
     train_tab,
@@ -28,14 +33,17 @@ from opendino.app import (
     video_tracking_tab,
 )
 from opendino.app.catalog import Catalog
-from opendino.app.context import Context, session_id
+from opendino.app.context import Context, Head, session_id
 from opendino.app.model_cache import ModelCache
 from opendino.app.request_guard import Guard
 from opendino.app.training_jobs import TrainingJobs
 from opendino.app.upload_store import UploadStore
 from opendino.core.errors import UserError
 
-TABS = (curves_tab, attention_pca_tab, correspondence_tab, video_tracking_tab, search_tab, temperature_tab, train_tab)
+TABS = (
+    images_tab, train_tab, curves_tab, map_tab, search_tab, duplicates_tab, label_tab, attention_pca_tab,
+    correspondence_tab, video_tracking_tab, temperature_tab, export_tab,
+)  # fmt: skip
 _SESSIONS = 50
 """Number of sessions whose images are kept in memory, a few MB each; the oldest are dropped."""
 
@@ -57,7 +65,8 @@ def serve(
         device: Device of the models.
         host: Address to listen on; with any other than 127.0.0.1, every machine that reaches it can use the page.
         port: Port to listen on; 0 for any free port.
-        out: Folder for runs trained on the page; None for a temporary folder.
+        out: Folder for runs and tables made on the page; None for runs/ if there are images among the names, else for
+            a temporary folder.
         trainings: Largest number of trainings that run at the same time.
 
     Yields:
@@ -67,58 +76,78 @@ def serve(
         UserError: A run, model or table does not exist, or the port is in use.
     """
     catalog, folder = Catalog(names), Path(tempfile.mkdtemp(prefix="opendino-"))
+    visitors = out / "visitors" if out else folder / "runs"  # not in the catalog: each run belongs to its session
+    out = out or (Path("runs") if catalog.data() else None)
+    if out:
+        out.mkdir(parents=True, exist_ok=True)
+        catalog = Catalog([*dict.fromkeys([*names, str(out)])])
     os.environ["GRADIO_TEMP_DIR"] = str(folder)
-    jobs = TrainingJobs(out or folder / "runs", keep=out is not None, max_running=trainings)
-    context = Context(catalog, ModelCache(device, catalog.images), jobs, folder)
+    made = out or folder / "runs"
+    made.mkdir(parents=True, exist_ok=True)
+    jobs = TrainingJobs(visitors, visitors.parent != folder, out or folder, trainings)
+    context = Context(catalog, ModelCache(device, catalog.images), jobs, folder, out or folder)
     guard, page = Middleware(Guard, host=host, store=UploadStore(context.upload_folder)), build(context)
     try:
-        try:
-            _, address, _ = page.queue(max_size=100, default_concurrency_limit=8).launch(
-                server_name=host,
-                server_port=port or _free_port(host),
-                max_file_size=uploads.MAX_BYTES,
-                app_kwargs={"middleware": [guard]},
-                state_session_capacity=_SESSIONS,
-                theme=_theme(),
-                css=_STYLE,
-                footer_links=[],
-                share=False,
-                ssr_mode=False,
-                pwa=False,
-                mcp_server=False,
-                enable_monitoring=False,
-                inbrowser=False,
-                quiet=True,
-                prevent_thread_lock=True,
-            )
-        except OSError as error:
-            raise UserError(f"Cannot listen on {host}:{port}: {error}", "Choose another --port") from None
-        yield address
+        yield _launch(page, host, port, guard)
     finally:
         page.close(verbose=False)
-        jobs.close()
+        jobs.close_all()
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _launch(page: gr.Blocks, host: str, port: int, guard: Middleware) -> str:
+    """Start the server and return its URL.
+
+    Raises:
+        UserError: The port is in use.
+    """
+    try:
+        _, address, _ = page.queue(max_size=100, default_concurrency_limit=8).launch(
+            server_name=host,
+            server_port=port or _free_port(host),
+            max_file_size=uploads.MAX_BYTES,
+            app_kwargs={"middleware": [guard]},
+            state_session_capacity=_SESSIONS,
+            theme=_theme(),
+            css=_STYLE,
+            footer_links=[],
+            share=False,
+            ssr_mode=False,
+            pwa=False,
+            mcp_server=False,
+            enable_monitoring=False,
+            inbrowser=False,
+            quiet=True,
+            prevent_thread_lock=True,
+        )
+    except OSError as error:
+        raise UserError(f"Cannot listen on {host}:{port}: {error}", "Choose another --port") from None
+    return address
+
+
 def build(context: Context) -> gr.Blocks:
-    """Build the page: the choice of a model at the top, the tabs below."""
+    """Build the page: the choice of a model and a table at the top, the tabs below."""
     with gr.Blocks(title="opendino", analytics_enabled=False, delete_cache=(600, 3600)) as page:
-        names = list(context.catalog.models())
+        models, tables = list(context.catalog.models()), list(context.catalog.tables())
         with gr.Row(equal_height=True, elem_id="head"):
-            gr.HTML("<h1>opendino</h1><p>Self-distillation with no labels: training curves, attention and features</p>")
-            model = gr.Dropdown(names, value=names[0] if names else None, label="Model", min_width=320)
+            gr.HTML("<h1>opendino</h1><p>A vision model from your own images, without labels</p>", min_width=240)
+            head = Head(
+                gr.Dropdown(models, value=models[0] if models else None, label="Model", min_width=280),
+                gr.Dropdown(tables, value=tables[0] if tables else None, label="Table of images", min_width=280),
+            )
         with gr.Tabs():
             for tab in TABS:
                 with gr.Tab(tab.NAME):
-                    tab.build(context, model)
+                    tab.build(context, head)
 
-        def list_models(request: gr.Request) -> Any:
-            return gr.update(choices=list(context.models(session_id(request))))
+        def list_choices(request: gr.Request) -> tuple[Any, Any]:
+            models = list(context.models(session_id(request)))
+            return gr.update(choices=models), gr.update(choices=list(context.catalog.tables()))
 
         def end_session(request: gr.Request) -> None:
             context.jobs.close(session_id(request))
 
-        page.load(list_models, None, model, api_visibility="private", show_progress="hidden")
+        page.load(list_choices, None, [*head], api_visibility="private", show_progress="hidden")
         page.unload(end_session)
     return page
 

@@ -10,7 +10,7 @@ import gradio as gr
 import pandas as pd
 from torch import Tensor
 
-from opendino.app.context import Context, bounded, handle_errors
+from opendino.app.context import Context, Head, bounded, handle_errors
 from opendino.losses import entropy
 from opendino.visualize import temperature
 from opendino.visualize.drawing.style import COLORS
@@ -25,7 +25,7 @@ _CHARTS = {
 """Label → color of the bars."""
 
 
-def build(context: Context, model: gr.Dropdown) -> None:
+def build(context: Context, head: Head) -> None:
     """Build the tab."""
     gr.Markdown(
         "The teacher's output for one image: a probability for each prototype. A low temperature **sharpens** it. "

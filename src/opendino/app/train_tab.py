@@ -1,15 +1,18 @@
-"""Tab "Train": train a tiny network, on generated or uploaded images."""
+"""Tab "Train": train on images of the server, on generated images, or on uploaded ones."""
 
 from __future__ import annotations
 
+import statistics
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gradio as gr
 
 from opendino.app import chart_grid, uploads
-from opendino.app.context import Context, bounded, handle_errors, session_id
+from opendino.app.context import Context, Head, bounded, handle_errors, session_id
+from opendino.app.run_curves import Reader
 from opendino.app.training_jobs import TrainingJob
+from opendino.config import read_tree
 from opendino.core import metrics_log
 from opendino.core.accuracy import baseline_text
 from opendino.core.errors import UserError
@@ -25,32 +28,42 @@ _GENERATED = {
 }
 _UPLOADED = "My own images (.zip)"
 _NETWORKS = {"Four convolutions (fast)": "conv4", "Small vision transformer": "vit_tiny/4"}
+_LENGTHS = {
+    "As long as recommended": [],
+    "A trial of 100 steps": ["--steps", "100"],
+    "A trial of 10 steps": ["--steps", "10"],
+}
+_FOLDERS = {"Not said": "auto", "Classes": "folders", "Dates, batches or other": "none"}
+STACKS = ("ask", "channels", "max", "mean", "images")
+"""Values of --stack that name a meaning of pages."""
 
 
-def build(context: Context, model: gr.Dropdown) -> None:
+def build(context: Context, head: Head) -> None:
     """Build the tab."""
-    gr.Markdown(
-        "Train a tiny network: a few minutes on a laptop. Training uses no labels; they serve only the k-NN accuracy."
-    )
+    gr.Markdown("Train a network on images without labels. Labels serve only to measure it while it trains.")
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
-            images = gr.Radio([*_GENERATED, _UPLOADED], value=next(iter(_GENERATED)), label="Images")
-            upload = gr.File(label=".zip archive of images", file_types=[".zip"], height=150, visible=False)
-            network = gr.Radio(list(_NETWORKS), value=next(iter(_NETWORKS)), label="Network")
-            steps = gr.Slider(20, 800, 200, step=20, label="Steps (64 images each)")
+            inputs = _inputs(context)
             with gr.Row():
                 start = gr.Button("Train", variant="primary", min_width=80)
                 stop = gr.Button("Stop", interactive=False, min_width=80)
         with gr.Column(scale=5):
             page = gr.HTML("<p>Nothing is running.</p>", min_height=80)
             charts, measured = gr.Column(), gr.State(0)
-    timer = gr.Timer(1, active=False)
+    timer = gr.Timer(1)  # active at first: a training may be running already
     buttons = [start, stop, timer]
 
-    def begin(images: str, raw: Any, network: str, steps: float, request: gr.Request) -> tuple[Any, ...]:
-        uploaded = uploads.resolve_upload(raw, context.upload_folder) if images == _UPLOADED else None
-        data, flags = _data_and_flags(images, uploaded, network)
-        context.jobs.start(session_id(request), data, int(bounded(steps, 1, 800)), flags)
+    def begin(values: dict[Any, Any], request: gr.Request) -> tuple[Any, ...]:
+        chosen, data = values[inputs.images], context.catalog.data()
+        if chosen in data:
+            flags = server_flags(values[inputs.length], values[inputs.folders], values[inputs.stack])
+            context.jobs.start_on_server_images(data[chosen], flags)
+        else:
+            raw = values[inputs.upload] if chosen == _UPLOADED else None
+            uploaded = uploads.resolve_upload(raw, context.upload_folder)
+            small_set, flags = _data_and_flags(chosen, uploaded, values[inputs.network])
+            flags += ["--steps", str(int(bounded(values[inputs.steps], 1, 800)))]
+            context.jobs.start(session_id(request), small_set, flags)
         return "<p>Starting …</p>", *_buttons(running=True)
 
     def show(request: gr.Request) -> tuple[Any, ...]:
@@ -60,20 +73,19 @@ def build(context: Context, model: gr.Dropdown) -> None:
         running = training.running  # read before the metrics: if it has ended, they are complete
         choices = gr.skip()
         if not running:
-            mine = list(context.jobs.models(session_id(request)))
-            known = list(context.models(session_id(request)))
-            choices = gr.update(choices=known, value=mine[0]) if mine else gr.update(choices=known)
-        return draw(training, running), *_buttons(running), choices, _size(training)
+            known = context.models(session_id(request))
+            mine = [name for name, path in known.items() if Path(path) == training.out]
+            choices = gr.update(choices=list(known), value=mine[0]) if mine else gr.update(choices=list(known))
+        return draw(training, running, context.curves), *_buttons(running), choices, _size(training)
 
     def halt(request: gr.Request) -> None:
         if training := context.jobs.latest(session_id(request)):
             training.ask_to_stop()
 
     private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-    images.change(lambda kind: gr.update(visible=kind == _UPLOADED), images, upload, queue=False, **private)
-    start.click(handle_errors(begin), [images, upload, network, steps], [page, *buttons], preprocess=False, **private)
+    start.click(handle_errors(begin), {*inputs}, [page, *buttons], preprocess=False, **private)
     stop.click(handle_errors(halt), None, None, **private)
-    timer.tick(handle_errors(show), None, [page, *buttons, model, measured], **private)
+    timer.tick(handle_errors(show), None, [page, *buttons, head.model, measured], **private)
 
     with charts:
 
@@ -82,11 +94,58 @@ def build(context: Context, model: gr.Dropdown) -> None:
         def show_charts(request: gr.Request) -> None:
             if (training := context.jobs.latest(session_id(request))) and _size(training):
                 columns = panels.of_file(training.out / "metrics.jsonl")
-                chart_grid.build(panels.charts({"this training": columns}))
+                name = "this training"
+                chart_grid.build(panels.charts({name: columns}, {name: context.curves.color(training.out)}))
+
+
+class _Inputs(NamedTuple):
+    images: gr.Radio
+    length: gr.Radio
+    folders: gr.Radio
+    stack: gr.Dropdown
+    upload: gr.File
+    network: gr.Radio
+    steps: gr.Slider
+
+
+def _inputs(context: Context) -> _Inputs:
+    """The settings: of images of the server, or of a tiny network on generated or uploaded images."""
+    data = context.catalog.data()
+    choices = [*data, *_GENERATED, _UPLOADED]
+    images = gr.Radio(choices, value=choices[0], label="Images")
+    with gr.Column(visible=bool(data)) as own:
+        length = gr.Radio(list(_LENGTHS), value=next(iter(_LENGTHS)), label="Length")
+        folders = gr.Radio(list(_FOLDERS), value=next(iter(_FOLDERS)), label="Sub-folders are")
+        stack = gr.Dropdown(list(STACKS), value="ask", label="Pages of a file are (stacks only)")
+    with gr.Column(visible=not data) as small:
+        upload = gr.File(label=".zip archive of images", file_types=[".zip"], height=150, visible=False)
+        network = gr.Radio(list(_NETWORKS), value=next(iter(_NETWORKS)), label="Network")
+        steps = gr.Slider(20, 800, 200, step=20, label="Steps (64 images each)")
+
+    def choose(kind: str) -> tuple[Any, ...]:
+        return (
+            gr.update(visible=kind in data),
+            gr.update(visible=kind not in data),
+            gr.update(visible=kind == _UPLOADED),
+        )
+
+    images.change(choose, images, [own, small, upload], queue=False, api_visibility="private")
+    return _Inputs(images, length, folders, stack, upload, network, steps)
+
+
+def server_flags(length: str, folders: str, stack: str) -> list[str]:
+    """Flags of `opendino train` for the choices on the page.
+
+    Raises:
+        UserError: A value is not among the choices.
+    """
+    if length not in [*_LENGTHS] or folders not in [*_FOLDERS] or stack not in STACKS:
+        raise UserError("A setting is not among the choices", "Choose it on this page")
+    return [*_LENGTHS[length], "--labels", _FOLDERS[folders], "--stack", stack]
 
 
 def _data_and_flags(images: str, uploaded: Path | None, network: str) -> tuple[str | Path, list[str]]:
-    """DATA and the flags of `opendino train` for the choices on the page.
+    """DATA and the flags of `opendino demo` for the choices on the page.
 
     Raises:
         UserError: A value is not among the choices, or no usable .zip was uploaded.
@@ -104,11 +163,12 @@ def _data_and_flags(images: str, uploaded: Path | None, network: str) -> tuple[s
     return uploaded, [*flags, "--val", "None", "--batch", str(min(64, max(2, number // 2)))]
 
 
-def draw(training: TrainingJob, running: bool) -> str:
-    """Progress and k-NN accuracy of a training, as HTML."""
+def draw(training: TrainingJob, running: bool, curves: Reader) -> str:
+    """Progress, time left and k-NN accuracy of a training, as HTML."""
     path = training.out / "metrics.jsonl"
     rows = metrics_log.rows(path) if path.is_file() else []
     done = max((row["step"] for row in rows), default=0)
+    total, batch = _length(training.out)
     evaluated = next((row for row in reversed(rows) if row.get("knn")), {})
     title = f"k-NN accuracy after {evaluated.get('step', 0):,} steps:"
     names = {(True, True): "Stopping", (True, False): "Training", (False, True): "Stopped", (False, False): "Done"}
@@ -116,13 +176,37 @@ def draw(training: TrainingJob, running: bool) -> str:
         "training.html",
         failed=training.failed,
         state=names[running, training.stopped],
-        steps=f"{done:,} of {training.steps:,}",
-        percent=100 * done / training.steps,
+        color=curves.color(training.out),
+        steps=f"{done:,} of {total:,}" if total else f"{done:,}",
+        percent=100 * done / total if total else 0,
+        left=_time_left(rows, (total - done) * batch) if running and total else "",
         ready=rows and not running,
         charts={title: panels.bars(evaluated)} if evaluated else {},
         baseline=baseline_text(evaluated),
-        verdict=verdict.of_rows(rows, training.steps) if rows and not running else None,
+        verdict=verdict.of_rows(rows, total) if rows and total and not running else None,
+        said=training.said[-40:],
     )
+
+
+def _length(run: Path) -> tuple[int, int]:
+    """Steps of a run and images per step; zeros before it has chosen them."""
+    try:
+        tree = read_tree(run / "config.yaml")
+    except (UserError, OSError):
+        return 0, 0
+    steps, batch = tree.get("steps"), tree.get("batch")
+    return (steps, batch) if isinstance(steps, int) and isinstance(batch, int) else (0, 0)
+
+
+def _time_left(rows: list[dict[str, Any]], num_images: int) -> str:
+    """How long the remaining images take at the median speed of the last rows; empty if it is not known yet."""
+    speeds = [row["images_per_second"] for row in rows[-200:] if row.get("images_per_second")]
+    if not speeds:
+        return ""
+    minutes = num_images / statistics.median(speeds) / 60
+    if minutes < 1:
+        return "less than a minute left"
+    return f"about {minutes:.0f} min left" if minutes < 90 else f"about {minutes / 60:.1f} hours left"
 
 
 def _size(training: TrainingJob) -> int:

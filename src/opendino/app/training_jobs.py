@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import secrets
 import shutil
 import signal
@@ -25,18 +23,16 @@ class TrainingJob:
     """A training process, running or finished.
 
     Args:
-        data: Images, as for `opendino train`.
+        words: The words of the command line after `opendino`, without --out.
         out: Run folder to create.
-        steps: Number of optimizer steps.
-        flags: Further flags of `opendino demo`.
+        archive: An uploaded archive that is deleted with the job; None without.
     """
 
-    def __init__(self, data: str, out: Path, steps: int, flags: Sequence[str]) -> None:
-        self.out, self.steps, self.data, self.stopped = out, steps, data, False
+    def __init__(self, words: Sequence[str], out: Path, archive: Path | None = None) -> None:
+        self.out, self.archive, self.stopped, self.began = out, archive, False, time.monotonic()
         self._stderr = out.with_name(f"{out.name}.stderr")
         out.parent.mkdir(parents=True, exist_ok=True)
-        words = ["demo", data, "--out", str(out), "--steps", str(steps), *flags]
-        command = [sys.executable, "-m", "opendino", *words]
+        command = [sys.executable, "-m", "opendino", *words, "--out", str(out)]
         with open(self._stderr, "wb") as file:
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file)
 
@@ -46,11 +42,19 @@ class TrainingJob:
         return self._process.poll() is None
 
     @property
+    def said(self) -> list[str]:
+        """The lines that it has printed so far."""
+        try:
+            return self._stderr.read_text("utf-8", "replace").strip().splitlines()
+        except FileNotFoundError:  # the job has been removed
+            return []
+
+    @property
     def failed(self) -> str:
         """The last line of its output if it failed, else an empty string."""
         if self.running or self.stopped or self._process.returncode == 0:
             return ""
-        lines = self._stderr.read_text("utf-8", "replace").strip().splitlines()
+        lines = self.said
         if not lines:
             return f"The training process exited with code {self._process.returncode} and no message"
         return lines[-1].removeprefix("opendino: ")
@@ -69,53 +73,79 @@ class TrainingJob:
             self._process.kill()
             self._process.wait()
         self._stderr.unlink(missing_ok=True)
+        if self.archive:
+            self.archive.unlink(missing_ok=True)
 
 
 class TrainingJobs:
     """The trainings of all sessions.
 
+    A training on images of the server belongs to no session: it is shown to all of them, and continues when they end.
+
     Args:
-        folder: Folder of their run folders.
-        keep: Whether the run folders are kept when their session ends.
+        folder: Folder of the runs of sessions.
+        keep: Whether these are kept when their session ends.
+        server_folder: Folder of the runs on images of the server; they are always kept.
         max_running: Largest number of trainings that run at the same time.
     """
 
-    def __init__(self, folder: Path, keep: bool, max_running: int) -> None:
-        self._folder, self._keep, self._max_running, self._lock = folder, keep, max_running, threading.Lock()
-        self._sessions: dict[str, list[TrainingJob]] = {}
+    def __init__(self, folder: Path, keep: bool, server_folder: Path, max_running: int) -> None:
+        self._folder, self._keep, self._server_folder = folder, keep, server_folder
+        self._max_running, self._lock = max_running, threading.Lock()
+        self._sessions: dict[str | None, list[TrainingJob]] = {}  # None: trainings that belong to no session
 
-    def start(self, session: str, data: str | Path, steps: int, flags: Sequence[str]) -> TrainingJob:
-        """Start a training. An uploaded archive is copied next to its run, and deleted when the session ends.
+    def start(self, session: str, data: str | Path, flags: Sequence[str]) -> TrainingJob:
+        """Start a small training. An uploaded archive is copied next to its run, and deleted when the session ends.
 
         Args:
             session: The session that starts it.
             data: Generated images ("toy:…"), or the path of an uploaded archive.
-            steps: Number of optimizer steps.
-            flags: Further flags of `opendino demo`.
+            flags: Flags of `opendino demo`.
 
         Raises:
             UserError: The session already has a running training, or too many are running.
         """
         with self._lock:
-            mine = self._sessions.get(session, [])
-            if mine and mine[-1].running:
-                raise UserError("You already have a running training", "Stop it first")
-            if sum(each.running for all_ in self._sessions.values() for each in all_) >= self._max_running:
-                raise UserError("Other users are training on this page", "Try again in a few minutes")
-            # no part of the name comes from the client
-            out = self._folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(8)}"
+            name = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(8)}"
+            out = self._admit(session, self._folder / name)
+            archive = None
             if isinstance(data, Path):
-                kept = out.with_name(f"{out.name}.zip")
-                kept.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(data, kept)
-                data = str(kept)
-            training = TrainingJob(data, out, steps, flags)
-            self._sessions.setdefault(session, []).append(training)
-            return training
+                archive = out.with_name(f"{out.name}.zip")
+                archive.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(data, archive)
+            return self._add(session, TrainingJob(["demo", str(archive or data), *flags], out, archive))
+
+    def start_on_server_images(self, data: str, flags: Sequence[str]) -> TrainingJob:
+        """Start a training on images that were named when the page was started.
+
+        Args:
+            data: Their folder or archive.
+            flags: Flags of `opendino train`.
+
+        Raises:
+            UserError: Such a training is running already, or too many are running.
+        """
+        with self._lock:
+            name = f"{Path(data).stem}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+            return self._add(None, TrainingJob(["train", data, *flags], self._admit(None, self._server_folder / name)))
+
+    def _admit(self, session: str | None, out: Path) -> Path:
+        """Check that a training may start, and return its run folder; no part of a name comes from the client."""
+        mine = self._sessions.get(session, [])
+        if mine and mine[-1].running:
+            raise UserError("A training is running already", "Stop it first")
+        if sum(each.running for all_ in self._sessions.values() for each in all_) >= self._max_running:
+            raise UserError("Other users are training on this page", "Try again in a few minutes")
+        return out
+
+    def _add(self, session: str | None, training: TrainingJob) -> TrainingJob:
+        self._sessions.setdefault(session, []).append(training)
+        return training
 
     def latest(self, session: str) -> TrainingJob | None:
-        """The last training of the session."""
-        return next(reversed(self._sessions.get(session, [])), None)
+        """The last training that the session sees; one that runs comes first."""
+        last = [jobs[-1] for name in (None, session) if (jobs := self._sessions.get(name))]
+        return max(last, key=lambda job: (job.running, job.began), default=None)
 
     def runs(self, session: str) -> dict[str, Path]:
         """Name → run folder of the session's trainings, newest first."""
@@ -127,17 +157,23 @@ class TrainingJobs:
         """Name → run folder of the session's trainings that already have a model."""
         return {name: str(out) for name, out in self.runs(session).items() if (out / DESCRIPTION).is_file()}
 
-    def close(self, session: str | None = None) -> None:
-        """End a session (None: all sessions): stop its trainings, delete their archives and, unless kept, runs."""
+    def close(self, session: str) -> None:
+        """End a session: stop its trainings, delete their archives and, unless kept, their runs."""
         with self._lock:
-            names = [*self._sessions] if session is None else [session]
-            closed = [training for name in names for training in self._sessions.pop(name, [])]
+            closed = self._sessions.pop(session, [])
+        self._end(closed)
+
+    def close_all(self) -> None:
+        """End all sessions, and the trainings that belong to none."""
+        with self._lock:
+            closed = [training for trainings in self._sessions.values() for training in trainings]
+            self._sessions.clear()
+        self._end(closed)
+
+    def _end(self, closed: Sequence[TrainingJob]) -> None:
         for training in closed:
             training.ask_to_stop()
         for training in closed:
             training.end()
-            if not self._keep:
+            if not self._keep and training.out.parent == self._folder:
                 shutil.rmtree(training.out, ignore_errors=True)
-            if not training.data.startswith("toy:"):
-                with contextlib.suppress(OSError):
-                    os.unlink(training.data)  # noqa: PTH108

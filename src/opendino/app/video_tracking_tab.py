@@ -1,4 +1,4 @@
-"""Tab "Video tracking": objects painted on the first frame of a video are tracked through it."""
+"""Tab "Video": objects painted on the first frame of a video are tracked through it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from opendino.app import uploads
-from opendino.app.context import NETWORK, Context, bounded, handle_errors, refusal, session_id
+from opendino.app.context import NETWORK, Context, Head, bounded, handle_errors, refusal, session_id
 from opendino.app.model_cache import encoder_for
 from opendino.core.errors import BadImage, UserError
 from opendino.data.decode import decode
@@ -25,7 +25,7 @@ from opendino.evals.video_segmentation import Tracker, harden
 from opendino.models.load import Model
 from opendino.visualize.drawing.style import COLORS
 
-NAME = "Video tracking"
+NAME = "Video"
 
 _MAX_LAYERS, _MAX_LAYER_BYTES = 8, 32 * 2**20
 
@@ -34,7 +34,7 @@ _BRUSHES = COLORS[1:5]
 _RGB = np.array([[int(color[i : i + 2], 16) for i in (1, 3, 5)] for color in _BRUSHES], np.float32)
 
 
-def build(context: Context, model: gr.Dropdown) -> None:
+def build(context: Context, head: Head) -> None:
     """Build the tab."""
     gr.Markdown(
         f"Upload a short video and paint over the objects to track on its first frame, one color per object. "
@@ -80,7 +80,7 @@ def build(context: Context, model: gr.Dropdown) -> None:
     )
     start.click(
         handle_errors(track),
-        [model, video, editor, size],
+        [head.model, video, editor, size],
         [output, note],
         preprocess=False,
         api_visibility="private",

@@ -1,4 +1,4 @@
-"""Show runs, models and tables in the browser: opendino app [RUN|MODEL|TABLE ...] [--port N]"""
+"""Train, look and search in the browser: opendino app [FOLDER|RUN|MODEL|TABLE ...] [--out RUNS] [--port N]"""
 
 from __future__ import annotations
 
@@ -23,14 +23,15 @@ class Config(Checked):
     """Options of `opendino app`."""
 
     names: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="NAME")] = ()
-    """Run folders, model folders, tables (.parquet, .lance), timm:NAME, or folders of these (default: runs/).
-    The page opens nothing else: to see the images of a table, add their folder or archive."""
+    """Folders or archives of images to train on; run folders, model folders, tables (.parquet, .lance), timm:NAME, or
+    folders of these (default: runs/). The page opens nothing else: to see the images of a table, name them too."""
     host: str = "127.0.0.1"
     """Address to listen on; any other than 127.0.0.1 lets other machines use the page without a password."""
     port: Annotated[int, Meta(ge=0, le=65_535)] = 7860
     """Port to listen on; 0 for any free port."""
     out: str | None = None
-    """Folder for runs trained on the page; by default a run is deleted when its user closes the page."""
+    """Folder for runs and tables made of the images named here; default: runs/. With it, runs that visitors train on
+    generated or uploaded images are kept too, in its folder visitors; else they are deleted when the page is closed."""
     trainings: Annotated[int, Meta(ge=1, le=64)] = 1
     """Largest number of trainings that run at the same time."""
     device: str = "auto"
@@ -39,7 +40,7 @@ class Config(Checked):
 
 def run(args: list[str]) -> Outcome:
     """Serve the page until Ctrl-C."""
-    config = flags.parse(Config, args, "opendino app", "Show runs, models and tables in the browser.")
+    config = flags.parse(Config, args, "opendino app", "Train, look and search in the browser.")
     gc.disable()  # garbage collection during the imports takes a fifth of the start-up time and frees nothing
     try:
         from opendino.app.page import serve

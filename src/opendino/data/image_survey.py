@@ -45,6 +45,7 @@ class Survey:
         high: C values: 0.1 % of the valid pixels are larger.
         value_range: Range of the sample type.
         pixels: float32 `[N C]`, the sampled valid pixels.
+        sizes: (width, height) of the images that were read, in pixels.
         num_images: Number of images that were read.
         others: Key and reason of images that cannot be read, or have another number of channels.
         notes: Remarks of the readers, with the number of images each holds for.
@@ -58,6 +59,7 @@ class Survey:
     high: tuple[float, ...]
     value_range: tuple[float, float]
     pixels: np.ndarray
+    sizes: tuple[tuple[int, int], ...]
     num_images: int
     others: tuple[tuple[str, str], ...]
     notes: tuple[str, ...]
@@ -159,6 +161,7 @@ def survey(source: ImageFiles, num: int = NUM_IMAGES, seed: int = 0) -> Survey:
     rng = np.random.Generator(np.random.Philox(key=[seed, 1]))
     found: list[tuple[str, DecodedImage]] = []  # with a sample of their pixels, [1 N C]
     others: list[tuple[str, str]] = []
+    sizes: list[tuple[int, int]] = []
     for key, image in _images(source, _sample(source, num, rng), others):
         if not isinstance(image, DecodedImage):
             try:
@@ -166,12 +169,13 @@ def survey(source: ImageFiles, num: int = NUM_IMAGES, seed: int = 0) -> Survey:
             except BadImage as error:
                 others.append((key, str(error)))
                 continue
+        sizes.append((image.pixels.shape[1], image.pixels.shape[0]))
         found.append((key, _thinned(image, rng)))
     if not found:
         raise UserError(
             f"None of {len(others)} images can be read, e.g. {others[0][0]}: {others[0][1]}", "Convert them"
         )
-    return _summary(found, others)
+    return _summary(found, others, sizes)
 
 
 def _images(
@@ -212,7 +216,9 @@ def _thinned(image: DecodedImage, rng: np.random.Generator) -> DecodedImage:
     return DecodedImage(pixels, image.channels, image.value_range, missing, image.notes)
 
 
-def _summary(found: list[tuple[str, DecodedImage]], others: list[tuple[str, str]]) -> Survey:
+def _summary(
+    found: list[tuple[str, DecodedImage]], others: list[tuple[str, str]], sizes: list[tuple[int, int]]
+) -> Survey:
     """What most images have in common; images with another number of channels join the others."""
     usual = Counter(len(image.channels) for _, image in found).most_common(1)[0][0]
     for key, image in found:
@@ -237,6 +243,7 @@ def _summary(found: list[tuple[str, DecodedImage]], others: list[tuple[str, str]
         high=tuple(high.tolist()),
         value_range=(min(image.value_range[0] for image in images), max(image.value_range[1] for image in images)),
         pixels=pixels,
+        sizes=tuple(sizes),
         num_images=len(images),
         others=tuple(others),
         notes=tuple(f"{note} ({count:,} of {len(images):,} images)" for note, count in notes.most_common(3)),

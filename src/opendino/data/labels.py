@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import final
 
 import numpy as np
@@ -99,20 +99,20 @@ def relabel(source: Source, labels: str, seed: int) -> Source:
     return Relabeled(source, source.classes, kept)
 
 
-def image_finder(source: Source) -> Callable[[str], int | None]:
+def image_finder(keys: Sequence[str]) -> Callable[[str], int | None]:
     """A function that finds the image that a list names: path → index, None if there is none.
 
     A path is matched to the keys; then, if only one image has that file name, by file name.
     """
-    keys = {source.key(index): index for index in range(len(source))}
+    by_key = {key: index for index, key in enumerate(keys)}
     files: dict[str, list[int]] = {}
-    for key, index in keys.items():
+    for key, index in by_key.items():
         name = key.rpartition("/")[2]
         for each in {name, name.rpartition(".")[0] or name}:
             files.setdefault(each, []).append(index)
 
     def find(image: str) -> int | None:
-        index = _by_key(keys, image)
+        index = _by_key(by_key, image)
         same_file = files.get(image.replace("\\", "/").rpartition("/")[2], [])
         return same_file[0] if index is None and len(same_file) == 1 else index
 
@@ -121,7 +121,7 @@ def image_finder(source: Source) -> Callable[[str], int | None]:
 
 def _from_list(source: Source, path: str) -> Relabeled:
     """Labels from a list, see `image_finder`."""
-    find = image_finder(source)
+    find = image_finder([source.key(index) for index in range(len(source))])
     listed = read_list(path, lambda image: find(image) is not None)
     named = {image: name for image, name in listed.items() if name}
     if not named:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from opendino.core import log
-from opendino.core.contracts import Source
 from opendino.core.errors import UserError
 from opendino.data.labels import image_finder
 from opendino.data.list_columns import is_metadata, read_columns
@@ -18,28 +17,32 @@ MAX_GROUPS = 50
 _FILES = ("labels.csv", "metadata.csv")
 
 
-def read_metadata(path: str, source: Source) -> dict[str, list[str]]:
-    """Read the columns of a CSV for the images of a source.
+def read_metadata(path: str, keys: Sequence[str]) -> dict[str, list[str]]:
+    """Read the columns of a CSV for images.
+
+    Args:
+        path: The CSV.
+        keys: Keys of the images in their source.
 
     Returns:
-        Name of a column → value for each image of the source, "" where the CSV has none.
+        Name of a column → value for each image, "" where the CSV has none.
 
     Raises:
-        UserError: The CSV cannot be read or names no image of the source.
+        UserError: The CSV cannot be read or names none of the images.
     """
-    find = image_finder(source)
+    find = image_finder(keys)
     listed = read_columns(path, lambda image: find(image) is not None)
     found = {index: values for image, values in listed.items() if (index := find(image)) is not None}
     if not found:
         raise UserError(
             f"None of the {len(listed):,} paths in {printable(path)} is an image of the set, e.g. "
             f"{printable(next(iter(listed)))}",
-            f"Write paths as in the dataset, e.g. {source.key(0)}",
+            f"Write paths as in the dataset, e.g. {keys[0]}",
         )
-    if len(found) < len(source):
-        log.say(f"{len(source) - len(found):,} of {len(source):,} images are not in {printable(path)}")
+    if len(found) < len(keys):
+        log.say(f"{len(keys) - len(found):,} of {len(keys):,} images are not in {printable(path)}")
     names = next(iter(listed.values()))
-    return {name: [found.get(index, {}).get(name, "") for index in range(len(source))] for name in names}
+    return {name: [found.get(index, {}).get(name, "") for index in range(len(keys))] for name in names}
 
 
 def group_columns(columns: dict[str, list[str]]) -> list[str]:
@@ -53,6 +56,12 @@ def group_columns(columns: dict[str, list[str]]) -> list[str]:
     return found
 
 
+def nearby_csv(data: str) -> list[str]:
+    """The CSV files in or next to a folder of images that are taken for its metadata."""
+    folder = Path(data)
+    return [str(path) for place in (folder, folder.parent) for name in _FILES if is_file(str(path := place / name))]
+
+
 def known_metadata(data: str, labels: str) -> tuple[str, list[str]] | None:
     """The CSV of a set of images, as far as it is known, and its columns that may be groups.
 
@@ -63,9 +72,7 @@ def known_metadata(data: str, labels: str) -> tuple[str, list[str]] | None:
     Returns:
         The first of `labels`, DATA, and labels.csv or metadata.csv in or next to the folder DATA that has such columns.
     """
-    folder = Path(data)
-    nearby = [str(place / name) for place in (folder, folder.parent) for name in _FILES]
-    for path in (labels, data, *nearby):
+    for path in (labels, data, *nearby_csv(data)):
         if path.lower().endswith(".csv") and is_file(path):
             try:
                 rows = list(read_columns(path).values())

@@ -22,15 +22,15 @@ class TableImages:
     Args:
         about: What the table says about itself, see `embed_images.table_origin`. Its "data" comes from a file, so
             nothing is ever downloaded from there; images are read as the table's model reads them.
-        keys: Keys of the images that will be read.
+        keys: Keys of the images that will be read; None for all.
         max_area_px: Images are shrunk to at most this many pixels.
     """
 
-    def __init__(self, about: Mapping[str, Any], keys: Iterable[str], max_area_px: int) -> None:
+    def __init__(self, about: Mapping[str, Any], keys: Iterable[str] | None, max_area_px: int) -> None:
         self._source: Source | None = None
         data = about["data"]
         self._max_area_px, self._index = max_area_px, dict[str, int]()
-        wanted = set(keys)
+        wanted = None if keys is None else set(keys)
         if not exists(split_every(data)[0]) and not data.startswith("toy:"):
             return
         try:
@@ -38,7 +38,8 @@ class TableImages:
             self._source = source = self._reading.open_images(data)
         except (UserError, msgspec.ValidationError):  # the images were moved, or the table was edited
             return
-        self._index = {key: index for index in range(len(source)) if (key := source.key(index)) in wanted}
+        every = ((source.key(index), index) for index in range(len(source)))
+        self._index = {key: index for key, index in every if wanted is None or key in wanted}
 
     def read(self, key: str) -> Image.Image | None:
         """A picture of an image, see `data.picture`; None if it can no longer be read."""

@@ -282,7 +282,7 @@ def _load_images(config: Config, model: Model, data: str) -> tuple[Images, list[
     parts = []
     for each in [data] if config.val is None else [data, config.val]:
         source = model.reading.open_images(each)
-        columns = read_metadata(config.labels, source)
+        columns = read_metadata(config.labels, [source.key(index) for index in range(len(source))])
         parts.append((source, columns))
     tables = [table(model, source, batch=config.batch, workers=config.workers) for source, _ in parts]
     bad = sum((each.bad for each in tables), ())

@@ -28,23 +28,65 @@ class Panel:
         metrics: Metric in metrics.jsonl → name of its line. A metric per network has one line for each network.
         label: Label of the y axis, with the unit.
         log: Whether the y axis is logarithmic. The live page has linear axes only.
+        caption: What it shows, and what is good, for the page and report.html.
     """
 
     title: str
     metrics: Mapping[str, str]
     label: str = ""
     log: bool = False
+    caption: str = ""
 
 
 PANELS = (
-    Panel("Loss", {"loss": "loss"}, "nats"),
-    Panel("k-NN", {"knn": ""}, "top-1 accuracy (%)"),
-    Panel("Classifier", {"accuracy": ""}, "top-1 accuracy (%)"),
-    Panel("Crops of an image find each other", {"crop_match": ""}, "% of comparisons, 50 is chance"),
-    Panel("Effective rank", {"effective_rank": "effective rank"}, "dimensions"),
-    Panel("Teacher's entropy", {"entropy_frac": "of an image", "marginal_frac": "of the mean"}, "fraction of ln K"),
-    Panel("KL(teacher ‖ student)", {"kl": "KL"}, "nats"),
-    Panel("Spread", {"feature_spread": "features", "projection_spread": "projections"}, "0 is a collapse"),
+    Panel(
+        "Loss",
+        {"loss": "loss"},
+        "nats",
+        caption="How far the student is from the teacher on other crops. Good: falls, then levels off.",
+    ),
+    Panel(
+        "k-NN",
+        {"knn": ""},
+        "top-1 accuracy (%)",
+        caption="Held-out images named by their neighbors. Good: the teacher ends well above the untrained network.",
+    ),
+    Panel(
+        "Classifier",
+        {"accuracy": ""},
+        "top-1 accuracy (%)",
+        caption="Held-out images named by the classifier. Good: above training on the labeled images alone.",
+    ),
+    Panel(
+        "Crops of an image find each other",
+        {"crop_match": ""},
+        "% of comparisons, 50 is chance",
+        caption="Two crops without color of each image, among those of others. Good: above the untrained network.",
+    ),
+    Panel(
+        "Effective rank",
+        {"effective_rank": "effective rank"},
+        "dimensions",
+        caption="Number of directions that the features use. Good: grows. 1 is a collapse.",
+    ),
+    Panel(
+        "Teacher's entropy",
+        {"entropy_frac": "of an image", "marginal_frac": "of the mean"},
+        "fraction of ln K",
+        caption="How undecided the teacher is. Good: the mean stays near 1 and an image falls below it.",
+    ),
+    Panel(
+        "KL(teacher ‖ student)",
+        {"kl": "KL"},
+        "nats",
+        caption="The part of the loss that the student can reduce. Good: falls but stays above 0.",
+    ),
+    Panel(
+        "Spread",
+        {"feature_spread": "features", "projection_spread": "projections"},
+        "0 is a collapse",
+        caption="How much the features of different images differ. Good: well above 0.",
+    ),
     Panel("Learning rate", {"lr": "learning rate"}),
     Panel("Weight decay", {"weight_decay": "weight decay"}),
     Panel("Teacher's momentum", {"momentum": "momentum"}),
@@ -133,7 +175,7 @@ def _own_panels(runs: Any) -> Iterator[Panel]:
 def _one_per_metric(panel: Panel) -> Iterator[Panel]:
     for metric, name in panel.metrics.items():
         title = panel.title if len(panel.metrics) == 1 else f"{panel.title}: {name}"
-        yield Panel(title, {metric: name}, panel.label, panel.log)
+        yield Panel(title, {metric: name}, panel.label, panel.log, panel.caption)
 
 
 def _lines_of_run(panel: Panel, run: str, columns: Columns, own: str | None) -> Iterator[tuple[str, Line]]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from torch import Tensor
 
 from opendino.core import atomic_write
@@ -87,10 +88,15 @@ def svg(figure: Any) -> Markup:
     return Markup(text[text.index("<svg") :])
 
 
-def _encoded(figure: Any, kind: str) -> bytes:
+def image(figure: Any) -> Image.Image:
+    """A figure as an RGB image of 150 dpi."""
+    return Image.open(io.BytesIO(_encoded(figure, "png", 150))).convert("RGB")
+
+
+def _encoded(figure: Any, kind: str, dpi: int = 300) -> bytes:
     # No dates and no version in the files, so the same figure gives the same bytes.
     empty = {"svg": ("Date", "Creator", "Format", "Type"), "pdf": ("CreationDate",)}.get(kind, ())
     content = io.BytesIO()
     with applied():
-        figure.savefig(content, format=kind, dpi=300, metadata=dict.fromkeys(empty))
+        figure.savefig(content, format=kind, dpi=dpi, metadata=dict.fromkeys(empty))
     return content.getvalue()

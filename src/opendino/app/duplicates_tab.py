@@ -1,0 +1,78 @@
+"""Tab "Duplicates": groups of near-duplicate images of a table, and a list of the redundant copies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from opendino.app.context import NETWORK, Context, Head, bounded, handle_errors
+from opendino.data.source_files import line
+from opendino.embeddings.duplicate_groups import Duplicates, find_duplicates
+
+NAME = "Duplicates"
+
+_SHOWN = 60
+"""Number of images that are shown."""
+
+
+def build(context: Context, head: Head) -> None:
+    """Build the tab."""
+    gr.Markdown(
+        "Groups of images of the table that are almost the same. **Copies** are the same by their pixels and could go; "
+        "the others of a group only look similar to the model: look at them."
+    )
+    with gr.Row():
+        with gr.Column(scale=2, min_width=280):
+            chosen = gr.Checkbox(True, label="Choose the threshold from the images")
+            threshold = gr.Slider(0.5, 1, 0.95, step=0.001, label="Smallest cosine of near-duplicates", visible=False)
+            find = gr.Button("Find duplicates", variant="primary")
+            note = gr.Markdown()
+            copies = gr.Textbox(label="Redundant copies", lines=6, max_lines=6, buttons=["copy"], visible=False)
+            download = gr.DownloadButton("Download the list (.txt)", visible=False)
+        with gr.Column(scale=5):
+            images = gr.Gallery(
+                label="The largest groups: group, cosine to the most similar other", columns=5, height=600,
+                object_fit="contain",
+            )  # fmt: skip
+
+    def search(name: str | None, automatic: bool, smallest: float) -> tuple[Any, ...]:
+        shown = context.table(name)
+        keys, vectors = shown.vectors
+        found = find_duplicates(keys, vectors, shown.about, None if automatic else bounded(smallest, 0.5, 1))
+        gallery = [(shown.thumbnail(key), caption) for key, caption in captions(found)]
+        text = "".join(f"{line(key)}\n" for key in found.copies)
+        file = context.temporary_file(".txt")
+        file.write_text(text, encoding="utf-8")
+        return (
+            gallery,
+            f"{sentence(found, len(keys))}{shown.hint}",
+            gr.update(value=text, visible=bool(text)),
+            gr.update(value=str(file), visible=bool(text)),
+        )
+
+    private: dict[str, Any] = {"api_visibility": "private"}
+    chosen.change(lambda automatic: gr.update(visible=not automatic), chosen, threshold, queue=False, **private)
+    inputs, outputs = [head.table, chosen, threshold], [images, note, copies, download]
+    find.click(handle_errors(search), inputs, outputs, **private, **NETWORK)
+
+
+def captions(found: Duplicates) -> Iterator[tuple[str, str]]:
+    """Key and caption of the first images of the largest groups."""
+    members = [(number, each) for number, group in enumerate(found.groups, 1) for each in group]
+    for number, each in members[:_SHOWN]:
+        yield each.key, f"{number} · {each.mark} · {Path(each.key).name}"
+
+
+def sentence(found: Duplicates, num_images: int) -> str:
+    """What was found, in words."""
+    text = f"{len(found.groups):,} groups among {num_images:,} images, cosine {found.threshold:.4g} or more."
+    if found.cosines:
+        text += f" Half of all images have another at {found.cosines.nearest[1]:.4g} or more."
+    if found.groups:
+        text += f" {len(found.copies):,} are copies by their pixels; {found.num_similar:,} only look similar."
+    if found.num_unread:
+        text += f" {found.num_unread:,} could not be read and are not compared by pixels."
+    return text

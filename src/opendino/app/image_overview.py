@@ -1,0 +1,108 @@
+"""What is in a folder or archive of images: counts, sizes, depth, channels, files that cannot be read, examples."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from opendino.core.errors import BadImage
+from opendino.data.dataset_probe import sample_indices
+from opendino.data.decode import decode
+from opendino.data.image_files import ImageFiles, image_files
+from opendino.data.image_survey import Survey, survey
+from opendino.data.labels import all_labels
+from opendino.data.open_source import open_source
+from opendino.data.readers.stacks import Reading
+
+_LOOKED_AT = 120
+"""Number of images that are decoded."""
+_EXAMPLES, _EXAMPLE_AREA_PX = 12, 240 * 240
+_FOLDERS = 12
+"""Number of sub-folders that are named."""
+_DEPTHS = {"uint8": "8 bit", "uint16": "16 bit", "float32": "32-bit floating point"}
+
+
+@dataclass(frozen=True)
+class Overview:
+    """What is in a set of images.
+
+    Attributes:
+        facts: Name → what was found, a line each.
+        bad: Key and reason of images among those looked at that cannot be used.
+        examples: Images with their keys, spaced evenly over the set.
+    """
+
+    facts: dict[str, str]
+    bad: tuple[tuple[str, str], ...]
+    examples: list[tuple[Image.Image, str]]
+
+
+def look_at(data: str, stack: str = "ask") -> Overview:
+    """Read a sample of a set of images.
+
+    Args:
+        data: A folder or an archive.
+        stack: What pages of a file are, see `readers.stacks.Reading`.
+
+    Raises:
+        UserError: It holds no images, none can be read, or the meaning of its pages is not known.
+    """
+    files = image_files(open_source(data), Reading(stack))
+    found = survey(files, _LOOKED_AT)
+    files.intensity, why = found.intensity(("auto",))
+    facts = {
+        "images": f"{len(files):,}{_folders(files)}",
+        "size in pixels": _sizes(found.sizes),
+        "depth": f"{_DEPTHS.get(found.dtype, found.dtype)}; range used: {why}",
+        "channels": f"{len(found.channels)}: {', '.join(found.channels)}",
+        "looked at": f"{found.num_images:,} of {len(files):,} images, spread over the set",
+    }
+    if not found.photographs:
+        facts["values"] = _values(found)
+    if found.notes:
+        facts["notes"] = "; ".join(found.notes)
+    return Overview(facts, found.others, list(_examples(files)))
+
+
+def _folders(files: ImageFiles) -> str:
+    """The sub-folders with their numbers of images: the end of a sentence."""
+    if len(files.classes) < 2:
+        return ""
+    counts = np.bincount(all_labels(files) + 1, minlength=len(files.classes) + 1)[1:]
+    named = [f"{name} {count:,}" for name, count in zip(files.classes, counts, strict=True)]
+    more = f", and {len(named) - _FOLDERS} more" if len(named) > _FOLDERS else ""
+    return f" in {len(named)} folders: {', '.join(named[:_FOLDERS])}{more}"
+
+
+def _sizes(sizes: Sequence[tuple[int, int]]) -> str:
+    counts = Counter(sizes)
+    if len(counts) == 1:
+        width, height = sizes[0]
+        return f"{width} × {height}, all"
+    area = {size: size[0] * size[1] for size in counts}
+    small, large = min(counts, key=area.__getitem__), max(counts, key=area.__getitem__)
+    usual, number = counts.most_common(1)[0]
+    return (
+        f"{small[0]} × {small[1]} to {large[0]} × {large[1]}; most often {usual[0]} × {usual[1]} "
+        f"({number / len(sizes):.0%})"
+    )
+
+
+def _values(found: Survey) -> str:
+    ranges = zip(found.channels, found.low, found.high, strict=True)
+    return ", ".join(f"{name} {low:g} to {high:g}" for name, low, high in ranges) + " (99.8 % of the pixels)"
+
+
+def _examples(files: ImageFiles) -> list[tuple[Image.Image, str]]:
+    found = []
+    for index in sample_indices(files, _EXAMPLES):
+        try:
+            found.append((Image.fromarray(decode(files.read(index), _EXAMPLE_AREA_PX)), Path(files.key(index)).name))
+        except BadImage:
+            continue
+    return found

@@ -1,0 +1,94 @@
+"""Tab "Images": what is in the folders that were named when the page was started, and tables of their vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from opendino.app.context import NETWORK, Context, Head, handle_errors, session_id
+from opendino.app.image_overview import look_at
+from opendino.app.train_tab import STACKS
+from opendino.core.errors import UserError
+from opendino.embeddings import resumable_parts
+from opendino.embeddings.embed_images import Embedder, Rows, table_origin
+from opendino.features.image_stream import skipped_message
+from opendino.visualize.drawing import templates
+
+NAME = "Images"
+
+_LISTED = 20
+"""Number of unusable images that are named."""
+
+
+def build(context: Context, head: Head) -> None:
+    """Build the tab."""
+    names = list(context.catalog.data())
+    gr.Markdown(
+        "What is in the folder that was named when the page was started. Then: **train** on it (tab Train), and make a "
+        "**table** of it with the model at the top, for the tabs Map, Search, Duplicates and Label."
+    )
+    with gr.Row():
+        with gr.Column(scale=2, min_width=280):
+            data = gr.Dropdown(names, value=names[0] if names else None, label="Images")
+            stack = gr.Dropdown(list(STACKS), value="ask", label="Pages of a file are (stacks only)")
+            embed = gr.Button("Make a table with the model", variant="primary")
+            note = gr.Markdown()
+        with gr.Column(scale=5):
+            page = gr.HTML(min_height=80)
+            examples = gr.Gallery(label="Examples, spread over the set", columns=6, height=320, object_fit="contain")
+
+    def look(name: str | None, pages: str) -> tuple[str, list[Any]]:
+        known = context.catalog.data()
+        if name not in known:
+            return templates.render("images.html", facts={}, bad=[], more=0), []
+        if pages not in STACKS:
+            raise UserError("The meaning of pages is not among the choices", "Choose one on this page")
+        found = look_at(known[name], pages)
+        more = max(0, len(found.bad) - _LISTED)
+        return templates.render("images.html", facts=found.facts, bad=found.bad[:_LISTED], more=more), found.examples
+
+    def make_table(
+        name: str | None,
+        model: str | None,
+        request: gr.Request,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008 - gradio finds it by this default
+    ) -> tuple[Any, str]:
+        known = context.catalog.data()
+        if name not in known:
+            raise UserError("No images are chosen", "Start the page with: opendino app FOLDER")
+        session = session_id(request)
+        network, path = context.model(model, session), context.models(session)[str(model)]
+        source = network.reading.open_images(known[name])
+        origin = table_origin(network, source, name=path, which=None, data=known[name])
+        context.out.mkdir(parents=True, exist_ok=True)
+        images, run = Path(known[name]).stem, Path(path).name.replace(":", "-")
+        out = context.out / f"{run if run.startswith(images) else f'{images}-{run}'}.parquet"
+        embedder = _Watched(network, source, origin, progress=progress)
+        done = resumable_parts.write(out, embedder, overwrite=True)
+        assert done is not None
+        skipped = f" {skipped_message(done.bad)}." if done.bad else ""
+        tables = list(context.catalog.tables())
+        text = f"{done.written:,} images are in the table **{out.name}**.{skipped} It is chosen at the top of the page."
+        return gr.update(choices=tables, value=str(out)), text
+
+    private: dict[str, Any] = {"api_visibility": "private"}
+    gr.on(None, handle_errors(look), [data, stack], [page, examples], concurrency_limit=1, **private)
+    embed.click(handle_errors(make_table), [data, head.model], [head.table, note], **private, **NETWORK)
+
+
+@dataclass(frozen=True)
+class _Watched(Embedder):
+    """An embedder that shows on the page how far it is."""
+
+    progress: Callable[..., Any] = print
+
+    def rows(self, indices: Sequence[int], within: int | None = None) -> Generator[Rows, None, None]:
+        done = 0
+        for rows in super().rows(indices, within):
+            done += rows.num_images
+            self.progress((done, len(indices)), desc="Embedding", unit="images")
+            yield rows

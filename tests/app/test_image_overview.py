@@ -1,0 +1,44 @@
+"""What the page says about a folder of images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from tests.app.conftest import scene
+
+from opendino.app.image_overview import look_at
+from opendino.core.errors import UserError
+
+
+def test_counts_sizes_depth_and_files_that_cannot_be_used(tmp_path: Path) -> None:
+    for folder, number in (("cats", 3), ("dogs", 2)):
+        (tmp_path / folder).mkdir()
+        for each in range(number):
+            scene(each, (40 + 8 * each, 32)).save(tmp_path / folder / f"{each}.png")
+    (tmp_path / "dogs/broken.png").write_bytes(b"<html>")
+    found = look_at(str(tmp_path))
+    assert found.facts["images"] == "6 in 2 folders: cats 3, dogs 3"
+    assert found.facts["size in pixels"] == "40 × 32 to 56 × 32; most often 40 × 32 (40%)"
+    assert found.facts["depth"].startswith("8 bit") and found.facts["channels"] == "3: red, green, blue"
+    assert "values" not in found.facts
+    assert [key for key, _ in found.bad] == ["dogs/broken.png"] and "web page" in found.bad[0][1]
+    assert len(found.examples) == 5
+
+
+def test_16_bit_images_are_shown_by_the_range_of_the_set(tmp_path: Path) -> None:
+    for number in range(4):
+        tifffile.imwrite(tmp_path / f"{number}.tif", np.full((16, 16), 1000 + 100 * number, np.uint16))
+    found = look_at(str(tmp_path))
+    assert found.facts["depth"].startswith("16 bit") and "1000 to 1300" in found.facts["values"]
+    brightness = [np.asarray(image).mean() for image, _ in found.examples]
+    assert brightness == sorted(brightness) and brightness[0] == 0 and brightness[-1] == 255
+
+
+def test_pages_of_unknown_meaning_are_a_question(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "stack.tif", np.zeros((5, 16, 16), np.uint16), photometric="minisblack")
+    with pytest.raises(UserError, match="--stack"):
+        look_at(str(tmp_path))
+    assert look_at(str(tmp_path), "max").facts["images"] == "1"
