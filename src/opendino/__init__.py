@@ -8,12 +8,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["Callback", "Config", "load", "register_backbone", "register_method", "resume", "train"]
+__all__ = [
+    "Callback",
+    "Config",
+    "load",
+    "register_augmentation",
+    "register_backbone",
+    "register_method",
+    "resume",
+    "train",
+]
 
 if TYPE_CHECKING:
     from opendino.config import Config as Config
     from opendino.core.contracts import Callback as Callback
     from opendino.models.load import load as load
+    from opendino.start import register_augmentation as register_augmentation
     from opendino.start import register_backbone as register_backbone
     from opendino.start import register_method as register_method
     from opendino.start import resume as resume
@@ -23,6 +33,7 @@ _MODULES = {
     "Callback": "opendino.core.contracts",
     "Config": "opendino.config",
     "load": "opendino.models.load",
+    "register_augmentation": "opendino.start",
     "register_backbone": "opendino.start",
     "register_method": "opendino.start",
     "resume": "opendino.start",

@@ -262,6 +262,7 @@ def resolve_parts(config: Config, facts: Facts) -> tuple[Config, list[str]]:
 def to_tree(config: Config) -> dict[str, Any]:
     """Convert a Config to plain dicts, lists and scalars, e.g. for YAML."""
     tree = cast(dict[str, Any], msgspec.to_builtins(config))
+    tree["views"] = view_settings.to_tree(config.views)
     name = method_name(config)
     tree["method"] = {"name": name} | cast(dict[str, Any], msgspec.to_builtins(config.method))
     if plugin := registry.origin(registry.METHODS, name):
@@ -345,6 +346,8 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
 def _complete(defaults: dict[str, View], given: dict[str, Any]) -> dict[str, Any]:
     """The settings of every group of views of a method."""
+    defaults = {name: view_settings.with_added(view) for name, view in defaults.items()}
+    given = {name: view_settings.with_added(view) if isinstance(view, View) else view for name, view in given.items()}
     for name, view in given.items():
         if name not in defaults:
             raise UsageError(
@@ -365,7 +368,7 @@ def _overlay_views(base: dict[str, Any], tree: Any) -> dict[str, Any]:
         if group not in (*base, "all") or not isinstance(tree[group], dict):
             raise UsageError(f"Unknown key {shown(f'views.{group}')}", nearest(str(group), [*base, "all"]))
         for name in base if group == "all" else (group,):
-            found[name] = _overlay(found[name], tree[group], f"views.{name}.")
+            found[name] = _overlay(found[name], view_settings.without_origins(tree[group]), f"views.{name}.")
     return found
 
 

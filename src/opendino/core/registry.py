@@ -18,11 +18,13 @@ from typing import Any
 from opendino.core.errors import UsageError, UserError, first_line, unknown
 
 METHODS, SOURCES, BACKBONES, EVALS = "opendino.methods", "opendino.data.sources", "opendino.backbones", "opendino.evals"
+AUGMENTATIONS = "opendino.views.augmentations"
 GROUPS = {
     METHODS: "opendino.methods",
     SOURCES: "opendino.sources",
     BACKBONES: "opendino.backbones",
     EVALS: "opendino.evals",
+    AUGMENTATIONS: "opendino.augmentations",
 }
 """Package → group of entry points. `opendino.backbones` has no folder: ours are built by `models.build`."""
 METHOD_QUESTIONS = (
