@@ -77,7 +77,7 @@ def test_koleo_is_low_for_spread_features_and_finite_for_equal_ones() -> None:
     equal = torch.ones(5, 3, requires_grad=True)
     value = koleo(equal)
     value.backward()
-    assert 10 < float(value) < 40 and bool(equal.grad.isfinite().all())
+    assert 10 < value.item() < 40 and bool(equal.grad.isfinite().all())
     assert bool(koleo(torch.ones(1, 3)).isfinite()), "one image has no other"
     with torch.autocast("cpu", torch.bfloat16):
         assert koleo(torch.randn(5, 3).bfloat16()).dtype == torch.float32

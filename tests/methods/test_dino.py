@@ -217,7 +217,7 @@ def test_the_loss_is_the_mean_over_pairs_of_different_views(
     rows = torch.randn(num_student, B, 6, dtype=torch.float64, requires_grad=True)
     prototypes = torch.randn(K, 6, dtype=torch.float64, requires_grad=True)
     targets = torch.randn(2, B, K, dtype=torch.float64).softmax(-1) * torch.rand(2, B, 1, dtype=torch.float64)
-    monkeypatch.setattr(dino, "_ROWS_AT_ONCE", rows_at_once)
+    monkeypatch.setattr("opendino.losses._ROWS_AT_ONCE", rows_at_once)
     ours = 3 * dino.cross_entropy(rows, prototypes, targets, 0.3, same_views=same_views)
     our_gradients = torch.autograd.grad(ours, (rows, prototypes))
     student = rows @ prototypes.mT / 0.3
