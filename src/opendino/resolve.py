@@ -50,6 +50,8 @@ def resolve_config(config: Config, device: torch.device) -> tuple[ResolvedConfig
     """
     config = absolute_paths(config)
     files = run_images.open_images(config, config.data)
+    if device.type == "mps" and config.bits == "auto":
+        config = replace(config, bits=8)  # it has no uint16
     config, is_rgb, found = run_images.resolve_intensity(config, files)
     trained_on = training_images(relabel(files, config.labels, config.seed), config.hold_out)
     source = _by_channel(trained_on, config)

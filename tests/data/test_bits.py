@@ -14,7 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from opendino import run_images
 from opendino.config import Config
-from opendino.core.types import PixelFormat, ViewSpec
+from opendino.core.types import PixelFormat, ViewGroup, ViewSpec
 from opendino.data.cache import DecodedImages
 from opendino.data.decode import decode
 from opendino.data.loader import pad_to_batch
@@ -23,7 +23,7 @@ from opendino.methods import dino
 from opendino.views.functional import crop_resize, normalize, to_float
 from opendino.views.multi_crop import multi_crop
 from opendino.views.sampling import sample_views
-from opendino.views.settings import changed
+from opendino.views.settings import AUGMENTATIONS, changed, view
 
 DEPTHS = (8, 10, 12, 14, 16, 32)  # 32: floating point in [0, 1]
 
@@ -133,3 +133,19 @@ def test_16_bits_take_at_most_twice_the_memory_of_8() -> None:
         sizes.append((cache._offset(2) - cache._offset(1), canvas.nbytes))
     assert sizes[1] == tuple(2 * size for size in sizes[0])
     assert peaks[0] > 10**6 and peaks[1] <= 2 * peaks[0], peaks
+
+
+def test_flips_and_turns_of_16_bits_are_exact() -> None:
+    values = np.random.default_rng(0).integers(0, 65536, (8, 32, 32, 2), np.uint16)
+    canvas, image_px = pad_to_batch(list(values))
+    off = {f"{name}.p": 0.0 for name in AUGMENTATIONS if name != "crop"} | {"crop.scale": (1.0, 1.0)}
+    settings = view(off | {"vertical_flip.p": 0.5, "quarter_turns.p": 1.0})
+    spec = ViewSpec((ViewGroup("g", 32, (settings,)),), (0.0, 0.0), (1.0, 1.0))
+    draws = sample_views(spec, 0, 0, range(8), image_px)
+    out = multi_crop(canvas, draws, spec)["g"][0]
+    turns = draws["g"]["quarter_turns"]["turns"][0].tolist()
+    assert len(set(turns)) > 1
+    for number, turn in enumerate(turns):
+        expected = to_float(canvas[number])
+        expected = expected.flip(-2) if draws["g"]["vertical_flip"]["flip"][0, number] else expected
+        assert torch.equal(out[number], torch.rot90(expected, turn, (-2, -1)))
