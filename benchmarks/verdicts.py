@@ -33,6 +33,7 @@ from opendino.core.errors import UserError
 from opendino.data.sources.toy import ToySource
 from opendino.engine import verdict
 from opendino.engine.collapse_detection import SIGNS
+from opendino.engine.interrupt import Interrupted
 from opendino.experiments import collapse
 from opendino.methods import byol
 from opendino.recipes import demo
@@ -118,7 +119,9 @@ def _train(run: Run, home: Path) -> dict[str, Any]:
     out, error = Path(tempfile.mkdtemp(dir=home)) / "run", ""
     try:
         opendino.train(replace(config, out=str(out)))
-    except UserError as stopped:
+    except Interrupted:
+        raise
+    except UserError as stopped:  # too many skipped steps
         error = str(stopped)
     rows = metrics_log.rows(out / "metrics.jsonl")
     knn = [row["knn"] for row in rows if "knn" in row]
