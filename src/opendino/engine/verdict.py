@@ -116,7 +116,11 @@ def _learned(columns: Columns) -> tuple[bool, str]:
 
 def _by_crops(columns: Columns) -> tuple[bool, str]:
     """Whether the run has learned by the measures that need no labels, and the evidence."""
-    match = {name.partition(".")[2]: _last(columns, name) for name in columns if name.startswith("crop_match.")}
+    match = {
+        name.removeprefix("crop_match."): float(columns[name][1][-1])
+        for name in columns
+        if name.startswith("crop_match.")
+    }
     signs, learned = [], False
     if (first := next((name for name in _STARTS if name in match), None)) is not None:
         best, *_ = match
