@@ -1,6 +1,6 @@
 """How often is the verdict on a run right? Tiny runs, healthy and not, and their k-NN accuracy before and after.
 
-Run: OPENDINO_DATA=DIR python benchmarks/verdicts.py --out FILE.json. About twenty seconds a run on one core. The packs
+Run: OPENDINO_DATA=DIR python benchmarks/verdicts.py --out FILE.json. About half a minute a run on one core. The packs
 are folders or .tar.gz files in DIR. FILE.json holds what the verdict uses of each run's metrics; runs that are in it
 are not run again, so that a stopped benchmark continues, and thresholds can be compared without training: --runs 0 only
 prints. A run of the split "fit" may set thresholds; those of "held out" have other images or another seed and only test
@@ -33,6 +33,7 @@ from opendino.core.errors import UserError
 from opendino.data.sources.toy import ToySource
 from opendino.engine import verdict
 from opendino.engine.collapse_detection import SIGNS
+from opendino.engine.interrupt import Interrupted
 from opendino.experiments import collapse
 from opendino.methods import byol
 from opendino.recipes import demo
@@ -44,7 +45,7 @@ _TOYS, _PACKS = (
 )
 _FIT = ("textures", "forms", "steel96", "eurosat64")
 _BAD_IMAGES = ("constant", "duplicate", "noise", "shuffled")
-_RATES = {"useless": 1e-5, "low": 4e-3, "good": 2.4e-2, "high": 0.1, "too high": 2.0}
+_RATES = {"useless": 1e-5, "low": 2e-3, "good": 1.2e-2, "high": 5e-2, "too high": 1.0}
 _VIEWS = {"global.size": 32, "local.size": 16, "local.number": 2}
 _NEVER, _SURELY = 2.0, 8.0  # points of k-NN accuracy above the untrained network
 _KEPT = (*verdict.EXAMINED, *SIGNS)
@@ -78,9 +79,9 @@ def plan() -> list[Run]:
         for what, setting in collapse.BYOL.items():
             runs.append(Run(images, what, seed, held_out, {"byol": setting.changes}))
     for images in ("textures", "steel96", "leaf96", "clothing96"):
-        runs.append(Run(images, "three times the steps", 2, images not in _FIT, {"steps": 300}))
+        runs.append(Run(images, "more steps", 2, images not in _FIT, {"steps": 500}))
     for images in ("forms", "plates"):
-        runs.append(Run(images, "ViT", 0, images not in _FIT, {"vit": True, "lr": 4e-3}))
+        runs.append(Run(images, "ViT", 0, images not in _FIT, {"vit": True, "lr": 2e-3}))
         runs.append(Run(images, "few steps", 0, images not in _FIT, {"steps": 12}))
     runs += [Run(images, "good rate", n % 2, n % 2 > 0, {}) for n, images in enumerate(_BAD_IMAGES)]
     random.Random(0).shuffle(runs)  # so that the runs of a stopped benchmark are a fair sample
@@ -118,7 +119,9 @@ def _train(run: Run, home: Path) -> dict[str, Any]:
     out, error = Path(tempfile.mkdtemp(dir=home)) / "run", ""
     try:
         opendino.train(replace(config, out=str(out)))
-    except UserError as stopped:
+    except Interrupted:
+        raise
+    except UserError as stopped:  # too many skipped steps
         error = str(stopped)
     rows = metrics_log.rows(out / "metrics.jsonl")
     knn = [row["knn"] for row in rows if "knn" in row]
@@ -169,8 +172,8 @@ def _text(table: dict[str, dict[str, list[str]]]) -> str:
 
 
 def _config(run: Run, home: Path) -> Config:
-    """A run of a few seconds: half the demo's width and batch."""
-    changes = {"lr": _RATES["good"], "steps": 100, **run.changes}
+    """A run of half a minute: half the demo's width."""
+    changes = {"lr": _RATES["good"], "steps": 200, **run.changes}
     data, val = _images(run.images, run.seed, home)
     base = demo.config(data)
     method, views = replace(base.method, **changes.get("method", {})), changed(base.views, _VIEWS)
@@ -182,7 +185,7 @@ def _config(run: Run, home: Path) -> Config:
     vit = {"backbone": "vit/8", "backbone_options": {"embed_dim": 64, "depth": 3, "num_heads": 2}}
     network = vit if changes.get("vit") else {"backbone_options": {"width": 16}}
     return replace(
-        base, val=val, labels="auto" if data.startswith("toy:") else "folders", method=method, views=views, batch=32,
+        base, val=val, labels="auto" if data.startswith("toy:") else "folders", method=method, views=views, batch=64,
         steps=changes["steps"], optim=replace(base.optim, lr=changes["lr"]), seed=run.seed, threads=1, workers=0,
         precision="float32", eval_images=1200, eval_every="100%", checkpoint_every="100%", report=False, **network,
     )  # fmt: skip

@@ -284,6 +284,7 @@ def test_processes_together_are_the_run_of_one(
     for mine, other in zip(*judged, strict=True):
         assert mine["knn"] == other["knn"]
         assert mine["effective_rank"] == pytest.approx(other["effective_rank"], rel=1e-3)
+        assert mine["crop_match"] == pytest.approx(other["crop_match"], abs=0.5)
 
 
 @pytest.mark.slow

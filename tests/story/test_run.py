@@ -57,6 +57,7 @@ def test_what_a_run_leaves(finished: Path) -> None:
     assert [row["step"] for row in judged] == [0, 5, 10]
     assert judged[0]["knn"]["teacher"] == judged[0]["knn"]["student"]
     assert judged[0]["knn"].keys() == {"teacher", "student", "pixels", "untrained"}
+    assert [*judged[0]["crop_match"]] == ["teacher", "untrained", "pixels", "color"]
 
 
 def test_the_model_of_a_run_opens(finished: Path) -> None:

@@ -19,7 +19,7 @@ from opendino.engine.collapse_detection import Collapse, Monitor
 LEARNED, NOT_SHOWN = "learned", "not shown to learn"
 KNN_GAIN = 2.0
 """Points of k-NN accuracy above the start below which a run has not learned, however many queries there are."""
-MATCH_GAIN = 2.0
+MATCH_GAIN = 10.0
 """Points of crop matching above the start that a run needs to be called learned without classes."""
 UNDECIDED_ENTROPY = 0.98
 """A teacher with this share of ln K or more, and not falling, has no opinion about any image."""
