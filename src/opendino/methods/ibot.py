@@ -28,8 +28,8 @@ from torch import Tensor, nn
 
 from opendino.core import auto_values, distributed, schedule
 from opendino.core import duration as span
-from opendino.core.contracts import Backbone, Method
-from opendino.core.ranges import Checked, Duration, Fraction, NotNegative, Temperature, Width
+from opendino.core.contracts import Backbone, Method, MethodConfig
+from opendino.core.ranges import Duration, Fraction, NotNegative, Temperature, Width
 from opendino.core.types import BlockMasks, Clock, Facts, Features, StepOutput, ViewGroup, Views, ViewSpec
 from opendino.losses import cross_entropy, entropy, feature_std, koleo, to_float32
 from opendino.models.heads import ProjectionHead
@@ -40,7 +40,7 @@ _Prototypes = Annotated[int, Meta(ge=2, le=2**24)]
 
 
 @dataclass(frozen=True)
-class Config(Checked):
+class Config(MethodConfig):
     """Settings of iBOT. Defaults are the paper's for ViT-S/16, and DINOv2's for KoLeo; the views are `VIEWS`."""
 
     mask_frac: Annotated[float, Meta(gt=0, lt=1)] = 0.3
@@ -81,7 +81,7 @@ class Config(Checked):
     momentum_end: Fraction = 1.0
     """EMA momentum of the teacher at the end of the run."""
 
-    def resolved(self, facts: Facts) -> tuple[Config, list[str]]:
+    def resolved(self, facts: Facts) -> tuple[ResolvedConfig, list[str]]:
         """Replace every "auto" by a value and limit durations to their share of the run; also returns the reasons."""
         found: dict[str, tuple[Any, str]] = {}
         if self.momentum == "auto":
@@ -92,7 +92,14 @@ class Config(Checked):
             value = span.capped(requested, share, **timing)
             if value != requested:
                 found[name] = value, f"{requested} is more than {share:.0%} of {facts.total_steps:,} steps"
-        return auto_values.with_auto_values(self, found)
+        return auto_values.with_auto_values(ResolvedConfig, self, found)
+
+
+@dataclass(frozen=True)
+class ResolvedConfig(Config):
+    """Settings of iBOT without "auto"."""
+
+    momentum: Fraction = 0.996
 
 
 VIEWS = changed(
@@ -119,8 +126,8 @@ def views(config: Config, settings: Mapping[str, Any]) -> ViewSpec:
     )
 
 
-def build(config: Config, make_backbone: Callable[[Literal["student", "teacher"]], Backbone]) -> Method:
-    """Build a student and a teacher of the same weights. `config` must be resolved (no "auto").
+def build(config: ResolvedConfig, make_backbone: Callable[[Literal["student", "teacher"]], Backbone]) -> Method:
+    """Build a student and a teacher of the same weights.
 
     Raises:
         UserError: The network has no patches that can be masked.
@@ -132,10 +139,11 @@ class _IBOT(Method):
     center: Tensor
     patch_center: Tensor
 
-    def __init__(self, config: Config, make_backbone: Callable[[Literal["student", "teacher"]], Backbone]) -> None:
+    def __init__(
+        self, config: ResolvedConfig, make_backbone: Callable[[Literal["student", "teacher"]], Backbone]
+    ) -> None:
         super().__init__()
-        assert config.momentum != "auto"
-        self.config, self.momentum = config, config.momentum
+        self.config = config
         self.patch_head = "head" if config.shared_head else "patch_head"
 
         def head(in_dim: int, out_dim: int) -> ProjectionHead:
@@ -222,7 +230,7 @@ class _IBOT(Method):
 
     def ema(self, clock: Clock) -> float:
         """Current EMA momentum of the teacher."""
-        return schedule.warmup_cosine(clock.step, self.momentum, self.config.momentum_end, clock.total_steps)
+        return schedule.warmup_cosine(clock.step, self.config.momentum, self.config.momentum_end, clock.total_steps)
 
     def temperature(self, clock: Clock) -> float:
         """Current teacher temperature τ_t, of images and patches."""
