@@ -169,7 +169,7 @@ def _open_image(image: ImageInput, reading: ImageReading) -> Image.Image:
         if isinstance(image, Tensor):
             image = image.detach().cpu()
             image = (image.movedim(0, -1) if image.ndim == 3 else image).numpy()
-        if image.ndim == 2 or image.dtype != np.uint8:  # gray, or more than 8 bits
+        if image.dtype == np.uint16 or (image.ndim == 2 and image.dtype == np.uint8):  # 16 bits, or gray
             values = np.atleast_3d(image)  # [H W C]
             image = to_rgb(from_array(values, numbered(values.shape[-1])), reading.range)
         return Image.fromarray(decode(image))
