@@ -163,7 +163,8 @@ class EmbeddedImages:
 
         def tile(hit: Hit) -> Tile:
             try:
-                image = Image.fromarray(decode(self.source.read(hit.position), (2 * _SIDE_PX) ** 2))
+                item, area_px = self.source.read(hit.position), (2 * _SIDE_PX) ** 2
+                image = self.model.reading.picture(decode(item, area_px, pixel_format=self.source.pixel_format))
             except BadImage:  # it was readable before: a gray tile
                 image = None
             return Tile(tile_grid.square(image, _SIDE_PX), f"{hit.score:.3f}\n{Path(hit.path).name}")

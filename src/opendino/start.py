@@ -51,7 +51,6 @@ def settings(data: Data, recipe: str = "auto", **changes: Any) -> Config:
 def train(
     data: Config | Data,
     *,
-    recipe: str = "auto",
     val: Data | None = None,
     backbone: Network | None = None,
     method: str | ModuleType | Any = None,
@@ -68,13 +67,12 @@ def train(
     Args:
         data: DATA as on the command line; a `Source`; a map-style dataset of images (`torch.utils.data.Dataset`,
             Hugging Face, a list), see `data.sources.python`; or a whole `Config`.
-        recipe: Name of the recipe, see `settings`; not used with a `Config`.
         val: Labeled images for the k-NN accuracy during training, as `data`.
         backbone: A name, or a function without arguments that returns an `nn.Module`, see `models.module_backbone`.
         method: A name, a method's Config, or a module, see `core.contracts.Method`.
         augmentations: Modules as in `views.augmentations`, each named as its file; `views` turns them on.
         callbacks: Called during the run, on rank 0.
-        **changes: Fields of `config.Config`; `method` and `optim` also as a dict.
+        **changes: `recipe`, and fields of `config.Config`; `method` and `optim` also as a dict. See `settings`.
 
     Returns:
         Result of the run; models, metrics and checkpoints are in its folder.
@@ -88,10 +86,7 @@ def train(
         register_augmentation(module.__name__.rpartition(".")[2], module)
     given = {"val": _data(val), "backbone": _backbone(backbone)} | changes
     given = {name: value for name, value in given.items() if value is not None}
-    if isinstance(data, Config):
-        config = _with_settings(data, method, given)
-    else:
-        config = settings(data, recipe, method=method, **given)
+    config = _with_settings(data, method, given) if isinstance(data, Config) else settings(data, method=method, **given)
     if launch.number(config.devices, config.device) > 1:
         _refuse_objects([*callbacks, *augmentations], config)
         with tempfile.TemporaryDirectory() as home:

@@ -170,7 +170,7 @@ def _decides_flags(args: list[str]) -> bool:
         if flag in kinds and name and not name.startswith("--") and name not in registry.names(kinds[flag]):
             raise unknown(flag[2:], name, registry.names(kinds[flag]))
         named = named or flag in (*kinds, "--config")
-    return named or registry.names(registry.METHODS) != registry.own_names(registry.METHODS)
+    return named or any(registry.names(package) != registry.own_names(package) for package in registry.GROUPS)
 
 
 def _fits(word: str, schema: dict[str, Any]) -> bool:

@@ -118,8 +118,9 @@ class Model:
                 values = np.array(image)
                 return self.reading.from_array(values if values.ndim == 3 else values[..., None])
             if isinstance(image, Tensor):
-                image = image.detach().cpu().movedim(0, -1).numpy()
-            return self.reading.from_array(image)
+                image = image.detach().cpu()
+                image = (image.movedim(0, -1) if image.ndim == 3 else image).numpy()
+            return self.reading.from_array(image[..., None] if image.ndim == 2 else image)
         except OSError as error:
             raise UserError(f"'{image}' cannot be read: {error.strerror or error}") from error
         except BadImage as error:
