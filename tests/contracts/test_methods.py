@@ -60,7 +60,8 @@ def spec(module: types.ModuleType) -> ViewSpec:
     """Small views, with their settings by default."""
     sizes = {"global.size": 32, "local.size": 16, "local.number": 2}
     values = {name: value for name, value in sizes.items() if name.partition(".")[0] in module.VIEWS}
-    return module.views(small(module), changed(module.VIEWS, values))
+    settings, _ = view_settings.resolved(changed(module.VIEWS, values), MEETINGS["a hundred photos on a CPU"])
+    return module.views(small(module), settings)
 
 
 def built(module: types.ModuleType) -> Method:
