@@ -1,4 +1,4 @@
-"""The other three methods on toy images: does each beat its baseline?
+"""BYOL, mean teacher and distillation on toy images: does each beat its baseline?
 
 BYOL against raw pixels; mean teacher with 10 % of the labels against the same network on those labels alone; a small
 student distilled from DINO's teacher against that teacher, and against the same student trained by DINO for as many

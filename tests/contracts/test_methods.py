@@ -61,7 +61,8 @@ def spec(module: types.ModuleType) -> ViewSpec:
     """Small views, with their settings by default."""
     sizes = {"global.size": 32, "local.size": 16, "local.number": 2}
     values = {name: value for name, value in sizes.items() if name.partition(".")[0] in module.VIEWS}
-    return dataclasses.replace(module.views(small(module), changed(module.VIEWS, values)), patch_px=8)
+    settings, _ = view_settings.resolved(changed(module.VIEWS, values), MEETINGS["a hundred photos on a CPU"])
+    return dataclasses.replace(module.views(small(module), settings), patch_px=8)
 
 
 def built(module: types.ModuleType) -> Method:

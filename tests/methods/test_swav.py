@@ -40,7 +40,7 @@ def test_loss_and_gradient_are_those_of_every_pair_written_out(num_local: int) -
     scores = rows @ normalize(head.last_layer.weight_v, dim=-1).T
     terms = []
     for code_view in range(2):
-        code = sinkhorn_knopp(scores[code_view].detach(), 0.05)
+        code = sinkhorn_knopp(scores[code_view].detach(), trained.config.code_temp)
         others = [view for view in range(len(rows)) if view != code_view]
         terms += [-(code * (scores[view] / 0.1).log_softmax(-1)).sum(-1).mean() for view in others]
     expected = torch.stack(terms).mean()

@@ -3,7 +3,7 @@
 One network, no teacher, no stop-gradient, and one setting, `sigreg_weight` (arXiv:2511.08544). SIGReg, the
 regularizer, samples new directions in each step and compares the embeddings along each of them with the normal
 distribution N(0, 1), by the test of Epps and Pulley (1983). Collapse: projections that are the same for every image
-("dead"); then `sigreg` is proportional to the batch instead of near 1.
+("dead"); then `sigreg` is proportional to the batch, not a few units.
 
 For: images unlike photographs, from 1,000 on, and small batches: little to tune; a lower loss means better features
 Teacher is: none

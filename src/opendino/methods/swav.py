@@ -2,8 +2,7 @@
 
 One network. The global views are assigned to prototypes so that each prototype gets equally many images of the batch
 (Sinkhorn-Knopp over all devices); every other view of the image must predict that assignment, its code. The paper's
-queue for small batches is left out. Collapse: codes as uniform as ln K ("uniform"), or projections that are the same
-for every image ("dead").
+queue for small batches is left out. Collapse: the codes are uniform and the loss stays at ln K ("uniform").
 
 For: 1,000 to 100,000 images and k-NN or search, in batches of 64 images or more; no teacher, so less memory than dino
 Teacher is: none; the network's own codes are the targets, without a gradient
@@ -47,8 +46,8 @@ class Config(MethodConfig):
     """Width of the head's output, before the prototypes."""
     temperature: Temperature = 0.1
     """Softmax temperature of the predictions."""
-    code_temp: Temperature = 0.05
-    """Temperature of the codes; lower it if they stay uniform, raise it if training is unstable."""
+    code_temp: Temperature = 0.02
+    """Temperature of the codes; lower it if they stay uniform (loss at ln K). The paper's, for ImageNet, is 0.05."""
     freeze_prototypes: Duration = "1%"
     """Keep the prototypes fixed for this time at the start; longer if the loss does not fall."""
 
