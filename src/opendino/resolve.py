@@ -49,6 +49,8 @@ def resolve_config(config: Config, device: torch.device) -> tuple[ResolvedConfig
     """
     config = absolute_paths(config)
     files = run_images.open_images(config, config.data)
+    if device.type == "mps" and config.bits == "auto":
+        config = replace(config, bits=8)  # it has no uint16
     config, is_rgb, found = run_images.resolve_intensity(config, files)
     source = _labeled(files, config)
     workers, why_workers = sizing.workers(config.workers, device)

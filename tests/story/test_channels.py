@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import tifffile
 from safetensors.torch import load_file
-from tests.factories import difference, dino_run, metric_rows
+from tests.factories import difference, dino_run, metric_rows, model_folder, small_vit
 
 import opendino
 from opendino.config import Config
+from opendino.core.contracts import Callback
 
 
 def science_folder(folder: Path, channels: int, count: int = 40, top: int = 3000) -> Path:
@@ -79,3 +80,29 @@ def test_separate_channels_are_one_channel_images_in_training_and_joined_afterwa
     assert swapped.shape == features.shape and not np.allclose(swapped, features)
     judged = [row for row in metric_rows(run) if "knn" in row]
     assert judged[-1]["num_queries"] == 8, "of 40 images, not of 200 channels"
+
+
+class _Stop(Callback):
+    """Ends a run in the middle, as a crash does."""
+
+    def on_step(self, step: int, metrics: dict[str, object]) -> None:
+        if step >= 6:
+            raise RuntimeError("stopped")
+
+
+def test_a_run_resumes_exactly_with_a_cache_of_16_bits(finished: Path, five_channels: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with pytest.raises(RuntimeError, match="stopped"):
+        opendino.train(run_on(five_channels, run, cache="disk"), callbacks=[_Stop()])
+    assert (run / "cache.bin").is_file()
+    opendino.resume(run)
+    assert difference(finished, run, 10) is None
+
+
+def test_weights_of_rgb_start_a_run_on_five_channels(five_channels: Path, tmp_path: Path) -> None:
+    model = model_folder(tmp_path / "model", small_vit(depth=2))
+    run = Path(opendino.train(run_on(five_channels, tmp_path / "run", steps=1, init=model, backbone="auto")).run)
+    assert "3 channels became 5" in (run / "log.txt").read_text()
+    assert opendino.load(run).backbone.in_chans == 5
+    mean = json.loads((run / "backbone.json").read_text())["preprocessing"]["mean"]
+    assert len(mean) == 5 and mean[:3] != [0.485, 0.456, 0.406], "the model has none for five channels"

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate, kl_div, log_softmax
 
 from opendino.core.contracts import Backbone, Method
-from opendino.core.errors import UsageError
+from opendino.core.errors import UsageError, UserError
 from opendino.core.ranges import Checked, Fraction, Temperature
 from opendino.core.types import (
     IMAGENET_MEAN,
@@ -88,13 +88,20 @@ def build(config: Config, make_backbone: Callable[[Literal["student", "teacher"]
 
     Raises:
         UsageError: No teacher is given, or it has no classifier and `objective` is "logits".
-        UserError: The teacher does not exist.
+        UserError: The teacher does not exist, or it or the student takes other images than of three channels.
     """
     if not config.teacher:
         raise UsageError("Distillation needs a teacher", "Set --method.teacher to a run or to timm:NAME")
     with torch.device("cpu"):  # read the weights even if the caller builds on the meta device
         model = load(config.teacher, classifier=config.objective == "logits")
-    return _Distillation(config, model, make_backbone("student"))
+    student = make_backbone("student")
+    if (student.in_chans, model.backbone.in_chans) != (3, 3):
+        raise UserError(
+            f"Distillation is for three channels: the images have {student.in_chans}, and the teacher takes "
+            f"{model.backbone.in_chans}",
+            "Choose three with --channels, or start from the teacher's weights: --method dino --init MODEL",
+        )
+    return _Distillation(config, model, student)
 
 
 class _Distillation(Method):
