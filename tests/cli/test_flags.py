@@ -55,8 +55,8 @@ def test_another_value_is_wrong_usage() -> None:
         ("--steps " + "9" * 5000, f"--steps is '{'9' * 60}'... (5,000 characters), not of type int. See"),
         ("--workers x", "--workers is 'x', not of type int|{auto}. See opendino train --help"),
         ("--batch", "--batch lacks a value. See opendino train --help"),
-        ("--mean 0.5 0.5", "--mean lacks a value. Expected 3 values"),
-        ("--mean 0.5 x 0.5", "--mean is '0.5 x 0.5', not of type float float float. Expected 3 values"),
+        ("--mean 0.5 0.5", "mean has 2 values and std has 3. Give one per channel"),
+        ("--mean 0.5 x 0.5", "--mean is '0.5 x 0.5', not of type [float [float ...]]. Expected one or more values"),
         ("--seed 1 2", "Unexpected argument '2'. See opendino train --help"),
         ("--views.all.flip.p 2", "--views.global.flip.p is 2.0. Use a number from 0 to 1"),
         ("--views.local.size x", "--views.local.size is 'x', not of type"),
@@ -101,7 +101,7 @@ def test_help_shows_plain_types_and_no_ranges(capsys: pytest.CaptureFixture[str]
     with pytest.raises(SystemExit):
         train_command.parse(["--help"])
     text = " ".join(capsys.readouterr().out.split())
-    for flag in ("--batch INT|{auto}", "--mean FLOAT FLOAT FLOAT", "--eval-every STR", "--steps {None}|INT"):
+    for flag in ("--batch INT|{auto}", "--mean [FLOAT [FLOAT ...]]", "--eval-every STR", "--steps {None}|INT"):
         assert flag in text
     assert "(required)" in text
     assert "Meta" not in text and "ge=" not in text

@@ -8,12 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+import torch
 from safetensors.torch import load_file
 from tests.factories import difference, dino_run, metric_rows, model_folder, small_vit
 
 import opendino
 from opendino.config import Config
 from opendino.core.contracts import Callback
+from opendino.interop.exporting import export_model
+from opendino.interop.formats import opendino as opendino_format
 
 
 def science_folder(folder: Path, channels: int, count: int = 40, top: int = 3000) -> Path:
@@ -78,6 +81,8 @@ def test_separate_channels_are_one_channel_images_in_training_and_joined_afterwa
     low, high = model.reading.intensity[0::2], model.reading.intensity[1::2]
     assert len(low) == len(high) == 5
     assert swapped.shape == features.shape and not np.allclose(swapped, features)
+    export_model(str(run), "opendino", str(tmp_path / "exported"), None, opendino_format.Config())
+    assert torch.equal(opendino.load(tmp_path / "exported").embed(image), features)
     judged = [row for row in metric_rows(run) if "knn" in row]
     assert judged[-1]["num_queries"] == 8, "of 40 images, not of 200 channels"
 

@@ -147,7 +147,8 @@ def _of_wrong_type(flags: tuple[str, ...], metavar: str, args: list[str], see_he
         see_help: The hint if there is no better one.
     """
     kind = metavar.replace("{None}|", "").lower()
-    number = max(len(option.split()) for option in kind.split("|"))
+    any_number = "..." in kind
+    number = len(args) if any_number else max(len(option.split()) for option in kind.split("|"))
     flag, value = flags[-1], ""
     for place, arg in enumerate(args):
         name, equals, attached = arg.partition("=")
@@ -155,7 +156,8 @@ def _of_wrong_type(flags: tuple[str, ...], metavar: str, args: list[str], see_he
             following = itertools.takewhile(lambda word: not word.startswith("--"), args[place + 1 :][:number])
             flag, value = name, attached if equals else " ".join(following)
     or_auto = ", or auto" * ("{auto}" in kind)
-    hint = f"Expected {number} values{or_auto}" if number > 1 else see_help
+    many = "one or more" if any_number else number
+    hint = f"Expected {many} values{or_auto}" if number > 1 else see_help
     return UsageError(f"{flag} is {shown(value)}, not of type {kind}", hint)
 
 
