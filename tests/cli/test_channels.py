@@ -69,11 +69,11 @@ def test_evaluations_use_all_channels(model: str, images: Path, capsys: pytest.C
     data = images / "set"
     assert run(capsys, "eval", "knn", model, "--train", data, "--k", 3, "--device", "cpu")["top1"] > 90
     assert run(capsys, "eval", "retrieval", model, data, "--device", "cpu")["mAP"] > 60
-    found = run(capsys, "eval", "label-free", model, data, "--views", 2, "--workers", 0, "--device", "cpu")
+    found = run(capsys, "eval", "label-free", model, data, "--views", 2, "--workers", 1, "--device", "cpu")
     assert found["num_images"] == 40 and found["alignment"] is not None
     found = run(
-        capsys, "eval", "confounders", model, "--train", data, "--labels", images / "meta.csv", "--columns", "device",
-        "--device", "cpu",
+        capsys, "eval", "confounders", model, "--train", data, "--val", data, "--labels", images / "meta.csv",
+        "--columns", "device", "--device", "cpu",
     )  # fmt: skip
     assert "device" in json.dumps(found)
 
@@ -95,6 +95,18 @@ def test_pictures_have_the_colors_of_the_first_three_channels(
     run(capsys, "visualize", kind, model, *files, "--out", tmp_path / "x.png", "--size-px", 32, "--device", "cpu")
     with Image.open(tmp_path / "x.png") as drawn:
         assert drawn.width > 60
+
+
+def test_the_channels_to_show_are_chosen(
+    model: str, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["visualize", "pca", model, images / "set/b/01.tif", "--size-px", 32, "--device", "cpu"]
+    run(capsys, *words, "--out", tmp_path / "x.png", "--show-channels", "e")
+    with Image.open(tmp_path / "x.png") as drawn:
+        tile = np.asarray(drawn.convert("RGB"))[32:48, 12:28].astype(int)  # below its title
+    assert (tile.max(2) == tile.min(2)).all() and tile.mean() > 150, "the bright channel, gray"
+    assert main([*map(str, words), "--out", str(tmp_path / "y.png"), "--show-channels", "f"]) == 1
+    assert "--show-channels: no channel 'f': it has 5 channels (0 a, 1 b" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize(

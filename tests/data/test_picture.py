@@ -29,6 +29,8 @@ def test_photographs_stay_as_they_are() -> None:
 def test_red_green_and_blue_are_found_among_others() -> None:
     names = ("blue", "green", "red", "infrared")
     assert color(pixels(3, 2, 1, 9), names, ("red", "green", "blue")) == (1, 2, 3)
+    assert color(pixels(3, 2, 1, 9), names) == (1, 2, 3), "without being asked for"
+    assert color(pixels(9, 0, 0, 90), names, ("infrared",)) == (90, 90, 90)
 
 
 def test_one_channel_is_gray() -> None:

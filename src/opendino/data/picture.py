@@ -1,6 +1,6 @@
 """Make an image of any number of channels visible, as RGB.
 
-- Red, green and blue: as they are. Three channels of a model that names none are taken as these.
+- Red, green and blue: as they are, also among others.
 - One channel: gray.
 - Others: the chosen channels, or the first three, in colors that color-blind people tell apart, added and clipped at
   white: magenta and green for two; cyan, magenta and yellow for three.
@@ -31,12 +31,15 @@ def picture(pixels: np.ndarray, names: Sequence[str] = RGB, shown: Sequence[str]
     Args:
         pixels: uint8, uint16, or float32 in [0, 1], `[H W C]`, mapped by the intensity of its set.
         names: Names of the C channels.
-        shown: Names or numbers of one to three channels to show, in this order; default: the first three.
+        shown: Names or numbers of one to three channels to show, in this order; default: those named red, green and
+            blue if there are all, else the first three.
 
     Raises:
         BadImage: There is no such channel.
     """
-    chosen = choose_channels(tuple(names), tuple(shown))[:3]
+    lower = [name.lower() for name in names]
+    default = RGB if set(RGB) <= set(lower) else ()
+    chosen = choose_channels(tuple(names) if shown else tuple(lower), tuple(shown) or default)[:3]
     if [names[channel].lower() for channel in chosen] == list(RGB):
         return Image.fromarray(to_uint8(pixels[..., chosen]))
     planes = to_uint8(pixels[..., chosen])  # [H W 1 to 3]

@@ -132,9 +132,13 @@ class ImageReading(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         num = values.shape[2]
         return self._mapped(from_array(values, self.channel_names if num == len(self.channel_names) else numbered(num)))
 
-    def picture(self, pixels: np.ndarray) -> Image.Image:
-        """Draw decoded pixels `[H W C]`, see `data.picture`."""
-        return picture(pixels, self.channel_names)
+    def picture(self, pixels: np.ndarray, shown: tuple[str, ...] = ()) -> Image.Image:
+        """Draw decoded pixels `[H W C]`, or the channels `shown` of them, see `data.picture`.
+
+        Raises:
+            BadImage: There is no such channel.
+        """
+        return picture(pixels, self.channel_names, shown)
 
     def _mapped(self, image: DecodedImage) -> np.ndarray:
         if self.names or len(image.channels) != 1:  # one channel becomes gray

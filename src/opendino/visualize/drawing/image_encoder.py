@@ -10,6 +10,7 @@ from typing import Annotated, Literal, TypeVar
 
 import numpy as np
 import tyro
+from msgspec import Meta
 from PIL import Image
 from torch import Tensor
 
@@ -18,6 +19,7 @@ from opendino.core.contracts import Source
 from opendino.core.errors import BadImage, UsageError, UserError
 from opendino.core.ranges import Checked, PixelSize
 from opendino.data.image_list import open_image_list
+from opendino.data.readers.stacks import choose_channels
 from opendino.data.source_files import printable
 from opendino.features.image_stream import Bad, check_finite, encode_images
 from opendino.models.attention_maps import cls_attention, contribution_to_mean
@@ -43,6 +45,7 @@ class ImageEncoder:
     Args:
         model: On the device to use.
         size_px: Shorter side of the input images in pixels, rounded to whole patches.
+        shown: Names or numbers of the channels that pictures show; default: the first three, see `data.picture`.
 
     Attributes:
         any_size: Whether the network takes images of any size and aspect ratio.
@@ -50,12 +53,16 @@ class ImageEncoder:
         quantity: Description of what `attention` returns; set by its first call.
 
     Raises:
-        UserError: The features of the network are not a grid.
+        UserError: The features of the network are not a grid, or the model has no such channel.
     """
 
-    def __init__(self, model: Model, size_px: int) -> None:
+    def __init__(self, model: Model, size_px: int, shown: tuple[str, ...] = ()) -> None:
+        try:
+            choose_channels(model.reading.channel_names, shown)
+        except BadImage as error:
+            raise UserError(f"--show-channels: {error}", "Name one to three channels of the model") from None
         self.model, self.patch_px, self.quantity = model, patch_px(model), ""
-        self.any_size, self._size_px = side_step(model) is not None, size_px
+        self.any_size, self._size_px, self._shown = side_step(model) is not None, size_px, shown
 
     def prepare(self, pixels: np.ndarray) -> np.ndarray:
         """Resize an image to the input size of the network.
@@ -85,7 +92,7 @@ class ImageEncoder:
 
     def picture(self, pixels: np.ndarray) -> Image.Image:
         """Draw an image `[H W C]`, prepared or not, see `data.picture`."""
-        return self.model.reading.picture(pixels)
+        return self.model.reading.picture(pixels, self._shown)
 
     def attention(self, pixels: np.ndarray) -> Tensor:
         """Attention maps of a prepared image, float32 `[heads rows columns]`.
@@ -129,6 +136,8 @@ class ImagesConfig(Checked):
     """Output file (.png, .jpg, .webp, .pdf, .svg, .html), or a folder for one .png per image."""
     size_px: PixelSize = 480
     """Shorter side of the input images in pixels, rounded to whole patches."""
+    show_channels: Annotated[tuple[str, ...], Meta(max_length=3)] = ()
+    """Channels that pictures show, by name or number, e.g. 3 2 1; default: red, green, blue or the first three."""
     device: str = "auto"
     """auto, cuda, mps or cpu."""
 
@@ -152,7 +161,7 @@ class ImagesConfig(Checked):
                 f"{len(source)} images are too many for one file (maximum {most})",
                 f"Use a folder: --out {Path(self.out).with_suffix('')}/",
             )
-        return source, ImageEncoder(model, self.size_px), path
+        return source, ImageEncoder(model, self.size_px, self.show_channels), path
 
 
 def encode_each(
