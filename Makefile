@@ -34,9 +34,10 @@ check: setup
 bench: setup
 	$(BIN)/python benchmarks/demo.py $(ARGS)
 
-# The page of methods; and the figure of the README, from a run of the demo.
+# The page of methods and the tables of flags; and the figure of the README, from a run of the demo.
 docs: setup
 	$(BIN)/python docs/methods.py
+	$(BIN)/python docs/flag_tables.py
 	test ! -e $(RUN) || $(BIN)/python docs/figures/curve.py $(RUN) docs/figures/demo.svg
 
 lock:

@@ -54,7 +54,7 @@ def test_the_page_is_complete_and_needs_nothing_else(run: Path) -> None:
     assert not re.search(r"https?://(?!www\.w3\.org/(2000/svg|1999/xlink)\")|@import|url\((?!#)|<script", text)
     assert "a &lt;b&gt; &amp; c" in text and "<b> & c" not in text
     for words in (
-        '<p class="bad"><b>one-hot</b>',
+        '<p class="bad"><b>collapsed (one-hot)</b>',
         "raw pixels",
         "untrained network",
         "attention of the CLS token",

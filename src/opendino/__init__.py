@@ -8,26 +8,43 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["Callback", "Config", "load", "register_backbone", "register_method", "resume", "train"]
+__all__ = [
+    "Callback",
+    "Config",
+    "continue_run",
+    "evaluate",
+    "load",
+    "register_augmentation",
+    "register_backbone",
+    "register_method",
+    "resume",
+    "train",
+]
 
 if TYPE_CHECKING:
-    from opendino.config import Config as Config
+    from opendino import evaluate as evaluate
     from opendino.core.contracts import Callback as Callback
-    from opendino.models.load import load as load
+    from opendino.loading import load as load
+    from opendino.start import continue_run as continue_run
+    from opendino.start import register_augmentation as register_augmentation
     from opendino.start import register_backbone as register_backbone
     from opendino.start import register_method as register_method
     from opendino.start import resume as resume
+    from opendino.start import settings as Config  # noqa: N812
     from opendino.start import train as train
 
-_MODULES = {
-    "Callback": "opendino.core.contracts",
-    "Config": "opendino.config",
-    "load": "opendino.models.load",
-    "register_backbone": "opendino.start",
-    "register_method": "opendino.start",
-    "resume": "opendino.start",
-    "train": "opendino.start",
+_PLACES = {
+    "Callback": ("opendino.core.contracts", "Callback"),
+    "Config": ("opendino.start", "settings"),  # those of the command line; `config.Config` alone has DINO v1's
+    "continue_run": ("opendino.start", "continue_run"),
+    "load": ("opendino.loading", "load"),
+    "register_augmentation": ("opendino.start", "register_augmentation"),
+    "register_backbone": ("opendino.start", "register_backbone"),
+    "register_method": ("opendino.start", "register_method"),
+    "resume": ("opendino.start", "resume"),
+    "train": ("opendino.start", "train"),
 }
+"""Public name → module, and name in it."""
 
 
 def __getattr__(name: str) -> Any:
@@ -35,10 +52,17 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("opendino")
-    if name not in _MODULES:
+    if name not in __all__:
         raise AttributeError(f"module 'opendino' has no attribute {name!r}; it has {', '.join(__all__)}")
     import importlib
 
-    value = getattr(importlib.import_module(_MODULES[name]), name)
+    if name not in _PLACES:
+        return importlib.import_module(f"opendino.{name}")
+    module, inner = _PLACES[name]
+    value = getattr(importlib.import_module(module), inner)
     globals()[name] = value  # the next access does not call __getattr__
     return value
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -14,6 +14,7 @@ from msgspec import Meta
 from tyro.conf import Positional
 
 from opendino.core import registry
+from opendino.core.contracts import MethodConfig
 from opendino.core.errors import UsageError, UserError, nearest
 from opendino.core.ranges import (  # fmt: skip
     Batch,
@@ -32,23 +33,26 @@ from opendino.core.ranges import (  # fmt: skip
     shown,
 )
 from opendino.core.types import IMAGENET_MEAN, IMAGENET_STD, Facts, ViewSpec
+from opendino.core.unique_keys import UniqueKeyLoader
 from opendino.data import intensity
 from opendino.data.cache import Cache
+from opendino.data.channel_images import pooled
+from opendino.data.video_file import with_every
 from opendino.engine import optim
 from opendino.engine.parallel import Parallel
 from opendino.engine.precision import Precision
 from opendino.methods import dino
+from opendino.models import build
+from opendino.views import image_kinds
 from opendino.views import settings as view_settings
-from opendino.views.settings import View
 
 Sizes = tuple[Annotated[int, Meta(ge=0, le=65_536)], ...]
 Option = (
     Annotated[int, Meta(ge=-65_536, le=65_536)] | Annotated[float, Meta(ge=-65_536, le=65_536)] | bool | str | Sizes
 )
-
-
 ChannelNumber = Annotated[int, Meta(ge=0, le=9999)]
 Bound = Annotated[float, Meta(ge=-3.4e38, le=3.4e38)]
+LENGTHS = ("epochs", "steps", "minutes")
 STACKS = "ask, channels, max, mean, images, or the number of a page"
 
 
@@ -57,8 +61,10 @@ class Config(Checked):
     """All settings of a run. "auto" values are chosen when the run starts, and printed with the reason."""
 
     data: Annotated[str, Positional, tyro.conf.arg(metavar="DATA", help_behavior_hint="(required)")]
-    """Images: a folder, .tar, .zip, .parquet, a text file of paths, shards/{000..127}.tar (local or https://),
+    """Images: a folder, a video, .tar, .zip, .parquet, a text file of paths, shards/{000..127}.tar (local or https://),
     hf:NAME?split=train, or toy:KIND."""
+    every: str = ""
+    """Time between the frames used of videos in DATA: 2s, or all for every frame; default 1s. Same as DATA?every=2s."""
     val: str | None = None
     """Labeled images for the k-NN accuracy during training; default: part of DATA, if it has class folders."""
     labels: str = "auto"
@@ -71,14 +77,23 @@ class Config(Checked):
     ask: stop and show what was found."""
     channel_files: str | None = None
     """File names if each channel is a file of its own, e.g. "{id}_w{channel}.tif"."""
+    channel_mode: Literal["together", "separate"] = "together"
+    """separate: a network of one channel learns from each channel by itself; features of an image are those of its
+    channels, joined. For sets whose channels vary; costs a pass per channel."""
     intensity: tuple[Bound | str, ...] = ("auto",)
     """Values that become black and white: LOW HIGH, full, per-image or a .csv of channel,low,high.
     auto: from the values of the whole set; 8-bit photographs stay as they are."""
+    bits: Literal["auto", 8, 16] = "auto"
+    """Bits of each value in cache and transfer. auto: 16 if the files have more than 8 and the range needs them."""
     out: str | None = None
     """Run folder to create; default: runs/NAME-DATE."""
     init: str | None = None
     """Pretrained MODEL to start from: a run, a model folder or timm:NAME. --backbone auto uses its architecture.
     Weights are adapted to another image size, patch size or added registers."""
+    init_networks: Literal["backbone", "all"] = "backbone"
+    """What to take from --init: backbone, or all (also heads and teacher, of a run of the same method)."""
+    hold_out: Fraction = 0.0
+    """Fraction of the images kept out of training, chosen by name; `opendino continue` compares models on them."""
     backbone: str = "vit_small/16"
     """vit_tiny|small|base/PATCH, any timm name (resnet50), or resnet18/3x3 (timm ResNet, stem for small images).
     auto: chosen from the image size and the device."""
@@ -88,20 +103,25 @@ class Config(Checked):
     """Stochastic depth rate of the student in [0, 1), increasing linearly over blocks; 0 for small networks."""
     drop_path_on_subset: bool = False
     """Skip dropped images in ViT blocks (DINOv2). Faster; results differ: random numbers are used differently."""
-    method: Any = field(default_factory=dino.Config)
+    method: MethodConfig = field(default_factory=dino.Config)
     """Settings of the training method."""
     views: dict[str, Any] = field(default_factory=dict)
     """Size, number and augmentations of the views, by group; the groups and their defaults are the method's."""
+    orientation: Literal["photo", "any"] = "photo"
+    """any: no side of the images is up (micrographs, aerial images, surfaces): flip and turn all views."""
     optim: optim.Config = field(default_factory=optim.Config)
     """Settings of the optimizer."""
     epochs: Positive | Literal["auto"] | None = None
-    """Length in epochs; set this or steps. auto: 200, or about 10 minutes for small images on a CPU."""
+    """Length in epochs; set this, steps or minutes. auto: 200, or about 10 minutes for small images on a CPU."""
     steps: Count | None = None
-    """Length in optimizer steps; set this or epochs."""
+    """Length in optimizer steps; set this, epochs or minutes."""
+    minutes: Positive | None = None
+    """Length in minutes, evaluations included; converted to steps once, by timing a few steps at the start."""
     batch: Batch | Literal["auto"] = "auto"
     """Images per optimizer step over all devices; the learning rate scales with it."""
     mean: Mean = IMAGENET_MEAN
-    """Per-channel mean for normalization, for pixels in [0, 1]; default: ImageNet, or that of the --init model."""
+    """Per-channel mean for normalization, for pixels in [0, 1]; default: ImageNet for photographs, else that of the
+    images; or that of the --init model."""
     std: Std = IMAGENET_STD
     """Per-channel standard deviation for normalization, for pixels in [0, 1]; default as for mean."""
     seed: Seed = 0
@@ -149,11 +169,17 @@ class Config(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not dataclasses.is_dataclass(self.method):
-            raise UsageError(f"method is {shown(self.method)}", "Use a method's Config, e.g. methods.dino.Config()")
-        object.__setattr__(self, "views", _complete(method_module(self).VIEWS, self.views))
-        if self.epochs is not None and self.steps is not None:
-            raise UsageError(f"epochs={shown(self.epochs)} and steps={self.steps} were both given", "Give one of them")
+        object.__setattr__(self, "views", view_settings.complete(method_module(self).VIEWS, self.views))
+        if len(self.mean) != len(self.std):
+            raise UsageError(f"mean has {len(self.mean)} values and std has {len(self.std)}", "Give one per channel")
+        if self.every:  # it is a part of DATA from now on, so that every command finds the same frames
+            object.__setattr__(self, "data", with_every(self.data, self.every))
+            object.__setattr__(self, "every", "")
+        given = [f"{name}={shown(value)}" for name in LENGTHS if (value := getattr(self, name)) is not None]
+        if len(given) > 1:
+            raise UsageError(f"{' and '.join(given)} were both given", "Give one of them")
+        if self.init_networks == "all" and not self.init:
+            raise UsageError("init_networks is all, without init", "Add --init RUN, or use: opendino continue RUN")
         intensity.parse(self.intensity)
         if self.resume and self.out is None:
             raise UsageError("--resume needs a run folder", "Add --out runs/NAME")
@@ -165,6 +191,8 @@ class ResolvedConfig(Config):
 
     optim: optim.ResolvedConfig = field(default_factory=optim.ResolvedConfig)
     epochs: None = None
+    bits: Literal[8, 16] = 8
+    minutes: None = None
     steps: Count  # pyright: ignore[reportGeneralTypeIssues], it has no default here
     batch: Batch  # pyright: ignore[reportGeneralTypeIssues]
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -183,6 +211,8 @@ def resolved(config: Config, **changes: Any) -> ResolvedConfig:
     """
     if "optim" not in changes:
         changes["optim"] = resolved_optim(config.optim)
+    method = getattr(method_module(config), "ResolvedConfig", type(config.method))
+    changes["method"] = method(**_values(config.method))
     return ResolvedConfig(**_values(config) | changes)
 
 
@@ -201,13 +231,16 @@ def method_module(config: Config) -> Any:
 
 
 def views(config: Config) -> ViewSpec:
-    """The views that the method needs, with the normalization of the run.
+    """The views that the method needs, with the normalization and the patch size of the run.
 
     Raises:
         UsageError: The method cannot train with these views.
     """
     spec = method_module(config).views(config.method, config.views)
-    return replace(spec, mean=config.mean, std=config.std)
+    mean, std = config.mean, config.std
+    if config.channel_mode == "separate":
+        mean, std = ((value,) for value in pooled(mean, std))
+    return replace(spec, mean=mean, std=std, patch_px=build.patch_px(config.backbone))
 
 
 def with_method(config: Config, name: str) -> Config:
@@ -229,8 +262,8 @@ def method_name(config: Config) -> str:
     package, _, name = kind.__module__.rpartition(".")
     if package == registry.METHODS:
         return name
-    for name in registry.names(registry.METHODS):
-        if name not in registry.own_names(registry.METHODS) and registry.load(registry.METHODS, name).Config is kind:
+    for name in set(registry.names(registry.METHODS)) - set(registry.own_names(registry.METHODS)):
+        if issubclass(kind, registry.load(registry.METHODS, name).Config):
             return name
     raise UsageError(
         f"{kind.__module__}.{kind.__qualname__} belongs to no method",
@@ -238,7 +271,7 @@ def method_name(config: Config) -> str:
     )
 
 
-def method_config(name: str) -> Any:
+def method_config(name: str) -> MethodConfig:
     """The default Config of a method.
 
     Raises:
@@ -255,12 +288,21 @@ def resolve_parts(config: Config, facts: Facts) -> tuple[Config, list[str]]:
         "optim": config.optim.resolved(facts),
     }
     values: dict[str, Any] = {name: value for name, (value, _) in parts.items()}
-    return replace(config, **values), [f"{name}.{reason}" for name, (_, why) in parts.items() for reason in why]
+    reasons = [f"{name}.{reason}" for name, (_, why) in parts.items() for reason in why]
+    if not facts.is_rgb or config.channel_mode == "separate":
+        defaults, channels = method_module(config).VIEWS, 1 if config.channel_mode == "separate" else len(config.mean)
+        values["views"], why = image_kinds.without_colors(values["views"], defaults, channels)
+        reasons += [f"views.{reason}" for reason in why]
+    if config.orientation == "any":
+        values["views"], why = image_kinds.in_any_orientation(values["views"])
+        reasons += [f"views.{reason}" for reason in why]
+    return replace(config, **values), reasons
 
 
 def to_tree(config: Config) -> dict[str, Any]:
     """Convert a Config to plain dicts, lists and scalars, e.g. for YAML."""
     tree = cast(dict[str, Any], msgspec.to_builtins(config))
+    tree["views"] = view_settings.to_tree(config.views)
     name = method_name(config)
     tree["method"] = {"name": name} | cast(dict[str, Any], msgspec.to_builtins(config.method))
     if plugin := registry.origin(registry.METHODS, name):
@@ -295,8 +337,8 @@ def from_tree(tree: dict[str, Any], base: Config | None = None) -> Config:
     if name is not None and name != method_name(base):
         base = with_method(base, name)
     views = tree.pop("views", {})
-    if (tree.get("steps") is None) != (tree.get("epochs") is None):  # the new one replaces the one in `base`
-        base = replace(base, steps=None, epochs=None)
+    if any(tree.get(name) is not None for name in LENGTHS):  # the new length replaces the one in `base`
+        base = replace(base, **dict.fromkeys(LENGTHS))
     made: Config = _overlay(base, tree, "")
     return replace(made, views=_overlay_views(made.views, views))
 
@@ -309,7 +351,7 @@ def read_tree(path: str | Path) -> dict[str, Any]:
     """
     try:
         with open(Path(path).expanduser(), "rb") as file:
-            tree = _UniqueKeyLoader(file).get_single_data()
+            tree = UniqueKeyLoader(file).get_single_data()
     except UsageError:
         raise
     except OSError as error:
@@ -326,35 +368,6 @@ def dump(config: Config) -> str:
     return msgspec.yaml.encode(to_tree(config)).decode()
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """A YAML loader that rejects duplicate keys; PyYAML silently uses the last value."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        lines: dict[str, int] = {}
-        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-            line = key.start_mark.line + 1
-            if key.value in lines:
-                where = f"line {line}" if line == lines[key.value] else f"lines {lines[key.value]} and {line}"
-                raise UsageError(
-                    f"{key.start_mark.name} has the key {shown(key.value)} twice, in {where}", "Keep one of them"
-                )
-            lines[key.value] = line
-        return super().construct_mapping(node, deep)
-
-
-def _complete(defaults: dict[str, View], given: dict[str, Any]) -> dict[str, Any]:
-    """The settings of every group of views of a method."""
-    for name, view in given.items():
-        if name not in defaults:
-            raise UsageError(
-                f"The method has no views {shown(name)}",
-                f"Choose from {', '.join(defaults)}; or use views={{}}, the method's own",
-            )
-        if type(view) is not type(defaults[name]):
-            raise UsageError(f"views.{name} is {shown(view)}", "Use views.settings.changed(METHOD.VIEWS, {...})")
-    return defaults | given
-
-
 def _overlay_views(base: dict[str, Any], tree: Any) -> dict[str, Any]:
     """Settings of views with the values of `tree`; its key "all" stands for every group, and comes first."""
     if not isinstance(tree, dict):
@@ -364,7 +377,7 @@ def _overlay_views(base: dict[str, Any], tree: Any) -> dict[str, Any]:
         if group not in (*base, "all") or not isinstance(tree[group], dict):
             raise UsageError(f"Unknown key {shown(f'views.{group}')}", nearest(str(group), [*base, "all"]))
         for name in base if group == "all" else (group,):
-            found[name] = _overlay(found[name], tree[group], f"views.{name}.")
+            found[name] = _overlay(found[name], view_settings.without_origins(tree[group]), f"views.{name}.")
     return found
 
 

@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from opendino import config as configs
 from opendino.config import Config, ResolvedConfig
 from opendino.core import atomic_write, distributed, duration
+from opendino.core.contracts import Source
 from opendino.core.errors import UsageError, UserError
+from opendino.data import fingerprint
+from opendino.data.held_out import is_held_out
+from opendino.engine import optim
 from opendino.engine.run_folder import STARTUP_FILES
 
 _REQUEST = "request.yaml"
-_LENGTH = ("steps", "epochs")
+_KEYS = "image_keys.npy"
+_OF_THE_MACHINE = (
+    "device", "devices", "parallel", "precision", "compile", "workers", "threads", "cache", "eval_images",
+)  # fmt: skip
+_HOLD_OUT = 0.2  # of the images: a day's hundred new ones give twenty to compare on
+_SHORTER = 5
 _OF_THE_CALL = ("out", "resume", "devices")  # a run continues on any number of devices
 
 
@@ -71,6 +82,75 @@ def read_request(folder: Path) -> Config | None:
     return configs.from_tree(configs.read_tree(path)) if path.is_file() else None
 
 
+def save_keys(folder: Path, keys: np.ndarray) -> None:
+    """Save which images a run trains on.
+
+    Args:
+        folder: The run's folder.
+        keys: From `data.fingerprint.key_digests`.
+    """
+    with atomic_write.replace_file(folder / _KEYS) as partial, open(partial, "wb") as file:
+        np.save(file, keys, allow_pickle=False)
+
+
+def read_keys(folder: Path) -> np.ndarray | None:
+    """Digests of the keys of the images that a run trained on, uint64 `[N]`; None if they were not saved."""
+    path = folder / _KEYS
+    return np.load(path, allow_pickle=False) if path.is_file() else None
+
+
+def check_images(folder: Path, config: Config, source: Source, then: dict[str, Any]) -> None:
+    """Check that a run's images are those it was started with.
+
+    Args:
+        folder: The run's folder.
+        config: Settings of the run.
+        source: Its images now.
+        then: The `fingerprint` of its last checkpoint.
+
+    Raises:
+        UserError: Images were added, removed or replaced.
+    """
+    hint = (
+        f"Train on from it with the images of today: opendino continue {folder} {config.data}; "
+        f"start a new run from its weights: opendino train {config.data} --init {folder}; or restore the folder"
+    )
+    keys = read_keys(folder)
+    trained = None if keys is None else keys[~is_held_out(keys, config.hold_out)]
+    fingerprint.check(source, then, f"'{folder}' was started", trained, hint)
+
+
+def continued(run: str | Path) -> Config:
+    """Settings of a new run that trains on from the networks of a run: teacher, student and heads.
+
+    A fifth of the steps at a fifth of the learning rate, without the phases in which new networks settle (frozen
+    prototypes, temperature warm-up). A run that was continued itself is continued with its own length and learning
+    rate. What depends on the machine is chosen again.
+
+    Raises:
+        UserError: There is no such run.
+    """
+    before = read_run_config(run)
+    request = read_request(Path(run).expanduser()) or before
+    again = before.init_networks == "all"
+    settled = {"freeze_last_layer": "0", "teacher_temp_warmup": "0"}
+    known = {field.name for field in fields(before.method)}
+    optimizer = optim.Config(**{field.name: getattr(before.optim, field.name) for field in fields(optim.Config)})
+    return Config(
+        **{field.name: getattr(before, field.name) for field in fields(Config)}
+        | {name: getattr(request, name) for name in _OF_THE_MACHINE}
+        | {
+            "init": str(run), "init_networks": "all", "hold_out": before.hold_out or _HOLD_OUT, "out": None,
+            "resume": False, "steps": before.steps if again else max(1, before.steps // _SHORTER),
+            "method": replace(before.method, **{name: value for name, value in settled.items() if name in known}),
+            "optim": replace(
+                optimizer, lr=before.optim.lr / (1 if again else _SHORTER), lr_warmup="10%", freeze_backbone="0",
+                weight_decay=before.optim.weight_decay_end, grad_accum_steps=request.optim.grad_accum_steps,
+            ),
+        },
+    )  # fmt: skip
+
+
 def requested_length(folder: Path, request: Config) -> dict[str, Any]:
     """The new length that a command gives for an existing run.
 
@@ -88,13 +168,17 @@ def requested_length(folder: Path, request: Config) -> dict[str, Any]:
     if before is None:
         return {}
     changed = _differences(configs.to_tree(before), configs.to_tree(request))
-    other = [f"{name} {new!r} (the run's: {old!r})" for name, old, new in changed if name not in _LENGTH]
+    if request.minutes != before.minutes and request.minutes is not None:
+        raise UsageError(
+            f"'{folder}' holds a run already, and --minutes is only for a new one", "Use --steps or --epochs"
+        )
+    other = [f"{name} {new!r} (the run's: {old!r})" for name, old, new in changed if name not in configs.LENGTHS]
     if other:
         raise UsageError(
             f"'{folder}' holds a run with other settings: {', '.join(other)}",
             f"Continue it with its own settings: opendino resume {folder}; or start a new run with another --out",
         )
-    lengths = {name: getattr(request, name) for name in _LENGTH} if changed else {}
+    lengths = {name: getattr(request, name) for name in ("steps", "epochs")} if changed else {}
     return {name: value for name, value in lengths.items() if value not in (None, "auto")}
 
 

@@ -1,8 +1,9 @@
-"""Online evaluation: k-NN accuracy and effective rank of a run's networks on a fixed part of the data."""
+"""Online evaluation: k-NN accuracy, crop matching and effective rank of a run's networks, on a part of the data."""
 
 from __future__ import annotations
 
 import copy
+import functools
 import zlib
 from typing import Any, cast
 
@@ -16,19 +17,22 @@ from opendino.core.accuracy import BALANCED, Accuracy, chance_of_difference, fol
 from opendino.core.contracts import Backbone, Method
 from opendino.core.types import ViewSpec
 from opendino.data.cache import DecodedImages
-from opendino.engine.collapse_detection import told_apart_by_color
+from opendino.data.channel_images import ChannelImages
+from opendino.engine.verdict import told_apart_by_color
 from opendino.evals.knn import true_class_ranks
 from opendino.evals.label_free import effective_rank
 from opendino.features import eval_crops
 from opendino.features.classification_metrics import accuracy, accuracy_of, majority
+from opendino.features.crop_matching import NUM_IMAGES, disjoint_crops, match_rate
 from opendino.features.pixel_baseline import color_histogram
+from opendino.models.separate_channels import SeparateChannels
 
 _BY_COLOR_FRAC = 0.75  # of the errors of the most frequent class that color must mend for a warning
 Scores = dict[str, dict[str, float]]
 
 
 class OnlineEval:
-    """Evaluates a run's networks by k-NN, next to raw pixels and the initial network; without labels by effective rank.
+    """Evaluates a run's networks by k-NN and crop matching, next to raw pixels and the initial network.
 
     The images are split over the ranks, and all ranks get the same scores. Collective: every rank must make every call.
 
@@ -48,6 +52,9 @@ class OnlineEval:
         settings = [config.eval_images, config.knn_k, config.val, spec.groups[0].short_px, spec.mean, spec.std]
         self._settings_checksum = {"settings": float(zlib.crc32(repr(settings).encode()))}
         val = DecodedImages(run_images.open_images(config, config.val), images.max_area_px) if config.val else None
+        self._separate = isinstance(images.source, ChannelImages)
+        if isinstance(images.source, ChannelImages):  # trained on channels, but judged by whole images
+            images = DecodedImages(images.source.source, images.max_area_px)
         self._set = eval_crops.make(images, val, config.eval_images, spec.groups[0].short_px, config.workers)
         self.origin = self._set.origin
         # A method that trains on labels has seen those of the training images, so only held-out ones are a test.
@@ -87,11 +94,13 @@ class OnlineEval:
             method: With full weights; at the first call (no `baselines`) before its first step.
             baselines: Scores that do not change during a run, {} if not yet measured: {"knn": {name: percent}} of raw
                 "pixels", of the "untrained" network (or, with `init`, of the network at the "start") and of a frozen
-                "teacher"; {"accuracy": ...} of the latter; {"effective_rank": {"start": ...}}; {"of": {"settings":
+                "teacher"; {"accuracy": ...} of the latter; {"crop_match": ...} of the initial network, raw "pixels" and
+                "color" histograms; {"effective_rank": {"start": ...}}; {"of": {"settings":
                 checksum of the settings they were measured with}}.
 
         Returns:
-            The metrics and the baselines. The metrics are "effective_rank" of the network to use and "judged_on" (see
+            The metrics and the baselines. The metrics are "effective_rank" of the network to use, "crop_match" (see
+            `crop_matching.match_rate`; {name: percent}, the network to use first) and "judged_on" (see
             `EvalSet.content_counts`). With labels also, the network to use first, {"knn": {name: top-1 accuracy in
             percent}} with "balanced_accuracy" and "standard_error"; {"accuracy": {name: of its classifier in percent}}
             with "accuracy_balanced"; "majority" and "num_queries", see `core.accuracy`.
@@ -101,17 +110,18 @@ class OnlineEval:
             baselines = {"of": self._settings_checksum}
         elif baselines.get("of", self._settings_checksum) != self._settings_checksum:
             log.warn("evaluation settings have changed since the run started: earlier baselines are not shown")
-            baselines = {"of": self._settings_checksum, "knn": {}, "accuracy": {}}
+            baselines = {"of": self._settings_checksum, "knn": {}, "accuracy": {}, "crop_match": {}}
         networks = method.networks()
         main_network = next(iter(networks))
         bank = self._features(networks[main_network], self._set.bank)
         quality: dict[str, Any] = {"effective_rank": effective_rank(bank[:2048]), "judged_on": self._content_counts}
         if first_time and self._init:
             baselines = baselines | {"effective_rank": {"start": quality["effective_rank"]}}
+        if first_time:
+            baselines = baselines | self._baselines(method)
+        quality["crop_match"] = {main_network: self._match(networks[main_network])} | baselines.get("crop_match", {})
         if not self._has_accuracies:
             return quality, baselines
-        if "knn" not in baselines:
-            baselines = baselines | self._baselines(method)
         scores = self._scores(method, networks, {main_network: bank})
         for kind in scores:
             if found := scores[kind] | baselines.get(kind, {}):
@@ -158,23 +168,46 @@ class OnlineEval:
         return {"measure": measure, "before": before, "after": after, "verdict": verdict, "says": says}
 
     def _baselines(self, method: Method) -> Scores:
+        """Scores that do not change during the run; see `__call__`."""
+        initial = self._initial_network(method)
+        name = "start" if self._init else "untrained"
+        matched: Scores = {"crop_match": {name: self._match(initial)}}
+        for other, describe in (("pixels", features.pixels), ("color", color_histogram)):
+            matched["crop_match"][other] = match_rate(*(describe(crops) for crops in self._crop_pairs))
+        if not self._has_accuracies:
+            return matched
         has_frozen_teacher = "teacher" not in method.product and "backbone" in method.teacher
         frozen = {"teacher": method.teacher} if has_frozen_teacher else {}
+        scores = self._scores(method, frozen | {name: initial}, {})
+        pixels = (distributed.all_gather_rows(features.pixels(crops)) for crops in (self._set.bank, self._set.queries))
+        _record(scores, "knn", "pixels", self._knn(*pixels))
+        return matched | scores
+
+    def _initial_network(self, method: Method) -> nn.ModuleDict:
+        """A copy of the network before its first step, with BatchNorm statistics of the images if it is untrained."""
         backbone = copy.deepcopy(cast(Backbone, method.student["backbone"]))
         if not self._init:
             features.recalibrate_batch_norm(
-                backbone, self._first_crops(512), self._spec.mean, self._spec.std, self._device
+                self._for_images(backbone), self._first_crops(512), self._spec.mean, self._spec.std, self._device
             )
-        name = "start" if self._init else "untrained"
-        scores = self._scores(method, frozen | {name: nn.ModuleDict({"backbone": backbone})}, {})
-        pixels = (distributed.all_gather_rows(features.pixels(crops)) for crops in (self._set.bank, self._set.queries))
-        _record(scores, "knn", "pixels", self._knn(*pixels))
-        return scores
+        return nn.ModuleDict({"backbone": backbone})
+
+    @functools.cached_property
+    def _crop_pairs(self) -> Tensor:
+        """Two disjoint crops of a few images, the same on every rank: `[2 M C H W]`."""
+        return disjoint_crops(self._first_crops(NUM_IMAGES))
+
+    def _match(self, network: nn.ModuleDict) -> float:
+        """How often the network finds the other crop of an image, in percent; each rank computes a part."""
+        pairs = self._crop_pairs
+        mine = pairs[:, distributed.rank_slice(pairs.shape[1])]
+        return match_rate(*(self._features(network, crops) for crops in mine))
 
     def _first_crops(self, number: int) -> Tensor:
         """The first `number` crops of the bank, gathered from all ranks: `[number C H W]` on every rank."""
         before = sum(distributed.all_gather_object([len(self._set.bank)])[: distributed.rank()])
-        return distributed.all_gather_rows(self._set.bank[: max(0, number - before)])
+        crops = self._set.bank[: max(0, number - before)]
+        return distributed.all_gather_rows(crops.view(torch.uint8)).view(crops.dtype)  # uint16 cannot be sent
 
     def _scores(self, method: Method, networks: dict[str, nn.ModuleDict], banks: dict[str, Tensor]) -> Scores:
         """k-NN accuracy of each network, and the accuracy of its classifier if it has one for these classes.
@@ -192,14 +225,18 @@ class OnlineEval:
             bank = banks[name] if name in banks else self._features(network, self._set.bank)
             queries = self._features(network, self._set.queries)
             _record(scores, "knn", name, self._knn(bank, queries))
-            if "classifier" in network and self._classes == (method.classes or self._classes):
+            if "classifier" in network and not self._separate and self._classes == (method.classes or self._classes):
                 _record(scores, "accuracy", name, self._accuracy(network["classifier"], queries))
         return scores
 
     def _features(self, network: nn.ModuleDict, crops: Tensor) -> Tensor:
-        backbone = cast(Backbone, network["backbone"])
+        backbone = self._for_images(cast(Backbone, network["backbone"]))
         local = features.extract(backbone, crops, self._spec.mean, self._spec.std, self._device)
         return distributed.all_gather_rows(local)
+
+    def _for_images(self, backbone: Backbone) -> Backbone:
+        """The network as it is used: a network of one channel for all channels of an image."""
+        return SeparateChannels(backbone, self._set.bank.shape[1]) if self._separate else backbone
 
     def _knn(self, bank: Tensor, queries: Tensor) -> Accuracy:
         labels, truth = self._set.bank_labels, self._set.query_labels

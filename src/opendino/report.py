@@ -10,12 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch.nn.functional import normalize
 
 from opendino import config as configs
-from opendino import resolve
 from opendino.core import accuracy, atomic_write, distributed, log, metrics_log
 from opendino.core.contracts import Source
 from opendino.core.errors import BadImage, UserError
@@ -23,7 +23,7 @@ from opendino.data.decode import decode
 from opendino.data.metadata import confounders_hint
 from opendino.data.sampler import permutation
 from opendino.embeddings.table_groups import CLUSTER, folder_names, group_names
-from opendino.engine.collapse_detection import Verdict, examine
+from opendino.engine import verdict
 from opendino.features.feature_table import FeatureTable, table
 from opendino.features.image_stream import Bad, skipped_message
 from opendino.features.nearest_neighbors import directed, nearest
@@ -60,15 +60,15 @@ def write(run: str | Path) -> Path:
     rows, columns = metrics_log.sampled(folder / "metrics.jsonl"), panels.of_file(folder / "metrics.jsonl")
     assert config.steps is not None
     steps, model = config.steps, load(folder).to(distributed.device(config.device))
-    source = functools.cache(lambda: resolve.images(config))
+    source = functools.cache(lambda: model.reading.open_images(config.data))
     gallery = functools.cache(lambda: _gallery(model, source()))
     sections = [
-        _section("", "summary", lambda: _summary(folder, config, rows, examine(rows, steps))),
+        _section("", "summary", lambda: _summary(folder, config, rows, verdict.of_rows(rows, steps))),
         _section("Accuracy and baselines", "scores", lambda: _scores(rows, steps)),
         _section("Curves", "picture", lambda: _curves(folder.name, columns)),
         _section("Attention", "picture", lambda: _attention(model, source())),
-        _section("Nearest neighbors", "picture", lambda: _neighbors(source(), gallery())),
-        _section("Map", "picture", lambda: _map(source(), gallery())),
+        _section("Nearest neighbors", "picture", lambda: _neighbors(model, source(), gallery())),
+        _section("Map", "picture", lambda: _map(model, source(), gallery())),
         _section(
             "Next commands",
             "commands",
@@ -92,15 +92,14 @@ def _section(title: str, kind: str, content: Callable[[], Content]) -> Content:
     return section
 
 
-def _summary(folder: Path, config: configs.Config, rows: Sequence[dict[str, Any]], verdict: Verdict) -> Content:
+def _summary(folder: Path, config: configs.Config, rows: Sequence[dict[str, Any]], found: verdict.Verdict) -> Content:
     done = max((row["step"] for row in rows), default=0)
     facts = {
         "method": configs.method_name(config), "network": config.backbone, "images": config.data,
         "steps": f"{done:,} of {config.steps:,}", "batch": config.batch,
         "device": distributed.device(config.device).type,
     }  # fmt: skip
-    good = verdict.name in ("healthy", "too early")
-    return {"name": folder.name, "verdict": verdict, "good": good, "facts": facts}
+    return {"name": folder.name, "verdict": found, "good": found.name == verdict.LEARNED, "facts": facts}
 
 
 def _scores(rows: Sequence[dict[str, Any]], total_steps: int) -> Content:
@@ -135,15 +134,16 @@ def _attention(model: Model, source: Source) -> Content:
     if not images:
         return _note("No image could be read.")
     try:
-        fitting = [min(image.size) for _, image in images if max(image.size) <= 4 * min(image.size)]
+        sides = [pixels.shape[:2] for _, pixels in images]
+        fitting = [min(each) for each in sides if max(each) <= 4 * min(each)]
         encoder = ImageEncoder(model, max(model.preprocessing["image_px"], min([240, *fitting])))
-        for key, image in images:
+        for key, pixels in images:
             try:
-                prepared = encoder.prepare(image)
+                prepared = encoder.prepare(pixels)
             except BadImage as error:
                 skipped.append((key, str(error)))
                 continue
-            maps, large = encoder.attention(prepared), _large(prepared)
+            maps, large = encoder.attention(prepared), _large(encoder.picture(prepared))
             overlay = attention.heat(large, maps.mean(0), overlay=True)
             kept = attention.keep_mass(maps.mean(0).flatten(), 0.6).view(maps.shape[1:])
             dimmed = tile_grid.dimmed(large, kept)
@@ -166,7 +166,7 @@ def _gallery(model: Model, source: Source) -> FeatureTable:
     return table(model, source, indices=permutation(len(source), 0, 0)[:_NUM_GALLERY].tolist())
 
 
-def _neighbors(source: Source, found: FeatureTable) -> Content:
+def _neighbors(model: Model, source: Source, found: FeatureTable) -> Content:
     """Six images with their nearest neighbors by cosine similarity of features."""
     if len(found) < 3:
         return _note("Too few images to compare.")
@@ -176,15 +176,17 @@ def _neighbors(source: Source, found: FeatureTable) -> Content:
     for query, near, scores in zip(queries.tolist(), places.tolist(), cosines.tolist(), strict=True):
         # A score below -1 marks an image whose features are all zero.
         others = [(place, score) for place, score in zip(near, scores, strict=True) if place != query and score >= -1]
-        row = [Tile(_thumb(source, int(found.indices[query])), "query")]
-        row += [Tile(_thumb(source, int(found.indices[at])), f"{score:.2f}") for at, score in others[:_NEIGHBORS]]
+        row = [Tile(_thumb(model, source, int(found.indices[query])), "query")]
+        row += [
+            Tile(_thumb(model, source, int(found.indices[at])), f"{score:.2f}") for at, score in others[:_NEIGHBORS]
+        ]
         rows.append([*row])
     text = f"Nearest by cosine among {len(found):,} of {len(source):,} images, with the cosine similarity above each."
     text += " Good: what you would call the same kind stands beside each query."
     return {"notes": [text], "svg": Sheet(rows).svg()}
 
 
-def _map(source: Source, found: FeatureTable) -> Content:
+def _map(model: Model, source: Source, found: FeatureTable) -> Content:
     """The same images as points of a plane, colored by folder, and some of them as pictures."""
     vectors = found.features[directed(found.features)]
     if len(vectors) < 3:
@@ -194,7 +196,7 @@ def _map(source: Source, found: FeatureTable) -> Content:
     if not any(names):
         names = group_names([], vectors, CLUSTER)
     points = project(vectors)
-    thumbnails = {row: _thumb(source, indices[row]) for row in scatter_map.shown_rows(points)}
+    thumbnails = {row: _thumb(model, source, indices[row]) for row in scatter_map.shown_rows(points)}
     text = (
         f"{len(vectors):,} images by the first two principal components of their features: what lies together looks "
         f"alike to the model. Good: kinds that you can tell apart lie apart. All images: opendino map, opendino app."
@@ -206,24 +208,25 @@ def _note(*lines: str) -> Content:
     return {"notes": lines, "svg": ""}
 
 
-def _sample_images(source: Source, number: int) -> list[tuple[str, Image.Image]]:
+def _sample_images(source: Source, number: int) -> list[tuple[str, np.ndarray]]:
     """Up to `number` readable images with their keys, sampled from the whole source."""
-    found: list[tuple[str, Image.Image]] = []
+    found: list[tuple[str, np.ndarray]] = []
     for index in permutation(len(source), 0, 1)[: 4 * number].tolist():
-        if len(found) < number and (image := _read(source, index)):
-            found.append((source.key(index), image))
+        if len(found) < number and (pixels := _read(source, index)) is not None:
+            found.append((source.key(index), pixels))
     return found
 
 
-def _read(source: Source, index: int) -> Image.Image | None:
+def _read(source: Source, index: int) -> np.ndarray | None:
     try:
-        return Image.fromarray(decode(source.read(index)))
+        return decode(source.read(index), pixel_format=source.pixel_format)
     except BadImage:
         return None
 
 
-def _thumb(source: Source, index: int) -> Image.Image:
-    return tile_grid.square(_read(source, index), _THUMB_PX)
+def _thumb(model: Model, source: Source, index: int) -> Image.Image:
+    pixels = _read(source, index)
+    return tile_grid.square(None if pixels is None else model.reading.picture(pixels), _THUMB_PX)
 
 
 def _large(image: Image.Image) -> Image.Image:

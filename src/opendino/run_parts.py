@@ -18,7 +18,7 @@ from opendino.data import loader
 from opendino.data.cache import DecodedImages
 from opendino.data.decode import working_area_px
 from opendino.data.device_cache import DeviceCache
-from opendino.engine import optim, parallel
+from opendino.engine import checkpoint, optim, parallel
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,11 @@ class TrainingData:
 def build_networks(config: ResolvedConfig, spec: ViewSpec, source: Source, device: torch.device, new: bool) -> Networks:
     """Build the networks: the student is trained by gradients, the teacher is an EMA of it."""
     torch.manual_seed(config.seed)
-    method = resolve.make_method(config, spec, resolve.first_backbone if new else resolve.make_backbone)
+    init_all = config.init_networks == "all"
+    make = resolve.first_backbone if new and not init_all else resolve.make_backbone
+    method = resolve.make_method(config, spec, make)
+    if new and init_all:
+        checkpoint.load_networks(Path(config.init or ""), method)
     resolve.check_classes(method, spec, source)
     how = resolve.choose_parallel(config, spec, method, device)
     model, full_method = parallel.prepare_distributed(method.train(), device, how, config.sync_batch_norm)

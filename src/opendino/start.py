@@ -13,31 +13,51 @@ from typing import Any
 import torch
 from torch import nn
 
+from opendino import comparison, existing_runs, length_in_minutes, resolve, training
 from opendino import config as configs
-from opendino import existing_runs, resolve, training
-from opendino.config import Config
+from opendino.config import Config, ResolvedConfig
 from opendino.core import compilation, distributed, log, registry
 from opendino.core.contracts import Callback, Source
 from opendino.core.errors import UsageError, UserError
 from opendino.data.sources import python
 from opendino.engine import checkpoint, launch, parallel
 from opendino.engine.run_result import Result
-from opendino.recipes import small
 from opendino.snapshots import RunState
 from opendino.training import Start
+from opendino.views import settings as view_settings
 
 Data = str | Path | Source | Any  # Any: a map-style dataset
 Network = str | Callable[..., nn.Module]
 
 
+def settings(data: Data, recipe: str = "auto", **changes: Any) -> Config:
+    """The settings of a run; `opendino.Config("photos", epochs=50)` is `opendino train photos --epochs 50`.
+
+    Args:
+        data: The images, as for `train`.
+        recipe: Name of the recipe; auto: `continued` with `init`, else `small`, which chooses the rest from the images
+            and the device when the run starts.
+        **changes: Fields of `config.Config`; `method` and `optim` also as a dict.
+
+    Raises:
+        UsageError: An unknown recipe or setting, or a value that is not allowed.
+    """
+    if recipe == "auto":
+        recipe = "continued" if changes.get("init") else "small"
+    base = registry.load("opendino.recipes", recipe).config(_data(data) or "")
+    return _with_settings(base, changes.pop("method", None), changes)
+
+
 def train(
     data: Config | Data,
     *,
+    recipe: str = "auto",
     val: Data | None = None,
     backbone: Network | None = None,
     method: str | ModuleType | Any = None,
+    augmentations: Sequence[ModuleType] = (),
     callbacks: Sequence[Callback] = (),
-    **settings: Any,
+    **changes: Any,
 ) -> Result:
     """Start a training run; with several devices in one new process per device.
 
@@ -48,11 +68,13 @@ def train(
     Args:
         data: DATA as on the command line; a `Source`; a map-style dataset of images (`torch.utils.data.Dataset`,
             Hugging Face, a list), see `data.sources.python`; or a whole `Config`.
+        recipe: Name of the recipe, see `settings`; not used with a `Config`.
         val: Labeled images for the k-NN accuracy during training, as `data`.
         backbone: A name, or a function without arguments that returns an `nn.Module`, see `models.module_backbone`.
         method: A name, a method's Config, or a module, see `core.contracts.Method`.
+        augmentations: Modules as in `views.augmentations`, each named as its file; `views` turns them on.
         callbacks: Called during the run, on rank 0.
-        **settings: Fields of `Config`; `method` and `optim` also as a dict.
+        **changes: Fields of `config.Config`; `method` and `optim` also as a dict.
 
     Returns:
         Result of the run; models, metrics and checkpoints are in its folder.
@@ -62,12 +84,16 @@ def train(
         UserError: The run cannot start (nothing is left behind), or had to stop (its last state is saved).
     """
     log.write_to(None)  # a run that did not start leaves no messages to the next one
-    given = {"val": _data(val), "backbone": _backbone(backbone)} | settings
+    for module in augmentations:
+        register_augmentation(module.__name__.rpartition(".")[2], module)
+    given = {"val": _data(val), "backbone": _backbone(backbone)} | changes
     given = {name: value for name, value in given.items() if value is not None}
-    config = data if isinstance(data, Config) else small.config(_data(data) or "")
-    config = _with_settings(config, method, given)
+    if isinstance(data, Config):
+        config = _with_settings(data, method, given)
+    else:
+        config = settings(data, recipe, method=method, **given)
     if launch.number(config.devices, config.device) > 1:
-        _refuse_objects(callbacks, config)
+        _refuse_objects([*callbacks, *augmentations], config)
         with tempfile.TemporaryDirectory() as home:
             (Path(home) / "settings.yaml").write_text(configs.dump(config), encoding="utf-8")
             return Result(**launch.command("train", "--config", f"{home}/settings.yaml"))
@@ -76,8 +102,37 @@ def train(
         if distributed.broadcast_object((folder / "config.yaml").is_file()):
             lengths = existing_runs.requested_length(folder, request)
             return _resume(folder, device, Start(request, callbacks, resuming=True), **lengths)
-        resolved, source = resolve.resolve_config(request, device)
-        return training.run(resolved, source, folder, device, Start(request, callbacks))
+        wanted = length_in_minutes.in_epochs(request, device) if request.minutes else request
+        resolved, source = resolve.resolve_config(wanted, device)
+        return _compared(
+            training.run(resolved, source, folder, device, Start(request, callbacks)), resolved, folder, device
+        )
+
+
+def continue_run(run: str | Path, data: Data | None = None, **options: Any) -> Result:
+    """Train on from the networks of a run, as a new run with a short schedule, and compare the two at the end.
+
+    `opendino.continue_run("runs/monday", "camera")` is `opendino continue runs/monday camera`. A part of the images is
+    kept out of training (`hold_out`). On these, old and new ones, both runs are compared: `Result.against_start`.
+
+    Args:
+        run: The run's folder; it is not changed.
+        data: The images, as for `train`; None for the folder of the run, which may have grown.
+        **options: As for `train`; the other settings are those of the run, see `existing_runs.continued`.
+
+    Raises:
+        UserError: There is no such run, or the new one cannot start or had to stop.
+    """
+    config = existing_runs.continued(run)
+    return train(replace(config, data=_data(data) or config.data), **options)
+
+
+def _compared(result: Result, config: ResolvedConfig, folder: Path, device: torch.device) -> Result:
+    """Add the comparison with the run that a continued run started from."""
+    if config.init_networks != "all":
+        return result
+    found = comparison.against_start(config, folder, device) if distributed.rank() == 0 else None
+    return replace(result, against_start=distributed.broadcast_object(found))
 
 
 def resume(
@@ -92,7 +147,7 @@ def resume(
 ) -> Result:
     """Resume a run exactly where it stopped (weights, order of images, random choices), on any number of devices.
 
-    A backbone or method that was given in Python must be known again: `register_backbone`, `register_method`.
+    What was given in Python must be known again: `register_backbone`, `register_method`, `register_augmentation`.
 
     Args:
         run: The run's folder.
@@ -144,6 +199,17 @@ def register_method(name: str, module: ModuleType) -> str:
     return name
 
 
+def register_augmentation(name: str, module: ModuleType) -> str:
+    """Name an augmentation's module (see `views.augmentations`), for this process; returns the name in `views`.
+
+    Raises:
+        UsageError: The name is taken.
+        UserError: The module lacks a part, or is on by default.
+    """
+    view_settings.add(name, module)
+    return name
+
+
 def _data(data: Data | None) -> str | None:
     if data is None:
         return None
@@ -182,16 +248,16 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def _refuse_objects(callbacks: Sequence[Callback], config: Config) -> None:
+def _refuse_objects(objects: Sequence[Any], config: Config) -> None:
     """New processes cannot get objects of a script.
 
     Raises:
-        UsageError: There are callbacks, or something given in Python.
+        UsageError: There are objects, or something given in Python.
     """
     named = (config.data, config.val, config.backbone)
-    if callbacks or any(name and name.startswith("python:") for name in named):
+    if objects or any(name and name.startswith("python:") for name in named):
         raise UsageError(
-            "What is given in Python cannot be sent to several new processes: datasets, networks, callbacks",
+            "What is given in Python (dataset, network, augmentation, callback) cannot be sent to several processes",
             "Use devices=1, or start the script with torchrun",
         )
 
@@ -207,10 +273,13 @@ def _resume(
     elif any((folder / "checkpoints").glob("step_*")):
         raise UserError(f"'{folder}' has no readable checkpoint", "Start a new run with another --out")
     source = resolve.images(config)
+    if path is not None:
+        existing_runs.check_images(folder, config, source, state.fingerprint)
     config, message = existing_runs.change_length(config, len(source), state.step, steps, epochs)
     if message:
         log.say(message)
     config = resolve.resumed_threads(config, state.threads, device)
     compilation.choose(config.compile, device, config.steps)  # another machine may have no compiler
     # A run that was killed before its first checkpoint starts from the beginning.
-    return training.run(config, source, folder, device, replace(start, checkpoint=path))
+    result = training.run(config, source, folder, device, replace(start, checkpoint=path))
+    return _compared(result, config, folder, device)

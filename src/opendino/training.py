@@ -22,15 +22,15 @@ from opendino import existing_runs, report, resolve, snapshots
 from opendino.config import Config, ResolvedConfig
 from opendino.core import atomic_write, compilation, distributed, duration, log, metrics_log
 from opendino.core.contracts import Callback, Source
+from opendino.core.progress import Progress
 from opendino.core.types import Clock, Views, ViewSpec
 from opendino.data import fingerprint, loader
-from opendino.engine import checkpoint, optim, parallel, precision, profiler, threads
+from opendino.data.held_out import with_held_out
+from opendino.engine import checkpoint, optim, parallel, precision, profiler, threads, verdict
 from opendino.engine.background import BackgroundWriter
-from opendino.engine.collapse_detection import COLLAPSES, examine, outcome
 from opendino.engine.interrupt import Interrupt, Interrupted
 from opendino.engine.metric_writer import MetricWriter
 from opendino.engine.profiler import Profiler
-from opendino.engine.progress import Progress
 from opendino.engine.run_folder import RunDirLock
 from opendino.engine.run_monitor import Limits, RunMonitor
 from opendino.engine.run_result import Result
@@ -38,6 +38,7 @@ from opendino.engine.throughput import Throughput
 from opendino.online_eval import OnlineEval
 from opendino.run_parts import Networks, TrainingData, build_networks, open_data, prefetch
 from opendino.snapshots import RunState
+from opendino.views import patch_masks
 from opendino.views.multi_crop import multi_crop
 
 
@@ -94,7 +95,7 @@ def run(config: ResolvedConfig, source: Source, folder: Path, device: torch.devi
 
         state = RunState(fingerprint=fingerprint.sample(source))
         if start.checkpoint:
-            state = snapshots.restore(start.checkpoint, networks.method, networks.optimizer, source)
+            state = snapshots.restore(start.checkpoint, networks.method, networks.optimizer)
         state.world = distributed.world_size()
         # The number of threads may change during the run only if the user did not give it.
         state.threads = threads.to_state(config.threads) if request is None or request.threads == "auto" else None
@@ -104,6 +105,8 @@ def run(config: ResolvedConfig, source: Source, folder: Path, device: torch.devi
         first_batch = [next(stream)] if state.step < config.steps else []
         if is_main:
             _write_settings(folder, config, request)
+            if new:
+                existing_runs.save_keys(folder, fingerprint.key_digests(with_held_out(source)))
             closing.callback(log.write_to, None)
         metric_writer = MetricWriter(folder, -1 if new else state.step) if is_main else None
         if metric_writer:
@@ -143,7 +146,7 @@ def _train(run: _Run, stream: Iterator[loader.Batch], interrupt: Interrupt, lock
     slowdown = threads.Slowdown() if state.threads and threads.may_change(run.device) else None
     dtype, unreadable = getattr(torch, config.precision), list[tuple[str, str]]()
     with (
-        contextlib.closing(Progress(total, first_step, distributed.rank() == 0)) as progress,
+        Progress("step", total, first_step, patience=0) as progress,
         Profiler(run.folder if config.profile and distributed.rank() == 0 else None, run.device) as step_profiler,
     ):
         interrupt.finish_step = True
@@ -154,7 +157,7 @@ def _train(run: _Run, stream: Iterator[loader.Batch], interrupt: Interrupt, lock
             torch.manual_seed(_step_seed(config.seed, clock.step, distributed.rank()))
             with compilation.compiling(config.compile), run.throughput.counting():
                 # A generator, so that the crops of only one micro-batch take memory at a time.
-                views = (_make_views(run, batch) for batch in batches)
+                views = (make_views(batch, run.data, run.spec, run.device) for batch in batches)
                 tensors, numbers = step(
                     networks.model, networks.optimizer, config.optim, config.batch, clock, views, dtype
                 )
@@ -238,14 +241,15 @@ def step(
     return tensors, outputs[0].numbers | {"lr": lr, "weight_decay": weight_decay}
 
 
-def _make_views(run: _Run, batch: loader.Batch) -> Views:
+def make_views(batch: loader.Batch, data: TrainingData, spec: ViewSpec, device: torch.device) -> Views:
     """Move a micro-batch of images to the device and make its views there."""
     with profiler.section("crops"):
-        on_device = batch.to(run.device)
-        if run.data.device_cache:
-            on_device = run.data.device_cache.fill(on_device)
-        crops = multi_crop(on_device.canvas, on_device.draws, run.spec)
-    return Views(crops, on_device.labels, on_device.indices, run.spec.num_labeled(len(batch.indices)))
+        on_device = batch.to(device)
+        if data.device_cache:
+            on_device = data.device_cache.fill(on_device)
+        crops = multi_crop(on_device.canvas, on_device.draws, spec)
+    masks = patch_masks.of_batch(on_device.draws, spec)
+    return Views(crops, on_device.labels, on_device.indices, spec.num_labeled(len(batch.indices)), masks)
 
 
 def _evaluate_and_save(run: _Run, done: int, evaluating: bool, saving: bool) -> None:
@@ -293,12 +297,10 @@ def _finish(run: _Run, began: float) -> Result:
     is_main, metrics = distributed.rank() == 0, run.folder / "metrics.jsonl"
     if run.config.report and is_main:
         _report(run.folder)
-    diagnosis = distributed.broadcast_object(
-        examine(metrics_log.sampled(metrics), run.config.steps) if is_main else None
+    found = distributed.broadcast_object(
+        verdict.of_rows(metrics_log.sampled(metrics), run.config.steps) if is_main else None
     )
-    assert diagnosis is not None
-    verdict = run.monitor.verdict
-    collapse = diagnosis.name if diagnosis.name in COLLAPSES else verdict.name if verdict else None
+    assert found is not None
     names = ("knn", "accuracy", "effective_rank", "balanced_accuracy", "standard_error", "accuracy_balanced")
     scores: dict[str, Any] = {name: quality.get(name) for name in (*names, "majority", "num_queries")}
     return Result(
@@ -307,10 +309,10 @@ def _finish(run: _Run, began: float) -> Result:
         seconds=time.monotonic() - began,
         **run.throughput.summary(),
         **scores,
-        collapse=collapse,
+        collapse=found.collapse,
         against_start=online_eval.against_start(quality, run.state.baselines) if online_eval else None,
-        verdict=outcome(diagnosis, collapse),
-        evidence=diagnosis.evidence,
+        verdict=found.name,
+        evidence=found.evidence,
     )
 
 

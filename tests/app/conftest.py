@@ -32,7 +32,7 @@ def row(step: int, steps: int, seed: int = 0) -> str:
     """Lines of metrics.jsonl for one step."""
     part, noise = step / steps, 0.1 * math.sin(12.9898 * (step + seed) ** 1.5)
     numbers = {
-        "step": step, "ok": True, "loss": 1 + 4.5 * math.exp(-3 * part) + noise + 0.2 * seed,
+        "step": step, "ok": 1.0, "loss": 1 + 4.5 * math.exp(-3 * part) + noise + 0.2 * seed,
         "teacher_entropy": 3 - 2 * part + noise, "kl": 0.4 + math.exp(-2 * part) + noise, "entropy_frac": 0.5,
         "marginal_frac": 0.9, "feature_spread": 0.6 + 0.2 * part, "momentum": 0.95 + 0.04 * part,
     }  # fmt: skip

@@ -48,12 +48,12 @@ def test_a_collapsed_run_is_named(tmp_path: Path) -> None:
     same = row(1, 100).replace('"entropy_frac": 0.5', '"entropy_frac": 0.999')
     (run / "metrics.jsonl").write_text(same * 60)
     _, verdict = curves_tab.state(run, 60, 100, {})
-    assert verdict is not None and verdict.name == "uniform"
-    assert "uniform</span>" in drawn_curves({"a": run}, run_curves.Reader())[0]
+    assert verdict is not None and verdict.name == "collapsed (uniform)"
+    assert "collapsed (uniform)</span>" in drawn_curves({"a": run}, run_curves.Reader())[0]
 
 
 @pytest.mark.parametrize(
-    ("teacher", "word"), [(80.0, "finished, learned"), (52.0, ">not shown to have learned<"), (40.0, ">not shown")]
+    ("teacher", "word"), [(80.0, "finished, learned"), (52.0, ">not shown to learn<"), (40.0, ">not shown")]
 )
 def test_a_finished_run_says_whether_it_has_learned(tmp_path: Path, teacher: float, word: str) -> None:
     run = write_run(tmp_path / "run", 100, 100)

@@ -54,8 +54,11 @@ MISTAKES = {
     "resume runn": (1, "'runn' is no run folder", "opendino train DATA"),
     "resume photos": (1, "'photos' is no run folder", "opendino train DATA"),
     "resume": (2, "resume takes one run folder, not nothing", "opendino resume RUN"),
+    "continue": (2, "continue takes a run folder first, not nothing", "opendino continue RUN"),
+    "continue --steps 3": (2, "continue takes a run folder first, not --steps", "opendino continue RUN"),
+    "continue photos": (1, "'photos' is no run folder", "opendino train DATA"),
     "resume run more": (2, "not run more", "opendino resume RUN"),
-    "train": (2, "No images were named", "opendino train ~/photos"),
+    "train": (2, "No images were named", "Give a folder of images"),
     "train photos --bach 8": (2, "Unknown option '--bach'", "Did you mean --batch"),
     "train photos --views.local.numbr 8": (2, "Unknown option '--views.local.numbr'", "--views.local.number"),
     "train photos --config wrong.yaml": (2, "Unknown key 'bach'", "Did you mean batch"),
@@ -67,8 +70,8 @@ MISTAKES = {
     "train photos --backbone vit_huge/16": (2, "vit_huge/16", "vit_"),
     "train photos --backbone vit_small": (2, "'vit_small' lacks a patch size", "vit_small/16"),
     "train toy:clouds": (2, "clouds", "textures"),
-    "train photos --batch many": (2, "'many'", "opendino train --help"),
-    "train photos --epochs ten": (2, "'ten'", "opendino train --help"),
+    "train photos --batch many": (2, "'many'", "a whole number from 1"),
+    "train photos --epochs ten": (2, "'ten'", "a number above 0"),
     "train photos --precision half": (2, "'half'", "bfloat16"),
     "train photos --device gpu": (2, "Unknown device 'gpu'", "cuda"),
     "train photos --batch 0": (2, "--batch is 0", "a whole number from 1"),
@@ -76,6 +79,8 @@ MISTAKES = {
     "train photos --views.local.number -1": (2, "--views.local.number is -1", "a whole number from 0"),
     "train photos --method.teacher-temp 0": (2, "--method.teacher-temp is 0", "from 0.0001"),
     "train photos --optim.lr 0": (2, "--optim.lr is 0", "above 0"),
+    "train photos --every 2": (2, "every is '2'", "seconds such as 2s"),
+    "train photos --minutes 0": (2, "--minutes is 0", "above 0"),
     "train photos --epochs 2 --steps 3": (2, "epochs=2.0 and steps=3", "Give one of them"),
     "train photos --views.global.crop.scale 0.5": (2, "--views.global.crop.scale", "Expected 2"),
     "train photos more": (2, "more", "opendino train --help"),
@@ -189,7 +194,7 @@ import opendino
 from opendino.cli import main
 for typed in (["--help"], ["--version"], ["resume", "--help"], ["trian"], ["list", "methods"]):
     main(typed)
-print("heavy:", sorted({"torch", "numpy", "tyro", "timm", "PIL", "rich", "msgspec"} & set(sys.modules)))
+print("heavy:", sorted({"torch", "numpy", "tyro", "timm", "PIL", "rich"} & set(sys.modules)))
 """
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     assert ended.stdout.splitlines()[-1] == "heavy: []"

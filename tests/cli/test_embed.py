@@ -6,13 +6,18 @@ import json
 import os
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import pytest
-from tests.factories import model_folder, small_vit
+from tests.factories import model_folder, noise_image, small_vit
 
 from opendino.cli import main
+from opendino.data.open_source import open_source
+from opendino.datasets import video_frames
 from opendino.embeddings import resumable_parts, table_schema
+from opendino.embeddings.table_images import TableImages
 from opendino.models.load import load
 
 pq = pytest.importorskip("pyarrow.parquet")
@@ -42,6 +47,20 @@ def test_a_row_for_every_readable_image(folder: Path, photos: Path, capsys: pyte
     assert fields["seconds"] > 0 and fields["images_per_second"] > 0
     assert fields["fingerprint"] == load(folder, "student").fingerprint != about["fingerprint"]
     assert table_schema.about(pq.read_schema(out))["fingerprint"] == fields["fingerprint"]
+
+
+def test_frames_of_a_film_are_embedded_and_found_again(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    film, out = tmp_path / "film.mp4", tmp_path / "x.parquet"
+    video_frames.write(film, (np.asarray(noise_image(32, 32, seed=number)) for number in range(8)), Fraction(2))
+    assert main(["embed", str(folder), f"{film}?every=2s", "--out", str(out), "--device", "cpu"]) == 0
+    assert "gives 2 frames (the first of every 2s; add ?every=" in " ".join(capsys.readouterr().err.split())
+    assert pq.read_table(out)["key"].to_pylist() == ["film.mp4#00000.000", "film.mp4#00002.000"]
+    images = TableImages(table_schema.about(pq.read_schema(out)), ["film.mp4#00002.000"], 32 * 32)
+    read = images.read("film.mp4#00002.000")
+    assert read is not None and np.array_equal(np.asarray(read), open_source(str(film)).read(2))
+    assert images.read("film.mp4#00000.000") is None  # not asked for
 
 
 @pytest.mark.parametrize(

@@ -147,7 +147,11 @@ NAMES = sorted(name for name, kind in configs().items() if fields(kind) and kind
 @settings(fuzz, max_examples=80)
 @given(st.sampled_from(NAMES), st.data())
 def test_any_word_of_any_flag_is_refused_or_harmless(name: str, data: st.DataObject) -> None:
-    flags = [flag for flag in _flags._flags(example(name)) if flag not in ("--method", "--report")]
+    flags = [
+        flag
+        for flag in _flags.describe(None, "opendino x", example(name)).flags
+        if flag not in ("--method", "--report")
+    ]
     words = [data.draw(st.sampled_from(flags)), *data.draw(st.sampled_from(WORDS)).split(" ")]
     try:
         made = _flags.parse(configs()[name], words, "opendino x", "", example(name))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib
 import re
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -107,6 +108,13 @@ APART = {
     "cache", "max_bad_frac", "max_nonfinite", "resume", "channels", "stack", "channel_files", "intensity",
 }  # fmt: skip
 """Shown by tests of their own below; how images are read, in tests/models/test_image_reading.py."""
+for name in sorted(set(registry.names(registry.METHODS)) - METHODS.keys()):
+    # A method says in its own tests how a small one looks, and what else its settings can be.
+    own_tests = importlib.import_module(f"tests.methods.test_{name}")
+    if hasattr(own_tests, "OTHER_SETTINGS"):
+        METHODS[name], groups = own_tests.SMALL, registry.load(registry.METHODS, name).VIEWS
+        GROUPS[name] = changed_views(groups, {key: x for key, x in SIZES.items() if key.partition(".")[0] in groups})
+        RUN |= {f"{name}.{setting}": value for setting, value in own_tests.OTHER_SETTINGS.items()}
 
 
 def names(part: Any, prefix: str) -> list[str]:

@@ -11,6 +11,7 @@ import multiprocessing
 import pickle
 import tarfile
 import zipfile
+from fractions import Fraction
 from pathlib import Path
 
 import fsspec
@@ -26,6 +27,7 @@ from opendino.core.errors import BadImage
 from opendino.data.decode import decode
 from opendino.data.open_source import open_source
 from opendino.data.sources import python
+from opendino.datasets import video_frames
 
 PACKAGE = "opendino.data.sources"
 
@@ -63,7 +65,9 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     files = (str(tmp_path / name) for name in ("a.tar", "a.zip", "list.txt", "shards", "tables"))
     addresses = (f"{tmp_path}/tables?label=label", f"memory://{tmp_path.name}")
     given = python.register([(np.full((9, 7, 3), 40 * number, np.uint8), number % 2) for number in range(5)])
-    return [str(images), *files, *addresses, given, "toy:", "toy:forms?n=20"]
+    film = tmp_path / "film.mp4"
+    video_frames.write(film, (np.full((32, 32, 3), 40 * number, np.uint8) for number in range(5)), Fraction(1))
+    return [str(images), *files, *addresses, given, str(film), "toy:", "toy:forms?n=20"]
 
 
 @pytest.mark.parametrize("name", registry.names(PACKAGE))

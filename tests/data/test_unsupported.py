@@ -56,7 +56,7 @@ def reason(data: bytes, **words: Any) -> str:
         (tiff(1, 64, 6), "a TIFF of complex numbers: save real numbers"),
         (tiff(1, 16, 1, 34887), "a TIFF compressed by LERC, which is not read: save it with LZW or zlib"),
         (tiff(1, 40), "a TIFF of 40-bit unsigned samples, which are not read"),
-        (b"ZISRAWFILE" + bytes(90), "Zeiss .czi, which is not supported: convert it to TIFF with Fiji"),
+        (b"ZISRAWFILE" + bytes(90), "Zeiss .czi, which is not supported: convert it: bfconvert FILE"),
         (b"\xda\xce\xbe\x0a" + bytes(90), "Nikon .nd2, which is not supported: convert"),
         (bytes(128) + b"DICM" + bytes(90), "DICOM"),
         (b"\0\0\0\x18ftypheic" + bytes(90), "HEIC, which is not supported: convert it to JPEG or PNG"),
@@ -121,3 +121,15 @@ def test_unsupported_files_beside_images_are_logged(tmp_path: Path, capsys: pyte
         open_source(tmp_path)
     with pytest.raises(UserError, match=r"b\.czi is a Zeiss \.czi, which is not supported\. Convert"):
         open_source(tmp_path / "b.czi")
+
+
+@pytest.mark.parametrize("ending", [".czi", ".nd2", ".lif", ".vsi", ".oir", ".svs", ".mrxs", ".ndpi"])
+def test_files_of_microscopes_and_slides_are_counted_with_the_command_that_converts_them(
+    ending: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    for number in range(3):
+        (tmp_path / f"{number}{ending}").write_bytes(b"x")
+    open_source(tmp_path)
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"3 {ending} files in folder" in said and ("bfconvert FILE" in said or "vips dzsave FILE" in said)

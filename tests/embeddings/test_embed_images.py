@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import itertools
 import os
+import subprocess
+import sys
 from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
@@ -193,3 +195,22 @@ def test_rows_become_record_batches_of_the_schema(model: Model, patches: bool) -
 def test_tables_of_others_are_told_apart(metadata: dict[str, str] | None, told: str) -> None:
     with pytest.raises(UserError, match=told):
         table_schema.about(pa.schema([("vector", pa.float32())], metadata))
+
+
+def test_a_batch_of_a_table_needs_no_pandas() -> None:
+    pytest.importorskip("pyarrow")
+    program = """
+import sys, torch
+from opendino.embeddings import table_schema
+from opendino.embeddings.embed_images import Rows
+schema = table_schema.arrow(2, (1, 1), {})
+patches = torch.tensor([[[0.5, 1]], [[2, 3]]]).half()
+rows = Rows([0, 1], ["ä/1.png", ""], torch.tensor([[1.0, 2], [3, 4]]), [(5, 6), (7, 8)], patches, [])
+print(table_schema.batch(rows, schema).to_pylist())
+print("pandas" in sys.modules)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    first, second = {"key": "ä/1.png", "vector": [1.0, 2.0]}, {"key": "", "vector": [3.0, 4.0]}
+    first |= {"width": 5, "height": 6, "patches": [0.5, 1.0]}
+    second |= {"width": 7, "height": 8, "patches": [2.0, 3.0]}
+    assert ended.stdout.splitlines() == [str([first, second]), "False"]

@@ -128,14 +128,14 @@ def test_a_collapse_is_named_once_and_so_is_its_end(make: MakeWatch, said: list[
     watch = make(total=40)  # patience 10
     steps(watch, *[True] * 12, entropy_frac=1.0, marginal_frac=1.0, feature_spread=0.5)
     watch.flush()
-    assert watch.verdict is not None and watch.verdict.name == "uniform"
-    assert len(said) == 1 and "step 10: uniform collapse" in said[0] and watch.verdict.cure in said[0]
+    assert watch.collapse is not None and watch.collapse.name == "uniform"
+    assert len(said) == 1 and "step 10: uniform collapse" in said[0] and watch.collapse.cure in said[0]
     steps(watch, *[True] * 4, entropy_frac=0.5, marginal_frac=1.0, feature_spread=0.5)
     watch.flush()
-    assert watch.verdict is not None, "four of ten rows move no median"
+    assert watch.collapse is not None, "four of ten rows move no median"
     steps(watch, True, entropy_frac=0.5, marginal_frac=1.0, feature_spread=0.5)
     watch.flush()
-    assert watch.verdict is None
+    assert watch.collapse is None
     assert said[1:] == ["step 17: no longer uniform"]
 
 

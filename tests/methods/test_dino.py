@@ -217,7 +217,7 @@ def test_the_loss_is_the_mean_over_pairs_of_different_views(
     rows = torch.randn(num_student, B, 6, dtype=torch.float64, requires_grad=True)
     prototypes = torch.randn(K, 6, dtype=torch.float64, requires_grad=True)
     targets = torch.randn(2, B, K, dtype=torch.float64).softmax(-1) * torch.rand(2, B, 1, dtype=torch.float64)
-    monkeypatch.setattr(dino, "_ROWS_AT_ONCE", rows_at_once)
+    monkeypatch.setattr("opendino.losses._ROWS_AT_ONCE", rows_at_once)
     ours = 3 * dino.cross_entropy(rows, prototypes, targets, 0.3, same_views=same_views)
     our_gradients = torch.autograd.grad(ours, (rows, prototypes))
     student = rows @ prototypes.mT / 0.3
@@ -366,8 +366,8 @@ def test_a_collapsed_teacher_shows_in_the_metrics(name: str | None) -> None:
                 constant(network)
         made.get_buffer("center")[0, 3] = -100.0 if name == "one-hot" else 0.0
     metrics = {key: float(value) for key, value in made(views(), CLOCK).metrics.items()}
-    verdict = diagnose(metrics)
-    assert (verdict.name if verdict else None) == name
+    collapse = diagnose(metrics)
+    assert (collapse.name if collapse else None) == name
     if name == "uniform":
         assert metrics["teacher_entropy"] == pytest.approx(math.log(K), rel=1e-12)
         assert metrics["kl"] == pytest.approx(0, abs=1e-12)

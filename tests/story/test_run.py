@@ -25,7 +25,7 @@ from opendino.config import dump
 from opendino.core import compilation
 from opendino.core.errors import UserError
 from opendino.engine import checkpoint, optim
-from opendino.methods import byol, dino, distill, mean_teacher
+from opendino.methods import byol, dino, distill, lejepa, mean_teacher, swav
 
 TIMED = ("images_per_second", "data_wait", "mfu", "peak_memory_bytes", "seconds")
 
@@ -57,6 +57,7 @@ def test_what_a_run_leaves(finished: Path) -> None:
     assert [row["step"] for row in judged] == [0, 5, 10]
     assert judged[0]["knn"]["teacher"] == judged[0]["knn"]["student"]
     assert judged[0]["knn"].keys() == {"teacher", "student", "pixels", "untrained"}
+    assert [*judged[0]["crop_match"]] == ["teacher", "untrained", "pixels", "color"]
 
 
 def test_the_model_of_a_run_opens(finished: Path) -> None:
@@ -75,7 +76,7 @@ def test_the_model_of_a_run_opens(finished: Path) -> None:
 def test_workers_and_cache_change_nothing(finished: Path, tmp_path: Path, workers: int, cache: str) -> None:
     opendino.train(dino_run(tmp_path / "run", workers=workers, cache=cache))
     assert difference(finished, tmp_path / "run", 10) is None
-    assert not (tmp_path / "run" / "cache.u8").exists()
+    assert not (tmp_path / "run" / "cache.bin").exists()
 
 
 KILLER = """
@@ -171,6 +172,8 @@ METHODS = {
     "byol": byol.Config(hidden_dim=16, projection_dim=8, momentum=0.9),
     "mean_teacher": mean_teacher.Config(),
     "distill": distill.Config(),
+    "swav": swav.Config(out_dim=16, hidden_dim=16, bottleneck_dim=8),
+    "lejepa": lejepa.Config(num_directions=16, hidden_dim=16, projection_dim=8),
     "distill-whole": distill.Config(teacher_view="whole"),
 }
 
@@ -337,8 +340,15 @@ def test_resume_refuses_changed_images(tmp_path: Path) -> None:
     folder = noise_folder(tmp_path / "photos", 12)
     run = tmp_path / "run"
     opendino.train(dino_run(run, data=str(folder), val=None, batch=4, steps=4))
+    noise_folder(folder, 14)
+    with pytest.raises(UserError, match=r"\(12 then, 14 now: 2 new, 0 gone\)") as grown:
+        opendino.resume(run)
+    assert f"opendino continue {run} {folder}" in grown.value.hint and f"--init {run}" in grown.value.hint
     (folder / "0.png").unlink()
-    with pytest.raises(UserError, match=r"The images have changed .*\(12 then, 11 now\)"):
+    with pytest.raises(UserError, match=r"The images have changed .*\(12 then, 13 now: 2 new, 1 gone\)"):
+        opendino.resume(run)
+    (run / "image_keys.npy").unlink()
+    with pytest.raises(UserError, match=r"The images have changed .*\(12 then, 13 now\)"):
         opendino.resume(run)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import gradio as gr
-from PIL import Image
+import numpy as np
 
 from opendino.app.context import NETWORK, Context, Head, bounded, enlarged, handle_errors, session_id
 from opendino.app.model_cache import encoder_for
@@ -35,7 +35,7 @@ def build(context: Context, head: Head) -> None:
 
     def show(
         name: str | None,
-        image: Image.Image | None,
+        image: np.ndarray | None,
         kind: str,
         size: float,
         mass: float,
@@ -44,11 +44,13 @@ def build(context: Context, head: Head) -> None:
     ) -> tuple[Any, str]:
         if image is None:
             return None, ""
-        encoder = encoder_for(context.model(name, session_id(request)), image, int(bounded(size, 64, 480)))
-        prepared = encoder.prepare(image)
+        network = context.model(name, session_id(request))
+        encoder, pixels = encoder_for(network, image, int(bounded(size, 64, 480))), network.pixels(image)
+        prepared = encoder.prepare(pixels)
+        shown = enlarged(encoder.picture(prepared))
         if kind == "Attention":
             maps = encoder.attention(prepared)
-            rows = attention.tiles(enlarged(prepared), maps, bounded(mass, 0.1, 1), name="image")
+            rows = attention.tiles(shown, maps, bounded(mass, 0.1, 1), name="image")
             return (
                 Sheet(rows).image(),
                 f"{encoder.quantity[:1].upper()}{encoder.quantity[1:]}, dark to bright. Last: the patches with most.",
@@ -57,7 +59,7 @@ def build(context: Context, head: Head) -> None:
         basis = fit([patches], "auto" if split else "off")
         shares = ", ".join(f"{share:.0%}" for share in basis.explained)
         note = f"Similar colors mean similar features. The three components explain {shares} of the variance."
-        return Sheet([pca.tiles(enlarged(prepared), patches, basis, "image")]).image(), note
+        return Sheet([pca.tiles(shown, patches, basis, "image")]).image(), note
 
     inputs = [head.model, picture, kind, size, mass, foreground]
     gr.on(

@@ -16,7 +16,8 @@ from opendino.app.run_curves import Columns, Reader
 from opendino.config import read_tree
 from opendino.core.accuracy import baseline_text, format_accuracies
 from opendino.core.errors import UserError
-from opendino.engine.collapse_detection import Monitor, Verdict, conclude
+from opendino.engine.collapse_detection import Monitor
+from opendino.engine.verdict import LEARNED, Verdict, judge
 from opendino.visualize.drawing import panels, templates
 from opendino.visualize.drawing.panels import Chart
 
@@ -157,19 +158,19 @@ def state(run: Path, done: int, total: int, columns: Columns) -> tuple[str, Verd
     with open(path, "rb") as file:
         file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
         lines = file.read().splitlines()
-    monitor, verdict = Monitor(total or 10**9), None
+    monitor, collapse = Monitor(total or 10**9), None
     for line in lines:
         try:
             row = json.loads(line)
         except ValueError:
             continue
         if isinstance(row, dict) and "loss" in row:
-            verdict = monitor.watch(row)
-    if verdict is not None:
-        return "", verdict
-    if total and done >= total:
-        found = conclude(columns, done, total)
-        return ("finished, learned", None) if found.name == "healthy" else ("finished,", found)
+            collapse = monitor.watch(row)
+    finished = total > 0 and done >= total
+    if collapse is not None or finished:
+        found = judge(columns, total, collapse)
+        word = "finished," if finished else ""
+        return (f"{word} {LEARNED}", None) if found.name == LEARNED else (word, found)
     return "running" if time.time() - path.stat().st_mtime < _ALIVE_SECONDS else "stopped", None
 
 

@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -123,10 +124,11 @@ class ShownTable:
         return self.files.read(key) or Image.new("RGB", (96, 96), "#dddddd")
 
 
-def encoder_for(model: Model, image: Image.Image, size_px: int) -> ImageEncoder:
-    """An encoder for an image, with a smaller input size if the image would have too many patches."""
+def encoder_for(model: Model, pixels: np.ndarray, size_px: int) -> ImageEncoder:
+    """An encoder for an image `[H W C]`, with a smaller input size if the image would have too many patches."""
     encoder = ImageEncoder(model, size_px)
-    width, height = (side * size_px / min(image.size) / encoder.patch_px for side in image.size)  # in patches
+    sides = pixels.shape[:2]
+    height, width = (side * size_px / min(sides) / encoder.patch_px for side in sides)  # in patches
     if encoder.any_size and width * height > _MAX_PATCHES:
         encoder = ImageEncoder(model, int(size_px * math.sqrt(_MAX_PATCHES / (width * height))))
     return encoder

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from opendino.core import metrics_log
 from opendino.core.errors import UserError
-from opendino.engine.collapse_detection import EXAMINED
+from opendino.engine.verdict import EXAMINED
 from opendino.visualize.drawing import panels, style
 
 _TICK_BYTES = 2**25

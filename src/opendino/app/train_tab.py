@@ -16,7 +16,7 @@ from opendino.config import read_tree
 from opendino.core import metrics_log
 from opendino.core.accuracy import baseline_text
 from opendino.core.errors import UserError
-from opendino.engine.collapse_detection import examine
+from opendino.engine import verdict
 from opendino.visualize.drawing import panels, templates
 
 NAME = "Train"
@@ -183,7 +183,7 @@ def draw(training: TrainingJob, running: bool, curves: Reader) -> str:
         ready=rows and not running,
         charts={title: panels.bars(evaluated)} if evaluated else {},
         baseline=baseline_text(evaluated),
-        verdict=examine(rows, total) if rows and total and not running else None,
+        verdict=verdict.of_rows(rows, total) if rows and total and not running else None,
         said=training.said[-40:],
     )
 

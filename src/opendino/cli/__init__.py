@@ -15,11 +15,24 @@ from importlib.metadata import version
 from select import POLLERR, poll
 from typing import Any, TextIO
 
+from opendino.cli import flag_table
 from opendino.core import registry, slurm
 from opendino.core.errors import UserError, to_user_error, unknown
 
 _SUFFIX = "_command"
 _ALIASES = {"show": "visualize"}
+EXTRAS = {
+    "app": "app",
+    "explore": "explore",
+    "export": "export to other libraries, push",
+    "medical": "DICOM images",
+    "remote": "images at s3://, gs://, abfs://",
+    "science": "compressed TIFF images",
+    "search": "tables in .parquet and .lance: embed, search, duplicates, select, outliers, drift",
+    "streams": "hf:NAME as images",
+    "video": "visualize video, and video files elsewhere",
+}
+"""Extra of the package → verbs and images that need it."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +81,11 @@ def _run(argv: list[str] | None) -> int:
             print(version("opendino"))
             return 0
         verb = _ALIASES.get(args[0], args[0])
-        if verb not in _verbs():
-            raise unknown("verb", verb, _verbs())
+        if verb not in verbs():
+            raise unknown("verb", verb, verbs())
+        if (text := flag_table.shipped_help(verb, args[1:])) is not None:
+            print(text)
+            return 0
         outcome: Outcome | None = importlib.import_module(_module(verb)).run(args[1:])
     except KeyboardInterrupt:
         return _failed(UserError("Interrupted before there was anything to save", exit_code=130), as_json)
@@ -93,7 +109,7 @@ def _has_no_reader(stream: TextIO) -> bool:
         return False
 
 
-def _verbs() -> list[str]:
+def verbs() -> list[str]:
     """Names of the verbs, from the files of this package."""
     files = registry.names("opendino.cli")
     return [name.removesuffix(_SUFFIX) for name in files if name.endswith(_SUFFIX)]
@@ -119,7 +135,9 @@ def _help() -> str:
         "usage: opendino VERB ... [--json]",
         "",
     ]
-    lines += [f"  {verb:<11} {registry.summary('opendino.cli', verb + _SUFFIX)}" for verb in _verbs()]
+    lines += [f"  {verb:<11} {registry.summary('opendino.cli', verb + _SUFFIX)}" for verb in verbs()]
+    lines += ["", "Some need an extra, e.g. pip install 'opendino[app]':", ""]
+    lines += [f"  {name:<11} {what}" for name, what in EXTRAS.items()]
     return "\n".join([*lines, "", "`opendino VERB --help` shows the options of a verb. Start with: opendino demo"])
 
 

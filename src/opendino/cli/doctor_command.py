@@ -20,14 +20,15 @@ def run(args: list[str]) -> Outcome | None:
     if len(args) != 1 or args[0].startswith("-"):
         raise UsageError(f"doctor takes one run folder, not {' '.join(args) or 'nothing'}", USAGE)
     from opendino.data.metadata import confounders_hint
-    from opendino.engine.collapse_detection import examine
+    from opendino.engine import verdict
 
     folder = Path(args[0]).expanduser()
     rows, settings = _rows(folder), _settings(folder)
-    found = examine(rows, settings["steps"])
-    lines = [f"{folder}: {found.name}", f"evidence: {found.evidence}"] + ([f"cure: {found.cure}"] if found.cure else [])
+    found = verdict.of_rows(rows, settings["steps"])
+    lines = [f"{found.name}: {found.evidence}"] + ([f"cure: {found.cure}"] if found.cure else [])
     hint = confounders_hint(str(folder), str(settings.get("data", "")), str(settings.get("labels", "")))
-    fields = {"verdict": found.name, "evidence": found.evidence, "cure": found.cure, "confounders": hint or None}
+    fields = {"verdict": found.name, "evidence": found.evidence, "cure": found.cure}
+    fields |= {"collapse": found.collapse, "confounders": hint or None}
     return Outcome("\n".join(lines + [f"batch effects: {hint}"] * bool(hint)), fields)
 
 

@@ -8,18 +8,16 @@ from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, TypeVar, get_type_hints
 
+import msgspec
 import tyro
 from tyro import _errors  # private, but documented; no public part of tyro tells a mistake otherwise than as drawn text
 
-from opendino.core.errors import UsageError, UserError, nearest
-from opendino.core.ranges import OutOfRange, shown
+from opendino.cli import flag_table
+from opendino.cli.flag_table import Flag, Table
+from opendino.core.errors import UsageError, UserError
+from opendino.core.ranges import OutOfRange, advice, shown
 
 T = TypeVar("T")
-
-_MISSING = {
-    "DATA": ("No images were named", "Give a folder of images"),
-    "MODEL": ("No model was named", "Give a run folder, an imported or exported model folder, or timm:NAME"),
-}
 
 
 def parse(
@@ -43,13 +41,11 @@ def parse(
     Raises:
         UsageError: An unknown flag or value, in one line.
     """
-    flags = _flags(default if default is not None else kind)
-    known = set(flags)
-    for arg in args:
-        flag = arg.partition("=")[0]
-        if arg.startswith("--") and flag.replace("_", "-") not in known | {"--help", full_help}:
-            raise UsageError(f"Unknown option '{flag}'", nearest(flag, known))
-    args = _with_true(["--help" if arg == full_help else arg for arg in args], flags)
+    table = describe(kind, prog, default, full_help)
+    wants_help = bool({"-h", "--help", full_help} & set(args))
+    if not wants_help:
+        flag_table.check(table, args)
+    args = ["--help"] if wants_help else _with_true(args, table)
     options: dict[str, Any] = {} if default is None else {"default": default}
 
     def refuse(event: _errors.ParseErrorEvent) -> None:
@@ -119,8 +115,8 @@ def _one_line(event: _errors.ParseErrorEvent, args: list[str], see_help: str) ->
     match event:
         case _errors.MissingArgs():
             missing = event.missing_arguments[0].arg
-            name = str(missing.lowered.metavar) if missing.is_positional() else missing.lowered.name_or_flags[-1]
-            return UsageError(*_MISSING.get(name, (f"{event.prog} lacks {name}", see_help)))
+            name = missing.lowered.metavar if missing.is_positional() else missing.lowered.name_or_flags[-1]
+            return UsageError(f"{event.prog} lacks {name}", see_help)
         case _errors.UnrecognizedArgs():
             return UsageError(f"Unexpected argument {shown(event.tokens[0])}", see_help)
         case _errors.InvalidChoice():
@@ -147,7 +143,8 @@ def _of_wrong_type(flags: tuple[str, ...], metavar: str, args: list[str], see_he
         see_help: The hint if there is no better one.
     """
     kind = metavar.replace("{None}|", "").lower()
-    number = max(len(option.split()) for option in kind.split("|"))
+    any_number = "..." in kind
+    number = len(args) if any_number else max(len(option.split()) for option in kind.split("|"))
     flag, value = flags[-1], ""
     for place, arg in enumerate(args):
         name, equals, attached = arg.partition("=")
@@ -155,7 +152,8 @@ def _of_wrong_type(flags: tuple[str, ...], metavar: str, args: list[str], see_he
             following = itertools.takewhile(lambda word: not word.startswith("--"), args[place + 1 :][:number])
             flag, value = name, attached if equals else " ".join(following)
     or_auto = ", or auto" * ("{auto}" in kind)
-    hint = f"Expected {number} values{or_auto}" if number > 1 else see_help
+    many = "one or more" if any_number else number
+    hint = f"Expected {many} values{or_auto}" if number > 1 else see_help
     return UsageError(f"{flag} is {shown(value)}, not of type {kind}", hint)
 
 
@@ -166,28 +164,59 @@ def _as_typed(field: str, args: list[str]) -> str:
     return short if len(field) == 1 and short in [arg.partition("=")[0] for arg in args] else flag
 
 
-def _with_true(args: list[str], flags: dict[str, Any]) -> list[str]:
+def _with_true(args: list[str], table: Table) -> list[str]:
     """Add True after a boolean flag without a value, because tyro requires one."""
     words = []
     for arg, following in itertools.zip_longest(args, args[1:]):
         words.append(arg)
-        if flags.get(arg.replace("_", "-")) is bool and following not in ("True", "False"):
+        flag = table.flags.get(arg.replace("_", "-"))
+        if flag and flag.schema.get("type") == "boolean" and following not in ("True", "False"):
             words.append("True")
     return words
 
 
-def _flags(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Every flag of a Config (an instance or a class) and of its nested Configs → its type."""
-    hints = get_type_hints(config if isinstance(config, type) else type(config), include_extras=True)
-    found = {}
+def describe(kind: Any, prog: str, default: Any = None, full_help: str = "--help") -> Table:
+    """The table of flags of a Config; the arguments are those of `parse`."""
+    words, flags = _parts(kind if default is None else default)
+    many = any(several for _, _, several in words)
+    return Table(prog, [name for name, needed, _ in words if needed], None if many else len(words), flags, full_help)
+
+
+def _parts(config: Any, prefix: str = "") -> tuple[list[tuple[str, bool, bool]], dict[str, Flag]]:
+    """The words (name, whether it is required, whether there may be several) and flags of a Config and those in it.
+
+    Args:
+        config: An instance or a class.
+        prefix: Start of the names of the flags, e.g. "method.".
+    """
+    annotations = get_type_hints(config if isinstance(config, type) else type(config), include_extras=True)
+    words: list[tuple[str, bool, bool]] = []
+    found: dict[str, Flag] = {}
     for field in fields(config):
-        default = field.default_factory() if field.default_factory is not MISSING else None
-        value = getattr(config, field.name, default)
+        default = field.default_factory() if field.default_factory is not MISSING else field.default
+        value, hint = getattr(config, field.name, default), annotations[field.name]
         if isinstance(value, dict) and value and all(map(is_dataclass, value.values())):
-            for name, part in value.items():
-                found |= _flags(part, f"{prefix}{field.name}.{name}.")
-        elif is_dataclass(value):
-            found |= _flags(value, f"{prefix}{field.name}.")
-        elif tyro.conf.Positional not in getattr(hints[field.name], "__metadata__", ()):
-            found["--" + f"{prefix}{field.name}".replace("_", "-")] = hints[field.name]
-    return found
+            nested = {f"{prefix}{field.name}.{name}.": part for name, part in value.items()}
+        else:
+            nested = {f"{prefix}{field.name}.": value} if is_dataclass(value) else {}
+        for start, part in nested.items():
+            found |= _parts(part, start)[1]
+        if nested:
+            continue
+        schema, required = msgspec.json.schema(hint), value is MISSING
+        several = _takes_several(schema)
+        notes = getattr(hint, "__metadata__", ())
+        if tyro.conf.Positional in notes:
+            name = next((note.metavar for note in notes if getattr(note, "metavar", None)), field.name.upper())
+            words.append((name, required or value == "", several))
+        else:
+            flag = "--" + f"{prefix}{field.name}".replace("_", "-")
+            schema.pop("description", None)
+            found[flag] = Flag({} if several else schema, "" if several else advice("", hint), required)
+    return words, found
+
+
+def _takes_several(schema: dict[str, Any]) -> bool:
+    """Whether a flag may take several words, or words of which only the parser knows the type."""
+    kinds = {part.get("type", "enum" if "enum" in part else "") for part in schema.get("anyOf", [schema])}
+    return not kinds <= {"integer", "number", "string", "boolean", "null", "enum"}

@@ -8,6 +8,7 @@ from typing import Annotated
 import tyro
 
 from opendino.cli import Outcome, flags
+from opendino.core.progress import waiting
 from opendino.core.ranges import Checked, Width
 from opendino.interop.importing import import_model
 
@@ -34,7 +35,8 @@ def run(args: list[str]) -> Outcome:
         "opendino import",
         "Import a checkpoint of another library. No code in the checkpoint is executed.",
     )
-    imported, model = import_model(config.checkpoint, config.out, config.architecture, config.num_heads)
+    with waiting("reading and checking the weights"):
+        imported, model = import_model(config.checkpoint, config.out, config.architecture, config.num_heads)
     networks = list(imported.networks)
     millions = sum(weight.numel() for weight in model.backbone.parameters()) / 1e6
     text = (

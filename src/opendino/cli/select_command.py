@@ -13,6 +13,7 @@ import tyro
 from opendino.cli import Outcome, flags
 from opendino.core import atomic_write, distributed
 from opendino.core.errors import UserError
+from opendino.core.progress import track
 from opendino.core.ranges import Checked, Count, OutOfRange, Seed
 from opendino.data.list_columns import read_list
 from opendino.data.open_source import list_paths
@@ -65,7 +66,8 @@ def run(args: list[str]) -> Outcome:
             f"--num is {config.num}, and there are {len(keys):,} images{labeled}{left_out(lost)}",
             f"Choose at most {most}",
         )
-    chosen = list(itertools.islice(k_center(vectors.to(device), start, config.seed), config.num))
+    centers = itertools.islice(k_center(vectors.to(device), start, config.seed), config.num)
+    chosen = list(track(centers, "images chosen", config.num))
     atomic_write.write(out, "".join(f"{line(paths[row])}\n" for row, _ in chosen))
     radius = chosen[-1][1]
     text = f"{len(chosen):,} of {len(keys):,} images → {config.out}; every image is within {radius:.3f} of a chosen one"

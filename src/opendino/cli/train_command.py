@@ -1,4 +1,4 @@
-"""Train a model on unlabeled images: opendino train DATA [--recipe NAME] [--epochs N | --steps N] [--out RUN]"""
+"""Train a model on unlabeled images: opendino train DATA [--recipe NAME] [--minutes M | --epochs N] [--out RUN]"""
 
 from __future__ import annotations
 
@@ -89,15 +89,27 @@ def parse(args: list[str], recipe: str = "auto", data: str | None = None) -> Con
         UsageError: An unknown flag or value, in one line.
     """
     args, base = _base(args, recipe, data)
-    args = _view_flags(args, list(base.views))
     description = (
         f"Train a model on unlabeled images. Also: --recipe NAME ({', '.join(registry.names(_RECIPES))}), "
         f"--config FILE.yaml, --method NAME ({', '.join(registry.names('opendino.methods'))}), --json."
     )
-    config = flags.parse(Config, args, "opendino train", description, base, full_help="--help-all")
+    config = parse_from(base, args, "opendino train", description)
     if not config.data:
         raise UsageError("No images were named", "Give a folder: opendino train ~/photos")
     return config
+
+
+def parse_from(base: Config, args: list[str], prog: str, description: str) -> Config:
+    """Parse the flags of a Config, with `base` for those that are not given; a length replaces the one in `base`.
+
+    Raises:
+        UsageError: An unknown flag or value, in one line.
+    """
+    given = {name for name in configs.LENGTHS if any(arg.partition("=")[0] == f"--{name}" for arg in args)}
+    if given:
+        base = replace(base, **dict.fromkeys(set(configs.LENGTHS) - given))
+    args = _view_flags(args, list(base.views))
+    return flags.parse(Config, args, prog, description, base, full_help="--help-all")
 
 
 def brief_help(
@@ -118,11 +130,13 @@ def brief_help(
     method = configs.method_name(base)
     length = "auto" if base.epochs == "auto" else f"{base.epochs} epochs" if base.epochs else f"{base.steps} steps"
     options = {
-        "DATA": "Images: a folder, a .tar or .zip, a list of paths, .tar shards, .parquet, hf:NAME or toy:KIND",
+        "DATA": "Images: a folder, a video, a .tar or .zip, a list, .tar shards, .parquet, hf:NAME or toy:KIND",
+        "--every 2s": "Time between the frames that videos in DATA give, or all; default: 1s",
         "--val DATA": f"Labeled images for the k-NN accuracy during training; default: {base.val or 'a part of DATA'}",
         "--out RUN": "Run folder to create; default: runs/NAME-DATE",
         "--recipe NAME": f"Preset of all settings: {', '.join(registry.names(_RECIPES))}",
         "--epochs N, --steps N": f"Length in epochs or in optimizer steps; default: {length}",
+        "--minutes M": "Length in minutes instead, converted to steps by timing a few steps at the start",
         "--batch N": f"Images per optimizer step, summed over devices; default: {base.batch}",
         "--method NAME": f"{', '.join(registry.names('opendino.methods'))}; default: {method}",
         "--backbone NAME": f"vit_tiny|small|base/PATCH, or any timm name; default: {base.backbone}",
@@ -177,9 +191,4 @@ def _base(args: list[str], recipe: str, data: str | None) -> tuple[list[str], Co
         base = configs.from_tree(configs.read_tree(chosen["config"]), base)
     if chosen["method"] and chosen["method"] != configs.method_name(base):
         base = configs.with_method(base, chosen["method"])
-    given = {arg.partition("=")[0] for arg in args}
-    if "--steps" in given and "--epochs" not in given:
-        base = replace(base, epochs=None)
-    if "--epochs" in given and "--steps" not in given:
-        base = replace(base, steps=None)
     return args, base

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 _file: Path | None = None
+_muted = False
 _pending: list[str] = []  # messages from before the run folder exists
 
 
@@ -20,9 +23,20 @@ def console() -> Any:
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
+@contextlib.contextmanager
+def muted() -> Iterator[None]:
+    """Context manager in which no message is printed or logged."""
+    global _muted
+    before, _muted = _muted, True
+    try:
+        yield
+    finally:
+        _muted = before
+
+
 def say(text: str, style: str = "") -> None:
     """Print one line and append it to the log file; only rank 0 prints."""
-    if os.environ.get("RANK", "0") != "0":
+    if _muted or os.environ.get("RANK", "0") != "0":
         return
     console().print(text, style=style or None, markup=False)
     _pending.append(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")

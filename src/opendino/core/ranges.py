@@ -9,12 +9,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+import sys
 import types
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import msgspec
-import numpy as np
 from msgspec import Meta
 
 from opendino.core.errors import UsageError
@@ -59,8 +59,10 @@ Hue = Annotated[float, Meta(ge=0, le=0.5)]
 ASCENDING = Meta(extra={"ascending": True})
 FractionRange = Annotated[tuple[FractionAboveZero, FractionAboveZero], ASCENDING]
 Spread = Annotated[float, Meta(ge=1e-6, le=1)]
-Mean = Annotated[tuple[Fraction, Fraction, Fraction], Meta(extra={"hint": _divide_by_255_hint})]
-Std = Annotated[tuple[Spread, Spread, Spread], Meta(extra={"hint": _divide_by_255_hint})]
+Channels = Annotated[int, Meta(ge=1, le=1024)]
+_PerChannel = Meta(min_length=1, max_length=1024, extra={"hint": _divide_by_255_hint})
+Mean = Annotated[tuple[Fraction, ...], _PerChannel]
+Std = Annotated[tuple[Spread, ...], _PerChannel]
 Duration = Annotated[
     str,
     Meta(
@@ -109,7 +111,7 @@ def check(config: Any) -> None:
     for name, hint in hints(type(config)).items():
         value = getattr(config, name)
         converted = convert(value, hint, name)
-        if converted is not value and (isinstance(value, np.generic) or converted != value):
+        if converted is not value and (_is_numpy_scalar(value) or converted != value):
             object.__setattr__(config, name, converted)
         if dataclasses.is_dataclass(value):
             try:
@@ -130,18 +132,18 @@ def convert(value: Any, hint: Any, name: str, strict: bool = True) -> Any:
     Raises:
         OutOfRange: The value has another type or is out of range.
     """
-    if isinstance(value, np.generic):
+    if _is_numpy_scalar(value):
         value = value.item()
-    if dataclasses.is_dataclass(value) and (hint is Any or type(value) is hint):
+    if dataclasses.is_dataclass(value) and (hint is Any or (isinstance(hint, type) and isinstance(value, hint))):
         return value
     if any("\0" in part for part in (value if isinstance(value, tuple | list) else [value]) if isinstance(part, str)):
         raise OutOfRange(name, value, "Text must not contain a NUL character")
     try:
         converted = msgspec.convert(value, hint, strict=strict)
     except Exception:  # ValidationError, or any error of msgspec on an object that is not plain data
-        raise OutOfRange(name, value, _hint(value, hint)) from None
+        raise OutOfRange(name, value, advice(value, hint)) from None
     if _extra(hint).get("ascending") and isinstance(converted, tuple) and converted[0] > converted[1]:
-        raise OutOfRange(name, value, _hint(value, hint))
+        raise OutOfRange(name, value, advice(value, hint))
     return converted
 
 
@@ -192,12 +194,18 @@ def allowed(hint: Any) -> str:
     return words.get(hint, getattr(hint, "__name__", str(hint)))
 
 
-def _hint(value: Any, hint: Any) -> str:
+def advice(value: Any, hint: Any) -> str:
+    """What to use instead of a value that an annotation does not allow."""
     offered = _extra(hint).get("hint")
     kinds = [part for part in get_args(hint) if part is not type(None)] if get_origin(hint) is Union else [hint]
     if all(get_origin(part) is Literal for part in kinds):
         return f"Choose from {', '.join(sorted(str(choice) for part in kinds for choice in get_args(part)))}"
     return (offered and offered(value)) or f"Use {allowed(hint)}"
+
+
+def _is_numpy_scalar(value: Any) -> bool:
+    numpy = sys.modules.get("numpy")  # importing it would take half of the time of `opendino VERB --help`
+    return numpy is not None and isinstance(value, numpy.generic)
 
 
 def _extra(hint: Any) -> dict[str, Any]:

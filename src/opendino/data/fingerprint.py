@@ -27,21 +27,40 @@ def sample(source: Source) -> dict[str, Any]:
     return {"images": [len(source), checksum], "contents": _contents(source)}
 
 
-def check(source: Source, then: dict[str, Any], when: str) -> None:
+def key_digests(source: Source) -> np.ndarray:
+    """64-bit digests of all keys, uint64 `[N]` in the order of the source, to tell which images of a folder are new."""
+    digests = (_digest(source.key(index)) for index in range(len(source)))
+    return np.frombuffer(b"".join(digests), "<u8")
+
+
+def check(
+    source: Source,
+    then: dict[str, Any],
+    when: str,
+    keys: np.ndarray | None = None,
+    hint: str = "Put them back, or start a new run",
+) -> None:
     """Check that a source still holds the same images; warn if a few of them were replaced.
 
     Args:
         source: The images now.
         then: `sample(source)` from before.
         when: When that was, for the message: "step 3".
+        keys: `key_digests(source)` from before, to count the new images and those that are gone.
+        hint: What to do if the images have changed.
 
     Raises:
         UserError: The names differ, or more than half of the sampled images have other content.
     """
     now = sample(source)
-    changed, hint = f"The images have changed since {when}", "Put them back, or start a new run"
+    changed = f"The images have changed since {when}"
     if then["images"] != now["images"]:
-        raise UserError(f"{changed} ({then['images'][0]:,} then, {len(source):,} now)", hint)
+        counts = f"{then['images'][0]:,} then, {len(source):,} now"
+        if keys is not None:
+            keys_now = key_digests(source)
+            num_new, num_gone = (~np.isin(keys_now, keys)).sum(), (~np.isin(keys, keys_now)).sum()
+            counts += f": {num_new:,} new, {num_gone:,} gone" if num_new or num_gone else ", with other labels"
+        raise UserError(f"{changed} ({counts})", hint)
     pairs = zip(then.get("contents", now["contents"]), now["contents"], strict=True)
     num_other = sum(one != two and _UNREADABLE not in (one, two) for one, two in pairs)
     found = f"{changed}: {num_other} of {len(now['contents'])} looked at have other content under the same name"
@@ -58,6 +77,10 @@ def whole(source: Source) -> str:
         digest.update(f"{source.key(index)}\0".encode("utf-8", "surrogatepass"))
     digest.update(str(_contents(source)).encode())
     return digest.hexdigest()[:32]
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest()
 
 
 def _contents(source: Source) -> list[int]:

@@ -13,6 +13,7 @@ from opendino.core.contracts import Source
 from opendino.core.errors import UsageError, UserError, unknown
 from opendino.data import unsupported
 from opendino.data.source_files import detect_layout, exists, is_file, is_image, printable, suffix, unescape
+from opendino.data.video_file import split_every
 
 _SOURCES = "opendino.data.sources"
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9_+-]+):")  # two letters or more: one letter is a Windows drive
@@ -73,6 +74,7 @@ def list_paths(data: str, keys: Iterable[str]) -> list[str]:
     scheme = _SCHEME.match(data) if not exists(data) else None
     if scheme and scheme[1] in ("folder", "listing"):
         data = _expand_user(data[scheme.end() :])
+    data, _ = split_every(data)
     if detect_layout(data) == "images":
         folder = os.path.abspath(data)  # noqa: PTH100 - resolve() would follow links
     elif is_file(data) and data.lower().endswith((".txt", ".lst", ".csv")):

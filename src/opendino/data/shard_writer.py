@@ -24,9 +24,10 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from opendino.core import atomic_write, log
+from opendino.core import atomic_write
 from opendino.core.contracts import Source
 from opendino.core.errors import BadImage, UserError
+from opendino.core.progress import track
 from opendino.data import fingerprint, readers
 from opendino.data import mmap_table as index
 from opendino.data.decode import MAX_PIXELS, decode, measure, tiles
@@ -112,15 +113,11 @@ def pack(source: Source, plan: Plan, out: Path, workers: int | None = None) -> P
     order = epoch_order(len(source), source.shard_sizes, 0, 0)
     done = list(_finished_shards(out))
     position = done[-1]["stop"] if done else 0  # in `order`, of the first image that is not in a shard yet
-    samples = _encode_all(source, plan, order, position, workers)
-    last_message = time.monotonic()
+    samples = track(_encode_all(source, plan, order, position, workers), "images", len(order) - position)
     while position < len(order):
         number = len(done)
         done.append(_write_shard(out / f"{number:06d}.tar", samples, plan, position))
         position = done[-1]["stop"]
-        if time.monotonic() - last_message > 30:
-            last_message = time.monotonic()
-            log.say(f"{position:,} of {len(order):,} images in {len(done)} shards")
     bad = sorted((key, reason) for each in done for key, reason in each["bad"])
     if bad:
         listed = ((cell(key), cell(reason)) for key, reason in bad)

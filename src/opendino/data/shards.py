@@ -17,6 +17,7 @@ import numpy as np
 
 from opendino.core import log
 from opendino.core.errors import BadImage, UserError
+from opendino.core.progress import track
 from opendino.data import mmap_table as index
 from opendino.data import tar_headers
 from opendino.data.download import Unreachable
@@ -179,13 +180,9 @@ class Shards:
                 return known
             saved = index.load_if_valid(self._index, RULES)
             old = split(*saved) if saved else {}
-            entries, last_message = [], time.monotonic()
             with ThreadPoolExecutor(_THREADS) as pool:
-                for number, entry in enumerate(pool.map(lambda shard: self._index_shard(shard, old.get(shard)), names)):
-                    entries.append(entry)
-                    if time.monotonic() - last_message > 30:
-                        last_message = time.monotonic()
-                        log.say(f"Indexed {number + 1:,} of {len(names):,} shards")
+                indexed = pool.map(lambda shard: self._index_shard(shard, old.get(shard)), names)
+                entries = list(track(indexed, "shards indexed", len(names)))
             bad = [(shard, entry) for shard, entry in zip(names, entries, strict=True) if isinstance(entry, str)]
             good = [
                 (shard, *entry)

@@ -15,7 +15,11 @@ class Subset(Source):
     """Images `indices` of `source`, in that order, with the same classes (as `torch.utils.data.Subset`)."""
 
     def __init__(self, source: Source, indices: Sequence[int]) -> None:
-        self.source, self.indices, self.classes = source, indices, source.classes
+        self.source, self.indices, self.pixel_format = source, indices, source.pixel_format
+        self.classes, self.folder_classes = source.classes, source.folder_classes
+        if len(source.shard_sizes) and (np.diff(indices) > 0).all():
+            sizes = np.diff(np.searchsorted(indices, np.cumsum(source.shard_sizes)), prepend=0)
+            self.shard_sizes = sizes[sizes > 0]
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -35,3 +39,7 @@ class Subset(Source):
     def checksum(self, index: int) -> int:
         """The image's checksum in the source."""
         return self.source.checksum(self.indices[index])
+
+    def prefetch(self, indices: np.ndarray) -> None:
+        """Let the source prefetch these images."""
+        self.source.prefetch(np.asarray(self.indices)[indices])

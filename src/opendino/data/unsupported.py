@@ -4,10 +4,10 @@ from __future__ import annotations
 
 ARCHIVE = "an archive"
 
-_BIO = "convert it to TIFF with Fiji (Bio-Formats) or bfconvert"
-_SLIDE = "cut it into JPEG or PNG tiles, e.g. with OpenSlide or vips dzsave"
+_BIO = "convert it: bfconvert FILE FILE.ome.tiff (Bio-Formats), or save it as TIFF in Fiji"
+_SLIDE = "cut it into tiles: vips dzsave FILE TILES --depth one --tile-size 256 --overlap 0"
 _RAW = "develop it to JPEG or TIFF, e.g. with darktable-cli or dcraw -T"
-_VIDEO = "write its frames as images: ffmpeg -i FILE frames/%06d.jpg"
+_VIDEO = "write its frames as images: ffmpeg -i FILE frames/%06d.jpg; or give it as a file by its own path"
 _MEDICAL = "convert it to PNG, e.g. with dcm2img or pydicom"
 _HEIC = "convert it to JPEG or PNG, e.g. with heif-convert"
 _SAVE = "save it as PNG, JPEG or TIFF"
@@ -27,7 +27,9 @@ _KINDS: tuple[tuple[str, str, tuple[str, ...], tuple[tuple[int, bytes], ...]], .
     ("a Zeiss .czi", _BIO, (".czi",), ((0, b"ZISRAWFILE"),)),
     ("a Nikon .nd2", _BIO, (".nd2",), ((0, b"\xda\xce\xbe\x0a"),)),
     ("a Leica .lif", _BIO, (".lif",), ((0, b"\x70\0\0\0"),)),
-    ("a microscope file", _BIO, (".oib", ".oif", ".zvi", ".vsi"), ((0, b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"),)),
+    ("a microscope file", _BIO,
+     (".oib", ".oif", ".oir", ".zvi", ".vsi", ".dv", ".lof", ".stk"),
+     ((0, b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"),)),
     ("an HDF5 file", _BIO, (".h5", ".hdf5", ".ims"), ((0, b"\x89HDF\r\n\x1a\n"),)),
     ("a whole-slide image", _SLIDE, (".svs", ".ndpi", ".mrxs", ".scn", ".bif"), ()),
     ("NIfTI", _MEDICAL, (".nii",), ((344, b"n+1\0"), (344, b"ni1\0"))),

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from opendino.core.errors import BadImage, UserError, nearest
+from opendino.core.progress import track
 from opendino.data.decode import decode
 from opendino.data.source_files import is_hidden, is_image, printable, read_regular
+from opendino.data.video_file import open_video, pyav, upright
 from opendino.datasets import mask_files as masks
 from opendino.datasets.mask_metrics import boundary_f, jaccard
 
@@ -125,7 +124,7 @@ def frames(path: Path) -> Iterator[tuple[str, np.ndarray | BadImage]]:
     if not path.is_dir():
         yield from ((f"{number:05d}", frame) for number, frame in enumerate(_decode_video(path)))
         return
-    for image in _images(path):
+    for image in track(_images(path), "frames"):
         try:
             yield image.stem, decode(read_regular(image))
         except BadImage as error:
@@ -140,7 +139,7 @@ def rate(path: Path) -> Fraction | None:
     """
     if path.is_dir():
         return None
-    with _open_video(path) as container:
+    with open_video(path) as container:
         return container.streams.video[0].average_rate
 
 
@@ -150,7 +149,7 @@ def size(path: Path) -> tuple[int, int]:
     Raises:
         UserError: Not a video, a damaged one, or PyAV is not installed.
     """
-    with _open_video(path) as container:
+    with open_video(path) as container:
         stream = container.streams.video[0]
         return stream.width, stream.height
 
@@ -169,7 +168,7 @@ def write(path: Path, frames: Iterable[np.ndarray], rate: Fraction) -> int:
     Raises:
         UserError: PyAV is not installed, or the file cannot be written.
     """
-    av = _av()
+    av = pyav()
     codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
     quality = {"options": {"crf": "18"}} if codec == "libx264" else {"bit_rate": 8_000_000}
     partial = path.with_name(f".{path.name}.partial")
@@ -259,40 +258,15 @@ def _choices(folder: Path) -> str:
     return f"There is: {', '.join(there)}" if there else "Check that the folder has the layout of DAVIS"
 
 
-def _av() -> ModuleType:
-    try:
-        import av
-        import av.error
-    except ImportError:
-        raise UserError("Video files need PyAV", 'pip install "opendino[video]", or give frames in a folder') from None
-    return av
-
-
-@contextlib.contextmanager
-def _open_video(path: Path) -> Iterator[Any]:
-    av = _av()
-    try:
-        # Only local files: a playlist with the suffix of a video must not open network addresses.
-        with av.open(str(path), options={"protocol_whitelist": "file"}) as container:
-            if not container.streams.video:
-                raise UserError(f"{printable(str(path))} has no video", "Give a video file or a folder of frames")
-            yield container
-    except av.error.FFmpegError as error:
-        raise UserError(
-            f"{printable(str(path))} cannot be read as a video: {error.strerror}",
-            "Give a video file or a folder of frames",
-        ) from error
-
-
 def _decode_video(path: Path) -> Iterator[np.ndarray]:
     number = 0
-    with _open_video(path) as container:
+    with open_video(path) as container:
         try:
-            for frame in container.decode(video=0):
-                turns = round(frame.rotation / 90)  # counter-clockwise; phones store the rotation as metadata
-                yield np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), turns))
+            total = container.streams.video[0].frames or None  # 0: the header does not tell
+            for frame in track(container.decode(video=0), "frames", total):
+                yield upright(frame)
                 number += 1
-        except _av().error.FFmpegError as error:
+        except pyav().error.FFmpegError as error:
             where = f"after frame {number - 1}" if number else "as a video"
             raise UserError(
                 f"{printable(str(path))} cannot be read {where}: {error.strerror}",

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from opendino.core.progress import track
 from opendino.embeddings.table_images import TableImages
 from opendino.features import pixel_copies
 from opendino.features.duplicate_threshold import EQUAL, Cosines, cosine_distribution
@@ -92,11 +93,11 @@ def _with_copies(
     images = TableImages(about, (keys[row] for group in found for row in group.indices), pixel_copies.AREA_PX)
     groups, num_unread = [], 0
     with ThreadPoolExecutor(_THREADS) as pool:
-        for group in found:
+        for group in track(found, "groups read"):
             read = pool.map(images.read, [keys[row] for row in group.indices])
             thumbnails = torch.stack([pixel_copies.thumbnail(image) for image in read])
             num_unread += int(thumbnails[:, 0].isnan().sum())
-            first = pixel_copies.copies(thumbnails).tolist()
+            first: list[int] = pixel_copies.copies(thumbnails).tolist()
             members = zip(group.indices, group.similarity, first, strict=True)
             groups.append(
                 [

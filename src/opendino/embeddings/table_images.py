@@ -12,6 +12,7 @@ from opendino.core.contracts import Source
 from opendino.core.errors import BadImage, UserError
 from opendino.data.decode import decode
 from opendino.data.source_files import exists
+from opendino.data.video_file import split_every
 from opendino.models.image_reading import ImageReading
 
 
@@ -30,22 +31,23 @@ class TableImages:
         data = about["data"]
         self._max_area_px, self._index = max_area_px, dict[str, int]()
         wanted = None if keys is None else set(keys)
-        if not exists(data) and not data.startswith("toy:"):
+        if not exists(split_every(data)[0]) and not data.startswith("toy:"):
             return
         try:
-            reading = msgspec.convert(about["preprocessing"].get("images", {}), ImageReading)
-            self._source = source = reading.open_images(data)
+            self._reading = ImageReading.of(about["preprocessing"])
+            self._source = source = self._reading.open_images(data)
         except (UserError, msgspec.ValidationError):  # the images were moved, or the table was edited
             return
         every = ((source.key(index), index) for index in range(len(source)))
         self._index = {key: index for key, index in every if wanted is None or key in wanted}
 
     def read(self, key: str) -> Image.Image | None:
-        """An image as RGB; None if it can no longer be read."""
+        """A picture of an image, see `data.picture`; None if it can no longer be read."""
         index = self._index.get(key)
         if self._source is None or index is None:
             return None
         try:
-            return Image.fromarray(decode(self._source.read(index), self._max_area_px))
+            pixels = decode(self._source.read(index), self._max_area_px, pixel_format=self._source.pixel_format)
+            return self._reading.picture(pixels)
         except BadImage:
             return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -65,19 +65,35 @@ def about(schema: pa.Schema) -> dict[str, Any]:
 
 
 def batch(rows: Rows, schema: pa.Schema) -> pa.RecordBatch:
-    """Convert rows to a record batch without copying vectors and patches."""
+    """Convert rows to a record batch without copying vectors and patches.
+
+    From buffers: `pyarrow.array` imports pandas where it is installed, which takes half a second.
+    """
     pa = pyarrow()
-    columns = {
-        "key": pa.array(rows.keys, pa.string()),
-        "vector": pa.FixedSizeListArray.from_arrays(rows.vectors.numpy().ravel(), type=schema.field("vector").type),
-        "width": pa.array(np.array([width for width, _ in rows.sizes], np.int32)),
-        "height": pa.array(np.array([height for _, height in rows.sizes], np.int32)),
-    }
+    sizes = np.array(rows.sizes, np.int32).reshape(-1, 2).T  # [2, rows]: widths, heights
+    columns = {"key": _texts(rows.keys), "width": _numbers(sizes[0]), "height": _numbers(sizes[1])}
+    wide = {"vector": rows.vectors}
     if "patches" in schema.names:
         assert rows.patches is not None
-        patch_values = pa.array(rows.patches.numpy().ravel())
-        columns["patches"] = pa.FixedSizeListArray.from_arrays(patch_values, type=schema.field("patches").type)
+        wide["patches"] = rows.patches
+    for name, values in wide.items():
+        columns[name] = pa.FixedSizeListArray.from_arrays(
+            _numbers(values.numpy().ravel()), type=schema.field(name).type
+        )
     return pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema)
+
+
+def _numbers(values: np.ndarray) -> pa.Array:
+    pa = pyarrow()
+    buffer = pa.py_buffer(np.ascontiguousarray(values))
+    return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), [None, buffer])
+
+
+def _texts(texts: Sequence[str]) -> pa.Array:
+    pa = pyarrow()
+    encoded = [text.encode() for text in texts]
+    ends = np.cumsum([0, *map(len, encoded)], dtype=np.int32)
+    return pa.StringArray.from_buffers(len(texts), pa.py_buffer(ends), pa.py_buffer(b"".join(encoded)))
 
 
 def pyarrow() -> Any:

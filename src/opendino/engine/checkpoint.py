@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from opendino.core import atomic_write, distributed
 from opendino.core.contracts import Method
+from opendino.core.errors import UserError
 from opendino.engine import optim
 from opendino.models.run_checkpoints import folders
 from opendino.models.weights import load_weights
@@ -165,6 +166,20 @@ def load(path: Path, method: Method, optimizer: torch.optim.Optimizer) -> dict[s
             moments.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
     return state(path)
+
+
+def load_networks(run: Path, method: Method) -> None:
+    """Load all networks of a run's newest checkpoint into a method, to start another run from them.
+
+    Raises:
+        UserError: There is no checkpoint, or it is of another method or network.
+    """
+    path = newest(run)
+    if path is None:
+        raise UserError(f"'{run}' has no checkpoint", "Start from its backbone alone: opendino train DATA --init MODEL")
+    tensors = load_file(path / "tensors.safetensors")
+    weights = {key.removeprefix("method."): value for key, value in tensors.items() if key.startswith("method.")}
+    load_weights(method, weights, str(path))
 
 
 def _optimizer_parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:

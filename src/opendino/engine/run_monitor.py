@@ -17,7 +17,7 @@ from opendino.core.contracts import Source
 from opendino.core.errors import UserError
 from opendino.data.source_files import cell
 from opendino.engine import checkpoint
-from opendino.engine.collapse_detection import Monitor, Verdict
+from opendino.engine.collapse_detection import Collapse, Monitor
 from opendino.engine.metric_writer import MetricWriter
 from opendino.engine.throughput import Throughput
 
@@ -53,7 +53,7 @@ class RunMonitor:
         throughput: Measures the speed of the run.
 
     Attributes:
-        verdict: The current collapse, or None.
+        collapse: The current collapse, or None.
         quality: The last evaluation, shown in `line`.
         rates: The newest `Throughput.row`; None at first and on ranks that write nothing.
     """
@@ -68,11 +68,11 @@ class RunMonitor:
         self._skipped_in_a_row = self._num_read = self._num_failed = self._known_bad = 0
         self._last: dict[str, Any] = {}
         self._monitor = Monitor(limits.total_steps)
-        self.verdict: Verdict | None = None
+        self.collapse: Collapse | None = None
         for row in (
             row for row in (metric_writer.recent if metric_writer else ()) if "loss" in row
         ):  # of a resumed run
-            self.verdict = self._monitor.watch(row)
+            self.collapse = self._monitor.watch(row)
         self._last_flush, self._flush_every = time.monotonic(), 1
         self.rates: dict[str, Any] | None = None
         self.quality: dict[str, Any] = {}
@@ -170,8 +170,8 @@ class RunMonitor:
             )
 
     def _check_collapse(self, row: dict[str, Any]) -> None:
-        before, self.verdict = self.verdict, self._monitor.watch(row)
-        now = self.verdict
+        before, self.collapse = self.collapse, self._monitor.watch(row)
+        now = self.collapse
         if now is not None and (before is None or before.name != now.name):
             log.warn(f"step {row['step']}: {now.name} collapse: {now.evidence}. {now.cure}")
         if now is None and before is not None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from html import escape
+from pathlib import Path
 from typing import Any
 
 
@@ -22,13 +24,14 @@ class Result:
             `init`, the network at the "start"; None without labels. The first entry is the network to use.
         accuracy: Accuracy of the classifiers in percent, for methods that train them.
         effective_rank: Effective rank of the features of the network to use.
-        collapse: Name of the collapse at the end, None for a healthy run.
-        against_start: With `init`: whether the network is better than before, see `OnlineEval.against_start`.
+        collapse: KIND of the collapse at the end, None if there is none.
+        against_start: With `init`: whether the network is better than before, see `OnlineEval.against_start`; of a
+            continued run, see `comparison.against_start`.
         balanced_accuracy, standard_error: For each entry of `knn`, in percent, see `core.accuracy`.
         accuracy_balanced: Balanced accuracy for each entry of `accuracy`, in percent.
         majority: Percentage of the most frequent class among the query images.
         num_queries: Number of query images.
-        verdict: "learned", "not shown to have learned" or "collapsed: NAME".
+        verdict: "learned", "not shown to learn" or "collapsed (KIND)", see `engine.verdict`.
         evidence: The metrics the verdict is based on, one sentence.
     """
 
@@ -51,3 +54,10 @@ class Result:
     num_queries: int | None
     verdict: str
     evidence: str
+
+    def _repr_html_(self) -> str:
+        """The report of the run, for notebooks; without one the verdict."""
+        page = Path(self.run) / "report.html"
+        if not page.is_file():
+            return f"<p><b>{escape(self.verdict)}</b>: {escape(self.evidence)}</p>"
+        return f'<iframe srcdoc="{escape(page.read_text(encoding="utf-8"))}" width="100%" height="600"></iframe>'

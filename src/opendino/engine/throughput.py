@@ -114,10 +114,10 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     times = []
     for _ in range(5):
-        _synchronize(device)
+        synchronize(device)
         began = time.perf_counter()
         torch.mm(a, b)
-        _synchronize(device)
+        synchronize(device)
         times.append(time.perf_counter() - began)
     return 2 * side**3 / min(times)
 
@@ -130,7 +130,8 @@ def peak_memory_bytes(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _synchronize(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":

@@ -15,10 +15,10 @@ from torch import Tensor
 from opendino.core import distributed
 from opendino.core.accuracy import standard_error
 from opendino.core.errors import UsageError, UserError, unknown
+from opendino.core.progress import track
 from opendino.core.ranges import Batch, Checked, Count, Repeats, Seed, Workers
 from opendino.core.types import Report
 from opendino.data.metadata import group_columns, read_metadata
-from opendino.data.open_source import open_source
 from opendino.data.sampler import permutation
 from opendino.features.feature_table import table
 from opendino.features.image_stream import skipped_message
@@ -171,7 +171,8 @@ def readability(images: Images, labels: Tensor, strata: Tensor | None, probe: Pr
     strata = torch.zeros_like(truth) if strata is None else strata[val]
     ordered = strata.argsort(stable=True)
     permuted = []
-    for part in torch.arange(config.permutations).split(max(1, _AT_ONCE // len(truth))):
+    num = max(1, _AT_ONCE // len(truth))
+    for part in track(torch.arange(config.permutations).split(num), "permutations", config.permutations, num):
         # sorting by stratum + random number shuffles within each stratum
         keys = strata + torch.rand(len(part), len(truth), generator=generator, dtype=torch.float64)
         shuffled = torch.empty(len(part), len(truth), dtype=torch.int64)
@@ -280,7 +281,7 @@ def _load_images(config: Config, model: Model, data: str) -> tuple[Images, list[
     """Features and labels of both sets, and notes for the report."""
     parts = []
     for each in [data] if config.val is None else [data, config.val]:
-        source = open_source(each)
+        source = model.reading.open_images(each)
         columns = read_metadata(config.labels, [source.key(index) for index in range(len(source))])
         parts.append((source, columns))
     tables = [table(model, source, batch=config.batch, workers=config.workers) for source, _ in parts]

@@ -20,12 +20,14 @@ from opendino.core.contracts import Source
 from opendino.core.errors import UserError
 from opendino.core.ranges import Checked, OutOfRange, Seed, Workers
 from opendino.core.types import Report
+from opendino.data.readers.decoded_image import RGB
 from opendino.data.sampler import permutation
 from opendino.features.feature_table import table
 from opendino.features.train_val_features import data_of
 from opendino.features.view_features import RandomCrops, view_features
 from opendino.models import run_checkpoints
 from opendino.models.load import Model, load
+from opendino.views.image_kinds import without_colors
 from opendino.views.settings import view
 
 _VIEW = view({"crop.scale": (0.25, 1.0)})  # plus default flip, jitter and gray: close to the training augmentation
@@ -270,7 +272,10 @@ def _compute_measures(
     if config.views:
         readable = whole.indices.tolist()
         batch = min(_BATCH, len(readable))
-        crops = RandomCrops((_VIEW,) * config.views, batch, seed=config.seed, workers=config.workers)
+        names, crop = model.reading.channel_names, _VIEW
+        if names != RGB:
+            crop = without_colors({"crop": _VIEW}, {"crop": _VIEW}, len(names))[0]["crop"]
+        crops = RandomCrops((crop,) * config.views, batch, seed=config.seed, workers=config.workers)
         of_views = torch.cat([part.cpu() for part, _ in view_features(model, source, readable, crops)], dim=1)
         found |= {"alignment": alignment(of_views), "lidar": lidar(of_views)}
     return {name: _finite_or_none(found.get(name, math.nan)) for name in MEASURES}, len(whole.bad)

@@ -140,8 +140,8 @@ def _outcome(setting: str, config: RunConfig, rows: list[dict[str, Any]]) -> dic
     """Final scores of a run, and when which collapse was detected."""
     assert config.steps is not None
     monitor, steps = Monitor(config.steps), [row for row in rows if "loss" in row]
-    named = [(row["step"], verdict.name) for row in steps if (verdict := monitor.watch(row))]
-    # The most frequent verdict: an unstable run may leave a collapse and return to it.
+    named = [(row["step"], collapse.name) for row in steps if (collapse := monitor.watch(row))]
+    # The most frequent one: an unstable run may leave a collapse and return to it.
     outcome = Counter(name for _, name in named).most_common(1)[0][0] if named else "healthy"
     knn = [row["knn"] for row in rows if "knn" in row][-1]
     by_knn = "healthy" if knn["teacher"] > knn["untrained"] + 3 else "collapsed"

@@ -112,7 +112,7 @@ def _outcome(trial: TrialRun, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Final scores of a run, and the collapses detected."""
     assert trial.config.steps is not None
     monitor = Monitor(trial.config.steps)
-    named = {verdict.name for row in rows if "loss" in row and (verdict := monitor.watch(row))}
+    named = {collapse.name for row in rows if "loss" in row and (collapse := monitor.watch(row))}
     knn = [row["knn"] for row in rows if "knn" in row][-1]
     also = {
         "balanced_accuracy": (rows[-1].get("balanced_accuracy") or {}).get("teacher"),

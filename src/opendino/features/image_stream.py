@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,9 +12,9 @@ from typing import Generic, TypeVar
 import numpy as np
 from torch import Tensor
 
-from opendino.core import log
 from opendino.core.contracts import Source
 from opendino.core.errors import BadImage, UserError
+from opendino.core.progress import track
 from opendino.core.ranges import cores
 from opendino.data.decode import decode
 
@@ -23,8 +22,6 @@ T = TypeVar("T")
 U = TypeVar("U")
 Bad = list[tuple[str, str]]
 """(key, reason) of unreadable images."""
-
-_LOG_SECONDS = 30
 
 
 @dataclass(frozen=True)
@@ -60,7 +57,7 @@ def encode_images(
     Args:
         source: The images.
         indices: Indices of the images to use, in output order.
-        prepare: (position in `indices`, uint8 `[H W 3]`) → the image as `network` takes it. Runs in threads; may raise
+        prepare: (position in `indices`, `[H W C]`) → the image as `network` takes it. Runs in threads; may raise
             `BadImage`.
         network: Function of one or more prepared images; see `Model.run` for device and precision.
         batch: Images per batch.
@@ -72,7 +69,7 @@ def encode_images(
     """
 
     def load(position: int) -> T:
-        return prepare(position, decode(source.read(indices[position])))
+        return prepare(position, decode(source.read(indices[position]), pixel_format=source.pixel_format))
 
     section = within or max(1, len(indices))
     loaded = read_ahead(load, len(indices), workers, batch)
@@ -92,7 +89,7 @@ def encode_images(
 def read_ahead(
     load: Callable[[int], T], num: int, workers: int | None = None, ahead: int = 64
 ) -> Generator[tuple[int, T | BadImage], None, None]:
-    """Call `load` for 0 … num - 1 in threads. Logs progress every 30 s.
+    """Call `load` for 0 … num - 1 in threads, and show the progress.
 
     Args:
         load: May raise `BadImage`, which becomes the result.
@@ -112,15 +109,11 @@ def read_ahead(
 
     workers = workers or min(32, cores() + 4)
     pool, pending = ThreadPoolExecutor(workers), deque[Future[T | BadImage]]()
-    began = last_log = time.monotonic()
     try:
-        for number in range(num):
+        for number in track(range(num), "images"):
             while len(pending) <= max(ahead, workers) and number + len(pending) < num:
                 pending.append(pool.submit(load_or_error, number + len(pending)))
             yield number, pending.popleft().result()
-            if (now := time.monotonic()) - last_log > _LOG_SECONDS and number + 1 < num:
-                last_log = now
-                log.say(f"{number + 1:,} of {num:,} images processed, {(number + 1) / (now - began):,.1f}/s")
     finally:
         pool.shutdown(cancel_futures=True)
 

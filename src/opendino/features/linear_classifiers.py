@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from opendino.core.progress import track
+
 MOMENTUM, _INITIAL_STD = 0.9, 0.01
 
 
@@ -39,7 +41,7 @@ def train_together(
         too large.
     """
     batches, state = iter(batches), None
-    for step in range(steps):
+    for step in track(range(steps), "steps"):
         features, labels = next(batches)
         if state is None:
             state = [

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from opendino.core.progress import track
+
 STRENGTHS = (1e-4, 1e-3, 0.01, 0.1, 1.0, 10.0, 100.0)
 """Inverse regularization strengths `C` to try; for standardized features the best is nearly always among them."""
 
@@ -83,7 +85,7 @@ def _held_out_scores(x: Tensor, labels: Tensor, num_classes: int, fold: Tensor, 
     found: list[Tensor] = []
     starts: dict[int, tuple[Tensor, Tensor]] = {}
     least = float("inf")
-    for strength in strengths:
+    for strength in track(strengths, "penalties tried"):
         scores = x.new_zeros(len(x), num_classes)
         for number in fold.unique().tolist():
             rows = fold != number

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from opendino.core.progress import track
+
 
 @dataclass(frozen=True)
 class Group:
@@ -40,7 +42,7 @@ def near_duplicates(features: Tensor, threshold: float, chunk: int = 2048) -> li
     features = normalize(features, dim=1).nan_to_num(0)
     parent = torch.arange(len(features), device=features.device)
     nearest = torch.full((len(features),), -2.0, device=features.device, dtype=features.dtype)
-    for top in range(0, len(features), chunk):
+    for top in track(range(0, len(features), chunk), "images compared", len(features), chunk):
         for left in range(top, len(features), chunk):
             tile = features[top : top + chunk] @ features[left : left + chunk].T
             if top == left:

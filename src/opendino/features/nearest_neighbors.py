@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from opendino.core.progress import track
+
 _QUERIES, _BANK = 1024, 2048  # sides of a block of similarities, 8 MiB in float32: fits the last-level CPU cache
 _SLAB = 16 * _BANK  # bank rows normalized at a time
 _GROUP = 16  # bank rows per group; a group is searched only if its maximum is good enough
@@ -60,7 +62,7 @@ def nearest(bank: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
                 unit_queries, queries_valid = _unit(queries[begin : begin + _QUERY_SLAB].to(dtype))
                 parts = unit_queries.split(min(_QUERIES, -(-len(unit_queries) // threads)))
                 starts = [begin + offset for offset in range(0, len(unit_queries), len(parts[0]))]
-                for first in range(0, len(bank), _SLAB):
+                for first in track(range(0, len(bank), _SLAB), "images compared", len(bank), _SLAB):
                     slab, slab_valid = _unit(bank[first : first + _SLAB].to(dtype))
                     valid = queries_valid and slab_valid
                     for _ in pool.map(search_slab, parts, starts, repeat(slab), repeat(first), repeat(valid)):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from opendino.core.progress import track
 from opendino.features.outlier_scores import other_neighbors
 from opendino.features.permutation_test import p_value
 
@@ -51,10 +52,11 @@ def neighbor_test(a: Tensor, b: Tensor, k: int = 10, permutations: int = 1000, s
     in_b = torch.arange(len(pooled)) >= len(a)  # [M]
     own = (in_b[rows] == in_b[:, None]).float().mean(1)
     generator = torch.Generator().manual_seed(seed)
+    num = max(1, _AT_ONCE // rows.numel())
     statistics = torch.cat(
         [
             _statistics(rows, in_b, part, generator)
-            for part in torch.arange(permutations).split(max(1, _AT_ONCE // rows.numel()))
+            for part in track(torch.arange(permutations).split(num), "permutations", permutations, num)
         ]
     )
     observed = float(_shares(rows, in_b[None]).sum())

@@ -10,6 +10,7 @@ from typing import Any
 
 from opendino.core import registry
 from opendino.core.errors import UserError, unknown
+from opendino.core.progress import waiting
 from opendino.models.load import Model, load
 
 _FORMATS = "opendino.interop.formats"
@@ -61,7 +62,8 @@ def export_model(name: str, to: str, out: str, which: str | None, config: Any) -
     try:
         partial = Path(tempfile.mkdtemp(dir=target.absolute().parent, prefix=f".{target.name}.", suffix=".partial"))
         try:
-            difference = module.write(model, partial / target.name, config)
+            with waiting(f"writing for {to} and comparing the features"):
+                difference = module.write(model, partial / target.name, config)
             for written in sorted(
                 partial.iterdir(), key=lambda path: path.name == target.name
             ):  # `out` itself is moved last

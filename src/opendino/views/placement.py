@@ -27,8 +27,11 @@ class Placement:
     transpose: Tensor | None = None
 
     def cut(self, canvas: Tensor, view_px: tuple[int, int]) -> Tensor:
-        """Cut the crops and resize them: uint8 `[B C Sy Sx]` → `[V B C *view_px]`."""
+        """Cut the crops and resize them: `[B C Sy Sx]` → `[V B C *view_px]`."""
         x = functional.crop_resize(canvas, self.box, self.mirror_x, view_px, self.mirror_y)
         if self.transpose is None:
             return x
-        return torch.where(self.transpose[..., None, None, None], x.transpose(-1, -2), x)
+        # int16 holds the bits of uint16, for which PyTorch has few operations on a GPU.
+        values = x.view(torch.int16) if x.dtype == torch.uint16 else x
+        turned = torch.where(self.transpose[..., None, None, None], values.transpose(-1, -2), values)
+        return turned.view(x.dtype)

@@ -78,6 +78,16 @@ def turn(image: Image.Image) -> Image.Transpose | None:
         return None
 
 
+def upright(pixels: np.ndarray, image: Image.Image) -> np.ndarray:
+    """Turn the pixels `[H W C]` of an image upright by its EXIF orientation."""
+    numbers = np.arange(pixels.shape[0] * pixels.shape[1], dtype=np.int32).reshape(pixels.shape[:2])
+    direction = turn(image)
+    if direction is None:
+        return pixels
+    order = np.asarray(Image.fromarray(numbers).transpose(direction))
+    return pixels.reshape(-1, pixels.shape[2])[order]
+
+
 def may_be_deep(data: bytes) -> bool:
     """Whether a file may be gray with more than 8 bits; only its header is read."""
     if data[:8] == b"\x89PNG\r\n\x1a\n":

@@ -1,4 +1,4 @@
-"""A folder of images, flat or nested to any depth: `~/photos`."""
+"""A folder of images and videos, flat or nested to any depth: `~/photos`, `~/camera?every=2s`."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from typing import final
 
 import numpy as np
 
+from opendino.core import log
 from opendino.core.contracts import Source
-from opendino.core.errors import UserError
+from opendino.core.errors import UsageError, UserError
 from opendino.data import mmap_table as index
 from opendino.data.decode import SUFFIXES
 from opendino.data.mmap_table import Names
@@ -31,6 +32,8 @@ from opendino.data.source_files import (
     read_regular,
     suffix,
 )
+from opendino.data.video_file import SUFFIXES as VIDEO_SUFFIXES
+from opendino.data.video_file import VideoFrames, described, is_video, split_every
 
 _THREADS = 8
 _LARGE = 100_000  # folders with this many images or more have their list saved
@@ -48,8 +51,12 @@ class FolderSource(Source):
     first-level folders are splits (`train`, `val`, `test`, …), the names of the second-level folders. Images in a
     folder called `unlabeled` have no class.
 
+    A video gives the first frame of each interval of time; the frame at 12.5 s has the key "FILE#00012.500". Videos
+    that cannot be read (one that is still being recorded) are left out, with a warning.
+
     Args:
         root: The folder.
+        every: Interval of the frames of videos, see `data.video_file.VideoFrames`.
 
     Raises:
         UserError: The folder does not exist, or holds no image.
@@ -57,40 +64,87 @@ class FolderSource(Source):
 
     folder_classes = True
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, every: str = "1s") -> None:
         self.root = root
-        self._paths, self._classes = _list_images(root)
+        self._paths, self._classes, positions = _list_images(root)
         self.classes = self._classes.names
+        self._videos = _open_videos(root, self._paths, positions, every)
+        self._ends: np.ndarray | None = None  # of the images of each file; one each without videos
+        if len(positions):
+            counts = np.ones(len(self._paths), np.int64)
+            counts[positions] = [len(self._videos.get(int(position), ())) for position in positions]
+            self._ends = counts.cumsum()
+            if not self._ends[-1]:
+                raise UserError(
+                    f"No video in folder {printable(root)} can be read", "Check the files, e.g. with ffprobe"
+                )
 
     def __len__(self) -> int:
-        return len(self._paths)
+        return len(self._paths) if self._ends is None else int(self._ends[-1])
+
+    def _file(self, index: int) -> tuple[int, int]:
+        """Position of the file of an image, and the number of the frame in it."""
+        if self._ends is None:
+            return index, 0
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        index %= len(self)
+        file = int(np.searchsorted(self._ends, index, "right"))
+        return file, index - int(self._ends[file - 1] if file else 0)
 
     def key(self, index: int) -> str:
-        """The path relative to the root, separated by "/"."""
-        return printable(self._paths[index])
+        """The path relative to the root, separated by "/"; of a frame also its time in seconds."""
+        file, frame = self._file(index)
+        video = self._videos.get(file)
+        return printable(self._paths[file]) + (f"#{video.name(frame)}" if video else "")
 
     def label(self, index: int) -> int:
         """The class, from the folders in the path; -1 if there is none."""
-        return self._classes.label(self._paths[index])
+        return self._classes.label(self._paths[self._file(index)[0]])
 
-    def read(self, index: int) -> bytes:
-        """The bytes of the file.
+    def read(self, index: int) -> bytes | np.ndarray:
+        """The bytes of the file; of a frame uint8 `[H W 3]`.
 
         Raises:
             BadImage: Missing, unreadable, or not a regular file.
         """
-        return read_regular(Path(self.root, self._paths[index]))
+        file, frame = self._file(index)
+        video = self._videos.get(file)
+        return video.read(frame) if video else read_regular(Path(self.root, self._paths[file]))
 
 
-def _list_images(root: str) -> tuple[Names, FolderClasses]:
-    """List the images below a folder.
+def _open_videos(root: str, paths: Names, positions: np.ndarray, every: str) -> dict[int, VideoFrames]:
+    """The videos that can be read, by their position in `paths`."""
+    found: dict[int, VideoFrames] = {}
+    bad: list[UserError] = []
+    for position in map(int, positions):
+        try:
+            found[position] = VideoFrames(os.path.join(root, paths[position]), every)  # noqa: PTH118
+        except UsageError:
+            raise
+        except UserError as error:
+            bad.append(error)
+    if found:
+        num = sum(map(len, found.values()))
+        log.say(f"{num:,} frames of {_counted(len(found))} in folder {printable(root)} ({described(every)})")
+    if bad:
+        log.warn(f"{_counted(len(bad))} left out, e.g. {bad[0]}")
+    return found
+
+
+def _counted(num: int) -> str:
+    return f"{num:,} video{'s' * (num > 1)}"
+
+
+def _list_images(root: str) -> tuple[Names, FolderClasses, np.ndarray]:
+    """List the images and videos below a folder.
 
     The list of a large folder is saved. It is valid as long as every folder has the same inode and times as at the
     scan, because adding, removing or renaming a file changes the times of its folder. The list is not saved if a folder
     changed less than two seconds before the scan: another change could leave the same time stamp.
 
     Returns:
-        The sorted relative paths, and their classes.
+        The sorted relative paths, their classes, and the positions of the videos, int64.
     """
     path = index.index_path("folder", os.path.abspath(root))  # noqa: PTH100 - resolve() would follow links
     if remembered := _load_list(root, path):
@@ -101,17 +155,18 @@ def _list_images(root: str) -> tuple[Names, FolderClasses]:
         raise no_images(f"folder {printable(root)}", others)
     log_unsupported(f"folder {printable(root)}", others)
     names, classes = Names.of(paths), FolderClasses.of(paths)
+    videos = np.array([position for position, path in enumerate(paths) if is_video(path)], np.int64)
     times = np.array(list(folders.values()), np.int64).reshape(-1, 3)
     if len(names) >= _LARGE and times.all() and times[:, 1:].max() < start - _SETTLED_NS:
         scanned = Names.of(folders)
         columns = {"names": names.text, "ends": names.ends, "folders": scanned.text, "folder_ends": scanned.ends}
         with contextlib.suppress(OSError):  # no writable cache folder
             note = {"level": classes.level, "classes": classes.folders, "rules": _rules()}
-            index.save(path, columns | {"times": times.reshape(-1)}, note)
-    return names, classes
+            index.save(path, columns | {"times": times.reshape(-1), "videos": videos}, note)
+    return names, classes, videos
 
 
-def _load_list(root: str, path: Path) -> tuple[Names, FolderClasses] | None:
+def _load_list(root: str, path: Path) -> tuple[Names, FolderClasses, np.ndarray] | None:
     """The saved list, if there is one and no folder has changed; else None."""
     found = index.load_if_valid(path, _rules())
     if found is None:
@@ -124,12 +179,13 @@ def _load_list(root: str, path: Path) -> tuple[Names, FolderClasses] | None:
                 return None
     except OSError:
         return None
-    return Names(columns["names"], columns["ends"]), FolderClasses(note["level"], tuple(note["classes"]))
+    classes = FolderClasses(note["level"], tuple(note["classes"]))
+    return Names(columns["names"], columns["ends"]), classes, columns["videos"]
 
 
 def _rules() -> str:
     """Identifies how images and classes are found; a list saved with other rules is not used."""
-    return f"opendino {version('opendino')}: {' '.join(sorted(SUFFIXES))}"
+    return f"opendino {version('opendino')}: {' '.join(sorted(SUFFIXES | VIDEO_SUFFIXES))}"
 
 
 def _inode_and_times(status: os.stat_result) -> tuple[int, int, int]:
@@ -193,7 +249,7 @@ def _scan(root: str, prefix: str) -> _Folder | None:
                     continue
                 if _is_folder(entry):
                     (links if entry.is_symlink() else folders).append(f"{prefix}{name}/")
-                elif is_image(name):
+                elif is_image(name) or is_video(name):
                     images.append(prefix + name)
                 else:
                     others[suffix(name)] += 1
@@ -215,7 +271,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 def matches(data: str) -> bool:
     """Whether DATA is a folder that is not one of shards or tables."""
-    return detect_layout(data) == "images"
+    return detect_layout(split_every(data)[0]) == "images"
 
 
 def build(data: str) -> FolderSource:
@@ -224,4 +280,4 @@ def build(data: str) -> FolderSource:
     Raises:
         UserError: The folder does not exist, or holds no image.
     """
-    return FolderSource(data)
+    return FolderSource(*split_every(data))

@@ -2,11 +2,13 @@
 
 Accepts a `Source`, any map-style `torch.utils.data.Dataset`, a Hugging Face dataset, or a sequence. An item is an
 image, a tuple whose first value is the image, or a dict with the image under "image", "img" or "pixel_values". An image
-is a PIL image, a uint8 array `[H W 3]` or `[H W]`, or a tensor `[3 H W]` of uint8 or of floats in [0, 1].
+is a PIL image, an array `[H W 3]` of uint8 or `[H W]` of uint8 or uint16, or a tensor `[3 H W]` of uint8 or of floats
+in [0, 1].
 """
 
 from __future__ import annotations
 
+import io
 import zlib
 from collections.abc import Callable, Sequence
 from typing import Any, final
@@ -60,8 +62,8 @@ class PythonSource(Source):
         """The item's label, -1 if unknown."""
         return int(self._labels[index]) if len(self._labels) else -1
 
-    def read(self, index: int) -> np.ndarray:
-        """The image, uint8 `[H W 3]`.
+    def read(self, index: int) -> bytes | np.ndarray:
+        """The image, uint8 `[H W 3]`; more than 8 bits as the content of a .npy file, which the readers scale.
 
         Raises:
             BadImage: The item has no image.
@@ -121,7 +123,9 @@ def _image(item: Any) -> Any:
     return item[0] if isinstance(item, tuple | list) else item
 
 
-def _pixels(image: Any) -> np.ndarray:
+def _pixels(image: Any) -> bytes | np.ndarray:
+    if isinstance(image, Image.Image) and image.mode.startswith("I;16"):
+        image = np.array(image)
     if isinstance(image, Image.Image):
         return np.array(apply_exif_orientation(image).convert("RGB"))
     if isinstance(image, torch.Tensor):
@@ -134,10 +138,15 @@ def _pixels(image: Any) -> np.ndarray:
         if image.size and not (image.min() >= 0 and image.max() <= 1):
             raise BadImage(f"values from {image.min():.3g} to {image.max():.3g}: give floats in [0, 1], not normalized")
         image = np.round(image * 255).astype(np.uint8)
+    if image.ndim == 2 and image.dtype == np.uint16:
+        file = io.BytesIO()
+        np.save(file, image)
+        return file.getvalue()
     if image.ndim == 2:
         image = image[:, :, None]
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3):
-        raise BadImage(f"an array {list(image.shape)} of {image.dtype} is not an image: give uint8 [H W 3] or [H W]")
+        shape = f"an array {list(image.shape)} of {image.dtype}"
+        raise BadImage(f"{shape} is not an image: give uint8 [H W 3] or [H W], or uint16 [H W]")
     return np.ascontiguousarray(np.broadcast_to(image, (*image.shape[:2], 3)))
 
 

@@ -58,6 +58,12 @@ PANELS = (
         caption="Held-out images named by the classifier. Good: above training on the labeled images alone.",
     ),
     Panel(
+        "Crops of an image find each other",
+        {"crop_match": ""},
+        "% of comparisons, 50 is chance",
+        caption="Two crops without color of each image, among those of others. Good: above the untrained network.",
+    ),
+    Panel(
         "Effective rank",
         {"effective_rank": "effective rank"},
         "dimensions",
@@ -102,6 +108,7 @@ NETWORKS = {
     "start": ("at the start", COLORS[2]),
     "untrained": ("untrained network", COLORS[2]),
     "pixels": ("raw pixels", COLORS[3]),
+    "color": ("color histogram", COLORS[4]),
 }
 """Network or baseline in the metrics → (its name in charts and tables, its color)."""
 

@@ -1,0 +1,218 @@
+"""The flags of a command as plain data, and the check of a command line against them.
+
+A table is made from a Config (`cli/flags.py`). Those of our own commands are also shipped, in flag_tables.json, because
+importing a Config may import torch, which takes seconds: help and mistakes are answered from the shipped tables. `make
+docs` writes them; a test compares them with the Configs.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from opendino.core import registry
+from opendino.core.errors import UsageError, nearest, unknown
+from opendino.core.ranges import OutOfRange, shown
+
+SHIPPED = Path(__file__).with_name("flag_tables.json")
+_OF_A_FOLDER = ("eval", "experiment", "visualize")  # their first word names a command of its own
+OF_A_RUN = ("demo", "train")
+_MISSING = {
+    "DATA": ("No images were named", "Give a folder of images, e.g. ~/photos"),
+    "MODEL": ("No model was named", "Give a run folder, an imported or exported model folder, or timm:NAME"),
+}
+
+
+@dataclass(frozen=True)
+class Flag:
+    """What one flag takes.
+
+    Attributes:
+        schema: JSON Schema of its value; empty if it takes several values, which only the parser can tell apart.
+        advice: What to write instead of a wrong value.
+        required: Whether the command needs it.
+    """
+
+    schema: dict[str, Any]
+    advice: str
+    required: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """What a command takes.
+
+    Attributes:
+        prog: "opendino VERB".
+        words: Names of the words that the command needs, e.g. ["MODEL", "DATA"].
+        most_words: How many words it takes at most; None for any number.
+        flags: "--name" → what it takes.
+        full_help: The flag that prints the help of every option; errors refer to it.
+        help: What --help prints.
+    """
+
+    prog: str
+    words: list[str]
+    most_words: int | None
+    flags: dict[str, Flag]
+    full_help: str = "--help"
+    help: list[str] = field(default_factory=list)
+
+
+def shipped_help(verb: str, args: Sequence[str]) -> str | None:
+    """Check the words of a command of ours without importing it.
+
+    Args:
+        verb: The first word after `opendino`.
+        args: The words after it.
+
+    Returns:
+        The help, if `args` ask for it; None if the command has to run, or to judge the words itself.
+
+    Raises:
+        UsageError: A word that the command does not take.
+    """
+    name, args = _command(verb, list(args))
+    table = _shipped().get(name)
+    if verb in OF_A_RUN and _decides_flags(args):
+        return None
+    if table is None and name.startswith("export --to"):
+        prefix = "export --to "
+        raise unknown(
+            "--to", name.removeprefix(prefix), [each.removeprefix(prefix) for each in _shipped() if prefix in each]
+        )
+    if table is None:
+        return None
+    if {"-h", "--help"} & set(args):
+        return "\n".join(table.help)
+    if table.full_help not in args:
+        check(table, args)
+    return None
+
+
+def check(table: Table, args: Sequence[str]) -> None:
+    """Check the words of a command line, as far as that is possible without its Config.
+
+    Raises:
+        UsageError: An unknown flag, a wrong value, or a word too few or too many; one line.
+    """
+    see_help = f"See {table.prog} {table.full_help}"
+    given: set[str] = set()
+    words: list[str] = []
+    several = False
+    rest = list(reversed(args))
+    while rest:
+        name, equals, value = rest.pop().partition("=")
+        if not name.startswith("--"):
+            words.append(name + equals + value)
+            several = several or name.startswith("-")
+            continue
+        flag = table.flags.get(name.replace("_", "-"))
+        if flag is None:
+            raise UsageError(f"Unknown option '{name}'", nearest(name, table.flags))
+        given.add(name.replace("_", "-"))
+        if not flag.schema:
+            several = True  # the words after it may be its values
+            continue
+        switch = flag.schema.get("type") == "boolean"
+        if not equals and switch and (not rest or rest[-1] not in ("True", "False")):
+            continue  # a switch without a value is True
+        if not equals:
+            if not rest or rest[-1].startswith("--"):
+                raise UsageError(f"{name} lacks a value", see_help)
+            value = rest.pop()
+        if not _fits(value, flag.schema):
+            raise OutOfRange(name, _number(value), flag.advice)
+    if not several:
+        _check_words(table, words, see_help)
+    for name, flag in table.flags.items():
+        if flag.required and name not in given:
+            raise UsageError(f"{table.prog} lacks {name}", see_help)
+
+
+def _check_words(table: Table, words: list[str], see_help: str) -> None:
+    if len(words) < len(table.words):
+        name = table.words[len(words)]
+        raise UsageError(*_MISSING.get(name, (f"{table.prog} lacks {name}", see_help)))
+    if table.most_words is not None and len(words) > table.most_words:
+        raise UsageError(f"Unexpected argument {shown(words[table.most_words])}", see_help)
+
+
+def _command(verb: str, args: list[str]) -> tuple[str, list[str]]:
+    """Name of the table, and the words that it describes: for `eval knn MODEL` "eval knn" and ["MODEL"]."""
+    if verb in _OF_A_FOLDER and args:
+        return f"{verb} {args[0].replace('_', '-')}", args[1:]
+    if verb == "export":
+        for place, arg in enumerate(args):
+            flag, equals, to = arg.partition("=")
+            if flag == "--to":
+                to = to if equals else "".join(args[place + 1 : place + 2])
+                return f"export --to {to.replace('_', '-')}", args[:place] + args[place + 1 + (not equals) :]
+    return verb, args
+
+
+def _decides_flags(args: list[str]) -> bool:
+    """Whether words of `opendino train` name something that decides which other flags exist.
+
+    Raises:
+        UsageError: A recipe or method of an unknown name.
+    """
+    named = False
+    for place, arg in enumerate(args):
+        flag, equals, name = arg.partition("=")
+        name = name if equals else "".join(args[place + 1 : place + 2])
+        kinds = {"--recipe": "opendino.recipes", "--method": registry.METHODS}
+        if flag in kinds and name and not name.startswith("--") and name not in registry.names(kinds[flag]):
+            raise unknown(flag[2:], name, registry.names(kinds[flag]))
+        named = named or flag in (*kinds, "--config")
+    return named or registry.names(registry.METHODS) != registry.own_names(registry.METHODS)
+
+
+def _fits(word: str, schema: dict[str, Any]) -> bool:
+    """Whether a word is a value that a JSON Schema allows: the part of JSON Schema that msgspec writes."""
+    if "anyOf" in schema:
+        return any(_fits(word, part) for part in schema["anyOf"])
+    if "enum" in schema:
+        return word in map(str, schema["enum"])
+    match schema.get("type"):
+        case "null":
+            return word == "None"
+        case "boolean":
+            return word in ("True", "False")
+        case "string":
+            return "\0" not in word and re.search(schema.get("pattern", ""), word) is not None
+        case "integer" | "number" as kind:
+            value = _number(word)
+            return (
+                isinstance(value, (int,) if kind == "integer" else (int, float))
+                and schema.get("minimum", value) <= value <= schema.get("maximum", value)
+                and not value <= schema.get("exclusiveMinimum", float("-inf"))
+                and not value >= schema.get("exclusiveMaximum", float("inf"))
+            )
+        case _:
+            return True
+
+
+def _number(word: str) -> int | float | str:
+    """A word as the number that it is, or as it is."""
+    for kind in (int, float):
+        try:
+            return kind(word)
+        except ValueError:
+            if word.lstrip("+-").isdigit():  # more digits than Python reads
+                return word
+    return word
+
+
+@functools.cache
+def _shipped() -> dict[str, Table]:
+    tables = json.loads(SHIPPED.read_text(encoding="utf-8"))
+    return {
+        name: Table(**table | {"flags": {flag: Flag(*values) for flag, values in table["flags"].items()}})
+        for name, table in tables.items()
+    }

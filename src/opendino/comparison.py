@@ -1,0 +1,171 @@
+"""Whether a continued run is better than the run it started from, on old and new images that it did not train on."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from opendino import existing_runs, resolve
+from opendino.config import ResolvedConfig
+from opendino.core import distributed, log
+from opendino.core.contracts import Source
+from opendino.data.fingerprint import key_digests
+from opendino.data.held_out import is_held_out, training_images
+from opendino.data.source_files import exists
+from opendino.data.subset import Subset
+from opendino.evals.knn import true_class_ranks
+from opendino.features.feature_table import FeatureTable, table
+from opendino.features.part_retrieval import NUM_PARTS, Quadrants, found_frac
+from opendino.models.load import Model, load
+
+_MOST = 1000  # images of each kind to compare on
+_MOST_BANK = 5000  # labeled training images for the k-NN
+_TELLING = 5.0  # points: "no better" needs two standard errors below it, else the images are too few
+_MEASURES = {"knn": "k-NN accuracy", "parts": "parts of an image that find each other"}
+
+
+@dataclass(frozen=True)
+class Change:
+    """Scores of two models on the same images, in percent.
+
+    Attributes:
+        before, after: Mean scores.
+        standard_error: Of the mean difference, over the images.
+        num_images: Number of images.
+    """
+
+    before: float
+    after: float
+    standard_error: float
+    num_images: int
+
+    @property
+    def direction(self) -> int:
+        """1 better, -1 worse, 0 within two standard errors."""
+        difference = self.after - self.before
+        return 0 if abs(difference) <= 2 * self.standard_error else int(math.copysign(1, difference))
+
+    def __str__(self) -> str:
+        return (
+            f"{self.after:.1f} % after, {self.before:.1f} % before, difference {self.after - self.before:+.1f} ± "
+            f"{self.standard_error:.1f} on {self.num_images:,} held-out"
+        )
+
+
+def change(before: Tensor, after: Tensor) -> Change:
+    """Compare the scores of two models on the same images, float `[N]` in 0 … 1, image by image."""
+    num = len(before)
+    spread = float((after - before).std()) if num > 1 else math.inf
+    # If no answer changes, the spread is zero; as if one did, so that few images do not seem to prove equality.
+    error = max(spread, 1 / math.sqrt(num)) / math.sqrt(num)
+    return Change(100 * float(before.mean()), 100 * float(after.mean()), 100 * error, num)
+
+
+def against_start(config: ResolvedConfig, folder: Path, device: torch.device) -> dict[str, Any]:
+    """Compare a continued run with the run it started from.
+
+    With confirmed labels by k-NN accuracy (the bank are training images), else by `features.part_retrieval`.
+
+    Args:
+        config: Settings of the run, with `init_networks` "all".
+        folder: The run's folder.
+        device: Where to run the networks.
+
+    Returns:
+        "measure" (knn or parts), "verdict" (better, no better, worse, unknown), "new" and "old" (fields of `Change`),
+        "before" and "after" (on the new images, or the old ones if there are none), and a sentence "says".
+    """
+    init = Path(config.init or "")
+    if not (init / "config.yaml").is_file():
+        return {"measure": None, "verdict": "unknown", "says": f"Cannot say whether it is better: {init} is not there"}
+    with distributed.single_process():
+        log.say(f"comparing with {init} on held-out images")
+        by_labels = config.labels not in ("auto", "none")
+        models = [load(str(run)).to(device) for run in (init, folder)]
+        sets = {name: source for name, source in _held_out(config, init).items() if len(source) > 1}
+        bank = _some(training_images(resolve.all_images(config), config.hold_out), _MOST_BANK) if by_labels else None
+        scores = [_scores(model, sets, bank, config.knn_k) for model in models]
+    changes = {name: change(scores[0][name], scores[1][name]) for name in sets if len(scores[0][name]) > 1}
+    measure = "knn" if by_labels else "parts"
+    if not changes:
+        return {"measure": measure, "verdict": "unknown", "says": "Cannot say whether it is better: no held-out images"}
+    verdict, summary = _verdict(changes)
+    trained = "old" in changes and not existing_runs.read_run_config(init).hold_out
+    seen = f"; {init} has trained on the old ones" if trained else ""
+    figures = "; ".join(f"{each} {name} images" for name, each in changes.items())
+    first = next(iter(changes.values()))
+    return {
+        "measure": measure, "verdict": verdict, "before": first.before, "after": first.after,
+        **{name: each.__dict__ for name, each in changes.items()},
+        "says": f"{summary} ({_MEASURES[measure]}: {figures}{seen}). Before: {init}, after: {folder}",
+    }  # fmt: skip
+
+
+def _verdict(changes: dict[str, Change]) -> tuple[str, str]:
+    directions = {each.direction for each in changes.values()}
+    if directions == {1, -1}:
+        better, worse = (next(name for name, each in changes.items() if each.direction == way) for way in (1, -1))
+        return "unknown", f"Cannot say whether it is better: better on {better} images, worse on {worse} ones"
+    if 1 in directions:
+        return "better", "Better than the model it started from"
+    if -1 in directions:
+        return "worse", "Worse than the model it started from: keep using that, or try a lower --optim.lr"
+    if max(each.standard_error for each in changes.values()) * 2 > _TELLING:
+        return "unknown", "Cannot say whether it is better: too few images for so small a difference"
+    return "no better", "No better than the model it started from: keep using that, or train longer"
+
+
+def _held_out(config: ResolvedConfig, init: Path) -> dict[str, Source]:
+    """Images that the run did not train on: "new", and "old" ones, which the run before it had."""
+    earlier, today = existing_runs.read_run_config(init), resolve.all_images(config)
+    digests, known = key_digests(today), existing_runs.read_keys(init)
+    held = is_held_out(digests, config.hold_out)
+    path = earlier.data.partition("?")[0]
+    if config.data != earlier.data and exists(path):  # another folder: equal names are not the same images
+        before = resolve.all_images(earlier)
+        old = is_held_out(key_digests(before), config.hold_out)
+        return {"new": _subset(today, held), "old": _subset(before, old)}
+    is_old = np.zeros(len(held), bool) if known is None else np.isin(digests, known)
+    return {"new": _subset(today, held & ~is_old), "old": _subset(today, held & is_old)}
+
+
+def _subset(source: Source, chosen: np.ndarray) -> Source:
+    return _some(Subset(source, np.flatnonzero(chosen).tolist()), _MOST)
+
+
+def _some(source: Source, most: int) -> Source:
+    """At most that many images, evenly spaced."""
+    return Subset(
+        source, np.unique(np.linspace(0, max(0, len(source) - 1), min(most, len(source))).astype(int)).tolist()
+    )
+
+
+def _scores(model: Model, sets: dict[str, Source], bank: Source | None, k: int) -> dict[str, Tensor]:
+    """Score of each readable image of each set, float64 `[N]`, 0 to 1."""
+    if bank is not None:
+        known = table(model, bank).labeled()
+        return {name: _knn_scores(known, table(model, source).labeled(), k) for name, source in sets.items()}
+    features = {name: _parts(table(model, Quadrants(source))) for name, source in sets.items()}
+    found = found_frac(torch.cat([*features.values()])) if features else torch.zeros(0)
+    return dict(zip(features, found.split([len(each) for each in features.values()]), strict=True))
+
+
+def _parts(found: FeatureTable) -> Tensor:
+    """Features `[N 4 D]` of the images whose parts all could be read."""
+    images, counts = (found.indices // NUM_PARTS).unique(return_counts=True)
+    complete = torch.isin(found.indices // NUM_PARTS, images[counts == NUM_PARTS])
+    return found.features[complete].unflatten(0, (-1, NUM_PARTS))
+
+
+def _knn_scores(bank: FeatureTable, queries: FeatureTable, k: int) -> Tensor:
+    if not len(bank) or not len(queries):
+        return torch.zeros(0, dtype=torch.float64)
+    truth = queries.labels_by(bank.classes)
+    ranks = true_class_ranks(bank.features, bank.labels, queries.features, truth, [k])[k]
+    return (ranks == 0).double()

@@ -1,0 +1,102 @@
+"""Converts a length in minutes to epochs, by timing a few steps of the run before it starts."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from opendino import config as configs
+from opendino import resolve
+from opendino.config import Config, ResolvedConfig
+from opendino.core import compilation, distributed, log
+from opendino.core.contracts import Source
+from opendino.core.types import Clock
+from opendino.engine.throughput import synchronize
+from opendino.run_parts import build_networks, open_data, prefetch
+from opendino.training import make_views, step
+
+_WARM_UP_STEPS = 2  # the first ones allocate memory and compile
+_MEASURED_FRAC, _MEASURED_SECONDS = 0.05, (2.0, 20.0)  # of the run, at least and at most
+_TRAINING_FRAC = 0.9  # of the time; the rest is for evaluations, checkpoints and the report
+
+
+def in_epochs(config: Config, device: torch.device) -> Config:
+    """Replace a length in minutes by one in epochs; the same on every rank.
+
+    Args:
+        config: As the user gave it, with `minutes`.
+        device: This process's device.
+
+    Raises:
+        UserError: The run cannot start.
+    """
+    assert config.minutes
+    began = time.monotonic()
+    log.say(f"timing a few steps, to train for {config.minutes:g} min")
+    low, high = _MEASURED_SECONDS
+    with log.muted():
+        trial, source = resolve.resolve_config(replace(config, minutes=None, epochs="auto"), device)
+        limit = min(high, max(low, _MEASURED_FRAC * 60 * config.minutes))
+        computing, waiting = seconds_per_image(trial, source, device, limit)
+    seconds = _TRAINING_FRAC * (60 * config.minutes - (time.monotonic() - began))
+    epochs = _epochs(seconds, computing, waiting, len(source), cached=trial.cache != "off")
+    epochs = distributed.broadcast_object(max(epochs, trial.batch / len(source)))
+    log.say(
+        f"  epochs = {epochs:.3g}: {config.minutes:g} min at {1 / computing:,.0f} images/s "
+        f"({1 / (computing + waiting):,.0f} while they are decoded), a tenth of it for evaluations and checkpoints"
+    )
+    return replace(config, minutes=None, epochs=epochs)
+
+
+def _epochs(seconds: float, computing: float, waiting: float, num_images: int, cached: bool) -> float:
+    """Epochs in a time, from seconds per image to compute and to wait for decoding: in a cache only the first waits."""
+    first = num_images * (computing + waiting)
+    if not cached or seconds <= first:
+        return seconds / first
+    return 1 + (seconds - first) / (num_images * computing)
+
+
+def seconds_per_image(
+    config: ResolvedConfig, source: Source, device: torch.device, seconds: float
+) -> tuple[float, float]:
+    """Time some steps of a run that are then discarded.
+
+    Args:
+        config: Settings of the run.
+        source: The training images.
+        device: This process's device.
+        seconds: How long to measure, after the warm-up.
+
+    Returns:
+        Seconds per image of a step, and of waiting for images.
+    """
+    spec, before = configs.views(config), torch.get_num_threads()
+    networks = build_networks(config, spec, source, device, new=False)  # random weights take the same time
+    data = open_data(replace(config, cache="off"), spec, source, Path(), device)
+    waited = num = 0.0
+    began = time.monotonic()
+    torch.set_num_threads(config.threads)
+    with contextlib.closing(prefetch(config, data, 0, device)) as stream:
+        for number in range(config.steps):
+            if number == _WARM_UP_STEPS:
+                synchronize(device)
+                began, waited, num = time.monotonic(), 0.0, 0.0
+            started = time.monotonic()
+            batches = [next(stream) for _ in range(config.optim.grad_accum_steps)]
+            waited += time.monotonic() - started
+            views = (make_views(batch, data, spec, device) for batch in batches)
+            clock = Clock(number, config.steps, data.batches.steps_per_epoch)
+            with compilation.compiling(config.compile):
+                step(networks.model, networks.optimizer, config.optim, config.batch, clock, views,
+                     getattr(torch, config.precision))  # fmt: skip
+            num += config.batch
+            synchronize(device)
+            if distributed.any_true(number > _WARM_UP_STEPS and time.monotonic() - began > seconds):
+                break
+    torch.set_num_threads(before)
+    taken = time.monotonic() - began
+    return (taken - waited) / num, waited / num

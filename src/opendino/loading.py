@@ -1,0 +1,74 @@
+"""`opendino.load`: a trained model that also takes folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, overload
+
+from torch import Tensor
+
+from opendino.core.contracts import Source
+from opendino.data.decode import SUFFIXES
+from opendino.embedded_images import EmbeddedImages
+from opendino.engine.run_result import Result
+from opendino.features.feature_table import table
+from opendino.models import load as models
+from opendino.models.load import Images, Model
+
+
+class ImageModel(Model):
+    """A trained model; `embed` also takes a folder, or any other DATA of the command line.
+
+    Attributes:
+        name: MODEL as it was given to `load`.
+    """
+
+    name: str
+
+    @overload
+    def embed(self, images: Source, batch: int = 64) -> EmbeddedImages: ...
+    @overload
+    def embed(self, images: str | Path, batch: int = 64) -> Any: ...
+    @overload
+    def embed(self, images: Images, batch: int = 64) -> Tensor: ...
+    def embed(self, images: Images | Source, batch: int = 64) -> Tensor | EmbeddedImages:
+        """Compute features, `batch` images at a time; not L2-normalized.
+
+        Args:
+            images: One or several images, see `models.load.Model`; or a folder, an archive, a list of paths, any other
+                DATA of the command line, or a `Source`.
+            batch: Images per forward pass.
+
+        Returns:
+            Features float32 `[B D]` on the model's device; for a folder or other DATA an `EmbeddedImages`, which can
+            be searched.
+
+        Raises:
+            UserError: An image, or all images of a folder, cannot be read.
+        """
+        if isinstance(images, str | Path) and Path(images).suffix.lower() not in SUFFIXES:
+            images = self.reading.open_images(str(images))
+        if not isinstance(images, Source):
+            return super().embed(images, batch)
+        found = table(self, images, batch=batch)
+        return EmbeddedImages(self, images, found.indices.tolist(), found.features, list(found.bad))
+
+
+def load(model: str | Path | Result, which: str | None = None, *, classifier: bool = False) -> ImageModel:
+    """Load a trained model on the CPU, in eval mode.
+
+    Args:
+        model: A run folder or the result of a run, an imported or exported model folder, or `timm:NAME`.
+        which: "teacher" or "student". None is the default network: the teacher, except where a student was distilled
+            from a frozen teacher.
+        classifier: Also load the linear classifier of the default network.
+
+    Raises:
+        UsageError: `which` is neither, or timm has no such model.
+        UserError: The folder holds no model, no such network or no classifier, or its files do not match.
+    """
+    name = model.run if isinstance(model, Result) else str(model)
+    found = models.load(name, which, classifier=classifier)
+    loaded = ImageModel(found.backbone, found.preprocessing, found.description, found.classifier, found.which)
+    loaded.name = name
+    return loaded

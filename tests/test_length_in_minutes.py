@@ -1,0 +1,63 @@
+"""A length in minutes becomes a number of steps once, and stays."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tests.factories import difference, dino_run
+
+import opendino
+from opendino import existing_runs, length_in_minutes
+from opendino.cli import main, train_command
+from opendino.core import log
+from opendino.core.errors import UsageError
+
+
+def test_only_the_first_epoch_waits_for_images_that_are_cached() -> None:
+    epochs = length_in_minutes._epochs
+    assert epochs(60, 0.01, 0.04, 100, cached=False) == pytest.approx(12)
+    assert epochs(60, 0.01, 0.04, 100, cached=True) == pytest.approx(1 + 55)
+    assert epochs(2.5, 0.01, 0.04, 100, cached=True) == pytest.approx(0.5)
+
+
+def test_minutes_become_steps_of_the_measured_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(length_in_minutes, "seconds_per_image", lambda *_: (0.05, 0.0))
+    monkeypatch.setattr(log, "say", lambda text, style="": said.append(text))
+    threads = torch.get_num_threads()
+    found = length_in_minutes.in_epochs(
+        replace(dino_run(tmp_path / "run"), steps=None, minutes=1.0), torch.device("cpu")
+    )
+    assert found.minutes is None and torch.get_num_threads() == threads
+    assert isinstance(found.epochs, float) and 10 < found.epochs <= 0.9 * 60 / (48 * 0.05)
+    assert any("1 min at 20 images/s" in line for line in said)
+
+
+def test_a_run_of_some_minutes_stores_its_steps_and_resumes_exactly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(length_in_minutes, "_MEASURED_SECONDS", (0.05, 0.05))
+    config = replace(dino_run(tmp_path / "run"), steps=None, minutes=0.001, checkpoint_every="1", keep_checkpoints=99)
+    result = opendino.train(config)  # the time is already over when it starts: one step
+    stored, request = existing_runs.read_run_config(tmp_path / "run"), existing_runs.read_request(tmp_path / "run")
+    assert stored.steps == result.steps == 1 and stored.minutes is None
+    assert request is not None and request.minutes == 0.001
+    shutil.copytree(tmp_path / "run", tmp_path / "again")
+    shutil.rmtree(tmp_path / "again/checkpoints/step_00000001")
+    monkeypatch.setattr(length_in_minutes, "in_epochs", lambda *_: pytest.fail("measured again"))
+    opendino.resume(tmp_path / "again")
+    assert difference(tmp_path / "run", tmp_path / "again", 1) is None
+    opendino.train(replace(config, resume=True))  # the same command again
+    with pytest.raises(UsageError, match="only for a new one"):
+        opendino.train(replace(config, resume=True, minutes=2.0))
+
+
+def test_one_length_only(capsys: pytest.CaptureFixture[str]) -> None:
+    assert train_command.parse(["photos", "--minutes", "20"]).minutes == 20
+    assert train_command.parse(["photos", "--minutes", "20"]).epochs is None
+    assert main(["train", "photos", "--minutes", "20", "--steps", "5"]) == 2
+    assert "steps=5 and minutes=20.0 were both given. Give one of them" in capsys.readouterr().err.replace(" → ", ". ")
