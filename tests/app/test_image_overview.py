@@ -42,3 +42,13 @@ def test_pages_of_unknown_meaning_are_a_question(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--stack"):
         look_at(str(tmp_path))
     assert look_at(str(tmp_path), "max").facts["images"] == "1"
+
+
+def test_five_channels_are_shown_in_colors(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for number in range(3):
+        pixels = rng.integers(0, 4096, (16, 16, 5), dtype=np.uint16)
+        tifffile.imwrite(tmp_path / f"{number}.tif", pixels, planarconfig="contig", photometric="minisblack")
+    found = look_at(str(tmp_path))
+    assert found.facts["channels"].startswith("5: ") and len(found.examples) == 3
+    assert all(image.mode == "RGB" for image, _ in found.examples)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import html
 import inspect
 import tempfile
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,6 +29,9 @@ from opendino.models.load import Model
 
 NETWORK: dict[str, Any] = {"concurrency_id": "network", "concurrency_limit": 2}
 """Options of events that run a network: at most two run at a time, over all sessions."""
+
+
+_KEPT_SECONDS = 3600
 
 
 class Head(NamedTuple):
@@ -133,7 +138,11 @@ class Context:
         return uploads.preview(image), image, gr.update(visible=False)
 
     def temporary_file(self, suffix: str) -> Path:
-        """Create an empty file that is deleted when the server stops."""
+        """Create an empty file that is deleted after an hour, when another is made, or when the server stops."""
+        for path in self.folder.glob(f"*{suffix}"):
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime > _KEPT_SECONDS:
+                    path.unlink()
         with tempfile.NamedTemporaryFile(dir=self.folder, suffix=suffix, delete=False) as file:
             return Path(file.name)
 

@@ -11,12 +11,14 @@ import numpy as np
 from PIL import Image
 
 from opendino.core.errors import BadImage
+from opendino.core.types import PixelFormat
 from opendino.data.dataset_probe import sample_indices
 from opendino.data.decode import decode
 from opendino.data.image_files import ImageFiles, image_files
 from opendino.data.image_survey import Survey, survey
 from opendino.data.labels import all_labels
 from opendino.data.open_source import open_source
+from opendino.data.picture import picture
 from opendino.data.readers.stacks import Reading
 
 _LOOKED_AT = 120
@@ -55,6 +57,7 @@ def look_at(data: str, stack: str = "ask") -> Overview:
     files = image_files(open_source(data), Reading(stack))
     found = survey(files, _LOOKED_AT)
     files.intensity, why = found.intensity(("auto",))
+    files.pixel_format = PixelFormat(len(found.channels))
     facts = {
         "images": f"{len(files):,}{_folders(files)}",
         "size in pixels": _sizes(found.sizes),
@@ -66,7 +69,7 @@ def look_at(data: str, stack: str = "ask") -> Overview:
         facts["values"] = _values(found)
     if found.notes:
         facts["notes"] = "; ".join(found.notes)
-    return Overview(facts, found.others, list(_examples(files)))
+    return Overview(facts, found.others, _examples(files, found.channels))
 
 
 def _folders(files: ImageFiles) -> str:
@@ -98,11 +101,12 @@ def _values(found: Survey) -> str:
     return ", ".join(f"{name} {low:g} to {high:g}" for name, low, high in ranges) + " (99.8 % of the pixels)"
 
 
-def _examples(files: ImageFiles) -> list[tuple[Image.Image, str]]:
+def _examples(files: ImageFiles, channels: Sequence[str]) -> list[tuple[Image.Image, str]]:
     found = []
     for index in sample_indices(files, _EXAMPLES):
         try:
-            found.append((Image.fromarray(decode(files.read(index), _EXAMPLE_AREA_PX)), Path(files.key(index)).name))
+            pixels = decode(files.read(index), _EXAMPLE_AREA_PX, pixel_format=files.pixel_format)
         except BadImage:
             continue
+        found.append((picture(pixels, channels), Path(files.key(index)).name))
     return found

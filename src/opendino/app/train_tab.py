@@ -30,7 +30,7 @@ _UPLOADED = "My own images (.zip)"
 _NETWORKS = {"Four convolutions (fast)": "conv4", "Small vision transformer": "vit_tiny/4"}
 _LENGTHS = {
     "As long as recommended": [],
-    "A trial of 100 steps": ["--steps", "100"],
+    "About 20 minutes": ["--minutes", "20"],
     "A trial of 10 steps": ["--steps", "10"],
 }
 _FOLDERS = {"Not said": "auto", "Classes": "folders", "Dates, batches or other": "none"}
