@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from opendino.models.build import backbone
 from opendino.views.settings import resolved
 
 PACKAGE, PAGE = "opendino.methods", Path(__file__).with_name("methods.md")
+RESULTS = Path(__file__).parents[1] / "benchmarks/results"
 COMMANDS = {
     "mean_teacher": "opendino train ~/photos --method mean_teacher --labels labels.csv --val ~/photos-val",
     "distill": "opendino train ~/photos --method distill --method.teacher runs/big --backbone vit_tiny/16",
@@ -29,10 +31,10 @@ def page() -> str:
     ]
     return "\n".join(
         [
-            "# Four methods on one frame",
+            "# Methods",
             "",
-            "A student that learns by gradients, a teacher that does not, and what passes between them. This page is made",
-            "by `make docs` from the methods' own files; a test fails where it lags behind them.",
+            "Each trains the same networks on the same images and views, with another objective. This page is made by",
+            "`make docs` from the methods' own files. How to write one: [own_method.md](own_method.md).",
             "",
             f"| | {' | '.join(f'[{name}](../src/opendino/methods/{name}.py)' for name in names)} |",
             f"|---|{'---|' * len(names)}",
@@ -40,6 +42,7 @@ def page() -> str:
             "",
             "Views and networks are the defaults for photographs on a GPU.",
             "",
+            *comparison(),
             "One command each:",
             "",
             "```",
@@ -61,6 +64,39 @@ def page() -> str:
     )
 
 
+def comparison() -> list[str]:
+    """The newest result of benchmarks/methods.py as a table; nothing if there is none."""
+    files = sorted(RESULTS.glob("methods_*.json"), key=lambda path: path.stem.rpartition("_")[2])
+    if not files:
+        return []
+    found = json.loads(files[-1].read_text(encoding="utf-8"))
+    lines = [
+        "## Which one for my images?",
+        "",
+        f"Small networks and views, the same images seen by all; mean ± standard deviation over seeds, k-NN in percent, "
+        f"{found['machine']} ([file](../benchmarks/results/{files[-1].name})):",
+        "",
+        "```",
+        found["command"],
+        "```",
+        "",
+        "| set | network | method | k-NN | linear | rank | seconds |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in found["rows"]:
+        if f"| {row['set']} | {row['network']} |" not in lines[-1]:  # the first of this set and network
+            lines.append(f"| {row['set']} | {row['network']} | untrained | {with_spread(row['untrained'])} | | | |")
+        cells = [with_spread(row[measure]) for measure in ("knn", "linear", "rank", "seconds")]
+        lines.append(f"| {row['set']} | {row['network']} | {row['method']} | {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def with_spread(value: dict[str, float | None]) -> str:
+    """e.g. "71.3 ± 0.8"."""
+    spread = "" if value["stdev"] is None else f" ± {value['stdev']:.1f}"
+    return f"{value['mean']:.1f}{spread}"
+
+
 def measured(name: str) -> dict[str, str]:
     """What the code itself says: views drawn, networks kept and their parts."""
     module = registry.load(PACKAGE, name)
@@ -71,7 +107,7 @@ def measured(name: str) -> dict[str, str]:
     if name == "distill":  # needs a trained teacher to be built
         return found | {"Parts of the student": "backbone, head or classifier", "A run leaves": "student"}
     method = module.build(config, lambda role: backbone("vit/16", embed_dim=24, depth=1, num_heads=2))
-    extra = [part for part in method.student if part not in method.teacher]
+    extra = [part for part in method.student if method.teacher and part not in method.teacher]
     parts = ", ".join(f"{part} (the student alone)" if part in extra else part for part in method.student)
     return found | {"Parts of the student": parts, "A run leaves": ", ".join(method.product)}
 

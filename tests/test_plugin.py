@@ -1,9 +1,10 @@
-"""A method in a package of its own, examples/plugin: built, installed, listed, trained with, killed and resumed."""
+"""A method and an augmentation in a package of its own, examples/plugin: listed, trained with, killed, resumed."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ PLUGIN = Path(__file__).parents[1] / "examples/plugin"
 TRAIN = [
     "train", "toy:textures?n=24&size=32", "--method", "simsiam", "--backbone", "conv4", "--steps", "8", "--batch", "8",
     "--workers", "0", "--threads", "1", "--device", "cpu", "--eval-images", "16", "--precision", "float32",
-    "--report", "False", "--checkpoint-every", "2", "--json",
+    "--report", "False", "--checkpoint-every", "2", "--views.all.shading.p", "0.5", "--json",
 ]  # fmt: skip
 KILLING = """
 import os, signal, sys
@@ -62,11 +63,14 @@ def tensors(run: Path) -> dict[str, Any]:
 def test_a_plugin_is_listed_trained_killed_and_resumed(installed: Path, tmp_path: Path) -> None:
     listed = json.loads(opendino("list", "methods", "--json", path=installed).stdout)["methods"]
     assert listed["simsiam"] == "from opendino-simsiam 0.1" and "dino" in listed
+    listed = json.loads(opendino("list", "augmentations", "--json", path=installed).stdout)["augmentations"]
+    assert listed["shading"] == "from opendino-simsiam 0.1" and "gamma" in listed
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     result = json.loads(opendino(*TRAIN, "--out", str(whole), path=installed).stdout)
     assert result["steps"] == 8 and next(iter(result["knn"])) == "student"
     text = (whole / "config.yaml").read_text()
     assert "name: simsiam" in text and "from: opendino-simsiam 0.1" in text
+    assert re.search(r"shading:\n *p: 0\.5\n *strength: 0\.5\n *from: opendino-simsiam 0\.1\n", text)
     assert opendino(*TRAIN, "--out", str(killed), path=installed, code=KILLING).returncode == -signal.SIGKILL
     ended = opendino("resume", str(killed), "--json", path=installed)
     assert ended.returncode == 0, ended.stderr
@@ -75,17 +79,39 @@ def test_a_plugin_is_listed_trained_killed_and_resumed(installed: Path, tmp_path
     without = opendino("resume", str(killed))
     assert without.returncode == 1 and len(without.stderr.splitlines()) == 1
     assert "came from opendino-simsiam 0.1, which is not here. Install opendino-simsiam 0.1" in without.stderr
-    unknown = opendino(*TRAIN, "--out", str(tmp_path / "x"))
+    named = [word for word in TRAIN if "shading" not in word and word != "0.5"]
+    unknown = opendino(*named, "--out", str(tmp_path / "x"))
     assert unknown.returncode == 2 and "Unknown method 'simsiam'" in json.loads(unknown.stdout)["error"]["message"]
 
 
-def test_a_plugin_that_cannot_be_imported_says_which(installed: Path, tmp_path: Path) -> None:
+BROKEN = {
+    "methods": ("", "broken 0.2 cannot be loaded: ModuleNotFoundError"),
+    "augmentations": ("ORDER = 1", "The augmentation 'broken' from broken 0.2 has no Config"),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_plugin_that_does_not_work_says_which(tmp_path: Path, kind: str) -> None:
+    code, message = BROKEN[kind]
     site = tmp_path / "site"
     metadata = site / "broken-0.2.dist-info"
     metadata.mkdir(parents=True)
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 0.2\n")
-    (metadata / "entry_points.txt").write_text("[opendino.methods]\nbroken = nowhere_to_be_found\n")
-    words = [{"simsiam": "broken"}.get(word, word) for word in TRAIN if word != "--json"]
-    ended = opendino(*words, "--out", str(tmp_path / "x"), path=site)
+    (metadata / "entry_points.txt").write_text(f"[opendino.{kind}]\nbroken = broken_plugin\n")
+    if code:
+        (site / "broken_plugin.py").write_text(code)
+    words = [{"simsiam": "broken"}.get(word, word) for word in TRAIN if word != "--json" and "shading" not in word]
+    ended = opendino(*[word for word in words if word != "0.5"], "--out", str(tmp_path / "x"), path=site)
     assert ended.returncode == 1 and len(ended.stderr.splitlines()) == 1
-    assert "broken 0.2 cannot be loaded: ModuleNotFoundError" in ended.stderr
+    assert message in ended.stderr
+
+
+def test_the_page_about_it_has_its_code_in_order() -> None:
+    page = (PLUGIN.parents[1] / "docs/own_method.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S)
+    text = [line for block in blocks for line in block.splitlines() if line.strip()]
+    for name, most in (("opendino_simsiam", 60), ("opendino_shading", 60)):
+        lines = [line for line in (PLUGIN / f"{name}.py").read_text(encoding="utf-8").splitlines() if line.strip()]
+        assert text[: len(lines)] == lines and len(lines) < most, name
+        del text[: len(lines)]
+    assert not text

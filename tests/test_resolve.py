@@ -96,6 +96,7 @@ def test_a_resumed_run_keeps_its_threads_on_the_same_machine(monkeypatch: pytest
     monkeypatch.setattr(threads, "choose", lambda *_: (5, "measured"))
     config = configs.resolved(
         with_network("conv4", {"width": 4}),
+        bits=8,
         batch=8,
         workers=0,
         threads=1,

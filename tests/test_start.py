@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib.util
 import json
+import shutil
 import sys
 import types
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,7 @@ from opendino.core import registry
 from opendino.core.errors import UsageError, UserError
 from opendino.data.sources import python
 from opendino.engine import checkpoint
+from opendino.views import settings as view_settings
 
 FAST: dict[str, Any] = {
     "steps": 6, "batch": 8, "workers": 0, "threads": 1, "device": "cpu", "eval_images": 16, "precision": "float32",
@@ -238,3 +243,61 @@ def test_a_method_from_python_trains_and_is_named_in_the_run(tmp_path: Path) -> 
     registry._added[registry.METHODS].clear()
     with pytest.raises(UserError, match=r"came from Python, which is not here\. Pass it again"):
         opendino.resume(tmp_path / "run", steps=8)
+
+
+def shading(name: str) -> types.ModuleType:
+    """The augmentation of examples/plugin, under a name of its own."""
+    path = Path(__file__).parents[1] / "examples/plugin/opendino_shading.py"
+    spec = importlib.util.spec_from_file_location(f"somewhere.{name}", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def no_trace() -> Iterator[None]:
+    """What is added to the augmentations is gone afterwards."""
+    known = dict(view_settings.AUGMENTATIONS)
+    yield
+    for name in view_settings.AUGMENTATIONS.keys() - known.keys():
+        del registry._added[registry.AUGMENTATIONS][name], view_settings.AUGMENTATIONS[name]
+
+
+@pytest.mark.usefixtures("no_trace")
+def test_an_augmentation_given_in_python_trains_and_resumes(tmp_path: Path) -> None:
+    given = {"backbone": network, "method": SMALL_DINO} | FAST
+    lamp = shading("lamp")
+    views = {"global": {"size": 32}, "all": {"lamp": {"p": 1.0}}}
+    plain = opendino.train(Squares(), out=tmp_path / "plain", **given)
+    whole = opendino.train(Squares(), out=tmp_path / "whole", augmentations=[lamp], **given | {"views": views})
+    assert list(view_settings.AUGMENTATIONS).index("lamp") == list(view_settings.AUGMENTATIONS).index("gamma") + 1
+    one, other = tensors(whole.run), tensors(plain.run)
+    assert any(not torch.equal(value, other[key]) for key, value in one.items())
+    shutil.copytree(whole.run, tmp_path / "cut")
+    shutil.rmtree(tmp_path / "cut/checkpoints/step_00000006")
+    opendino.resume(tmp_path / "cut", data=Squares())
+    assert all(torch.equal(value, one[key]) for key, value in tensors(tmp_path / "cut").items())
+    again = opendino.train(Squares(), out=tmp_path / "off", **given)  # known, and off
+    assert all(torch.equal(value, other[key]) for key, value in tensors(again.run).items())
+    assert "lamp" not in (tmp_path / "off/config.yaml").read_text()
+    del registry._added[registry.AUGMENTATIONS]["lamp"], view_settings.AUGMENTATIONS["lamp"]
+    with pytest.raises(UserError, match="'lamp' came from Python, which is not here"):
+        opendino.resume(tmp_path / "whole", steps=8, data=Squares())
+
+
+@pytest.mark.usefixtures("no_trace")
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [({"title": None}, "has no title"), ({"apply": None}, "has no apply"), ({"p": 0.5}, "is on by default")],
+)
+def test_an_augmentation_that_would_break_runs_is_refused(change: dict[str, Any], reason: str) -> None:
+    module = shading("wrong")
+    if "p" in change:
+        module.Config = dataclasses.make_dataclass("Config", [("p", float, 0.5)], frozen=True)
+    else:
+        delattr(module, next(iter(change)))
+    with pytest.raises(UserError, match=reason):
+        opendino.register_augmentation("wrong", module)
+    assert "wrong" not in registry.names(registry.AUGMENTATIONS)

@@ -8,13 +8,24 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["Callback", "Config", "continue_run", "load", "register_backbone", "register_method", "resume", "train"]
+__all__ = [
+    "Callback",
+    "Config",
+    "continue_run",
+    "load",
+    "register_augmentation",
+    "register_backbone",
+    "register_method",
+    "resume",
+    "train",
+]
 
 if TYPE_CHECKING:
     from opendino.config import Config as Config
     from opendino.core.contracts import Callback as Callback
     from opendino.models.load import load as load
     from opendino.start import continue_run as continue_run
+    from opendino.start import register_augmentation as register_augmentation
     from opendino.start import register_backbone as register_backbone
     from opendino.start import register_method as register_method
     from opendino.start import resume as resume
@@ -25,6 +36,7 @@ _MODULES = {
     "Config": "opendino.config",
     "continue_run": "opendino.start",
     "load": "opendino.models.load",
+    "register_augmentation": "opendino.start",
     "register_backbone": "opendino.start",
     "register_method": "opendino.start",
     "resume": "opendino.start",

@@ -14,6 +14,7 @@ from msgspec import Meta
 from tyro.conf import Positional
 
 from opendino.core import registry
+from opendino.core.contracts import MethodConfig
 from opendino.core.errors import UsageError, UserError, nearest
 from opendino.core.ranges import (  # fmt: skip
     Batch,
@@ -32,13 +33,17 @@ from opendino.core.ranges import (  # fmt: skip
     shown,
 )
 from opendino.core.types import IMAGENET_MEAN, IMAGENET_STD, Facts, ViewSpec
+from opendino.core.unique_keys import UniqueKeyLoader
 from opendino.data import intensity
 from opendino.data.cache import Cache
+from opendino.data.channel_images import pooled
 from opendino.data.video_file import with_every
 from opendino.engine import optim
 from opendino.engine.parallel import Parallel
 from opendino.engine.precision import Precision
 from opendino.methods import dino
+from opendino.models import build
+from opendino.views import image_kinds
 from opendino.views import settings as view_settings
 from opendino.views.settings import View
 
@@ -73,9 +78,14 @@ class Config(Checked):
     ask: stop and show what was found."""
     channel_files: str | None = None
     """File names if each channel is a file of its own, e.g. "{id}_w{channel}.tif"."""
+    channel_mode: Literal["together", "separate"] = "together"
+    """separate: a network of one channel learns from each channel by itself; features of an image are those of its
+    channels, joined. For sets whose channels vary; costs a pass per channel."""
     intensity: tuple[Bound | str, ...] = ("auto",)
     """Values that become black and white: LOW HIGH, full, per-image or a .csv of channel,low,high.
     auto: from the values of the whole set; 8-bit photographs stay as they are."""
+    bits: Literal["auto", 8, 16] = "auto"
+    """Bits of each value in cache and transfer. auto: 16 if the files have more than 8 and the range needs them."""
     out: str | None = None
     """Run folder to create; default: runs/NAME-DATE."""
     init: str | None = None
@@ -94,10 +104,12 @@ class Config(Checked):
     """Stochastic depth rate of the student in [0, 1), increasing linearly over blocks; 0 for small networks."""
     drop_path_on_subset: bool = False
     """Skip dropped images in ViT blocks (DINOv2). Faster; results differ: random numbers are used differently."""
-    method: Any = field(default_factory=dino.Config)
+    method: MethodConfig = field(default_factory=dino.Config)
     """Settings of the training method."""
     views: dict[str, Any] = field(default_factory=dict)
     """Size, number and augmentations of the views, by group; the groups and their defaults are the method's."""
+    orientation: Literal["photo", "any"] = "photo"
+    """any: no side of the images is up (micrographs, aerial images, surfaces): flip and turn all views."""
     optim: optim.Config = field(default_factory=optim.Config)
     """Settings of the optimizer."""
     epochs: Positive | Literal["auto"] | None = None
@@ -109,7 +121,8 @@ class Config(Checked):
     batch: Batch | Literal["auto"] = "auto"
     """Images per optimizer step over all devices; the learning rate scales with it."""
     mean: Mean = IMAGENET_MEAN
-    """Per-channel mean for normalization, for pixels in [0, 1]; default: ImageNet, or that of the --init model."""
+    """Per-channel mean for normalization, for pixels in [0, 1]; default: ImageNet for photographs, else that of the
+    images; or that of the --init model."""
     std: Std = IMAGENET_STD
     """Per-channel standard deviation for normalization, for pixels in [0, 1]; default as for mean."""
     seed: Seed = 0
@@ -157,8 +170,6 @@ class Config(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not dataclasses.is_dataclass(self.method):
-            raise UsageError(f"method is {shown(self.method)}", "Use a method's Config, e.g. methods.dino.Config()")
         object.__setattr__(self, "views", _complete(method_module(self).VIEWS, self.views))
         if self.every:  # it is a part of DATA from now on, so that every command finds the same frames
             object.__setattr__(self, "data", with_every(self.data, self.every))
@@ -168,6 +179,8 @@ class Config(Checked):
             raise UsageError(f"{' and '.join(given)} were both given", "Give one of them")
         if self.init_networks == "all" and not self.init:
             raise UsageError("init_networks is all, without init", "Add --init RUN, or use: opendino continue RUN")
+        if len(self.mean) != len(self.std):
+            raise UsageError(f"mean has {len(self.mean)} values and std has {len(self.std)}", "Give one per channel")
         intensity.parse(self.intensity)
         if self.resume and self.out is None:
             raise UsageError("--resume needs a run folder", "Add --out runs/NAME")
@@ -180,6 +193,7 @@ class ResolvedConfig(Config):
     optim: optim.ResolvedConfig = field(default_factory=optim.ResolvedConfig)
     epochs: None = None
     minutes: None = None
+    bits: Literal[8, 16] = 8
     steps: Count  # pyright: ignore[reportGeneralTypeIssues], it has no default here
     batch: Batch  # pyright: ignore[reportGeneralTypeIssues]
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -198,6 +212,8 @@ def resolved(config: Config, **changes: Any) -> ResolvedConfig:
     """
     if "optim" not in changes:
         changes["optim"] = resolved_optim(config.optim)
+    method = getattr(method_module(config), "ResolvedConfig", type(config.method))
+    changes["method"] = method(**_values(config.method))
     return ResolvedConfig(**_values(config) | changes)
 
 
@@ -216,13 +232,16 @@ def method_module(config: Config) -> Any:
 
 
 def views(config: Config) -> ViewSpec:
-    """The views that the method needs, with the normalization of the run.
+    """The views that the method needs, with the normalization and the patch size of the run.
 
     Raises:
         UsageError: The method cannot train with these views.
     """
     spec = method_module(config).views(config.method, config.views)
-    return replace(spec, mean=config.mean, std=config.std)
+    mean, std = config.mean, config.std
+    if config.channel_mode == "separate":
+        mean, std = ((value,) for value in pooled(mean, std))
+    return replace(spec, mean=mean, std=std, patch_px=build.patch_px(config.backbone))
 
 
 def with_method(config: Config, name: str) -> Config:
@@ -244,8 +263,8 @@ def method_name(config: Config) -> str:
     package, _, name = kind.__module__.rpartition(".")
     if package == registry.METHODS:
         return name
-    for name in registry.names(registry.METHODS):
-        if name not in registry.own_names(registry.METHODS) and registry.load(registry.METHODS, name).Config is kind:
+    for name in set(registry.names(registry.METHODS)) - set(registry.own_names(registry.METHODS)):
+        if issubclass(kind, registry.load(registry.METHODS, name).Config):
             return name
     raise UsageError(
         f"{kind.__module__}.{kind.__qualname__} belongs to no method",
@@ -253,7 +272,7 @@ def method_name(config: Config) -> str:
     )
 
 
-def method_config(name: str) -> Any:
+def method_config(name: str) -> MethodConfig:
     """The default Config of a method.
 
     Raises:
@@ -270,12 +289,21 @@ def resolve_parts(config: Config, facts: Facts) -> tuple[Config, list[str]]:
         "optim": config.optim.resolved(facts),
     }
     values: dict[str, Any] = {name: value for name, (value, _) in parts.items()}
-    return replace(config, **values), [f"{name}.{reason}" for name, (_, why) in parts.items() for reason in why]
+    reasons = [f"{name}.{reason}" for name, (_, why) in parts.items() for reason in why]
+    if not facts.is_rgb or config.channel_mode == "separate":
+        defaults, channels = method_module(config).VIEWS, 1 if config.channel_mode == "separate" else len(config.mean)
+        values["views"], why = image_kinds.without_colors(values["views"], defaults, channels)
+        reasons += [f"views.{reason}" for reason in why]
+    if config.orientation == "any":
+        values["views"], why = image_kinds.in_any_orientation(values["views"])
+        reasons += [f"views.{reason}" for reason in why]
+    return replace(config, **values), reasons
 
 
 def to_tree(config: Config) -> dict[str, Any]:
     """Convert a Config to plain dicts, lists and scalars, e.g. for YAML."""
     tree = cast(dict[str, Any], msgspec.to_builtins(config))
+    tree["views"] = view_settings.to_tree(config.views)
     name = method_name(config)
     tree["method"] = {"name": name} | cast(dict[str, Any], msgspec.to_builtins(config.method))
     if plugin := registry.origin(registry.METHODS, name):
@@ -324,7 +352,7 @@ def read_tree(path: str | Path) -> dict[str, Any]:
     """
     try:
         with open(Path(path).expanduser(), "rb") as file:
-            tree = _UniqueKeyLoader(file).get_single_data()
+            tree = UniqueKeyLoader(file).get_single_data()
     except UsageError:
         raise
     except OSError as error:
@@ -341,24 +369,10 @@ def dump(config: Config) -> str:
     return msgspec.yaml.encode(to_tree(config)).decode()
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """A YAML loader that rejects duplicate keys; PyYAML silently uses the last value."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        lines: dict[str, int] = {}
-        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-            line = key.start_mark.line + 1
-            if key.value in lines:
-                where = f"line {line}" if line == lines[key.value] else f"lines {lines[key.value]} and {line}"
-                raise UsageError(
-                    f"{key.start_mark.name} has the key {shown(key.value)} twice, in {where}", "Keep one of them"
-                )
-            lines[key.value] = line
-        return super().construct_mapping(node, deep)
-
-
 def _complete(defaults: dict[str, View], given: dict[str, Any]) -> dict[str, Any]:
     """The settings of every group of views of a method."""
+    defaults = {name: view_settings.with_added(view) for name, view in defaults.items()}
+    given = {name: view_settings.with_added(view) if isinstance(view, View) else view for name, view in given.items()}
     for name, view in given.items():
         if name not in defaults:
             raise UsageError(
@@ -379,7 +393,7 @@ def _overlay_views(base: dict[str, Any], tree: Any) -> dict[str, Any]:
         if group not in (*base, "all") or not isinstance(tree[group], dict):
             raise UsageError(f"Unknown key {shown(f'views.{group}')}", nearest(str(group), [*base, "all"]))
         for name in base if group == "all" else (group,):
-            found[name] = _overlay(found[name], tree[group], f"views.{name}.")
+            found[name] = _overlay(found[name], view_settings.without_origins(tree[group]), f"views.{name}.")
     return found
 
 

@@ -16,12 +16,14 @@ from opendino.core.accuracy import BALANCED, Accuracy, chance_of_difference, fol
 from opendino.core.contracts import Backbone, Method
 from opendino.core.types import ViewSpec
 from opendino.data.cache import DecodedImages
+from opendino.data.channel_images import ChannelImages
 from opendino.engine.collapse_detection import told_apart_by_color
 from opendino.evals.knn import true_class_ranks
 from opendino.evals.label_free import effective_rank
 from opendino.features import eval_crops
 from opendino.features.classification_metrics import accuracy, accuracy_of, majority
 from opendino.features.pixel_baseline import color_histogram
+from opendino.models.separate_channels import SeparateChannels
 
 _BY_COLOR_FRAC = 0.75  # of the errors of the most frequent class that color must mend for a warning
 Scores = dict[str, dict[str, float]]
@@ -48,6 +50,9 @@ class OnlineEval:
         settings = [config.eval_images, config.knn_k, config.val, spec.groups[0].short_px, spec.mean, spec.std]
         self._settings_checksum = {"settings": float(zlib.crc32(repr(settings).encode()))}
         val = DecodedImages(run_images.open_images(config, config.val), images.max_area_px) if config.val else None
+        self._separate = isinstance(images.source, ChannelImages)
+        if isinstance(images.source, ChannelImages):  # trained on channels, but judged by whole images
+            images = DecodedImages(images.source.source, images.max_area_px)
         self._set = eval_crops.make(images, val, config.eval_images, spec.groups[0].short_px, config.workers)
         self.origin = self._set.origin
         # A method that trains on labels has seen those of the training images, so only held-out ones are a test.
@@ -163,7 +168,7 @@ class OnlineEval:
         backbone = copy.deepcopy(cast(Backbone, method.student["backbone"]))
         if not self._init:
             features.recalibrate_batch_norm(
-                backbone, self._first_crops(512), self._spec.mean, self._spec.std, self._device
+                self._for_images(backbone), self._first_crops(512), self._spec.mean, self._spec.std, self._device
             )
         name = "start" if self._init else "untrained"
         scores = self._scores(method, frozen | {name: nn.ModuleDict({"backbone": backbone})}, {})
@@ -174,7 +179,8 @@ class OnlineEval:
     def _first_crops(self, number: int) -> Tensor:
         """The first `number` crops of the bank, gathered from all ranks: `[number C H W]` on every rank."""
         before = sum(distributed.all_gather_object([len(self._set.bank)])[: distributed.rank()])
-        return distributed.all_gather_rows(self._set.bank[: max(0, number - before)])
+        crops = self._set.bank[: max(0, number - before)]
+        return distributed.all_gather_rows(crops.view(torch.uint8)).view(crops.dtype)  # uint16 cannot be sent
 
     def _scores(self, method: Method, networks: dict[str, nn.ModuleDict], banks: dict[str, Tensor]) -> Scores:
         """k-NN accuracy of each network, and the accuracy of its classifier if it has one for these classes.
@@ -192,14 +198,18 @@ class OnlineEval:
             bank = banks[name] if name in banks else self._features(network, self._set.bank)
             queries = self._features(network, self._set.queries)
             _record(scores, "knn", name, self._knn(bank, queries))
-            if "classifier" in network and self._classes == (method.classes or self._classes):
+            if "classifier" in network and not self._separate and self._classes == (method.classes or self._classes):
                 _record(scores, "accuracy", name, self._accuracy(network["classifier"], queries))
         return scores
 
     def _features(self, network: nn.ModuleDict, crops: Tensor) -> Tensor:
-        backbone = cast(Backbone, network["backbone"])
+        backbone = self._for_images(cast(Backbone, network["backbone"]))
         local = features.extract(backbone, crops, self._spec.mean, self._spec.std, self._device)
         return distributed.all_gather_rows(local)
+
+    def _for_images(self, backbone: Backbone) -> Backbone:
+        """The network as it is used: a network of one channel for all channels of an image."""
+        return SeparateChannels(backbone, self._set.bank.shape[1]) if self._separate else backbone
 
     def _knn(self, bank: Tensor, queries: Tensor) -> Accuracy:
         labels, truth = self._set.bank_labels, self._set.query_labels

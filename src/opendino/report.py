@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 
 from opendino import config as configs
-from opendino import resolve
 from opendino.core import accuracy, atomic_write, distributed, log, metrics_log
 from opendino.core.contracts import Source
 from opendino.core.errors import BadImage, UserError
@@ -57,7 +57,7 @@ def write(run: str | Path) -> Path:
     rows, columns = metrics_log.sampled(folder / "metrics.jsonl"), panels.of_file(folder / "metrics.jsonl")
     assert config.steps is not None
     steps, model = config.steps, load(folder).to(distributed.device(config.device))
-    source = functools.cache(lambda: resolve.images(config))
+    source = functools.cache(lambda: model.reading.open_images(config.data))
     sections = [
         _section("", "summary", lambda: _summary(folder, config, rows, examine(rows, steps))),
         _section("Accuracy and baselines", "scores", lambda: _scores(rows, steps)),
@@ -129,15 +129,16 @@ def _attention(model: Model, source: Source) -> Content:
     if not images:
         return _note("No image could be read.")
     try:
-        fitting = [min(image.size) for _, image in images if max(image.size) <= 4 * min(image.size)]
+        sides = [pixels.shape[:2] for _, pixels in images]
+        fitting = [min(each) for each in sides if max(each) <= 4 * min(each)]
         encoder = ImageEncoder(model, max(model.preprocessing["image_px"], min([240, *fitting])))
-        for key, image in images:
+        for key, pixels in images:
             try:
-                prepared = encoder.prepare(image)
+                prepared = encoder.prepare(pixels)
             except BadImage as error:
                 skipped.append((key, str(error)))
                 continue
-            maps, large = encoder.attention(prepared), _large(prepared)
+            maps, large = encoder.attention(prepared), _large(encoder.picture(prepared))
             overlay = attention.heat(large, maps.mean(0), overlay=True)
             kept = attention.keep_mass(maps.mean(0).flatten(), 0.6).view(maps.shape[1:])
             dimmed = tile_grid.dimmed(large, kept)
@@ -165,8 +166,10 @@ def _neighbors(model: Model, source: Source) -> Content:
     for query, near, scores in zip(queries.tolist(), places.tolist(), cosines.tolist(), strict=True):
         # A score below -1 marks an image whose features are all zero.
         others = [(place, score) for place, score in zip(near, scores, strict=True) if place != query and score >= -1]
-        row = [Tile(_thumb(source, int(found.indices[query])), "query")]
-        row += [Tile(_thumb(source, int(found.indices[at])), f"{score:.2f}") for at, score in others[:_NEIGHBORS]]
+        row = [Tile(_thumb(model, source, int(found.indices[query])), "query")]
+        row += [
+            Tile(_thumb(model, source, int(found.indices[at])), f"{score:.2f}") for at, score in others[:_NEIGHBORS]
+        ]
         rows.append([*row])
     text = f"Nearest by cosine among {len(found):,} of {len(source):,} images, with the cosine similarity above each."
     return {"notes": [text], "svg": Sheet(rows).svg()}
@@ -176,24 +179,25 @@ def _note(*lines: str) -> Content:
     return {"notes": lines, "svg": ""}
 
 
-def _sample_images(source: Source, number: int) -> list[tuple[str, Image.Image]]:
+def _sample_images(source: Source, number: int) -> list[tuple[str, np.ndarray]]:
     """Up to `number` readable images with their keys, sampled from the whole source."""
-    found: list[tuple[str, Image.Image]] = []
+    found: list[tuple[str, np.ndarray]] = []
     for index in permutation(len(source), 0, 1)[: 4 * number].tolist():
-        if len(found) < number and (image := _read(source, index)):
-            found.append((source.key(index), image))
+        if len(found) < number and (pixels := _read(source, index)) is not None:
+            found.append((source.key(index), pixels))
     return found
 
 
-def _read(source: Source, index: int) -> Image.Image | None:
+def _read(source: Source, index: int) -> np.ndarray | None:
     try:
-        return Image.fromarray(decode(source.read(index)))
+        return decode(source.read(index), pixel_format=source.pixel_format)
     except BadImage:
         return None
 
 
-def _thumb(source: Source, index: int) -> Image.Image:
-    return tile_grid.square(_read(source, index), _THUMB_PX)
+def _thumb(model: Model, source: Source, index: int) -> Image.Image:
+    pixels = _read(source, index)
+    return tile_grid.square(None if pixels is None else model.reading.picture(pixels), _THUMB_PX)
 
 
 def _large(image: Image.Image) -> Image.Image:

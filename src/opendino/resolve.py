@@ -19,6 +19,7 @@ from opendino.core.contracts import Backbone, Method, Source
 from opendino.core.errors import UserError, first_line
 from opendino.core.types import Facts, ViewSpec
 from opendino.data.cache import decide as decide_cache
+from opendino.data.channel_images import ChannelImages
 from opendino.data.dataset_probe import probe_dataset
 from opendino.data.decode import working_area_px
 from opendino.data.held_out import training_images
@@ -28,6 +29,7 @@ from opendino.engine import batch_size_finder, precision, sizing, threads
 from opendino.engine.activation_checkpointing import checkpoint_activations
 from opendino.models import build, load
 from opendino.models.adapt import adapt
+from opendino.models.separate_channels import network_of
 from opendino.models.vit_layers import drop_on_subset
 
 _SMALL_NETWORK = 15_000_000  # parameters
@@ -48,13 +50,11 @@ def resolve_config(config: Config, device: torch.device) -> tuple[ResolvedConfig
     """
     config = absolute_paths(config)
     files = run_images.open_images(config, config.data)
-    config, found = run_images.resolve_intensity(config, files)
-    source = training_images(relabel(files, config.labels, config.seed), config.hold_out)
+    config, is_rgb, found = run_images.resolve_intensity(config, files)
+    source = _training(relabel(files, config.labels, config.seed), config)
     workers, why_workers = sizing.workers(config.workers, device)
     probe = probe_dataset(source, config.max_bad_frac, workers=workers)
-    config, facts, reasons = _method_and_network(config, source, probe.short_side_px, device)
-    if config.hold_out:
-        found.append(f"hold_out = {config.hold_out:g}: {len(files) - len(source):,} images are kept out of training")
+    config, facts, reasons = _method_and_network(config, source, probe.short_side_px, is_rgb, device)
     reasons = found + reasons
     dtype, why_dtype = precision.choose(config.precision, device)
     compiling, why_compiling = compilation.choose(config.compile, device, facts.total_steps)
@@ -63,7 +63,7 @@ def resolve_config(config: Config, device: torch.device) -> tuple[ResolvedConfig
     cache, why_cache = decide_cache(
         config.cache,
         facts.num_images,
-        3 * min(probe.area_px, working_area_px(spec)),
+        source.pixel_format.bytes_per_pixel * min(probe.area_px, working_area_px(spec)),
         facts.total_steps / facts.steps_per_epoch,
         sizing.free_bytes(device) if device.type == "cuda" else 0.0,
         config.out,
@@ -91,7 +91,7 @@ def resolve_config(config: Config, device: torch.device) -> tuple[ResolvedConfig
 
 
 def _method_and_network(
-    config: Config, source: Source, short_side_px: int, device: torch.device
+    config: Config, source: Source, short_side_px: int, is_rgb: bool, device: torch.device
 ) -> tuple[Config, Facts, list[str]]:
     """Choose the backbone, the length and the batch, and from them the settings of method and optimizer.
 
@@ -106,7 +106,7 @@ def _method_and_network(
     steps = config.steps or max(1, round(epochs * steps_per_epoch))
     facts = Facts(
         len(source), short_side_px, len(source.classes), batch, steps, steps_per_epoch, device.type,
-        build.patch_px(config.backbone), convolutional,
+        build.patch_px(config.backbone), convolutional, is_rgb,
     )  # fmt: skip
     config, why_parts = configs.resolve_parts(config, facts)
     reasons += [f"epochs = {epochs:.3g}: {why_epochs}", *why_parts, f"batch = {batch}: {why_batch}"]
@@ -114,10 +114,15 @@ def _method_and_network(
 
 
 def _check_memory(config: Config, spec: ViewSpec, device: torch.device) -> None:
-    with torch.device("meta"):  # build without allocating memory, to estimate how much the networks need
-        planned = make_method(config, spec, make_backbone)
+    planned = _on_meta(config, spec)
     sharded = distributed.world_size() > 1 and config.parallel != "ddp"
     sizing.check_fits(sizing.memory(planned, config.optim.name, 0.0, sharded), device)
+
+
+def _on_meta(config: Config, spec: ViewSpec) -> Method:
+    """The run's method without memory for its weights, to estimate how much it needs."""
+    with torch.device("meta"):
+        return make_method(config, spec, make_backbone)
 
 
 def _log(source: Source, facts: Facts, device: torch.device, reasons: list[str]) -> None:
@@ -173,13 +178,18 @@ def _epochs(config: Config, num_images: int, small_px: int | None) -> tuple[floa
 
 
 def images(config: Config) -> Source:
-    """Open the run's training images, with the fraction of labels that `config.labels` allows."""
-    return training_images(all_images(config), config.hold_out)
+    """Open the run's training images, with the fraction of labels that `config.labels` allows; or their channels."""
+    return _training(all_images(config), config)
 
 
 def all_images(config: Config) -> Source:
-    """The same with those that the run keeps out of training."""
+    """The same whole images, with those that the run keeps out of training."""
     return relabel(run_images.open_images(config, config.data), config.labels, config.seed)
+
+
+def _training(images: Source, config: Config) -> Source:
+    source = training_images(images, config.hold_out)
+    return ChannelImages(source) if config.channel_mode == "separate" else source
 
 
 def check_classes(method: Method, spec: ViewSpec, source: Source) -> None:
@@ -254,13 +264,15 @@ def activation_bytes(config: Config, spec: ViewSpec) -> float:
         if sum(p.numel() for p in network.parameters()) < _SMALL_NETWORK:
             # The first forward pass on `meta` imports PyTorch code for seconds; a small real network takes only 0.1 s.
             network = make_backbone(config, spec, "student")
+        heads = _on_meta(config, spec).head_bytes(spec) if any(group.masks for group in spec.groups) else 0.0
         try:
-            return sizing.activation_bytes(network, spec, config.activation_checkpointing)
+            return sizing.activation_bytes(network, spec, config.activation_checkpointing) + heads
         except (RuntimeError, ValueError, TypeError, AssertionError) as error:
             sizes = ", ".join(f"{group.view_px[0]}×{group.view_px[1]}" for group in spec.groups if group.views)
             options = f" with {config.backbone_options}" if config.backbone_options else ""
             raise UserError(
-                f"{config.backbone}{options} cannot take images of 3 channels at {sizes} px: {first_line(error)}",
+                f"{config.backbone}{options} cannot take images of {spec.channels} channels at {sizes} px: "
+                f"{first_line(error)}",
                 "Change --backbone-options or the sizes of the views",
             ) from None
 
@@ -273,7 +285,7 @@ def _timed_step(config: Config, spec: ViewSpec) -> Callable[[], object]:
             with torch.random.fork_rng(devices=[]):
                 network = make_backbone(config, spec, "student").to(memory_format=torch.channels_last)
             number = 8 if spec.groups[0].short_px <= 96 else 2
-            shapes = [(number * len(group.views), 3, *group.view_px) for group in spec.groups]
+            shapes = [(number * len(group.views), spec.channels, *group.view_px) for group in spec.groups]
             views = [torch.zeros(s).to(memory_format=torch.channels_last) for s in shapes if s[0]]
             cached.extend((network, views))
         network, views = cached
@@ -338,7 +350,8 @@ def make_method(config: Config, spec: ViewSpec, make: Callable[[Config, ViewSpec
 
 def make_backbone(config: Config, spec: ViewSpec, role: str) -> Backbone:
     """Build a backbone with random weights; only the student's has stochastic depth."""
-    options: dict[str, Any] = dict(config.backbone_options)
+    channels = {} if spec.channels == 3 else {"in_chans": spec.channels}
+    options: dict[str, Any] = channels | config.backbone_options
     drop_path = config.drop_path if role == "student" else 0.0
     network = build.backbone(config.backbone, image_px=spec.groups[0].short_px, drop_path=drop_path, **options)
     if config.drop_path_on_subset and role == "student":
@@ -354,17 +367,23 @@ def first_backbone(config: Config, spec: ViewSpec, role: str) -> Backbone:
     """
     network = make_backbone(config, spec, role)
     if config.init and role == "student":
-        for line in adapt(load.load(config.init).backbone, network, config.init):
+        for line in adapt(network_of(load.load(config.init).backbone), network, config.init):
             log.say(f"  {line}")
     return network
 
 
 def _settings_of(model: load.Model, config: Config) -> Config:
-    """Take normalization and, with backbone = auto, the backbone from the model a run starts from."""
-    config = replace(config, mean=tuple(model.preprocessing["mean"]), std=tuple(model.preprocessing["std"]))
+    """Take normalization, if the channels are as many, and, with backbone = auto, the backbone from the model."""
+    mean, std = (tuple(model.preprocessing[name]) for name in ("mean", "std"))
+    if len(mean) == len(config.mean):
+        config = replace(config, mean=mean, std=std)
     if config.backbone != "auto":
         return config
-    options = {name: value for name, value in model.backbone.kwargs.items() if name not in ("image_px", "drop_path")}
+    options = {
+        name: value
+        for name, value in model.backbone.kwargs.items()
+        if name not in ("image_px", "drop_path", "in_chans")
+    }
     return replace(config, backbone=model.backbone.name, backbone_options=options | config.backbone_options)
 
 

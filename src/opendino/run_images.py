@@ -1,4 +1,4 @@
-"""The images of a run: how they are read, and the range of their values."""
+"""The images of a run: how they are read, their channels, and the range of their values."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from typing import cast
 from opendino.config import Config
 from opendino.core import log
 from opendino.core.errors import UserError
-from opendino.core.types import IMAGENET_MEAN, IMAGENET_STD
+from opendino.core.types import IMAGENET_MEAN, IMAGENET_STD, PixelFormat
 from opendino.data import intensity
 from opendino.data.image_files import ImageFiles, image_files
-from opendino.data.image_survey import has_only_photographs, survey
+from opendino.data.image_survey import Survey, has_only_photographs, survey
 from opendino.data.intensity import Intensity, Range
 from opendino.data.open_source import open_source
+from opendino.data.readers.decoded_image import RGB, numbered
 from opendino.data.readers.stacks import Reading, describe
 
 
@@ -26,35 +27,67 @@ def open_images(config: Config, data: str) -> ImageFiles:
     found = intensity.parse(config.intensity)
     known = found if isinstance(found, Intensity) or found in ("full", "per-image") else "full"
     reading = Reading(config.stack, tuple(map(str, config.channels)))
-    return image_files(open_source(data), reading, config.channel_files or "", cast(Range, known))
+    files = image_files(open_source(data), reading, config.channel_files or "", cast(Range, known))
+    files.pixel_format = PixelFormat(len(config.mean), 8 if config.bits == "auto" else config.bits)
+    return files
 
 
-def resolve_intensity(config: Config, files: ImageFiles) -> tuple[Config, list[str]]:
-    """Find the range of the set's values, and give it to the files; returns the config and the reasons.
+def channel_names(config: Config) -> tuple[str, ...]:
+    """Names of the channels of a resolved run; empty for 8-bit RGB."""
+    num = len(config.mean)
+    if not config.channels and num == 3 and config.bits != 16:
+        return ()
+    return tuple(map(str, config.channels)) or numbered(num)
+
+
+def resolve_intensity(config: Config, files: ImageFiles) -> tuple[Config, bool, list[str]]:
+    """Find the channels of the set and the range of its values, and give them to the files.
+
+    Returns:
+        The config, whether the channels are red, green and blue, and the reasons, one line each.
 
     Raises:
-        UserError: Pages without a known meaning, no readable image, or neither 1 nor 3 channels.
+        UserError: Pages without a known meaning, no readable image, or mean and std of another number of channels.
     """
     if has_only_photographs(files):
         if config.intensity not in (("auto",), ("full",)):
             log.warn("intensity is not used: the images are 8-bit photographs, which stay as they are")
-        return replace(config, intensity=("full",)), []
+        files.pixel_format = PixelFormat()
+        _check_statistics(config, RGB)
+        return replace(config, intensity=("full",), bits=8), True, []
     found = survey(files)
     for line in found.describe():
         log.say(f"  {line}")
-    if len(found.channels) not in (1, 3):
-        raise UserError(
-            f"The images have {describe(found.channels)}, and networks take 1 or 3 for now",
-            "Choose some of them, e.g. --channels 0 1 2",
-        )
+    if not config.channels and _has_names(found):
+        config = replace(config, channels=found.channels)
+        files.reading = replace(files.reading, channels=found.channels)
     files.intensity, why = found.intensity(config.intensity)
     words: tuple[float | str, ...]
     words = files.intensity.to_words() if isinstance(files.intensity, Intensity) else (files.intensity,)
     shown_words = " ".join(f"{word:g}" if isinstance(word, float) else str(word) for word in words)
     reasons = [f"intensity = {shown_words}: {why}"]
+    if config.bits == "auto":
+        config = replace(config, bits=found.bits(files.intensity))
+        reasons.append(f"bits = {config.bits}: {found.dtype} files")
+    files.pixel_format = PixelFormat(len(found.channels), 8 if config.bits == "auto" else config.bits)
     usual = (config.mean, config.std) == (IMAGENET_MEAN, IMAGENET_STD)
-    if usual and not config.init and not found.photographs:
-        mean, std = (values * (3 // len(values)) for values in found.mean_and_std(files.intensity))
+    if not usual:
+        _check_statistics(config, found.channels)
+    elif len(found.channels) != 3 or not (config.init or found.photographs):
+        mean, std = found.mean_and_std(files.intensity)
         config = replace(config, mean=mean, std=std)
         reasons.append(f"mean = {' '.join(map(str, mean))}, std = {' '.join(map(str, std))}: of the images surveyed")
-    return replace(config, intensity=words), reasons
+    return replace(config, intensity=words), found.channels == RGB, reasons
+
+
+def _has_names(found: Survey) -> bool:
+    """Whether all files name their channels in one way, by which they can be found in any order."""
+    return found.same_names and found.channels != numbered(len(found.channels))
+
+
+def _check_statistics(config: Config, channels: tuple[str, ...]) -> None:
+    if len(config.mean) != len(channels):
+        raise UserError(
+            f"mean and std have {len(config.mean)} values, and the images have {describe(channels)}",
+            "Give one value per channel, or none: then those of the images are used",
+        )

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from opendino import config as configs
+from opendino import run_images
 from opendino.config import ResolvedConfig
 from opendino.core import distributed
 from opendino.core.contracts import Backbone, Method
@@ -86,17 +87,21 @@ def prepare_write(
     Returns:
         Writes the exported model and then the checkpoint.
     """
-    saved_parts = ("backbone", "classifier")  # heads are only in the checkpoint
+    separate = config.channel_mode == "separate"  # a classifier of one channel is of no use for joined features
+    saved_parts = ("backbone",) if separate else ("backbone", "classifier")  # heads are only in the checkpoint
+    mean, std = (values * (len(config.mean) if separate else 1) for values in (spec.mean, spec.std))
     networks = copy.deepcopy(
         {name: {part: net[part] for part in saved_parts if part in net} for name, net in method.networks().items()}
     )
+    for parts in networks.values():
+        cast(Backbone, parts["backbone"]).mask_token = None  # only training needs it
     state = copy.deepcopy(state)
 
     def write() -> None:
         load.save_backbone(
             folder,
             {name: cast(Backbone, networks[name]["backbone"]) for name in method.product},
-            preprocessing=load.preprocessing(spec.groups[0].short_px, spec.mean, spec.std) | _image_reading(config),
+            preprocessing=load.preprocessing(spec.groups[0].short_px, mean, std) | _image_reading(config),
             extra={"method": configs.method_name(config), "data": config.data, "step": state.step},
             classifier=cast(nn.Linear | None, networks[method.product[0]].get("classifier")),
             classes=method.classes or classes,
@@ -108,11 +113,14 @@ def prepare_write(
 
 def _image_reading(config: ResolvedConfig) -> dict[str, Any]:
     """The field `images` of the preprocessing; none for 8-bit photographs, which need no other reading."""
-    first = config.intensity[0]
+    first, names = config.intensity[0], run_images.channel_names(config)
     reading = ImageReading(
         tuple(map(str, config.channels)),
         config.stack,
         config.channel_files or "",
         first if first in ("full", "per-image") else cast(tuple[float, ...], config.intensity),
+        names,
+        config.channel_mode,
+        config.bits if names else 16,
     )
     return {} if reading == ImageReading() else {"images": msgspec.to_builtins(reading)}

@@ -25,6 +25,7 @@ from opendino.engine.run_result import Result
 from opendino.recipes import small
 from opendino.snapshots import RunState
 from opendino.training import Start
+from opendino.views import settings as view_settings
 
 Data = str | Path | Source | Any  # Any: a map-style dataset
 Network = str | Callable[..., nn.Module]
@@ -36,6 +37,7 @@ def train(
     val: Data | None = None,
     backbone: Network | None = None,
     method: str | ModuleType | Any = None,
+    augmentations: Sequence[ModuleType] = (),
     callbacks: Sequence[Callback] = (),
     **settings: Any,
 ) -> Result:
@@ -51,6 +53,7 @@ def train(
         val: Labeled images for the k-NN accuracy during training, as `data`.
         backbone: A name, or a function without arguments that returns an `nn.Module`, see `models.module_backbone`.
         method: A name, a method's Config, or a module, see `core.contracts.Method`.
+        augmentations: Modules as in `views.augmentations`, each named as its file; `views` turns them on.
         callbacks: Called during the run, on rank 0.
         **settings: Fields of `Config`; `method` and `optim` also as a dict.
 
@@ -62,12 +65,14 @@ def train(
         UserError: The run cannot start (nothing is left behind), or had to stop (its last state is saved).
     """
     log.write_to(None)  # a run that did not start leaves no messages to the next one
+    for module in augmentations:
+        register_augmentation(module.__name__.rpartition(".")[2], module)
     given = {"val": _data(val), "backbone": _backbone(backbone)} | settings
     given = {name: value for name, value in given.items() if value is not None}
     config = data if isinstance(data, Config) else small.config(_data(data) or "")
     config = _with_settings(config, method, given)
     if launch.number(config.devices, config.device) > 1:
-        _refuse_objects(callbacks, config)
+        _refuse_objects([*callbacks, *augmentations], config)
         with tempfile.TemporaryDirectory() as home:
             (Path(home) / "settings.yaml").write_text(configs.dump(config), encoding="utf-8")
             return Result(**launch.command("train", "--config", f"{home}/settings.yaml"))
@@ -121,7 +126,7 @@ def resume(
 ) -> Result:
     """Resume a run exactly where it stopped (weights, order of images, random choices), on any number of devices.
 
-    A backbone or method that was given in Python must be known again: `register_backbone`, `register_method`.
+    What was given in Python must be known again: `register_backbone`, `register_method`, `register_augmentation`.
 
     Args:
         run: The run's folder.
@@ -173,6 +178,17 @@ def register_method(name: str, module: ModuleType) -> str:
     return name
 
 
+def register_augmentation(name: str, module: ModuleType) -> str:
+    """Name an augmentation's module (see `views.augmentations`), for this process; returns the name in `views`.
+
+    Raises:
+        UsageError: The name is taken.
+        UserError: The module lacks a part, or is on by default.
+    """
+    view_settings.add(name, module)
+    return name
+
+
 def _data(data: Data | None) -> str | None:
     if data is None:
         return None
@@ -211,16 +227,16 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def _refuse_objects(callbacks: Sequence[Callback], config: Config) -> None:
+def _refuse_objects(objects: Sequence[Any], config: Config) -> None:
     """New processes cannot get objects of a script.
 
     Raises:
-        UsageError: There are callbacks, or something given in Python.
+        UsageError: There are objects, or something given in Python.
     """
     named = (config.data, config.val, config.backbone)
-    if callbacks or any(name and name.startswith("python:") for name in named):
+    if objects or any(name and name.startswith("python:") for name in named):
         raise UsageError(
-            "What is given in Python cannot be sent to several new processes: datasets, networks, callbacks",
+            "What is given in Python (dataset, network, augmentation, callback) cannot be sent to several processes",
             "Use devices=1, or start the script with torchrun",
         )
 

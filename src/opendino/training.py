@@ -39,6 +39,7 @@ from opendino.engine.throughput import Throughput
 from opendino.online_eval import OnlineEval
 from opendino.run_parts import Networks, TrainingData, build_networks, open_data, prefetch
 from opendino.snapshots import RunState
+from opendino.views import patch_masks
 from opendino.views.multi_crop import multi_crop
 
 
@@ -248,7 +249,8 @@ def make_views(batch: loader.Batch, data: TrainingData, spec: ViewSpec, device: 
         if data.device_cache:
             on_device = data.device_cache.fill(on_device)
         crops = multi_crop(on_device.canvas, on_device.draws, spec)
-    return Views(crops, on_device.labels, on_device.indices, spec.num_labeled(len(batch.indices)))
+    masks = patch_masks.of_batch(on_device.draws, spec)
+    return Views(crops, on_device.labels, on_device.indices, spec.num_labeled(len(batch.indices)), masks)
 
 
 def _evaluate_and_save(run: _Run, done: int, evaluating: bool, saving: bool) -> None:

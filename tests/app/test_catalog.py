@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tests.app.conftest import scene, write_run
@@ -100,6 +101,6 @@ def test_images_are_opened_only_within_what_was_named(
 
 def test_a_long_picture_is_seen_small_enough_for_memory(place: Path) -> None:
     model = ModelCache(torch.device("cpu")).model(str(place / "runs/first"))
-    image = scene(0, (400, 100))
+    image = np.asarray(scene(0, (400, 100)))
     prepared = encoder_for(model, image, 480).prepare(image)  # 480 × 1920 px would be 57,600 patches of 4 px
-    assert 3500 < prepared.width * prepared.height / 4**2 < 4300
+    assert 3500 < prepared.shape[0] * prepared.shape[1] / 4**2 < 4300

@@ -46,9 +46,9 @@ def test_a_link_out_of_the_uploads_folder_does_not_count(tmp_path: Path) -> None
 
 
 def test_a_picture_is_shrunk_to_what_a_page_shows() -> None:
-    assert uploads.load_image(encoded(scene(1))).size == (96, 72)
+    assert uploads.load_image(encoded(scene(1))).shape == (72, 96, 3)
     large = uploads.load_image(encoded(Image.new("RGB", (4000, 3000)), "JPEG"))
-    assert large.size == (1847, 1385)  # 4:3 within 1600² pixels
+    assert large.shape == (1385, 1847, 3)  # 4:3 within 1600² pixels
 
 
 @pytest.mark.parametrize(

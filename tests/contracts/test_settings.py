@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib
 import re
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -107,6 +108,14 @@ APART = {
     "cache", "max_bad_frac", "max_nonfinite", "resume", "channels", "stack", "channel_files", "intensity",
 }  # fmt: skip
 """Shown by tests of their own below; how images are read, in tests/models/test_image_reading.py."""
+for name in set(registry.names(registry.METHODS)) - METHODS.keys():
+    # A method says in its own tests how a small one looks, and what else its settings can be.
+    tests = importlib.import_module(f"tests.methods.test_{name}")
+    if hasattr(tests, "OTHER_SETTINGS"):
+        module = registry.load(registry.METHODS, name)
+        METHODS[name] = tests.SMALL
+        GROUPS[name] = changed_views(module.VIEWS, {k: v for k, v in SIZES.items() if k.split(".")[0] in module.VIEWS})
+        RUN |= {f"{name}.{setting}": value for setting, value in tests.OTHER_SETTINGS.items()}
 
 
 def names(part: Any, prefix: str) -> list[str]:

@@ -20,6 +20,7 @@ from opendino.data.open_source import open_source
 from opendino.engine import optim
 from opendino.models.build import backbone
 from opendino.training import step
+from opendino.views import patch_masks
 from opendino.views.multi_crop import multi_crop
 from opendino.views.settings import AUGMENTATIONS, view
 
@@ -51,7 +52,8 @@ def steps(name: str, network: str, settings: optim.ResolvedConfig, device: torch
     for _ in range(3):
         yield
         there = batch.to(device)
-        views = Views(multi_crop(there.canvas, there.draws, spec), there.labels % 3, there.indices, spec.num_labeled(4))
+        crops, masks = multi_crop(there.canvas, there.draws, spec), patch_masks.of_batch(there.draws, spec)
+        views = Views(crops, there.labels % 3, there.indices, spec.num_labeled(4), masks)
         step(method, optimizer, settings, 4, clock, [views])
 
 

@@ -65,8 +65,8 @@ REFUSED = [
         "std", (58.395, 57.12, 57.375),
         "std is 58.395 57.12 57.375. Pixels lie in [0, 1]. Divided by 255: 0.229 0.224 0.225",
     ),
-    ("std", (0.2, 0.2), "std is 0.2 0.2. Use 3 values, each a number from 1e-06 to 1"),
-    ("std", (0.2, 0.2, 0.0), "std is 0.2 0.2 0.0. Use 3 values, each a number from 1e-06 to 1"),
+    ("std", (), "std is empty. Use 1 to 1,024 values, each a number from 1e-06 to 1"),
+    ("std", (0.2, 0.2, 0.0), "std is 0.2 0.2 0.0. Use 1 to 1,024 values, each a number from 1e-06 to 1"),
     (
         "every", "soon",
         "every is 'soon'. Use a duration: epochs as 10ep, a share of the run as 5%, steps as 1500 or 20k",

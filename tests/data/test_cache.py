@@ -120,7 +120,7 @@ def test_a_disk_cache_of_something_else_is_discarded_with_a_line(
 
 @pytest.mark.parametrize("left", [b"", b"\0" * 9000, b"\1" * 9000, b'{"format": 0}', b"[1]", b'{"format": 1}'])
 def test_a_file_that_is_no_disk_cache_is_replaced(tmp_path: Path, left: bytes) -> None:
-    (tmp_path / "cache.u8").write_bytes(left)
+    (tmp_path / "cache.bin").write_bytes(left)
     images = DecodedImages(Counted(), AREA, "disk", tmp_path)
     for index in (*READABLE, *READABLE):
         assert np.array_equal(images.read(index), DecodedImages(Counted(), AREA).read(index))

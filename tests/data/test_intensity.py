@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from opendino.core.errors import BadImage, UsageError, UserError
-from opendino.data.intensity import Intensity, parse, read_csv, to_rgb
+from opendino.core.types import PixelFormat
+from opendino.data.intensity import Intensity, parse, read_csv, to_pixels
 from opendino.data.readers.decoded_image import DecodedImage, from_array
 
 
@@ -21,7 +22,7 @@ def image(values: object, dtype: str, nodata: float | None = None, bits: int | N
 def test_8_bit_images_are_unchanged_to_the_bit() -> None:
     picture = image(np.random.default_rng(0).integers(0, 256, (5, 6, 3)), "u1")
     assert Intensity((0,), (255,)).to_uint8(picture) is picture.pixels
-    assert to_rgb(picture) is picture.pixels or np.array_equal(to_rgb(picture), picture.pixels)
+    assert to_pixels(picture) is picture.pixels or np.array_equal(to_pixels(picture), picture.pixels)
     assert (Intensity((0,), (255,)).to_uint16(picture) == picture.pixels.astype(np.uint16) * 257).all()
     deep = image(picture.pixels.astype(np.uint16) * 250, "u2")
     assert Intensity((0,), (65535,)).to_uint16(deep) is deep.pixels
@@ -71,10 +72,20 @@ def test_a_file_without_a_set_has_the_range_of_its_type() -> None:
 
 
 def test_gray_becomes_rgb_and_other_counts_are_refused() -> None:
-    gray = to_rgb(image([[[0], [65535]]], "u2"))
+    gray = to_pixels(image([[[0], [65535]]], "u2"))
     assert gray.tolist() == [[[0, 0, 0], [255, 255, 255]]] and gray.flags.c_contiguous
-    with pytest.raises(BadImage, match=r"2 channels \(0, 1\): choose 3 or 1 of them, e.g. --channels 0 1 2"):
-        to_rgb(image([[[0, 1]]], "u2"))
+    with pytest.raises(BadImage, match=r"2 channels \(0, 1\), not 3"):
+        to_pixels(image([[[0, 1]]], "u2"))
+    with pytest.raises(BadImage, match=r"2 channels \(0, 1\): choose 1 of them, e.g. --channels 0"):
+        to_pixels(image([[[0, 1]]], "u2"), pixel_format=PixelFormat(1))
+
+
+def test_a_pixel_format_has_its_own_channels_and_bits() -> None:
+    two = to_pixels(image([[[0, 50], [4095, 100]]], "u2"), Intensity((0, 0), (4095, 100)), PixelFormat(2, 16))
+    assert two.dtype == np.uint16 and two.tolist() == [[[0, 32768], [65535, 65535]]]
+    assert to_pixels(image([[[7]]], "u2"), Intensity((0,), (14,)), PixelFormat(1, 8)).tolist() == [[[128]]]
+    with pytest.raises(BadImage, match=r"1 channel \(0\), not 3"):  # gray becomes RGB for photographs only
+        to_pixels(image([[[7]]], "u2"), Intensity((0,), (14,)), PixelFormat(3, 16))
 
 
 def test_the_setting() -> None:

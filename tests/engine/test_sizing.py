@@ -11,7 +11,7 @@ import torch
 
 from opendino.core import distributed
 from opendino.core.errors import UsageError, UserError
-from opendino.core.types import ViewGroup, ViewSpec
+from opendino.core.types import BlockMasks, ViewGroup, ViewSpec
 from opendino.engine import sizing
 from opendino.methods import dino
 from opendino.models import build
@@ -103,6 +103,15 @@ def test_activations_foretold_on_the_meta_device_are_those_autograd_keeps(name: 
         real([torch.zeros(2, 3, 64, 64), torch.zeros(3, 3, 32, 32)])
     # Attention kernels differ between devices in what they keep besides; 1.25 is the margin of the estimate.
     assert 0.9 * 1.25 < foretold / sum(kept.values()) < 1.1 * 1.25
+
+
+def test_views_with_masks_keep_all_tokens_of_the_last_block() -> None:
+    plain, masked = (ViewSpec((ViewGroup("global", 64, (AUGMENT,) * 2, m),)) for m in (None, BlockMasks(1, 0.3)))
+    with torch.device("meta"):
+        network = build.backbone("vit/8", image_px=64, embed_dim=24, depth=1, num_heads=2)
+    ours, theirs = (sizing.activation_bytes(network, spec) for spec in (masked, plain))
+    # Of the last block's MLP alone: its input and both hidden maps, four times as wide, for 64 patches of two views.
+    assert ours - theirs > 1.25 * 2 * 64 * 4 * (24 + 2 * 4 * 24)
 
 
 def test_recomputed_blocks_keep_what_goes_in_and_one_block_at_a_time() -> None:

@@ -1,6 +1,7 @@
 """Faults injected into real training processes: kills, full disks, dying loaders, jumping clocks.
 
-Run from the root of the repository: python -m tests.faults [--kills 200] [--times 10] [--only NAME ...] [--out FILE].
+Run from the root of the repository: python -m tests.faults [--kills 200] [--times 10] [--only NAME ...] [--method NAME]
+[--out FILE].
 Linux; faults that need root (small disks, read-only mounts) are left out without it. Progress goes to stderr, the
 table to docs/reliability.md between its two marks; the last line of stdout is one JSON document. Exit code 1 if a run
 was lost.
@@ -61,11 +62,14 @@ def main() -> int:
     parser.add_argument("--pair-kills", type=int, help="of two processes (default as --kills)")
     parser.add_argument("--times", type=int, default=10, help="how often every other fault (default 10)")
     parser.add_argument("--steps", type=int, default=40, help="length of each run (default 40)")
+    parser.add_argument("--method", default="dino", help="of each run (default dino); with --only, for example killed")
     parser.add_argument("--only", nargs="*", choices=[*FAULTS], help="these faults alone; the page is left as it is")
     parser.add_argument("--out", type=Path, help="also write the JSON document here")
     args = parser.parse_args()
     random.seed(0)
-    runs.STEPS = args.steps
+    runs.STEPS, runs.METHOD = args.steps, args.method
+    if args.method != "dino" and not args.only:
+        parser.error("--method needs --only: the page is about dino")
     torch.set_num_threads(1)
     photograph._formats()  # imports a dozen modules, once and not in every process
     began, found = time.monotonic(), []

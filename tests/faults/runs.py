@@ -16,7 +16,7 @@ import time
 import traceback
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,8 @@ from opendino.engine.run_monitor import RunMonitor
 
 BATCH, IMAGES = 16, 48
 STEPS = 40  # of each run; --steps changes it
+METHOD = "dino"  # of each run; --method changes it
+WIDTHS = {"out_dim": 32, "hidden_dim": 16, "bottleneck_dim": 8, "projection_dim": 8, "num_directions": 16}
 _MultiProcessingDataLoaderIter._try_get_data.__defaults__ = (0.2,)  # a dead loader process is seen sooner than in 5 s
 FLAWED = 7, 23, 39  # of the photos, these are no images
 
@@ -138,6 +140,10 @@ class TrackedRun:
         self.run, self.output, self.seen = (place or home) / name, home / f"{name}.out", home / f"{name}.seen"
         self.settings, self.seconds = home / f"{name}.yaml", 0.0
         self.data = changes.pop("data", f"toy:textures?n={IMAGES}&size=32")
+        if METHOD != "dino":
+            kind = type(configs.method_config(METHOD))
+            known = {each.name for each in fields(kind)}
+            changes["method"] = kind(**{name: width for name, width in WIDTHS.items() if name in known})
         config = dino_run(
             self.run, self.data, val=None, steps=STEPS, batch=BATCH, cache=changes.pop("cache", "off"), device="cpu",
             eval_every="10", checkpoint_every="3", eval_images=24, report=True, **changes,

@@ -46,7 +46,7 @@ def descriptor() -> Descriptor:
 
 
 def alone(descriptor: Descriptor, image: Image.Image) -> torch.Tensor:
-    return descriptor(descriptor.prepare(image)[None])[0]
+    return descriptor(descriptor.prepare(np.asarray(image))[None])[0]
 
 
 @pytest.mark.parametrize("batch", [1, 4])

@@ -138,3 +138,8 @@ def test_a_teacher_must_be_named_and_exist(tmp_path: Path) -> None:
 def test_impossible_settings_are_rejected(wrong: dict[str, float]) -> None:
     with pytest.raises(UsageError, match=next(iter(wrong))):
         distill.Config(**wrong)
+
+
+def test_other_images_than_of_three_channels_are_refused(big: str) -> None:
+    with pytest.raises(UserError, match="the images have 5, and the teacher takes 3"):
+        distill.build(distill.Config(teacher=big), lambda _: Conv4(width=2, in_chans=5))

@@ -112,7 +112,10 @@ def test_any_field_may_be_hostile(tmp_path: Path, kind: str, offline: list[Any])
         ("kwargs.mlp_ratio", 0.01, "in another shape|cannot build"),
         ("kwargs.depth", "12", r"kwargs\.depth is '12': expected 'int', got 'str'"),
         ("kwargs.num_heads", 0, r"kwargs\.num_heads is 0: expected 'int' >= 1"),
-        ("kwargs.in_chans", 1, r"kwargs\.in_chans is 1, but images here have 3 channels.*adapts them to RGB"),
+        ("kwargs.in_chans", 1, "in another shape"),
+        ("kwargs.in_chans", 0, r"kwargs\.in_chans is 0: expected 'int' >= 1"),
+        ("kwargs.in_chans", 1025, r"kwargs\.in_chans is 1025: expected 'int' <= 1024"),
+        ("preprocessing.mean", [0.5, 0.5], r"preprocessing\.mean has 2 values for a network of 3 channels"),
         ("kwargs.pretrained", True, "unknown field 'pretrained'"),
         ("preprocessing", {}, "missing required field 'image_px'"),
         ("preprocessing.std", [0.2, 0, 0.2], r"preprocessing\.std\[1\] is 0: expected 'float' >= 1e-06"),
@@ -217,3 +220,18 @@ def test_a_network_of_the_hub_is_saved_under_its_architecture(monkeypatch: pytes
     assert (network.name, network.kwargs["image_px"], network.kwargs["class_token"]) == ("test_vit", 48, True)
     save_backbone(tmp_path, {"teacher": network}, preprocessing=preprocessing(48))
     assert load(tmp_path).backbone.name == "test_vit"
+
+
+@pytest.mark.parametrize("channels", [1, 2, 5, 12])
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_networks_of_any_number_of_channels_are_saved_and_loaded(tmp_path: Path, kind: str, channels: int) -> None:
+    name, options, side = NETWORKS[kind]
+    network = backbone(name, **{**options, "in_chans": channels}).eval()
+    wanted = preprocessing(side, [0.4] * channels, [0.2] * channels)
+    save_backbone(tmp_path, {"teacher": network}, preprocessing=wanted)
+    again = load(tmp_path)
+    images = torch.randn(2, channels, side, side)
+    with torch.no_grad():
+        assert torch.equal(again.backbone([images])[0], network([images])[0])
+    assert again.backbone.in_chans == channels == again.backbone.kwargs["in_chans"]
+    assert len(again.preprocessing["mean"]) == channels

@@ -22,6 +22,10 @@ def model(backbone: Backbone | None = None) -> Model:
     return Model(backbone, preprocessing(32), {})
 
 
+def noise_pixels(width: int, height: int) -> np.ndarray:
+    return np.asarray(noise_image(width, height))
+
+
 def fixed_size() -> Model:
     sizes = {"patch_size": 8, "embed_dim": 12, "depth": 1, "num_heads": 2, "dynamic_img_size": False}
     return model(TimmBackbone("vit_tiny_patch16_224", image_px=32, **sizes))
@@ -48,9 +52,9 @@ def test_what_sides_a_network_takes_is_found_out() -> None:
 
 def test_images_keep_their_aspect_and_are_never_enlarged() -> None:
     sees = Descriptor(model(), 40)
-    assert sees.prepare(noise_image(80, 40)).shape == (3, 20, 40)
-    assert sees.prepare(noise_image(30, 17)).shape == (3, 17, 30)
-    assert Descriptor(model(), 40, fit="square").prepare(noise_image(30, 17)).shape == (3, 40, 40)
+    assert sees.prepare(noise_pixels(80, 40)).shape == (3, 20, 40)
+    assert sees.prepare(noise_pixels(30, 17)).shape == (3, 17, 30)
+    assert Descriptor(model(), 40, fit="square").prepare(noise_pixels(30, 17)).shape == (3, 40, 40)
 
 
 def test_what_exceeds_a_multiple_of_the_patch_is_cut_off() -> None:
@@ -72,7 +76,7 @@ def test_several_scales_are_averaged_each_cut_by_itself() -> None:
 @pytest.mark.parametrize("size", [(1, 1), (3, 50), (50, 3), (9, 9)])
 def test_images_smaller_than_a_patch_are_enlarged_to_one(size: tuple[int, int]) -> None:
     sees = Descriptor(model(), 32, scales=SCALES)
-    assert sees(sees.prepare(noise_image(*size))[None]).isfinite().all()
+    assert sees(sees.prepare(noise_pixels(*size))[None]).isfinite().all()
 
 
 def test_cls_and_gem_one_after_the_other() -> None:
@@ -86,9 +90,9 @@ def test_cls_and_gem_one_after_the_other() -> None:
 def test_a_network_of_one_size_falls_back_to_its_own_preprocessing() -> None:
     network = fixed_size()
     sees = Descriptor(network, 64, scales=SCALES)
-    assert torch.equal(sees.prepare(noise_image(90, 60)), network.preprocess(noise_image(90, 60)))
+    assert torch.equal(sees.prepare(noise_pixels(90, 60)), network.preprocess(noise_image(90, 60)))
     assert "32 px, the only size this network accepts" in sees.protocol and "scales" not in sees.protocol
-    prepared = sees.prepare(noise_image(90, 60))[None]
+    prepared = sees.prepare(noise_pixels(90, 60))[None]
     assert torch.equal(sees(prepared), network.embed(prepared))
 
 

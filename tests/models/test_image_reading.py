@@ -54,31 +54,37 @@ def test_a_run_finds_the_range_and_its_model_keeps_it(micrographs: Path, tmp_pat
     assert 100 <= low < 110 and 890 < high <= 900
     assert len(set(config.mean)) == 1 and 0.4 < config.mean[0] < 0.6, "of the images, not of ImageNet"
     described = json.loads((tmp_path / "run" / "backbone.json").read_text())["preprocessing"]
-    assert described["images"] == {"channels": ["light"], "stack": "ask", "channel_files": "", "intensity": [low, high]}
+    assert described["images"] == {
+        "channels": ["light"], "stack": "ask", "channel_files": "", "intensity": [low, high], "names": ["light"],
+        "channel_mode": "together", "bits": 16,
+    }  # fmt: skip
     model = opendino.load(str(tmp_path / "run"))
     source = model.reading.open_images(str(micrographs))
     path = micrographs / source.key(3)
     expected = ((tifffile.imread(path)[0].astype(float) - low) / (high - low)).clip(0, 1)
     pixels = np.asarray(source.read(3))
-    assert np.abs(pixels[..., 0] / 255 - expected).max() < 0.51 / 255
-    assert torch.equal(model.preprocess(path), model.preprocess(pixels)), "a path as the image in the set"
+    assert pixels.dtype == np.uint16 and np.abs(pixels[..., 0] / 65535 - expected).max() < 0.51 / 65535
+    assert torch.equal(model.preprocess(path), model.prepare(pixels)), "a path as the image in the set"
     trained = resolve.images(config)
     assert np.array_equal(np.asarray(trained.read(3)), pixels), "training saw the same pixels"
     assert result
 
 
-def test_a_number_of_channels_that_networks_do_not_take_stops_the_start(micrographs: Path) -> None:
-    with pytest.raises(UserError, match=r"2 channels \(0 light, 1 DNA\).*--channels 0 1 2"):
-        resolve.resolve_config(small(micrographs), CPU)
+def test_channels_are_found_by_their_names(micrographs: Path) -> None:
+    config, source = resolve.resolve_config(small(micrographs), CPU)
+    assert config.channels == ("light", "DNA") and len(config.mean) == len(config.std) == 2 and config.bits == 16
+    assert source.read(0).shape == (32, 32, 2)
+    with pytest.raises(UserError, match=r"mean and std have 4 values.*2 channels \(0 light, 1 DNA\)"):
+        resolve.resolve_config(small(micrographs, mean=(0.5,) * 4, std=(0.2,) * 4), CPU)
     with pytest.raises(UserError, match="no channel 'GFP'"):
         resolve.resolve_config(small(micrographs, channels=("GFP",)), CPU)
 
 
 def test_settings_of_the_intensity(micrographs: Path) -> None:
     given, source = resolve.resolve_config(small(micrographs, channels=(0,), intensity=(0.0, 4095.0)), CPU)
-    assert given.intensity == (0.0, 4095.0) and np.asarray(source.read(0)).max() < 60
+    assert given.intensity == (0.0, 4095.0) and np.asarray(source.read(0)).max() < 60 * 257
     own, source = resolve.resolve_config(small(micrographs, channels=(1,), intensity=("per-image",)), CPU)
-    assert own.intensity == ("per-image",) and np.asarray(source.read(0)).max() == 255
+    assert own.intensity == ("per-image",) and np.asarray(source.read(0)).max() == 65535
     for wrong in (("robust",), (1.0,), (5.0, 1.0), ()):
         with pytest.raises(UsageError, match="intensity"):
             small(micrographs, intensity=wrong)

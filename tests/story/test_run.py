@@ -25,7 +25,7 @@ from opendino.config import dump
 from opendino.core import compilation
 from opendino.core.errors import UserError
 from opendino.engine import checkpoint, optim
-from opendino.methods import byol, dino, distill, mean_teacher
+from opendino.methods import byol, dino, distill, lejepa, mean_teacher, swav
 
 TIMED = ("images_per_second", "data_wait", "mfu", "peak_memory_bytes", "seconds")
 
@@ -75,7 +75,7 @@ def test_the_model_of_a_run_opens(finished: Path) -> None:
 def test_workers_and_cache_change_nothing(finished: Path, tmp_path: Path, workers: int, cache: str) -> None:
     opendino.train(dino_run(tmp_path / "run", workers=workers, cache=cache))
     assert difference(finished, tmp_path / "run", 10) is None
-    assert not (tmp_path / "run" / "cache.u8").exists()
+    assert not (tmp_path / "run" / "cache.bin").exists()
 
 
 KILLER = """
@@ -171,6 +171,8 @@ METHODS = {
     "byol": byol.Config(hidden_dim=16, projection_dim=8, momentum=0.9),
     "mean_teacher": mean_teacher.Config(),
     "distill": distill.Config(),
+    "swav": swav.Config(out_dim=16, hidden_dim=16, bottleneck_dim=8),
+    "lejepa": lejepa.Config(num_directions=16, hidden_dim=16, projection_dim=8),
     "distill-whole": distill.Config(teacher_view="whole"),
 }
 

@@ -128,7 +128,8 @@ CHANGES = {
     "quarter_turns.p": 0.9, "rotation.p": 0.9, "rotation.degrees": 20.0, "color_jitter.p": 1.0,
     "color_jitter.brightness": 0.05, "color_jitter.contrast": 0.05, "color_jitter.saturation": 0.05,
     "color_jitter.hue": 0.05, "channel_jitter.p": 0.9, "channel_jitter.brightness": 0.05,
-    "channel_jitter.contrast": 0.05, "gamma.p": 0.9, "gamma.exponent": (0.5, 0.6), "gray.p": 1.0, "blur.p": 1.0,
+    "channel_jitter.contrast": 0.05,
+    "channel_drop.p": 0.9, "gamma.p": 0.9, "gamma.exponent": (0.5, 0.6), "gray.p": 1.0, "blur.p": 1.0,
     "blur.sigma_px": (3.0, 4.0), "noise.p": 0.9, "noise.std": (0.2, 0.3), "solarize.p": 1.0, "jpeg.p": 0.9,
     "jpeg.quality": (10, 20), "erase.p": 0.9, "erase.scale": (0.4, 0.5), "erase.ratio": (1.0, 1.1),
 }  # fmt: skip

@@ -34,9 +34,9 @@ def test_the_bright_patch_lights_up_and_nothing_else(looking: Model) -> None:
     pixels = np.zeros((16, 24, 3), np.uint8)
     pixels[4:8, 12:16] = 255  # row 1, column 3
     sight = ImageEncoder(looking, 16)
-    image = sight.prepare(Image.fromarray(pixels))
-    assert image.size == (24, 16)
-    maps = sight.attention(image)
+    prepared = sight.prepare(pixels)
+    assert prepared.shape == (16, 24, 3)
+    image, maps = sight.picture(prepared), sight.attention(prepared)
     assert maps.shape == (2, 4, 6) and sight.quantity.startswith("attention")
     assert maps[0].argmax() == 1 * 6 + 3 and maps[0, 1, 3] > 0.99
     drawn = np.array(heat(image, maps[0]))
@@ -80,7 +80,7 @@ def test_one_file_per_image_in_a_folder(vit: str, tmp_path: Path) -> None:
 def test_networks_without_attention_show_shares(tmp_path: Path) -> None:
     save_backbone(tmp_path / "m", {"teacher": backbone("conv4", width=4)}, preprocessing=preprocessing(32))
     sight = ImageEncoder(load(tmp_path / "m"), 48)
-    maps = sight.attention(sight.prepare(Image.effect_noise((48, 48), 60).convert("RGB")))
+    maps = sight.attention(sight.prepare(np.array(Image.effect_noise((48, 48), 60).convert("RGB"))))
     assert maps.shape == (1, 6, 6) and "no CLS attention" in sight.quantity
     torch.testing.assert_close(maps.sum(), torch.tensor(1.0))
     assert [len(row) for row in tiles(Image.new("RGB", (48, 48)), maps)] == [3]
@@ -89,7 +89,7 @@ def test_networks_without_attention_show_shares(tmp_path: Path) -> None:
 def test_timm_vits_too(tmp_path: Path) -> None:
     save_backbone(tmp_path / "m", {"teacher": backbone("test_vit", image_px=32)}, preprocessing=preprocessing(32))
     sight = ImageEncoder(load(tmp_path / "m"), 64)
-    maps = sight.attention(sight.prepare(Image.new("RGB", (96, 64))))
+    maps = sight.attention(sight.prepare(np.zeros((64, 96, 3), np.uint8)))
     assert maps.shape[1:] == (4, 6) and len(maps) > 1
     assert (maps.sum((1, 2)) < 1).all(), "CLS takes a part of its own"
 
@@ -122,7 +122,7 @@ def test_broken_weights_are_named(looking: Model) -> None:
     sight = ImageEncoder(looking, 16)
     for look in (sight.attention, sight.patches):
         with pytest.raises(UserError, match=r"NaN or infinite\. Its weights are broken"):
-            look(Image.new("RGB", (16, 16)))
+            look(np.zeros((16, 16, 3), np.uint8))
 
 
 def test_images_too_thin_are_left_out_and_the_others_drawn(vit: str, tmp_path: Path) -> None:

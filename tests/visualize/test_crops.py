@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from PIL import Image, ImageColor
 
 from opendino.core.errors import UsageError
+from opendino.core.types import BlockMasks
 from opendino.data.cache import DecodedImages
 from opendino.data.loader import Batch, Batches
 from opendino.data.sources.toy import ToySource
@@ -109,3 +111,25 @@ def test_a_step_end_to_end(batches: Batches, tmp_path: Path) -> None:
 def test_the_boxes_of_a_thin_image_fit_on_the_sheet(size: tuple[int, int]) -> None:
     drawn = boxed(Image.new("RGB", size), [("global", [0, 0, size[1], size[0]])])
     assert drawn.width <= 400 and drawn.height <= 800
+
+
+def test_masked_patches_are_shown_in_the_mean_color_as_the_last_stage() -> None:
+    groups = (replace(SPEC.groups[0], masks=BlockMasks(1, 0.5)), SPEC.groups[1])
+    spec = replace(SPEC, groups=groups, patch_px=8)
+    batch = Batches(DecodedImages(ToySource("colorful", n=12, size=48), 10_000), spec, seed=3, batch=4)[0]
+    assert isinstance(batch, Batch)
+    texts = [each["augmentations"].get("mask") for each in choices(batch, 0)]
+    assert set(texts[:2]) == {None, "mask 50%"}
+    assert texts[2:] == [None] * 4
+    masked = texts.index("mask 50%")
+    where = batch.draws["global"]["mask"]["where"][masked, 0].unflatten(0, (4, 4)).numpy()
+    view = np.asarray([tile for row in tiles(batch, 0, spec) for tile in row if tile][1 + masked].image)
+    side = len(view) // 4
+    gray = (torch.tensor(spec.mean) * 255).round().numpy()
+    for row, column in np.ndindex(4, 4):
+        center = view[
+            row * side + side // 4 : row * side + side // 2, column * side + side // 4 : column * side + side // 2
+        ]
+        assert bool((abs(center - gray) <= 1).all()) == where[row, column]
+    stages = tiles(batch, 0, spec, stages=True)[1 + masked]
+    assert stages[-1].title.startswith("mask")

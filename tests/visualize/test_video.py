@@ -61,17 +61,21 @@ def test_frames_never_live_together(looking: Model, tmp_path: Path) -> None:
     most = 0
     sight = video.ImageEncoder(looking, 16)
 
-    def images() -> Iterator[tuple[str, Image.Image]]:
+    def images() -> Iterator[tuple[str, np.ndarray]]:
         nonlocal most
         for n, pixels in enumerate(steps(300, 16, 16)):
-            image = Image.fromarray(pixels)
+            frame = pixels.copy()
             alive.add(n)
-            weakref.finalize(image, alive.discard, n)
+            weakref.finalize(frame, alive.discard, n)
             most = max(most, len(alive))
-            yield str(n), image
+            yield str(n), frame
 
     assert (
-        videos.write(tmp_path / "o.mp4", pairs(images(), lambda i: video.heat(i, sight.attention(i)[0])), Fraction(25))
+        videos.write(
+            tmp_path / "o.mp4",
+            pairs(images(), lambda i: video.heat(Image.fromarray(i), sight.attention(i)[0])),
+            Fraction(25),
+        )
         == 300
     )
     assert most <= 3

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import gradio as gr
+import numpy as np
 from PIL import Image
 
 from opendino.app.context import NETWORK, Context, bounded, handle_errors, session_id
@@ -32,7 +33,7 @@ def build(context: Context, model: gr.Dropdown) -> None:
 
     def show(
         name: str | None,
-        image: Image.Image | None,
+        image: np.ndarray | None,
         kind: str,
         size: float,
         mass: float,
@@ -41,11 +42,13 @@ def build(context: Context, model: gr.Dropdown) -> None:
     ) -> tuple[Any, str]:
         if image is None:
             return None, ""
-        encoder = encoder_for(context.model(name, session_id(request)), image, int(bounded(size, 64, 480)))
-        prepared = encoder.prepare(image)
+        network = context.model(name, session_id(request))
+        encoder, pixels = encoder_for(network, image, int(bounded(size, 64, 480))), network.pixels(image)
+        prepared = encoder.prepare(pixels)
+        shown = _large(encoder.picture(prepared))
         if kind == "Attention":
             maps = encoder.attention(prepared)
-            rows = attention.tiles(_large(prepared), maps, bounded(mass, 0.1, 1), name="image")
+            rows = attention.tiles(shown, maps, bounded(mass, 0.1, 1), name="image")
             return (
                 Sheet(rows).image(),
                 f"{encoder.quantity[:1].upper()}{encoder.quantity[1:]}, dark to bright. Below: the patches with most.",
@@ -54,7 +57,7 @@ def build(context: Context, model: gr.Dropdown) -> None:
         basis = fit([patches], "auto" if split else "off")
         shares = ", ".join(f"{share:.0%}" for share in basis.explained)
         note = f"Similar colors mean similar features. The three components explain {shares} of the variance."
-        return Sheet([pca.tiles(_large(prepared), patches, basis, "image")]).image(), note
+        return Sheet([pca.tiles(shown, patches, basis, "image")]).image(), note
 
     inputs = [model, picture, kind, size, mass, foreground]
     gr.on(

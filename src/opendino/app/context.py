@@ -76,7 +76,8 @@ class Context:
             height: Height of the field in pixels.
 
         Returns:
-            The field, and the state that holds the checked image as a PIL image (None without one).
+            The field, and the state that holds the checked image, `[H W C]` as `uploads.load_image` gives it (None
+            without one).
         """
         shown = gr.Image(
             label=label,
@@ -105,7 +106,7 @@ class Context:
             image = uploads.load_image(uploads.read_bytes(file))
         except UserError as error:
             return None, None, refusal(error)
-        return image, image, gr.update(visible=False)
+        return uploads.preview(image), image, gr.update(visible=False)
 
     def temporary_file(self, suffix: str) -> Path:
         """Create an empty file that is deleted when the server stops."""

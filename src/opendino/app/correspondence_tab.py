@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import gradio as gr
-from PIL import Image
+import numpy as np
 
 from opendino.app.context import NETWORK, Context, bounded, handle_errors, session_id
 from opendino.app.model_cache import encoder_for
@@ -29,15 +29,15 @@ def build(context: Context, model: gr.Dropdown) -> None:
 
     def match(
         name: str | None,
-        one: Image.Image | None,
-        two: Image.Image | None,
+        one: np.ndarray | None,
+        two: np.ndarray | None,
         at: tuple[float, float] | None,
         size: float,
         request: gr.Request,
     ) -> tuple[Any, str]:
         if one is None or two is None or at is None:
             return None, ""
-        if not (0 <= at[0] < one.width and 0 <= at[1] < one.height):
+        if not (0 <= at[0] < one.shape[1] and 0 <= at[1] < one.shape[0]):
             raise UserError("The point lies outside the image", "Click on the first image again")
         network, pair = context.model(name, session_id(request)), (one, two)
         encoders = [encoder_for(network, image, int(bounded(size, 64, 480))) for image in pair]
@@ -45,15 +45,16 @@ def build(context: Context, model: gr.Dropdown) -> None:
             raise UserError(
                 f"{network.backbone.name} takes images of one size only", "Choose an opendino ViT or a ResNet"
             )
-        prepared = [encoder.prepare(image) for encoder, image in zip(encoders, pair, strict=True)]
+        prepared = [encoder.prepare(network.pixels(image)) for encoder, image in zip(encoders, pair, strict=True)]
+        pictures = [encoder.picture(image) for encoder, image in zip(encoders, prepared, strict=True)]
         patches = [encoder.patches(image) for encoder, image in zip(encoders, prepared, strict=True)]  # 2 x [h, w, D]
         # from pixels of the upload to pixels of the network input, then to the patch
-        query = tuple(at[i] * prepared[0].size[i] / one.size[i] for i in (0, 1))  # x, y
+        query = tuple(at[i] * pictures[0].size[i] / one.shape[1 - i] for i in (0, 1))  # x, y
         rows, columns = patches[0].shape[:2]
-        patch = int(query[1] * rows / prepared[0].height), int(query[0] * columns / prepared[0].width)
+        patch = int(query[1] * rows / pictures[0].height), int(query[0] * columns / pictures[0].width)
         similarity = correspondence.similarities(patches[0][patch], patches[1])  # [h, w]
-        best = correspondence.best_point(similarity, prepared[1].size)
-        tiles = correspondence.tiles(prepared[0], prepared[1], (query[0], query[1]), best, similarity)
+        best = correspondence.best_point(similarity, pictures[1].size)
+        tiles = correspondence.tiles(pictures[0], pictures[1], (query[0], query[1]), best, similarity)
         return Sheet([tiles]).image(), f"Cosine similarity of the best match: {similarity.max():.2f}"
 
     first.change(lambda: None, None, point, api_visibility="private")

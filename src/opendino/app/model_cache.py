@@ -11,6 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
+import numpy as np
 import torch
 from PIL import Image
 
@@ -18,9 +20,9 @@ from opendino.core import log
 from opendino.core.contracts import Source
 from opendino.core.errors import BadImage, UserError
 from opendino.data.decode import decode
-from opendino.data.open_source import open_source
 from opendino.embeddings.embedding_table import EmbeddingTable
 from opendino.embeddings.open_table import open_table
+from opendino.models.image_reading import ImageReading
 from opendino.models.load import Model, load
 from opendino.visualize.drawing.image_encoder import ImageEncoder
 
@@ -96,23 +98,26 @@ class ShownTable:
     def thumbnail(self, key: str) -> Image.Image:
         """A thumbnail; plain gray if the image can no longer be read, or may not be opened."""
         try:
-            source, indices = self._source
-            return Image.fromarray(decode(source.read(indices[key]), _THUMBNAIL_AREA_PX))
-        except (BadImage, UserError, KeyError):
+            reading, source, indices = self._source
+            pixels = decode(source.read(indices[key]), _THUMBNAIL_AREA_PX, pixel_format=source.pixel_format)
+            return reading.picture(pixels)
+        except (BadImage, UserError, KeyError, msgspec.ValidationError):
             return Image.new("RGB", (96, 96), "#dddddd")
 
     @cached_property
-    def _source(self) -> tuple[Source, dict[str, int]]:
+    def _source(self) -> tuple[ImageReading, Source, dict[str, int]]:
         if self.images is None:
             raise UserError("The images were not named when the page was started")
-        source = open_source(self.images)
-        return source, {source.key(index): index for index in range(len(source))}
+        reading = ImageReading.of(self.table.about["preprocessing"])
+        source = reading.open_images(self.images)
+        return reading, source, {source.key(index): index for index in range(len(source))}
 
 
-def encoder_for(model: Model, image: Image.Image, size_px: int) -> ImageEncoder:
-    """An encoder for an image, with a smaller input size if the image would have too many patches."""
+def encoder_for(model: Model, pixels: np.ndarray, size_px: int) -> ImageEncoder:
+    """An encoder for an image `[H W C]`, with a smaller input size if the image would have too many patches."""
     encoder = ImageEncoder(model, size_px)
-    width, height = (side * size_px / min(image.size) / encoder.patch_px for side in image.size)  # in patches
+    sides = pixels.shape[:2]
+    height, width = (side * size_px / min(sides) / encoder.patch_px for side in sides)  # in patches
     if encoder.any_size and width * height > _MAX_PATCHES:
         encoder = ImageEncoder(model, int(size_px * math.sqrt(_MAX_PATCHES / (width * height))))
     return encoder

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import gradio as gr
-from PIL import Image
+import numpy as np
 
 from opendino.app.context import NETWORK, Context, bounded, handle_errors, session_id
 from opendino.core.errors import UserError
@@ -34,7 +34,7 @@ def build(context: Context, model: gr.Dropdown) -> None:
             note = gr.Markdown()
 
     def search(
-        name: str | None, image: Image.Image | None, k: float, chosen: str | None, request: gr.Request
+        name: str | None, image: np.ndarray | None, k: float, chosen: str | None, request: gr.Request
     ) -> tuple[list[Any], str]:
         tables = context.catalog.tables()
         if image is None:

@@ -5,10 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from opendino.core.errors import BadImage, UserError
+from opendino.core.types import PixelFormat
+from opendino.data import readers
 from opendino.data.decode import decode
+from opendino.data.intensity import to_pixels
+from opendino.data.picture import picture
+from opendino.data.readers.decoded_image import from_array, numbered
 from opendino.data.sources.archive import ArchiveSource
 from opendino.datasets import video_frames
 
@@ -56,19 +62,31 @@ def read_bytes(file: Path, max_bytes: int = MAX_BYTES) -> bytes:
     return file.read_bytes()
 
 
-def load_image(content: bytes) -> Image.Image:
-    """Decode an uploaded image: RGB, rotated upright by its EXIF tag, at most `KEPT_AREA_PX` pixels.
+def load_image(content: bytes) -> np.ndarray:
+    """Decode an uploaded image: `[H W C]` with the values of the file, which `Model.pixels` maps to its range.
+
+    Photographs become uint8 RGB, rotated upright by their EXIF tag, of at most `KEPT_AREA_PX` pixels.
 
     Raises:
         UserError: The file is not an image, is damaged, or has too many pixels or an extreme aspect ratio.
     """
     try:
-        image = Image.fromarray(decode(content, KEPT_AREA_PX, MAX_PIXELS))
+        image = readers.read_science(content, max_pixels=KEPT_AREA_PX)
+        pixels = decode(content, KEPT_AREA_PX, MAX_PIXELS) if image is None else image.pixels
     except BadImage as error:
         raise UserError(f"This image cannot be used: {error}") from None
-    if max(image.size) > _MAX_ASPECT_RATIO * min(image.size):
+    if max(pixels.shape[:2]) > _MAX_ASPECT_RATIO * min(pixels.shape[:2]):
         raise UserError(f"The aspect ratio of this image is more than {_MAX_ASPECT_RATIO}:1", "Crop it")
-    return image
+    return pixels
+
+
+def preview(pixels: np.ndarray) -> Image.Image:
+    """A picture of an upload: photographs as they are, others with each channel stretched to its own values."""
+    num = pixels.shape[2]
+    if pixels.dtype == np.uint8 and num == 3:
+        return Image.fromarray(pixels)
+    image = from_array(pixels, numbered(num))
+    return picture(to_pixels(image, "per-image", PixelFormat(num, 16)), image.channels)
 
 
 def first_frame(file: Path) -> Image.Image:

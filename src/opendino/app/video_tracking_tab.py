@@ -187,10 +187,10 @@ def draw_tracked(
             continue
         image = uploads.frame_image(pixels)
         if encoder is None:
-            encoder = encoder_for(model, image, size_px)
+            encoder = encoder_for(model, np.asarray(image), size_px)
             shape = (image.width - image.width % 2, image.height - image.height % 2)
         image = image.resize(shape) if image.size != shape else image
-        features = encoder.patches(encoder.prepare(image))  # [h, w, D]
+        features = encoder.patches(encoder.prepare(np.asarray(image)))  # [h, w, D]
         if tracker is None:
             tracker = Tracker(features, _patch_labels(labels, features.shape[:2]))
             found = labels

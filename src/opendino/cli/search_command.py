@@ -9,7 +9,6 @@ from typing import Annotated, Any
 
 import torch
 import tyro
-from PIL import Image
 
 from opendino.cli import Outcome, flags, table_sheet
 from opendino.core import distributed
@@ -85,7 +84,7 @@ def _tiles(searches: list[dict], about: Mapping[str, Any], reading: ImageReading
     rows = []
     for search in searches:
         pixels = reading.decode(Path(search["query"]).expanduser().read_bytes(), table_sheet.AREA_PX)
-        tiles: list[Tile | None] = [table_sheet.tile(Image.fromarray(pixels), f"query\n{Path(search['query']).name}")]
+        tiles: list[Tile | None] = [table_sheet.tile(reading.picture(pixels), f"query\n{Path(search['query']).name}")]
         for hit in search["results"]:
             title = f"{hit['score']:.4f}\n{Path(hit['path']).name}"
             tiles.append(table_sheet.tile(images.read(hit["path"]), title))

@@ -35,10 +35,11 @@ def run(args: list[str]) -> Outcome | None:
 def _run_batches(run: str) -> RunBatches:
     """The batches of a run, for visualizations that show them (`visualize` may not import config and methods)."""
     from opendino import config as configs
-    from opendino import resolve
+    from opendino import resolve, run_images
     from opendino.data.cache import DecodedImages
     from opendino.data.decode import working_area_px
     from opendino.data.loader import Batches
+    from opendino.data.readers.decoded_image import RGB
 
     folder = Path(run).expanduser()
     if not (folder / "config.yaml").is_file():
@@ -49,7 +50,7 @@ def _run_batches(run: str) -> RunBatches:
         raise UserError(
             f"{folder / 'config.yaml'} still has auto values", "Give the run folder that `opendino train` made"
         )
-    spec = configs.method_module(config).views(config.method, config.views)
+    spec = configs.views(config)
     images = DecodedImages(resolve.images(config), working_area_px(spec))
     if config.batch > len(images):
         raise UserError(
@@ -59,4 +60,5 @@ def _run_batches(run: str) -> RunBatches:
     answers = registry.answers("opendino.methods", configs.method_name(config))
     student = "the local views" if getattr(config.method, "student_views", "") == "local" else answers["Student sees"]
     batches = Batches(images, spec, config.seed, config.batch, micro_batches)
-    return RunBatches(batches, config.steps, student, answers["Teacher sees"])
+    names = ("one channel",) if config.channel_mode == "separate" else run_images.channel_names(config) or RGB
+    return RunBatches(batches, config.steps, student, answers["Teacher sees"], names)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from opendino.core.types import Facts
@@ -65,15 +65,20 @@ def momentum(facts: Facts) -> tuple[float, str]:
     return round(value, 4), f"{facts.total_steps:,} steps"
 
 
-def with_auto_values(config: C, found: dict[str, tuple[Any, str]]) -> tuple[C, list[str]]:
-    """Set fields of a Config.
+def with_auto_values(kind: type[C], config: Any, found: dict[str, tuple[Any, str]]) -> tuple[C, list[str]]:
+    """Copy a Config with values for fields that say "auto".
 
     Args:
-        config: Any dataclass.
-        found: Field name → (value, reason).
+        kind: Type of the copy: a ResolvedConfig, or a Config if others decide the rest.
+        config: A Config.
+        found: Field name → (value, reason), for the fields that change.
 
     Returns:
-        The Config with these values, and one line "name = value: reason" for each.
+        The settings as `kind`, and one line "name = value: reason" for each change.
+
+    Raises:
+        OutOfRange: A field of a ResolvedConfig still says "auto".
     """
-    values = {name: value for name, (value, _) in found.items()}
-    return replace(config, **values), [f"{name} = {value}: {why}" for name, (value, why) in found.items()]
+    values = {field.name: getattr(config, field.name) for field in fields(config)}
+    values |= {name: value for name, (value, _) in found.items()}
+    return kind(**values), [f"{name} = {value}: {why}" for name, (value, why) in found.items()]

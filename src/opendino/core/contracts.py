@@ -5,13 +5,16 @@ from __future__ import annotations
 import abc
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 from torch import Tensor, nn
 
-from opendino.core.types import Clock, Features, StepOutput, Views
+from opendino.core.errors import UserError
+from opendino.core.ranges import Checked
+from opendino.core.types import Clock, Facts, Features, PixelFormat, StepOutput, Views, ViewSpec
 
 
 class Source(abc.ABC):
@@ -22,11 +25,13 @@ class Source(abc.ABC):
         folder_classes: Whether `classes` are only the names of sub-folders, which may as well be dates or batches.
         shard_sizes: int64 `[shards]`, number of images in each group of consecutive images that is cheap to read
             together (a shard); their sum is the number of images. Empty for sources with random access.
+        pixel_format: Format of the arrays that `read` returns, if it returns arrays.
     """
 
     classes: tuple[str, ...] = ()
     folder_classes: bool = False
     shard_sizes: np.ndarray = np.zeros(0, np.int64)
+    pixel_format: PixelFormat = PixelFormat()
 
     @abc.abstractmethod
     def __len__(self) -> int: ...
@@ -41,7 +46,7 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def read(self, index: int) -> bytes | np.ndarray:
-        """The encoded file as bytes, or an RGB uint8 array `[H W 3]` for images that are stored decoded.
+        """The encoded file as bytes, or an array of `pixel_format`, `[H W C]`; by default uint8 RGB.
 
         Raises:
             BadImage: The file cannot be read (deleted, no permission, not a regular file).
@@ -67,26 +72,70 @@ class Backbone(nn.Module, abc.ABC):
         embed_dim: D, the width of `Features.cls`.
         name: Architecture; `models.build.backbone(name, **kwargs)` builds the network again.
         kwargs: Keyword arguments for that call, plain JSON values.
+        mask_token: float `[1 1 D]`, what `forward` puts in the place of masked patches; None until `learn_mask_token`.
+            Only training needs it: it is in no exported model.
+        in_chans: C, number of channels of the images.
     """
 
+    in_chans: int = 3
     embed_dim: int
     name: str
     kwargs: dict[str, object]
+    mask_token: nn.Parameter | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_parameter("mask_token", None)
 
     @abc.abstractmethod
-    def forward(self, images: Sequence[Tensor]) -> list[Tensor]:
-        """Image features of several batches of different image sizes.
+    def forward(
+        self, images: Sequence[Tensor], masks: Sequence[Tensor | None] | None = None, tokens: bool = False
+    ) -> list[Tensor] | list[Features]:
+        """Features of several batches of different image sizes.
 
         Args:
             images: One float tensor `[B_i C H_i W_i]` per batch, normalized.
+            masks: One bool tensor `[B_i N_i]` per batch, True for patches to replace by the mask token, or None for a
+                batch without masks. Only after `learn_mask_token`.
+            tokens: Whether to return all tokens. Without them some networks compute less.
 
         Returns:
-            One tensor `[B_i D]` per batch: its `Features.cls`.
+            One item per batch: its `Features.cls`, `[B_i D]`, or with `tokens` its `Features`.
         """
 
     @abc.abstractmethod
     def features(self, images: Tensor) -> Features:
         """CLS, register and patch tokens of one batch `[B C H W]`."""
+
+    @property
+    def num_layers(self) -> int:
+        """Number of layers that `intermediate` gives; 1 if only the output is known."""
+        return 1
+
+    def intermediate(self, images: Tensor, n: int) -> list[Features]:
+        """Tokens of the last `n` layers, first to last, each after the final norm, for images `[B C H W]`.
+
+        Raises:
+            UserError: The network has fewer than `n` layers.
+        """
+        if n > self.num_layers:
+            has = f"{self.num_layers} blocks" if self.num_layers > 1 else "one output that can be used"
+            raise UserError(
+                f"The last {n} blocks were asked for and {self.name} has {has}", f"Use at most {self.num_layers}"
+            )
+        return [self.features(images)]
+
+    def learn_mask_token(self) -> None:
+        """Add the mask token, which starts at 0; a method whose views have masks calls it when it is built.
+
+        Raises:
+            UserError: The network cannot replace patches.
+        """
+        raise UserError(
+            f"The method masks patches, and the network '{self.name}' has none that can be masked",
+            "Choose a vision transformer: --backbone vit_tiny/16, vit_small/16 or vit_base/16 (any patch size), or a "
+            "ViT of timm",
+        )
 
     def stages(self) -> list[list[str]]:
         """Parameter names per stage, from input to output, for layer-wise learning rates; one stage if not known."""
@@ -105,12 +154,23 @@ class Backbone(nn.Module, abc.ABC):
         raise NotImplementedError(f"{self.name} has no self-attention")
 
 
+@dataclass(frozen=True)
+class MethodConfig(Checked):
+    """Base of the settings of a method.
+
+    A method whose settings may say "auto" also has a `ResolvedConfig(Config)` with narrower types: a run uses that.
+    """
+
+    def resolved(self, facts: Facts) -> tuple[MethodConfig, list[str]]:
+        """Replace every "auto" by a value; also returns the reasons, one line each."""
+        return self, []
+
+
 class Method(nn.Module, abc.ABC):
     """A training method: a student trained by gradients and, for most methods, a teacher without gradients.
 
-    A method's file has four public names: `Config` (a frozen dataclass with `resolved(facts) -> (Config, reasons)`,
-    which replaces every "auto" by a value and gives the reasons), `VIEWS` (group name → default settings of its views,
-    for the flags `--views.GROUP.*`), `views(config, settings) -> ViewSpec`, and
+    A method's file has four public names: `Config` (a `MethodConfig`), `VIEWS` (group name → default settings of
+    its views, for the flags `--views.GROUP.*`), `views(config, settings) -> ViewSpec`, and
     `build(config, make_backbone) -> Method`.
 
     Attributes:
@@ -131,6 +191,10 @@ class Method(nn.Module, abc.ABC):
         """The networks that change during training, by name, the recommended one first."""
         both = {"teacher": self.teacher, "student": self.student}
         return {name: both[name] for name in self.product}
+
+    def head_bytes(self, spec: ViewSpec) -> float:
+        """Bytes per image that the heads need in a step, for the estimate of memory; 0 if they see a few rows each."""
+        return 0.0
 
     @abc.abstractmethod
     def forward(self, views: Views, clock: Clock) -> StepOutput:

@@ -81,6 +81,35 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def all_reduce_logsumexp(tensor: Tensor) -> Tensor:
+    """Elementwise log Σ exp over ranks, without overflow."""
+    if not is_distributed():
+        return tensor
+    largest = tensor.clone()
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return largest + all_reduce_sum((tensor - largest).exp()).log()
+
+
+def all_gather_with_gradient(rows: Tensor) -> Tensor:
+    """Concatenate the rows of all ranks, as many on each: `[M …]` → `[M · ranks …]`, in rank order.
+
+    The gradient of a row is the sum over ranks, so that averaging over ranks (DDP) gives that of the mean loss.
+    """
+    return cast(Tensor, _AllGather.apply(rows)) if is_distributed() else rows
+
+
+class _AllGather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        gathered = [torch.empty_like(rows) for _ in range(world_size())]
+        dist.all_gather(gathered, rows.contiguous())
+        return torch.cat(gathered)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return all_reduce_sum(grads[0]).chunk(world_size())[rank()]
+
+
 def all_true(flag: Tensor) -> Tensor:
     """Whether a scalar bool tensor is True on every rank; the result stays on the device."""
     if not is_distributed():

@@ -59,8 +59,10 @@ Hue = Annotated[float, Meta(ge=0, le=0.5)]
 ASCENDING = Meta(extra={"ascending": True})
 FractionRange = Annotated[tuple[FractionAboveZero, FractionAboveZero], ASCENDING]
 Spread = Annotated[float, Meta(ge=1e-6, le=1)]
-Mean = Annotated[tuple[Fraction, Fraction, Fraction], Meta(extra={"hint": _divide_by_255_hint})]
-Std = Annotated[tuple[Spread, Spread, Spread], Meta(extra={"hint": _divide_by_255_hint})]
+Channels = Annotated[int, Meta(ge=1, le=1024)]
+_PerChannel = Meta(min_length=1, max_length=1024, extra={"hint": _divide_by_255_hint})
+Mean = Annotated[tuple[Fraction, ...], _PerChannel]
+Std = Annotated[tuple[Spread, ...], _PerChannel]
 Duration = Annotated[
     str,
     Meta(
@@ -132,7 +134,7 @@ def convert(value: Any, hint: Any, name: str, strict: bool = True) -> Any:
     """
     if isinstance(value, np.generic):
         value = value.item()
-    if dataclasses.is_dataclass(value) and (hint is Any or type(value) is hint):
+    if dataclasses.is_dataclass(value) and (hint is Any or (isinstance(hint, type) and isinstance(value, hint))):
         return value
     if any("\0" in part for part in (value if isinstance(value, tuple | list) else [value]) if isinstance(part, str)):
         raise OutOfRange(name, value, "Text must not contain a NUL character")

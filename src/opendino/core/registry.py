@@ -18,15 +18,17 @@ from typing import Any
 from opendino.core.errors import UsageError, UserError, first_line, unknown
 
 METHODS, SOURCES, BACKBONES, EVALS = "opendino.methods", "opendino.data.sources", "opendino.backbones", "opendino.evals"
+AUGMENTATIONS = "opendino.views.augmentations"
 GROUPS = {
     METHODS: "opendino.methods",
     SOURCES: "opendino.sources",
     BACKBONES: "opendino.backbones",
     EVALS: "opendino.evals",
+    AUGMENTATIONS: "opendino.augmentations",
 }
 """Package → group of entry points. `opendino.backbones` has no folder: ours are built by `models.build`."""
 METHOD_QUESTIONS = (
-    "Teacher is", "Student sees", "Teacher sees", "Objective", "Against collapse", "Learns from",
+    "For", "Teacher is", "Student sees", "Teacher sees", "Objective", "Against collapse", "Learns from",
 )  # fmt: skip
 """Fields in the docstring of every method, one line each; docs/methods.md is generated from them."""
 _added: dict[str, dict[str, Any]] = {package: {} for package in GROUPS}

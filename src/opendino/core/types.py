@@ -7,12 +7,61 @@ Letters: `V` views, `B` images in a batch, `C` channels, `H W` pixels, `N` patch
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 from torch import Tensor
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class BlockMasks:
+    """A request for masks of patches, see `views.patch_masks`: as many in every batch, so that shapes are static.
+
+    Attributes:
+        num_views: Number of views of each image that have a mask.
+        frac: Fraction of the patches that a mask covers, in (0, 1).
+    """
+
+    num_views: int
+    frac: float
+
+    def count(self, grid: tuple[int, int]) -> int:
+        """Number of patches in a mask of a (rows, columns) grid: at least one, and not all."""
+        number = grid[0] * grid[1]
+        return max(1, min(number - 1, round(self.frac * number)))
+
+
+@dataclass(frozen=True)
+class PixelFormat:
+    """How the decoded images of a set are stored in a cache and copied to the device.
+
+    Attributes:
+        channels: C.
+        bits: Bits per value: 8 for uint8, 16 for uint16.
+    """
+
+    channels: int = 3
+    bits: Literal[8, 16] = 8
+
+    @property
+    def dtype(self) -> np.dtype:
+        """uint8 or uint16."""
+        return np.dtype(np.uint8 if self.bits == 8 else np.uint16)
+
+    @property
+    def bytes_per_pixel(self) -> int:
+        """Bytes of all channels of one pixel."""
+        return self.channels * self.bits // 8
+
+    def fits(self, pixels: np.ndarray) -> bool:
+        """Whether an array is a not empty image `[H W C]` of this format."""
+        return pixels.dtype == self.dtype and pixels.ndim == 3 and pixels.shape[2] == self.channels and pixels.size > 0
+
+    def __str__(self) -> str:
+        return f"{self.dtype} [H W {self.channels}]"
 
 
 @dataclass(frozen=True)
@@ -23,11 +72,13 @@ class ViewGroup:
         name: "global" or "local" for multi-crop.
         size_px: Side of the square crops, or their height and width.
         views: The augmentations of each view, one `opendino.views.settings.View` per view; may be empty.
+        masks: The masks of patches that the views have, None for none.
     """
 
     name: str
     size_px: int | tuple[int, int]
     views: tuple[Any, ...]
+    masks: BlockMasks | None = None
 
     @property
     def view_px(self) -> tuple[int, int]:
@@ -46,19 +97,43 @@ class ViewSpec:
 
     Attributes:
         groups: The groups of views.
-        mean, std: Per-channel normalization, for pixels in [0, 1].
+        mean, std: Normalization of each of the C channels, for pixels in [0, 1].
         labeled_frac: Fraction of every batch that has labels: its first images. If the data has a smaller fraction,
             labeled images repeat more often than the others. 0 for methods without labels.
+        patch_px: Side of the network's patches in pixels, for masks.
     """
 
     groups: tuple[ViewGroup, ...]
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
     labeled_frac: float = 0.0
+    patch_px: int = 16
+
+    def grid(self, group: ViewGroup) -> tuple[int, int]:
+        """(rows, columns) of the patches of a group's views."""
+        return group.view_px[0] // self.patch_px, group.view_px[1] // self.patch_px
+
+    @property
+    def channels(self) -> int:
+        """C, number of channels of the images."""
+        return len(self.mean)
 
     def num_labeled(self, batch: int) -> int:
         """Number of images in a batch that have a label: 0 for methods without labels, else at least 1."""
         return max(1, round(self.labeled_frac * batch)) if self.labeled_frac else 0
+
+
+@dataclass(frozen=True)
+class PatchMasks:
+    """Masked patches of a group of views of one batch.
+
+    Attributes:
+        where: bool `[V B N]`, True for masked patches, row by row.
+        indices: int64 `[M]`, ascending positions of the masked patches in `[V · B · N]`; M is the same in every batch.
+    """
+
+    where: Tensor
+    indices: Tensor
 
 
 @dataclass(frozen=True)
@@ -70,12 +145,14 @@ class Views:
         labels: int64 `[B]`, -1 where unknown; self-supervised methods do not use them.
         indices: int64 `[B]`, positions in the source; on the CPU.
         num_labeled: This many images, the first of the batch, have a label; see `ViewSpec.labeled_frac`.
+        masks: Group name → its masked patches; groups without masks are absent.
     """
 
     crops: dict[str, Tensor]
     labels: Tensor
     indices: Tensor
     num_labeled: int = 0
+    masks: dict[str, PatchMasks] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -128,6 +205,7 @@ class Facts:
         device: "cpu", "cuda" or "mps".
         patch_px: View sizes must be multiples of this; 16 for networks without such a constraint.
         convolutional: Whether "auto" selected a small convolutional network (small images on a CPU).
+        is_rgb: Whether the channels are red, green and blue.
     """
 
     num_images: int
@@ -139,6 +217,7 @@ class Facts:
     device: str = "cpu"
     patch_px: int = 16
     convolutional: bool = False
+    is_rgb: bool = True
 
 
 @dataclass(frozen=True)

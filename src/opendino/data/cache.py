@@ -25,18 +25,21 @@ from opendino.data.workers import InFlightTracker
 
 Cache = Literal["auto", "device", "ram", "disk", "off"]
 
-_BYTES_PER_PIXEL = 3
 _NORESERVE = 0x4000  # MAP_NORESERVE, which Python does not name
 _HEADER = 4096  # bytes at the start of a cache file, with a JSON description of what it holds
 _FORMAT = 1
-_DIFFERENCES = {"images": "of other content", "max_area_px": "of another working size"}
+_DIFFERENCES = {
+    "images": "of other content",
+    "max_area_px": "of another working size",
+    "pixels": "of other channels or bits",
+}
 _LEFT_FREE = 0.05  # share of the disk left free for checkpoints
 
 
 class DecodedImages:
-    """The images of a source, decoded and shrunk to at most `max_area_px` pixels, as uint8 arrays `[H W 3]`.
+    """The images of a source, decoded and shrunk to at most `max_area_px` pixels, as arrays of its pixel format.
 
-    In a cache every image has a slot of `3 · max_area_px` bytes. The operating system allocates only what is written,
+    In a cache every image has a slot for `max_area_px` pixels. The operating system allocates only what is written,
     so an image smaller than its slot wastes address space but no memory.
 
     - "ram" is a shared anonymous mapping, which forked loader workers share. Pickled copies have no cache.
@@ -53,8 +56,9 @@ class DecodedImages:
 
     def __init__(self, source: Source, max_area_px: int, cache: Cache = "off", folder: Path | None = None) -> None:
         self.source, self.max_area_px = source, max_area_px
+        self.pixel_format = source.pixel_format
         self.in_flight = InFlightTracker()
-        self._file = folder / "cache.u8" if cache == "disk" and folder is not None else None
+        self._file = folder / "cache.bin" if cache == "disk" and folder is not None else None
         self._memory: mmap.mmap | None = None
         self._descriptor, self._full = -1, False
         if cache == "ram":
@@ -71,7 +75,7 @@ class DecodedImages:
         return self.__dict__ | {"_memory": None, "_descriptor": -1}
 
     def read(self, index: int) -> np.ndarray:
-        """One image, uint8 `[H W 3]`.
+        """One image, an array `[H W C]` of the source's pixel format.
 
         Raises:
             BadImage: The image is unreadable, or too slow to decode.
@@ -79,7 +83,7 @@ class DecodedImages:
         image = self._load(index)
         if image is None:
             with self.in_flight.on(index):
-                image = decode(self.source.read(index), self.max_area_px)
+                image = decode(self.source.read(index), self.max_area_px, pixel_format=self.pixel_format)
             self._save(index, image)
         return image
 
@@ -94,7 +98,7 @@ class DecodedImages:
     def _offset(self, index: int) -> int:
         """The first byte of an image's slot."""
         # Layout: header, then height and width of every image (2 uint32 each), then the slots.
-        return _HEADER + len(self.source) * 8 + index * self.max_area_px * _BYTES_PER_PIXEL
+        return _HEADER + len(self.source) * 8 + index * self.max_area_px * self.pixel_format.bytes_per_pixel
 
     def _create(self, path: Path) -> None:
         """Create the cache file, unless one for the same images exists; a file lock lets one process do it."""
@@ -102,6 +106,7 @@ class DecodedImages:
             "format": _FORMAT,
             "opendino": version("opendino"),
             "max_area_px": self.max_area_px,
+            "pixels": [self.pixel_format.channels, self.pixel_format.bits],
             "images": fingerprint.whole(self.source),
         }
         while True:
@@ -125,29 +130,30 @@ class DecodedImages:
                 return
 
     def _load(self, index: int) -> np.ndarray | None:
-        """An image from the cache, uint8 `[H W 3]`; None if it is not there."""
+        """An image from the cache; None if it is not there."""
+        dtype, channels = self.pixel_format.dtype, self.pixel_format.channels
         if self._memory is not None:
             height, width = np.frombuffer(self._memory, np.uint32, 2, _HEADER + index * 8).tolist()
-            count = height * width * _BYTES_PER_PIXEL
-            pixels = np.frombuffer(self._memory, np.uint8, count, self._offset(index)) if height else None
+            count = height * width * channels
+            pixels = np.frombuffer(self._memory, dtype, count, self._offset(index)) if height else None
         elif self._file is not None:
             # pread, not mmap: with a mapping, a disk error is a SIGBUS that ends the process instead of an OSError.
             try:
                 height, width = np.frombuffer(os.pread(self._opened(), 8, _HEADER + index * 8), np.uint32).tolist()
-                pixels = np.empty(height * width * _BYTES_PER_PIXEL, np.uint8) if height else None
-                if pixels is not None and os.preadv(self._opened(), [pixels.data], self._offset(index)) < pixels.size:
+                pixels = np.empty(height * width * channels, dtype) if height else None
+                if pixels is not None and os.preadv(self._opened(), [pixels.data], self._offset(index)) < pixels.nbytes:
                     return None
             except OSError:
                 return None
         else:
             return None
-        return pixels.reshape(height, width, _BYTES_PER_PIXEL) if pixels is not None else None
+        return pixels.reshape(height, width, channels) if pixels is not None else None
 
     def _save(self, index: int, image: np.ndarray) -> None:
-        """Write an image, uint8 `[H W 3]`, into the cache. A disk error ends caching, not the run."""
+        """Write an image into the cache. A disk error ends caching, not the run."""
         sizes = np.array(image.shape[:2], np.uint32)
         if self._memory is not None:
-            np.frombuffer(self._memory, np.uint8, image.size, self._offset(index))[:] = image.reshape(-1)
+            np.frombuffer(self._memory, image.dtype, image.size, self._offset(index))[:] = image.reshape(-1)
             slot = np.frombuffer(self._memory, np.uint32, 2, _HEADER + index * 8)
             slot[1], slot[0] = sizes[1], sizes[0]  # the height last: a height above 0 means that the slot is complete
         elif self._file is not None and not self._full:

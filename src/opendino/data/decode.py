@@ -1,4 +1,4 @@
-"""Decode images to RGB pixels, upright and shrunk to working size. Every error in a file becomes a `BadImage`."""
+"""Decode images to pixels, upright and shrunk to working size. Every error in a file becomes a `BadImage`."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy as np
 from PIL import Image
 
 from opendino.core.errors import BadImage
-from opendino.core.types import ViewSpec
+from opendino.core.types import PixelFormat, ViewSpec
 from opendino.data import readers
-from opendino.data.intensity import Range, to_rgb
+from opendino.data.intensity import Range, to_pixels
 from opendino.data.readers import photograph
 from opendino.data.readers.limits import MAX_PIXELS
 from opendino.data.readers.stacks import Reading
@@ -37,32 +37,36 @@ def decode(
     max_pixels: int = MAX_PIXELS,
     reading: Reading | None = None,
     intensity: Range | None = None,
+    pixel_format: PixelFormat = PixelFormat(),  # noqa: B008, frozen
 ) -> np.ndarray:
     """Decode an image, turn it upright, and shrink it to working size; images are never enlarged.
 
     Photographs (8-bit gray or color): animations give their first frame, transparent pixels become white. All other
-    images are read by `data.readers` and scaled to 0..255 by `intensity`; one channel becomes gray, pixels without data
-    become black.
+    images are read by `data.readers` and mapped to `pixel_format` by `intensity`; pixels without data become black. By
+    default every image becomes uint8 RGB, and one channel becomes gray.
 
     Args:
-        data: An encoded file, or uint8 `[H W 3]`.
+        data: An encoded file, or an array of `pixel_format`.
         max_area_px: Shrink until H · W is at most this, and the longer side at most 2 · sqrt(max_area_px), so that one
             very narrow image does not widen the canvas of a whole batch. None keeps the size.
         max_pixels: Encoded images of more pixels are refused before they are decoded.
         reading: What pages are, and which channels to keep; default: all channels; several pages are refused.
         intensity: Range of the values of the whole set; default: `Intensity.of_file`.
+        pixel_format: Number of channels, and uint8 or uint16.
 
     Returns:
-        uint8 `[H W 3]`, RGB, C-contiguous and writeable; `data` itself if it is such an array and small enough.
+        uint8 or uint16 `[H W C]`, C-contiguous and writeable; `data` itself if it is such an array and small enough.
 
     Raises:
-        BadImage: Not an image, damaged, cut short, more than `max_pixels` pixels, slower than `MAX_SECONDS`, or neither
-            1 nor 3 channels.
+        BadImage: Not an image, damaged, cut short, more than `max_pixels` pixels, slower than `MAX_SECONDS`, or
+            another number of channels.
     """
     if isinstance(data, np.ndarray):
-        return _checked(data, max_area_px)
-    if (image := readers.read_science(data, reading, max_pixels)) is not None:
-        return _checked(to_rgb(image, intensity), max_area_px)
+        return _shrunk(data, max_area_px, pixel_format)
+    photographs = pixel_format == PixelFormat()
+    read = readers.read_science if photographs else readers.read
+    if (image := read(data, reading, max_pixels)) is not None:
+        return _shrunk(to_pixels(image, intensity, pixel_format), max_area_px, pixel_format)
     with photograph.opened(data, max_pixels) as image:
         size = _working_size(image.size, max_area_px)
         image.draft(None, size)  # a JPEG is decoded at 1/2, 1/4 or 1/8 scale, but never below `size`
@@ -74,7 +78,7 @@ def decode(
             return pixels
         image = _rgb(image, intensity) if pixels is None else Image.fromarray(pixels)
         if image.size != size:
-            image = image.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0)
+            image = _resized(image, size)
         return np.array(image if turn is None else image.transpose(turn))
 
 
@@ -96,10 +100,10 @@ def tiles(data: bytes | np.ndarray, side: int, max_pixels: int = MAX_PIXELS) -> 
         BadImage: As for `decode`.
     """
     if isinstance(data, np.ndarray):
-        yield from _cut(Image.fromarray(_checked(data, None)), side)
+        yield from _cut(Image.fromarray(_shrunk(data, None, PixelFormat())), side)
         return
     if (image := readers.read_science(data, None, max_pixels)) is not None:
-        yield from _cut(Image.fromarray(to_rgb(image)), side)
+        yield from _cut(Image.fromarray(to_pixels(image)), side)
         return
     with photograph.opened(data, max_pixels) as image:
         turn = photograph.turn(image)
@@ -143,7 +147,7 @@ def apply_exif_orientation(image: Image.Image) -> Image.Image:
 def _rgb(image: Image.Image, intensity: Range | None = None) -> Image.Image:
     """Convert an image of any mode to RGB; gray of more than 8 bits by the range of the set."""
     if photograph.is_deep(image):
-        return Image.fromarray(to_rgb(photograph.deep_gray(image), intensity))
+        return Image.fromarray(to_pixels(photograph.deep_gray(image), intensity))
     return photograph.rgb(image)
 
 
@@ -167,11 +171,22 @@ def _working_size(size: tuple[int, int], max_area_px: int | None) -> tuple[int, 
     return min(width, max(1, max_area_px // height)), min(height, max(1, max_area_px // width))
 
 
-def _checked(array: np.ndarray, max_area_px: int | None) -> np.ndarray:
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or array.size == 0:
-        raise BadImage(f"array of {array.dtype} {list(array.shape)}, not uint8 [H W 3]")
+def _shrunk(array: np.ndarray, max_area_px: int | None, pixel_format: PixelFormat) -> np.ndarray:
+    """Shrink an array of a pixel format to working size."""
+    if not pixel_format.fits(array):
+        raise BadImage(f"array of {array.dtype} {list(array.shape)}, not {pixel_format}")
     size = (array.shape[1], array.shape[0])
     target = _working_size(size, max_area_px)
     if target == size:
         return np.require(array, requirements=["C", "W"])
-    return np.array(Image.fromarray(array).resize(target, Image.Resampling.BICUBIC, reducing_gap=2.0))
+    if pixel_format == PixelFormat():
+        return np.array(_resized(Image.fromarray(array), target))
+    planes = np.moveaxis(array, 2, 0)  # Pillow has no images of C channels, and resizes 16 bits as float32
+    if pixel_format.bits == 8:
+        return np.stack([np.array(_resized(Image.fromarray(plane), target)) for plane in planes], 2)
+    shrunk = np.stack([np.array(_resized(Image.fromarray(plane.astype(np.float32)), target)) for plane in planes], 2)
+    return np.rint(shrunk).clip(0, 65535).astype(np.uint16)
+
+
+def _resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    return image.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0)

@@ -13,10 +13,11 @@ import numpy as np
 from opendino.core import log
 from opendino.core.contracts import Source
 from opendino.core.errors import BadImage, UsageError, UserError
+from opendino.core.types import PixelFormat
 from opendino.data import readers
-from opendino.data.intensity import Range, to_rgb
+from opendino.data.intensity import Range, to_pixels
 from opendino.data.readers.decoded_image import RGB, DecodedImage, from_array
-from opendino.data.readers.stacks import Reading
+from opendino.data.readers.stacks import Reading, check_channels
 
 _PATTERN_HINT = 'Write a pattern with {id} and {channel}, e.g. --channel-files "{id}_w{channel}.tif"; * is any text'
 _MAX_LISTED = 5
@@ -29,7 +30,11 @@ class ImageFiles(Source, abc.ABC):
         source: The files.
         reading: What pages are, and which channels to keep.
         intensity: Range of the set. Until the survey it is "full".
+        pixel_format: Number of channels and bits of the set. Until the survey it is that of photographs.
+        model_channels: Names of the channels that a trained model takes; empty in training.
     """
+
+    model_channels: tuple[str, ...] = ()
 
     def __init__(self, source: Source, reading: Reading, intensity: Range) -> None:
         self.source, self.reading = source, reading
@@ -45,13 +50,19 @@ class ImageFiles(Source, abc.ABC):
         """
 
     def read(self, index: int) -> bytes | np.ndarray:
-        """The encoded photograph, or the image mapped to uint8 `[H W 3]` by the intensity.
+        """The image mapped to `pixel_format` by the intensity; a photograph of a set of photographs as it is.
 
         Raises:
-            BadImage: It cannot be read, or has neither 1 nor 3 channels.
+            BadImage: It cannot be read, or has another number of channels.
         """
         image = self.image(index)
-        return to_rgb(image, self.intensity) if isinstance(image, DecodedImage) else image
+        if not isinstance(image, DecodedImage):
+            if self.pixel_format == PixelFormat():
+                return image
+            image = readers.read(image, self.reading) if isinstance(image, bytes) else from_array(image, RGB)
+        if self.model_channels:
+            check_channels(image.channels, self.model_channels)
+        return to_pixels(image, self.intensity, self.pixel_format)
 
     def checksum(self, index: int) -> int:
         """Checksum of the files' content and of how they are read."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Literal, cast
 
 import numpy as np
 
@@ -36,7 +36,8 @@ class Survey:
     """What the sampled images of a set have in common.
 
     Attributes:
-        channels: Names of the C channels.
+        channels: Names of the C channels; those of most images.
+        same_names: Whether all images have these names, each once.
         dtype: "uint8", "uint16" or "float32".
         photographs: Whether all are 8-bit gray or RGB photographs, whose values stay as they are.
         low: C values: 0.1 % of the valid pixels are smaller.
@@ -49,6 +50,7 @@ class Survey:
     """
 
     channels: tuple[str, ...]
+    same_names: bool
     dtype: str
     photographs: bool
     low: tuple[float, ...]
@@ -99,6 +101,13 @@ class Survey:
         return tuple(
             top if top > bottom else bottom + max(1.0, abs(bottom)) for bottom, top in zip(self.low, high, strict=True)
         )
+
+    def bits(self, intensity: Range) -> Literal[8, 16]:
+        """Bits per value that hold the images: 16 if 8 would merge values inside the range."""
+        narrow = isinstance(intensity, Intensity) and all(
+            high - low <= 255 for low, high in zip(intensity.low, intensity.high, strict=True)
+        )
+        return 8 if self.dtype == "uint8" or (self.dtype == "uint16" and narrow) else 16
 
     def mean_and_std(self, intensity: Range) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation of each channel for normalization, of values mapped to [0, 1]."""
@@ -220,6 +229,7 @@ def _summary(found: list[tuple[str, DecodedImage]], others: list[tuple[str, str]
     notes = Counter(note for image in images for note in image.notes)
     return Survey(
         channels=names,
+        same_names=len({image.channels for image in images}) == 1 and len(set(names)) == usual,
         dtype=str(np.result_type(*dtypes)),
         photographs=all(image.is_photograph for _, image in found),
         low=tuple(low.tolist()),

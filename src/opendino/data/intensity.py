@@ -12,7 +12,9 @@ from typing import Any, Literal
 import numpy as np
 
 from opendino.core.errors import BadImage, UsageError, UserError
+from opendino.core.types import PixelFormat
 from opendino.data.readers.decoded_image import DecodedImage
+from opendino.data.readers.stacks import describe
 
 _HINT = "Use auto, full, per-image, LOW HIGH (once, or for each channel), or a .csv of channel,low,high"
 
@@ -161,23 +163,30 @@ def range_of(image: DecodedImage, intensity: Range) -> Intensity:
     return Intensity.full(image) if intensity == "full" else Intensity.of_image(image)
 
 
-def to_rgb(image: DecodedImage, intensity: Range | None = None) -> np.ndarray:
-    """An image as uint8 `[H W 3]`: one channel becomes gray, three become red, green and blue.
+def to_pixels(
+    image: DecodedImage,
+    intensity: Range | None = None,
+    pixel_format: PixelFormat = PixelFormat(),  # noqa: B008, frozen
+) -> np.ndarray:
+    """Map an image to the values of a set's pixel format, `[H W C]`; one channel becomes gray in uint8 RGB.
 
     Args:
         image: The image.
         intensity: Range of the set; default: `Intensity.of_file`.
+        pixel_format: Number of channels, and uint8 or uint16.
 
     Raises:
-        BadImage: Neither 1 nor 3 channels.
+        BadImage: It has another number of channels.
     """
-    channels = image.pixels.shape[2]
-    if channels not in (1, 3):
-        names = ", ".join(name if name == str(i) else f"{i} {name}" for i, name in enumerate(image.channels[:12]))
-        raise BadImage(f"{channels} channels ({names}): choose 3 or 1 of them, e.g. --channels 0 1 2"[:240])
+    channels, wanted = image.pixels.shape[2], pixel_format.channels
+    becomes_gray = channels == 1 and pixel_format == PixelFormat()
+    if channels != wanted and not becomes_gray:
+        numbers = " ".join(map(str, range(min(wanted, 12))))
+        hint = f": choose {wanted} of them, e.g. --channels {numbers}" if channels > wanted else f", not {wanted}"
+        raise BadImage(f"{describe(image.channels)}{hint}"[:240])
     used = Intensity.of_file(image) if intensity is None else range_of(image, intensity)
-    pixels = used.to_uint8(image)
-    return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
+    pixels = used.to_uint8(image) if pixel_format.bits == 8 else used.to_uint16(image)
+    return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], wanted)))
 
 
 @functools.lru_cache(64)

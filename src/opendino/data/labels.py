@@ -27,7 +27,7 @@ class Relabeled(Source):
     def __init__(self, source: Source, classes: tuple[str, ...], labels: np.ndarray) -> None:
         assert labels.shape == (len(source),) and labels.max(initial=-1) < len(classes)
         self._source, self.classes, self._labels = source, classes, labels
-        self.shard_sizes = source.shard_sizes
+        self.shard_sizes, self.pixel_format = source.shard_sizes, source.pixel_format
 
     def __len__(self) -> int:
         return len(self._source)

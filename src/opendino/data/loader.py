@@ -32,7 +32,8 @@ class Batch:
     """Whole images, padded to one size, with the parameters of the views to cut from them.
 
     Attributes:
-        canvas: uint8 `[B 3 H W]`, each image in the top left corner; `[B 0 H W]` until `DeviceCache.fill` fills it.
+        canvas: uint8 or uint16 `[B C H W]`, each image in the top left corner; `[B 0 H W]` until `DeviceCache.fill`
+            fills it.
         sizes: int32 `[B 2]`, height and width of each image.
         labels: int64 `[B]`, index into the source's classes; -1 where unknown.
         indices: int64 `[B]`, index of each image in the source.
@@ -113,8 +114,8 @@ class Batches(Dataset[Batch | UserError]):
             requested.append(order[position])
             epochs.append(epoch)
             found.append(actual)
-            pixels.append(image)  # [H W 3], or [H W 0] from a DeviceCache
-        canvas, sizes = pad_to_batch(pixels)  # [B 3 H W], [B 2]
+            pixels.append(image)  # [H W C], or [H W 0] from a DeviceCache
+        canvas, sizes = pad_to_batch(pixels)  # [B C H W], [B 2]
         return Batch(
             canvas=canvas,
             sizes=sizes,
@@ -213,15 +214,15 @@ def pad_to_batch(pixels: list[np.ndarray]) -> tuple[Tensor, Tensor]:
     """Pad images of any size with zeros, on the right and at the bottom, into one batch.
 
     Args:
-        pixels: uint8 `[H W C]` each.
+        pixels: uint8 or uint16 `[H W C]` each.
 
     Returns:
-        The canvas, uint8 `[B C H' W']`, H' and W' multiples of 32; and the sizes of the images, int32 `[B 2]`. The
+        The canvas, `[B C H' W']`, H' and W' multiples of 32; and the sizes of the images, int32 `[B 2]`. The
         canvas is channels-last in memory, as decoded: the device is faster at changing the layout.
     """
     sizes = np.array([image.shape[:2] for image in pixels], np.int32)
     height, width = (-(-int(side) // 32) * 32 for side in sizes.max(0))
-    canvas = np.empty((len(pixels), height, width, pixels[0].shape[2]), np.uint8)
+    canvas = np.empty((len(pixels), height, width, pixels[0].shape[2]), pixels[0].dtype)
     for row, image in zip(canvas, pixels, strict=True):
         rows, columns = image.shape[:2]
         row[:rows, :columns], row[:rows, columns:], row[rows:] = image, 0, 0

@@ -97,7 +97,7 @@ class Embedder:
             return None
         side = self.model.preprocessing["image_px"]
         try:
-            return self.model.features(torch.zeros(1, 3, side, side)).grid
+            return self.model.features(torch.zeros(1, self.model.backbone.in_chans, side, side)).grid
         except NotImplementedError as error:
             raise UserError(str(error), "Remove --patches") from error
 
@@ -121,7 +121,7 @@ class Embedder:
         """
 
         def prepare(_: int, pixels: np.ndarray) -> tuple[tuple[int, int], Tensor]:
-            return (pixels.shape[1], pixels.shape[0]), self.model.preprocess(pixels)
+            return (pixels.shape[1], pixels.shape[0]), self.model.prepare(pixels)
 
         def network(images: list[tuple[tuple[int, int], Tensor]]) -> tuple[Tensor, Tensor | None]:
             return self.model.run(self._forward, torch.stack([pixels for _, pixels in images]))

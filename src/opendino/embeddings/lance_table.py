@@ -211,7 +211,7 @@ class _DigestRecorder(Source):
     """A source that records the digest of every image it reads: of exactly the bytes that are embedded."""
 
     def __init__(self, source: Source) -> None:
-        self._source = source
+        self._source, self.pixel_format = source, source.pixel_format
         self.digests: dict[int, bytes] = {}
 
     def __len__(self) -> int:

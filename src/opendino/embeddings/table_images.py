@@ -34,18 +34,19 @@ class TableImages:
         if not exists(split_every(data)[0]) and not data.startswith("toy:"):
             return
         try:
-            reading = msgspec.convert(about["preprocessing"].get("images", {}), ImageReading)
-            self._source = source = reading.open_images(data)
+            self._reading = ImageReading.of(about["preprocessing"])
+            self._source = source = self._reading.open_images(data)
         except (UserError, msgspec.ValidationError):  # the images were moved, or the table was edited
             return
         self._index = {key: index for index in range(len(source)) if (key := source.key(index)) in wanted}
 
     def read(self, key: str) -> Image.Image | None:
-        """An image as RGB; None if it can no longer be read."""
+        """A picture of an image, see `data.picture`; None if it can no longer be read."""
         index = self._index.get(key)
         if self._source is None or index is None:
             return None
         try:
-            return Image.fromarray(decode(self._source.read(index), self._max_area_px))
+            pixels = decode(self._source.read(index), self._max_area_px, pixel_format=self._source.pixel_format)
+            return self._reading.picture(pixels)
         except BadImage:
             return None

@@ -10,6 +10,7 @@ from opendino.core import distributed
 from opendino.core.contracts import Method
 from opendino.core.types import Clock, Views, ViewSpec
 from opendino.engine import precision, sizing
+from opendino.views import patch_masks
 
 _RESERVED_FRAC = 0.05  # of the device's memory, for evaluations and for a batch of larger images
 _CLOCK = Clock(0, 1000, 100)
@@ -64,12 +65,13 @@ def _fits(method: Method, spec: ViewSpec, micro_batch: int, dtype: torch.dtype, 
     device = reserved.device
     try:
         crops = {
-            group.name: torch.zeros(len(group.views), micro_batch, 3, *group.view_px, device=device)
+            group.name: torch.zeros(len(group.views), micro_batch, spec.channels, *group.view_px, device=device)
             for group in spec.groups
             if group.views
         }
         labels = torch.zeros(micro_batch, dtype=torch.int64, device=device)
-        views = Views(crops, labels, torch.arange(micro_batch), spec.num_labeled(micro_batch))
+        masks = patch_masks.placeholders(spec, micro_batch, device)
+        views = Views(crops, labels, torch.arange(micro_batch), spec.num_labeled(micro_batch), masks)
         with precision.autocast(device, dtype):
             loss = method(views, _CLOCK).loss
         loss.backward()

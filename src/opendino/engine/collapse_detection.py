@@ -13,7 +13,7 @@ import math
 import statistics
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from opendino.core import accuracy
@@ -25,7 +25,9 @@ _UNIFORM_FRAC = 0.99
 _ONE_HOT_FRAC = 0.05
 _CONSTANT_FRAC = 0.002
 _DEAD_STD = {"feature_spread": 0.01, "projection_spread": 0.05}
-SIGNS = ("entropy_frac", "marginal_frac", *_DEAD_STD)
+_OF_PATCHES = "patch_"
+_SIGNS = ("entropy_frac", "marginal_frac", *_DEAD_STD)
+SIGNS = (*_SIGNS, *(_OF_PATCHES + name for name in _SIGNS))
 """The metrics of a step that `diagnose` uses."""
 EXAMINED = (
     "loss", "entropy_frac", "effective_rank", "knn", "balanced_accuracy", "majority", "num_queries", "judged_on",
@@ -83,8 +85,17 @@ def diagnose(row: Mapping[str, float]) -> Verdict | None:
     Args:
         row: Any of `entropy_frac`, mean entropy of the teacher's outputs divided by ln K, 0 to 1; `marginal_frac`,
             entropy of its mean output divided by ln K, 0 to 1; `feature_spread` and `projection_spread`, standard
-            deviation of L2-normalized features and projections over the images, 0 (all equal) to about 1.
+            deviation of L2-normalized features and projections over the images, 0 (all equal) to about 1. And the same
+            of patches, with the prefix "patch_".
     """
+    of_patches = {name.removeprefix(_OF_PATCHES): x for name, x in row.items() if name.startswith(_OF_PATCHES)}
+    if (found := _diagnose(row)) or not of_patches:
+        return found
+    found = _diagnose(of_patches)
+    return found and replace(found, evidence=f"of the patches, {found.evidence}")
+
+
+def _diagnose(row: Mapping[str, float]) -> Verdict | None:
     entropy, marginal = row.get("entropy_frac"), row.get("marginal_frac")
     if marginal is not None and marginal < _ONE_HOT_FRAC:
         return Verdict(

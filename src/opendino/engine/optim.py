@@ -59,7 +59,7 @@ class Config(Checked):
             value = duration.capped(requested, 0.2, **timing)
             if value != requested:
                 found[name] = value, f"{requested} is more than 20% of {facts.total_steps:,} steps"
-        return auto_values.with_auto_values(self, found)
+        return auto_values.with_auto_values(Config, self, found)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from opendino.core.errors import UserError
 
-STARTUP_FILES = frozenset({".lock", "cache.u8", ".cache.u8.partial", ".config.yaml.partial"})
+STARTUP_FILES = frozenset({".lock", "cache.bin", ".cache.bin.partial", ".config.yaml.partial"})
 """Files that a run killed before it wrote its settings may leave: a folder with only these counts as empty."""
 
 

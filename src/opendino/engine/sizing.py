@@ -79,9 +79,12 @@ def activation_bytes(backbone: Backbone, spec: ViewSpec, recomputed: bool = Fals
         block.register_forward_pre_hook(lambda _, x: block_inputs.append((x[0].nbytes, sum(kept.values()))))
         block.register_forward_hook(lambda *_: block_saved.append(sum(kept.values()) - block_inputs[-1][1]))
     device = next(backbone.parameters()).device
-    views = [torch.zeros(2 * len(g.views), 3, *g.view_px, device=device) for g in spec.groups if g.views]
     with torch.autograd.graph.saved_tensors_hooks(record_storage, lambda tensor: tensor):
-        backbone(views)
+        for tokens in (False, True):  # a method with masks uses all tokens of the views that have them
+            groups = [group for group in spec.groups if group.views and bool(group.masks) == tokens]
+            views = [torch.zeros(2 * len(g.views), spec.channels, *g.view_px, device=device) for g in groups]
+            if views:
+                backbone(views, tokens=tokens)
     saved = sum(block_saved) - sum(size for size, _ in block_inputs) - max(block_saved, default=0)
     return _MARGIN * (sum(kept.values()) - saved) / 2
 

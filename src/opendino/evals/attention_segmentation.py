@@ -25,6 +25,7 @@ from opendino.models.attention_maps import cls_attention, keep_mass
 from opendino.models.build import backbone
 from opendino.models.load import NETWORKS, Model, load
 from opendino.models.patch_inputs import patch_px, to_network_input
+from opendino.models.resize import resize
 
 
 @dataclass(frozen=True)
@@ -66,11 +67,10 @@ def evaluate(config: Config) -> Report:
         truth, void = dataset.mask(position)
         if not truth.any():
             raise BadImage("its mask has no object")
-        image = Image.fromarray(pixels)
-        scale = config.size_px / min(image.size)
-        width, height = (max(1, round(side * scale / step)) * step for side in image.size)
-        image = image.resize((width, height), Image.Resampling[model.preprocessing["interpolation"].upper()])
-        return to_network_input(np.array(image), model), torch.from_numpy(truth), torch.from_numpy(void)
+        scale = config.size_px / min(pixels.shape[:2])
+        height, width = (max(1, round(side * scale / step)) * step for side in pixels.shape[:2])
+        pixels = resize(pixels, (width, height), Image.Resampling[model.preprocessing["interpolation"].upper()])
+        return to_network_input(pixels, model), torch.from_numpy(truth), torch.from_numpy(void)
 
     def overlaps(images: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
         """Jaccard index of the best head and of the mean over heads, `[networks 2]`."""
@@ -81,7 +81,8 @@ def evaluate(config: Config) -> Report:
 
     scores: list[Tensor] = []
     notes: list[str] = []
-    for part in encode_images(dataset, range(len(dataset)), prepare, overlaps, batch=1):
+    images = model.reading.images(dataset)
+    for part in encode_images(images, range(len(dataset)), prepare, overlaps, batch=1):
         scores += [] if part.output is None else [part.output]
         notes += [f"{key} was skipped: {reason}" for key, reason in part.bad]
     if not scores:

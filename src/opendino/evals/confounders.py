@@ -18,7 +18,6 @@ from opendino.core.errors import UsageError, UserError, unknown
 from opendino.core.ranges import Batch, Checked, Count, Repeats, Seed, Workers
 from opendino.core.types import Report
 from opendino.data.metadata import group_columns, read_metadata
-from opendino.data.open_source import open_source
 from opendino.data.sampler import permutation
 from opendino.features.feature_table import table
 from opendino.features.image_stream import skipped_message
@@ -280,7 +279,7 @@ def _load_images(config: Config, model: Model, data: str) -> tuple[Images, list[
     """Features and labels of both sets, and notes for the report."""
     parts = []
     for each in [data] if config.val is None else [data, config.val]:
-        source = open_source(each)
+        source = model.reading.open_images(each)
         columns = read_metadata(config.labels, source)
         parts.append((source, columns))
     tables = [table(model, source, batch=config.batch, workers=config.workers) for source, _ in parts]

@@ -17,7 +17,6 @@ from opendino.core.contracts import Source
 from opendino.core.errors import UsageError, UserError
 from opendino.core.ranges import Batch, Checked, Cosine, PixelSize
 from opendino.core.types import Report
-from opendino.data.open_source import open_source
 from opendino.datasets.copy_transforms import COPIES
 from opendino.features.duplicate_threshold import EQUAL, cosine_distribution
 from opendino.features.image_descriptors import Describe, skipped
@@ -74,14 +73,14 @@ def evaluate(config: Config) -> Report:
             "DATA is missing", "Name a folder of images, or Copydays: opendino eval copy-detection MODEL DATA"
         )
     device = distributed.device(config.device)
-    source = open_source(config.data)
+    model = load(config.model, config.which).to(device)
+    source = model.reading.open_images(config.data)
     blocks = _blocks(source) if config.mode in ("auto", "copydays") else {}
     if config.mode == "copydays" and len(blocks) < 2:
         raise UserError(
             f"{config.data} does not have the layout of Copydays",
             "It needs a folder original/ next to the folders of copies",
         )
-    model = load(config.model, config.which).to(device)
     size_px = config.size_px or (_SIZE_PX if len(blocks) > 1 else model.preprocessing["image_px"])
     descriptor = Descriptor(model, size_px, fit="square", pool="cls+gem", power=_POWER)
     describe = Describe(descriptor, device, config.whiten, centered=False, batch=config.batch)
@@ -171,7 +170,7 @@ def _augment(config: Config, source: Source, describe: Describe) -> Report:
 def _with_distractors(config: Config, originals: Tensor, describe: Describe) -> tuple[Tensor, list[tuple[str, str]]]:
     if not config.distractors:
         return originals, []
-    others = describe(open_source(config.distractors))
+    others = describe(describe.open_images(config.distractors))
     return torch.cat([originals, others.features[:, 0]]), others.bad
 
 

@@ -32,9 +32,8 @@ from opendino.features.train_val_features import TrainValFeatures, train_val_fea
 from opendino.features.view_features import RandomCrops, view_features
 from opendino.models import classifier
 from opendino.models.classifier import Classifier
-from opendino.models.feature_tokens import Tokens, num_blocks
+from opendino.models.feature_tokens import Tokens
 from opendino.models.load import Model, load
-from opendino.models.vit import VisionTransformer
 from opendino.views.settings import view
 
 Candidate = tuple[Tokens, float]
@@ -309,13 +308,13 @@ class _Trainer:
 
 def _protocol_for(backbone: Backbone) -> Literal["vits", "vitb", "resnet"]:
     """The protocol that DINO used for this kind of backbone."""
-    if not isinstance(backbone, VisionTransformer):
+    if backbone.num_layers == 1:
         return "resnet"
     return "vitb" if backbone.embed_dim >= 768 else "vits"
 
 
 def _kinds(protocol: str, backbone: Backbone) -> list[Tokens]:
     """The kinds of features that a protocol compares."""
-    several = Tokens(min(4, num_blocks(backbone)))
+    several = Tokens(min(4, backbone.num_layers))
     kinds = {"vits": [several], "vitb": [Tokens(1, mean_patch=True)], "resnet": [Tokens()]}
     return kinds.get(protocol) or list(dict.fromkeys([Tokens(), Tokens(1, mean_patch=True), several]))

@@ -18,7 +18,6 @@ from opendino.core.contracts import Source
 from opendino.core.errors import BadImage, UsageError, UserError
 from opendino.core.ranges import Batch, Checked, Count, PixelSize
 from opendino.core.types import Report
-from opendino.data.open_source import open_source
 from opendino.datasets import roxford_rparis
 from opendino.features.image_descriptors import Describe, skipped
 from opendino.features.ranking_metrics import JUNK, POSITIVE, average_precision, precision_at, recall_at, search
@@ -77,9 +76,9 @@ def evaluate(config: Config) -> Report:
             "DATA is missing", "Name a folder with one sub-folder per class: opendino eval retrieval MODEL DATA"
         )
     device = distributed.device(config.device)
-    source, path = open_source(config.data), _ground_truth(config)
+    model, path = load(config.model, config.which).to(device), _ground_truth(config)
+    source = model.reading.open_images(config.data)
     truth = roxford_rparis.read(path) if path else None
-    model = load(config.model, config.which).to(device)
     size_px = config.size_px or (_SIZE_PX if truth else model.preprocessing["image_px"])
     scales = SCALES if config.multi_scale else (1.0,)
     descriptor = Descriptor(model, size_px, scales=scales, pool=config.pool, power=config.gem_power)

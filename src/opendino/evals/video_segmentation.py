@@ -264,7 +264,7 @@ def _features(model: Model, image: np.ndarray, size: tuple[int, int]) -> Tensor:
     """Patch features `[h w D]` of a frame, resized without antialiasing and rounded to integers, as in DINO."""
     pixels = torch.from_numpy(image).permute(2, 0, 1)[None].float()  # [1, 3, H, W]
     pixels = interpolate(pixels, size, mode="bilinear")[0].round().permute(1, 2, 0)
-    features = model.features(to_network_input(pixels, model))
+    features = model.features(to_network_input(pixels.numpy().astype(np.uint8), model))
     return features.patches[0].unflatten(0, features.grid)
 
 

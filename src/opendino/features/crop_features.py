@@ -8,17 +8,20 @@ import torch
 from torch import Tensor, nn
 
 from opendino.core.contracts import Backbone
+from opendino.views.functional import to_float
 
-RGB = tuple[float, float, float]
+Values = tuple[float, ...]
 
 
 @torch.no_grad()
-def extract(backbone: Backbone, crops: Tensor, mean: RGB, std: RGB, device: torch.device, batch: int = 64) -> Tensor:
+def extract(
+    backbone: Backbone, crops: Tensor, mean: Values, std: Values, device: torch.device, batch: int = 64
+) -> Tensor:
     """Compute image features (`Features.cls`) of crops in eval mode; restores the network's mode afterwards.
 
     Args:
         backbone: Any backbone.
-        crops: uint8 `[M 3 H W]` on the CPU.
+        crops: uint8 or uint16 `[M C H W]` on the CPU.
         mean, std: Per-channel normalization of pixels in [0, 1].
         device: Device of the backbone.
         batch: Images per forward pass.
@@ -35,7 +38,7 @@ def extract(backbone: Backbone, crops: Tensor, mean: RGB, std: RGB, device: torc
 
 @torch.no_grad()
 def recalibrate_batch_norm(
-    backbone: Backbone, crops: Tensor, mean: RGB, std: RGB, device: torch.device, batch: int = 64
+    backbone: Backbone, crops: Tensor, mean: Values, std: Values, device: torch.device, batch: int = 64
 ) -> None:
     """Recompute the running statistics of BatchNorm from these images, for a fair test of an untrained network."""
     backbone.train()
@@ -52,20 +55,22 @@ def pixels(crops: Tensor, side: int = 16) -> Tensor:
     """Baseline features: the pixels of each crop, resized.
 
     Args:
-        crops: uint8 `[M 3 H W]`.
+        crops: uint8 or uint16 `[M C H W]`.
         side: Image side in pixels after resizing (bilinear, antialiased).
 
     Returns:
-        float32 `[M 3·side·side]`, values in [0, 1].
+        float32 `[M C·side·side]`, values in [0, 1].
     """
 
     def resize(part: Tensor) -> Tensor:
-        return nn.functional.interpolate(part.float() / 255, (side, side), mode="bilinear", antialias=True).flatten(1)
+        return nn.functional.interpolate(to_float(part), (side, side), mode="bilinear", antialias=True).flatten(1)
 
-    return torch.cat([torch.empty(0, 3 * side**2), *(resize(part) for part in crops.split(256) if len(part))])
+    return torch.cat(
+        [torch.empty(0, crops.shape[1] * side**2), *(resize(part) for part in crops.split(256) if len(part))]
+    )
 
 
-def _normalized(crops: Tensor, mean: RGB, std: RGB, device: torch.device, batch: int) -> Iterator[Tensor]:
-    shift, scale = (torch.tensor(values, device=device).view(3, 1, 1) for values in (mean, std))
+def _normalized(crops: Tensor, mean: Values, std: Values, device: torch.device, batch: int) -> Iterator[Tensor]:
+    shift, scale = (torch.tensor(values, device=device).view(-1, 1, 1) for values in (mean, std))
     for part in (part for part in crops.split(batch) if len(part)):
-        yield (part.to(device).float() / 255 - shift) / scale
+        yield (to_float(part.to(device)) - shift) / scale

@@ -28,7 +28,8 @@ class EvalSet:
     """Center crops for k-NN classification: a bank of labeled images and queries.
 
     Attributes:
-        bank, queries: uint8 `[M 3 size size]`, the images of this rank; without labels all images are in the bank.
+        bank, queries: uint8 or uint16 `[M C size size]`, the images of this rank; without labels all images are in the
+            bank.
         bank_labels, query_labels: int64 `[M]` of all ranks, -1 without labels.
         origin: Where the queries come from, for messages.
     """
@@ -134,7 +135,7 @@ def _labeled(crops: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _crops(images: DecodedImages, indices: list[int], size_px: int, workers: int) -> tuple[Tensor, Tensor]:
-    """Center crops uint8 `[M 3 size size]` and labels int64 `[M]` of this rank's readable images."""
+    """Center crops uint8 or uint16 `[M C size size]` and labels int64 `[M]` of this rank's readable images."""
     indices = indices[distributed.rank_slice(len(indices))]
 
     def crop(index: int) -> Tensor | None:
@@ -150,5 +151,7 @@ def _crops(images: DecodedImages, indices: list[int], size_px: int, workers: int
     # Clone: a tensor received from another process keeps a file descriptor open.
     crops = [c if c is None else c.clone() for c in each(crop, indices, images.in_flight, workers)]
     kept = [(c, images.source.label(i)) for c, i in zip(crops, indices, strict=True) if c is not None]
-    pixels = torch.stack([c for c, _ in kept]) if kept else torch.zeros(0, 3, size_px, size_px, dtype=torch.uint8)
-    return pixels, torch.from_numpy(np.array([label for _, label in kept], np.int64))
+    none = torch.from_numpy(np.empty((0, images.pixel_format.channels, size_px, size_px), images.pixel_format.dtype))
+    return torch.stack([c for c, _ in kept]) if kept else none, torch.from_numpy(
+        np.array([label for _, label in kept], np.int64)
+    )

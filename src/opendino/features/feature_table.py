@@ -102,7 +102,7 @@ def table(
     rows = torch.empty(0, 0, dtype=dtype)
     kept: list[int] = []
     bad: Bad = []
-    for part in encode_images(source, mine, lambda _, pixels: model.preprocess(pixels), network, batch, workers):
+    for part in encode_images(source, mine, lambda _, pixels: model.prepare(pixels), network, batch, workers):
         bad += part.bad
         if part.output is not None:
             if not kept:  # the width is known from the first batch

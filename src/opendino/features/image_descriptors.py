@@ -11,7 +11,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from opendino.core.contracts import Source
-from opendino.data.open_source import open_source
+from opendino.core.errors import UserError
+from opendino.core.types import PixelFormat
 from opendino.features.image_stream import Bad, check_finite, encode_images, none_readable, skipped_message
 from opendino.models import whitening
 from opendino.models.global_descriptor import Descriptor
@@ -52,13 +53,20 @@ def describe_images(
         batch: Images per forward pass; two batches are in memory.
 
     Raises:
-        UserError: No image can be read, or the network outputs NaN or infinity.
+        UserError: No image can be read, `views` are asked of images other than photographs, or the network outputs NaN
+            or infinity.
     """
+    if views and source.pixel_format != PixelFormat():
+        raise UserError(
+            f"Images are changed here as RGB photographs, and these have {source.pixel_format.channels} channels",
+            "Measure on whole images, e.g. opendino eval retrieval, or copy-detection --mode duplicates",
+        )
     indices = range(len(source)) if indices is None else indices
 
     def prepare(position: int, pixels: np.ndarray) -> list[Tensor]:
-        image = Image.fromarray(pixels)
-        return [descriptor.prepare(view) for view in (views(position, image) if views else [image])]
+        if views is None:
+            return [descriptor.prepare(pixels)]
+        return [descriptor.prepare(np.array(view)) for view in views(position, Image.fromarray(pixels))]
 
     def network(images: list[list[Tensor]]) -> Tensor:
         rows = _by_size(descriptor, [view for views_of_image in images for view in views_of_image], batch)
@@ -79,7 +87,7 @@ def describe_images(
 
 
 def _by_size(descriptor: Descriptor, images: list[Tensor], batch: int) -> list[Tensor]:
-    """Descriptors `[D]` of images `[3 H W]` of several sizes; images of one size are batched."""
+    """Descriptors `[D]` of images `[C H W]` of several sizes; images of one size are batched."""
     by_shape: dict[torch.Size, list[int]] = {}
     for position, image in enumerate(images):
         by_shape.setdefault(image.shape, []).append(position)
@@ -95,13 +103,14 @@ class Describe:
     """Compute L2-normalized descriptors of images, PCA-whitened if `whiten` is given.
 
     Args:
-        descriptor: Computes the descriptor of an image.
+        descriptor: Computes the descriptor of an image, and opens images as its model reads them.
         device: Device of the result.
         whiten: DATA to fit the PCA whitening on; None for no whitening.
         centered: Whether the whitening is centered, see `whitening.fit`.
         batch: Images per forward pass.
 
     Attributes:
+        open_images: Opens DATA as the model reads it.
         protocol: Description of the protocol, for reports.
     """
 
@@ -109,10 +118,11 @@ class Describe:
         self, descriptor: Descriptor, device: torch.device, whiten: str | None, centered: bool, batch: int
     ) -> None:
         self._descriptor, self._device, self._batch = descriptor, device, batch
+        self.open_images = descriptor.open_images
         self._whitening: whitening.Whitening | None = None
         self.protocol = descriptor.protocol
         if whiten:
-            others = describe_images(descriptor, open_source(whiten), batch=batch).features[:, 0]
+            others = describe_images(descriptor, descriptor.open_images(whiten), batch=batch).features[:, 0]
             self._whitening = whitening.fit(others, centered)
             self.protocol += f"; PCA whitening learned on {len(others)} images of {whiten}"
 

@@ -60,7 +60,7 @@ def encode_images(
     Args:
         source: The images.
         indices: Indices of the images to use, in output order.
-        prepare: (position in `indices`, uint8 `[H W 3]`) → the image as `network` takes it. Runs in threads; may raise
+        prepare: (position in `indices`, `[H W C]`) → the image as `network` takes it. Runs in threads; may raise
             `BadImage`.
         network: Function of one or more prepared images; see `Model.run` for device and precision.
         batch: Images per batch.
@@ -72,7 +72,7 @@ def encode_images(
     """
 
     def load(position: int) -> T:
-        return prepare(position, decode(source.read(indices[position])))
+        return prepare(position, decode(source.read(indices[position]), pixel_format=source.pixel_format))
 
     section = within or max(1, len(indices))
     loaded = read_ahead(load, len(indices), workers, batch)

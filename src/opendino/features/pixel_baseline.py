@@ -20,17 +20,18 @@ def color_histogram(crops: Tensor) -> Tensor:
     """Square roots of the color frequencies in 8 bins per channel, so that cosine compares distributions.
 
     Args:
-        crops: uint8 `[M 3 H W]`.
+        crops: uint8 or uint16 `[M C H W]`.
 
     Returns:
-        float32 `[M 24]`, values in [0, 1].
+        float32 `[M 8·C]`, values in [0, 1].
     """
 
     def frequencies(part: Tensor) -> Tensor:
-        bins = part.flatten(2) // (256 // _BINS)  # [M 3 H·W]
+        values = 256 if part.dtype == torch.uint8 else 65536
+        bins = part.flatten(2).int() // (values // _BINS)  # [M C H·W]
         return torch.stack([(bins == each).float().mean(2) for each in range(_BINS)], 2).flatten(1)
 
-    empty = torch.empty(0, 3 * _BINS)
+    empty = torch.empty(0, crops.shape[1] * _BINS)
     return torch.cat([empty, *(frequencies(part) for part in crops.split(256) if len(part))]).sqrt()
 
 
@@ -43,14 +44,16 @@ def thumbnail_and_histogram(source: Source, indices: Sequence[int], workers: int
         workers: Number of threads that read and decode.
 
     Returns:
-        float32 `[M 216]`, values in [0, 1]; zeros for an image that can no longer be read.
+        float32 `[M 72·C]`, values in [0, 1]; zeros for an image that can no longer be read.
     """
 
     def load(position: int) -> Tensor:
-        image = torch.from_numpy(decode(source.read(indices[position]))).permute(2, 0, 1)[None]
+        image = torch.from_numpy(decode(source.read(indices[position]), pixel_format=source.pixel_format)).permute(
+            2, 0, 1
+        )[None]
         return torch.cat([pixels(image, _SIDE), color_histogram(image)], 1)
 
-    found = torch.zeros(len(indices), 3 * (_SIDE**2 + _BINS))
+    found = torch.zeros(len(indices), source.pixel_format.channels * (_SIDE**2 + _BINS))
     for position, row in read_ahead(load, len(indices), workers):
         if isinstance(row, Tensor):
             found[position] = row

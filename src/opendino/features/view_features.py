@@ -69,12 +69,12 @@ def view_features(
     mean, std = (tuple(model.preprocessing[name]) for name in ("mean", "std"))
     spec = ViewSpec((ViewGroup("crop", size_px, crops.augment),), mean, std)
     area_px = working_area_px(spec)
-    where, _ = cache.decide("auto", len(indices), 3 * area_px, crops.epochs)
+    where, _ = cache.decide("auto", len(indices), source.pixel_format.bytes_per_pixel * area_px, crops.epochs)
     images = cache.DecodedImages(Subset(source, indices), area_px, where)
     batches = loader.Batches(images, spec, crops.seed, crops.batch)
     weight = next(model.backbone.parameters())
     last, workers = crops.epochs * batches.steps_per_epoch, min(crops.workers, cores())
     for item in loader.batches(batches, 0, last, workers, pin=weight.is_cuda):
         on_device = item.to(weight.device)
-        views = multi_crop(on_device.canvas, on_device.draws, spec)["crop"].to(weight.dtype)  # [V B 3 H W]
+        views = multi_crop(on_device.canvas, on_device.draws, spec)["crop"].to(weight.dtype)  # [V B C H W]
         yield torch.stack([tokens(model.backbone, view) for view in views]), on_device.labels

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,8 +16,7 @@ TOLERANCE = 1e-4
 
 def random_images(model: Model, batch: int = 2, height: int | None = None, width: int | None = None) -> Tensor:
     """Reproducible normal noise float32 `[B C H W]`; height and width default to the image size of the model."""
-    side, kwargs = model.preprocessing["image_px"], model.backbone.kwargs
-    channels: Any = kwargs.get("in_chans", 3)
+    side, channels = model.preprocessing["image_px"], model.backbone.in_chans
     generator = torch.Generator().manual_seed(0)
     return torch.randn(batch, channels, height or side, width or side, generator=generator)
 

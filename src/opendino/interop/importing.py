@@ -8,12 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from opendino.core import registry
-from opendino.core.contracts import Backbone
 from opendino.core.errors import UserError
 from opendino.interop import checkpoint_files
 from opendino.interop.checkpoint_files import Checkpoint, Imported
-from opendino.models.adapt import adapt
-from opendino.models.build import backbone
 from opendino.models.description import check_preprocessing
 from opendino.models.load import Model, load, save_backbone
 
@@ -30,7 +27,7 @@ def read_recognized(checkpoint: Checkpoint) -> Imported:
     readers = {name: module for name, module in readers.items() if hasattr(module, "recognizes")}
     for module in readers.values():
         if module.recognizes(checkpoint):
-            imported = _for_rgb(module.read(checkpoint))
+            imported = _for_its_channels(module.read(checkpoint))
             check_preprocessing(imported.preprocessing, f"'{checkpoint.path}'")
             return imported
     keys = list(next(iter(checkpoint.networks.values()), checkpoint.tree))
@@ -41,24 +38,15 @@ def read_recognized(checkpoint: Checkpoint) -> Imported:
     )
 
 
-def _for_rgb(imported: Imported) -> Imported:
-    """Adapt networks and preprocessing to RGB images, for checkpoints trained with another number of channels."""
-    network, wanted = next(iter(imported.networks.values())), dict(imported.preprocessing)
-    channels = int(str(network.kwargs.get("in_chans", 3)))
+def _for_its_channels(imported: Imported) -> Imported:
+    """One mean and std per channel of the network: the file's if it has as many, else their average for each."""
+    channels, wanted = next(iter(imported.networks.values())).in_chans, dict(imported.preprocessing)
     for key in ("mean", "std"):
         values = list(wanted[key])
-        if channels == 1 and values:  # use the same statistics for each channel, as a gray image has equal channels
-            values = [sum(values) / len(values)]
-        wanted[key] = [values[i % len(values)] for i in range(3)] if values else values
-    if channels == 3:
-        return replace(imported, preprocessing=wanted)
-    networks: dict[str, Backbone] = {}
-    for which, own in imported.networks.items():
-        kwargs: dict[str, Any] = {**own.kwargs, "in_chans": 3}
-        networks[which] = backbone(own.name, **kwargs)
-        adapt(own, networks[which], f"the {which}")
-    about = f"{imported.about}, adapted from {channels} channel{'s' * (channels > 1)} to RGB"
-    return replace(imported, networks=networks, preprocessing=wanted, about=about)
+        if len(values) not in (0, channels):
+            wanted[key] = [sum(values) / len(values)] * channels
+    about = imported.about if channels == 3 else f"{imported.about}, {channels} channel{'s' * (channels > 1)}"
+    return replace(imported, preprocessing=wanted, about=about)
 
 
 def import_model(

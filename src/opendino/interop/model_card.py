@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
+from opendino.data.readers.stacks import describe
+from opendino.models.image_reading import ImageReading
 from opendino.models.load import Model
 
 
@@ -43,9 +46,7 @@ def card(model: Model, library: str, loading: str, remarks: str = "") -> str:
             *([remarks, ""] if remarks else []),
             "## Images",
             "",
-            f"RGB, upright; shorter side to {wanted['resize_px']} px ({wanted['interpolation']}, antialiased), center "
-            f"crop of {wanted['image_px']} px, scaled to 0..1, mean {_plain(wanted['mean'])}, "
-            f"standard deviation {_plain(wanted['std'])}.",
+            images_as_text(wanted),
             "",
             "## How it was trained",
             "",
@@ -56,6 +57,27 @@ def card(model: Model, library: str, loading: str, remarks: str = "") -> str:
             "Not stated. State the license here before you publish these weights.",
             "",
         ]
+    )
+
+
+def images_as_text(preprocessing: Mapping[str, Any]) -> str:
+    """What has to be done with images before the network, one line."""
+    reading = ImageReading.of(preprocessing)
+    kind, scaled = "RGB", "scaled to 0..1"
+    if reading.names:
+        kind = describe(reading.names)
+        if isinstance(reading.intensity, tuple):
+            pairs = list(zip(reading.intensity[::2], reading.intensity[1::2], strict=True))
+            ranges = ", ".join(f"{low:g} to {high:g}" for low, high in pairs)
+            scaled = f"values {ranges} scaled to 0..1 and clipped"
+        elif reading.intensity == "per-image":
+            scaled = "0.1 to 99.9 % of the values of each channel of each image scaled to 0..1 and clipped"
+        else:
+            scaled = "the full range of the sample type scaled to 0..1"
+    return (
+        f"{kind}, upright; {scaled}; shorter side to {preprocessing['resize_px']} px "
+        f"({preprocessing['interpolation']}, antialiased), center crop of {preprocessing['image_px']} px, "
+        f"mean {_plain(preprocessing['mean'])}, standard deviation {_plain(preprocessing['std'])}."
     )
 
 

@@ -23,7 +23,7 @@ from opendino.models.vit import VisionTransformer
 from opendino.models.weights import check_weights
 
 OURS = "opendino"
-"""Key in config.json that stores the original network of a folder exported by us."""
+"""Key in config.json that stores the original network of a folder exported by us, and how its images are read."""
 
 
 _OWN = ("image_px", "drop_path", "position_resampling")
@@ -47,11 +47,11 @@ def write_folder(model: Model, out: Path, readme: str) -> None:
     """
     architecture, arguments, state = _as_timm(model.backbone)
     own, wanted = model.backbone, model.preprocessing
-    side, channels = wanted["image_px"], own.kwargs.get("in_chans", 3)
+    side = wanted["image_px"]
     known = own.model.pretrained_cfg if isinstance(own, TimmBackbone) else {}
     described = {
         "custom_load": False,
-        "input_size": [channels, side, side],
+        "input_size": [own.in_chans, side, side],
         "fixed_input_size": "img_size" in arguments and "dynamic_img_size" not in arguments,
         "interpolation": wanted["interpolation"],
         "crop_pct": _crop_pct(side, wanted["resize_px"]),
@@ -69,7 +69,7 @@ def write_folder(model: Model, out: Path, readme: str) -> None:
         "num_features": own.embed_dim,
         "pretrained_cfg": described,
         "model_args": arguments,
-        OURS: {"name": own.name, "kwargs": own.kwargs},
+        OURS: {"name": own.name, "kwargs": own.kwargs} | {key: wanted[key] for key in ("images",) if key in wanted},
     }
     out.mkdir()
     weights = {key: value.detach().cpu().contiguous() for key, value in state.items()}

@@ -20,7 +20,7 @@ _MAX_DIM = 4096
 
 
 class Outputs(nn.Module):
-    """Outputs of the graph for images float32 `[B 3 H W]`: cls `[B D]`, patches `[B N D]`, and optionally attention."""
+    """Outputs of the graph for images float32 `[B C H W]`: cls `[B D]`, patches `[B N D]`, and optionally attention."""
 
     def __init__(self, backbone: Backbone, attention: bool) -> None:
         super().__init__()

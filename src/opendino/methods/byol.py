@@ -2,6 +2,7 @@
 
 The paper's "online" and "target" networks are our student and teacher. No prototypes, no negatives, no labels.
 
+For: comparison with published runs; it needs large batches and long runs, and single crops
 Teacher is: a moving average of the student, momentum 0.996 → 1
 Student sees: both views; it has a predictor, the teacher does not
 Teacher sees: both views
@@ -21,8 +22,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from opendino.core import auto_values, schedule
-from opendino.core.contracts import Backbone, Method
-from opendino.core.ranges import Checked, Fraction, Width
+from opendino.core.contracts import Backbone, Method, MethodConfig
+from opendino.core.ranges import Fraction, Width
 from opendino.core.types import Clock, Facts, StepOutput, ViewGroup, Views, ViewSpec
 from opendino.losses import feature_std, to_float32
 from opendino.models.heads import MLPHead
@@ -31,7 +32,7 @@ from opendino.views.settings import GlobalView, View, changed
 
 
 @dataclass(frozen=True)
-class Config(Checked):
+class Config(MethodConfig):
     """Settings of BYOL. Defaults are the paper's, which used ResNet-50 and LARS (`--optim.name lars`)."""
 
     hidden_dim: Width = 4096
@@ -45,12 +46,19 @@ class Config(Checked):
     momentum_end: Fraction = 1.0
     """EMA momentum of the teacher at the end of the run."""
 
-    def resolved(self, facts: Facts) -> tuple[Config, list[str]]:
+    def resolved(self, facts: Facts) -> tuple[ResolvedConfig, list[str]]:
         """Replace every "auto" by a value; also returns the reasons, one line each."""
         found = {}
         if self.momentum == "auto":
             found["momentum"] = auto_values.momentum(facts)
-        return auto_values.with_auto_values(self, found)
+        return auto_values.with_auto_values(ResolvedConfig, self, found)
+
+
+@dataclass(frozen=True)
+class ResolvedConfig(Config):
+    """Settings of BYOL without "auto"."""
+
+    momentum: Fraction = 0.996
 
 
 VIEWS = changed(
@@ -67,16 +75,17 @@ def views(config: Config, settings: Mapping[str, Any]) -> ViewSpec:
     return ViewSpec((ViewGroup("global", first.size, (first, second)),))
 
 
-def build(config: Config, make_backbone: Callable[[Literal["student", "teacher"]], Backbone]) -> Method:
+def build(config: ResolvedConfig, make_backbone: Callable[[Literal["student", "teacher"]], Backbone]) -> Method:
     """Build the student (backbone, projector, predictor) and a teacher of the same weights without a predictor."""
     return _BYOL(config, make_backbone)
 
 
 class _BYOL(Method):
-    def __init__(self, config: Config, make_backbone: Callable[[Literal["student", "teacher"]], Backbone]) -> None:
+    def __init__(
+        self, config: ResolvedConfig, make_backbone: Callable[[Literal["student", "teacher"]], Backbone]
+    ) -> None:
         super().__init__()
-        assert config.momentum != "auto"
-        self.config, self.momentum = config, config.momentum
+        self.config = config
 
         def network(role: Literal["student", "teacher"]) -> nn.ModuleDict:
             backbone = make_backbone(role)
@@ -111,7 +120,7 @@ class _BYOL(Method):
 
     def ema(self, clock: Clock) -> float:
         """Current EMA momentum of the teacher: 1 - (1 - τ) · (cos(π k / K) + 1) / 2 with end value 1 (section 3.3)."""
-        return schedule.warmup_cosine(clock.step, self.momentum, self.config.momentum_end, clock.total_steps)
+        return schedule.warmup_cosine(clock.step, self.config.momentum, self.config.momentum_end, clock.total_steps)
 
 
 def regression(prediction: Tensor, target: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ an exponential moving average (EMA) of the student. Two mechanisms prevent colla
 so that no prototype dominates; alone it leads to a uniform output) and sharpening (a low teacher temperature; alone it
 leads to one dominant prototype). tests/story/test_golden.py compares training with recorded numbers of DINO v1.
 
+For: photographs and most other sets; the most tested here, and the best features for k-NN, search and attention maps
 Teacher is: a moving average of the student, momentum 0.996 → 1
 Student sees: all views
 Teacher sees: the global views
@@ -26,26 +27,25 @@ from torch import Tensor, nn
 
 from opendino.core import auto_values, distributed, schedule
 from opendino.core import duration as span
-from opendino.core.compilation import compiled
-from opendino.core.contracts import Backbone, Method
+from opendino.core.contracts import Backbone, Method, MethodConfig
 from opendino.core.errors import UsageError
-from opendino.core.ranges import Checked, Duration, Fraction, Temperature, Width
+from opendino.core.ranges import Duration, Fraction, Temperature, Width
 from opendino.core.types import Clock, Facts, StepOutput, ViewGroup, Views, ViewSpec
-from opendino.losses import entropy, feature_std, to_float32
+from opendino.losses import cross_entropy, entropy, feature_std, to_float32
 from opendino.models.heads import ProjectionHead
 from opendino.models.teacher import copy_from, ema_
 from opendino.views.settings import GlobalView, LocalViews, View, changed
 
-_ROWS_AT_ONCE = 256  # rows per matrix product with the prototypes: enough for full speed, little memory
+Prototypes = Annotated[int, Meta(ge=2, le=2**24)]
 
 
 @dataclass(frozen=True)
-class Config(Checked):
+class Config(MethodConfig):
     """Settings of DINO. Defaults are the paper's for ViT-S/16; the views are `VIEWS`."""
 
     student_views: Literal["all", "local"] = "all"
     """Views that the student sees. all: every view (paper, original code); local: only local ones (Kirch's article)."""
-    out_dim: Annotated[int, Meta(ge=2, le=2**24)] | Literal["auto"] = 65536
+    out_dim: Prototypes | Literal["auto"] = 65536
     """Number of prototypes K (output dimension of the head). auto: from the number of images."""
     hidden_dim: Width | Literal["auto"] = 2048
     """Hidden width of the head MLP."""
@@ -79,7 +79,7 @@ class Config(Checked):
     momentum_end: Fraction | Literal["auto"] = 1.0
     """EMA momentum of the teacher at the end of the run."""
 
-    def resolved(self, facts: Facts) -> tuple[Config, list[str]]:
+    def resolved(self, facts: Facts) -> tuple[ResolvedConfig, list[str]]:
         """Replace every "auto" by a value and limit durations to their fraction of the run.
 
         Returns:
@@ -103,7 +103,18 @@ class Config(Checked):
             value = span.capped(requested, share, **timing)
             if value != requested:
                 found[name] = value, f"{requested} is more than {share:.0%} of {facts.total_steps:,} steps"
-        return auto_values.with_auto_values(self, found)
+        return auto_values.with_auto_values(ResolvedConfig, self, found)
+
+
+@dataclass(frozen=True)
+class ResolvedConfig(Config):
+    """Settings of DINO without "auto"."""
+
+    out_dim: Prototypes = 65536
+    hidden_dim: Width = 2048
+    bottleneck_dim: Width = 256
+    momentum: Fraction = 0.996
+    momentum_end: Fraction = 1.0
 
 
 _USUAL: dict[str, Any] = {"hidden_dim": 2048, "bottleneck_dim": 256, "momentum_end": 1.0}
@@ -141,33 +152,31 @@ def views(config: Config, settings: Mapping[str, Any]) -> ViewSpec:
     )
 
 
-def build(config: Config, make_backbone: Callable[[Literal["student", "teacher"]], Backbone]) -> Method:
-    """Build a student and a teacher of the same weights. `config` must be resolved (no "auto")."""
+def build(config: ResolvedConfig, make_backbone: Callable[[Literal["student", "teacher"]], Backbone]) -> Method:
+    """Build a student and a teacher of the same weights."""
     return _DINO(config, make_backbone)
 
 
 class _DINO(Method):
     center: Tensor
 
-    def __init__(self, config: Config, make_backbone: Callable[[Literal["student", "teacher"]], Backbone]) -> None:
+    def __init__(
+        self, config: ResolvedConfig, make_backbone: Callable[[Literal["student", "teacher"]], Backbone]
+    ) -> None:
         super().__init__()
-        assert config.out_dim != "auto" and config.momentum != "auto" and config.momentum_end != "auto"
-        assert config.hidden_dim != "auto" and config.bottleneck_dim != "auto"
-        sizes = config.hidden_dim, config.bottleneck_dim
-        self.config, out_dim = config, config.out_dim
-        self.momentum, self.momentum_end = config.momentum, config.momentum_end
+        self.config = config
 
         def network(role: Literal["student", "teacher"]) -> nn.ModuleDict:
             backbone = make_backbone(role)
             head = ProjectionHead(
-                backbone.embed_dim, out_dim, *sizes, config.head_layers,
+                backbone.embed_dim, config.out_dim, config.hidden_dim, config.bottleneck_dim, config.head_layers,
                 batch_norm=config.head_batch_norm, norm_last_layer=config.norm_last_layer,
             )  # fmt: skip
             return nn.ModuleDict({"backbone": backbone, "head": head})
 
         self.student, self.teacher = network("student"), network("teacher")
         copy_from(self.teacher, self.student)
-        self.register_buffer("center", torch.zeros(1, out_dim))
+        self.register_buffer("center", torch.zeros(1, config.out_dim))
         self._teacher_means: list[Tensor] = []  # [1, K] per micro-batch of the current step
 
     def forward(self, views: Views, clock: Clock) -> StepOutput:
@@ -213,7 +222,7 @@ class _DINO(Method):
 
     def ema(self, clock: Clock) -> float:
         """Current EMA momentum of the teacher."""
-        return schedule.warmup_cosine(clock.step, self.momentum, self.momentum_end, clock.total_steps)
+        return schedule.warmup_cosine(clock.step, self.config.momentum, self.config.momentum_end, clock.total_steps)
 
     def temperature(self, clock: Clock) -> float:
         """Current teacher temperature τ_t."""
@@ -225,79 +234,6 @@ class _DINO(Method):
         else:
             position, length = clock.step, _steps(config.teacher_temp_warmup, clock)
         return schedule.ramp(position, config.teacher_temp_start, config.teacher_temp, length)
-
-
-def cross_entropy(rows: Tensor, prototypes: Tensor, targets: Tensor, temperature: float, *, same_views: bool) -> Tensor:
-    """Cross-entropy H(teacher view, student view), mean over images and pairs of different views (eq. 2 of the paper).
-
-    H(q, p) with p = softmax(x) is (Σ_k q)·logsumexp(x) - Σ_k q·x, which is linear in q. So the targets of each student
-    view are summed first, and its logits are computed once. The gradient, (Σ_k q)·p - q, is computed in the forward
-    pass, for a few views at a time: no logits are stored for the backward pass, where plain autograd stores several
-    tensors of the size of all logits.
-
-    Args:
-        rows: `[V_s B D]`, output of the student's bottleneck, float32 or float64.
-        prototypes: `[K D]`; logits are rows · prototypesᵀ / τ_s, with the product in autocast precision.
-        targets: `[V_t B K]`, teacher probabilities; they get no gradient.
-        temperature: τ_s.
-        same_views: Whether the first V_t student views are the teacher's views; a view is not compared with itself.
-
-    Returns:
-        Scalar loss.
-    """
-    return cast(Tensor, _CrossEntropy.apply(rows, prototypes, targets, temperature, same_views))
-
-
-class _CrossEntropy(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, rows: Tensor, prototypes: Tensor, targets: Tensor, temperature: float, same_views: bool
-    ) -> Tensor:
-        device, (num_views, batch, _) = rows.device.type, rows.shape
-        half = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else rows.dtype
-        weight, total = prototypes.to(half), targets.sum(0)
-        num_pairs = num_views * len(targets) - len(targets) * same_views
-        share, step = 1 / (num_pairs * batch), max(1, _ROWS_AT_ONCE // batch)
-        loss, d_rows, d_prototypes = rows.new_zeros(()), torch.empty_like(rows), torch.zeros_like(prototypes)
-        with torch.autocast(device, enabled=False):
-            for first in range(0, num_views, step):
-                part = rows[first : first + step].to(half)  # [v, B, D] with v ≤ step
-                # Sum of the targets of each student view, without the target from the same view: [v, B, K]
-                target_sum = total.expand(len(part), -1, -1)
-                if same_views and first < len(targets):
-                    target_sum = target_sum.clone()
-                    own = targets[first : first + step]
-                    target_sum[: len(own)] -= own
-                terms, gradient = _loss_and_gradient(part @ weight.mT, target_sum, temperature, share)
-                loss += terms
-                d_rows[first : first + step] = gradient @ weight
-                d_prototypes += gradient.flatten(0, 1).mT @ part.flatten(0, 1)
-        ctx.save_for_backward(d_rows, d_prototypes)
-        return loss * share
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        d_rows, d_prototypes = ctx.saved_tensors
-        return grads[0] * d_rows, grads[0] * d_prototypes, None, None, None
-
-
-@compiled
-def _loss_and_gradient(scores: Tensor, target_sum: Tensor, temperature: float, share: float) -> tuple[Tensor, Tensor]:
-    """Σ H(q, softmax(s / τ)) over all rows, and `share` times its gradient with respect to the scores.
-
-    May overwrite `scores`.
-
-    Args:
-        scores: s, `[V B K]`, in the precision of the matrix product.
-        target_sum: Σ q of each row, `[V B K]`, in the precision of the loss.
-        temperature: τ.
-        share: Weight of a row in the mean.
-    """
-    logits = scores.to(target_sum.dtype).div_(temperature)
-    mass, lse = target_sum.sum(-1, keepdim=True), logits.logsumexp(-1, keepdim=True)
-    terms = (mass * lse).sum() - torch.linalg.vecdot(target_sum, logits).sum()
-    gradient = logits.sub_(lse).exp_().mul_(mass).sub_(target_sum).mul_(share / temperature)
-    return terms, gradient.to(scores.dtype)
 
 
 def _steps(duration: str, clock: Clock) -> int:

@@ -3,6 +3,7 @@
 arXiv:1503.02531. Teacher and student can have different architectures. Both get the same view (Beyer et al. 2022,
 arXiv:2106.05237), or the teacher gets the whole image, and its output is computed once per image and cached.
 
+For: a small, fast network for a task that a large trained one already does
 Teacher is: a trained, usually larger network, frozen
 Student sees: one augmented view
 Teacher sees: the same view, or the whole image
@@ -22,9 +23,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate, kl_div, log_softmax
 
-from opendino.core.contracts import Backbone, Method
-from opendino.core.errors import UsageError
-from opendino.core.ranges import Checked, Fraction, Temperature
+from opendino.core.contracts import Backbone, Method, MethodConfig
+from opendino.core.errors import UsageError, UserError
+from opendino.core.ranges import Fraction, Temperature
 from opendino.core.types import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -47,7 +48,7 @@ WHOLE = view({"crop.scale": (1.0, 1.0), "crop.ratio": (1.0, 1.0), "flip.p": 0.0,
 
 
 @dataclass(frozen=True)
-class Config(Checked):
+class Config(MethodConfig):
     """Settings of distillation from a frozen teacher."""
 
     teacher: str = ""
@@ -88,13 +89,20 @@ def build(config: Config, make_backbone: Callable[[Literal["student", "teacher"]
 
     Raises:
         UsageError: No teacher is given, or it has no classifier and `objective` is "logits".
-        UserError: The teacher does not exist.
+        UserError: The teacher does not exist, or it or the student takes other images than of three channels.
     """
     if not config.teacher:
         raise UsageError("Distillation needs a teacher", "Set --method.teacher to a run or to timm:NAME")
     with torch.device("cpu"):  # read the weights even if the caller builds on the meta device
         model = load(config.teacher, classifier=config.objective == "logits")
-    return _Distillation(config, model, make_backbone("student"))
+    student = make_backbone("student")
+    if (student.in_chans, model.backbone.in_chans) != (3, 3):
+        raise UserError(
+            f"Distillation is for three channels: the images have {student.in_chans}, and the teacher takes "
+            f"{model.backbone.in_chans}",
+            "Choose three with --channels, or start from the teacher's weights: --method dino --init MODEL",
+        )
+    return _Distillation(config, model, student)
 
 
 class _Distillation(Method):
@@ -164,9 +172,11 @@ class _Frozen(Backbone):
         self.register_buffer("scale", std / own_std)
         self.register_buffer("shift", (mean - own_mean) / own_std)
 
-    def forward(self, images: Sequence[Tensor]) -> list[Tensor]:
-        """Image features of batches that are normalized for the student."""
-        return self.inner([self._preprocess(batch) for batch in images])
+    def forward(
+        self, images: Sequence[Tensor], masks: Sequence[Tensor | None] | None = None, tokens: bool = False
+    ) -> list[Tensor] | list[Features]:
+        """Features of batches that are normalized for the student."""
+        return self.inner([self._preprocess(batch) for batch in images], masks, tokens)
 
     def features(self, images: Tensor) -> Features:
         """All tokens of a batch that is normalized for the student."""

@@ -3,6 +3,7 @@
 The student learns to classify the labeled images and, on all images, to agree with the teacher, which sees another
 view. A third network, the baseline, learns only from the labeled images and shows whether the unlabeled images helped.
 
+For: a classifier, if a tenth of the images or more have labels
 Teacher is: a moving average of the student, momentum 0.99, and 0.999 after the ramp-up
 Student sees: one view of labeled and unlabeled images
 Teacher sees: another view of the same images
@@ -24,9 +25,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from opendino.core import auto_values, duration
-from opendino.core.contracts import Backbone, Method
+from opendino.core.contracts import Backbone, Method, MethodConfig
 from opendino.core.errors import UsageError
-from opendino.core.ranges import Checked, CountOrZero, Duration, Fraction, FractionAboveZero, NotNegative
+from opendino.core.ranges import CountOrZero, Duration, Fraction, FractionAboveZero, NotNegative
 from opendino.core.types import Clock, Facts, StepOutput, ViewGroup, Views, ViewSpec
 from opendino.losses import entropy, feature_std, to_float32
 from opendino.models.teacher import copy_from, ema_
@@ -34,7 +35,7 @@ from opendino.views.settings import GlobalView, changed
 
 
 @dataclass(frozen=True)
-class Config(Checked):
+class Config(MethodConfig):
     """Settings of mean teacher. Labels are folder names or a CSV file, see `--labels`."""
 
     labeled_frac: FractionAboveZero = 0.125
@@ -52,7 +53,7 @@ class Config(Checked):
     num_classes: CountOrZero | Literal["auto"] = "auto"
     """Number of classes. auto: the classes of the data."""
 
-    def resolved(self, facts: Facts) -> tuple[Config, list[str]]:
+    def resolved(self, facts: Facts) -> tuple[ResolvedConfig, list[str]]:
         """Replace every "auto" by a value; also returns the reasons, one line each."""
         found: dict[str, tuple[float, str]] = {}
         if self.momentum_end == "auto":
@@ -60,7 +61,15 @@ class Config(Checked):
             found["momentum_end"] = round(value, 4), f"averages over 1/20 of {facts.total_steps:,} steps"
         if self.num_classes == "auto":
             found["num_classes"] = facts.num_classes, "the classes of the data"
-        return auto_values.with_auto_values(self, found)
+        return auto_values.with_auto_values(ResolvedConfig, self, found)
+
+
+@dataclass(frozen=True)
+class ResolvedConfig(Config):
+    """Settings of mean teacher without "auto"."""
+
+    momentum_end: Fraction = 0.999
+    num_classes: CountOrZero = 0
 
 
 VIEWS = changed({"global": GlobalView()}, {"global.crop.scale": (0.4, 1.0)})
@@ -74,32 +83,32 @@ def views(config: Config, settings: Mapping[str, Any]) -> ViewSpec:
     return ViewSpec((ViewGroup("global", view.size, (view, view)),), labeled_frac=config.labeled_frac)
 
 
-def build(config: Config, make_backbone: Callable[[Literal["student", "teacher"]], Backbone]) -> Method:
+def build(config: ResolvedConfig, make_backbone: Callable[[Literal["student", "teacher"]], Backbone]) -> Method:
     """Build a student with a classifier, a teacher of the same weights, and the baseline.
 
     Raises:
         UsageError: The data has fewer than two classes.
     """
-    assert config.num_classes != "auto"
     if config.num_classes < 2:
         raise UsageError(
             f"mean_teacher needs labels of at least 2 classes, but the data has {config.num_classes} classes",
             "Sort labeled images into one folder per class and the rest into 'unlabeled', or use --labels FILE.csv",
         )
-    return _MeanTeacher(config, make_backbone, config.num_classes)
+    return _MeanTeacher(config, make_backbone)
 
 
 class _MeanTeacher(Method):
     def __init__(
-        self, config: Config, make_backbone: Callable[[Literal["student", "teacher"]], Backbone], num_classes: int
+        self, config: ResolvedConfig, make_backbone: Callable[[Literal["student", "teacher"]], Backbone]
     ) -> None:
         super().__init__()
-        assert config.momentum_end != "auto"
-        self.config, self.momentum_end = config, config.momentum_end
+        self.config = config
 
         def network(role: Literal["student", "teacher"]) -> nn.ModuleDict:
             backbone = make_backbone(role)
-            return nn.ModuleDict({"backbone": backbone, "classifier": nn.Linear(backbone.embed_dim, num_classes)})
+            return nn.ModuleDict(
+                {"backbone": backbone, "classifier": nn.Linear(backbone.embed_dim, config.num_classes)}
+            )
 
         self.student, self.teacher = network("student"), network("teacher")
         copy_from(self.teacher, self.student)
@@ -149,7 +158,7 @@ class _MeanTeacher(Method):
     def ema(self, clock: Clock) -> float:
         """Current EMA momentum of the teacher."""
         after_rampup = clock.step >= self._rampup_steps(clock)
-        return min(1 - 1 / (clock.step + 1), self.momentum_end if after_rampup else self.config.momentum)
+        return min(1 - 1 / (clock.step + 1), self.config.momentum_end if after_rampup else self.config.momentum)
 
     def _rampup_steps(self, clock: Clock) -> int:
         rampup = self.config.consistency_rampup

@@ -13,7 +13,7 @@ def cls_attention(model: Model, images: Tensor, grid: tuple[int, int]) -> Tensor
 
     Args:
         model: A vision transformer, ours or timm's.
-        images: float `[B 3 H W]`, normalized.
+        images: float `[B C H W]`, normalized.
         grid: (rows, columns) of its patches.
 
     Returns:

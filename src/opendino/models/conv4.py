@@ -17,12 +17,14 @@ class Conv4(Backbone):
 
     Args:
         width: w, channels of the first block; the features have D = 8w.
+        in_chans: C, number of input channels.
     """
 
-    def __init__(self, *, width: int = 32) -> None:
+    def __init__(self, *, width: int = 32, in_chans: int = 3) -> None:
         super().__init__()
-        self.embed_dim, self.name, self.kwargs = 8 * width, "conv4", {"width": width}
-        channels = (3, width, 2 * width, 4 * width, 8 * width)
+        self.embed_dim, self.name, self.kwargs = 8 * width, "conv4", {"width": width, "in_chans": in_chans}
+        self.in_chans = in_chans
+        channels = (in_chans, width, 2 * width, 4 * width, 8 * width)
         layers: list[nn.Module] = []
         for block in range(4):
             stride = 1 if block == 0 else 2
@@ -30,8 +32,13 @@ class Conv4(Backbone):
             layers += [convolution, nn.BatchNorm2d(channels[block + 1]), nn.ReLU(inplace=True)]
         self.net = nn.Sequential(*layers)
 
-    def forward(self, images: Sequence[Tensor]) -> list[Tensor]:
-        """Batches `[B_i 3 H_i W_i]` → globally average-pooled features `[B_i D]`."""
+    def forward(
+        self, images: Sequence[Tensor], masks: Sequence[Tensor | None] | None = None, tokens: bool = False
+    ) -> list[Tensor] | list[Features]:
+        """Batches `[B_i C H_i W_i]` → globally average-pooled features `[B_i D]`."""
+        assert masks is None, "conv4 takes no masks"
+        if tokens:
+            return [self.features(batch) for batch in images]
         return [self.net(batch).mean((2, 3)) for batch in images]
 
     def stages(self) -> list[list[str]]:

@@ -11,7 +11,7 @@ from msgspec import Meta
 
 from opendino.core import ranges
 from opendino.core.errors import UserError
-from opendino.core.ranges import Count, CountOrZero, Mean, PixelSize, Std
+from opendino.core.ranges import Channels, Count, CountOrZero, Mean, PixelSize, Std
 from opendino.models.image_reading import ImageReading
 from opendino.models.vit import SIZES
 
@@ -55,7 +55,7 @@ class Description(msgspec.Struct, forbid_unknown_fields=True):
 
 class _Vit(msgspec.Struct, forbid_unknown_fields=True):
     image_px: PixelSize = 224
-    in_chans: Literal[3] = 3
+    in_chans: Channels = 3
     embed_dim: Count = 384
     depth: Count = 12
     num_heads: Count = 6
@@ -66,13 +66,14 @@ class _Vit(msgspec.Struct, forbid_unknown_fields=True):
 
 class _Conv4(msgspec.Struct, forbid_unknown_fields=True):
     width: Count = 32
+    in_chans: Channels = 3
 
 
 class _Timm(msgspec.Struct):
     """Options that every model of timm accepts; other options must be scalars or lists of them."""
 
     image_px: PixelSize = 224
-    in_chans: Literal[3] = 3
+    in_chans: Channels = 3
     drop_path: DropRate = 0.0
 
 
@@ -189,9 +190,6 @@ def _message_and_hint(error: str, value: Any, prefix: str, source: str) -> tuple
             f"{source}: name is {found!r:.80}",
             "Use a name of `opendino list backbones` or of timm, not a path or a hub address",
         )
-    if field == "kwargs.in_chans":
-        hint = "Import the original weights again: that adapts them to RGB"
-        return f"{source}: {field} is {found!r:.60}, but images here have 3 channels", hint
     shown = field if isinstance(found, dict | list) or found is None else f"{field} is {found!r:.60}"
     return f"{source}: {shown}: {wrong[0].lower()}{wrong[1:]}", _statistics_hint(value, field)
 
@@ -202,7 +200,7 @@ def _statistics_hint(value: Any, field: str) -> str:
         return ""
     name = match[1]
     statistics = value.get("preprocessing", value)[name]
-    if not isinstance(statistics, list) or len(statistics) != 3:
+    if not isinstance(statistics, list):
         return f"Use {ranges.allowed(Mean if name == 'mean' else Std)}"
     try:
         ranges.convert(statistics, Mean if name == "mean" else Std, name)

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from opendino.core.contracts import Backbone
 from opendino.core.errors import UserError
-from opendino.models.vit import VisionTransformer
 
 
 @dataclass(frozen=True)
@@ -19,7 +18,7 @@ class Tokens:
     """Concatenated feature: CLS tokens of the last blocks, first to last, then optionally the mean patch token.
 
     Attributes:
-        blocks: Number of last blocks; more than 1 works only with our vision transformers.
+        blocks: Number of last blocks; more than 1 works only with vision transformers.
         mean_patch: Append the mean of the last block's patch tokens.
     """
 
@@ -30,11 +29,7 @@ class Tokens:
         """Images `[B C H W]` → concatenated features `[B D']`, D' = (blocks + mean_patch) · D."""
         if self.blocks == 1 and not self.mean_patch:
             return backbone([images])[0]
-        if self.blocks == 1:
-            last = [backbone.features(images)]
-        else:
-            assert isinstance(backbone, VisionTransformer)
-            last = backbone.intermediate(images, self.blocks)
+        last = backbone.intermediate(images, self.blocks)
         return torch.cat([each.cls for each in last] + [last[-1].patches.mean(1)] * self.mean_patch, dim=1)
 
     def check(self, backbone: Backbone) -> None:
@@ -43,7 +38,7 @@ class Tokens:
         Raises:
             UserError: It has fewer blocks, or its blocks are not accessible.
         """
-        depth = num_blocks(backbone)
+        depth = backbone.num_layers
         if self.blocks > depth:
             has = f"{depth} blocks" if depth > 1 else "one output that can be used"
             raise UserError(
@@ -53,8 +48,3 @@ class Tokens:
     def __str__(self) -> str:
         cls = "CLS" if self.blocks == 1 else f"CLS of the last {self.blocks} blocks"
         return f"{cls} + mean patch" if self.mean_patch else cls
-
-
-def num_blocks(backbone: Backbone) -> int:
-    """Number of blocks whose CLS token is accessible; 1 for networks other than our vision transformers."""
-    return len(backbone.blocks) if isinstance(backbone, VisionTransformer) else 1

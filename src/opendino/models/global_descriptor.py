@@ -10,9 +10,11 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from opendino.core.contracts import Source
 from opendino.core.errors import UserError
 from opendino.models.load import Model
-from opendino.models.patch_inputs import patch_px, to_network_input
+from opendino.models.patch_inputs import patch_px
+from opendino.models.resize import resize, thumbnail
 
 Pool = Literal["cls", "gem", "cls+gem"]
 Fit = Literal["inside", "square"]
@@ -78,19 +80,22 @@ class Descriptor:
         pool = {"cls": "image feature (CLS)", "gem": "GeM of patches", "cls+gem": "CLS and GeM of patches"}[self._pool]
         return f"{pool}{f' (p = {self._power:g})' if 'gem' in self._pool else ''}; images {size}{scales}"
 
-    def prepare(self, image: Image.Image) -> Tensor:
-        """Resize and normalize an RGB image → float32 `[3 H W]` on the CPU."""
+    def open_images(self, data: str) -> Source:
+        """Open DATA as the model reads it, see `ImageReading.open_images`."""
+        return self._model.reading.open_images(data)
+
+    def prepare(self, pixels: np.ndarray) -> Tensor:
+        """Resize and normalize pixels `[H W C]`, decoded as the model reads them → float32 `[C H W]` on the CPU."""
         if self._step is None:
-            return self._model.preprocess(image)
+            return self._model.prepare(pixels)
         if self._fit == "square":
-            image = image.resize((self._size_px, self._size_px), Image.Resampling.BICUBIC)
+            pixels = resize(pixels, (self._size_px, self._size_px), Image.Resampling.BICUBIC)
         else:
-            image = image.copy()
-            image.thumbnail((self._size_px, self._size_px), Image.Resampling.LANCZOS)
-        return to_network_input(np.array(image), self._model)[0]
+            pixels = thumbnail(pixels, self._size_px)
+        return self._model.normalize(pixels)
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Prepared images of one size `[B 3 H W]` → descriptors float32 `[B D]` on the CPU, not L2-normalized.
+        """Prepared images of one size `[B C H W]` → descriptors float32 `[B D]` on the CPU, not L2-normalized.
 
         Raises:
             UserError: GeM with a network whose features do not form a grid.
@@ -131,7 +136,7 @@ def side_step(model: Model) -> int | None:
 
     def accepts(height: int) -> bool:
         try:
-            model.embed(torch.zeros(1, 3, height, side))
+            model.embed(torch.zeros(1, model.backbone.in_chans, height, side))
         except UserError:
             return False
         return True

@@ -10,20 +10,22 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
-import msgspec
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor, nn
 
 from opendino.core import atomic_write
 from opendino.core.contracts import Backbone
 from opendino.core.errors import BadImage, UsageError, UserError, nearest
 from opendino.core.types import IMAGENET_MEAN, IMAGENET_STD, Features
-from opendino.data.decode import apply_exif_orientation, decode
+from opendino.data.decode import apply_exif_orientation
+from opendino.data.readers.stacks import describe
 from opendino.models.build import build_on_meta, materialize
 from opendino.models.description import DESCRIPTION, NETWORKS, read_description
 from opendino.models.image_reading import ImageReading
+from opendino.models.resize import center_crop, resize, to_unit
+from opendino.models.separate_channels import SeparateChannels
 from opendino.models.weights import check_weights, load_foreign_weights, read_shapes, read_weights, write_weights
 
 T = TypeVar("T")
@@ -37,14 +39,16 @@ _MODEL_KINDS = "A model is a run folder, an imported or exported model folder, o
 class Model:
     """A trained backbone with its preprocessing. Every method runs without gradients.
 
-    `images` are one or several of: a PIL image, a path, a uint8 RGB array `[H W 3]` or tensor `[3 H W]`; or a uint8
-    batch, array `[B H W 3]` or tensor `[B 3 H W]`. A float tensor `[B C H W]` is used without preprocessing: it must
-    be normalized and of a size that the backbone accepts.
+    `images` are one or several of: a PIL image, a path, an array `[H W C]` or integer tensor `[C H W]`; or a batch,
+    array `[B H W C]` or integer tensor `[B C H W]`. C is the number of channels of the model: 3 for RGB photographs.
+    Values are those of the file; the intensity of the model maps them, e.g. 0 to 255 of uint8, 0 to 65,535 of uint16,
+    and 0 to 1 of floating point where it is "full". A float tensor `[B C H W]` is used without preprocessing: it
+    must be normalized and of a size that the backbone accepts.
 
     Attributes:
         backbone: The network, in eval mode.
         preprocessing: Keys image_px, resize_px (pixels), interpolation, mean, std (per channel, pixels in [0, 1]);
-            images where they are not 8-bit photographs (`models.image_reading.ImageReading`).
+            images where they are not 8-bit photographs (`models.image_reading.ImageReading`), with channels and range.
         description: Content of backbone.json; empty for timm's own weights.
         classifier: Linear layer from features `[B D]` to logits `[B C]`; None unless loaded with `classifier=True`.
         classes: Class names; empty if unknown.
@@ -76,7 +80,7 @@ class Model:
     @functools.cached_property
     def reading(self) -> ImageReading:
         """How the model's images are read: channels, pages, range of values."""
-        return msgspec.convert(self.preprocessing.get("images", {}), ImageReading)
+        return ImageReading.of(self.preprocessing)
 
     @property
     def trained_on(self) -> str | None:
@@ -84,26 +88,70 @@ class Model:
         return self.description.get("extra", {}).get("data")
 
     def preprocess(self, image: ImageInput) -> Tensor:
-        """Rotate by EXIF, convert to RGB, resize the shorter side to `resize_px` (antialiased), center-crop, normalize.
+        """Read, resize the shorter side to `resize_px` (antialiased), center-crop, normalize.
 
         Returns:
-            float32 `[3 image_px image_px]` on the CPU.
+            float32 `[C image_px image_px]` on the CPU.
 
         Raises:
-            UserError: The file is missing or is not a readable image.
+            UserError: The file is missing, is not a readable image, or has other channels than the model.
         """
-        image = _open_image(image, self.reading)
+        return self.prepare(self.pixels(image))
+
+    def pixels(self, image: ImageInput) -> np.ndarray:
+        """Read an image, upright by its EXIF orientation: uint8 or uint16 `[H W C]`, mapped to the range of the model.
+
+        Raises:
+            UserError: As for `preprocess`.
+        """
+        try:
+            if isinstance(image, str | Path):
+                return self.reading.decode(Path(image).expanduser().read_bytes())
+            if isinstance(image, Image.Image):
+                if not self.reading.names:
+                    return np.array(apply_exif_orientation(image))
+                values = np.array(image)
+                return self.reading.from_array(values if values.ndim == 3 else values[..., None])
+            if isinstance(image, Tensor):
+                image = image.detach().cpu().movedim(0, -1).numpy()
+            return self.reading.from_array(image)
+        except OSError as error:
+            raise UserError(f"'{image}' cannot be read: {error.strerror or error}") from error
+        except BadImage as error:
+            name = f"'{image}'" if isinstance(image, str | Path) else "The image"
+            raise UserError(f"{name} is not a usable image: {error}") from error
+
+    def normalize(self, pixels: np.ndarray) -> Tensor:
+        """Normalize pixels `[H W C]`, uint8, uint16, or float32 in [0, 1] → float32 `[C H W]`."""
+        mean, std = (torch.tensor(self.preprocessing[key]).view(-1, 1, 1) for key in ("mean", "std"))
+        if (num := pixels.shape[2]) != len(mean):
+            raise UserError(
+                f"The images have {num} channel{'s' * (num > 1)}, but the model takes "
+                f"{describe(self.reading.channel_names)}",
+                "Use images of these channels, or another model",
+            )
+        return (torch.from_numpy(to_unit(pixels)).permute(2, 0, 1) - mean) / std
+
+    def prepare(self, pixels: np.ndarray) -> Tensor:
+        """The part of `preprocess` after reading: resize, center-crop, normalize.
+
+        Args:
+            pixels: Decoded as `reading` says, `[H W C]`: uint8, uint16, or float32 in [0, 1].
+
+        Returns:
+            float32 `[C image_px image_px]` on the CPU.
+        """
         crop_px, short_px = self.preprocessing["image_px"], self.preprocessing["resize_px"]
-        short = min(image.size)
-        if max(image.size) > _MAX_ASPECT * short:  # avoid enlarging a very long image that is mostly cropped
-            image = ImageOps.fit(image, tuple(min(side, _MAX_ASPECT * short) for side in image.size))  # pyright: ignore[reportArgumentType]
-        width, height = (max(short_px, int(short_px * side / short)) for side in image.size)
-        image = image.resize((width, height), Image.Resampling[self.preprocessing["interpolation"].upper()])
-        left, top = round((width - crop_px) / 2), round((height - crop_px) / 2)
-        image = image.crop((left, top, left + crop_px, top + crop_px))
-        pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)  # [H·W·3]
-        mean, std = (torch.tensor(self.preprocessing[key]).view(3, 1, 1) for key in ("mean", "std"))
-        return (pixels.view(crop_px, crop_px, 3).permute(2, 0, 1) / 255 - mean) / std
+        size, short = (pixels.shape[1], pixels.shape[0]), min(pixels.shape[:2])
+        if max(size) > _MAX_ASPECT * short:  # avoid enlarging a very long image that is mostly cropped
+            width, height = (min(side, _MAX_ASPECT * short) for side in size)
+            left, top = (size[0] - width) / 2, (size[1] - height) / 2
+            box, size = (left, top, left + width, top + height), (width, height)
+            pixels = resize(pixels, size, Image.Resampling.BICUBIC, box)
+        width, height = (max(short_px, int(short_px * side / short)) for side in size)
+        filter_name = self.preprocessing["interpolation"].upper()
+        resized = resize(pixels, (width, height), Image.Resampling[filter_name])
+        return self.normalize(center_crop(resized, crop_px, crop_px))
 
     def embed(self, images: Images, batch: int = 64) -> Tensor:
         """Image features `[B D]` on the backbone's device, computed `batch` images at a time; not L2-normalized."""
@@ -132,11 +180,11 @@ class Model:
 
     @torch.no_grad()
     def run(self, function: Callable[[Tensor], T], images: Images) -> T:
-        """Call a function of the backbone on images `[B 3 H W]`, on its device, in its dtype, without gradients."""
+        """Call a function of the backbone on images `[B C H W]`, on its device, in its dtype, without gradients."""
         weight = next(self.backbone.parameters())
         inputs = _as_list(images)
         if not isinstance(inputs, Tensor):
-            inputs = torch.stack([self.preprocess(image) for image in inputs])  # [B 3 H W]
+            inputs = torch.stack([self.preprocess(image) for image in inputs])  # [B C H W]
         if weight.is_cuda and not inputs.is_cuda:
             inputs = inputs.pin_memory()  # a faster copy, and the next batch is prepared meanwhile
         return function(inputs.to(weight.device, weight.dtype, non_blocking=weight.is_cuda))
@@ -151,22 +199,6 @@ def _as_list(images: Images) -> Sequence[ImageInput] | Tensor:
     if isinstance(images, np.ndarray | Tensor):
         return list(images) if images.ndim == 4 else [images]
     return [images] if isinstance(images, Image.Image | str | Path) else images
-
-
-def _open_image(image: ImageInput, reading: ImageReading) -> Image.Image:
-    try:
-        if isinstance(image, Image.Image):
-            return apply_exif_orientation(image)
-        if isinstance(image, str | Path):
-            return Image.fromarray(reading.decode(Path(image).expanduser().read_bytes()))
-        if isinstance(image, Tensor):
-            image = image.detach().cpu().movedim(0, -1).numpy()
-        return Image.fromarray(decode(image))
-    except OSError as error:
-        raise UserError(f"'{image}' cannot be read: {error.strerror or error}") from error
-    except BadImage as error:
-        name = f"'{image}'" if isinstance(image, str | Path) else "The image"
-        raise UserError(f"{name} is not a usable image: {error}") from error
 
 
 def preprocessing(
@@ -257,8 +289,18 @@ def load(model: str | Path, which: str | None = None, *, classifier: bool = Fals
     shapes = read_shapes(weights)
     on_meta = build_on_meta(description["name"], description["kwargs"], shapes, str(folder / DESCRIPTION))
     check_weights(on_meta, shapes, str(weights))
+    separate = ImageReading.of(description["preprocessing"]).channel_mode == "separate" and on_meta.in_chans == 1
+    for key in ("mean", "std"):
+        if (num := len(description["preprocessing"][key])) != on_meta.in_chans and not separate:
+            raise UserError(
+                f"{folder / DESCRIPTION}: preprocessing.{key} has {num} values for a network of {on_meta.in_chans} "
+                "channels",
+                "Export or import the model again",
+            )
     network = materialize(on_meta)
     load_foreign_weights(network, read_weights(weights), str(weights))
+    if separate:
+        network = SeparateChannels(network, len(description["preprocessing"]["mean"]))
     linear = read_classifier(folder, network.embed_dim) if classifier else None
     if linear and len(description.get("classes", ())) not in (0, linear.out_features):
         raise UserError(

@@ -24,20 +24,36 @@ class ModuleBackbone(Backbone):
     Args:
         module: The network, without its classifier.
         name: Its name, see `core.registry`.
-        kwargs: The arguments it was built with, plain JSON values.
+        kwargs: The arguments it was built with, plain JSON values; `in_chans` is C, default 3.
 
     Raises:
-        UserError: The module accepts no images of 32, 64 or 224 px, or returns something else.
+        UserError: The module accepts no images of C channels and 32, 64 or 224 px, or returns something else.
     """
 
     def __init__(self, module: nn.Module, name: str, kwargs: dict[str, Any]) -> None:
         super().__init__()
         self.module, self.name, self.kwargs = module, name, kwargs
+        self.in_chans = int(kwargs.get("in_chans", 3))
         self.embed_dim = self._probe()
 
-    def forward(self, images: Sequence[Tensor]) -> list[Tensor]:
-        """Batches float `[B_i C H_i W_i]` → `[B_i D]`; one forward pass per batch."""
-        return [self.features(batch).cls for batch in images]
+    def forward(
+        self, images: Sequence[Tensor], masks: Sequence[Tensor | None] | None = None, tokens: bool = False
+    ) -> list[Tensor] | list[Features]:
+        """Batches float `[B_i C H_i W_i]` → `[B_i D]`, or all tokens; one forward pass per batch.
+
+        Raises:
+            UserError: The network has no tokens, and they were asked for.
+        """
+        assert masks is None, f"{self.name} takes no masks"
+        found = [self.features(batch) for batch in images]
+        if not tokens:
+            return [features.cls for features in found]
+        if any(features.grid == (0, 0) for features in found):
+            raise UserError(
+                f"The method needs tokens, and the network '{self.name}' gives one feature per image",
+                "Return tokens [B, N, D] or a map [B, D, h, w], or choose another --backbone, e.g. vit_small/16",
+            )
+        return found
 
     def features(self, images: Tensor) -> Features:
         """Features of images `[B C H W]`; a network that returns only `[B D]` has no patches and the grid (0, 0).
@@ -69,7 +85,7 @@ class ModuleBackbone(Backbone):
         weight = next(self.module.parameters(), torch.zeros(()))
         self.module.eval()
         for side in _PROBE_PX:
-            image = torch.zeros(2, 3, side, side, device=weight.device, dtype=weight.dtype)
+            image = torch.zeros(2, self.in_chans, side, side, device=weight.device, dtype=weight.dtype)
             try:
                 with torch.no_grad():
                     output = self.module(image)
@@ -79,7 +95,8 @@ class ModuleBackbone(Backbone):
             self.module.train(was_training)
             return self._features(output).cls.shape[1]
         raise UserError(
-            f"'{self.name}' accepts no images of 3 channels ({errors[-1]:.200})", "Give a network for images"
+            f"'{self.name}' accepts no images of {self.in_chans} channels ({errors[-1]:.200})",
+            "Give a network for images",
         )
 
 
@@ -99,7 +116,7 @@ def from_factory(name: str, factory: Callable[..., Any], kwargs: dict[str, Any])
     except TypeError as error:
         raise UserError(f"'{name}' cannot be built with {kwargs or 'no options'}: {first_line(error)}") from error
     if isinstance(built, Backbone):
-        built.name, built.kwargs = name, kwargs
+        built.name, built.kwargs, built.in_chans = name, kwargs, int(kwargs.get("in_chans", built.in_chans))
         return built
     if not isinstance(built, nn.Module):
         raise UserError(f"'{name}' built a {type(built).__name__}", "A backbone's function must return an nn.Module")

@@ -18,12 +18,11 @@ def patch_px(model: Model) -> int:
     """
     side = model.preprocessing["image_px"]
     try:
-        return side // model.features(torch.zeros(1, 3, side, side)).grid[0]
+        return side // model.features(torch.zeros(1, model.backbone.in_chans, side, side)).grid[0]
     except NotImplementedError as error:
         raise UserError(str(error), "Choose a network whose features lie on a grid, such as a ViT") from error
 
 
-def to_network_input(pixels: Tensor | np.ndarray, model: Model) -> Tensor:
-    """Normalize pixels `[H W 3]` in 0 to 255 with the model's mean and std → float32 `[1 3 H W]`."""
-    mean, std = (torch.tensor(model.preprocessing[key]).view(3, 1, 1) for key in ("mean", "std"))
-    return ((torch.as_tensor(pixels).permute(2, 0, 1) / 255 - mean) / std)[None]
+def to_network_input(pixels: np.ndarray, model: Model) -> Tensor:
+    """Normalize pixels `[H W C]` as the model does, see `Model.normalize` → float32 `[1 C H W]`."""
+    return model.normalize(pixels)[None]

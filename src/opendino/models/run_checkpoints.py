@@ -52,7 +52,8 @@ def load_step(run: str | Path, step: int, which: str | None = None) -> Model:
         with safetensors.safe_open(
             path, framework="pt"
         ) as file:  # reads the backbone alone, no heads, no optimizer state
-            state = {key.removeprefix(prefix): file.get_tensor(key) for key in file.keys() if key.startswith(prefix)}  # noqa: SIM118
+            names = [key.removeprefix(prefix) for key in file.keys() if key.startswith(prefix)]  # noqa: SIM118
+            state = {name: file.get_tensor(prefix + name) for name in names if name != "mask_token"}
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(f"{path} cannot be read: {error}", "Delete this checkpoint to evaluate the others") from error
     load_foreign_weights(model.backbone, state, str(path))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from opendino.core.contracts import Backbone
 from opendino.core.errors import UsageError, UserError, first_line, unknown
 from opendino.core.types import Features
 from opendino.models.vit import SIZES, resampled_positions
+from opendino.models.vit_layers import masked
 
 
 class TimmBackbone(Backbone):
@@ -62,6 +64,7 @@ class TimmBackbone(Backbone):
             config, architecture, arguments = _hub_config(timm_name)
             saved_name, image_px = name.replace(timm_name, architecture), image_px or config["input_size"][-1]
         image_px = image_px or _published_config(timm_name)["input_size"][-1]
+        self.in_chans = int(kwargs.get("in_chans", arguments.get("in_chans", 3)))
         self.name, self.kwargs = saved_name, {**arguments, **kwargs, "image_px": image_px, "drop_path": drop_path}
         optional = {"img_size": image_px, "dynamic_img_size": True, "drop_path_rate": drop_path}
         self.model = _create(timm_name, pretrained, kwargs, optional)
@@ -72,9 +75,18 @@ class TimmBackbone(Backbone):
             self.kwargs["position_resampling"] = position_resampling
         self.embed_dim = int(getattr(self.model, "head_hidden_size", None) or self.model.num_features)
 
-    def forward(self, images: Sequence[Tensor]) -> list[Tensor]:
-        """Batches float `[B_i C H_i W_i]` → `[B_i D]`; one forward pass per batch."""
-        return [self._pooled(self._final(batch)) for batch in images]
+    def forward(
+        self, images: Sequence[Tensor], masks: Sequence[Tensor | None] | None = None, tokens: bool = False
+    ) -> list[Tensor] | list[Features]:
+        """Batches float `[B_i C H_i W_i]` → `[B_i D]`, or all tokens; one forward pass per batch.
+
+        Raises:
+            NotImplementedError: The tokens do not form one grid of patches.
+        """
+        finals = [self._final(*each) for each in zip(images, masks or [None] * len(images), strict=True)]
+        if tokens:
+            return [self._features(final, batch) for final, batch in zip(finals, images, strict=True)]
+        return [self._pooled(final) for final in finals]
 
     def features(self, images: Tensor) -> Features:
         """All tokens for images `[B C H W]`; patches are the patch tokens or the positions of the last feature map.
@@ -84,7 +96,9 @@ class TimmBackbone(Backbone):
         Raises:
             NotImplementedError: The tokens do not form one grid of patches.
         """
-        final = self._final(images)
+        return self._features(self._final(images), images)
+
+    def _features(self, final: Tensor, images: Tensor) -> Features:
         cls = self._pooled(final)
         if final.ndim == 4:
             final = final if getattr(self.model, "output_fmt", "NCHW") == "NHWC" else final.permute(0, 2, 3, 1)
@@ -100,6 +114,29 @@ class TimmBackbone(Backbone):
             )
         grid = rows, patches.shape[1] // rows
         return Features(cls, final[:, first_register:num_prefix], patches, grid)
+
+    @property
+    def num_layers(self) -> int:
+        """Number of blocks of a vision transformer, 1 for other networks."""
+        return len(self.model.blocks) if self._is_vit() else 1
+
+    def intermediate(self, images: Tensor, n: int) -> list[Features]:
+        """Tokens of the last `n` blocks, see `Backbone.intermediate`."""
+        if n == 1 or n > self.num_layers:
+            return super().intermediate(images, n)
+        has_prefix = self.model.num_prefix_tokens > 0
+        with self._naming_size(images):
+            layers = self.model.forward_intermediates(
+                images, indices=n, norm=True, output_fmt="NLC", intermediates_only=True, return_prefix_tokens=has_prefix
+            )
+        finals = [torch.cat(layer[::-1], 1) if has_prefix else layer for layer in layers]  # timm: patches, prefix
+        return [self._features(final, images) for final in finals]
+
+    def learn_mask_token(self) -> None:
+        """Add the mask token to a vision transformer."""
+        if not self._is_vit():
+            super().learn_mask_token()
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, self.model.embed_dim))
 
     def attention(self, images: Tensor) -> Tensor:
         """Self-attention of the last block of a vision transformer, `[B heads T T]`.
@@ -131,7 +168,8 @@ class TimmBackbone(Backbone):
         from timm.models import group_parameters
 
         groups = group_parameters(self.model, self.model.group_matcher(coarse=False))
-        return [[f"model.{name}" for name in groups[depth]] for depth in sorted(groups)]
+        first, *others = [[f"model.{name}" for name in groups[depth]] for depth in sorted(groups)]
+        return [["mask_token", *first] if self.mask_token is not None else first, *others]
 
     def stored_for(self, image_px: int) -> TimmBackbone:
         """A network whose position embeddings are stored for another image size, with equal output at that size only.
@@ -157,9 +195,33 @@ class TimmBackbone(Backbone):
             return []
         return list(blocks)
 
-    def _final(self, images: Tensor) -> Tensor:
-        try:
+    def _is_vit(self) -> bool:
+        from timm.models import Beit, Eva, VisionTransformer
+
+        return isinstance(self.model, VisionTransformer | Eva | Beit)  # DINOv3 is an EVA
+
+    def _final(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
+        with self._masking(mask), self._naming_size(images):
             return self.model.forward_features(images)
+
+    @contextlib.contextmanager
+    def _masking(self, mask: Tensor | None) -> Iterator[None]:
+        """Replace masked patches where timm embeds them, before position embeddings."""
+        if mask is None:
+            yield
+            return
+        replacing = self.model.patch_embed.register_forward_hook(
+            lambda _, __, patches: masked(patches, mask, self.mask_token)
+        )
+        try:
+            yield
+        finally:
+            replacing.remove()
+
+    @contextlib.contextmanager
+    def _naming_size(self, images: Tensor) -> Iterator[None]:
+        try:
+            yield
         except (AssertionError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and "size" not in str(error):
                 raise

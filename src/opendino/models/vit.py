@@ -13,7 +13,7 @@ from torch.nn.functional import interpolate
 from opendino.core.contracts import Backbone
 from opendino.core.errors import UserError
 from opendino.core.types import Features
-from opendino.models.vit_layers import Block, PatchEmbed, Shapes, bicubic_matrix, pack, unpack
+from opendino.models.vit_layers import Block, PatchEmbed, Shapes, bicubic_matrix, masked, pack, unpack
 
 SIZES: dict[str, dict[str, int]] = {
     "vit_tiny": {"embed_dim": 192, "depth": 12, "num_heads": 3},
@@ -59,7 +59,8 @@ class VisionTransformer(Backbone):
         super().__init__()
         if embed_dim % num_heads:
             raise UserError(f"embed_dim {embed_dim} is not a multiple of num_heads {num_heads}")
-        self.embed_dim, self.patch_px, self.num_registers = embed_dim, patch_px, num_registers
+        self.in_chans, self.embed_dim = in_chans, embed_dim
+        self.patch_px, self.num_registers = patch_px, num_registers
         self.native_grid = self._grid(image_px, image_px)
         self.name = f"vit/{patch_px}"
         self.kwargs = {
@@ -77,35 +78,51 @@ class VisionTransformer(Backbone):
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
         self._initialize()
 
-    def forward(self, images: Sequence[Tensor]) -> list[Tensor]:
-        """CLS tokens after the final norm.
+    def forward(
+        self, images: Sequence[Tensor], masks: Sequence[Tensor | None] | None = None, tokens: bool = False
+    ) -> list[Tensor] | list[Features]:
+        """CLS tokens after the final norm, or all tokens; all batches in one pass.
 
         Args:
             images: Batches float `[B_i C H_i W_i]`, normalized; batches may differ in size.
+            masks: Per batch bool `[B_i N_i]`, True for patches to replace by `mask_token`, or None.
+            tokens: Whether to return all tokens; else the last block computes those of CLS only.
 
         Returns:
-            One tensor `[B_i D]` per batch.
+            One tensor `[B_i D]` per batch, or its `Features`.
 
         Raises:
             UserError: A side is not a multiple of `patch_px`.
         """
-        tokens, shapes = self._embed(images)  # [ΣB_i·T_i D], packed
+        packed, shapes = self._embed(images, masks)  # [ΣB_i·T_i D]
         for block in self.blocks[:-1]:
-            tokens = block(tokens, shapes)
-        cls = self.blocks[-1](tokens, shapes, num_queries=1)  # [ΣB_i D]; the other tokens are not used
+            packed = block(packed, shapes)
+        if tokens:
+            outputs = unpack(self.norm(self.blocks[-1](packed, shapes)), shapes)  # [B_i T_i D] each
+            return [self._features(x, batch) for x, batch in zip(outputs, images, strict=True)]
+        cls = self.blocks[-1](packed, shapes, num_queries=1)  # [ΣB_i D]; the other tokens are not used
         return list(self.norm(cls).split([samples for samples, _ in shapes]))
 
     def features(self, images: Tensor) -> Features:
         """All tokens of the last block after the final norm, for images `[B C H W]`."""
         return self.intermediate(images, 1)[0]
 
+    @property
+    def num_layers(self) -> int:
+        """Number of blocks."""
+        return len(self.blocks)
+
     def intermediate(self, images: Tensor, n: int) -> list[Features]:
-        """Tokens of the last `n` blocks, first to last, each after the final norm, for images `[B C H W]`."""
+        """Tokens of the last `n` blocks, see `Backbone.intermediate`."""
+        if n > len(self.blocks):
+            return super().intermediate(images, n)
         tokens, shapes = self._embed([images])
         outputs = [tokens := block(tokens, shapes) for block in self.blocks][-n:]
-        grid, first_patch = self._grid(*images.shape[2:]), 1 + self.num_registers
-        normed = [unpack(self.norm(output), shapes)[0] for output in outputs]
-        return [Features(x[:, 0], x[:, 1:first_patch], x[:, first_patch:], grid) for x in normed]
+        return [self._features(unpack(self.norm(output), shapes)[0], images) for output in outputs]
+
+    def learn_mask_token(self) -> None:
+        """Add the mask token."""
+        self.mask_token = nn.Parameter(torch.zeros_like(self.cls_token))
 
     def attention(self, images: Tensor) -> Tensor:
         """Self-attention weights of the last block, `[B heads T T]` with T = 1 + R + N; row 0 is that of CLS."""
@@ -133,15 +150,21 @@ class VisionTransformer(Backbone):
         """All blocks."""
         return list(self.blocks)
 
-    def _embed(self, images: Sequence[Tensor]) -> tuple[Tensor, Shapes]:
-        """Batches of images `[B_i C H_i W_i]` → packed tokens `[ΣB_i·T_i D]` with positions, and their shapes."""
-        return pack([self._tokens(batch) for batch in images])
+    def _features(self, tokens: Tensor, images: Tensor) -> Features:
+        """The tokens `[B 1+R+N D]` of images `[B C H W]` by kind."""
+        first_patch = 1 + self.num_registers
+        grid = self._grid(*images.shape[2:])
+        return Features(tokens[:, 0], tokens[:, 1:first_patch], tokens[:, first_patch:], grid)
 
-    def _tokens(self, images: Tensor) -> Tensor:
+    def _embed(self, images: Sequence[Tensor], masks: Sequence[Tensor | None] | None = None) -> tuple[Tensor, Shapes]:
+        """Batches of images `[B_i C H_i W_i]` → packed tokens `[ΣB_i·T_i D]` with positions, and their shapes."""
+        return pack([self._tokens(*each) for each in zip(images, masks or [None] * len(images), strict=True)])
+
+    def _tokens(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
         """Images `[B C H W]` → tokens `[B 1+R+N D]`, with position embeddings for CLS and patches."""
         positions = self._positions(self._grid(*images.shape[2:]))
         cls = (self.cls_token + positions[:, :1]).expand(images.shape[0], -1, -1)
-        patches = self.patch_embed(images) + positions[:, 1:]
+        patches = masked(self.patch_embed(images), mask, self.mask_token) + positions[:, 1:]
         registers = [self.reg_token.expand(images.shape[0], -1, -1)] if self.num_registers else []
         return torch.cat([cls, *registers, patches], dim=1)
 

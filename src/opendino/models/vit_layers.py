@@ -39,6 +39,22 @@ def unpack(tokens: Tensor, shapes: Shapes) -> list[Tensor]:
     return [piece.unflatten(0, shape) for piece, shape in zip(pieces, shapes, strict=True)]
 
 
+def masked(patches: Tensor, mask: Tensor | None, mask_token: Tensor | None) -> Tensor:
+    """Patch tokens with the mask token `[1 1 D]` in place of the masked ones.
+
+    Args:
+        patches: `[B N D]` or `[B rows columns D]`, before position embeddings.
+        mask: bool `[B N]`, True for masked patches; None for no change.
+        mask_token: None is allowed only without a mask.
+    """
+    if mask is None:
+        return patches
+    assert mask_token is not None, "call learn_mask_token() first"
+    flat = patches.flatten(1, -2)  # [B N D]
+    assert mask.shape == flat.shape[:2], f"mask {tuple(mask.shape)} for patches {tuple(flat.shape[:2])}"
+    return torch.where(mask.unsqueeze(-1), mask_token.to(flat.dtype), flat).view_as(patches)
+
+
 def leading(tokens: Tensor, shapes: Shapes, count: int) -> tuple[Tensor, Shapes]:
     """Only the first `count` tokens of every sample, packed again."""
     return pack([batch[:, :count] for batch in unpack(tokens, shapes)])

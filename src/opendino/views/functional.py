@@ -1,7 +1,8 @@
 """Deterministic batched image operations with given parameters: crop, jitter, gray, blur, solarize, normalize.
 
 Pure functions of tensors on any device. They never wait for the device and have no data-dependent shapes, so that
-`torch.compile` works. Crops are uint8; every later operation takes and returns float32 in [0, 1], channels R, G, B.
+`torch.compile` works. Crops are uint8 or uint16; every later operation takes and returns float32 in [0, 1]. `jitter`
+and `gray` need the channels R, G, B.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import Tensor
 from opendino.core.compilation import compiled
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's mode "L"
+_STEPS = 257  # 65535 / 255: values of uint16 for each of uint8
 
 
 def crop_resize(
@@ -26,17 +28,18 @@ def crop_resize(
     clipped to 8 bits before the second. Results agree with Pillow to 1/255: only values within float32 rounding of a
     half are rounded differently. On a GPU the weights have 11 bits; on black-and-white noise, the worst case, one value
     in twelve differs. (Pillow 13 resizes the columns of some tall images first. Earlier versions, which DINO was
-    trained with, always resize the rows first, and so does this function.)
+    trained with, always resize the rows first, and so does this function.) 16-bit images are rounded only at the end,
+    and on a GPU have 11 significant bits, as the weights.
 
     Args:
-        canvas: uint8 `[B C Sy Sx]`.
+        canvas: uint8 or uint16 `[B C Sy Sx]`.
         box: int32 `[V B 4]`, (top, left, height, width) in pixels, inside the canvas, height and width ≥ 1.
         flip: bool `[V B]`, horizontal flip of the crop.
         size_px: Height and width of the crops, or the side of squares.
         flip_rows: bool `[V B]`, vertical flip of the crop; None for none.
 
     Returns:
-        uint8 `[V B C H W]`.
+        `[V B C H W]`, of the type of the canvas.
     """
     batch, channels, height, width = canvas.shape
     out_height, out_width = (size_px, size_px) if isinstance(size_px, int) else size_px
@@ -46,12 +49,19 @@ def crop_resize(
     a_xs = _resize_matrices(left, box_width, flip, out_width, width, dtype)
     a_ys = _resize_matrices(top, box_height, flip_rows, out_height, height, dtype)
     # Fold the channels into the rows, so that one product does all channels and the second needs no transpose.
-    rows = canvas.transpose(1, 2).to(dtype, memory_format=torch.contiguous_format).view(batch, height * channels, width)
+    rows = _to_255(canvas.transpose(1, 2), dtype).view(batch, height * channels, width)
     crops = rows.new_empty(len(box), batch, out_height, channels * out_width)  # [V, B, H, C * W]
     for a_x, a_y, crop in zip(a_xs.unbind(), a_ys.unbind(), crops.unbind(), strict=True):  # per view: less memory
-        narrow = _to_8_bits(_matmul(rows, a_x.mT)).view(batch, height, channels * out_width)  # [B, Sy, C * W]
-        _matmul(a_y, narrow, out=crop)
-    return _to_uint8(crops.view(-1, batch, out_height, channels, out_width))
+        narrow = _matmul(rows, a_x.mT)
+        narrow = _to_8_bits(narrow) if canvas.dtype == torch.uint8 else narrow.clamp_(0, 255)
+        _matmul(a_y, narrow.view(batch, height, channels * out_width), out=crop)  # narrow: [B, Sy, C * W]
+    crops = crops.view(-1, batch, out_height, channels, out_width)
+    return _to_uint8(crops) if canvas.dtype == torch.uint8 else _to_uint16(crops)
+
+
+def to_float(x: Tensor) -> Tensor:
+    """uint8 or uint16 to float32 in [0, 1]."""
+    return x / (255 if x.dtype == torch.uint8 else 65535)
 
 
 def jitter(x: Tensor, factors: Tensor, order: Tensor) -> Tensor:
@@ -194,6 +204,23 @@ _to_8_bits = compiled(_round_, any_shape=True)
 def _to_uint8(crops: Tensor) -> Tensor:
     """Round `[V B H C W]` to uint8 `[V B C H W]`."""
     return _round_(crops).to(torch.uint8).transpose(2, 3).contiguous()
+
+
+def _to_255(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """uint8 or uint16 to 0 … 255 in `dtype`, contiguous."""
+    if x.dtype == torch.uint8:
+        return x.to(dtype, memory_format=torch.contiguous_format)
+    return torch.div(x, _STEPS, out=torch.empty(x.shape, dtype=dtype, device=x.device))  # out: no copy as float32
+
+
+def _to_uint16(crops: Tensor) -> Tensor:
+    """Round `[V B H C W]` of 0 … 255 to uint16 `[V B C H W]`."""
+    rounded = torch.empty(
+        *crops.shape[:2], crops.shape[3], crops.shape[2], crops.shape[4], dtype=torch.uint16, device=crops.device
+    )
+    for crop, result in zip(crops.unbind(), rounded.unbind(), strict=True):  # per view: less memory
+        result.copy_(crop.float().mul_(_STEPS).add_(0.5).floor_().clamp_(0, 65535).transpose(1, 2))
+    return rounded
 
 
 def _count_before(flag: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ def multi_crop(canvas: Tensor, draws: dict[str, ViewParameters], spec: ViewSpec)
     """Apply sampled view parameters: crop, the augmentations in their order, normalize.
 
     Args:
-        canvas: uint8 `[B C Sy Sx]`, each image in the top left corner of its canvas.
+        canvas: uint8 or uint16 `[B C Sy Sx]`, each image in the top left corner of its canvas.
         draws: Result of `sampling.sample_views(spec, ...)`, on the device of the canvas.
         spec: Sizes of the crops, and normalization.
 
@@ -39,14 +39,14 @@ def multi_crop(canvas: Tensor, draws: dict[str, ViewParameters], spec: ViewSpec)
         none = torch.zeros_like(box[..., 0], dtype=torch.bool)
         placement, pixel_steps = Placement(box, none, none), {}
         for name, values in parameters.items():
-            if name == "crop":
+            if name in ("crop", "mask"):  # the mask is for the network, see `patch_masks`
                 continue
             module = AUGMENTATIONS[name]
             if hasattr(module, "place"):
                 placement = module.place(placement, values)
             else:
                 pixel_steps[name] = values, tuple(getattr(view, name) for view in group.views)
-        x = placement.cut(canvas, group.view_px)  # uint8 [V, B, C, H, W]
+        x = placement.cut(canvas, group.view_px)  # [V, B, C, H, W]
         views[group.name] = _augment(x, pixel_steps, spec.mean, spec.std)
     return views
 
@@ -58,8 +58,8 @@ def _augment(
     mean: tuple[float, ...],
     std: tuple[float, ...],
 ) -> Tensor:
-    """Pixel operations on a group's uint8 crops; one function, so that they compile into one pass over memory."""
-    x = x / 255
+    """Pixel operations on a group's crops; one function, so that they compile into one pass over memory."""
+    x = functional.to_float(x)
     for name, (parameters, configs) in steps.items():
         x = AUGMENTATIONS[name].apply(x, parameters, configs)
     return functional.normalize(x, mean, std)

@@ -27,7 +27,7 @@ class Placement:
     transpose: Tensor | None = None
 
     def cut(self, canvas: Tensor, view_px: tuple[int, int]) -> Tensor:
-        """Cut the crops and resize them: uint8 `[B C Sy Sx]` → `[V B C *view_px]`."""
+        """Cut the crops and resize them: `[B C Sy Sx]` → `[V B C *view_px]`."""
         x = functional.crop_resize(canvas, self.box, self.mirror_x, view_px, self.mirror_y)
         if self.transpose is None:
             return x

@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from opendino.core.types import ViewGroup, ViewSpec
+from opendino.views import patch_masks
 from opendino.views.counter_rng import Numbers, augmentation_streams, image_streams, view_streams
 from opendino.views.settings import AUGMENTATIONS, active
 
@@ -26,6 +27,7 @@ class ViewParameters(dict[str, dict[str, Tensor]]):
 
     Name of an augmentation → name of a parameter → tensor `[V B ...]`, in the order in which they are applied; the
     parameters are documented at the augmentation's `sample`. Augmentations that no view of the group has are absent.
+    "mask" is there if the group has masks of patches: "where", bool `[V B N]`, from `patch_masks.sample`.
     """
 
     def map(self, function: Callable[[Tensor], Tensor]) -> ViewParameters:
@@ -60,7 +62,15 @@ def sample_views(
     epochs = [epoch] * len(indices) if isinstance(epoch, int) else [int(each) for each in epoch]
     image_px = np.asarray(sizes, dtype=np.int64).reshape(len(indices), 2)
     images, channels = image_streams(seed, epochs, indices), len(spec.mean)
-    return {group.name: _sample_group(group, images, image_px, channels) for group in spec.groups if group.views}
+    found = {group.name: _sample_group(group, images, image_px, channels) for group in spec.groups if group.views}
+    for group in spec.groups:
+        if group.masks and group.views:
+            streams = augmentation_streams(view_streams(images, group.name, range(len(group.views))), "mask")
+            where = patch_masks.sample(
+                group.masks, Numbers(streams, image_px, group.view_px, channels), spec.grid(group)
+            )
+            found[group.name]["mask"] = {"where": torch.from_numpy(where)}
+    return found
 
 
 def _sample_group(

@@ -2,23 +2,56 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, make_dataclass, replace
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import msgspec
 from msgspec import Meta
 
 from opendino.core import auto_values, registry
-from opendino.core.errors import UsageError, nearest
+from opendino.core.errors import UsageError, UserError, nearest
 from opendino.core.ranges import Checked, PixelSize, convert, hints
 from opendino.core.types import Facts
 
 # Not tuple[PixelSize, PixelSize]: in a union with a number, msgspec 0.22 crashes.
 _Sides = Annotated[tuple[PixelSize, ...], Meta(min_length=2, max_length=2)]
-_PACKAGE = "opendino.views.augmentations"
-_MODULES = [(name, registry.load(_PACKAGE, name)) for name in registry.names(_PACKAGE)]
-AUGMENTATIONS: dict[str, ModuleType] = dict(sorted(_MODULES, key=lambda item: (item[1].ORDER, item[0])))
+
+
+def _augmentation(name: str) -> ModuleType:
+    module = registry.load(registry.AUGMENTATIONS, name)
+    if where := registry.origin(registry.AUGMENTATIONS, name):
+        _check(name, module, where)
+    return module
+
+
+def _check(name: str, module: ModuleType, where: str) -> None:
+    """Check an augmentation that is not ours.
+
+    Raises:
+        UserError: It lacks something, or is on by default, which would change every run.
+    """
+    missing = [part for part in ("ORDER", "Config", "sample", "title") if not hasattr(module, part)]
+    if missing or not (hasattr(module, "apply") or hasattr(module, "place")):
+        raise UserError(
+            f"The augmentation '{name}' from {where} has no {missing[0] if missing else 'apply'}",
+            "Install a version that has it; see opendino/views/augmentations/__init__.py",
+        )
+    if getattr(module.Config(), "p", None) != 0:
+        raise UserError(
+            f"The augmentation '{name}' from {where} is on by default",
+            "Install a version whose Config has the field p with the default 0",
+        )
+
+
+def _order(item: tuple[str, ModuleType]) -> tuple[int, str]:
+    return item[1].ORDER, item[0]
+
+
+_MODULES = [(name, _augmentation(name)) for name in registry.names(registry.AUGMENTATIONS)]
+AUGMENTATIONS: dict[str, ModuleType] = dict(sorted(_MODULES, key=_order))
 """Name → module, in the order in which they are applied."""
 
 if TYPE_CHECKING:
@@ -56,8 +89,37 @@ class LocalViews(GlobalView):
     """Number of views per image; fewer are faster and use less memory."""
 
 
+def add(name: str, module: ModuleType) -> None:
+    """Add an augmentation given in Python, for this process.
+
+    Raises:
+        UsageError: The name is one of ours or of a plug-in.
+        UserError: The module lacks something.
+    """
+    _check(name, module, "Python")
+    registry.add(registry.AUGMENTATIONS, name, module)
+    modules = AUGMENTATIONS | {name: module}
+    AUGMENTATIONS.clear()
+    AUGMENTATIONS.update(sorted(modules.items(), key=_order))
+
+
+def with_added(view: View) -> View:
+    """The same view, with the augmentations that were added after its class was made."""
+    kinds = hints(type(view))
+    added = tuple((name, module.Config) for name, module in AUGMENTATIONS.items() if name not in kinds)
+    return _extended(type(view), added)(**{name: getattr(view, name) for name in kinds}) if added else view
+
+
+@functools.cache
+def _extended(kind: type[View], added: tuple[tuple[str, Any], ...]) -> type[View]:
+    more = [(name, config, field(default=config())) for name, config in added]
+    return make_dataclass(kind.__name__, more, bases=(kind,), frozen=True, namespace={"__module__": __name__})
+
+
 def active(view: View, augmentation: str) -> bool:
     """Whether a view has an augmentation: its probability is not 0. Every view has the crop."""
+    if augmentation not in hints(type(view)):  # added later
+        return False
     return getattr(getattr(view, augmentation), "p", 1) != 0
 
 
@@ -101,6 +163,38 @@ def _with(config: Any, path: list[str], value: Any, name: str) -> Any:
         raise UsageError(f"There is no setting {name}", nearest(path[0] if path else "", kinds))
     value = _with(getattr(config, path[0]), path[1:], value, name) if path[1:] else convert(value, kinds[path[0]], name)
     return replace(config, **{path[0]: value})
+
+
+def to_tree(views: Mapping[str, View]) -> dict[str, Any]:
+    """Plain values. Of the augmentations of other packages only those that differ from their defaults, with "from"."""
+    tree = msgspec.to_builtins(dict(views))
+    for name, module in AUGMENTATIONS.items():
+        if where := registry.origin(registry.AUGMENTATIONS, name):
+            for group, settings in views.items():
+                if name not in tree[group]:
+                    continue
+                if getattr(settings, name) == module.Config():
+                    del tree[group][name]
+                else:
+                    tree[group][name]["from"] = where
+    return tree
+
+
+def without_origins(group: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain values of one group, without the "from" of `to_tree`.
+
+    Raises:
+        UserError: An augmentation is of a package that is not installed.
+    """
+    found = dict(group)
+    for name, settings in group.items():
+        if isinstance(settings, dict) and (where := settings.get("from")) is not None:
+            if name not in AUGMENTATIONS:
+                where = str(where)[:100]
+                hint = "Register it again: opendino.register_augmentation" if where == "Python" else f"Install {where}"
+                raise UserError(f"The augmentation '{name[:100]}' came from {where}, which is not here", hint)
+            found[name] = {key: value for key, value in settings.items() if key != "from"}
+    return found
 
 
 def resolved(views: Mapping[str, View], facts: Facts) -> tuple[dict[str, View], list[str]]:

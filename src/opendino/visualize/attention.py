@@ -98,7 +98,7 @@ def tiles(
     """The rows of a `Sheet` about one image.
 
     Args:
-        image: The prepared image, see `ImageEncoder.prepare`.
+        image: The picture of the prepared image, see `ImageEncoder.picture`.
         maps: float `[heads rows columns]`, non-negative.
         mass: Fraction of the attention in the colored patches.
         heads: Heads to show in addition to the mean; None: all.

@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+import numpy as np
 import tyro
 from PIL import Image
 from torch import Tensor
@@ -20,7 +21,7 @@ from opendino.core.ranges import Checked, NotNegative, PixelSize
 from opendino.core.types import Report
 from opendino.data.decode import decode
 from opendino.data.image_list import open_image_list
-from opendino.models.load import load
+from opendino.models.load import Model, load
 from opendino.visualize.drawing import style, tile_grid
 from opendino.visualize.drawing.image_encoder import ImageEncoder
 from opendino.visualize.drawing.tile_grid import Sheet, Tile
@@ -58,14 +59,16 @@ def show(config: Config) -> Report:
         UsageError: The point is outside the image.
     """
     path = tile_grid.out(config.out, tile_grid.PICTURES)
-    first, second = (_read(name) for name in (config.first, config.second))
-    at = config.at or (first.width / 2, first.height / 2)
-    if not (0 <= at[0] < first.width and 0 <= at[1] < first.height):
+    model = load(config.model, config.which).to(distributed.device(config.device))
+    first, second = (_read(name, model) for name in (config.first, config.second))  # [H W C]
+    sizes = [(pixels.shape[1], pixels.shape[0]) for pixels in (first, second)]
+    at = config.at or (sizes[0][0] / 2, sizes[0][1] / 2)
+    if not (0 <= at[0] < sizes[0][0] and 0 <= at[1] < sizes[0][1]):
         raise UsageError(
-            f"--at is {at[0]:g} {at[1]:g}, outside an image of {first.width}×{first.height} px",
+            f"--at is {at[0]:g} {at[1]:g}, outside an image of {sizes[0][0]}×{sizes[0][1]} px",
             "Give X and Y in pixels from its upper left corner",
         )
-    encoder = ImageEncoder(load(config.model, config.which).to(distributed.device(config.device)), config.size_px)
+    encoder = ImageEncoder(model, config.size_px)
     if not encoder.any_size:
         name = encoder.model.backbone.name
         raise UserError(f"{name} accepts only one image size", "Use a ViT of opendino, or a ResNet")
@@ -75,14 +78,15 @@ def show(config: Config) -> Report:
     except BadImage as error:
         raise UserError(f"'{config.first}' and '{config.second}' cannot be compared: {error}") from None
     features = [encoder.patches(image) for image in prepared]
-    patch_index = _patch_at(at, first.size, features[0])
+    pictures = [encoder.picture(image) for image in prepared]
+    patch_index = _patch_at(at, sizes[0], features[0])
     similarity = similarities(features[0][patch_index], features[1])
-    best = best_point(similarity, second.size)
+    best = best_point(similarity, sizes[1])
     first_point, second_point = (
-        _scale_point(at, first.size, prepared[0].size),
-        _scale_point(best, second.size, prepared[1].size),
+        _scale_point(at, sizes[0], pictures[0].size),
+        _scale_point(best, sizes[1], pictures[1].size),
     )
-    Sheet([tiles(*prepared, first_point, second_point, similarity)]).save(path)
+    Sheet([tiles(pictures[0], pictures[1], first_point, second_point, similarity)]).save(path)
     found = similarity.max().item()
     text = f"({at[0]:g}, {at[1]:g}) → ({best[0]:.0f}, {best[1]:.0f}) with similarity {found:.2f} → {path}"
     fields = {"paths": [str(path)], "at": list(at), "best": list(best), "similarity": found}
@@ -106,7 +110,7 @@ def tiles(
     """The first image with the point, the second with the match, and the similarity map of the second.
 
     Args:
-        first, second: Prepared images, see `ImageEncoder.prepare`.
+        first, second: Pictures of the prepared images, see `ImageEncoder.picture`.
         at, best: (x, y) in pixels of the first and of the second image.
         similarity: `[rows columns]` of the second image, in [-1, 1].
     """
@@ -118,13 +122,13 @@ def tiles(
     return [Tile(tile_grid.shrunk(each, _TILE_PX), title) for each, title in zip(images, titles, strict=True)]
 
 
-def _read(name: str) -> Image.Image:
-    """Decode the one image that the user named."""
-    source = open_image_list([name])
+def _read(name: str, model: Model) -> np.ndarray:
+    """Decode the one image that the user named, `[H W C]`."""
+    source = model.reading.images(open_image_list([name]))
     if len(source) > 1:
         raise UsageError(f"'{name}' contains {len(source)} images", "Name one image file")
     try:
-        return Image.fromarray(decode(source.read(0)))
+        return decode(source.read(0), pixel_format=source.pixel_format)
     except BadImage as error:
         raise UserError(f"'{name}' cannot be read: {error}") from error
 

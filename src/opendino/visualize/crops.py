@@ -7,6 +7,7 @@ random parameters; docs/augmentations.md explains them.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
@@ -14,11 +15,14 @@ import torch
 import tyro
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from opendino.core.errors import UsageError, UserError
 from opendino.core.ranges import Checked, Count, CountOrZero
 from opendino.core.types import Report, ViewSpec
 from opendino.data.loader import Batch, Batches
+from opendino.data.picture import picture
+from opendino.data.readers.decoded_image import RGB
 from opendino.features.image_stream import skipped_message
 from opendino.views.multi_crop import multi_crop
 from opendino.views.sampling import ViewParameters
@@ -27,6 +31,11 @@ from opendino.visualize.drawing import tile_grid
 from opendino.visualize.drawing.style import COLORS
 from opendino.visualize.drawing.tile_grid import Sheet, Tile
 
+_TITLES: dict[str, Callable[[dict[str, Tensor]], str | None]] = {
+    name: module.title for name, module in AUGMENTATIONS.items() if name != "crop"
+} | {"mask": lambda values: f"{values['where'].double().mean():.0%}" if values["where"].any() else None}
+"""Name of what is done to a view → its parameters as text, None for nothing."""
+_ORDER = [*AUGMENTATIONS, "mask"]
 _COLUMNS = 6
 _TILE_PX = tile_grid.WIDTH_PX // _COLUMNS
 
@@ -55,12 +64,14 @@ class RunBatches:
         batches: Batches of the run for a world size of 1.
         steps: Number of training steps of the run.
         student, teacher: Description of the views that each network gets.
+        channels: Names of the C channels.
     """
 
     batches: Batches
     steps: int
     student: str
     teacher: str
+    channels: tuple[str, ...] = RGB
 
 
 def show(config: Config, run: RunBatches) -> Report:
@@ -79,7 +90,7 @@ def show(config: Config, run: RunBatches) -> Report:
     batch = first(batch, config.images)
     epoch = config.step // run.batches.steps_per_epoch
     spec, places = run.batches.spec, range(len(batch.indices))
-    Sheet([row for place in places for row in tiles(batch, place, spec, config.stages)]).save(path)
+    Sheet([row for place in places for row in tiles(batch, place, spec, config.stages, run.channels)]).save(path)
     source = run.batches.images.source
     image_fields = [
         {"image": source.key(int(batch.indices[place])), "views": choices(batch, place)} for place in places
@@ -100,7 +111,9 @@ def first(batch: Batch, number: int) -> Batch:
     )  # fmt: skip
 
 
-def tiles(batch: Batch, place: int, spec: ViewSpec, stages: bool = False) -> list[list[Tile | None]]:
+def tiles(
+    batch: Batch, place: int, spec: ViewSpec, stages: bool = False, channels: Sequence[str] = RGB
+) -> list[list[Tile | None]]:
     """The rows of a `Sheet` about one image of a batch: the image with its boxes, then its views.
 
     Args:
@@ -108,14 +121,15 @@ def tiles(batch: Batch, place: int, spec: ViewSpec, stages: bool = False) -> lis
         place: Position of the image in the batch.
         spec: The view specification of the batch.
         stages: One row per view with the crop and the result of each stage that changed it. Otherwise the final views.
+        channels: Names of the C channels, see `data.picture`.
     """
     canvas = batch.canvas[place : place + 1]
     view_parameters = {name: d.map(lambda x: x[:, place : place + 1]) for name, d in batch.draws.items()}
     height, width = batch.sizes[place].tolist()
-    image = Image.fromarray(canvas[0, :, :height, :width].permute(1, 2, 0).contiguous().numpy())
+    image = picture(canvas[0, :, :height, :width].permute(1, 2, 0).contiguous().numpy(), channels)
     done = choices(batch, place)
     image_tile = Tile(boxed(image, [(each["group"], each["box"]) for each in done]), "image and boxes")
-    finished = _views(canvas, view_parameters, spec)
+    finished = _views(canvas, view_parameters, spec, channels)
     if not stages:
         flat = [
             image_tile,
@@ -123,8 +137,11 @@ def tiles(batch: Batch, place: int, spec: ViewSpec, stages: bool = False) -> lis
         ]
         return [list(flat[start : start + _COLUMNS]) for start in range(0, len(flat), _COLUMNS)]
     names = list(dict.fromkeys(name for d in view_parameters.values() for name in d))  # in order of application
-    names.sort(key=list(AUGMENTATIONS).index)
-    after = [_views(canvas, {group: until(d, name) for group, d in view_parameters.items()}, spec) for name in names]
+    names.sort(key=_ORDER.index)
+    after = [
+        _views(canvas, {group: until(d, name) for group, d in view_parameters.items()}, spec, channels)
+        for name in names
+    ]
     rows: list[list[Tile | None]] = [[image_tile]]
     for n, each in enumerate(done):
         titles = {"crop": f"{n} {each['group']}"} | each["augmentations"]
@@ -139,8 +156,7 @@ def tiles(batch: Batch, place: int, spec: ViewSpec, stages: bool = False) -> lis
 
 def until(draw: ViewParameters, name: str) -> ViewParameters:
     """The parameters of the augmentations up to one of them, in their order."""
-    order = list(AUGMENTATIONS)
-    return ViewParameters({each: values for each, values in draw.items() if order.index(each) <= order.index(name)})
+    return ViewParameters({each: values for each, values in draw.items() if _ORDER.index(each) <= _ORDER.index(name)})
 
 
 def choices(batch: Batch, place: int) -> list[dict[str, Any]]:
@@ -153,7 +169,7 @@ def choices(batch: Batch, place: int) -> list[dict[str, Any]]:
     for group, d in batch.draws.items():
         for v in range(len(d["crop"]["box"])):
             one = {name: {key: x[v, place] for key, x in values.items()} for name, values in d.items()}
-            titles = {name: AUGMENTATIONS[name].title(values) for name, values in one.items() if name != "crop"}
+            titles = {name: _TITLES[name](values) for name, values in one.items() if name != "crop"}
             found.append(
                 {
                     "group": group, "box": one["crop"]["box"].tolist(),
@@ -186,14 +202,20 @@ def boxed(image: Image.Image, boxes: list[tuple[str, list[int]]]) -> Image.Image
     return image
 
 
-def _views(canvas: Tensor, view_parameters: dict[str, ViewParameters], spec: ViewSpec) -> list[Image.Image]:
+def _views(
+    canvas: Tensor, view_parameters: dict[str, ViewParameters], spec: ViewSpec, channels: Sequence[str]
+) -> list[Image.Image]:
     """The views of one image at tile size, computed by the function that training uses."""
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (spec.mean, spec.std))
     views = []
-    for group in multi_crop(canvas, view_parameters, spec).values():
-        for view in group[:, 0]:
-            pixels = ((view * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
-            view_image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+    made = multi_crop(canvas, view_parameters, spec)
+    for group in spec.groups:
+        crops = made.get(group.name, torch.empty(0, 1))  # [V 1 C H W]
+        if "mask" in view_parameters.get(group.name, {}):  # masked patches are shown in the mean color
+            where = view_parameters[group.name]["mask"]["where"].unflatten(2, spec.grid(group))
+            crops = crops.masked_fill(interpolate(where.float(), group.view_px).bool()[:, :, None], 0)
+        for view in crops[:, 0]:
+            view_image = picture((view * std + mean).permute(1, 2, 0).numpy(), channels)
             enlarge = Image.Resampling.NEAREST if view_image.width < _TILE_PX else Image.Resampling.LANCZOS
             size = [round(side * _TILE_PX / max(view_image.size)) for side in view_image.size]
             views.append(view_image.resize((size[0], size[1]), enlarge))

@@ -83,7 +83,7 @@ def tiles(image: Image.Image, patches: Tensor, basis: PCABasis, name: str = "ima
     """Tiles of the image and of its components as red, green and blue.
 
     Args:
-        image: The prepared image, see `ImageEncoder.prepare`.
+        image: The picture of the prepared image, see `ImageEncoder.picture`.
         patches: Patch features `[rows columns D]` of the image.
         basis: From `pca_colors.fit`.
         name: Title of the image.

@@ -80,12 +80,12 @@ def show(config: Config) -> Report:
             raise UserError(f"No frame of {config.film} can be read", "Check that the video is intact")
         basis = fit([encoder.patches(image) for image in sample], config.foreground)
 
-        def draw(image: Image.Image) -> Image.Image:
-            return tile_grid.enlarged(basis.colors(encoder.patches(image)), image.size)
+        def draw(pixels: np.ndarray) -> Image.Image:
+            return tile_grid.enlarged(basis.colors(encoder.patches(pixels)), (pixels.shape[1], pixels.shape[0]))
     else:
 
-        def draw(image: Image.Image) -> Image.Image:
-            return heat(image, encoder.attention(image).mean(0), config.overlay)
+        def draw(pixels: np.ndarray) -> Image.Image:
+            return heat(Image.fromarray(pixels), encoder.attention(pixels).mean(0), config.overlay)
 
     num_frames = video_frames.write(path, pairs(_frames(video, encoder, bad), draw), rate)
     if not num_frames:
@@ -97,21 +97,19 @@ def show(config: Config) -> Report:
     return Report("\n".join(lines), fields)
 
 
-def pairs(
-    images: Iterator[tuple[str, Image.Image]], draw: Callable[[Image.Image], Image.Image]
-) -> Iterator[np.ndarray]:
+def pairs(images: Iterator[tuple[str, np.ndarray]], draw: Callable[[np.ndarray], Image.Image]) -> Iterator[np.ndarray]:
     """Each image next to its visualization, all at the size of the first image.
 
     Args:
-        images: (name, frame) pairs.
+        images: (name, frame) pairs, frames uint8 `[H W 3]`.
         draw: Maps a frame to an image of the same size.
 
     Yields:
         uint8 `[H W 3]`, H and W even, as video codecs require.
     """
     size, last_log = None, time.monotonic()
-    for num_frames, (_, image) in enumerate(images, start=1):
-        drawn = draw(image)
+    for num_frames, (_, pixels) in enumerate(images, start=1):
+        image, drawn = Image.fromarray(pixels), draw(pixels)
         size = size or (image.width + image.width % 2, image.height + image.height % 2)
         left_and_right = [
             each if each.size == size else each.resize(size, Image.Resampling.BICUBIC) for each in (image, drawn)
@@ -122,22 +120,22 @@ def pairs(
             log.say(f"{num_frames:,} frames drawn")
 
 
-def _frames(video: Path, encoder: ImageEncoder, bad: Bad) -> Iterator[tuple[str, Image.Image]]:
+def _frames(video: Path, encoder: ImageEncoder, bad: Bad) -> Iterator[tuple[str, np.ndarray]]:
     """(name, prepared frame) for each readable frame; unreadable ones are added to `bad`."""
     for name, pixels in video_frames.frames(video):
         try:
             if isinstance(pixels, BadImage):
                 raise pixels
-            prepared = encoder.prepare(Image.fromarray(pixels))
+            prepared = encoder.prepare(pixels)
         except BadImage as error:
             bad.append((name, str(error)))
         else:
             yield name, prepared
 
 
-def _evenly_spaced(items: Iterator[tuple[str, Image.Image]], most: int) -> list[tuple[str, Image.Image]]:
+def _evenly_spaced(items: Iterator[tuple[str, np.ndarray]], most: int) -> list[tuple[str, np.ndarray]]:
     """At most `most` evenly spaced items of a stream of unknown length; never holds more than `most` + 1."""
-    kept: list[tuple[str, Image.Image]] = []
+    kept: list[tuple[str, np.ndarray]] = []
     stride = 1
     for index, item in enumerate(items):
         if index % stride:

@@ -127,6 +127,16 @@ def choose_channels(names: tuple[str, ...], wanted: tuple[str, ...]) -> list[int
     return chosen or list(range(len(names)))
 
 
+def check_channels(found: tuple[str, ...], wanted: tuple[str, ...]) -> None:
+    """Check the channels of an image against those that a trained model takes.
+
+    Raises:
+        BadImage: They are not as many.
+    """
+    if len(found) != len(wanted):
+        raise BadImage(f"it has {describe(found)}, but the model takes {describe(wanted)}")
+
+
 def describe(names: tuple[str, ...]) -> str:
     """The channels of an image, for a message: "3 channels (0 DAPI, 1 GFP, 2 Cy5)"."""
     count = "1 channel" if len(names) == 1 else f"{len(names)} channels"

@@ -16,12 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from opendino.core import atomic_write
+from opendino.core import atomic_write, log
 from opendino.core.contracts import Backbone
 from opendino.core.errors import UserError
 from opendino.core.ranges import Checked
 from opendino.interop import architectures, checkpoint_files
 from opendino.interop.checkpoint_files import Checkpoint, Imported
+from opendino.interop.model_card import images_as_text
 from opendino.models.load import Model, load, preprocessing
 from opendino.models.timm_backbone import TimmBackbone
 from opendino.models.vit import VisionTransformer
@@ -77,7 +78,9 @@ class Config(Checked):
 
 
 def write(model: Model, out: Path, config: Config) -> float:
-    """Write weights by the original keys with `torch.save`. The format has no field for the preprocessing.
+    """Write weights by the original keys with `torch.save`.
+
+    The format has no field for the preprocessing: where images are no photographs, a warning states their range.
 
     Returns:
         The largest difference of features on random images after reading the file back.
@@ -92,13 +95,15 @@ def write(model: Model, out: Path, config: Config) -> float:
             "student": {f"module.backbone.{key}": value for key, value in student.items()},
             "teacher": {f"backbone.{key}": value for key, value in state.items()},
         }
+    if "images" in model.preprocessing:
+        log.warn(f"a file of DINO v1 holds no preprocessing; keep it: {images_as_text(model.preprocessing)}")
     content = io.BytesIO()
     torch.save(state, content)
     atomic_write.write(out, content.getvalue())
     kwargs: dict[str, Any] = model.backbone.kwargs
     again = replace(checkpoint_files.read(out), config={"num_heads": kwargs.get("num_heads")})
     side = model.preprocessing["image_px"]
-    images = torch.rand(2, kwargs.get("in_chans", 3), side, side)
+    images = torch.rand(2, model.backbone.in_chans, side, side)
     with torch.no_grad():
         found = read(again).networks["teacher"].eval()([images])[0]
         return float((found - model.backbone([images])[0]).abs().max())

@@ -24,6 +24,7 @@ from opendino.interop import architectures, compare_outputs, huggingface_keys, t
 from opendino.interop.checkpoint_files import Checkpoint, Imported
 from opendino.interop.formats import dino_v1, dinov2, torchvision
 from opendino.interop.model_card import card
+from opendino.models.image_reading import ImageReading
 from opendino.models.load import Model
 from opendino.models.load import preprocessing as usual_preprocessing
 from opendino.models.timm_backbone import TimmBackbone
@@ -83,6 +84,10 @@ def write(model: Model, out: Path, config: Config) -> float:
     A ViT becomes a `ViTModel`, with registers a `Dinov2WithRegistersModel` with layer scale 1; a ResNet a
     `ResNetModel`; another model of timm a `TimmWrapperModel`. `pooler_output` is the image feature in all of them: the
     pooler of `ViTModel` is the identity.
+
+    preprocessor_config.json holds the range of images that are no photographs as a part of `image_mean` and
+    `image_std`, which does not clip values beyond it; "full" becomes the range of 8 or 16 bits, and "per-image" is not
+    held. The folder of a `TimmWrapperModel` holds the range only for `opendino import`.
 
     Returns:
         The largest difference of features and patches, at the image size of the model.
@@ -162,7 +167,7 @@ def _write(out: Path, config: dict[str, Any], state: dict[str, Tensor], model: M
     wanted = model.preprocessing
     processor = {
         "image_processor_type": "BitImageProcessor",  # the processor with the same steps as ours
-        "do_convert_rgb": True,
+        "do_convert_rgb": not model.reading.names,
         "do_resize": True,
         "size": {"shortest_edge": wanted["resize_px"]},
         "resample": int(Image.Resampling[wanted["interpolation"].upper()]),
@@ -171,8 +176,8 @@ def _write(out: Path, config: dict[str, Any], state: dict[str, Tensor], model: M
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
-        "image_mean": wanted["mean"],
-        "image_std": wanted["std"],
+        **_mean_and_std(wanted, model.reading),
+        **({timm_folder.OURS: wanted} if model.reading != ImageReading() else {}),
     }
     out.mkdir()
     weights = {key: value.detach().cpu().contiguous() for key, value in state.items()}
@@ -180,6 +185,23 @@ def _write(out: Path, config: dict[str, Any], state: dict[str, Tensor], model: M
     for name, content in (("config.json", config), ("preprocessor_config.json", processor)):
         atomic_write.write(out / name, json.dumps(content, indent=2, allow_nan=False) + "\n")
     atomic_write.write(out / "README.md", readme)
+
+
+def _mean_and_std(wanted: dict[str, Any], reading: ImageReading) -> dict[str, list[float]]:
+    """`image_mean` and `image_std` for values divided by 255: a range LOW HIGH becomes a part of them.
+
+    ((x - low) / (high - low) - mean) / std = (x / 255 - image_mean) / image_std, except that x is not clipped.
+    """
+    mean, std = wanted["mean"], wanted["std"]
+    if not isinstance(reading.intensity, tuple):
+        factor = 257.0 if "images" in wanted and reading.names and reading.bits == 16 else 1.0  # 65,535 / 255
+        return {"image_mean": [factor * value for value in mean], "image_std": [factor * value for value in std]}
+    bounds = list(zip(reading.intensity[::2], reading.intensity[1::2], strict=True))
+    bounds = bounds * (len(mean) // len(bounds))
+    return {
+        "image_mean": [(low + m * (high - low)) / 255 for (low, high), m in zip(bounds, mean, strict=True)],
+        "image_std": [s * (high - low) / 255 for (low, high), s in zip(bounds, std, strict=True)],
+    }
 
 
 def _vit_config(own: VisionTransformer) -> dict[str, Any]:
@@ -194,7 +216,7 @@ def _vit_config(own: VisionTransformer) -> dict[str, Any]:
         "layer_norm_eps": 1e-6,
         "image_size": kwargs["image_px"],
         "patch_size": own.patch_px,
-        "num_channels": kwargs.get("in_chans", 3),
+        "num_channels": own.in_chans,
         "qkv_bias": True,
     }
     if not own.num_registers:
@@ -224,7 +246,7 @@ def _resnet_config(own: nn.Module) -> dict[str, Any] | None:
     return {
         "model_type": "resnet",
         "architectures": ["ResNetModel"],
-        "num_channels": own.kwargs.get("in_chans", 3),
+        "num_channels": own.in_chans,
         "embedding_size": 64,
         "hidden_sizes": [4 * width for width in widths] if depth >= 50 else widths,
         "depths": list(_RESNETS[depth]),
@@ -287,6 +309,8 @@ def _preprocessing(path: Path) -> dict[str, Any] | None:
         return None
     try:
         processor = json.loads(file.read_text(encoding="utf-8"))
+        if timm_folder.OURS in processor:
+            return dict(processor[timm_folder.OURS])
         size, crop = processor.get("size", 224), processor.get("crop_size", processor.get("size", 224))
         resize_px = size if isinstance(size, int) else size.get("shortest_edge") or size["height"]
         image_px = crop if isinstance(crop, int) else crop.get("height") or crop["shortest_edge"]

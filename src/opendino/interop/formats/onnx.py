@@ -28,10 +28,11 @@ class Config(Checked):
 
 
 def write(model: Model, out: Path, config: Config) -> float:
-    """Write images float32 `[B 3 H W]` → cls `[B D]`, patches `[B N D]`, optionally attention `[B heads T T]`.
+    """Write images float32 `[B C H W]` → cls `[B D]`, patches `[B N D]`, optionally attention `[B heads T T]`.
 
     Batch size and, if the network supports it, image size are dynamic. The metadata of the file hold the fingerprint
-    and the preprocessing as JSON. Weights beyond the 2 GB limit of one file are in `NAME.onnx.data` next to it.
+    and the preprocessing as JSON, with the names and the range of channels that are not those of photographs. Weights
+    beyond the 2 GB limit of one file are in `NAME.onnx.data` next to it.
 
     Returns:
         The largest difference between outputs of the network and of onnxruntime.

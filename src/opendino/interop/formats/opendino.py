@@ -12,6 +12,7 @@ from opendino.core.ranges import Checked
 from opendino.interop import compare_outputs
 from opendino.interop.model_card import card
 from opendino.models.load import Model, load, save_backbone
+from opendino.models.separate_channels import network_of
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ def write(model: Model, out: Path, config: Config) -> float:
     """
     save_backbone(
         out,
-        {model.which: model.backbone},
+        {model.which: network_of(model.backbone)},
         preprocessing=model.preprocessing,
         extra=model.description.get("extra", {}),
         classifier=model.classifier,

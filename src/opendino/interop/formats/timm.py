@@ -49,6 +49,8 @@ def read(checkpoint: Checkpoint) -> Imported:
     if timm_folder.OURS in config:
         ours = timm_folder.read_ours(config[timm_folder.OURS], checkpoint.state, source)
         wanted = described_preprocessing(config.get("pretrained_cfg") or {})
+        own = config[timm_folder.OURS]
+        wanted |= {"images": own["images"]} if "images" in own else {}
         return Imported({"teacher": ours}, wanted, f"{ours.name}, exported by opendino for timm")
     if ":" in str(name):
         raise UserError(f"'{name}' is an address, not an architecture of timm", "Download it, then import the folder")
@@ -91,6 +93,9 @@ class Config(Checked):
 
 def write(model: Model, out: Path, config: Config) -> float:
     """Write a folder for `timm.create_model("local-dir:FOLDER", pretrained=True)`, without classifier.
+
+    timm's own transforms know no range of values: those of images that are no photographs have to be mapped to 0..1
+    first, as the model card says. `opendino import` reads names and range back.
 
     Returns:
         The largest difference of the features, at the image size of the model.

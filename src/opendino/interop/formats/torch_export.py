@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,9 @@ class Config(Checked):
 
 
 def write(model: Model, out: Path, config: Config) -> float:
-    """Write the graph images float32 `[B 3 H W]` → (cls `[B D]`, patches `[B N D]`), with dynamic batch and image size.
+    """Write the graph images float32 `[B C H W]` → (cls `[B D]`, patches `[B N D]`), with dynamic batch and image size.
+
+    The preprocessing is in the file as JSON: `torch.export.load(file, extra_files={"preprocessing": ""})`.
 
     Returns:
         The largest difference of the outputs after loading it again.
@@ -30,7 +33,7 @@ def write(model: Model, out: Path, config: Config) -> float:
     if out.suffix != ".pt2":
         raise UserError(f"'{out.name}' does not end in .pt2", f"Write --out {out.stem}.pt2")
     traced = traced_graph.trace(model)
-    torch.export.save(traced.program, out)
+    torch.export.save(traced.program, out, extra_files={"preprocessing": json.dumps(model.preprocessing)})
     again, largest = torch.export.load(out).module(), 0.0
     for batch, height, width in traced.sizes:
         images = compare_outputs.random_images(model, batch, height, width)

@@ -24,6 +24,7 @@ from opendino.models.attention_maps import cls_attention, contribution_to_mean
 from opendino.models.global_descriptor import side_step
 from opendino.models.load import Model, load
 from opendino.models.patch_inputs import patch_px, to_network_input
+from opendino.models.resize import resize
 from opendino.visualize.drawing import tile_grid
 
 T = TypeVar("T")
@@ -56,47 +57,57 @@ class ImageEncoder:
         self.model, self.patch_px, self.quantity = model, patch_px(model), ""
         self.any_size, self._size_px = side_step(model) is not None, size_px
 
-    def prepare(self, image: Image.Image) -> Image.Image:
-        """Resize an RGB image to the input size of the network.
+    def prepare(self, pixels: np.ndarray) -> np.ndarray:
+        """Resize an image to the input size of the network.
+
+        Args:
+            pixels: `[H W C]`, decoded as the model reads it.
+
+        Returns:
+            `[height width C]`, uint8, or float32 in [0, 1].
 
         Raises:
             BadImage: The aspect ratio is above the maximum.
         """
-        if max(image.size) > _MAX_ELONGATION * min(image.size):
-            raise BadImage(
-                f"{image.width} × {image.height} pixels: the aspect ratio is above the maximum of {_MAX_ELONGATION}"
-            )
+        height, width = pixels.shape[:2]
+        if max(height, width) > _MAX_ELONGATION * min(height, width):
+            raise BadImage(f"{width} × {height} pixels: the aspect ratio is above the maximum of {_MAX_ELONGATION}")
         resampling = Image.Resampling[self.model.preprocessing["interpolation"].upper()]
         short = self._size_px if self.any_size else self.model.preprocessing["image_px"]
         step = self.patch_px if self.any_size else 1
-        scale = short / min(image.size)
-        width, height = (max(1, round(side * scale / step)) * step for side in image.size)
-        image = image.resize((width, height), resampling)
+        scale = short / min(height, width)
+        width, height = (max(1, round(side * scale / step)) * step for side in (width, height))
+        pixels = resize(pixels, (width, height), resampling)
         if self.any_size:
-            return image
-        left, top = ((side - short) // 2 for side in image.size)
-        return image.crop((left, top, left + short, top + short))
+            return pixels
+        left, top = (width - short) // 2, (height - short) // 2
+        return pixels[top : top + short, left : left + short]
 
-    def attention(self, image: Image.Image) -> Tensor:
+    def picture(self, pixels: np.ndarray) -> Image.Image:
+        """Draw an image `[H W C]`, prepared or not, see `data.picture`."""
+        return self.model.reading.picture(pixels)
+
+    def attention(self, pixels: np.ndarray) -> Tensor:
         """Attention maps of a prepared image, float32 `[heads rows columns]`.
 
         Attention of the CLS token in the last block; for networks without it, the contribution of each position to the
         mean feature (1 head).
         """
-        pixels = to_network_input(np.array(image), self.model)
+        images = to_network_input(pixels, self.model)
         if self.quantity != _CONTRIBUTION:
             try:
-                found = cls_attention(self.model, pixels, (image.height // self.patch_px, image.width // self.patch_px))
+                rows, columns = (side // self.patch_px for side in pixels.shape[:2])
+                found = cls_attention(self.model, images, (rows, columns))
                 self.quantity = _ATTENTION
                 return _finite(found[0])
             except NotImplementedError:
                 self.quantity = _CONTRIBUTION
-        features = self.model.features(pixels)
+        features = self.model.features(images)
         return _finite(contribution_to_mean(features.patches, features.grid)[0])
 
-    def patches(self, image: Image.Image) -> Tensor:
+    def patches(self, pixels: np.ndarray) -> Tensor:
         """Patch features of a prepared image after the last norm, float32 `[rows columns D]` on the CPU."""
-        features = self.model.features(to_network_input(np.array(image), self.model))
+        features = self.model.features(to_network_input(pixels, self.model))
         return _finite(features.patches[0].unflatten(0, features.grid).float().cpu())
 
 
@@ -134,19 +145,19 @@ class ImagesConfig(Checked):
         path = Path(self.out).expanduser()
         if path.suffix:
             path = tile_grid.out(self.out, tile_grid.PICTURES)
-        source = open_image_list(self.images)
+        model = load(self.model, self.which).to(distributed.device(self.device))
+        source = model.reading.images(open_image_list(self.images))
         if len(source) > most and path.suffix:
             raise UsageError(
                 f"{len(source)} images are too many for one file (maximum {most})",
                 f"Use a folder: --out {Path(self.out).with_suffix('')}/",
             )
-        model = load(self.model, self.which).to(distributed.device(self.device))
         return source, ImageEncoder(model, self.size_px), path
 
 
 def encode_each(
     encoder: ImageEncoder,
-    function: Callable[[Image.Image], Tensor],
+    function: Callable[[np.ndarray], Tensor],
     source: Source,
     bad: Bad,
     indices: Sequence[int] | None = None,
@@ -161,20 +172,20 @@ def encode_each(
         indices: Indices of the images to use; None for all.
 
     Yields:
-        (index, prepared image, output of the function) of each readable image.
+        (index, picture of the prepared image, output of the function) of each readable image.
     """
     indices = range(len(source)) if indices is None else indices
     for part in encode_images(
         source,
         indices,
-        prepare=lambda _, pixels: encoder.prepare(Image.fromarray(pixels)),
+        prepare=lambda _, pixels: encoder.prepare(pixels),
         network=lambda images: function(images[0]),
         batch=1,
         workers=_WORKERS,
     ):
         bad += part.bad
         if part.output is not None:
-            yield indices[part.positions[0]], part.images[0], part.output
+            yield indices[part.positions[0]], encoder.picture(part.images[0]), part.output
 
 
 def _finite(found: Tensor) -> Tensor:
