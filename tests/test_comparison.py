@@ -59,7 +59,7 @@ def test_a_continued_run_starts_from_all_networks_and_keeps_images_out(grown: tu
     assert config.optim.lr == pytest.approx(existing_runs.read_run_config(run).optim.lr / 5)
     kept_out = is_held_out(key_digests(open_source(folder)), 0.2).sum()
     assert 0 < kept_out < 40
-    assert f"hold_out = 0.2: {kept_out} images are kept out" in (tmp_path / "new/log.txt").read_text()
+    assert f"{kept_out} of 80 images are kept out of training" in (tmp_path / "new/log.txt").read_text()
     found = result.against_start
     assert found is not None and found["measure"] == "parts"
     assert found["new"]["num_images"] + found["old"]["num_images"] == kept_out

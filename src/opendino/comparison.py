@@ -19,6 +19,7 @@ from opendino.data.fingerprint import key_digests
 from opendino.data.held_out import is_held_out, training_images
 from opendino.data.source_files import exists
 from opendino.data.subset import Subset
+from opendino.data.video_file import split_every
 from opendino.evals.knn import true_class_ranks
 from opendino.features.feature_table import FeatureTable, table
 from opendino.features.part_retrieval import NUM_PARTS, Quadrants, found_frac
@@ -126,8 +127,8 @@ def _held_out(config: ResolvedConfig, init: Path) -> dict[str, Source]:
     earlier, today = existing_runs.read_run_config(init), resolve.all_images(config)
     digests, known = key_digests(today), existing_runs.read_keys(init)
     held = is_held_out(digests, config.hold_out)
-    path = earlier.data.partition("?")[0]
-    if config.data != earlier.data and exists(path):  # another folder: equal names are not the same images
+    path, _ = split_every(earlier.data)
+    if split_every(config.data)[0] != path and exists(path):  # another folder: equal names are not the same images
         before = resolve.all_images(earlier)
         old = is_held_out(key_digests(before), config.hold_out)
         return {"new": _subset(today, held), "old": _subset(before, old)}
@@ -151,9 +152,7 @@ def _scores(model: Model, sets: dict[str, Source], bank: Source | None, k: int) 
     if bank is not None:
         known = table(model, bank).labeled()
         return {name: _knn_scores(known, table(model, source).labeled(), k) for name, source in sets.items()}
-    features = {name: _parts(table(model, Quadrants(source))) for name, source in sets.items()}
-    found = found_frac(torch.cat([*features.values()])) if features else torch.zeros(0)
-    return dict(zip(features, found.split([len(each) for each in features.values()]), strict=True))
+    return {name: found_frac(_parts(table(model, Quadrants(source)))) for name, source in sets.items()}
 
 
 def _parts(found: FeatureTable) -> Tensor:

@@ -16,7 +16,7 @@ from opendino.core import atomic_write, distributed, duration
 from opendino.core.contracts import Source
 from opendino.core.errors import UsageError, UserError
 from opendino.data import fingerprint
-from opendino.data.held_out import is_held_out
+from opendino.data.held_out import with_held_out
 from opendino.engine import optim
 from opendino.engine.run_folder import STARTUP_FILES
 
@@ -115,9 +115,15 @@ def check_images(folder: Path, config: Config, source: Source, then: dict[str, A
         f"Train on from it with the images of today: opendino continue {folder} {config.data}; "
         f"start a new run from its weights: opendino train {config.data} --init {folder}; or restore the folder"
     )
-    keys = read_keys(folder)
-    trained = None if keys is None else keys[~is_held_out(keys, config.hold_out)]
-    fingerprint.check(source, then, f"'{folder}' was started", trained, hint)
+
+    def counted() -> str:
+        keys, now = read_keys(folder), fingerprint.key_digests(with_held_out(source))
+        if keys is None:
+            return ""
+        num_new, num_gone = (~np.isin(now, keys)).sum(), (~np.isin(keys, now)).sum()
+        return f": {num_new:,} new, {num_gone:,} gone" if num_new or num_gone else ", with other labels"
+
+    fingerprint.check(source, then, f"'{folder}' was started", hint, counted)
 
 
 def continued(run: str | Path) -> Config:

@@ -53,15 +53,10 @@ def resolve_config(config: Config, device: torch.device) -> tuple[ResolvedConfig
     if device.type == "mps" and config.bits == "auto":
         config = replace(config, bits=8)  # it has no uint16
     config, is_rgb, found = run_images.resolve_intensity(config, files)
-    trained_on = training_images(relabel(files, config.labels, config.seed), config.hold_out)
-    source = _by_channel(trained_on, config)
+    source = _by_channel(training_images(relabel(files, config.labels, config.seed), config.hold_out), config)
     workers, why_workers = sizing.workers(config.workers, device)
     probe = probe_dataset(source, config.max_bad_frac, workers=workers)
     config, facts, reasons = _method_and_network(config, source, probe.short_side_px, is_rgb, device)
-    if config.hold_out:
-        found.append(
-            f"hold_out = {config.hold_out:g}: {len(files) - len(trained_on):,} images are kept out of training"
-        )
     reasons = found + reasons
     dtype, why_dtype = precision.choose(config.precision, device)
     compiling, why_compiling = compilation.choose(config.compile, device, facts.total_steps)

@@ -50,7 +50,7 @@ def write(path: Path, num: int = 40, rate: int = 10) -> Path:
 def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     yield
-    video_file._forget_decoders()
+    video_file.close_decoders()
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -112,7 +112,7 @@ def test_a_folder_of_videos_and_images(tmp_path: Path, monkeypatch: pytest.Monke
     assert list_paths(f"{folder}?every=2s", ["a/0.png"]) == [f"{folder}/a/0.png"]
     assert open_source(str(folder)).checksum(1) == source.checksum(1)
     (folder / "a/1.mp4").unlink()
-    video_file._forget_decoders()
+    video_file.close_decoders()
     with pytest.raises(BadImage, match=r"the frame at 00002\.000 s cannot be decoded"):
         source.read(2)
 

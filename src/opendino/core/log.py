@@ -12,6 +12,7 @@ from typing import Any
 
 _file: Path | None = None
 _muted = False
+_said: set[str] = set()
 _pending: list[str] = []  # messages from before the run folder exists
 
 
@@ -43,6 +44,13 @@ def say(text: str, style: str = "") -> None:
     _write()
 
 
+def say_once(text: str) -> None:
+    """The same, unless this line was already printed since the last run began: for messages about opened images."""
+    if text not in _said and not _muted:
+        _said.add(text)
+        say(text)
+
+
 def warn(text: str) -> None:
     """Print one line as a warning."""
     say(f"warning: {text}", style="yellow")
@@ -52,7 +60,11 @@ def write_to(path: Path | None) -> None:
     """Also append messages to this file from now on, first those since the last file was closed; None stops it."""
     global _file
     _file = path
-    _write() if path else _pending.clear()
+    if path:
+        _write()
+    else:
+        _pending.clear()
+        _said.clear()
 
 
 def _write() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -37,8 +38,8 @@ def check(
     source: Source,
     then: dict[str, Any],
     when: str,
-    keys: np.ndarray | None = None,
     hint: str = "Put them back, or start a new run",
+    counted: Callable[[], str] = str,
 ) -> None:
     """Check that a source still holds the same images; warn if a few of them were replaced.
 
@@ -46,8 +47,8 @@ def check(
         source: The images now.
         then: `sample(source)` from before.
         when: When that was, for the message: "step 3".
-        keys: `key_digests(source)` from before, to count the new images and those that are gone.
         hint: What to do if the images have changed.
+        counted: Called if the names differ: says which, for the message.
 
     Raises:
         UserError: The names differ, or more than half of the sampled images have other content.
@@ -55,12 +56,7 @@ def check(
     now = sample(source)
     changed = f"The images have changed since {when}"
     if then["images"] != now["images"]:
-        counts = f"{then['images'][0]:,} then, {len(source):,} now"
-        if keys is not None:
-            keys_now = key_digests(source)
-            num_new, num_gone = (~np.isin(keys_now, keys)).sum(), (~np.isin(keys, keys_now)).sum()
-            counts += f": {num_new:,} new, {num_gone:,} gone" if num_new or num_gone else ", with other labels"
-        raise UserError(f"{changed} ({counts})", hint)
+        raise UserError(f"{changed} ({then['images'][0]:,} then, {len(source):,} now{counted()})", hint)
     pairs = zip(then.get("contents", now["contents"]), now["contents"], strict=True)
     num_other = sum(one != two and _UNREADABLE not in (one, two) for one, two in pairs)
     found = f"{changed}: {num_other} of {len(now['contents'])} looked at have other content under the same name"

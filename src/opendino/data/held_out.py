@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from opendino.core import log
 from opendino.core.contracts import Source
 from opendino.core.errors import UserError
+from opendino.data.channel_images import ChannelImages
 from opendino.data.fingerprint import key_digests
 from opendino.data.subset import Subset
 
@@ -34,9 +36,11 @@ def training_images(source: Source, frac: float) -> Source:
     kept = np.flatnonzero(~is_held_out(key_digests(source), frac))
     if not len(kept):
         raise UserError(f"--hold-out {frac:g} leaves no image of {len(source):,} to train on", "Use a smaller number")
+    log.say(f"{len(source) - len(kept):,} of {len(source):,} images are kept out of training (hold_out = {frac:g})")
     return Subset(source, kept.tolist())
 
 
 def with_held_out(source: Source) -> Source:
-    """All images: the argument of `training_images`, from its result."""
+    """All whole images that a run's training images were taken from, see `training_images` and `ChannelImages`."""
+    source = source.source if isinstance(source, ChannelImages) else source
     return source.source if isinstance(source, Subset) else source

@@ -213,7 +213,8 @@ def log_unsupported(place: str, others: Counter[str]) -> None:
     known = {ending: found for ending in others if (found := unsupported.advice_for_suffix(ending))}
     for ending, (kind, way) in known.items():
         if kind != unsupported.ARCHIVE:
-            log.say(f"{others[ending]:,} {ending} files in {place} are left out ({kind}): {way}")
+            files = f"1 {ending} file" if others[ending] == 1 else f"{others[ending]:,} {ending} files"
+            log.say_once(f"{files} in {place} left out ({kind}): {way}")
 
 
 def class_order(name: str) -> tuple[int, str]:

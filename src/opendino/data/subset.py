@@ -15,8 +15,9 @@ class Subset(Source):
     """Images `indices` of `source`, in that order, with the same classes (as `torch.utils.data.Subset`)."""
 
     def __init__(self, source: Source, indices: Sequence[int]) -> None:
-        self.source, self.indices, self.pixel_format = source, indices, source.pixel_format
+        self.source, self.indices = source, indices
         self.classes, self.folder_classes = source.classes, source.folder_classes
+        self.pixel_format = source.pixel_format
         if len(source.shard_sizes) and (np.diff(indices) > 0).all():
             sizes = np.diff(np.searchsorted(indices, np.cumsum(source.shard_sizes)), prepend=0)
             self.shard_sizes = sizes[sizes > 0]

@@ -6,6 +6,7 @@ and decoding up to its time stamp, so it has the same pixels as when the whole v
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import re
@@ -63,13 +64,14 @@ def open_video(path: str | Path) -> Iterator[Any]:
         UserError: Not a video, a damaged one, or PyAV is not installed.
     """
     av, shown = pyav(), printable(str(path))
+    failed = av.error.FFmpegError  # by a name of its own, as modules are gone when the interpreter ends
     try:
         # Only local files: a playlist with the suffix of a video must not open network addresses.
         with av.open(str(path), options={"protocol_whitelist": "file"}) as container:
             if not container.streams.video:
                 raise UserError(f"{shown} has no video", _HINT)
             yield container
-    except av.error.FFmpegError as error:
+    except failed as error:
         raise UserError(f"{shown} cannot be read as a video: {error.strerror}", _HINT) from error
 
 
@@ -229,7 +231,15 @@ def _forget_decoders() -> None:
     _lock, _decoders = threading.RLock(), OrderedDict()
 
 
+def close_decoders() -> None:
+    """Close the videos that this process has open."""
+    with _lock:
+        while _decoders:
+            _decoders.popitem()[1].close()
+
+
 os.register_at_fork(after_in_child=_forget_decoders)
+atexit.register(close_decoders)  # before PyAV itself is taken down
 
 
 def _seconds(every: str) -> float:

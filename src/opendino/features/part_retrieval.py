@@ -14,14 +14,19 @@ from opendino.data.decode import decode
 from opendino.features.nearest_neighbors import nearest
 
 NUM_PARTS = 4
+_FACTORS = 0.6, 1.4  # of brightness and contrast
 
 
 @final
 class Quadrants(Source):
-    """The four quarters of every image: quarter `q` of image `i` has the index 4 i + q. They do not overlap."""
+    """The four quarters of every image, without overlap: quarter `q` of image `i` has the index 4 i + q.
+
+    In gray and of random light: color and brightness differ from image to image, so with them any network, and even a
+    color histogram, would find the other quarters. Of other than 3 channels, each gets a light of its own.
+    """
 
     def __init__(self, source: Source) -> None:
-        self.source, self.classes = source, source.classes
+        self.source, self.classes, self.pixel_format = source, source.classes, source.pixel_format
 
     def __len__(self) -> int:
         return NUM_PARTS * len(self.source)
@@ -35,18 +40,30 @@ class Quadrants(Source):
         return self.source.label(index // NUM_PARTS)
 
     def read(self, index: int) -> np.ndarray:
-        """One quarter of the image, uint8 `[H/2 W/2 3]`.
+        """One quarter of the image, uint8 or uint16 `[H/2 W/2 C]`.
 
         Raises:
             BadImage: The image cannot be read or is too small.
         """
-        pixels = decode(self.source.read(index // NUM_PARTS))
+        pixels = decode(self.source.read(index // NUM_PARTS), pixel_format=self.pixel_format)
         height, width = (side // 2 for side in pixels.shape[:2])
         if not (height and width):
             raise BadImage("smaller than 2 × 2 pixels")
         top, left = divmod(index % NUM_PARTS, 2)
         top, left = top * (pixels.shape[0] - height), left * (pixels.shape[1] - width)
-        return np.ascontiguousarray(pixels[top : top + height, left : left + width])
+        return _in_random_light(pixels[top : top + height, left : left + width], np.random.default_rng(index))
+
+
+def _in_random_light(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    channels = pixels.shape[2]
+    values = pixels.astype(np.float32)
+    if channels == 3:
+        values = values.mean(2, keepdims=True)
+    brightness, contrast = rng.uniform(*_FACTORS, (2, values.shape[2])).astype(np.float32)
+    values = values * brightness
+    middle = values.mean((0, 1))
+    values = ((values - middle) * contrast + middle).clip(0, np.iinfo(pixels.dtype).max)
+    return np.ascontiguousarray(np.broadcast_to(values, pixels.shape).round().astype(pixels.dtype))
 
 
 def found_frac(features: Tensor) -> Tensor:

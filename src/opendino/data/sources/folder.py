@@ -126,7 +126,7 @@ def _open_videos(root: str, paths: Names, positions: np.ndarray, every: str) -> 
             bad.append(error)
     if found:
         num = sum(map(len, found.values()))
-        log.say(f"{num:,} frames of {_counted(len(found))} in folder {printable(root)} ({described(every)})")
+        log.say_once(f"{num:,} frames of {_counted(len(found))} in folder {printable(root)} ({described(every)})")
     if bad:
         log.warn(f"{_counted(len(bad))} left out, e.g. {bad[0]}")
     return found

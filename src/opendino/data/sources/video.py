@@ -64,5 +64,5 @@ def build(data: str) -> VideoSource:
         UserError: Not a video, a damaged one, or PyAV is not installed.
     """
     source = VideoSource(*split_every(data))
-    log.say(f"{printable(data)} gives {len(source):,} frames ({described(split_every(data)[1])})")
+    log.say_once(f"{printable(data)} gives {len(source):,} frames ({described(split_every(data)[1])})")
     return source
