@@ -16,14 +16,13 @@ _AT_ONCE = 32  # images whose crops are float32 at a time
 
 @torch.no_grad()
 def disjoint_crops(images: Tensor, seed: int = 0) -> Tensor:
-    """Cut two squares of half the side that share no pixel out of each image, in gray and of random light.
+    """Cut two squares of half the side that share no pixel out of each image.
 
-    One lies in the left half and one in the right half, or one above and one below. Color and brightness differ from
-    image to image, so with them any network, and even a color histogram, would find the other crop.
+    One lies in the left half and one in the right half, or one above and one below.
 
     Args:
         images: uint8 `[M 3 S S]`.
-        seed: Seed of the places and of the light.
+        seed: Seed of the places.
 
     Returns:
         uint8 `[2 M 3 S S]`, resized to the side of the image.
@@ -35,14 +34,33 @@ def disjoint_crops(images: Tensor, seed: int = 0) -> Tensor:
     for number, place in enumerate((0, side - half)):
         corner[number, torch.arange(num), axis] = place
     box = torch.cat([corner, torch.full_like(corner, half)], 2).int()
-    low, high = _FACTORS
-    factors = low + (high - low) * torch.rand(2, num, 4, generator=rng)
     found = torch.empty(2, *images.shape, dtype=torch.uint8)
     for rows in torch.arange(num).split(_AT_ONCE):
-        no, yes = torch.zeros(2, len(rows), dtype=torch.bool), torch.ones(2, len(rows), dtype=torch.bool)
-        crops = functional.gray(functional.crop_resize(images[rows], box[:, rows], no, side) / 255, yes)
-        crops = functional.jitter_light(crops, factors[:, rows], torch.arange(4).expand(2, len(rows), 4))
-        found[:, rows] = (crops * 255).round().to(torch.uint8)
+        no_flip = torch.zeros(2, len(rows), dtype=torch.bool)
+        found[:, rows] = functional.crop_resize(images[rows], box[:, rows], no_flip, side)
+    return found
+
+
+@torch.no_grad()
+def in_gray(crops: Tensor, seed: int = 0) -> Tensor:
+    """The crops in gray and of random brightness and contrast, each its own.
+
+    Color and light differ from image to image: with them even a color histogram finds the other crop of an image.
+
+    Args:
+        crops: uint8 `[2 M 3 S S]`.
+        seed: Seed of the light.
+
+    Returns:
+        uint8 `[2 M 3 S S]`.
+    """
+    low, high = _FACTORS
+    factors = low + (high - low) * torch.rand(*crops.shape[:2], 4, generator=torch.Generator().manual_seed(seed))
+    found = torch.empty_like(crops)
+    for rows in torch.arange(crops.shape[1]).split(_AT_ONCE):
+        gray = functional.gray(crops[:, rows] / 255, torch.ones(2, len(rows), dtype=torch.bool))
+        lit = functional.jitter_light(gray, factors[:, rows], torch.arange(4).expand(2, len(rows), 4))
+        found[:, rows] = (lit * 255).round().to(torch.uint8)
     return found
 
 
