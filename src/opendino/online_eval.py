@@ -23,7 +23,7 @@ from opendino.evals.knn import true_class_ranks
 from opendino.evals.label_free import effective_rank
 from opendino.features import eval_crops
 from opendino.features.classification_metrics import accuracy, accuracy_of, majority
-from opendino.features.crop_matching import NUM_IMAGES, disjoint_crops, match_rate
+from opendino.features.crop_matching import NUM_IMAGES, disjoint_crops, in_gray, match_rate
 from opendino.features.pixel_baseline import color_histogram
 from opendino.models.separate_channels import SeparateChannels
 
@@ -94,23 +94,30 @@ class OnlineEval:
             method: With full weights; at the first call (no `baselines`) before its first step.
             baselines: Scores that do not change during a run, {} if not yet measured: {"knn": {name: percent}} of raw
                 "pixels", of the "untrained" network (or, with `init`, of the network at the "start") and of a frozen
-                "teacher"; {"accuracy": ...} of the latter; {"crop_match": ...} of the initial network, raw "pixels" and
-                "color" histograms; {"effective_rank": {"start": ...}}; {"of": {"settings":
-                checksum of the settings they were measured with}}.
+                "teacher"; {"accuracy": ...} of the latter; {"crop_match": ...} and {"crop_match_color": ...} of the
+                initial network, raw "pixels" and "color" histograms; {"effective_rank": {"start": ...}}; {"of":
+                {"settings": checksum of the settings they were measured with}}.
 
         Returns:
-            The metrics and the baselines. The metrics are "effective_rank" of the network to use, "crop_match" (see
-            `crop_matching.match_rate`; {name: percent}, the network to use first) and "judged_on" (see
-            `EvalSet.content_counts`). With labels also, the network to use first, {"knn": {name: top-1 accuracy in
-            percent}} with "balanced_accuracy" and "standard_error"; {"accuracy": {name: of its classifier in percent}}
-            with "accuracy_balanced"; "majority" and "num_queries", see `core.accuracy`.
+            The metrics and the baselines. The metrics are "effective_rank" of the network to use; "crop_match" and
+            "crop_match_color", {name: percent}, the network to use first: `crop_matching.match_rate` of crops in gray
+            and in color; and "judged_on" (see `EvalSet.content_counts`). With labels also, the network to use first,
+            {"knn": {name: top-1 accuracy in percent}} with "balanced_accuracy" and "standard_error"; {"accuracy":
+            {name: of its classifier in percent}} with "accuracy_balanced"; "majority" and "num_queries", see
+            `core.accuracy`.
         """
         first_time = not baselines
         if first_time:
             baselines = {"of": self._settings_checksum}
         elif baselines.get("of", self._settings_checksum) != self._settings_checksum:
             log.warn("evaluation settings have changed since the run started: earlier baselines are not shown")
-            baselines = {"of": self._settings_checksum, "knn": {}, "accuracy": {}, "crop_match": {}}
+            baselines = {
+                "of": self._settings_checksum,
+                "knn": {},
+                "accuracy": {},
+                "crop_match": {},
+                "crop_match_color": {},
+            }
         networks = method.networks()
         main_network = next(iter(networks))
         bank = self._features(networks[main_network], self._set.bank)
@@ -119,7 +126,8 @@ class OnlineEval:
             baselines = baselines | {"effective_rank": {"start": quality["effective_rank"]}}
         if first_time:
             baselines = baselines | self._baselines(method)
-        quality["crop_match"] = {main_network: self._match(networks[main_network])} | baselines.get("crop_match", {})
+        for kind, rate in self._match(networks[main_network]).items():
+            quality[kind] = {main_network: rate} | baselines.get(kind, {})
         if not self._has_accuracies:
             return quality, baselines
         scores = self._scores(method, networks, {main_network: bank})
@@ -171,9 +179,10 @@ class OnlineEval:
         """Scores that do not change during the run; see `__call__`."""
         initial = self._initial_network(method)
         name = "start" if self._init else "untrained"
-        matched: Scores = {"crop_match": {name: self._match(initial)}}
-        for other, describe in (("pixels", features.pixels), ("color", color_histogram)):
-            matched["crop_match"][other] = match_rate(*(describe(crops) for crops in self._crop_pairs))
+        matched: Scores = {kind: {name: rate} for kind, rate in self._match(initial).items()}
+        for kind, pairs in self._crop_pairs.items():
+            for other, describe in (("pixels", features.pixels), ("color", color_histogram)):
+                matched[kind][other] = match_rate(*(describe(crops) for crops in pairs))
         if not self._has_accuracies:
             return matched
         has_frozen_teacher = "teacher" not in method.product and "backbone" in method.teacher
@@ -193,15 +202,18 @@ class OnlineEval:
         return nn.ModuleDict({"backbone": backbone})
 
     @functools.cached_property
-    def _crop_pairs(self) -> Tensor:
-        """Two disjoint crops of a few images, the same on every rank: `[2 M C H W]`."""
-        return disjoint_crops(self._first_crops(NUM_IMAGES))
+    def _crop_pairs(self) -> dict[str, Tensor]:
+        """Two disjoint crops of a few images by metric, the same on every rank: `[2 M C H W]`."""
+        in_color = disjoint_crops(self._first_crops(NUM_IMAGES))
+        return {"crop_match": in_gray(in_color), "crop_match_color": in_color}
 
-    def _match(self, network: nn.ModuleDict) -> float:
-        """How often the network finds the other crop of an image, in percent; each rank computes a part."""
-        pairs = self._crop_pairs
-        mine = pairs[:, distributed.rank_slice(pairs.shape[1])]
-        return match_rate(*(self._features(network, crops) for crops in mine))
+    def _match(self, network: nn.ModuleDict) -> dict[str, float]:
+        """How often the network finds the other crop of an image, in percent, by metric; each rank computes a part."""
+        rates = {}
+        for kind, pairs in self._crop_pairs.items():
+            mine = pairs[:, distributed.rank_slice(pairs.shape[1])]
+            rates[kind] = match_rate(*(self._features(network, crops) for crops in mine))
+        return rates
 
     def _first_crops(self, number: int) -> Tensor:
         """The first `number` crops of the bank, gathered from all ranks: `[number C H W]` on every rank."""

@@ -48,6 +48,12 @@ def test_without_labels_crops_and_entropy_decide(change: dict[str, Any], name: s
     assert "\n" not in found.evidence
 
 
+@pytest.mark.parametrize(("after", "name"), [(92.1, LEARNED), (91.9, NOT_SHOWN)])
+def test_what_forgets_color_is_not_shown_to_learn(after: float, name: str) -> None:
+    found = of_rows(run(crop_match_color={"teacher": after, "untrained": 93.0}), 100)
+    assert found.name == name and f"in color in {after}% (untrained network 93.0%)" in found.evidence
+
+
 @pytest.mark.parametrize(
     ("teacher", "num", "match", "name"),
     [

@@ -9,7 +9,7 @@ import torch
 
 from opendino.data.sources.toy import ToySource
 from opendino.features import pixels
-from opendino.features.crop_matching import disjoint_crops, match_rate
+from opendino.features.crop_matching import disjoint_crops, in_gray, match_rate
 from opendino.features.pixel_baseline import color_histogram
 
 
@@ -36,9 +36,12 @@ def test_the_two_crops_share_no_pixel(side: int) -> None:
 
 def test_color_tells_little_about_the_image() -> None:
     images = toys(128)
-    halves = images[..., :16], images[..., 16:]
-    assert match_rate(*(color_histogram(crops) for crops in halves)) > 95
-    assert match_rate(*(color_histogram(crops) for crops in disjoint_crops(images))) < 75
+    crops = disjoint_crops(images)
+    assert match_rate(*(color_histogram(each) for each in crops)) > 95
+    gray = in_gray(crops)
+    assert gray.shape == crops.shape and gray.dtype == torch.uint8 and torch.equal(gray, in_gray(crops))
+    assert ((gray.amax(2).int() - gray.amin(2).int()) <= 1).all(), "no color is left"
+    assert match_rate(*(color_histogram(each) for each in gray)) < 75
 
 
 def test_equal_crops_are_perfect_and_equal_features_are_chance() -> None:
@@ -65,6 +68,6 @@ def test_without_two_images_or_finite_features_there_is_no_rate() -> None:
 def test_crops_of_any_channels_and_depth(channels: int, dtype: torch.dtype) -> None:
     values = torch.randint(256, (6, channels, 24, 24), generator=torch.Generator().manual_seed(0))
     images = (values * 257 if dtype == torch.uint16 else values).to(dtype)
-    crops = disjoint_crops(images)
-    assert crops.shape == (2, *images.shape) and crops.dtype == dtype
-    assert crops.int().max() > 0.5 * torch.iinfo(dtype).max, "16 bits keep their range"
+    for crops in (disjoint_crops(images), in_gray(disjoint_crops(images))):
+        assert crops.shape == (2, *images.shape) and crops.dtype == dtype
+        assert crops.int().max() > 0.5 * torch.iinfo(dtype).max, "16 bits keep their range"

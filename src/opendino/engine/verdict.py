@@ -21,13 +21,15 @@ KNN_GAIN = 2.0
 """Points of k-NN accuracy above the start below which a run has not learned, however many queries there are."""
 MATCH_GAIN = 10.0
 """Points of crop matching above the start that a run needs to be called learned without classes."""
+COLOR_LOSS = 1.0
+"""Points of crop matching in color that a run may lose: where classes differ in color, they are lost with it."""
 UNDECIDED_ENTROPY = 0.98
 """A teacher with this share of ln K or more, and not falling, has no opinion about any image."""
 RANK_ONE = 1.05
 """Effective rank below which the features of all images lie on one line."""
 EXAMINED = (
-    "loss", "ok", "entropy_frac", "effective_rank", "crop_match", "knn", "balanced_accuracy", "majority", "num_queries",
-    "judged_on",
+    "loss", "ok", "entropy_frac", "effective_rank", "crop_match", "crop_match_color", "knn", "balanced_accuracy",
+    "majority", "num_queries", "judged_on",
 )  # fmt: skip
 """The metrics that `judge` uses."""
 _STARTS = "start", "untrained"
@@ -124,6 +126,10 @@ def _by_crops(columns: Columns) -> tuple[bool, str]:
         others = ", ".join(f"{_NAMES[name]} {match[name]:.1f}%" for name in (first, "pixels", "color") if name in match)
         signs.append(f"crops of one image find each other in {match[best]:.1f}% of comparisons ({others}; chance 50%)")
         learned = match[best] - match[first] >= MATCH_GAIN
+        color = [_last(columns, f"crop_match_color.{name}") for name in (best, first)]
+        if color[0] is not None and color[1] is not None:
+            signs.append(f"in color in {color[0]:.1f}% ({_NAMES[first]} {color[1]:.1f}%)")
+            learned &= color[1] - color[0] <= COLOR_LOSS
     if entropy := _half_and_end(columns, "entropy_frac"):
         signs.append(f"the teacher's entropy is {entropy[1]:.1%} of ln K ({entropy[0]:.1%} halfway)")
         learned &= entropy[1] < UNDECIDED_ENTROPY or entropy[1] <= entropy[0] - 0.002

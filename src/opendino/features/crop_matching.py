@@ -16,16 +16,13 @@ _AT_ONCE = 32  # images whose crops are float32 at a time
 
 @torch.no_grad()
 def disjoint_crops(images: Tensor, seed: int = 0) -> Tensor:
-    """Cut two squares of half the side that share no pixel out of each image, without color and of random light.
+    """Cut two squares of half the side that share no pixel out of each image.
 
-    Without color means gray for three channels, and light of its own for each channel otherwise.
-
-    One lies in the left half and one in the right half, or one above and one below. Color and brightness differ from
-    image to image, so with them any network, and even a color histogram, would find the other crop.
+    One lies in the left half and one in the right half, or one above and one below.
 
     Args:
         images: uint8 or uint16 `[M C S S]`.
-        seed: Seed of the places and of the light.
+        seed: Seed of the places.
 
     Returns:
         `[2 M C S S]` of the type of the images, resized to the side of the image.
@@ -37,19 +34,37 @@ def disjoint_crops(images: Tensor, seed: int = 0) -> Tensor:
     for number, place in enumerate((0, side - half)):
         corner[number, torch.arange(num), axis] = place
     box = torch.cat([corner, torch.full_like(corner, half)], 2).int()
-    in_color, (low, high) = images.shape[1] == 3, _FACTORS
-    factors = low + (high - low) * torch.rand(2, num, *([] if in_color else images.shape[1:2]), 4, generator=rng)
-    white = torch.iinfo(images.dtype).max
     found = torch.empty(2, *images.shape, dtype=images.dtype)
-    for first in range(0, num, _AT_ONCE):
-        rows = slice(first, min(first + _AT_ONCE, num))
-        count = rows.stop - first
-        no, yes = torch.zeros(2, count, dtype=torch.bool), torch.ones(2, count, dtype=torch.bool)
-        crops = functional.to_float(functional.crop_resize(images[rows], box[:, rows], no, side))
-        crops = functional.gray(crops, yes) if in_color else crops.unsqueeze(3)  # channels as images of their own
-        light = factors[:, rows]
-        crops = functional.jitter_light(crops, light, torch.arange(4).expand_as(light).contiguous())
-        found[:, rows] = (crops.view(2, count, *images.shape[1:]) * white).round().to(images.dtype)
+    for rows in _slices(num):
+        no_flip = torch.zeros(2, rows.stop - rows.start, dtype=torch.bool)
+        found[:, rows] = functional.crop_resize(images[rows], box[:, rows], no_flip, side)
+    return found
+
+
+@torch.no_grad()
+def in_gray(crops: Tensor, seed: int = 0) -> Tensor:
+    """The crops in gray and of random brightness and contrast, each its own.
+
+    Color and light differ from image to image: with them even a color histogram finds the other crop of an image.
+    Images of other than three channels keep their channels, each with light of its own.
+
+    Args:
+        crops: uint8 or uint16 `[2 M C S S]`.
+        seed: Seed of the light.
+
+    Returns:
+        Of the type and shape of the crops.
+    """
+    (_, num, channels, *_), (low, high) = crops.shape, _FACTORS
+    in_color = channels == 3
+    shape = (2, num, 4) if in_color else (2, num, channels, 4)
+    factors = low + (high - low) * torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+    found = torch.empty_like(crops)
+    for rows in _slices(num):
+        part, light = functional.to_float(crops[:, rows]), factors[:, rows]
+        gray = functional.gray(part, torch.ones(part.shape[:2], dtype=torch.bool)) if in_color else part.unsqueeze(3)
+        lit = functional.jitter_light(gray, light, torch.arange(4).expand_as(light).contiguous())
+        found[:, rows] = (lit.view_as(part) * torch.iinfo(crops.dtype).max).round().to(crops.dtype)
     return found
 
 
@@ -74,3 +89,7 @@ def match_rate(one: Tensor, other: Tensor) -> float:
         own = rows.diagonal()[:, None]
         wins += (rows < own).sum() + ((rows == own).sum() - num) / 2
     return 100 * float(wins / (2 * num * (num - 1)))
+
+
+def _slices(number: int) -> list[slice]:
+    return [slice(first, min(first + _AT_ONCE, number)) for first in range(0, number, _AT_ONCE)]

@@ -98,6 +98,7 @@ PANELS = (
 _NOT_DRAWN = {
     "ok",  # whether the step was not skipped
     "teacher_entropy",  # entropy_frac times ln K
+    "crop_match_color",  # only says whether color is lost
     "judged_on", "num_queries", "majority", "standard_error", "peak_memory_bytes", *accuracy.BALANCED.values(),
 }  # fmt: skip
 
