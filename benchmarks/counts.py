@@ -175,7 +175,7 @@ def loss(num: int) -> Callable[[], Any]:
 
     def run() -> None:
         with torch.autocast("cpu", torch.bfloat16):
-            dino.cross_entropy(rows, prototypes, targets, 0.1, same_views=True)
+            losses.cross_entropy(rows, prototypes, targets, 0.1, same_views=True)
 
     return run
 
