@@ -30,9 +30,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from opendino import config as configs
+from opendino import losses
 from opendino.core.compilation import compiling
 from opendino.engine import optim
-from opendino.methods import dino
 from opendino.models.vit_layers import Block
 from opendino.views import functional
 from opendino.views.multi_crop import multi_crop
@@ -41,7 +41,7 @@ from opendino.views.sampling import sample_views
 SPEC = configs.views(PAPER)
 SIZES = (2, 4)
 WORK = ("flop", "bytes")
-ROWS_AT_ONCE = dino._ROWS_AT_ONCE
+ROWS_AT_ONCE = losses._ROWS_AT_ONCE
 COMPILE = torch.compile
 
 
@@ -129,7 +129,7 @@ def line(count: Callable[[int], Counter[str]], batch: int) -> dict[str, float]:
     """Cost per image of a batch, from two small batches: what grows with the images, and what a step costs once."""
     found = []
     for size in SIZES:
-        dino._ROWS_AT_ONCE = ROWS_AT_ONCE * size // batch  # as many chunks of the loss as with all images
+        losses._ROWS_AT_ONCE = ROWS_AT_ONCE * size // batch  # as many chunks of the loss as with all images
         found.append(count(size))
     small, large = found
     slope = {each: (large[each] - small[each]) / (SIZES[1] - SIZES[0]) for each in WORK}
@@ -175,7 +175,7 @@ def loss(num: int) -> Callable[[], Any]:
 
     def run() -> None:
         with torch.autocast("cpu", torch.bfloat16):
-            dino.cross_entropy(rows, prototypes, targets, 0.1, same_views=True)
+            losses.cross_entropy(rows, prototypes, targets, 0.1, same_views=True)
 
     return run
 

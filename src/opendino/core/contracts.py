@@ -72,7 +72,7 @@ class Backbone(nn.Module, abc.ABC):
         embed_dim: D, the width of `Features.cls`.
         name: Architecture; `models.build.backbone(name, **kwargs)` builds the network again.
         kwargs: Keyword arguments for that call, plain JSON values.
-        mask_token: float `[1 1 D]`, what `forward` puts in the place of masked patches; None until `learn_mask_token`.
+        mask_token: float `[1 1 D]`, what `forward` replaces masked patches by; None until `learn_mask_token`.
             Only training needs it: it is in no exported model.
         in_chans: C, number of channels of the images.
     """

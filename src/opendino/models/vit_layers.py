@@ -40,7 +40,7 @@ def unpack(tokens: Tensor, shapes: Shapes) -> list[Tensor]:
 
 
 def masked(patches: Tensor, mask: Tensor | None, mask_token: Tensor | None) -> Tensor:
-    """Patch tokens with the mask token `[1 1 D]` in place of the masked ones.
+    """Patch tokens with the masked ones replaced by the mask token `[1 1 D]`.
 
     Args:
         patches: `[B N D]` or `[B rows columns D]`, before position embeddings.
