@@ -100,7 +100,9 @@ def test_a_training_on_images_of_the_server_is_everybodys_and_outlives_a_session
     jobs = TrainingJobs(folder, False, folder.with_name("server"), 2)
     training = jobs.start_on_server_images("/images/cells", ["--labels", "none"])
     assert jobs.latest("one") is training and jobs.latest("two") is training
+    until = time.monotonic() + 30
     while not (training.out / "metrics.jsonl").is_file():
+        assert time.monotonic() < until, training.said
         time.sleep(0.02)
     with pytest.raises(UserError, match="is running already"):
         jobs.start_on_server_images("/images/cells", [])
