@@ -168,6 +168,8 @@ class Config(Checked):
     """Stop the run after this many consecutive steps with a non-finite loss."""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.method, MethodConfig):
+            raise UsageError(f"method is {shown(self.method)}", "Use a method's Config, e.g. methods.dino.Config()")
         super().__post_init__()
         object.__setattr__(self, "views", view_settings.complete(method_module(self).VIEWS, self.views))
         if len(self.mean) != len(self.std):

@@ -71,7 +71,8 @@ AUGMENT: dict[str, Any] = {
     "crop.scale": (0.7, 0.8), "crop.ratio": (1.0, 1.0), "crop.fixed": True, "flip.p": 1.0, "vertical_flip.p": 1.0,
     "quarter_turns.p": 1.0, "rotation.p": 1.0, "rotation.degrees": 90.0, "color_jitter.p": 0.0,
     "color_jitter.brightness": 0.0, "color_jitter.contrast": 0.0, "color_jitter.saturation": 0.0,
-    "color_jitter.hue": 0.0, "channel_jitter.p": 1.0, "channel_jitter.brightness": 0.5, "channel_jitter.contrast": 0.5,
+    "color_jitter.hue": 0.0, "channel_drop.p": 1.0,
+    "channel_jitter.p": 1.0, "channel_jitter.brightness": 0.5, "channel_jitter.contrast": 0.5,
     "gamma.p": 1.0, "gamma.exponent": (2.0, 3.0), "gray.p": 1.0, "blur.p": 0.5, "blur.sigma_px": (3.0, 4.0),
     "noise.p": 1.0, "noise.std": (0.3, 0.3), "solarize.p": 1.0, "jpeg.p": 1.0, "jpeg.quality": (5, 10), "erase.p": 1.0,
     "erase.scale": (0.5, 0.6), "erase.ratio": (1.0, 1.0),
@@ -83,7 +84,8 @@ RUN: dict[str, Any] = {
     "val": ("toy:textures?n=20&size=16&split=val", {"eval_images": 12}),
     "drop_path": (0.5, VIT), "drop_path_on_subset": (True, VIT | {"drop_path": 0.5}),
     "precision": "bfloat16", "eval_every": ("2", {"eval_images": 12}), "eval_images": 12,
-    "knn_k": (1, {"eval_images": 24}), "checkpoint_every": "1", "keep_checkpoints": 1, "report": True, "profile": True,
+    "knn_k": (1, {"eval_images": 24}), "orientation": "any", "hold_out": 0.5,
+    "checkpoint_every": "1", "keep_checkpoints": 1, "report": True, "profile": True,
     "optim.name": "sgd", "optim.lr": 0.1, "optim.min_lr": 0.001, "optim.lr_warmup": ("2", {"steps": 10}),
     "optim.layer_decay": 0.5, "optim.freeze_backbone": "20%",
     "optim.weight_decay": 0.3, "optim.weight_decay_end": 0.3, "optim.clip": 0.001,
@@ -106,8 +108,11 @@ RUN: dict[str, Any] = {
 APART = {
     "device", "devices", "parallel", "sync_batch_norm", "activation_checkpointing", "compile", "workers", "threads",
     "cache", "max_bad_frac", "max_nonfinite", "resume", "channels", "stack", "channel_files", "intensity",
+    "bits", "channel_mode", "every", "minutes", "init_networks",
 }  # fmt: skip
-"""Shown by tests of their own below; how images are read, in tests/models/test_image_reading.py."""
+"""Shown by tests of their own below; how images are read, in tests/models/test_image_reading.py, tests/story/
+test_channels.py and tests/data/test_video_file.py; minutes in tests/test_length_in_minutes.py,
+init_networks in tests/test_comparison.py."""
 for name in sorted(set(registry.names(registry.METHODS)) - METHODS.keys()):
     # A method says in its own tests how a small one looks, and what else its settings can be.
     own_tests = importlib.import_module(f"tests.methods.test_{name}")

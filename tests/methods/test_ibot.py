@@ -13,7 +13,8 @@ from tests.factories import small_vit
 from torch import Tensor
 
 from opendino.core.types import Clock, Views, ViewSpec
-from opendino.engine.collapse_detection import Monitor, diagnose, examine
+from opendino.engine.collapse_detection import Monitor, diagnose
+from opendino.engine.verdict import of_rows
 from opendino.methods import ibot
 from opendino.models.heads import ProjectionHead
 from opendino.models.vit import VisionTransformer
@@ -259,4 +260,4 @@ def test_a_run_monitor_names_a_collapse_of_the_patches() -> None:
     monitor = Monitor(1000)
     found = [monitor.watch(row) for row in rows][-1]
     assert found is not None and found.name == "uniform" and "of the patches" in found.evidence
-    assert examine(rows, 1000).name == "uniform"
+    assert of_rows(rows, 1000).name == "collapsed (uniform)"

@@ -29,7 +29,7 @@ from opendino.core import metrics_log
 from opendino.core.errors import UserError
 from opendino.core.types import Views
 from opendino.engine import optim, parallel
-from opendino.engine.collapse_detection import examine
+from opendino.engine.verdict import of_rows
 from opendino.methods import ibot
 from opendino.models.build import backbone
 from opendino.models.load import load
@@ -69,7 +69,7 @@ def test_the_metrics_of_patches_reach_the_curves(finished: Path) -> None:
     assert len(rows) == 10 and all(math.isfinite(row["patch_loss"]) for row in rows)
     drawn = {chart.panel.title for chart in panels.charts({"run": panels.of_file(finished / "metrics.jsonl")})}
     assert {"Patch loss", "Patch entropy frac", "Patch center norm", "Koleo", "Loss", "Teacher's entropy"} <= drawn
-    assert examine(metrics_log.sampled(finished / "metrics.jsonl"), 10).name
+    assert of_rows(metrics_log.sampled(finished / "metrics.jsonl"), 10).name
 
 
 def test_a_run_is_planned_with_the_tokens_of_the_patches(tmp_path: Path) -> None:

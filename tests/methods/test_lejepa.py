@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,9 @@ from opendino.models.conv4 import Conv4
 EXACT = {"rtol": 0, "atol": 1e-10}
 B, D, CLOCK = 6, 5, Clock(5, 100, 10)
 CONFIG = lejepa.Config(num_directions=7, hidden_dim=12, projection_dim=D)
+SMALL = lejepa.Config(num_directions=8, hidden_dim=8, projection_dim=4)
+OTHER_SETTINGS: dict[str, Any] = {"sigreg_weight": 0.5, "num_directions": 9, "hidden_dim": 9, "projection_dim": 5}
+"""For tests/contracts/test_settings.py: setting → another value."""
 
 
 def method() -> lejepa._LeJEPA:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,12 @@ from opendino.models.conv4 import Conv4
 
 EXACT = {"rtol": 0, "atol": 1e-10}
 B, K, CLOCK = 6, 10, Clock(5, 100, 10)
+SMALL = swav.Config(out_dim=16, hidden_dim=8, bottleneck_dim=4, freeze_prototypes="0")
+OTHER_SETTINGS: dict[str, Any] = {
+    "out_dim": 9, "hidden_dim": 9, "bottleneck_dim": 5, "temperature": 0.2, "code_temp": 0.1,
+    "freeze_prototypes": ("10%", {"steps": 10}),
+}  # fmt: skip
+"""For tests/contracts/test_settings.py: setting → another value, and what else both runs have."""
 
 
 def method(**changes: object) -> swav._SwAV:
