@@ -61,7 +61,7 @@ def test_a_continued_run_starts_from_all_networks_and_keeps_images_out(grown: tu
     assert 0 < kept_out < 40
     assert f"{kept_out} of 80 images are kept out of training" in (tmp_path / "new/log.txt").read_text()
     found = result.against_start
-    assert found is not None and found["measure"] == "parts"
+    assert found is not None and found["measure"] == "crops"
     assert found["new"]["num_images"] + found["old"]["num_images"] == kept_out
     assert (
         f"Before: {run}, after: {tmp_path / 'new'}" in found["says"] and "has trained on the old ones" in found["says"]

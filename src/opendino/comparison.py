@@ -21,14 +21,16 @@ from opendino.data.source_files import exists
 from opendino.data.subset import Subset
 from opendino.data.video_file import split_every
 from opendino.evals.knn import true_class_ranks
+from opendino.features.crop_features import extract
+from opendino.features.crop_matching import disjoint_crops, in_gray, match_scores
+from opendino.features.eval_crops import center_crops
 from opendino.features.feature_table import FeatureTable, table
-from opendino.features.part_retrieval import NUM_PARTS, Quadrants, found_frac
 from opendino.models.load import Model, load
 
 _MOST = 1000  # images of each kind to compare on
 _MOST_BANK = 5000  # labeled training images for the k-NN
 _TELLING = 5.0  # points: "no better" needs two standard errors below it, else the images are too few
-_MEASURES = {"knn": "k-NN accuracy", "parts": "parts of an image that find each other"}
+_MEASURES = {"knn": "k-NN accuracy", "crops": "crops of an image that find each other"}
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ def change(before: Tensor, after: Tensor) -> Change:
 def against_start(config: ResolvedConfig, folder: Path, device: torch.device) -> dict[str, Any]:
     """Compare a continued run with the run it started from.
 
-    With confirmed labels by k-NN accuracy (the bank are training images), else by `features.part_retrieval`.
+    With confirmed labels by k-NN accuracy (the bank are training images), else by `features.crop_matching`.
 
     Args:
         config: Settings of the run, with `init_networks` "all".
@@ -79,7 +81,7 @@ def against_start(config: ResolvedConfig, folder: Path, device: torch.device) ->
         device: Where to run the networks.
 
     Returns:
-        "measure" (knn or parts), "verdict" (better, no better, worse, unknown), "new" and "old" (fields of `Change`),
+        "measure" (knn or crops), "verdict" (better, no better, worse, unknown), "new" and "old" (fields of `Change`),
         "before" and "after" (on the new images, or the old ones if there are none), and a sentence "says".
     """
     init = Path(config.init or "")
@@ -93,7 +95,7 @@ def against_start(config: ResolvedConfig, folder: Path, device: torch.device) ->
         bank = _some(training_images(resolve.all_images(config), config.hold_out), _MOST_BANK) if by_labels else None
         scores = [_scores(model, sets, bank, config.knn_k) for model in models]
     changes = {name: change(scores[0][name], scores[1][name]) for name in sets if len(scores[0][name]) > 1}
-    measure = "knn" if by_labels else "parts"
+    measure = "knn" if by_labels else "crops"
     if not changes:
         return {"measure": measure, "verdict": "unknown", "says": "Cannot say whether it is better: no held-out images"}
     verdict, summary = _verdict(changes)
@@ -152,14 +154,17 @@ def _scores(model: Model, sets: dict[str, Source], bank: Source | None, k: int) 
     if bank is not None:
         known = table(model, bank).labeled()
         return {name: _knn_scores(known, table(model, source).labeled(), k) for name, source in sets.items()}
-    return {name: found_frac(_parts(table(model, Quadrants(source)))) for name, source in sets.items()}
+    return {name: _crop_scores(model, source) for name, source in sets.items()}
 
 
-def _parts(found: FeatureTable) -> Tensor:
-    """Features `[N 4 D]` of the images whose parts all could be read."""
-    images, counts = (found.indices // NUM_PARTS).unique(return_counts=True)
-    complete = torch.isin(found.indices // NUM_PARTS, images[counts == NUM_PARTS])
-    return found.features[complete].unflatten(0, (-1, NUM_PARTS))
+def _crop_scores(model: Model, source: Source) -> Tensor:
+    """How often the two crops of each image find each other, see `features.crop_matching`."""
+    mean, std, size_px = (model.preprocessing[name] for name in ("mean", "std", "image_px"))
+    pairs = in_gray(disjoint_crops(center_crops(source, size_px)))
+    if pairs.shape[1] < 2:
+        return torch.zeros(0, dtype=torch.float64)
+    device = next(model.backbone.parameters()).device
+    return match_scores(*(extract(model.backbone, crops, mean, std, device) for crops in pairs))
 
 
 def _knn_scores(bank: FeatureTable, queries: FeatureTable, k: int) -> Tensor:

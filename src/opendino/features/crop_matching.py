@@ -80,15 +80,21 @@ def match_rate(one: Tensor, other: Tensor) -> float:
     Returns:
         NaN for fewer than two images, and if a feature is not finite.
     """
-    num = len(one)
-    if num < 2 or not (one.isfinite().all() and other.isfinite().all()):
+    if len(one) < 2 or not (one.isfinite().all() and other.isfinite().all()):
         return float("nan")
+    return 100 * float(match_scores(one, other).mean())
+
+
+@torch.no_grad()
+def match_scores(one: Tensor, other: Tensor) -> Tensor:
+    """The same for each image: float64 `[M]` in 0 … 1. M ≥ 2."""
+    num = len(one)
     cosines = normalize(one.double(), dim=1) @ normalize(other.double(), dim=1).T  # [M M]
-    wins = torch.zeros((), dtype=torch.float64)
+    wins = torch.zeros(num, dtype=torch.float64)
     for rows in (cosines, cosines.T):
         own = rows.diagonal()[:, None]
-        wins += (rows < own).sum() + ((rows == own).sum() - num) / 2
-    return 100 * float(wins / (2 * num * (num - 1)))
+        wins += (rows < own).sum(1) + ((rows == own).sum(1) - 1) / 2
+    return wins / (2 * (num - 1))
 
 
 def _slices(number: int) -> list[slice]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from opendino.core import distributed
+from opendino.core.contracts import Source
 from opendino.core.errors import BadImage
 from opendino.data.cache import DecodedImages
 from opendino.data.loader import pad_to_batch
@@ -122,6 +123,12 @@ def make(images: DecodedImages, val: DecodedImages | None, num: int, size_px: in
         renamed = torch.tensor([known.get(name, len(known) + i) for i, name in enumerate(val.source.classes)] + [-1])
         queries = queries[0], renamed[queries[1]]  # label -1 (unknown) selects the last entry, -1
     return EvalSet(*_labeled(*bank), *_labeled(*queries), origin)
+
+
+def center_crops(source: Source, size_px: int) -> Tensor:
+    """Center crops uint8 or uint16 `[M C size size]` of the readable images of a source, in order."""
+    images = DecodedImages(source, (2 * size_px) ** 2)
+    return _crops(images, list(range(len(source))), size_px, 0)[0]
 
 
 def _some(images: DecodedImages, num: int) -> list[int]:
