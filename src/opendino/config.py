@@ -51,7 +51,6 @@ Option = (
     Annotated[int, Meta(ge=-65_536, le=65_536)] | Annotated[float, Meta(ge=-65_536, le=65_536)] | bool | str | Sizes
 )
 ChannelNumber = Annotated[int, Meta(ge=0, le=9999)]
-Bound = Annotated[float, Meta(ge=-3.4e38, le=3.4e38)]
 LENGTHS = ("epochs", "steps", "minutes")
 STACKS = "ask, channels, max, mean, images, or the number of a page"
 
@@ -80,7 +79,7 @@ class Config(Checked):
     channel_mode: Literal["together", "separate"] = "together"
     """separate: a network of one channel learns from each channel by itself; features of an image are those of its
     channels, joined. For sets whose channels vary; costs a pass per channel."""
-    intensity: tuple[Bound | str, ...] = ("auto",)
+    intensity: tuple[Annotated[float, Meta(ge=-3.4e38, le=3.4e38)] | str, ...] = ("auto",)
     """Values that become black and white: LOW HIGH, full, per-image or a .csv of channel,low,high.
     auto: from the values of the whole set; 8-bit photographs stay as they are."""
     bits: Literal["auto", 8, 16] = "auto"
