@@ -45,16 +45,14 @@ def build(context: Context, head: Head) -> None:
         if image is None:
             return None, ""
         network = context.model(name, session_id(request))
-        encoder, pixels = encoder_for(network, image, int(bounded(size, 64, 480))), network.pixels(image)
-        prepared = encoder.prepare(pixels)
+        encoder = encoder_for(network, image, int(bounded(size, 64, 480)))
+        prepared = encoder.prepare(network.pixels(image))
         shown = enlarged(encoder.picture(prepared))
         if kind == "Attention":
             maps = encoder.attention(prepared)
             rows = attention.tiles(shown, maps, bounded(mass, 0.1, 1), name="image")
-            return (
-                Sheet(rows).image(),
-                f"{encoder.quantity[:1].upper()}{encoder.quantity[1:]}, dark to bright. Last: the patches with most.",
-            )
+            quantity = encoder.quantity[:1].upper() + encoder.quantity[1:]
+            return Sheet(rows).image(), f"{quantity}, dark to bright. Last: the patches with most."
         patches = encoder.patches(prepared)
         basis = fit([patches], "auto" if split else "off")
         shares = ", ".join(f"{share:.0%}" for share in basis.explained)
