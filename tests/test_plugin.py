@@ -100,7 +100,8 @@ def test_a_plugin_that_does_not_work_says_which(tmp_path: Path, kind: str) -> No
     (metadata / "entry_points.txt").write_text(f"[opendino.{kind}]\nbroken = broken_plugin\n")
     if code:
         (site / "broken_plugin.py").write_text(code)
-    words = [{"simsiam": "broken"}.get(word, word) for word in TRAIN if word != "--json" and "shading" not in word]
+    method = "dino" if kind == "augmentations" else "broken"
+    words = [{"simsiam": method}.get(word, word) for word in TRAIN if word != "--json" and "shading" not in word]
     ended = opendino(*[word for word in words if word != "0.5"], "--out", str(tmp_path / "x"), path=site)
     assert ended.returncode == 1 and len(ended.stderr.splitlines()) == 1
     assert message in ended.stderr

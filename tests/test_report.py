@@ -16,6 +16,7 @@ from opendino import report
 from opendino.core.errors import UserError
 from opendino.data.metadata import confounders_hint
 from opendino.data.open_source import open_source
+from opendino.models.image_reading import ImageReading
 from opendino.recipes import demo
 from opendino.visualize.drawing import templates
 
@@ -114,7 +115,7 @@ def test_an_odd_image_costs_the_page_nothing_but_itself(
         Image.new("RGB", (1, 30_000)).save(tmp_path / f"tall{n}.png")
         Image.new("RGB", (32, 32), (n * 80,) * 3).save(tmp_path / f"{n}.png")
     (tmp_path / "broken.png").write_bytes(b"\x89PNG")
-    monkeypatch.setattr(report.resolve, "images", lambda config: open_source(str(tmp_path)))
+    monkeypatch.setattr(ImageReading, "open_images", lambda reading, data: open_source(str(tmp_path)))
     text = report.write(run).read_text(encoding="utf-8")
     page = Checked()
     page.feed(text)
@@ -138,10 +139,10 @@ def test_a_part_that_fails_says_why_and_costs_no_other(
 
 
 def test_a_page_without_its_images_has_all_the_rest(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def gone(config: object) -> None:
+    def gone(reading: ImageReading, data: str) -> None:
         raise UserError("There is no folder photos")
 
-    monkeypatch.setattr(report.resolve, "images", gone)
+    monkeypatch.setattr(ImageReading, "open_images", gone)
     text = report.write(run).read_text(encoding="utf-8")
     assert text.count("There is no folder photos") == 3 and ">Loss<" in text
 

@@ -56,7 +56,6 @@ def test_wrong_usage_is_one_line(
 def test_help_of_each_says_its_flags(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", "--help"]) == 0
     assert "huggingface" in capsys.readouterr().out
-    with pytest.raises(SystemExit):
-        main(["export", "--to", "onnx", "--help"])
+    assert main(["export", "--to", "onnx", "--help"]) == 0
     told = capsys.readouterr().out
     assert "--attention" in told and "--which" in told and "must not exist" in told

@@ -162,13 +162,13 @@ def test_mistakes_are_one_line(ask: Ask, tmp_path: Path) -> None:
     for block, number in (("original", 1), ("strong", 2)):
         folder_of(strangers / block, range(number, number + 1))
     cases = {
-        (): (2, "DATA is missing"),
+        (): (2, "No images were named"),
         (tmp_path / "gone",): (1, "gone does not exist"),
         (broken,): (1, "None of the 1 images can be read, e.g. x.jpg"),
         (images, "--mode", "copydays"): (1, "does not have the layout of Copydays"),
         (images, "--distractors", tmp_path / "gone"): (1, "gone does not exist"),
         (images, "--whiten", tmp_path / "gone"): (1, "gone does not exist"),
-        (images, "--threshold", 2): (2, "--threshold is 2.0"),
+        (images, "--threshold", 2): (2, "--threshold is 2"),
         (images, "--threshold", -1): (2, "--threshold is -1.0"),
         (images, "--threshold", "nan"): (2, "--threshold is nan"),
         (images, "--size-px", 0): (2, "--size-px is 0"),

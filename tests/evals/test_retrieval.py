@@ -216,7 +216,7 @@ def test_mistakes_are_one_line(ask: Ask, tmp_path: Path) -> None:
         (singles / str(number)).mkdir(parents=True)
         pattern_image(number).save(singles / f"{number}/x.png")
     cases = {
-        (): (2, "DATA is missing"),
+        (): (2, "No images were named"),
         (tmp_path / "gone",): (1, "gone does not exist"),
         (flat,): (1, "flat has no classes | Sort the images into one sub-folder per class"),
         (broken,): (1, "None of the 2 images can be read, e.g. 0/x.jpg"),
@@ -226,7 +226,7 @@ def test_mistakes_are_one_line(ask: Ask, tmp_path: Path) -> None:
         (folder, "--ground-truth", tmp_path / "gone.pkl"): (1, "Cannot read"),
         (folder, "--size-px", 0): (2, "--size-px is 0"),
         (folder, "--batch", 0): (2, "--batch is 0"),
-        (folder, "--gem-power", 0): (2, "--gem-power is 0.0"),
+        (folder, "--gem-power", 0): (2, "--gem-power is 0"),
         (folder, "--k", 0): (2, "--k is 0"),
         (folder, "--k"): (2, "--k is empty"),
         (folder, "--pool", "max"): (2, "max"),

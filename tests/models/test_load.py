@@ -137,7 +137,7 @@ def test_no_image_is_said_in_a_line(tmp_path: Path) -> None:
     for form, words in (
         (tmp_path / "none.jpg", "none.jpg' cannot be read: No such file"),
         (tmp_path / "a.jpg", "not an image in a known format"),
-        (np.zeros((4, 4)), "float64"),
+        (np.zeros((4, 4, 5)), "5 channels"),
         (torch.zeros(3, 16, 16), "normalized pixels as"),
     ):
         with pytest.raises((UserError, UsageError), match=words):

@@ -50,7 +50,7 @@ class Context:
         cache: Open models and tables.
         jobs: Trainings started on the page.
         folder: Folder for temporary files.
-        out: Folder for runs and tables made of images of the server.
+        out: Folder for runs and tables from images of the server.
         curves: Metrics and colors of the runs.
     """
 

@@ -30,6 +30,7 @@ EXTRAS = {
     "science": "compressed TIFF images",
     "search": "tables in .parquet and .lance: embed, search, duplicates, select, outliers, drift",
     "streams": "hf:NAME as images",
+    "umap": "map --projection umap",
     "video": "visualize video, and video files elsewhere",
 }
 """Extra of the package → verbs and images that need it."""

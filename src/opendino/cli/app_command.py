@@ -30,7 +30,7 @@ class Config(Checked):
     port: Annotated[int, Meta(ge=0, le=65_535)] = 7860
     """Port to listen on; 0 for any free port."""
     out: str | None = None
-    """Folder for runs and tables made of the images named here; default: runs/. With it, runs that visitors train on
+    """Folder for the runs and tables of the images named here; default: runs/. With it, runs that visitors train on
     generated or uploaded images are kept too, in its folder visitors; else they are deleted when the page is closed."""
     trainings: Annotated[int, Meta(ge=1, le=64)] = 1
     """Largest number of trainings that run at the same time."""

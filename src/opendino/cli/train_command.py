@@ -134,7 +134,7 @@ def brief_help(
         "--every 2s": "Time between the frames that videos in DATA give, or all; default: 1s",
         "--val DATA": f"Labeled images for the k-NN accuracy during training; default: {base.val or 'a part of DATA'}",
         "--out RUN": "Run folder to create; default: runs/NAME-DATE",
-        "--recipe NAME": f"Preset of all settings: {', '.join(registry.names(_RECIPES))}",
+        "--recipe NAME": "Preset of all settings, e.g. microscopy or vits16_300ep; see: opendino list recipes",
         "--epochs N, --steps N": f"Length in epochs or in optimizer steps; default: {length}",
         "--minutes M": "Length in minutes instead, converted to steps by timing a few steps at the start",
         "--batch N": f"Images per optimizer step, summed over devices; default: {base.batch}",

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from opendino.core.errors import BadImage, UsageError, UserError
+from opendino.core.ranges import shown
 from opendino.data import mmap_table as index
 from opendino.data.readers.limits import MAX_PIXELS
 from opendino.data.source_files import exists, printable, suffix
@@ -63,16 +64,16 @@ def open_video(path: str | Path) -> Iterator[Any]:
     Raises:
         UserError: Not a video, a damaged one, or PyAV is not installed.
     """
-    av, shown = pyav(), printable(str(path))
+    av, name = pyav(), printable(str(path))
     failed = av.error.FFmpegError  # by a name of its own, as modules are gone when the interpreter ends
     try:
         # Only local files: a playlist with the suffix of a video must not open network addresses.
         with av.open(str(path), options={"protocol_whitelist": "file"}) as container:
             if not container.streams.video:
-                raise UserError(f"{shown} has no video", _HINT)
+                raise UserError(f"{name} has no video", _HINT)
             yield container
     except failed as error:
-        raise UserError(f"{shown} cannot be read as a video: {error.strerror}", _HINT) from error
+        raise UserError(f"{name} cannot be read as a video: {error.strerror}", _HINT) from error
 
 
 def upright(frame: Any) -> np.ndarray:
@@ -246,7 +247,9 @@ def _seconds(every: str) -> float:
     """The interval in seconds; 0 for every frame."""
     found = _EVERY.fullmatch(every)
     if not found or (found[1] and not float(found[1])):
-        raise UsageError(f"every is '{every}'", "Write a time in seconds such as 2s or 0.5s, or all for every frame")
+        raise UsageError(
+            f"every is {shown(every)}", "Write a time in seconds such as 2s or 0.5s, or all for every frame"
+        )
     return float(found[1]) if found[1] else 0.0
 
 
