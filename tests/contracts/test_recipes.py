@@ -76,4 +76,4 @@ def test_no_auto_of_method_or_optimizer_is_left_and_yaml_holds_the_result(
     assert all(reason.startswith(("method.", "views.", "optim.")) for reason in reasons)
     path = tmp_path / "config.yaml"
     path.write_text(configs.dump(config))
-    assert configs.dump(configs.from_tree(configs.read_tree(path))) == configs.dump(config)
+    assert configs.to_tree(configs.from_tree(configs.read_tree(path))) == configs.to_tree(config)

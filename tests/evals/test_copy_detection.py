@@ -169,7 +169,7 @@ def test_mistakes_are_one_line(ask: Ask, tmp_path: Path) -> None:
         (images, "--distractors", tmp_path / "gone"): (1, "gone does not exist"),
         (images, "--whiten", tmp_path / "gone"): (1, "gone does not exist"),
         (images, "--threshold", 2): (2, "--threshold is 2"),
-        (images, "--threshold", -1): (2, "--threshold is -1.0"),
+        (images, "--threshold", -1): (2, "--threshold is -1"),
         (images, "--threshold", "nan"): (2, "--threshold is nan"),
         (images, "--size-px", 0): (2, "--size-px is 0"),
         (images, "--batch", 0): (2, "--batch is 0"),

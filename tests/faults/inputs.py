@@ -147,13 +147,13 @@ def decoders(home: Path, reference: dict[str, TrackedRun], times: int) -> Iterat
         limits.MAX_SECONDS = 2.0
         true = cache.decode
 
-        def hostile(data: Any, area: int | None) -> Any:
+        def hostile(data: Any, *args: Any, **options: Any) -> Any:
             if data == hangs:
                 time.sleep(1000)
             if data == crashes:
                 os.kill(os.getpid(), signal.SIGSEGV)
                 time.sleep(10)
-            return true(data, area)
+            return true(data, *args, **options)
 
         cache.decode = hostile
 

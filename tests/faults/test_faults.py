@@ -47,15 +47,3 @@ def test_a_run_survives_it(table: list[dict[str, object]], fault: str) -> None:
         pytest.skip("needs root")
     assert len(found) == 1
     assert found[0]["tried"] and found[0]["survived"] == found[0]["tried"], found[0]["notes"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("method", ["swav", "lejepa"])
-def test_a_run_of_another_method_survives_kills(tmp_path: Path, method: str) -> None:
-    # The full proof: python -m tests.faults --only killed --kills 10 --method swav
-    out = tmp_path / "found.json"
-    command = [sys.executable, "-W", "ignore", "-m", "tests.faults", "--kills", "3", "--steps", "18", "--out", str(out)]
-    ended = subprocess.run([*command, "--only", "killed", "--method", method], capture_output=True, text=True, cwd=ROOT)
-    assert out.exists(), ended.stderr[-3000:]
-    found = json.loads(out.read_text())
-    assert found["tried"] >= 3 and found["survived"] == found["tried"], found["faults"][0]["notes"]

@@ -231,7 +231,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {method: home / method for method in METHODS}
 
 
-def assert_equal_to_rounding(ours: Seen, theirs: Seen, first: dict[str, Tensor]) -> None:
+def assert_equal_to_rounding(ours: Seen, theirs: Seen, first: dict[str, Tensor], share: float = 1e-3) -> None:
     # float32 sums in another order: logits are at most 1/τ_s = 10, so a loss is good to some 1e-6, a gradient to a
     # relative 1e-5 (its terms cancel), a little less after six steps that each build on the last. A wrong scale, a
     # missing rank or a wrong share shows in the first digits.
@@ -243,7 +243,7 @@ def assert_equal_to_rounding(ours: Seen, theirs: Seen, first: dict[str, Tensor])
         moved = float((value - first[f"method.{key}"]).float().norm())
         size = float(value.float().norm())
         # 1e-7: a bias before a batch norm has no gradient but rounding.
-        assert float((ours[1][key] - value).float().norm()) <= 1e-3 * moved + 1e-6 * size + 1e-7, key
+        assert float((ours[1][key] - value).float().norm()) <= share * moved + 1e-6 * size + 1e-7, key
 
 
 @pytest.mark.slow
@@ -272,8 +272,10 @@ def test_processes_together_are_the_run_of_one(
 ) -> None:
     first = load_file(alone[method].parent / f"run {method}/checkpoints/step_00000000/tensors.safetensors")
     ours = [seen(many / f"{method} {way} {world}", rank) for rank in range(world)]
+    # SwAV's codes are exp(scores / 0.02), five times as steep as a teacher; in float64 they agree to 1e-14, see above.
+    share = 5e-3 if method == "swav" else 1e-3
     for each in ours:
-        assert_equal_to_rounding(each, seen(alone[method], 0), first)
+        assert_equal_to_rounding(each, seen(alone[method], 0), first, share)
         for key, value in each[1].items():
             assert torch.equal(value, ours[0][1][key]), f"{key} differs between the processes"
     # What the leader judged is what one process judges: the same images, features to rounding.
