@@ -259,7 +259,7 @@ def test_from_a_folder_of_the_server_to_a_list_of_files(visit: Visit) -> None:
     panel.get_by_role("button", name="Make a table with the model").click()
     panel.get_by_text("24 images are in the table").wait_for()
     panel = visit.tab("Map")
-    files = panel.get_by_label("Files in the box")
+    files = panel.locator("textarea")
     for _ in range(5):  # a drag while the picture is being replaced is lost, as for a user
         edges = panel.get_by_alt_text("map of the images").bounding_box()
         visit.page.mouse.move(edges["x"] + 2, edges["y"] + 2)
