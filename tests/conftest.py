@@ -8,17 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from opendino.core.ranges import cores
-
 os.environ["OMP_NUM_THREADS"] = "1"  # tests are small, and processes they start must compute as they do: bit by bit
 torch.set_num_threads(1)
 
 ROOT = Path(__file__).parents[1]
-
-
-def pytest_xdist_auto_num_workers() -> int:
-    """One more than the cores: tests that start processes wait for them."""
-    return cores() + 1
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 ROWS = {
+    "kill −9 of one of two ranks": "killed-pair",
     "kill −9 of a loader process": "loaders",
     "SIGTERM": "stop",
     "SIGINT": "stop",
