@@ -91,15 +91,17 @@ def against_start(config: ResolvedConfig, folder: Path, device: torch.device) ->
         log.say(f"comparing with {init} on held-out images")
         by_labels = config.labels not in ("auto", "none")
         models = [load(str(run)).to(device) for run in (init, folder)]
-        sets = {name: source for name, source in _held_out(config, init).items() if len(source) > 1}
-        bank = _some(training_images(resolve.all_images(config), config.hold_out), _MOST_BANK) if by_labels else None
+        earlier, today = existing_runs.read_run_config(init), resolve.all_images(config)
+        held_out = _held_out(config, init, earlier, today)
+        sets = {name: source for name, source in held_out.items() if len(source) > 1}
+        bank = _some(training_images(today, config.hold_out), _MOST_BANK) if by_labels else None
         scores = [_scores(model, sets, bank, config.knn_k) for model in models]
     changes = {name: change(scores[0][name], scores[1][name]) for name in sets if len(scores[0][name]) > 1}
     measure = "knn" if by_labels else "crops"
     if not changes:
         return {"measure": measure, "verdict": "unknown", "says": "Cannot say whether it is better: no held-out images"}
     verdict, summary = _verdict(changes)
-    trained = "old" in changes and not existing_runs.read_run_config(init).hold_out
+    trained = "old" in changes and not earlier.hold_out
     seen = f"; {init} has trained on the old ones" if trained else ""
     figures = "; ".join(f"{each} {name} images" for name, each in changes.items())
     first = next(iter(changes.values()))
@@ -124,9 +126,8 @@ def _verdict(changes: dict[str, Change]) -> tuple[str, str]:
     return "no better", "No better than the model it started from: keep using that, or train longer"
 
 
-def _held_out(config: ResolvedConfig, init: Path) -> dict[str, Source]:
+def _held_out(config: ResolvedConfig, init: Path, earlier: ResolvedConfig, today: Source) -> dict[str, Source]:
     """Images that the run did not train on: "new", and "old" ones, which the run before it had."""
-    earlier, today = existing_runs.read_run_config(init), resolve.all_images(config)
     digests, known = key_digests(today), existing_runs.read_keys(init)
     held = is_held_out(digests, config.hold_out)
     path, _ = split_every(earlier.data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, cast
 
 import torch
@@ -29,6 +30,26 @@ def feature_std(features: Tensor) -> Tensor:
     0 if all features are equal (collapse), about 1 if their directions are spread evenly.
     """
     return torch.nn.functional.normalize(to_float32(features), dim=-1).std(0).norm()
+
+
+def output_statistics(targets: Tensor, loss: Tensor, features: Tensor, prefix: str = "") -> dict[str, Tensor]:
+    """Metrics by which `engine.collapse_detection` sees a collapse of softmax outputs or of features.
+
+    Args:
+        targets: Teacher probabilities `[... K]`.
+        loss: Their cross-entropy with the student's.
+        features: `[B D]`, of the teacher's backbone.
+        prefix: Before each name, e.g. "patch_".
+    """
+    teacher_entropy, max_entropy = entropy(targets).mean(), math.log(targets.shape[-1])
+    found = {
+        "teacher_entropy": teacher_entropy,
+        "kl": loss.detach() - teacher_entropy,
+        "entropy_frac": teacher_entropy / max_entropy,
+        "marginal_frac": entropy(targets.mean(tuple(range(targets.ndim - 1)))) / max_entropy,
+        "feature_spread": feature_std(features),
+    }
+    return {f"{prefix}{name}": value for name, value in found.items()}
 
 
 def koleo(features: Tensor, eps: float = 1e-8) -> Tensor:

@@ -332,5 +332,4 @@ def _step_seed(seed: int, step: int, rank: int) -> int:
 
 def _interval(every: str, clock: Clock) -> int:
     """Steps between two evaluations or checkpoints; a percentage of the run gives at least ten steps."""
-    number = duration.steps(every, total_steps=clock.total_steps, steps_per_epoch=clock.steps_per_epoch)
-    return max(number, 10 if duration.parse(every)[1] == "%" else 1)
+    return max(clock.in_steps(every), 10 if duration.parse(every)[1] == "%" else 1)

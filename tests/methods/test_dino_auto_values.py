@@ -35,9 +35,7 @@ def test_more_images_get_more_prototypes_and_longer_runs_a_slower_teacher() -> N
 def test_no_freeze_and_no_warm_up_exceeds_its_share(total: int) -> None:
     config, reasons = dino.Config().resolved(facts(total_steps=total))
     clock = Clock(0, total, 100)
-    frozen, warmup = (
-        dino._steps(duration, clock) for duration in (config.freeze_last_layer, config.teacher_temp_warmup)
-    )
+    frozen, warmup = (clock.in_steps(duration) for duration in (config.freeze_last_layer, config.teacher_temp_warmup))
     assert frozen <= 0.1 * total and warmup <= 0.3 * total
     assert (config.freeze_last_layer == "1ep") == (total >= 1000)
     assert (config.teacher_temp_warmup == "30ep") == (total >= 10_000)

@@ -9,7 +9,7 @@ import inspect
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +25,7 @@ from opendino.app.run_curves import Reader
 from opendino.app.training_jobs import TrainingJobs
 from opendino.core import log
 from opendino.core.errors import BadImage, UserError
+from opendino.data.source_files import line
 from opendino.models.load import Model
 
 NETWORK: dict[str, Any] = {"concurrency_id": "network", "concurrency_limit": 2}
@@ -145,6 +146,12 @@ class Context:
                     path.unlink()
         with tempfile.NamedTemporaryFile(dir=self.folder, suffix=suffix, delete=False) as file:
             return Path(file.name)
+
+    def file_list(self, keys: Sequence[str]) -> tuple[str, Path]:
+        """Images as a list, a line each, and a temporary file with it."""
+        text, file = "".join(f"{line(key)}\n" for key in keys), self.temporary_file(".txt")
+        file.write_text(text, encoding="utf-8")
+        return text, file
 
 
 def bounded(value: Any, low: float, high: float) -> float:

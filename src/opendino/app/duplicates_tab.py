@@ -9,7 +9,6 @@ from typing import Any
 import gradio as gr
 
 from opendino.app.context import NETWORK, Context, Head, bounded, handle_errors
-from opendino.data.source_files import line
 from opendino.embeddings.duplicate_groups import Duplicates, find_duplicates
 
 NAME = "Duplicates"
@@ -43,9 +42,7 @@ def build(context: Context, head: Head) -> None:
         keys, vectors = shown.vectors
         found = find_duplicates(keys, vectors, shown.about, None if automatic else bounded(smallest, 0.5, 1))
         gallery = [(shown.thumbnail(key), caption) for key, caption in captions(found)]
-        text = "".join(f"{line(key)}\n" for key in found.copies)
-        file = context.temporary_file(".txt")
-        file.write_text(text, encoding="utf-8")
+        text, file = context.file_list(found.copies)
         return (
             gallery,
             f"{sentence(found, len(keys))}{shown.hint}",

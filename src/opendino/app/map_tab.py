@@ -13,7 +13,6 @@ from PIL import Image
 from opendino.app.context import NETWORK, Context, Head, bounded, handle_errors
 from opendino.app.model_cache import ShownTable
 from opendino.core.errors import UserError
-from opendino.data.source_files import line
 from opendino.embeddings.table_groups import CLUSTER, FOLDER, columns_to_color_by, group_names
 from opendino.visualize.drawing import scatter_map, style, templates
 
@@ -59,9 +58,7 @@ def build(context: Context, head: Head) -> None:
             raise UserError("The box has no corners", "Drag one on the map")
         keys = shown.vectors[0]
         found = [keys[row] for row in scatter_map.rows_in_box(shown.map, [bounded(each, 0, 1) for each in box])]
-        text = "".join(f"{line(key)}\n" for key in found)
-        file = context.temporary_file(".txt")
-        file.write_text(text, encoding="utf-8")
+        text, file = context.file_list(found)
         gallery = [(shown.thumbnail(key), Path(key).name) for key in found[:_SHOWN]]
         more = f", the first {_SHOWN} shown" if len(found) > _SHOWN else ""
         return (

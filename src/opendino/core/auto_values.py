@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from opendino.core import duration
 from opendino.core.types import Facts
 
 if TYPE_CHECKING:
@@ -63,6 +65,26 @@ def momentum(facts: Facts) -> tuple[float, str]:
     """
     value = min(0.996, max(0.95, 1 - 8 / facts.total_steps))
     return round(value, 4), f"{facts.total_steps:,} steps"
+
+
+def capped(config: Any, shares: Mapping[str, float], facts: Facts) -> dict[str, tuple[str, str]]:
+    """Limit durations of a Config to their share of the run, so that a short run is not all warm-up.
+
+    Args:
+        config: A Config.
+        shares: Name of a duration → its largest fraction of the run.
+        facts: The length of the run.
+
+    Returns:
+        Field name → (duration, reason), for those that are too long.
+    """
+    found, total = {}, facts.total_steps
+    for name, share in shares.items():
+        requested = getattr(config, name)
+        value = duration.capped(requested, share, total_steps=total, steps_per_epoch=facts.steps_per_epoch)
+        if value != requested:
+            found[name] = value, f"{requested} is more than {share:.0%} of {total:,} steps"
+    return found
 
 
 def with_auto_values(kind: type[C], config: Any, found: dict[str, tuple[Any, str]]) -> tuple[C, list[str]]:

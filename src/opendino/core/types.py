@@ -12,6 +12,8 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor
 
+from opendino.core import duration
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -190,6 +192,10 @@ class Clock:
     def epoch(self) -> int:
         """Completed passes over the data."""
         return self.step // self.steps_per_epoch
+
+    def in_steps(self, span: str) -> int:
+        """A duration such as 10ep, 5% or 20k in optimizer steps of this run, see `core.duration`."""
+        return duration.steps(span, total_steps=self.total_steps, steps_per_epoch=self.steps_per_epoch)
 
 
 @dataclass(frozen=True)

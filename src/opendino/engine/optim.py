@@ -47,18 +47,13 @@ class Config(Checked):
 
     def resolved(self, facts: Facts) -> tuple[Config, list[str]]:
         """Replace "auto" values and cap warm-up and freeze at 20% of the run; returns the reasons for the log too."""
-        timing = {"total_steps": facts.total_steps, "steps_per_epoch": facts.steps_per_epoch}
         found: dict[str, tuple[Any, str]] = {}
         if self.lr == "auto":
             found["lr"] = _auto_lr(self.name, facts)
         if self.weight_decay_end == "auto":
             end = self.weight_decay if facts.convolutional else 0.4
             found["weight_decay_end"] = end, "constant, as in the demo" if facts.convolutional else "as in the paper"
-        for name in ("lr_warmup", "freeze_backbone"):
-            requested = getattr(self, name)
-            value = duration.capped(requested, 0.2, **timing)
-            if value != requested:
-                found[name] = value, f"{requested} is more than 20% of {facts.total_steps:,} steps"
+        found |= auto_values.capped(self, {"lr_warmup": 0.2, "freeze_backbone": 0.2}, facts)
         return auto_values.with_auto_values(Config, self, found)
 
 
@@ -220,11 +215,11 @@ def set_lr_and_weight_decay(
         Learning rate of the head, and weight decay.
     """
     total = clock.total_steps
-    warmup = duration.steps(config.lr_warmup, total_steps=total, steps_per_epoch=clock.steps_per_epoch)
+    warmup = clock.in_steps(config.lr_warmup)
     lr = schedule.warmup_cosine(clock.step, config.lr * batch / 256, config.min_lr, total, warmup)
     weight_decay = schedule.warmup_cosine(clock.step, config.weight_decay, config.weight_decay_end, total)
     # A frozen backbone has a learning rate of 0: its weights do not change, but the optimizer's moments adapt.
-    frozen = duration.steps(config.freeze_backbone, total_steps=total, steps_per_epoch=clock.steps_per_epoch)
+    frozen = clock.in_steps(config.freeze_backbone)
     backbone_warmup = min(1.0, max(0, clock.step - frozen) / max(1, warmup)) if frozen else 1.0
     for group in optimizer.param_groups:
         group["lr"] = lr * group["share"] * (backbone_warmup if group["backbone"] else 1.0)

@@ -16,7 +16,6 @@ Learns from: images without labels
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, cast
@@ -25,16 +24,16 @@ import torch
 from msgspec import Meta
 from torch import Tensor, nn
 
-from opendino.core import auto_values, distributed, schedule
+from opendino.core import auto_values, schedule
 from opendino.core import duration as span
 from opendino.core.contracts import Backbone, Method, MethodConfig
 from opendino.core.errors import UsageError
 from opendino.core.ranges import Duration, Fraction, Temperature, Width
-from opendino.core.types import Clock, Facts, StepOutput, ViewGroup, Views, ViewSpec
-from opendino.losses import cross_entropy, entropy, feature_std, to_float32
+from opendino.core.types import Clock, Facts, StepOutput, Views, ViewSpec
+from opendino.losses import cross_entropy, output_statistics, to_float32
 from opendino.models.heads import ProjectionHead
-from opendino.models.teacher import copy_from, ema_
-from opendino.views.settings import GlobalView, LocalViews, View, changed
+from opendino.models.teacher import center_, copy_from, ema_
+from opendino.views.settings import GlobalView, LocalViews, View, changed, global_and_local
 
 Prototypes = Annotated[int, Meta(ge=2, le=2**24)]
 
@@ -97,12 +96,7 @@ class Config(MethodConfig):
             found["out_dim"] = num, f"{facts.num_images:,} images"
         if self.momentum == "auto" and "momentum" not in found:
             found["momentum"] = auto_values.momentum(facts)
-        timing = {"total_steps": facts.total_steps, "steps_per_epoch": facts.steps_per_epoch}
-        for name, share in (("freeze_last_layer", 0.1), ("teacher_temp_warmup", 0.3)):
-            requested = getattr(self, name)
-            value = span.capped(requested, share, **timing)
-            if value != requested:
-                found[name] = value, f"{requested} is more than {share:.0%} of {facts.total_steps:,} steps"
+        found |= auto_values.capped(self, {"freeze_last_layer": 0.1, "teacher_temp_warmup": 0.3}, facts)
         return auto_values.with_auto_values(ResolvedConfig, self, found)
 
 
@@ -140,16 +134,12 @@ def views(config: Config, settings: Mapping[str, Any]) -> ViewSpec:
     Raises:
         UsageError: The student has no views.
     """
-    first, second, local = (settings[name] for name in VIEWS)
-    assert "auto" not in (first.size, local.size, local.number)
-    if config.student_views == "local" and local.number == 0:
+    if config.student_views == "local" and settings["local"].number == 0:
         raise UsageError(
             "--method.student-views local with --views.local.number 0 leaves the student without views",
             "Use --views.local.number 1 or more, or --method.student-views all",
         )
-    return ViewSpec(
-        (ViewGroup("global", first.size, (first, second)), ViewGroup("local", local.size, (local,) * local.number))
-    )
+    return global_and_local(settings)
 
 
 def build(config: ResolvedConfig, make_backbone: Callable[[Literal["student", "teacher"]], Backbone]) -> Method:
@@ -195,30 +185,19 @@ class _DINO(Method):
         same_views = self.config.student_views == "all"
         loss = cross_entropy(rows, head.last_layer.weight, targets, self.config.student_temp, same_views=same_views)
 
-        teacher_entropy, max_entropy = entropy(targets).mean(), math.log(targets.shape[-1])
-        metrics = {
-            "loss": loss.detach(),
-            "teacher_entropy": teacher_entropy,
-            "kl": loss.detach() - teacher_entropy,
-            "entropy_frac": teacher_entropy / max_entropy,
-            "marginal_frac": entropy(targets.mean((0, 1))) / max_entropy,
-            "feature_spread": feature_std(embedding),
-        }
+        metrics = {"loss": loss.detach()} | output_statistics(targets, loss, embedding)
         return StepOutput(loss, metrics, {"teacher_temp": self.temperature(clock), "momentum": self.ema(clock)})
 
     def before_step(self, clock: Clock) -> None:
-        """Freeze the prototypes at the start: without a gradient the optimizer skips them, including weight decay."""
-        if clock.step < _steps(self.config.freeze_last_layer, clock):
-            for parameter in cast(ProjectionHead, self.student["head"]).last_layer.parameters():
-                parameter.grad = None
+        """Freeze the prototypes at the start."""
+        if clock.step < clock.in_steps(self.config.freeze_last_layer):
+            cast(ProjectionHead, self.student["head"]).drop_prototype_gradients()
 
     def after_step(self, clock: Clock, ok: Tensor) -> None:
         """EMA updates of the teacher and of the center."""
         ema_(self.teacher, self.student, self.ema(clock), ok)
-        mean = distributed.all_reduce_mean(torch.stack(self._teacher_means).mean(0))
+        center_(self.center, self._teacher_means, self.config.center_momentum, ok)
         self._teacher_means.clear()
-        moved = self.config.center_momentum * self.center + (1 - self.config.center_momentum) * mean
-        self.center.copy_(torch.where(ok, moved, self.center))
 
     def ema(self, clock: Clock) -> float:
         """Current EMA momentum of the teacher."""
@@ -232,9 +211,5 @@ class _DINO(Method):
         if span.in_epochs(config.teacher_temp_warmup):
             position, length = clock.epoch, round(span.parse(config.teacher_temp_warmup)[0])
         else:
-            position, length = clock.step, _steps(config.teacher_temp_warmup, clock)
+            position, length = clock.step, clock.in_steps(config.teacher_temp_warmup)
         return schedule.ramp(position, config.teacher_temp_start, config.teacher_temp, length)
-
-
-def _steps(duration: str, clock: Clock) -> int:
-    return span.steps(duration, total_steps=clock.total_steps, steps_per_epoch=clock.steps_per_epoch)

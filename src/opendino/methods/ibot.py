@@ -17,7 +17,6 @@ Learns from: images without labels
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, cast
@@ -26,15 +25,14 @@ import torch
 from msgspec import Meta
 from torch import Tensor, nn
 
-from opendino.core import auto_values, distributed, schedule
-from opendino.core import duration as span
+from opendino.core import auto_values, schedule
 from opendino.core.contracts import Backbone, Method, MethodConfig
 from opendino.core.ranges import Duration, Fraction, NotNegative, Temperature, Width
-from opendino.core.types import BlockMasks, Clock, Facts, Features, StepOutput, ViewGroup, Views, ViewSpec
-from opendino.losses import cross_entropy, entropy, feature_std, koleo, to_float32
+from opendino.core.types import BlockMasks, Clock, Facts, Features, StepOutput, Views, ViewSpec
+from opendino.losses import cross_entropy, koleo, output_statistics, to_float32
 from opendino.models.heads import ProjectionHead
-from opendino.models.teacher import copy_from, ema_
-from opendino.views.settings import GlobalView, LocalViews, View, changed
+from opendino.models.teacher import center_, copy_from, ema_
+from opendino.views.settings import GlobalView, LocalViews, View, changed, global_and_local
 
 _Prototypes = Annotated[int, Meta(ge=2, le=2**24)]
 
@@ -86,12 +84,7 @@ class Config(MethodConfig):
         found: dict[str, tuple[Any, str]] = {}
         if self.momentum == "auto":
             found["momentum"] = auto_values.momentum(facts)
-        timing = {"total_steps": facts.total_steps, "steps_per_epoch": facts.steps_per_epoch}
-        for name, share in (("freeze_last_layer", 0.1), ("teacher_temp_warmup", 0.3)):
-            requested = getattr(self, name)
-            value = span.capped(requested, share, **timing)
-            if value != requested:
-                found[name] = value, f"{requested} is more than {share:.0%} of {facts.total_steps:,} steps"
+        found |= auto_values.capped(self, {"freeze_last_layer": 0.1, "teacher_temp_warmup": 0.3}, facts)
         return auto_values.with_auto_values(ResolvedConfig, self, found)
 
 
@@ -115,15 +108,7 @@ VIEWS = changed(
 
 def views(config: Config, settings: Mapping[str, Any]) -> ViewSpec:
     """Two global views, one of them with a mask, and `local.number` local ones."""
-    first, second, local = (settings[name] for name in VIEWS)
-    assert "auto" not in (first.size, local.size, local.number)
-    masks = BlockMasks(num_views=1, frac=config.mask_frac)
-    return ViewSpec(
-        (
-            ViewGroup("global", first.size, (first, second), masks),
-            ViewGroup("local", local.size, (local,) * local.number),
-        )
-    )
+    return global_and_local(settings, BlockMasks(num_views=1, frac=config.mask_frac))
 
 
 def build(config: ResolvedConfig, make_backbone: Callable[[Literal["student", "teacher"]], Backbone]) -> Method:
@@ -207,25 +192,23 @@ class _IBOT(Method):
             spread = torch.stack([koleo(view) for view in found.cls.unflatten(0, shape)])  # [V_g]
             loss = loss + config.koleo_weight * spread.sum()
             metrics["koleo"] = spread.mean().detach()
-        metrics |= _signs(targets.flatten(0, 1), image_loss, seen.cls, "")
-        metrics |= _signs(patch_targets, patch_loss, hidden, "patch_") | {"patch_center_norm": self.patch_center.norm()}
+        metrics |= output_statistics(targets.flatten(0, 1), image_loss, seen.cls)
+        metrics |= output_statistics(patch_targets, patch_loss, hidden, "patch_")
+        metrics["patch_center_norm"] = self.patch_center.norm()
         numbers = {"teacher_temp": temperature, "momentum": self.ema(clock)}
         return StepOutput(loss, {"loss": loss.detach()} | metrics, numbers)
 
     def before_step(self, clock: Clock) -> None:
-        """Freeze the prototypes at the start: without a gradient the optimizer skips them, including weight decay."""
-        if clock.step < _steps(self.config.freeze_last_layer, clock):
+        """Freeze the prototypes at the start."""
+        if clock.step < clock.in_steps(self.config.freeze_last_layer):
             for name in {"head", self.patch_head}:
-                for parameter in cast(ProjectionHead, self.student[name]).last_layer.parameters():
-                    parameter.grad = None
+                cast(ProjectionHead, self.student[name]).drop_prototype_gradients()
 
     def after_step(self, clock: Clock, ok: Tensor) -> None:
         """EMA updates of the teacher and of both centers."""
         ema_(self.teacher, self.student, self.ema(clock), ok)
-        momentum = self.config.center_momentum
         for center, means in zip((self.center, self.patch_center), zip(*self._teacher_means, strict=True), strict=True):
-            mean = distributed.all_reduce_mean(torch.stack(means).mean(0))
-            center.copy_(torch.where(ok, momentum * center + (1 - momentum) * mean, center))
+            center_(center, means, self.config.center_momentum, ok)
         self._teacher_means.clear()
 
     def ema(self, clock: Clock) -> float:
@@ -235,27 +218,10 @@ class _IBOT(Method):
     def temperature(self, clock: Clock) -> float:
         """Current teacher temperature τ_t, of images and patches."""
         config = self.config
-        length = _steps(config.teacher_temp_warmup, clock)
+        length = clock.in_steps(config.teacher_temp_warmup)
         return schedule.ramp(clock.step, config.teacher_temp_start, config.teacher_temp, length)
 
 
 def _select(patches: Tensor, indices: Tensor) -> Tensor:
     """Patches `[V · B N D]` → those at positions in `[V · B · N]`, `[M D]`."""
     return patches.flatten(0, 1).index_select(0, indices)
-
-
-def _signs(targets: Tensor, loss: Tensor, features: Tensor, prefix: str) -> dict[str, Tensor]:
-    """The metrics by which a collapse is seen, of teacher probabilities `[rows K]` and features `[rows D]`."""
-    teacher_entropy, max_entropy = entropy(targets).mean(), math.log(targets.shape[-1])
-    signs = {
-        "teacher_entropy": teacher_entropy,
-        "kl": loss.detach() - teacher_entropy,
-        "entropy_frac": teacher_entropy / max_entropy,
-        "marginal_frac": entropy(targets.mean(0)) / max_entropy,
-        "feature_spread": feature_std(features),
-    }
-    return {f"{prefix}{name}": value for name, value in signs.items()}
-
-
-def _steps(duration: str, clock: Clock) -> int:
-    return span.steps(duration, total_steps=clock.total_steps, steps_per_epoch=clock.steps_per_epoch)

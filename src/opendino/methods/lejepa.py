@@ -26,10 +26,10 @@ from torch import Tensor, nn
 from opendino.core import distributed
 from opendino.core.contracts import Backbone, Method, MethodConfig
 from opendino.core.ranges import Fraction, Width
-from opendino.core.types import Clock, StepOutput, ViewGroup, Views, ViewSpec
+from opendino.core.types import Clock, StepOutput, Views, ViewSpec
 from opendino.losses import feature_std, to_float32
 from opendino.models.heads import MLPHead
-from opendino.views.settings import GlobalView, LocalViews, View, changed
+from opendino.views.settings import GlobalView, LocalViews, View, changed, global_and_local
 
 _LARGEST, _POINTS = 3.0, 17
 """The characteristic functions are compared at this many points from 0 to the largest, as in the authors' code."""
@@ -58,10 +58,7 @@ VIEWS = changed(
 
 def views(config: Config, settings: Mapping[str, Any]) -> ViewSpec:
     """Two global views and `local.number` local ones."""
-    first, second, local = (settings[name] for name in VIEWS)
-    return ViewSpec(
-        (ViewGroup("global", first.size, (first, second)), ViewGroup("local", local.size, (local,) * local.number))
-    )
+    return global_and_local(settings)
 
 
 def build(config: Config, make_backbone: Callable[[Literal["student", "teacher"]], Backbone]) -> Method:

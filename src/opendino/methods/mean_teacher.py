@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from opendino.core import auto_values, duration
+from opendino.core import auto_values
 from opendino.core.contracts import Backbone, Method, MethodConfig
 from opendino.core.errors import UsageError
 from opendino.core.ranges import CountOrZero, Duration, Fraction, FractionAboveZero, NotNegative
@@ -161,8 +161,7 @@ class _MeanTeacher(Method):
         return min(1 - 1 / (clock.step + 1), self.config.momentum_end if after_rampup else self.config.momentum)
 
     def _rampup_steps(self, clock: Clock) -> int:
-        rampup = self.config.consistency_rampup
-        return max(1, duration.steps(rampup, total_steps=clock.total_steps, steps_per_epoch=clock.steps_per_epoch))
+        return max(1, clock.in_steps(self.config.consistency_rampup))
 
 
 def consistency(logits: Tensor, target: Tensor) -> Tensor:

@@ -25,13 +25,12 @@ from msgspec import Meta
 from torch import nn
 from torch.nn.functional import linear
 
-from opendino.core import duration
 from opendino.core.contracts import Backbone, Method, MethodConfig
 from opendino.core.ranges import Duration, Temperature, Width
-from opendino.core.types import Clock, StepOutput, ViewGroup, Views, ViewSpec
+from opendino.core.types import Clock, StepOutput, Views, ViewSpec
 from opendino.losses import cross_entropy, entropy, feature_std, sinkhorn_knopp, to_float32
 from opendino.models.heads import ProjectionHead
-from opendino.views.settings import GlobalView, LocalViews, View, changed
+from opendino.views.settings import GlobalView, LocalViews, View, changed, global_and_local
 
 
 @dataclass(frozen=True)
@@ -61,10 +60,7 @@ VIEWS = changed(
 
 def views(config: Config, settings: Mapping[str, Any]) -> ViewSpec:
     """Two global views and `local.number` local ones."""
-    first, second, local = (settings[name] for name in VIEWS)
-    return ViewSpec(
-        (ViewGroup("global", first.size, (first, second)), ViewGroup("local", local.size, (local,) * local.number))
-    )
+    return global_and_local(settings)
 
 
 def build(config: Config, make_backbone: Callable[[Literal["student", "teacher"]], Backbone]) -> Method:
@@ -106,10 +102,6 @@ class _SwAV(Method):
         return StepOutput(loss, metrics)
 
     def before_step(self, clock: Clock) -> None:
-        """Freeze the prototypes at the start: without a gradient the optimizer skips them, including weight decay."""
-        frozen = duration.steps(
-            self.config.freeze_prototypes, total_steps=clock.total_steps, steps_per_epoch=clock.steps_per_epoch
-        )
-        if clock.step < frozen:
-            for parameter in cast(ProjectionHead, self.student["head"]).last_layer.parameters():
-                parameter.grad = None
+        """Freeze the prototypes at the start."""
+        if clock.step < clock.in_steps(self.config.freeze_prototypes):
+            cast(ProjectionHead, self.student["head"]).drop_prototype_gradients()

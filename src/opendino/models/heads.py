@@ -62,6 +62,11 @@ class ProjectionHead(nn.Module):
         to_float32 = rows.to(torch.promote_types(rows.dtype, torch.float32))  # half precision is too coarse here
         return normalize(to_float32, dim=-1, eps=1e-12)
 
+    def drop_prototype_gradients(self) -> None:
+        """Freeze the prototypes for this step: without a gradient the optimizer skips them, including weight decay."""
+        for parameter in self.last_layer.parameters():
+            parameter.grad = None
+
 
 class Prototypes(nn.Module):
     """Linear layer without bias whose K rows are g · v / |v| (weight normalization, Salimans & Kingma 2016).

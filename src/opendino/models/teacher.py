@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -47,6 +49,19 @@ def ema_(teacher: nn.Module, student: nn.Module, momentum: float, ok: Tensor) ->
     # One fused pass over the weights takes a third of the time of separate difference, product and sum.
     lerp_weight = ok.to(targets[0].dtype) * (1.0 - momentum)
     torch._foreach_lerp_(targets, sources, [lerp_weight] * len(targets))  # pyright: ignore[reportPrivateImportUsage]
+
+
+def center_(center: Tensor, means: Sequence[Tensor], momentum: float, ok: Tensor) -> None:
+    """One EMA step of a center: the mean of the teacher's outputs (section 3.1 of DINO), if `ok` is True.
+
+    Args:
+        center: `[1 K]`, changed in place.
+        means: `[1 K]` per micro-batch of this process; their mean over all processes is used.
+        momentum: In [0, 1].
+        ok: Scalar bool tensor on the device. If False the center does not change.
+    """
+    mean = distributed.all_reduce_mean(torch.stack(list(means)).mean(0))
+    center.copy_(torch.where(ok, momentum * center + (1 - momentum) * mean, center))
 
 
 def _same_entries(teacher: nn.Module, student: nn.Module) -> nn.Module:

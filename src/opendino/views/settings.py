@@ -14,7 +14,7 @@ from msgspec import Meta
 from opendino.core import auto_values, registry
 from opendino.core.errors import UsageError, UserError, nearest
 from opendino.core.ranges import Checked, PixelSize, convert, hints, shown
-from opendino.core.types import Facts
+from opendino.core.types import BlockMasks, Facts, ViewGroup, ViewSpec
 
 # Not tuple[PixelSize, PixelSize]: in a union with a number, msgspec 0.22 crashes.
 _Sides = Annotated[tuple[PixelSize, ...], Meta(min_length=2, max_length=2)]
@@ -214,6 +214,23 @@ def complete(defaults: Mapping[str, View], given: Mapping[str, Any]) -> dict[str
         if type(view) is not type(defaults[name]):
             raise UsageError(f"views.{name} is {shown(view)}", "Use views.settings.changed(METHOD.VIEWS, {...})")
     return defaults | given
+
+
+def global_and_local(views: Mapping[str, Any], masks: BlockMasks | None = None) -> ViewSpec:
+    """The multi-crop of DINO: two global views ("global", "second") and `local.number` local ones.
+
+    Args:
+        views: Settings of the groups, without "auto".
+        masks: Request for masks of patches of the global views.
+    """
+    first, second, local = views["global"], views["second"], views["local"]
+    assert "auto" not in (first.size, local.size, local.number)
+    return ViewSpec(
+        (
+            ViewGroup("global", first.size, (first, second), masks),
+            ViewGroup("local", local.size, (local,) * local.number),
+        )
+    )
 
 
 def resolved(views: Mapping[str, View], facts: Facts) -> tuple[dict[str, View], list[str]]:
