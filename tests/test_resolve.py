@@ -14,6 +14,7 @@ from opendino import config as configs
 from opendino import resolve
 from opendino.cli.train_command import parse
 from opendino.config import Config
+from opendino.core import auto_values
 from opendino.core.errors import UserError
 from opendino.engine import sizing, threads
 from opendino.recipes import demo, small
@@ -38,11 +39,10 @@ def test_small_images_on_a_cpu_get_a_small_convolutional_network_and_a_short_run
 
 
 def test_larger_images_a_gpu_and_what_was_asked_for_are_as_before() -> None:
-    large = resolve._choose_backbone(small.config("x"), 300, CPU)
-    assert (large[0].backbone, large[1]) == ("vit_tiny/16", False)
-    gpu = resolve._choose_backbone(small.config("x"), 64, torch.device("cuda"))
+    assert auto_values.backbone("cpu", 300)[0] == "vit_tiny/16"
+    gpu = resolve._with_backbone(small.config("x"), 64, torch.device("cuda"))
     assert (gpu[0].backbone, gpu[1], gpu[0].drop_path) == ("vit_small/16", False, 0.1)
-    asked = resolve._choose_backbone(replace(small.config("x"), backbone="resnet18/3x3"), 64, CPU)
+    asked = resolve._with_backbone(replace(small.config("x"), backbone="resnet18/3x3"), 64, CPU)
     assert (asked[0].backbone, asked[1]) == ("resnet18/3x3", False)
     config, _ = resolve.resolve_config(replace(parse(["toy:textures?n=40&size=32", "--epochs", "3"]), workers=0), CPU)
     assert config.steps == 3 * (40 // config.batch)

@@ -100,7 +100,7 @@ def _method_and_network(
     Returns:
         The settings, what is known about the run, and the reasons for the log, one line each.
     """
-    config, convolutional, reasons = _choose_backbone(config, short_side_px, device)
+    config, convolutional, reasons = _with_backbone(config, short_side_px, device)
     epochs, why_epochs = _epochs(config, len(source), short_side_px if convolutional else None)
     seen = math.inf if config.steps else epochs * len(source)
     batch, why_batch = sizing.batch(config.batch, len(source), seen, device)
@@ -143,22 +143,18 @@ def absolute_paths(config: Config) -> Config:
     )  # fmt: skip
 
 
-def _choose_backbone(config: Config, short_side_px: int, device: torch.device) -> tuple[Config, bool, list[str]]:
-    """Choose the backbone; returns the config, whether it is the small convolutional one, and the reasons.
-
-    The small convolutional network is for small images on a CPU.
-    """
+def _with_backbone(config: Config, short_side_px: int, device: torch.device) -> tuple[Config, bool, list[str]]:
+    """The config with its backbone, whether "auto" chose the small convolutional one, and the reasons."""
     if config.init:
         config = _settings_of(load.load(config.init), config)
         return config, False, [f"backbone = {config.backbone}: starts from {config.init}"]
     reasons = []
     convolutional = False
     if config.backbone == "auto":
-        convolutional = device.type == "cpu" and short_side_px <= auto_values.CONVOLUTIONAL_MAX_PX
-        name = "conv4" if convolutional else "vit_tiny/16" if device.type == "cpu" else "vit_small/16"
+        name, why = auto_values.backbone(device.type, short_side_px)
+        convolutional = name == "conv4"
         config = replace(config, backbone=name)
-        size = f" and images of about {short_side_px} px" if device.type == "cpu" else ""
-        reasons.append(f"backbone = {name}: a {device.type} device{size}")
+        reasons.append(f"backbone = {name}: {why}")
     plugin = config.backbone in registry.names(registry.BACKBONES)
     if (config.backbone == "conv4" or plugin) and config.drop_path:
         config = replace(config, drop_path=0.0)

@@ -15,7 +15,7 @@ from opendino.data.image_survey import Survey, has_only_photographs, survey
 from opendino.data.intensity import Intensity, Range
 from opendino.data.open_source import open_source
 from opendino.data.readers.decoded_image import RGB, numbered
-from opendino.data.readers.stacks import Reading, describe
+from opendino.data.readers.multi_page_files import Reading, describe
 
 
 def open_images(config: Config, data: str) -> ImageFiles:

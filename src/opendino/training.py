@@ -26,7 +26,7 @@ from opendino.core.progress import Progress
 from opendino.core.types import Clock, Views, ViewSpec
 from opendino.data import fingerprint, loader
 from opendino.data.held_out import with_held_out
-from opendino.engine import checkpoint, optim, parallel, precision, profiler, threads, verdict
+from opendino.engine import checkpoint, learning_rate, optim, parallel, precision, profiler, threads, verdict
 from opendino.engine.background import BackgroundWriter
 from opendino.engine.interrupt import Interrupt, Interrupted
 from opendino.engine.metric_writer import MetricWriter
@@ -214,7 +214,7 @@ def step(
         step was skipped), and scalars on the host (the method's schedules, "lr", "weight_decay").
     """
     method, num_micro_batches = parallel.unwrap(model), settings.grad_accum_steps
-    lr, weight_decay = optim.set_lr_and_weight_decay(optimizer, settings, clock, batch)
+    lr, weight_decay = learning_rate.set_lr_and_weight_decay(optimizer, settings, clock, batch)
     outputs, buffers = [], optim.BatchNormBuffers(method)
     for number, micro_batch in enumerate(views, start=1):
         with parallel.accumulating(model, last=number == num_micro_batches):

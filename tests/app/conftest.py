@@ -53,7 +53,7 @@ def scene(number: int, size: tuple[int, int] = (96, 72)) -> Image.Image:
     return Image.fromarray(pixels.astype(np.uint8))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with runs/first, runs/second, photos/*.png, photos.parquet of first's vectors, and secret.txt beside."""
     folder = tmp_path_factory.mktemp("page")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from tests.data.variants import HEIGHT, WIDTH, Variant, kept, values
 
-from opendino.data.readers.stacks import Reading
+from opendino.data.readers.multi_page_files import Reading
 
 
 def arrays() -> Iterator[Variant]:

@@ -21,7 +21,7 @@ from opendino.data import decode as module
 from opendino.data.decode import decode, working_area_px
 from opendino.data.intensity import Intensity
 from opendino.data.readers import photograph
-from opendino.data.readers.stacks import Reading, StackQuestion
+from opendino.data.readers.multi_page_files import Reading, StackQuestion
 from opendino.views.settings import view
 
 

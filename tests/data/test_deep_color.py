@@ -15,7 +15,7 @@ from opendino.core.errors import BadImage
 from opendino.data import readers
 from opendino.data.decode import decode
 from opendino.data.readers.decoded_image import RGB
-from opendino.data.readers.stacks import Reading
+from opendino.data.readers.multi_page_files import Reading
 
 imagecodecs = pytest.importorskip("imagecodecs")
 

@@ -19,7 +19,7 @@ from opendino.data.image_survey import has_only_photographs, survey
 from opendino.data.intensity import Intensity
 from opendino.data.open_source import open_source
 from opendino.data.readers.decoded_image import DecodedImage
-from opendino.data.readers.stacks import Reading
+from opendino.data.readers.multi_page_files import Reading
 
 
 class Files(Source):

@@ -25,7 +25,7 @@ from opendino.core.errors import BadImage
 from opendino.data import readers
 from opendino.data.readers import tiff_checks
 from opendino.data.readers.decoded_image import from_array
-from opendino.data.readers.stacks import Reading
+from opendino.data.readers.multi_page_files import Reading
 from opendino.data.readers.tiff import count
 
 VARIANTS = readers_table.variants()

@@ -12,7 +12,7 @@ import tifffile
 from PIL import Image
 from tests.data.variants import HEIGHT, WIDTH, Variant, kept, values
 
-from opendino.data.readers.stacks import Reading
+from opendino.data.readers.multi_page_files import Reading
 
 NODATA, ORIENTATION = 42113, 274
 

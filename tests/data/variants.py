@@ -8,7 +8,7 @@ import numpy as np
 
 from opendino.core.errors import BadImage
 from opendino.data import readers
-from opendino.data.readers.stacks import Reading
+from opendino.data.readers.multi_page_files import Reading
 
 HEIGHT, WIDTH = 19, 24
 

@@ -14,7 +14,7 @@ from torch import nn
 from opendino.core.contracts import Method
 from opendino.core.errors import UserError
 from opendino.core.types import Clock
-from opendino.engine import checkpoint, optim
+from opendino.engine import checkpoint, learning_rate, optim
 from opendino.methods import dino
 from opendino.models import build
 
@@ -28,7 +28,8 @@ def trained(name: str, steps: int = 2) -> tuple[Method, torch.optim.Optimizer]:
     """A method whose weights, buffers and moments have all moved."""
     made = method()
     optimizer = optim.build(optim.Config(name=name), made.student)
-    optim.set_lr_and_weight_decay(optimizer, optim.ResolvedConfig(name=name, lr_warmup="0"), Clock(0, 10, 1), 256)
+    settings = optim.ResolvedConfig(name=name, lr_warmup="0")
+    learning_rate.set_lr_and_weight_decay(optimizer, settings, Clock(0, 10, 1), 256)
     for _ in range(steps):
         for p in made.student.parameters():
             p.grad = torch.randn_like(p)
@@ -80,7 +81,7 @@ def test_everything_comes_back_bit_for_bit(tmp_path: Path, name: str) -> None:
     for p in other.student.parameters():
         p.grad = torch.ones_like(p)
     for each in (optimizer, fresh):
-        optim.set_lr_and_weight_decay(each, optim.ResolvedConfig(name=name), Clock(5, 10, 1), 256)
+        learning_rate.set_lr_and_weight_decay(each, optim.ResolvedConfig(name=name), Clock(5, 10, 1), 256)
         optim.step(each, torch.tensor(True))
     assert_equal(weights(other), weights(made))
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from opendino.core.errors import UsageError
 from opendino.core.types import Clock, Facts
-from opendino.engine import optim
+from opendino.engine import learning_rate, optim
 from opendino.methods import dino
 from opendino.models import build
 
@@ -29,7 +29,7 @@ def ready(name: str, steps: int = 0, **settings: float) -> tuple[nn.Module, torc
     model = network()
     config = optim.ResolvedConfig(name=name, lr=0.1, lr_warmup="0", **settings)
     optimizer = optim.build(config, model)
-    optim.set_lr_and_weight_decay(optimizer, config, Clock(5, 10, 1), batch=256)
+    learning_rate.set_lr_and_weight_decay(optimizer, config, Clock(5, 10, 1), batch=256)
     for _ in range(steps):
         give_gradients(model)
         optim.step(optimizer, torch.tensor(True))
@@ -232,7 +232,8 @@ def test_rates_at_the_ends_of_a_run(name: str) -> None:
         name=name, lr=0.1, min_lr=0.001, lr_warmup="2ep", weight_decay=0.04, weight_decay_end=0.4
     )  # fmt: skip
     optimizer = optim.build(config, network())
-    found = [optim.set_lr_and_weight_decay(optimizer, config, Clock(step, 50, 5), batch=64) for step in range(50)]
+    clocks = [Clock(step, 50, 5) for step in range(50)]
+    found = [learning_rate.set_lr_and_weight_decay(optimizer, config, clock, batch=64) for clock in clocks]
     rates, decays = zip(*found, strict=True)
     assert rates[0] == 0.0
     assert rates[9] == rates[10] == pytest.approx(0.1 * 64 / 256, rel=1e-12)
@@ -294,7 +295,7 @@ def test_lower_stages_learn_more_slowly_and_later() -> None:
     names = {id(parameter): name for name, parameter in method.student.named_parameters()}
 
     def rates(step: int) -> dict[str, float]:
-        lr, _ = optim.set_lr_and_weight_decay(optimizer, config, Clock(step, 100, 10), batch=256)
+        lr, _ = learning_rate.set_lr_and_weight_decay(optimizer, config, Clock(step, 100, 10), batch=256)
         return {names[id(p)]: group["lr"] / lr for group in optimizer.param_groups for p in group["params"]}
 
     late, frozen, thawing = rates(50), rates(10), rates(12)
@@ -316,7 +317,7 @@ def test_at_a_rate_of_zero_weights_stay_bit_for_bit(name: str) -> None:
     before = {key: value.clone() for key, value in student.named_parameters()}
     for step in range(5):
         student["head"](backbone([torch.randn(4, 3, 8, 8)])[0]).square().mean().backward()
-        optim.set_lr_and_weight_decay(optimizer, config, Clock(step, 20, 5), batch=256)
+        learning_rate.set_lr_and_weight_decay(optimizer, config, Clock(step, 20, 5), batch=256)
         optim.step(optimizer, torch.tensor(True))
         optimizer.zero_grad()
         same = {key for key, value in student.named_parameters() if torch.equal(value, before[key])}

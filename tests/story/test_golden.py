@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from opendino.core import schedule
+from opendino.core import schedule_formulas
 from opendino.core.contracts import Backbone, Method
 from opendino.core.types import Clock, Features, Views
 from opendino.engine import optim
@@ -51,7 +51,7 @@ def test_golden_schedules(golden: Mapping[str, np.ndarray]) -> None:
     for name in names(golden, "schedule"):
         base, final, epochs, per_epoch, warmup = golden[f"schedule.{name}.args"].tolist()
         total = int(epochs * per_epoch)
-        ours = [schedule.warmup_cosine(i, base, final, total, int(warmup * per_epoch)) for i in range(total)]
+        ours = [schedule_formulas.warmup_cosine(i, base, final, total, int(warmup * per_epoch)) for i in range(total)]
         close(np.array(ours), golden[f"schedule.{name}.values"])
 
 

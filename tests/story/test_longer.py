@@ -17,7 +17,7 @@ from opendino.cli import main
 from opendino.config import Config
 from opendino.core.errors import UsageError, UserError
 from opendino.core.types import Clock
-from opendino.engine import optim
+from opendino.engine import learning_rate, optim
 from opendino.views.settings import changed
 
 PER_EPOCH = 3
@@ -69,7 +69,7 @@ def test_a_finished_run_continues_on_the_curves_of_the_new_length(finished: Path
     opt.param_groups[0] |= {"share": 1.0, "backbone": False, "decayed": False}
     for row in found[10:]:
         clock = Clock(int(row["step"]) - 1, 16, PER_EPOCH)
-        assert row["lr"] == optim.set_lr_and_weight_decay(opt, config.optim, clock, 16)[0]
+        assert row["lr"] == learning_rate.set_lr_and_weight_decay(opt, config.optim, clock, 16)[0]
     assert "16 steps (was 10): from step 10 on learning rate" in (longer / "log.txt").read_text()
 
 

@@ -19,7 +19,7 @@ from opendino.data.image_survey import Survey, survey
 from opendino.data.labels import all_labels
 from opendino.data.open_source import open_source
 from opendino.data.picture import picture
-from opendino.data.readers.stacks import Reading
+from opendino.data.readers.multi_page_files import Reading
 
 _LOOKED_AT = 120
 """Number of images that are decoded."""
@@ -49,7 +49,7 @@ def look_at(data: str, stack: str = "ask") -> Overview:
 
     Args:
         data: A folder or an archive.
-        stack: What pages of a file are, see `readers.stacks.Reading`.
+        stack: What pages of a file are, see `readers.multi_page_files.Reading`.
 
     Raises:
         UserError: It holds no images, none can be read, or the meaning of its pages is not known.

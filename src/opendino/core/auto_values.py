@@ -1,4 +1,4 @@
-"""The rules behind "auto" that several methods share. Each returns a value and the reason for it in one line."""
+"""The rules behind "auto": backbone, view sizes, momentum. Each returns a value and the reason for it in one line."""
 
 from __future__ import annotations
 
@@ -21,6 +21,14 @@ IMAGES_SEEN_64_PX = 57_600
 _DETAIL = ((96, 64, (0.25, 1.0), (0.05, 0.25)), (48, 48, (0.3, 1.0), (0.1, 0.3)), (0, 32, (0.4, 1.0), (0.15, 0.4)))
 """For convolutional networks: minimum shorter side of the images, global size, global scale, local scale. Sizes and
 scales are chosen so that a crop is resized little and keeps the detail of the image."""
+
+
+def backbone(device: str, short_side_px: int) -> tuple[str, str]:
+    """Name of the backbone, and why: the largest one that trains in acceptable time on this type of device."""
+    if device != "cpu":
+        return "vit_small/16", f"a {device} device"
+    why = f"a cpu device and images of about {short_side_px} px"
+    return "conv4" if short_side_px <= CONVOLUTIONAL_MAX_PX else "vit_tiny/16", why
 
 
 def images_seen(short_side_px: int) -> int:

@@ -14,7 +14,7 @@ from opendino.data import readers
 from opendino.data.intensity import Range, to_pixels
 from opendino.data.readers import photograph
 from opendino.data.readers.limits import MAX_PIXELS
-from opendino.data.readers.stacks import Reading
+from opendino.data.readers.multi_page_files import Reading
 
 # fmt: off
 SUFFIXES = frozenset({

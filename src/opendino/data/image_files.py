@@ -17,7 +17,7 @@ from opendino.core.types import PixelFormat
 from opendino.data import readers
 from opendino.data.intensity import Range, to_pixels
 from opendino.data.readers.decoded_image import RGB, DecodedImage, from_array
-from opendino.data.readers.stacks import Reading, check_channels
+from opendino.data.readers.multi_page_files import Reading, check_channels
 
 _PATTERN_HINT = 'Write a pattern with {id} and {channel}, e.g. --channel-files "{id}_w{channel}.tif"; * is any text'
 _MAX_LISTED = 5

@@ -21,7 +21,7 @@ from opendino.data.dataset_probe import sample_indices
 from opendino.data.image_files import ImageFiles
 from opendino.data.intensity import Intensity, Range, parse, read_csv
 from opendino.data.readers.decoded_image import RGB, DecodedImage, from_array
-from opendino.data.readers.stacks import StackQuestion
+from opendino.data.readers.multi_page_files import StackQuestion
 
 NUM_IMAGES = 1000
 """Images read by a survey; fewer if the set is smaller."""

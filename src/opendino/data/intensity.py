@@ -14,7 +14,7 @@ import numpy as np
 from opendino.core.errors import BadImage, UsageError, UserError
 from opendino.core.types import PixelFormat
 from opendino.data.readers.decoded_image import DecodedImage
-from opendino.data.readers.stacks import describe
+from opendino.data.readers.multi_page_files import describe
 
 _HINT = "Use auto, full, per-image, LOW HIGH (once, or for each channel), or a .csv of channel,low,high"
 

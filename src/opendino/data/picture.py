@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from opendino.data.readers.decoded_image import RGB
-from opendino.data.readers.stacks import choose_channels
+from opendino.data.readers.multi_page_files import choose_channels
 
 _COLORS = {
     2: np.array([[1, 0, 1], [0, 1, 0]], np.float32),

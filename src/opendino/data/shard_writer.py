@@ -32,7 +32,7 @@ from opendino.data import fingerprint, readers
 from opendino.data import mmap_table as index
 from opendino.data.decode import MAX_PIXELS, decode, measure, tiles
 from opendino.data.readers import photograph
-from opendino.data.readers.stacks import StackQuestion
+from opendino.data.readers.multi_page_files import StackQuestion
 from opendino.data.sampler import epoch_order
 from opendino.data.shard_index import read_index, scan, write_index
 from opendino.data.source_files import cell

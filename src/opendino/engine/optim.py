@@ -1,4 +1,4 @@
-"""Optimizers, parameter groups, gradient clipping, and schedules of learning rate and weight decay.
+"""Optimizers, their settings, parameter groups, and gradient clipping.
 
 The host never waits for the device: a step with a non-finite loss is skipped on the device itself (`found_inf`).
 """
@@ -12,10 +12,10 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from opendino.core import auto_values, distributed, duration, schedule
+from opendino.core import auto_values, distributed, duration
 from opendino.core.contracts import Backbone
 from opendino.core.ranges import Checked, Duration, FractionAboveZero, NotNegative, Positive, Width
-from opendino.core.types import Clock, Facts
+from opendino.core.types import Facts
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ def param_groups(student: nn.Module, layer_decay: float = 1.0, separate_backbone
 
 
 def build(config: Config, student: nn.Module) -> torch.optim.Optimizer:
-    """Build the optimizer of a student; `set_lr_and_weight_decay` is called before each step."""
+    """Build the optimizer of a student; `learning_rate.set_lr_and_weight_decay` is called before each step."""
     groups = param_groups(student, config.layer_decay, separate_backbone=duration.parse(config.freeze_backbone)[0] > 0)
     for group in groups:
         group["params"] = [_local_parameter(parameter) for parameter in group["params"]]
@@ -198,34 +198,6 @@ def _local_parameter(parameter: nn.Parameter) -> nn.Parameter:
     local = nn.Parameter(distributed.local_tensor(parameter.detach()))
     local.full_parameter = parameter  # pyright: ignore[reportAttributeAccessIssue]
     return local
-
-
-def set_lr_and_weight_decay(
-    optimizer: torch.optim.Optimizer, config: ResolvedConfig, clock: Clock, batch: int
-) -> tuple[float, float]:
-    """Set the learning rate and weight decay of a step: linear warm-up, then half cosines.
-
-    Args:
-        optimizer: From `build`.
-        config: Its settings.
-        clock: The step about to run.
-        batch: Images per step over all devices; the peak learning rate is `lr · batch / 256`.
-
-    Returns:
-        Learning rate of the head, and weight decay.
-    """
-    total = clock.total_steps
-    warmup = clock.in_steps(config.lr_warmup)
-    lr = schedule.warmup_cosine(clock.step, config.lr * batch / 256, config.min_lr, total, warmup)
-    weight_decay = schedule.warmup_cosine(clock.step, config.weight_decay, config.weight_decay_end, total)
-    # A frozen backbone has a learning rate of 0: its weights do not change, but the optimizer's moments adapt.
-    frozen = clock.in_steps(config.freeze_backbone)
-    backbone_warmup = min(1.0, max(0, clock.step - frozen) / max(1, warmup)) if frozen else 1.0
-    for group in optimizer.param_groups:
-        group["lr"] = lr * group["share"] * (backbone_warmup if group["backbone"] else 1.0)
-        if group["decayed"]:
-            group["weight_decay"] = weight_decay
-    return lr, weight_decay
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from opendino.data.readers.stacks import describe
+from opendino.data.readers.multi_page_files import describe
 from opendino.models.image_reading import ImageReading
 from opendino.models.load import Model
 

@@ -21,9 +21,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
-from opendino.core import auto_values, schedule
+from opendino.core import auto_values
 from opendino.core.contracts import Backbone, Method, MethodConfig
 from opendino.core.ranges import Fraction, Width
+from opendino.core.schedule_formulas import warmup_cosine
 from opendino.core.types import Clock, Facts, StepOutput, ViewGroup, Views, ViewSpec
 from opendino.losses import feature_std, to_float32
 from opendino.models.heads import MLPHead
@@ -120,7 +121,7 @@ class _BYOL(Method):
 
     def ema(self, clock: Clock) -> float:
         """Current EMA momentum of the teacher: 1 - (1 - τ) · (cos(π k / K) + 1) / 2 with end value 1 (section 3.3)."""
-        return schedule.warmup_cosine(clock.step, self.config.momentum, self.config.momentum_end, clock.total_steps)
+        return warmup_cosine(clock.step, self.config.momentum, self.config.momentum_end, clock.total_steps)
 
 
 def regression(prediction: Tensor, target: Tensor) -> Tensor:

@@ -24,11 +24,12 @@ import torch
 from msgspec import Meta
 from torch import Tensor, nn
 
-from opendino.core import auto_values, schedule
+from opendino.core import auto_values
 from opendino.core import duration as span
 from opendino.core.contracts import Backbone, Method, MethodConfig
 from opendino.core.errors import UsageError
 from opendino.core.ranges import Duration, Fraction, Temperature, Width
+from opendino.core.schedule_formulas import ramp, warmup_cosine
 from opendino.core.types import Clock, Facts, StepOutput, Views, ViewSpec
 from opendino.losses import cross_entropy, output_statistics, to_float32
 from opendino.models.heads import ProjectionHead
@@ -201,7 +202,7 @@ class _DINO(Method):
 
     def ema(self, clock: Clock) -> float:
         """Current EMA momentum of the teacher."""
-        return schedule.warmup_cosine(clock.step, self.config.momentum, self.config.momentum_end, clock.total_steps)
+        return warmup_cosine(clock.step, self.config.momentum, self.config.momentum_end, clock.total_steps)
 
     def temperature(self, clock: Clock) -> float:
         """Current teacher temperature τ_t."""
@@ -212,4 +213,4 @@ class _DINO(Method):
             position, length = clock.epoch, round(span.parse(config.teacher_temp_warmup)[0])
         else:
             position, length = clock.step, clock.in_steps(config.teacher_temp_warmup)
-        return schedule.ramp(position, config.teacher_temp_start, config.teacher_temp, length)
+        return ramp(position, config.teacher_temp_start, config.teacher_temp, length)

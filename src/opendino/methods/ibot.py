@@ -25,9 +25,10 @@ import torch
 from msgspec import Meta
 from torch import Tensor, nn
 
-from opendino.core import auto_values, schedule
+from opendino.core import auto_values
 from opendino.core.contracts import Backbone, Method, MethodConfig
 from opendino.core.ranges import Duration, Fraction, NotNegative, Temperature, Width
+from opendino.core.schedule_formulas import ramp, warmup_cosine
 from opendino.core.types import BlockMasks, Clock, Facts, Features, StepOutput, Views, ViewSpec
 from opendino.losses import cross_entropy, koleo, output_statistics, to_float32
 from opendino.models.heads import ProjectionHead
@@ -213,13 +214,13 @@ class _IBOT(Method):
 
     def ema(self, clock: Clock) -> float:
         """Current EMA momentum of the teacher."""
-        return schedule.warmup_cosine(clock.step, self.config.momentum, self.config.momentum_end, clock.total_steps)
+        return warmup_cosine(clock.step, self.config.momentum, self.config.momentum_end, clock.total_steps)
 
     def temperature(self, clock: Clock) -> float:
         """Current teacher temperature τ_t, of images and patches."""
         config = self.config
         length = clock.in_steps(config.teacher_temp_warmup)
-        return schedule.ramp(clock.step, config.teacher_temp_start, config.teacher_temp, length)
+        return ramp(clock.step, config.teacher_temp_start, config.teacher_temp, length)
 
 
 def _select(patches: Tensor, indices: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from opendino.data.intensity import Range, parse, to_pixels
 from opendino.data.open_source import open_source
 from opendino.data.picture import picture
 from opendino.data.readers.decoded_image import RGB, DecodedImage, from_array, numbered
-from opendino.data.readers.stacks import Reading, check_channels
+from opendino.data.readers.multi_page_files import Reading, check_channels
 
 _Bound = Annotated[float, Meta(ge=-3.4e38, le=3.4e38)]
 _Name = Annotated[str, Meta(max_length=100)]

@@ -20,7 +20,7 @@ from opendino.core.contracts import Backbone
 from opendino.core.errors import BadImage, UsageError, UserError, nearest
 from opendino.core.types import IMAGENET_MEAN, IMAGENET_STD, Features
 from opendino.data.decode import apply_exif_orientation
-from opendino.data.readers.stacks import describe
+from opendino.data.readers.multi_page_files import describe
 from opendino.models.build import build_on_meta, materialize
 from opendino.models.description import DESCRIPTION, NETWORKS, read_description
 from opendino.models.image_reading import ImageReading

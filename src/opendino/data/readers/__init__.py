@@ -12,7 +12,7 @@ from opendino.core.errors import BadImage
 from opendino.data.readers import deep_color
 from opendino.data.readers.decoded_image import DecodedImage
 from opendino.data.readers.limits import MAX_PAGES, MAX_PIXELS, one_line
-from opendino.data.readers.stacks import Reading
+from opendino.data.readers.multi_page_files import Reading
 
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from opendino.core.errors import BadImage
-from opendino.data.readers.stacks import Reading, choose_channels
+from opendino.data.readers.multi_page_files import Reading, choose_channels
 
 RGB = ("red", "green", "blue")
 GRAY = ("gray",)

@@ -10,7 +10,7 @@ from opendino.core.errors import BadImage
 from opendino.data.readers import photograph
 from opendino.data.readers.decoded_image import RGB, DecodedImage, bits_range, from_array, numbered
 from opendino.data.readers.limits import MAX_PIXELS, check_size
-from opendino.data.readers.stacks import Reading
+from opendino.data.readers.multi_page_files import Reading
 
 _PNG, _PNG_SAMPLES = b"\x89PNG\r\n\x1a\n", {2: 3, 4: 2, 6: 4}  # color type → samples per pixel
 _JP2, _CODESTREAM = b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"

@@ -10,7 +10,7 @@ from opendino.core.errors import BadImage
 from opendino.data.readers import photograph
 from opendino.data.readers.decoded_image import GRAY, RGB, DecodedImage, from_array
 from opendino.data.readers.limits import MAX_PAGES, TimeLimitedFile, check_size, one_line
-from opendino.data.readers.stacks import Reading, check_page, combine, question
+from opendino.data.readers.multi_page_files import Reading, ask_about_pages, check_page, combine
 
 _GRAY = ("MONOCHROME1", "MONOCHROME2")
 _COLOR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "PALETTE COLOR")
@@ -66,7 +66,7 @@ def _image(dataset: Any, reading: Reading, max_pixels: int) -> DecodedImage:
     if reading.page is not None:
         check_page(reading.page, frames)
     elif frames > 1 and reading.stack in ("ask", "images"):
-        raise question(
+        raise ask_about_pages(
             "T", (frames,), f"{width}×{height}", f"{samples} per pixel, {_value(dataset, 'BitsStored', bits)} bit"
         )
     values = _frames(dataset, reading.page, frames)  # [N H W C]

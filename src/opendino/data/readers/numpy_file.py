@@ -12,7 +12,7 @@ from numpy.lib import format as npy
 from opendino.core.errors import BadImage
 from opendino.data.readers.decoded_image import DecodedImage, clean_name, from_array, numbered
 from opendino.data.readers.limits import TimeLimitedFile, check_size
-from opendino.data.readers.stacks import Reading, check_page, combine, describe, question
+from opendino.data.readers.multi_page_files import Reading, ask_about_pages, check_page, combine, describe
 
 _MAX_HEADER = 10_000
 _MAX_MEMBERS = 1000
@@ -115,6 +115,6 @@ def _arranged(values: np.ndarray, reading: Reading) -> DecodedImage:
         check_page(reading.page, num)
         values = values[reading.page : reading.page + 1]
     elif num > 1 and reading.stack in ("ask", "images"):
-        raise question("I", (num,), f"{width}×{height}", f"{describe(names)}, {values.dtype}")
+        raise ask_about_pages("I", (num,), f"{width}×{height}", f"{describe(names)}, {values.dtype}")
     pixels, names = combine(values, names, reading)
     return from_array(pixels, names).select(reading)

@@ -17,7 +17,14 @@ from opendino.core.errors import BadImage
 from opendino.data.readers import photograph, tiff_checks, tiff_names
 from opendino.data.readers.decoded_image import GRAY, RGB, DecodedImage, bits_range, from_array, type_range
 from opendino.data.readers.limits import MAX_PAGES, TimeLimitedFile, check_size, one_line
-from opendino.data.readers.stacks import Reading, StackQuestion, check_page, combine, describe, question
+from opendino.data.readers.multi_page_files import (
+    Reading,
+    StackQuestion,
+    ask_about_pages,
+    check_page,
+    combine,
+    describe,
+)
 
 # Layouts of whole-slide scanners and of files in several parts, which tifffile would interpret: not read here.
 _IGNORED = (
@@ -136,7 +143,7 @@ def _read_series(
     names = tiff_names.channel_names(file, first, num_channels)
     if sizes and page is None and reading.stack in ("ask", "images"):
         size, bits = f"{first.imagewidth}×{first.imagelength}", first.bitspersample
-        raise question(axes, sizes, size, f"{describe(names)}, {bits} bit")
+        raise ask_about_pages(axes, sizes, size, f"{describe(names)}, {bits} bit")
     tiff_checks.check_segments(series, file.filehandle)
     planes = _planes(series, page, numbers)  # [N H W C]
     nodata = _nodata(first)

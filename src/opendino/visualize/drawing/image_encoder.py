@@ -19,7 +19,7 @@ from opendino.core.contracts import Source
 from opendino.core.errors import BadImage, UsageError, UserError
 from opendino.core.ranges import Checked, PixelSize
 from opendino.data.image_list import open_image_list
-from opendino.data.readers.stacks import choose_channels
+from opendino.data.readers.multi_page_files import choose_channels
 from opendino.data.source_files import printable
 from opendino.features.image_stream import Bad, check_finite, encode_images
 from opendino.models.attention_maps import cls_attention, contribution_to_mean

@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from opendino.core.schedule import ramp, warmup_cosine
+from opendino.core.schedule_formulas import ramp, warmup_cosine
 
 
 def test_warm_up_starts_at_zero_and_the_peak_occurs_twice() -> None:

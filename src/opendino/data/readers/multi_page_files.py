@@ -45,7 +45,7 @@ class StackQuestion(BadImage):
     """A file has pages, slices or frames, and nothing says what they are."""
 
 
-def question(axes: str, sizes: Sequence[int], size: str, kind: str) -> StackQuestion:
+def ask_about_pages(axes: str, sizes: Sequence[int], size: str, kind: str) -> StackQuestion:
     """The refusal of a stack: what was found, and the flags that decide.
 
     Args:
