@@ -65,7 +65,7 @@ class Ours:
         with precision.autocast(self.device, dtype):
             return pair.step(
                 crops, self._settings.lr * self.batch / 256, self._settings.weight_decay,
-                self.method.temperature(CLOCK), self.method.ema(CLOCK), frozen=False, clip=self._settings.clip,
+                self.method.temperature(CLOCK), self.method.ema_momentum(CLOCK), frozen=False, clip=self._settings.clip,
             )  # fmt: skip
 
 

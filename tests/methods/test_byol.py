@@ -70,7 +70,7 @@ def test_momentum_rises_as_the_papers_formula() -> None:
     trained = method()
     for k in range(10):
         expected = 1 - (1 - 0.9) * (math.cos(math.pi * k / 10) + 1) / 2
-        assert trained.ema(Clock(k, 10, 5)) == pytest.approx(expected, abs=1e-15)
+        assert trained.ema_momentum(Clock(k, 10, 5)) == pytest.approx(expected, abs=1e-15)
 
 
 def test_the_teacher_has_its_own_batch_statistics_and_averaged_weights() -> None:
@@ -83,7 +83,7 @@ def test_the_teacher_has_its_own_batch_statistics_and_averaged_weights() -> None
     before = {name: p.clone() for name, p in trained.teacher.named_parameters()}
     buffers = {name: b.clone() for name, b in trained.teacher.named_buffers()}
     trained.after_step(clock, torch.tensor(True))
-    m = trained.ema(clock)
+    m = trained.ema_momentum(clock)
     for name, parameter in trained.teacher.named_parameters():
         expected = m * before[name] + (1 - m) * trained.student.get_parameter(name)
         torch.testing.assert_close(parameter, expected, rtol=0, atol=1e-14)

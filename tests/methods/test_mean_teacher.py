@@ -87,7 +87,7 @@ def test_weight_and_momentum_follow_the_papers_ramps() -> None:
         [math.exp(-5), math.exp(-5 / 4), math.exp(-5 * 0.01**2), 1.0, 1.0], abs=1e-15
     )
     # at first the plain mean of all weights so far, then the moving ones
-    assert [trained.ema(clock) for clock in clocks] == pytest.approx(
+    assert [trained.ema_momentum(clock) for clock in clocks] == pytest.approx(
         [0, 1 - 1 / 51, 0.99, 1 - 1 / 101, 0.999], abs=1e-15
     )
 

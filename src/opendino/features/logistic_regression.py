@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -47,9 +48,9 @@ def cross_validated(
 ) -> CrossValidated:
     """Multinomial logistic regression with an L2 penalty, in float64.
 
-    The features are standardized. `C` has the lowest log loss in a stratified cross-validation, each `C` with the
-    temperature that calibrates its held-out scores: uncalibrated, the loss prefers a penalty that costs accuracy. The
-    rows of a fold are scored with the `C` that is best for the other folds: otherwise the choice of `C` would raise the
+    The features are standardized. `C` is chosen by the log loss in a stratified cross-validation, see `_choose`, each
+    `C` with the temperature that calibrates its held-out scores: uncalibrated, the loss prefers a penalty that costs
+    accuracy. The rows of a fold are scored with the `C` that is chosen without it: otherwise the choice would raise the
     accuracy of `scores`.
 
     Args:
@@ -64,8 +65,8 @@ def cross_validated(
     reduced, basis = _reduce(standardized)  # [M R]: the penalty does not change under rotation
     held_out = _held_out_scores(reduced, labels, num_classes, fold, strengths)  # [S M C]
     losses = _losses(torch.stack([scores / _temperature(scores, labels) for scores in held_out]), labels)  # [S M]
-    best = int(losses.mean(1).argmin())
-    others = [int(losses[:, fold != number].mean(1).argmin()) for number in range(num_folds)]
+    best = _choose(losses, strengths)
+    others = [_choose(losses[:, fold != number], strengths) for number in range(num_folds)]
     scores = held_out[torch.tensor(others)[fold], torch.arange(len(labels))]
     temperature = _temperature(scores, labels)
     weight, bias = fit(reduced, labels, num_classes, strengths[best])
@@ -75,6 +76,20 @@ def cross_validated(
         (weight / temperature).float(), (bias / temperature).float(), strengths[best], float(losses[best].mean()),
         (scores / temperature).float(), num_folds,
     )  # fmt: skip
+
+
+def _choose(losses: Tensor, strengths: Sequence[float]) -> int:
+    """Index of the strength nearest to 1 whose loss is at most one standard error above the lowest.
+
+    With few labels the lowest loss is mostly luck: with 50 it cost up to a point of accuracy (docs/log.md).
+
+    Args:
+        losses: Held-out log loss of each row for each strength that was tried, `[S M]`.
+        strengths: S or more values of `C`.
+    """
+    more = losses - losses[losses.mean(1).argmin()]  # [S M], paired by row
+    good = more.mean(1) <= more.std(1, correction=0) / math.sqrt(max(1, more.shape[1] - 1))
+    return min(good.nonzero().flatten().tolist(), key=lambda index: abs(math.log(strengths[index])))
 
 
 def _held_out_scores(x: Tensor, labels: Tensor, num_classes: int, fold: Tensor, strengths: Sequence[float]) -> Tensor:

@@ -27,8 +27,8 @@ from opendino.core.ranges import Fraction, Width
 from opendino.core.schedule_formulas import warmup_cosine
 from opendino.core.types import Clock, Facts, StepOutput, ViewGroup, Views, ViewSpec
 from opendino.losses import feature_std, to_float32
+from opendino.models.ema_teacher import copy_from, ema_
 from opendino.models.heads import MLPHead
-from opendino.models.teacher import copy_from, ema_
 from opendino.views.settings import GlobalView, View, changed
 
 
@@ -113,13 +113,13 @@ class _BYOL(Method):
             "feature_spread": feature_std(embeddings[0]),
             "projection_spread": feature_std(targets[0]),
         }
-        return StepOutput(loss, metrics, {"momentum": self.ema(clock)})
+        return StepOutput(loss, metrics, {"momentum": self.ema_momentum(clock)})
 
     def after_step(self, clock: Clock, ok: Tensor) -> None:
         """EMA update of the teacher."""
-        ema_(self.teacher, self.student, self.ema(clock), ok)
+        ema_(self.teacher, self.student, self.ema_momentum(clock), ok)
 
-    def ema(self, clock: Clock) -> float:
+    def ema_momentum(self, clock: Clock) -> float:
         """Current EMA momentum of the teacher: 1 - (1 - τ) · (cos(π k / K) + 1) / 2 with end value 1 (section 3.3)."""
         return warmup_cosine(clock.step, self.config.momentum, self.config.momentum_end, clock.total_steps)
 

@@ -32,8 +32,8 @@ from opendino.core.ranges import Duration, Fraction, Temperature, Width
 from opendino.core.schedule_formulas import ramp, warmup_cosine
 from opendino.core.types import Clock, Facts, StepOutput, Views, ViewSpec
 from opendino.losses import cross_entropy, output_statistics, to_float32
+from opendino.models.ema_teacher import center_, copy_from, ema_
 from opendino.models.heads import ProjectionHead
-from opendino.models.teacher import center_, copy_from, ema_
 from opendino.views.settings import GlobalView, LocalViews, View, changed, global_and_local
 
 Prototypes = Annotated[int, Meta(ge=2, le=2**24)]
@@ -187,7 +187,9 @@ class _DINO(Method):
         loss = cross_entropy(rows, head.last_layer.weight, targets, self.config.student_temp, same_views=same_views)
 
         metrics = {"loss": loss.detach()} | output_statistics(targets, loss, embedding)
-        return StepOutput(loss, metrics, {"teacher_temp": self.temperature(clock), "momentum": self.ema(clock)})
+        return StepOutput(
+            loss, metrics, {"teacher_temp": self.temperature(clock), "momentum": self.ema_momentum(clock)}
+        )
 
     def before_step(self, clock: Clock) -> None:
         """Freeze the prototypes at the start."""
@@ -196,11 +198,11 @@ class _DINO(Method):
 
     def after_step(self, clock: Clock, ok: Tensor) -> None:
         """EMA updates of the teacher and of the center."""
-        ema_(self.teacher, self.student, self.ema(clock), ok)
+        ema_(self.teacher, self.student, self.ema_momentum(clock), ok)
         center_(self.center, self._teacher_means, self.config.center_momentum, ok)
         self._teacher_means.clear()
 
-    def ema(self, clock: Clock) -> float:
+    def ema_momentum(self, clock: Clock) -> float:
         """Current EMA momentum of the teacher."""
         return warmup_cosine(clock.step, self.config.momentum, self.config.momentum_end, clock.total_steps)
 

@@ -31,8 +31,8 @@ from opendino.core.ranges import Duration, Fraction, NotNegative, Temperature, W
 from opendino.core.schedule_formulas import ramp, warmup_cosine
 from opendino.core.types import BlockMasks, Clock, Facts, Features, StepOutput, Views, ViewSpec
 from opendino.losses import cross_entropy, koleo, output_statistics, to_float32
+from opendino.models.ema_teacher import center_, copy_from, ema_
 from opendino.models.heads import ProjectionHead
-from opendino.models.teacher import center_, copy_from, ema_
 from opendino.views.settings import GlobalView, LocalViews, View, changed, global_and_local
 
 _Prototypes = Annotated[int, Meta(ge=2, le=2**24)]
@@ -196,7 +196,7 @@ class _IBOT(Method):
         metrics |= output_statistics(targets.flatten(0, 1), image_loss, seen.cls)
         metrics |= output_statistics(patch_targets, patch_loss, hidden, "patch_")
         metrics["patch_center_norm"] = self.patch_center.norm()
-        numbers = {"teacher_temp": temperature, "momentum": self.ema(clock)}
+        numbers = {"teacher_temp": temperature, "momentum": self.ema_momentum(clock)}
         return StepOutput(loss, {"loss": loss.detach()} | metrics, numbers)
 
     def before_step(self, clock: Clock) -> None:
@@ -207,12 +207,12 @@ class _IBOT(Method):
 
     def after_step(self, clock: Clock, ok: Tensor) -> None:
         """EMA updates of the teacher and of both centers."""
-        ema_(self.teacher, self.student, self.ema(clock), ok)
+        ema_(self.teacher, self.student, self.ema_momentum(clock), ok)
         for center, means in zip((self.center, self.patch_center), zip(*self._teacher_means, strict=True), strict=True):
             center_(center, means, self.config.center_momentum, ok)
         self._teacher_means.clear()
 
-    def ema(self, clock: Clock) -> float:
+    def ema_momentum(self, clock: Clock) -> float:
         """Current EMA momentum of the teacher."""
         return warmup_cosine(clock.step, self.config.momentum, self.config.momentum_end, clock.total_steps)
 

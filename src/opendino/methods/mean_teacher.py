@@ -30,7 +30,7 @@ from opendino.core.errors import UsageError
 from opendino.core.ranges import CountOrZero, Duration, Fraction, FractionAboveZero, NotNegative
 from opendino.core.types import Clock, Facts, StepOutput, ViewGroup, Views, ViewSpec
 from opendino.losses import entropy, feature_std, to_float32
-from opendino.models.teacher import copy_from, ema_
+from opendino.models.ema_teacher import copy_from, ema_
 from opendino.views.settings import GlobalView, changed
 
 
@@ -144,18 +144,18 @@ class _MeanTeacher(Method):
             baseline_loss = cross_entropy(to_float32(network["classifier"](embedding)), labels)
             metrics["baseline"] = baseline_loss.detach()
             loss = loss + baseline_loss  # no shared parameters, so the gradients are independent
-        numbers = {"consistency_weight": weight, "momentum": self.ema(clock)}
+        numbers = {"consistency_weight": weight, "momentum": self.ema_momentum(clock)}
         return StepOutput(loss, {"loss": loss.detach()} | metrics, numbers)
 
     def after_step(self, clock: Clock, ok: Tensor) -> None:
         """EMA update of the teacher."""
-        ema_(self.teacher, self.student, self.ema(clock), ok)
+        ema_(self.teacher, self.student, self.ema_momentum(clock), ok)
 
     def rampup(self, clock: Clock) -> float:
         """Current factor of the consistency weight, exp(-5) … 1."""
         return math.exp(-5 * (1 - min(1.0, clock.step / self._rampup_steps(clock))) ** 2)
 
-    def ema(self, clock: Clock) -> float:
+    def ema_momentum(self, clock: Clock) -> float:
         """Current EMA momentum of the teacher."""
         after_rampup = clock.step >= self._rampup_steps(clock)
         return min(1 - 1 / (clock.step + 1), self.config.momentum_end if after_rampup else self.config.momentum)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from opendino.models.teacher import copy_from, ema_
+from opendino.models.ema_teacher import copy_from, ema_
 
 EPSILON = torch.finfo(torch.float64).eps
 
