@@ -1,10 +1,11 @@
 """The training step of DINO in two checkouts, in turns: what a change of the code costs.
 
 Run: python benchmarks/two_trees.py BEFORE AFTER [--backbone vit_small/16] [--batch 8] [--turns 15] [--threads 1]
-[--device cpu]. BEFORE and AFTER are folders with src/opendino, e.g. git worktrees. Each has a process that waits while
-the other works. A step draws the parameters of the views, cuts them and trains. The last line of stdout is one JSON
-document: the medians in ms, and the median over turns of the ratio after / before with its quartiles. --cpu-time counts
-the time of the processor, for a machine that others use too.
+[--device cpu] [--decode FOLDER]. BEFORE and AFTER are folders with src/opendino, e.g. git worktrees. Each has a process
+that waits while the other works. A step draws the parameters of the views, cuts them and trains; with --decode it reads
+256 images of a folder and decodes them to working size instead. The last line of stdout is one JSON document: the
+medians in ms, and the median over turns of the ratio after / before with its quartiles. --cpu-time counts the time of
+the processor, for a machine that others use too.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--decode", default="", metavar="FOLDER", help="decode its images instead of training")
     parser.add_argument("--cpu-time", action="store_true")
     options = parser.parse_args()
     trees = [start(tree, options) for tree in (options.before, options.after)]
@@ -53,10 +55,13 @@ def main() -> None:
 def start(tree: Path, options: argparse.Namespace) -> Any:
     """A process that makes steps with the code of a tree."""
     clock = "process_time" if options.cpu_time else "perf_counter"
-    work = [options.backbone, str(options.batch), str(options.steps), str(options.threads), options.device, clock]
+    task = [options.backbone, str(options.batch), str(options.steps), str(options.threads), options.device, clock]
+    function = "work"
+    if options.decode:
+        task, function = [options.decode, str(options.steps), clock], "decode"
     environment = os.environ | {"PYTHONPATH": str(tree.absolute() / "src"), "OMP_NUM_THREADS": str(options.threads)}
-    code = "import sys; sys.path.insert(0, sys.argv.pop(1)); import two_trees; two_trees.work(*sys.argv[1:])"
-    command = [sys.executable, "-c", code, str(Path(__file__).parent), *work]
+    code = "import sys; sys.path.insert(0, sys.argv.pop(1)); import two_trees; two_trees.%s(*sys.argv[1:])"
+    command = [sys.executable, "-c", code % function, str(Path(__file__).parent), *task]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 
 
@@ -98,6 +103,20 @@ def work(backbone: str, batch: str, steps: str, threads: str, device: str, clock
             tensors, _ = step(method, optimizer, settings, number, Clock(done, 1000, 100), [views])
             done += 1
         float(tensors["loss"])  # wait for the device
+        print(now() - began, flush=True)
+
+
+def decode(folder: str, steps: str, clock: str) -> None:
+    """Decode some images a few times for each line of stdin, and print the seconds it took."""
+    from opendino.data import decode as decoder
+
+    files = [path for path in sorted(Path(folder).rglob("*")) if path.suffix.lower() in decoder.SUFFIXES]
+    images, now = [path.read_bytes() for path in files[:: max(1, len(files) // 256)][:256]], getattr(time, clock)
+    for _ in sys.stdin:
+        began = now()
+        for _ in range(int(steps)):
+            for image in images:
+                decoder.decode(image, 256**2)
         print(now() - began, flush=True)
 
 

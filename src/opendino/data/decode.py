@@ -28,6 +28,7 @@ ARRAY_SUFFIXES = frozenset({".npy", ".npz"})
 """Those that hold other things than images as often; in shards they are never images."""
 
 _FIXED_AREA_PX = 4096**2  # working size for fixed crops: a batch has to hold its images whole
+_RGB = PixelFormat()
 _MAX_ELONGATION = 2  # longer side of an image at working size, in units of sqrt(max_area_px)
 
 
@@ -37,7 +38,7 @@ def decode(
     max_pixels: int = MAX_PIXELS,
     reading: Reading | None = None,
     intensity: Range | None = None,
-    pixel_format: PixelFormat = PixelFormat(),  # noqa: B008, frozen
+    pixel_format: PixelFormat = _RGB,
 ) -> np.ndarray:
     """Decode an image, turn it upright, and shrink it to working size; images are never enlarged.
 
@@ -63,7 +64,7 @@ def decode(
     """
     if isinstance(data, np.ndarray):
         return _shrunk(data, max_area_px, pixel_format)
-    photographs = pixel_format == PixelFormat()
+    photographs = pixel_format == _RGB
     read = readers.read_science if photographs else readers.read
     if (image := read(data, reading, max_pixels)) is not None:
         return _shrunk(to_pixels(image, intensity, pixel_format), max_area_px, pixel_format)
@@ -100,7 +101,7 @@ def tiles(data: bytes | np.ndarray, side: int, max_pixels: int = MAX_PIXELS) -> 
         BadImage: As for `decode`.
     """
     if isinstance(data, np.ndarray):
-        yield from _cut(Image.fromarray(_shrunk(data, None, PixelFormat())), side)
+        yield from _cut(Image.fromarray(_shrunk(data, None, _RGB)), side)
         return
     if (image := readers.read_science(data, None, max_pixels)) is not None:
         yield from _cut(Image.fromarray(to_pixels(image)), side)
@@ -179,7 +180,7 @@ def _shrunk(array: np.ndarray, max_area_px: int | None, pixel_format: PixelForma
     target = _working_size(size, max_area_px)
     if target == size:
         return np.require(array, requirements=["C", "W"])
-    if pixel_format == PixelFormat():
+    if pixel_format == _RGB:
         return np.array(_resized(Image.fromarray(array), target))
     planes = np.moveaxis(array, 2, 0)  # Pillow has no images of C channels, and resizes 16 bits as float32
     if pixel_format.bits == 8:

@@ -20,6 +20,8 @@ _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 def kind_of(data: bytes) -> str:
     """The module that reads a file, by its content: "tiff", "numpy_file", "dicom", "deep_color" or "photograph"."""
     head = data[:132]
+    if head[:3] == b"\xff\xd8\xff":  # JPEG, first because it is by far the most frequent
+        return "photograph"
     if head[:4] in _TIFF:
         return "tiff"
     if head[:6] == b"\x93NUMPY" or (head[:4] == b"PK\3\4" and b".npy" in head[30:]):

@@ -34,7 +34,6 @@ _TURN = {
     8: Image.Transpose.ROTATE_90,
 }
 _ORIENTATION = 0x0112
-_LOGS = [logging.getLogger(name) for name in ("PIL.TiffImagePlugin", "pydicom", "tifffile")]  # a line for each oddity
 
 
 @contextlib.contextmanager
@@ -44,15 +43,22 @@ def opened(data: bytes, max_pixels: int = limits.MAX_PIXELS) -> Iterator[Image.I
     Raises:
         BadImage: Not an image, damaged, cut short, more than `max_pixels` pixels, or slower than `MAX_SECONDS`.
     """
-    with (
-        _bad_images(data, max_pixels),
-        quiet(max_pixels),
-        Image.open(TimeLimitedFile(data), formats=_formats()) as image,
-    ):
-        width, height = image.size
-        if width * height > max_pixels:
-            raise BadImage(too_large(f"{width} x {height}", width * height, max_pixels))
-        yield image
+    try:
+        with quiet(max_pixels), Image.open(TimeLimitedFile(data), formats=_formats()) as image:
+            width, height = image.size
+            if width * height > max_pixels:
+                raise BadImage(too_large(f"{width} x {height}", width * height, max_pixels))
+            yield image
+    except BadImage:
+        raise
+    except UnidentifiedImageError:
+        raise BadImage(_reason_unknown(data)) from None
+    except Image.DecompressionBombError as error:  # Pillow's own limit, checked when it reads the header
+        pixels = re.search(r"(\d+) pixels", str(error))
+        num = int(pixels[1]) if pixels else max_pixels + 1
+        raise BadImage(too_large(f"{num:,}", num, max_pixels)) from None
+    except Exception as error:  # Pillow's parsers raise many kinds of errors for damaged files
+        raise BadImage(one_line(error)) from error
 
 
 def fast_jpeg(data: bytes, image: Image.Image) -> np.ndarray | None:
@@ -136,23 +142,6 @@ def deep_gray(image: Image.Image) -> DecodedImage:
     return from_array(values, GRAY)
 
 
-@contextlib.contextmanager
-def _bad_images(data: bytes, max_pixels: int) -> Iterator[None]:
-    """Turn every error in the context into a `BadImage`."""
-    try:
-        yield
-    except BadImage:
-        raise
-    except UnidentifiedImageError:
-        raise BadImage(_reason_unknown(data)) from None
-    except Image.DecompressionBombError as error:  # Pillow's own limit, checked when it reads the header
-        pixels = re.search(r"(\d+) pixels", str(error))
-        num = int(pixels[1]) if pixels else max_pixels + 1
-        raise BadImage(too_large(f"{num:,}", num, max_pixels)) from None
-    except Exception as error:  # Pillow's parsers raise many kinds of errors for damaged files
-        raise BadImage(one_line(error)) from error
-
-
 def _reason_unknown(data: bytes) -> str:
     """Why Pillow does not recognize the bytes, for common cases."""
     if not data:
@@ -188,9 +177,6 @@ def quiet(max_pixels: int = limits.MAX_PIXELS) -> Iterator[None]:
             warnings.filterwarnings("ignore", module=r"(PIL|pydicom|tifffile)\.")
             _guarded.callback(setattr, Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
             Image.MAX_IMAGE_PIXELS = limits.MAX_PIXELS // 2  # Pillow refuses twice this, also in later frames
-            for log in _LOGS:
-                _guarded.callback(setattr, log, "disabled", log.disabled)
-                log.disabled = True
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, (max_pixels + 1) // 2)
         _num_inside += 1
     try:
@@ -200,6 +186,10 @@ def quiet(max_pixels: int = limits.MAX_PIXELS) -> Iterator[None]:
             _num_inside -= 1
             if _num_inside == 0:
                 _guarded.close()
+
+
+for name in ("PIL.TiffImagePlugin", "pydicom", "tifffile"):  # they log a line for each oddity of a file
+    logging.getLogger(name).addFilter(lambda _: _num_inside == 0)
 
 
 def _in_forked_child() -> None:  # other threads do not exist in the child, so they never leave the context
