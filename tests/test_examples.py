@@ -16,7 +16,7 @@ def test_a_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     import nbformat
     from nbclient import NotebookClient
 
-    monkeypatch.setenv("STEPS", "12")
+    monkeypatch.setenv("STEPS", "4")
     notebook = nbformat.read(path, as_version=4)
     assert all(not cell.get("outputs") for cell in notebook.cells), "commit notebooks without their outputs"
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
