@@ -340,6 +340,7 @@ def make_method(config: Config, spec: ViewSpec, make: Callable[[Config, ViewSpec
         UserError: The settings contradict each other.
     """
     method: Method = configs.method_module(config).build(config.method, lambda role: make(config, spec, role))
+    method.set_preprocessing(run_images.preprocessing(config, spec))
     if config.activation_checkpointing:
         checkpoint_activations(cast(Backbone, method.student["backbone"]))
     return method

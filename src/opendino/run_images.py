@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
+
+import msgspec
 
 from opendino.config import Config
 from opendino.core import log
 from opendino.core.errors import UserError
-from opendino.core.types import IMAGENET_MEAN, IMAGENET_STD, PixelFormat
+from opendino.core.types import IMAGENET_MEAN, IMAGENET_STD, PixelFormat, ViewSpec
 from opendino.data import intensity
 from opendino.data.image_files import ImageFiles, image_files
 from opendino.data.image_survey import Survey, has_only_photographs, survey
@@ -16,6 +18,8 @@ from opendino.data.intensity import Intensity, Range
 from opendino.data.open_source import open_source
 from opendino.data.readers.decoded_image import RGB, numbered
 from opendino.data.readers.multi_page_files import Reading, describe
+from opendino.models import load
+from opendino.models.image_reading import ImageReading
 
 
 def open_images(config: Config, data: str) -> ImageFiles:
@@ -38,6 +42,24 @@ def channel_names(config: Config) -> tuple[str, ...]:
     if not config.channels and num == 3 and config.bits != 16:
         return ()
     return tuple(map(str, config.channels)) or numbered(num)
+
+
+def preprocessing(config: Config, spec: ViewSpec) -> dict[str, Any]:
+    """Preprocessing of the model that a run trains; its intensity and bits have to be resolved."""
+    num = len(config.mean) if config.channel_mode == "separate" else 1
+    found = load.preprocessing(spec.groups[0].short_px, spec.mean * num, spec.std * num)
+    first, names = config.intensity[0], channel_names(config)
+    reading = ImageReading(
+        tuple(map(str, config.channels)),
+        config.stack,
+        config.channel_files or "",
+        first if first in ("full", "per-image") else cast(tuple[float, ...], config.intensity),
+        names,
+        config.channel_mode,
+        config.bits if names and config.bits != "auto" else 16,
+    )
+    # 8-bit photographs need no other reading
+    return found if reading == ImageReading() else found | {"images": msgspec.to_builtins(reading)}
 
 
 def resolve_intensity(config: Config, files: ImageFiles) -> tuple[Config, bool, list[str]]:

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-import msgspec
 import torch
 from torch import Tensor, nn
 
@@ -21,7 +20,6 @@ from opendino.core.contracts import Backbone, Method
 from opendino.core.types import ViewSpec
 from opendino.engine import checkpoint
 from opendino.models import load
-from opendino.models.image_reading import ImageReading
 
 
 @dataclass
@@ -89,7 +87,6 @@ def prepare_write(
     """
     separate = config.channel_mode == "separate"  # a classifier of one channel is of no use for joined features
     saved_parts = ("backbone",) if separate else ("backbone", "classifier")  # heads are only in the checkpoint
-    mean, std = (values * (len(config.mean) if separate else 1) for values in (spec.mean, spec.std))
     networks = copy.deepcopy(
         {name: {part: net[part] for part in saved_parts if part in net} for name, net in method.networks().items()}
     )
@@ -101,7 +98,7 @@ def prepare_write(
         load.save_backbone(
             folder,
             {name: cast(Backbone, networks[name]["backbone"]) for name in method.product},
-            preprocessing=load.preprocessing(spec.groups[0].short_px, mean, std) | _image_reading(config),
+            preprocessing=run_images.preprocessing(config, spec),
             extra={"method": configs.method_name(config), "data": config.data, "step": state.step},
             classifier=cast(nn.Linear | None, networks[method.product[0]].get("classifier")),
             classes=method.classes or classes,
@@ -109,18 +106,3 @@ def prepare_write(
         checkpoint.save(folder, tensors, dataclasses.asdict(state), config.keep_checkpoints)
 
     return write
-
-
-def _image_reading(config: ResolvedConfig) -> dict[str, Any]:
-    """The field `images` of the preprocessing; none for 8-bit photographs, which need no other reading."""
-    first, names = config.intensity[0], run_images.channel_names(config)
-    reading = ImageReading(
-        tuple(map(str, config.channels)),
-        config.stack,
-        config.channel_files or "",
-        first if first in ("full", "per-image") else cast(tuple[float, ...], config.intensity),
-        names,
-        config.channel_mode,
-        config.bits if names else 16,
-    )
-    return {} if reading == ImageReading() else {"images": msgspec.to_builtins(reading)}

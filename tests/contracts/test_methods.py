@@ -20,6 +20,7 @@ from tests.factories import model_folder, small_vit
 from opendino.core import registry
 from opendino.core.contracts import Method, MethodConfig
 from opendino.core.types import Clock, Facts, Views, ViewSpec
+from opendino.models.load import preprocessing
 from opendino.views import patch_masks
 from opendino.views import settings as view_settings
 from opendino.views.settings import changed
@@ -66,7 +67,9 @@ def spec(module: types.ModuleType) -> ViewSpec:
 
 
 def built(module: types.ModuleType) -> Method:
-    return module.build(small(module), lambda role: small_vit(image_px=32, embed_dim=8)).train()
+    made = module.build(small(module), lambda role: small_vit(image_px=32, embed_dim=8)).train()
+    made.set_preprocessing(preprocessing(32))
+    return made
 
 
 def views(wanted: ViewSpec, batch: int = 3) -> Views:

@@ -19,6 +19,7 @@ from opendino.data.loader import Batch, Batches
 from opendino.data.open_source import open_source
 from opendino.engine import optim
 from opendino.models.build import backbone
+from opendino.models.load import preprocessing
 from opendino.training import step
 from opendino.views import patch_masks
 from opendino.views.multi_crop import multi_crop
@@ -45,7 +46,9 @@ def steps(name: str, network: str, settings: optim.ResolvedConfig, device: torch
     """Two steps that count for nothing (buffers are made, kernels chosen), and a third."""
     module = importlib.import_module(f"{PACKAGE}.{name}")
     config = small(module)
-    method: Method = module.build(config, lambda role: NETWORKS[network]()).train().to(device)
+    method: Method = module.build(config, lambda role: NETWORKS[network]()).train()
+    method.set_preprocessing(preprocessing(32))
+    method.to(device)
     spec = small_spec(module)
     batch, optimizer = batch_of(spec), optim.build(settings, method.student)
     clock = Clock(5, 10, 4)

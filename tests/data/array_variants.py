@@ -1,9 +1,11 @@
-"""Generated NumPy and DICOM files."""
+"""Generated NumPy, DICOM and NIfTI files."""
 
 from __future__ import annotations
 
+import gzip
 import io
 import itertools
+import struct
 from collections.abc import Iterator
 from typing import Any
 
@@ -96,6 +98,53 @@ def medical() -> Iterator[Variant]:
     yield Variant("dicom that claims 65535 x 65535", dicom(16, Rows=65535, Columns=65535), "more than 250 million")
 
 
+def volumes() -> Iterator[Variant]:
+    """NIfTI, by nibabel."""
+    import nibabel
+
+    for kind, dtype, slope in itertools.product(
+        (nibabel.Nifti1Image, nibabel.Nifti2Image), ("u1", "i2", "u2", "f4"), (1, 0.5)
+    ):
+        data = nifti(values(dtype)[..., None], kind, slope)
+        expected = np.asarray(kind.from_bytes(data).dataobj).T  # [1 H W]
+        expected = kept(np.moveaxis(expected, 0, 2)) if slope == 1 else np.moveaxis(expected, 0, 2).astype("f4")
+        yield Variant(f"nifti {kind.__name__} {dtype} x {slope}", data, expected)
+    many = np.random.default_rng(0).integers(0, 4000, (HEIGHT, WIDTH, 3, 2)).astype("u2")  # [H W Z T]
+    for packed in (False, True):
+        data, what = nifti(many), "nifti.gz" if packed else "nifti"
+        data = gzip.compress(data) if packed else data
+        yield Variant(f"{what} 3 slices, 2 time points", data, "2 time points and 3 slices of 24×19")
+        yield Variant(f"{what} slice 1 of time point 1", data, many[..., 1, 1][..., None], Reading("4"))
+        yield Variant(f"{what} maximum", data, many.max((2, 3))[..., None], Reading("max"))
+        yield Variant(f"{what} as channels", data, many.transpose(0, 1, 3, 2).reshape(HEIGHT, WIDTH, 6),
+                      Reading("channels"))  # fmt: skip
+        yield Variant(f"{what} page 6", data, "no page 6", Reading("6"))
+        yield Variant(f"{what} cut short", data[:-80] if not packed else gzip.compress(nifti(many)[:-80]), "cut short",
+                      Reading("0"))  # fmt: skip
+        claim = bytearray(nifti(many))
+        claim[42:46] = struct.pack("<hh", 32767, 32767)
+        yield Variant(f"{what} that claims 32767 x 32767", gzip.compress(claim) if packed else bytes(claim),
+                      "more than 250 million")  # fmt: skip
+    yield Variant("nifti.gz damaged", gzip.compress(nifti(many))[:900], "", Reading("0"))
+    yield Variant("nifti complex", nifti(np.zeros((HEIGHT, WIDTH, 1), "c8")), "complex numbers")
+    rgb = np.zeros((HEIGHT, WIDTH, 1), [("R", "u1"), ("G", "u1"), ("B", "u1")])
+    yield Variant("nifti RGB24", nifti(rgb), "NIfTI of colors")
+    yield Variant("nifti of 5 axes", nifti(np.zeros((HEIGHT, WIDTH, 1, 1, 2), "u2")), "NIfTI of the shape [24, 19, 1,")
+
+
+def nifti(pixels: np.ndarray, kind: Any = None, slope: float = 1.0) -> bytes:
+    """A NIfTI file of `[H W Z …]`, with values to be multiplied by `slope`."""
+    import nibabel
+
+    image = (kind or nibabel.Nifti1Image)(np.swapaxes(pixels, 0, 1), np.eye(4), dtype=pixels.dtype)
+    if slope == 1:
+        return image.to_bytes()
+    data = bytearray(image.to_bytes())
+    offsets, form = (176, "<dd") if kind is nibabel.Nifti2Image else (112, "<ff")
+    data[offsets : offsets + struct.calcsize(form)] = struct.pack(form, slope, 3.0)
+    return bytes(data)
+
+
 def dicom(
     bits: int, signed: int = 0, frames: int = 1, samples: int = 1, keep_pixels: bool = True, **tags: Any
 ) -> bytes:
@@ -128,4 +177,4 @@ def dicom(
     return file.getvalue()
 
 
-GROUPS = (arrays, medical)
+GROUPS = (arrays, medical, volumes)

@@ -1,7 +1,7 @@
-"""Generated TIFF, NumPy and DICOM files, and what reading each must give.
+"""Generated TIFF, NumPy, DICOM and NIfTI files, and what reading each must give.
 
-A variant is equal to what tifffile, NumPy or pydicom themselves give (after the rule named in it), or it is refused
-with a reason. `python -m tests.data.readers_table` prints the table; the images are small, so that it takes seconds.
+A variant is equal to what tifffile, NumPy, pydicom or nibabel give (after the rule named in it), or it is refused with
+its reason. `python -m tests.data.readers_table` prints the table; the images are small, so that it takes seconds.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import io
 import logging
 import resource
@@ -18,13 +19,17 @@ import numpy as np
 import pytest
 import tifffile
 from tests.data import readers_table
+from tests.data.array_variants import nifti
 from tests.data.tiff_variants import tiff
 from tests.data.variants import Variant, result
 
-from opendino.core.errors import BadImage
+from opendino.core.errors import BadImage, UserError
 from opendino.data import readers
+from opendino.data.image_files import image_files
+from opendino.data.image_survey import survey
+from opendino.data.open_source import open_source
 from opendino.data.readers import tiff_checks
-from opendino.data.readers.decoded_image import from_array
+from opendino.data.readers.decoded_image import DecodedImage, from_array
 from opendino.data.readers.multi_page_files import Reading
 from opendino.data.readers.tiff import count
 
@@ -192,7 +197,41 @@ def test_a_fill_value_is_only_one_far_from_all_others() -> None:
     assert image.nodata is not None and image.nodata.sum() == 5 and "10.0% of the values are -9999" in image.notes[0]
 
 
+def test_volumes_of_a_folder_are_slices_after_the_question(tmp_path: Path) -> None:
+    volume = np.random.default_rng(0).integers(-500, 1500, (40, 36, 5)).astype(np.int16)
+    (tmp_path / "scan.nii.gz").write_bytes(gzip.compress(nifti(volume)))
+    (tmp_path / "b.nii").write_bytes(nifti(volume[..., :2]))
+    (tmp_path / "notes.txt.gz").write_bytes(gzip.compress(b"no image"))
+    files = open_source(str(tmp_path))
+    assert [files.key(n) for n in range(len(files))] == ["b.nii", "scan.nii.gz"]
+    with pytest.raises(UserError, match=r"b\.nii: 2 slices of 36×40, 1 channel") as asked:
+        survey(image_files(files, Reading()))
+    assert "--stack channels, max, mean, images" in (asked.value.hint or "")
+    slices = image_files(files, Reading("images"))
+    assert len(slices) == 7 and slices.key(6) == "scan.nii.gz#4"
+    image = slices.image(6)
+    assert isinstance(image, DecodedImage) and np.array_equal(image.pixels[..., 0], volume[..., 4])
+    found = survey(slices)
+    assert found.channels == ("gray",) and -505 < found.low[0] < -480 and 1480 < found.high[0] < 1505
+
+
+def test_damaged_headers_of_volumes() -> None:
+    data = nifti(np.arange(19 * 24 * 2, dtype=np.int16).reshape(19, 24, 2), slope=0.5)
+    for place in range(0, 352, 2):
+        for value in (b"\xff\xff", b"\x00\x00", b"\x7f\x80"):
+            damaged = data[:place] + value + data[place + 2 :]
+            for stack in ("ask", "mean"):
+                reads(damaged, Reading(stack))
+                reads(gzip.compress(damaged, 1), Reading(stack))
+    assert "cut short" in reads(gzip.compress(data[:353] + bytes(9)), Reading("0"))
+    assert reads(gzip.compress(data + bytes(300 * 2**20)), Reading("0")) == "", "what follows is not unpacked"
+
+
 def test_a_library_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "nibabel", None)
+    assert 'NIfTI needs nibabel: pip install "opendino[medical]"' in reads(
+        next(v.data for v in VARIANTS if v.name.startswith("nifti.gz"))
+    )
     monkeypatch.setitem(__import__("sys").modules, "pydicom", None)
     assert 'pip install "opendino[medical]"' in reads(next(v.data for v in VARIANTS if v.name.startswith("dicom 12")))
     monkeypatch.setattr(tiff_checks, "_HAS_IMAGECODECS", False)

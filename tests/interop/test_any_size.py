@@ -15,7 +15,7 @@ from torch.nn.functional import interpolate
 from opendino.core.errors import UserError
 from opendino.interop.checkpoint_files import Checkpoint
 from opendino.interop.importing import import_model, read_recognized
-from opendino.interop.timm_folder import at_its_size
+from opendino.interop.timm_folder import network_at_its_size
 from opendino.models.build import backbone
 from opendino.models.load import Model, preprocessing
 from opendino.models.timm_backbone import TimmBackbone
@@ -131,7 +131,7 @@ def test_timms_rule_by_its_name_differs() -> None:
 @torch.no_grad()
 def test_for_timm_positions_are_stored_at_the_size_used() -> None:
     network: Any = read(v2(side=64)).networks["teacher"].eval()
-    model = at_its_size(Model(network, preprocessing(32), {}))
+    model = network_at_its_size(Model(network, preprocessing(32), {}))
     assert "position_resampling" not in model.backbone.kwargs and model.backbone.kwargs["image_px"] == 32
     images = torch.randn(1, 3, 32, 32)
     torch.testing.assert_close(model.backbone([images])[0], network([images])[0])

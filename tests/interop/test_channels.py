@@ -14,6 +14,8 @@ import transformers
 from tests.factories import small_vit
 from torch import Tensor
 
+from opendino.core.contracts import Backbone
+from opendino.core.errors import UserError
 from opendino.interop.exporting import export_model, writers
 from opendino.interop.importing import import_model
 from opendino.models.build import backbone
@@ -23,10 +25,12 @@ NUMBERS = [1, 2, 5, 12]
 LOW, HIGH = 100, 3000
 
 
-def channel_model(folder: Path, channels: int, **images: Any) -> str:
-    """A small ViT for 16-bit images of 18 px, of which the middle 16 are used."""
-    network = small_vit("vit/8", in_chans=channels, embed_dim=64, num_heads=1)
-    wanted = preprocessing(16, [0.4] * channels, [0.2] * channels)
+def channel_model(
+    folder: Path, channels: int, network: Backbone | None = None, image_px: int = 16, **images: Any
+) -> str:
+    """A small ViT, or another network, for 16-bit images of 18 px, of which the middle 16 are used."""
+    wanted = preprocessing(image_px, [0.4] * channels, [0.2] * channels)
+    network = network or small_vit("vit/8", in_chans=channels, embed_dim=64, num_heads=1)
     bounds = [value for channel in range(channels) for value in (LOW + channel, HIGH - channel)]
     wanted["images"] = {"names": [f"c{i}" for i in range(channels)], "intensity": bounds, **images}
     save_backbone(folder, {"teacher": network}, preprocessing=wanted)
@@ -133,3 +137,69 @@ def test_other_networks_of_five_channels(tmp_path: Path, name: str) -> None:
         )
         images = torch.randn(2, 5, 64, 64)
         close(back.embed(images), model.embed(images))
+
+
+def separate_model(folder: Path, name: str = "vit/8") -> str:
+    """A model through whose network of one channel each of five channels goes by itself."""
+    if name == "vit/8":
+        return channel_model(folder, 5, small_vit(name, in_chans=1, embed_dim=64, num_heads=1), channel_mode="separate")
+    return channel_model(folder, 5, backbone(name, image_px=32, in_chans=1), 32, channel_mode="separate")
+
+
+@pytest.mark.parametrize(
+    ("to", "name"), [("timm", "vit/8"), ("huggingface", "vit/8"), ("huggingface", "convnext_atto")]
+)
+def test_separate_channels_come_back(tmp_path: Path, to: str, name: str) -> None:
+    folder = separate_model(tmp_path / "model", name)
+    export_model(folder, to, str(tmp_path / "out"), None, writers()[to].Config())
+    imported, back = import_model(str(tmp_path / "out"), str(tmp_path / "back"))
+    model, image = load(folder), deep_image(5)
+    assert imported.about.endswith("for each channel by itself") and back.preprocessing == model.preprocessing
+    assert back.backbone.in_chans == 5 and back.embed(image).shape == model.embed(image).shape
+    close(back.embed(image), model.embed(image))
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "each channel by itself, the features joined in this order" in card
+
+
+def test_other_libraries_get_the_network_of_one_channel(tmp_path: Path) -> None:
+    folder, image = separate_model(tmp_path / "model"), deep_image(5)
+    model = load(folder)
+    export_model(folder, "timm", str(tmp_path / "timm"), None, writers()["timm"].Config())
+    config = json.loads((tmp_path / "timm" / "config.json").read_text())
+    assert config["pretrained_cfg"]["input_size"] == [1, 16, 16] and config["pretrained_cfg"]["mean"] == [0.4]
+    theirs = real_timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True).eval()
+    with torch.no_grad():
+        close(theirs(prepared(image, config["opendino"]).transpose(0, 1)).reshape(1, -1), model.embed(image))
+    export_model(folder, "huggingface", str(tmp_path / "hf"), None, writers()["huggingface"].Config())
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "hf")
+    pixels = processor(image.astype(np.float32), return_tensors="pt", input_data_format="channels_last").pixel_values
+    with torch.no_grad():
+        found = transformers.AutoModel.from_pretrained(tmp_path / "hf").eval()(pixels.transpose(0, 1))
+    close(found.pooler_output.reshape(1, -1), model.embed(image))
+
+
+def test_a_format_without_a_place_for_it_is_refused(tmp_path: Path) -> None:
+    folder = separate_model(tmp_path / "model")
+    with pytest.raises(UserError, match="each channel by itself, and a file of DINO v1 has no place") as refused:
+        export_model(folder, "dino-v1", str(tmp_path / "out.pth"), None, writers()["dino-v1"].Config())
+    assert "timm, huggingface, onnx or torch-export" in (refused.value.hint or "")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to", ["onnx", "torch-export"])
+def test_graphs_of_separate_channels_join_them(tmp_path: Path, to: str) -> None:
+    import onnxruntime
+
+    folder, out = separate_model(tmp_path / "model"), tmp_path / ("net.onnx" if to == "onnx" else "net.pt2")
+    config = writers()[to].Config(**({"attention": True} if to == "onnx" else {}))
+    export_model(folder, to, str(out), None, config)  # compares cls, patches and attention at several sizes
+    model, images = load(folder), torch.randn(3, 5, 24, 32)
+    if to == "onnx":
+        session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
+        found = session.run(["cls"], {"images": images.numpy()})[0]
+        assert json.loads(session.get_modelmeta().custom_metadata_map["preprocessing"]) == model.preprocessing
+    else:
+        with torch.no_grad():
+            found = torch.export.load(out).module()(images)[0]
+    close(found, model.embed(images))

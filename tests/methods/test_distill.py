@@ -32,9 +32,14 @@ def big(tmp_path: Path) -> str:
     return str(tmp_path)
 
 
-def method(big: str, **changes: object) -> distill._Distillation:
+def method(big: str, images: dict[str, object] | None = None, **changes: object) -> distill._Distillation:
+    """Distillation to a student that takes as many channels as the preprocessing `images` has."""
+    images = images or preprocessing(32)
     config = distill.Config(teacher=big, **changes)
-    return distill.build(config, lambda _: Conv4(width=2)).train()
+    in_chans = 1 if "separate" in str(images) else len(images["mean"])
+    made = distill.build(config, lambda _: Conv4(width=2, in_chans=in_chans)).train()
+    made.set_preprocessing(images)
+    return made
 
 
 def views(size: int = 32, **groups: int) -> Views:
@@ -140,6 +145,71 @@ def test_impossible_settings_are_rejected(wrong: dict[str, float]) -> None:
         distill.Config(**wrong)
 
 
-def test_other_images_than_of_three_channels_are_refused(big: str) -> None:
-    with pytest.raises(UserError, match="the images have 5, and the teacher takes 3"):
-        distill.build(distill.Config(teacher=big), lambda _: Conv4(width=2, in_chans=5))
+def science(mean: tuple[float, ...], std: tuple[float, ...], **images: object) -> dict[str, object]:
+    """Preprocessing of images that are no photographs."""
+    return preprocessing(32, mean, std) | {"resize_px": 32, "images": images}
+
+
+NAMES = {"names": ["DAPI", "GFP", "Cy3", "Cy5", "phase"]}
+FIVE = science((0.1, 0.2, 0.3, 0.4, 0.5), (0.2,) * 5, intensity=[0.0, 3000.0], **NAMES)
+
+
+@pytest.fixture
+def of_five(tmp_path: Path) -> str:
+    """A trained model of five channels, and of values from 0 to 3000."""
+    save_backbone(tmp_path / "five", {"teacher": Conv4(width=2, in_chans=5)}, preprocessing=FIVE)
+    return str(tmp_path / "five")
+
+
+def test_a_teacher_of_any_channels_and_another_range_sees_values_as_in_its_training(of_five: str) -> None:
+    bounds = [(100.0 * channel, 2000.0 + 300 * channel) for channel in range(5)]
+    mean, std = (0.3, 0.4, 0.5, 0.6, 0.7), (0.1, 0.2, 0.3, 0.4, 0.5)
+    own = science(mean, std, intensity=[value for pair in bounds for value in pair], **NAMES)
+    frozen = method(of_five, own).teacher["backbone"]
+    low, high = torch.tensor(bounds).unbind(1)
+    values = low + torch.rand(2, 32, 32, 5) * (high - low)  # as in the files
+    student = ((values - low) / (high - low) - torch.tensor(mean)) / torch.tensor(std)
+    expected = load(of_five).embed(values.numpy())
+    torch.testing.assert_close(frozen([student.movedim(-1, 1)])[0], expected, rtol=0, atol=1e-4)
+    far = frozen._convert(torch.full((1, 5, 32, 32), 1e3))
+    torch.testing.assert_close(far[0, :, 0, 0], (1 - torch.tensor(FIVE["mean"])) / 0.2)
+
+
+def test_a_teacher_of_photographs_sees_black_and_white_as_the_student(big: str) -> None:
+    own = science((0.2,) * 3, (0.1,) * 3, intensity=[0.0, 3000.0], names=["0", "1", "2"])
+    pixels = torch.rand(B, 3, 24, 24)
+    expected = (pixels - torch.tensor((0.5, 0.4, 0.3)).view(3, 1, 1)) / torch.tensor((0.2, 0.3, 0.4)).view(3, 1, 1)
+    found = method(big, own).teacher["backbone"]([(pixels - 0.2) / 0.1])[0]
+    torch.testing.assert_close(found, load(big).embed(expected), rtol=0, atol=1e-5)
+
+
+def test_teacher_and_student_of_separate_channels_see_one_each(tmp_path: Path) -> None:
+    own = science((0.2,) * 5, (0.1,) * 5, intensity=[0.0, 3000.0], channel_mode="separate", **NAMES)
+    save_backbone(tmp_path, {"teacher": Conv4(width=2, in_chans=1)}, preprocessing=own)
+    one = torch.randn(B, 1, 32, 32).clamp(-2, 8)
+    frozen = method(str(tmp_path), own).teacher["backbone"]
+    expected = load(tmp_path).backbone.inner([one])[0]
+    torch.testing.assert_close(frozen([one])[0], expected, rtol=0, atol=1e-5)
+    together = method(str(tmp_path), own | {"images": FIVE["images"]})
+    assert together.student["head"].out_features == 5 * 16, "all channels at once: their features are joined"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"names": list("abcde")}, r"images have 5 channels \(0 a, .* teacher takes 5 channels \(0 DAPI"),
+        ({"intensity": "per-image"}, "intensity per-image, and those of the teacher had 0 3000"),
+        ({"channel_mode": "separate"}, r"have 5 channels .*, one at a time, but the teacher takes 5 channels"),
+    ],
+)
+def test_a_teacher_of_other_images_is_refused(of_five: str, changes: dict[str, object], message: str) -> None:
+    own = FIVE | {"images": FIVE["images"] | changes}
+    with pytest.raises(UserError, match=message):
+        method(of_five, own)
+
+
+def test_a_teacher_of_another_number_of_channels_is_refused(big: str, of_five: str) -> None:
+    with pytest.raises(UserError, match=r"images have 5 channels .*, but the teacher takes 3 channels \(0 red"):
+        method(big, FIVE)
+    with pytest.raises(UserError, match=r"images have 3 channels .*, but the teacher takes 5 channels \(0 DAPI"):
+        method(of_five)

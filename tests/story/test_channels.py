@@ -17,6 +17,7 @@ from opendino.config import Config
 from opendino.core.contracts import Callback
 from opendino.interop.exporting import export_model
 from opendino.interop.formats import opendino as opendino_format
+from opendino.methods import distill
 
 
 def science_folder(folder: Path, channels: int, count: int = 40, top: int = 3000) -> Path:
@@ -111,3 +112,11 @@ def test_weights_of_rgb_start_a_run_on_five_channels(five_channels: Path, tmp_pa
     assert opendino.load(run).backbone.in_chans == 5
     mean = json.loads((run / "backbone.json").read_text())["preprocessing"]["mean"]
     assert len(mean) == 5 and mean[:3] != [0.485, 0.456, 0.406], "the model has none for five channels"
+
+
+def test_a_teacher_of_five_channels_is_distilled(finished: Path, five_channels: Path, tmp_path: Path) -> None:
+    method = distill.Config(teacher=str(finished))
+    config = run_on(five_channels, tmp_path / "run", steps=2, method=method)
+    run = Path(opendino.train(config).run)
+    student, teacher = opendino.load(run), opendino.load(finished)
+    assert student.backbone.in_chans == 5 and student.preprocessing["images"] == teacher.preprocessing["images"]

@@ -25,7 +25,7 @@ EXTRAS = {
     "app": "app",
     "explore": "explore",
     "export": "export to other libraries, push",
-    "medical": "DICOM images",
+    "medical": "DICOM and NIfTI images",
     "remote": "images at s3://, gs://, abfs://",
     "science": "compressed TIFF images",
     "search": "tables in .parquet and .lance: embed, search, duplicates, select, outliers, drift",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -191,6 +191,13 @@ class Method(nn.Module, abc.ABC):
         """The networks that change during training, by name, the recommended one first."""
         both = {"teacher": self.teacher, "student": self.student}
         return {name: both[name] for name in self.product}
+
+    def set_preprocessing(self, preprocessing: Mapping[str, Any]) -> None:
+        """Hook after `build`: how images are read and normalized, as it is stored with the model (`models.load.Model`).
+
+        Raises:
+            UserError: The method cannot train on such images.
+        """
 
     def head_bytes(self, spec: ViewSpec) -> float:
         """Bytes per image that the heads need in a step, for the estimate of memory; 0 if they see a few rows each."""

@@ -20,6 +20,7 @@ from opendino.data.readers.multi_page_files import Reading
 SUFFIXES = frozenset({
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm",
     ".pnm", ".jp2", ".j2k", ".jpx", ".avif", ".tga", ".npy", ".npz", ".dcm", ".dicom",
+    ".nii", ".nii.gz",
 })
 # fmt: on
 """Suffixes of image files, in lower case."""

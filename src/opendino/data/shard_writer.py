@@ -241,6 +241,8 @@ def _science_ending(data: bytes, limit: int) -> str:
         science = True
     if kind == "photograph" and data.startswith(b"\x89PNG") and photograph.may_be_deep(data):
         return "png"
+    if kind == "nifti":
+        raise BadImage("a NIfTI volume, which is no image in a shard: keep the folder")
     return {"tiff": "tif", "dicom": "dcm"}[kind] if science else ""
 
 

@@ -26,7 +26,9 @@ _ENDS, _CONTROLS = re.compile(r"^(?:[=+\-@#\ufeff]|\s+)|\s+$"), re.compile(r"[\x
 
 
 def suffix(name: str) -> str:
-    """The suffix of a file name with its dot, in lower case: `.jpg`; "" if there is none."""
+    """The suffix of a file name with its dot, in lower case: `.jpg`, `.nii.gz`; "" if there is none."""
+    if name.lower().endswith(".nii.gz"):
+        return ".nii.gz"
     dot = name.rfind(".")
     return name[dot:].lower() if dot > name.rfind("/") else ""
 

@@ -8,7 +8,7 @@ _BIO = "convert it: bfconvert FILE FILE.ome.tiff (Bio-Formats), or save it as TI
 _SLIDE = "cut it into tiles: vips dzsave FILE TILES --depth one --tile-size 256 --overlap 0"
 _RAW = "develop it to JPEG or TIFF, e.g. with darktable-cli or dcraw -T"
 _VIDEO = "write its frames as images: ffmpeg -i FILE frames/%06d.jpg; or give it as a file by its own path"
-_MEDICAL = "convert it to PNG, e.g. with dcm2img or pydicom"
+_NIFTI = "save both as one .nii file"
 _HEIC = "convert it to JPEG or PNG, e.g. with heif-convert"
 _SAVE = "save it as PNG, JPEG or TIFF"
 _PAGES = "write its pages as images: pdftoppm -png FILE page"
@@ -32,7 +32,7 @@ _KINDS: tuple[tuple[str, str, tuple[str, ...], tuple[tuple[int, bytes], ...]], .
      ((0, b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"),)),
     ("an HDF5 file", _BIO, (".h5", ".hdf5", ".ims"), ((0, b"\x89HDF\r\n\x1a\n"),)),
     ("a whole-slide image", _SLIDE, (".svs", ".ndpi", ".mrxs", ".scn", ".bif"), ()),
-    ("NIfTI", _MEDICAL, (".nii",), ((344, b"n+1\0"), (344, b"ni1\0"))),
+    ("a NIfTI header without its values", _NIFTI, (), ((344, b"ni1\0"), (4, b"ni2\0"))),
     ("HEIC", _HEIC, (".heic", ".heif"), tuple((4, b"ftyp" + brand) for brand in (b"heic", b"heix", b"hevc", b"mif1"))),
     ("JPEG XL", _SAVE, (".jxl",), ((0, b"\xff\x0a"), (0, b"\0\0\0\x0cJXL "))),
     ("a camera raw file", _RAW, (".cr2", ".cr3", ".nef", ".arw", ".dng", ".orf", ".rw2", ".raf"),

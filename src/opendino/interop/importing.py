@@ -12,6 +12,7 @@ from opendino.core.errors import UserError
 from opendino.interop import checkpoint_files
 from opendino.interop.checkpoint_files import Checkpoint, Imported
 from opendino.models.description import check_preprocessing
+from opendino.models.image_reading import ImageReading
 from opendino.models.load import Model, load, save_backbone
 
 _FORMATS = "opendino.interop.formats"
@@ -27,9 +28,9 @@ def read_recognized(checkpoint: Checkpoint) -> Imported:
     readers = {name: module for name, module in readers.items() if hasattr(module, "recognizes")}
     for module in readers.values():
         if module.recognizes(checkpoint):
-            imported = _for_its_channels(module.read(checkpoint))
+            imported = module.read(checkpoint)
             check_preprocessing(imported.preprocessing, f"'{checkpoint.path}'")
-            return imported
+            return _for_its_channels(imported)
     keys = list(next(iter(checkpoint.networks.values()), checkpoint.tree))
     some = ", ".join(str(key)[:60] for key in keys[:4]) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
     raise UserError(
@@ -39,7 +40,12 @@ def read_recognized(checkpoint: Checkpoint) -> Imported:
 
 
 def _for_its_channels(imported: Imported) -> Imported:
-    """One mean and std per channel of the network: the file's if it has as many, else their average for each."""
+    """One mean and std per channel of the network: the file's if it has as many, else their average for each.
+
+    A network of one channel through which each channel goes by itself keeps those of all channels.
+    """
+    if ImageReading.of(imported.preprocessing).channel_mode == "separate":
+        return replace(imported, about=f"{imported.about}, for each channel by itself")
     channels, wanted = next(iter(imported.networks.values())).in_chans, dict(imported.preprocessing)
     for key in ("mean", "std"):
         values = list(wanted[key])

@@ -74,10 +74,11 @@ def images_as_text(preprocessing: Mapping[str, Any]) -> str:
             scaled = "0.1 to 99.9 % of the values of each channel of each image scaled to 0..1 and clipped"
         else:
             scaled = "the full range of the sample type scaled to 0..1"
+    each = "; each channel by itself, the features joined in this order" if reading.channel_mode == "separate" else ""
     return (
         f"{kind}, upright; {scaled}; shorter side to {preprocessing['resize_px']} px "
         f"({preprocessing['interpolation']}, antialiased), center crop of {preprocessing['image_px']} px, "
-        f"mean {_plain(preprocessing['mean'])}, standard deviation {_plain(preprocessing['std'])}."
+        f"mean {_plain(preprocessing['mean'])}, standard deviation {_plain(preprocessing['std'])}{each}."
     )
 
 

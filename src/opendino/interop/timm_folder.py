@@ -18,6 +18,7 @@ from opendino.interop import architectures
 from opendino.models.build import build_on_meta, materialize
 from opendino.models.description import check_network
 from opendino.models.load import Model
+from opendino.models.separate_channels import network_of
 from opendino.models.timm_backbone import TimmBackbone
 from opendino.models.vit import VisionTransformer
 from opendino.models.weights import check_weights
@@ -25,18 +26,25 @@ from opendino.models.weights import check_weights
 OURS = "opendino"
 """Key in config.json that stores the original network of a folder exported by us, and how its images are read."""
 
+IMAGE_KEYS = ("images", "mean", "std")
+"""Parts of the preprocessing that it stores where images are no photographs."""
+
 
 _OWN = ("image_px", "drop_path", "position_resampling")
 """Options of `TimmBackbone` that `timm.create_model` does not know."""
 
 
-def at_its_size(model: Model) -> Model:
-    """The model with position embeddings stored for its image size: other libraries resample them differently."""
-    own, side = model.backbone, model.preprocessing["image_px"]
-    if not hasattr(own, "stored_for") or own.kwargs["image_px"] == side:
-        return model
-    assert isinstance(own, VisionTransformer | TimmBackbone)
-    return Model(own.stored_for(side), model.preprocessing, model.description, which=model.which)
+def network_at_its_size(model: Model) -> Model:
+    """The model as other libraries can have it.
+
+    Its position embeddings are stored for its image size, as others resample them differently. Where each channel goes
+    through the network by itself, it is the network of one channel; the preprocessing stays that of all channels.
+    """
+    own, side = network_of(model.backbone), model.preprocessing["image_px"]
+    if hasattr(own, "stored_for") and own.kwargs["image_px"] != side:
+        assert isinstance(own, VisionTransformer | TimmBackbone)
+        own = own.stored_for(side)
+    return model if own is model.backbone else Model(own, model.preprocessing, model.description, which=model.which)
 
 
 def write_folder(model: Model, out: Path, readme: str) -> None:
@@ -56,8 +64,8 @@ def write_folder(model: Model, out: Path, readme: str) -> None:
         "interpolation": wanted["interpolation"],
         "crop_pct": _crop_pct(side, wanted["resize_px"]),
         "crop_mode": "center",
-        "mean": wanted["mean"],
-        "std": wanted["std"],
+        "mean": wanted["mean"][: own.in_chans],
+        "std": wanted["std"][: own.in_chans],
         "num_classes": 0,
         "pool_size": None,
         "first_conv": known.get("first_conv", "patch_embed.proj"),
@@ -69,7 +77,8 @@ def write_folder(model: Model, out: Path, readme: str) -> None:
         "num_features": own.embed_dim,
         "pretrained_cfg": described,
         "model_args": arguments,
-        OURS: {"name": own.name, "kwargs": own.kwargs} | {key: wanted[key] for key in ("images",) if key in wanted},
+        OURS: {"name": own.name, "kwargs": own.kwargs}
+        | ({key: wanted[key] for key in IMAGE_KEYS} if "images" in wanted else {}),
     }
     out.mkdir()
     weights = {key: value.detach().cpu().contiguous() for key, value in state.items()}

@@ -17,18 +17,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate, kl_div, log_softmax
 
 from opendino.core.contracts import Backbone, Method, MethodConfig
-from opendino.core.errors import UsageError, UserError
+from opendino.core.errors import UsageError
 from opendino.core.ranges import Fraction, Temperature
 from opendino.core.types import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
     Clock,
     Facts,
     Features,
@@ -38,7 +36,9 @@ from opendino.core.types import (
     ViewSpec,
 )
 from opendino.losses import feature_std, to_float32
+from opendino.models.input_conversion import InputConversion, input_conversion
 from opendino.models.load import Model, load
+from opendino.models.separate_channels import network_of
 from opendino.views.settings import GlobalView, view
 
 VIEWS = {"global": GlobalView()}
@@ -89,20 +89,13 @@ def build(config: Config, make_backbone: Callable[[Literal["student", "teacher"]
 
     Raises:
         UsageError: No teacher is given, or it has no classifier and `objective` is "logits".
-        UserError: The teacher does not exist, or it or the student takes other images than of three channels.
+        UserError: The teacher does not exist.
     """
     if not config.teacher:
         raise UsageError("Distillation needs a teacher", "Set --method.teacher to a run or to timm:NAME")
     with torch.device("cpu"):  # read the weights even if the caller builds on the meta device
         model = load(config.teacher, classifier=config.objective == "logits")
-    student = make_backbone("student")
-    if (student.in_chans, model.backbone.in_chans) != (3, 3):
-        raise UserError(
-            f"Distillation is for three channels: the images have {student.in_chans}, and the teacher takes "
-            f"{model.backbone.in_chans}",
-            "Choose three with --channels, or start from the teacher's weights: --method dino --init MODEL",
-        )
-    return _Distillation(config, model, student)
+    return _Distillation(config, model, make_backbone("student"))
 
 
 class _Distillation(Method):
@@ -111,15 +104,24 @@ class _Distillation(Method):
     def __init__(self, config: Config, model: Model, student: Backbone) -> None:
         super().__init__()
         self.config = config
-        self.teacher = nn.ModuleDict({"backbone": _Frozen(model)})
+        frozen = _Frozen(model, student.in_chans)
+        self.teacher = nn.ModuleDict({"backbone": frozen})
         self.student = nn.ModuleDict({"backbone": student})
         if model.classifier is not None:
             self.teacher["classifier"], self.classes = model.classifier, model.classes
             self.student["classifier"] = nn.Linear(student.embed_dim, model.classifier.out_features)
         else:
-            self.student["head"] = nn.Linear(student.embed_dim, model.backbone.embed_dim)
+            self.student["head"] = nn.Linear(student.embed_dim, frozen.embed_dim)
         self.teacher.requires_grad_(False)
         self._cached_features: dict[int, Tensor] = {}
+
+    def set_preprocessing(self, preprocessing: Mapping[str, Any]) -> None:
+        """Feed the teacher with what it was trained on, whatever the student's normalization and range of values.
+
+        Raises:
+            UserError: The teacher takes another number of channels, other channels, or the range is not comparable.
+        """
+        cast(_Frozen, self.teacher["backbone"]).take_images_of(preprocessing)
 
     def train(self, mode: bool = True) -> _Distillation:
         """Keep the teacher in eval mode, so that its batch norm statistics do not change."""
@@ -159,35 +161,42 @@ class _Distillation(Method):
 
 
 class _Frozen(Backbone):
-    """A pretrained backbone that takes the student's views, and converts them to its own size and normalization."""
+    """A pretrained backbone that takes the student's views, and converts them to its own size and normalization.
 
-    def __init__(self, model: Model) -> None:
+    Args:
+        model: The teacher.
+        in_chans: C, number of channels that the student takes. If it is 1, a teacher that takes each channel by itself
+            is reduced to its network of one channel.
+    """
+
+    def __init__(self, model: Model, in_chans: int) -> None:
         super().__init__()
-        self.inner = model.backbone
+        self.inner = network_of(model.backbone) if in_chans == 1 else model.backbone
         self.name, self.kwargs, self.embed_dim = self.inner.name, self.inner.kwargs, self.inner.embed_dim
+        self.in_chans, self._preprocessing = in_chans, model.preprocessing
         self.image_px: int = model.preprocessing["image_px"]
-        # (x · s + m - m') / s' with mean m and std s of the student, m' and s' of the teacher.
-        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
-        own_mean, own_std = (torch.tensor(model.preprocessing[key]).view(3, 1, 1) for key in ("mean", "std"))
-        self.register_buffer("scale", std / own_std)
-        self.register_buffer("shift", (mean - own_mean) / own_std)
+
+    def take_images_of(self, student: Mapping[str, Any]) -> None:
+        """Convert images from now on that have this preprocessing."""
+        found = input_conversion(student, self.in_chans, self._preprocessing, self.inner.in_chans)
+        for name, values in found._asdict().items():
+            self.register_buffer(name, values)
 
     def forward(
         self, images: Sequence[Tensor], masks: Sequence[Tensor | None] | None = None, tokens: bool = False
     ) -> list[Tensor] | list[Features]:
         """Features of batches that are normalized for the student."""
-        return self.inner([self._preprocess(batch) for batch in images], masks, tokens)
+        return self.inner([self._convert(batch) for batch in images], masks, tokens)
 
     def features(self, images: Tensor) -> Features:
         """All tokens of a batch that is normalized for the student."""
-        return self.inner.features(self._preprocess(images))
+        return self.inner.features(self._convert(images))
 
-    def _preprocess(self, images: Tensor) -> Tensor:
+    def _convert(self, images: Tensor) -> Tensor:
         side = (self.image_px, self.image_px)
         if images.shape[-2:] != side:
             images = interpolate(images, side, mode="bilinear", antialias=True)
-        scale, shift = (self.get_buffer(name).to(images.dtype) for name in ("scale", "shift"))
-        return images * scale + shift
+        return InputConversion(*(self.get_buffer(name) for name in InputConversion._fields))(images)
 
 
 def feature_distance(prediction: Tensor, target: Tensor) -> Tensor:

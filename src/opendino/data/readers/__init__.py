@@ -1,6 +1,7 @@
 """Read image files: one module per kind; each gives a `DecodedImage` or refuses with a one-line `BadImage`.
 
-photograph: Pillow and simplejpeg. tiff: tifffile. numpy_file: .npy and .npz. dicom: pydicom (extra `medical`).
+photograph: Pillow and simplejpeg. tiff: tifffile. numpy_file: .npy and .npz. dicom: pydicom; nifti: nibabel (extra
+`medical`).
 deep_color: PNG and JPEG 2000 in color with more than 8 bits, by imagecodecs (extra `science`).
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 import importlib
 
 from opendino.core.errors import BadImage
-from opendino.data.readers import deep_color
+from opendino.data.readers import deep_color, nifti
 from opendino.data.readers.decoded_image import DecodedImage
 from opendino.data.readers.limits import MAX_PAGES, MAX_PIXELS, one_line
 from opendino.data.readers.multi_page_files import Reading
@@ -18,7 +19,7 @@ _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 def kind_of(data: bytes) -> str:
-    """The module that reads a file, by its content: "tiff", "numpy_file", "dicom", "deep_color" or "photograph"."""
+    """The module of this package that reads a file, by its content."""
     head = data[:132]
     if head[:3] == b"\xff\xd8\xff":  # JPEG, first because it is by far the most frequent
         return "photograph"
@@ -28,13 +29,15 @@ def kind_of(data: bytes) -> str:
         return "numpy_file"
     if head[128:132] == b"DICM":
         return "dicom"
+    if nifti.matches(data):
+        return "nifti"
     if deep_color.matches(data):
         return "deep_color"
     return "photograph"
 
 
 def read_science(data: bytes, reading: Reading | None = None, max_pixels: int = MAX_PIXELS) -> DecodedImage | None:
-    """Read a file that is not a photograph: TIFF, NumPy, DICOM, and color with more than 8 bits.
+    """Read a file that is not a photograph: TIFF, NumPy, DICOM, NIfTI, and color with more than 8 bits.
 
     Args:
         data: The file.

@@ -1,14 +1,17 @@
 """A dataset given in Python: `opendino.train(dataset)`; in configs `python:NAME`, known only to its own process.
 
 Accepts a `Source`, any map-style `torch.utils.data.Dataset`, a Hugging Face dataset, or a sequence. An item is an
-image, a tuple whose first value is the image, or a dict with the image under "image", "img" or "pixel_values". An image
-is a PIL image, an array `[H W 3]` of uint8 or `[H W]` of uint8 or uint16, or a tensor `[3 H W]` of uint8 or of floats
-in [0, 1].
+image, a tuple whose first value is the image, or a dict with the image under "image", "img" or "pixel_values".
+
+An image is a PIL image, or an array or tensor `[H W]`, `[H W C]` or `[C H W]` of any C that is less than H and W. Gray
+and RGB of uint8, or of floats in [0, 1], are photographs. All others are read as files are, with the channels and the
+intensity of the run. A dataset may name its channels in an attribute `channels`; then C may also be larger.
 """
 
 from __future__ import annotations
 
 import io
+import zipfile
 import zlib
 from collections.abc import Callable, Sequence
 from typing import Any, final
@@ -21,6 +24,8 @@ from opendino.core import log
 from opendino.core.contracts import Source
 from opendino.core.errors import BadImage, UsageError, UserError
 from opendino.data.decode import apply_exif_orientation
+from opendino.data.readers import photograph
+from opendino.data.readers.decoded_image import clean_name
 
 _PREFIX = "python:"
 _IMAGE_NAMES = ("image", "img", "pixel_values")
@@ -46,7 +51,7 @@ class PythonSource(Source):
             raise UsageError(f"A {type(dataset).__name__} is not a dataset of images", hint)
         if len(dataset) == 0:
             raise UsageError(f"The {type(dataset).__name__} is empty", "Give one image or more")
-        self._dataset = dataset
+        self._dataset, self._channels = dataset, _channel_names(dataset)
         self._labels, self.classes = _labels(dataset)
 
     def __len__(self) -> int:
@@ -63,16 +68,16 @@ class PythonSource(Source):
         return int(self._labels[index]) if len(self._labels) else -1
 
     def read(self, index: int) -> bytes | np.ndarray:
-        """The image, uint8 `[H W 3]`; more than 8 bits as the content of a .npy file, which the readers scale.
+        """A photograph, uint8 `[H W 3]`; other images as the content of a .npy or .npz file, which the readers scale.
 
         Raises:
-            BadImage: The item has no image.
+            BadImage: The item has no image, or it is not clear which axis is that of the channels.
         """
         try:
             item = self._dataset[index]
         except (OSError, ValueError, RuntimeError) as error:
             raise BadImage(f"{type(error).__name__}: {str(error)[:200]}") from error
-        return _pixels(_image(item))
+        return _pixels(_image(item), self._channels)
 
 
 def matches(data: str) -> bool:
@@ -123,31 +128,81 @@ def _image(item: Any) -> Any:
     return item[0] if isinstance(item, tuple | list) else item
 
 
-def _pixels(image: Any) -> bytes | np.ndarray:
-    if isinstance(image, Image.Image) and image.mode.startswith("I;16"):
-        image = np.array(image)
+def _pixels(image: Any, names: tuple[str, ...]) -> bytes | np.ndarray:
     if isinstance(image, Image.Image):
-        return np.array(apply_exif_orientation(image).convert("RGB"))
+        if not photograph.is_deep(image):
+            return np.array(apply_exif_orientation(image).convert("RGB"))
+        image = photograph.deep_gray(image).pixels
     if isinstance(image, torch.Tensor):
         image = image.detach().cpu().numpy()
-        if image.ndim == 3 and image.shape[0] in (1, 3):
-            image = image.transpose(1, 2, 0)
     if not isinstance(image, np.ndarray):
         raise BadImage(f"a {type(image).__name__} is not an image")
-    if np.issubdtype(image.dtype, np.floating):
-        if image.size and not (image.min() >= 0 and image.max() <= 1):
+    if image.dtype.kind not in "buif" or not image.size:
+        raise BadImage(f"an array {list(image.shape)} of {image.dtype} is not an image")
+    image = _channels_last(image, names)
+    if names or image.shape[2] not in (1, 3):
+        return _as_file(image, names)
+    if image.dtype.kind == "f":
+        if not (image.min() >= 0 and image.max() <= 1):
             raise BadImage(f"values from {image.min():.3g} to {image.max():.3g}: give floats in [0, 1], not normalized")
         image = np.round(image * 255).astype(np.uint8)
-    if image.ndim == 2 and image.dtype == np.uint16:
-        file = io.BytesIO()
+    if image.dtype != np.uint8:
+        return _as_file(image, names)
+    return np.ascontiguousarray(np.broadcast_to(image, (*image.shape[:2], 3)))
+
+
+def _channels_last(image: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
+    """`[H W]`, `[H W C]` or `[C H W]` → `[H W C]`, by the number of channels or by the shortest axis."""
+    shape = image.shape
+    if image.ndim == 2 and len(names) < 2:
+        return image[:, :, None]
+    axes = [axis for axis in (0, 2) if image.ndim == 3 and _may_be_channels(shape, axis, names)]
+    if len(axes) != 1:
+        expected = f"{len(names)} channels, {', '.join(names[:8])}" if names else "fewer channels than rows and columns"
+        raise BadImage(
+            f"an array {list(shape)} of {image.dtype}: which axis is that of the channels? Give [H W C] or [C H W], "
+            f"with {expected}"
+        )
+    return np.moveaxis(image, axes[0], 2)
+
+
+def _may_be_channels(shape: tuple[int, ...], axis: int, names: tuple[str, ...]) -> bool:
+    if names:
+        return shape[axis] == len(names)
+    return shape[axis] < min(side for other, side in enumerate(shape) if other != axis)
+
+
+def _as_file(image: np.ndarray, names: tuple[str, ...]) -> bytes:
+    """The content of a .npy file `[H W C]`, or of an .npz file with an array `[H W]` for each named channel."""
+    file = io.BytesIO()
+    if not names:
         np.save(file, image)
         return file.getvalue()
-    if image.ndim == 2:
-        image = image[:, :, None]
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3):
-        shape = f"an array {list(image.shape)} of {image.dtype}"
-        raise BadImage(f"{shape} is not an image: give uint8 [H W 3] or [H W], or uint16 [H W]")
-    return np.ascontiguousarray(np.broadcast_to(image, (*image.shape[:2], 3)))
+    with zipfile.ZipFile(file, "w") as archive:
+        for channel, name in enumerate(names):
+            with archive.open(f"{name}.npy", "w") as member:
+                np.save(member, image[..., channel])
+    return file.getvalue()
+
+
+def _channel_names(dataset: Any) -> tuple[str, ...]:
+    """Names of the channels that a dataset gives, empty if it gives none.
+
+    Raises:
+        UsageError: A name is empty, too long, or there twice.
+    """
+    while isinstance(dataset, torch.utils.data.Subset):
+        dataset = dataset.dataset
+    given = getattr(dataset, "channels", None)
+    if isinstance(given, str) or not isinstance(given, Sequence) or not all(isinstance(name, str) for name in given):
+        return ()
+    names = tuple(given)
+    good = all(0 < len(name.encode()) <= 60 and clean_name(name) == name for name in names)
+    if not good or len(set(names)) < len(names):
+        raise UsageError(
+            f"The dataset's channels are {', '.join(map(repr, names[:8]))}", "Name each once, with 1 to 60 characters"
+        )
+    return names
 
 
 def _labels(dataset: Any) -> tuple[np.ndarray, tuple[str, ...]]:

@@ -24,6 +24,7 @@ from opendino.interop import architectures, checkpoint_files
 from opendino.interop.checkpoint_files import Checkpoint, Imported
 from opendino.interop.model_card import images_as_text
 from opendino.models.load import Model, load, preprocessing
+from opendino.models.separate_channels import SeparateChannels
 from opendino.models.timm_backbone import TimmBackbone
 from opendino.models.vit import VisionTransformer
 
@@ -142,7 +143,16 @@ def _about(checkpoint: Checkpoint, backbone: Backbone, prototypes: int) -> str:
 
 
 def _state(backbone: Backbone) -> dict[str, Tensor]:
-    """Weights by the original keys."""
+    """Weights by the original keys.
+
+    Raises:
+        UserError: DINO v1 has no such architecture, or the file could not say that each channel goes through by itself.
+    """
+    if isinstance(backbone, SeparateChannels):
+        raise UserError(
+            "The model takes each channel by itself, and a file of DINO v1 has no place to say so",
+            "Use --to opendino, timm, huggingface, onnx or torch-export",
+        )
     if isinstance(backbone, VisionTransformer) and not backbone.num_registers:
         state = backbone.state_dict()
     elif isinstance(backbone, TimmBackbone) and architectures.is_resnet(backbone.model.state_dict()):

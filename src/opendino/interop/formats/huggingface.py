@@ -27,6 +27,7 @@ from opendino.interop.model_card import card
 from opendino.models.image_reading import ImageReading
 from opendino.models.load import Model
 from opendino.models.load import preprocessing as usual_preprocessing
+from opendino.models.separate_channels import SeparateChannels
 from opendino.models.timm_backbone import TimmBackbone
 from opendino.models.vit import VisionTransformer
 
@@ -87,7 +88,8 @@ def write(model: Model, out: Path, config: Config) -> float:
 
     preprocessor_config.json holds the range of images that are no photographs as a part of `image_mean` and
     `image_std`, which does not clip values beyond it; "full" becomes the range of 8 or 16 bits, and "per-image" is not
-    held. The folder of a `TimmWrapperModel` holds the range only for `opendino import`.
+    held. The folder of a `TimmWrapperModel` holds the range only for `opendino import`. A model that takes each channel
+    by itself becomes its network of one channel; the card says how to use it, and `opendino import` joins the channels.
 
     Returns:
         The largest difference of features and patches, at the image size of the model.
@@ -95,12 +97,13 @@ def write(model: Model, out: Path, config: Config) -> float:
     Raises:
         UserError: transformers has no such architecture, or loads a different network.
     """
-    model = timm_folder.at_its_size(model)
+    separate = isinstance(model.backbone, SeparateChannels)
+    model = timm_folder.network_at_its_size(model)
     own = model.backbone
     loading = (
         "from transformers import AutoImageProcessor, AutoModel\n"
         f'processor, model = (kind.from_pretrained("{out.name}") for kind in (AutoImageProcessor, AutoModel))\n'
-        'features = model(**processor(image, return_tensors="pt")).pooler_output'
+        + (_EACH_CHANNEL if separate else 'features = model(**processor(image, return_tensors="pt")).pooler_output')
     )
     if isinstance(own, VisionTransformer):
         _write(
@@ -124,6 +127,10 @@ def write(model: Model, out: Path, config: Config) -> float:
     return _check(model, out)
 
 
+_EACH_CHANNEL = (
+    'pixels = processor(image, return_tensors="pt").pixel_values  # [1, C, H, W]\n'
+    "features = model(pixels.transpose(0, 1)).pooler_output.reshape(1, -1)  # [1, C * D]"
+)
 _CROP = (
     "Resizing by transformers rounds differently from opendino, by up to two gray levels of 255; if the margin of the "
     "center crop is odd, the crop may be one pixel further left or up."

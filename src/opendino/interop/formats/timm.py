@@ -50,7 +50,7 @@ def read(checkpoint: Checkpoint) -> Imported:
         ours = timm_folder.read_ours(config[timm_folder.OURS], checkpoint.state, source)
         wanted = described_preprocessing(config.get("pretrained_cfg") or {})
         own = config[timm_folder.OURS]
-        wanted |= {"images": own["images"]} if "images" in own else {}
+        wanted |= {key: own[key] for key in timm_folder.IMAGE_KEYS if key in own}
         return Imported({"teacher": ours}, wanted, f"{ours.name}, exported by opendino for timm")
     if ":" in str(name):
         raise UserError(f"'{name}' is an address, not an architecture of timm", "Download it, then import the folder")
@@ -95,7 +95,8 @@ def write(model: Model, out: Path, config: Config) -> float:
     """Write a folder for `timm.create_model("local-dir:FOLDER", pretrained=True)`, without classifier.
 
     timm's own transforms know no range of values: those of images that are no photographs have to be mapped to 0..1
-    first, as the model card says. `opendino import` reads names and range back.
+    first, as the model card says. `opendino import` reads names and range back. A model that takes each channel by
+    itself becomes its network of one channel; the card says so, and `opendino import` joins the channels again.
 
     Returns:
         The largest difference of the features, at the image size of the model.
@@ -105,7 +106,7 @@ def write(model: Model, out: Path, config: Config) -> float:
     """
     import timm
 
-    model = timm_folder.at_its_size(model)
+    model = timm_folder.network_at_its_size(model)
     loading = f'import timm\nmodel = timm.create_model("local-dir:{out.name}", pretrained=True).eval()'
     remarks = (
         "" if isinstance(model.backbone, TimmBackbone) else
