@@ -310,9 +310,10 @@ def _finish(run: _Run, began: float) -> Result:
         **run.throughput.summary(),
         **scores,
         collapse=found.collapse,
-        against_start=online_eval.against_start(quality, run.state.baselines) if online_eval else None,
+        against_start=None,
         verdict=found.name,
         evidence=found.evidence,
+        cure=found.cure,
     )
 
 

@@ -68,9 +68,9 @@ def report(result: Any) -> Outcome:
         lines.append(f"effective rank of the features: {result.effective_rank:.1f}")
     if result.against_start is not None:
         lines.append(result.against_start["says"])
-    see_log = f"; see the warnings in {result.run}/log.txt" if result.collapse is not None else ""
     lines += [
-        f"{result.verdict}: {result.evidence}{see_log}",
+        f"{result.verdict}: {result.evidence}",
+        *([f"cure: {result.cure}"] if result.cure else []),
         f"run folder: {result.run}{', with report.html' * (Path(result.run) / 'report.html').is_file()}",
         f"from Python: opendino.load('{result.run}').embed(images)",
     ]

@@ -38,6 +38,8 @@ _CURE = (
     "Train longer; check with `opendino visualize crops` that the views do not share a shortcut (constant color, "
     "watermark); try another learning rate, a smaller network or a lower momentum; give labeled images with --val"
 )
+_KEEP = "Keep using the weights it started from, or train longer or with a lower --optim.lr"
+"""The cure of a run with --init that has not become better."""
 Columns = Mapping[str, tuple[Any, ...]]
 """Metric name (nested: "knn.teacher") → (steps, values, ...), as `core.metrics_log.columns` returns it."""
 
@@ -89,7 +91,7 @@ def judge(columns: Columns, total_steps: int, collapse: Collapse | None) -> Verd
         return Verdict(name, collapse.evidence, collapse.cure, collapse.name)
     learned, evidence = _learned(columns)
     when = f"after all {total_steps:,} steps" if done >= total_steps else f"after {done:,} of {total_steps:,} steps"
-    cure = "" if learned or done < total_steps else _CURE
+    cure = "" if learned or done < total_steps else _KEEP if _from_trained_weights(columns) else _CURE
     return Verdict(LEARNED if learned else NOT_SHOWN, f"{when}, {evidence}", cure)
 
 
@@ -200,6 +202,11 @@ def _rank_one(columns: Columns) -> Collapse | None:
         f"the features of all images lie on one line: their effective rank is {rank:.2f} ({first:.2f} at the start)",
         "Check that the images differ (opendino visualize crops); lower the learning rate, or lengthen its warm-up",
     )
+
+
+def _from_trained_weights(columns: Columns) -> bool:
+    """Whether the run started from trained weights (--init)."""
+    return any(name.endswith(".start") for name in columns)
 
 
 def _evaluated(columns: Columns) -> bool:
