@@ -114,7 +114,7 @@ def run(config: ResolvedConfig, source: Source, folder: Path, device: torch.devi
         dtype = getattr(torch, config.precision)
         throughput = Throughput(config.batch, config.batch // distributed.world_size(), device, dtype, state.flops)
         limits = Limits(config.batch, config.steps, config.max_bad_frac, config.max_nonfinite)
-        monitor = RunMonitor(folder, metric_writer, source, state.bad, limits, throughput)
+        monitor = RunMonitor(folder, metric_writer, source, state.bad, limits, throughput, config.method.cures)
         parts = _Run(
             config, folder, device, spec, networks, data, online_eval, state, throughput, monitor, metric_writer,
             background, start.callbacks if is_main else (),
@@ -297,8 +297,9 @@ def _finish(run: _Run, began: float) -> Result:
     is_main, metrics = distributed.rank() == 0, run.folder / "metrics.jsonl"
     if run.config.report and is_main:
         _report(run.folder)
+    cures = run.config.method.cures
     found = distributed.broadcast_object(
-        verdict.of_rows(metrics_log.sampled(metrics), run.config.steps) if is_main else None
+        verdict.of_rows(metrics_log.sampled(metrics), run.config.steps, cures) if is_main else None
     )
     assert found is not None
     names = ("knn", "accuracy", "effective_rank", "balanced_accuracy", "standard_error", "accuracy_balanced")

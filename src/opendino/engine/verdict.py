@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from opendino.core import accuracy
-from opendino.engine.collapse_detection import Collapse, Monitor
+from opendino.engine.collapse_detection import CURE, Collapse, Monitor
 
 LEARNED, NOT_SHOWN = "learned", "not shown to learn"
 KNN_GAIN = 2.0
@@ -36,7 +36,7 @@ _STARTS = "start", "untrained"
 _NAMES = {"start": "at the start", "untrained": "untrained network", "pixels": "raw pixels", "color": "color histogram"}
 _CURE = (
     "Train longer; check with `opendino visualize crops` that the views do not share a shortcut (constant color, "
-    "watermark); try another learning rate, a smaller network or a lower momentum; give labeled images with --val"
+    "watermark); try another --optim.lr or a smaller --backbone; give labeled images with --val"
 )
 _KEEP = "Keep using the weights it started from, or train longer or with a lower --optim.lr"
 """The cure of a run with --init that has not become better."""
@@ -52,7 +52,7 @@ class Verdict:
         name: "learned", "not shown to learn" or "collapsed (KIND)".
         evidence: The metrics it is based on, one sentence.
         cure: What to change, one line; empty if nothing.
-        collapse: KIND: "uniform", "one-hot", "constant", "dead" or "rank 1"; None if the run is not collapsed.
+        collapse: KIND, one of `collapse_detection.KINDS` or "rank 1"; None if the run is not collapsed.
     """
 
     name: str
@@ -61,9 +61,9 @@ class Verdict:
     collapse: str | None = None
 
 
-def of_rows(rows: Sequence[Mapping[str, Any]], total_steps: int) -> Verdict:
-    """The verdict from the rows of a run's metrics.jsonl, in order; see `judge`."""
-    monitor, collapse, since = Monitor(total_steps), None, 0
+def of_rows(rows: Sequence[Mapping[str, Any]], total_steps: int, cures: Mapping[str, str] = {}) -> Verdict:
+    """The verdict from the rows of a run's metrics.jsonl, in order, see `judge`; `cures` are those of the method."""
+    monitor, collapse, since = Monitor(total_steps, cures), None, 0
     for row in rows:
         if "loss" in row:
             before, collapse = collapse, monitor.watch(row)
@@ -200,7 +200,7 @@ def _rank_one(columns: Columns) -> Collapse | None:
     return Collapse(
         "rank 1",
         f"the features of all images lie on one line: their effective rank is {rank:.2f} ({first:.2f} at the start)",
-        "Check that the images differ (opendino visualize crops); lower the learning rate, or lengthen its warm-up",
+        f"Check that the images differ (opendino visualize crops). {CURE}",
     )
 
 
