@@ -22,7 +22,7 @@ from opendino import existing_runs, report, resolve, snapshots
 from opendino.config import Config, ResolvedConfig
 from opendino.core import atomic_write, compilation, distributed, duration, log, metrics_log
 from opendino.core.contracts import Callback, Source
-from opendino.core.progress import Progress
+from opendino.core.progress import Progress, waiting
 from opendino.core.types import Clock, Views, ViewSpec
 from opendino.data import fingerprint, loader
 from opendino.data.held_out import with_held_out
@@ -83,7 +83,8 @@ def run(config: ResolvedConfig, source: Source, folder: Path, device: torch.devi
     began, new, is_main = time.monotonic(), start.checkpoint is None, distributed.rank() == 0
     request = start.request
     spec = configs.views(config)
-    networks = build_networks(config, spec, source, device, new)
+    with waiting("building the networks"):
+        networks = build_networks(config, spec, source, device, new)
     with contextlib.ExitStack() as closing:
         interrupt = closing.enter_context(Interrupt())
         closing.callback(torch.set_num_threads, torch.get_num_threads())
@@ -91,7 +92,8 @@ def run(config: ResolvedConfig, source: Source, folder: Path, device: torch.devi
         lock = closing.enter_context(RunDirLock(folder, is_main, start.resuming))
         background = closing.enter_context(BackgroundWriter())
         data = open_data(config, spec, source, folder, device)
-        online_eval = OnlineEval(config, data.images, spec, device) if config.eval_images else None
+        with waiting("reading the images to evaluate on"):
+            online_eval = OnlineEval(config, data.images, spec, device) if config.eval_images else None
 
         state = RunState(fingerprint=fingerprint.sample(source))
         if start.checkpoint:
@@ -259,7 +261,8 @@ def _evaluate_and_save(run: _Run, done: int, evaluating: bool, saving: bool) -> 
     with run.throughput.paused():
         method = run.networks.full_method()
         if run.online_eval and evaluating:
-            quality, run.state.baselines = run.online_eval(method, run.state.baselines)
+            with waiting("evaluating" if done else "evaluating the network before training"):
+                quality, run.state.baselines = run.online_eval(method, run.state.baselines)
             run.monitor.record_evaluation(done, quality)
             for callback in run.callbacks:
                 callback.on_evaluate(done, quality)

@@ -130,6 +130,7 @@ def test_what_decides_the_flags_is_left_to_the_command(words: list[str]) -> None
 
 def test_plugin_methods_are_left_to_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     names: dict[str, Any] = {"opendino.methods": {"mine": object()}}
+    monkeypatch.setattr(flag_table.registry, "_added", {})
     assert flag_table.shipped_help("train", ["--help"]) is not None
     monkeypatch.setattr(flag_table.registry, "_added", names)
     assert flag_table.shipped_help("train", ["--help"]) is None
