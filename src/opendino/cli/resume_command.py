@@ -21,9 +21,9 @@ def run(args: list[str]) -> Outcome | None:
             "the schedules of a run of that length; warm-ups keep their length in steps."
         )
         return None
-    from opendino.cli import flags
+    from opendino.cli import flag_table
 
-    args, chosen = flags.take(args, "devices", "steps", "epochs")
+    args, chosen = flag_table.take(args, "devices", "steps", "epochs")
     if len(args) != 1 or args[0].startswith("-"):
         raise UsageError(f"resume takes one run folder, not {' '.join(args) or 'nothing'}", USAGE)
     wanted = chosen["devices"]
