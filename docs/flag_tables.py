@@ -1,4 +1,4 @@
-"""Writes src/opendino/cli/flag_tables.json from the commands themselves: python docs/flag_tables.py [--check]"""
+"""Writes the tables of flags in src/opendino/cli from the commands themselves: python docs/flag_tables.py [--check]"""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from importlib import import_module
 from typing import Any
 from unittest import mock
 
+from opendino import config
 from opendino.cli import flag_table, flags, verbs
 from opendino.core import registry
 from opendino.core.errors import UsageError
 
+RECIPES = "opendino.recipes"
 FOLDERS = {
     "eval": "opendino.evals",
     "experiment": "opendino.experiments",
@@ -69,10 +71,29 @@ def table(verb: str, words: list[str]) -> dict[str, Any] | None:
     return found
 
 
-def text() -> str:
-    """The whole file, one flag per line."""
-    tables = {" ".join([verb, *words]).replace("_", "-"): table(verb, words) for verb, words in commands()}
-    return written({name: found for name, found in tables.items() if found}) + "\n"
+def of_methods() -> dict[str, Any]:
+    """The flags and the groups of views of each method, and the method of each recipe."""
+    methods: dict[str, Any] = {}
+    for name in registry.own_names(registry.METHODS):
+        module = registry.load(registry.METHODS, name)
+        own = flags.describe(module.Config, "").flags
+        found = {flag.replace("--", "--method.", 1): [*asdict(value).values()] for flag, value in own.items()}
+        methods[name] = {"groups": [*module.VIEWS], "flags": found}
+    recipes = {name: registry.load(RECIPES, name).config("") for name in registry.own_names(RECIPES)}
+    return {"methods": methods, "recipes": {name: config.method_name(made) for name, made in recipes.items()}}
+
+
+def full_help() -> str:
+    """What `opendino train --help-all` prints."""
+    with contextlib.redirect_stdout(io.StringIO()) as printed, contextlib.suppress(SystemExit):
+        import_module("opendino.cli.train_command").run(["--help-all"])
+    return "".join(f"{line.rstrip()}\n" for line in printed.getvalue().rstrip().splitlines())
+
+
+def tables() -> str:
+    """The flags of every command, one per line."""
+    every = {" ".join([verb, *words]).replace("_", "-"): table(verb, words) for verb, words in commands()}
+    return written({name: found for name, found in every.items() if found}) + "\n"
 
 
 def written(value: Any, depth: int = 0) -> str:
@@ -89,7 +110,13 @@ def written(value: Any, depth: int = 0) -> str:
 
 if __name__ == "__main__":
     os.environ["COLUMNS"] = "100"
-    if sys.argv[1:] != ["--check"]:
-        flag_table.SHIPPED.write_text(text(), encoding="utf-8")
-    elif flag_table.SHIPPED.read_text(encoding="utf-8") != text():
-        sys.exit("src/opendino/cli/flag_tables.json is not what the commands take: run `make docs`")
+    files = {
+        flag_table.SHIPPED: tables(),
+        flag_table.METHODS: written(of_methods(), depth=-1) + "\n",
+        flag_table.FULL_HELP: full_help(),
+    }
+    for path, text in files.items():
+        if sys.argv[1:] != ["--check"]:
+            path.write_text(text, encoding="utf-8")
+        elif path.read_text(encoding="utf-8") != text:
+            sys.exit(f"src/opendino/cli/{path.name} is not what the commands take: run `make docs`")

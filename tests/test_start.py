@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.util
 import json
@@ -16,9 +17,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.factories import dino_run
 from torch import Tensor, nn
 
 import opendino
+from opendino import resolve, training
 from opendino.core import registry
 from opendino.core.errors import BadImage, UsageError, UserError
 from opendino.data import readers
@@ -69,6 +72,30 @@ def tensors(run: str | Path) -> dict[str, Tensor]:
     newest = checkpoint.newest(Path(run))
     assert newest
     return load_file(newest / "tensors.safetensors")
+
+
+def test_every_part_of_the_start_that_may_take_long_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    named: list[str] = []
+
+    @contextlib.contextmanager
+    def waiting(what: str) -> Iterator[None]:
+        named.append(what)
+        yield
+
+    for module in (resolve, training):
+        monkeypatch.setattr(module, "waiting", waiting)
+    opendino.train(dino_run(tmp_path / "run", steps=1))
+    parts = [text.split()[0] for text in named]
+    assert parts == [
+        "finding",
+        "measuring",
+        "measuring",
+        "measuring",
+        "building",
+        "reading",
+        "evaluating",
+        "evaluating",
+    ]
 
 
 def test_a_dataset_a_network_and_callbacks_train_and_resume(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 
 from opendino import config as configs
 from opendino.config import Config, ResolvedConfig
-from opendino.core import atomic_write, distributed, duration
+from opendino.core import atomic_write, distributed, duration, registry
 from opendino.core.contracts import Source
 from opendino.core.errors import UsageError, UserError
 from opendino.data import fingerprint
@@ -43,6 +44,20 @@ def folder(config: Config) -> Path:
         raise path
     assert path
     return path
+
+
+def cures(settings: Mapping[str, Any]) -> Mapping[str, str]:
+    """What the method of a run says against a collapse, see `MethodConfig.cures`; nothing if it is not installed.
+
+    Args:
+        settings: The run's config.yaml.
+    """
+    method = settings.get("method")
+    name = method.get("name") if isinstance(method, dict) else None
+    try:
+        return configs.method_config(name).cures if name in registry.names(registry.METHODS) else {}
+    except UserError:  # a plug-in that cannot be imported
+        return {}
 
 
 def _folder(config: Config) -> Path | UserError:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from opendino import features, run_images
 from opendino.config import ResolvedConfig
 from opendino.core import distributed, log
-from opendino.core.accuracy import BALANCED, Accuracy, chance_of_difference, folders_confirmed, standard_error
+from opendino.core.accuracy import BALANCED, Accuracy, standard_error
 from opendino.core.contracts import Backbone, Method
 from opendino.core.types import ViewSpec
 from opendino.data.cache import DecodedImages
@@ -95,8 +95,8 @@ class OnlineEval:
             baselines: Scores that do not change during a run, {} if not yet measured: {"knn": {name: percent}} of raw
                 "pixels", of the "untrained" network (or, with `init`, of the network at the "start") and of a frozen
                 "teacher"; {"accuracy": ...} of the latter; {"crop_match": ...} and {"crop_match_color": ...} of the
-                initial network, raw "pixels" and "color" histograms; {"effective_rank": {"start": ...}}; {"of":
-                {"settings": checksum of the settings they were measured with}}.
+                initial network, raw "pixels" and "color" histograms; {"of": {"settings": checksum of the settings they
+                were measured with}}.
 
         Returns:
             The metrics and the baselines. The metrics are "effective_rank" of the network to use; "crop_match" and
@@ -122,8 +122,6 @@ class OnlineEval:
         main_network = next(iter(networks))
         bank = self._features(networks[main_network], self._set.bank)
         quality: dict[str, Any] = {"effective_rank": effective_rank(bank[:2048]), "judged_on": self._content_counts}
-        if first_time and self._init:
-            baselines = baselines | {"effective_rank": {"start": quality["effective_rank"]}}
         if first_time:
             baselines = baselines | self._baselines(method)
         for kind, rate in self._match(networks[main_network]).items():
@@ -138,42 +136,6 @@ class OnlineEval:
         errors = {name: standard_error(value, num) for name, value in quality["knn"].items()}
         common = {"standard_error": errors, "majority": majority(self._set.query_labels), "num_queries": num}
         return quality | common, baselines
-
-    def against_start(self, quality: dict[str, Any], baselines: Scores) -> dict[str, Any] | None:
-        """Whether the network to use is better than the weights it started from; None if those were random.
-
-        Args:
-            quality: Metrics of the last evaluation.
-            baselines: Both from `__call__`.
-
-        Returns:
-            "measure" (knn, or effective_rank without labels), "before", "after", "verdict" (better, no better, worse,
-            unknown) and a sentence "says". Classes that are only sub-folders count as no labels. k-NN accuracies differ
-            if they are two standard errors apart. A higher effective rank does not prove a better network; less than
-            half of it does prove a worse one.
-        """
-        by_labels = "knn" in quality and folders_confirmed(quality)
-        if not self._init or "start" not in baselines.get("knn" if by_labels else "effective_rank", {}):
-            return None
-        if by_labels:
-            measure, unit, num = "knn", " %", len(self._set.query_labels)
-            before, after = baselines["knn"]["start"], next(iter(quality["knn"].values()))
-            margin = chance_of_difference(before, after, num)
-            verdict = "better" if after - before > margin else "worse" if before - after > margin else "no better"
-            why = f"; on {num:,} queries differences up to {margin:.1f} points may be chance"
-        else:
-            measure, unit, why = "effective_rank", "", ""
-            before, after = baselines["effective_rank"]["start"], quality["effective_rank"]
-            verdict = "worse" if after < before / 2 else "unknown"
-        shown = f"{measure.replace('knn', 'k-NN').replace('_', ' ')} {before:.1f}{unit} before, {after:.1f}{unit} after"
-        summary = {
-            "better": "Better than the weights it started from",
-            "no better": f"No better than the weights it started from: keep using {self._init}, or train longer",
-            "worse": f"Worse than the weights it started from: keep using {self._init}, or try a lower --optim.lr",
-            "unknown": "Effective rank cannot tell whether it is better: give labeled images with --val",
-        }[verdict]
-        says = f"{summary} ({shown}{why})"
-        return {"measure": measure, "before": before, "after": after, "verdict": verdict, "says": says}
 
     def _baselines(self, method: Method) -> Scores:
         """Scores that do not change during the run; see `__call__`."""

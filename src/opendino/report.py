@@ -63,7 +63,7 @@ def write(run: str | Path) -> Path:
     source = functools.cache(lambda: model.reading.open_images(config.data))
     gallery = functools.cache(lambda: _gallery(model, source()))
     sections = [
-        _section("", "summary", lambda: _summary(folder, config, rows, verdict.of_rows(rows, steps))),
+        _section("", "summary", lambda: _summary(folder, config, rows)),
         _section("Accuracy and baselines", "scores", lambda: _scores(rows, steps)),
         _section("Curves", "picture", lambda: _curves(folder.name, columns)),
         _section("Attention", "picture", lambda: _attention(model, source())),
@@ -92,7 +92,9 @@ def _section(title: str, kind: str, content: Callable[[], Content]) -> Content:
     return section
 
 
-def _summary(folder: Path, config: configs.Config, rows: Sequence[dict[str, Any]], found: verdict.Verdict) -> Content:
+def _summary(folder: Path, config: configs.Config, rows: Sequence[dict[str, Any]]) -> Content:
+    assert config.steps is not None
+    found = verdict.of_rows(rows, config.steps, config.method.cures)
     done = max((row["step"] for row in rows), default=0)
     facts = {
         "method": configs.method_name(config), "network": config.backbone, "images": config.data,

@@ -17,6 +17,7 @@ from opendino.config import Config, ResolvedConfig
 from opendino.core import auto_values, compilation, distributed, log, ranges, registry
 from opendino.core.contracts import Backbone, Method, Source
 from opendino.core.errors import UserError, first_line
+from opendino.core.progress import waiting
 from opendino.core.types import Facts, ViewSpec
 from opendino.data.cache import decide as decide_cache
 from opendino.data.channel_images import ChannelImages
@@ -49,7 +50,8 @@ def resolve_config(config: Config, device: torch.device) -> tuple[ResolvedConfig
         UserError: The images cannot be trained on, or settings contradict each other.
     """
     config = absolute_paths(config)
-    files = run_images.open_images(config, config.data)
+    with waiting("finding the images"):
+        files = run_images.open_images(config, config.data)
     if device.type == "mps" and config.bits == "auto":
         config = replace(config, bits=8)  # it has no uint16
     config, is_rgb, found = run_images.resolve_intensity(config, files)
@@ -58,7 +60,8 @@ def resolve_config(config: Config, device: torch.device) -> tuple[ResolvedConfig
     probe = probe_dataset(source, config.max_bad_frac, workers=workers)
     config, facts, reasons = _method_and_network(config, source, probe.short_side_px, is_rgb, device)
     reasons = found + reasons
-    dtype, why_dtype = precision.choose(config.precision, device)
+    with waiting("measuring which precision is fastest"):
+        dtype, why_dtype = precision.choose(config.precision, device)
     compiling, why_compiling = compilation.choose(config.compile, device, facts.total_steps)
     spec = configs.views(config)
     _check_memory(config, spec, device)
@@ -70,8 +73,10 @@ def resolve_config(config: Config, device: torch.device) -> tuple[ResolvedConfig
         sizing.free_bytes(device) if device.type == "cuda" else 0.0,
         config.out,
     )
-    micro_batches, why_micro_batches = _micro_batches(config, spec, facts.batch, dtype, device)
-    num_threads, why_threads = threads.choose(config.threads, device, workers, _timed_step(config, spec))
+    with waiting("measuring the memory that a step needs"):
+        micro_batches, why_micro_batches = _micro_batches(config, spec, facts.batch, dtype, device)
+    with waiting("measuring which number of threads is fastest"):
+        num_threads, why_threads = threads.choose(config.threads, device, workers, _timed_step(config, spec))
     num_eval, why_num_eval = _eval_images(config.eval_images, facts.num_images, facts.total_steps * facts.batch)
     precision_name = str(dtype).removeprefix("torch.")
     reasons += [

@@ -127,7 +127,9 @@ def _compared(result: Result, config: ResolvedConfig, folder: Path, device: torc
     if config.init_networks != "all":
         return result
     found = comparison.against_start(config, folder, device) if distributed.rank() == 0 else None
-    return replace(result, against_start=distributed.broadcast_object(found))
+    found = distributed.broadcast_object(found)
+    better = found is not None and found["verdict"] == "better"  # by images that the verdict has not seen
+    return replace(result, against_start=found, cure="" if better and not result.collapse else result.cure)
 
 
 def resume(

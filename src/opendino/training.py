@@ -22,7 +22,7 @@ from opendino import existing_runs, report, resolve, snapshots
 from opendino.config import Config, ResolvedConfig
 from opendino.core import atomic_write, compilation, distributed, duration, log, metrics_log
 from opendino.core.contracts import Callback, Source
-from opendino.core.progress import Progress
+from opendino.core.progress import Progress, waiting
 from opendino.core.types import Clock, Views, ViewSpec
 from opendino.data import fingerprint, loader
 from opendino.data.held_out import with_held_out
@@ -83,7 +83,8 @@ def run(config: ResolvedConfig, source: Source, folder: Path, device: torch.devi
     began, new, is_main = time.monotonic(), start.checkpoint is None, distributed.rank() == 0
     request = start.request
     spec = configs.views(config)
-    networks = build_networks(config, spec, source, device, new)
+    with waiting("building the networks"):
+        networks = build_networks(config, spec, source, device, new)
     with contextlib.ExitStack() as closing:
         interrupt = closing.enter_context(Interrupt())
         closing.callback(torch.set_num_threads, torch.get_num_threads())
@@ -91,7 +92,8 @@ def run(config: ResolvedConfig, source: Source, folder: Path, device: torch.devi
         lock = closing.enter_context(RunDirLock(folder, is_main, start.resuming))
         background = closing.enter_context(BackgroundWriter())
         data = open_data(config, spec, source, folder, device)
-        online_eval = OnlineEval(config, data.images, spec, device) if config.eval_images else None
+        with waiting("reading the images to evaluate on"):
+            online_eval = OnlineEval(config, data.images, spec, device) if config.eval_images else None
 
         state = RunState(fingerprint=fingerprint.sample(source))
         if start.checkpoint:
@@ -114,7 +116,7 @@ def run(config: ResolvedConfig, source: Source, folder: Path, device: torch.devi
         dtype = getattr(torch, config.precision)
         throughput = Throughput(config.batch, config.batch // distributed.world_size(), device, dtype, state.flops)
         limits = Limits(config.batch, config.steps, config.max_bad_frac, config.max_nonfinite)
-        monitor = RunMonitor(folder, metric_writer, source, state.bad, limits, throughput)
+        monitor = RunMonitor(folder, metric_writer, source, state.bad, limits, throughput, config.method.cures)
         parts = _Run(
             config, folder, device, spec, networks, data, online_eval, state, throughput, monitor, metric_writer,
             background, start.callbacks if is_main else (),
@@ -259,7 +261,8 @@ def _evaluate_and_save(run: _Run, done: int, evaluating: bool, saving: bool) -> 
     with run.throughput.paused():
         method = run.networks.full_method()
         if run.online_eval and evaluating:
-            quality, run.state.baselines = run.online_eval(method, run.state.baselines)
+            with waiting("evaluating" if done else "evaluating the network before training"):
+                quality, run.state.baselines = run.online_eval(method, run.state.baselines)
             run.monitor.record_evaluation(done, quality)
             for callback in run.callbacks:
                 callback.on_evaluate(done, quality)
@@ -297,8 +300,9 @@ def _finish(run: _Run, began: float) -> Result:
     is_main, metrics = distributed.rank() == 0, run.folder / "metrics.jsonl"
     if run.config.report and is_main:
         _report(run.folder)
+    cures = run.config.method.cures
     found = distributed.broadcast_object(
-        verdict.of_rows(metrics_log.sampled(metrics), run.config.steps) if is_main else None
+        verdict.of_rows(metrics_log.sampled(metrics), run.config.steps, cures) if is_main else None
     )
     assert found is not None
     names = ("knn", "accuracy", "effective_rank", "balanced_accuracy", "standard_error", "accuracy_balanced")
@@ -310,9 +314,10 @@ def _finish(run: _Run, began: float) -> Result:
         **run.throughput.summary(),
         **scores,
         collapse=found.collapse,
-        against_start=online_eval.against_start(quality, run.state.baselines) if online_eval else None,
+        against_start=None,
         verdict=found.name,
         evidence=found.evidence,
+        cure=found.cure,
     )
 
 

@@ -47,7 +47,7 @@ def test_a_collapsed_run_is_named(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", 100, 0)
     same = row(1, 100).replace('"entropy_frac": 0.5', '"entropy_frac": 0.999')
     (run / "metrics.jsonl").write_text(same * 60)
-    _, verdict = curves_tab.state(run, 60, 100, {})
+    _, verdict = curves_tab.state(run, 60, 100, {}, {})
     assert verdict is not None and verdict.name == "collapsed (uniform)"
     assert "collapsed (uniform)</span>" in drawn_curves({"a": run}, run_curves.Reader())[0]
 

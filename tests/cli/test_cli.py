@@ -200,6 +200,27 @@ print("heavy:", sorted({"torch", "numpy", "tyro", "timm", "PIL", "rich"} & set(s
     assert ended.stdout.splitlines()[-1] == "heavy: []"
 
 
+def test_one_line_says_that_torch_is_imported_before_it_is() -> None:
+    program = """
+import sys
+from opendino.cli import main
+from opendino.core.errors import UserError
+
+class Stop:
+    def find_spec(self, name, *_):
+        if name == "torch":
+            raise UserError("here")
+
+sys.meta_path.insert(0, Stop())
+for typed in ("train photos", "demo", "resume run", "continue run"):
+    main([*typed.split(), "--json"])
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    expected = [f"opendino {verb}: importing PyTorch ..." for verb in ("train", "demo", "resume", "continue")]
+    assert ended.stderr.splitlines() == [line for told in expected for line in (told, "opendino: here")]
+    assert [json.loads(line)["error"]["message"] for line in ended.stdout.splitlines()] == ["here"] * 4
+
+
 @pytest.mark.parametrize("verb", ["print('x' * 10**6)", "sys.stdout.write('x')", "sys.exit(0)"])
 def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path, verb: str) -> None:
     """As with `opendino ... | head`: output after the reader has exited leads to no traceback."""

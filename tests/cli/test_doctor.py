@@ -49,6 +49,17 @@ def test_it_names_what_the_rows_say(
     assert capsys.readouterr().out.startswith(f"{name}: {found['evidence']}\n")
 
 
+@pytest.mark.parametrize(("method", "named"), [("lejepa", "--method.sigreg-weight"), ("not_installed", "--optim.lr")])
+def test_the_cure_is_that_of_the_method(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], method: str, named: str
+) -> None:
+    folder = run(tmp_path, {"feature_spread": 0.001})
+    with open(tmp_path / "config.yaml", "a") as file:
+        file.write(f"method: {{name: {method}}}\n")
+    assert main(["doctor", folder, "--json"]) == 0
+    assert named in json.loads(capsys.readouterr().out)["cure"]
+
+
 def test_no_better_than_untrained_is_not_shown_to_learn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     knn = {"teacher": 40.0, "student": 41.0, "untrained": 45.0}
     assert main(["doctor", run(tmp_path, {}, knn), "--json"]) == 0

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from opendino.cli import EXTRAS, flag_table, main, verbs
+from opendino.cli import EXTRAS, flag_table, flags, main, train_command, verbs
 from opendino.cli.flag_table import Flag, Table, check
+from opendino.core import registry
 from opendino.core.errors import UsageError
 
 ROOT = Path(__file__).parents[2]
@@ -22,6 +23,11 @@ MISTAKES = [
     "train photos --batch many",
     "train --recipe smal",
     "train photos more",
+    "train photos --method byol --method.teacher-temp 0.1",
+    "train photos --method byol --views.local.size 32",
+    "train photos --recipe aerial --epochs many",
+    "train --method swav",
+    "train photos --config x.yaml --method lejepa --method.sigreg-weight 7",
     "train",
     "embed",
     "embed model photos",
@@ -46,6 +52,7 @@ def test_help_and_mistakes_do_not_import_torch() -> None:
     helps = [[*words, "--help"] for words in [*([verb] for verb in verbs()), *COMMANDS]] + [
         ["--help"],
         ["show", "pca", "-h"],
+        ["train", "--help-all"],
     ]
     script = (
         "import json, sys\n"
@@ -123,13 +130,27 @@ def test_wrong_words_are_one_line(words: str, says: str) -> None:
     assert str(caught.value).startswith(says)
 
 
-@pytest.mark.parametrize("words", [["train", "x", "--method", "byol"], ["train", "--config", "x.yaml", "--help"]])
-def test_what_decides_the_flags_is_left_to_the_command(words: list[str]) -> None:
-    assert flag_table.shipped_help(words[0], words[1:]) is None
+@pytest.mark.parametrize(
+    "words", ["x --method byol", "--method byol --help", "--config x.yaml --help", "--config x.yaml --bach"]
+)
+def test_what_a_file_or_the_defaults_of_a_method_decide_is_left_to_the_command(words: str) -> None:
+    assert flag_table.shipped_help("train", words.split()) is None
+
+
+@pytest.mark.parametrize(
+    "words", [f"--method {name}" for name in registry.own_names(registry.METHODS)] + ["--recipe aerial"]
+)
+def test_the_flags_of_a_method_are_those_of_its_config(words: str) -> None:
+    shipped, rest, _ = flag_table._of_a_run(flag_table._shipped()["train"], words.split())
+    config = train_command._base(words.split(), "auto", None)[1]
+    real = flags.describe(config, "opendino train").flags
+    assert rest == [] and shipped is not None
+    assert {flag: it for flag, it in shipped.flags.items() if not flag.startswith("--views.all.")} == real
 
 
 def test_plugin_methods_are_left_to_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     names: dict[str, Any] = {"opendino.methods": {"mine": object()}}
+    monkeypatch.setattr(flag_table.registry, "_added", {})
     assert flag_table.shipped_help("train", ["--help"]) is not None
     monkeypatch.setattr(flag_table.registry, "_added", names)
     assert flag_table.shipped_help("train", ["--help"]) is None

@@ -7,6 +7,7 @@ import copy
 import dataclasses
 import functools
 import importlib.util
+import json
 import re
 import tempfile
 import types
@@ -17,9 +18,11 @@ import pytest
 import torch
 from tests.factories import model_folder, small_vit
 
+from opendino.cli import flag_table
 from opendino.core import registry
 from opendino.core.contracts import Method, MethodConfig
 from opendino.core.types import Clock, Facts, Views, ViewSpec
+from opendino.engine.collapse_detection import CURE, KINDS, diagnose
 from opendino.models.load import preprocessing
 from opendino.views import patch_masks
 from opendino.views import settings as view_settings
@@ -40,6 +43,13 @@ WIDTHS = {
     "num_classes": 3,
 }
 CLOCK = Clock(0, 10, 5)
+SICK = {
+    "uniform": {"entropy_frac": 1.0, "marginal_frac": 1.0},
+    "one-hot": {"entropy_frac": 0.0, "marginal_frac": 0.0},
+    "constant": {"entropy_frac": 0.5, "marginal_frac": 0.5},
+    "dead": {"feature_spread": 0.0},
+}
+"""Metrics of each kind of collapse."""
 
 
 @functools.cache
@@ -104,6 +114,21 @@ def test_three_public_names_besides_functions_of_its_own(name: str) -> None:
     assert dataclasses.is_dataclass(module.Config)
     with pytest.raises(dataclasses.FrozenInstanceError):
         module.Config().anything = 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_its_cures_name_flags_that_it_has(name: str) -> None:
+    config = registry.load(PACKAGE, name).Config
+    assert set(config.cures) <= set(KINDS)
+    settings = {f"--method.{field.name.replace('_', '-')}" for field in dataclasses.fields(config)}
+    train = json.loads(flag_table.SHIPPED.read_text(encoding="utf-8"))["train"]
+    shared = {flag for flag in train["flags"] if not flag.startswith("--method.")}
+    for kind in KINDS:
+        cure = config.cures.get(kind, CURE)
+        named = re.findall(r"--[\w.-]*\w", cure)
+        assert named and set(named) <= settings | shared, f"{kind}: {cure}"
+        assert not re.search(r"\w_\w|\n", cure), f"{kind}: a setting is named by its flag"
+        assert diagnose(SICK[kind], config.cures).cure == cure
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -86,6 +86,10 @@ def test_a_step_of_several_ends_at_the_total(clock: list[float], said: io.String
 
 def test_other_ranks_are_silent(clock: list[float], said: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(progress, "_open_bar", lambda *_: pytest.fail("a bar of another rank"))
+    monkeypatch.setattr(progress, "_PATIENCE_SECONDS", 0.0)
+    with waiting("writing ONNX"):
+        time.sleep(0.02)
     with Progress("step", total=10, patience=0) as shown:
         clock[0] += 100
         shown.update(10, "loss 1")

@@ -37,9 +37,8 @@ def make(tmp_path: Path, said: list[str]) -> Iterator[MakeWatch]:
             meters = closing.enter_context(contextlib.closing(MetricWriter(tmp_path))) if leader else None
             allowed = {"max_bad_frac": 0.5, "max_nonfinite": 3, **limits}
             speed = Throughput(8, 8, torch.device("cpu"), torch.float32)
-            return RunMonitor(
-                tmp_path, meters, ToySource(n=100), {} if bad is None else bad, Limits(8, total, **allowed), speed
-            )
+            limited = Limits(8, total, **allowed)
+            return RunMonitor(tmp_path, meters, ToySource(n=100), {} if bad is None else bad, limited, speed, {})
 
         yield new
 

@@ -71,6 +71,7 @@ def test_with_labels_knn_decides(teacher: float, num: int | None, match: float, 
     found = of_rows(run(match, knn=knn, num_queries=num, majority=30.0), 100)
     assert found.name == name
     assert f"{teacher:.1f}%" in found.evidence and "50.0%" in found.evidence
+    assert ("Keep using the weights it started from" in found.cure) == (name == NOT_SHOWN and first == "start")
     for part in (f"{num or 0:,} queries", "most frequent class: 30.0%"):
         assert (part in found.evidence) == bool(num)
 

@@ -18,6 +18,7 @@ from opendino.core.accuracy import baseline_text, format_accuracies
 from opendino.core.errors import UserError
 from opendino.engine.collapse_detection import Monitor
 from opendino.engine.verdict import LEARNED, Verdict, judge
+from opendino.existing_runs import cures
 from opendino.visualize.drawing import panels, templates
 from opendino.visualize.drawing.panels import Chart
 
@@ -116,8 +117,9 @@ def _row(short: str, name: str, run: Path, columns: Columns, left: int) -> dict[
 
     done, total, verdict = _last_step(columns), 0, None
     try:
-        total = _total(run)
-        word, verdict = state(run, done, total, columns)
+        settings = read_tree(run / "config.yaml")
+        total = _total(settings)
+        word, verdict = state(run, done, total, columns, cures(settings))
     except (UserError, OSError) as error:
         word = str(error)
     if left:
@@ -145,7 +147,7 @@ def _knn(columns: Columns) -> dict[str, str]:
     return {"accuracy": next(iter(format_accuracies(found).values()), ""), "baseline": baseline_text(found)}
 
 
-def state(run: Path, done: int, total: int, columns: Columns) -> tuple[str, Verdict | None]:
+def state(run: Path, done: int, total: int, columns: Columns, cures: Mapping[str, str]) -> tuple[str, Verdict | None]:
     """State of a run: running, stopped or finished, and a verdict that says that it collapsed or has not learned.
 
     Args:
@@ -153,12 +155,13 @@ def state(run: Path, done: int, total: int, columns: Columns) -> tuple[str, Verd
         done: Last step.
         total: Number of steps of the run; 0 if not known.
         columns: Its metrics.
+        cures: Of its method, see `existing_runs.cures`.
     """
     path = run / "metrics.jsonl"
     with open(path, "rb") as file:
         file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
         lines = file.read().splitlines()
-    monitor, collapse = Monitor(total or 10**9), None
+    monitor, collapse = Monitor(total or 10**9, cures), None
     for line in lines:
         try:
             row = json.loads(line)
@@ -174,8 +177,8 @@ def state(run: Path, done: int, total: int, columns: Columns) -> tuple[str, Verd
     return "running" if time.time() - path.stat().st_mtime < _ALIVE_SECONDS else "stopped", None
 
 
-def _total(run: Path) -> int:
-    steps = read_tree(run / "config.yaml").get("steps")
+def _total(settings: Mapping[str, Any]) -> int:
+    steps = settings.get("steps")
     return steps if isinstance(steps, int) else 0
 
 

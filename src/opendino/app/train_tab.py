@@ -17,6 +17,7 @@ from opendino.core import metrics_log
 from opendino.core.accuracy import baseline_text
 from opendino.core.errors import UserError
 from opendino.engine import verdict
+from opendino.existing_runs import cures
 from opendino.visualize.drawing import panels, templates
 
 NAME = "Train"
@@ -168,7 +169,10 @@ def draw(training: TrainingJob, running: bool, curves: Reader) -> str:
     path = training.out / "metrics.jsonl"
     rows = metrics_log.rows(path) if path.is_file() else []
     done = max((row["step"] for row in rows), default=0)
-    total, batch = _length(training.out)
+    settings = _settings(training.out)
+    total, batch = settings.get("steps"), settings.get("batch")
+    if not isinstance(total, int) or not isinstance(batch, int):
+        total = batch = 0
     evaluated = next((row for row in reversed(rows) if row.get("knn")), {})
     title = f"k-NN accuracy after {evaluated.get('step', 0):,} steps:"
     names = {(True, True): "Stopping", (True, False): "Training", (False, True): "Stopped", (False, False): "Done"}
@@ -183,19 +187,17 @@ def draw(training: TrainingJob, running: bool, curves: Reader) -> str:
         ready=rows and not running,
         charts={title: panels.bars(evaluated)} if evaluated else {},
         baseline=baseline_text(evaluated),
-        verdict=verdict.of_rows(rows, total) if rows and total and not running else None,
+        verdict=verdict.of_rows(rows, total, cures(settings)) if rows and total and not running else None,
         said=training.said[-40:],
     )
 
 
-def _length(run: Path) -> tuple[int, int]:
-    """Steps of a run and images per step; zeros before it has chosen them."""
+def _settings(run: Path) -> dict[str, Any]:
+    """The settings of a run; none before it has chosen them."""
     try:
-        tree = read_tree(run / "config.yaml")
+        return read_tree(run / "config.yaml")
     except (UserError, OSError):
-        return 0, 0
-    steps, batch = tree.get("steps"), tree.get("batch")
-    return (steps, batch) if isinstance(steps, int) and isinstance(batch, int) else (0, 0)
+        return {}
 
 
 def _time_left(rows: list[dict[str, Any]], num_images: int) -> str:

@@ -16,7 +16,7 @@ from select import POLLERR, poll
 from typing import Any, TextIO
 
 from opendino.cli import flag_table
-from opendino.core import registry, slurm
+from opendino.core import log, registry, slurm
 from opendino.core.errors import UserError, to_user_error, unknown
 
 _SUFFIX = "_command"
@@ -87,6 +87,8 @@ def _run(argv: list[str] | None) -> int:
         if (text := flag_table.shipped_help(verb, args[1:])) is not None:
             print(text)
             return 0
+        if verb in flag_table.OF_A_RUN:  # their modules import torch
+            say_torch_is_imported(verb)
         outcome: Outcome | None = importlib.import_module(_module(verb)).run(args[1:])
     except KeyboardInterrupt:
         return _failed(UserError("Interrupted before there was anything to save", exit_code=130), as_json)
@@ -98,6 +100,12 @@ def _run(argv: list[str] | None) -> int:
     if outcome is not None and _is_rank_zero():
         print(json.dumps(outcome.fields) if as_json else outcome.text)
     return 0
+
+
+def say_torch_is_imported(verb: str) -> None:
+    """Say at once, before the first import of torch, why nothing happens for some seconds."""
+    if "torch" not in sys.modules:
+        log.say(f"opendino {verb}: importing PyTorch ...")
 
 
 def _has_no_reader(stream: TextIO) -> bool:

@@ -21,10 +21,11 @@ def run(args: list[str]) -> Outcome | None:
         raise UsageError(f"doctor takes one run folder, not {' '.join(args) or 'nothing'}", USAGE)
     from opendino.data.metadata import confounders_hint
     from opendino.engine import verdict
+    from opendino.existing_runs import cures
 
     folder = Path(args[0]).expanduser()
     rows, settings = _rows(folder), _settings(folder)
-    found = verdict.of_rows(rows, settings["steps"])
+    found = verdict.of_rows(rows, settings["steps"], cures(settings))
     lines = [f"{found.name}: {found.evidence}"] + ([f"cure: {found.cure}"] if found.cure else [])
     hint = confounders_hint(str(folder), str(settings.get("data", "")), str(settings.get("labels", "")))
     fields = {"verdict": found.name, "evidence": found.evidence, "cure": found.cure}

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from opendino.cli import Outcome, flags
+from opendino.cli import Outcome, flag_table, flags
 from opendino.core.errors import UsageError
 from opendino.core.ranges import Checked
 
@@ -30,7 +30,7 @@ def run(args: list[str]) -> Outcome | None:
 
     names = ", ".join(writers())
     usage = f"usage: opendino export MODEL --to NAME --out PATH [flags of NAME] [--json]; NAME is one of {names}"
-    args, found = flags.take(args, "to")
+    args, found = flag_table.take(args, "to")
     to = found["to"]
     if to is None:
         if {"-h", "--help"} & set(args):

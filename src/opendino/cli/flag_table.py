@@ -11,7 +11,7 @@ import functools
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,9 @@ from opendino.core.errors import UsageError, nearest, unknown
 from opendino.core.ranges import OutOfRange, shown
 
 SHIPPED = Path(__file__).with_name("flag_tables.json")
+METHODS = Path(__file__).with_name("method_flags.json")
+FULL_HELP = Path(__file__).with_name("train_help.txt")
+_RECIPES = "opendino.recipes"
 _OF_A_FOLDER = ("eval", "experiment", "visualize")  # their first word names a command of its own
 OF_A_RUN = ("demo", "train")
 _MISSING = {
@@ -82,8 +85,13 @@ def shipped_help(verb: str, args: Sequence[str]) -> str | None:
     """
     name, args = _command(verb, list(args))
     table = _shipped().get(name)
-    if verb in OF_A_RUN and _decides_flags(args):
-        return None
+    if verb in OF_A_RUN:
+        assert table is not None
+        table, args, chosen = _of_a_run(table, args)
+        if table is None or (chosen and {"-h", "--help", table.full_help} & set(args)):
+            return None  # a plug-in may add flags; the help shows the defaults that recipe or method set
+        if verb == "train" and table.full_help in args:
+            return FULL_HELP.read_text(encoding="utf-8").rstrip()
     if table is None and name.startswith("export --to"):
         prefix = "export --to "
         raise unknown(
@@ -159,21 +167,59 @@ def _command(verb: str, args: list[str]) -> tuple[str, list[str]]:
     return verb, args
 
 
-def _decides_flags(args: list[str]) -> bool:
-    """Whether words of `opendino train` name something that decides which other flags exist.
+def _of_a_run(table: Table, args: list[str]) -> tuple[Table | None, list[str], bool]:
+    """The flags of `opendino train` or `demo` with the method that the words name.
+
+    Returns:
+        The table, None if it is not known (plug-ins, a --config without a --method); the words without --recipe,
+        --config and --method; whether there was one of them.
 
     Raises:
         UsageError: A recipe or method of an unknown name.
     """
-    named = False
-    for place, arg in enumerate(args):
-        flag, equals, name = arg.partition("=")
-        name = name if equals else "".join(args[place + 1 : place + 2])
-        kinds = {"--recipe": "opendino.recipes", "--method": registry.METHODS}
-        if flag in kinds and name and not name.startswith("--") and name not in registry.names(kinds[flag]):
-            raise unknown(flag[2:], name, registry.names(kinds[flag]))
-        named = named or flag in (*kinds, "--config")
-    return named or any(registry.names(package) != registry.own_names(package) for package in registry.GROUPS)
+    rest, chosen = take(args, "recipe", "config", "method")
+    for flag, package in (("recipe", _RECIPES), ("method", registry.METHODS)):
+        if (name := chosen[flag]) is not None and name not in registry.names(package):
+            raise unknown(flag, name, registry.names(package))
+    if any(registry.names(package) != registry.own_names(package) for package in registry.GROUPS):
+        return None, rest, True
+    if chosen["config"] and not chosen["method"]:
+        return None, rest, True
+    if not any(chosen.values()):
+        return table, rest, False
+    known = json.loads(METHODS.read_text(encoding="utf-8"))
+    of_method = known["methods"][chosen["method"] or known["recipes"][chosen["recipe"]]]
+    groups = tuple(f"--views.{group}." for group in (*of_method["groups"], "all"))
+    flags = {flag: it for flag, it in table.flags.items() if not flag.startswith(("--method.", "--views."))}
+    flags |= {flag: it for flag, it in table.flags.items() if flag.startswith(groups)}
+    flags |= {flag: Flag(*values) for flag, values in of_method["flags"].items()}
+    return replace(table, flags=flags, words=[] if chosen["config"] else table.words), rest, True
+
+
+def take(args: list[str], *names: str) -> tuple[list[str], dict[str, str | None]]:
+    """Remove the flags `--name VALUE` and `--name=VALUE` from the arguments, to read them before the others.
+
+    Args:
+        args: The words after the verb.
+        names: Flags, without `--`, that decide which other flags exist.
+
+    Returns:
+        The remaining arguments, and the value of each name (None if not given; the last one if given twice).
+
+    Raises:
+        UsageError: A flag has no value.
+    """
+    rest, found = [], dict.fromkeys(names)
+    words = iter(args)
+    for arg in words:
+        flag, equals, value = arg.removeprefix("--").partition("=")
+        if arg.startswith("--") and flag in names:
+            found[flag] = value if equals else next(words, None)
+            if not found[flag] or str(found[flag]).startswith("--"):
+                raise UsageError(f"--{flag} lacks its value", f"Write --{flag} NAME")
+        else:
+            rest.append(arg)
+    return rest, found
 
 
 def _fits(word: str, schema: dict[str, Any]) -> bool:

@@ -57,32 +57,6 @@ def parse(
         )
 
 
-def take(args: list[str], *names: str) -> tuple[list[str], dict[str, str | None]]:
-    """Remove the flags `--name VALUE` and `--name=VALUE` from the arguments, to read them before the others.
-
-    Args:
-        args: The words after the verb.
-        names: Flags, without `--`, that decide which other flags exist.
-
-    Returns:
-        The remaining arguments, and the value of each name (None if not given; the last one if given twice).
-
-    Raises:
-        UsageError: A flag has no value.
-    """
-    rest, found = [], dict.fromkeys(names)
-    words = iter(args)
-    for arg in words:
-        flag, equals, value = arg.removeprefix("--").partition("=")
-        if arg.startswith("--") and flag in names:
-            found[flag] = value if equals else next(words, None)
-            if not found[flag] or str(found[flag]).startswith("--"):
-                raise UsageError(f"--{flag} lacks its value", f"Write --{flag} NAME")
-        else:
-            rest.append(arg)
-    return rest, found
-
-
 def format_help(usage: str, summary: str, options: Mapping[str, str], groups: Mapping[str, str], footer: str) -> str:
     """A short help with one line per option and one line per group of further options.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from opendino.cli import Outcome
+from opendino.cli import Outcome, say_torch_is_imported
 from opendino.core.errors import UsageError
 
 USAGE = "usage: opendino resume RUN [--steps N | --epochs N] [--devices auto|N] [--json]"
@@ -21,15 +21,16 @@ def run(args: list[str]) -> Outcome | None:
             "the schedules of a run of that length; warm-ups keep their length in steps."
         )
         return None
-    from opendino.cli import flags
+    from opendino.cli import flag_table
 
-    args, chosen = flags.take(args, "devices", "steps", "epochs")
+    args, chosen = flag_table.take(args, "devices", "steps", "epochs")
     if len(args) != 1 or args[0].startswith("-"):
         raise UsageError(f"resume takes one run folder, not {' '.join(args) or 'nothing'}", USAGE)
     wanted = chosen["devices"]
     devices = wanted if wanted in (None, "auto") else int(_number("devices", wanted, whole=True))
     steps = None if chosen["steps"] is None else int(_number("steps", chosen["steps"], whole=True))
     epochs = None if chosen["epochs"] is None else _number("epochs", chosen["epochs"])
+    say_torch_is_imported("resume")
     from opendino import existing_runs
     from opendino.cli.train_command import report
     from opendino.engine import launch

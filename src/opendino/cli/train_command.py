@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from opendino import config as configs
-from opendino.cli import Outcome, flags
+from opendino.cli import Outcome, flag_table, flags
 from opendino.config import Config
 from opendino.core import registry
 from opendino.core.accuracy import baseline_text, format_accuracies
@@ -68,9 +68,9 @@ def report(result: Any) -> Outcome:
         lines.append(f"effective rank of the features: {result.effective_rank:.1f}")
     if result.against_start is not None:
         lines.append(result.against_start["says"])
-    see_log = f"; see the warnings in {result.run}/log.txt" if result.collapse is not None else ""
     lines += [
-        f"{result.verdict}: {result.evidence}{see_log}",
+        f"{result.verdict}: {result.evidence}",
+        *([f"cure: {result.cure}"] if result.cure else []),
         f"run folder: {result.run}{', with report.html' * (Path(result.run) / 'report.html').is_file()}",
         f"from Python: opendino.load('{result.run}').embed(images)",
     ]
@@ -182,7 +182,7 @@ def _view_flags(args: list[str], groups: list[str]) -> list[str]:
 
 def _base(args: list[str], recipe: str, data: str | None) -> tuple[list[str], Config]:
     """The Config of recipe, --config and --method, before the other flags, and the remaining arguments."""
-    args, chosen = flags.take(args, "recipe", "config", "method")
+    args, chosen = flag_table.take(args, "recipe", "config", "method")
     name = chosen["recipe"] or recipe
     if name == "auto":
         name = "continued" if any(arg.partition("=")[0] == "--init" for arg in args) else "small"

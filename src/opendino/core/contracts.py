@@ -159,7 +159,13 @@ class MethodConfig(Checked):
     """Base of the settings of a method.
 
     A method whose settings may say "auto" also has a `ResolvedConfig(Config)` with narrower types: a run uses that.
+
+    Attributes:
+        cures: Kind of collapse → what to change in a run of this method, one line that names its flags; the kinds are
+            `engine.collapse_detection.KINDS`. For a kind that is missing, the learning rate is the cure.
     """
+
+    cures: ClassVar[Mapping[str, str]] = {}
 
     def resolved(self, facts: Facts) -> tuple[MethodConfig, list[str]]:
         """Replace every "auto" by a value; also returns the reasons, one line each."""

@@ -104,7 +104,10 @@ def track(items: Iterable[T], what: str, total: int | None = None, step: int = 1
 
 @contextlib.contextmanager
 def waiting(what: str) -> Iterator[None]:
-    """Show after two seconds that something without a countable progress runs, e.g. "writing ONNX"."""
+    """Show after two seconds that something without a countable progress runs, e.g. "writing ONNX"; only on rank 0."""
+    if os.environ.get("RANK", "0") != "0":
+        yield
+        return
     shown: list[_TerminalBar | _NotebookBar] = []
 
     def show() -> None:

@@ -13,9 +13,13 @@ import math
 import statistics
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
+KINDS = "uniform", "one-hot", "constant", "dead"
+"""The kinds of collapse that steps show; `engine/verdict.py` also finds "rank 1", by evaluations."""
+CURE = "Lower --optim.lr, lengthen --optim.lr-warmup, or clip gradients harder (--optim.clip 0.3)"
+"""What to change, for a kind of which the method says nothing (`MethodConfig.cures`)."""
 PATIENCE = 50
 """Number of steps whose median must look collapsed; a tenth of the run if that is less, but at least ten."""
 
@@ -34,9 +38,9 @@ class Collapse:
     """A collapse of a run.
 
     Attributes:
-        name: "uniform", "one-hot", "constant" or "dead"; from `engine/verdict.py` also "rank 1".
+        name: One of `KINDS`; from `engine/verdict.py` also "rank 1".
         evidence: The metrics it is based on, one line.
-        cure: What to change, one line.
+        cure: What to change, one line that names flags.
     """
 
     name: str
@@ -51,9 +55,11 @@ class Monitor:
 
     Args:
         total_steps: Length of the run; see `PATIENCE`.
+        cures: Of the method, see `MethodConfig.cures`.
     """
 
-    def __init__(self, total_steps: int) -> None:
+    def __init__(self, total_steps: int, cures: Mapping[str, str] = {}) -> None:
+        self._cures = cures
         self.patience = max(10, min(PATIENCE, total_steps // 10))
         self._rows: deque[dict[str, float]] = deque(maxlen=self.patience)
 
@@ -64,10 +70,10 @@ class Monitor:
         if len(self._rows) < self.patience:
             return None
         columns = {name: [each[name] for each in self._rows if name in each] for name in SIGNS}
-        return diagnose({name: statistics.median(values) for name, values in columns.items() if values})
+        return diagnose({name: statistics.median(values) for name, values in columns.items() if values}, self._cures)
 
 
-def diagnose(row: Mapping[str, float]) -> Collapse | None:
+def diagnose(row: Mapping[str, float], cures: Mapping[str, str] = {}) -> Collapse | None:
     """Diagnose a collapse from the metrics of one step; None for healthy.
 
     Args:
@@ -75,44 +81,33 @@ def diagnose(row: Mapping[str, float]) -> Collapse | None:
             entropy of its mean output divided by ln K, 0 to 1; `feature_spread` and `projection_spread`, standard
             deviation of L2-normalized features and projections over the images, 0 (all equal) to about 1. And the same
             of patches, with the prefix "patch_".
+        cures: Of the method, see `MethodConfig.cures`.
     """
     of_patches = {name.removeprefix(_OF_PATCHES): x for name, x in row.items() if name.startswith(_OF_PATCHES)}
-    if (found := _diagnose(row)) or not of_patches:
-        return found
-    found = _diagnose(of_patches)
-    return found and replace(found, evidence=f"of the patches, {found.evidence}")
+    for values, prefix in ((row, ""), (of_patches, "of the patches, ")):
+        if found := _diagnose(values):
+            name, evidence = found
+            return Collapse(name, prefix + evidence, cures.get(name, CURE))
+    return None
 
 
-def _diagnose(row: Mapping[str, float]) -> Collapse | None:
+def _diagnose(row: Mapping[str, float]) -> tuple[str, str] | None:
+    """Kind and evidence."""
     entropy, marginal = row.get("entropy_frac"), row.get("marginal_frac")
     if marginal is not None and marginal < _ONE_HOT_FRAC:
-        return Collapse(
-            "one-hot",
-            f"the entropy of the teacher's mean output is {marginal:.1%} of ln K",
-            "One prototype wins for every image: keep centering on, lower center_momentum towards 0.9, "
-            "or raise teacher_temp_start",
-        )
+        return "one-hot", f"one prototype wins for every image: the mean output's entropy is {marginal:.1%} of ln K"
     if entropy is not None and entropy > _UNIFORM_FRAC:
-        return Collapse(
+        return (
             "uniform",
-            f"the teacher's entropy is {entropy:.1%} of ln K",
-            "The teacher's output is uniform: keep sharpening on, lower teacher_temp (0.04, then 0.02) or the learning "
-            "rate",
+            f"each image has the same share of every prototype: entropy {entropy:.1%} of ln K",
         )
     for what, least in _DEAD_STD.items():
         spread = row.get(what)
         if spread is not None and spread < least:
-            return Collapse(
-                "dead",
-                f"the standard deviation of {what.partition('_')[0]}s over different images is only {spread:.4f}",
-                "Lower the learning rate, lengthen its warm-up, or clip gradients harder (clip = 0.3); "
-                "BYOL needs its predictor and a teacher that moves slowly",
-            )
+            of = what.partition("_")[0]
+            return "dead", f"the standard deviation of {of}s over different images is only {spread:.4f}"
     # marginal - entropy is the mutual information of image and prototype, divided by ln K.
     if entropy is not None and marginal is not None and marginal - entropy < _CONSTANT_FRAC:
-        return Collapse(
-            "constant",
-            f"the teacher's output carries {max(0.0, marginal - entropy):.2%} of ln K of information about the image",
-            "The teacher's output is the same for every image: keep both centering and sharpening on",
-        )
+        known = max(0.0, marginal - entropy)
+        return "constant", f"the output is the same for every image: it carries {known:.2%} of ln K of information"
     return None

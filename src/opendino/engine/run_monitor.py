@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ class RunMonitor:
         bad_images: key → reason of unreadable images; changed in place, part of the run's state.
         limits: Size of the run, and what stops it early.
         throughput: Measures the speed of the run.
+        cures: Of the method, see `MethodConfig.cures`.
 
     Attributes:
         collapse: The current collapse, or None.
@@ -60,14 +62,14 @@ class RunMonitor:
 
     def __init__(
         self, folder: Path, metric_writer: MetricWriter | None, source: Source, bad_images: dict[str, str],
-        limits: Limits, throughput: Throughput,
+        limits: Limits, throughput: Throughput, cures: Mapping[str, str],
     ) -> None:  # fmt: skip
         self._folder, self._metric_writer, self._source = folder, metric_writer, source
         self._bad_images, self._limits, self._throughput = bad_images, limits, throughput
         self._steps: list[tuple[int, dict[str, Tensor], dict[str, float], list[Tensor]]] = []
         self._skipped_in_a_row = self._num_read = self._num_failed = self._known_bad = 0
         self._last: dict[str, Any] = {}
-        self._monitor = Monitor(limits.total_steps)
+        self._monitor = Monitor(limits.total_steps, cures)
         self.collapse: Collapse | None = None
         for row in (
             row for row in (metric_writer.recent if metric_writer else ()) if "loss" in row

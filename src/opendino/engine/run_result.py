@@ -25,14 +25,14 @@ class Result:
         accuracy: Accuracy of the classifiers in percent, for methods that train them.
         effective_rank: Effective rank of the features of the network to use.
         collapse: KIND of the collapse at the end, None if there is none.
-        against_start: With `init`: whether the network is better than before, see `OnlineEval.against_start`; of a
-            continued run, see `comparison.against_start`.
+        against_start: Of a continued run: whether it is better than the run before, see `comparison.against_start`.
         balanced_accuracy, standard_error: For each entry of `knn`, in percent, see `core.accuracy`.
         accuracy_balanced: Balanced accuracy for each entry of `accuracy`, in percent.
         majority: Percentage of the most frequent class among the query images.
         num_queries: Number of query images.
         verdict: "learned", "not shown to learn" or "collapsed (KIND)", see `engine.verdict`.
         evidence: The metrics the verdict is based on, one sentence.
+        cure: What to change, one line; empty if nothing.
     """
 
     run: str
@@ -54,6 +54,7 @@ class Result:
     num_queries: int | None
     verdict: str
     evidence: str
+    cure: str
 
     def _repr_html_(self) -> str:
         """The report of the run, for notebooks; without one the verdict."""

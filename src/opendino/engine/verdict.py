@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from opendino.core import accuracy
-from opendino.engine.collapse_detection import Collapse, Monitor
+from opendino.engine.collapse_detection import CURE, Collapse, Monitor
 
 LEARNED, NOT_SHOWN = "learned", "not shown to learn"
 KNN_GAIN = 2.0
@@ -36,8 +36,10 @@ _STARTS = "start", "untrained"
 _NAMES = {"start": "at the start", "untrained": "untrained network", "pixels": "raw pixels", "color": "color histogram"}
 _CURE = (
     "Train longer; check with `opendino visualize crops` that the views do not share a shortcut (constant color, "
-    "watermark); try another learning rate, a smaller network or a lower momentum; give labeled images with --val"
+    "watermark); try another --optim.lr or a smaller --backbone; give labeled images with --val"
 )
+_KEEP = "Keep using the weights it started from, or train longer or with a lower --optim.lr"
+"""The cure of a run with --init that has not become better."""
 Columns = Mapping[str, tuple[Any, ...]]
 """Metric name (nested: "knn.teacher") → (steps, values, ...), as `core.metrics_log.columns` returns it."""
 
@@ -50,7 +52,7 @@ class Verdict:
         name: "learned", "not shown to learn" or "collapsed (KIND)".
         evidence: The metrics it is based on, one sentence.
         cure: What to change, one line; empty if nothing.
-        collapse: KIND: "uniform", "one-hot", "constant", "dead" or "rank 1"; None if the run is not collapsed.
+        collapse: KIND, one of `collapse_detection.KINDS` or "rank 1"; None if the run is not collapsed.
     """
 
     name: str
@@ -59,9 +61,9 @@ class Verdict:
     collapse: str | None = None
 
 
-def of_rows(rows: Sequence[Mapping[str, Any]], total_steps: int) -> Verdict:
-    """The verdict from the rows of a run's metrics.jsonl, in order; see `judge`."""
-    monitor, collapse, since = Monitor(total_steps), None, 0
+def of_rows(rows: Sequence[Mapping[str, Any]], total_steps: int, cures: Mapping[str, str] = {}) -> Verdict:
+    """The verdict from the rows of a run's metrics.jsonl, in order, see `judge`; `cures` are those of the method."""
+    monitor, collapse, since = Monitor(total_steps, cures), None, 0
     for row in rows:
         if "loss" in row:
             before, collapse = collapse, monitor.watch(row)
@@ -89,7 +91,7 @@ def judge(columns: Columns, total_steps: int, collapse: Collapse | None) -> Verd
         return Verdict(name, collapse.evidence, collapse.cure, collapse.name)
     learned, evidence = _learned(columns)
     when = f"after all {total_steps:,} steps" if done >= total_steps else f"after {done:,} of {total_steps:,} steps"
-    cure = "" if learned or done < total_steps else _CURE
+    cure = "" if learned or done < total_steps else _KEEP if _from_trained_weights(columns) else _CURE
     return Verdict(LEARNED if learned else NOT_SHOWN, f"{when}, {evidence}", cure)
 
 
@@ -198,8 +200,13 @@ def _rank_one(columns: Columns) -> Collapse | None:
     return Collapse(
         "rank 1",
         f"the features of all images lie on one line: their effective rank is {rank:.2f} ({first:.2f} at the start)",
-        "Check that the images differ (opendino visualize crops); lower the learning rate, or lengthen its warm-up",
+        f"Check that the images differ (opendino visualize crops). {CURE}",
     )
+
+
+def _from_trained_weights(columns: Columns) -> bool:
+    """Whether the run started from trained weights (--init)."""
+    return any(name.endswith(".start") for name in columns)
 
 
 def _evaluated(columns: Columns) -> bool:

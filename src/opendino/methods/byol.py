@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,11 @@ class Config(MethodConfig):
     """EMA momentum of the teacher at the start; a cosine schedule to momentum_end. auto: from the length of the run."""
     momentum_end: Fraction = 1.0
     """EMA momentum of the teacher at the end of the run."""
+
+    cures: ClassVar[Mapping[str, str]] = {
+        "dead": "Keep --method.predictor True, raise --method.momentum so that the teacher moves slowly (0.99, then "
+        "0.996), raise --batch, or lower --optim.lr",
+    }
 
     def resolved(self, facts: Facts) -> tuple[ResolvedConfig, list[str]]:
         """Replace every "auto" by a value; also returns the reasons, one line each."""

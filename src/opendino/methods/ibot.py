@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 import torch
 from msgspec import Meta
@@ -79,6 +79,12 @@ class Config(MethodConfig):
     """EMA momentum of the teacher at the start; a cosine schedule to momentum_end. auto: from the length of the run."""
     momentum_end: Fraction = 1.0
     """EMA momentum of the teacher at the end of the run."""
+
+    cures: ClassVar[Mapping[str, str]] = {
+        "uniform": "Lower --method.teacher-temp (0.04, then 0.02) or --optim.lr",
+        "one-hot": "Lower --method.center-momentum towards 0.9, or raise --method.teacher-temp-start",
+        "constant": "Lower --method.center-momentum towards 0.9, or lower --optim.lr",
+    }
 
     def resolved(self, facts: Facts) -> tuple[ResolvedConfig, list[str]]:
         """Replace every "auto" by a value and limit durations to their share of the run; also returns the reasons."""

@@ -48,6 +48,10 @@ class Config(MethodConfig):
     projection_dim: Width = 64
     """Width of the embeddings in the loss."""
 
+    cures: ClassVar[Mapping[str, str]] = {
+        "dead": "Raise --method.sigreg-weight (0.1, then 0.2), or lower --optim.lr",
+    }
+
 
 VIEWS = changed(
     {"global": GlobalView(), "second": View(), "local": LocalViews()},

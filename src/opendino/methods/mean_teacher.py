@@ -18,7 +18,7 @@ import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +52,10 @@ class Config(MethodConfig):
     """Also train a network only on the labeled images, to compare with; False is faster."""
     num_classes: CountOrZero | Literal["auto"] = "auto"
     """Number of classes. auto: the classes of the data."""
+
+    cures: ClassVar[Mapping[str, str]] = {
+        "dead": "Lower --method.consistency, lengthen --method.consistency-rampup, or lower --optim.lr",
+    }
 
     def resolved(self, facts: Facts) -> tuple[ResolvedConfig, list[str]]:
         """Replace every "auto" by a value; also returns the reasons, one line each."""

@@ -50,6 +50,12 @@ class Config(MethodConfig):
     freeze_prototypes: Duration = "1%"
     """Keep the prototypes fixed for this time at the start; longer if the loss does not fall."""
 
+    cures: ClassVar[Mapping[str, str]] = {
+        "uniform": "Lower --method.code-temp (0.02, then 0.01), raise --batch, or lower --optim.lr",
+        "one-hot": "Keep the prototypes fixed for longer (--method.freeze-prototypes 5%), or lower --optim.lr",
+        "constant": "Keep the prototypes fixed for longer (--method.freeze-prototypes 5%), or lower --optim.lr",
+    }
+
 
 VIEWS = changed(
     {"global": GlobalView(), "second": View(), "local": LocalViews()},
