@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 from tests.app.conftest import row, scene
 
 from opendino.datasets import video_frames
@@ -156,6 +157,28 @@ def test_attention_and_pca_of_an_image_follow_the_sliders(visit: Visit, photo: P
     panel.get_by_text("three components explain").wait_for()
 
 
+def test_an_image_of_the_servers_folder_and_of_a_stack_can_be_looked_at(visit: Visit, tmp_path: Path) -> None:
+    panel = visit.tab("Look")
+    panel.get_by_label("Or an image of a folder").click()
+    visit.page.get_by_role("option", name="photos", exact=True).click()
+    panel.get_by_label("Image, one of 24").click()
+    visit.page.get_by_role("option", name="05.png", exact=True).click()
+    panel.get_by_text("dark to bright").wait_for()
+    shown = picture(panel, "Result")
+    first = shown.get_attribute("src")
+    tifffile.imwrite(
+        tmp_path / "stack.tif",
+        np.stack([np.asarray(scene(n).convert("L")) for n in range(3)]),
+        photometric="minisblack",
+    )
+    put(panel, tmp_path / "stack.tif")
+    panel.get_by_text("This is a stack: 3 pages").wait_for()
+    panel.get_by_label("The pages of this stack are").click()
+    visit.page.get_by_role("option", name="channels").click()
+    sync.expect(shown).not_to_have_attribute("src", first or "", timeout=WAIT_MS)
+    assert not panel.get_by_text("This is a stack").is_visible()
+
+
 def test_bad_images_are_refused_in_a_sentence_and_the_page_continues(visit: Visit, tmp_path: Path, photo: Path) -> None:
     panel = visit.tab("Look")
     (tmp_path / "program.jpg").write_bytes(Path(sys.executable).resolve().read_bytes()[:100_000])
@@ -289,6 +312,17 @@ def test_chosen_images_get_labels_and_copies_are_listed(visit: Visit) -> None:
     panel = visit.tab("Duplicates")
     panel.get_by_role("button", name="Find duplicates").click()
     panel.get_by_text("groups among 24 images").wait_for()
+
+
+def test_outliers_are_shown_and_listed(visit: Visit) -> None:
+    panel = visit.tab("Outliers")
+    panel.get_by_role("button", name="Find outliers").click()
+    panel.get_by_text("20 of 24 images; the median distance is").wait_for()
+    panel.get_by_text("· lof").first.wait_for()
+    with visit.page.expect_download() as download:
+        panel.get_by_role("button", name="Download the list").click()
+    names = download.value.path().read_text(encoding="utf-8").split()
+    assert len(set(names)) == 20 and set(names) <= {f"{number:02d}.png" for number in range(24)}
 
 
 def test_a_zip_bomb_is_not_trained_on(visit: Visit, tmp_path: Path) -> None:

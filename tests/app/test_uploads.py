@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 from tests.app.conftest import scene
 
@@ -140,3 +141,15 @@ def test_a_zip_without_images_is_refused(tmp_path: Path) -> None:
         archive.writestr("inner.zip", b"PK")
     with pytest.raises(UserError, match="No images"):
         uploads.check_zip(tmp_path / "a.zip")
+
+
+def test_of_a_stack_one_says_what_its_pages_are() -> None:
+    out = io.BytesIO()
+    pages = np.arange(3 * 20 * 30, dtype=np.uint16).reshape(3, 20, 30)
+    tifffile.imwrite(out, pages, photometric="minisblack")
+    with pytest.raises(uploads.StackRefused, match=r"This is a stack: 3 pages of .* 16 bit\. Say below") as caught:
+        uploads.load_image(out.getvalue())
+    assert "--stack" not in str(caught.value)
+    assert uploads.load_image(out.getvalue(), "channels").shape == (20, 30, 3)
+    assert (uploads.load_image(out.getvalue(), "max")[..., 0] == pages[2]).all()
+    assert (uploads.load_image(out.getvalue(), "0")[..., 0] == pages[0]).all()

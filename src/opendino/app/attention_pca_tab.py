@@ -8,6 +8,7 @@ import gradio as gr
 import numpy as np
 
 from opendino.app.context import NETWORK, Context, Head, bounded, enlarged, handle_errors, session_id
+from opendino.app.image_input import image_input
 from opendino.app.model_cache import encoder_for
 from opendino.visualize import attention, pca
 from opendino.visualize.drawing.pca_colors import fit
@@ -24,7 +25,7 @@ def build(context: Context, head: Head) -> None:
     )
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
-            _, picture = context.image_input("Image")
+            _, picture = image_input(context, "Image", of_server=True)
             kind = gr.Radio(["Attention", "PCA"], value="Attention", show_label=False, container=False)
             size = gr.Slider(64, 480, 240, step=16, label="Shorter side of the input (px)")
             mass = gr.Slider(0.1, 1, 0.6, step=0.05, label="Share of the attention shown in color")

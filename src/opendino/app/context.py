@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 import gradio as gr
 from PIL import Image
 
-from opendino.app import uploads
 from opendino.app.catalog import Catalog
 from opendino.app.model_cache import ModelCache, ShownTable
 from opendino.app.run_curves import Reader
@@ -96,47 +95,6 @@ class Context:
         if not isinstance(name, str) or name not in known:
             raise UserError("No table is chosen", "Make one in the tab Images, or name one: opendino app RUN TABLE")
         return self.cache.table(known[name])
-
-    def image_input(self, label: str, *, click: bool = False, height: int = 320) -> tuple[gr.Image, gr.State]:
-        """Add an upload field for an image.
-
-        Args:
-            label: Label above the field.
-            click: Whether a click on the image chooses a point.
-            height: Height of the field in pixels.
-
-        Returns:
-            The field, and the state that holds the checked image, `[H W C]` as `uploads.load_image` gives it (None
-            without one).
-        """
-        shown = gr.Image(
-            label=label,
-            sources=["upload", "clipboard"] if click else ["upload", "webcam", "clipboard"],
-            height=height,
-            buttons=[],
-        )
-        image: gr.State = gr.State(None)
-        note = gr.HTML(visible=False)
-        gr.on(
-            [shown.input, shown.clear],
-            handle_errors(self._receive),
-            shown,
-            [shown, image, note],
-            preprocess=False,  # gradio would open the file itself, without our checks
-            show_progress="hidden",
-            api_visibility="private",
-        )
-        return shown, image
-
-    def _receive(self, raw: Any) -> tuple[Any, Any, Any]:
-        try:
-            file = uploads.resolve_upload(raw, self.upload_folder)
-            if file is None:
-                return None, None, gr.update(visible=False)
-            image = uploads.load_image(uploads.read_bytes(file))
-        except UserError as error:
-            return None, None, refusal(error)
-        return uploads.preview(image), image, gr.update(visible=False)
 
     def temporary_file(self, suffix: str) -> Path:
         """Create an empty file that is deleted after an hour, when another is made, or when the server stops."""

@@ -8,6 +8,7 @@ import gradio as gr
 import numpy as np
 
 from opendino.app.context import NETWORK, Context, Head, bounded, handle_errors, session_id
+from opendino.app.image_input import image_input
 from opendino.app.model_cache import encoder_for
 from opendino.core.errors import UserError
 from opendino.visualize import correspondence
@@ -20,8 +21,8 @@ def build(context: Context, head: Head) -> None:
     """Build the tab."""
     gr.Markdown("Upload two images and click on a point of the first to see the most similar patch of the second.")
     with gr.Row():
-        first_shown, first = context.image_input("First image: click on a point", click=True)
-        _, second = context.image_input("Second image", click=True)
+        first_shown, first = image_input(context, "First image: click on a point", click=True)
+        _, second = image_input(context, "Second image", click=True)
     size = gr.Slider(64, 480, 320, step=16, label="Shorter side of the input (px)")
     point: gr.State = gr.State(None)
     output = gr.Image(label="Match", interactive=False, format="png", buttons=["fullscreen"])

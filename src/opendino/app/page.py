@@ -26,6 +26,7 @@ from opendino.app import (
     images_tab,
     label_tab,
     map_tab,
+    outliers_tab,
     search_tab,
     temperature_tab,
     train_tab,
@@ -41,7 +42,7 @@ from opendino.app.upload_store import UploadStore
 from opendino.core.errors import UserError
 
 TABS = (
-    images_tab, train_tab, curves_tab, map_tab, search_tab, duplicates_tab, label_tab, attention_pca_tab,
+    images_tab, train_tab, curves_tab, map_tab, search_tab, duplicates_tab, outliers_tab, label_tab, attention_pca_tab,
     correspondence_tab, video_tracking_tab, temperature_tab, export_tab,
 )  # fmt: skip
 _SESSIONS = 50

@@ -8,6 +8,7 @@ import gradio as gr
 import numpy as np
 
 from opendino.app.context import NETWORK, Context, Head, bounded, handle_errors, session_id
+from opendino.app.image_input import image_input
 from opendino.core.errors import UserError
 from opendino.embeddings.embedding_table import EmbeddingTable
 from opendino.models.load import Model
@@ -23,7 +24,7 @@ def build(context: Context, head: Head) -> None:
     )
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
-            _, picture = context.image_input("Query image")
+            _, picture = image_input(context, "Query image", of_server=True)
             number = gr.Slider(1, 60, 12, step=1, label="Number of results")
         with gr.Column(scale=5):
             output = gr.Gallery(

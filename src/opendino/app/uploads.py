@@ -15,6 +15,7 @@ from opendino.data.decode import decode
 from opendino.data.intensity import to_pixels
 from opendino.data.picture import picture
 from opendino.data.readers.decoded_image import from_array, numbered
+from opendino.data.readers.multi_page_files import Reading, StackQuestion
 from opendino.data.sources.archive import ArchiveSource
 from opendino.datasets import video_frames
 
@@ -62,17 +63,30 @@ def read_bytes(file: Path, max_bytes: int = MAX_BYTES) -> bytes:
     return file.read_bytes()
 
 
-def load_image(content: bytes) -> np.ndarray:
-    """Decode an uploaded image: `[H W C]` with the values of the file, which `Model.pixels` maps to its range.
+class StackRefused(UserError):
+    """An image has several pages, and nobody has said what they are."""
+
+
+def load_image(content: bytes | np.ndarray, stack: str = "ask") -> np.ndarray:
+    """Decode an image: `[H W C]` with the values of the file, which `Model.pixels` maps to its range.
 
     Photographs become uint8 RGB, rotated upright by their EXIF tag, of at most `KEPT_AREA_PX` pixels.
 
+    Args:
+        content: The file; or a decoded image, e.g. a frame of a video.
+        stack: What pages of a file are, see `readers.multi_page_files.Reading`.
+
     Raises:
+        StackRefused: The file is a stack, and `stack` is "ask".
         UserError: The file is not an image, is damaged, or has too many pixels or an extreme aspect ratio.
     """
     try:
-        image = readers.read_science(content, max_pixels=KEPT_AREA_PX)
+        is_file = isinstance(content, bytes)
+        image = readers.read_science(content, Reading(stack), KEPT_AREA_PX) if is_file else None
         pixels = decode(content, KEPT_AREA_PX, MAX_PIXELS) if image is None else image.pixels
+    except StackQuestion as error:
+        found = str(error).partition("? Choose")[0].removesuffix(": channels, or slices")
+        raise StackRefused(f"This is a stack: {found}", "Say below what its pages are") from None
     except BadImage as error:
         raise UserError(f"This image cannot be used: {error}") from None
     if max(pixels.shape[:2]) > _MAX_ASPECT_RATIO * min(pixels.shape[:2]):

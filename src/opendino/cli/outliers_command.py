@@ -18,7 +18,7 @@ from opendino.data.open_source import list_paths
 from opendino.data.source_files import cell
 from opendino.embeddings.embedding_table import left_out
 from opendino.embeddings.open_table import open_table
-from opendino.features.outlier_scores import outlier_scores
+from opendino.features.outlier_scores import most_unusual
 from opendino.visualize.drawing import tile_grid
 
 _COLUMNS = 8
@@ -60,8 +60,7 @@ def run(args: list[str]) -> Outcome:
             f"--k is {config.k}, and there are {len(keys):,} images{left_out(lost)}",
             f"Use at most {len(keys) - 1}" if len(keys) > 1 else "Embed more images",
         )
-    distance, factor = (each.cpu() for each in outlier_scores(vectors.to(device), config.k))
-    order = (distance if config.by == "distance" else factor).argsort(descending=True, stable=True).tolist()
+    order, distance, factor = most_unusual(vectors.to(device), config.k, config.by)
     rows = [
         {"path": keys[row], "distance": round(float(distance[row]), 6), "lof": round(float(factor[row]), 4)}
         for row in order

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -43,3 +45,9 @@ def outlier_scores(vectors: Tensor, k: int) -> tuple[Tensor, Tensor]:
     reach = torch.maximum(distances, distances[:, -1][rows])  # reachability distance
     density = 1 / (reach.mean(1) + 1e-10)  # copies have distance 0
     return distances[:, -1], density[rows].mean(1) / density
+
+
+def most_unusual(vectors: Tensor, k: int, by: Literal["distance", "lof"]) -> tuple[list[int], Tensor, Tensor]:
+    """Rows in the order of a measure of `outlier_scores`, the most unusual first, and both measures `[M]`."""
+    distance, factor = (each.cpu() for each in outlier_scores(vectors, k))
+    return (distance if by == "distance" else factor).argsort(descending=True, stable=True).tolist(), distance, factor
