@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import gradio as gr
 import numpy as np
@@ -36,6 +36,7 @@ def image_input(
         The field, and the state that holds the checked image, `[H W C]` as `uploads.load_image` gives it (None without
         one).
     """
+    sources: list[Literal["upload", "webcam", "clipboard"]]
     sources = ["upload", "clipboard"] if click else ["upload", "webcam", "clipboard"]
     shown = gr.Image(label=label, sources=sources, height=320, buttons=[])
     image: gr.State = gr.State(None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import gradio as gr
 
@@ -38,7 +38,7 @@ def build(context: Context, head: Head) -> None:
                 height=600, object_fit="contain",
             )  # fmt: skip
 
-    def search(name: str | None, by: str, k: float, num: float) -> tuple[Any, ...]:
+    def search(name: str | None, by: Literal["distance", "lof"], k: float, num: float) -> tuple[Any, ...]:
         shown = context.table(name)
         keys, vectors = shown.vectors
         if by not in _MEASURES:

@@ -36,8 +36,9 @@ def read(data: bytes, reading: Reading, max_pixels: int) -> DecodedImage:
     width, height, slices, times = shape
     if dtype.fields is not None or dtype.kind not in "uifc":
         raise BadImage("NIfTI of colors, which is not read: save a file of gray values per channel")
-    slope, inter = header.get_slope_inter()  # None, None without scaling
-    scaled = slope is not None and (slope, inter) != (1, 0)
+    stored = header.get_slope_inter()  # None, None without scaling
+    slope, inter = (1.0 if stored[0] is None else float(stored[0]), float(stored[1] or 0.0))
+    scaled = (slope, inter) != (1, 0)
     check_size(height, width, slices * times * (8 if scaled else dtype.itemsize), max_pixels)
     num = slices * times
     if reading.page is not None:
@@ -54,7 +55,8 @@ def read(data: bytes, reading: Reading, max_pixels: int) -> DecodedImage:
         from nibabel.volumeutils import apply_read_scaling
 
         values = apply_read_scaling(values, slope, inter)
-        value_range = tuple(sorted(bound * slope + inter for bound in value_range))
+        ends = [bound * slope + inter for bound in value_range]
+        value_range = min(ends), max(ends)
     pixels, channels = combine(values[..., None], GRAY, reading)
     return from_array(pixels, channels, value_range).select(reading)
 
