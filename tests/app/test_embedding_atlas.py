@@ -66,7 +66,7 @@ def test_the_program_is_found_beside_python_and_before_the_path(
 
 @pytest.mark.parametrize(
     ("ending", "how"),
-    [("parquet", signal.SIGTERM), ("parquet", signal.SIGKILL), ("parquet", signal.SIGHUP), ("lance", signal.SIGTERM)],
+    [("lance", signal.SIGTERM), ("parquet", signal.SIGKILL), ("parquet", signal.SIGHUP)],
 )
 def test_the_map_ends_with_the_command(
     place: Path, tmp_path: Path, noted: Path, monkeypatch: pytest.MonkeyPatch, how: signal.Signals, ending: str

@@ -76,7 +76,7 @@ def test_damaged_files_give_pixels_or_a_reason(caplog: pytest.LogCaptureFixture)
     rng = np.random.default_rng(0)
     files = [variant.data for variant in VARIANTS if len(variant.data) < 60_000][::3]
     refused = 0
-    for number in range(1200):
+    for number in range(600):
         broken = bytearray(files[number % len(files)])
         early = rng.random() < 0.7
         for place in rng.integers(0, min(len(broken), 400) if early else len(broken), 1 + number % 6):
@@ -84,7 +84,7 @@ def test_damaged_files_give_pixels_or_a_reason(caplog: pytest.LogCaptureFixture)
         if number % 7 == 0:
             del broken[int(rng.integers(len(broken))) :]
         refused += bool(reads(bytes(broken), Reading(("ask", "channels", "max", "1")[number % 4])))
-    assert refused > 200
+    assert refused > 100
     assert not [record for record in caplog.records if record.name == "tifffile"]
     logging.getLogger("tifffile").error("ours")
     assert [record.message for record in caplog.records] == ["ours"], "outside, its log works"

@@ -1,4 +1,4 @@
-"""Each fault once or a few times; `python -m tests.faults` repeats them by the hundred and writes the table."""
+"""Most faults once or a few times; `python -m tests.faults` repeats all by the hundred and writes the table."""
 
 from __future__ import annotations
 
@@ -25,7 +25,6 @@ ROWS = {
     "read-only place": "read-only",
     "images removed": "files",
     "NaN on one of two ranks": "nan",
-    "a decoder that hangs": "decoders",
 }
 
 

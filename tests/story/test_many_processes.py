@@ -37,7 +37,10 @@ RATES = {
     "lejepa": 0.01,
 }  # batch norm over eight images is steep: a larger step would amplify rounding
 SMALL_VIEWS = {"global.size": 32, "local.size": 16, "local.number": 2}
-CASES = [*itertools.product((2,), METHODS, WAYS), (4, "dino", "fsdp"), (4, "byol", "ddp")]
+CASES = [
+    *itertools.product((2,), ("dino", "byol"), WAYS), (2, "swav", "ddp"), (2, "lejepa", "fsdp"),
+    (4, "dino", "fsdp"), (4, "byol", "ddp"),
+]  # fmt: skip
 
 
 def config(out: Path, method: str, **changes: Any) -> Config:

@@ -116,7 +116,7 @@ class _Distillation(Method):
         self._cached_features: dict[int, Tensor] = {}
 
     def set_preprocessing(self, preprocessing: Mapping[str, Any]) -> None:
-        """Feed the teacher with what it was trained on, whatever the student's normalization and range of values.
+        """Feed the teacher what it was trained on: its own normalization and range of values, not the student's.
 
         Raises:
             UserError: The teacher takes another number of channels, other channels, or the range is not comparable.
