@@ -114,7 +114,7 @@ def test_a_run_over_many_bad_files_completes(tmp_path: Path) -> None:
     os.chmod(tmp_path / "photos" / "good-1x1.png", 0)  # noqa: PTH101, binds everybody but root
     words = (
         f"train {tmp_path / 'photos'} --backbone conv4 --views.global.size 32 --views.local.size 16 "
-        f"--views.local.number 1 --method.out-dim 16 --method.hidden-dim 16 --epochs 1 --batch 8 --workers 1 "
+        f"--views.local.number 1 --method.out-dim 16 --method.hidden-dim 16 --epochs 2 --batch 8 --workers 1 "
         f"--device cpu --max-bad-frac 0.95 --eval-images 20 --precision float32 --out {tmp_path / 'run'}"
     )
     command = [sys.executable, "-m", "opendino", *words.split()]
