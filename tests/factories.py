@@ -130,3 +130,11 @@ def difference(one: Path, other: Path, step: int) -> str | None:
         return "metrics.jsonl differs"
     states = [json.loads((run / "checkpoints" / f"step_{step:08d}" / "state.json").read_text()) for run in (one, other)]
     return None if states[0] == states[1] else "state.json differs"
+
+
+FAST: dict[str, Any] = {
+    "steps": 6, "batch": 8, "workers": 0, "threads": 1, "device": "cpu", "eval_images": 16, "precision": "float32",
+    "report": False, "checkpoint_every": "2", "optim": {"lr_warmup": "0"}, "views": {"global": {"size": 32}},
+}  # fmt: skip
+"""Arguments of `opendino.train` for a run of seconds."""
+SMALL_DINO = {"out_dim": 16, "hidden_dim": 8, "bottleneck_dim": 4}

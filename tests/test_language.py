@@ -83,3 +83,11 @@ def test_the_check_finds_what_it_forbids(tmp_path, monkeypatch):
         "'whatever' (name the thing)",
         "'colour' (American spelling)",
     ]
+
+
+def test_no_file_is_longer_than_400_lines() -> None:
+    files = [
+        path for folder in ("src", "tests", "benchmarks", "examples", "docs") for path in ROOT.glob(f"{folder}/**/*.py")
+    ]
+    assert len(files) > 500
+    assert not {path.name: lines for path in files if (lines := len(path.read_text().splitlines())) > 400}

@@ -38,19 +38,8 @@ WAIT_MS = 60_000
 @pytest.fixture(scope="module")
 def address(place: Path) -> Iterator[str]:
     """A page on runs and a table, as the command line serves it."""
-    command = [
-        sys.executable,
-        "-m",
-        "opendino",
-        "app",
-        "photos",
-        "runs",
-        "photos.parquet",
-        "--port",
-        "0",
-        "--device",
-        "cpu",
-    ]
+    words = ["app", "photos", "runs", "photos.parquet", "--port", "0", "--device", "cpu"]
+    command = [sys.executable, "-m", "opendino", *words]
     said = place / "server.txt"  # a file and not a pipe, which would fill up and hold the server
     with open(said, "w", encoding="utf-8") as stderr:
         server = subprocess.Popen(command, cwd=place, stderr=stderr)

@@ -137,3 +137,18 @@ def test_shards_are_fetched_ahead(make: Any, tmp_path: Path, server: Any, cache:
         time.sleep(0.01)
     assert source.read(4) == make.png(4)
     assert server.asked == {"/s/00001.tar": 1}
+
+
+def test_a_file_that_is_evicted_at_once_has_not_failed(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def make(path: Path) -> str:
+        path.write_bytes(b"shard")
+        return "1"
+
+    def evicted(self: Path, target: Path) -> Path:  # by another process
+        self.unlink()
+        return target
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", evicted)
+        assert not download_cache.cached_file("a", make).exists()
+    assert download_cache.cached_file("a", make).read_bytes() == b"shard"

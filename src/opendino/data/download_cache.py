@@ -70,8 +70,9 @@ def cached_file(name: str, make: Callable[[Path], str | None]) -> Path:
             folder.mkdir(parents=True, exist_ok=True)
             validator = make(partial) or ""
             note.unlink(missing_ok=True)
+            # Once it has its name, another process may evict it at any moment.
+            about = {"name": printable(name), "bytes": partial.stat().st_size, "validator": validator}
             partial.replace(path)
-            about = {"name": printable(name), "bytes": path.stat().st_size, "validator": validator}
             atomic_write.write(note, json.dumps(about))
             _evict(folder, path)
         except (Unreachable, OSError) as error:
