@@ -73,14 +73,15 @@ def comparison() -> list[str]:
     lines = [
         "## Which one for my images?",
         "",
-        f"Small networks and views, the same images seen by all; mean ± standard deviation over seeds, k-NN in percent, "
+        f"Small networks and views, the same images seen by all, one learning rate per network and none tuned per "
+        f"method; mean ± standard deviation over seeds, k-NN and linear accuracy in percent, "
         f"{found['machine']} ([file](../benchmarks/results/{files[-1].name})):",
         "",
         "```",
         found["command"],
         "```",
         "",
-        "| set | network | method | k-NN | linear | rank | seconds |",
+        "| set | network | method | k-NN | linear | rank | processor seconds |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in found["rows"]:

@@ -5,7 +5,7 @@ an exponential moving average (EMA) of the student. Two mechanisms prevent colla
 so that no prototype dominates; alone it leads to a uniform output) and sharpening (a low teacher temperature; alone it
 leads to one dominant prototype). tests/story/test_golden.py compares training with recorded numbers of DINO v1.
 
-For: photographs and most other sets; the most tested here, and the best features for k-NN, search and attention maps
+For: long runs on photographs, attention maps; the most tested here. In runs of minutes swav and lejepa learn faster
 Teacher is: a moving average of the student, momentum 0.996 → 1
 Student sees: all views
 Teacher sees: the global views

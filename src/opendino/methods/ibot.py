@@ -6,7 +6,7 @@ of the images of a batch. Two numbers that the paper draws are fixed here, see `
 views of an image one has a mask, and each mask has the same number of patches.
 Collapse: "uniform", "one-hot", "constant" or "dead" as in `dino`, of images or of patches; the evidence says of which.
 
-For: 100,000 images or more, and features of patches (segmentation, matching, tracking); on small sets use dino
+For: vision transformers, and features of patches (segmentation, matching, tracking); a sixth slower than dino
 Teacher is: a moving average of the student, momentum 0.996 → 1
 Student sees: all views; in one global view of each image some patches are masked
 Teacher sees: the global views, without masks

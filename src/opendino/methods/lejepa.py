@@ -5,7 +5,7 @@ regularizer, samples new directions in each step and compares the embeddings alo
 distribution N(0, 1), by the test of Epps and Pulley (1983). Collapse: projections that are the same for every image
 ("dead"); then `sigreg` is proportional to the batch, not a few units.
 
-For: images unlike photographs, from 1,000 on, and small batches: little to tune; a lower loss means better features
+For: small networks and runs of minutes, from 1,000 images on: little to tune; a lower loss means better features
 Teacher is: none
 Student sees: all views
 Teacher sees: nothing
