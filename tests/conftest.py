@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ import torch
 
 os.environ["OMP_NUM_THREADS"] = "1"  # tests are small, and processes they start must compute as they do: bit by bit
 torch.set_num_threads(1)
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # they would compile our modules again, each of them
+sys.dont_write_bytecode = False
 
 ROOT = Path(__file__).parents[1]
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import pytest
 import tifffile
@@ -227,9 +228,13 @@ def test_images_of_science_are_packed_as_they_are(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "in/b.tif", np.stack([deep] * 5), photometric="minisblack")
     tifffile.imwrite(tmp_path / "in/c.tif", np.stack([deep] * 5, -1), photometric="minisblack", planarconfig="contig")
     np.save(tmp_path / "in/d.npy", deep)
+    (tmp_path / "in/e.png").write_bytes(imagecodecs.png_encode(np.stack([deep] * 3, -1)))
+    (tmp_path / "in/f.jp2").write_bytes(imagecodecs.jpeg2k_encode(np.stack([deep] * 3, -1), level=0))
+    Image.fromarray(deep).save(tmp_path / "in/g.pgm")
+    Image.fromarray(deep).save(tmp_path / "in/h.jp2", irreversible=False)
     shard_writer.pack(open_source(tmp_path / "in"), plan(tmp_path / "in", max_area_px=100), tmp_path / "out")
     packed = open_source(tmp_path / "out")
     assert {packed.read(i) for i in range(len(packed))} == {
-        (tmp_path / "in" / name).read_bytes() for name in ("a.png", "b.tif", "c.tif")
+        path.read_bytes() for path in (tmp_path / "in").iterdir() if path.suffix != ".npy"
     }
-    assert len(packed) == 3
+    assert len(packed) == 7

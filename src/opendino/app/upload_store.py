@@ -21,6 +21,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from opendino.app.uploads import MAX_BYTES
 from opendino.data.decode import SUFFIXES
+from opendino.data.source_files import is_image, suffix
 
 _MAX_FILES = 8  # per request
 _ENDINGS = SUFFIXES | {".zip", ".mp4", ".mov", ".webm", ".mkv", ".avi"}
@@ -124,7 +125,7 @@ class UploadStore:
 
     async def _store(self, visitor: str, file: UploadFile) -> Path:
         # of the client's file name only a known suffix is used
-        ending = Path(file.filename or "").suffix.lower()
+        ending = suffix(file.filename or "")
         path = self._folder / f"{secrets.token_hex(16)}{ending if ending in _ENDINGS else ''}"
         await run_in_threadpool(_copy, file.file, path)
         self._held.setdefault(visitor, {})[path] = path.stat().st_size, time.monotonic()
@@ -136,7 +137,7 @@ class UploadStore:
         used = max(len(mine) / self._quota.files, sum(size for size, _ in mine.values()) / self._quota.bytes)
         for held in self._held.values():
             for path, (_, since) in [*held.items()]:
-                spent = held is mine and used > 0.5 and path.suffix in SUFFIXES
+                spent = held is mine and used > 0.5 and is_image(path.name)
                 if now - since > (_MAX_IMAGE_SECONDS if spent else _MAX_SECONDS):
                     path.unlink(missing_ok=True)
                 if not path.exists():

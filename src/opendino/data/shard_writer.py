@@ -43,6 +43,10 @@ _ENDINGS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 _ENCODED: dict[str, tuple[str, dict[str, Any]]] = {
     "jpeg": ("JPEG", {"quality": 95}), "webp": ("WEBP", {"quality": 95}), "png": ("PNG", {}),
 }  # fmt: skip
+_DEEP_ENDINGS = {
+    b"\x89PNG": "png", b"\0\0\0\x0cjP  ": "jp2", b"\xff\x4f\xff\x51": "j2k", b"P5": "pgm", b"Pf": "pnm",
+}  # fmt: skip
+"""First bytes of the formats, other than those of science, that may hold more than 8 bits."""
 _PREFETCH = 256  # images decoded ahead of the one being written
 _TILED_PIXELS = 10**9  # default limit for images that are cut into tiles: one takes 4 GB of memory
 _PREFETCH_TILED = 4  # fewer, because each image may give hundreds of tiles
@@ -239,10 +243,10 @@ def _science_ending(data: bytes, limit: int) -> str:
         science = readers.read_science(data, None, limit) is not None
     except StackQuestion:
         science = True
-    if kind == "photograph" and data.startswith(b"\x89PNG") and photograph.may_be_deep(data):
-        return "png"
     if kind == "nifti":
         raise BadImage("a NIfTI volume, which is no image in a shard: keep the folder")
+    if kind == "deep_color" or (kind == "photograph" and photograph.may_be_deep(data)):
+        return next(ending for start, ending in _DEEP_ENDINGS.items() if data.startswith(start))
     return {"tiff": "tif", "dicom": "dcm"}[kind] if science else ""
 
 
