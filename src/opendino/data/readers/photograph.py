@@ -159,6 +159,9 @@ def _formats() -> list[str]:
     return [name for name in _FORMATS if name in Image.OPEN]
 
 
+with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", module=r"(PIL|pydicom|tifffile)\.")
+    _IGNORED = warnings.filters[0]
 _guard = threading.Lock()
 _guarded = contextlib.ExitStack()
 _num_inside = 0
@@ -174,7 +177,7 @@ def quiet(max_pixels: int = limits.MAX_PIXELS) -> Iterator[None]:
     with _guard:
         if _num_inside == 0:
             _guarded.enter_context(warnings.catch_warnings())
-            warnings.filterwarnings("ignore", module=r"(PIL|pydicom|tifffile)\.")
+            warnings.filters = [_IGNORED, *warnings.filters]  # `filterwarnings` is slow, and this is per image
             _guarded.callback(setattr, Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
             Image.MAX_IMAGE_PIXELS = limits.MAX_PIXELS // 2  # Pillow refuses twice this, also in later frames
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, (max_pixels + 1) // 2)
