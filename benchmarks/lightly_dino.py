@@ -1,4 +1,4 @@
-"""DINO of lightly's pieces (its transform, head and loss; `pip install lightly`) with the network and views of a run."""
+"""DINO of lightly's pieces (transform, head and loss; `pip install lightly`) with the network and views of a run."""
 
 from __future__ import annotations
 

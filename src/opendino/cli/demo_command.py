@@ -28,6 +28,7 @@ def run(args: list[str]) -> Outcome | None:
             *_rows(format_accuracies(found, "accuracy")),
             baseline_text(found),
             f"{result.verdict}: {result.evidence}",
+            *([f"cure: {result.cure}"] if result.cure else []),
             f"Run folder: {result.run}: config.yaml, metrics.jsonl, backbone.safetensors, checkpoints/",
             *([f"Report: {page} (open it in a browser)"] if page.is_file() else []),
             "Next, train on your own images: opendino train ~/photos",
@@ -38,7 +39,7 @@ def run(args: list[str]) -> Outcome | None:
 
 _FIELDS = (
     "run", "seconds", "knn", "accuracy", "balanced_accuracy", "standard_error", "accuracy_balanced", "majority",
-    "num_queries", "verdict", "evidence",
+    "num_queries", "verdict", "evidence", "cure",
 )  # fmt: skip
 _NAMES = {
     "teacher": "teacher",
