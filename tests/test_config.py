@@ -17,7 +17,7 @@ from opendino.views.settings import changed
 FULL = Config(
     data="~/photos", val="toy:", out="runs/x", backbone="vit/8",
     backbone_options={"depth": 2, "mlp_ratio": 1.5, "x": True},
-    method=dino.Config(out_dim="auto", momentum=0.9, centering=False),
+    method=dino.Config(out_dim="auto", momentum=0.9, centering="none"),
     views=changed(dino.VIEWS, {"local.number": 0, "global.crop.scale": (0.5, 0.9), "global.size": (16, 32)}),
     optim=optim.Config(name="lars", lr=1e-7, grad_accum_steps=4, clip_by="global"), steps=7, batch=3, cache="disk",
 )  # fmt: skip

@@ -92,7 +92,7 @@ RUN: dict[str, Any] = {
     "optim.clip_by": ("global", {"optim": optim.Config(clip=0.001, lr_warmup="0")}), "optim.grad_accum_steps": 2,
     "dino.student_views": "local", "dino.out_dim": 9, "dino.hidden_dim": 9, "dino.bottleneck_dim": 5,
     "dino.head_layers": 2, "dino.head_batch_norm": True, "dino.norm_last_layer": False,
-    "dino.freeze_last_layer": ("10%", {"steps": 10}), "dino.centering": False,
+    "dino.freeze_last_layer": ("10%", {"steps": 10}), "dino.centering": "sinkhorn",
     "dino.center_momentum": 0.1, "dino.sharpening": False, "dino.student_temp": 0.2,
     "dino.teacher_temp": 0.09, "dino.teacher_temp_start": 0.02, "dino.teacher_temp_warmup": "1", "dino.momentum": 0.5,
     "dino.momentum_end": 0.95,

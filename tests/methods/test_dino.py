@@ -314,14 +314,25 @@ def test_the_center_is_updated_after_use() -> None:
 
 def test_without_centering_the_center_is_not_used() -> None:
     losses = {}
-    for centering in (True, False):
+    for centering in ("mean", "sinkhorn", "none"):
         torch.manual_seed(0)
         made = method(centering=centering)
         for shift in (0.0, 1.0):
             made.get_buffer("center")[0, 0] = shift
             losses[centering, shift] = made(views(), CLOCK).loss.item()
-    assert losses[False, 0.0] == losses[False, 1.0] == losses[True, 0.0]
-    assert losses[True, 1.0] != losses[True, 0.0]
+    assert losses["none", 0.0] == losses["none", 1.0] == losses["mean", 0.0]
+    assert losses["mean", 1.0] != losses["mean", 0.0]
+    assert losses["sinkhorn", 0.0] == losses["sinkhorn", 1.0] != losses["none", 0.0]
+
+
+def test_sinkhorn_gives_every_prototype_an_equal_share() -> None:
+    made, logits = method(centering="sinkhorn"), 0.1 * torch.randn(2, 40, K, dtype=torch.float64)
+    logits[..., 0] += 0.2  # one that leads everywhere
+    found = made.targets(logits, 0.05)
+    torch.testing.assert_close(found.sum(-1), torch.ones(2, 40, dtype=torch.float64))
+    shares = found.mean((0, 1))
+    assert shares.max() < 1.2 / K
+    assert method(centering="none").targets(logits, 0.05).mean((0, 1))[0] > 3 / K
 
 
 def test_the_teacher_temperature_changes_per_epoch_or_per_step() -> None:

@@ -25,7 +25,7 @@ CONV: dict[str, Any] = {"backbone": "conv4", "backbone_options": {"width": 8}, "
 RUNS: dict[str, dict[str, Any]] = {
     "learned": {**CONV, "method": mean_teacher.Config(), "steps": 40, "labels": "folders", "eval_images": 800},
     "not shown to learn": {**CONV, "steps": 12},
-    "collapsed (one-hot)": {**CONV, "steps": 40, "method": dino.Config(**SMALL, centering=False, teacher_temp=0.04)},
+    "collapsed (one-hot)": {**CONV, "steps": 40, "method": dino.Config(**SMALL, centering="none", teacher_temp=0.04)},
 }
 
 

@@ -47,8 +47,8 @@ class Setting:
 SETTINGS = {
     "both": Setting({}, "healthy", "centering and sharpening balance each other"),
     "centering only": Setting({"sharpening": False}, "uniform", "centering alone pulls to the uniform distribution"),
-    "sharpening only": Setting({"centering": False}, "one-hot", "sharpening alone lets one prototype win everywhere"),
-    "neither": Setting({"sharpening": False, "centering": False}, "constant", "any constant output minimizes the loss"),
+    "sharpening only": Setting({"centering": "none"}, "one-hot", "sharpening alone lets one prototype win everywhere"),
+    "neither": Setting({"sharpening": False, "centering": "none"}, "constant", "any constant output is optimal"),
     "center momentum 0.99": Setting(
         {"center_momentum": 0.99}, None, "the center remembers 100 steps, nearly half of this run; fine in the paper's"
     ),

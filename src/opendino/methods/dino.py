@@ -31,7 +31,7 @@ from opendino.core.errors import UsageError
 from opendino.core.ranges import Duration, Fraction, Temperature, Width
 from opendino.core.schedule_formulas import ramp, warmup_cosine
 from opendino.core.types import Clock, Facts, StepOutput, Views, ViewSpec
-from opendino.losses import cross_entropy, output_statistics, to_float32
+from opendino.losses import cross_entropy, output_statistics, sinkhorn_knopp, to_float32
 from opendino.models.ema_teacher import center_, copy_from, ema_
 from opendino.models.heads import ProjectionHead
 from opendino.views.settings import GlobalView, LocalViews, View, changed, global_and_local
@@ -60,10 +60,12 @@ class Config(MethodConfig):
     freeze_last_layer: Duration = "1ep"
     """Freeze the prototypes for this time at the start (at most 10% of the run); longer if the loss does not fall."""
 
-    centering: bool = True
-    """Subtract a running mean from the teacher's output. False only to study collapse."""
+    centering: Literal["mean", "sinkhorn", "none"] = "mean"
+    """Keeps the teacher from using few prototypes. mean: subtract a running mean (paper, original code). sinkhorn: give
+    each prototype an equal share of every micro-batch (SwAV, DINOv2); learns faster in short runs. none: to study
+    collapse."""
     center_momentum: Fraction = 0.9
-    """EMA momentum of the center."""
+    """EMA momentum of the running mean, with --method.centering mean."""
     sharpening: bool = True
     """Use a low teacher temperature. False sets it to the student's, only to study collapse."""
     student_temp: Temperature = 0.1
@@ -81,9 +83,9 @@ class Config(MethodConfig):
 
     cures: ClassVar[Mapping[str, str]] = {
         "uniform": "Keep --method.sharpening True, lower --method.teacher-temp (0.04, then 0.02) or --optim.lr",
-        "one-hot": "Keep --method.centering True, lower --method.center-momentum towards 0.9, or raise "
+        "one-hot": "Keep --method.centering mean or sinkhorn, lower --method.center-momentum towards 0.9, or raise "
         "--method.teacher-temp-start",
-        "constant": "Keep both --method.centering and --method.sharpening True, or lower --optim.lr",
+        "constant": "Keep --method.centering mean or sinkhorn and --method.sharpening True, or lower --optim.lr",
     }
 
     def resolved(self, facts: Facts) -> tuple[ResolvedConfig, list[str]]:
@@ -184,7 +186,7 @@ class _DINO(Method):
         with torch.no_grad():
             embedding = self.teacher["backbone"]([crops["global"]])[0]
             teacher = to_float32(self.teacher["head"](embedding)).unflatten(0, (num_global, batch))  # [V_t, B, K]
-            targets = torch.softmax((teacher - self.center * self.config.centering) / self.temperature(clock), dim=-1)
+            targets = self.targets(teacher, self.temperature(clock))
             self._teacher_means.append(teacher.mean((0, 1))[None])
 
         seen = [crop for name, crop in crops.items() if name == "local" or self.config.student_views == "all"]
@@ -208,6 +210,13 @@ class _DINO(Method):
         ema_(self.teacher, self.student, self.ema_momentum(clock), ok)
         center_(self.center, self._teacher_means, self.config.center_momentum, ok)
         self._teacher_means.clear()
+
+    def targets(self, logits: Tensor, temperature: float) -> Tensor:
+        """The teacher's probabilities `[V_t B K]` of logits of that shape, centered and sharpened."""
+        if self.config.centering == "sinkhorn":  # over all global views together, as in DINOv2
+            return sinkhorn_knopp(logits.flatten(0, 1), temperature).unflatten(0, logits.shape[:2])
+        center = self.center if self.config.centering == "mean" else 0.0
+        return torch.softmax((logits - center) / temperature, dim=-1)
 
     def ema_momentum(self, clock: Clock) -> float:
         """Current EMA momentum of the teacher."""
