@@ -37,6 +37,18 @@ def test_minutes_become_steps_of_the_measured_time(tmp_path: Path, monkeypatch: 
     assert any("1 min at 20 images/s" in line for line in said)
 
 
+def test_without_a_length_a_run_takes_twenty_minutes_of_a_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(length_in_minutes, "seconds_per_image", lambda *_: (0.05, 0.0))
+    asked = replace(dino_run(tmp_path / "run"), steps=None, epochs="auto")
+    found = length_in_minutes.in_epochs(asked, torch.device("cpu"))
+    assert isinstance(found.epochs, float) and found.epochs == pytest.approx(0.9 * 1200 / (48 * 0.05), rel=0.05)
+    assert "20 min, the default on a cpu; --minutes changes it" in capsys.readouterr().err
+    assert length_in_minutes.in_epochs(asked, torch.device("cuda")) is asked
+    assert length_in_minutes.in_epochs(replace(asked, epochs=3.0), torch.device("cpu")).epochs == 3.0
+
+
 def test_a_run_of_some_minutes_stores_its_steps_and_resumes_exactly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,6 @@ from opendino import config as configs
 from opendino import resolve
 from opendino.cli.train_command import parse
 from opendino.config import Config
-from opendino.core import auto_values
 from opendino.core.errors import UserError
 from opendino.engine import sizing, threads
 from opendino.recipes import demo, small
@@ -23,26 +22,19 @@ from opendino.views.settings import changed
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize(
-    ("side", "backbone", "size", "seen"),
-    [(128, "conv4", 64, 57_600), (64, "conv4", 48, 102_400), (32, "conv4", 32, 230_400)],
-)
-def test_small_images_on_a_cpu_get_a_small_convolutional_network_and_a_short_run(
-    side: int, backbone: str, size: int, seen: int
-) -> None:
+@pytest.mark.parametrize(("side", "size"), [(300, 64), (128, 64), (64, 48), (32, 32)])
+def test_on_a_cpu_a_small_convolutional_network_is_trained(side: int, size: int) -> None:
     config, _ = resolve.resolve_config(replace(small.config(f"toy:colorful?n=500&size={side}"), workers=0), CPU)
-    assert (config.backbone, config.backbone_options, config.drop_path) == (backbone, {}, 0.0)
+    assert (config.backbone, config.backbone_options, config.drop_path) == ("conv4", {}, 0.0)
     assert (config.views["global"].size, config.views["local"].size) == (size, size // 2)
     assert config.steps is not None and isinstance(config.batch, int) and config.epochs is None
-    assert seen * 0.85 < config.steps * config.batch < seen * 1.1
     assert config.optim.lr * config.batch / 256 == pytest.approx(3e-3)
 
 
-def test_larger_images_a_gpu_and_what_was_asked_for_are_as_before() -> None:
-    assert auto_values.backbone("cpu", 300)[0] == "vit_tiny/16"
-    gpu = resolve._with_backbone(small.config("x"), 64, torch.device("cuda"))
+def test_a_gpu_and_what_was_asked_for_are_as_before() -> None:
+    gpu = resolve._with_backbone(small.config("x"), torch.device("cuda"))
     assert (gpu[0].backbone, gpu[1], gpu[0].drop_path) == ("vit_small/16", False, 0.1)
-    asked = resolve._with_backbone(replace(small.config("x"), backbone="resnet18/3x3"), 64, CPU)
+    asked = resolve._with_backbone(replace(small.config("x"), backbone="resnet18/3x3"), CPU)
     assert (asked[0].backbone, asked[1]) == ("resnet18/3x3", False)
     config, _ = resolve.resolve_config(replace(parse(["toy:textures?n=40&size=32", "--epochs", "3"]), workers=0), CPU)
     assert config.steps == 3 * (40 // config.batch)

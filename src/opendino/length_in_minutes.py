@@ -1,4 +1,4 @@
-"""Converts a length in minutes to epochs, by timing a few steps of the run before it starts."""
+"""Converts a length in minutes to epochs, by timing a few steps before the run; on a CPU minutes are the default."""
 
 from __future__ import annotations
 
@@ -19,34 +19,39 @@ from opendino.engine.throughput import synchronize
 from opendino.run_parts import build_networks, open_data, prefetch
 from opendino.training import make_views, step
 
+CPU_MINUTES = 20.0
+"""Length of a run on a CPU that was given none: enough for small images, and nobody waits for days unasked."""
 _WARM_UP_STEPS = 2  # the first ones allocate memory and compile
 _MEASURED_FRAC, _MEASURED_SECONDS = 0.05, (2.0, 20.0)  # of the run, at least and at most
 _TRAINING_FRAC = 0.9  # of the time; the rest is for evaluations, checkpoints and the report
 
 
 def in_epochs(config: Config, device: torch.device) -> Config:
-    """Replace a length in minutes by one in epochs; the same on every rank.
+    """Replace a length in minutes, or "auto" on a CPU, by one in epochs; the same on every rank.
 
     Args:
-        config: As the user gave it, with `minutes`.
+        config: As the user gave it; another length is returned as it is.
         device: This process's device.
 
     Raises:
         UserError: The run cannot start.
     """
-    assert config.minutes
+    minutes = CPU_MINUTES if config.epochs == "auto" and device.type == "cpu" else config.minutes
+    if minutes is None:
+        return config
     began = time.monotonic()
-    log.say(f"timing a few steps, to train for {config.minutes:g} min")
+    default = "" if config.minutes else ", the default on a cpu; --minutes changes it"
+    log.say(f"timing a few steps, to train for {minutes:g} min{default}")
     low, high = _MEASURED_SECONDS
     with log.muted():
         trial, source = resolve.resolve_config(replace(config, minutes=None, epochs="auto"), device)
-        limit = min(high, max(low, _MEASURED_FRAC * 60 * config.minutes))
+        limit = min(high, max(low, _MEASURED_FRAC * 60 * minutes))
         computing, waiting = seconds_per_image(trial, source, device, limit)
-    seconds = _TRAINING_FRAC * (60 * config.minutes - (time.monotonic() - began))
+    seconds = _TRAINING_FRAC * (60 * minutes - (time.monotonic() - began))
     epochs = _epochs(seconds, computing, waiting, len(source), cached=trial.cache != "off")
     epochs = distributed.broadcast_object(max(epochs, trial.batch / len(source)))
     log.say(
-        f"  epochs = {epochs:.3g}: {config.minutes:g} min at {1 / computing:,.0f} images/s "
+        f"  epochs = {epochs:.3g}: {minutes:g} min at {1 / computing:,.0f} images/s "
         f"({1 / (computing + waiting):,.0f} while they are decoded), a tenth of it for evaluations and checkpoints"
     )
     return replace(config, minutes=None, epochs=epochs)

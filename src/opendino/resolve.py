@@ -105,8 +105,8 @@ def _method_and_network(
     Returns:
         The settings, what is known about the run, and the reasons for the log, one line each.
     """
-    config, convolutional, reasons = _with_backbone(config, short_side_px, device)
-    epochs, why_epochs = _epochs(config, len(source), short_side_px if convolutional else None)
+    config, convolutional, reasons = _with_backbone(config, device)
+    epochs, why_epochs = _epochs(config)
     seen = math.inf if config.steps else epochs * len(source)
     batch, why_batch = sizing.batch(config.batch, len(source), seen, device)
     steps_per_epoch = len(source) // batch
@@ -148,7 +148,7 @@ def absolute_paths(config: Config) -> Config:
     )  # fmt: skip
 
 
-def _with_backbone(config: Config, short_side_px: int, device: torch.device) -> tuple[Config, bool, list[str]]:
+def _with_backbone(config: Config, device: torch.device) -> tuple[Config, bool, list[str]]:
     """The config with its backbone, whether "auto" chose the small convolutional one, and the reasons."""
     if config.init:
         config = _settings_of(load.load(config.init), config)
@@ -156,7 +156,7 @@ def _with_backbone(config: Config, short_side_px: int, device: torch.device) -> 
     reasons = []
     convolutional = False
     if config.backbone == "auto":
-        name, why = auto_values.backbone(device.type, short_side_px)
+        name, why = auto_values.backbone(device.type)
         convolutional = name == "conv4"
         config = replace(config, backbone=name)
         reasons.append(f"backbone = {name}: {why}")
@@ -168,16 +168,13 @@ def _with_backbone(config: Config, short_side_px: int, device: torch.device) -> 
     return config, convolutional, reasons
 
 
-def _epochs(config: Config, num_images: int, small_px: int | None) -> tuple[float, str]:
-    """Length of the run in epochs, and the reason; `small_px` is set for the small convolutional network on a CPU."""
+def _epochs(config: Config) -> tuple[float, str]:
+    """Length of the run in epochs, and the reason; `length_in_minutes` replaces "auto" on a CPU before."""
     if isinstance(config.epochs, int | float):
         return config.epochs, "as configured"
     if config.steps:
         return 0.0, "as configured"
-    if small_px is None:
-        return (200, "dataset of moderate size") if config.epochs == "auto" else (100, "no length was given")
-    seen = auto_values.images_seen(small_px)
-    return seen / num_images, f"{seen:,} images in total, 7 to 40 minutes on one core; use --epochs for another length"
+    return (200, "dataset of moderate size") if config.epochs == "auto" else (100, "no length was given")
 
 
 def images(config: Config) -> Source:
@@ -394,5 +391,5 @@ def _eval_images(wanted: int | str, num_images: int, num_trained: int) -> tuple[
     if isinstance(wanted, int):
         return wanted, "as configured"
     # Ten evaluations of two networks on one view per image cost about 2% of training on a hundred times as many images.
-    number = min(num_images, max(200, min(10_000, num_trained // 100)))
-    return number, f"1% of the {num_trained:,} images the run trains on, at least 200 and at most 10,000"
+    number = min(num_images, max(500, min(10_000, num_trained // 100)))
+    return number, f"1% of the {num_trained:,} images the run trains on, at least 500 and at most 10,000"

@@ -97,8 +97,7 @@ def train(
         if distributed.broadcast_object((folder / "config.yaml").is_file()):
             lengths = existing_runs.requested_length(folder, request)
             return _resume(folder, device, Start(request, callbacks, resuming=True), **lengths)
-        wanted = length_in_minutes.in_epochs(request, device) if request.minutes else request
-        resolved, source = resolve.resolve_config(wanted, device)
+        resolved, source = resolve.resolve_config(length_in_minutes.in_epochs(request, device), device)
         return _compared(
             training.run(resolved, source, folder, device, Start(request, callbacks)), resolved, folder, device
         )

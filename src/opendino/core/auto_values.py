@@ -15,29 +15,16 @@ if TYPE_CHECKING:
     C = TypeVar("C", bound=DataclassInstance)
 
 
-CONVOLUTIONAL_MAX_PX = 160
-"""On a CPU, images with a shorter side up to this train a small convolutional network: a ViT would take hours."""
-IMAGES_SEEN_64_PX = 57_600
 _DETAIL = ((96, 64, (0.25, 1.0), (0.05, 0.25)), (48, 48, (0.3, 1.0), (0.1, 0.3)), (0, 32, (0.4, 1.0), (0.15, 0.4)))
 """For convolutional networks: minimum shorter side of the images, global size, global scale, local scale. Sizes and
 scales are chosen so that a crop is resized little and keeps the detail of the image."""
 
 
-def backbone(device: str, short_side_px: int) -> tuple[str, str]:
+def backbone(device: str) -> tuple[str, str]:
     """Name of the backbone, and why: the largest one that trains in acceptable time on this type of device."""
-    if device != "cpu":
-        return "vit_small/16", f"a {device} device"
-    why = f"a cpu device and images of about {short_side_px} px"
-    return "conv4" if short_side_px <= CONVOLUTIONAL_MAX_PX else "vit_tiny/16", why
-
-
-def images_seen(short_side_px: int) -> int:
-    """Training length of the small convolutional network in images: the same work at any image size.
-
-    About 7 minutes on one core with native bfloat16 products, up to 40 on one without.
-    """
-    size = next(size for least, size, *_ in _DETAIL if short_side_px >= least)
-    return round(IMAGES_SEEN_64_PX * (64 / size) ** 2)
+    return (
+        ("conv4", "a cpu device; a ViT would take days") if device == "cpu" else ("vit_small/16", f"a {device} device")
+    )
 
 
 def size_px(facts: Facts) -> tuple[int, str]:

@@ -53,14 +53,14 @@ class Config(MethodConfig):
     """Width of the head's bottleneck, before the prototype layer."""
     head_layers: Annotated[int, Meta(ge=1, le=64)] = 3
     """Number of linear layers in the head MLP."""
-    head_batch_norm: bool = False
+    head_batch_norm: bool | Literal["auto"] = False
     """Use batch norm in the head MLP."""
     norm_last_layer: bool = True
     """Fix the norms of the prototypes at 1. False can improve small ViTs, but is less stable."""
     freeze_last_layer: Duration = "1ep"
     """Freeze the prototypes for this time at the start (at most 10% of the run); longer if the loss does not fall."""
 
-    centering: Literal["mean", "sinkhorn", "none"] = "mean"
+    centering: Literal["mean", "sinkhorn", "none", "auto"] = "mean"
     """Keeps the teacher from using few prototypes. mean: subtract a running mean (paper, original code). sinkhorn: give
     each prototype an equal share of every micro-batch (SwAV, DINOv2); learns faster in short runs. none: to study
     collapse."""
@@ -70,7 +70,7 @@ class Config(MethodConfig):
     """Use a low teacher temperature. False sets it to the student's, only to study collapse."""
     student_temp: Temperature = 0.1
     """Softmax temperature of the student."""
-    teacher_temp: Temperature = 0.07
+    teacher_temp: Temperature | Literal["auto"] = 0.07
     """Softmax temperature of the teacher after the warm-up; lower it if training is unstable."""
     teacher_temp_start: Temperature = 0.04
     """Softmax temperature of the teacher at the start."""
@@ -95,7 +95,7 @@ class Config(MethodConfig):
             The new Config, and the reasons for each change, one line each.
         """
         found: dict[str, tuple[Any, str]] = {}
-        values, why = (_SMALL_NETWORK, "as in the demo") if facts.convolutional else (_USUAL, "as in the paper")
+        values, why = (_SMALL_NETWORK, "as in the demo") if facts.convolutional else (_USUAL, "as in DINO v1")
         for name, value in values.items():
             if getattr(self, name) == "auto":
                 found[name] = value, why
@@ -117,16 +117,23 @@ class ResolvedConfig(Config):
     out_dim: Prototypes = 65536
     hidden_dim: Width = 2048
     bottleneck_dim: Width = 256
+    head_batch_norm: bool = False
+    centering: Literal["mean", "sinkhorn", "none"] = "mean"
+    teacher_temp: Temperature = 0.07
     momentum: Fraction = 0.996
     momentum_end: Fraction = 1.0
 
 
-_USUAL: dict[str, Any] = {"hidden_dim": 2048, "bottleneck_dim": 256, "momentum_end": 1.0}
-"""Values of "auto" from the paper."""
-_SMALL_NETWORK: dict[str, Any] = {
-    "hidden_dim": 256, "bottleneck_dim": 64, "out_dim": 256, "momentum": 0.95, "momentum_end": 0.99,
+_USUAL: dict[str, Any] = {
+    "hidden_dim": 2048, "bottleneck_dim": 256, "head_batch_norm": False, "centering": "mean", "teacher_temp": 0.04,
+    "momentum_end": 1.0,
 }  # fmt: skip
-"""Values of "auto" with which the small convolutional network learns in 1,000 steps (docs/log.md)."""
+"""Values of "auto": the defaults of DINO v1."""
+_SMALL_NETWORK: dict[str, Any] = {
+    "hidden_dim": 256, "bottleneck_dim": 64, "out_dim": 256, "head_batch_norm": True, "centering": "sinkhorn",
+    "teacher_temp": 0.02, "momentum": 0.95, "momentum_end": 0.99,
+}  # fmt: skip
+"""Values of "auto" with which the small convolutional network learns in some hundred steps (docs/log.md)."""
 
 VIEWS = changed(
     {"global": GlobalView(), "second": View(), "local": LocalViews()},

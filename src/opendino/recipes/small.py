@@ -1,11 +1,11 @@
-"""The default for your own images: 1,000 to 50,000 images on one GPU, or small images on a CPU.
+"""The default for your own images: 1,000 to 50,000 images on one GPU, or on a CPU.
 
 Command: `opendino train FOLDER`
 Network, crops, prototypes, momentum, learning rate, length and batch are chosen from the device, the number of images
 and their size ("auto"); the run prints the reasons.
-Cost at 224 px: about 90 GFLOP per image and epoch for ViT-S/16, which is hours on one GPU. On a CPU, images up to
-160 px train a small convolutional network for 7 minutes on one core with bfloat16 products and up to 40 on one without,
-larger ones ViT-Ti/16 at 96 px (about 5 GFLOP per image and epoch). No expected accuracy yet.
+Cost at 224 px: about 90 GFLOP per image and epoch for ViT-S/16, which is hours on one GPU. On a CPU a small
+convolutional network is trained for 20 minutes on views of at most 64 px (1.5 GFLOP per image). Accuracy on a CPU:
+docs/results.md.
 """
 
 from __future__ import annotations
@@ -25,10 +25,12 @@ def config(data: str) -> Config:
         method=dino.Config(
             hidden_dim="auto",
             bottleneck_dim="auto",
+            head_batch_norm="auto",
             out_dim="auto",
+            centering="auto",
             momentum="auto",
             momentum_end="auto",
-            teacher_temp=0.04,
+            teacher_temp="auto",
         ),
         views=changed(
             dino.VIEWS,
