@@ -23,6 +23,7 @@ from record import keep, machine
 
 import opendino
 from opendino.engine.run_result import Result
+from opendino.experiments.collapse import METHOD
 from opendino.methods import byol, distill, mean_teacher
 from opendino.recipes import demo
 from opendino.views.settings import changed
@@ -54,7 +55,7 @@ def main() -> None:
 def one(seed: int, only: list[str]) -> dict[str, Any]:
     """Run every requested method once."""
     base = replace(
-        demo.config(), steps=400, seed=seed, backbone_options={"width": 16}, eval_every="50%", eval_images=2000,
+        demo.config(), steps=400, seed=seed, method=METHOD, eval_every="50%", eval_images=2000,
         checkpoint_every="100%", workers=0,
     )  # fmt: skip
     found: dict[str, Any] = {"seed": seed}

@@ -19,6 +19,7 @@ from record import keep, machine
 
 import opendino
 from opendino.evals.label_free import MEASURES, Config, evaluate, merit, spearman
+from opendino.experiments.collapse import METHOD
 from opendino.recipes import demo
 
 
@@ -58,8 +59,8 @@ def _run(steps: int, args: argparse.Namespace) -> dict[str, Any]:
     every = str(max(1, steps // args.checkpoints))
     with tempfile.TemporaryDirectory() as home:
         config = replace(
-            demo.config(), backbone_options={"width": args.width}, steps=steps, out=f"{home}/run", workers=0,
-            checkpoint_every=every, eval_every=every, keep_checkpoints=10_000, eval_images=1500,
+            demo.config(), method=METHOD, backbone_options={"width": args.width}, steps=steps, out=f"{home}/run",
+            workers=0, checkpoint_every=every, eval_every=every, keep_checkpoints=10_000, eval_images=1500,
         )  # fmt: skip
         began = time.monotonic()
         result = opendino.train(config)

@@ -172,11 +172,11 @@ def _text(table: dict[str, dict[str, list[str]]]) -> str:
 
 
 def _config(run: Run, home: Path) -> Config:
-    """A run of half a minute: half the demo's width."""
+    """A run of half a minute: the demo's with the paper's method."""
     changes = {"lr": _RATES["good"], "steps": 200, **run.changes}
     data, val = _images(run.images, run.seed, home)
     base = demo.config(data)
-    method, views = replace(base.method, **changes.get("method", {})), changed(base.views, _VIEWS)
+    method, views = replace(collapse.METHOD, **changes.get("method", {})), changed(base.views, _VIEWS)
     if "byol" in changes:
         method, views = (
             replace(byol.Config(hidden_dim=256, projection_dim=64), **changes["byol"]),

@@ -17,6 +17,7 @@ from torch import Tensor
 from opendino.config import Config
 from opendino.core.contracts import Backbone, Source
 from opendino.data.sources.toy import ToySource
+from opendino.methods import dino
 from opendino.models.build import backbone
 from opendino.models.load import Model, preprocessing, save_backbone
 from opendino.recipes import demo
@@ -92,9 +93,8 @@ def model_folder(folder: Path, teacher: Backbone, image_px: int = 16, **more: An
 def dino_run(out: Path, data: str = "toy:textures?n=48&size=32", **changes: Any) -> Config:
     """Ten steps of DINO on a small vision transformer, with everything a run has: drop path, evaluations, schedules."""
     recipe = demo.config(data)
-    small = replace(recipe.method, out_dim=32, hidden_dim=16, bottleneck_dim=8, freeze_last_layer="2")
-    method, views = changes.pop("method", small), changed(recipe.views, {"local.number": 2})
-    if not isinstance(method, type(small)):
+    method, views = changes.pop("method", DINO), changed(recipe.views, {"local.number": 2})
+    if not isinstance(method, dino.Config):
         views = changed(sys.modules[type(method).__module__].VIEWS, {"global.size": 32})
     base = replace(
         recipe, method=method, views=views, val="toy:textures?n=20&split=val", out=str(out), backbone="vit/8",
@@ -137,4 +137,9 @@ FAST: dict[str, Any] = {
     "report": False, "checkpoint_every": "2", "optim": {"lr_warmup": "0"}, "views": {"global": {"size": 32}},
 }  # fmt: skip
 """Arguments of `opendino.train` for a run of seconds."""
+DINO = dino.Config(
+    out_dim=32, hidden_dim=16, bottleneck_dim=8, freeze_last_layer="2", teacher_temp=0.04, momentum=0.95,
+    momentum_end=0.99,
+)  # fmt: skip
+"""DINO of the paper, small: without batch norm and Sinkhorn-Knopp, which depend on the size of micro-batches."""
 SMALL_DINO = {"out_dim": 16, "hidden_dim": 8, "bottleneck_dim": 4}

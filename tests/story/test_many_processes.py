@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.factories import DINO
 from torch import Tensor
 
 from opendino import start, training
@@ -50,7 +51,7 @@ def config(out: Path, method: str, **changes: Any) -> Config:
         "dino": {
             "backbone": "vit/8", "backbone_options": {"embed_dim": 24, "depth": 2, "num_heads": 2},
             "method": replace(
-                recipe.method, out_dim=30, hidden_dim=16, bottleneck_dim=8, freeze_last_layer="2", momentum=0.9
+                DINO, out_dim=30, hidden_dim=16, bottleneck_dim=8, freeze_last_layer="2", momentum=0.9
             ),
             "views": changed(recipe.views, {"local.number": 2}),
         },

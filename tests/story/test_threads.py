@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.factories import DINO
 
 import opendino
 from opendino import resolve
@@ -30,7 +31,7 @@ def test_a_change_of_threads_is_saved_and_resumed(tmp_path: Path, monkeypatch: p
     recipe = demo.config("toy:textures?n=16&size=16")
     config = replace(
         recipe, val=None, backbone_options={"width": 2}, steps=6, batch=8, workers=0, precision="float32",
-        method=replace(recipe.method, out_dim=8, hidden_dim=8, bottleneck_dim=4),
+        method=replace(DINO, out_dim=8, hidden_dim=8, bottleneck_dim=4),
         views=changed(recipe.views, {"global.size": 16, "local.size": 8}),
         checkpoint_every="100%", eval_images=0, report=False, keep_checkpoints=9, out=str(tmp_path / "run"),
     )  # fmt: skip

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.factories import DINO
 
 import opendino
 from opendino.config import Config, dump
@@ -101,7 +102,7 @@ def wait_for(what: Callable[[], bool], log: Path) -> None:
 
 def config(out: Path) -> Config:
     recipe = demo.config("toy:textures?n=48&size=32")
-    small = replace(recipe.method, out_dim=32, hidden_dim=16, bottleneck_dim=8, momentum=0.9)
+    small = replace(DINO, freeze_last_layer="1ep", momentum=0.9)
     return replace(
         recipe, val=None, out=str(out), backbone="vit/8", drop_path=0.0, method=small,
         views=changed(recipe.views, {"local.number": 2}), steps=STEPS, batch=16, workers=0,

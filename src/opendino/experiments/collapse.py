@@ -21,7 +21,7 @@ from opendino.core.ranges import Checked, Count, Repeats, Workers
 from opendino.core.types import Report
 from opendino.engine.collapse_detection import Monitor
 from opendino.experiments._trial_runs import TrialRun, run
-from opendino.methods import byol
+from opendino.methods import byol, dino
 from opendino.recipes import demo
 from opendino.views.settings import changed
 from opendino.visualize.drawing import line_charts, style
@@ -44,6 +44,10 @@ class Setting:
     why: str
 
 
+METHOD = dino.Config(
+    out_dim=256, hidden_dim=256, bottleneck_dim=64, teacher_temp=0.04, momentum=0.95, momentum_end=0.99
+)
+"""DINO of the paper, for a small network."""
 SETTINGS = {
     "both": Setting({}, "healthy", "centering and sharpening balance each other"),
     "centering only": Setting({"sharpening": False}, "uniform", "centering alone pulls to the uniform distribution"),
@@ -91,9 +95,9 @@ class Config(Checked):
 
 
 def trials(config: Config) -> list[TrialRun]:
-    """The runs: the demo's, with a network of half its width."""
+    """The runs: the demo's, with the paper's method."""
     base = replace(
-        demo.config(), steps=config.steps, backbone_options={"width": 16}, eval_every="100%", eval_images=1000,
+        demo.config(), steps=config.steps, method=METHOD, eval_every="100%", eval_images=1000,
         checkpoint_every="100%", keep_checkpoints=1, workers=0, report=False,
     )  # fmt: skip
     small = byol.Config(hidden_dim=512, projection_dim=64)
@@ -102,7 +106,7 @@ def trials(config: Config) -> list[TrialRun]:
         if name in BYOL:
             return {"method": replace(small, **BYOL[name].changes), "views": {}}
         views = changed(base.views, {"local.number": 2})
-        return {"method": replace(base.method, **SETTINGS[name].changes), "views": views}
+        return {"method": replace(METHOD, **SETTINGS[name].changes), "views": views}
 
     names = config.only or tuple(SETTINGS | BYOL)
     return [TrialRun(name, replace(base, **parts(name), seed=seed)) for name in names for seed in range(config.seeds)]

@@ -33,7 +33,12 @@ FACTORS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "K": {f"{k}": {"out_dim": k} for k in (64, 1024, 4096, 16384)},
     "teacher temperature": {
-        f"{t:g}": {"teacher_temp": t, "teacher_temp_start": min(t, 0.04)} for t in (0.02, 0.03, 0.055, 0.07)
+        f"{t:g}": {"teacher_temp": t, "teacher_temp_start": min(t, 0.04)} for t in (0.01, 0.03, 0.04, 0.07)
+    },
+    "centering": {
+        "mean": {"centering": "mean", "teacher_temp": 0.04},
+        "mean, no batch norm": {"centering": "mean", "teacher_temp": 0.04, "head_batch_norm": False},
+        "no batch norm": {"head_batch_norm": False},
     },
     "local crops": {f"{n}": {"local.number": n} for n in (0, 2, 6, 8)},
     "batch": {f"{b}": {"batch": b} for b in (16, 32, 128, 256)},
@@ -68,11 +73,11 @@ class Config(Checked):
 
 
 def trials(config: Config) -> list[TrialRun]:
-    """The runs: the demo's, with a network of half its width."""
+    """The runs: the demo's."""
     base = demo.config(config.data)
     base = replace(
-        base, val=base.val if config.data == demo.DATA else config.val, backbone_options={"width": 16},
-        eval_every="100%", checkpoint_every="100%", keep_checkpoints=1, workers=0, report=False,
+        base, val=base.val if config.data == demo.DATA else config.val, eval_every="100%",
+        checkpoint_every="100%", keep_checkpoints=1, workers=0, report=False,
     )  # fmt: skip
     factors = dict.fromkeys(("as it is", *(config.only or FACTORS)))
 
