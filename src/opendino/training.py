@@ -59,6 +59,9 @@ class Start:
     resuming: bool = False
 
 
+_DAY, _STEPS_TO_ESTIMATE = 86_400, 10  # seconds; the first steps are slow
+
+
 @dataclass(frozen=True)
 class _Run:
     """What a run works with. Only `state` holds values that change and are saved."""
@@ -146,7 +149,7 @@ def _train(run: _Run, stream: Iterator[loader.Batch], interrupt: Interrupt, lock
     evaluated_on = f", evaluated on {run.online_eval.origin}" if run.online_eval else ""
     log.say(f"run folder {run.folder}, from step {first_step}{evaluated_on}")
     slowdown = threads.Slowdown() if state.threads and threads.may_change(run.device) else None
-    dtype, unreadable = getattr(torch, config.precision), list[tuple[str, str]]()
+    dtype, unreadable, estimated = getattr(torch, config.precision), list[tuple[str, str]](), False
     with (
         Progress("step", total, first_step, patience=0) as progress,
         Profiler(run.folder if config.profile and distributed.rank() == 0 else None, run.device) as step_profiler,
@@ -184,11 +187,23 @@ def _train(run: _Run, stream: Iterator[loader.Batch], interrupt: Interrupt, lock
                 saving = True  # so that steps computed with the new number are also resumed with it
             _evaluate_and_save(run, done, evaluating, saving or stopping)
             progress.update(done, run.monitor.line())
+            if done >= first_step + _STEPS_TO_ESTIMATE and not estimated:
+                estimated = True
+                _warn_of_days(progress.seconds_left(), run.device)
             if stopping and done < total:
                 run.background.wait()
                 raise Interrupted(
                     f"Stopped at step {done} of {total}, state saved", f"Continue with: opendino resume {run.folder}"
                 )
+
+
+def _warn_of_days(seconds: float, device: torch.device) -> None:
+    """Say how a run on a CPU that takes more than a day can be made shorter."""
+    if device.type == "cpu" and seconds > _DAY:
+        log.warn(
+            f"{seconds / _DAY:.1f} days are left on this cpu. Ctrl-C stops the run. Shorter: --minutes 60, a smaller "
+            f"--views.global.size or --backbone, or pretrained weights by --init"
+        )
 
 
 def step(

@@ -222,6 +222,14 @@ def test_a_run_that_knows_many_bad_files_goes_on(tmp_path: Path) -> None:
     assert len((cut / "bad_files.csv").read_text().splitlines()) == 31
 
 
+def test_a_run_of_days_on_a_cpu_says_how_to_make_it_shorter(capsys: pytest.CaptureFixture[str]) -> None:
+    training._warn_of_days(3.2 * 86_400, torch.device("cpu"))
+    assert "3.2 days are left on this cpu" in (said := capsys.readouterr().err) and "--minutes 60" in said
+    training._warn_of_days(3600.0, torch.device("cpu"))
+    training._warn_of_days(3.2 * 86_400, torch.device("cuda"))
+    assert not capsys.readouterr().err
+
+
 def test_too_many_bad_files_stop_the_start_and_leave_nothing(tmp_path: Path) -> None:
     folder = noise_folder(tmp_path / "photos", 3)
     for number in range(7):

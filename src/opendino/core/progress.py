@@ -62,7 +62,7 @@ class Progress:
             self._task.update(done, text)
         elif self._show and (at_end or now - self._last_line > _LINE_SECONDS):
             self._last_line = now
-            of = f"/{self._total}  {text}  {self._time_left(now)} left" if self._total else f"  {text}"
+            of = f"/{self._total}  {text}  {self._time_left()} left" if self._total else f"  {text}"
             log.say(f"{self._what} {done}{of}")
 
     def close(self) -> None:
@@ -78,9 +78,13 @@ class Progress:
     def _rate(self, now: float) -> float:
         return (self._done - self._first) / max(1e-9, now - self._start)
 
-    def _time_left(self, now: float) -> str:
+    def seconds_left(self) -> float:
+        """Time until the total, at the mean rate so far."""
         assert self._total is not None
-        seconds = round((self._total - self._done) / max(1e-9, self._rate(now)))
+        return (self._total - self._done) / max(1e-9, self._rate(time.monotonic()))
+
+    def _time_left(self) -> str:
+        seconds = round(self.seconds_left())
         hours, minutes = divmod(seconds // 60, 60)
         return f"{hours}h{minutes:02d}" if hours else f"{minutes}m{seconds % 60:02d}"
 
