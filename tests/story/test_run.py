@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from tests.factories import checkpoint_tensors, difference, dino_run, noise_folder
 
 import opendino
+from opendino import training
 from opendino.config import dump
 from opendino.core import compilation
 from opendino.core.errors import UserError
