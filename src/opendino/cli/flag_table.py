@@ -27,7 +27,7 @@ _OF_A_FOLDER = ("eval", "experiment", "visualize")  # their first word names a c
 OF_A_RUN = ("demo", "train")
 _MISSING = {
     "DATA": ("No images were named", "Give a folder of images, e.g. ~/photos"),
-    "IMAGE": ("No image was named", "Give the path of an image to search for"),
+    "IMAGE": ("No image was named", "Give three: opendino search MODEL TABLE IMAGE"),
     "RUN": ("No run was named", "Give a run folder, e.g. runs/photos"),
     "TABLE": ("No table was named", "Give a table that opendino embed has written"),
     "MODEL": ("No model was named", "Give a run folder, an imported or exported model folder, or timm:NAME"),
