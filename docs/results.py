@@ -1,0 +1,62 @@
+"""Writes docs/results.md from the newest benchmarks/results/real_*.json: python docs/results.py"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from statistics import mean, stdev
+
+PAGE = Path(__file__).with_name("results.md")
+RESULTS = Path(__file__).parents[1] / "benchmarks/results"
+WAYS = {
+    "pixels": "raw pixels, 32×32", "color+LBP": "color and texture (LBP) by hand", "untrained": "untrained network",
+    "lightly": "lightly's pieces, same network and processor time", "ours": "opendino, default command",
+}  # fmt: skip
+MEASURES = {
+    "knn": "k-NN", "balanced": "balanced", "linear": "linear", "5 a class": "5 labels a class",
+    "20 a class": "20 labels a class",
+}  # fmt: skip
+
+
+def page(found: dict, name: str) -> str:
+    """The whole page."""
+    lines = [
+        "# Results on real images",
+        "",
+        "Accuracy in percent on images held out of training: k-NN (k = 10, cosine), its mean over the classes, a linear",
+        "classifier on all labels of the training images, and on 5 and 20 labels a class (mean of 5 draws). ± is the",
+        "standard error over seeds, and where there is one row, over the queries. Training sees no labels.",
+        "",
+        f"{found['machine']}, {found['date']} ([file](../benchmarks/results/{name})):",
+        "",
+        "```",
+        found["command"],
+        "```",
+        "",
+    ]
+    for pack, ways in found["packs"].items():
+        rows = {way: ways[way] for way in WAYS if way in ways}
+        queries = rows["ours"][0]["queries"]
+        lines += [f"## {pack}, {queries} queries", ""]
+        lines += [f"| | {' | '.join(MEASURES.values())} | processor minutes |", f"|---|{'---|' * (len(MEASURES) + 1)}"]
+        for way, runs in rows.items():
+            cells = [cell(runs, measure) for measure in MEASURES]
+            seconds = [run["processor seconds"] for run in runs if "processor seconds" in run]
+            cells.append(f"{mean(seconds) / 60:.0f}" if seconds else "")
+            lines.append(f"| {WAYS[way]} | {' | '.join(cells)} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def cell(runs: list[dict], measure: str) -> str:
+    """Mean and standard error, e.g. "97.2 ± 0.3"."""
+    values = [run[measure] for run in runs]
+    if len(values) > 1:
+        return f"{mean(values):.1f} ± {stdev(values) / len(values) ** 0.5:.1f}"
+    spread = f" ± {runs[0]['standard error']:.1f}" if measure == "knn" else ""
+    return f"{values[0]:.1f}{spread}"
+
+
+if __name__ == "__main__":
+    files = sorted(RESULTS.glob("real_*.json"), key=lambda path: path.stem.rpartition("_")[2])
+    PAGE.write_text(page(json.loads(files[-1].read_text(encoding="utf-8")), files[-1].name), encoding="utf-8")
