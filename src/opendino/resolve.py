@@ -392,4 +392,6 @@ def _eval_images(wanted: int | str, num_images: int, num_trained: int) -> tuple[
         return wanted, "as configured"
     # Ten evaluations of two networks on one view per image cost about 2% of training on a hundred times as many images.
     number = min(num_images, max(500, min(10_000, num_trained // 100)))
+    if number == num_images:
+        return number, "all images"
     return number, f"1% of the {num_trained:,} images the run trains on, at least 500 and at most 10,000"

@@ -11,7 +11,7 @@ from opendino.config import Config
 from opendino.core import log
 from opendino.core.errors import UserError
 from opendino.core.types import IMAGENET_MEAN, IMAGENET_STD, PixelFormat, ViewSpec
-from opendino.data import intensity
+from opendino.data import channel_file_names, intensity
 from opendino.data.image_files import ImageFiles, image_files
 from opendino.data.image_survey import Survey, has_only_photographs, survey
 from opendino.data.intensity import Intensity, Range
@@ -20,6 +20,8 @@ from opendino.data.readers.decoded_image import RGB, numbered
 from opendino.data.readers.multi_page_files import Reading, describe
 from opendino.models import load
 from opendino.models.image_reading import ImageReading
+
+_NAMES_READ = 3_000  # of files, to find out whether each holds one channel
 
 
 def open_images(config: Config, data: str) -> ImageFiles:
@@ -71,6 +73,7 @@ def resolve_intensity(config: Config, files: ImageFiles) -> tuple[Config, bool, 
     Raises:
         UserError: Pages without a known meaning, no readable image, or mean and std of another number of channels.
     """
+    _warn_of_channel_files(config, files)
     if has_only_photographs(files):
         if config.intensity not in (("auto",), ("full",)):
             log.warn("intensity is not used: the images are 8-bit photographs, which stay as they are")
@@ -100,6 +103,18 @@ def resolve_intensity(config: Config, files: ImageFiles) -> tuple[Config, bool, 
         config = replace(config, mean=mean, std=std)
         reasons.append(f"mean = {' '.join(map(str, mean))}, std = {' '.join(map(str, std))}: of the images surveyed")
     return replace(config, intensity=words), found.channels == RGB, reasons
+
+
+def _warn_of_channel_files(config: Config, files: ImageFiles) -> None:
+    if config.channel_files:
+        return
+    names = [files.key(index) for index in range(min(len(files), _NAMES_READ))]
+    if found := channel_file_names.pattern(names):
+        pattern, channels, num = found
+        log.warn(
+            f"the names look like {num:,} images of {len(channels)} files each, one per channel "
+            f'({" ".join(channels)}). If they are: --channel-files "{pattern}"'
+        )
 
 
 def _has_names(found: Survey) -> bool:

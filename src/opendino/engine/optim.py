@@ -77,7 +77,7 @@ def _auto_lr(name: str, facts: Facts) -> tuple[float, str]:
     if facts.convolutional and name == "adamw":
         return (
             _CONV_ADAMW_LR * 256 / facts.batch,
-            f"{_CONV_ADAMW_LR:g} at the batch of {facts.batch}, convolutional network",
+            f"per 256 images; a step of {facts.batch} takes {_CONV_ADAMW_LR:g}, best for the small network",
         )
     return _BASE_LR[name], f"the published rate for {name}"
 

@@ -346,7 +346,7 @@ def _verdict(column: str, found: Mapping[str, Readability], permutations: int) -
     if p < 0.01:
         least = len(found) / (1 + permutations)
         return f"{column} can be read from the features ({'p ≤' if p <= 1.5 * least else 'p ='} {p:.2g})"
-    return f"{column} is not shown to be readable (p = {p:.2f}; the smaller of both, doubled)"
+    return f"{column} is not shown to be readable (p = {p:.2g}, not below 0.01; the smaller of both, doubled)"
 
 
 def _across_lines(column: str, entry: dict[str, Any]) -> list[str]:

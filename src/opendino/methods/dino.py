@@ -82,7 +82,8 @@ class Config(MethodConfig):
     """EMA momentum of the teacher at the end of the run."""
 
     cures: ClassVar[Mapping[str, str]] = {
-        "uniform": "Keep --method.sharpening True, lower --method.teacher-temp (0.04, then 0.02) or --optim.lr",
+        "uniform": "First --method.centering sinkhorn --method.teacher-temp 0.02, which make targets sharp; if they "
+        "are set already, a third of --optim.lr. Keep --method.sharpening True",
         "one-hot": "Keep --method.centering mean or sinkhorn, lower --method.center-momentum towards 0.9, or raise "
         "--method.teacher-temp-start",
         "constant": "Keep --method.centering mean or sinkhorn and --method.sharpening True, or lower --optim.lr",

@@ -81,7 +81,7 @@ class Config(MethodConfig):
     """EMA momentum of the teacher at the end of the run."""
 
     cures: ClassVar[Mapping[str, str]] = {
-        "uniform": "Lower --method.teacher-temp (0.04, then 0.02) or --optim.lr",
+        "uniform": "Halve --method.teacher-temp; if that does not help, a third of --optim.lr",
         "one-hot": "Lower --method.center-momentum towards 0.9, or raise --method.teacher-temp-start",
         "constant": "Lower --method.center-momentum towards 0.9, or lower --optim.lr",
     }
