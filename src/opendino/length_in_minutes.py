@@ -41,10 +41,11 @@ def in_epochs(config: Config, device: torch.device) -> Config:
         return config
     began = time.monotonic()
     default = "" if config.minutes else ", the default on a cpu; --minutes changes it"
-    log.say(f"timing a few steps, to train for {minutes:g} min{default}")
     low, high = _MEASURED_SECONDS
     with log.muted():
         trial, source = resolve.resolve_config(replace(config, minutes=None, epochs="auto"), device)
+    log.say(f"timing a few steps, to train for {minutes:g} min{default}")
+    with log.muted():
         limit = min(high, max(low, _MEASURED_FRAC * 60 * minutes))
         computing, waiting = seconds_per_image(trial, source, device, limit)
     seconds = _TRAINING_FRAC * (60 * minutes - (time.monotonic() - began))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from opendino.cli import main
+from opendino.cli import main, run_verdict
 
 HEALTHY = {"loss": 3.0, "entropy_frac": 0.6, "marginal_frac": 0.9, "feature_spread": 0.5, "ok": 1.0}
 
@@ -69,6 +69,18 @@ def test_no_better_than_untrained_is_not_shown_to_learn(tmp_path: Path, capsys: 
     assert main(["doctor", run(tmp_path, {}, knn, of=500), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["verdict"] == "not shown to learn" and not found["cure"], "it may still come"
+
+
+def test_a_run_that_is_not_shown_to_learn_warns_where_it_is_used(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_verdict.warn_unless_learned("timm:resnet18")
+    run_verdict.warn_unless_learned(str(tmp_path))
+    assert not capsys.readouterr().err
+    run_verdict.warn_unless_learned(run(tmp_path, {}))
+    assert not capsys.readouterr().err
+    run_verdict.warn_unless_learned(run(tmp_path, {}, {"teacher": 40.0, "untrained": 45.0}))
+    assert "is not shown to learn: its features may be no better" in capsys.readouterr().err
 
 
 def test_no_run_folder_is_one_clear_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

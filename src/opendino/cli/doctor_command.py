@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from opendino.cli import Outcome
-from opendino.core import metrics_log
+from opendino.cli import Outcome, run_verdict
 from opendino.core.errors import UsageError, UserError
 
 USAGE = "usage: opendino doctor RUN [--json]"
@@ -20,26 +19,19 @@ def run(args: list[str]) -> Outcome | None:
     if len(args) != 1 or args[0].startswith("-"):
         raise UsageError(f"doctor takes one run folder, not {' '.join(args) or 'nothing'}", USAGE)
     from opendino.data.metadata import confounders_hint
-    from opendino.engine import verdict
-    from opendino.existing_runs import cures
 
     folder = Path(args[0]).expanduser()
-    rows, settings = _rows(folder), _settings(folder)
-    found = verdict.of_rows(rows, settings["steps"], cures(settings))
+    if not folder.is_dir() or not (folder / "metrics.jsonl").is_file():
+        raise UserError(
+            f"'{folder}' is not a run folder: it has no metrics.jsonl", "Start one with: opendino train DATA"
+        )
+    settings = _settings(folder)
+    found = run_verdict.of(folder, settings)
     lines = [f"{found.name}: {found.evidence}"] + ([f"cure: {found.cure}"] if found.cure else [])
     hint = confounders_hint(str(folder), str(settings.get("data", "")), str(settings.get("labels", "")))
     fields = {"verdict": found.name, "evidence": found.evidence, "cure": found.cure}
     fields |= {"collapse": found.collapse, "confounders": hint or None}
     return Outcome("\n".join(lines + [f"batch effects: {hint}"] * bool(hint)), fields)
-
-
-def _rows(folder: Path) -> list[dict[str, Any]]:
-    try:
-        return metrics_log.sampled(folder / "metrics.jsonl")
-    except OSError:
-        raise UserError(
-            f"'{folder}' is not a run folder: it has no metrics.jsonl", "Start one with: opendino train DATA"
-        ) from None
 
 
 def _settings(folder: Path) -> dict[str, Any]:

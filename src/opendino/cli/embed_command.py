@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from opendino.cli import Outcome, flags
+from opendino.cli import Outcome, flags, run_verdict
 from opendino.core import distributed
 from opendino.core.contracts import Source
 from opendino.core.errors import UsageError, UserError
@@ -62,6 +62,7 @@ def run(args: list[str]) -> Outcome | None:
     """Write one row per readable image. Under torchrun the images are split between the processes."""
     config = flags.parse(Config, args, "opendino embed", "Compute an embedding of every image.")
     began, out = time.monotonic(), Path(config.out).expanduser()
+    run_verdict.warn_unless_learned(config.model)
     if out.suffix.lower() == ".lance":
         return _update_lance(config, began)
     table_files.check(out, config.patches)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from opendino.cli import Outcome, flags
+from opendino.cli import Outcome, flags, run_verdict
 from opendino.core import registry
 from opendino.core.errors import UsageError
 
@@ -22,5 +22,7 @@ def run(args: list[str]) -> Outcome | None:
     module = registry.load(_EVALS, name.replace("-", "_"))
     prog = f"opendino eval {name}"
     config = flags.parse(module.Config, args[1:], prog, registry.summary(_EVALS, name.replace("-", "_")))
+    if hasattr(config, "model"):
+        run_verdict.warn_unless_learned(config.model)
     report = module.evaluate(config)
     return Outcome(report.text, report.fields)
