@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize(("side", "size"), [(300, 64), (128, 64), (64, 48), (32, 32)])
 def test_on_a_cpu_a_small_convolutional_network_is_trained(side: int, size: int) -> None:
     config, _ = resolve.resolve_config(replace(small.config(f"toy:colorful?n=500&size={side}"), workers=0), CPU)
-    assert (config.backbone, config.backbone_options, config.drop_path) == ("conv4", {}, 0.0)
+    assert (config.backbone, config.backbone_options, config.drop_path) == ("conv4", {"width": 16}, 0.0)
     assert (config.views["global"].size, config.views["local"].size) == (size, size // 2)
     assert config.steps is not None and isinstance(config.batch, int) and config.epochs is None
     assert config.optim.lr * config.batch / 256 == pytest.approx(3e-3)

@@ -158,7 +158,8 @@ def _with_backbone(config: Config, device: torch.device) -> tuple[Config, bool, 
     if config.backbone == "auto":
         name, why = auto_values.backbone(device.type)
         convolutional = name == "conv4"
-        config = replace(config, backbone=name)
+        options = auto_values.CONV4_OPTIONS if convolutional else {}
+        config = replace(config, backbone=name, backbone_options={**options, **config.backbone_options})
         reasons.append(f"backbone = {name}: {why}")
     plugin = config.backbone in registry.names(registry.BACKBONES)
     if (config.backbone == "conv4" or plugin) and config.drop_path:
