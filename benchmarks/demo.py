@@ -1,6 +1,6 @@
 """The demo over several seeds: is DINO better than raw pixels and the untrained network, and by how much?
 
-Run with `make bench`, or: python benchmarks/demo.py [--seeds 3] [--out FILE.json]. About three minutes per seed on two
+Run with `make bench`, or: python benchmarks/demo.py [--seeds 3] [--out FILE.json]. About a minute per seed on two
 CPU cores. A table goes to stderr; the last line of stdout is one JSON document.
 """
 

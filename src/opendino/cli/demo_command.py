@@ -1,4 +1,4 @@
-"""Train a small model on generated images, about five minutes: opendino demo [--out RUN]"""
+"""Train a small model on generated images, about a minute: opendino demo [--out RUN]"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""DINO on ten synthetic gray textures of 32 px: learns in five minutes on two CPU cores.
+"""DINO on ten synthetic gray textures of 32 px: learns in a minute on two CPU cores.
 
 Command: `make demo`, or `opendino demo`
 """
