@@ -28,6 +28,15 @@ def test_counts_sizes_depth_and_files_that_cannot_be_used(tmp_path: Path) -> Non
     assert len(found.examples) == 5
 
 
+def test_gray_and_rgb_photographs_belong_together(tmp_path: Path) -> None:
+    for number in range(6):  # most are gray
+        scene(number).convert("L" if number < 4 else "RGB").save(tmp_path / f"{number}.jpg")
+    found = look_at(str(tmp_path))
+    assert not found.bad and len(found.examples) == 6
+    assert found.facts["looked at"].startswith("6 of 6 images") and found.facts["channels"].startswith("3: red")
+    assert found.facts["notes"] == "gray, read as RGB (4 of 6 images)"
+
+
 def test_16_bit_images_are_shown_by_the_range_of_the_set(tmp_path: Path) -> None:
     for number in range(4):
         tifffile.imwrite(tmp_path / f"{number}.tif", np.full((16, 16), 1000 + 100 * number, np.uint16))

@@ -155,6 +155,9 @@ def survey(source: ImageFiles, num: int = NUM_IMAGES, seed: int = 0) -> Survey:
         num: Number of images to read.
         seed: Seed of the sample.
 
+    Returns:
+        What they have in common; if all are 8-bit photographs, gray ones count as RGB.
+
     Raises:
         UserError: No sampled image can be read; or pages have no known meaning: the message names the flags.
     """
@@ -162,8 +165,11 @@ def survey(source: ImageFiles, num: int = NUM_IMAGES, seed: int = 0) -> Survey:
     found: list[tuple[str, DecodedImage]] = []  # with a sample of their pixels, [1 N C]
     others: list[tuple[str, str]] = []
     sizes: list[tuple[int, int]] = []
+    only_photographs = True
     for key, image in _images(source, _sample(source, num, rng), others):
-        if not isinstance(image, DecodedImage):
+        if isinstance(image, DecodedImage):
+            only_photographs = False
+        else:
             try:
                 image = readers.read(image, source.reading) if isinstance(image, bytes) else from_array(image, RGB)
             except BadImage as error:
@@ -175,6 +181,8 @@ def survey(source: ImageFiles, num: int = NUM_IMAGES, seed: int = 0) -> Survey:
         raise UserError(
             f"None of {len(others)} images can be read, e.g. {others[0][0]}: {others[0][1]}", "Convert them"
         )
+    if only_photographs:  # as in `has_only_photographs`: then all are trained on as RGB
+        found = [(key, _as_rgb(image)) for key, image in found]
     return _summary(found, others, sizes)
 
 
@@ -214,6 +222,14 @@ def _thinned(image: DecodedImage, rng: np.random.Generator) -> DecodedImage:
     pixels = np.ascontiguousarray(image.pixels.reshape(-1, channels)[chosen][None])
     missing = None if image.nodata is None else image.nodata.reshape(-1, channels)[chosen][None]
     return DecodedImage(pixels, image.channels, image.value_range, missing, image.notes)
+
+
+def _as_rgb(image: DecodedImage) -> DecodedImage:
+    """A gray photograph with its values in three channels; any other image itself."""
+    if image.channels == RGB:
+        return image
+    pixels = np.repeat(image.pixels, 3, 2)
+    return DecodedImage(pixels, RGB, image.value_range, None, (*image.notes, "gray, read as RGB"))
 
 
 def _summary(
