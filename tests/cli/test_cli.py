@@ -212,13 +212,13 @@ class Stop:
             raise UserError("here")
 
 sys.meta_path.insert(0, Stop())
-for typed in ("train photos", "demo", "resume run", "continue run"):
+for typed in ("train photos", "demo", "resume run", "continue run", "app photos"):
     main([*typed.split(), "--json"])
 """
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
-    expected = [f"opendino {verb}: importing PyTorch ..." for verb in ("train", "demo", "resume", "continue")]
+    expected = [f"opendino {verb}: importing PyTorch ..." for verb in ("train", "demo", "resume", "continue", "app")]
     assert ended.stderr.splitlines() == [line for told in expected for line in (told, "opendino: here")]
-    assert [json.loads(line)["error"]["message"] for line in ended.stdout.splitlines()] == ["here"] * 4
+    assert [json.loads(line)["error"]["message"] for line in ended.stdout.splitlines()] == ["here"] * 5
 
 
 @pytest.mark.parametrize("verb", ["print('x' * 10**6)", "sys.stdout.write('x')", "sys.exit(0)"])

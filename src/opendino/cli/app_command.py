@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Annotated
 import tyro
 from msgspec import Meta
 
-from opendino.cli import Outcome, flags
+from opendino.cli import Outcome, flags, say_torch_is_imported
 from opendino.core import log
 from opendino.core.errors import UserError
 from opendino.core.ranges import Checked
@@ -41,8 +42,11 @@ class Config(Checked):
 def run(args: list[str]) -> Outcome:
     """Serve the page until Ctrl-C."""
     config = flags.parse(Config, args, "opendino app", "Train, look and search in the browser.")
+    say_torch_is_imported("app")
     gc.disable()  # garbage collection during the imports takes a fifth of the start-up time and frees nothing
     try:
+        importlib.import_module("torch")
+        log.say("opendino app: importing Gradio ...")
         from opendino.app.page import serve
     except ImportError as error:
         if error.name != "gradio":
@@ -57,6 +61,7 @@ def run(args: list[str]) -> Outcome:
     names = config.names or (("runs",) if Path("runs").is_dir() else ())
     out = Path(config.out).expanduser() if config.out else None
     device = distributed.device(config.device)
+    log.say("opendino app: building the page ...")
     with (
         Interrupt(),
         serve(names, device=device, host=config.host, port=config.port, out=out, trainings=config.trainings) as address,
