@@ -255,7 +255,13 @@ def test_progress_is_drawn_and_failures_are_told(tmp_path: Path) -> None:
     assert curves.color(out) in drawn and "backbone = &lt;conv4&gt;" in drawn
     assert "<b>Stopped:</b>" in train_tab.draw(FakeJob(out, stopped=True), False, curves)
     assert "&lt;x&gt;" in train_tab.draw(FakeJob(out, message="<x>"), False, curves)
-    assert "<b>Training:</b> 0 steps" in train_tab.draw(FakeJob(tmp_path / "none"), True, curves)
+
+
+def test_before_the_first_step_the_page_shows_what_the_run_says_last(tmp_path: Path) -> None:
+    curves = run_curves.Reader()
+    assert "<b>Training, no step yet:</b> backbone = &lt;conv4&gt;" in train_tab.draw(FakeJob(tmp_path), True, curves)
+    stopped = train_tab.draw(FakeJob(tmp_path, stopped=True), False, curves)
+    assert "Stopped before the first step; nothing was saved" in stopped and "is chosen" not in stopped
 
 
 @pytest.mark.parametrize(
@@ -269,8 +275,14 @@ def test_the_time_left_follows_from_the_speed_so_far(num_images: int, text: str)
 
 
 def test_only_choices_of_the_page_become_flags() -> None:
-    flags = train_tab.server_flags("A trial of 10 steps", "Classes", "max")
+    flags = train_tab.server_flags("A trial of 10 steps", None, "Classes", "max")
     assert flags == ["--steps", "10", "--labels", "folders", "--stack", "max"]
-    for wrong in (("--init x", "Classes", "ask"), ("A trial of 10 steps", "/etc/passwd", "ask"), ([], "Classes", "0")):
+    assert train_tab.server_flags("Minutes", 7.5, "Not said", "ask")[:2] == ["--minutes", "7.5"]
+    assert train_tab.server_flags("Minutes", 10_000, "Not said", "ask")[:2] == ["--minutes", "10000"]
+    trial = "A trial of 10 steps"
+    for wrong in (("--init x", 1, "Classes", "ask"), (trial, 1, "/etc/passwd", "ask"), ([], 1, "Classes", "0")):
         with pytest.raises(UserError, match="not among the choices"):
             train_tab.server_flags(*wrong)
+    for minutes in (0.4, 10_001, None, "1 --init x"):
+        with pytest.raises(UserError, match=r"from 0\.5 to 10000"):
+            train_tab.server_flags("Minutes", minutes, "Classes", "ask")

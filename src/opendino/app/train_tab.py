@@ -29,11 +29,8 @@ _GENERATED = {
 }
 _UPLOADED = "My own images (.zip)"
 _NETWORKS = {"Four convolutions (fast)": "conv4", "Small vision transformer": "vit_tiny/4"}
-_LENGTHS = {
-    "As long as recommended": [],
-    "About 20 minutes": ["--minutes", "20"],
-    "A trial of 10 steps": ["--steps", "10"],
-}
+_MINUTES, _TRIAL = "Minutes", "A trial of 10 steps"
+_DEFAULT_MINUTES, _SHORTEST, _LONGEST = 20, 0.5, 10_000
 _FOLDERS = {"Not said": "auto", "Classes": "folders", "Dates, batches or other": "none"}
 STACKS = ("ask", "channels", "max", "mean", "images")
 """Values of --stack that name a meaning of pages."""
@@ -57,7 +54,8 @@ def build(context: Context, head: Head) -> None:
     def begin(values: dict[Any, Any], request: gr.Request) -> tuple[Any, ...]:
         chosen, data = values[inputs.images], context.catalog.data()
         if chosen in data:
-            flags = server_flags(values[inputs.length], values[inputs.folders], values[inputs.stack])
+            settings = (inputs.length, inputs.minutes, inputs.folders, inputs.stack)
+            flags = server_flags(*(values[each] for each in settings))
             context.jobs.start_on_server_images(data[chosen], flags)
         else:
             raw = values[inputs.upload] if chosen == _UPLOADED else None
@@ -102,6 +100,7 @@ def build(context: Context, head: Head) -> None:
 class _Inputs(NamedTuple):
     images: gr.Radio
     length: gr.Radio
+    minutes: gr.Number
     folders: gr.Radio
     stack: gr.Dropdown
     upload: gr.File
@@ -115,7 +114,13 @@ def _inputs(context: Context) -> _Inputs:
     choices = [*data, *_GENERATED, _UPLOADED]
     images = gr.Radio(choices, value=choices[0], label="Images")
     with gr.Column(visible=bool(data)) as own:
-        length = gr.Radio(list(_LENGTHS), value=next(iter(_LENGTHS)), label="Length")
+        length = gr.Radio([_MINUTES, _TRIAL], value=_MINUTES, label="Length")
+        minutes = gr.Number(
+            _DEFAULT_MINUTES,
+            label=f"Number of minutes, {_SHORTEST} to {_LONGEST:,}",
+            minimum=_SHORTEST,
+            maximum=_LONGEST,
+        )
         folders = gr.Radio(list(_FOLDERS), value=next(iter(_FOLDERS)), label="Sub-folders are")
         stack = gr.Dropdown(list(STACKS), value="ask", label="Pages of a file are (stacks only)")
     with gr.Column(visible=not data) as small:
@@ -130,19 +135,22 @@ def _inputs(context: Context) -> _Inputs:
             gr.update(visible=kind == _UPLOADED),
         )
 
-    images.change(choose, images, [own, small, upload], queue=False, api_visibility="private")
-    return _Inputs(images, length, folders, stack, upload, network, steps)
+    private: dict[str, Any] = {"api_visibility": "private"}
+    images.change(choose, images, [own, small, upload], queue=False, **private)
+    length.change(lambda kind: gr.update(visible=kind == _MINUTES), length, minutes, queue=False, **private)
+    return _Inputs(images, length, minutes, folders, stack, upload, network, steps)
 
 
-def server_flags(length: str, folders: str, stack: str) -> list[str]:
+def server_flags(length: str, minutes: Any, folders: str, stack: str) -> list[str]:
     """Flags of `opendino train` for the choices on the page.
 
     Raises:
-        UserError: A value is not among the choices.
+        UserError: A value is not among the choices, or the number of minutes is out of its range.
     """
-    if length not in [*_LENGTHS] or folders not in [*_FOLDERS] or stack not in STACKS:
+    if length not in [_MINUTES, _TRIAL] or folders not in [*_FOLDERS] or stack not in STACKS:
         raise UserError("A setting is not among the choices", "Choose it on this page")
-    return [*_LENGTHS[length], "--labels", _FOLDERS[folders], "--stack", stack]
+    duration = ["--steps", "10"] if length == _TRIAL else ["--minutes", f"{bounded(minutes, _SHORTEST, _LONGEST):g}"]
+    return [*duration, "--labels", _FOLDERS[folders], "--stack", stack]
 
 
 def _data_and_flags(images: str, uploaded: Path | None, network: str) -> tuple[str | Path, list[str]]:
@@ -165,7 +173,7 @@ def _data_and_flags(images: str, uploaded: Path | None, network: str) -> tuple[s
 
 
 def draw(training: TrainingJob, running: bool, curves: Reader) -> str:
-    """Progress, time left and k-NN accuracy of a training, as HTML."""
+    """Progress, time left and k-NN accuracy of a training, as HTML; before its first step what it says last."""
     path = training.out / "metrics.jsonl"
     rows = metrics_log.rows(path) if path.is_file() else []
     done = max((row["step"] for row in rows), default=0)
@@ -175,20 +183,23 @@ def draw(training: TrainingJob, running: bool, curves: Reader) -> str:
         total = batch = 0
     evaluated = next((row for row in reversed(rows) if row.get("knn")), {})
     title = f"k-NN accuracy after {evaluated.get('step', 0):,} steps:"
+    said = training.said
     names = {(True, True): "Stopping", (True, False): "Training", (False, True): "Stopped", (False, False): "Done"}
     return templates.render(
         "training.html",
         failed=training.failed,
         state=names[running, training.stopped],
+        done=done,
+        running=running,
+        last_line=said[-1].strip().removeprefix("opendino train: ") if said else "starting Python ...",
         color=curves.color(training.out),
         steps=f"{done:,} of {total:,}" if total else f"{done:,}",
         percent=100 * done / total if total else 0,
         left=_time_left(rows, (total - done) * batch) if running and total else "",
-        ready=rows and not running,
         charts={title: panels.bars(evaluated)} if evaluated else {},
         baseline=baseline_text(evaluated),
         verdict=verdict.of_rows(rows, total, cures(settings)) if rows and total and not running else None,
-        said=training.said[-40:],
+        said=said[-40:],
     )
 
 
