@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,9 @@ def test_only_copies_by_pixels_are_redundant(place: Path, capsys: pytest.Capture
     assert "1 groups of near-duplicates among 9 images: 1 of 9" in text  # the features of this model tell little apart
     assert "1 images are copies of another by their pixels and are redundant; 7 more only look similar" in text
     assert Image.open(place / "groups.png").convert("RGB").width > 8 * 160
+    assert main([*words, "--sheet", "groups.svg"]) == 0
+    capsys.readouterr()
+    assert re.findall("group [^<]*", (place / "groups.svg").read_text()) == [f"group 1: {n}/9" for n in range(1, 9)]
     (place / "photos/8.png").unlink()
     assert main([*words, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)

@@ -10,6 +10,7 @@ import gradio as gr
 
 from opendino.app.context import NETWORK, Context, Head, bounded, handle_errors
 from opendino.embeddings.duplicate_groups import Duplicates, find_duplicates
+from opendino.features.duplicate_threshold import EQUAL
 
 NAME = "Duplicates"
 
@@ -65,11 +66,18 @@ def captions(found: Duplicates) -> Iterator[tuple[str, str]]:
 
 def sentence(found: Duplicates, num_images: int) -> str:
     """What was found, in words."""
-    text = f"{len(found.groups):,} groups among {num_images:,} images, cosine {found.threshold:.4g} or more."
+    text = f"{len(found.groups):,} groups among {num_images:,} images, with {_at_least(found.threshold)}."
     if found.cosines:
-        text += f" Half of all images have another at {found.cosines.nearest[1]:.4g} or more."
+        text += f" Half of all images have another with {_at_least(found.cosines.nearest[1])}."
     if found.groups:
         text += f" {len(found.copies):,} are copies by their pixels; {found.num_similar:,} only look similar."
     if found.num_unread:
         text += f" {found.num_unread:,} could not be read and are not compared by pixels."
     return text
+
+
+def _at_least(cosine: float) -> str:
+    """The smallest cosine, in words; with more than four digits where four would say 1."""
+    if cosine >= EQUAL:
+        return "identical vectors"
+    return f"cosine {cosine:.4g} or more" if cosine < 0.9999 else f"cosine {cosine:.6f} or more"

@@ -113,5 +113,7 @@ def _tiles(groups: Sequence[Sequence[Member]]) -> list[list[tuple[str, str] | No
                 break
             rows.append([])
         rows[-1] += [None] if rows[-1] else []
-        rows[-1] += [(each.key, f"{number} of {len(group)}: {each.mark}") for each in shown]
+        rows[-1] += [
+            (each.key, f"group {number}: {place}/{len(group)}\n{each.mark}") for place, each in enumerate(shown, 1)
+        ]
     return rows
