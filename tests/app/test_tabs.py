@@ -17,6 +17,7 @@ from opendino.app import (
     chart_grid,
     context,
     curves_tab,
+    duplicates_tab,
     model_cache,
     run_curves,
     temperature_tab,
@@ -25,6 +26,7 @@ from opendino.app import (
 )
 from opendino.core import metrics_log
 from opendino.core.errors import UserError
+from opendino.embeddings.duplicate_groups import Duplicates
 from opendino.visualize.drawing import panels
 from opendino.visualize.drawing.style import COLORS
 
@@ -261,7 +263,13 @@ def test_before_the_first_step_the_page_shows_what_the_run_says_last(tmp_path: P
     curves = run_curves.Reader()
     assert "<b>Training, no step yet:</b> backbone = &lt;conv4&gt;" in train_tab.draw(FakeJob(tmp_path), True, curves)
     stopped = train_tab.draw(FakeJob(tmp_path, stopped=True), False, curves)
-    assert "Stopped before the first step; nothing was saved" in stopped and "is chosen" not in stopped
+    assert "Stopped before the first step; nothing was saved" in stopped and "model" not in stopped
+
+
+def test_a_finished_training_names_its_model(tmp_path: Path) -> None:
+    out = write_run(tmp_path / "run", 100, 100)
+    drawn = train_tab.draw(FakeJob(out), False, run_curves.Reader(), "runs/<a>")
+    assert "choose its model at the top of the page: <b>runs/&lt;a&gt;</b>" in drawn
 
 
 @pytest.mark.parametrize(
@@ -272,6 +280,20 @@ def test_the_time_left_follows_from_the_speed_so_far(num_images: int, text: str)
     rows = [{"images_per_second": 100.0}, {"images_per_second": 100.0}, {"images_per_second": 1.0}, {}]
     assert train_tab._time_left(rows, num_images) == text
     assert train_tab._time_left([{}], num_images) == ""
+
+
+@pytest.mark.parametrize(
+    ("threshold", "text"),
+    [
+        (0.95, "with cosine 0.95 or more."),
+        (0.99961, "with cosine 0.9996 or more."),
+        (0.99997, "with cosine 0.999970 or more."),
+        (1.0, "with identical vectors."),
+    ],
+)
+def test_a_threshold_below_1_is_never_told_as_1(threshold: float, text: str) -> None:
+    found = duplicates_tab.sentence(Duplicates([], threshold, None, 0), 24)
+    assert found == f"0 groups among 24 images, {text}"
 
 
 def test_only_choices_of_the_page_become_flags() -> None:

@@ -38,12 +38,17 @@ def build(context: Context, head: Head) -> None:
         if image is None:
             return [], ""
         shown = context.table(name)
-        network = _model_of(context, shown.table, [chosen, *context.models(session_id(request))], session_id(request))
+        session = session_id(request)
+        made_by, network = _model_of(context, shown.table, [chosen, *context.models(session)], session)
         nearest = shown.table.nearest(network.embed(image).float().cpu(), int(bounded(k, 1, 60)))
         hits = list(zip(nearest.keys[0], nearest.scores[0], strict=True))
         images = [(shown.thumbnail(key), f"{score:.2f} · {key}") for key, score in hits]
         how = "exact search" if nearest.exact else "approximate search (index)"
-        return images, f"{len(hits)} of {len(shown.table):,} images, {how}.{shown.hint}"
+        other = "" if made_by == chosen else ", not the one at the top of the page"
+        return images, (
+            f"{len(hits)} of {len(shown.table):,} images, {how}, with the model that made the table: "
+            f"`{made_by}`{other}.{shown.hint}"
+        )
 
     gr.on(
         [picture.change, head.table.change, number.change],
@@ -56,11 +61,11 @@ def build(context: Context, head: Head) -> None:
     )
 
 
-def _model_of(context: Context, table: EmbeddingTable, names: list[str | None], session: str) -> Model:
-    """The model among `names` that made a table, found by its fingerprint."""
+def _model_of(context: Context, table: EmbeddingTable, names: list[str | None], session: str) -> tuple[str, Model]:
+    """Name and model of the one among `names` that made a table, found by its fingerprint."""
     for name in dict.fromkeys(names):
         if name is not None and (found := context.model(name, session)).fingerprint == table.about["fingerprint"]:
-            return found
+            return name, found
     made_by = table.about["model"]
     raise UserError(
         f"{table.name} was made by {made_by}, which is not open", f"Run: opendino app {made_by} {table.name}"

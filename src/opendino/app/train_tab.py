@@ -65,17 +65,19 @@ def build(context: Context, head: Head) -> None:
             context.jobs.start(session_id(request), small_set, flags)
         return "<p>Starting …</p>", *_buttons(running=True)
 
-    def show(request: gr.Request) -> tuple[Any, ...]:
+    def show(chosen: str | None, request: gr.Request) -> tuple[Any, ...]:
         training = context.jobs.latest(session_id(request))
         if training is None:
             return "<p>Nothing is running.</p>", *_buttons(running=False), gr.skip(), 0
         running = training.running  # read before the metrics: if it has ended, they are complete
-        choices = gr.skip()
+        choices, model = gr.skip(), ""
         if not running:
             known = context.models(session_id(request))
-            mine = [name for name, path in known.items() if Path(path) == training.out]
-            choices = gr.update(choices=list(known), value=mine[0]) if mine else gr.update(choices=list(known))
-        return draw(training, running, context.curves), *_buttons(running), choices, _size(training)
+            model = next((name for name, path in known.items() if Path(path) == training.out), "")
+            # Somebody who works with another model keeps it.
+            value = {"value": model} if model and chosen not in known else {}
+            choices = gr.update(choices=list(known), **value)
+        return draw(training, running, context.curves, model), *_buttons(running), choices, _size(training)
 
     def halt(request: gr.Request) -> None:
         if training := context.jobs.latest(session_id(request)):
@@ -84,7 +86,8 @@ def build(context: Context, head: Head) -> None:
     private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     start.click(handle_errors(begin), {*inputs}, [page, *buttons], preprocess=False, **private)
     stop.click(handle_errors(halt), None, None, **private)
-    timer.tick(handle_errors(show), None, [page, *buttons, head.model, measured], **private)
+    outputs = [page, *buttons, head.model, measured]
+    timer.tick(handle_errors(show), [head.model], outputs, preprocess=False, **private)
 
     with charts:
 
@@ -172,8 +175,15 @@ def _data_and_flags(images: str, uploaded: Path | None, network: str) -> tuple[s
     return uploaded, [*flags, "--val", "None", "--batch", str(min(64, max(2, number // 2)))]
 
 
-def draw(training: TrainingJob, running: bool, curves: Reader) -> str:
-    """Progress, time left and k-NN accuracy of a training, as HTML; before its first step what it says last."""
+def draw(training: TrainingJob, running: bool, curves: Reader, model: str = "") -> str:
+    """Progress, time left and k-NN accuracy of a training, as HTML; before its first step what it says last.
+
+    Args:
+        training: The training.
+        running: Whether it is running.
+        curves: Colors of the runs.
+        model: Name of its model at the top of the page; empty while there is none.
+    """
     path = training.out / "metrics.jsonl"
     rows = metrics_log.rows(path) if path.is_file() else []
     done = max((row["step"] for row in rows), default=0)
@@ -191,6 +201,7 @@ def draw(training: TrainingJob, running: bool, curves: Reader) -> str:
         state=names[running, training.stopped],
         done=done,
         running=running,
+        model=model,
         last_line=said[-1].strip().removeprefix("opendino train: ") if said else "starting Python ...",
         color=curves.color(training.out),
         steps=f"{done:,} of {total:,}" if total else f"{done:,}",
