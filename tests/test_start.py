@@ -7,6 +7,7 @@ import dataclasses
 import importlib.util
 import json
 import shutil
+import signal
 import sys
 import types
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ from opendino.core import registry
 from opendino.core.errors import BadImage, UsageError, UserError
 from opendino.data.sources import python
 from opendino.engine import checkpoint
+from opendino.engine.interrupt import Interrupted
 from opendino.engine.run_result import Result
 from opendino.views import settings as view_settings
 
@@ -119,6 +121,24 @@ def test_a_dataset_a_network_and_callbacks_train_and_resume(tmp_path: Path) -> N
         opendino.resume(tmp_path / "part", steps=8, data=Squares(seed=1))
     model = opendino.load(tmp_path / "whole")
     assert model.backbone.name == "python:network" and model.embed([Squares()[0][0]]).shape == (1, 12)
+
+
+def test_ctrl_c_ends_with_the_calls_that_resume(tmp_path: Path) -> None:
+    class CtrlC(opendino.Callback):
+        def on_checkpoint(self, step: int, folder: Path) -> None:
+            if step == 2:
+                signal.raise_signal(signal.SIGINT)
+
+    given = {"backbone": network, "method": SMALL_DINO} | FAST
+    with pytest.raises(Interrupted) as stopped:
+        opendino.train(Squares(), val=Squares(), out=tmp_path / "run", callbacks=[CtrlC()], **given)
+    calls = f'opendino.register_backbone("network", network); opendino.resume("{tmp_path}/run", data=..., val=...)'
+    assert stopped.value.hint == f"Continue with: {calls}"
+    del registry._added[registry.BACKBONES]["python:network"]  # a new process knows no network
+    with pytest.raises(UserError, match=r'before: opendino\.register_backbone\("network", network\)'):
+        opendino.resume(tmp_path / "run", data=Squares(), val=Squares())
+    exec(calls.replace("...", "Squares()"), globals())
+    assert checkpoint.state(checkpoint.newest(tmp_path / "run") or tmp_path)["step"] == 6
 
 
 def test_killed_it_resumes_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

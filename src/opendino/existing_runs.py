@@ -18,6 +18,7 @@ from opendino.core.contracts import Source
 from opendino.core.errors import UsageError, UserError
 from opendino.data import fingerprint
 from opendino.data.held_out import with_held_out
+from opendino.data.sources import python
 from opendino.engine import optim
 from opendino.engine.run_folder import STARTUP_FILES
 
@@ -69,7 +70,7 @@ def _folder(config: Config) -> Path | UserError:
     is_run = (path / "config.yaml").exists()
     taken = path.is_dir() and any(file.name not in STARTUP_FILES for file in path.iterdir())
     if path.is_file() or (taken and not (is_run and config.resume)):
-        hint = f"Continue with: opendino resume {path}; or choose" if is_run else "Choose"
+        hint = f"Continue with: {how_to_resume(config, path)}; or choose" if is_run else "Choose"
         return UserError(f"'{path}' exists already", f"{hint} another --out")
     return path
 
@@ -84,6 +85,18 @@ def read_run_config(run: str | Path) -> ResolvedConfig:
     if not path.is_file():
         raise UserError(f"'{run}' is no run folder: it has no config.yaml", "Start one with: opendino train DATA")
     return configs.resolved(configs.from_tree(configs.read_tree(path)))
+
+
+def how_to_resume(config: Config, folder: Path) -> str:
+    """The command that resumes a run; the calls in Python if its images, network or method were given there."""
+    images = "".join(f", {name}=..." for name in ("data", "val") if python.matches(getattr(config, name) or ""))
+    network, method = config.backbone.removeprefix("python:"), configs.to_tree(config)["method"]
+    calls = [f'opendino.register_backbone("{network}", {network})'] if network != config.backbone else []
+    if method.get("from") == "Python":
+        calls.append(f'opendino.register_method("{method["name"]}", {method["name"]})')
+    if not calls and not images:
+        return f"opendino resume {folder}"
+    return "; ".join([*calls, f'opendino.resume("{folder}"{images})'])
 
 
 def save_request(folder: Path, request: Config) -> None:
@@ -197,7 +210,7 @@ def requested_length(folder: Path, request: Config) -> dict[str, Any]:
     if other:
         raise UsageError(
             f"'{folder}' holds a run with other settings: {', '.join(other)}",
-            f"Continue it with its own settings: opendino resume {folder}; or start a new run with another --out",
+            f"Continue it as it is: {how_to_resume(before, folder)}; or start a new run with another --out",
         )
     lengths = {name: getattr(request, name) for name in ("steps", "epochs")} if changed else {}
     return {name: value for name, value in lengths.items() if value not in (None, "auto")}

@@ -193,7 +193,8 @@ def _train(run: _Run, stream: Iterator[loader.Batch], interrupt: Interrupt, lock
             if stopping and done < total:
                 run.background.wait()
                 raise Interrupted(
-                    f"Stopped at step {done} of {total}, state saved", f"Continue with: opendino resume {run.folder}"
+                    f"Stopped at step {done} of {total}, state saved",
+                    f"Continue with: {existing_runs.how_to_resume(config, run.folder)}",
                 )
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 
 import pytest
 
@@ -17,6 +19,13 @@ def test_exit_codes_and_pickling(kind: type[UserError], code: int) -> None:
     again = pickle.loads(pickle.dumps(error))
     assert type(again) is kind
     assert (again.message, again.hint, again.exit_code, str(again)) == ("'x' is wrong", "Use y", code, str(error))
+
+
+def test_uncaught_an_interrupted_run_is_one_message() -> None:
+    script = "from opendino.engine.interrupt import Interrupted; raise Interrupted('Stopped', 'Continue with: x')"
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (1, "Stopped. Continue with: x\n")
+    assert issubclass(Interrupted, Exception)  # callers catch it as any other error
 
 
 def test_a_hint_is_optional() -> None:

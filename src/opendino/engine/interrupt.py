@@ -10,11 +10,15 @@ from typing import Any
 from opendino.core.errors import UserError
 
 
-class Interrupted(UserError):
-    """The run was interrupted and has saved its state (exit code 130)."""
+class Interrupted(UserError, SystemExit):
+    """The run was interrupted and has saved its state (exit code 130).
+
+    A script that does not catch it ends with the message, without a traceback.
+    """
 
     def __init__(self, message: str, hint: str = "", exit_code: int = 130) -> None:
         super().__init__(message, hint, exit_code)
+        self.code = str(self)  # Python prints the code of a SystemExit if it is text
 
 
 class Interrupt:

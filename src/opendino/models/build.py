@@ -60,7 +60,8 @@ def backbone(
     if name in registry.names(registry.BACKBONES):
         return from_factory(name, registry.load(registry.BACKBONES, name), kwargs)
     if name.startswith("python:"):
-        hint = "Name it again: opendino.register_backbone(NAME, factory)"
+        bare = name.removeprefix("python:")
+        hint = f'Name the function that builds it again, before: opendino.register_backbone("{bare}", {bare})'
         raise UserError(f"The network '{name}' was passed from Python, and is not known here", hint)
     from opendino.models.timm_backbone import TimmBackbone
 
