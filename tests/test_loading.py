@@ -105,6 +105,23 @@ def test_arrays_of_two_dimensions_are_gray_images(model: ImageModel, as_tensor: 
         assert torch.allclose(model.embed([given, given])[1:], expected, atol=1e-5)
 
 
+def test_datasets_are_taken_as_in_training(model: ImageModel) -> None:
+    images = [Image.new("RGB", (24, 24), (200 * (number % 2), 9, number)) for number in range(12)]
+    labeled = [(image, number % 2) for number, image in enumerate(images)]
+    vectors = model.embed(images)
+    assert isinstance(vectors, torch.Tensor)
+    for dataset in (labeled, [{"image": image} for image in images], torch.utils.data.Subset(labeled, range(12))):  # pyright: ignore[reportArgumentType]
+        found = model.embed(dataset)
+        assert isinstance(found, EmbeddedImages) and torch.allclose(found.vectors, vectors, atol=1e-5)
+        assert found.search(images[3], k=1)[0].position == 3
+    report = opendino.evaluate.knn(model, train=labeled, val=labeled[:6], k=[1], device="cpu")
+    assert (report.fields["top1"], report.fields["num_train"], report.fields["num_val"]) == (100, 12, 6)
+    with pytest.raises(UsageError, match="A int is not a dataset of images"):
+        model.embed(7)
+    with pytest.raises(UsageError, match="A int is not a dataset of images"):
+        opendino.evaluate.knn(model, train=7)
+
+
 def test_evaluations_are_functions(model: ImageModel, tmp_path: Path) -> None:
     for name, color in (("red", (200, 9, 9)), ("blue", (9, 9, 200))):
         (tmp_path / name).mkdir()

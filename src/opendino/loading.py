@@ -9,11 +9,12 @@ from torch import Tensor
 
 from opendino.core.contracts import Source
 from opendino.data.decode import SUFFIXES
+from opendino.data.sources import python
 from opendino.embedded_images import EmbeddedImages
 from opendino.engine.run_result import Result
 from opendino.features.feature_table import table
 from opendino.models import load as models
-from opendino.models.load import Images, Model
+from opendino.models.load import ImageInput, Images, Model
 
 
 class ImageModel(Model):
@@ -31,25 +32,30 @@ class ImageModel(Model):
     def embed(self, images: str | Path, batch: int = 64) -> Any: ...
     @overload
     def embed(self, images: Images, batch: int = 64) -> Tensor: ...
-    def embed(self, images: Images | Source, batch: int = 64) -> Tensor | EmbeddedImages:
+    @overload
+    def embed(self, images: Any, batch: int = 64) -> Any: ...
+    def embed(self, images: Images | Source | Any, batch: int = 64) -> Tensor | EmbeddedImages:
         """Compute features, `batch` images at a time; not L2-normalized.
 
         Args:
             images: One or several images, see `models.load.Model`; or a folder, an archive, a list of paths, any other
-                DATA of the command line, or a `Source`.
+                DATA of the command line, a `Source`, or a map-style dataset as for `opendino.train`.
             batch: Images per forward pass.
 
         Returns:
-            Features float32 `[B D]` on the model's device; for a folder or other DATA an `EmbeddedImages`, which can
-            be searched.
+            Features float32 `[B D]` on the model's device; for a folder, other DATA or a dataset an `EmbeddedImages`,
+            which can be searched.
 
         Raises:
+            UsageError: It is none of these.
             UserError: An image, or all images of a folder, cannot be read.
         """
         if isinstance(images, str | Path) and Path(images).suffix.lower() not in SUFFIXES:
             images = self.reading.open_images(str(images))
-        if not isinstance(images, Source):
+        if _are_images(images):
             return super().embed(images, batch)
+        if not isinstance(images, Source):
+            images = self.reading.images(python.PythonSource(images))
         found = table(self, images, batch=batch)
         return EmbeddedImages(self, images, found.indices.tolist(), found.features, list(found.bad))
 
@@ -72,3 +78,9 @@ def load(model: str | Path | Result, which: str | None = None, *, classifier: bo
     loaded = ImageModel(found.backbone, found.preprocessing, found.description, found.classifier, found.which)
     loaded.name = name
     return loaded
+
+
+def _are_images(images: Any) -> bool:
+    """Whether it is one image or a list of images, not a dataset whose items may also have labels."""
+    several = isinstance(images, list | tuple) and all(isinstance(each, ImageInput) for each in images)
+    return several or isinstance(images, ImageInput)

@@ -96,7 +96,8 @@ def build(data: str) -> Source:
         return _given[name]
     raise UserError(
         f"The images of '{name}' were passed from Python, and are not known here",
-        "Pass them again: opendino.resume(RUN, data=dataset); on the command line, give a folder",
+        "Pass them again: opendino.resume(RUN, data=dataset), opendino.evaluate.knn(RUN, train=dataset); on "
+        "the command line, name a folder",
     )
 
 
