@@ -110,7 +110,7 @@ def test_datasets_are_taken_as_in_training(model: ImageModel) -> None:
     labeled = [(image, number % 2) for number, image in enumerate(images)]
     vectors = model.embed(images)
     assert isinstance(vectors, torch.Tensor)
-    for dataset in (labeled, [{"image": image} for image in images], torch.utils.data.Subset(labeled, range(12))):  # pyright: ignore[reportArgumentType]
+    for dataset in (labeled, [{"image": image} for image in images], torch.utils.data.Subset(labeled, range(12))):
         found = model.embed(dataset)
         assert isinstance(found, EmbeddedImages) and torch.allclose(found.vectors, vectors, atol=1e-5)
         assert found.search(images[3], k=1)[0].position == 3

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, TypeGuard, overload
 
 from torch import Tensor
 
@@ -80,7 +80,7 @@ def load(model: str | Path | Result, which: str | None = None, *, classifier: bo
     return loaded
 
 
-def _are_images(images: Any) -> bool:
+def _are_images(images: Any) -> TypeGuard[Images]:
     """Whether it is one image or a list of images, not a dataset whose items may also have labels."""
     several = isinstance(images, list | tuple) and all(isinstance(each, ImageInput) for each in images)
     return several or isinstance(images, ImageInput)
