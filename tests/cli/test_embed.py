@@ -98,6 +98,7 @@ def test_without_pyarrow_a_parquet_is_refused_and_a_csv_written(
     assert main(["embed", str(folder), str(photos), "--out", f"{out}.parquet", "--device", "cpu"]) == 1
     assert 'pip install "opendino[search]"' in capsys.readouterr().err
     assert main(["embed", str(folder), str(photos), "--out", f"{out}.csv", "--device", "cpu"]) == 0
+    assert "vectors only: for search, map, duplicates and outliers write a .parquet" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("error", "exit_code"), [(KeyboardInterrupt(), 130), (OSError(28, "No space left"), 1)])

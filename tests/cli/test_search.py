@@ -205,6 +205,7 @@ def test_select_writes_a_list_that_is_data(place: Path, capsys: pytest.CaptureFi
         (["search", "model", "t.lance"], 2, "No image was named"),
         (["search", "model", "no.lance", "photos/1.png"], 1, "There is no table no.lance"),
         (["search", "model", "photos", "photos/1.png"], 2, "is not the name of a table"),
+        (["map", "cells.csv"], 2, "Create one: opendino embed MODEL DATA --out cells.parquet"),
         (["search", "other", "t.lance", "photos/1.png"], 1, "t.lance holds vectors of model, not of other"),
         (["search", "model", "t.lance", "photos/no.png"], 1, "photos/no.png"),
         (["search", "model", "t.lance", "photos/1.png", "-k", "0"], 2, "-k is 0"),

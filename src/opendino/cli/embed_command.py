@@ -78,6 +78,8 @@ def run(args: list[str]) -> Outcome | None:
     lines = [f"{done.written:,} images → {config.out} ({speed})"]
     if done.bad:
         lines.append(f"{done.skipped:,} unreadable left out, e.g. {': '.join(done.bad[0])}; all in {done.listed}")
+    if out.suffix.lower() in (".csv", ".npz"):
+        lines.append("vectors only: for search, map, duplicates and outliers write a .parquet or .lance table")
     fields = {
         "table": config.out,
         "written": done.written,

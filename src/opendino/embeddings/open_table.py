@@ -20,8 +20,8 @@ def open_table(name: str) -> EmbeddingTable:
     kind = name.rpartition(".")[2].lower()
     if kind not in ("lance", "parquet"):
         raise UsageError(
-            f"'{name}' is not the name of a table",
-            "Name a table that ends in .lance or .parquet, created by opendino embed",
+            f"'{name}' is not the name of a table: it does not end in .parquet or .lance",
+            f"Create one: opendino embed MODEL DATA --out {Path(name).stem}.parquet",
         )
     if "://" not in name and not exists(name):
         raise UserError(f"There is no table {name}", f"Create it: opendino embed MODEL DATA --out {name}")
