@@ -8,7 +8,7 @@ from typing import Annotated
 import pytest
 import tyro
 
-from opendino.cli import flags, search_command, train_command
+from opendino.cli import flag_table, flags, search_command, train_command
 from opendino.core.errors import UsageError
 
 
@@ -31,11 +31,19 @@ class Config:
         ("here --all_of_it --fast False", True, False),
         ("here --all-of-it True --num 2 3", True, True),
         ("here --fast --num 2 --all-of-it=False", False, True),
+        ("--fast false here --all_of_it=TRUE", True, False),
     ],
 )
 def test_a_switch_without_a_value_is_true(words: str, all_of_it: bool, fast: bool) -> None:
     found = flags.parse(Config, words.split(), "prog", "Some.")
     assert (found.where, found.all_of_it, found.fast) == ("here", all_of_it, fast)
+
+
+def test_true_and_false_in_any_case_also_where_auto_is_allowed() -> None:
+    words = ["train", "photos", "--report", "false", "--method.head-batch-norm", "true", "--out", "true"]
+    assert flag_table.shipped_help("train", words[1:]) is None
+    config = train_command.parse(words[1:])
+    assert (config.report, config.out) == (False, "true") and vars(config.method)["head_batch_norm"] is True
 
 
 def test_another_value_is_wrong_usage() -> None:

@@ -48,6 +48,11 @@ class Flag:
     advice: str
     required: bool = False
 
+    @property
+    def takes_boolean(self) -> bool:
+        """Whether its value may be True or False."""
+        return any(part.get("type") == "boolean" for part in self.schema.get("anyOf", [self.schema]))
+
 
 @dataclass(frozen=True)
 class Table:
@@ -131,7 +136,7 @@ def check(table: Table, args: Sequence[str]) -> None:
             several = True  # the words after it may be its values
             continue
         switch = flag.schema.get("type") == "boolean"
-        if not equals and switch and (not rest or rest[-1] not in ("True", "False")):
+        if not equals and switch and (not rest or not is_boolean(rest[-1])):
             continue  # a switch without a value is True
         if not equals:
             if not rest or rest[-1].startswith("--"):
@@ -222,6 +227,11 @@ def take(args: list[str], *names: str) -> tuple[list[str], dict[str, str | None]
     return rest, found
 
 
+def is_boolean(word: str) -> bool:
+    """Whether a word is True or False, in any case."""
+    return word.lower() in ("true", "false")
+
+
 def _fits(word: str, schema: dict[str, Any]) -> bool:
     """Whether a word is a value that a JSON Schema allows: the part of JSON Schema that msgspec writes."""
     if "anyOf" in schema:
@@ -232,7 +242,7 @@ def _fits(word: str, schema: dict[str, Any]) -> bool:
         case "null":
             return word == "None"
         case "boolean":
-            return word in ("True", "False")
+            return is_boolean(word)
         case "string":
             return "\0" not in word and re.search(schema.get("pattern", ""), word) is not None
         case "integer" | "number" as kind:
