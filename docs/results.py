@@ -44,7 +44,8 @@ def page(found: dict, name: str) -> str:
             seconds = [run["processor seconds"] for run in runs if "processor seconds" in run]
             cells.append(f"{mean(seconds) / 60:.0f}" if seconds else "")
             lines.append(f"| {WAYS[way]} | {' | '.join(cells)} |")
-        lines.append("")
+        said = ", ".join(run["verdict"] for run in rows["ours"])
+        lines += ["", f"The run's own verdict, from fewer queries: {said}.", ""]
     return "\n".join(lines)
 
 

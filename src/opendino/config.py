@@ -111,7 +111,7 @@ class Config(Checked):
     optim: optim.Config = field(default_factory=optim.Config)
     """Settings of the optimizer."""
     epochs: Positive | Literal["auto"] | None = None
-    """Length in epochs; set this, steps or minutes. auto: 200, or about 10 minutes for small images on a CPU."""
+    """Length in epochs; set this, steps or minutes. auto: 200; on a CPU as many as take 20 minutes."""
     steps: Count | None = None
     """Length in optimizer steps; set this, epochs or minutes."""
     minutes: Positive | None = None

@@ -392,7 +392,7 @@ def _eval_images(wanted: int | str, num_images: int, num_trained: int) -> tuple[
     if isinstance(wanted, int):
         return wanted, "as configured"
     # Ten evaluations of two networks on one view per image cost about 2% of training on a hundred times as many images.
-    number = min(num_images, max(500, min(10_000, num_trained // 100)))
+    number = min(num_images, max(1_500, min(10_000, num_trained // 100)))
     if number == num_images:
         return number, "all images"
-    return number, f"1% of the {num_trained:,} images the run trains on, at least 500 and at most 10,000"
+    return number, f"1% of the {num_trained:,} images the run trains on, at least 1,500 and at most 10,000"

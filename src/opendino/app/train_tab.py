@@ -75,8 +75,8 @@ def build(context: Context, head: Head) -> None:
             known = context.models(session_id(request))
             model = next((name for name, path in known.items() if Path(path) == training.out), "")
             # Somebody who works with another model keeps it.
-            value = {"value": model} if model and chosen not in known else {}
-            choices = gr.update(choices=list(known), **value)
+            value = model if model and chosen not in known else chosen
+            choices = gr.update(choices=list(known), value=value)
         return draw(training, running, context.curves, model), *_buttons(running), choices, _size(training)
 
     def halt(request: gr.Request) -> None:
