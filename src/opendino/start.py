@@ -231,6 +231,8 @@ def _with_settings(config: Config, method: Any, given: dict[str, Any]) -> Config
         config = replace(config, method=method, views={})  # the views of the method
     elif method is not None:
         given["method"] = method
+    if given.get("backbone") and given["backbone"] != config.backbone:
+        given = {"backbone_options": {}, **given}  # the options are those of the other network
     objects = {name: value for name, value in given.items() if dataclasses.is_dataclass(value)}
     tree = {name: _plain(value) for name, value in given.items() if name not in objects}
     return replace(configs.from_tree(tree, config), **objects)

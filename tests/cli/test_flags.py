@@ -8,6 +8,7 @@ from typing import Annotated
 import pytest
 import tyro
 
+import opendino
 from opendino.cli import flag_table, flags, search_command, train_command
 from opendino.core.errors import UsageError
 
@@ -113,3 +114,13 @@ def test_help_shows_plain_types_and_no_ranges(capsys: pytest.CaptureFixture[str]
         assert flag in text
     assert "(required)" in text
     assert "Meta" not in text and "ge=" not in text
+
+
+def test_the_options_of_a_recipes_network_are_replaced_with_it() -> None:
+    from opendino.cli.train_command import parse
+
+    assert parse(["x", "--recipe", "demo"]).backbone_options == {"width": 16}
+    assert parse(["x", "--recipe", "demo", "--backbone-options", "width", "8"]).backbone_options == {"width": 8}
+    assert parse(["x", "--recipe", "demo", "--backbone", "vit_tiny/8"]).backbone_options == {}
+    assert opendino.Config("x", recipe="demo", backbone="vit_tiny/8").backbone_options == {}
+    assert opendino.Config("x", recipe="demo", epochs=3.0).backbone_options == {"width": 16}

@@ -112,7 +112,7 @@ def test_what_is_no_table_is_refused_in_one_line(tmp_path: Path) -> None:
     import lancedb
     import pyarrow as pa
 
-    with pytest.raises(UsageError, match=r"ends in \.lance or \.parquet"):
+    with pytest.raises(UsageError, match=r"does not end in \.parquet or \.lance"):
         open_table("photos")
     with pytest.raises(UserError, match="There is no table"):
         open_table(str(tmp_path / "absent.lance"))

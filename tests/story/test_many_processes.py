@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.factories import DINO
 from torch import Tensor
 
 from opendino import start, training
@@ -24,7 +23,7 @@ from opendino.config import Config
 from opendino.core import distributed
 from opendino.engine import optim
 from opendino.losses import sinkhorn_knopp
-from opendino.methods import byol, lejepa, swav
+from opendino.methods import byol, dino, lejepa, swav
 from opendino.recipes import demo
 from opendino.views.settings import changed
 
@@ -50,8 +49,9 @@ def config(out: Path, method: str, **changes: Any) -> Config:
     parts: dict[str, dict[str, Any]] = {
         "dino": {
             "backbone": "vit/8", "backbone_options": {"embed_dim": 24, "depth": 2, "num_heads": 2},
-            "method": replace(
-                DINO, out_dim=30, hidden_dim=16, bottleneck_dim=8, freeze_last_layer="2", momentum=0.9
+            "method": dino.Config(
+                out_dim=30, hidden_dim=16, bottleneck_dim=8, freeze_last_layer="2", teacher_temp=0.04, momentum=0.9,
+                momentum_end=0.99,
             ),
             "views": changed(recipe.views, {"local.number": 2}),
         },

@@ -109,7 +109,11 @@ def parse_from(base: Config, args: list[str], prog: str, description: str) -> Co
     if given:
         base = replace(base, **dict.fromkeys(set(configs.LENGTHS) - given))
     args = _view_flags(args, list(base.views))
-    return flags.parse(Config, args, prog, description, base, full_help="--help-all")
+    # Without the options of `base`: tyro would take them for flags of their own.
+    config = flags.parse(Config, args, prog, description, replace(base, backbone_options={}), full_help="--help-all")
+    if config.backbone_options or config.backbone != base.backbone:
+        return config
+    return replace(config, backbone_options=base.backbone_options)
 
 
 def brief_help(
