@@ -34,10 +34,11 @@ check: setup
 bench: setup
 	$(BIN)/python benchmarks/demo.py $(ARGS)
 
-# The page of methods and the tables of flags; and the figure of the README, from a run of the demo.
+# The pages of methods and results, and the tables of flags; and the figure of the README, from a run of the demo.
 docs: setup
 	$(BIN)/python docs/methods.py
 	$(BIN)/python docs/flag_tables.py
+	$(BIN)/python docs/results.py
 	test ! -e $(RUN) || $(BIN)/python docs/figures/curve.py $(RUN) docs/figures/demo.svg
 
 lock:

@@ -11,15 +11,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import sys
-import tarfile
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import packs
 import torch
 from record import keep, machine
 from sklearn.linear_model import LogisticRegression
@@ -53,27 +52,23 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as home:
-        packs = {pack: _pack(pack, args, Path(home)) for pack in args.packs}
+        found = {pack: _pack(pack, args, Path(home)) for pack in args.packs}
     document = {
         "what": f"accuracy in percent on the rest, {args.labels} labels drawn at random, mean of {args.draws} draws",
         "machine": machine(),
         "date": time.strftime("%Y-%m-%d"),
         "model": args.model or "untrained conv4",
-        "packs": packs,
+        "packs": found,
     }
     print(f"{'pack':<12}" + "".join(f"{name:>22}" for name in _COLUMNS) + f"{'covered':>22}", file=sys.stderr)
-    for pack, found in packs.items():
-        figures = "".join(f"{found['mean'][name]:>22.2f}" for name in _COLUMNS)
-        print(f"{pack:<12}{figures}{found['covered']:>17} of {args.draws}", file=sys.stderr)
+    for pack, row in found.items():
+        figures = "".join(f"{row['mean'][name]:>22.2f}" for name in _COLUMNS)
+        print(f"{pack:<12}{figures}{row['covered']:>17} of {args.draws}", file=sys.stderr)
     keep(document, args.out)
 
 
 def _pack(pack: str, args: argparse.Namespace, home: Path) -> dict[str, Any]:
-    data = Path(os.environ["OPENDINO_DATA"]) / pack
-    if not data.is_dir():
-        with tarfile.open(data.with_name(f"{pack}.tar.gz")) as tar:
-            tar.extractall(home, filter="data")
-        data = home / pack
+    data = packs.folder(pack, home)
     folder = args.vectors or home
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{pack}.parquet"

@@ -65,7 +65,7 @@ def train(run: Path, folder: Path, seed: int, seconds: float) -> tuple[nn.Module
             per_step = (time.process_time() - began) / TIMED_STEPS
             steps = max(TIMED_STEPS, int(seconds / per_step))
         if steps and step >= steps:
-            return teacher, steps
+            return teacher.eval(), steps
         try:
             crops, _ = next(batches)
         except StopIteration:

@@ -12,9 +12,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import os
 import sys
-import tarfile
 import tempfile
 import time
 from dataclasses import fields
@@ -23,6 +21,7 @@ from statistics import mean, stdev
 from types import ModuleType
 from typing import Any
 
+import packs
 import torch
 from record import keep, machine
 
@@ -92,11 +91,7 @@ def folders(name: str, home: Path) -> tuple[str, str]:
     """Training and validation images of a set."""
     if name == "toy":
         return "toy:textures?n=2000&size=32", "toy:textures?n=1000&size=32&split=val"
-    pack = Path(os.environ["OPENDINO_DATA"]) / name
-    if not pack.is_dir():
-        with tarfile.open(pack.with_name(f"{name}.tar.gz")) as tar:
-            tar.extractall(home, filter="data")
-        pack = home / name
+    pack = packs.folder(name, home)
     return str(pack / "train"), str(pack / "val")
 
 

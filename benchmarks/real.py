@@ -17,7 +17,6 @@ import resource
 import shlex
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
 from collections.abc import Callable
@@ -26,6 +25,7 @@ from statistics import mean, stdev
 from typing import Any, cast
 
 import numpy as np
+import packs
 import torch
 from record import keep, machine
 from torch import Tensor, nn
@@ -37,6 +37,7 @@ from opendino.data import readers
 from opendino.data.open_source import open_source
 from opendino.features.logistic_regression import cross_validated
 from opendino.features.nearest_neighbors import nearest
+from opendino.models.build import backbone
 
 PACKS = ("steel96", "eurosat64", "leaf96", "fluorescence", "bloodcells")
 PHASES = ("G1", "G2", "Prophase", "S_phase")
@@ -109,18 +110,15 @@ def measured(pack: str, args: argparse.Namespace, home: Path) -> Any:
             spent = {"processor seconds": time.process_time() - began, "steps": steps}
             theirs = judged(*(model.embed(str(folder)).vectors for folder in (train, val)), sources)
             yield "lightly", [{"seed": seed, **spent, **theirs}]
-        reset(model.backbone, seed)
+        torch.manual_seed(seed)
+        model.backbone = backbone(model.backbone.name, **model.backbone.kwargs).eval()
         untrained = judged(*(model.embed(str(folder)).vectors for folder in (train, val)), sources)
         yield "untrained", [{"seed": seed, **untrained}]
 
 
 def folders(pack: str, home: Path, part: bool) -> tuple[Path, Path]:
     """Training and validation images of a pack, as folders of links; of `part`, both are parts of train."""
-    packed = Path(os.environ["OPENDINO_DATA"]) / pack
-    if not packed.is_dir():
-        with tarfile.open(packed.with_name(f"{pack}.tar.gz")) as tar:
-            tar.extractall(home / "packs", filter="data")
-        packed = home / "packs" / pack
+    packed = packs.folder(pack, home / "packs")
     to = home / pack
     for split in ("train", "val"):
         kept = [path for path in sorted((packed / ("train" if part else split)).glob("*/*")) if path.is_file()]
@@ -206,14 +204,6 @@ def linear(train: Tensor, labels: Tensor, val: Tensor, truth: Tensor) -> float:
 def percent(right: Tensor) -> float:
     """Share that is true."""
     return 100 * float(right.double().mean())
-
-
-def reset(network: nn.Module, seed: int) -> None:
-    """Random weights, as at the start of a run."""
-    torch.manual_seed(seed)
-    for module in network.modules():
-        if hasattr(module, "reset_parameters"):
-            module.reset_parameters()  # pyright: ignore[reportCallIssue]
 
 
 def line(rows: list[dict[str, Any]]) -> str:

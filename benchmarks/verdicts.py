@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import sys
-import tarfile
 import tempfile
 import time
 from dataclasses import dataclass, replace
@@ -22,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import packs
 import torch
 from PIL import Image
 from record import keep, machine
@@ -198,11 +197,7 @@ def _images(name: str, seed: int, home: Path) -> tuple[str, str]:
         return f"{data}&n=600", f"{data}&n=300&split=val"
     if name in _BAD_IMAGES:
         return _bad_images(name, seed, home / f"{name}-{seed}")
-    data = Path(os.environ["OPENDINO_DATA"]) / name
-    if not data.is_dir() and not (home / name).is_dir():
-        with tarfile.open(data.with_name(f"{name}.tar.gz")) as tar:
-            tar.extractall(home, filter="data")
-    folder = data if data.is_dir() else home / name
+    folder = packs.folder(name, home)
     return str(folder / "train"), str(folder / "val")
 
 

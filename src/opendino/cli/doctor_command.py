@@ -21,7 +21,7 @@ def run(args: list[str]) -> Outcome | None:
     from opendino.data.metadata import confounders_hint
 
     folder = Path(args[0]).expanduser()
-    if not folder.is_dir() or not (folder / "metrics.jsonl").is_file():
+    if not (folder / "metrics.jsonl").is_file():
         raise UserError(
             f"'{folder}' is not a run folder: it has no metrics.jsonl", "Start one with: opendino train DATA"
         )

@@ -22,7 +22,6 @@ def run(args: list[str]) -> Outcome | None:
     module = registry.load(_EVALS, name.replace("-", "_"))
     prog = f"opendino eval {name}"
     config = flags.parse(module.Config, args[1:], prog, registry.summary(_EVALS, name.replace("-", "_")))
-    if hasattr(config, "model"):
-        run_verdict.warn_unless_learned(config.model)
+    run_verdict.warn_unless_learned(config.model)
     report = module.evaluate(config)
     return Outcome(report.text, report.fields)

@@ -22,9 +22,9 @@ scales are chosen so that a crop is resized little and keeps the detail of the i
 
 def backbone(device: str) -> tuple[str, str]:
     """Name of the backbone, and why: the largest one that trains in acceptable time on this type of device."""
-    return (
-        ("conv4", "a cpu device; a ViT would take days") if device == "cpu" else ("vit_small/16", f"a {device} device")
-    )
+    if device == "cpu":
+        return "conv4", "a cpu device; a ViT would take days"
+    return "vit_small/16", f"a {device} device"
 
 
 CONV4_OPTIONS = {"width": 16}

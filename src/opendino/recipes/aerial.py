@@ -4,8 +4,8 @@ Command: `opendino train FOLDER --recipe aerial`
 As `small`, with flips and quarter turns, crops that are not resized, and slight changes of each band instead of colors:
 the color of land says what it is.
 Cost: as `small`, for each band beyond three about 1 % more in the network, and as many more bytes in cache and
-transfer; 16 bits take twice the bytes of 8. Cut scenes into tiles first. Accuracy
-of `small` on eurosat64: docs/results.md; of this recipe none is measured yet.
+transfer; 16 bits take twice the bytes of 8. Cut scenes into tiles first.
+Accuracy of `small` on eurosat64: docs/results.md; of this recipe none is measured yet.
 """
 
 from __future__ import annotations
