@@ -97,10 +97,9 @@ def together(processes: int, work: Callable[..., dict[str, Any]], *args: Any) ->
                 os.kill(child.pid, signal.SIGTERM)
 
     # Fork the processes from a server process that has imported torch and has no threads, so that the import is paid
-    # once and not per process and restart. torch imports torch._dynamo (2 s) in the first step of any optimizer; that
-    # does not touch CUDA. The server ignores SIGTERM, which schedulers send to all processes.
+    # once and not per process and restart. The server ignores SIGTERM, which schedulers send to all processes.
     if _METHOD == "forkserver":
-        preload = ["__main__", work.__module__, "torch.utils.tensorboard", "torch._dynamo"]
+        preload = ["__main__", work.__module__, "torch.utils.tensorboard"]
         multiprocessing.set_forkserver_preload(preload)
         handler = signal.signal(signal.SIGTERM, signal.SIG_IGN)
         forkserver.ensure_running()

@@ -5,6 +5,7 @@ The host never waits for the device: a step with a non-finite loss is skipped on
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -82,7 +83,32 @@ def _auto_lr(name: str, facts: Facts) -> tuple[float, str]:
     return _BASE_LR[name], f"the published rate for {name}"
 
 
-class LARS(torch.optim.Optimizer):
+class _Eager(torch.optim.Optimizer):
+    """An optimizer that is never compiled.
+
+    torch excludes these methods from compilation, and for that imports its compiler when the first of them is called:
+    two seconds at the start of every run. Here they are as written.
+    """
+
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    state_dict = inspect.unwrap(torch.optim.Optimizer.state_dict)
+    load_state_dict = inspect.unwrap(torch.optim.Optimizer.load_state_dict)
+    zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
+
+
+class AdamW(_Eager, torch.optim.AdamW):
+    """AdamW of torch (Loshchilov and Hutter 2019, arXiv:1711.05101)."""
+
+    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
+
+
+class SGD(_Eager, torch.optim.SGD):
+    """SGD of torch, with momentum."""
+
+    step = torch.no_grad()(inspect.unwrap(torch.optim.SGD.step))
+
+
+class LARS(_Eager):
     """LARS: SGD with momentum and a trust ratio per tensor (You et al. 2017, arXiv:1708.03888), as in DINO v1.
 
     For tensors with two or more dimensions: g ← g + wd·p, then g ← g · eta·‖p‖/‖g‖ if both norms are above 0.
@@ -173,9 +199,9 @@ def build(config: Config, student: nn.Module) -> torch.optim.Optimizer:
     for group in groups:
         group["params"] = [_local_parameter(parameter) for parameter in group["params"]]
     if config.name == "adamw":
-        return torch.optim.AdamW(groups, lr=0.0, fused=True)
+        return AdamW(groups, lr=0.0, fused=True)
     if config.name == "sgd":
-        sgd = torch.optim.SGD(groups, lr=0.0, momentum=0.9, fused=True)
+        sgd = SGD(groups, lr=0.0, momentum=0.9, fused=True)
         # Create the momentum buffers now, not in the first step, for two reasons: torch's fused SGD requires all or
         # none of a group's buffers to exist, but the prototypes are frozen at first; and if the first step is skipped
         # (`found_inf`) it would leave new buffers uninitialized.

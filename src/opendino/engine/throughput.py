@@ -10,11 +10,39 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from opendino.core.compilation import compiling
 
 _EVERY_SECONDS = 10.0
+
+
+class FlopCounter(TorchDispatchMode):
+    """Context manager that counts the FLOP of matrix products, convolutions and attention.
+
+    The formulas and the total are those of `torch.utils.flop_counter.FlopCounterMode`, which also assigns them to
+    modules, and imports torch's compiler for that: two seconds at the start of every run.
+
+    Attributes:
+        total: FLOP so far; a multiplication and an addition count as two.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # True imports the compiler
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation and add what it costs."""
+        result = func(*args, **(kwargs or {}))
+        formula = flop_registry.get(func._overloadpacket)
+        if formula is not None:
+            self.total += formula(*args, **(kwargs or {}), out_val=result)
+        return result
 
 
 class Throughput:
@@ -49,15 +77,15 @@ class Throughput:
     def counting(self) -> Iterator[None]:
         """Context manager around every step: counts the FLOP of a run's first step (with its crops), then does nothing.
 
-        The counted step runs without compilation, because FlopCounterMode does not see compiled code. A resumed run
+        The counted step runs without compilation, because the counter does not see compiled code. A resumed run
         takes the count from its checkpoint, so that its steps stay bit-identical to those of an uninterrupted run.
         """
         if self.flops:
             yield
             return
-        with FlopCounterMode(display=False) as counter, compiling(False):
+        with FlopCounter() as counter, compiling(False):
             yield
-        self.flops = counter.get_total_flops() / self._local_batch
+        self.flops = counter.total / self._local_batch
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
