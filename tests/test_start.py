@@ -8,6 +8,7 @@ import importlib.util
 import json
 import shutil
 import signal
+import subprocess
 import sys
 import types
 from collections.abc import Iterator
@@ -365,3 +366,14 @@ def test_a_result_is_its_report_in_a_notebook(tmp_path: Path) -> None:
     assert result._repr_html_() == "<p><b>learned</b>: k-NN 5 &lt; 9</p>"
     (tmp_path / "report.html").write_text('<p title="x">curves</p>')
     assert 'srcdoc="&lt;p title=&quot;x&quot;&gt;curves&lt;/p&gt;"' in result._repr_html_()
+
+
+def test_a_run_that_does_not_compile_does_not_wait_for_the_compiler(tmp_path: Path) -> None:
+    program = f"""
+import sys, opendino
+opendino.train("toy:textures?n=16&size=16", steps=2, backbone="conv4", backbone_options={{"width": 2}}, batch=8,
+               workers=0, device="cpu", compile=False, eval_images=8, report=False, out={str(tmp_path / "run")!r})
+print("imported:", sorted({{"torch._dynamo", "torch._inductor"}} & set(sys.modules)))
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
+    assert ended.stdout.splitlines()[-1] == "imported: []"

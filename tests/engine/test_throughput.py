@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.nn.functional import conv2d
+from torch.utils.flop_counter import FlopCounterMode
 
 from opendino.engine import throughput
-from opendino.engine.throughput import Throughput, peak_flops
+from opendino.engine.throughput import FlopCounter, Throughput, peak_flops
+from opendino.models import build
 
 CPU = torch.device("cpu")
 
@@ -70,3 +72,13 @@ def test_utilization_is_the_arithmetic_of_this_rank_over_what_the_device_could_d
 
 def test_a_processor_does_more_than_a_gigaflop_a_second_and_less_than_an_exaflop() -> None:
     assert 1e9 < peak_flops(CPU, torch.float32) < 1e18
+
+
+@pytest.mark.parametrize("name", ["conv4", "resnet18", "vit_tiny/16"])
+def test_counts_are_torchs(name: str) -> None:
+    network, images = build.backbone(name), torch.rand(2, 3, 64, 64)
+    with FlopCounter() as own:
+        network(images).sum().backward()
+    with FlopCounterMode(display=False) as torchs:
+        network(images).sum().backward()
+    assert own.total == torchs.get_total_flops() > 1e6
