@@ -18,6 +18,8 @@ from torch import Tensor
 from opendino.cli import main
 from opendino.core.errors import UsageError, UserError
 from opendino.evals.knn import Config, Weights, average_precision, evaluate, few_shot, knn, knn_multi_label
+from opendino.features.pixel_baseline import NAME as BASELINE
+from opendino.models.conv4 import Conv4
 
 
 @pytest.fixture(scope="module")
@@ -249,6 +251,20 @@ def test_every_accuracy_comes_with_its_baseline(model: str, tmp_path: Path, opti
     assert report.fields["top5"] is None and any("top-5 is not shown" in note for note in report.fields["notes"])
     assert "top-5 is not shown" in report.text and "90.0%" in report.text and "10 queries" in report.text
     assert "balanced" in report.text and "9.49%" in report.text
+
+
+@pytest.mark.parametrize("options", [{}, {"shots": 3, "tries": 2}, {"multi_label": True}])
+def test_baselines_stand_beside_it_when_asked_for(tmp_path: Path, options: dict[str, Any]) -> None:
+    learned = Conv4(width=2)
+    torch.nn.init.zeros_(learned.net[9].weight)  # the last convolution: all features become equal
+    model = model_folder(tmp_path / "model", learned)
+    train, val = folders(tmp_path / "train", {"a": 8, "b": 8}), folders(tmp_path / "val", {"a": 4, "b": 4})
+    report = evaluate(Config(model, train=train, val=val, k=(3,), device="cpu", baselines=True, **options))
+    measure = "mAP" if options.get("multi_label") else "top1"
+    untrained, pixels = (report.fields["baselines"][name] for name in ("untrained network", BASELINE))
+    assert pixels[measure] == 100 and f"{BASELINE}, k = 3: " in report.text
+    assert untrained[measure] > report.fields[measure] and "untrained network, k = 3: " in report.text
+    assert "--baselines" not in report.text
 
 
 def test_queries_of_one_class_are_said(model: str, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from opendino.core.accuracy import NO_TOP5, Accuracy, baseline_text, standard_er
 from opendino.core.errors import UsageError, UserError
 from opendino.core.ranges import Batch, Checked, Count, Repeats, Temperature, Workers
 from opendino.core.types import Report
+from opendino.features.baselines import baseline_features
 from opendino.features.classification_metrics import accuracy_of, true_class_rank
 from opendino.features.feature_table import FeatureTable
 from opendino.features.nearest_neighbors import directed, nearest
@@ -51,6 +52,8 @@ class Config(Checked):
     """Few-shot: number of random samples; mean and standard deviation are reported."""
     multi_label: bool = False
     """Multi-label: class names are lists such as "cat;dog", from a CSV of path,names; reports mAP."""
+    baselines: bool = False
+    """Also evaluate the same network untrained, and pixels with a color histogram; about twice the time."""
     batch: Batch = 64
     """Images per batch; lower it if memory runs out."""
     workers: Workers = 4
@@ -87,6 +90,11 @@ def evaluate(config: Config) -> Report:
         "notes": warnings, **first, "by_k": {str(k): by_k[k] for k in config.k},
     }  # fmt: skip
     votes = "equal weights" if config.weights == "uniform" else f"weights exp(cosine / {config.temperature:g})"
+    baselines = {}
+    if config.baselines:
+        for name, other in baseline_features(model, data, config.batch, config.workers).items():
+            baselines[name] = run_protocol(config, other, device)[1][config.k[0]]
+        fields["baselines"] = baselines
     columns = {name: title for name, title in _COLUMNS.items() if first.get(name) is not None}
     lines = [
         f"k-NN of {config.model}: {len(data.val):,} images of {data.origin} among {len(data.train):,} of {data.data}",
@@ -94,7 +102,9 @@ def evaluate(config: Config) -> Report:
         *warnings,
         f"{'k':>6}" + "".join(f"{title:>10}" for title in columns.values()),
         *(f"{k:>6}" + "".join(f"{by_k[k][name]:>9.2f}%" for name in columns) for k in config.k),
+        *(_baseline_line(name, config.k[0], found) for name, found in baselines.items()),
         *([] if config.multi_label else [baseline_text(first)]),
+        *([] if config.baselines else ["beside the untrained network and pixels: --baselines True"]),
     ]
     return Report("\n".join(lines), fields)
 
@@ -245,6 +255,13 @@ def _votes(
     for start in range(0, len(queries), chunk):
         part = slice(start, start + chunk)
         yield neighbors[part], votes[part], part
+
+
+def _baseline_line(name: str, k: int, found: dict[str, Any]) -> str:
+    if "mAP" in found:
+        return f"{name}, k = {k}: mAP {found['mAP']:.2f}%"
+    error, balanced = found["standard_error"], found["balanced_accuracy"]
+    return f"{name}, k = {k}: {found['top1']:.2f}% ± {error:.2f}, balanced {balanced:.2f}%"
 
 
 _Results = tuple[list[str], dict[int, dict[str, Any]]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 
 import torch
@@ -41,14 +42,22 @@ def recalibrate_batch_norm(
     backbone: Backbone, crops: Tensor, mean: Values, std: Values, device: torch.device, batch: int = 64
 ) -> None:
     """Recompute the running statistics of BatchNorm from these images, for a fair test of an untrained network."""
+    with measuring_batch_norm(backbone):
+        for part in _normalized(crops, mean, std, device, batch):
+            if len(part) > 1:  # no variance from one image
+                backbone([part])
+
+
+@contextlib.contextmanager
+def measuring_batch_norm(backbone: Backbone) -> Iterator[None]:
+    """Context manager: BatchNorm's running statistics become those of the images that pass inside; then eval mode."""
     backbone.train()
     for module in backbone.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.reset_running_stats()
             module.momentum = None  # cumulative average instead of a moving one
-    for part in _normalized(crops, mean, std, device, batch):
-        if len(part) > 1:  # no variance from one image
-            backbone([part])
+    yield
+    backbone.eval()
 
 
 def pixels(crops: Tensor, side: int = 16) -> Tensor:
