@@ -123,6 +123,15 @@ def test_a_collapse_is_named_whatever_the_evaluations_say(sick: dict[str, float]
     assert found.evidence.startswith("since step 2") and " of 100, " in found.evidence and found.cure
 
 
+@pytest.mark.parametrize(("teacher", "num", "said"), [(80.0, 500, True), (52.0, 500, False), (49.0, 500, False)])
+def test_a_collapsed_run_with_better_features_says_both(teacher: float, num: int, said: bool) -> None:
+    scores = {"knn": {"teacher": teacher, "untrained": 50.0}, "num_queries": num}
+    rows = [row | ({"entropy_frac": 0.999} if "loss" in row else {}) for row in run(99.0, **scores)]
+    found = of_rows(rows, 100)
+    assert found.name == "collapsed (uniform)"
+    assert (f"even so, k-NN is {teacher:.1f}%" in found.evidence) == said
+
+
 @pytest.mark.parametrize("total", [100, 1000])
 def test_features_on_one_line_are_a_collapse(total: int) -> None:
     found = of_rows(run(effective_rank=1.01), total)

@@ -88,7 +88,7 @@ def judge(columns: Columns, total_steps: int, collapse: Collapse | None) -> Verd
     if problem := _useless_images(columns) or _skipped_steps(columns):
         return Verdict(name, *problem, collapse.name if collapse else None)
     if collapse:
-        return Verdict(name, collapse.evidence, collapse.cure, collapse.name)
+        return Verdict(name, collapse.evidence + _even_so(columns), collapse.cure, collapse.name)
     learned, evidence = _learned(columns)
     when = f"after all {total_steps:,} steps" if done >= total_steps else f"after {done:,} of {total_steps:,} steps"
     cure = "" if learned or done < total_steps else _KEEP if _from_trained_weights(columns) else _CURE
@@ -116,6 +116,15 @@ def _learned(columns: Columns) -> tuple[bool, str]:
     if KNN_GAIN <= gain <= chance:
         return by_crops[0], f"{evidence}; {by_crops[1]}"
     return gain >= KNN_GAIN, evidence
+
+
+def _even_so(columns: Columns) -> str:
+    """That a collapsed run's features are better than at its start, to be added to the evidence; empty if not."""
+    by_classes = _by_classes(columns)
+    if by_classes is None or _last(columns, "judged_on.confirmed") == 0:
+        return ""
+    gain, chance, evidence = by_classes
+    return f"; even so, {evidence}" if gain >= KNN_GAIN and gain > chance else ""
 
 
 def _by_crops(columns: Columns) -> tuple[bool, str]:
