@@ -27,7 +27,7 @@ from opendino.features.eval_crops import center_crops
 from opendino.features.feature_table import FeatureTable, table
 from opendino.models.load import Model, load
 
-_MOST = 1000  # images of each kind to compare on
+MOST_COMPARED = 1000  # images of each kind to compare on
 _MOST_BANK = 5000  # labeled training images for the k-NN
 _TELLING = 5.0  # points: "no better" needs two standard errors below it, else the images are too few
 _MEASURES = {"knn": "k-NN accuracy", "crops": "crops of an image that find each other"}
@@ -94,7 +94,7 @@ def against_start(config: ResolvedConfig, folder: Path, device: torch.device) ->
         earlier, today = existing_runs.read_run_config(init), resolve.all_images(config)
         held_out = _held_out(config, init, earlier, today)
         sets = {name: source for name, source in held_out.items() if len(source) > 1}
-        bank = _some(training_images(today, config.hold_out), _MOST_BANK) if by_labels else None
+        bank = evenly_spaced(training_images(today, config.hold_out), _MOST_BANK) if by_labels else None
         scores = [_scores(model, sets, bank, config.knn_k) for model in models]
     changes = {name: change(scores[0][name], scores[1][name]) for name in sets if len(scores[0][name]) > 1}
     measure = "knn" if by_labels else "crops"
@@ -140,10 +140,10 @@ def _held_out(config: ResolvedConfig, init: Path, earlier: ResolvedConfig, today
 
 
 def _subset(source: Source, chosen: np.ndarray) -> Source:
-    return _some(Subset(source, np.flatnonzero(chosen).tolist()), _MOST)
+    return evenly_spaced(Subset(source, np.flatnonzero(chosen).tolist()), MOST_COMPARED)
 
 
-def _some(source: Source, most: int) -> Source:
+def evenly_spaced(source: Source, most: int) -> Source:
     """At most that many images, evenly spaced."""
     return Subset(
         source, np.unique(np.linspace(0, max(0, len(source) - 1), min(most, len(source))).astype(int)).tolist()
@@ -155,10 +155,10 @@ def _scores(model: Model, sets: dict[str, Source], bank: Source | None, k: int) 
     if bank is not None:
         known = table(model, bank).labeled()
         return {name: _knn_scores(known, table(model, source).labeled(), k) for name, source in sets.items()}
-    return {name: _crop_scores(model, source) for name, source in sets.items()}
+    return {name: crop_scores(model, source) for name, source in sets.items()}
 
 
-def _crop_scores(model: Model, source: Source) -> Tensor:
+def crop_scores(model: Model, source: Source) -> Tensor:
     """How often the two crops of each image find each other, see `features.crop_matching`."""
     mean, std, size_px = (model.preprocessing[name] for name in ("mean", "std", "image_px"))
     pairs = in_gray(disjoint_crops(center_crops(source, size_px)))

@@ -1,0 +1,154 @@
+"""Compare models on the same images: opendino compare MODEL MODEL ... --train DIR [--val DIR] | --data DATA"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import torch
+import tyro
+from torch import Tensor
+
+from opendino.cli import Outcome, flags
+from opendino.comparison import MOST_COMPARED, Change, change, crop_scores, evenly_spaced
+from opendino.core import distributed
+from opendino.core.accuracy import Accuracy
+from opendino.core.errors import UsageError, UserError
+from opendino.core.ranges import Batch, Checked, Count, Workers
+from opendino.evals.knn import true_class_ranks
+from opendino.features.baselines import baseline_features
+from opendino.features.classification_metrics import accuracy_of
+from opendino.features.train_val_features import TrainValFeatures, train_val_features
+from opendino.models.load import load
+
+_UNPAIRED = "other images could be read"
+
+
+@dataclass(frozen=True)
+class Config(Checked):
+    """Options of `opendino compare`."""
+
+    models: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    """Run folders, model folders or timm:NAME; each is compared with the first."""
+    train: str | None = None
+    """Labeled images to search for neighbors."""
+    val: str | None = None
+    """Labeled images to classify; default: a fifth of --train is held out."""
+    data: str | None = None
+    """Images without labels, instead of --train: do two crops of an image find each other?"""
+    k: Annotated[Count, tyro.conf.arg(aliases=["-k"])] = 10
+    """Number of neighbors."""
+    baselines: bool = True
+    """With --train: also the first network untrained, and pixels with a color histogram."""
+    batch: Batch = 64
+    """Images per batch; lower it if memory runs out."""
+    workers: Workers = 4
+    """Number of threads that decode images."""
+    device: str = "auto"
+    """auto, cuda, mps or cpu."""
+
+
+@dataclass(frozen=True)
+class _Row:
+    """What one model came to.
+
+    Attributes:
+        name: As it was given.
+        scores: Per image, 0 to 1, float `[N]`.
+        shown: The figure in words, without its error.
+        fields: The same for scripts.
+        change: Against the first model, on the same images; None for the first.
+    """
+
+    name: str
+    scores: Tensor
+    shown: str
+    fields: dict[str, Any]
+    change: Change | None = None
+
+
+def run(args: list[str]) -> Outcome:
+    """Evaluate each model on the same images, and compare image by image with the first."""
+    config = flags.parse(Config, args, "opendino compare", "Compare models on the same images.")
+    if not config.models:
+        raise UsageError("No model was named", "Give two or more: opendino compare RUN timm:NAME --train DIR --val DIR")
+    if (config.train is None) == (config.data is None):
+        raise UsageError(
+            "compare takes either labeled images or images without labels",
+            "Give --train DIR (and --val DIR), or --data DATA",
+        )
+    began = time.monotonic()
+    rows = [*(_by_labels(config) if config.train else _by_crops(config))]
+    width = max(len(row.name) for row in rows)
+    lines = [_heading(config, rows), *(f"{row.name:<{width}}  {row.shown}{_difference(row)}" for row in rows)]
+    fields = {
+        "measure": "knn" if config.train else "crops", "k": config.k, "num_images": len(rows[0].scores),
+        "models": {row.name: row.fields | ({"change": row.change.__dict__} if row.change else {}) for row in rows},
+        "seconds": time.monotonic() - began,
+    }  # fmt: skip
+    return Outcome("\n".join(lines), fields)
+
+
+def _by_labels(config: Config) -> Iterator[_Row]:
+    first = positions = None
+    for name, data in _features(config):
+        truth = data.truth
+        bank, queries = (data.train.features, data.train.labels), (data.val.features, truth)
+        ranks = true_class_ranks(*bank, *queries, [config.k])[config.k]
+        found, scores = accuracy_of(ranks, truth, len(data.train.labels.unique()), most=config.k), (ranks == 0).double()
+        if first is None:
+            first, positions = scores, data.val.indices
+        elif not torch.equal(positions, data.val.indices):
+            raise UserError(f"{name} cannot be compared: {_UNPAIRED}", "Remove the images that cannot be read")
+        compared = change(first, scores) if first is not scores else None
+        yield _Row(name, scores, _shown(found), found.fields, compared)
+
+
+def _features(config: Config) -> Iterator[tuple[str, TrainValFeatures]]:
+    device, baselines = distributed.device(config.device), {}
+    for number, name in enumerate(config.models):
+        model = load(name).to(device)
+        data = train_val_features(model, config.train, config.val, batch=config.batch, workers=config.workers)
+        yield name, data
+        if number == 0 and config.baselines:
+            baselines = baseline_features(model, data, config.batch, config.workers)
+    yield from baselines.items()
+
+
+def _by_crops(config: Config) -> Iterator[_Row]:
+    assert config.data is not None
+    device, first = distributed.device(config.device), None
+    for name in config.models:
+        model = load(name).to(device)
+        scores = crop_scores(model, evenly_spaced(model.reading.open_images(config.data), MOST_COMPARED))
+        if not len(scores):
+            raise UserError(f"{config.data} has fewer than two readable images", "Give more images")
+        compared = change(first, scores) if first is not None else None
+        first = scores if first is None else first
+        if len(first) != len(scores):
+            raise UserError(f"{name} cannot be compared: {_UNPAIRED}", "Remove the images that cannot be read")
+        percent = 100 * float(scores.mean())
+        yield _Row(name, scores, f"{percent:.1f}%", {"crop_match": percent}, compared)
+
+
+def _shown(found: Accuracy) -> str:
+    return f"{found.top1:5.1f}% ± {found.standard_error:.1f}, balanced {found.balanced_accuracy:.1f}%"
+
+
+def _difference(row: _Row) -> str:
+    if row.change is None:
+        return ""
+    verdict = {1: "better", -1: "worse", 0: "no difference shown"}[row.change.direction]
+    points = row.change.after - row.change.before
+    return f", {points:+.1f} ± {row.change.standard_error:.1f} against the first: {verdict}"
+
+
+def _heading(config: Config, rows: list[_Row]) -> str:
+    num = f"{len(rows[0].scores):,} images"
+    if config.train:
+        majority = rows[0].fields["majority"]
+        where = f"{config.val} among {config.train}" if config.val else f"a fifth of {config.train}, held out"
+        return f"k-NN, k = {config.k}, of {num} of {where}; always the most frequent class: {majority:.1f}%"
+    return f"how often two crops of an image find each other (chance 50%), {num} of {config.data}"
