@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,13 +30,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 Image.fromarray(pixels).convert("RGB").resize((24, 24)).save(place / split / name / f"{number}.png")
     torch.manual_seed(0)
     seeing, blind = Conv4(width=8), Conv4(width=8)
-    torch.nn.init.zeros_(blind.net[9].weight)
+    torch.nn.init.zeros_(blind.get_parameter("net.9.weight"))
     model_folder(place / "seeing", seeing, 24)
     model_folder(place / "blind", blind, 24)
     return place
 
 
-def compare(place: Path, capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, object]:
+def compare(place: Path, capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
     names = [str(place / "seeing"), str(place / "blind")]
     assert main(["compare", *names, *words, "--device", "cpu", "--workers", "1", "--json"]) == 0
     return json.loads(capsys.readouterr().out)

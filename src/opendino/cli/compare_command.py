@@ -92,15 +92,15 @@ def run(args: list[str]) -> Outcome:
 
 
 def _by_labels(config: Config) -> Iterator[_Row]:
-    first = positions = None
+    first = positions = torch.empty(0)
     for name, data in _features(config):
         truth = data.truth
         bank, queries = (data.train.features, data.train.labels), (data.val.features, truth)
         ranks = true_class_ranks(*bank, *queries, [config.k])[config.k]
         found, scores = accuracy_of(ranks, truth, len(data.train.labels.unique()), most=config.k), (ranks == 0).double()
-        if first is None:
+        if not len(first):
             first, positions = scores, data.val.indices
-        elif not torch.equal(positions, data.val.indices):
+        if not torch.equal(positions, data.val.indices):
             raise UserError(f"{name} cannot be compared: {_UNPAIRED}", "Remove the images that cannot be read")
         compared = change(first, scores) if first is not scores else None
         yield _Row(name, scores, _shown(found), found.fields, compared)

@@ -45,7 +45,7 @@ def _untrained(model: Model, data: TrainValFeatures, batch: int, workers: int) -
     """The network with random weights (seed 0), its BatchNorm statistics those of the first training images."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        network = backbone(model.backbone.name, **model.backbone.kwargs)
+        network = backbone(model.backbone.name, **model.backbone.kwargs)  # pyright: ignore[reportArgumentType]
     device = next(model.backbone.parameters()).device
     untrained = Model(network.to(device), model.preprocessing, {})
     first = data.train.indices[:_BATCH_NORM_IMAGES].tolist()
