@@ -283,21 +283,20 @@ def method_config(name: str) -> MethodConfig:
 
 def resolve_parts(config: Config, facts: Facts) -> tuple[Config, list[str]]:
     """Resolve the "auto" values of method, views and optimizer; also returns the reasons, one line each."""
-    parts = {
-        "method": config.method.resolved(facts),
-        "views": view_settings.resolved(config.views, facts),
-        "optim": config.optim.resolved(facts),
-    }
-    values: dict[str, Any] = {name: value for name, (value, _) in parts.items()}
-    reasons = [f"{name}.{reason}" for name, (_, why) in parts.items() for reason in why]
+    views, why_views = dict(config.views), []
     if not facts.is_rgb or config.channel_mode == "separate":
         defaults, channels = method_module(config).VIEWS, 1 if config.channel_mode == "separate" else len(config.mean)
-        values["views"], why = image_kinds.without_colors(values["views"], defaults, channels)
-        reasons += [f"views.{reason}" for reason in why]
+        views, why_views = image_kinds.without_colors(views, defaults, channels)
+    views, why = view_settings.resolved(views, facts)
+    why_views += why
     if config.orientation == "any":
-        values["views"], why = image_kinds.in_any_orientation(values["views"])
-        reasons += [f"views.{reason}" for reason in why]
-    return replace(config, **values), reasons
+        views, why = image_kinds.in_any_orientation(views)
+        why_views += why
+    method, why_method = config.method.resolved(facts)
+    optimizer, why_optimizer = config.optim.resolved(facts)
+    reasons = [f"method.{reason}" for reason in why_method] + [f"views.{reason}" for reason in why_views]
+    reasons += [f"optim.{reason}" for reason in why_optimizer]
+    return replace(config, method=method, views=views, optim=optimizer), reasons
 
 
 def to_tree(config: Config) -> dict[str, Any]:

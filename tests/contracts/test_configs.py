@@ -26,7 +26,7 @@ from opendino.engine import optim
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("cli", "evals", "interop.formats", "experiments", "methods", "views.augmentations", "visualize")
-GIVEN = {"out": "x.lance", "num": 1, "images": ("x",), "runs": ("x",), "scale": (0.2, 1.0)}
+GIVEN = {"out": "x.lance", "num": 1, "images": ("x",), "models": ("x",), "runs": ("x",), "scale": (0.2, 1.0)}
 fuzz = settings(
     max_examples=300, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
 )

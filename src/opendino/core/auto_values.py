@@ -51,6 +51,25 @@ def scales(facts: Facts) -> tuple[tuple[float, float], tuple[float, float], str]
     return large, small, f"keeps the detail of images of about {facts.short_side_px} px"
 
 
+def colors(facts: Facts) -> tuple[dict[str, float], str]:
+    """Strength of the color augmentations by name of the setting, and why.
+
+    Those of the paper are for a thousand kinds of objects, whose color says little. They cost 6 to 10 points on leaves
+    and cells, whose color and brightness say a lot (docs/log.md); measured for small networks only.
+    """
+    if not facts.convolutional:
+        return {
+            "color_jitter.brightness": 0.4, "color_jitter.contrast": 0.4, "color_jitter.saturation": 0.2,
+            "color_jitter.hue": 0.1, "gray.p": 0.2, "solarize.p": 0.2, "channel_jitter.brightness": 0.4,
+            "channel_jitter.contrast": 0.4,
+        }, "as in the paper"  # fmt: skip
+    return {
+        "color_jitter.brightness": 0.1, "color_jitter.contrast": 0.1, "color_jitter.saturation": 0.1,
+        "color_jitter.hue": 0.02, "gray.p": 0.05, "solarize.p": 0.0, "channel_jitter.brightness": 0.1,
+        "channel_jitter.contrast": 0.1,
+    }, "keeps colors, convolutional network"  # fmt: skip
+
+
 def _detail(facts: Facts) -> tuple[int, int, tuple[float, float], tuple[float, float]]:
     return next(row for row in _DETAIL if facts.short_side_px >= row[0])
 

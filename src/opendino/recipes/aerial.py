@@ -26,5 +26,7 @@ def config(data: str) -> Config:
         "all.gray.p": 0.0,
         "all.solarize.p": 0.0,
         "all.channel_jitter.p": 0.8,
+        "all.channel_jitter.brightness": "auto",
+        "all.channel_jitter.contrast": "auto",
     }
     return replace(base, orientation="any", views=changed(base.views, views))

@@ -27,8 +27,8 @@ def config(data: str) -> Config:
         "all.gray.p": 0.0,
         "all.solarize.p": 0.0,
         "all.channel_jitter.p": 0.8,
-        "all.channel_jitter.brightness": 0.4,
-        "all.channel_jitter.contrast": 0.4,
+        "all.channel_jitter.brightness": "auto",
+        "all.channel_jitter.contrast": "auto",
         "all.noise.p": 0.2,
         "all.noise.std": (0.0, 0.05),
     }

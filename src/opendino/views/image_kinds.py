@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 from opendino.core.errors import UsageError
@@ -37,7 +38,7 @@ def without_colors(
             colorless = name == "color_jitter" and not (settings.hue or settings.saturation)
             if not settings.p or colorless:
                 continue
-            if settings != getattr(defaults[group], name):
+            if _set_by_user(settings, getattr(defaults[group], name)):
                 if channels != 3:
                     raise _refused(group, name, channels)
                 continue
@@ -73,6 +74,13 @@ def in_any_orientation(views: Mapping[str, View]) -> tuple[dict[str, View], list
         return dict(views), []
     names = sorted({name.split(".")[1] for name in values})
     return changed(views, values), [f"all: {' and '.join(names)} on: --orientation any"]
+
+
+def _set_by_user(settings: Any, default: Any) -> bool:
+    """Whether any field is neither "auto" nor its default."""
+    return any(
+        getattr(settings, field.name) not in ("auto", getattr(default, field.name)) for field in fields(settings)
+    )
 
 
 def _refused(group: str, name: str, channels: int) -> UsageError:

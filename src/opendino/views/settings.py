@@ -248,6 +248,7 @@ def _rules(views: Mapping[str, View], facts: Facts) -> dict[str, tuple[Any, str]
     """Name of a setting → its value where it is "auto", and why."""
     small, patch = facts.convolutional, facts.patch_px
     large_scale, small_scale, why_scale = auto_values.scales(facts)
+    colors, why_colors = auto_values.colors(facts)
     blurs, why = ((0.2, 0.1, 0.1), "as in the demo") if small else ((1.0, 0.1, 0.5), "as in the paper")
     rules: dict[str, tuple[Any, str]] = {"global.size": auto_values.size_px(facts)}
     size = _value(views, "global.size")
@@ -263,6 +264,7 @@ def _rules(views: Mapping[str, View], facts: Facts) -> dict[str, tuple[Any, str]
     for group, blur in zip(("global", "second", "local"), blurs, strict=True):
         rules[f"{group}.crop.scale"] = small_scale if group == "local" else large_scale, why_scale
         rules[f"{group}.blur.p"] = blur, why
+        rules |= {f"{group}.{name}": (strength, why_colors) for name, strength in colors.items()}
     return {name: rule for name, rule in rules.items() if name.partition(".")[0] in views}
 
 
@@ -270,5 +272,5 @@ def _value(views: Mapping[str, View], name: str) -> Any:
     group, *path = name.split(".")
     value: Any = views[group]
     for part in path:
-        value = getattr(value, part)
+        value = getattr(value, part, None)  # an augmentation that the view does not have
     return value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,14 +21,15 @@ class Config(Checked):
 
     p: Fraction = 0.0
     """Probability."""
-    brightness: Strength = 0.2
-    """Factor of a channel uniform in [1 - x, 1 + x], above 0."""
-    contrast: Strength = 0.2
-    """Factor of a channel's distance to its mean, uniform in [1 - x, 1 + x], above 0."""
+    brightness: Strength | Literal["auto"] = 0.2
+    """Factor of a channel uniform in [1 - x, 1 + x], above 0. auto: from the network."""
+    contrast: Strength | Literal["auto"] = 0.2
+    """Factor of a channel's distance to its mean, uniform in [1 - x, 1 + x], above 0. auto: from the network."""
 
 
 def sample(config: Config, numbers: Numbers) -> dict[str, NDArray[np.generic]]:
     """Factors of brightness and contrast per channel: float32 `[V B 2 C]`, 1 for none."""
+    assert "auto" not in (config.brightness, config.contrast)
     strength = np.array([config.brightness, config.contrast])[:, None]
     low, happens = np.maximum(1 - strength, 0), numbers.happens(config.p)[..., None, None]
     factors = low + numbers.uniform(2, numbers.channels) * (1 + strength - low)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,13 +24,13 @@ class Config(Checked):
 
     p: Fraction = 0.8
     """Probability."""
-    brightness: Strength = 0.4
-    """Factor uniform in [1 - x, 1 + x]."""
-    contrast: Strength = 0.4
-    """Factor uniform in [1 - x, 1 + x]."""
-    saturation: Strength = 0.2
+    brightness: Strength | Literal["auto"] = 0.4
+    """Factor uniform in [1 - x, 1 + x]. auto: from the network."""
+    contrast: Strength | Literal["auto"] = 0.4
+    """Factor uniform in [1 - x, 1 + x]. auto: from the network."""
+    saturation: Strength | Literal["auto"] = 0.2
     """Factor uniform in [1 - x, 1 + x]; only for RGB. Lower it if color identifies your classes."""
-    hue: Hue = 0.1
+    hue: Hue | Literal["auto"] = 0.1
     """Shift uniform in [-x, x] turns of the color wheel; only for RGB. Lower it if color identifies your classes."""
 
 
@@ -41,6 +42,7 @@ def sample(config: Config, numbers: Numbers) -> dict[str, NDArray[np.generic]]:
             (1, 1, 1, 0) for views without jitter.
         order: int64 `[V B 4]`, a permutation of 0 … 3: which column of `factors` is applied first, second, ...
     """
+    assert "auto" not in (config.brightness, config.contrast, config.saturation, config.hue)
     strength = np.array([config.brightness, config.contrast, config.saturation, config.hue])
     low = np.maximum(_NEUTRAL - strength, [0.0, 0.0, 0.0, -0.5])
     happens, fraction, order = numbers.happens(config.p), numbers.uniform(4), numbers.uniform(4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,12 +21,13 @@ ORDER = 40
 class Config(Checked):
     """Settings of the conversion to grayscale."""
 
-    p: Fraction = 0.2
+    p: Fraction | Literal["auto"] = 0.2
     """Probability; only for RGB. 0 if color identifies your classes."""
 
 
 def sample(config: Config, numbers: Numbers) -> dict[str, NDArray[np.generic]]:
     """Whether to convert: bool `[V B]`."""
+    assert config.p != "auto"
     return {"gray": numbers.happens(config.p)}
 
 

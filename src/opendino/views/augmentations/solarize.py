@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,12 +21,13 @@ ORDER = 70
 class Config(Checked):
     """Settings of the solarization."""
 
-    p: Fraction = 0.0
+    p: Fraction | Literal["auto"] = 0.0
     """Probability of inverting all values of at least 128/255; only for RGB."""
 
 
 def sample(config: Config, numbers: Numbers) -> dict[str, NDArray[np.generic]]:
     """Whether to solarize: bool `[V B]`."""
+    assert config.p != "auto"
     return {"solarize": numbers.happens(config.p)}
 
 
