@@ -21,6 +21,8 @@ def config(data: str) -> Config:
     base = small.config(data)
     views = {
         "all.crop.fixed": True,
+        "all.color_jitter.brightness": 0.4,
+        "all.color_jitter.contrast": 0.4,
         "all.color_jitter.hue": 0.0,
         "all.color_jitter.saturation": 0.0,
         "all.gray.p": 0.0,
