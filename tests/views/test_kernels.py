@@ -46,7 +46,7 @@ def test_both_kernels_resize_alike(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_both_kernels_augment_alike(monkeypatch: pytest.MonkeyPatch):
-    """Where every view has its own augmentations, drawn or not; without two that jump at a threshold, and whole images."""
+    """Every view has its own augmentations, drawn or not; without two that jump at a threshold; whole images."""
     canvas = torch.randint(0, 256, (6, 3, 40, 40), dtype=torch.uint8)
     on = {f"{name}.p": 0.5 for name in AUGMENTATIONS if name not in ("crop", "solarize", "jpeg")}
     spec = ViewSpec((ViewGroup("local", 40, (view({"crop.scale": (1.0, 1.0)} | on),) * 6),))
