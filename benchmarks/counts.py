@@ -34,7 +34,7 @@ from opendino import losses
 from opendino.core.compilation import compiling
 from opendino.engine import optim
 from opendino.models.vit_layers import Block
-from opendino.views import functional
+from opendino.views import kernels
 from opendino.views.multi_crop import multi_crop
 from opendino.views.sampling import sample_views
 
@@ -198,7 +198,7 @@ def main() -> None:
     inductor.force_disable_caches = True
     torch._logging.set_logs(inductor_metrics=True)  # without it inductor does not count; its messages are not shown
     logging.getLogger("torch").handlers.clear()
-    functional._matmul_dtype = lambda device: torch.float16  # as on a GPU
+    kernels.product_dtype, kernels.by_index = lambda device: torch.float16, lambda x: False  # as on a GPU
 
     def counted(make: Callable[[int], Callable[[], Any]], how: Callable[..., Counter[str]]) -> dict[str, float]:
         return line(lambda num: how(make(num)), args.batch)

@@ -17,19 +17,23 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 from classic import Files, Pair
+from gpu import with_torchvision
 from ours import PAPER, Ours, listed
 from PIL import Image
 from record import keep
 from torch import Tensor
+from torch.nn.functional import interpolate
 from torch.utils.data import default_collate
 
 from opendino import config as configs
 from opendino.config import Config
 from opendino.core.compilation import compiling
+from opendino.core.types import ViewSpec
 from opendino.data import loader
 from opendino.data.cache import DecodedImages
 from opendino.data.decode import working_area_px
@@ -37,10 +41,14 @@ from opendino.data.open_source import open_source
 from opendino.engine import optim, precision
 from opendino.methods import dino
 from opendino.recipes import demo
+from opendino.views import kernels
+from opendino.views.crop_resize import crop_resize
 from opendino.views.multi_crop import multi_crop
+from opendino.views.sampling import sample_views
+from opendino.views.settings import changed
 
 CPU = torch.device("cpu")
-PARTS = ("loader", "crops", "loss", "step_demo", "step_vits16", "whole_demo", "whole_vits16", "memory")
+PARTS = ("loader", "crops", "views", "loss", "step_demo", "step_vits16", "whole_demo", "whole_vits16", "memory")
 
 
 def main() -> None:
@@ -111,7 +119,7 @@ def of_memory(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def of_crops(args: argparse.Namespace) -> dict[str, Any]:
-    """From decoded images to views: PIL's there, matrix products here (which a GPU would do)."""
+    """From decoded images to views, of the size at which they are stored."""
     spec = configs.views(PAPER)
     source = open_source(str(args.images))
     batch = loader.Batches(DecodedImages(source, working_area_px(spec)), spec, 0, 16)[0]
@@ -124,6 +132,75 @@ def of_crops(args: argparse.Namespace) -> dict[str, Any]:
             classic._crop(image)
 
     return compare(first, lambda: multi_crop(batch.canvas, batch.draws, spec), args.turns, 16)
+
+
+def of_views(args: argparse.Namespace) -> dict[str, Any]:
+    """Milliseconds per image of the views of square images: by ours, by the kernels of a GPU, and by other libraries.
+
+    "paper": 2 x 224 + 10 x 96 px from 256 px, batch 16. "small": 2 x 64 + 4 x 32 px from 128 px, batch 64, which
+    `opendino train` chooses on a CPU for images of 128 px.
+    """
+    blurs = {"global.blur.p": 0.2, "second.blur.p": 0.1, "local.blur.p": 0.1}
+    small = changed(dino.VIEWS, {"global.size": 64, "local.size": 32, "local.number": 4} | blurs)
+    source, found = open_source(str(args.images)), {}
+    for name, num, side, config in (("paper", 16, 256, PAPER), ("small", 64, 128, replace(PAPER, views=small))):
+        spec = configs.views(config)
+        files = [args.images / source.key(i % len(source)) for i in range(num)]
+        images = [Image.open(file).convert("RGB").resize((side, side), Image.Resampling.BICUBIC) for file in files]
+        canvas = torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2).contiguous()
+        for what, function in ways_to_make_views(images, canvas, spec).items():
+            found[f"{name}_{what}"] = 1000 * min(timed(function) for _ in range(args.turns + 1)) / num
+    return found
+
+
+def ways_to_make_views(images: list[Image.Image], canvas: Tensor, spec: ViewSpec) -> dict[str, Callable[[], Any]]:
+    """Functions that make the views of all images, or only their crops."""
+    draws = sample_views(spec, 0, 0, range(len(canvas)), [tuple(canvas.shape[-2:])] * len(canvas))
+    cuts = [
+        (group.view_px, draws[group.name]["crop"]["box"], draws[group.name]["flip"]["flip"]) for group in spec.groups
+    ]
+    classic = Files([], spec)
+
+    def dense(function: Callable[[], Any]) -> None:
+        with mock.patch.object(kernels, "by_index", return_value=False):
+            function()
+
+    def views() -> None:
+        multi_crop(canvas, draws, spec)
+
+    def crops() -> None:
+        for size, box, flip in cuts:
+            crop_resize(canvas, box, flip, size)
+
+    def pillow_crops() -> None:
+        for (height, width), boxes, _ in cuts:
+            for row in boxes.tolist():
+                for image, (top, left, h, w) in zip(images, row, strict=True):
+                    part = image.crop((left, top, left + w, top + h)).resize((width, height), Image.Resampling.BICUBIC)
+                    torch.from_numpy(np.array(part))
+
+    def torch_crops() -> None:
+        last = canvas.contiguous(memory_format=torch.channels_last)
+        for size, boxes, _ in cuts:
+            for row in boxes.tolist():
+                for b, (top, left, h, w) in enumerate(row):
+                    part = last[b : b + 1, :, top : top + h, left : left + w]
+                    interpolate(part, size, mode="bicubic", antialias=True)
+
+    return {
+        "crops": crops, "crops_dense": lambda: dense(crops), "crops_pillow": pillow_crops, "crops_torch": torch_crops,
+        "views": views, "views_dense": lambda: dense(views),
+        "views_pillow": lambda: [classic._crop(image) for image in images],
+        "views_torchvision_v2": with_torchvision(canvas, spec),
+    }  # fmt: skip
+
+
+def timed(function: Callable[[], Any]) -> float:
+    """Seconds; of one thread, its CPU time, which other work on the machine hardly changes."""
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    began = clock()
+    function()
+    return clock() - began
 
 
 def of_loss(args: argparse.Namespace) -> dict[str, Any]:
@@ -244,12 +321,9 @@ def compare(first: Callable[[], Any], second: Callable[[], Any], turns: int, ima
     best = [float("inf"), float("inf")]
     for turn in range(turns + 1):
         for which, function in enumerate((first, second)):
-            # One thread: its CPU time, which other work on the machine hardly changes.
-            clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
-            began = clock()
-            function()
+            seconds = timed(function)
             if turn:
-                best[which] = min(best[which], clock() - began)
+                best[which] = min(best[which], seconds)
     return {
         "classic_seconds": best[0], "ours_seconds": best[1], "ratio": best[0] / best[1],
         "classic_images_per_second": images / best[0], "ours_images_per_second": images / best[1],

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from opendino.views import kernels
+
 os.environ["OMP_NUM_THREADS"] = "1"  # tests are small, and processes they start must compute as they do: bit by bit
 torch.set_num_threads(1)
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # they would compile our modules again, each of them
@@ -53,3 +55,16 @@ def data_folder() -> Path:
 @pytest.fixture(autouse=True)
 def _same_chance_for_every_test() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def dense_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU computes views as other devices do."""
+    monkeypatch.setattr(kernels, "by_index", lambda x: False)
+
+
+@pytest.fixture(params=["by index", "dense"])
+def both_kernels(request: pytest.FixtureRequest) -> None:
+    """The test runs with the kernels of a CPU, and with those of other devices."""
+    if request.param == "dense":
+        request.getfixturevalue("dense_kernels")

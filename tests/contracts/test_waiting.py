@@ -67,6 +67,7 @@ CASES = [(name, "vit", optim.ResolvedConfig()) for name in NAMES] + [
 ]
 
 
+@pytest.mark.usefixtures("dense_kernels")
 @pytest.mark.parametrize(("name", "network", "settings"), CASES, ids=lambda value: getattr(value, "name", value))
 def test_a_step_asks_for_no_value(name: str, network: str, settings: optim.ResolvedConfig) -> None:
     going = steps(name, network, settings, torch.device("cpu"))
@@ -82,6 +83,7 @@ def test_a_step_asks_for_no_value(name: str, network: str, settings: optim.Resol
 EVERYTHING = {f"{name}.p": 0.5 for name in AUGMENTATIONS if name != "crop"} | {"crop.scale": (0.3, 1.0)}
 
 
+@pytest.mark.usefixtures("dense_kernels")
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_no_augmentation_asks_for_a_value(device: str) -> None:
     spec = ViewSpec((ViewGroup("global", 16, (view(EVERYTHING),) * 2),))

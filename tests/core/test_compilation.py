@@ -18,7 +18,7 @@ from opendino.engine.activation_checkpointing import checkpoint_activations
 from opendino.methods import dino
 from opendino.models import build
 from opendino.models.vit_layers import drop_on_subset
-from opendino.views import functional
+from opendino.views import crop_resize
 from opendino.views.multi_crop import multi_crop
 from opendino.views.sampling import sample_views
 from opendino.views.settings import changed
@@ -83,8 +83,8 @@ def test_resize_matrices_do_not_depend_on_earlier_compilations() -> None:
     starts, lengths, flips = torch.zeros(2, 3).int(), torch.full((2, 3), 20).int(), torch.zeros(2, 3).bool()
     for size, side in ((8, 64), (8, 96), (12, 32)):
         with compiling(True):
-            found = functional._resize_matrices(starts, lengths, flips, size, side, torch.float32)
-        expected = functional._resize_matrices(starts, lengths, flips, size, side, torch.float32)
+            found = crop_resize._resize_matrices(starts, lengths, flips, size, side, torch.float32)
+        expected = crop_resize._resize_matrices(starts, lengths, flips, size, side, torch.float32)
         torch.testing.assert_close(found, expected, atol=3e-7, rtol=0)  # weights ≤ 1, a few roundings of 2^-24
     assert counters["stats"]["unique_graphs"] - before == 1
 

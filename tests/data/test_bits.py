@@ -20,7 +20,8 @@ from opendino.data.decode import decode
 from opendino.data.loader import pad_to_batch
 from opendino.data.sources.python import PythonSource
 from opendino.methods import dino
-from opendino.views.functional import crop_resize, normalize, to_float
+from opendino.views.crop_resize import crop_resize
+from opendino.views.functional import normalize, to_float
 from opendino.views.multi_crop import multi_crop
 from opendino.views.sampling import sample_views
 from opendino.views.settings import AUGMENTATIONS, changed, view

@@ -15,7 +15,8 @@ from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional as tv
 
 from opendino.core.types import ViewGroup, ViewSpec
-from opendino.views import functional
+from opendino.views import functional, kernels
+from opendino.views.crop_resize import crop_resize
 from opendino.views.sampling import sample_views
 from opendino.views.settings import view
 
@@ -52,6 +53,7 @@ def random_boxes(views: int, images: int, height: int, width: int) -> Tensor:
 # Crops -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("both_kernels")
 @pytest.mark.parametrize("size_px", [1, 7, 32, 96])
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (20, 131), (150, 90)])
 @pytest.mark.parametrize("smooth", [False, True])
@@ -61,7 +63,7 @@ def test_crop_resize_is_pillows(size_px: int, height: int, width: int, smooth: b
         canvas = tv.gaussian_blur(canvas, [9, 9], [3.0, 3.0])
     box = random_boxes(6, 4, height, width)
     flip = torch.arange(24).reshape(6, 4) % 3 == 0
-    ours = functional.crop_resize(canvas, box, flip, size_px)
+    ours = crop_resize(canvas, box, flip, size_px)
     assert ours.shape == (6, 4, 3, size_px, size_px)
     assert ours.dtype == torch.uint8
     unequal = 0.0
@@ -82,12 +84,13 @@ def test_crop_resize_is_pillows(size_px: int, height: int, width: int, smooth: b
         assert unequal < 5e-3
 
 
+@pytest.mark.usefixtures("dense_kernels")
 @pytest.mark.parametrize("size_px", [32, 96])
 def test_with_11_bit_weights_few_values_change_by_one_level(size_px: int, monkeypatch: pytest.MonkeyPatch):
     canvas, box, flip = noise(4, 3, 150, 131), random_boxes(6, 4, 150, 131), torch.zeros(6, 4, dtype=torch.bool)
-    exact = functional.crop_resize(canvas, box, flip, size_px)
-    monkeypatch.setattr(functional, "_matmul_dtype", lambda device: torch.float16)
-    halves = functional.crop_resize(canvas, box, flip, size_px)
+    exact = crop_resize(canvas, box, flip, size_px)
+    monkeypatch.setattr(kernels, "product_dtype", lambda device: torch.float16)
+    halves = crop_resize(canvas, box, flip, size_px)
     assert halves.dtype == torch.uint8
     away = (halves.float() - exact.float()).abs()
     # n ≈ 7 weights of up to 1, each rounded by at most 2^-12 of itself, times 255: √n · 255 · 2^-12 / √3 ≈ 0.1 of a
@@ -98,10 +101,11 @@ def test_with_11_bit_weights_few_values_change_by_one_level(size_px: int, monkey
     assert (away > 1).double().mean() < 1e-3
 
 
+@pytest.mark.usefixtures("dense_kernels")
 def test_blur_with_11_bit_weights_is_off_by_a_quarter_level(monkeypatch: pytest.MonkeyPatch):
     x, sigma = noise(3, 3, 40, 50).float() / 255, torch.tensor([0.1, 0.7, 2.0])
     exact = functional.blur(x, sigma)
-    monkeypatch.setattr(functional, "_matmul_dtype", lambda device: torch.float16)
+    monkeypatch.setattr(kernels, "product_dtype", lambda device: torch.float16)
     halves = functional.blur(x, sigma)
     assert halves.dtype == torch.float32
     assert (halves - exact).abs().max() < 0.25 / 255
@@ -110,8 +114,8 @@ def test_blur_with_11_bit_weights_is_off_by_a_quarter_level(monkeypatch: pytest.
 @pytest.mark.gpu
 def test_crops_on_a_gpu_agree_up_to_few_levels():
     canvas, box, flip = noise(4, 3, 150, 131), random_boxes(6, 4, 150, 131), torch.arange(24).reshape(6, 4) % 3 == 0
-    there = functional.crop_resize(canvas.cuda(), box.cuda(), flip.cuda(), 96).cpu()
-    away = (there.float() - functional.crop_resize(canvas, box, flip, 96).float()).abs()
+    there = crop_resize(canvas.cuda(), box.cuda(), flip.cuda(), 96).cpu()
+    away = (there.float() - crop_resize(canvas, box, flip, 96).float()).abs()
     assert away.max() <= 2
     assert away.mean() < 0.1
 
@@ -160,6 +164,7 @@ def image() -> Tensor:
     return x
 
 
+@pytest.mark.usefixtures("both_kernels")
 @pytest.mark.parametrize("factors", FACTORS)
 def test_jitter_in_every_order_is_torchvisions(image: Tensor, factors: tuple[float, ...], monkeypatch):
     monkeypatch.setattr(functional, "LUMA", (0.2989, 0.587, 0.114))  # torchvision's, so that only rounding is left
@@ -174,6 +179,7 @@ def test_jitter_in_every_order_is_torchvisions(image: Tensor, factors: tuple[flo
         torch.testing.assert_close(x, theirs, atol=10 * EPS * (1 + 3 + 3 * 3 + 3 * 3 * 7), rtol=0)
 
 
+@pytest.mark.usefixtures("both_kernels")
 @pytest.mark.parametrize("op", range(4))
 @pytest.mark.parametrize("factors", FACTORS)
 def test_each_color_op_is_torchvisions(image: Tensor, op: int, factors: tuple[float, ...]):
@@ -186,6 +192,7 @@ def test_each_color_op_is_torchvisions(image: Tensor, op: int, factors: tuple[fl
     torch.testing.assert_close(ours, theirs, atol=weights + 20 * EPS, rtol=0)
 
 
+@pytest.mark.usefixtures("both_kernels")
 @pytest.mark.parametrize("op", range(3))
 @pytest.mark.parametrize("factor", [0.6, 0.85, 1.2, 1.4])
 def test_blends_are_pillows(image: Tensor, op: int, factor: float):
@@ -198,6 +205,7 @@ def test_blends_are_pillows(image: Tensor, op: int, factor: float):
     assert (ours - theirs).abs().max() <= 1 + abs(1 - factor) + 1e-3
 
 
+@pytest.mark.usefixtures("both_kernels")
 def test_gray_is_pillows(image: Tensor):
     theirs = from_pillow(to_pillow(image.mul(255).round().byte()).convert("L"))
     ours = functional.gray(image, torch.tensor(True)) * 255
@@ -205,6 +213,7 @@ def test_gray_is_pillows(image: Tensor):
     assert (ours - theirs).abs().max() <= 0.5 + 255 * 1.5 / 2**16 + 1e-4
 
 
+@pytest.mark.usefixtures("both_kernels")
 def test_solarize_is_pillows():
     levels = torch.arange(256, dtype=torch.uint8).expand(3, 1, 256)
     theirs = from_pillow(ImageOps.solarize(to_pillow(levels), threshold=128))
@@ -228,6 +237,7 @@ def gaussian(sigma: float, reach: int) -> np.ndarray:
     return weight / weight.sum()
 
 
+@pytest.mark.usefixtures("both_kernels")
 @pytest.mark.parametrize(("height", "width"), [(24, 31), (3, 40), (1, 5)])
 def test_blur_is_a_convolution_with_repeated_edges(height: int, width: int):
     x = noise(len(SIGMAS), 3, height, width) / 255
@@ -240,6 +250,7 @@ def test_blur_is_a_convolution_with_repeated_edges(height: int, width: int):
         torch.testing.assert_close(blurred.double(), exact, atol=1.2e-6 + 10 * EPS, rtol=0)
 
 
+@pytest.mark.usefixtures("both_kernels")
 @pytest.mark.parametrize("sigma", SIGMAS)
 def test_blur_is_torchvisions_away_from_the_edge(sigma: float):
     x = noise(3, 40, 50) / 255
@@ -257,6 +268,7 @@ def extended_box(sigma: float) -> np.ndarray:
     return np.convolve(np.convolve(box, box), box)
 
 
+@pytest.mark.usefixtures("both_kernels")
 @pytest.mark.parametrize("sigma", SIGMAS)
 def test_blur_is_as_near_to_pillows_as_its_kernel_is_to_a_gaussian(sigma: float):
     kernel = extended_box(sigma)

@@ -60,6 +60,7 @@ def test_every_augmentation_keeps_the_contract() -> None:
     assert len(set(orders)) == len(orders)
 
 
+@pytest.mark.usefixtures("both_kernels")
 @pytest.mark.parametrize("name", [name for name in AUGMENTATIONS if name != "crop"])
 def test_a_view_without_it_keeps_every_bit_beside_one_that_has_it(name: str) -> None:
     canvas = pixels(smooth=False)
@@ -73,6 +74,9 @@ def test_a_view_without_it_keeps_every_bit_beside_one_that_has_it(name: str) -> 
         for v, b in itertools.product(range(2), range(6))
     ]
     assert titles[:6] == [None] * 6 and sum(title is not None for title in titles[6:]) >= 4
+    if hasattr(AUGMENTATIONS[name], "drawn"):
+        changed = AUGMENTATIONS[name].drawn(draws["g"][name])
+        assert changed.flatten().tolist() == [title is not None for title in titles]
 
 
 @pytest.mark.parametrize("channels", [1, 2, 5])
@@ -229,6 +233,7 @@ def test_a_rectangle_keeps_the_proportions_of_the_image(size: tuple[int, int]) -
     assert out.shape == (2, 6, 3, *size)
 
 
+@pytest.mark.usefixtures("dense_kernels")
 def test_everything_together_is_one_graph() -> None:
     on = {f"{name}.p": 0.7 for name in AUGMENTATIONS if name != "crop"} | {"crop.scale": (0.3, 1.0)}
     spec = ViewSpec((ViewGroup("g", 24, (view(on),) * 2),))

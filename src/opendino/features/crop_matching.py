@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from opendino.views import functional
+from opendino.views.crop_resize import crop_resize
 
 NUM_IMAGES = 256
 """Number of images that an online evaluation compares."""
@@ -37,7 +38,7 @@ def disjoint_crops(images: Tensor, seed: int = 0) -> Tensor:
     found = torch.empty(2, *images.shape, dtype=images.dtype)
     for rows in _slices(num):
         no_flip = torch.zeros(2, rows.stop - rows.start, dtype=torch.bool)
-        found[:, rows] = functional.crop_resize(images[rows], box[:, rows], no_flip, side)
+        found[:, rows] = crop_resize(images[rows], box[:, rows], no_flip, side)
     return found
 
 

@@ -17,7 +17,7 @@ from opendino.data.cache import DecodedImages
 from opendino.data.loader import pad_to_batch
 from opendino.data.sampler import epoch_order
 from opendino.data.workers import each
-from opendino.views.functional import crop_resize
+from opendino.views.crop_resize import crop_resize
 
 CENTER_FRAC = 224 / 256  # crop side as a fraction of the shorter side: the usual "resize to 256, crop 224"
 

@@ -1,62 +1,24 @@
-"""Deterministic batched image operations with given parameters: crop, jitter, gray, blur, solarize, normalize.
+"""Deterministic batched color operations with given parameters: jitter, gray, blur, solarize, normalize.
 
-Pure functions of tensors on any device. They never wait for the device and have no data-dependent shapes, so that
-`torch.compile` works. Crops are uint8 or uint16; every later operation takes and returns float32 in [0, 1]. `jitter`
-and `gray` need the channels R, G, B.
+Pure functions of tensors on any device, of float32 in [0, 1]. They never wait for the device and have no data-dependent
+shapes, so that `torch.compile` works. `jitter` and `gray` need the channels R, G, B.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from functools import partial
+from collections.abc import Iterable
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import pad
 
-from opendino.core.compilation import compiled
+from opendino.views import kernels
 
+NEUTRAL = (1.0, 1.0, 1.0, 0.0)  # factors of `jitter` that change nothing
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's mode "L"
-_STEPS = 257  # 65535 / 255: values of uint16 for each of uint8
-
-
-def crop_resize(
-    canvas: Tensor, box: Tensor, flip: Tensor, size_px: int | tuple[int, int], flip_rows: Tensor | None = None
-) -> Tensor:
-    """Crop boxes and resize them with an antialiased bicubic filter, like Pillow's `crop().resize()`.
-
-    Each view is two matrix products, `A_y · (canvas · A_xᵀ)`. As in Pillow, the result of the first is rounded and
-    clipped to 8 bits before the second. Results agree with Pillow to 1/255: only values within float32 rounding of a
-    half are rounded differently. On a GPU the weights have 11 bits; on black-and-white noise, the worst case, one value
-    in twelve differs. (Pillow 13 resizes the columns of some tall images first. Earlier versions, which DINO was
-    trained with, always resize the rows first, and so does this function.) 16-bit images are rounded only at the end,
-    and on a GPU have 11 significant bits, as the weights.
-
-    Args:
-        canvas: uint8 or uint16 `[B C Sy Sx]`.
-        box: int32 `[V B 4]`, (top, left, height, width) in pixels, inside the canvas, height and width ≥ 1.
-        flip: bool `[V B]`, horizontal flip of the crop.
-        size_px: Height and width of the crops, or the side of squares.
-        flip_rows: bool `[V B]`, vertical flip of the crop; None for none.
-
-    Returns:
-        `[V B C H W]`, of the type of the canvas.
-    """
-    batch, channels, height, width = canvas.shape
-    out_height, out_width = (size_px, size_px) if isinstance(size_px, int) else size_px
-    top, left, box_height, box_width = box.unbind(-1)
-    dtype = _matmul_dtype(canvas.device)
-    flip_rows = torch.zeros_like(flip) if flip_rows is None else flip_rows
-    a_xs = _resize_matrices(left, box_width, flip, out_width, width, dtype)
-    a_ys = _resize_matrices(top, box_height, flip_rows, out_height, height, dtype)
-    # Fold the channels into the rows, so that one product does all channels and the second needs no transpose.
-    rows = _to_255(canvas.transpose(1, 2), dtype).view(batch, height * channels, width)
-    crops = rows.new_empty(len(box), batch, out_height, channels * out_width)  # [V, B, H, C * W]
-    for a_x, a_y, crop in zip(a_xs.unbind(), a_ys.unbind(), crops.unbind(), strict=True):  # per view: less memory
-        narrow = _matmul(rows, a_x.mT)
-        narrow = _to_8_bits(narrow) if canvas.dtype == torch.uint8 else narrow.clamp_(0, 255)
-        _matmul(a_y, narrow.view(batch, height, channels * out_width), out=crop)  # narrow: [B, Sy, C * W]
-    crops = crops.view(-1, batch, out_height, channels, out_width)
-    return _to_uint8(crops) if canvas.dtype == torch.uint8 else _to_uint16(crops)
+_BLOCK_PX = 32  # pixels that one small product of `blur` makes in a row
 
 
 def to_float(x: Tensor) -> Tensor:
@@ -70,20 +32,66 @@ def jitter(x: Tensor, factors: Tensor, order: Tensor) -> Tensor:
     Computes the same as torchvision's functional on float tensors, but with Pillow's gray weights (0.299, not 0.2989).
     The first three operations are blends with black, with the mean gray and with the gray image.
 
-    To compute all 24 orders without branches, every sample passes through one fixed sequence of 11 slots: four groups
-    of two slots for brightness and saturation, with contrast, hue, contrast between the groups. Expensive operations
-    get few slots: hue one, contrast (which needs the mean of the whole image) one before and one after hue. In slots
-    that a sample does not use, its factor is 1, which changes nothing.
-
     Args:
         x: float32 `[... 3 H W]` in [0, 1].
         factors: float32 `[... 4]`: brightness, contrast, saturation ≥ 0, hue shift in turns; (1, 1, 1, 0) changes
             no bit of the image.
         order: int64 `[... 4]`, a permutation of 0 … 3: the column of `factors` to apply first, second, ...
     """
+    return jitter_(x.clone(memory_format=torch.contiguous_format), factors, order)
+
+
+def jitter_(x: Tensor, factors: Tensor, order: Tensor) -> Tensor:
+    """The same; may overwrite x."""
+    return _jitter_by_order_(x, factors, order) if kernels.by_index(x) else _jitter_at_once(x, factors, order)
+
+
+def _jitter_by_order_(x: Tensor, factors: Tensor, order: Tensor) -> Tensor:
+    """The samples of each order together, and only the operations that change one of them; in place."""
+    factors, order = factors.reshape(-1, 4), order.reshape(-1, 4)
+    changes = factors != factors.new_tensor(NEUTRAL)  # [n 4]
+    kind = changes.any(-1) * (order * order.new_tensor([64, 16, 4, 1])).sum(-1)  # a number for each order
+    needed, orders = changes.numpy(), order.numpy()
+
+    def jittered(images: Tensor, rows: NDArray[np.int64]) -> Tensor:
+        columns = factors[rows].T[..., None, None, None].unbind()
+        for column in orders[rows[0]]:
+            if needed[rows, column].any():
+                images = _OPERATIONS[column](images, columns[column])
+        return images
+
+    kernels.by_kind_(x.view(-1, *x.shape[-3:]), kind, jittered)
+    return x
+
+
+def _brightness_(x: Tensor, factor: Tensor) -> Tensor:
+    """Blend `[n 3 H W]` with black, in place; `factor` is `[n 1 1 1]`."""
+    return x.mul_(factor).clamp_(0, 1)
+
+
+def _contrast_(x: Tensor, factor: Tensor) -> Tensor:
+    """Blend with the mean gray, in place."""
+    mean = _luma(*x.mean((-2, -1), keepdim=True).split(1, dim=1))
+    return x.mul_(factor).add_(mean * (1 - factor)).clamp_(0, 1)
+
+
+def _saturation_(x: Tensor, factor: Tensor) -> Tensor:
+    """Blend with the gray image, in place."""
+    grays = _luma(*x.split(1, dim=1)).mul_(1 - factor)
+    return x.mul_(factor).add_(grays).clamp_(0, 1)
+
+
+def _jitter_at_once(x: Tensor, factors: Tensor, order: Tensor) -> Tensor:
+    """All samples together.
+
+    To compute all 24 orders without branches, every sample passes through one fixed sequence of 11 slots: four groups
+    of two slots for brightness and saturation, with contrast, hue, contrast between the groups. Expensive operations
+    get few slots: hue one, contrast (which needs the mean of the whole image) one before and one after hue. In slots
+    that a sample does not use, its factor is 1, which changes nothing.
+    """
     is_contrast, is_hue = order == 1, order == 3
     group = _count_before(is_contrast) + 2 * _count_before(is_hue)  # 0 … 3; a sample skips group 1 or group 2
-    is_second = torch.nn.functional.pad((group[..., 1:] == group[..., :-1]).long(), (1, 0))
+    is_second = pad((group[..., 1:] == group[..., :-1]).long(), (1, 0))
     # Slots 0 … 7: brightness and saturation, two per group; 8 and 9: contrast; 10: hue.
     slot = torch.where(is_contrast, 8 + group // 2, 2 * group + is_second).masked_fill(is_hue, 10)
     ordered = factors.gather(-1, order)  # [..., 4] in order of application
@@ -98,7 +106,9 @@ def jitter(x: Tensor, factors: Tensor, order: Tensor) -> Tensor:
             contrast, mean = factor[..., 8 + i // 2], _luma(*planes).mean((-2, -1), keepdim=True)
             planes = _blend(planes, contrast, _per_plane(1 - contrast) * mean)
         elif i == 1:
-            planes = _hue(planes, factors[..., 3])
+            turns = _per_image(factors[..., 3])
+            pixels = torch.stack(planes, dim=-3)
+            planes = torch.where(turns == 0, pixels, _hue(pixels, turns)).unbind(-3)
     return torch.stack(planes, dim=-3)
 
 
@@ -133,12 +143,36 @@ def blur(x: Tensor, sigma: Tensor, reach_px: int = 10) -> Tensor:
         reach_px: Radius at which the Gaussian is truncated. At 5 sigma or more the error is below float32 rounding: 10
             is enough for DINO's largest sigma of 2.
     """
+    banded = kernels.by_index(x) and min(x.shape[-2:]) > _BLOCK_PX + 2 * reach_px
+    blurred = (_blur_by_blocks if banded else _blur_by_products)(x, sigma, reach_px)
+    return torch.where(_per_image(sigma) > 0, blurred, x)
+
+
+def _blur_by_products(x: Tensor, sigma: Tensor, reach_px: int) -> Tensor:
+    """Two products with matrices of the sides of the image."""
     g_x = _blur_matrices(sigma, x.shape[-1], reach_px)
     g_y = _blur_matrices(sigma, x.shape[-2], reach_px)
-    dtype = _matmul_dtype(x.device)
+    dtype = kernels.product_dtype(x.device)
     g_x, g_y = g_x.to(dtype), g_y.to(dtype)
-    blurred = _matmul(g_y[..., None, :, :], _matmul(x.to(dtype).flatten(-3, -2), g_x.mT).view_as(x))
-    return torch.where(_per_image(sigma) > 0, blurred.to(x.dtype), x)
+    blurred = kernels.product(g_y[..., None, :, :], kernels.product(x.to(dtype).flatten(-3, -2), g_x.mT).view_as(x))
+    return blurred.to(x.dtype)
+
+
+def _blur_by_blocks(x: Tensor, sigma: Tensor, reach_px: int) -> Tensor:
+    """Two products of blocks of neighboring pixels with one small matrix: most weights of the large ones are 0."""
+    *_, height, width = x.shape
+    images = x.reshape(-1, *x.shape[-3:])
+    side = _BLOCK_PX + 2 * reach_px
+    weight = _gaussian(sigma.reshape(-1), reach_px)  # [n, taps]
+    column = torch.arange(_BLOCK_PX)[:, None] + torch.arange(weight.shape[-1])
+    column = column.expand(len(images), -1, -1)
+    band = x.new_zeros(len(images), _BLOCK_PX, side).scatter_(-1, column, weight[:, None].expand(column.shape))
+    right, below = reach_px + -width % _BLOCK_PX, reach_px + -height % _BLOCK_PX
+    blocks = pad(images, (reach_px, right, 0, 0), mode="replicate").unfold(-1, side, _BLOCK_PX)
+    images = kernels.product(blocks.reshape(len(images), -1, side), band.mT).view(*blocks.shape[:3], -1)
+    blocks = pad(images, (0, 0, reach_px, below), mode="replicate").unfold(-2, side, _BLOCK_PX).mT
+    images = kernels.product(band[:, None, None], blocks).flatten(2, 3)
+    return images[..., :height, :width].reshape(x.shape)
 
 
 def solarize(x: Tensor, mask: Tensor) -> Tensor:
@@ -148,79 +182,12 @@ def solarize(x: Tensor, mask: Tensor) -> Tensor:
 
 def normalize(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """`(x - mean) / std` per channel; x is `[... C H W]`."""
-    return (x - _channel_values(mean, x)) / _channel_values(std, x)
+    return normalize_(x.clone(), mean, std)
 
 
-@partial(compiled, any_shape=True)
-def _resize_matrices(start: Tensor, length: Tensor, flip: Tensor, size: int, side: int, dtype: torch.dtype) -> Tensor:
-    """Resampling matrices for one axis, `[V B size side]`; row i has the weights of output pixel i.
-
-    The kernel is bicubic with a = -1/2 (Keys 1981), widened by the scale factor when downsampling. A weight is a
-    function of the distance between the centers of the input and the output pixel, `x + 1/2` and
-    `(i + 1/2) · length / size` in box coordinates. Multiplied by `2 · size` both are integers: the distance is exact.
-    Weights outside the box are 0, and each row sums to 1. Only the pixels inside the support are computed; they are
-    scattered into zeros.
-
-    Args:
-        start: int32 `[V B]`, first pixel of the box along this axis.
-        length: int32 `[V B]`, number of pixels of the box.
-        flip: bool `[V B]`, reverse the order of the output pixels.
-        size: Number of output pixels.
-        side: Number of pixels of the canvas along this axis.
-        dtype: Data type of the result.
-    """
-    start, length, flip = start[..., None, None], length[..., None, None], flip[..., None, None]
-    i = torch.arange(size, device=start.device, dtype=torch.int32)[:, None]
-    i = torch.where(flip, size - 1 - i, i)
-    center = (2 * i + 1) * length  # [V B size 1]
-    support = length.clamp(min=size)  # size · max(scale, 1)
-    num_taps = min(side, -(-4 * max(side, size) // size))  # most pixels in a support of width 4 · max(scale, 1)
-    first = start + torch.div(center - 4 * support + size, 2 * size, rounding_mode="floor")
-    pixel = first.clamp(0, side - num_taps) + torch.arange(num_taps, device=start.device, dtype=torch.int32)
-    # [V, B, size, num_taps]
-    distance = ((2 * (pixel - start) + 1) * size - center).float() / (2 * support)
-    inside = (pixel >= start) & (pixel < start + length)
-    weight = _cubic(distance.abs()) * inside
-    weight = (weight / weight.sum(-1, keepdim=True)).to(dtype)
-    return weight.new_zeros(*weight.shape[:-1], side).scatter_(-1, pixel.long(), weight)
-
-
-def _cubic(t: Tensor) -> Tensor:
-    """Keys' cubic convolution kernel with a = -1/2 at t ≥ 0."""
-    near = (1.5 * t - 2.5) * t * t + 1
-    far = ((-0.5 * t + 2.5) * t - 4) * t + 2
-    return torch.where(t < 1, near, torch.where(t < 2, far, 0.0))
-
-
-def _round_(x: Tensor) -> Tensor:
-    """Round half up and clip to 0 … 255, in place, as Pillow does; `torch.round` rounds half to even."""
-    return x.add_(0.5).floor_().clamp_(0, 255)
-
-
-_to_8_bits = compiled(_round_, any_shape=True)
-
-
-@partial(compiled, any_shape=True)
-def _to_uint8(crops: Tensor) -> Tensor:
-    """Round `[V B H C W]` to uint8 `[V B C H W]`."""
-    return _round_(crops).to(torch.uint8).transpose(2, 3).contiguous()
-
-
-def _to_255(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """uint8 or uint16 to 0 … 255 in `dtype`, contiguous."""
-    if x.dtype == torch.uint8:
-        return x.to(dtype, memory_format=torch.contiguous_format)
-    return torch.div(x, _STEPS, out=torch.empty(x.shape, dtype=dtype, device=x.device))  # out: no copy as float32
-
-
-def _to_uint16(crops: Tensor) -> Tensor:
-    """Round `[V B H C W]` of 0 … 255 to uint16 `[V B C H W]`."""
-    rounded = torch.empty(
-        *crops.shape[:2], crops.shape[3], crops.shape[2], crops.shape[4], dtype=torch.uint16, device=crops.device
-    )
-    for crop, result in zip(crops.unbind(), rounded.unbind(), strict=True):  # per view: less memory
-        result.copy_(crop.float().mul_(_STEPS).add_(0.5).floor_().clamp_(0, 65535).transpose(1, 2))
-    return rounded
+def normalize_(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """The same in place."""
+    return x.sub_(_channel_values(mean, x)).div_(_channel_values(std, x))
 
 
 def _count_before(flag: Tensor) -> Tensor:
@@ -233,26 +200,30 @@ def _blend(planes: Iterable[Tensor], factor: Tensor, rest: Tensor) -> tuple[Tens
     return tuple(torch.addcmul(rest, _per_plane(factor), x).clamp_(0, 1) for x in planes)
 
 
-def _hue(planes: Sequence[Tensor], turns: Tensor) -> tuple[Tensor, ...]:
-    """Shift the hue in HSV by `turns` `[...]`, keeping saturation and value.
+def _hue(x: Tensor, turns: Tensor) -> Tensor:
+    """Shift the hue of `[... 3 H W]` in HSV by `turns` `[... 1 1 1]`, keeping saturation and value.
 
     With value v = max, chroma c = max - min and hue h, the channel with primary hue p (0, 1/3, 2/3 for R, G, B) is
-    `v - c · clamp(6 · |h - p| - 1, 0, 1)`, where |.| is the distance on the circle: HSV to RGB without branches.
+    `v - c · clamp(6 · |h - p| - 1, 0, 1)`, where |.| is the distance on the circle: HSV to RGB without branches. The
+    hue of a color whose red is largest and whose blue is smallest is `(g - b) / 6c`. Others become such a color by
+    exchanging green and blue, then red and green; each exchange is a reflection of the circle (S. Hocevar). They are
+    products with a sign: on a CPU, `torch.where` costs more than ten times as much where neighbors differ.
     """
-    r, g, b = planes
-    value = torch.maximum(torch.maximum(r, g), b)
-    chroma = value - torch.minimum(torch.minimum(r, g), b)
-    is_r, is_g = value == r, value == g
-    difference = torch.where(is_r, g - b, torch.where(is_g, b - r, r - g))
-    primary = torch.where(is_r, 0.0, torch.where(is_g, 1 / 3, 2 / 3))  # hue of the largest channel
-    hue = torch.addcdiv(primary, difference, 6 * chroma.clamp(min=1e-12)).add_(_per_plane(turns))
-    shifted = []
-    for x, p in zip(planes, (0, 1 / 3, 2 / 3), strict=True):
-        distance = hue - p
-        distance = distance.sub_(distance.round()).abs_()
-        channel = value - distance.mul_(6).sub_(1).clamp_(0, 1).mul_(chroma)
-        shifted.append(torch.where(_per_plane(turns) == 0, x, channel))
-    return tuple(shifted)
+    r, g, b = x.split(1, dim=-3)
+    high, low = torch.maximum(g, b), torch.minimum(g, b)
+    value, middle = torch.maximum(r, high), torch.minimum(r, high)
+    chroma = value - torch.minimum(middle, low)
+    by_blue, by_red = (high - g).sign_(), (value - r).sign_()  # 1 where exchanged, else 0
+    start = torch.addcmul(by_blue.neg(), by_blue, by_red, value=2).sub_(by_red, alpha=1 / 3)
+    six = chroma.clamp(min=1e-12).mul_(6)
+    hue = start.addcdiv_(middle.sub_(low), six).abs_().add_(turns)
+    distance = hue - _channel_values((0.0, 1 / 3, 2 / 3), x)  # [..., 3, H, W]
+    distance = distance.sub_(distance.round()).abs_().clamp_(1 / 6, 1 / 3)
+    return (value + chroma).sub(distance.mul_(six)).clamp_(0, 1)
+
+
+_OPERATIONS = (_brightness_, _contrast_, _saturation_, _hue)
+"""The operations by their column in `factors`."""
 
 
 def _luma(r: Tensor, g: Tensor, b: Tensor) -> Tensor:
@@ -262,10 +233,8 @@ def _luma(r: Tensor, g: Tensor, b: Tensor) -> Tensor:
 
 def _blur_matrices(sigma: Tensor, side: int, reach: int) -> Tensor:
     """Blur matrices `[... side side]`: row i is the Gaussian around i; weights beyond an edge are added to the edge."""
+    weight = _gaussian(sigma, reach)[..., None, :].expand(*sigma.shape, side, -1)
     offset = torch.arange(-reach, reach + 1, device=sigma.device)
-    variance = sigma.clamp(min=1e-3).square()[..., None, None]
-    weight = torch.exp(offset.square() / (-2 * variance))  # [... 1 taps]
-    weight = (weight / weight.sum(-1, keepdim=True)).expand(*sigma.shape, side, -1)
     column = (torch.arange(side, device=sigma.device)[:, None] + reach + offset).expand_as(weight)
     padded = weight.new_zeros(*sigma.shape, side, side + 2 * reach).scatter(-1, column, weight)
     before, inside, after = padded.split((reach, side, reach), dim=-1)
@@ -275,18 +244,11 @@ def _blur_matrices(sigma: Tensor, side: int, reach: int) -> Tensor:
     return inside
 
 
-def _matmul_dtype(device: torch.device) -> torch.dtype:
-    """Data type of the matrix products: float16 on a GPU, exact for 8-bit values, with 11-bit weights; else float32.
-
-    Without tensor cores, float32 products on a GPU are ten times slower.
-    """
-    return torch.float16 if device.type == "cuda" else torch.float32
-
-
-def _matmul(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
-    """`a @ b` in the precision of the inputs, also inside autocast."""
-    with torch.autocast(a.device.type, enabled=False):
-        return torch.matmul(a, b, out=out)
+def _gaussian(sigma: Tensor, reach: int) -> Tensor:
+    """Weights that sum to 1, `[... 2 * reach + 1]`."""
+    offset = torch.arange(-reach, reach + 1, device=sigma.device)
+    weight = torch.exp(offset.square() / (-2 * sigma.clamp(min=1e-3).square()[..., None]))
+    return weight / weight.sum(-1, keepdim=True)
 
 
 def _per_image(values: Tensor) -> Tensor:

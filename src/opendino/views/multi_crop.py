@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from opendino.core.compilation import compiled
 from opendino.core.types import ViewSpec
-from opendino.views import functional
+from opendino.views import functional, kernels
 from opendino.views.placement import Placement
 from opendino.views.sampling import ViewParameters
 from opendino.views.settings import AUGMENTATIONS
@@ -61,5 +64,23 @@ def _augment(
     """Pixel operations on a group's crops; one function, so that they compile into one pass over memory."""
     x = functional.to_float(x)
     for name, (parameters, configs) in steps.items():
-        x = AUGMENTATIONS[name].apply(x, parameters, configs)
-    return functional.normalize(x, mean, std)
+        apply = _apply_to_drawn if kernels.by_index(x) else _apply
+        x = apply(AUGMENTATIONS[name], x, parameters, configs)
+    return functional.normalize_(x, mean, std)
+
+
+def _apply(module: ModuleType, x: Tensor, parameters: dict[str, Tensor], configs: tuple[Any, ...]) -> Tensor:
+    return module.apply(x, parameters, configs)
+
+
+def _apply_to_drawn(module: ModuleType, x: Tensor, parameters: dict[str, Tensor], configs: tuple[Any, ...]) -> Tensor:
+    """The same, only for the views that the augmentation changes; in place."""
+    if not hasattr(module, "drawn"):
+        return module.apply(x, parameters, configs)
+    flat = {name: values.flatten(0, 1) for name, values in parameters.items()}
+
+    def changed(some: Tensor, rows: NDArray[np.int64]) -> Tensor:
+        return module.apply(some[None], {name: values[None, rows] for name, values in flat.items()}, configs)[0]
+
+    kernels.by_kind_(x.flatten(0, 1), module.drawn(parameters).flatten(), changed)
+    return x

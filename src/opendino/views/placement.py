@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from opendino.views import functional
+from opendino.views.crop_resize import crop_resize
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Placement:
 
     def cut(self, canvas: Tensor, view_px: tuple[int, int]) -> Tensor:
         """Cut the crops and resize them: `[B C Sy Sx]` → `[V B C *view_px]`."""
-        x = functional.crop_resize(canvas, self.box, self.mirror_x, view_px, self.mirror_y)
+        x = crop_resize(canvas, self.box, self.mirror_x, view_px, self.mirror_y)
         if self.transpose is None:
             return x
         # int16 holds the bits of uint16, for which PyTorch has few operations on a GPU.

@@ -9,5 +9,8 @@ Each module has
 - `title(parameters) -> str | None`: the parameters of one view as text, None if it stays as it is;
 - either `apply(x, parameters, configs) -> x` for float32 pixels `[V B C H W]` in [0, 1], where `parameters` are tensors
   on the device and `configs` are the settings of the V views. It has no data-dependent shapes and never waits for the
-  device. Or `place(placement, parameters) -> placement`, which changes where the crop reads its pixels.
+  device; it may overwrite x. Or `place(placement, parameters) -> placement`, which changes where the crop reads its
+  pixels;
+- with `apply`, optionally `drawn(parameters) -> bool [V B]`: which views change. On a CPU, `apply` then gets only these
+  views, as `[1 n C H W]`, a part of them at a time, with their parameters.
 """

@@ -41,6 +41,11 @@ def title(parameters: dict[str, Tensor]) -> str | None:
     return f"{float(parameters['sigma']):.1f} px" if parameters["sigma"] else None
 
 
+def drawn(parameters: dict[str, Tensor]) -> Tensor:
+    """Whether a view changes: bool `[V B]`."""
+    return parameters["sigma"] > 0
+
+
 def apply(x: Tensor, parameters: dict[str, Tensor], configs: tuple[Config, ...]) -> Tensor:
     """Blur, with replicated edge pixels."""
     reach_px = math.ceil(5 * max(config.sigma_px[1] for config in configs))

@@ -34,6 +34,11 @@ def title(parameters: dict[str, Tensor]) -> str | None:
     return str(int(parameters["channel"])) if parameters["channel"] >= 0 else None
 
 
+def drawn(parameters: dict[str, Tensor]) -> Tensor:
+    """Whether a view changes: bool `[V B]`."""
+    return parameters["channel"] >= 0
+
+
 def apply(x: Tensor, parameters: dict[str, Tensor], configs: tuple[Config, ...]) -> Tensor:
     """Set the channel to 0."""
     number = torch.arange(x.shape[2], device=x.device)  # [C]

@@ -44,6 +44,11 @@ def title(parameters: dict[str, Tensor]) -> str | None:
     return " ".join(["b", *(f"{x:.1f}" for x in brightness), "c", *(f"{x:.1f}" for x in contrast)])
 
 
+def drawn(parameters: dict[str, Tensor]) -> Tensor:
+    """Whether a view changes: bool `[V B]`."""
+    return (parameters["factors"] != 1).flatten(2).any(-1)
+
+
 def apply(x: Tensor, parameters: dict[str, Tensor], configs: tuple[Config, ...]) -> Tensor:
     """Scale each channel, then its distance to its mean; values are clipped to [0, 1]."""
     brightness, contrast = (each[..., None, None] for each in parameters["factors"].unbind(-2))  # [V B C 1 1]

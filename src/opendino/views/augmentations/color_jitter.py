@@ -15,7 +15,7 @@ from opendino.views import functional
 from opendino.views.counter_rng import Numbers
 
 ORDER = 30
-_NEUTRAL = np.array([1.0, 1.0, 1.0, 0.0])
+_NEUTRAL = np.array(functional.NEUTRAL)
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def apply(x: Tensor, parameters: dict[str, Tensor], configs: tuple[Config, ...])
         UsageError: The images are not RGB, and saturation or hue is set.
     """
     if x.shape[-3] == 3:
-        return functional.jitter(x, parameters["factors"], parameters["order"])
+        return functional.jitter_(x, parameters["factors"], parameters["order"])
     if any(config.p and (config.saturation or config.hue) for config in configs):
         raise UsageError(
             f"color_jitter changes saturation and hue, and the images have {x.shape[-3]} channels, not RGB",

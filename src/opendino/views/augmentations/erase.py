@@ -45,6 +45,11 @@ def title(parameters: dict[str, Tensor]) -> str | None:
     return f"{(bottom - top) * (right - left):.0%}" if bottom else None
 
 
+def drawn(parameters: dict[str, Tensor]) -> Tensor:
+    """Whether a view changes: bool `[V B]`."""
+    return (parameters["box"] > 0).any(-1)
+
+
 def apply(x: Tensor, parameters: dict[str, Tensor], configs: tuple[Config, ...]) -> Tensor:
     """Fill the rectangle with the view's mean of each channel."""
     top, left, bottom, right = parameters["box"][..., None, :].unbind(-1)  # [V B 1]

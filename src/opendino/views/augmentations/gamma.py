@@ -39,6 +39,11 @@ def title(parameters: dict[str, Tensor]) -> str | None:
     return f"{float(parameters['exponent']):.2f}" if parameters["exponent"] != 1 else None
 
 
+def drawn(parameters: dict[str, Tensor]) -> Tensor:
+    """Whether a view changes: bool `[V B]`."""
+    return parameters["exponent"] != 1
+
+
 def apply(x: Tensor, parameters: dict[str, Tensor], configs: tuple[Config, ...]) -> Tensor:
     """Raise every value to the exponent."""
     exponent = parameters["exponent"][..., None, None, None]

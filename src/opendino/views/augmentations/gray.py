@@ -36,6 +36,11 @@ def title(parameters: dict[str, Tensor]) -> str | None:
     return "" if parameters["gray"] else None
 
 
+def drawn(parameters: dict[str, Tensor]) -> Tensor:
+    """Whether a view changes: bool `[V B]`."""
+    return parameters["gray"]
+
+
 def apply(x: Tensor, parameters: dict[str, Tensor], configs: tuple[Config, ...]) -> Tensor:
     """Convert.
 

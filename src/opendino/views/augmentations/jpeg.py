@@ -55,6 +55,11 @@ def title(parameters: dict[str, Tensor]) -> str | None:
     return f"first step {int(table[0, 0, 0])}" if table.any() else None
 
 
+def drawn(parameters: dict[str, Tensor]) -> Tensor:
+    """Whether a view changes: bool `[V B]`."""
+    return (parameters["tables"] > 0).flatten(2).any(-1)
+
+
 def apply(x: Tensor, parameters: dict[str, Tensor], configs: tuple[Config, ...]) -> Tensor:
     """Compress and expand, without subsampling of the chroma. Other images than RGB: each channel as a gray image."""
     tables, (channels, height, width) = parameters["tables"], x.shape[-3:]

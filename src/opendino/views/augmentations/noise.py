@@ -39,6 +39,11 @@ def title(parameters: dict[str, Tensor]) -> str | None:
     return f"{float(parameters['std']):.2f}" if parameters["std"] else None
 
 
+def drawn(parameters: dict[str, Tensor]) -> Tensor:
+    """Whether a view changes: bool `[V B]`."""
+    return parameters["std"] > 0
+
+
 def apply(x: Tensor, parameters: dict[str, Tensor], configs: tuple[Config, ...]) -> Tensor:
     """Add noise that is a function of the key and the position of the value, on any device; clipped to [0, 1]."""
     std, key = (parameters[name][..., None, None, None] for name in ("std", "key"))

@@ -38,6 +38,11 @@ def title(parameters: dict[str, Tensor]) -> str | None:
     return f"{np.degrees(float(parameters['angle'])):+.0f}°" if parameters["angle"] else None
 
 
+def drawn(parameters: dict[str, Tensor]) -> Tensor:
+    """Whether a view changes: bool `[V B]`."""
+    return parameters["angle"] != 0
+
+
 def apply(x: Tensor, parameters: dict[str, Tensor], configs: tuple[Config, ...]) -> Tensor:
     """Rotate with bilinear interpolation; what lies outside the view is reflected at its edges."""
     angle, (height, width) = parameters["angle"], x.shape[-2:]
