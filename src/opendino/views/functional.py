@@ -1,7 +1,8 @@
 """Deterministic batched color operations with given parameters: jitter, gray, blur, solarize, normalize.
 
-Pure functions of tensors on any device, of float32 in [0, 1]. They never wait for the device and have no data-dependent
-shapes, so that `torch.compile` works. `jitter` and `gray` need the channels R, G, B.
+Functions of tensors on any device, of float32 in [0, 1]; pure, but for names that end in an underscore. They never wait
+for a device, and have data-dependent shapes only on a CPU (see `kernels`), so that `torch.compile` works. `jitter` and
+`gray` need the channels R, G, B.
 """
 
 from __future__ import annotations
