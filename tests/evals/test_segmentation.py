@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from tests.factories import model_folder, noise_image, small_vit
 
+import opendino
 from opendino.cli import main
 from opendino.core.errors import UsageError, UserError
 from opendino.data.sources.toy import ToySource
@@ -113,10 +114,8 @@ def test_mistakes_say_what_to_do(model: str, tmp_path: Path) -> None:
         evaluate(Config(model, train="toy:forms?n=2", out=str(tmp_path / "there")))
 
 
-def test_drawn_shapes_are_a_source(model: str) -> None:
+def test_from_python_on_drawn_shapes(model: str) -> None:
     assert ToySource("forms", n=1).mask(0).max() == 1
-    report = evaluate(
-        Config(model, train="toy:forms?n=2&size=48", val="toy:forms?n=2&size=48&split=val", num_images=(1,),
-               num_draws=1, k=1, device="cpu")
-    )  # fmt: skip
+    train, val = "toy:forms?n=2&size=48", "toy:forms?n=2&size=48&split=val"
+    report = opendino.evaluate.segmentation(model, train=train, val=val, num_images=[1], num_draws=1, device="cpu")
     assert report.fields["classes"] == [0, 1] and report.fields["num_val"] == 2

@@ -40,7 +40,7 @@ def boundary_f(truth: Tensor, found: Tensor, void: Tensor | None = None) -> Tens
 
 
 def boundary_counts(truth: Tensor, found: Tensor, radius_px: int) -> Tensor:
-    """How much of two boundaries is near the other: what F is made of, to be added up over images.
+    """How much of each of two boundaries is near the other; the counts of several images can be added, for one F.
 
     Args:
         truth, found: bool `[... H W]`, ground truth and prediction.
@@ -65,7 +65,7 @@ def f_measure(counts: Tensor) -> Tensor:
 
 
 def class_counts(truth: Tensor, found: Tensor, num_classes: int) -> Tensor:
-    """Pixels of each class: what IoU and accuracy are made of, to be added up over images.
+    """Pixels of each class, for IoU and accuracy; the counts of several images can be added.
 
     Args:
         truth: uint8 `[H W]`; pixels with values of `num_classes` and above are ignored.

@@ -53,7 +53,7 @@ class Config(Checked):
     val: str | None = None
     """Images with masks to measure on; default: the images of --train that a head has not seen."""
     num_images: Annotated[tuple[Count, ...], Meta(min_length=1)] = (1, 5, 20)
-    """Numbers of training images to try, besides all."""
+    """Numbers of training images to try; all of them are always tried too."""
     num_draws: Repeats = 3
     """Random choices of these images; the figures are their mean."""
     blocks: Count | None = None
@@ -130,7 +130,7 @@ def evaluate(config: Config) -> Report:
         final = heads[-1].score
         assert isinstance(final, SegmentationHead)
         if best:
-            measured = f"mIoU {best.miou:.1f} ± {best.error:.1f} % from {fields['num_images']} masks, {num_val} images"
+            measured = f"mIoU {_with_error(best)} % from {fields['num_images']} masks, measured on {num_val} images"
             final = replace(final, measured=measured)
         segmentation_head.save(out, model, final, {name: fields[name] for name in _KEPT})
         lines.append(f"use it: opendino predict {config.out} DATA --out MASKS")
@@ -278,7 +278,7 @@ def _lines(
     lines.append(f"{'masks':>7}" + "".join(f"{f'{name} {head}':>20}" for name, head in kinds))
     for number in sorted({setting[2] for setting in found}):
         cells = [found[name, head, number] for name, head in kinds]
-        lines.append(f"{number:>7}" + "".join(f"{f'{each.miou:.1f} ± {each.error:.1f}':>20}" for each in cells))
+        lines.append(f"{number:>7}" + "".join(f"{_with_error(each):>20}" for each in cells))
     most = max(setting[2] for setting in found)
     lines.append(f"from {most} masks, in percent:")
     names = "".join(f"{f'IoU of {number}':>11}" for number in classes)
@@ -290,6 +290,10 @@ def _lines(
             f"{f'{name} {head}':>20}{own.miou:8.1f}{own.pixel_accuracy:8.1f}{_shown(own.boundary_f):>20}{figures}"
         )
     return lines
+
+
+def _with_error(own: SegmentationScores) -> str:
+    return f"{own.miou:.1f}" + (f" ± {own.error:.1f}" if own.error is not None else "")
 
 
 def _shown(value: float | None) -> str:

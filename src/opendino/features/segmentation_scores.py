@@ -20,21 +20,21 @@ class SegmentationScores:
 
     Attributes:
         miou: Mean IoU of the classes that occur in the ground truth, over all pixels of all images.
-        error: Standard error of `miou`: that over images, by bootstrap, and that over heads.
+        error: Standard error of `miou`: that over images, by bootstrap, and that over heads. None from one image.
         pixel_accuracy: Share of the pixels with the right class.
         boundary_f: Mean over classes of the boundary's F.
         iou: IoU of each class.
     """
 
     miou: float
-    error: float
+    error: float | None
     pixel_accuracy: float
     boundary_f: float | None
     iou: list[float | None]
 
 
 def counts(truth: Tensor, found: Tensor, num_classes: int, boundary_px: int) -> Tensor:
-    """What the figures of one image are made of.
+    """Pixels and boundary pixels of each class in one image; the counts of several images can be added.
 
     Args:
         truth: uint8 `[H W]`, classes 0 to K - 1; larger values are ignored.
@@ -70,7 +70,7 @@ def scores(counted: Tensor, measured: Tensor, seed: int = 0) -> SegmentationScor
     variance = float(resampled[resampled.isfinite()].var()) + float(miou.var(correction=0)) / max(1, num_heads - 1)
     return SegmentationScores(
         100 * float(miou.mean()),
-        100 * math.sqrt(variance),
+        100 * math.sqrt(variance) if measured.any(0).sum() > 1 else None,
         100 * float(accuracy.mean()),
         _percent(boundary.nanmean()),
         [_percent(each) for each in iou.nanmean(0)],
