@@ -30,7 +30,7 @@ def samples(labels: torch.Tensor, images: torch.Tensor) -> PixelSamples:
 def test_a_rare_class_counts_as_much_as_a_frequent_one() -> None:
     labels = torch.tensor([0] * 900 + [1] * 50 + [2] * 3)
     own = samples(labels, torch.arange(len(labels)) % 3).balanced(torch.tensor([0, 2]), 0)
-    assert own.labels.bincount().tolist() == [666, 666, 666]
+    assert own.labels.bincount().tolist() == [1333, 1333, 1333]
     assert set(own.images.tolist()) == {0, 2}
     rare = own.features[own.labels == 2]
     assert len(rare.unique(dim=0)) == 2, "its own two pixels in these images, repeated"

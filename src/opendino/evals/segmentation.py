@@ -98,10 +98,7 @@ def evaluate(config: Config) -> Report:
         raise UserError(f"--out '{config.out}' exists already", "Choose another folder")
     began, device = time.monotonic(), distributed.device(config.device)
     model = load(config.model, config.which).to(device)
-    train = MaskedImages(model, open_segmentation_dataset(config.train, "train"), config.workers)
-    val = train
-    if config.val is not None:
-        val = MaskedImages(model, open_segmentation_dataset(config.val, "val"), config.workers)
+    train, val = _images(model, config)
     blocks = config.blocks or min(_MOST_BLOCKS, model.backbone.num_layers)
     networks = {model.which: model, "untrained": _untrained(model, train, config.seed).to(device)}
     encoders = {name: patch_encoder(network, blocks) for name, network in networks.items()}
@@ -138,6 +135,20 @@ def evaluate(config: Config) -> Report:
 
 
 _KEPT = ("miou", "standard_error", "num_images", "num_train", "num_val", "num_draws")
+
+
+def _images(model: Model, config: Config) -> tuple[MaskedImages, MaskedImages]:
+    """Images to train on and to measure on; the same without --val."""
+    train = MaskedImages(model, open_segmentation_dataset(config.train, "train"), config.workers)
+    if config.val is None:
+        return train, train
+    val = MaskedImages(model, open_segmentation_dataset(config.val, "val"), config.workers)
+    names = [{images.dataset.key(index) for index in range(len(images))} for images in (train, val)]
+    if config.val == config.train and names[0] & names[1]:
+        raise UsageError(
+            f"--val and --train are both {config.train}", "Leave --val out: heads are measured on images they lack"
+        )
+    return train, val
 
 
 def _untrained(model: Model, images: MaskedImages, seed: int) -> Model:
