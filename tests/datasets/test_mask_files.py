@@ -51,6 +51,15 @@ def test_gray_and_bilevel_files_number_objects_too(tmp_path: Path) -> None:
     np.testing.assert_array_equal(mask_files.read(tmp_path / "bilevel.png")[0], mask > 0)
 
 
+def test_numbers_of_16_bits_are_read_if_they_fit(tmp_path: Path) -> None:
+    mask = np.array([[0, 1], [2, 254]], np.uint16)
+    Image.fromarray(mask).save(tmp_path / "deep.png")
+    np.testing.assert_array_equal(mask_files.read(tmp_path / "deep.png")[0], mask)
+    Image.fromarray(mask + 46).save(tmp_path / "deep.png")
+    with pytest.raises(BadImage, match="it has the number 300; numbers are at most 254, and 255 is void"):
+        mask_files.read(tmp_path / "deep.png")
+
+
 def test_255_is_void_unless_there_is_nothing_else() -> None:
     white = np.array([[0, 255]], np.uint8)
     assert mask_files.is_black_and_white(white)

@@ -12,7 +12,15 @@ import torch
 from torch import Tensor
 
 from opendino.datasets import mask_files
-from opendino.datasets.mask_metrics import boundary_f, jaccard, statistics
+from opendino.datasets.mask_metrics import (
+    boundary_counts,
+    boundary_f,
+    class_counts,
+    class_iou,
+    f_measure,
+    jaccard,
+    statistics,
+)
 
 
 def square(top: int, left: int, side: int = 4, size: int = 16) -> Tensor:
@@ -129,3 +137,27 @@ def test_statistics_by_hand() -> None:
     assert statistics(torch.tensor([0.75])) == (0.75, 1.0, 0.0)
     long = torch.cat([torch.ones(200), torch.zeros(200)])  # the official evaluator counts frames in eight bits
     assert statistics(long)[2] == 1
+
+
+def test_iou_of_classes_by_hand() -> None:
+    truth = torch.tensor([[0, 0, 1, 1], [0, 0, 1, 255]], dtype=torch.uint8)
+    found = torch.tensor([[0, 1, 1, 1], [0, 0, 0, 1]], dtype=torch.uint8)
+    # Seven pixels count. Class 0: 4 in the truth, 4 predicted, 3 both. Class 1: 3, 3 and 2.
+    counted = class_counts(truth, found, 3)
+    assert counted.tolist() == [[3, 4, 4], [2, 3, 3], [0, 0, 0]]
+    iou = class_iou(counted)
+    assert iou[:2].tolist() == [3 / 5, 2 / 4] and iou[2].isnan()
+    assert class_iou(torch.tensor([[0, 0, 5]])).isnan(), "a class that does not occur has no IoU"
+    assert class_iou(torch.tensor([[0, 5, 0]])) == 0
+
+
+def test_counts_of_a_boundary_by_hand() -> None:
+    truth, found = (torch.zeros(6, 12, dtype=torch.bool) for _ in range(2))
+    truth[:, 6:] = found[:3, 8:] = found[3:, 9:] = True
+    # The true boundary is column 5, 6 pixels. The predicted one is column 7 in rows 0 to 2 and column 8 in rows 2 to 5.
+    # Within 2 px are column 7, 3 of 7 pixels; and rows 0 to 2 of column 5: row 3 is 5 ** 0.5 from the end of column 7.
+    counted = boundary_counts(truth, found, 2)
+    assert counted.tolist() == [3, 7, 3, 6]
+    assert float(f_measure(counted)) == pytest.approx(6 / 13, abs=1e-12)  # 2PR / (P + R) of 3 / 7 and 1 / 2
+    assert boundary_counts(truth, found, 3).tolist() == [7, 7, 6, 6]
+    assert f_measure(torch.tensor([[0, 0, 0, 0], [0, 3, 0, 0]])).tolist() == [1, 0]

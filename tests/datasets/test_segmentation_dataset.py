@@ -32,7 +32,8 @@ def test_two_folders_side_by_side(tmp_path: Path) -> None:
     root = write(tmp_path, ("images", "masks"), {"b": white, "a": numbered})
     Image.new("RGB", (3, 3)).save(root / "images" / "without.png")
     found = open_segmentation_dataset(str(root))
-    assert keys(found) == ["a", "b"]
+    assert keys(found) == ["a", "b"] and found.without_mask == ["without"]
+    assert [found.numbers(index).tolist() for index in (0, 1)] == [[[0, 2, 255]], [[0, 255]]]
     assert decode(found.read(0)).shape == (4, 6, 3)
     assert [part.tolist() for part in found.mask(0)] == [[[False, True, False]], [[False, False, True]]]
     assert [part.tolist() for part in found.mask(1)] == [[[False, True]], [[False, False]]]
@@ -46,6 +47,8 @@ def test_voc_with_and_without_its_list(kind: str, tmp_path: Path) -> None:
     (root / "ImageSets" / "Segmentation").mkdir(parents=True)
     (root / "ImageSets" / "Segmentation" / "val.txt").write_text("two\none\n")
     assert keys(open_segmentation_dataset(str(root))) == ["two", "one"]
+    (root / "ImageSets" / "Segmentation" / "train.txt").write_text("three\n")
+    assert keys(open_segmentation_dataset(str(root), "train")) == ["three"]
     (root / kind / "two.png").unlink()
     with pytest.raises(UserError, match=rf"val\.txt names 'two', which is not in .*{kind}"):
         open_segmentation_dataset(str(root))

@@ -65,7 +65,7 @@ class Staring(Backbone):
 def test_the_best_head_finds_a_bright_object(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = Model(Staring(), preprocessing(16), {})
     monkeypatch.setattr(attention_segmentation, "load", lambda *_: seen)
-    monkeypatch.setattr(attention_segmentation, "backbone", lambda *_, **__: Staring(0.0))
+    monkeypatch.setattr(attention_segmentation, "untrained", lambda *_: Model(Staring(0.0), preprocessing(16), {}))
     for folder in ("images", "masks"):
         (tmp_path / folder).mkdir()
     truth = np.zeros((32, 48), np.uint8)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from opendino.features import logistic_regression
-from opendino.features.logistic_regression import STRENGTHS, cross_validated, fit, folds
+from opendino.features.logistic_regression import STRENGTHS, cross_validated, fit, folds, group_folds
 
 
 def blobs(num: int, num_classes: int, width: int, distance: float, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -121,3 +121,17 @@ def test_a_penalty_other_than_one_needs_more_than_luck() -> None:
     means = torch.tensor([1.2, 0.97, 1.0, 1.05], dtype=torch.float64)[:, None]
     assert logistic_regression._choose(means + noise, strengths) == 2  # 0.03 less with an error of 0.2
     assert logistic_regression._choose(means + 0.01 * noise, strengths) == 1
+
+
+def test_rows_of_a_group_are_held_out_together() -> None:
+    groups = torch.randint(0, 7, (200,))
+    fold, num = group_folds(groups * 3 - 5)
+    assert num == 5 and set(fold.tolist()) == set(range(5))
+    assert all(len(fold[groups == group].unique()) == 1 for group in groups.unique())
+    # Groups of equal rows with random labels: known from another row of the group, unknown from the other groups.
+    centers, labels = torch.randn(40, 60), torch.arange(40) % 2
+    x, y, groups = (each.repeat_interleave(10, 0) for each in (centers, labels, torch.arange(40)))
+    by_row, by_group = (cross_validated(x, y, 2, groups=each) for each in (None, groups))
+    right = [(each.scores.argmax(1) == y).double().mean() for each in (by_row, by_group)]
+    assert right[0] > 0.99 and right[1] < 0.75
+    assert by_group.strength < by_row.strength

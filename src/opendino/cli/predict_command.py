@@ -1,4 +1,4 @@
-"""Classify images: opendino predict FOLDER DATA [--out FILE.csv], FOLDER from `eval linear --out`"""
+"""Classify or segment images: opendino predict FOLDER DATA [--out FILE.csv or MASKS], FOLDER from `eval --out`"""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ import torch
 import tyro
 
 from opendino.cli import Outcome, flags
+from opendino.cli.predict_masks import write_masks
 from opendino.core import atomic_write, distributed, log
-from opendino.core.errors import UserError
+from opendino.core.errors import UsageError, UserError
 from opendino.core.ranges import Batch, Checked, Workers
 from opendino.data.open_source import list_paths
 from opendino.data.source_files import cell
 from opendino.features.feature_table import table
+from opendino.models import segmentation_head
 from opendino.models.classifier import Classifier, load_classifier
 
 
@@ -27,14 +29,15 @@ class Config(Checked):
     """Options of `opendino predict`."""
 
     folder: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
-    """Classifier folder of `opendino eval linear MODEL --train DIR --out FOLDER`."""
+    """Folder of `opendino eval linear MODEL --train DIR --out FOLDER`, or of `eval segmentation`."""
     data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
     """Images: a folder, a .tar or .zip, a text file of paths."""
     out: str | None = None
     """CSV file to write (path, class, probability); by default they are printed. Paths are absolute, or names inside an
-    archive, so the file works as DATA and as --labels."""
+    archive, so the file works as DATA and as --labels. With a segmentation head: a folder for masks, palette PNGs of
+    class numbers; masks that are there are not made again."""
     batch: Batch = 64
-    """Images per forward pass."""
+    """Images per forward pass; a segmentation head takes one window of an image at a time."""
     workers: Workers = 4
     """Number of threads that decode images."""
     device: str = "auto"
@@ -42,8 +45,10 @@ class Config(Checked):
 
 
 def run(args: list[str]) -> Outcome:
-    """Predict the most probable class of every readable image."""
-    config = flags.parse(Config, args, "opendino predict", "Classify images with a trained linear classifier.")
+    """Predict the most probable class of every readable image, or of each of its pixels."""
+    config = flags.parse(Config, args, "opendino predict", "Classify or segment images with a trained linear head.")
+    if (Path(config.folder).expanduser() / segmentation_head.DESCRIPTION).is_file():
+        return _masks(config)
     began = time.monotonic()
     if config.out and not Path(config.out).expanduser().absolute().parent.is_dir():
         raise UserError(f"There is no folder to write {config.out} into", "Create it, or choose another --out")
@@ -81,6 +86,16 @@ def run(args: list[str]) -> Outcome:
     lines += [f"  {count:>8,}  {name}" for name, count in zip(classifier.classes, counts, strict=True)]
     lines.append(_accuracy(classifier))
     return Outcome("\n".join(lines), {"out": config.out, **done})
+
+
+def _masks(config: Config) -> Outcome:
+    """Write the masks of a segmentation head."""
+    if not config.out:
+        raise UsageError(f"{config.folder} is a segmentation head: --out is missing", "Name a folder for the masks")
+    device = distributed.device(config.device)
+    model, head = segmentation_head.load_head(config.folder)
+    found = write_masks(model.to(device), head, config.data, Path(config.out).expanduser(), config.workers)
+    return Outcome(*found)
 
 
 def _accuracy(classifier: Classifier) -> str:

@@ -37,14 +37,16 @@ def read(path: Path) -> tuple[np.ndarray, bytes]:
         `palette()`.
 
     Raises:
-        BadImage: Not an indexed or gray PNG, damaged, or too large.
+        BadImage: Not an indexed or gray PNG, damaged, too large, or with a number above 255.
     """
     data = read_regular(path)
     try:
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise BadImage(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS // 10**6} million")
-            if image.mode not in ("P", "L", "1"):
+            if image.mode.startswith("I"):  # 16 bit
+                _check_numbers(np.array(image))
+            elif image.mode not in ("P", "L", "1"):
                 raise BadImage(f"a PNG of mode {image.mode}, not an indexed or 8-bit gray one that numbers objects")
             colors = bytes(image.getpalette("RGB") or b"")
             return np.array(image, dtype=np.uint8), colors + palette()[len(colors) :]
@@ -52,6 +54,12 @@ def read(path: Path) -> tuple[np.ndarray, bytes]:
         raise
     except Exception as error:  # Pillow's parsers raise many kinds of errors for damaged files
         raise BadImage("not a PNG that can be read") from error
+
+
+def _check_numbers(mask: np.ndarray) -> None:
+    """Check that the numbers of a 16-bit mask fit into 8 bits."""
+    if (largest := int(mask.max())) > VOID:
+        raise BadImage(f"it has the number {largest}; numbers are at most {VOID - 1}, and {VOID} is void")
 
 
 def encode(mask: np.ndarray, colors: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""Metrics of segmentation masks: region similarity J and boundary accuracy F (Perazzi et al. 2016, DAVIS)."""
+"""Metrics of segmentation masks: J and F of objects (Perazzi et al. 2016, DAVIS); IoU, accuracy and F of classes."""
 
 from __future__ import annotations
 
@@ -35,12 +35,63 @@ def boundary_f(truth: Tensor, found: Tensor, void: Tensor | None = None) -> Tens
     """
     if void is not None:
         truth, found = truth & ~void, found & ~void
-    radius_px = math.ceil(_BOUNDARY_FRAC * math.hypot(*truth.shape[-2:]))
+    counts = boundary_counts(truth, found, math.ceil(_BOUNDARY_FRAC * math.hypot(*truth.shape[-2:])))
+    return f_measure(counts)
+
+
+def boundary_counts(truth: Tensor, found: Tensor, radius_px: int) -> Tensor:
+    """How much of each of two boundaries is near the other; the counts of several images can be added, for one F.
+
+    Args:
+        truth, found: bool `[... H W]`, ground truth and prediction.
+        radius_px: A boundary pixel is matched if the other boundary is within this Euclidean distance.
+
+    Returns:
+        int64 `[... 4]`: matched and all pixels of the predicted boundary, matched and all pixels of the true one.
+    """
     true, predicted = _boundary(truth), _boundary(found)
-    precision = _matched_share(predicted, _dilated(true, radius_px))
-    recall = _matched_share(true, _dilated(predicted, radius_px))
+    near_true, near_predicted = _dilated(true, radius_px), _dilated(predicted, radius_px)
+    counted = [predicted & near_true, predicted, true & near_predicted, true]
+    return torch.stack([each.sum((-2, -1)) for each in counted], -1)
+
+
+def f_measure(counts: Tensor) -> Tensor:
+    """`2PR / (P + R)` of `boundary_counts` `[... 4]`, float64 `[...]`; 0 if only one has a boundary, 1 if neither."""
+    counts = counts.double()
+    precision = torch.where(counts[..., 1] > 0, counts[..., 0] / counts[..., 1], 1.0)
+    recall = torch.where(counts[..., 3] > 0, counts[..., 2] / counts[..., 3], 1.0)
     total = precision + recall
     return torch.where(total > 0, 2 * precision * recall / total, 0.0)
+
+
+def class_counts(truth: Tensor, found: Tensor, num_classes: int) -> Tensor:
+    """Pixels of each class, for IoU and accuracy; the counts of several images can be added.
+
+    Args:
+        truth: uint8 `[H W]`; pixels with values of `num_classes` and above are ignored.
+        found: uint8 `[H W]`, below `num_classes`.
+        num_classes: K.
+
+    Returns:
+        int64 `[K 3]`: pixels that are both, in the ground truth, and in the prediction.
+    """
+    valid = truth < num_classes
+    true, predicted = truth[valid].long(), found[valid].long()
+    counted = [true[true == predicted], true, predicted]
+    return torch.stack([each.bincount(minlength=num_classes) for each in counted], 1)
+
+
+def class_iou(counts: Tensor) -> Tensor:
+    """Intersection over union of each class over all pixels that were counted.
+
+    Args:
+        counts: `[... K 3]`, a sum of `class_counts`.
+
+    Returns:
+        float64 `[... K]` in 0 .. 1; NaN for classes without a pixel in the ground truth.
+    """
+    both, true, predicted = counts.double().unbind(-1)
+    return torch.where(true > 0, both / (true + predicted - both), torch.nan)
 
 
 def statistics(values: Tensor) -> tuple[float, float, float]:
@@ -80,9 +131,3 @@ def _dilated(mask: Tensor, radius_px: int) -> Tensor:
         start, end = radius_px - reach, radius_px + reach + 1
         near |= above[..., end : end + width] > above[..., start : start + width]
     return near
-
-
-def _matched_share(boundary: Tensor, near: Tensor) -> Tensor:
-    """Share of the pixels of a boundary that lie in `near`; 1 for an empty boundary."""
-    length = boundary.sum((-2, -1)).double()
-    return torch.where(length > 0, (boundary & near).sum((-2, -1)) / length, 1.0)

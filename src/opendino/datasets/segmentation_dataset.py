@@ -25,16 +25,18 @@ class SegmentationDataset(Source):
     Args:
         keys: Names of the files without their suffix.
         read: Index → encoded file, or uint8 `[H W 3]`; may raise `BadImage`.
-        mask: Index → mask, as returned by `mask`; may raise `BadImage`.
+        numbers: Index → mask, as returned by `numbers`; may raise `BadImage`.
+        without_mask: Names of the images that have no mask and are left out.
     """
 
     def __init__(
         self,
         keys: Sequence[str],
         read: Callable[[int], bytes | np.ndarray],
-        mask: Callable[[int], tuple[np.ndarray, np.ndarray]],
+        numbers: Callable[[int], np.ndarray],
+        without_mask: Sequence[str] = (),
     ) -> None:
-        self._keys, self._read, self._mask = keys, read, mask
+        self._keys, self._read, self._numbers, self.without_mask = keys, read, numbers, without_mask
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -59,16 +61,26 @@ class SegmentationDataset(Source):
         Raises:
             BadImage: The file cannot be read.
         """
-        return self._mask(index)
+        raw = self._numbers(index)
+        found, void = mask_files.objects(raw, mask_files.is_black_and_white(raw))
+        return found > 0, void
+
+    def numbers(self, index: int) -> np.ndarray:
+        """The mask as it is stored, uint8 `[H W]`: class numbers, 255 for pixels to ignore.
+
+        Raises:
+            BadImage: The file cannot be read.
+        """
+        return self._numbers(index)
 
 
-def open_segmentation_dataset(data: str) -> SegmentationDataset:
+def open_segmentation_dataset(data: str, split: str = "val") -> SegmentationDataset:
     """Open the images that have a mask, sorted by name.
 
     Args:
         data: `toy:forms?...`; or a folder with images/ and masks/, with the same file names except for the suffix; or
-            the folder of PASCAL VOC, with JPEGImages and SegmentationClass or SegmentationObject. If
-            ImageSets/Segmentation/val.txt exists, only the images in it, in its order.
+            the folder of PASCAL VOC, with JPEGImages and SegmentationClass or SegmentationObject.
+        split: If ImageSets/Segmentation/SPLIT.txt exists, only the images in it are used, in its order.
 
     Raises:
         UserError: The folder does not exist, has another layout or no images, or a listed image or mask is missing.
@@ -80,25 +92,22 @@ def open_segmentation_dataset(data: str) -> SegmentationDataset:
         raise UserError(f"There is no folder '{printable(str(root))}'", _HINT)
     for image_folder, mask_folder in _LAYOUTS:
         if (root / image_folder).is_dir() and (root / mask_folder).is_dir():
-            return _paired(root, root / image_folder, root / mask_folder)
+            return _paired(root, root / image_folder, root / mask_folder, split)
     raise UserError(f"{printable(str(root))} is not a dataset of images with masks", _HINT)
 
 
 def _toy_images(source: toy.ToySource) -> SegmentationDataset:
-    def mask(index: int) -> tuple[np.ndarray, np.ndarray]:
-        object_mask = source.mask(index) > 0
-        return object_mask, np.zeros_like(object_mask)
-
     source.mask(0)  # raises UsageError for kinds without masks
-    return SegmentationDataset([source.key(index) for index in range(len(source))], source.read, mask)
+    return SegmentationDataset([source.key(index) for index in range(len(source))], source.read, source.mask)
 
 
-def _paired(root: Path, image_folder: Path, mask_folder: Path) -> SegmentationDataset:
+def _paired(root: Path, image_folder: Path, mask_folder: Path, split: str) -> SegmentationDataset:
     images = {path.stem: path for path in image_folder.iterdir() if is_image(path.name) and not is_hidden(path.name)}
     stems = sorted(path.stem for path in mask_folder.glob("*.png") if path.stem in images)
-    listed = root / "ImageSets" / "Segmentation" / "val.txt"
+    without_mask = sorted(images.keys() - stems)
+    listed = root / "ImageSets" / "Segmentation" / f"{split}.txt"
     if listed.is_file():
-        stems = listed.read_text("utf-8", "replace").split()
+        stems, without_mask = listed.read_text("utf-8", "replace").split(), []
         for stem in stems:
             if stem not in images or not (mask_folder / f"{stem}.png").is_file():
                 where = image_folder if stem not in images else mask_folder
@@ -108,11 +117,6 @@ def _paired(root: Path, image_folder: Path, mask_folder: Path) -> SegmentationDa
     return SegmentationDataset(
         stems,
         read=lambda index: read_regular(images[stems[index]]),
-        mask=lambda index: _read_mask(mask_folder / f"{stems[index]}.png"),
+        numbers=lambda index: mask_files.read(mask_folder / f"{stems[index]}.png")[0],
+        without_mask=without_mask,
     )
-
-
-def _read_mask(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    raw, _ = mask_files.read(path)
-    objects, void = mask_files.objects(raw, mask_files.is_black_and_white(raw))
-    return objects > 0, void

@@ -22,10 +22,10 @@ from opendino.datasets.mask_metrics import jaccard
 from opendino.datasets.segmentation_dataset import open_segmentation_dataset
 from opendino.features.image_stream import encode_images
 from opendino.models.attention_maps import cls_attention, keep_mass
-from opendino.models.build import backbone
 from opendino.models.load import NETWORKS, Model, load
 from opendino.models.patch_inputs import patch_px, to_network_input
 from opendino.models.resize import resize
+from opendino.models.untrained import untrained
 
 
 @dataclass(frozen=True)
@@ -119,10 +119,7 @@ def _networks(config: Config) -> dict[str, Model]:
         weights = Path(config.model).expanduser() / f"backbone_{name}.safetensors"
         if not config.which and name not in models and weights.is_file():
             models[name] = load(config.model, name)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        untrained = backbone(model.backbone.name, **model.backbone.kwargs)  # pyright: ignore[reportArgumentType]
-    return {**models, "untrained": Model(untrained, model.preprocessing, {})}
+    return {**models, "untrained": untrained(model, config.seed)}
 
 
 def _attention(model: Model, pixels: Tensor, step: int) -> Tensor:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
-
 from opendino.features.crop_features import measuring_batch_norm
 from opendino.features.feature_table import FeatureTable, table
 from opendino.features.pixel_baseline import NAME, thumbnail_and_histogram
 from opendino.features.train_val_features import TrainValFeatures
-from opendino.models.build import backbone
 from opendino.models.load import Model
+from opendino.models.untrained import untrained
 
 _BATCH_NORM_IMAGES = 512
 
@@ -24,11 +22,11 @@ def baseline_features(model: Model, data: TrainValFeatures, batch: int, workers:
         data: Its features of labeled images.
         batch, workers: As for `feature_table.table`.
     """
-    untrained = _untrained(model, data, batch, workers)
+    fresh = _untrained(model, data, batch, workers)
 
     def by_network(part: FeatureTable, validation: bool) -> FeatureTable:
         source = data.val_source if validation else data.source
-        found = table(untrained, source, indices=part.indices.tolist(), batch=batch, workers=workers)
+        found = table(fresh, source, indices=part.indices.tolist(), batch=batch, workers=workers)
         return replace(part, features=found.features)
 
     def by_pixels(part: FeatureTable, validation: bool) -> FeatureTable:
@@ -43,12 +41,8 @@ def baseline_features(model: Model, data: TrainValFeatures, batch: int, workers:
 
 def _untrained(model: Model, data: TrainValFeatures, batch: int, workers: int) -> Model:
     """The network with random weights (seed 0), its BatchNorm statistics those of the first training images."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        network = backbone(model.backbone.name, **model.backbone.kwargs)  # pyright: ignore[reportArgumentType]
-    device = next(model.backbone.parameters()).device
-    untrained = Model(network.to(device), model.preprocessing, {})
+    found = untrained(model, 0).to(next(model.backbone.parameters()).device)
     first = data.train.indices[:_BATCH_NORM_IMAGES].tolist()
-    with measuring_batch_norm(network):
-        table(untrained, data.source, indices=first, batch=batch, workers=workers)
-    return untrained
+    with measuring_batch_norm(found.backbone):
+        table(found, data.source, indices=first, batch=batch, workers=workers)
+    return found

@@ -44,7 +44,12 @@ class CrossValidated:
 
 
 def cross_validated(
-    features: Tensor, labels: Tensor, num_classes: int, strengths: Sequence[float] = STRENGTHS, seed: int = 0
+    features: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    strengths: Sequence[float] = STRENGTHS,
+    seed: int = 0,
+    groups: Tensor | None = None,
 ) -> CrossValidated:
     """Multinomial logistic regression with an L2 penalty, in float64.
 
@@ -59,8 +64,9 @@ def cross_validated(
         num_classes: C.
         strengths: Values of `C` to try, ascending: C · Σ log loss + ½ ‖W‖², as in scikit-learn.
         seed: Of the random folds.
+        groups: int64 `[M]`, two values or more: rows of one group, such as pixels of one image, stay in one fold.
     """
-    fold, num_folds = folds(labels, seed)
+    fold, num_folds = folds(labels, seed) if groups is None else group_folds(groups, seed)
     standardized, mean, std = _standardize(features)
     reduced, basis = _reduce(standardized)  # [M R]: the penalty does not change under rotation
     held_out = _held_out_scores(reduced, labels, num_classes, fold, strengths)  # [S M C]
@@ -169,6 +175,19 @@ def folds(labels: Tensor, seed: int = 0) -> tuple[Tensor, int]:
     fold = torch.empty_like(labels)
     fold[order] = torch.arange(len(labels)) % num
     return fold, num
+
+
+def group_folds(groups: Tensor, seed: int = 0) -> tuple[Tensor, int]:
+    """Folds that keep the rows of a group together, in random order: the fold of each row, and their number, 5 at most.
+
+    Args:
+        groups: int64 `[M]`, two values or more.
+        seed: Of the random order.
+    """
+    values, inverse = groups.unique(return_inverse=True)
+    num = min(_FOLDS, len(values))
+    order = np.random.Generator(np.random.Philox(key=[seed, 2])).permutation(len(values))
+    return torch.from_numpy(order)[inverse] % num, num
 
 
 def _standardize(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:

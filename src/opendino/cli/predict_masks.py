@@ -1,0 +1,122 @@
+"""Masks of images by a segmentation head: a palette PNG of class numbers per image, skipping those that are there."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from opendino.core import atomic_write
+from opendino.core.errors import UserError
+from opendino.data.open_source import absolute
+from opendino.data.source_files import is_image, printable
+from opendino.datasets import mask_files
+from opendino.features.dense_features import patch_encoder
+from opendino.features.image_stream import Bad, encode_images, none_readable, skipped_message
+from opendino.models.load import Model
+from opendino.models.segmentation_head import SegmentationHead, fingerprint
+
+_ABOUT = "masks.json"
+
+
+def write_masks(
+    model: Model, head: SegmentationHead, data: str, folder: Path, workers: int
+) -> tuple[str, dict[str, Any]]:
+    """Write a mask for every readable image that has none yet.
+
+    Args:
+        model: The network, on the device to use.
+        head: The head on its features.
+        data: DATA.
+        folder: Created if absent. `masks.json` in it says which head and DATA its masks are of.
+        workers: Number of threads that decode images.
+
+    Returns:
+        A text, and fields for `--json`.
+
+    Raises:
+        UserError: There are no images, none can be read, or the folder has other files.
+    """
+    began, bad = time.monotonic(), Bad()
+    source = model.reading.open_images(data)
+    encoder = patch_encoder(model, head.blocks)
+    names = mask_names([source.key(index) for index in range(len(source))])
+    _claim(folder, {"head": fingerprint(model, head), "data": printable(absolute(data)), "classes": list(head.classes)})
+    left = [index for index, name in enumerate(names) if not (folder / name).is_file()]
+    numbers, colors = np.array(head.classes, np.uint8), mask_files.palette()
+    pixels_of = torch.zeros(len(numbers), dtype=torch.int64)
+
+    def found(images: list[np.ndarray]) -> Tensor:
+        return encoder.label_maps(images[0], [head])[0]
+
+    for part in encode_images(source, left, lambda _, pixels: pixels, found, batch=1, workers=workers):
+        bad += part.bad
+        if part.output is not None:
+            pixels_of += part.output.flatten().bincount(minlength=len(numbers))
+            _write(folder / names[left[part.positions[0]]], mask_files.encode(numbers[part.output.numpy()], colors))
+    written, existing = len(left) - len(bad), len(source) - len(left)
+    if not written and not existing:
+        raise none_readable(len(source), bad)
+    fields: dict[str, Any] = {"out": str(folder), "written": written, "existing": existing, "skipped": len(bad)}
+    fields["classes"] = {
+        str(number): 100 * count / max(1, int(pixels_of.sum()))
+        for number, count in zip(head.classes, pixels_of.tolist(), strict=True)
+    }
+    fields |= {"measured": head.measured, "seconds": time.monotonic() - began}
+    lines = [f"{written:,} masks → {printable(str(folder))}" + f", {existing:,} were there already" * bool(existing)]
+    if written:
+        shares = fields["classes"].items()
+        lines += [f"  class {number:>3}  {share:5.1f} % of their pixels" for number, share in shares]
+    lines += [f"note: {skipped_message(bad)}"] * bool(bad)
+    return "\n".join([*lines, f"this head: {head.measured or 'not measured'}"]), fields
+
+
+def mask_names(keys: Sequence[str]) -> list[str]:
+    """A relative path for the mask of each image: that of the image with `.png` as its suffix.
+
+    Two images that differ in nothing but the suffix keep it: `a.jpg.png` and `a.tif.png`.
+    """
+    plain = ["/".join(part for part in PurePosixPath(key).parts if part not in ("/", "..")) for key in keys]
+    stems = [str(PurePosixPath(name).with_suffix("")) if is_image(name) else name for name in plain]
+    times = Counter(stems)
+    return [f"{stem if times[stem] == 1 else name}.png" for stem, name in zip(stems, plain, strict=True)]
+
+
+def _claim(folder: Path, about: dict[str, Any]) -> None:
+    """Write down what the masks in a folder are of, or check that it is the same.
+
+    Raises:
+        UserError: The folder has masks of another head or other images, or other files.
+    """
+    shown, another = printable(str(folder)), "Choose another --out"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / _ABOUT
+        if path.is_file():
+            there = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(there, dict) or there.get("head") != about["head"]:
+                raise UserError(f"{shown} has masks of another head", another)
+            if there != about:
+                raise UserError(f"{shown} has masks of {there.get('data')}", another)
+        elif any(folder.iterdir()):
+            raise UserError(f"{shown} has files that are not masks of this command", another)
+        atomic_write.write(path, json.dumps(about) + "\n")
+    except (OSError, ValueError) as error:
+        raise UserError(f"Cannot write {shown}: {error}", another) from error
+
+
+def _write(path: Path, content: bytes) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write.write(path, content)
+    except OSError as error:
+        raise UserError(
+            f"Cannot write {printable(str(path))}: {error.strerror}", "Run the same command again to continue"
+        ) from error

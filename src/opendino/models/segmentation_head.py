@@ -1,0 +1,107 @@
+"""Save and load a linear segmentation head on patch features: a model folder with `segmentation.safetensors`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+import safetensors
+import safetensors.torch
+from msgspec import Meta
+from torch import Tensor
+
+from opendino.core import atomic_write
+from opendino.core.errors import UserError
+from opendino.core.ranges import Count
+from opendino.models.description import convert
+from opendino.models.load import Model, load, save_backbone
+from opendino.models.separate_channels import network_of
+
+DESCRIPTION, WEIGHTS = "segmentation.json", "segmentation.safetensors"
+
+
+class _Description(msgspec.Struct, forbid_unknown_fields=True):
+    classes: Annotated[list[Annotated[int, Meta(ge=0, le=254)]], Meta(min_length=2, max_length=255)]
+    blocks: Count
+    format: Literal[1] = 1
+    extra: dict[str, Any] = {}
+
+
+@dataclass(frozen=True)
+class SegmentationHead:
+    """A linear classifier of patch features: scores = weight · features + bias.
+
+    Attributes:
+        weight: float32 `[K D]`.
+        bias: float32 `[K]`.
+        classes: The numbers of the K classes in masks, 0 to 254, ascending.
+        blocks: Number of last blocks of the network whose patch features are joined.
+        measured: How good it is known to be, one line; empty if it was not measured.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    classes: tuple[int, ...]
+    blocks: int
+    measured: str = ""
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """Features `[N D]` → scores float32 `[N K]`."""
+        return features @ self.weight.T + self.bias
+
+
+def save(folder: Path, model: Model, head: SegmentationHead, extra: dict[str, Any]) -> None:
+    """Write a model folder with network and head: it stays valid if the original run continues.
+
+    Args:
+        folder: Created if absent.
+        model: The model whose features the head uses.
+        head: The head, on any device.
+        extra: JSON values to store with it, e.g. its mIoU.
+    """
+    kept = model.description.get("extra", {})
+    save_backbone(folder, {"teacher": network_of(model.backbone)}, preprocessing=model.preprocessing, extra=kept)
+    state = {"weight": head.weight.cpu().contiguous(), "bias": head.bias.cpu().contiguous()}
+    atomic_write.write(folder / WEIGHTS, safetensors.torch.save(state, metadata={"format": "pt"}))
+    extra = extra | {"measured": head.measured}
+    description = {"format": 1, "classes": head.classes, "blocks": head.blocks, "extra": extra}
+    atomic_write.write(folder / DESCRIPTION, json.dumps(description, indent=2) + "\n")
+
+
+def load_head(folder: str | Path) -> tuple[Model, SegmentationHead]:
+    """Load model and head on the CPU, from a folder of `save`.
+
+    Raises:
+        UserError: The folder holds no head, or its files do not match.
+    """
+    home, again = Path(folder).expanduser(), "Train it again: opendino eval segmentation MODEL --train DIR --out FOLDER"
+    model = load(home)
+    try:
+        described = convert(json.loads((home / DESCRIPTION).read_text(encoding="utf-8")), _Description, "", DESCRIPTION)
+        state = safetensors.torch.load_file(home / WEIGHTS)
+        weight, bias = state["weight"], state["bias"]
+    except (OSError, ValueError, KeyError, RecursionError, safetensors.SafetensorError) as error:
+        raise UserError(f"The segmentation head in '{folder}' cannot be read: {error}", again) from error
+    num, width = len(described.classes), described.blocks * model.backbone.embed_dim
+    if described.blocks > model.backbone.num_layers or weight.shape != (num, width) or bias.shape != (num,):
+        raise UserError(
+            f"The segmentation head in '{folder}' has weights {list(weight.shape)} and biases {list(bias.shape)} for "
+            f"{num} classes and {width} features of the last {described.blocks} blocks",
+            again,
+        )
+    if not (weight.isfinite().all() and bias.isfinite().all()):
+        raise UserError(f"The segmentation head in '{folder}' holds weights that are NaN or infinite", again)
+    measured = str(described.extra.get("measured", ""))
+    return model, SegmentationHead(weight.float(), bias.float(), tuple(described.classes), described.blocks, measured)
+
+
+def fingerprint(model: Model, head: SegmentationHead) -> str:
+    """First 32 hexadecimal digits of the SHA-256 of network, preprocessing and head."""
+    digest = hashlib.sha256(f"{model.fingerprint} {head.classes} {head.blocks}".encode())
+    for part in (head.weight, head.bias):
+        digest.update(part.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:32]
