@@ -35,9 +35,12 @@ from opendino.core.accuracy import standard_error
 from opendino.core.contracts import Source
 from opendino.data import readers
 from opendino.data.open_source import open_source
+from opendino.features.crop_features import measuring_batch_norm
+from opendino.features.feature_table import table
 from opendino.features.logistic_regression import cross_validated
 from opendino.features.nearest_neighbors import nearest
-from opendino.models.build import backbone
+from opendino.models.load import Model
+from opendino.models.untrained import untrained
 
 PACKS = ("steel96", "eurosat64", "leaf96", "fluorescence", "bloodcells")
 PHASES = ("G1", "G2", "Prophase", "S_phase")
@@ -86,7 +89,7 @@ def measured(pack: str, args: argparse.Namespace, home: Path) -> Any:
     sources = open_source(str(train)), open_source(str(val))
     if not args.no_classic:
         for name, function in (("pixels", thumbnail), ("color+LBP", color_and_lbp)):
-            yield name, [judged(*(table(source, function) for source in sources), sources)]
+            yield name, [judged(*(by_hand(source, function) for source in sources), sources)]
     for seed in range(args.first_seed, args.first_seed + args.seeds):
         run = home / f"{pack}-{seed}"
         command = [
@@ -110,10 +113,17 @@ def measured(pack: str, args: argparse.Namespace, home: Path) -> Any:
             spent = {"processor seconds": time.process_time() - began, "steps": steps}
             theirs = judged(*(model.embed(str(folder)).vectors for folder in (train, val)), sources)
             yield "lightly", [{"seed": seed, **spent, **theirs}]
-        torch.manual_seed(seed)
-        model.backbone = backbone(model.backbone.name, **model.backbone.kwargs).eval()
-        untrained = judged(*(model.embed(str(folder)).vectors for folder in (train, val)), sources)
-        yield "untrained", [{"seed": seed, **untrained}]
+        vectors = untrained_vectors(model, train, val, seed)
+        yield "untrained", [{"seed": seed, **judged(*vectors, sources)}]
+
+
+def untrained_vectors(model: Model, train: Path, val: Path, seed: int) -> list[Tensor]:
+    """Features of the training and validation images with random weights; BatchNorm has the statistics of train."""
+    fresh = untrained(model, seed)
+    source = model.reading.open_images(str(train))
+    with measuring_batch_norm(fresh.backbone):
+        table(fresh, source, indices=range(0, len(source), max(1, len(source) // 512)))
+    return [table(fresh, model.reading.open_images(str(folder))).features for folder in (train, val)]
 
 
 def folders(pack: str, home: Path, part: bool) -> tuple[Path, Path]:
@@ -140,7 +150,7 @@ def cpu_seconds() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def table(source: Source, function: Callable[[np.ndarray], np.ndarray]) -> Tensor:
+def by_hand(source: Source, function: Callable[[np.ndarray], np.ndarray]) -> Tensor:
     """Vectors `[N D]` of all images by a function of an image `[H W C]`."""
     images = (readers.read(cast(bytes, source.read(index))).pixels for index in range(len(source)))
     return torch.from_numpy(np.stack([function(np.asarray(image)) for image in images])).double()

@@ -123,7 +123,7 @@ def _verdict(changes: dict[str, Change]) -> tuple[str, str]:
         return "worse", "Worse than the model it started from: keep using that, or try a lower --optim.lr"
     if max(each.standard_error for each in changes.values()) * 2 > _TELLING:
         return "unknown", "Cannot say whether it is better: too few images for so small a difference"
-    return "no better", "No better than the model it started from: keep using that, or train longer"
+    return "no better", "Not shown to be better than the model it started from: keep using that, or train longer"
 
 
 def _held_out(config: ResolvedConfig, init: Path, earlier: ResolvedConfig, today: Source) -> dict[str, Source]:

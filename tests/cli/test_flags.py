@@ -98,6 +98,8 @@ def test_flags_of_all_views_come_before_those_of_a_group(words: str) -> None:
     assert config.data == "photos" and config.views["global"].size == (32, 48)
     assert [view.flip.p for view in config.views.values()] == [0.0, 0.0, 0.2]
     assert all(view.crop.fixed for view in config.views.values())
+    config = train_command.parse([*words.split(), "--views.all.crop.scale", "0.4", "0.9"])
+    assert config.data == "photos" and {view.crop.scale for view in config.views.values()} == {(0.4, 0.9)}
 
 
 @pytest.mark.parametrize(("words", "flag"), [("-k 0", "-k"), ("--k 0", "--k"), ("--k=0", "--k")])

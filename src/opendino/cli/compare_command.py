@@ -20,6 +20,7 @@ from opendino.core.ranges import Batch, Checked, Count, Workers
 from opendino.evals.knn import true_class_ranks
 from opendino.features.baselines import baseline_features
 from opendino.features.classification_metrics import accuracy_of
+from opendino.features.feature_table import table
 from opendino.features.train_val_features import TrainValFeatures, train_val_features
 from opendino.models.load import load
 
@@ -80,6 +81,8 @@ def run(args: list[str]) -> Outcome:
             "Give --train DIR (and --val DIR), or --data DATA",
         )
     began = time.monotonic()
+    for name in config.models:
+        load(name)  # a missing one is an error now, not after the others are evaluated
     rows = [*(_by_labels(config) if config.train else _by_crops(config))]
     width = max(len(row.name) for row in rows)
     lines = [_heading(config, rows), *(f"{row.name:<{width}}  {row.shown}{_difference(row)}" for row in rows)]
@@ -122,8 +125,10 @@ def _by_crops(config: Config) -> Iterator[_Row]:
     device, first = distributed.device(config.device), None
     for name in config.models:
         model = load(name).to(device)
-        scores = crop_scores(model, evenly_spaced(model.reading.open_images(config.data), MOST_COMPARED))
+        images = evenly_spaced(model.reading.open_images(config.data), MOST_COMPARED)
+        scores = crop_scores(model, images)
         if not len(scores):
+            table(model, images)  # the reason, if none can be read
             raise UserError(f"{config.data} has fewer than two readable images", "Give more images")
         compared = change(first, scores) if first is not None else None
         first = scores if first is None else first

@@ -165,7 +165,7 @@ def brief_help(
 def _view_flags(args: list[str], groups: list[str]) -> list[str]:
     """Replace each `--views.all.NAME VALUE...` by one per group of views, before the flags of single groups.
 
-    DATA after such a flag moves to the front: tyro would take it for another value.
+    DATA moves to the front: tyro would take it for another value of the flag before it.
     """
     for_all: list[str] = []
     data: list[str] = []
@@ -174,7 +174,9 @@ def _view_flags(args: list[str], groups: list[str]) -> list[str]:
     for word in args:
         if word.startswith("--"):
             flag, values = word, int("=" in word)
-        elif flag.startswith("--views.") and values and not re.fullmatch(r"[-+.\deE]+|auto|True|False", word):
+        elif not flag or (
+            flag.startswith("--views.") and values and not re.fullmatch(r"[-+.\deE]+|auto|True|False", word)
+        ):
             data.append(word)
             continue
         else:

@@ -147,7 +147,8 @@ def _by_crops(columns: Columns) -> tuple[bool, str]:
     if "effective_rank" in columns:
         rank = columns["effective_rank"][1]
         signs.append(f"the effective rank is {rank[-1]:.1f} ({rank[0]:.1f} at the start)")
-    return learned, ", ".join(signs)
+    needed = "" if learned or not match else f"; {MATCH_GAIN:g} points more than at the start would show it"
+    return learned, ", ".join(signs) + needed
 
 
 def _by_classes(columns: Columns) -> tuple[float, float, str] | None:
