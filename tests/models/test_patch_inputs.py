@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from opendino.core.errors import UserError
 from opendino.models.build import backbone
 from opendino.models.load import Model, preprocessing
+from opendino.models.module_backbone import ModuleBackbone
 from opendino.models.patch_inputs import patch_px, to_network_input
 
 
@@ -23,6 +25,13 @@ from opendino.models.patch_inputs import patch_px, to_network_input
 def test_the_side_of_a_patch(name: str, options: dict, image_px: int, expected: int) -> None:
     options = {"image_px": image_px, **options}
     assert patch_px(Model(backbone(name, **options), preprocessing(image_px), {})) == expected
+
+
+def test_a_network_without_a_map_has_no_patches() -> None:
+    module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    model = Model(ModuleBackbone(module, "mean", {}), preprocessing(32), {})
+    with pytest.raises(UserError, match="mean gives one vector for an image and no map of it"):
+        patch_px(model)
 
 
 def test_normalized_as_trained() -> None:

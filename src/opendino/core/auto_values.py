@@ -114,11 +114,19 @@ def with_auto_values(kind: type[C], config: Any, found: dict[str, tuple[Any, str
         found: Field name → (value, reason), for the fields that change.
 
     Returns:
-        The settings as `kind`, and one line "name = value: reason" for each change.
+        The settings as `kind`, and the lines of `reasons`.
 
     Raises:
         OutOfRange: A field of a ResolvedConfig still says "auto".
     """
     values = {field.name: getattr(config, field.name) for field in fields(config)}
     values |= {name: value for name, (value, _) in found.items()}
-    return kind(**values), [f"{name} = {value}: {why}" for name, (value, why) in found.items()]
+    return kind(**values), reasons(found)
+
+
+def reasons(found: Mapping[str, tuple[Any, str]]) -> list[str]:
+    """Lines "name = value, name = value: reason" for the log, one for each reason."""
+    by_reason: dict[str, list[str]] = {}
+    for name, (value, why) in found.items():
+        by_reason.setdefault(why, []).append(f"{name} = {value}")
+    return [f"{', '.join(changes)}: {why}" for why, changes in by_reason.items()]

@@ -16,11 +16,14 @@ def patch_px(model: Model) -> int:
     Raises:
         UserError: Its features do not form a grid.
     """
-    side = model.preprocessing["image_px"]
+    side, advice = model.preprocessing["image_px"], "Choose a network whose features lie on a grid, such as a ViT"
     try:
-        return side // model.features(torch.zeros(1, model.backbone.in_chans, side, side)).grid[0]
+        rows = model.features(torch.zeros(1, model.backbone.in_chans, side, side)).grid[0]
     except NotImplementedError as error:
-        raise UserError(str(error), "Choose a network whose features lie on a grid, such as a ViT") from error
+        raise UserError(str(error), advice) from error
+    if not rows:
+        raise UserError(f"{model.backbone.name} gives one vector for an image and no map of it", advice)
+    return side // rows
 
 
 def to_network_input(pixels: np.ndarray, model: Model) -> Tensor:

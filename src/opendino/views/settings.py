@@ -240,8 +240,25 @@ def resolved(views: Mapping[str, View], facts: Facts) -> tuple[dict[str, View], 
         The new views, and the reasons for each change, one line each.
     """
     found = {name: rule for name, rule in _rules(views, facts).items() if _value(views, name) == "auto"}
-    reasons = [f"{name} = {value}: {why}" for name, (value, why) in found.items()]
-    return changed(views, {name: value for name, (value, _) in found.items()}), reasons
+    new = changed(views, {name: value for name, (value, _) in found.items()})
+    used = {name: rule for name, rule in found.items() if _used(new, name)}
+    return new, auto_values.reasons(_for_all(used, views))
+
+
+def _used(views: Mapping[str, View], name: str) -> bool:
+    """Whether a setting has an effect: its augmentation is active, or it is what turns that off."""
+    group, augmentation, *field = name.split(".")
+    return not field or field == ["p"] or active(views[group], augmentation)
+
+
+def _for_all(found: Mapping[str, tuple[Any, str]], views: Mapping[str, View]) -> dict[str, tuple[Any, str]]:
+    """The same rules, with one "all.NAME" instead of one for each group where all are equal."""
+    merged: dict[str, tuple[Any, str]] = {}
+    for name, rule in found.items():
+        _, _, rest = name.partition(".")
+        same = all(found.get(f"{group}.{rest}") == rule for group in views)
+        merged[f"all.{rest}" if same else name] = rule
+    return merged
 
 
 def _rules(views: Mapping[str, View], facts: Facts) -> dict[str, tuple[Any, str]]:
