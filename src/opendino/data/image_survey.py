@@ -136,7 +136,10 @@ class Survey:
         lines = [f"{self.num_images:,} images surveyed: {many} of {self.dtype} ({self.ranges()})"]
         if self.others:
             key, reason = self.others[0]
-            lines.append(f"{len(self.others):,} of them differ and are left out, e.g. {key}: {reason}")
+            lines.append(
+                f"{len(self.others):,} more surveyed are not trained on, e.g. {key}: {reason}. "
+                "The number of images below includes such ones; training uses others in their place"
+            )
         return lines + list(self.notes)
 
 
