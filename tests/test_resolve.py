@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from tests.factories import noise_folder
 from torch import nn
 
 from opendino import config as configs
@@ -151,3 +152,19 @@ def test_the_images_said_not_to_be_trained_on_are_those_that_cannot_be_read_with
 
     unused = [index for index in range(len(files)) if not trains(index)]
     assert told and int(told[1]) == len(unused) == 2
+
+
+@pytest.mark.parametrize(
+    ("folders", "val"), [("train val", "val"), ("Train test", "test"), ("train cats", None), ("test val", None)]
+)
+def test_a_folder_to_evaluate_on_beside_the_training_images_is_said_to_be_trained_on(
+    tmp_path: Path, folders: str, val: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in folders.split():
+        noise_folder(tmp_path / name, 2, 8, 8)
+    config = small.config(str(tmp_path))
+    run_images.resolve_intensity(config, run_images.open_images(config, config.data))
+    told = capsys.readouterr().err
+    assert ("all trained on" in told) == bool(val)
+    train = folders.split()[0]
+    assert val is None or f"opendino train {tmp_path}/{train} --val {tmp_path}/{val}" in told
