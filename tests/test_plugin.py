@@ -70,6 +70,9 @@ def test_a_plugin_is_listed_trained_killed_and_resumed(installed: Path, tmp_path
     assert listed["simsiam"] == "from opendino-simsiam 0.1" and "dino" in listed
     listed = json.loads(opendino("list", "augmentations", "--json", path=installed).stdout)["augmentations"]
     assert listed["shading"] == "from opendino-simsiam 0.1" and "gamma" in listed
+    crops = ["visualize", "crops", TRAIN[1], "--views.all.shading.p", "1", "--stages", "--out", str(tmp_path / "c.png")]
+    (first, _) = json.loads(opendino(*crops, "--json", path=installed).stdout)["images"]
+    assert all("shading" in view["augmentations"] for view in first["views"])
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     result = json.loads(opendino(*TRAIN, "--out", str(whole), path=installed).stdout)
     assert result["steps"] == 8 and next(iter(result["knn"])) == "student"

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import tifffile
 import torch
+from tests.factories import noise_folder
 from torch import nn
 
 from opendino import config as configs
-from opendino import resolve
+from opendino import resolve, run_images
 from opendino.cli.train_command import parse
 from opendino.config import Config
-from opendino.core.errors import UserError
+from opendino.core.errors import BadImage, UserError
 from opendino.engine import sizing, threads
 from opendino.recipes import demo, small
 from opendino.views.settings import changed
@@ -123,3 +128,43 @@ def test_the_checkpoint_of_a_run_names_its_threads(tmp_path: Path) -> None:
         run = Path(opendino.train(config).run)
         newest = checkpoint.newest(run)
         assert newest is not None and checkpoint.state(newest)["threads"] == known
+
+
+@pytest.mark.parametrize("top", [255, 40])
+def test_the_images_said_not_to_be_trained_on_are_those_that_cannot_be_read_with_the_others(
+    tmp_path: Path, top: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(0)
+    shapes = [(9, 9, 3)] * 5 + [(9, 9), (9, 9, 2)]
+    for n, shape in enumerate(shapes):
+        photometric = "rgb" if shape[2:] == (3,) else "minisblack"
+        pixels = rng.integers(0, top + 1, shape, np.uint8)
+        tifffile.imwrite(tmp_path / f"{n}.tif", pixels, photometric=photometric, planarconfig="contig")
+    config = small.config(str(tmp_path))
+    files = run_images.open_images(config, config.data)
+    run_images.resolve_intensity(config, files)
+    told = re.search(r"(\d) more surveyed are not trained on", capsys.readouterr().err)
+
+    def trains(index: int) -> bool:
+        with contextlib.suppress(BadImage):
+            return bool(len(files.read(index)))
+        return False
+
+    unused = [index for index in range(len(files)) if not trains(index)]
+    assert told and int(told[1]) == len(unused) == 2
+
+
+@pytest.mark.parametrize(
+    ("folders", "val"), [("train val", "val"), ("Train test", "test"), ("train cats", None), ("test val", None)]
+)
+def test_a_folder_to_evaluate_on_beside_the_training_images_is_said_to_be_trained_on(
+    tmp_path: Path, folders: str, val: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in folders.split():
+        noise_folder(tmp_path / name, 2, 8, 8)
+    config = small.config(str(tmp_path))
+    run_images.resolve_intensity(config, run_images.open_images(config, config.data))
+    told = capsys.readouterr().err
+    assert ("all trained on" in told) == bool(val)
+    train = folders.split()[0]
+    assert val is None or f"opendino train {tmp_path}/{train} --val {tmp_path}/{val}" in told

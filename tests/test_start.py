@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import importlib.util
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -326,6 +327,19 @@ def test_an_augmentation_given_in_python_trains_and_resumes(tmp_path: Path) -> N
     del registry._added[registry.AUGMENTATIONS]["lamp"], view_settings.AUGMENTATIONS["lamp"]
     with pytest.raises(UserError, match="'lamp' came from Python, which is not here"):
         opendino.resume(tmp_path / "whole", steps=8, data=Squares())
+
+
+@pytest.mark.usefixtures("no_trace")
+def test_the_augmentation_of_the_page_runs_as_it_is_written(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[1] / "docs/own_method.md").read_text(encoding="utf-8")
+    (line,) = re.findall(r"^opendino\.train\(.*augmentations=.*\)$", page, re.M)
+
+    def train(_: str, **given: Any) -> Result:
+        small = FAST | {"backbone": network, "method": SMALL_DINO, "steps": 1, "out": tmp_path / "run"}
+        return opendino.train(Squares(), **small | given)
+
+    eval(line, {"opendino": types.SimpleNamespace(train=train), "opendino_shading": shading("opendino_shading")})
+    assert re.search(r"opendino_shading:\n *p: 0\.5\n", (tmp_path / "run/config.yaml").read_text())
 
 
 @pytest.mark.usefixtures("no_trace")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import msgspec
@@ -18,6 +20,7 @@ from opendino.data.intensity import Intensity, Range
 from opendino.data.open_source import open_source
 from opendino.data.readers.decoded_image import RGB, numbered
 from opendino.data.readers.multi_page_files import Reading, describe
+from opendino.data.source_files import SPLITS, exists, printable
 from opendino.models import load
 from opendino.models.image_reading import ImageReading
 
@@ -73,6 +76,7 @@ def resolve_intensity(config: Config, files: ImageFiles) -> tuple[Config, bool, 
     Raises:
         UserError: Pages without a known meaning, no readable image, or mean and std of another number of channels.
     """
+    _say_splits(config.data)
     _warn_of_channel_files(config, files)
     if has_only_photographs(files):
         if config.intensity not in (("auto",), ("full",)):
@@ -103,6 +107,19 @@ def resolve_intensity(config: Config, files: ImageFiles) -> tuple[Config, bool, 
         config = replace(config, mean=mean, std=std)
         reasons.append(f"mean = {' '.join(map(str, mean))}, std = {' '.join(map(str, std))}: of the images surveyed")
     return replace(config, intensity=words), found.channels == RGB, reasons
+
+
+def _say_splits(data: str) -> None:
+    """Say that a folder of training images and one to evaluate on, side by side, are both trained on."""
+    if not (exists(data) and Path(data).is_dir()):
+        return
+    with os.scandir(data) as entries:
+        found = sorted(each.name for each in entries if each.name.lower() in SPLITS and each.is_dir())
+    training = [name for name in found if name.lower() == "train"]
+    others = [name for name in found if name.lower() != "train"]
+    if training and others:
+        apart = f"opendino train {printable(data)}/{training[0]} --val {printable(data)}/{others[-1]}"
+        log.say(f"the images in {', '.join(training + others)} are all trained on; to keep them apart: {apart}")
 
 
 def _warn_of_channel_files(config: Config, files: ImageFiles) -> None:

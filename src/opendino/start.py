@@ -70,7 +70,7 @@ def train(
         val: Labeled images for the k-NN accuracy during training, as `data`.
         backbone: A name, or a function without arguments that returns an `nn.Module`, see `models.module_backbone`.
         method: A name, a method's Config, or a module, see `core.contracts.Method`.
-        augmentations: Modules as in `views.augmentations`, each named as its file; `views` turns them on.
+        augmentations: Modules as in `views.augmentations`, each named as its module; `views` turns them on.
         callbacks: Called during the run, on rank 0.
         **changes: `recipe`, and fields of `config.Config`; `method` and `optim` also as a dict. See `settings`.
 

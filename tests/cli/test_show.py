@@ -31,7 +31,10 @@ def test_the_kinds_are_the_files() -> None:
         (["attention"], "No model was named"),
         (["pca", "no/folder", "a.png"], ""),
         (["curves"], "No run was named"),
-        (["crops", "no/run"], "not a run folder"),
+        (["crops", "no/run"], "no/run does not exist"),
+        (["crops", "--stages"], "No run and no images were named"),
+        (["crops", "toy:textures", "--out", "x.gif"], "Use one of .png"),
+        (["crops", "toy:textures", "--views.all.gama.p", "1"], "Unknown option '--views.global.gama.p'"),
         (["temperature", "--temperatures", "0"], "from 0.0001"),
         (["video", "m", "f.mp4", "--out", "x.gif"], "Use one of .mp4"),
     ],
@@ -77,3 +80,34 @@ def test_crops_of_a_run_are_found_by_its_settings(tmp_path: Path, capsys: pytest
     (tmp_path / "config.yaml").write_text(configs.dump(replace(config, batch="auto")))
     assert main(["show", "crops", str(tmp_path)]) == 1
     assert "still has auto values" in capsys.readouterr().err
+    assert main(["show", "crops", str(tmp_path), "--views.all.gamma.p", "1"]) == 2
+    assert "is a run, which has its own settings" in capsys.readouterr().err
+
+
+def test_crops_of_images_are_those_that_training_would_begin_with(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import numpy as np
+    import torch
+
+    from opendino import resolve
+    from opendino.cli.train_command import parse
+    from opendino.data.cache import DecodedImages
+    from opendino.data.loader import Batch, Batches
+
+    images = tmp_path / "cells"
+    images.mkdir()
+    for n, pixels in enumerate(np.random.default_rng(0).integers(300, 900, (12, 40, 40), np.uint16)):
+        Image.fromarray(pixels).save(images / f"{n}.png")
+    out = str(tmp_path / "c.png")
+    words = [str(images), "--recipe", "microscopy", "--views.all.gamma.p", "1", "--device", "cpu", "--workers", "0"]
+    assert main(["show", "crops", *words, "--minutes", "5", "--stages", "--images=1", "--out", out, "--json"]) == 0
+    captured = capsys.readouterr()
+    (shown,) = json.loads(captured.out)["images"]
+    assert captured.err == ""
+    assert all("gamma" in view["augmentations"] for view in shown["views"])
+    config, source = resolve.resolve_config(parse([*words, "--epochs", "9", "--threads", "1"]), torch.device("cpu"))
+    batch = Batches(DecodedImages(source, 10**6), configs.views(config), config.seed, config.batch)[0]
+    assert isinstance(batch, Batch) and shown["image"] == source.key(int(batch.indices[0]))
+    assert shown["views"][-1]["box"] == batch.draws["local"]["crop"]["box"][-1, 0].tolist()
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["c.png", "cells"]

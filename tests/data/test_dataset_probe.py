@@ -67,3 +67,11 @@ def test_fewer_than_two_images_are_refused(num: int) -> None:
     with pytest.raises(UserError, match=f"The set has {num} image") as caught:
         probe_dataset(Plain(num), 0.5)
     assert caught.value.hint
+
+
+@pytest.mark.parametrize("num", [99, 100])
+def test_fewer_than_100_images_are_a_warning(num: int, capsys: pytest.CaptureFixture[str]) -> None:
+    probe_dataset(Plain(num), 0.5)
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == (num < 100)
+    assert all("99 images are too few" in line and "--tiles" in line and "--init" in line for line in told)

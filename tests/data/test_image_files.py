@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -175,7 +176,12 @@ def test_the_survey_finds_the_range_without_missing_pixels() -> None:
     assert found.intensity(["0", "5"]) == (Intensity((0,), (5,)), "as configured")
     with pytest.raises(UserError, match="3 ranges, but the images have 2 channels"):
         found.intensity(["0", "5", "0", "5", "0", "5"])
-    assert "2 channels of float32 (0 " in found.describe()[0] and "2 of them differ" in found.describe()[1]
+    assert replace(found, low=(98.5, 5), high=(902, 7)).describe() == [
+        "40 images surveyed: 2 channels of float32 (channel 0: 98.5 to 902, channel 1: 5 to 7)",
+        f"2 more surveyed are not trained on, e.g. bad.tif: {dict(found.others)['bad.tif']}. "
+        "The number of images below includes such ones; training uses others in their place",
+        *found.notes,
+    ]
 
 
 def test_photographs_and_8_bit_images_keep_their_values() -> None:

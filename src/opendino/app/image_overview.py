@@ -15,7 +15,7 @@ from opendino.core.types import PixelFormat
 from opendino.data.dataset_probe import sample_indices
 from opendino.data.decode import decode
 from opendino.data.image_files import ImageFiles, image_files
-from opendino.data.image_survey import Survey, survey
+from opendino.data.image_survey import survey
 from opendino.data.labels import all_labels
 from opendino.data.open_source import open_source
 from opendino.data.picture import picture
@@ -66,7 +66,7 @@ def look_at(data: str, stack: str = "ask") -> Overview:
         "looked at": f"{found.num_images:,} of {len(files):,} images, spread over the set",
     }
     if not found.photographs:
-        facts["values"] = _values(found)
+        facts["values"] = f"{found.ranges()} (99.8 % of the pixels)"
     if found.notes:
         facts["notes"] = "; ".join(found.notes)
     return Overview(facts, found.others, _examples(files, found.channels))
@@ -94,11 +94,6 @@ def _sizes(sizes: Sequence[tuple[int, int]]) -> str:
         f"{small[0]} × {small[1]} to {large[0]} × {large[1]}; most often {usual[0]} × {usual[1]} "
         f"({number / len(sizes):.0%})"
     )
-
-
-def _values(found: Survey) -> str:
-    ranges = zip(found.channels, found.low, found.high, strict=True)
-    return ", ".join(f"{name} {low:g} to {high:g}" for name, low, high in ranges) + " (99.8 % of the pixels)"
 
 
 def _examples(files: ImageFiles, channels: Sequence[str]) -> list[tuple[Image.Image, str]]:

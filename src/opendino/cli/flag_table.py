@@ -25,10 +25,12 @@ FULL_HELP = Path(__file__).with_name("train_help.txt")
 _RECIPES = "opendino.recipes"
 _OF_A_FOLDER = ("eval", "experiment", "visualize")  # their first word names a command of its own
 OF_A_RUN = ("demo", "train")
+_ALSO_OF_A_RUN = "visualize crops"  # takes the flags of `train` too
 _MISSING = {
     "DATA": ("No images were named", "Give a folder of images, e.g. ~/photos"),
     "IMAGE": ("No image was named", "Give three: opendino search MODEL TABLE IMAGE"),
     "RUN": ("No run was named", "Give a run folder, e.g. runs/photos"),
+    "RUN|DATA": ("No run and no images were named", "Give a run folder, or a folder of images, e.g. ~/photos"),
     "TABLE": ("No table was named", "Give a table that opendino embed has written"),
     "MODEL": ("No model was named", "Give a run folder, an imported or exported model folder, or timm:NAME"),
 }
@@ -106,7 +108,7 @@ def shipped_help(verb: str, args: Sequence[str]) -> str | None:
         return None
     if {"-h", "--help"} & set(args):
         return "\n".join(table.help)
-    if table.full_help not in args:
+    if table.full_help not in args and name != _ALSO_OF_A_RUN:
         check(table, args)
     return None
 

@@ -45,7 +45,7 @@ def parse(
     wants_help = bool({"-h", "--help", full_help} & set(args))
     if not wants_help:
         flag_table.check(table, args)
-    args = ["--help"] if wants_help else _with_booleans(args, table)
+    args = ["--help"] if wants_help else with_booleans(args, table)
     options: dict[str, Any] = {} if default is None else {"default": default}
 
     def refuse(event: _errors.ParseErrorEvent) -> None:
@@ -55,6 +55,28 @@ def parse(
         return tyro.cli(
             kind, prog=prog, description=description, args=args, config=(tyro.conf.FlagConversionOff,), **options
         )
+
+
+def with_booleans(args: list[str], table: Table) -> list[str]:
+    """Write true and false as tyro reads them, and add True after a boolean flag without a value.
+
+    Args:
+        args: The words after the verb.
+        table: The flags; others are left as they are.
+    """
+    words, before = [], None
+    for arg, following in itertools.zip_longest(args, args[1:], fillvalue=""):
+        name, equals, value = arg.partition("=")
+        flag = table.flags.get(name.replace("_", "-"))
+        if before and before.takes_boolean and flag_table.is_boolean(arg):
+            arg = arg.capitalize()
+        elif flag and flag.takes_boolean and flag_table.is_boolean(value):
+            arg = f"{name}={value.capitalize()}"
+        words.append(arg)
+        if flag and not equals and flag.schema.get("type") == "boolean" and not flag_table.is_boolean(following):
+            words.append("True")
+        before = None if equals else flag
+    return words
 
 
 def format_help(usage: str, summary: str, options: Mapping[str, str], groups: Mapping[str, str], footer: str) -> str:
@@ -136,23 +158,6 @@ def _as_typed(field: str, args: list[str]) -> str:
     flag = "--" + field.replace("_", "-")
     short = flag[1:]
     return short if len(field) == 1 and short in [arg.partition("=")[0] for arg in args] else flag
-
-
-def _with_booleans(args: list[str], table: Table) -> list[str]:
-    """Write true and false as tyro reads them, and add True after a boolean flag without a value."""
-    words, before = [], None
-    for arg, following in itertools.zip_longest(args, args[1:], fillvalue=""):
-        name, equals, value = arg.partition("=")
-        flag = table.flags.get(name.replace("_", "-"))
-        if before and before.takes_boolean and flag_table.is_boolean(arg):
-            arg = arg.capitalize()
-        elif flag and flag.takes_boolean and flag_table.is_boolean(value):
-            arg = f"{name}={value.capitalize()}"
-        words.append(arg)
-        if flag and not equals and flag.schema.get("type") == "boolean" and not flag_table.is_boolean(following):
-            words.append("True")
-        before = None if equals else flag
-    return words
 
 
 def describe(kind: Any, prog: str, default: Any = None, full_help: str = "--help") -> Table:

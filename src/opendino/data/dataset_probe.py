@@ -6,11 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from opendino.core import log
 from opendino.core.contracts import Source
 from opendino.core.errors import BadImage, UserError
 from opendino.data.cache import DecodedImages
 from opendino.data.decode import MAX_PIXELS
 from opendino.data.workers import each
+
+_FEW = 100
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,8 @@ class DatasetProbe:
 
 def probe_dataset(source: Source, max_bad_frac: float, num: int = 32, workers: int = 0) -> DatasetProbe:
     """Decode about `num` images spaced evenly over a source; if it has shards, over four of them.
+
+    Fewer than 100 images are a warning.
 
     Args:
         source: The images.
@@ -60,6 +65,11 @@ def probe_dataset(source: Source, max_bad_frac: float, num: int = 32, workers: i
         raise UserError(
             f"{len(bad)} of {len(indices)} images looked at cannot be read, e.g. {bad[0][0]}: {bad[0][1]}",
             "Remove or convert them, or raise --max-bad-frac",
+        )
+    if len(source) < _FEW:
+        log.warn(
+            f"{len(source)} images are too few to learn from. What helps: more images (a few hundred at least), "
+            "tiles of large ones (opendino pack DATA --tiles 256 --out TILES), trained weights (--init MODEL)"
         )
     return DatasetProbe(int(np.median(sizes.min(1))), float(sizes.prod(1).mean()))
 

@@ -125,16 +125,21 @@ class Survey:
         mean, std = mapped.mean(0).filled(0.0), mapped.std(0).filled(1.0)
         return tuple(mean.round(4).tolist()), tuple(np.maximum(std, 1e-3).round(4).tolist())
 
+    def ranges(self) -> str:
+        """Name and range of values of each channel, e.g. "channel 0: 482 to 996, channel 1: 34 to 1394"."""
+        bounds = zip(self.channels, self.low, self.high, strict=True)
+        return ", ".join(f"{'channel ' * name.isdecimal()}{name}: {low:g} to {high:g}" for name, low, high in bounds)
+
     def describe(self) -> list[str]:
         """What was found, a line each, for the log."""
-        ranges = ", ".join(
-            f"{name} {low:g} to {high:g}" for name, low, high in zip(self.channels, self.low, self.high, strict=True)
-        )
         many = "1 channel" if len(self.channels) == 1 else f"{len(self.channels)} channels"
-        lines = [f"{self.num_images:,} images surveyed: {many} of {self.dtype} ({ranges})"]
+        lines = [f"{self.num_images:,} images surveyed: {many} of {self.dtype} ({self.ranges()})"]
         if self.others:
             key, reason = self.others[0]
-            lines.append(f"{len(self.others):,} of them differ and are left out, e.g. {key}: {reason}")
+            lines.append(
+                f"{len(self.others):,} more surveyed are not trained on, e.g. {key}: {reason}. "
+                "The number of images below includes such ones; training uses others in their place"
+            )
         return lines + list(self.notes)
 
 

@@ -19,7 +19,8 @@ from opendino.data.decode import SUFFIXES
 MAX_BYTES = 512 * 2**20
 """Larger image files are refused, because reading one could fill the memory."""
 
-_SPLITS = frozenset({"train", "val", "valid", "validation", "test"})
+SPLITS = frozenset({"train", "val", "valid", "validation", "test"})
+"""Names of folders that hold a part of a set, in lower case."""
 _NO_CLASS = frozenset({"unlabeled", "unsup"})
 _ESCAPE, _ESCAPE_BYTES = re.compile(r"\\x[0-9a-f]{2}"), re.compile(rb"\\x([0-9a-f]{2})")
 _ENDS, _CONTROLS = re.compile(r"^(?:[=+\-@#\ufeff]|\s+)|\s+$"), re.compile(r"[\x00-\x1f\x7f]")
@@ -169,7 +170,7 @@ class FolderClasses:
     def of(cls, paths: Iterable[str]) -> FolderClasses:
         """Find the classes of images from their relative paths, separated by "/"."""
         level, paths = 0, list(paths)
-        if {_folder(path, 0).lower() for path in paths}.issubset(_SPLITS):
+        if {_folder(path, 0).lower() for path in paths}.issubset(SPLITS):
             level = 1
         found = {_folder(path, level) for path in paths}
         if "" in found or len(found) < 2:

@@ -1,5 +1,7 @@
 """Views of a training step: the exact crops of student and teacher, their boxes and augmentation parameters.
 
+Given images instead of a run, the settings are those that `opendino train` would choose.
+
 Views depend only on (seed, epoch, image), so the views of any past or future step can be reproduced. Each image is
 shown at its cached size with one numbered box per view. The title of a view lists its augmentations by name with their
 random parameters; docs/augmentations.md explains them.
@@ -44,8 +46,8 @@ _TILE_PX = tile_grid.WIDTH_PX // _COLUMNS
 class Config(Checked):
     """Options of `opendino visualize crops`."""
 
-    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """A run folder."""
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN|DATA")]
+    """A run folder; or images that are not trained on yet, with any flags of `opendino train`, e.g. --recipe NAME."""
     step: CountOrZero = 0
     """Training step to show, from 0."""
     images: Count = 2
