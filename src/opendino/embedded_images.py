@@ -167,7 +167,7 @@ class EmbeddedImages:
                 image = self.model.reading.picture(decode(item, area_px, pixel_format=self.source.pixel_format))
             except BadImage:  # it was readable before: a gray tile
                 image = None
-            return Tile(tile_grid.square(image, _SIDE_PX), f"{hit.score:.3f}\n{Path(hit.path).name}")
+            return Tile(tile_grid.square(image, _SIDE_PX), f"{hit.score:.3f}\n{hit.path}")
 
         content = io.BytesIO()
         tile_grid.Sheet([[tile(hit) for hit in row] for row in rows]).image().save(content, "PNG")

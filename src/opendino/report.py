@@ -149,7 +149,7 @@ def _attention(model: Model, source: Source) -> Content:
             overlay = attention.heat(large, maps.mean(0), overlay=True)
             kept = attention.keep_mass(maps.mean(0).flatten(), 0.6).view(maps.shape[1:])
             dimmed = tile_grid.dimmed(large, kept)
-            tiles += [Tile(large, "image"), Tile(overlay, "attention"), Tile(dimmed, "60% of the mass")]
+            tiles += [Tile(large, "image"), Tile(overlay, "attention"), Tile(dimmed, "60% of attention")]
     except UserError as error:
         return _note(str(error))
     notes = [skipped_message(skipped)] if skipped else []

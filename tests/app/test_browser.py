@@ -139,7 +139,7 @@ def test_attention_and_pca_of_an_image_follow_the_sliders(visit: Visit, photo: P
     shown = picture(panel, "Result")
     first = shown.get_attribute("src")
     panel.get_by_text("dark to bright").wait_for()
-    panel.get_by_role("slider", name=re.compile("Share of the attention shown in color")).focus()
+    panel.get_by_role("slider", name=re.compile("Share of the attention to show")).focus()
     visit.page.keyboard.press("Home")
     sync.expect(shown).not_to_have_attribute("src", first, timeout=WAIT_MS)
     panel.get_by_label("PCA").check()

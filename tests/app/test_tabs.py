@@ -270,6 +270,16 @@ def test_a_finished_training_names_its_model(tmp_path: Path) -> None:
     out = write_run(tmp_path / "run", 100, 100)
     drawn = train_tab.draw(FakeJob(out), False, run_curves.Reader(), "runs/<a>")
     assert "choose its model at the top of the page: <b>runs/&lt;a&gt;</b>" in drawn
+    chosen = train_tab.draw(FakeJob(out), False, run_curves.Reader(), "runs/<a>", chosen=True)
+    assert "Its model is chosen at the top of the page: <b>runs/&lt;a&gt;</b>" in chosen
+
+
+def test_a_training_that_has_not_learned_says_what_to_do(tmp_path: Path) -> None:
+    out = write_run(tmp_path / "run", 100, 100)
+    with open(out / "metrics.jsonl", "a") as file:
+        file.write('{"step": 100, "effective_rank": 9.0, "knn": {"teacher": 40.0, "untrained": 50.0}}\n')
+    drawn = train_tab.draw(FakeJob(out), False, run_curves.Reader())
+    assert "<b>not shown to learn</b>" in drawn and "<b>What to do:</b> Train longer" in drawn
 
 
 @pytest.mark.parametrize(
@@ -297,14 +307,18 @@ def test_a_threshold_below_1_is_never_told_as_1(threshold: float, text: str) -> 
 
 
 def test_only_choices_of_the_page_become_flags() -> None:
-    flags = train_tab.server_flags("A trial of 10 steps", None, "Classes", "max")
+    flags = train_tab.server_flags("A trial of 10 steps", None, "Classes", "max", "auto")
     assert flags == ["--steps", "10", "--labels", "folders", "--stack", "max"]
-    assert train_tab.server_flags("Minutes", 7.5, "Not said", "ask")[:2] == ["--minutes", "7.5"]
-    assert train_tab.server_flags("Minutes", 10_000, "Not said", "ask")[:2] == ["--minutes", "10000"]
+    named = train_tab.server_flags("Minutes", 7.5, "Not said", "ask", "aerial")
+    assert named[:4] == ["--minutes", "7.5", "--recipe", "aerial"]
+    assert train_tab.server_flags("Minutes", 10_000, "Not said", "ask", "auto")[:2] == ["--minutes", "10000"]
     trial = "A trial of 10 steps"
-    for wrong in (("--init x", 1, "Classes", "ask"), (trial, 1, "/etc/passwd", "ask"), ([], 1, "Classes", "0")):
+    for wrong in (
+        ("--init x", 1, "Classes", "ask", "auto"), (trial, 1, "/etc/passwd", "ask", "auto"),
+        ([], 1, "Classes", "0", "auto"), (trial, 1, "Classes", "ask", "small --init x"),
+    ):  # fmt: skip
         with pytest.raises(UserError, match="not among the choices"):
             train_tab.server_flags(*wrong)
     for minutes in (0.4, 10_001, None, "1 --init x"):
         with pytest.raises(UserError, match=r"from 0\.5 to 10000"):
-            train_tab.server_flags("Minutes", minutes, "Classes", "ask")
+            train_tab.server_flags("Minutes", minutes, "Classes", "ask", "auto")

@@ -98,14 +98,14 @@ def test_a_session_takes_its_uploads_and_its_runs_along(folder: Path, tmp_path: 
 
 def test_a_training_on_images_of_the_server_is_everybodys_and_outlives_a_session(folder: Path) -> None:
     jobs = TrainingJobs(folder, False, folder.with_name("server"), 2)
-    training = jobs.start_on_server_images("/images/cells", ["--labels", "none"])
+    training = jobs.start_on_server_images("one", "/images/cells", ["--labels", "none"])
     assert jobs.latest("one") is training and jobs.latest("two") is training
     until = time.monotonic() + 30
     while not (training.out / "metrics.jsonl").is_file():
         assert time.monotonic() < until, training.said
         time.sleep(0.02)
     with pytest.raises(UserError, match="is running already"):
-        jobs.start_on_server_images("/images/cells", [])
+        jobs.start_on_server_images("one", "/images/cells", [])
     jobs.close("one")
     assert training.running and training.out.name.startswith("cells-")
     jobs.close_all()

@@ -45,7 +45,7 @@ def test_the_bright_patch_lights_up_and_nothing_else(looking: Model) -> None:
     assert (drawn == VIOLET).all()
     (name, mean, bright, dark), (_, _, kept, _) = tiles(image, maps, 0.6)
     assert [tile.title for tile in (name, mean, bright, dark) if tile] == ["image", "mean of heads", "head 0", "head 1"]
-    assert kept is not None and kept.title == "60% in 4%"
+    assert kept is not None and kept.title == "60% lies in\n4% of image"
     veiled = np.array(kept.image)
     assert (veiled[4:8, 12:16] == 255).all() and (veiled[:4] < 255).all(), "the patch in its colors, the rest pale"
 

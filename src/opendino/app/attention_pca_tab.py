@@ -28,7 +28,7 @@ def build(context: Context, head: Head) -> None:
             _, picture = image_input(context, "Image", of_server=True)
             kind = gr.Radio(["Attention", "PCA"], value="Attention", show_label=False, container=False)
             size = gr.Slider(64, 480, 240, step=16, label="Shorter side of the input (px)")
-            mass = gr.Slider(0.1, 1, 0.6, step=0.05, label="Share of the attention shown in color")
+            mass = gr.Slider(0.1, 1, 0.6, step=0.05, label="Share of the attention to show (the rest is pale)")
             foreground = gr.Checkbox(False, label="Black background", visible=False)
         with gr.Column(scale=5):
             output = gr.Image(label="Result", interactive=False, format="png", height=520, buttons=["fullscreen"])
@@ -53,7 +53,9 @@ def build(context: Context, head: Head) -> None:
             maps = encoder.attention(prepared)
             rows = attention.tiles(shown, maps, bounded(mass, 0.1, 1), name="image")
             quantity = encoder.quantity[:1].upper() + encoder.quantity[1:]
-            return Sheet(rows).image(), f"{quantity}, dark to bright. Last: the patches with most."
+            return Sheet(
+                rows
+            ).image(), f"{quantity}, dark to bright. Below or last: the fewest patches that hold {mass:.0%} of it."
         patches = encoder.patches(prepared)
         basis = fit([patches], "auto" if split else "off")
         shares = ", ".join(f"{share:.0%}" for share in basis.explained)

@@ -14,6 +14,9 @@ import pandas as pd
 
 from opendino.visualize.drawing.panels import Chart, Line
 
+_LEGEND_LETTERS = 44
+"""Number of letters that fit in one line below a plot."""
+
 
 def build(charts: Sequence[Chart]) -> None:
     """Build a grid of plots, inside a function that `gr.render` calls again when the numbers change.
@@ -32,13 +35,25 @@ def options(chart: Chart) -> dict[str, Any]:
     A plot keeps its place in the browser, and only its numbers change, as long as its key is the same. The key names
     everything else about it, because Gradio's plots keep the old numbers when a new title or color comes with new ones.
     """
-    title, colors = chart.panel.title, {name: line.color for name, line in chart.lines.items()}
+    title, lines = chart.panel.title, dict(zip(_legend([*chart.lines]), chart.lines.values(), strict=True))
+    colors = {name: line.color for name, line in lines.items()}
     return {
-        "value": pd.concat([_points(name, line) for name, line in chart.lines.items()], ignore_index=True),
+        "value": pd.concat([_points(name, line) for name, line in lines.items()], ignore_index=True),
         "x": "step", "y": "value", "y_title": chart.panel.label or title, "color": "line", "color_title": "",
-        "color_map": colors, "title": title, "height": 240, "min_width": 320, "caption": chart.panel.caption or None,
-        "key": (title, *colors, *colors.values()), "preserved_by_key": [],
+        "color_map": colors, "title": title, "height": 280 if chart.panel.caption else 240, "min_width": 320,
+        "caption": chart.panel.caption or None, "key": (title, *colors, *colors.values()), "preserved_by_key": [],
     }  # fmt: skip
+
+
+def _legend(names: list[str]) -> list[str]:
+    """The names of lines, the longest without their last words where all would not fit below a plot."""
+    while sum(map(len, names)) > _LEGEND_LETTERS:
+        longest = max((name for name in names if " " in name), key=len, default="")
+        short = longest.rpartition(" ")[0]
+        if not longest or short in names:
+            break
+        names = [short if name == longest else name for name in names]
+    return names
 
 
 def _points(name: str, line: Line) -> pd.DataFrame:

@@ -26,19 +26,22 @@ from opendino.core import log
 from opendino.core.errors import BadImage, UserError
 from opendino.data.source_files import line
 from opendino.models.load import Model
+from opendino.visualize.drawing.tile_grid import end_of_path
 
 NETWORK: dict[str, Any] = {"concurrency_id": "network", "concurrency_limit": 2}
 """Options of events that run a network: at most two run at a time, over all sessions."""
 
 
 _KEPT_SECONDS = 3600
+_CAPTION_LETTERS = 30
 
 
 class Head(NamedTuple):
-    """The choices at the top of the page."""
+    """The choices that several tabs share: at the top of the page, and the folder of images in the tab Images."""
 
     model: gr.Dropdown
     table: gr.Dropdown
+    images: gr.Dropdown
 
 
 @dataclass(frozen=True)
@@ -127,6 +130,11 @@ def enlarged(image: Image.Image) -> Image.Image:
     """A small image enlarged to be looked at: its shorter side has at least 320 pixels."""
     scale = max(1, 320 / min(image.size))
     return image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+
+
+def caption(key: str) -> str:
+    """The end of an image's path, for a gallery; a long one shortened in front."""
+    return end_of_path(key, lambda text: len(text) <= _CAPTION_LETTERS)
 
 
 def handle_errors(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from opendino.app.context import NETWORK, Context, Head, bounded, handle_errors
+from opendino.app.context import NETWORK, Context, Head, bounded, caption, handle_errors
 from opendino.embeddings.duplicate_groups import Duplicates, find_duplicates
 from opendino.features.duplicate_threshold import EQUAL
 
@@ -61,7 +60,7 @@ def captions(found: Duplicates) -> Iterator[tuple[str, str]]:
     """Key and caption of the first images of the largest groups."""
     members = [(number, each) for number, group in enumerate(found.groups, 1) for each in group]
     for number, each in members[:_SHOWN]:
-        yield each.key, f"{number} · {each.mark} · {Path(each.key).name}"
+        yield each.key, f"{number} · {each.mark} · {caption(each.key)}"
 
 
 def sentence(found: Duplicates, num_images: int) -> str:

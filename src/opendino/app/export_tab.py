@@ -23,6 +23,8 @@ _FORMATS = {
 }
 """Name on the page → format and name of the file or folder."""
 
+_BUSY = "Exporting, and comparing the features: about half a minute ..."
+
 
 def build(context: Context, head: Head) -> None:
     """Build the tab."""
@@ -55,4 +57,7 @@ def build(context: Context, head: Head) -> None:
         )
         return text, gr.update(value=str(out), visible=True)
 
-    start.click(handle_errors(export), [head.model, kind], [note, download], api_visibility="private", **NETWORK)
+    private: dict[str, Any] = {"api_visibility": "private"}
+    told = start.click(lambda: (_BUSY, gr.update(visible=False)), None, [note, download], queue=False, **private)
+    done = told.then(handle_errors(export), [head.model, kind], [note, download], **private, **NETWORK)
+    done.failure(lambda: "", None, note, queue=False, **private)

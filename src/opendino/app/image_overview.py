@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from opendino.app.context import caption
 from opendino.core.errors import BadImage
 from opendino.core.types import PixelFormat
 from opendino.data.dataset_probe import sample_indices
@@ -103,5 +103,5 @@ def _examples(files: ImageFiles, channels: Sequence[str]) -> list[tuple[Image.Im
             pixels = decode(files.read(index), _EXAMPLE_AREA_PX, pixel_format=files.pixel_format)
         except BadImage:
             continue
-        found.append((picture(pixels, channels), Path(files.key(index)).name))
+        found.append((picture(pixels, channels), caption(files.key(index))))
     return found

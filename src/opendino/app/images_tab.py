@@ -26,14 +26,14 @@ _LISTED = 20
 
 def build(context: Context, head: Head) -> None:
     """Build the tab."""
-    names = list(context.catalog.data())
     gr.Markdown(
         "What is in the folder that was named when the page was started. Then: **train** on it (tab Train), and make a "
-        "**table** of it with the model at the top, for the tabs Map, Search, Duplicates and Label."
+        "**table** of it with the model at the top, for the tabs Map, Search, Duplicates, Outliers and "
+        "Label."
     )
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
-            data = gr.Dropdown(names, value=names[0] if names else None, label="Images")
+            data = head.images.render()
             stack = gr.Dropdown(list(STACKS), value="ask", label="Pages of a file are (stacks only)")
             embed = gr.Button("Make a table with the model", variant="primary")
             note = gr.Markdown()

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import base64
 import io
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from PIL import Image
 
-from opendino.app.context import NETWORK, Context, Head, bounded, handle_errors
+from opendino.app.context import NETWORK, Context, Head, bounded, caption, handle_errors
 from opendino.app.model_cache import ShownTable
 from opendino.core.errors import UserError
 from opendino.embeddings.table_groups import CLUSTER, FOLDER, columns_to_color_by, group_names
@@ -59,7 +58,7 @@ def build(context: Context, head: Head) -> None:
         keys = shown.vectors[0]
         found = [keys[row] for row in scatter_map.rows_in_box(shown.map, [bounded(each, 0, 1) for each in box])]
         text, file = context.file_list(found)
-        gallery = [(shown.thumbnail(key), Path(key).name) for key in found[:_SHOWN]]
+        gallery = [(shown.thumbnail(key), caption(key)) for key in found[:_SHOWN]]
         more = f", the first {_SHOWN} shown" if len(found) > _SHOWN else ""
         return (
             gr.update(value=gallery, label=f"{len(found):,} images in the box{more}", visible=True),

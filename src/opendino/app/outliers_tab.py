@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal
 
 import gradio as gr
 
-from opendino.app.context import NETWORK, Context, Head, bounded, handle_errors
+from opendino.app.context import NETWORK, Context, Head, bounded, caption, handle_errors
 from opendino.core.errors import UserError
 from opendino.features.outlier_scores import most_unusual
 
@@ -48,7 +47,7 @@ def build(context: Context, head: Head) -> None:
         order, distance, factor = most_unusual(vectors, min(int(bounded(k, 1, 50)), len(keys) - 1), by)
         rows = order[: int(bounded(num, 1, _MOST))]
         gallery = [
-            (shown.thumbnail(keys[row]), f"{distance[row]:.3f} · lof {factor[row]:.2f} · {Path(keys[row]).name}")
+            (shown.thumbnail(keys[row]), f"{distance[row]:.3f} · lof {factor[row]:.2f} · {caption(keys[row])}")
             for row in rows
         ]
         text, file = context.file_list([keys[row] for row in rows])

@@ -130,11 +130,13 @@ def build(context: Context) -> gr.Blocks:
     """Build the page: the choice of a model and a table at the top, the tabs below."""
     with gr.Blocks(title="opendino", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         models, tables = list(context.catalog.models()), list(context.catalog.tables())
+        data = list(context.catalog.data())
         with gr.Row(equal_height=True, elem_id="head"):
             gr.HTML("<h1>opendino</h1><p>A vision model from your own images, without labels</p>", min_width=240)
             head = Head(
                 gr.Dropdown(models, value=models[0] if models else None, label="Model", min_width=280),
                 gr.Dropdown(tables, value=tables[0] if tables else None, label="Table of images", min_width=280),
+                gr.Dropdown(data, value=data[0] if data else None, label="Images", render=False),
             )
         with gr.Tabs():
             for tab in TABS:
@@ -148,7 +150,7 @@ def build(context: Context) -> gr.Blocks:
         def end_session(request: gr.Request) -> None:
             context.jobs.close(session_id(request))
 
-        page.load(list_choices, None, [*head], api_visibility="private", show_progress="hidden")
+        page.load(list_choices, None, [head.model, head.table], api_visibility="private", show_progress="hidden")
         page.unload(end_session)
     return page
 
@@ -178,6 +180,9 @@ _STYLE = """
 #head h1 { margin: 0; font-size: 1.7rem; font-weight: 650; }
 #head p { margin: .1rem 0 0; color: #71717a; }
 .plots { display: grid !important; grid-template-columns: repeat(auto-fill, minmax(320px, 1fr)); gap: 1rem; }
+.plots .block { display: flex; flex-direction: column; }
+.plots .vega-embed { flex: 1 1 0; min-height: 0; height: auto !important; }
+.caption-label { max-width: 100% !important; white-space: normal !important; overflow-wrap: anywhere; }
 .html-container table { border-collapse: collapse; }
 .html-container :is(table, thead, tbody, tr) { border: 0 !important; }
 .html-container table :is(th, td) { border: 0 !important; padding: .3rem .7rem .3rem 0 !important; text-align: left; }

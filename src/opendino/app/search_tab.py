@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 import numpy as np
 
-from opendino.app.context import NETWORK, Context, Head, bounded, handle_errors, session_id
+from opendino.app.context import NETWORK, Context, Head, bounded, caption, handle_errors, session_id
 from opendino.app.image_input import image_input
 from opendino.core.errors import UserError
 from opendino.embeddings.embedding_table import EmbeddingTable
@@ -42,7 +42,7 @@ def build(context: Context, head: Head) -> None:
         made_by, network = _model_of(context, shown.table, [chosen, *context.models(session)], session)
         nearest = shown.table.nearest(network.embed(image).float().cpu(), int(bounded(k, 1, 60)))
         hits = list(zip(nearest.keys[0], nearest.scores[0], strict=True))
-        images = [(shown.thumbnail(key), f"{score:.2f} · {key}") for key, score in hits]
+        images = [(shown.thumbnail(key), f"{score:.2f} · {caption(key)}") for key, score in hits]
         how = "exact search" if nearest.exact else "approximate search (index)"
         other = "" if made_by == chosen else ", not the one at the top of the page"
         return images, (

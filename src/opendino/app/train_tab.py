@@ -32,6 +32,8 @@ _NETWORKS = {"Four convolutions (fast)": "conv4", "Small vision transformer": "v
 _MINUTES, _TRIAL = "Minutes", "A trial of 10 steps"
 _DEFAULT_MINUTES, _SHORTEST, _LONGEST = 20, 0.5, 10_000
 _FOLDERS = {"Not said": "auto", "Classes": "folders", "Dates, batches or other": "none"}
+_RECIPES = ("auto", "microscopy", "aerial", "industrial")
+"""Values of --recipe for images of one's own; auto: without it."""
 STACKS = ("ask", "channels", "max", "mean", "images")
 """Values of --stack that name a meaning of pages."""
 
@@ -41,7 +43,7 @@ def build(context: Context, head: Head) -> None:
     gr.Markdown("Train a network on images without labels. Labels serve only to measure it while it trains.")
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
-            inputs = _inputs(context)
+            inputs = _inputs(context, head)
             with gr.Row():
                 start = gr.Button("Train", variant="primary", min_width=80)
                 stop = gr.Button("Stop", interactive=False, min_width=80)
@@ -54,9 +56,9 @@ def build(context: Context, head: Head) -> None:
     def begin(values: dict[Any, Any], request: gr.Request) -> tuple[Any, ...]:
         chosen, data = values[inputs.images], context.catalog.data()
         if chosen in data:
-            settings = (inputs.length, inputs.minutes, inputs.folders, inputs.stack)
+            settings = (inputs.length, inputs.minutes, inputs.folders, inputs.stack, inputs.recipe)
             flags = server_flags(*(values[each] for each in settings))
-            context.jobs.start_on_server_images(data[chosen], flags)
+            context.jobs.start_on_server_images(session_id(request), data[chosen], flags)
         else:
             raw = values[inputs.upload] if chosen == _UPLOADED else None
             uploaded = uploads.resolve_upload(raw, context.upload_folder)
@@ -74,10 +76,12 @@ def build(context: Context, head: Head) -> None:
         if not running:
             known = context.models(session_id(request))
             model = next((name for name, path in known.items() if Path(path) == training.out), "")
-            # Somebody who works with another model keeps it.
-            value = model if model and chosen not in known else chosen
-            choices = gr.update(choices=list(known), value=value)
-        return draw(training, running, context.curves, model), *_buttons(running), choices, _size(training)
+            # Only who started it gets its model: others may be working with another one.
+            if model and (training.session == session_id(request) or chosen not in known):
+                chosen = model
+            choices = gr.update(choices=list(known), value=chosen)
+        drawn = draw(training, running, context.curves, model, model == chosen)
+        return drawn, *_buttons(running), choices, _size(training)
 
     def halt(request: gr.Request) -> None:
         if training := context.jobs.latest(session_id(request)):
@@ -106,12 +110,13 @@ class _Inputs(NamedTuple):
     minutes: gr.Number
     folders: gr.Radio
     stack: gr.Dropdown
+    recipe: gr.Dropdown
     upload: gr.File
     network: gr.Radio
     steps: gr.Slider
 
 
-def _inputs(context: Context) -> _Inputs:
+def _inputs(context: Context, head: Head) -> _Inputs:
     """The settings: of images of the server, or of a tiny network on generated or uploaded images."""
     data = context.catalog.data()
     choices = [*data, *_GENERATED, _UPLOADED]
@@ -124,6 +129,7 @@ def _inputs(context: Context) -> _Inputs:
             minimum=_SHORTEST,
             maximum=_LONGEST,
         )
+        recipe = gr.Dropdown(list(_RECIPES), value="auto", label="Recipe (auto: for any images)")
         folders = gr.Radio(list(_FOLDERS), value=next(iter(_FOLDERS)), label="Sub-folders are")
         stack = gr.Dropdown(list(STACKS), value="ask", label="Pages of a file are (stacks only)")
     with gr.Column(visible=not data) as small:
@@ -139,21 +145,24 @@ def _inputs(context: Context) -> _Inputs:
         )
 
     private: dict[str, Any] = {"api_visibility": "private"}
+    head.images.change(lambda name: name, head.images, images, queue=False, **private)
     images.change(choose, images, [own, small, upload], queue=False, **private)
     length.change(lambda kind: gr.update(visible=kind == _MINUTES), length, minutes, queue=False, **private)
-    return _Inputs(images, length, minutes, folders, stack, upload, network, steps)
+    return _Inputs(images, length, minutes, folders, stack, recipe, upload, network, steps)
 
 
-def server_flags(length: str, minutes: Any, folders: str, stack: str) -> list[str]:
+def server_flags(length: str, minutes: Any, folders: str, stack: str, recipe: str) -> list[str]:
     """Flags of `opendino train` for the choices on the page.
 
     Raises:
         UserError: A value is not among the choices, or the number of minutes is out of its range.
     """
-    if length not in [_MINUTES, _TRIAL] or folders not in [*_FOLDERS] or stack not in STACKS:
+    chosen = ((length, [_MINUTES, _TRIAL]), (folders, [*_FOLDERS]), (stack, STACKS), (recipe, _RECIPES))
+    if any(value not in choices for value, choices in chosen):
         raise UserError("A setting is not among the choices", "Choose it on this page")
     duration = ["--steps", "10"] if length == _TRIAL else ["--minutes", f"{bounded(minutes, _SHORTEST, _LONGEST):g}"]
-    return [*duration, "--labels", _FOLDERS[folders], "--stack", stack]
+    named = [] if recipe == "auto" else ["--recipe", recipe]
+    return [*duration, *named, "--labels", _FOLDERS[folders], "--stack", stack]
 
 
 def _data_and_flags(images: str, uploaded: Path | None, network: str) -> tuple[str | Path, list[str]]:
@@ -175,7 +184,7 @@ def _data_and_flags(images: str, uploaded: Path | None, network: str) -> tuple[s
     return uploaded, [*flags, "--val", "None", "--batch", str(min(64, max(2, number // 2)))]
 
 
-def draw(training: TrainingJob, running: bool, curves: Reader, model: str = "") -> str:
+def draw(training: TrainingJob, running: bool, curves: Reader, model: str = "", chosen: bool = False) -> str:
     """Progress, time left and k-NN accuracy of a training, as HTML; before its first step what it says last.
 
     Args:
@@ -183,6 +192,7 @@ def draw(training: TrainingJob, running: bool, curves: Reader, model: str = "") 
         running: Whether it is running.
         curves: Colors of the runs.
         model: Name of its model at the top of the page; empty while there is none.
+        chosen: Whether this model is chosen there.
     """
     path = training.out / "metrics.jsonl"
     rows = metrics_log.rows(path) if path.is_file() else []
@@ -202,6 +212,7 @@ def draw(training: TrainingJob, running: bool, curves: Reader, model: str = "") 
         done=done,
         running=running,
         model=model,
+        chosen=chosen,
         last_line=said[-1].strip().removeprefix("opendino train: ") if said else "starting Python ...",
         color=curves.color(training.out),
         steps=f"{done:,} of {total:,}" if total else f"{done:,}",

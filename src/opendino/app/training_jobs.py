@@ -25,11 +25,13 @@ class TrainingJob:
     Args:
         words: The words of the command line after `opendino`, without --out.
         out: Run folder to create.
+        session: The session that starts it.
         archive: An uploaded archive that is deleted with the job; None without.
     """
 
-    def __init__(self, words: Sequence[str], out: Path, archive: Path | None = None) -> None:
-        self.out, self.archive, self.stopped, self.began = out, archive, False, time.monotonic()
+    def __init__(self, words: Sequence[str], out: Path, session: str, archive: Path | None = None) -> None:
+        self.out, self.session, self.archive = out, session, archive
+        self.stopped, self.began = False, time.monotonic()
         self._stderr = out.with_name(f"{out.name}.stderr")
         out.parent.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "opendino", *words, "--out", str(out)]
@@ -113,12 +115,13 @@ class TrainingJobs:
                 archive = out.with_name(f"{out.name}.zip")
                 archive.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(data, archive)
-            return self._add(session, TrainingJob(["demo", str(archive or data), *flags], out, archive))
+            return self._add(session, TrainingJob(["demo", str(archive or data), *flags], out, session, archive))
 
-    def start_on_server_images(self, data: str, flags: Sequence[str]) -> TrainingJob:
+    def start_on_server_images(self, session: str, data: str, flags: Sequence[str]) -> TrainingJob:
         """Start a training on images that were named when the page was started.
 
         Args:
+            session: The session that starts it.
             data: Their folder or archive.
             flags: Flags of `opendino train`.
 
@@ -127,7 +130,8 @@ class TrainingJobs:
         """
         with self._lock:
             name = f"{Path(data).stem}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
-            return self._add(None, TrainingJob(["train", data, *flags], self._admit(None, self._server_folder / name)))
+            out = self._admit(None, self._server_folder / name)
+            return self._add(None, TrainingJob(["train", data, *flags], out, session))
 
     def _admit(self, session: str | None, out: Path) -> Path:
         """Check that a training may start, and return its run folder; no part of a name comes from the client."""

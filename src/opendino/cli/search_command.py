@@ -86,7 +86,7 @@ def _tiles(searches: list[dict], about: Mapping[str, Any], reading: ImageReading
         pixels = reading.decode(Path(search["query"]).expanduser().read_bytes(), table_sheet.AREA_PX)
         tiles: list[Tile | None] = [table_sheet.tile(reading.picture(pixels), f"query\n{Path(search['query']).name}")]
         for hit in search["results"]:
-            title = f"{hit['score']:.4f}\n{Path(hit['path']).name}"
+            title = f"{hit['score']:.4f}\n{hit['path']}"
             tiles.append(table_sheet.tile(images.read(hit["path"]), title))
         rows.append(tiles)
     return rows

@@ -26,7 +26,7 @@ def save(rows: Iterable[Iterable[tuple[str, str] | None]], about: Mapping[str, A
     """Draw rows of images of a table.
 
     Args:
-        rows: For each tile the key of the image and the line above its file name; None leaves a gap.
+        rows: For each tile the key of the image and the line above its path; None leaves a gap.
         about: Of the table, see `TableImages`.
         out: File to write, see `tile_grid.out`.
     """
@@ -34,7 +34,7 @@ def save(rows: Iterable[Iterable[tuple[str, str] | None]], about: Mapping[str, A
     images = TableImages(about, (each[0] for row in listed for each in row if each), AREA_PX)
 
     def drawn(key: str, text: str) -> Tile:
-        return tile(images.read(key), f"{text}\n{Path(key).name}")
+        return tile(images.read(key), f"{text}\n{key}")
 
     tile_grid.Sheet([[drawn(*each) if each else None for each in row] for row in listed]).save(out)
 

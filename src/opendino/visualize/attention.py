@@ -1,11 +1,11 @@
 """Attention maps: each head, their mean, and the patches with most of the attention.
 
 The tiles of an image are the image; the maps of the mean and of each head, scaled from minimum to maximum; and for each
-map the smallest set of patches that holds the fraction `--mass` of it, in color. The title "60% in 12%" means that this
-set is 12 % of all patches. As in visualize_attention.py of DINO v1: last block, CLS token, nearest neighbor upsampling;
-unlike there the aspect ratio is kept, register tokens are excluded, and the threshold is on by default. Networks
-without CLS attention, such as ResNets, show the contribution of each position to the mean feature, see
-`models/attention_maps.py: contribution_to_mean`.
+map the smallest set of patches that holds the fraction `--mass` of it; the rest is pale. The title "60% lies in 12% of
+image" means that this set is 12 % of all patches. As in visualize_attention.py of DINO v1: last block, CLS token,
+nearest neighbor upsampling; unlike there the aspect ratio is kept, register tokens are excluded, and the threshold is
+on by default. Networks without CLS attention, such as ResNets, show the contribution of each position to the mean
+feature, see `models/attention_maps.py: contribution_to_mean`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Config(ImagesConfig):
     out: str = "attention.png"
     """Output file (.png, .jpg, .webp, .pdf, .svg, .html), or a folder for one .png per image."""
     mass: FractionAboveZero = 0.6
-    """Fraction of the attention in the colored patches (--threshold of DINO v1)."""
+    """Fraction of the attention in the patches that are not pale (--threshold of DINO v1)."""
     heads: tuple[CountOrZero, ...] = ()
     """Heads to show, from 0; default: all."""
     overlay: bool = False
@@ -75,7 +75,7 @@ def show(config: Config) -> Report:
         raise none_readable(len(source), bad)
     where = paths[0] if len(paths) == 1 else f"{len(paths)} images in {path}"
     lines = [f"{encoder.quantity}, {len(image_fields)} image{'s' * (len(image_fields) > 1)} → {where}"]
-    lines += [f"'{config.mass:.0%} in 12%': 12 % of the patches hold {config.mass:.0%} of the attention"]
+    lines += [f"the fewest patches that hold {config.mass:.0%} of the attention are shown; the rest is pale"]
     lines += [f"note: {skipped_message(bad)}"] * bool(bad)
     fields = {
         "paths": paths,
@@ -100,7 +100,7 @@ def tiles(
     Args:
         image: The picture of the prepared image, see `ImageEncoder.picture`.
         maps: float `[heads rows columns]`, non-negative.
-        mass: Fraction of the attention in the colored patches.
+        mass: Fraction of the attention in the patches that are not pale.
         heads: Heads to show in addition to the mean; None: all.
         overlay: Whether to draw the maps over the image.
         name: Title of the image.
@@ -114,7 +114,7 @@ def tiles(
     pairs: list[tuple[Tile, Tile | None]] = [(Tile(small, name), None)]
     for title, each_map in titled_maps:
         kept = keep_mass(each_map.flatten(), mass).view(each_map.shape)
-        share = f"{mass:.0%} in {kept.float().mean().item():.0%}"
+        share = f"{mass:.0%} lies in\n{kept.float().mean().item():.0%} of image"
         pairs.append((Tile(heat(small, each_map, overlay), title), Tile(tile_grid.dimmed(small, kept), share)))
     if len(maps) == 1:
         return [[pairs[0][0], *pairs[1]]]

@@ -55,6 +55,19 @@ def test_one_legend_where_colors_mean_the_same_everywhere() -> None:
     assert legends({"a": COLUMNS}) == (0, [False, True])  # blue is the run and its teacher
 
 
+def test_all_text_is_inside_the_figure_and_no_legend_covers_a_line() -> None:
+    networks = ("teacher", "student", "untrained", "pixels", "color")
+    matches = {f"crop_match.{name}": (ONE, ONE * (1.0 + place)) for place, name in enumerate(networks)}
+    long = {"a_metric_of_a_plug_in_with_a_name_that_is_long": (ONE, ONE * 1.0)}
+    figure = line_charts.figure(charts({"a": COLUMNS | matches | long}))
+    figure.draw_without_rendering()
+    axes = [axis for axis in figure.axes if axis.get_visible()]
+    boxes = [axis.get_tightbbox() for axis in axes]
+    assert all(figure.bbox.contains(*corner) for box in boxes for corner in box.corners())
+    assert not any(one.overlaps(other) for place, one in enumerate(boxes) for other in boxes[:place])
+    assert all((legend := axis.get_legend()) is None or not legend.get_tightbbox().overlaps(axis.bbox) for axis in axes)
+
+
 def test_a_logarithmic_axis_only_for_numbers_above_zero() -> None:
     def scale(low: float) -> str:
         values = np.array([low, 1.0, 100.0])

@@ -58,10 +58,10 @@ PANELS = (
         caption="Held-out images named by the classifier. Good: above training on the labeled images alone.",
     ),
     Panel(
-        "Crops of an image find each other",
+        "Crop matching",
         {"crop_match": ""},
-        "% of comparisons, 50 is chance",
-        caption="Two crops without color of each image, among those of others. Good: above the untrained network.",
+        "% (50 is chance)",
+        caption="How often two gray crops of an image find each other. Good: above the untrained network.",
     ),
     Panel(
         "Effective rank",

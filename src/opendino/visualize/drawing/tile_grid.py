@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from opendino.core import atomic_write
 from opendino.core.errors import UsageError, UserError
-from opendino.data.source_files import printable
+from opendino.data.source_files import is_image, printable
 from opendino.visualize.drawing import templates
 from opendino.visualize.drawing.style import COLORS
 from opendino.visualize.drawing.templates import Markup
@@ -166,10 +166,25 @@ def square(image: Image.Image | None, side_px: int) -> Image.Image:
     return ImageOps.pad(image, (side_px, side_px), Image.Resampling.BICUBIC, "white")
 
 
+def end_of_path(path: str, fits: Callable[[str], bool]) -> str:
+    """A path, shortened in front to what fits: folders go first, then the beginning of the file's name."""
+    _, *parts = path.split("/")
+    folders = (f"…/{'/'.join(parts[start:])}" for start in range(len(parts)))
+    name = path.rpartition("/")[2]
+    ends = (f"…{name[start:]}" for start in range(1, len(name)))
+    return next((each for each in (path, *folders, *ends) if fits(each)), "…")
+
+
 def _shorten(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, max_width: int) -> str:
-    """The text, shortened with an ellipsis to fit a width in pixels."""
-    if font.getlength(text) <= max_width:
+    """The text, shortened with an ellipsis to fit a width in pixels; of a path the end is kept."""
+
+    def fits(text: str) -> bool:
+        return font.getlength(text) <= max_width
+
+    if "/" in text or is_image(text):
+        return end_of_path(text, fits)
+    if fits(text):
         return text
-    while text and font.getlength(text + "…") > max_width:
+    while text and not fits(text + "…"):
         text = text[:-1]
     return text + "…"
