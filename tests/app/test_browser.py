@@ -38,7 +38,9 @@ WAIT_MS = 60_000
 @pytest.fixture(scope="module")
 def address(place: Path) -> Iterator[str]:
     """A page on runs and a table, as the command line serves it."""
-    words = ["app", "photos", "runs", "photos.parquet", "--port", "0", "--device", "cpu"]
+    (place / "more").mkdir()
+    scene(30, (40, 40)).save(place / "more/30.png")
+    words = ["app", "photos", "more", "runs", "photos.parquet", "--port", "0", "--device", "cpu"]
     command = [sys.executable, "-m", "opendino", *words]
     said = place / "server.txt"  # a file and not a pipe, which would fill up and hold the server
     with open(said, "w", encoding="utf-8") as stderr:
@@ -131,6 +133,9 @@ def test_curves_of_several_runs_grow_while_one_continues(visit: Visit, place: Pa
     sync.expect(loss.first).not_to_have_attribute("d", before, timeout=WAIT_MS)
     panel.get_by_label("runs/first").uncheck()
     sync.expect(loss).to_have_count(1, timeout=WAIT_MS)
+    captions = panel.locator(".plots .block").filter(has_text="Good:")
+    cut = "all => all.filter(each => each.scrollHeight > each.clientHeight).map(each => each.innerText)"
+    assert captions.count() > 2 and captions.evaluate_all(cut) == []
 
 
 def test_attention_and_pca_of_an_image_follow_the_sliders(visit: Visit, photo: Path) -> None:
@@ -254,22 +259,26 @@ def test_a_training_shows_its_progress_and_can_be_stopped(visit: Visit) -> None:
     panel.get_by_role("button", name="Stop").click()
     panel.get_by_text(re.compile(r"Stopped: \d+ of 200 steps")).wait_for()
     panel.get_by_text("trained here (1)").wait_for()
-    sync.expect(visit.page.get_by_label("Model")).to_have_value("runs/first")  # whoever has chosen a model keeps it
+    sync.expect(visit.page.get_by_label("Model")).to_have_value("trained here (1)")
 
 
 def test_from_a_folder_of_the_server_to_a_list_of_files(visit: Visit) -> None:
     panel = visit.tab("Images")
     panel.get_by_text("96 × 72, all").wait_for()
     panel.get_by_text("none of those looked at").wait_for()
-    train = visit.tab("Train")
+    for chosen in ("more", "photos"):
+        panel = visit.tab("Images")
+        panel.get_by_label("Images", exact=True).click()
+        visit.page.get_by_role("option", name=chosen, exact=True).click()
+        train = visit.tab("Train")
+        sync.expect(train.get_by_label(chosen, exact=True)).to_be_checked(timeout=WAIT_MS)
     train.get_by_label("A trial of 10 steps").check()
     train.get_by_role("button", name="Train").click()
     train.get_by_text(re.compile(r"Training: [1-9]\d* of 10 steps")).wait_for(timeout=3 * WAIT_MS)
     train.get_by_role("button", name="Stop").click()
     train.get_by_text(re.compile(r"(Stopped|Done): \d+ of 10 steps")).wait_for(timeout=3 * WAIT_MS)
     trained = train.get_by_text(re.compile(r"^runs/photos-\d+")).inner_text()
-    visit.page.get_by_label("Model").click()
-    visit.page.get_by_role("option", name=trained).click()
+    sync.expect(visit.page.get_by_label("Model")).to_have_value(trained)
     panel = visit.tab("Images")
     panel.get_by_role("button", name="Make a table with the model").click()
     panel.get_by_text("24 images are in the table").wait_for()

@@ -31,6 +31,13 @@ def test_a_new_run_turns_up_and_the_newest_comes_first(tmp_path: Path) -> None:
     assert [Path(name).name for name in catalog.runs()] == ["one", "two"]
 
 
+def test_models_without_a_classifier_come_first(tmp_path: Path) -> None:
+    for name in ("cells", "a-probe"):
+        write_run(tmp_path / "runs" / name, 10, 5)
+    (tmp_path / "runs/a-probe/classifier.json").write_text("{}")
+    assert [Path(name).name for name in Catalog([str(tmp_path / "runs")]).models()] == ["cells", "a-probe"]
+
+
 def test_a_link_out_of_a_named_folder_is_not_followed(tmp_path: Path) -> None:
     write_run(tmp_path / "elsewhere", 10, 5)
     (tmp_path / "runs").mkdir()

@@ -10,9 +10,11 @@ from opendino.core.errors import UserError
 from opendino.data.metadata import nearby_csv
 from opendino.data.source_files import is_hidden, is_image
 from opendino.data.sources import archive
+from opendino.models import classifier, segmentation_head
 from opendino.models.load import DESCRIPTION
 
 _TABLES = (".parquet", ".lance")
+_OF_HEADS = (classifier.DESCRIPTION, segmentation_head.DESCRIPTION)
 _LOOKED_AT = 2000
 """Number of names within a folder among which an image is looked for."""
 
@@ -49,8 +51,9 @@ class Catalog:
         return {str(path): path for path in found}
 
     def models(self) -> dict[str, str]:
-        """Name → the argument of `models.load.load`."""
+        """Name → the argument of `models.load.load`; copies of a model with a classifier or a head come last."""
         folders = [path for path in self._all() if (path / DESCRIPTION).is_file()]
+        folders.sort(key=lambda path: any((path / name).is_file() for name in _OF_HEADS))
         return {name: name for name in [*(str(path) for path in folders), *self._timm]}
 
     def tables(self) -> dict[str, str]:
