@@ -28,6 +28,7 @@ def page(found: dict, name: str) -> str:
         "standard error over seeds, and where there is one row, over the queries. Training sees no labels.",
         "",
         f"{found['machine']}, {found['date']} ([file](../benchmarks/results/{name})):",
+        *([found["note"][0].upper() + found["note"][1:] + "."] if "note" in found else []),
         "",
         "```",
         found["command"],
