@@ -143,7 +143,7 @@ def test_the_images_said_not_to_be_trained_on_are_those_that_cannot_be_read_with
     config = small.config(str(tmp_path))
     files = run_images.open_images(config, config.data)
     run_images.resolve_intensity(config, files)
-    told = re.search(r"(\d) more surveyed are not trained on", capsys.readouterr().err)
+    told = re.search(r"(\d) more surveyed but not trained on", capsys.readouterr().err)
 
     def trains(index: int) -> bool:
         with contextlib.suppress(BadImage):

@@ -178,7 +178,7 @@ def test_the_survey_finds_the_range_without_missing_pixels() -> None:
         found.intensity(["0", "5", "0", "5", "0", "5"])
     assert replace(found, low=(98.5, 5), high=(902, 7)).describe() == [
         "40 images surveyed: 2 channels of float32 (channel 0: 98.5 to 902, channel 1: 5 to 7)",
-        f"2 more surveyed are not trained on, e.g. bad.tif: {dict(found.others)['bad.tif']}. "
+        f"2 more surveyed but not trained on, e.g. bad.tif: {dict(found.others)['bad.tif']}. "
         "The number of images below includes such ones; training uses others in their place",
         *found.notes,
     ]

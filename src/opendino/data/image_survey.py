@@ -137,7 +137,7 @@ class Survey:
         if self.others:
             key, reason = self.others[0]
             lines.append(
-                f"{len(self.others):,} more surveyed are not trained on, e.g. {key}: {reason}. "
+                f"{len(self.others):,} more surveyed but not trained on, e.g. {key}: {reason}. "
                 "The number of images below includes such ones; training uses others in their place"
             )
         return lines + list(self.notes)
