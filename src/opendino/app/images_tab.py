@@ -33,7 +33,8 @@ def build(context: Context, head: Head) -> None:
     )
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
-            data = head.images.render()
+            data = head.images
+            data.render()
             stack = gr.Dropdown(list(STACKS), value="ask", label="Pages of a file are (stacks only)")
             embed = gr.Button("Make a table with the model", variant="primary")
             note = gr.Markdown()
