@@ -31,10 +31,10 @@ def build(context: Context, head: Head) -> None:
         "**table** of it with the model at the top, for the tabs Map, Search, Duplicates, Outliers and "
         "Label."
     )
-    data = head.images
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
-            head.images.render()
+            data = head.images
+            data.render()
             stack = gr.Dropdown(list(STACKS), value="ask", label="Pages of a file are (stacks only)")
             embed = gr.Button("Make a table with the model", variant="primary")
             note = gr.Markdown()
