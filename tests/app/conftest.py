@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import struct
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,6 +53,17 @@ def scene(number: int, size: tuple[int, int] = (96, 72)) -> Image.Image:
     disc = (x - width * (0.3 + 0.05 * (number % 8))) ** 2 + (y - height / 2) ** 2 < (height / 4) ** 2
     pixels[disc] = (230, 60 + 25 * number % 190, 40)
     return Image.fromarray(pixels.astype(np.uint8))
+
+
+def gigapixel() -> bytes:
+    """A PNG of 32,000 by 32,000 pixels in a megabyte."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", 32_000, 32_000, 1, 0, 0, 0, 0)
+    rows = zlib.compress(bytes(4001 * 32_000), 9)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
 
 
 @pytest.fixture(scope="module")

@@ -8,12 +8,10 @@ import json
 import re
 import shutil
 import signal
-import struct
 import subprocess
 import sys
 import time
 import zipfile
-import zlib
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -22,7 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
-from tests.app.conftest import row, scene
+from tests.app.conftest import gigapixel, row, scene
 
 from opendino.datasets import video_frames
 
@@ -394,14 +392,3 @@ def get(address: str, path: str, body: str | None = None, host: str | None = Non
         connection.request("POST" if body else "GET", path, body, headers)
         with connection.getresponse() as answer:
             return answer.status, answer.read()
-
-
-def gigapixel() -> bytes:
-    """A PNG of 32,000 by 32,000 pixels in a megabyte."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    head = struct.pack(">IIBBBBB", 32_000, 32_000, 1, 0, 0, 0, 0)
-    rows = zlib.compress(bytes(4001 * 32_000), 9)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")

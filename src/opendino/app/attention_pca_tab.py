@@ -52,10 +52,7 @@ def build(context: Context, head: Head) -> None:
         if kind == "Attention":
             maps = encoder.attention(prepared)
             rows = attention.tiles(shown, maps, bounded(mass, 0.1, 1), name="image")
-            quantity = encoder.quantity[:1].upper() + encoder.quantity[1:]
-            return Sheet(
-                rows
-            ).image(), f"{quantity}, dark to bright. Below or last: the fewest patches that hold {mass:.0%} of it."
+            return Sheet(rows).image(), _explained(encoder.quantity, mass)
         patches = encoder.patches(prepared)
         basis = fit([patches], "auto" if split else "off")
         shares = ", ".join(f"{share:.0%}" for share in basis.explained)
@@ -79,3 +76,9 @@ def build(context: Context, head: Head) -> None:
         queue=False,
         api_visibility="private",
     )
+
+
+def _explained(quantity: str, mass: float) -> str:
+    """What the maps show, in words."""
+    start = quantity[:1].upper() + quantity[1:]
+    return f"{start}, dark to bright. Below or last: the fewest patches that hold {mass:.0%} of it."

@@ -72,14 +72,9 @@ def build(context: Context, head: Head) -> None:
         if training is None:
             return "<p>Nothing is running.</p>", *_buttons(running=False), gr.skip(), 0
         running = training.running  # read before the metrics: if it has ended, they are complete
-        choices, model = gr.skip(), ""
+        model, choices = "", gr.skip()
         if not running:
-            known = context.models(session_id(request))
-            model = next((name for name, path in known.items() if Path(path) == training.out), "")
-            # Only who started it gets its model: others may be working with another one.
-            if model and (training.session == session_id(request) or chosen not in known):
-                chosen = model
-            choices = gr.update(choices=list(known), value=chosen)
+            model, chosen, choices = _finished(context, training, chosen, session_id(request))
         drawn = draw(training, running, context.curves, model, model == chosen)
         return drawn, *_buttons(running), choices, _size(training)
 
@@ -102,6 +97,16 @@ def build(context: Context, head: Head) -> None:
                 columns = panels.of_file(training.out / "metrics.jsonl")
                 name = "this training"
                 chart_grid.build(panels.charts({name: columns}, {name: context.curves.color(training.out)}))
+
+
+def _finished(context: Context, training: TrainingJob, chosen: str | None, session: str) -> tuple[str, str | None, Any]:
+    """Of a training that has ended: the name of its model or "", the model to choose, and the update that does so."""
+    known = context.models(session)
+    model = next((name for name, path in known.items() if Path(path) == training.out), "")
+    # Only who started it gets its model: others may be working with another one.
+    if model and (training.session == session or chosen not in known):
+        chosen = model
+    return model, chosen, gr.update(choices=list(known), value=chosen)
 
 
 class _Inputs(NamedTuple):
