@@ -148,7 +148,8 @@ def test_every_auto_becomes_a_value_with_its_reason(name: str, facts: Facts) -> 
     assert type(resolved) is getattr(module, "ResolvedConfig", module.Config)
     assert hasattr(module, "ResolvedConfig") == bool(autos)
     assert "auto" not in [getattr(resolved, field.name) for field in fields]
-    assert autos.keys() <= {reason.partition(" = ")[0] for reason in reasons}
+    changes = [change for reason in reasons for change in reason.partition(": ")[0].split(", ")]
+    assert autos.keys() <= {change.partition(" = ")[0] for change in changes}
     assert all(": " in reason and "\n" not in reason for reason in reasons)
     assert resolved.resolved(facts) == (resolved, []), "what is decided stays decided"
     settings, reasons = view_settings.resolved(module.VIEWS, facts)
