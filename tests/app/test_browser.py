@@ -251,7 +251,7 @@ def test_a_training_shows_its_progress_and_can_be_stopped(visit: Visit) -> None:
     panel = visit.tab("Train")
     panel.get_by_label("Gray textures").check()
     panel.get_by_role("button", name="Train").click()
-    panel.get_by_text(re.compile(r"Training, no step yet: .+")).wait_for()
+    panel.get_by_text(re.compile(r"Training(, no step yet: .+|: [1-9])")).wait_for()
     panel.get_by_text(re.compile(r"Training: [1-9]\d* of 200 steps")).wait_for(timeout=3 * WAIT_MS)
     panel.locator(".plots svg").first.wait_for()
     panel.get_by_role("button", name="Stop").click()
