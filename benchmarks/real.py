@@ -35,12 +35,11 @@ from opendino.core.accuracy import standard_error
 from opendino.core.contracts import Source
 from opendino.data import readers
 from opendino.data.open_source import open_source
-from opendino.features.crop_features import measuring_batch_norm
+from opendino.features.baselines import untrained_on
 from opendino.features.feature_table import table
 from opendino.features.logistic_regression import cross_validated
 from opendino.features.nearest_neighbors import nearest
 from opendino.models.load import Model
-from opendino.models.untrained import untrained
 
 PACKS = ("steel96", "eurosat64", "leaf96", "fluorescence", "bloodcells")
 PHASES = ("G1", "G2", "Prophase", "S_phase")
@@ -119,11 +118,9 @@ def measured(pack: str, args: argparse.Namespace, home: Path) -> Any:
 
 def untrained_vectors(model: Model, train: Path, val: Path, seed: int) -> list[Tensor]:
     """Features of the training and validation images with random weights; BatchNorm has the statistics of train."""
-    fresh = untrained(model, seed)
     source = model.reading.open_images(str(train))
-    with measuring_batch_norm(fresh.backbone):
-        table(fresh, source, indices=range(0, len(source), max(1, len(source) // 512)))
-    return [table(fresh, model.reading.open_images(str(folder))).features for folder in (train, val)]
+    fresh = untrained_on(model, source, range(0, len(source), max(1, len(source) // 512)), seed)
+    return [table(fresh, each).features for each in (source, model.reading.open_images(str(val)))]
 
 
 def folders(pack: str, home: Path, part: bool) -> tuple[Path, Path]:

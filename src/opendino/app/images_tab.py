@@ -28,8 +28,7 @@ def build(context: Context, head: Head) -> None:
     """Build the tab."""
     gr.Markdown(
         "What is in the folder that was named when the page was started. Then: **train** on it (tab Train), and make a "
-        "**table** of it with the model at the top, for the tabs Map, Search, Duplicates, Outliers and "
-        "Label."
+        "**table** of it with the model at the top, for the tabs Map, Search, Duplicates, Outliers and Label."
     )
     with gr.Row():
         with gr.Column(scale=2, min_width=280):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -22,7 +22,7 @@ from opendino.features.baselines import baseline_features
 from opendino.features.classification_metrics import accuracy_of
 from opendino.features.feature_table import table
 from opendino.features.train_val_features import TrainValFeatures, train_val_features
-from opendino.models.load import load
+from opendino.models.load import Model, load
 
 _UNPAIRED = "other images could be read"
 
@@ -81,9 +81,8 @@ def run(args: list[str]) -> Outcome:
             "Give --train DIR (and --val DIR), or --data DATA",
         )
     began = time.monotonic()
-    for name in config.models:
-        load(name)  # a missing one is an error now, not after the others are evaluated
-    rows = [*(_by_labels(config) if config.train else _by_crops(config))]
+    models = [load(name) for name in config.models]  # all now: a missing one is an error before any is evaluated
+    rows = [*(_by_labels if config.train else _by_crops)(config, models)]
     width = max(len(row.name) for row in rows)
     lines = [_heading(config, rows), *(f"{row.name:<{width}}  {row.shown}{_difference(row)}" for row in rows)]
     fields = {
@@ -94,9 +93,9 @@ def run(args: list[str]) -> Outcome:
     return Outcome("\n".join(lines), fields)
 
 
-def _by_labels(config: Config) -> Iterator[_Row]:
+def _by_labels(config: Config, models: Sequence[Model]) -> Iterator[_Row]:
     first = positions = torch.empty(0)
-    for name, data in _features(config):
+    for name, data in _features(config, models):
         truth = data.truth
         bank, queries = (data.train.features, data.train.labels), (data.val.features, truth)
         ranks = true_class_ranks(*bank, *queries, [config.k])[config.k]
@@ -109,10 +108,10 @@ def _by_labels(config: Config) -> Iterator[_Row]:
         yield _Row(name, scores, _shown(found), found.fields, compared)
 
 
-def _features(config: Config) -> Iterator[tuple[str, TrainValFeatures]]:
+def _features(config: Config, models: Sequence[Model]) -> Iterator[tuple[str, TrainValFeatures]]:
     device, baselines = distributed.device(config.device), {}
-    for number, name in enumerate(config.models):
-        model = load(name).to(device)
+    for number, (name, model) in enumerate(zip(config.models, models, strict=True)):
+        model.to(device)
         data = train_val_features(model, config.train, config.val, batch=config.batch, workers=config.workers)
         yield name, data
         if number == 0 and config.baselines:
@@ -120,11 +119,11 @@ def _features(config: Config) -> Iterator[tuple[str, TrainValFeatures]]:
     yield from baselines.items()
 
 
-def _by_crops(config: Config) -> Iterator[_Row]:
+def _by_crops(config: Config, models: Sequence[Model]) -> Iterator[_Row]:
     assert config.data is not None
     device, first = distributed.device(config.device), None
-    for name in config.models:
-        model = load(name).to(device)
+    for name, model in zip(config.models, models, strict=True):
+        model.to(device)
         images = evenly_spaced(model.reading.open_images(config.data), MOST_COMPARED)
         scores = crop_scores(model, images)
         if not len(scores):

@@ -159,7 +159,6 @@ def _untrained(model: Model, images: MaskedImages, seed: int) -> Model:
         crops = [center_crop(pixels, side, side) for _, pixels, _ in images.each(_RECALIBRATED)]
         together = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
         recalibrate_batch_norm(found.backbone, together, settings["mean"], settings["std"], torch.device("cpu"))
-        found.backbone.eval()
     return found
 
 

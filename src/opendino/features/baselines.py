@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
+from opendino.core.contracts import Source
 from opendino.features.crop_features import measuring_batch_norm
 from opendino.features.feature_table import FeatureTable, table
 from opendino.features.pixel_baseline import NAME, thumbnail_and_histogram
@@ -22,7 +24,7 @@ def baseline_features(model: Model, data: TrainValFeatures, batch: int, workers:
         data: Its features of labeled images.
         batch, workers: As for `feature_table.table`.
     """
-    fresh = _untrained(model, data, batch, workers)
+    fresh = untrained_on(model, data.source, data.train.indices.tolist(), batch=batch, workers=workers)
 
     def by_network(part: FeatureTable, validation: bool) -> FeatureTable:
         source = data.val_source if validation else data.source
@@ -39,10 +41,19 @@ def baseline_features(model: Model, data: TrainValFeatures, batch: int, workers:
     }
 
 
-def _untrained(model: Model, data: TrainValFeatures, batch: int, workers: int) -> Model:
-    """The network with random weights (seed 0), its BatchNorm statistics those of the first training images."""
-    found = untrained(model, 0).to(next(model.backbone.parameters()).device)
-    first = data.train.indices[:_BATCH_NORM_IMAGES].tolist()
+def untrained_on(
+    model: Model, source: Source, indices: Sequence[int], seed: int = 0, batch: int = 64, workers: int = 4
+) -> Model:
+    """The model with random weights, on its device; its BatchNorm has the statistics of the first of the images.
+
+    Args:
+        model: The trained model.
+        source: Images, such as it was trained on.
+        indices: Positions of the images to use, of which 512 suffice.
+        seed: Of the weights.
+        batch, workers: As for `feature_table.table`.
+    """
+    found = untrained(model, seed).to(next(model.backbone.parameters()).device)
     with measuring_batch_norm(found.backbone):
-        table(found, data.source, indices=first, batch=batch, workers=workers)
+        table(found, source, indices=indices[:_BATCH_NORM_IMAGES], batch=batch, workers=workers)
     return found
