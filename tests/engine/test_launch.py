@@ -113,7 +113,7 @@ def test_a_run_on_two_devices_survives_the_loss_of_one_bit_for_bit(tmp_path: Pat
     settings.write_text(
         "{backbone: conv4, backbone_options: {width: 4}, drop_path: 0.0, steps: 12, batch: 16, workers: 0,"
         " precision: float32, eval_images: 20, eval_every: 100%, checkpoint_every: '4', keep_checkpoints: 9,"
-        " devices: 2, device: cpu, method: {name: byol, hidden_dim: 16, projection_dim: 8},"
+        " devices: 2, device: cpu, report: false, method: {name: byol, hidden_dim: 16, projection_dim: 8},"
         " views: {global: {size: 32}}}"
     )
     runs = [tmp_path / name for name in ("whole", "killed")]

@@ -64,12 +64,13 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=40, help="length of each run (default 40)")
     parser.add_argument("--method", default="dino", help="of each run (default dino); with --only, for example killed")
     parser.add_argument("--only", nargs="*", choices=[*FAULTS], help="these faults alone; the page is left as it is")
+    parser.add_argument("--no-report", action="store_true", help="runs write no report.html, which takes half their time")
     parser.add_argument("--out", type=Path, help="also write the JSON document here")
     args = parser.parse_args()
     random.seed(0)
-    runs.STEPS, runs.METHOD = args.steps, args.method
-    if args.method != "dino" and not args.only:
-        parser.error("--method needs --only: the page is about dino")
+    runs.STEPS, runs.METHOD, runs.REPORT = args.steps, args.method, not args.no_report
+    if (args.method != "dino" or args.no_report) and not args.only:
+        parser.error("--method and --no-report need --only: the page is about dino, with reports")
     torch.set_num_threads(1)
     photograph._formats()  # imports a dozen modules, once and not in every process
     began, found = time.monotonic(), []

@@ -36,6 +36,7 @@ from opendino.engine.run_monitor import RunMonitor
 BATCH, IMAGES = 16, 48
 STEPS = 40  # of each run; --steps changes it
 METHOD = "dino"  # of each run; --method changes it
+REPORT = True  # whether each run writes one; --no-report changes it
 WIDTHS = {"out_dim": 32, "hidden_dim": 16, "bottleneck_dim": 8, "projection_dim": 8, "num_directions": 16}
 _MultiProcessingDataLoaderIter._try_get_data.__defaults__ = (0.2,)  # a dead loader process is seen sooner than in 5 s
 FLAWED = 7, 23, 39  # of the photos, these are no images
@@ -146,7 +147,7 @@ class TrackedRun:
             changes["method"] = kind(**{name: width for name, width in WIDTHS.items() if name in known})
         config = dino_run(
             self.run, self.data, val=None, steps=STEPS, batch=BATCH, cache=changes.pop("cache", "off"), device="cpu",
-            eval_every="10", checkpoint_every="3", eval_images=24, report=True, **changes,
+            eval_every="10", checkpoint_every="3", eval_images=24, report=REPORT, **changes,
         )  # fmt: skip
         self.settings.write_text(configs.dump(config), encoding="utf-8")
 
