@@ -93,8 +93,8 @@ def resolve_intensity(config: Config, files: ImageFiles) -> tuple[Config, bool, 
     files.intensity, why = found.intensity(config.intensity)
     words: tuple[float | str, ...]
     words = files.intensity.to_words() if isinstance(files.intensity, Intensity) else (files.intensity,)
-    shown_words = " ".join(f"{word:g}" if isinstance(word, float) else str(word) for word in words)
-    reasons = [f"intensity = {shown_words}: {why}"]
+    shown = [f"{word:g}" if isinstance(word, float) else str(word) for word in words]
+    reasons = [f"intensity = {', '.join(' '.join(shown[at : at + 2]) for at in range(0, len(shown), 2))}: {why}"]
     if config.bits == "auto":
         config = replace(config, bits=found.bits(files.intensity))
         reasons.append(f"bits = {config.bits}: {found.dtype} files")

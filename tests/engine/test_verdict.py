@@ -48,6 +48,14 @@ def test_without_labels_crops_and_entropy_decide(change: dict[str, Any], name: s
     assert "\n" not in found.evidence
 
 
+def test_what_is_missing_is_said_with_the_pace_so_far() -> None:
+    assert "at the start would show it, at the pace so far after about 2.5 times as many steps" in (
+        of_rows(run(match=69.0), 100).evidence
+    )
+    standing = of_rows(run(match=65.5), 100).evidence
+    assert standing.endswith("10 points more than at the start would show it")
+
+
 @pytest.mark.parametrize(("after", "name"), [(92.1, LEARNED), (91.9, NOT_SHOWN)])
 def test_what_forgets_color_is_not_shown_to_learn(after: float, name: str) -> None:
     found = of_rows(run(crop_match_color={"teacher": after, "untrained": 93.0}), 100)

@@ -64,7 +64,9 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=40, help="length of each run (default 40)")
     parser.add_argument("--method", default="dino", help="of each run (default dino); with --only, for example killed")
     parser.add_argument("--only", nargs="*", choices=[*FAULTS], help="these faults alone; the page is left as it is")
-    parser.add_argument("--no-report", action="store_true", help="runs write no report.html, which takes half their time")
+    parser.add_argument(
+        "--no-report", action="store_true", help="runs write no report.html, which takes half their time"
+    )
     parser.add_argument("--out", type=Path, help="also write the JSON document here")
     args = parser.parse_args()
     random.seed(0)

@@ -21,6 +21,8 @@ from opendino.features.neighbor_test import TwoSampleTest, neighbor_test
 from opendino.visualize.drawing import tile_grid
 
 _COLUMNS = 8
+_DIFFER, _MAY_DIFFER = 0.01, 0.1
+"""P-values below which tables differ, or may differ."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Config(Checked):
     a: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TABLE_A")]
     """A .lance table or a .parquet file of `opendino embed`, e.g. of last month's images."""
     b: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TABLE_B")]
-    """Another table of the same model, e.g. of today's images; its images that differ most are listed."""
+    """Another table of the same model, e.g. of today's images; those that differ most are listed if the tables differ."""
     k: Annotated[Count, tyro.conf.arg(aliases=["-k"])] = 10
     """Number of neighbors of each image that are compared."""
     permutations: Repeats = 1000
@@ -68,7 +70,14 @@ def run(args: list[str]) -> Outcome:
     found = neighbor_test(a, b, config.k, config.permutations, config.seed)
     rows = _most_different(found.own[len(a) :], cosine, keys_b, config.num)
     lines = _summary(config, found, (len(a), len(b)), num_shared, lost)
-    lines += [f"{'own':>6}{'cosine':>9}", *(f"{row['own']:>6.0%}{row['score']:>9.4f}  {row['path']}" for row in rows)]
+    if found.p < _MAY_DIFFER:
+        lines.append(
+            f"images of {config.b} that differ most: share of own neighbors, cosine to the nearest of {config.a}"
+        )
+        lines.append(f"{'own':>6}{'cosine':>9}")
+        lines += [f"{row['own']:>6.0%}{row['score']:>9.4f}  {row['path']}" for row in rows]
+    else:  # some image always differs most: a list would look like a finding
+        lines.append(f"single odd images: opendino outliers {config.b}")
     if sheet:
         tiles = [(row["path"], f"own {row['own']:.0%}  {row['score']:.3f}") for row in rows]
         table_sheet.save(table_sheet.in_rows(tiles, _COLUMNS), tables[1].about, sheet)
@@ -105,20 +114,16 @@ def _most_different(own: Tensor, cosine: Tensor, keys: list[str], num: int) -> l
 def _summary(config: Config, found: TwoSampleTest, sizes: tuple[int, int], num_shared: int, lost: int) -> list[str]:
     least = 1 / (1 + config.permutations)
     p = f"p = {found.p:.3f}" if found.p > 1.5 * least else f"p ≤ {least:.2g}"
-    if found.p < 0.01:
+    if found.p < _DIFFER:
         verdict = f"the tables differ ({p})"
-    elif found.p < 0.1:
+    elif found.p < _MAY_DIFFER:
         verdict = f"the tables may differ ({p})"
     else:
         verdict = f"no difference is shown ({p})"
     shared = f"; {num_shared:,} more are in both tables and not compared" if num_shared else ""
-    lines = [
+    return [
         f"{verdict}: {sizes[0]:,} images of {config.a}, {sizes[1]:,} of {config.b}{shared}{left_out(lost)}",
         f"of the {config.k} nearest neighbors among both, {found.own_frac[0]:.1%} are own for {config.a} (no "
         f"difference: {found.expected_frac[0]:.1%}) and {found.own_frac[1]:.1%} for {config.b} "
         f"({found.expected_frac[1]:.1%})",
-    ]
-    return [
-        *lines,
-        f"images of {config.b} that differ most: share of own neighbors, cosine to the nearest of {config.a}",
     ]

@@ -131,12 +131,13 @@ def _by_crops(columns: Columns) -> tuple[bool, str]:
     """Whether the run has learned by the measures that need no labels, and the evidence."""
     scores = {name: _last(columns, name) for name in columns if name.startswith("crop_match.")}
     match = {name.partition(".")[2]: score for name, score in scores.items() if score is not None}
-    signs, learned = [], False
+    signs, learned, gain = [], False, 0.0
     if (first := next((name for name in _STARTS if name in match), None)) is not None:
         best, *_ = match
         others = ", ".join(f"{_NAMES[name]} {match[name]:.1f}%" for name in (first, "pixels", "color") if name in match)
         signs.append(f"crops of one image find each other in {match[best]:.1f}% of comparisons ({others}; chance 50%)")
-        learned = match[best] - match[first] >= MATCH_GAIN
+        gain = match[best] - match[first]
+        learned = gain >= MATCH_GAIN
         color = [_last(columns, f"crop_match_color.{name}") for name in (best, first)]
         if color[0] is not None and color[1] is not None:
             signs.append(f"in color in {color[0]:.1f}% ({_NAMES[first]} {color[1]:.1f}%)")
@@ -147,7 +148,9 @@ def _by_crops(columns: Columns) -> tuple[bool, str]:
     if "effective_rank" in columns:
         rank = columns["effective_rank"][1]
         signs.append(f"the effective rank is {rank[-1]:.1f} ({rank[0]:.1f} at the start)")
-    needed = "" if learned or not match else f"; {MATCH_GAIN:g} points more than at the start would show it"
+    needed = "" if learned or first is None else f"; {MATCH_GAIN:g} points more than at the start would show it"
+    if needed and 1 <= gain < MATCH_GAIN:
+        needed += f", at the pace so far after about {MATCH_GAIN / gain:.1f} times as many steps"
     return learned, ", ".join(signs) + needed
 
 
