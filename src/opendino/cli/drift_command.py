@@ -32,7 +32,7 @@ class Config(Checked):
     a: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TABLE_A")]
     """A .lance table or a .parquet file of `opendino embed`, e.g. of last month's images."""
     b: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TABLE_B")]
-    """Another table of the same model, e.g. of today's images; those that differ most are listed if the tables differ."""
+    """Another table of the same model, e.g. of today's images; if they differ, it lists those that do most."""
     k: Annotated[Count, tyro.conf.arg(aliases=["-k"])] = 10
     """Number of neighbors of each image that are compared."""
     permutations: Repeats = 1000

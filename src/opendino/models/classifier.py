@@ -72,9 +72,8 @@ def save(folder: Path, model: Model, classifier: Classifier, extra: dict[str, An
         classifier: The classifier, on any device.
         extra: JSON values to store with it, e.g. the accuracy.
     """
-    networks = {"teacher": model.backbone}
     kept = model.description.get("extra", {})
-    save_backbone(folder, networks, preprocessing=model.preprocessing, extra=kept)
+    save_backbone(folder, {"teacher": model.backbone}, preprocessing=model.preprocessing, extra=kept)
     state = {"weight": classifier.weight.cpu().contiguous(), "bias": classifier.bias.cpu().contiguous()}
     atomic_write.write(folder / CLASSIFIER, safetensors.torch.save(state, metadata={"format": "pt"}))
     description = {"format": 1, "classes": classifier.classes, "tokens": asdict(classifier.tokens), "extra": extra}

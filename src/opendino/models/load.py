@@ -25,7 +25,7 @@ from opendino.models.build import build_on_meta, materialize
 from opendino.models.description import DESCRIPTION, NETWORKS, read_description
 from opendino.models.image_reading import ImageReading
 from opendino.models.resize import center_crop, resize, to_unit
-from opendino.models.separate_channels import SeparateChannels
+from opendino.models.separate_channels import SeparateChannels, network_of
 from opendino.models.weights import check_weights, load_foreign_weights, read_shapes, read_weights, write_weights
 
 T = TypeVar("T")
@@ -231,13 +231,15 @@ def save_backbone(
     Args:
         folder: Created if absent; other files in it stay.
         networks: "teacher" and "student", or one of them, of the same architecture. The first is the default network
-            (`backbone.safetensors`); the other is saved as `backbone_NAME.safetensors`.
+            (`backbone.safetensors`); the other is saved as `backbone_NAME.safetensors`. Of `SeparateChannels` the
+            network of one channel is saved; `preprocessing` says the rest.
         preprocessing: As returned by `preprocessing()`.
         extra: JSON values to store with the model: method, step, data.
         classifier: Linear classifier on the features of the default network, if there is one.
         classes: Class names; class numbers are used if it is empty.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    networks = {which: network_of(network) for which, network in networks.items()}
     backbone = next(iter(networks.values()))
     for which in NETWORKS:
         if which in networks:

@@ -19,7 +19,6 @@ from opendino.core.errors import UserError
 from opendino.core.ranges import Count
 from opendino.models.description import convert
 from opendino.models.load import Model, load, save_backbone
-from opendino.models.separate_channels import network_of
 
 DESCRIPTION, WEIGHTS = "segmentation.json", "segmentation.safetensors"
 
@@ -64,7 +63,7 @@ def save(folder: Path, model: Model, head: SegmentationHead, extra: dict[str, An
         extra: JSON values to store with it, e.g. its mIoU.
     """
     kept = model.description.get("extra", {})
-    save_backbone(folder, {"teacher": network_of(model.backbone)}, preprocessing=model.preprocessing, extra=kept)
+    save_backbone(folder, {"teacher": model.backbone}, preprocessing=model.preprocessing, extra=kept)
     state = {"weight": head.weight.cpu().contiguous(), "bias": head.bias.cpu().contiguous()}
     atomic_write.write(folder / WEIGHTS, safetensors.torch.save(state, metadata={"format": "pt"}))
     extra = extra | {"measured": head.measured}

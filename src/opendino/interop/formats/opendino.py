@@ -12,7 +12,6 @@ from opendino.core.ranges import Checked
 from opendino.interop import compare_outputs
 from opendino.interop.model_card import card
 from opendino.models.load import Model, load, save_backbone
-from opendino.models.separate_channels import network_of
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ def write(model: Model, out: Path, config: Config) -> float:
     """
     save_backbone(
         out,
-        {model.which: network_of(model.backbone)},
+        {model.which: model.backbone},
         preprocessing=model.preprocessing,
         extra=model.description.get("extra", {}),
         classifier=model.classifier,
