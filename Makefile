@@ -10,6 +10,7 @@ setup: .venv/ready
 # new process where Python may not write.
 .venv/ready: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "opendino needs Python 3.11 or newer: make PYTHON=python3.12")'
+	@echo "Installing PyTorch and the other packages into .venv, about 7 GB: this takes a few minutes"
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode --require-hashes -r requirements.lock
