@@ -52,7 +52,7 @@ _KEPT = (*verdict.EXAMINED, *SIGNS)
 
 @dataclass(frozen=True)
 class Run:
-    """One run: `images` is a toy, a pack or one of `_BAD_IMAGES`; `changes` are settings of `_config`."""
+    """One run: `images` is a toy, a pack or one of `_BAD_IMAGES`; `changes` are settings of `config_of`."""
 
     images: str
     what: str
@@ -114,7 +114,7 @@ def main() -> None:
 
 def _train(run: Run, home: Path) -> dict[str, Any]:
     """What is kept of a run: its split, k-NN accuracies, seconds, and columns of its metrics."""
-    config, began = _config(run, home), time.process_time()
+    config, began = config_of(run, home), time.process_time()
     out, error = Path(tempfile.mkdtemp(dir=home)) / "run", ""
     try:
         opendino.train(replace(config, out=str(out)))
@@ -170,7 +170,7 @@ def _text(table: dict[str, dict[str, list[str]]]) -> str:
     return "\n".join([*lines, f"called learned below: {'; '.join(wrong)}", f"missed above: {'; '.join(missed)}"])
 
 
-def _config(run: Run, home: Path) -> Config:
+def config_of(run: Run, home: Path) -> Config:
     """A run of half a minute: the demo's with the paper's method."""
     changes = {"lr": _RATES["good"], "steps": 200, **run.changes}
     data, val = _images(run.images, run.seed, home)

@@ -15,7 +15,7 @@ from opendino.core.contracts import Source
 from opendino.core.errors import BadImage, UserError
 from opendino.data.open_source import open_source
 from opendino.features.feature_table import hold_out, table
-from opendino.features.train_val_features import train_val_features
+from opendino.features.train_val_features import LabeledData, train_val_features
 from opendino.features.view_features import RandomCrops, view_features
 from opendino.models.build import backbone
 from opendino.models.feature_tokens import Tokens
@@ -128,10 +128,17 @@ def test_images_without_a_class_take_no_side(tmp_path: Path) -> None:
     plain_folder(tmp_path, *[f"{number}.png" for number in range(9)])
     (tmp_path / "some.csv").write_text("".join(f"{n}.png,{'ab'[n % 2] if n < 6 else ''}\n" for n in range(9)))
     (tmp_path / "few.csv").write_text("0.png,a\n1.png,\n")
-    both = train_val_features(three_blocks(), str(tmp_path / "some.csv"), None)
+    both = train_val_features(three_blocks(), LabeledData(str(tmp_path / "some.csv"), None))
     assert (len(both.train), len(both.val)) == (4, 2)
     with pytest.raises(UserError, match="needs two classes"):
-        train_val_features(three_blocks(), str(tmp_path / "few.csv"), None)
+        train_val_features(three_blocks(), LabeledData(str(tmp_path / "few.csv"), None))
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels/some.csv").write_text((tmp_path / "some.csv").read_text())  # not beside the images
+    apart = train_val_features(three_blocks(), LabeledData(str(tmp_path), None, str(tmp_path / "labels/some.csv")))
+    assert torch.equal(apart.all_labeled().features, both.all_labeled().features)
+    assert apart.train.classes == both.train.classes and torch.equal(apart.train.labels, both.train.labels)
+    with pytest.raises(UserError, match=r"names no classes.*--labels"):
+        train_val_features(three_blocks(), LabeledData(str(tmp_path), None))
 
 
 def test_views_are_drawn_by_the_seed_and_know_their_labels() -> None:

@@ -9,10 +9,10 @@ from typing import Any
 
 import gradio as gr
 
-from opendino.app.context import NETWORK, Context, Head, handle_errors, session_id
-from opendino.app.image_overview import look_at
+from opendino.app.context import NETWORK, Context, Head, caption, handle_errors, session_id
 from opendino.app.train_tab import STACKS
 from opendino.core.errors import UserError
+from opendino.data.image_overview import look_at
 from opendino.embeddings import resumable_parts
 from opendino.embeddings.embed_images import Embedder, Rows, table_origin
 from opendino.features.image_stream import skipped_message
@@ -49,7 +49,9 @@ def build(context: Context, head: Head) -> None:
             raise UserError("The meaning of pages is not among the choices", "Choose one on this page")
         found = look_at(known[name], pages)
         more = max(0, len(found.bad) - _LISTED)
-        return templates.render("images.html", facts=found.facts, bad=found.bad[:_LISTED], more=more), found.examples
+        return templates.render("images.html", facts=found.facts, bad=found.bad[:_LISTED], more=more), [
+            (picture, caption(key)) for picture, key in found.examples
+        ]
 
     def make_table(
         name: str | None,

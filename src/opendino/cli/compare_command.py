@@ -21,7 +21,7 @@ from opendino.evals.knn import true_class_ranks
 from opendino.features.baselines import baseline_features
 from opendino.features.classification_metrics import accuracy_of
 from opendino.features.feature_table import table
-from opendino.features.train_val_features import TrainValFeatures, train_val_features
+from opendino.features.train_val_features import LabeledData, TrainValFeatures, train_val_features
 from opendino.models.load import Model, load
 
 _UNPAIRED = "other images could be read"
@@ -112,7 +112,9 @@ def _features(config: Config, models: Sequence[Model]) -> Iterator[tuple[str, Tr
     device, baselines = distributed.device(config.device), {}
     for number, (name, model) in enumerate(zip(config.models, models, strict=True)):
         model.to(device)
-        data = train_val_features(model, config.train, config.val, batch=config.batch, workers=config.workers)
+        data = train_val_features(
+            model, LabeledData(config.train, config.val), batch=config.batch, workers=config.workers
+        )
         yield name, data
         if number == 0 and config.baselines:
             baselines = baseline_features(model, data, config.batch, config.workers)

@@ -21,7 +21,7 @@ from opendino.data.dataset_probe import sample_indices
 from opendino.data.image_files import ImageFiles
 from opendino.data.intensity import Intensity, Range, parse, read_csv
 from opendino.data.readers.decoded_image import RGB, DecodedImage, from_array
-from opendino.data.readers.multi_page_files import StackQuestion
+from opendino.data.readers.multi_page_files import StackQuestion, describe
 
 NUM_IMAGES = 1000
 """Images read by a survey; fewer if the set is smaller."""
@@ -128,7 +128,10 @@ class Survey:
     def ranges(self) -> str:
         """Name and range of values of each channel, e.g. "channel 0: 482 to 996, channel 1: 34 to 1394"."""
         bounds = zip(self.channels, self.low, self.high, strict=True)
-        return ", ".join(f"{'channel ' * name.isdecimal()}{name}: {low:g} to {high:g}" for name, low, high in bounds)
+        digits = ".4g" if self.dtype == "float32" else ".0f"
+        return ", ".join(
+            f"{'channel ' * name.isdecimal()}{name}: {low:{digits}} to {high:{digits}}" for name, low, high in bounds
+        )
 
     def describe(self) -> list[str]:
         """What was found, a line each, for the log."""
@@ -244,7 +247,7 @@ def _summary(
     usual = Counter(len(image.channels) for _, image in found).most_common(1)[0][0]
     for key, image in found:
         if len(image.channels) != usual:
-            others.append((key, f"{len(image.channels)} channels, most have {usual}"))
+            others.append((key, f"{describe(image.channels)}, most have {usual}"))
     images = [image for _, image in found if len(image.channels) == usual]
     names = Counter(image.channels for image in images).most_common(1)[0][0]
     pixels = np.concatenate([_with_nan(image) for image in images])  # [N C]

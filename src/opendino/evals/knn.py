@@ -22,7 +22,7 @@ from opendino.features.baselines import baseline_features
 from opendino.features.classification_metrics import accuracy_of, true_class_rank
 from opendino.features.feature_table import FeatureTable
 from opendino.features.nearest_neighbors import directed, nearest
-from opendino.features.train_val_features import TrainValFeatures, train_val_features
+from opendino.features.train_val_features import LabeledData, TrainValFeatures, train_val_features
 from opendino.models.load import load
 
 Weights = Literal["similarity", "uniform"]
@@ -38,6 +38,8 @@ class Config(Checked):
     """Network to load from a run; default: the method's main network (usually the teacher)."""
     train: str | None = None
     """Labeled images to search for neighbors; default: the images the run was trained on."""
+    labels: str = "auto"
+    """Labels of --train: folders (sub-folders are classes), or a CSV of path,class; default: those of DATA."""
     val: str | None = None
     """Labeled images to classify; default: a fifth of --train is held out."""
     k: Annotated[tuple[Count, ...], Meta(min_length=1)] = (10, 20)
@@ -78,7 +80,13 @@ def evaluate(config: Config) -> Report:
     device = distributed.device(config.device)
     model = load(config.model, config.which).to(device)
     dtype = getattr(torch, config.feature_dtype)
-    data = train_val_features(model, config.train, config.val, batch=config.batch, workers=config.workers, dtype=dtype)
+    data = train_val_features(
+        model,
+        LabeledData(config.train, config.val, config.labels),
+        batch=config.batch,
+        workers=config.workers,
+        dtype=dtype,
+    )
     run_protocol = _multi_label if config.multi_label else _few_shot if config.shots else _standard
     notes, by_k = run_protocol(config, data, device)
     first = by_k[config.k[0]]

@@ -28,7 +28,7 @@ from opendino.features.linear_classifiers import MOMENTUM, train_together
 from opendino.features.logistic_regression import STRENGTHS, CrossValidated, cross_validated
 from opendino.features.pixel_baseline import NAME as BASELINE
 from opendino.features.pixel_baseline import thumbnail_and_histogram
-from opendino.features.train_val_features import TrainValFeatures, train_val_features
+from opendino.features.train_val_features import LabeledData, TrainValFeatures, train_val_features
 from opendino.features.view_features import RandomCrops, view_features
 from opendino.models import classifier
 from opendino.models.classifier import Classifier
@@ -54,6 +54,8 @@ class Config(Checked):
     """Network to load from a run; default: the method's main network (usually the teacher)."""
     train: str | None = None
     """Labeled training images; default: the images the run was trained on."""
+    labels: str = "auto"
+    """Labels of --train: folders (sub-folders are classes), or a CSV of path,class; default: those of DATA."""
     val: str | None = None
     """Labeled validation images; default: --train is cross-validated, or for sgd a fifth of it held out."""
     protocol: Literal["auto", "vits", "vitb", "resnet", "grid"] = "auto"
@@ -110,7 +112,9 @@ def evaluate(config: Config) -> Report:
     all_tokens = Tokens(max(kind.blocks for kind in kinds), any(kind.mean_patch for kind in kinds))
 
     dtype = getattr(torch, config.feature_dtype)
-    data = train_val_features(model, config.train, config.val, all_tokens, workers=config.workers, dtype=dtype)
+    data = train_val_features(
+        model, LabeledData(config.train, config.val, config.labels), all_tokens, workers=config.workers, dtype=dtype
+    )
     few = len(data.train) + (len(data.val) if config.val is None else 0) <= MOST_CROSS_VALIDATED
     solver = config.solver if config.solver != "auto" else "sgd" if config.augment or not few else "lbfgs"
     train = data.all_labeled() if solver == "lbfgs" else data.train

@@ -4,15 +4,32 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from opendino.core.contracts import Source
 from opendino.core.errors import UserError
+from opendino.data.labels import all_labels, relabel
 from opendino.features.feature_table import FeatureTable, hold_out, table
 from opendino.features.image_stream import skipped_message
 from opendino.models.feature_tokens import Tokens
 from opendino.models.load import Model
+
+
+@dataclass(frozen=True)
+class LabeledData:
+    """Which images to use, as a user names them.
+
+    Attributes:
+        train: DATA; None for the training data of the model.
+        val: DATA with labels of its own; None to hold out a fifth of `train`, the same images every time.
+        labels: The labels of `train`, see `data.labels.relabel`: "auto" for those of DATA, or a CSV of path,class.
+    """
+
+    train: str | None
+    val: str | None
+    labels: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -66,8 +83,7 @@ class TrainValFeatures:
 
 def train_val_features(
     model: Model,
-    train: str | None,
-    val: str | None,
+    wanted: LabeledData,
     tokens: Tokens = Tokens(),  # noqa: B008, frozen
     batch: int = 64,
     workers: int = 4,
@@ -77,22 +93,24 @@ def train_val_features(
 
     Args:
         model: The model, on any device.
-        train: DATA; None for the training data of the model.
-        val: DATA; None to hold out a fifth of `train`, the same images every time.
+        wanted: The images; only those with a label are read.
         tokens, batch, workers, dtype: As for `table`.
 
     Raises:
         UserError: There are no such images, none can be read, none has a class, or there is one class only.
     """
 
-    def read_features(data: str) -> tuple[Source, FeatureTable]:
-        source = model.reading.open_images(data)
-        if not source.classes:
-            raise UserError(f"{data} names no classes", "Give folders named by their class, or a CSV of path,class")
-        return source, table(model, source, tokens, batch=batch, workers=workers, dtype=dtype)
+    def read_features(data: str, labels: str) -> tuple[Source, FeatureTable]:
+        source = relabel(model.reading.open_images(data), labels, seed=0)
+        labeled = np.flatnonzero(all_labels(source) >= 0).tolist()
+        if not labeled:
+            raise UserError(
+                f"{data} names no classes", "Give folders named by their class, or --labels FILE.csv of path,class"
+            )
+        return source, table(model, source, tokens, labeled, batch=batch, workers=workers, dtype=dtype)
 
-    data = data_of(model, train, "Give labeled images: --train DIR")
-    source, train_table = read_features(data)
+    data = data_of(model, wanted.train, "Give labeled images: --train DIR")
+    source, train_table = read_features(data, wanted.labels)
     bad, train_table = train_table.bad, train_table.labeled()
     if len(train_table) and len(train_table.labels.unique()) < 2:
         raise UserError(
@@ -100,9 +118,9 @@ def train_val_features(
             "A classifier needs two classes: give images of two classes or more",
         )
     val_source = source
-    if val is not None:
-        val_source, val_table = read_features(val)
-        bad, val_table, origin = bad + val_table.bad, val_table.labeled(), val
+    if wanted.val is not None:
+        val_source, val_table = read_features(wanted.val, "auto")
+        bad, val_table, origin = bad + val_table.bad, val_table.labeled(), wanted.val
     else:
         train_table, val_table = hold_out(train_table, 1 / 5)
         origin = f"{data}, a fifth held out"

@@ -1,4 +1,4 @@
-"""What the page says about a folder of images."""
+"""What is said about a folder of images."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 import tifffile
 from tests.app.conftest import scene
 
-from opendino.app.image_overview import look_at
 from opendino.core.errors import UserError
+from opendino.data.image_overview import look_at
 
 
 def test_counts_sizes_depth_and_files_that_cannot_be_used(tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from opendino.app.context import caption
 from opendino.core.errors import BadImage
 from opendino.core.types import PixelFormat
+from opendino.data import channel_file_names
 from opendino.data.dataset_probe import sample_indices
 from opendino.data.decode import decode
 from opendino.data.image_files import ImageFiles, image_files
@@ -24,6 +24,7 @@ from opendino.data.readers.multi_page_files import Reading
 _LOOKED_AT = 120
 """Number of images that are decoded."""
 _EXAMPLES, _EXAMPLE_AREA_PX = 12, 240 * 240
+_NAMES_READ = 3_000
 _FOLDERS = 12
 """Number of sub-folders that are named."""
 _DEPTHS = {"uint8": "8 bit", "uint16": "16 bit", "float32": "32-bit floating point"}
@@ -67,9 +68,20 @@ def look_at(data: str, stack: str = "ask") -> Overview:
     }
     if not found.photographs:
         facts["values"] = f"{found.ranges()} (99.8 % of the pixels)"
+    if hint := _channel_files(files):
+        facts["names"] = hint
     if found.notes:
         facts["notes"] = "; ".join(found.notes)
     return Overview(facts, found.others, _examples(files, found.channels))
+
+
+def _channel_files(files: ImageFiles) -> str:
+    """That each file seems to hold one channel of an image, and how to read them together; empty if not."""
+    found = channel_file_names.pattern([files.key(index) for index in range(min(len(files), _NAMES_READ))])
+    if found is None:
+        return ""
+    pattern, channels, num = found
+    return f'as of {num:,} images of {len(channels)} files each, one per channel: --channel-files "{pattern}"'
 
 
 def _folders(files: ImageFiles) -> str:
@@ -103,5 +115,5 @@ def _examples(files: ImageFiles, channels: Sequence[str]) -> list[tuple[Image.Im
             pixels = decode(files.read(index), _EXAMPLE_AREA_PX, pixel_format=files.pixel_format)
         except BadImage:
             continue
-        found.append((picture(pixels, channels), caption(files.key(index))))
+        found.append((picture(pixels, channels), files.key(index)))
     return found

@@ -1,0 +1,48 @@
+"""Say what is in a set of images, before training: opendino inspect DATA [--sheet sheet.png]"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Annotated
+
+import tyro
+
+from opendino.cli import Outcome, flags, table_sheet
+from opendino.core.ranges import Checked
+from opendino.data.image_overview import look_at
+from opendino.visualize.drawing import tile_grid
+
+_COLUMNS = 4
+_LISTED = 5
+"""Number of unusable images that are printed; --json has those found."""
+
+
+@dataclass(frozen=True)
+class Config(Checked):
+    """Options of `opendino inspect`."""
+
+    data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
+    """Images: a folder, a .tar or .zip, a text file of paths, or any other source."""
+    stack: str = "ask"
+    """What the pages of a file are: ask, channels, max, mean, images, or the number of a page."""
+    sheet: str | None = None
+    """Also save examples as a picture, by the range of values found: .png, .jpg, .svg, .html ..."""
+
+
+def run(args: list[str]) -> Outcome:
+    """Read a sample of the images: sizes, depth, channels, range of values, files that cannot be used."""
+    config = flags.parse(Config, args, "opendino inspect", "Say what is in a set of images, before training.")
+    sheet = tile_grid.out(config.sheet, tile_grid.PICTURES) if config.sheet else None
+    found = look_at(config.data, config.stack)
+    width = max(map(len, found.facts))
+    lines = [f"{name:<{width}}  {fact}" for name, fact in found.facts.items()]
+    if found.bad:
+        lines.append(f"{'not usable':<{width}}  {len(found.bad):,} of those looked at; a training leaves them out")
+        lines += [f"{'':<{width}}  {key}: {reason}" for key, reason in found.bad[:_LISTED]]
+    if sheet:
+        tiles = [table_sheet.tile(image, key) for image, key in found.examples]
+        rows = [tiles[start : start + _COLUMNS] for start in range(0, len(tiles), _COLUMNS)]
+        tile_grid.Sheet(rows).save(sheet)
+        lines.append(f"→ {config.sheet}")
+    lines.append(f"next: opendino visualize crops {config.data}, or opendino train {config.data}")
+    return Outcome("\n".join(lines), {"data": config.data, **asdict(found) | {"examples": len(found.examples)}})
