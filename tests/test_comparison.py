@@ -20,6 +20,7 @@ from opendino.core.errors import UsageError, UserError
 from opendino.data.fingerprint import key_digests
 from opendino.data.held_out import is_held_out
 from opendino.data.open_source import open_source
+from opendino.features.paired_change import change
 
 
 def camera(folder: Path, numbers: range) -> Path:
@@ -127,8 +128,8 @@ def test_held_out_images_stay_so_in_a_larger_folder_and_share() -> None:
 
 def test_the_verdict_needs_two_standard_errors() -> None:
     worse, better = torch.zeros(100, dtype=torch.float64), torch.ones(100, dtype=torch.float64)
-    up, down, same = (comparison.change(*pair) for pair in ((worse, better), (better, worse), (better, better)))
-    few = comparison.change(worse[:4], torch.tensor([0.0, 0, 0, 1]))
+    up, down, same = (change(*pair) for pair in ((worse, better), (better, worse), (better, better)))
+    few = change(worse[:4], torch.tensor([0.0, 0, 0, 1]))
     assert (up.direction, down.direction, same.direction, few.direction) == (1, -1, 0, 0)
     assert same.standard_error == pytest.approx(1.0)
     expected = {"better": [up, same], "worse": [down, same], "unknown": [up, down], "no better": [same, same]}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,49 +23,13 @@ from opendino.features.crop_features import extract
 from opendino.features.crop_matching import disjoint_crops, in_gray, match_scores
 from opendino.features.eval_crops import center_crops
 from opendino.features.feature_table import FeatureTable, table
+from opendino.features.paired_change import Change, change
 from opendino.models.load import Model, load
 
 MOST_COMPARED = 1000  # images of each kind to compare on
 _MOST_BANK = 5000  # labeled training images for the k-NN
 _TELLING = 5.0  # points: "no better" needs two standard errors below it, else the images are too few
 _MEASURES = {"knn": "k-NN accuracy", "crops": "crops of an image that find each other"}
-
-
-@dataclass(frozen=True)
-class Change:
-    """Scores of two models on the same images, in percent.
-
-    Attributes:
-        before, after: Mean scores.
-        standard_error: Of the mean difference, over the images.
-        num_images: Number of images.
-    """
-
-    before: float
-    after: float
-    standard_error: float
-    num_images: int
-
-    @property
-    def direction(self) -> int:
-        """1 better, -1 worse, 0 within two standard errors."""
-        difference = self.after - self.before
-        return 0 if abs(difference) <= 2 * self.standard_error else int(math.copysign(1, difference))
-
-    def __str__(self) -> str:
-        return (
-            f"{self.after:.1f} % after, {self.before:.1f} % before, difference {self.after - self.before:+.1f} ± "
-            f"{self.standard_error:.1f} on {self.num_images:,} held-out"
-        )
-
-
-def change(before: Tensor, after: Tensor) -> Change:
-    """Compare the scores of two models on the same images, float `[N]` in 0 … 1, image by image."""
-    num = len(before)
-    spread = float((after - before).std()) if num > 1 else math.inf
-    # If no answer changes, the spread is zero; as if one did, so that few images do not seem to prove equality.
-    error = max(spread, 1 / math.sqrt(num)) / math.sqrt(num)
-    return Change(100 * float(before.mean()), 100 * float(after.mean()), 100 * error, num)
 
 
 def against_start(config: ResolvedConfig, folder: Path, device: torch.device) -> dict[str, Any]:

@@ -175,6 +175,8 @@ def test_few_labels_are_cross_validated_and_all_used(
     assert fields["majority"] == pytest.approx(100 * 20 / 29) == fields["pixels"]["majority"]
     assert fields["cross_validated"]["top1"] == fields["top1"]
     assert report.text.count("95% interval") == report.text.count("most frequent class") == 2, "of it and of pixels"
+    change = f"{fields['top1'] - fields['pixels']['top1']:+.1f} ± "
+    assert f"the network against these pixels, image by image: {change}" in report.text
     # What is saved is what predict says, with the interval.
     opened = load_classifier(out)[1]
     assert opened.known is not None and opened.known.top1 == fields["top1"]

@@ -12,7 +12,7 @@ import tyro
 from torch import Tensor
 
 from opendino.cli import Outcome, flags
-from opendino.comparison import MOST_COMPARED, Change, change, crop_scores, evenly_spaced
+from opendino.comparison import MOST_COMPARED, crop_scores, evenly_spaced
 from opendino.core import distributed
 from opendino.core.accuracy import Accuracy
 from opendino.core.errors import UsageError, UserError
@@ -21,6 +21,7 @@ from opendino.evals.knn import true_class_ranks
 from opendino.features.baselines import baseline_features
 from opendino.features.classification_metrics import accuracy_of
 from opendino.features.feature_table import table
+from opendino.features.paired_change import Change, change
 from opendino.features.train_val_features import LabeledData, TrainValFeatures, train_val_features
 from opendino.models.load import Model, load
 
@@ -144,11 +145,7 @@ def _shown(found: Accuracy) -> str:
 
 
 def _difference(row: _Row) -> str:
-    if row.change is None:
-        return ""
-    verdict = {1: "better", -1: "worse", 0: "no difference shown"}[row.change.direction]
-    points = row.change.after - row.change.before
-    return f", {points:+.1f} ± {row.change.standard_error:.1f} against the first: {verdict}"
+    return f", against the first {row.change.against}" if row.change else ""
 
 
 def _heading(config: Config, rows: list[_Row]) -> str:

@@ -26,6 +26,7 @@ from opendino.features.feature_table import FeatureTable, hold_out
 from opendino.features.image_stream import skipped_message
 from opendino.features.linear_classifiers import MOMENTUM, train_together
 from opendino.features.logistic_regression import STRENGTHS, CrossValidated, cross_validated
+from opendino.features.paired_change import change
 from opendino.features.pixel_baseline import NAME as BASELINE
 from opendino.features.pixel_baseline import thumbnail_and_histogram
 from opendino.features.train_val_features import LabeledData, TrainValFeatures, train_val_features
@@ -142,12 +143,10 @@ def evaluate(config: Config) -> Report:
     return Report("\n".join(lines), fields)
 
 
-def _describe_solver(config: Config, strength: float, num_candidates: int) -> str:
-    how = "logistic regression by L-BFGS, C"
-    if config.solver == "sgd":
-        how = f"SGD, momentum {MOMENTUM}, cosine over {config.epochs} epochs, batches of {config.batch}, learning rate"
-    chosen = f", chosen on a tenth of the training images, then trained on all of them; {num_candidates} candidates"
-    return f"{how} {strength:g}{chosen if num_candidates > 1 else ''}"
+def _against_pixels(pixels: Tensor, ours: Tensor, truth: Tensor) -> str:
+    """Whether the network's features classify better than pixels, from scores `[M C]` of both."""
+    right = [(scores.argmax(1) == truth).float().cpu() for scores in (pixels, ours)]
+    return f"the network against these pixels, image by image: {change(*right).against}"
 
 
 @dataclass(frozen=True)
@@ -206,6 +205,7 @@ class _Trainer:
                 f"{measured}: {known.sentence}",
                 f"its mean probability for the predicted class: {confidence:.1f}%",
                 f"{BASELINE}, the same classifier: {accuracy(by_pixels.scores, labels).sentence}",
+                _against_pixels(by_pixels.scores, best.scores, labels),
             ]
         cross = known.fields if known else None
         fields = {"C": best.strength, "cross_validated": cross, "log_loss": best.loss if known else None}
@@ -213,10 +213,13 @@ class _Trainer:
         if config.val is not None:
             val, truth = self.data.val, self.data.val.labels_by(self.classes)
             notes += [note for note in self.data.notes if note not in notes]
-            known, measured = accuracy(self.scores(found, val), truth), f"images of {self.data.origin}"
+            scores = self.scores(found, val)
+            known, measured = accuracy(scores, truth), f"images of {self.data.origin}"
             features = thumbnail_and_histogram(self.data.val_source, val.indices.tolist(), config.workers)
-            baseline = accuracy(features @ by_pixels.weight.T + by_pixels.bias, truth)
+            pixel_scores = features @ by_pixels.weight.T + by_pixels.bias
+            baseline = accuracy(pixel_scores, truth)
             lines += [f"{measured}: {known.sentence}", f"{BASELINE}: {baseline.sentence}"]
+            lines.append(_against_pixels(pixel_scores, scores, truth))
             fields["pixels"] = baseline.fields
         return _Found(found, known, measured, notes, how, lines, fields)
 
