@@ -43,6 +43,7 @@ def run(args: list[str]) -> Outcome | None:
 def _crops(module: Any, args: list[str], prog: str, summary: str) -> Report:
     """The crops of a run; or of images before training, with the settings that flags of `opendino train` give."""
     from opendino.cli import train_command
+    from opendino.visualize.drawing import tile_grid
 
     table = flags.describe(module.Config, prog)
     rest, chosen = flag_table.take(flags.with_booleans(args, table), *(name.removeprefix("--") for name in table.flags))
@@ -51,6 +52,7 @@ def _crops(module: Any, args: list[str], prog: str, summary: str) -> Report:
         flags.parse(module.Config, rest, prog, summary)  # prints the help, or says what is missing
     settings = train_command.parse(rest)
     config = flags.parse(module.Config, [settings.data, *own], prog, summary)
+    tile_grid.out(config.out, tile_grid.PICTURES)  # before seconds of work
     if not (Path(settings.data).expanduser() / "config.yaml").is_file():
         return module.show(config, _of_data(settings))
     if len(rest) > 1:
