@@ -68,12 +68,12 @@ def small(module: types.ModuleType) -> Any:
     return config.resolved(MEETINGS["a hundred photos on a CPU"])[0]
 
 
-def spec(module: types.ModuleType) -> ViewSpec:
-    """Small views, with their settings by default."""
+def spec(module: types.ModuleType, config: Any = None) -> ViewSpec:
+    """Small views, with their settings by default; `config` for a method that is not `small`."""
     sizes = {"global.size": 32, "local.size": 16, "local.number": 2}
     values = {name: value for name, value in sizes.items() if name.partition(".")[0] in module.VIEWS}
     settings, _ = view_settings.resolved(changed(module.VIEWS, values), MEETINGS["a hundred photos on a CPU"])
-    return dataclasses.replace(module.views(small(module), settings), patch_px=8)
+    return dataclasses.replace(module.views(config or small(module), settings), patch_px=8)
 
 
 def built(module: types.ModuleType) -> Method:
