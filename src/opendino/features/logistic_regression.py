@@ -84,6 +84,25 @@ def cross_validated(
     )  # fmt: skip
 
 
+def with_strength(features: Tensor, labels: Tensor, num_classes: int, strength: float) -> tuple[Tensor, Tensor]:
+    """The same regression with a given `C`, neither chosen nor calibrated by cross-validation: many times as fast.
+
+    Args:
+        features: float `[M D]`, finite.
+        labels: int64 `[M]` in 0 … C - 1; two classes or more must occur.
+        num_classes: C.
+        strength: `C`.
+
+    Returns:
+        Weight `[C D]` and bias `[C]`, float32, for features as they are given.
+    """
+    standardized, mean, std = _standardize(features)
+    reduced, basis = _reduce(standardized)
+    weight, bias = fit(reduced, labels, num_classes, strength, tolerance=_ROUGH)
+    weight = weight @ basis.T / std
+    return weight.float(), (bias - weight @ mean).float()
+
+
 def _choose(losses: Tensor, strengths: Sequence[float]) -> int:
     """Index of the strength nearest to 1 whose loss is at most one standard error above the lowest.
 
