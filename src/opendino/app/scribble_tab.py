@@ -59,7 +59,8 @@ def build(context: Context, head: Head) -> None:
             download = gr.DownloadButton("Download head, strokes and masks (.zip)", visible=False)
     tab = _Tab(context, PatchCache())
     shown = [state, result, images, note, download]
-    private: dict[str, Any] = {"preprocess": False, "api_visibility": "private", **NETWORK}
+    # progress is not shown on the editor: it would cover what one paints on
+    private: dict[str, Any] = {"preprocess": False, "api_visibility": "private", "show_progress_on": result, **NETWORK}
     image.change(handle_errors(tab.add), [state, editor, image, origin, head.model], [editor, *shown], **private)
     images.select(handle_errors(tab.go), [state, editor, head.model], [editor, *shown], **private)
     start.click(handle_errors(tab.segment), [state, editor, head.model], shown, **private)
@@ -140,9 +141,12 @@ class _Tab:
         """The state with the strokes that are in the editor now."""
         if not state:
             return None
+        sent = layers(painted, self._context.upload_folder)
+        if not sent:  # the editor is not ready; one that is sends a layer even if nothing is painted
+            return state
         images, at = list(state["images"]), state["at"]
         height, width = images[at].strokes.shape
-        labels = painted_labels(layers(painted, self._context.upload_folder))
+        labels = painted_labels(sent)
         labels = labels if labels.shape == (height, width) else mask_files.resize(labels, height, width)
         images[at] = replace(images[at], strokes=labels - 1)  # uint8: 0, not painted, becomes 255
         return {"images": images, "at": at}

@@ -75,7 +75,7 @@ class PatchCache:
             UserError: The image has other channels than the model, or the features of the network are not a grid.
         """
         digest = hashlib.sha256(f"{image.shape} {image.dtype}".encode())
-        digest.update(np.ascontiguousarray(image))
+        digest.update(np.ascontiguousarray(image).data)
         key = model.fingerprint, digest.hexdigest()
         with self._lock:
             if key in self._kept:
