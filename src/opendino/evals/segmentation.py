@@ -55,8 +55,8 @@ class Config(Checked):
     which: Literal["teacher", "student"] | None = None
     """Network to load from a run; default: the method's main network (usually the teacher)."""
     train: str = ""
-    """Images with masks: a folder with images/ and masks/ (PNG of the same names, class numbers 0 to 254, 255 ignored),
-    the PASCAL VOC folder, or toy:forms."""
+    """Images with masks: a folder with images/ and masks/ (PNG of the same names, class numbers 0 to 254, 255 ignored)
+    or annotations.json (COCO polygons), the PASCAL VOC folder, or toy:forms."""
     val: str | None = None
     """Images with masks to measure on; default: the images of --train that a head has not seen."""
     num_images: Annotated[tuple[Count, ...], Meta(min_length=1)] = (1, 5, 20)
@@ -99,7 +99,9 @@ def evaluate(config: Config) -> Report:
         UserError: The model, images or masks do not exist or do not fit, or there is one class only.
     """
     if not config.train:
-        raise UsageError("--train is missing", "Name a folder with images/ and masks/, PASCAL VOC, or toy:forms")
+        raise UsageError(
+            "--train is missing", "Name a folder with images/ and masks/ or annotations.json, PASCAL VOC, or toy:forms"
+        )
     out = Path(config.out).expanduser() if config.out else None
     if out and out.exists():
         raise UserError(f"--out '{config.out}' exists already", "Choose another folder")
