@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import signal
 import struct
+import subprocess
+import sys
+import time
 import zlib
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from tests.app.browser import CHROMIUM, Visit
 from tests.factories import model_folder, small_vit
 
 from opendino import config as configs
@@ -79,3 +87,45 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = ["embed", str(folder / "runs/first"), str(folder / "photos"), "--out", str(folder / "photos.parquet")]
     assert main([*words, "--workers", "1"]) == 0
     return folder
+
+
+@pytest.fixture(scope="module")
+def address(place: Path) -> Iterator[str]:
+    """A page on runs and a table, as the command line serves it."""
+    (place / "more").mkdir()
+    scene(30, (40, 40)).save(place / "more/30.png")
+    words = ["app", "photos", "more", "runs", "photos.parquet", "--port", "0", "--device", "cpu"]
+    command = [sys.executable, "-m", "opendino", *words]
+    said = place / "server.txt"  # a file and not a pipe, which would fill up and hold the server
+    with open(said, "w", encoding="utf-8") as stderr:
+        server = subprocess.Popen(command, cwd=place, stderr=stderr)
+    while not (found := re.search(r"opendino is at (http://127\.0\.0\.1:\d+)", said.read_text(encoding="utf-8"))):
+        assert server.poll() is None, said.read_text(encoding="utf-8")
+        time.sleep(0.1)
+    yield found[1]
+    server.send_signal(signal.SIGTERM)
+    assert server.wait(60) == 0
+    assert "internal error" not in said.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    sync = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with sync.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def visit(browser: Any, address: str) -> Iterator[Visit]:
+    visit = Visit(browser, address)
+    yield visit
+    assert visit.elsewhere == []
+    visit.close()
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    scene(5, (240, 180)).save(tmp_path / "photo.jpg")
+    return tmp_path / "photo.jpg"

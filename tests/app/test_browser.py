@@ -6,13 +6,8 @@ import contextlib
 import http.client
 import json
 import re
-import shutil
-import signal
-import subprocess
 import sys
-import time
 import zipfile
-from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -20,101 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
+from tests.app.browser import MARKS, WAIT_MS, Visit, picture, put, sentence
 from tests.app.conftest import gigapixel, row, scene
 
 from opendino.datasets import video_frames
 
 sync = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium: apt-get install chromium"),
-]
-WAIT_MS = 60_000
-
-
-@pytest.fixture(scope="module")
-def address(place: Path) -> Iterator[str]:
-    """A page on runs and a table, as the command line serves it."""
-    (place / "more").mkdir()
-    scene(30, (40, 40)).save(place / "more/30.png")
-    words = ["app", "photos", "more", "runs", "photos.parquet", "--port", "0", "--device", "cpu"]
-    command = [sys.executable, "-m", "opendino", *words]
-    said = place / "server.txt"  # a file and not a pipe, which would fill up and hold the server
-    with open(said, "w", encoding="utf-8") as stderr:
-        server = subprocess.Popen(command, cwd=place, stderr=stderr)
-    while not (found := re.search(r"opendino is at (http://127\.0\.0\.1:\d+)", said.read_text(encoding="utf-8"))):
-        assert server.poll() is None, said.read_text(encoding="utf-8")
-        time.sleep(0.1)
-    yield found[1]
-    server.send_signal(signal.SIGTERM)
-    assert server.wait(60) == 0
-    assert "internal error" not in said.read_text(encoding="utf-8")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with sync.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
-
-
-class Visit:
-    """One user's browser at the page; notes requests to other hosts."""
-
-    def __init__(self, browser: Any, address: str) -> None:
-        self.elsewhere: list[str] = []
-        self._context = browser.new_context(viewport={"width": 1280, "height": 860})
-        self._context.set_default_timeout(WAIT_MS)
-        self.page = self._context.new_page()
-        self.page.on("request", self._note)
-        self._own = (address, "data:", "blob:")
-        self.page.goto(address)
-        self.page.get_by_role("tab", name="Curves").wait_for()
-
-    def tab(self, name: str) -> Any:
-        """Open a tab; what is on it."""
-        self.page.get_by_role("tab", name=name, exact=True).click()
-        return self.page.get_by_role("tabpanel").filter(visible=True)
-
-    def close(self) -> None:
-        self._context.close()
-
-    def _note(self, request: Any) -> None:
-        if not request.url.startswith(self._own):
-            self.elsewhere.append(request.url)
-
-
-@pytest.fixture
-def visit(browser: Any, address: str) -> Iterator[Visit]:
-    visit = Visit(browser, address)
-    yield visit
-    assert visit.elsewhere == []
-    visit.close()
-
-
-@pytest.fixture
-def photo(tmp_path: Path) -> Path:
-    scene(5, (240, 180)).save(tmp_path / "photo.jpg")
-    return tmp_path / "photo.jpg"
-
-
-def put(panel: Any, file: Path, number: int = 0) -> None:
-    """Choose a file for a panel's upload."""
-    panel.locator("input[type=file]").nth(number).set_input_files(file)
-
-
-def picture(panel: Any, label: str) -> Any:
-    """The picture shown under a label."""
-    return panel.locator(".block").filter(has=panel.page.get_by_text(label, exact=True)).locator("img").first
-
-
-def sentence(page: Any, text: str) -> None:
-    """Wait for a notice that contains a text, and close it."""
-    notice = page.locator(".toast-body").filter(has_text=text).first
-    notice.wait_for()
-    notice.get_by_role("button").first.click()
+pytestmark = MARKS
 
 
 def test_curves_of_several_runs_grow_while_one_continues(visit: Visit, place: Path) -> None:

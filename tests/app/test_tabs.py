@@ -19,6 +19,7 @@ from opendino.app import (
     curves_tab,
     duplicates_tab,
     model_cache,
+    painting,
     run_curves,
     temperature_tab,
     train_tab,
@@ -184,16 +185,21 @@ def layer(size: tuple[int, int], *discs: tuple[int, int, int, str]) -> bytes:
 
 
 def test_brush_colors_become_objects() -> None:
-    labels = video_tracking_tab.painted_labels([layer((80, 60), (20, 30, 8, COLORS[1]), (60, 30, 8, COLORS[3]))])
+    labels = painting.painted_labels([layer((80, 60), (20, 30, 8, COLORS[1]), (60, 30, 8, COLORS[3]))])
     assert labels.shape == (60, 80) and set(np.unique(labels)) == {0, 1, 3}
     assert labels[30, 20] == 1 and labels[30, 60] == 3 and labels[5, 40] == 0
 
 
-def test_an_empty_layer_is_refused() -> None:
-    with pytest.raises(UserError, match="Nothing is painted"):
-        video_tracking_tab.painted_labels([layer((80, 60))])
-    with pytest.raises(UserError, match="Nothing is painted"):
-        video_tracking_tab.painted_labels([])
+def test_an_empty_layer_has_no_numbers() -> None:
+    assert not painting.painted_labels([layer((80, 60))]).any()
+    assert painting.painted_labels([]).tolist() == [[0]]
+
+
+def test_numbers_become_a_layer_and_numbers_again() -> None:
+    labels = np.arange(7, dtype=np.uint8).repeat(5)[None].repeat(4, 0)
+    content = io.BytesIO()
+    painting.as_layer(labels).save(content, "PNG")
+    assert np.array_equal(painting.painted_labels([content.getvalue()]), labels)
 
 
 def test_a_huge_layer_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,18 +207,18 @@ def test_a_huge_layer_is_refused_before_it_is_decoded(monkeypatch: pytest.Monkey
     Image.new("1", (7990, 7990)).save(content, "PNG")  # a few kilobytes
     monkeypatch.setattr(PngImageFile, "load", lambda image: pytest.fail("it was decoded"))
     with pytest.raises(UserError, match="7990 x 7990 pixels"):
-        video_tracking_tab.painted_labels([content.getvalue()])
+        painting.painted_labels([content.getvalue()])
 
 
 def test_layers_are_counted_and_weighed_before_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.png").write_bytes(layer((8, 8)))
     sent = {"path": str(tmp_path / "a.png")}
-    assert len(video_tracking_tab._layers({"layers": [sent, None]}, tmp_path)) == 1
+    assert len(painting.layers({"layers": [sent, None]}, tmp_path)) == 1
     with pytest.raises(UserError, match="9 layers"):
-        video_tracking_tab._layers({"layers": [sent] * 9}, tmp_path)
-    monkeypatch.setattr(video_tracking_tab, "_MAX_LAYER_BYTES", 10)
+        painting.layers({"layers": [sent] * 9}, tmp_path)
+    monkeypatch.setattr(painting, "_MAX_LAYER_BYTES", 10)
     with pytest.raises(UserError, match="more than 0 MB"):
-        video_tracking_tab._layers({"layers": [sent]}, tmp_path)
+        painting.layers({"layers": [sent]}, tmp_path)
 
 
 @pytest.mark.parametrize("value", [1e9, -1, float("nan"), float("inf"), "3", None, True, [3], {}])
@@ -226,7 +232,7 @@ def test_what_no_slider_can_give_is_refused(value: object) -> None:
 def test_a_disc_is_tracked(place: Path) -> None:
     model = model_cache.ModelCache(torch.device("cpu")).model(str(place / "runs/first"))
     frames = [("", np.asarray(scene(number, (160, 120)))) for number in range(5)]
-    labels = video_tracking_tab.painted_labels([layer((160, 120), (48, 60, 27, COLORS[1]))])
+    labels = painting.painted_labels([layer((160, 120), (48, 60, 27, COLORS[1]))])
     drawn = list(video_tracking_tab.draw_tracked(model, iter(frames), labels, 120))
     assert len(drawn) == 5 and all(frame.shape == (120, 160, 3) for frame in drawn)
     inside = np.any(drawn[-1] != frames[-1][1], -1)

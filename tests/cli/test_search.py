@@ -194,11 +194,29 @@ def test_select_writes_a_list_that_is_data(place: Path, capsys: pytest.CaptureFi
     source = open_source("lists/c.txt")
     assert [source.read(i) for i in range(8)] == [(place / "photos" / path).read_bytes() for path in paths]
     (place / "labeled.txt").write_text("photos/1.png\n2.png\n")
-    words = ["select", "t.lance", "--num", "7", "--out", "c.txt", "--start-from", "labeled.txt", "--device", "cpu"]
+    words = ["select", "t.lance", "--num", "7", "--out", "c.txt", "--labeled", "labeled.txt", "--device", "cpu"]
     assert main([*words, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["labeled"] == 2
     assert {each["path"] for each in told["chosen"]} == {f"{n}.png" for n in (0, 3, 4, 5, 6, 7, 8)}
+
+
+def test_with_classes_the_next_images_are_those_a_classifier_is_unsure_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    angles = torch.cat([torch.linspace(0.0, 0.4, 20), torch.tensor([0.75, 0.8]), torch.linspace(1.17, 1.57, 20)])
+    write_table(tmp_path / "v.parquet", torch.stack([angles.cos(), angles.sin()], 1))
+    rows = [0, 5, 10, 15, 26, 31, 36, 41]
+    lines = [f"{row}.png,{'low' if row < 21 else 'high'}\n" for row in rows]
+    (tmp_path / "labels.csv").write_text("path,class\n" + "".join(lines))
+    words = ["select", "v.parquet", "--num", "2", "--out", "c.txt", "--labeled", "labels.csv", "--device", "cpu"]
+    assert main([*words, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["labeled"] == 8 and {each["path"] for each in told["chosen"]} & {"20.png", "21.png"}
+    assert all(0 <= each["uncertainty"] <= 1 for each in told["chosen"]) and told["chosen"][0]["uncertainty"] > 0.5
+    assert main(words) == 0
+    assert "uncertainty of a classifier of the 8 labels, 0 sure to 1 unsure: chosen 0." in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -226,7 +244,7 @@ def test_select_writes_a_list_that_is_data(place: Path, capsys: pytest.CaptureFi
         (["select", "t.lance", "--num", "0", "--out", "c.txt"], 2, "--num is 0"),
         (["select", "t.lance", "--num", "1", "--out", "no/c.txt"], 1, "no folder"),
         (["select", "t.lance", "--num", "1", "--out", "c.png"], 2, "c.png"),
-        (["select", "t.lance", "--num", "1", "--out", "c.txt", "--start-from", "bad.txt"], 1, "is in the table"),
+        (["select", "t.lance", "--num", "1", "--out", "c.txt", "--labeled", "bad.txt"], 1, "is in the table"),
     ],
 )
 def test_mistakes_are_one_line(

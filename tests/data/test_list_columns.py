@@ -99,3 +99,14 @@ def test_names_without_a_suffix_are_those_of_files(tmp_path: Path) -> None:
     assert [source.key(i) for i in range(len(source))] == ["x/1.jpg", "x/2.tif", "x/3"]
     assert source.classes == ("mel", "nv")
     assert source.read(1) == (tmp_path / "x/2.tif").read_bytes()
+
+
+def test_the_csv_of_label_studio(tmp_path: Path) -> None:
+    path = tmp_path / "project-1.csv"
+    path.write_text(
+        "annotation_id,annotator,choice,created_at,id,image,lead_time,updated_at\n"
+        "1,1,cat,2026-01-01T10:00:00Z,11,/data/local-files/?d=photos/a%20b.jpg,2.5,2026-01-01T10:00:00Z\n"
+        "2,1,dog,2026-01-01T10:00:00Z,12,/data/upload/3/0a1b2c3d-c-d.jpg,3.5,2026-01-01T10:00:00Z\n"
+        "3,1,dog,2026-01-01T10:00:00Z,13,/data/mine/e%20f.jpg,3.5,2026-01-01T10:00:00Z\n"
+    )
+    assert read_list(str(path)) == {"photos/a b.jpg": "cat", "c-d.jpg": "dog", "/data/mine/e%20f.jpg": "dog"}

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from opendino.embeddings.diverse_selection import k_center
+from opendino.embeddings.diverse_selection import k_center, uncertainty
 
 
 def test_every_choice_is_the_farthest_and_the_radius_is_that_of_the_rest() -> None:
@@ -42,3 +42,24 @@ def test_the_seed_decides_the_first() -> None:
     vectors = normalize(torch.randn(50, 4), dim=1)
     firsts = [next(k_center(vectors, seed=seed))[0] for seed in (0, 0, 1, 2)]
     assert firsts[0] == firsts[1] and len(set(firsts)) > 1
+
+
+def test_weights_multiply_the_distance() -> None:
+    vectors = normalize(torch.randn(60, 5), dim=1)
+    weights = torch.rand(60)
+    rows = [row for row, _ in itertools.islice(k_center(vectors, [7], weights=weights), 10)]
+    chosen = [7]
+    for row in rows:
+        merit = weights * torch.cdist(vectors, vectors[chosen]).amin(1)
+        assert row not in chosen and float(merit[row]) == pytest.approx(float(merit.max()), rel=1e-3)
+        chosen.append(row)
+    nothing = torch.zeros(60)
+    assert sorted(row for row, _ in k_center(vectors, [7], weights=nothing)) == [*range(7), *range(8, 60)]
+
+
+def test_a_classifier_is_unsure_between_its_classes() -> None:
+    angles = torch.linspace(0, 1.5, 31)
+    vectors = torch.stack([angles.cos(), angles.sin()], 1)
+    found = uncertainty(vectors, [0, 1, 2, 3, 27, 28, 29, 30], ["a"] * 4 + ["b"] * 4)
+    assert found.shape == (31,) and float(found.min()) >= 0 and float(found.max()) <= 1
+    assert 12 <= int(found.argmax()) <= 18 and float(found[[0, 30]].max()) < 0.5 < float(found[15])

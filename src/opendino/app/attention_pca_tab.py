@@ -25,7 +25,7 @@ def build(context: Context, head: Head) -> None:
     )
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
-            _, picture = image_input(context, "Image", of_server=True)
+            picture = image_input(context, "Image", of_server=True).image
             kind = gr.Radio(["Attention", "PCA"], value="Attention", show_label=False, container=False)
             size = gr.Slider(64, 480, 240, step=16, label="Shorter side of the input (px)")
             mass = gr.Slider(0.1, 1, 0.6, step=0.05, label="Share of the attention to show (the rest is pale)")

@@ -21,8 +21,8 @@ def build(context: Context, head: Head) -> None:
     """Build the tab."""
     gr.Markdown("Upload two images and click on a point of the first to see the most similar patch of the second.")
     with gr.Row():
-        first_shown, first = image_input(context, "First image: click on a point", click=True)
-        _, second = image_input(context, "Second image", click=True)
+        first_shown, first, _ = image_input(context, "First image: click on a point", click=True)
+        second = image_input(context, "Second image", click=True).image
     size = gr.Slider(64, 480, 320, step=16, label="Shorter side of the input (px)")
     point: gr.State = gr.State(None)
     output = gr.Image(label="Match", interactive=False, format="png", buttons=["fullscreen"])

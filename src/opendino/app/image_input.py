@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import gradio as gr
 import numpy as np
@@ -21,9 +21,21 @@ _PAGES = [("channels", "channels"), ("their largest values", "max"), ("their mea
 _PRIVATE: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
 
-def image_input(
-    context: Context, label: str, *, click: bool = False, of_server: bool = False
-) -> tuple[gr.Image, gr.State]:
+class ImageInput(NamedTuple):
+    """The field.
+
+    Attributes:
+        shown: What one sees of it.
+        image: The checked image, `[H W C]` as `uploads.load_image` gives it; None without one.
+        origin: Where it is from: path of an upload, or name of a folder and key.
+    """
+
+    shown: gr.Image
+    image: gr.State
+    origin: gr.State
+
+
+def image_input(context: Context, label: str, *, click: bool = False, of_server: bool = False) -> ImageInput:
     """Add the field.
 
     Args:
@@ -31,16 +43,12 @@ def image_input(
         label: Label above the field.
         click: Whether a click on the image chooses a point.
         of_server: Whether images of the server's folders can be chosen too, if there are any.
-
-    Returns:
-        The field, and the state that holds the checked image, `[H W C]` as `uploads.load_image` gives it (None without
-        one).
     """
     sources: list[Literal["upload", "webcam", "clipboard"]]
     sources = ["upload", "clipboard"] if click else ["upload", "webcam", "clipboard"]
     shown = gr.Image(label=label, sources=sources, height=320, buttons=[])
     image: gr.State = gr.State(None)
-    origin: gr.State = gr.State(None)  # of the image: path of an upload, or name of a folder and key
+    origin: gr.State = gr.State(None)
     note = gr.HTML(visible=False)
     pages = gr.Dropdown(_PAGES, value=None, label="The pages of this stack are", visible=False)
     outputs = [shown, image, origin, note, pages]
@@ -62,7 +70,7 @@ def image_input(
         key = gr.Dropdown([], value=None, label="Image", visible=False, allow_custom_value=True)
         folder.input(handle_errors(lambda name: _names(context, name)), folder, key, **_PRIVATE)
         key.input(handle_errors(lambda *where: _opened(context, where)), [folder, key], outputs, **_PRIVATE)
-    return shown, image
+    return ImageInput(shown, image, origin)
 
 
 _HIDDEN: tuple[Any, Any] = gr.update(visible=False), gr.update(visible=False, value=None)

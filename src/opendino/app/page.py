@@ -27,6 +27,7 @@ from opendino.app import (
     label_tab,
     map_tab,
     outliers_tab,
+    scribble_tab,
     search_tab,
     temperature_tab,
     train_tab,
@@ -42,8 +43,8 @@ from opendino.app.upload_store import UploadStore
 from opendino.core.errors import UserError
 
 TABS = (
-    images_tab, train_tab, curves_tab, map_tab, search_tab, duplicates_tab, outliers_tab, label_tab, attention_pca_tab,
-    correspondence_tab, video_tracking_tab, temperature_tab, export_tab,
+    images_tab, train_tab, curves_tab, map_tab, search_tab, duplicates_tab, outliers_tab, label_tab, scribble_tab,
+    attention_pca_tab, correspondence_tab, video_tracking_tab, temperature_tab, export_tab,
 )  # fmt: skip
 _SESSIONS = 50
 """Number of sessions whose images are kept in memory, a few MB each; the oldest are dropped."""

@@ -24,7 +24,7 @@ def build(context: Context, head: Head) -> None:
     )
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
-            _, picture = image_input(context, "Query image", of_server=True)
+            picture = image_input(context, "Query image", of_server=True).image
             number = gr.Slider(1, 60, 12, step=1, label="Number of results")
         with gr.Column(scale=5):
             output = gr.Gallery(

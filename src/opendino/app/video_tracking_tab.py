@@ -11,27 +11,19 @@ from typing import Any
 import gradio as gr
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from opendino.app import uploads
 from opendino.app.context import NETWORK, Context, Head, bounded, handle_errors, refusal, session_id
 from opendino.app.model_cache import encoder_for
+from opendino.app.painting import BRUSHES, draw_labels, layers, painted_labels
 from opendino.core.errors import BadImage, UserError
-from opendino.data.decode import decode
 from opendino.datasets import video_frames
 from opendino.evals.video_segmentation import Tracker, harden
 from opendino.models.load import Model
-from opendino.visualize.drawing.style import COLORS
 
 NAME = "Video"
-
-_MAX_LAYERS, _MAX_LAYER_BYTES = 8, 32 * 2**20
-
-_BRUSHES = COLORS[1:5]
-"""Brush colors, one per object."""
-_RGB = np.array([[int(color[i : i + 2], 16) for i in (1, 3, 5)] for color in _BRUSHES], np.float32)
 
 
 def build(context: Context, head: Head) -> None:
@@ -61,7 +53,9 @@ def build(context: Context, head: Head) -> None:
         if file is None:
             raise UserError("No video was uploaded", "Upload one above")
         side = int(bounded(size, 64, 480))
-        labels = painted_labels(_layers(painted, context.upload_folder))
+        labels = painted_labels(layers(painted, context.upload_folder))
+        if not labels.any():
+            raise UserError("Nothing is painted", "Paint over the objects to track on the first frame")
         out = context.temporary_file(".mp4")
         frames = itertools.islice(video_frames.frames(file), uploads.VIDEO_FRAMES)
         drawn = draw_tracked(context.model(name, session_id(request)), frames, labels, side)
@@ -97,7 +91,7 @@ def _inputs() -> tuple[gr.File, gr.HTML, gr.ImageEditor, gr.Slider, gr.Button]:
         sources=(),
         transforms=(),
         layers=False,
-        brush=gr.Brush(default_size=24, colors=list(_BRUSHES), color_mode="fixed"),
+        brush=gr.Brush(default_size=24, colors=list(BRUSHES), color_mode="fixed"),
         format="png",
         height=420,
         interactive=True,
@@ -117,54 +111,6 @@ def _receive(raw: Any, folder: Path) -> tuple[Any, Any, Any]:
     except UserError as error:
         return None, None, refusal(error)
     return file, first, gr.update(visible=False)
-
-
-def _layers(painted: Any, folder: Path) -> list[bytes]:
-    """The painted layers as PNG bytes, from the browser's uploads, before gradio opens them.
-
-    Raises:
-        UserError: There are too many layers, or one is too large.
-    """
-    sent = painted.get("layers") if isinstance(painted, dict) else None
-    if not isinstance(sent, list):
-        return []
-    if len(sent) > _MAX_LAYERS:
-        raise UserError(f"{len(sent)} layers were painted", f"At most {_MAX_LAYERS} are allowed")
-    files = [uploads.resolve_upload(layer, folder) for layer in sent]
-    return [uploads.read_bytes(file, _MAX_LAYER_BYTES) for file in files if file]
-
-
-def painted_labels(layers: list[bytes]) -> np.ndarray:
-    """The label of each pixel, by the nearest brush color.
-
-    Args:
-        layers: PNGs of one size, transparent where nothing is painted. A layer with more pixels than the largest
-            possible first frame is refused before it is decoded.
-
-    Returns:
-        uint8 `[H W]`, 0 for the background.
-
-    Raises:
-        UserError: Nothing is painted, or a layer is too large.
-    """
-    labels = np.zeros((1, 1), np.uint8)
-    # Transparent pixels decode to white. Antialiased edges lie on the line from white to a brush color, so each pixel
-    # is projected onto these lines.
-    directions = 255 - _RGB  # [K, 3]
-    for layer in layers:
-        try:
-            pixels = decode(layer, max_pixels=uploads.KEPT_AREA_PX)
-        except BadImage as error:
-            raise UserError(f"The painted layer cannot be used: {error}", "Clear it and paint again") from None
-        offset = 255 - pixels.astype(np.float32)  # [H, W, 3]
-        projection = offset @ directions.T / np.linalg.norm(directions, axis=1)  # [H, W, K]
-        nearest = projection.argmax(-1)  # [H, W]
-        painted = projection.max(-1) > 0.5 * np.linalg.norm(directions, axis=1)[nearest]
-        labels = np.where(painted, nearest + 1, labels if labels.shape == painted.shape else 0).astype(np.uint8)
-    used = [number for number in np.unique(labels) if number]
-    if not used:
-        raise UserError("Nothing is painted", "Paint over the objects to track on the first frame")
-    return labels
 
 
 def draw_tracked(
@@ -197,20 +143,11 @@ def draw_tracked(
         else:
             found = harden(tracker(features), *features.shape[:2]).numpy()
             found = harden(_one_hot(found), shape[1], shape[0]).numpy()
-        yield draw_objects(image, found)
-
-
-def draw_objects(image: Image.Image, labels: np.ndarray) -> np.ndarray:
-    """Blend the objects of a frame with their colors; uint8 `[H W 3]`."""
-    mask = np.asarray(Image.fromarray(labels).resize(image.size, Image.Resampling.NEAREST))
-    pixels = np.array(image)
-    inside = mask > 0
-    pixels[inside] = (0.45 * pixels[inside] + 0.55 * _RGB[mask[inside] - 1]).astype(np.uint8)
-    return pixels
+        yield draw_labels(image, found)
 
 
 def _one_hot(labels: np.ndarray) -> Tensor:
-    return (torch.from_numpy(labels) == torch.arange(len(_BRUSHES) + 1)[:, None, None]).float()
+    return (torch.from_numpy(labels) == torch.arange(len(BRUSHES) + 1)[:, None, None]).float()
 
 
 def _patch_labels(labels: np.ndarray, grid: tuple[int, int] | torch.Size) -> Tensor:

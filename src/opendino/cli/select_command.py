@@ -1,4 +1,4 @@
-"""Choose diverse images to label (k-center): opendino select TABLE --num 100 --out CHOSEN.txt"""
+"""Choose images to label, diverse and uncertain: opendino select TABLE --num 100 --out CHOSEN.txt [--labeled CSV]"""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import itertools
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -18,7 +18,7 @@ from opendino.core.ranges import Checked, Count, OutOfRange, Seed
 from opendino.data.list_columns import read_list
 from opendino.data.open_source import list_paths
 from opendino.data.source_files import line, unescape
-from opendino.embeddings.diverse_selection import k_center
+from opendino.embeddings.diverse_selection import k_center, uncertainty
 from opendino.embeddings.embedding_table import left_out
 from opendino.embeddings.open_table import open_table
 
@@ -34,10 +34,11 @@ class Config(Checked):
     out: str
     """List to write (.txt, .lst): one absolute path, or name inside an archive, per line. Works as DATA. Its first N
     images are a good choice of N."""
-    start_from: str | None = None
-    """List of images that are already labeled; the chosen ones differ from these too."""
+    labeled: str | None = None
+    """Images that are already labeled: a CSV of path,class, or a list of paths. The chosen ones differ from these too.
+    With classes, images that a classifier of these labels is unsure of come first."""
     seed: Seed = 0
-    """Seed for the choice of the first image; unused with --start-from."""
+    """Seed for the choice of the first image; unused with --labeled."""
     device: str = "auto"
     """Device: auto, cuda, mps or cpu."""
 
@@ -48,8 +49,11 @@ class Config(Checked):
 
 
 def run(args: list[str]) -> Outcome:
-    """Greedy k-center: each image is the one farthest from all images chosen before it (Sener & Savarese 2018)."""
-    config = flags.parse(Config, args, "opendino select", "Choose diverse images of a table to label.")
+    """Greedy k-center: each image is the one farthest from all images chosen before it (Sener & Savarese 2018).
+
+    With classes the distance is multiplied by the uncertainty of a classifier of the labels.
+    """
+    config = flags.parse(Config, args, "opendino select", "Choose images of a table to label: diverse, and uncertain.")
     began = time.monotonic()
     out, device = Path(config.out).expanduser(), distributed.device(config.device)
     if not out.absolute().parent.is_dir():
@@ -58,22 +62,36 @@ def run(args: list[str]) -> Outcome:
     keys, vectors = table.normalized()
     lost = len(table) - len(keys)
     paths = list_paths(table.about["data"], keys)
-    start = _labeled(config.start_from, keys, paths) if config.start_from else []
+    labeled = _labeled(config.labeled, keys, paths) if config.labeled else {}
+    start, names = list(labeled), [name for name in labeled.values() if name]
     if config.num > len(keys) - len(start):
-        labeled = f", {len(start):,} of them labeled" if start else ""
+        told = f", {len(start):,} of them labeled" if start else ""
         most = len(keys) - len(start)
         raise UserError(
-            f"--num is {config.num}, and there are {len(keys):,} images{labeled}{left_out(lost)}",
+            f"--num is {config.num}, and there are {len(keys):,} images{told}{left_out(lost)}",
             f"Choose at most {most}",
         )
-    centers = itertools.islice(k_center(vectors.to(device), start, config.seed), config.num)
+    unsure = None
+    if len(set(names)) > 1:
+        unsure = uncertainty(vectors, [row for row, name in labeled.items() if name], names)
+    weights = None if unsure is None else unsure.to(device)
+    centers = itertools.islice(k_center(vectors.to(device), start, config.seed, weights), config.num)
     chosen = list(track(centers, "images chosen", config.num))
     atomic_write.write(out, "".join(f"{line(paths[row])}\n" for row, _ in chosen))
     radius = chosen[-1][1]
     text = f"{len(chosen):,} of {len(keys):,} images → {config.out}; every image is within {radius:.3f} of a chosen one"
-    rows = [{"path": keys[row], "radius": round(radius, 6)} for row, radius in chosen]
+    text += f" (distance of unit vectors, 0 to 2){left_out(lost)}"
+    rows: list[dict[str, Any]] = [{"path": keys[row], "radius": round(radius, 6)} for row, radius in chosen]
+    if unsure is not None:
+        for row, told in zip((row for row, _ in chosen), rows, strict=True):
+            told["uncertainty"] = round(float(unsure[row]), 6)
+        mean = sum(row["uncertainty"] for row in rows) / len(rows)
+        text += (
+            f"\nuncertainty of a classifier of the {len(names):,} labels, 0 sure to 1 unsure: chosen {mean:.2f}, "
+            f"all images {float(unsure.mean()):.2f}"
+        )
     return Outcome(
-        f"{text} (distance of unit vectors, 0 to 2){left_out(lost)}",
+        text,
         {
             "out": config.out,
             "chosen": rows,
@@ -84,18 +102,17 @@ def run(args: list[str]) -> Outcome:
     )
 
 
-def _labeled(path: str, keys: list[str], paths: list[str]) -> list[int]:
-    """Row numbers of the images in a list, which names them by key or by path as `--out` writes them.
+def _labeled(path: str, keys: list[str], paths: list[str]) -> dict[int, str]:
+    """Row number → class, or "", of the images in a list, which names them by key or by path as `--out` writes them.
 
     Raises:
         UserError: The list cannot be read, or none of its images is in the table.
     """
     row = {unescape(name): number for names in (paths, keys) for number, name in enumerate(names)}
     folder = Path(path).expanduser().absolute().parent
-    named = read_list(
-        str(Path(path).expanduser()), lambda name: name in row or str(folder / name) in row, classes=False
-    )
-    rows = {row.get(name, row.get(str(folder / name))) for name in named} - {None}
+    named = read_list(str(Path(path).expanduser()), lambda name: name in row or str(folder / name) in row)
+    found = [(row.get(name, row.get(str(folder / name))), label) for name, label in named.items()]
+    rows = {number: label for number, label in found if number is not None}
     if not rows:
         raise UserError(f"None of the {len(named)} images in {path} is in the table", "Write one key or path per line")
-    return sorted(number for number in rows if number is not None)
+    return dict(sorted(rows.items()))

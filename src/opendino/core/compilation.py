@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 from collections.abc import Callable, Iterator
 from typing import ParamSpec, TypeVar
 
@@ -106,3 +107,16 @@ def choose(wanted: bool | str, device: torch.device, steps: int) -> tuple[bool, 
 
 def _test_function(x: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.gelu(x) * 2
+
+
+class EagerOptimizer(torch.optim.Optimizer):
+    """An optimizer that is never compiled.
+
+    torch excludes these methods from compilation, and for that imports its compiler when the first of them is called:
+    two seconds at the start of every run. Here they are as written.
+    """
+
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    state_dict = inspect.unwrap(torch.optim.Optimizer.state_dict)
+    load_state_dict = inspect.unwrap(torch.optim.Optimizer.load_state_dict)
+    zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)

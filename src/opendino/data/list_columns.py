@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
+from urllib.parse import unquote
 
 from opendino.core import log
 from opendino.core.errors import UserError
@@ -15,7 +17,11 @@ _IMAGE_NAMES = (
     frozenset({"path", "file", "filename", "filepath", "image", "imagepath", "imagefile", "imagename", "img"}),
     frozenset({"imageid", "imgid", "id", "name", "key"}),
 )
-_CLASS_NAMES = frozenset({"label", "labels", "class", "classname", "category", "target", "dx", "diagnosis", "y"})
+_CLASS_NAMES = frozenset(
+    {"label", "labels", "class", "classname", "category", "target", "dx", "diagnosis", "y", "choice"}
+)
+# How Label Studio names an image: a file below its folder of local files, or an upload with a random prefix.
+_LABEL_STUDIO = re.compile(r"^/data/(?:local-files/\?d=|upload/\d+/[0-9a-f]{8}-)")
 _NO_CLASS_NAMES = frozenset(
     {
         "",
@@ -51,7 +57,8 @@ def read_list(path: str, is_known: Callable[[str], bool] = lambda _: False, clas
 
     `.txt` and `.lst` files have columns separated by tabs; blank lines and lines that begin with `#` are skipped. A
     `.csv` is separated by commas, or by semicolons or tabs if its first line has no comma. A first line without an
-    image is a header. A path listed twice counts once. Escapes from `source_files.cell` and `.line` are undone.
+    image is a header. A path listed twice counts once. Escapes from `source_files.cell` and `.line` are undone. The CSV
+    that Label Studio exports is read too: its names of images become relative paths.
 
     Args:
         path: The list.
@@ -215,7 +222,8 @@ def _to_dict(path: str, rows: list[list[str]], columns: _Columns) -> dict[str, s
     found: dict[str, str] = {}
     ambiguous: dict[str, None] = {}
     for row in rows:
-        image = row[columns.image]
+        image, is_url = _LABEL_STUDIO.subn("", row[columns.image])
+        image = unquote(image) if is_url else image
         name = "" if columns.label is None else row[columns.label]
         if image and found.setdefault(image, printable(name)) != printable(name):
             ambiguous[image] = None

@@ -1,4 +1,4 @@
-"""Images with segmentation masks: two folders side by side, PASCAL VOC, or generated images."""
+"""Images with segmentation masks: two folders side by side, COCO polygons, PASCAL VOC, or generated images."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from opendino.core.errors import UserError
 from opendino.data.source_files import is_hidden, is_image, printable, read_regular
 from opendino.data.sources import toy
 from opendino.datasets import mask_files
+from opendino.datasets.coco_polygons import CocoPolygons
 
 _LAYOUTS = (("images", "masks"), ("JPEGImages", "SegmentationClass"), ("JPEGImages", "SegmentationObject"))
-_HINT = "Give a folder with images/ and masks/, the folder of PASCAL VOC, or toy:forms"
+_POLYGONS = ("annotations.json", "result.json")
+_HINT = "Give a folder with images/ and masks/ or annotations.json (COCO), the folder of PASCAL VOC, or toy:forms"
 
 
 @final
@@ -79,7 +81,8 @@ def open_segmentation_dataset(data: str, split: str = "val") -> SegmentationData
 
     Args:
         data: `toy:forms?...`; or a folder with images/ and masks/, with the same file names except for the suffix; or
-            the folder of PASCAL VOC, with JPEGImages and SegmentationClass or SegmentationObject.
+            a folder with images/ and annotations.json or result.json, polygons of COCO; or the folder of PASCAL VOC,
+            with JPEGImages and SegmentationClass or SegmentationObject.
         split: If ImageSets/Segmentation/SPLIT.txt exists, only the images in it are used, in its order.
 
     Raises:
@@ -93,12 +96,29 @@ def open_segmentation_dataset(data: str, split: str = "val") -> SegmentationData
     for image_folder, mask_folder in _LAYOUTS:
         if (root / image_folder).is_dir() and (root / mask_folder).is_dir():
             return _paired(root, root / image_folder, root / mask_folder, split)
+    for name in _POLYGONS:
+        if (root / "images").is_dir() and (root / name).is_file():
+            return _with_polygons(root / "images", root / name)
     raise UserError(f"{printable(str(root))} is not a dataset of images with masks", _HINT)
 
 
 def _toy_images(source: toy.ToySource) -> SegmentationDataset:
     source.mask(0)  # raises UsageError for kinds without masks
     return SegmentationDataset([source.key(index) for index in range(len(source))], source.read, source.mask)
+
+
+def _with_polygons(folder: Path, file: Path) -> SegmentationDataset:
+    polygons = CocoPolygons(file)
+    names = sorted(path.name for path in folder.iterdir() if is_image(path.name) and not is_hidden(path.name))
+    drawn = [name for name in names if name in polygons]
+    if not drawn:
+        raise UserError(f"No image in {printable(str(folder))} has a polygon in {file.name}", _HINT)
+    return SegmentationDataset(
+        [Path(name).stem for name in drawn],
+        read=lambda index: read_regular(folder / drawn[index]),
+        numbers=lambda index: polygons.mask(drawn[index]),
+        without_mask=[Path(name).stem for name in names if name not in polygons],
+    )
 
 
 def _paired(root: Path, image_folder: Path, mask_folder: Path, split: str) -> SegmentationDataset:

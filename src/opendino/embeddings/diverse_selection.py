@@ -1,4 +1,4 @@
-"""Diverse subset selection: k-center by farthest-point sampling."""
+"""Choose images to label: k-center by farthest-point sampling, weighted by the uncertainty of a classifier."""
 
 from __future__ import annotations
 
@@ -7,9 +7,13 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from opendino.features.logistic_regression import cross_validated
+
 
 @torch.no_grad()
-def k_center(vectors: Tensor, start: Sequence[int] = (), seed: int = 0) -> Iterator[tuple[int, float]]:
+def k_center(
+    vectors: Tensor, start: Sequence[int] = (), seed: int = 0, weights: Tensor | None = None
+) -> Iterator[tuple[int, float]]:
     """Greedy k-center: repeatedly choose the row farthest from all chosen rows (Gonzalez 1985; Sener & Savarese 2018).
 
     The covering radius of any prefix is at most twice the smallest possible. Deterministic: ties go to the first row.
@@ -19,6 +23,7 @@ def k_center(vectors: Tensor, start: Sequence[int] = (), seed: int = 0) -> Itera
         vectors: float32 `[M D]`, L2-normalized.
         start: Rows that are already chosen.
         seed: Random seed for the first row if `start` is empty.
+        weights: float32 `[M]`, 0 or more: the row with the largest weight times distance is chosen instead.
 
     Yields:
         (row, covering radius) until all rows are chosen. The covering radius is the largest Euclidean distance of a row
@@ -32,7 +37,35 @@ def k_center(vectors: Tensor, start: Sequence[int] = (), seed: int = 0) -> Itera
         if number == 0 and not len(start):
             row = int(torch.randint(len(vectors), (), generator=torch.Generator().manual_seed(seed)))
         else:
-            row = int((nearest == nearest.min()).nonzero()[0])
+            row = _next(nearest, weights)
         torch.maximum(nearest, vectors @ vectors[row], out=nearest)
         nearest[row] = torch.inf
         yield row, float((2 - 2 * nearest.min().clamp(-1, 1)).sqrt())
+
+
+def _next(nearest: Tensor, weights: Tensor | None) -> int:
+    """The row that is farthest from the chosen ones, from the cosines to them; the first of equal ones."""
+    if weights is None:
+        return int((nearest == nearest.min()).nonzero()[0])
+    merit = weights * (2 - 2 * nearest.clamp(-1, 1)).sqrt()
+    merit[nearest == torch.inf] = -1
+    return int((merit == merit.max()).nonzero()[0])
+
+
+def uncertainty(vectors: Tensor, rows: Sequence[int], classes: Sequence[str]) -> Tensor:
+    """How unsure a classifier of some labeled rows is of every row: `opendino eval linear` trains the same one.
+
+    Args:
+        vectors: float32 `[M D]`.
+        rows: Labeled rows.
+        classes: Their classes; two or more must occur.
+
+    Returns:
+        float32 `[M]`: 1 minus the difference of the two largest probabilities, so 1 where two classes are equally
+        probable.
+    """
+    names = sorted(set(classes))
+    labels = torch.tensor([names.index(name) for name in classes])
+    found = cross_validated(vectors[list(rows)], labels, len(names))
+    largest = (vectors @ found.weight.T + found.bias).softmax(1).topk(2, 1).values
+    return 1 - (largest[:, 0] - largest[:, 1])

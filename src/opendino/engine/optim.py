@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from opendino.core import auto_values, distributed, duration
+from opendino.core.compilation import EagerOptimizer
 from opendino.core.contracts import Backbone
 from opendino.core.ranges import Checked, Duration, FractionAboveZero, NotNegative, Positive, Width
 from opendino.core.types import Facts
@@ -83,32 +84,19 @@ def _auto_lr(name: str, facts: Facts) -> tuple[float, str]:
     return _BASE_LR[name], f"the published rate for {name}"
 
 
-class _Eager(torch.optim.Optimizer):
-    """An optimizer that is never compiled.
-
-    torch excludes these methods from compilation, and for that imports its compiler when the first of them is called:
-    two seconds at the start of every run. Here they are as written.
-    """
-
-    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
-    state_dict = inspect.unwrap(torch.optim.Optimizer.state_dict)
-    load_state_dict = inspect.unwrap(torch.optim.Optimizer.load_state_dict)
-    zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
-
-
-class AdamW(_Eager, torch.optim.AdamW):
+class AdamW(EagerOptimizer, torch.optim.AdamW):
     """AdamW of torch (Loshchilov and Hutter 2019, arXiv:1711.05101)."""
 
     step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
 
 
-class SGD(_Eager, torch.optim.SGD):
+class SGD(EagerOptimizer, torch.optim.SGD):
     """SGD of torch, with momentum."""
 
     step = torch.no_grad()(inspect.unwrap(torch.optim.SGD.step))
 
 
-class LARS(_Eager):
+class LARS(EagerOptimizer):
     """LARS: SGD with momentum and a trust ratio per tensor (You et al. 2017, arXiv:1708.03888), as in DINO v1.
 
     For tensors with two or more dimensions: g ← g + wd·p, then g ← g · eta·‖p‖/‖g‖ if both norms are above 0.

@@ -22,7 +22,14 @@ from opendino.core.types import Report
 from opendino.datasets.mask_files import VOID
 from opendino.datasets.segmentation_dataset import open_segmentation_dataset
 from opendino.features.crop_features import recalibrate_batch_norm
-from opendino.features.dense_features import NEIGHBORHOOD_PX, DenseEncoder, Scorer, patch_encoder, pixel_encoder
+from opendino.features.dense_features import (
+    NEIGHBORHOOD_PX,
+    DenseEncoder,
+    Scorer,
+    patch_encoder,
+    pixel_encoder,
+    usual_blocks,
+)
 from opendino.features.image_stream import none_readable, skipped_message
 from opendino.features.masked_images import MASKS, MaskedImages
 from opendino.features.nearest_neighbors import nearest
@@ -34,7 +41,7 @@ from opendino.models.resize import center_crop
 from opendino.models.segmentation_head import SegmentationHead
 from opendino.models.untrained import untrained
 
-_MOST_BLOCKS, _RECALIBRATED = 4, 64
+_RECALIBRATED = 64
 _PIXELS = "pixels"
 _COUNTED = 7  # numbers per class, see `segmentation_scores.counts`
 
@@ -48,8 +55,8 @@ class Config(Checked):
     which: Literal["teacher", "student"] | None = None
     """Network to load from a run; default: the method's main network (usually the teacher)."""
     train: str = ""
-    """Images with masks: a folder with images/ and masks/ (PNG of the same names, class numbers 0 to 254, 255 ignored),
-    the PASCAL VOC folder, or toy:forms."""
+    """Images with masks: a folder with images/ and masks/ (PNG of the same names, class numbers 0 to 254, 255 ignored)
+    or annotations.json (COCO polygons), the PASCAL VOC folder, or toy:forms."""
     val: str | None = None
     """Images with masks to measure on; default: the images of --train that a head has not seen."""
     num_images: Annotated[tuple[Count, ...], Meta(min_length=1)] = (1, 5, 20)
@@ -92,14 +99,16 @@ def evaluate(config: Config) -> Report:
         UserError: The model, images or masks do not exist or do not fit, or there is one class only.
     """
     if not config.train:
-        raise UsageError("--train is missing", "Name a folder with images/ and masks/, PASCAL VOC, or toy:forms")
+        raise UsageError(
+            "--train is missing", "Name a folder with images/ and masks/ or annotations.json, PASCAL VOC, or toy:forms"
+        )
     out = Path(config.out).expanduser() if config.out else None
     if out and out.exists():
         raise UserError(f"--out '{config.out}' exists already", "Choose another folder")
     began, device = time.monotonic(), distributed.device(config.device)
     model = load(config.model, config.which).to(device)
     train, val = _images(model, config)
-    blocks = config.blocks or min(_MOST_BLOCKS, model.backbone.num_layers)
+    blocks = config.blocks or usual_blocks(model)
     networks = {model.which: model, "untrained": _untrained(model, train, config.seed).to(device)}
     encoders = {name: patch_encoder(network, blocks) for name, network in networks.items()}
     encoders[_PIXELS] = pixel_encoder(model)
@@ -197,7 +206,8 @@ def _heads(samples: dict[str, PixelSamples], classes: tuple[int, ...], blocks: i
         for draw in range(config.num_draws if number < len(images) else 0):
             rng = np.random.Generator(np.random.Philox(key=[config.seed, draw]))
             choices.append(images[torch.from_numpy(rng.permutation(len(images))[:number])])
-    for draw, chosen in enumerate([*choices, images]):
+    # The seed of the head on all images does not depend on the choices: scribbles on the page give the same head.
+    for draw, chosen in [*enumerate(choices, 1), (0, images)]:
         for features, own in reversed(samples.items()):
             rows = own.balanced(chosen, config.seed + draw)
             yield _Head((features, "k-NN", len(chosen)), chosen, _neighbors(rows, len(classes), config.k))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ Scorer = Callable[[Tensor], Tensor]
 """Features `[N D]` → scores of the classes `[N K]`, finite."""
 
 NEIGHBORHOOD_PX, _PIXEL_CELL_PX = 8, 4
+_MOST_BLOCKS = 4
 _MARGIN_FRAC = 1 / 8  # of a window: its border sees less of the image around it, so another window decides there
 
 
@@ -51,6 +52,64 @@ def spans(length: int, window: int, cell: int) -> list[Span]:
     return [Span(*each) for each in zip(starts, [0, *ends[:-1]], ends, strict=True)]
 
 
+@dataclass(frozen=True)
+class DenseFeatures:
+    """Features of one image, window by window.
+
+    Attributes:
+        shape: Height and width of the image in pixels.
+        window: Height and width of every window in pixels.
+        windows: Each window: its rows, its columns, and its features float32 `[rows columns D]`.
+    """
+
+    shape: tuple[int, int]
+    window: tuple[int, int]
+    windows: Iterable[tuple[Span, Span, Tensor]]
+
+    def label_maps(self, scorers: Sequence[Scorer]) -> Tensor:
+        """The class with the highest score at every pixel, for each scorer; scores are upsampled bilinearly.
+
+        Args:
+            scorers: S functions of features.
+
+        Returns:
+            uint8 `[S H W]`.
+        """
+        maps = torch.empty(len(scorers), *self.shape, dtype=torch.uint8)
+        for rows, columns, features in self.windows:
+            own = features.flatten(0, 1)
+            inside = (slice(rows.begin - rows.start, None), slice(columns.begin - columns.start, None))
+            for labels, score in zip(maps, scorers, strict=True):
+                scores = score(own).T.unflatten(1, features.shape[:2])  # [K rows columns]
+                best = interpolate(scores[None], self.window, mode="bilinear")[0].argmax(0).to(torch.uint8)
+                part = labels[rows.begin : rows.end, columns.begin : columns.end]
+                part.copy_(best[inside][: part.shape[0], : part.shape[1]])
+        return maps
+
+    def at(self, points: Tensor) -> Tensor:
+        """Features at some pixels, interpolated bilinearly: linear scores of them are those of `label_maps`.
+
+        Args:
+            points: int64 `[M 2]`, row and column of one pixel or more.
+
+        Returns:
+            float32 `[M D]`.
+        """
+        found: Tensor | None = None
+        for rows, columns, features in self.windows:
+            inside = (points[:, 0] >= rows.begin) & (points[:, 0] < rows.end)
+            inside &= (points[:, 1] >= columns.begin) & (points[:, 1] < columns.end)
+            place = points[inside] - torch.tensor([rows.start, columns.start])
+            place = (2 * place + 1) / torch.tensor(self.window) - 1  # [m 2] in -1 .. 1
+            values = grid_sample(
+                features.permute(2, 0, 1)[None], place.flip(1)[None, None], padding_mode="border", align_corners=False
+            )
+            found = torch.empty(len(points), features.shape[2]) if found is None else found
+            found[inside] = values[0, :, 0].T
+        assert found is not None
+        return found
+
+
 class DenseEncoder:
     """Features of whole images at full resolution; memory does not grow with the image.
 
@@ -69,53 +128,22 @@ class DenseEncoder:
         self._network, self._cell_px, self.window_px, self._least_px = network, cell_px, window_px, least_px
 
     def label_maps(self, pixels: np.ndarray, scorers: Sequence[Scorer]) -> Tensor:
-        """The class with the highest score at every pixel, for each scorer; scores are upsampled bilinearly.
-
-        Args:
-            pixels: `[H W C]`, decoded as the model reads it.
-            scorers: S functions of features.
-
-        Returns:
-            uint8 `[S H W]`.
-        """
-        height, width = pixels.shape[:2]
-        maps = torch.empty(len(scorers), height, width, dtype=torch.uint8)
-        for rows, columns, features in self._windows(pixels):
-            own = features.flatten(0, 1)
-            side_px = self._padded_px(height, width)
-            size = tuple(min(side, self.window_px) for side in side_px)
-            inside = (slice(rows.begin - rows.start, None), slice(columns.begin - columns.start, None))
-            for labels, score in zip(maps, scorers, strict=True):
-                scores = score(own).T.unflatten(1, features.shape[:2])  # [K rows columns]
-                best = interpolate(scores[None], size, mode="bilinear")[0].argmax(0).to(torch.uint8)
-                part = labels[rows.begin : rows.end, columns.begin : columns.end]
-                part.copy_(best[inside][: part.shape[0], : part.shape[1]])
-        return maps
+        """See `DenseFeatures.label_maps`, of pixels `[H W C]` decoded as the model reads them."""
+        return self._features(pixels).label_maps(scorers)
 
     def at(self, pixels: np.ndarray, points: Tensor) -> Tensor:
-        """Features at some pixels, interpolated bilinearly: linear scores of them are those of `label_maps`.
+        """See `DenseFeatures.at`, of pixels `[H W C]` decoded as the model reads them."""
+        return self._features(pixels).at(points)
 
-        Args:
-            pixels: `[H W C]`, decoded as the model reads it.
-            points: int64 `[M 2]`, row and column of one pixel or more.
+    def keep(self, pixels: np.ndarray) -> DenseFeatures:
+        """The features of an image `[H W C]`, all of them in memory, to be used again."""
+        found = self._features(pixels)
+        return replace(found, windows=list(found.windows))
 
-        Returns:
-            float32 `[M D]`.
-        """
-        found: Tensor | None = None
-        for rows, columns, features in self._windows(pixels):
-            inside = (points[:, 0] >= rows.begin) & (points[:, 0] < rows.end)
-            inside &= (points[:, 1] >= columns.begin) & (points[:, 1] < columns.end)
-            size = torch.tensor([min(side, self.window_px) for side in self._padded_px(*pixels.shape[:2])])
-            place = points[inside] - torch.tensor([rows.start, columns.start])
-            place = (2 * place + 1) / size - 1  # [m 2] in -1 .. 1
-            values = grid_sample(
-                features.permute(2, 0, 1)[None], place.flip(1)[None, None], padding_mode="border", align_corners=False
-            )
-            found = torch.empty(len(points), features.shape[2]) if found is None else found
-            found[inside] = values[0, :, 0].T
-        assert found is not None
-        return found
+    def _features(self, pixels: np.ndarray) -> DenseFeatures:
+        """The features of an image, computed when they are read, once."""
+        (height, width), side = self._padded_px(*pixels.shape[:2]), self.window_px
+        return DenseFeatures(pixels.shape[:2], (min(height, side), min(width, side)), self._windows(pixels))
 
     def _padded_px(self, height: int, width: int) -> tuple[int, int]:
         cell = self._cell_px
@@ -132,6 +160,11 @@ class DenseEncoder:
                 features = self._network(pixels[rows.start : rows.start + side, columns.start : columns.start + side])
                 check_finite(features)
                 yield rows, columns, features
+
+
+def usual_blocks(model: Model) -> int:
+    """Number of last blocks whose patch features a head takes unless one says otherwise: 4, or all there are."""
+    return min(_MOST_BLOCKS, model.backbone.num_layers)
 
 
 def patch_encoder(model: Model, blocks: int) -> DenseEncoder:

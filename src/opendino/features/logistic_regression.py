@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from opendino.core.compilation import EagerOptimizer
 from opendino.core.progress import track
 
 STRENGTHS = (1e-4, 1e-3, 0.01, 0.1, 1.0, 10.0, 100.0)
@@ -82,6 +84,25 @@ def cross_validated(
         (weight / temperature).float(), (bias / temperature).float(), strengths[best], float(losses[best].mean()),
         (scores / temperature).float(), num_folds,
     )  # fmt: skip
+
+
+def with_strength(features: Tensor, labels: Tensor, num_classes: int, strength: float) -> tuple[Tensor, Tensor]:
+    """The same regression with a given `C`, neither chosen nor calibrated by cross-validation: many times as fast.
+
+    Args:
+        features: float `[M D]`, finite.
+        labels: int64 `[M]` in 0 … C - 1; two classes or more must occur.
+        num_classes: C.
+        strength: `C`.
+
+    Returns:
+        Weight `[C D]` and bias `[C]`, float32, for features as they are given.
+    """
+    standardized, mean, std = _standardize(features)
+    reduced, basis = _reduce(standardized)
+    weight, bias = fit(reduced, labels, num_classes, strength, tolerance=_ROUGH)
+    weight = weight @ basis.T / std
+    return weight.float(), (bias - weight @ mean).float()
 
 
 def _choose(losses: Tensor, strengths: Sequence[float]) -> int:
@@ -218,9 +239,13 @@ def _losses(scores: Tensor, labels: Tensor) -> Tensor:
     return losses.where(losses.isfinite(), 0.0)
 
 
+class _LBFGS(EagerOptimizer, torch.optim.LBFGS):
+    step = torch.no_grad()(inspect.unwrap(torch.optim.LBFGS.step))
+
+
 def _minimize(variables: Tensor, x: Tensor, labels: Tensor, penalty: Tensor, tolerance: float) -> None:
     """Minimize mean log loss + ½ Σ penalty · variables² in place; variables `[C R]`, x `[M R]`, penalty `[R]`."""
-    optimizer = torch.optim.LBFGS(
+    optimizer = _LBFGS(
         [variables], max_iter=_MAX_ITERATIONS, tolerance_grad=tolerance, tolerance_change=1e-12,
         line_search_fn="strong_wolfe",
     )  # fmt: skip
