@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test check bench docs lock clean
+.PHONY: setup demo test check bench docs site lock clean
 
 setup: .venv/ready
 
@@ -41,6 +41,11 @@ docs: setup
 	$(BIN)/python docs/flag_tables.py
 	$(BIN)/python docs/results.py
 	test ! -e $(RUN) || $(BIN)/python docs/figures/curve.py $(RUN) docs/figures/demo.svg
+
+# Everything below docs/, the help of the commands and the names of Python as pages: build/site/index.html. A link that leads
+# nowhere, or a page that the menu lacks, is an error.
+site: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 lock:
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --extra dev --python-version 3.11 pyproject.toml -o requirements.lock

@@ -147,9 +147,11 @@ def resume(
 
     Args:
         run: The run's folder.
-        steps, epochs: New length of the whole run, at most one of them, see `existing_runs.change_length`.
+        steps: New length of the whole run in optimizer steps, see `existing_runs.change_length`.
+        epochs: The same in epochs; at most one of the two.
         devices: Number of devices of this machine, or "auto"; None keeps the number.
-        data, val: The datasets, if they were given in Python: the same images.
+        data: The dataset, if it was given in Python: the same images.
+        val: The same for the labeled images of the evaluations.
         callbacks: Called during the run, on rank 0.
 
     Raises:

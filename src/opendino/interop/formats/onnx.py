@@ -21,6 +21,9 @@ from opendino.models.load import Model
 class Config(Checked):
     """Options of the ONNX export."""
 
+    photographs: bool = False
+    """The graph takes decoded photographs, uint8 [B H W 3] of any size, and resizes, crops and normalizes them itself,
+    as `opendino embed` does. Needs float64 in the runtime."""
     attention: bool = False
     """Also output the last block's self-attention [B heads T T]."""
     opset: Annotated[int, Meta(ge=18, le=23)] = 18
@@ -30,9 +33,10 @@ class Config(Checked):
 def write(model: Model, out: Path, config: Config) -> float:
     """Write images float32 `[B C H W]` → cls `[B D]`, patches `[B N D]`, optionally attention `[B heads T T]`.
 
-    Batch size and, if the network supports it, image size are dynamic. The metadata of the file hold the fingerprint
-    and the preprocessing as JSON, with the names and the range of channels that are not those of photographs. Weights
-    beyond the 2 GB limit of one file are in `NAME.onnx.data` next to it.
+    With `photographs` the images are uint8 `[B H W 3]` of any size. Batch size and, if the network supports it, image
+    size are dynamic. The metadata of the file hold the fingerprint and the preprocessing as JSON, with the names and
+    the range of channels that are not those of photographs. Weights beyond the 2 GB limit of one file are in
+    `NAME.onnx.data` next to it.
 
     Returns:
         The largest difference between outputs of the network and of onnxruntime.
@@ -44,7 +48,7 @@ def write(model: Model, out: Path, config: Config) -> float:
 
     if out.suffix != ".onnx":
         raise UserError(f"'{out.name}' does not end in .onnx", f"Write --out {out.stem}.onnx")
-    traced = traced_graph.trace(model, config.attention)
+    traced = traced_graph.trace(model, config.attention, config.photographs)
     names = ["cls", "patches", *(["attention"] if config.attention else [])]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # warnings of the exporter about its own code
@@ -58,10 +62,7 @@ def write(model: Model, out: Path, config: Config) -> float:
     graph.model.metadata_props.update(metadata | {"preprocessing": json.dumps(model.preprocessing)})
     graph.save(out)
     session, largest = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"]), 0.0
-    for batch, height, width in traced.sizes:
-        images = compare_outputs.random_images(model, batch, height, width)
+    for images, ours in traced.examples():
         theirs = [torch.from_numpy(found) for found in session.run(names, {"images": images.numpy()})]
-        with torch.no_grad():
-            ours = traced.network(images)
         largest = max(largest, compare_outputs.largest_difference(ours, theirs, "onnxruntime"))
     return largest

@@ -35,10 +35,7 @@ def write(model: Model, out: Path, config: Config) -> float:
     traced = traced_graph.trace(model)
     torch.export.save(traced.program, out, extra_files={"preprocessing": json.dumps(model.preprocessing)})
     again, largest = torch.export.load(out).module(), 0.0
-    for batch, height, width in traced.sizes:
-        images = compare_outputs.random_images(model, batch, height, width)
+    for images, ours in traced.examples():
         with torch.no_grad():
-            largest = max(
-                largest, compare_outputs.largest_difference(traced.network(images), again(images), "torch.export")
-            )
+            largest = max(largest, compare_outputs.largest_difference(ours, again(images), "torch.export"))
     return largest
