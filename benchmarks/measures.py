@@ -1,9 +1,9 @@
 """How far can a measure without labels be trusted? Runs, healthy and not, ordered by each measure and by k-NN.
 
 Run: OPENDINO_DATA=DIR python benchmarks/measures.py --out FILE.json. The runs are those of benchmarks/verdicts.py,
-about a minute each on one core; runs that are in FILE.json are not run again. Compared are the start and the end of a run,
-and the ends of two runs on the same images, where their k-NN accuracies differ by more than chance explains. The table
-goes to stderr; the last line of stdout is one JSON document.
+about a minute each on one core; runs that are in FILE.json are not run again. Compared are the start and the end of a
+run, and the ends of two runs on the same images, where their k-NN accuracies differ by more than chance explains. The
+table goes to stderr; the last line of stdout is one JSON document.
 """
 
 from __future__ import annotations

@@ -35,7 +35,8 @@ EXAMINED = (
 _STARTS = "start", "untrained"
 _NAMES = {"start": "at the start", "untrained": "untrained network", "pixels": "raw pixels", "color": "color histogram"}
 _CURE = (
-    "Train longer (the same command with more --minutes, or opendino resume RUN --epochs N); check with `opendino visualize crops` that the views do not share a shortcut (constant color, "
+    "Train longer (the same command with more --minutes, or opendino resume RUN --epochs N); check with "
+    "`opendino visualize crops` that the views do not share a shortcut (constant color, "
     "watermark); try another --optim.lr or a smaller --backbone; give labeled images with --val"
 )
 _KEEP = "Keep using the weights it started from, or train longer or with a lower --optim.lr"
