@@ -9,7 +9,7 @@ from typing import Annotated
 import tyro
 from torch import Tensor
 
-from opendino.cli import Outcome, flags, table_sheet
+from opendino.cli import Outcome, flags, run_verdict, table_sheet
 from opendino.core import distributed
 from opendino.core.errors import UserError
 from opendino.core.ranges import Checked, Count, Repeats, Seed
@@ -55,6 +55,7 @@ def run(args: list[str]) -> Outcome:
     device = distributed.device(config.device)
     tables = open_table(config.a), open_table(config.b)
     _check_same_model(*tables)
+    run_verdict.warn_unless_learned(tables[0].about["model"])  # such features may not see a difference
     (keys_a, a), (keys_b, b) = (table.normalized() for table in tables)
     lost = sum(map(len, tables)) - len(keys_a) - len(keys_b)
     a, b = a.to(device), b.to(device)

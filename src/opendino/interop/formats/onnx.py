@@ -47,7 +47,7 @@ def write(model: Model, out: Path, config: Config) -> float:
     import onnxruntime
 
     if out.suffix != ".onnx":
-        raise UserError(f"'{out.name}' does not end in .onnx", f"Write --out {out.stem}.onnx")
+        raise UserError(f"'{out.name}' does not end in .onnx", f"Write --out {out.with_suffix('.onnx')}")
     traced = traced_graph.trace(model, config.attention, config.photographs)
     names = ["cls", "patches", *(["attention"] if config.attention else [])]
     with warnings.catch_warnings():

@@ -31,7 +31,7 @@ def write(model: Model, out: Path, config: Config) -> float:
         UserError: The name does not end in .pt2, or the network cannot be exported.
     """
     if out.suffix != ".pt2":
-        raise UserError(f"'{out.name}' does not end in .pt2", f"Write --out {out.stem}.pt2")
+        raise UserError(f"'{out.name}' does not end in .pt2", f"Write --out {out.with_suffix('.pt2')}")
     traced = traced_graph.trace(model)
     torch.export.save(traced.program, out, extra_files={"preprocessing": json.dumps(model.preprocessing)})
     again, largest = torch.export.load(out).module(), 0.0
