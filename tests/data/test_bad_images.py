@@ -115,7 +115,7 @@ def test_a_run_over_many_bad_files_completes(tmp_path: Path) -> None:
     words = (
         f"train {tmp_path / 'photos'} --backbone conv4 --views.global.size 32 --views.local.size 16 "
         f"--views.local.number 1 --method.out-dim 16 --method.hidden-dim 16 --epochs 2 --batch 8 --workers 1 "
-        f"--device cpu --max-bad-frac 0.95 --eval-images 20 --precision float32 --out {tmp_path / 'run'}"
+        f"--device cpu --max-bad-frac 0.95 --eval-images 20 --report False --precision float32 --out {tmp_path / 'run'}"
     )
     command = [sys.executable, "-m", "opendino", *words.split()]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
