@@ -258,6 +258,10 @@ def test_wrong_arguments_say_what_to_give(tmp_path: Path) -> None:
         opendino.register_method("dino", sys.modules["opendino.methods.dino"])
     with pytest.raises(UsageError, match="devices=1"):
         opendino.train(Squares(), devices=2, device="cpu", out=tmp_path / "x")
+    with pytest.raises(UsageError, match=r"augmentations holds a Identity.*own_method"):
+        opendino.train("toy:", augmentations=[nn.Identity()])  # pyright: ignore[reportArgumentType]
+    with pytest.raises(UsageError, match=r"A loss belongs to a method"):
+        opendino.train("toy:", loss=abs)
 
 
 def test_the_folder_and_the_command_line_mean_the_same(tmp_path: Path) -> None:

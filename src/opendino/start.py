@@ -28,6 +28,7 @@ from opendino.views import settings as view_settings
 
 Data = str | Path | Source | Any  # Any: a map-style dataset
 Network = str | Callable[..., nn.Module]
+_OWN_PARTS = "docs/own_method.md"
 
 
 def settings(data: Data, recipe: str = "auto", **changes: Any) -> Config:
@@ -82,7 +83,14 @@ def train(
         UserError: The run cannot start (nothing is left behind), or had to stop (its last state is saved).
     """
     log.write_to(None)  # a run that did not start leaves no messages to the next one
+    if "loss" in changes:
+        raise UsageError("There is no setting 'loss'", f"A loss belongs to a method: method=a module, see {_OWN_PARTS}")
     for module in augmentations:
+        if not isinstance(module, ModuleType):
+            raise UsageError(
+                f"augmentations holds a {type(module).__name__}",
+                f"Give modules, whose random values are drawn by seed and step: {_OWN_PARTS}",
+            )
         register_augmentation(module.__name__.rpartition(".")[2], module)
     given = {"val": _data(val), "backbone": _backbone(backbone)} | changes
     given = {name: value for name, value in given.items() if value is not None}

@@ -37,7 +37,7 @@ _NAMES = {"start": "at the start", "untrained": "untrained network", "pixels": "
 _CURE = (
     "Train longer (the same command with more --minutes, or opendino resume RUN --epochs N); check with "
     "`opendino visualize crops` that the views do not share a shortcut (constant color, "
-    "watermark); try another --optim.lr or a smaller --backbone; give labeled images with --val"
+    "watermark); try another --optim.lr or a smaller --backbone"
 )
 _KEEP = "Keep using the weights it started from, or train longer or with a lower --optim.lr"
 """The cure of a run with --init that has not become better."""
@@ -93,6 +93,8 @@ def judge(columns: Columns, total_steps: int, collapse: Collapse | None) -> Verd
     learned, evidence = _learned(columns)
     when = f"after all {total_steps:,} steps" if done >= total_steps else f"after {done:,} of {total_steps:,} steps"
     cure = "" if learned or done < total_steps else _KEEP if _from_trained_weights(columns) else _CURE
+    if cure == _CURE and _by_classes(columns) is None:
+        cure += "; give labeled images with --val"
     return Verdict(LEARNED if learned else NOT_SHOWN, f"{when}, {evidence}", cure)
 
 
