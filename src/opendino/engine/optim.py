@@ -152,13 +152,13 @@ class LARS(_Eager):
 
     def _scaled_gradients(self, params: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
         """Gradients with weight decay, times their trust ratios."""
-        updates = torch._foreach_mul(params, group["weight_decay"])  # pyright: ignore[reportPrivateImportUsage]
+        updates = list(torch._foreach_mul(params, group["weight_decay"]))  # pyright: ignore[reportPrivateImportUsage]
         torch._foreach_add_(updates, [cast(Tensor, p.grad) for p in params])  # pyright: ignore[reportPrivateImportUsage]
         sharded = any(full_parameter(cast(nn.Parameter, p)) is not p for p in params)
         p_norms, g_norms = _norms(params, sharded), _norms(updates, sharded)
         ratios = torch.where((p_norms > 0) & (g_norms > 0), group["eta"] * p_norms / g_norms, 1.0)
         torch._foreach_mul_(updates, ratios.unbind())  # pyright: ignore[reportPrivateImportUsage]
-        return list(updates)
+        return updates
 
 
 def _norms(tensors: list[Tensor], sharded: bool) -> Tensor:
