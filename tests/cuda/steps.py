@@ -199,7 +199,10 @@ def _second_step(method: Method, model: Any, settings: optim.ResolvedConfig, vie
         parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
     optim.step(optimizer, torch.ones((), dtype=torch.bool, device=DEVICE))
     with Watch() as watch:
-        training.step(model, optimizer, settings, BATCH, CLOCK, views, torch.bfloat16)
+        try:
+            training.step(model, optimizer, settings, BATCH, CLOCK, views, torch.bfloat16)
+        except Exception as error:  # e.g. of a shape that depends on values: say so of this step, and watch the others
+            watch.faults.append(f"{type(error).__name__}: {error}")
     return watch
 
 

@@ -121,34 +121,38 @@ class LARS(EagerOptimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        found_inf: Tensor | None = getattr(self, "found_inf", None)
         for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                update = p.grad
-                if p.ndim > 1:
-                    update = update + group["weight_decay"] * p
-                    sharded = full_parameter(p) is not p
-                    p_norm, g_norm = _norm(p, sharded), _norm(update, sharded)
-                    ratio = torch.where((p_norm > 0) & (g_norm > 0), group["eta"] * p_norm / g_norm, 1.0)
-                    update = update * ratio
+            params: list[Tensor] = [p for p in group["params"] if p.grad is not None]
+            updates = {p: cast(Tensor, p.grad) for p in params}
+            scaled = [p for p in params if p.ndim > 1]
+            if scaled:
+                updates |= zip(scaled, self._scaled_gradients(scaled, group), strict=True)
+            for p in params:
                 if not self.state[p]:
                     self.state[p]["velocity"] = torch.zeros_like(p)
-                velocity = self.state[p]["velocity"]
-                new_velocity = group["momentum"] * velocity + update
-                if found_inf is None:
-                    velocity.copy_(new_velocity)
-                    p.sub_(velocity, alpha=group["lr"])
-                else:
-                    velocity.copy_(torch.where(found_inf > 0, velocity, new_velocity))
-                    p.copy_(torch.where(found_inf > 0, p, p - group["lr"] * velocity))
+            if params:  # one kernel for all; it reads `found_inf` on the device
+                torch._fused_sgd_(  # pyright: ignore[reportPrivateImportUsage]
+                    params, [updates[p] for p in params], [self.state[p]["velocity"] for p in params],
+                    weight_decay=0.0, momentum=group["momentum"], lr=group["lr"], dampening=0.0, nesterov=False,
+                    maximize=False, is_first_step=False, found_inf=getattr(self, "found_inf", None),
+                )  # fmt: skip
         return loss
 
+    def _scaled_gradients(self, params: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
+        """Gradients with weight decay, times their trust ratios."""
+        updates = list(torch._foreach_mul(params, group["weight_decay"]))  # pyright: ignore[reportPrivateImportUsage]
+        torch._foreach_add_(updates, [cast(Tensor, p.grad) for p in params])  # pyright: ignore[reportPrivateImportUsage]
+        sharded = any(full_parameter(cast(nn.Parameter, p)) is not p for p in params)
+        p_norms, g_norms = _norms(params, sharded), _norms(updates, sharded)
+        ratios = torch.where((p_norms > 0) & (g_norms > 0), group["eta"] * p_norms / g_norms, 1.0)
+        torch._foreach_mul_(updates, ratios.unbind())  # pyright: ignore[reportPrivateImportUsage]
+        return updates
 
-def _norm(local: Tensor, sharded: bool) -> Tensor:
-    """L2 norm of a full tensor, from all of it or, if `sharded`, from this rank's shard (collective)."""
-    return distributed.all_reduce_sum(local.square().sum()).sqrt() if sharded else local.norm()
+
+def _norms(tensors: list[Tensor], sharded: bool) -> Tensor:
+    """L2 norms of tensors, `[number]`; if `sharded`, of the full tensors of these shards (collective)."""
+    norms = torch.stack(torch._foreach_norm(tensors))  # pyright: ignore[reportPrivateImportUsage]
+    return distributed.all_reduce_sum(norms.square()).sqrt() if sharded else norms
 
 
 def param_groups(student: nn.Module, layer_decay: float = 1.0, separate_backbone: bool = False) -> list[dict[str, Any]]:
@@ -228,16 +232,12 @@ def clip(student: nn.Module, max_norm: float, by: Literal["tensor", "global"]) -
     """
     found = [p.grad for p in student.parameters() if p.grad is not None]
     grads = [distributed.local_tensor(grad) for grad in found]
-    norms = torch.stack(torch._foreach_norm(grads))  # pyright: ignore[reportPrivateImportUsage]
-    # norms: [number of gradients]
-    if any(distributed.is_sharded(grad) for grad in found):
-        norms = distributed.all_reduce_sum(norms.square()).sqrt()
+    norms = _norms(grads, any(distributed.is_sharded(grad) for grad in found))
     total = torch.linalg.vector_norm(norms)
     if max_norm > 0:
         # As in DINO v1, including its 1e-6: g · min(1, c / (‖g‖ + 1e-6)).
-        each = norms.unbind() if by == "tensor" else [total] * len(grads)
-        scales = [(max_norm / (norm + 1e-6)).clamp(max=1.0) for norm in each]
-        torch._foreach_mul_(grads, scales)  # pyright: ignore[reportPrivateImportUsage]
+        scale = (max_norm / ((norms if by == "tensor" else total) + 1e-6)).clamp(max=1.0)
+        torch._foreach_mul_(grads, scale.unbind() if by == "tensor" else scale)  # pyright: ignore[reportPrivateImportUsage]
     return total
 
 
@@ -249,12 +249,23 @@ class BatchNormBuffers:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self._pairs = [(buffer, buffer.clone()) for buffer in module.buffers()]
+        by_dtype: dict[torch.dtype, list[Tensor]] = {}
+        for buffer in module.buffers():
+            by_dtype.setdefault(buffer.dtype, []).append(buffer)
+        # All buffers of a type as one tensor: a network has hundreds, each of a few values.
+        self._groups = [(buffers, _flat(buffers)) for buffers in by_dtype.values()]
 
     def restore(self, ok: Tensor) -> None:
         """Put the copies back if `ok` (bool scalar on the device) is False, without waiting for the device."""
-        for buffer, before in self._pairs:
-            buffer.copy_(torch.where(ok, buffer, before))
+        for buffers, before in self._groups:
+            values = torch.where(ok, _flat(buffers), before).split([buffer.numel() for buffer in buffers])
+            pairs = zip(values, buffers, strict=True)
+            torch._foreach_copy_(buffers, [value.view_as(buffer) for value, buffer in pairs])  # pyright: ignore[reportPrivateImportUsage]
+
+
+def _flat(tensors: list[Tensor]) -> Tensor:
+    """The values of all tensors, one after the other."""
+    return torch.cat([tensor.flatten() for tensor in tensors])
 
 
 def step(optimizer: torch.optim.Optimizer, ok: Tensor) -> None:

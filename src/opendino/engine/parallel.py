@@ -77,7 +77,8 @@ def prepare_distributed(
         dist.broadcast_(method.buffers())
         return method
 
-    return distributed(method), full_method
+    # Gradients as views of DDP's buckets: no second copy of them, in memory and in time.
+    return distributed(method, gradient_as_bucket_view=True), full_method
 
 
 def unwrap(model: nn.Module) -> Method:
