@@ -7,7 +7,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from opendino.features.logistic_regression import cross_validated
+from opendino.features.logistic_regression import with_strength
+
+_STRENGTH = 1.0
 
 
 @torch.no_grad()
@@ -53,7 +55,9 @@ def _next(nearest: Tensor, weights: Tensor | None) -> int:
 
 
 def uncertainty(vectors: Tensor, rows: Sequence[int], classes: Sequence[str]) -> Tensor:
-    """How unsure a classifier of some labeled rows is of every row: `opendino eval linear` trains the same one.
+    """How unsure a logistic regression of some labeled rows is of every row.
+
+    Its penalty is fixed: only the order matters here, and cross-validation would take many times as long.
 
     Args:
         vectors: float32 `[M D]`.
@@ -66,6 +70,6 @@ def uncertainty(vectors: Tensor, rows: Sequence[int], classes: Sequence[str]) ->
     """
     names = sorted(set(classes))
     labels = torch.tensor([names.index(name) for name in classes])
-    found = cross_validated(vectors[list(rows)], labels, len(names))
-    largest = (vectors @ found.weight.T + found.bias).softmax(1).topk(2, 1).values
+    weight, bias = with_strength(vectors[list(rows)], labels, len(names), _STRENGTH)
+    largest = (vectors @ weight.T + bias).softmax(1).topk(2, 1).values
     return 1 - (largest[:, 0] - largest[:, 1])
