@@ -29,6 +29,7 @@ EXTRAS = {
     "remote": "images at s3://, gs://, abfs://",
     "science": "compressed TIFF images",
     "search": "tables in .parquet and .lance: embed, search, duplicates, select, outliers, drift",
+    "serve": "serve",
     "sklearn": "opendino.sklearn.Embedder, for pipelines of scikit-learn",
     "streams": "hf:NAME as images",
     "umap": "map --projection umap",

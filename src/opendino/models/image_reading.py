@@ -20,6 +20,7 @@ from opendino.data.intensity import Range, parse, to_pixels
 from opendino.data.open_source import open_source
 from opendino.data.picture import picture
 from opendino.data.readers.decoded_image import RGB, DecodedImage, from_array, numbered
+from opendino.data.readers.limits import MAX_PIXELS
 from opendino.data.readers.multi_page_files import Reading, check_channels
 
 _Bound = Annotated[float, Meta(ge=-3.4e38, le=3.4e38)]
@@ -102,19 +103,26 @@ class ImageReading(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         found.pixel_format, found.model_channels = self.pixel_format, self.names
         return found
 
-    def decode(self, data: bytes, max_area_px: int | None = None) -> np.ndarray:
+    def decode(self, data: bytes, max_area_px: int | None = None, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         """Decode one file as the model reads it, uint8 or uint16 `[H W C]`.
 
+        Args:
+            data: The file.
+            max_area_px: Larger images are shrunk to this area, see `data.decode.decode`.
+            max_pixels: Images of more pixels are refused before they are decoded.
+
         Raises:
-            BadImage: It cannot be read, has other channels than the model, or the model reads several files per image.
+            BadImage: It cannot be read, is too large, has other channels than the model, or the model reads several
+                files per image.
         """
         if self.channel_files:
             raise BadImage(f"the model reads a file per channel ({self.channel_files}): give the folder")
         reading = Reading(self.stack, self.channels)
         if not self.names:
             own = {} if self == ImageReading() else {"reading": reading, "intensity": self.range}
-            return decode(data, max_area_px, **own)
-        return decode(self._mapped(readers.read(data, reading)), max_area_px, pixel_format=self.pixel_format)
+            return decode(data, max_area_px, max_pixels, **own)
+        read = readers.read(data, reading, max_pixels)
+        return decode(self._mapped(read), max_area_px, pixel_format=self.pixel_format)
 
     def from_array(self, values: np.ndarray) -> np.ndarray:
         """Map the values of an image as a file would have them, `[H W C]` of any numeric type, by the intensity.

@@ -1,0 +1,1 @@
+"""`opendino serve`: embed, search and predict over HTTP, for other programs."""
