@@ -327,7 +327,7 @@ def from_tree(tree: dict[str, Any], base: Config | None = None) -> Config:
         raise UsageError(f"method.name is {name!r}, not a name", "Write, for example, name: dino")
     plugin = method.get("from")
     if plugin is not None and name not in registry.names(registry.METHODS):
-        hint = "Pass it again: method=..." if plugin == "Python" else f"Install {str(plugin)[:100]}"
+        hint = "Register it again: opendino.register_method" if plugin == "Python" else f"Install {str(plugin)[:100]}"
         raise UserError(f"The method '{str(name)[:100]}' came from {str(plugin)[:100]}, which is not here", hint)
     tree["method"] = {key: value for key, value in method.items() if key not in ("name", "from")}
     if base is None:
