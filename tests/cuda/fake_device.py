@@ -29,6 +29,8 @@ def missing() -> str | None:
         return "needs Linux and a C compiler"
     if not torch.backends.cuda.is_built():
         return "needs a build of torch for CUDA"
+    if torch.__version__ < "2.15":
+        return "needs torch 2.15: the launches are those of its operators"
     return "this machine has a GPU: pytest -m gpu" if torch.cuda.is_available() else None
 
 
