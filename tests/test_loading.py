@@ -45,7 +45,7 @@ def test_a_folder_gives_the_vectors_of_its_images(model: ImageModel, photos: Pat
     assert torch.allclose(embedded.vectors, one_by_one, atol=1e-5)
     assert np.asarray(embedded).shape == tuple(one_by_one.shape)
     assert torch.equal(model.embed(open_source(str(photos))).vectors, embedded.vectors)
-    assert repr(embedded) == "10 images with 24 features each, 1 unreadable: .search, .duplicates, .select"
+    assert repr(embedded) == "10 images with 24 features each, 1 unusable: .search, .duplicates, .select"
 
 
 def test_one_image_is_still_one_vector(model: ImageModel, photos: Path) -> None:

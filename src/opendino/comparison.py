@@ -64,7 +64,7 @@ def against_start(config: ResolvedConfig, folder: Path, device: torch.device) ->
         return {"measure": measure, "verdict": "unknown", "says": "Cannot say whether it is better: no held-out images"}
     verdict, summary = _verdict(changes)
     trained = "old" in changes and not earlier.hold_out
-    seen = f"; {init} has trained on the old ones" if trained else ""
+    seen = f"; the old ones are kept out of the new run only: {init} was trained on them" if trained else ""
     figures = "; ".join(f"{each} {name} images" for name, each in changes.items())
     first = next(iter(changes.values()))
     return {

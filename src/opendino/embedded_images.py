@@ -92,7 +92,7 @@ class EmbeddedImages:
         return np.array(self.vectors.numpy(), dtype=dtype, copy=copy)
 
     def __repr__(self) -> str:
-        unread = f", {len(self.bad):,} unreadable" if self.bad else ""
+        unread = f", {len(self.bad):,} unusable" if self.bad else ""
         return f"{len(self):,} images with {self.vectors.shape[1]} features each{unread}: .search, .duplicates, .select"
 
     @property

@@ -36,7 +36,7 @@ def test_a_row_for_every_readable_image(folder: Path, photos: Path, capsys: pyte
     assert main(words) == 0
     told = capsys.readouterr().out
     assert "5 images" in told and "images/s" in told
-    assert "1 unreadable left out, e.g. broken.jpg: not an image in a known format; all in" in told
+    assert "1 unusable left out, e.g. broken.jpg: not an image in a known format; all in" in told
     assert pq.read_table(out)["key"].to_pylist() == [f"{number}.png" for number in range(5)]
     about = table_schema.about(pq.read_schema(out))
     assert (about["model"], about["which"], about["data"], about["images"]) == (str(folder), None, str(photos), 6)

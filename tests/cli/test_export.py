@@ -29,6 +29,9 @@ def test_people_read_how_large_the_difference_is(
 ) -> None:
     assert main(["export", model, "--to=timm", "--out", str(tmp_path / "out")]) == 0
     assert "features differ by" in capsys.readouterr().out
+    assert main(["export", model, "--to", "torch-export", "--out", str(tmp_path / "out.pt2")]) == 0
+    told = capsys.readouterr().out
+    assert "values 0 to 1 minus mean 0.485 0.456 0.406, divided by std" in told and "the middle 16 px" in told
 
 
 @pytest.mark.parametrize(

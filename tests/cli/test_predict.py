@@ -26,7 +26,7 @@ def folder(tmp_path: Path) -> Path:
 def test_a_row_for_every_readable_image(folder: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = photos.parent / "found.csv"
     assert main(["predict", str(folder), str(photos), "--out", str(out), "--device", "cpu"]) == 0
-    assert "5 images, 1 unreadable left out, e.g. broken.jpg" in capsys.readouterr().out
+    assert "5 images, 1 unusable left out, e.g. broken.jpg" in capsys.readouterr().out
     with open(out, encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["path"] for row in rows] == [str(photos / f"{number}.png") for number in range(5)]

@@ -66,7 +66,7 @@ def test_a_table_follows_its_folder(place: Path, capsys: pytest.CaptureFixture[s
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "1 new, 0 changed, 8 unchanged → t.lance"
     assert lines[1] == "1 are no longer in photos, e.g. 8.png; --prune removes them"
-    assert lines[2] == "1 unreadable left out, e.g. bad.png: empty file"
+    assert lines[2] == "1 unusable left out, e.g. bad.png: empty file"
     assert main([*words, "--prune", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     counts = {key: told[key] for key in ("written", "unchanged", "removed", "vanished", "skipped")}

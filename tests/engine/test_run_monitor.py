@@ -96,7 +96,7 @@ def test_unreadable_images_are_listed_once_for_each_finding(make: MakeWatch, sai
     assert not (tmp_path / "bad_files.csv").exists()
     watch.record_bad_images([("b,1.png", 'says "torn"'), ("a.png", "empty"), ("a.png", "empty")])
     watch.flush(), watch.flush()
-    assert len(said) == 1 and said[0].startswith("warning: 2 unreadable images")
+    assert len(said) == 1 and said[0].startswith("warning: 2 unusable images")
     with open(tmp_path / "bad_files.csv", newline="") as file:
         assert list(csv.reader(file)) == [["file", "reason"], ["a.png", "empty"], ["b,1.png", 'says "torn"']]
     assert list(bad) == ["b,1.png", "a.png"]
@@ -108,7 +108,7 @@ def test_too_large_a_share_of_unreadable_images_ends_the_run(make: MakeWatch) ->
     watch.record_bad_images([(f"{n}.png", "torn") for n in range(16)])  # of 24 tries, counted as 32: few say nothing
     watch.flush()
     watch.record_bad_images([("one more.png", "torn")])
-    with pytest.raises(UserError, match=r"17 of 25 images read so far are unreadable, more than 50%, e\.g\. one more"):
+    with pytest.raises(UserError, match=r"17 of 25 images read so far cannot be used, more than 50%, e\.g\. one more"):
         watch.flush()
 
 

@@ -176,8 +176,8 @@ def test_the_text_says_what_was_found(tmp_path: Path, tiny_model: Path, capsys: 
         ([], 2, "--labels is missing"),
         (["--labels", "no.csv"], 1, "Cannot read list no.csv"),
         (["--labels", "META", "--columns", "plat"], 2, "plate"),
-        (["--labels", "META", "--columns", "constant"], 1, "No column of meta.csv has two groups"),
-        (["--labels", "META", "--columns", "number"], 1, "No column of meta.csv has two groups"),
+        (["--labels", "META", "--columns", "constant"], 1, "No column of meta.csv has two values with"),
+        (["--labels", "META", "--columns", "number"], 1, "No column of meta.csv has two values with"),
     ],
 )
 def test_mistakes_are_one_line(

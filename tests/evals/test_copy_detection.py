@@ -138,7 +138,7 @@ def test_the_groups_are_printed(tiny_model: Path, with_copies: Path, capsys: pyt
     assert main(words) == 0
     text = capsys.readouterr().out
     assert text.startswith(f"Near-duplicates in {with_copies}: 2 groups, 16 images compared\n")
-    assert "  sub/again3.jpg\n" in text and "1 unreadable left out, e.g. broken.png" in text
+    assert "  sub/again3.jpg\n" in text and "1 unusable left out, e.g. broken.png" in text
 
 
 def test_without_a_threshold_a_small_folder_has_only_equal_images(ask: Ask, with_copies: Path) -> None:

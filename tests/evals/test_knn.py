@@ -180,7 +180,7 @@ def test_odd_modes_and_unreadable_files(model: str, tmp_path: Path) -> None:
     report = evaluate(Config(model, train=train, k=(1,), device="cpu"))
     assert report.fields["num_unreadable"] == 2
     assert report.fields["num_train"] + report.fields["num_val"] == 13
-    assert "2 unreadable left out, e.g. b/broken.jpg" in report.text
+    assert "2 unusable left out, e.g. b/broken.jpg" in report.text
 
 
 def test_labels_come_from_a_csv_too_several_a_picture(model: str, tmp_path: Path) -> None:

@@ -114,7 +114,7 @@ def test_outputs_are_those_of_a_plain_loop_to_the_bit(dtype: torch.dtype) -> Non
 
 
 def test_messages() -> None:
-    assert skipped_message([("a", "torn"), ("b", "empty")]) == "2 unreadable left out, e.g. a: torn"
+    assert skipped_message([("a", "torn"), ("b", "empty")]) == "2 unusable left out, e.g. a: torn"
     assert skipped_message([]) == ""
     assert "None of the 2 images can be read, e.g. a: torn" in str(none_readable(2, [("a", "torn")]))
     assert "None of the 0 images can be read." in str(none_readable(0, []))

@@ -77,7 +77,7 @@ def run(args: list[str]) -> Outcome | None:
     speed = f"{done.images_per_second:,.1f} images/s" if done.images_per_second else "all were already computed"
     lines = [f"{done.written:,} images → {config.out} ({speed})"]
     if done.bad:
-        lines.append(f"{done.skipped:,} unreadable left out, e.g. {': '.join(done.bad[0])}; all in {done.listed}")
+        lines.append(f"{done.skipped:,} unusable left out, e.g. {': '.join(done.bad[0])}; all in {done.listed}")
     if out.suffix.lower() in (".csv", ".npz"):
         lines.append("vectors only: for search, map, duplicates and outliers write a .parquet or .lance table")
     fields = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, make_dataclass
 from typing import Annotated, Any, Literal
 
@@ -10,6 +11,8 @@ import tyro
 from opendino.cli import Outcome, flag_table, flags
 from opendino.core.errors import UsageError
 from opendino.core.ranges import Checked
+
+_GRAPHS = ("onnx", "torch-export")
 
 
 @dataclass(frozen=True)
@@ -46,5 +49,17 @@ def run(args: list[str]) -> Outcome | None:
         f"{model.backbone.name}, the {model.which}, fingerprint {model.fingerprint} → {config.out}\n"
         f"Checked by loading it with {to}: on random images, features differ by {difference:.3g} at most"
     )
+    if to in _GRAPHS and "images" not in model.preprocessing and not getattr(config, "photographs", False):
+        text += "\n" + _input(model.preprocessing)
     fields = {"path": config.out, "max_difference": difference, "to": to, "fingerprint": model.fingerprint}
     return Outcome(text, fields)
+
+
+def _input(prepared: Mapping[str, Any]) -> str:
+    """How to prepare an image for a graph, one line."""
+    mean, std = (" ".join(f"{value:g}" for value in prepared[name]) for name in ("mean", "std"))
+    return (
+        f"It takes float32 [B C H W], values 0 to 1 minus mean {mean}, divided by std {std}: of an image whose "
+        f"shorter side was resized to {prepared['resize_px']} px ({prepared['interpolation']}) the middle "
+        f"{prepared['image_px']} px"
+    )

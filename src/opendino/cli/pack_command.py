@@ -64,7 +64,7 @@ def run(args: list[str]) -> Outcome:
     )
     out = Path(config.out).expanduser()
     done = shard_writer.pack(source, plan, out, config.workers)
-    left_out = f"{len(done.bad):,} unreadable images skipped, see {out / 'bad_files.csv'}\n" if done.bad else ""
+    left_out = f"{len(done.bad):,} unusable images skipped, see {out / 'bad_files.csv'}\n" if done.bad else ""
     what = "images and tiles" if config.tiles else "images"
     text = (
         f"{done.images:,} {what} in {done.shards:,} shards, {done.num_bytes / 1e6:,.1f} MB; "

@@ -187,7 +187,7 @@ class RunMonitor:
             listed = ((cell(key), cell(reason)) for key, reason in sorted(bad_images.items()))
             csv.writer(text).writerows([("file", "reason"), *listed])
             atomic_write.write(table, text.getvalue())
-            log.warn(f"{len(bad_images)} unreadable images so far, see {table}")
+            log.warn(f"{len(bad_images)} unusable images so far, see {table}")
         # The loader replaces an unreadable image by another one, so every batch is full, and failed attempts divided by
         # all attempts of this process approximate the fraction of bad images. (`bad_images` may hold names from
         # before a resume, so its length does not.)
@@ -195,7 +195,7 @@ class RunMonitor:
         if self._num_failed > self._limits.max_bad_frac * max(tries, _MIN_TRIES):
             key, reason = next(reversed(bad_images.items()))
             raise UserError(
-                f"{self._num_failed} of {tries} images read so far are unreadable, more than "
+                f"{self._num_failed} of {tries} images read so far cannot be used, more than "
                 f"{self._limits.max_bad_frac:.0%}, e.g. {key}: {reason}",
                 f"Remove or convert the images listed in {table}, or raise --max-bad-frac",
             )

@@ -309,8 +309,8 @@ def _load_images(config: Config, model: Model, data: str) -> tuple[Images, list[
             groups[name], group_names[name] = labels, kept
     if not groups:
         raise UserError(
-            f"No column of {Path(config.labels).name} has two groups of {_FEWEST} training and validation images",
-            f"Its columns: {', '.join(values)}. Name others with --columns, or give more images",
+            f"No column of {Path(config.labels).name} has two values with {_FEWEST} images or more each in both parts",
+            f"Its columns: {', '.join(values)}. Name others with --columns, or list more images",
         )
     features = torch.cat([each.features for each in tables])
     return Images(features, val, classes, tuple(names) if len(names) > 1 else (), groups, group_names), notes

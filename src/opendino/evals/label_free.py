@@ -312,4 +312,4 @@ def _format(value: float | None) -> str:
 
 
 def _skipped_note(bad: int) -> str:
-    return f", {bad} unreadable skipped" if bad else ""
+    return f", {bad} unusable skipped" if bad else ""

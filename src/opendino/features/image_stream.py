@@ -139,4 +139,4 @@ def none_readable(num: int, bad: Sequence[tuple[str, str]]) -> UserError:
 
 def skipped_message(bad: Sequence[tuple[str, str]]) -> str:
     """Message about unreadable images; empty if there are none."""
-    return f"{len(bad)} unreadable left out, e.g. {bad[0][0]}: {bad[0][1]}" if bad else ""
+    return f"{len(bad)} unusable left out, e.g. {bad[0][0]}: {bad[0][1]}" if bad else ""

@@ -61,13 +61,13 @@ PANELS = (
         "Crop matching",
         {"crop_match": ""},
         "% (50 is chance)",
-        caption="How often two gray crops of an image find each other. Good: above the untrained network.",
+        caption="How often two gray crops of an image find each other. Good: 10 points above the untrained network.",
     ),
     Panel(
         "Effective rank",
         {"effective_rank": "effective rank"},
         "dimensions",
-        caption="Number of directions that the features use. Good: grows. 1 is a collapse.",
+        caption="Number of directions that the features use. 1 is a collapse; more is no sign of learning by itself.",
     ),
     Panel(
         "Teacher's entropy",
