@@ -23,8 +23,9 @@ demo: setup
 	@test ! -e $(RUN) || { echo "$(RUN) exists: make demo RUN=runs/demo-2, or $(BIN)/opendino resume $(RUN)"; exit 1; }
 	$(BIN)/opendino demo --out $(RUN)
 
+# One process more than cores: tests often wait for programs that they start.
 test: setup
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $$($(BIN)/python -c 'import os; print(os.cpu_count() + 1)') --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: setup
 	$(BIN)/ruff check .

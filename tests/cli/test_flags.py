@@ -68,6 +68,7 @@ def test_another_value_is_wrong_usage() -> None:
         ("--mean 0.5 x 0.5", "--mean is '0.5 x 0.5', not of type [float [float ...]]. Expected one or more values"),
         ("--seed 1 2", "Unexpected argument '2'. See opendino train --help"),
         ("--views.all.flip.p 2", "--views.global.flip.p is 2. Use a number from 0 to 1"),
+        ("--backbone-options nan", "--backbone-options is 'nan'. Expected pairs of NAME VALUE"),
         ("--views.local.size x", "--views.local.size is 'x', not of type"),
         ("--method byol --views.local.number 3", "Unknown option '--views.local.number'"),
     ],

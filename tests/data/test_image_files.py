@@ -165,7 +165,7 @@ def test_the_survey_finds_the_range_without_missing_pixels() -> None:
     files["odd.tif"], files["bad.tif"] = tiff(gray(0)), b"II*\0"
     found = survey(image_files(Files(files), Reading()))
     assert (found.channels, found.dtype, found.photographs, found.num_images) == (("0", "1"), "float32", False, 40)
-    assert dict(found.others)["odd.tif"] == "1 channels, most have 2" and "bad.tif" in dict(found.others)
+    assert dict(found.others)["odd.tif"] == "1 channel (0 gray), most have 2" and "bad.tif" in dict(found.others)
     intensity, why = found.intensity(["auto"])
     assert isinstance(intensity, Intensity) and "40 images" in why
     assert np.allclose(intensity.low, (100, 5), atol=2) and intensity.high[0] > 895 and intensity.high[1] > 6.9

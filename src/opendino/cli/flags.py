@@ -147,6 +147,8 @@ def _of_wrong_type(flags: tuple[str, ...], metavar: str, args: list[str], see_he
         if name.replace("_", "-") in flags:
             following = itertools.takewhile(lambda word: not word.startswith("--"), args[place + 1 :][:number])
             flag, value = name, attached if equals else " ".join(following)
+    if "[...]" in kind:  # a dict: tyro writes the types of its keys and values
+        return UsageError(f"{flag} is {shown(value)}", "Expected pairs of NAME VALUE")
     or_auto = ", or auto" * ("{auto}" in kind)
     many = "one or more" if any_number else number
     hint = f"Expected {many} values{or_auto}" if number > 1 else see_help
