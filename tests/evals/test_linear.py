@@ -174,9 +174,10 @@ def test_few_labels_are_cross_validated_and_all_used(
     assert fields["measured"] == "10-fold cross-validation" and fields["C"] in STRENGTHS
     assert fields["majority"] == pytest.approx(100 * 20 / 29) == fields["pixels"]["majority"]
     assert fields["cross_validated"]["top1"] == fields["top1"]
-    assert report.text.count("95% interval") == report.text.count("most frequent class") == 2, "of it and of pixels"
-    change = f"{fields['top1'] - fields['pixels']['top1']:+.1f} ± "
-    assert f"the network against these pixels, image by image: {change}" in report.text
+    assert report.text.count("95% interval") == report.text.count("most frequent class") == 3, "of it and of baselines"
+    for baseline in ("pixels", "untrained"):
+        change = f"{fields['top1'] - fields[baseline]['top1']:+.1f} ± "
+        assert f"the network against it, image by image: {change}" in report.text
     # What is saved is what predict says, with the interval.
     opened = load_classifier(out)[1]
     assert opened.known is not None and opened.known.top1 == fields["top1"]
@@ -191,7 +192,7 @@ def test_with_val_both_figures_are_given(model: str, tmp_path: Path) -> None:
     assert report.fields["num_val"] == report.fields["num_queries"] == 40
     assert report.fields["cross_validated"]["num_queries"] == 29
     assert report.fields["measured"] == f"images of {val}"
-    assert report.text.count("95% interval") == 4
+    assert report.text.count("95% interval") == 5
     assert any("32 of the validation images are of classes" in note for note in report.fields["notes"])
 
 

@@ -21,8 +21,9 @@ from opendino.core.errors import UsageError, UserError
 from opendino.core.ranges import Batch, Checked, Count, NotNegative, Positive, Seed, Workers
 from opendino.core.types import Report
 from opendino.data.sampler import permutation
+from opendino.features.baselines import untrained_on
 from opendino.features.classification_metrics import accuracy
-from opendino.features.feature_table import FeatureTable, hold_out
+from opendino.features.feature_table import FeatureTable, hold_out, table
 from opendino.features.image_stream import skipped_message
 from opendino.features.linear_classifiers import MOMENTUM, train_together
 from opendino.features.logistic_regression import STRENGTHS, CrossValidated, cross_validated
@@ -41,6 +42,7 @@ Candidate = tuple[Tokens, float]
 Candidates = Annotated[tuple[Positive, ...], Meta(min_length=1)]
 MOST_CROSS_VALIDATED = 10_000
 """Number of labels up to which the classifier is a cross-validated logistic regression; above it takes minutes."""
+_MOST_UNTRAINED = 1000  # labels up to which the untrained network is computed too: another pass over their images
 _LEAST_MEASURED = 10  # labels below which an accuracy would say nothing: its interval would be over 50 points wide
 _CROP = view({"crop.scale": (0.08, 1.0), "color_jitter.p": 0.0, "gray.p": 0.0})  # as in supervised training
 
@@ -143,10 +145,13 @@ def evaluate(config: Config) -> Report:
     return Report("\n".join(lines), fields)
 
 
-def _against_pixels(pixels: Tensor, ours: Tensor, truth: Tensor) -> str:
-    """Whether the network's features classify better than pixels, from scores `[M C]` of both."""
-    right = [(scores.argmax(1) == truth).float().cpu() for scores in (pixels, ours)]
-    return f"the network against these pixels, image by image: {change(*right).against}"
+def _compared(name: str, theirs: Tensor, ours: Tensor, truth: Tensor) -> list[str]:
+    """The accuracy of a baseline, and whether the network is better, from scores `[M C]` of both; two lines."""
+    right = [(scores.argmax(1) == truth).float().cpu() for scores in (theirs, ours)]
+    return [
+        f"{name}, the same classifier: {accuracy(theirs, truth).sentence}",
+        f"  the network against it, image by image: {change(*right).against}",
+    ]
 
 
 @dataclass(frozen=True)
@@ -204,12 +209,16 @@ class _Trainer:
             lines = [
                 f"{measured}: {known.sentence}",
                 f"its mean probability for the predicted class: {confidence:.1f}%",
-                f"{BASELINE}, the same classifier: {accuracy(by_pixels.scores, labels).sentence}",
-                _against_pixels(by_pixels.scores, best.scores, labels),
+                *_compared(BASELINE, by_pixels.scores, best.scores, labels),
             ]
         cross = known.fields if known else None
         fields = {"C": best.strength, "cross_validated": cross, "log_loss": best.loss if known else None}
         fields["pixels"] = accuracy(by_pixels.scores, labels).fields if known else None
+        fields["untrained"] = None
+        if known and len(rows) <= _MOST_UNTRAINED:
+            scores = train(self._untrained(tokens, rows)).scores
+            lines += _compared("untrained network", scores, best.scores, labels)
+            fields["untrained"] = accuracy(scores, labels).fields
         if config.val is not None:
             val, truth = self.data.val, self.data.val.labels_by(self.classes)
             notes += [note for note in self.data.notes if note not in notes]
@@ -217,11 +226,15 @@ class _Trainer:
             known, measured = accuracy(scores, truth), f"images of {self.data.origin}"
             features = thumbnail_and_histogram(self.data.val_source, val.indices.tolist(), config.workers)
             pixel_scores = features @ by_pixels.weight.T + by_pixels.bias
-            baseline = accuracy(pixel_scores, truth)
-            lines += [f"{measured}: {known.sentence}", f"{BASELINE}: {baseline.sentence}"]
-            lines.append(_against_pixels(pixel_scores, scores, truth))
-            fields["pixels"] = baseline.fields
+            lines += [f"{measured}: {known.sentence}", *_compared(BASELINE, pixel_scores, scores, truth)]
+            fields["pixels"] = accuracy(pixel_scores, truth).fields
         return _Found(found, known, measured, notes, how, lines, fields)
+
+    def _untrained(self, tokens: Tokens, rows: FeatureTable) -> Tensor:
+        """Features `[M D]` of the same images by the network with random weights."""
+        source, indices, workers = self.data.source, rows.indices.tolist(), self.config.workers
+        fresh = untrained_on(self.model, source, indices, workers=workers)
+        return table(fresh, source, tokens, indices, workers=workers).features
 
     def by_sgd(self, kinds: list[Tokens]) -> _Found:
         """SGD as in DINO, for many labels: the learning rate chosen on a tenth of them, the accuracy on `data.val`."""
