@@ -17,6 +17,10 @@ from opendino.core import accuracy
 from opendino.engine.collapse_detection import CURE, Collapse, Monitor
 
 LEARNED, NOT_SHOWN = "learned", "not shown to learn"
+_MEANING = {
+    LEARNED: "its features are better than at the start",
+    NOT_SHOWN: "nothing measured shows better features than at the start",
+}
 KNN_GAIN = 2.0
 """Points of k-NN accuracy above the start below which a run has not learned, however many queries there are."""
 MATCH_GAIN = 10.0
@@ -95,7 +99,8 @@ def judge(columns: Columns, total_steps: int, collapse: Collapse | None) -> Verd
     cure = "" if learned or done < total_steps else _KEEP if _from_trained_weights(columns) else _CURE
     if cure == _CURE and _by_classes(columns) is None:
         cure += "; give labeled images with --val"
-    return Verdict(LEARNED if learned else NOT_SHOWN, f"{when}, {evidence}", cure)
+    name = LEARNED if learned else NOT_SHOWN
+    return Verdict(name, f"{_MEANING[name]}; {when}, {evidence}", cure)
 
 
 def told_apart_by_color(percent: float) -> str:
@@ -153,7 +158,7 @@ def _by_crops(columns: Columns) -> tuple[bool, str]:
         signs.append(f"the effective rank is {rank[-1]:.1f} ({rank[0]:.1f} at the start)")
     needed = "" if learned or first is None else f"; {MATCH_GAIN:g} points more than at the start would show it"
     if needed and 1 <= gain < MATCH_GAIN:
-        needed += f", at the pace so far after about {MATCH_GAIN / gain:.1f} times as many steps"
+        needed += f", at the pace so far after about {max(1.1, MATCH_GAIN / gain):.1f} times as many steps"
     return learned, ", ".join(signs) + needed
 
 
