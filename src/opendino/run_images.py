@@ -24,8 +24,6 @@ from opendino.data.source_files import SPLITS, exists, printable
 from opendino.models import load
 from opendino.models.image_reading import ImageReading
 
-_NAMES_READ = 3_000  # of files, to find out whether each holds one channel
-
 
 def open_images(config: Config, data: str) -> ImageFiles:
     """Open images as the run reads them: its channels, pages and range of values ("full" until it is known).
@@ -125,8 +123,7 @@ def _say_splits(data: str) -> None:
 def _warn_of_channel_files(config: Config, files: ImageFiles) -> None:
     if config.channel_files:
         return
-    names = [files.key(index) for index in range(min(len(files), _NAMES_READ))]
-    if found := channel_file_names.pattern(names):
+    if found := channel_file_names.pattern_of(files):
         pattern, channels, num = found
         log.warn(
             f"the names look like {num:,} images of {len(channels)} files each, one per channel "

@@ -1,10 +1,11 @@
-"""What is painted in an editor: from the layers that the browser sends to numbers, and from numbers to colors."""
+"""An editor to paint in; from the layers that the browser sends to numbers, and from numbers to colors."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import gradio as gr
 import numpy as np
 from PIL import Image
 
@@ -19,6 +20,20 @@ BRUSH_NAMES = ("red", "green", "pink", "orange", "light blue", "dark blue")
 _RGB = np.array([[int(color[i : i + 2], 16) for i in (1, 3, 5)] for color in BRUSHES], np.float32)
 _MAX_LAYERS, _MAX_LAYER_BYTES = 8, 32 * 2**20
 _OPACITY = 0.55
+
+
+def editor(label: str, brush_px: int) -> gr.ImageEditor:
+    """Add a field to paint on an image, with a color per object or class."""
+    return gr.ImageEditor(
+        label=label,
+        sources=(),
+        transforms=(),
+        layers=False,
+        brush=gr.Brush(default_size=brush_px, colors=list(BRUSHES), color_mode="fixed"),
+        format="png",
+        height=420,
+        interactive=True,
+    )
 
 
 def layers(painted: Any, folder: Path) -> list[bytes]:

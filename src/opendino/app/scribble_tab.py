@@ -14,10 +14,10 @@ import gradio as gr
 import numpy as np
 from PIL import Image
 
-from opendino.app import uploads
+from opendino.app import painting, uploads
 from opendino.app.context import NETWORK, Context, Head, bounded, caption, handle_errors, session_id
 from opendino.app.image_input import image_input
-from opendino.app.painting import BRUSH_NAMES, BRUSHES, as_layer, draw_labels, layers, painted_labels
+from opendino.app.painting import BRUSH_NAMES, as_layer, draw_labels, layers, painted_labels
 from opendino.core.errors import UserError
 from opendino.datasets import mask_files
 from opendino.datasets.mask_files import VOID
@@ -50,7 +50,7 @@ def build(context: Context, head: Head) -> None:
                 allow_preview=False, visible=False,
             )  # fmt: skip
         with gr.Column(scale=4, min_width=320):
-            editor = _editor()
+            editor = painting.editor("Paint here: a color per class", brush_px=12)
             start = gr.Button("Show the mask", variant="primary")
         with gr.Column(scale=4, min_width=320):
             result = gr.Image(label="Mask", interactive=False, format="png", height=420, buttons=["fullscreen"])
@@ -65,19 +65,6 @@ def build(context: Context, head: Head) -> None:
     images.select(handle_errors(tab.go), [state, editor, head.model], [editor, *shown], **private)
     start.click(handle_errors(tab.segment), [state, editor, head.model], shown, **private)
     export.click(handle_errors(tab.export), [state, editor, head.model], shown, **private)
-
-
-def _editor() -> gr.ImageEditor:
-    return gr.ImageEditor(
-        label="Paint here: a color per class",
-        sources=(),
-        transforms=(),
-        layers=False,
-        brush=gr.Brush(default_size=12, colors=list(BRUSHES), color_mode="fixed"),
-        format="png",
-        height=420,
-        interactive=True,
-    )
 
 
 class _Tab:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from opendino.app import uploads
+from opendino.app import painting, uploads
 from opendino.app.context import NETWORK, Context, Head, bounded, handle_errors, refusal, session_id
 from opendino.app.model_cache import encoder_for
 from opendino.app.painting import BRUSHES, draw_labels, layers, painted_labels
@@ -86,16 +86,7 @@ def _inputs() -> tuple[gr.File, gr.HTML, gr.ImageEditor, gr.Slider, gr.Button]:
     """The left column: upload, error message, first frame to paint on, size of the input, start."""
     upload = gr.File(label="Video (.mp4, .mov, .webm, .mkv, .avi)", file_types=["video"], height=150)
     error_note = gr.HTML(visible=False)
-    editor = gr.ImageEditor(
-        label="First frame: paint the objects",
-        sources=(),
-        transforms=(),
-        layers=False,
-        brush=gr.Brush(default_size=24, colors=list(BRUSHES), color_mode="fixed"),
-        format="png",
-        height=420,
-        interactive=True,
-    )
+    editor = painting.editor("First frame: paint the objects", brush_px=24)
     size = gr.Slider(64, 480, 240, step=16, label="Shorter side of the input (px)")
     start = gr.Button("Track", variant="primary")
     return upload, error_note, editor, size, start

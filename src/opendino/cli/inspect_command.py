@@ -41,8 +41,7 @@ def run(args: list[str]) -> Outcome:
         lines += [f"{'':<{width}}  {key}: {reason}" for key, reason in found.bad[:_LISTED]]
     if sheet:
         tiles = [table_sheet.tile(image, key) for image, key in found.examples]
-        rows = [tiles[start : start + _COLUMNS] for start in range(0, len(tiles), _COLUMNS)]
-        tile_grid.Sheet(rows).save(sheet)
+        tile_grid.Sheet(table_sheet.in_rows(tiles, _COLUMNS)).save(sheet)
         lines.append(f"→ {config.sheet}")
     lines.append(f"next: opendino visualize crops {config.data}, or opendino train {config.data}")
     return Outcome("\n".join(lines), {"data": config.data, **asdict(found) | {"examples": len(found.examples)}})

@@ -83,10 +83,11 @@ def _opened(config: Config) -> tuple[Model, Classifier | None, EmbeddingTable | 
     device = distributed.device(config.device)
     folder = Path(config.model).expanduser()
     table = open_table(config.table) if config.table else None
-    model, classifier = load(config.model, table.about["which"] if table else None), None
     if (folder / CLASSIFIER).is_file():
         model, classifier = load_classifier(folder)
         classifier = classifier.to(device)
+    else:
+        model, classifier = load(config.model, table.about["which"] if table else None), None
     if table:
         check_model(table, model, config.model)
     return model.to(device), classifier, table

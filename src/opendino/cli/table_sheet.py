@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from PIL import Image
 
 from opendino.embeddings.table_images import TableImages
 from opendino.visualize.drawing import tile_grid
 from opendino.visualize.drawing.tile_grid import Tile
+
+T = TypeVar("T")
 
 SIDE_PX = 160
 AREA_PX = (2 * SIDE_PX) ** 2
@@ -39,6 +41,6 @@ def save(rows: Iterable[Iterable[tuple[str, str] | None]], about: Mapping[str, A
     tile_grid.Sheet([[drawn(*each) if each else None for each in row] for row in listed]).save(out)
 
 
-def in_rows(tiles: Sequence[tuple[str, str]], columns: int) -> list[Sequence[tuple[str, str]]]:
+def in_rows(tiles: Sequence[T], columns: int) -> list[Sequence[T]]:
     """Split a list of tiles into rows."""
     return [tiles[start : start + columns] for start in range(0, len(tiles), columns)]

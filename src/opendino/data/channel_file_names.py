@@ -6,6 +6,8 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 
+from opendino.core.contracts import Source
+
 _CHANNEL = r"[^_\- /]*[A-Za-z][^_\- /]*"
 _UNIQUE_ID = r"\[?[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}\]?"  # of each file, by the microscope's program
 _NAMES = [
@@ -18,7 +20,13 @@ _NAMES = [
         (r"[_\- ]", _CHANNEL, ""),
     )
 ]
+_NAMES_READ = 3_000
 _MAX_CHANNELS, _MIN_IMAGES, _MIN_COMPLETE = 12, 3, 0.9
+
+
+def pattern_of(source: Source) -> tuple[str, list[str], int] | None:
+    """See `pattern`, of the first images of a source."""
+    return pattern([source.key(index) for index in range(min(len(source), _NAMES_READ))])
 
 
 def pattern(names: Sequence[str]) -> tuple[str, list[str], int] | None:

@@ -24,7 +24,6 @@ from opendino.data.readers.multi_page_files import Reading
 _LOOKED_AT = 120
 """Number of images that are decoded."""
 _EXAMPLES, _EXAMPLE_AREA_PX = 12, 240 * 240
-_NAMES_READ = 3_000
 _FOLDERS = 12
 """Number of sub-folders that are named."""
 _DEPTHS = {"uint8": "8 bit", "uint16": "16 bit", "float32": "32-bit floating point"}
@@ -77,7 +76,7 @@ def look_at(data: str, stack: str = "ask") -> Overview:
 
 def _channel_files(files: ImageFiles) -> str:
     """That each file seems to hold one channel of an image, and how to read them together; empty if not."""
-    found = channel_file_names.pattern([files.key(index) for index in range(min(len(files), _NAMES_READ))])
+    found = channel_file_names.pattern_of(files)
     if found is None:
         return ""
     pattern, channels, num = found

@@ -96,9 +96,7 @@ def judge(columns: Columns, total_steps: int, collapse: Collapse | None) -> Verd
         return Verdict(name, collapse.evidence + _even_so(columns), collapse.cure, collapse.name)
     learned, evidence = _learned(columns)
     when = f"after all {total_steps:,} steps" if done >= total_steps else f"after {done:,} of {total_steps:,} steps"
-    cure = "" if learned or done < total_steps else _KEEP if _from_trained_weights(columns) else _CURE
-    if cure == _CURE and _by_classes(columns) is None:
-        cure += "; give labeled images with --val"
+    cure = "" if learned or done < total_steps else _cure(columns)
     name = LEARNED if learned else NOT_SHOWN
     return Verdict(name, f"{_MEANING[name]}; {when}, {evidence}", cure)
 
@@ -124,6 +122,13 @@ def _learned(columns: Columns) -> tuple[bool, str]:
     if KNN_GAIN <= gain <= chance:
         return by_crops[0], f"{evidence}; {by_crops[1]}"
     return gain >= KNN_GAIN, evidence
+
+
+def _cure(columns: Columns) -> str:
+    """What to do about a finished run that is not shown to have learned."""
+    if _from_trained_weights(columns):
+        return _KEEP
+    return _CURE if _by_classes(columns) else f"{_CURE}; give labeled images with --val"
 
 
 def _even_so(columns: Columns) -> str:

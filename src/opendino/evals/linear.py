@@ -145,13 +145,15 @@ def evaluate(config: Config) -> Report:
     return Report("\n".join(lines), fields)
 
 
-def _compared(name: str, theirs: Tensor, ours: Tensor, truth: Tensor) -> list[str]:
-    """The accuracy of a baseline, and whether the network is better, from scores `[M C]` of both; two lines."""
+def _compared(name: str, theirs: Tensor, ours: Tensor, truth: Tensor) -> tuple[list[str], dict[str, Any]]:
+    """From scores `[M C]` of a baseline and the network: two lines on which is better, and the baseline's accuracy."""
+    found = accuracy(theirs, truth)
     right = [(scores.argmax(1) == truth).float().cpu() for scores in (theirs, ours)]
-    return [
-        f"{name}, the same classifier: {accuracy(theirs, truth).sentence}",
+    lines = [
+        f"{name}, the same classifier: {found.sentence}",
         f"  the network against it, image by image: {change(*right).against}",
     ]
+    return lines, found.fields
 
 
 @dataclass(frozen=True)
@@ -203,22 +205,22 @@ class _Trainer:
             f"{len(rows)} labels are too few to measure it; {_LEAST_MEASURED} are enough for a figure",
         )
         lines = [f"accuracy not known: {measured}"]
+        fields: dict[str, Any] = {"C": best.strength}
+        fields |= dict.fromkeys(("cross_validated", "log_loss", "pixels", "untrained"))
         if len(rows) >= _LEAST_MEASURED:
             known, measured = accuracy(best.scores, labels), f"{best.folds}-fold cross-validation"
             confidence = 100 * float(best.scores.softmax(1).amax(1).mean())
             lines = [
                 f"{measured}: {known.sentence}",
                 f"its mean probability for the predicted class: {confidence:.1f}%",
-                *_compared(BASELINE, by_pixels.scores, best.scores, labels),
             ]
-        cross = known.fields if known else None
-        fields = {"C": best.strength, "cross_validated": cross, "log_loss": best.loss if known else None}
-        fields["pixels"] = accuracy(by_pixels.scores, labels).fields if known else None
-        fields["untrained"] = None
-        if known and len(rows) <= _MOST_UNTRAINED:
-            scores = train(self._untrained(tokens, rows)).scores
-            lines += _compared("untrained network", scores, best.scores, labels)
-            fields["untrained"] = accuracy(scores, labels).fields
+            fields |= {"cross_validated": known.fields, "log_loss": best.loss}
+            baselines = {"pixels": (BASELINE, by_pixels.scores)}
+            if len(rows) <= _MOST_UNTRAINED:
+                baselines["untrained"] = "untrained network", train(self._untrained(tokens, rows)).scores
+            for key, (name, scores) in baselines.items():
+                said, fields[key] = _compared(name, scores, best.scores, labels)
+                lines += said
         if config.val is not None:
             val, truth = self.data.val, self.data.val.labels_by(self.classes)
             notes += [note for note in self.data.notes if note not in notes]
@@ -226,8 +228,8 @@ class _Trainer:
             known, measured = accuracy(scores, truth), f"images of {self.data.origin}"
             features = thumbnail_and_histogram(self.data.val_source, val.indices.tolist(), config.workers)
             pixel_scores = features @ by_pixels.weight.T + by_pixels.bias
-            lines += [f"{measured}: {known.sentence}", *_compared(BASELINE, pixel_scores, scores, truth)]
-            fields["pixels"] = accuracy(pixel_scores, truth).fields
+            said, fields["pixels"] = _compared(BASELINE, pixel_scores, scores, truth)
+            lines += [f"{measured}: {known.sentence}", *said]
         return _Found(found, known, measured, notes, how, lines, fields)
 
     def _untrained(self, tokens: Tokens, rows: FeatureTable) -> Tensor:
