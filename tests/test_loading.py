@@ -114,6 +114,9 @@ def test_datasets_are_taken_as_in_training(model: ImageModel) -> None:
         found = model.embed(dataset)
         assert isinstance(found, EmbeddedImages) and torch.allclose(found.vectors, vectors, atol=1e-5)
         assert found.search(images[3], k=1)[0].position == 3
+        known = not isinstance(dataset[0], dict)
+        assert found.labels.tolist() == [number % 2 if known else -1 for number in range(12)]
+        assert found.classes == ("0", "1") * known
     report = opendino.evaluate.knn(model, train=labeled, val=labeled[:6], k=[1], device="cpu")
     assert (report.fields["top1"], report.fields["num_train"], report.fields["num_val"]) == (100, 12, 6)
     with pytest.raises(UsageError, match="A int is not a dataset of images"):

@@ -37,7 +37,7 @@ from opendino.core.unique_keys import UniqueKeyLoader
 from opendino.data import intensity
 from opendino.data.cache import Cache
 from opendino.data.channel_images import pooled
-from opendino.data.video_file import with_every
+from opendino.data.video_file import join_every
 from opendino.engine import optim
 from opendino.engine.parallel import Parallel
 from opendino.engine.precision import Precision
@@ -173,9 +173,7 @@ class Config(Checked):
         object.__setattr__(self, "views", view_settings.complete(method_module(self).VIEWS, self.views))
         if len(self.mean) != len(self.std):
             raise UsageError(f"mean has {len(self.mean)} values and std has {len(self.std)}", "Give one per channel")
-        if self.every:  # it is a part of DATA from now on, so that every command finds the same frames
-            object.__setattr__(self, "data", with_every(self.data, self.every))
-            object.__setattr__(self, "every", "")
+        join_every(self)
         given = [f"{name}={shown(value)}" for name in LENGTHS if (value := getattr(self, name)) is not None]
         if len(given) > 1:
             raise UsageError(f"{' and '.join(given)} were both given", "Give one of them")

@@ -75,6 +75,7 @@ class EmbeddedImages:
         source: The images.
         indices: Positions of the M images in the source, ascending.
         vectors: float32 `[M D]` on the CPU, not L2-normalized.
+        labels: int64 `[M]` on the CPU, positions in `classes`; -1 where unknown.
         bad: (key, reason) of the unreadable images.
     """
 
@@ -82,6 +83,7 @@ class EmbeddedImages:
     source: Source
     indices: list[int]
     vectors: Tensor
+    labels: Tensor
     bad: list[tuple[str, str]]
 
     def __len__(self) -> int:
@@ -99,6 +101,11 @@ class EmbeddedImages:
     def paths(self) -> list[str]:
         """Keys of the M images: their paths inside the folder."""
         return [self.source.key(index) for index in self.indices]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes: sub-folders, or those of the dataset; empty if there are none."""
+        return self.source.classes
 
     @cached_property
     def _unit(self) -> Tensor:

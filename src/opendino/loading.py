@@ -57,7 +57,7 @@ class ImageModel(Model):
         if not isinstance(images, Source):
             images = self.reading.images(python.PythonSource(images))
         found = table(self, images, batch=batch)
-        return EmbeddedImages(self, images, found.indices.tolist(), found.features, list(found.bad))
+        return EmbeddedImages(self, images, found.indices.tolist(), found.features, found.labels, list(found.bad))
 
 
 def load(model: str | Path | Result, which: str | None = None, *, classifier: bool = False) -> ImageModel:

@@ -108,7 +108,7 @@ def _scores(rows: Sequence[dict[str, Any]], total_steps: int) -> Content:
     """The last evaluation."""
     found = next((row for row in reversed(rows) if "effective_rank" in row), {})
     charts = {
-        "k-NN, top-1 on held-out images:": panels.bars(found),
+        f"{accuracy.knn_title(found)}, top-1 on held-out images:": panels.bars(found),
         "Classifier, top-1:": panels.bars(found, "accuracy"),
     }
     notes = [f"{text[0].upper()}{text[1:]}"] if (text := accuracy.baseline_text(found)) else []

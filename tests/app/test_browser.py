@@ -107,9 +107,13 @@ def test_a_click_finds_the_same_place_in_another_picture(visit: Visit, tmp_path:
 def test_search_shows_the_query_itself_first_and_never_a_path_to_it(visit: Visit, place: Path) -> None:
     panel = visit.tab("Search")
     put(panel, place / "photos/07.png")
+    visit.page.get_by_text("Done", exact=True).first.wait_for(state="attached")  # said to screen readers
     panel.get_by_text("1.00 · 07.png").wait_for()
     panel.get_by_text("12 of 24 images, exact search, with the model that made the table: runs/first").wait_for()
     assert str(place) not in visit.page.content()
+    panel.get_by_text("1.00 · 07.png").click()  # and then it is looked at
+    sync.expect(visit.page.get_by_role("tab", name="Look")).to_have_attribute("aria-selected", "true", timeout=WAIT_MS)
+    visit.page.get_by_role("tabpanel").filter(visible=True).get_by_text("dark to bright").wait_for()
 
 
 def test_a_painted_object_is_tracked_through_a_video(visit: Visit, tmp_path: Path) -> None:
@@ -184,6 +188,7 @@ def test_from_a_folder_of_the_server_to_a_list_of_files(visit: Visit) -> None:
     train.get_by_text(re.compile(r"(Stopped|Done): \d+ of 10 steps")).wait_for(timeout=3 * WAIT_MS)
     trained = train.get_by_text(re.compile(r"^runs/photos-\d+")).inner_text()
     sync.expect(visit.page.get_by_label("Model")).to_have_value(trained)
+    sync.expect(visit.tab("Curves").get_by_label(trained)).to_be_checked(timeout=WAIT_MS)
     panel = visit.tab("Images")
     panel.get_by_role("button", name="Make a table with the model").click()
     panel.get_by_text("24 images are in the table").wait_for()
@@ -202,7 +207,7 @@ def test_from_a_folder_of_the_server_to_a_list_of_files(visit: Visit) -> None:
     assert files.input_value().split() == [f"{number:02d}.png" for number in range(24)]
 
 
-def test_chosen_images_get_labels_and_copies_are_listed(visit: Visit) -> None:
+def test_chosen_images_get_labels_the_rest_is_predicted_and_copies_are_listed(visit: Visit, tmp_path: Path) -> None:
     panel = visit.tab("Label")
     panel.get_by_role("button", name="Choose images").click()
     panel.get_by_text("Image 1 of 24").wait_for()
@@ -215,6 +220,20 @@ def test_chosen_images_get_labels_and_copies_are_listed(visit: Visit) -> None:
         panel.get_by_role("button", name="Download the labels").click()
     lines = download.value.path().read_text(encoding="utf-8").splitlines()
     assert lines[0] == "path,class" and [line.partition(",")[2] for line in lines[1:]] == ["disc", "disc"]
+    labeled = {line.partition(",")[0] for line in lines[1:]}
+    other = next(name for name in ("00.png", "01.png", "02.png") if name not in labeled)
+    (tmp_path / "labels.csv").write_text(f"path,class\n{other},ring\n", encoding="utf-8")
+    put(panel, tmp_path / "labels.csv")
+    panel.get_by_text("3 labeled: disc 2, ring 1").wait_for()
+    panel.get_by_role("button", name="Predict the rest").click()
+    panel.get_by_text("3 labels are too few to measure it").wait_for()
+    with visit.page.expect_download() as download:
+        panel.get_by_role("button", name="Download the predictions").click()
+    lines = download.value.path().read_text(encoding="utf-8").splitlines()
+    assert len(lines) == 25 and lines[0] == "path,class,probability,labeled"
+    assert sum(line.endswith((",disc", ",ring")) for line in lines) == 3
+    panel.get_by_role("button", name="Choose images").click()
+    panel.get_by_text("Image 1 of 21").wait_for()
     panel = visit.tab("Duplicates")
     panel.get_by_role("button", name="Find duplicates").click()
     panel.get_by_text("groups among 24 images").wait_for()

@@ -18,7 +18,9 @@ from opendino.app import (
     context,
     curves_tab,
     duplicates_tab,
+    label_tab,
     model_cache,
+    page_words,
     painting,
     run_curves,
     temperature_tab,
@@ -155,6 +157,12 @@ def test_runs_of_the_same_name_are_numbered() -> None:
     assert curves_tab._short(["a/x", "b/y"]) == {"a/x": "x", "b/y": "y"}
 
 
+def test_new_runs_are_selected_and_a_choice_is_kept() -> None:
+    assert curves_tab.with_new(["b"], ["a", "b", "c"], ["new", "a", "b", "c"]) == ["new", "b"]
+    assert curves_tab.with_new(["b", "gone"], ["b", "gone"], ["b"]) == ["b"]
+    assert curves_tab.with_new([], [], [*"abcdef"]) == [*"abcd"], "as many as at first"
+
+
 @pytest.mark.parametrize(
     ("sliders", "word"),
     [
@@ -241,11 +249,35 @@ def test_a_disc_is_tracked(place: Path) -> None:
     assert (inside & disc).sum() / (inside | disc).sum() > 0.6
 
 
+def test_labels_of_a_list_predict_the_rest(place: Path, tmp_path: Path) -> None:
+    shown = model_cache.ModelCache(torch.device("cpu")).table(str(place / "photos.parquet"))
+    keys = shown.vectors[0]
+    truth = {key: "left" if number % 8 < 4 else "right" for number, key in enumerate(keys[:12])}
+    lines = [f"/data/upload/1/0a1b2c3d-{key},{name}" for key, name in (truth | {"x.png": "no"}).items()]
+    (tmp_path / "studio.csv").write_text("\n".join(["image,choice", *lines]))
+    labels = label_tab.read_labels(tmp_path / "studio.csv", keys)
+    assert labels == truth
+    classifier, rows = label_tab.predicted(shown, labels)
+    assert (
+        "on 12 images (95% interval" in classifier.accuracy and "most frequent class gives 66.7%" in classifier.accuracy
+    )
+    assert [row["labeled"] for row in rows] == [*labels.values(), *[""] * 12]
+    assert {row["class"] for row in rows} == {"left", "right"} and all(0.5 <= row["probability"] <= 1 for row in rows)
+    few = label_tab.predicted(shown, {key: labels[key] for key in keys[3:5]})[0]
+    assert "2 labels are too few to measure it" in few.accuracy
+    with pytest.raises(UserError, match="The labels are of 1 class"):
+        label_tab.predicted(shown, {keys[0]: "left"})
+    (tmp_path / "other.csv").write_text("path,class\nnone.png,x\n")
+    with pytest.raises(UserError, match="1 of the 1 paths in The list match no image"):
+        label_tab.read_labels(tmp_path / "other.csv", keys)
+
+
 class FakeJob(train_tab.TrainingJob):
     """A training job that fails with a given message."""
 
     def __init__(self, out: Path, stopped: bool = False, message: str = "") -> None:
         self.out, self.stopped, self._message = out, stopped, message
+        self.archive, self._words = None, ["train", "my photos", "--minutes", "20"]
 
     @property
     def failed(self) -> str:
@@ -285,7 +317,25 @@ def test_a_training_that_has_not_learned_says_what_to_do(tmp_path: Path) -> None
     with open(out / "metrics.jsonl", "a") as file:
         file.write('{"step": 100, "effective_rank": 9.0, "knn": {"teacher": 40.0, "untrained": 50.0}}\n')
     drawn = train_tab.draw(FakeJob(out), False, run_curves.Reader())
-    assert "<b>not shown to learn</b>" in drawn and "<b>What to do:</b> Train longer" in drawn
+    assert "<b>not shown to learn</b>" in drawn and "<b>What to do:</b> Train longer: a larger “Number" in drawn
+    shown, _, rest = drawn.partition("<details>")
+    assert "--" not in shown and "opendino train &#39;my photos&#39; --minutes 20" in rest and "--optim.lr" in rest
+    uploaded = FakeJob(out, message="m")
+    uploaded.archive, uploaded._words = tmp_path / "1.zip", ["demo", str(tmp_path / "1.zip")]
+    assert "<pre>opendino demo images.zip</pre>" in train_tab.draw(uploaded, False, run_curves.Reader())
+
+
+@pytest.mark.parametrize(
+    ("said", "on_the_page"),
+    [
+        ("2 folders; --labels none if they are dates", "2 folders; “Sub-folders are: Dates, batches or other” if"),
+        ("no evaluation shows that (see --eval-images and --eval-every)", "no evaluation shows that"),
+        ("3 pages? Choose --stack channels or max", "3 pages? Choose “Pages of a file are”: channels or max"),
+        ("Lower --optim.lr", "Lower --optim.lr (Names with -- are settings of the command line, see below.)"),
+    ],
+)
+def test_flags_become_fields_of_the_page(said: str, on_the_page: str) -> None:
+    assert page_words.in_page_words(said).startswith(on_the_page)
 
 
 @pytest.mark.parametrize(

@@ -214,11 +214,19 @@ class Stop:
 sys.meta_path.insert(0, Stop())
 for typed in ("train photos", "demo", "resume run", "continue run", "app photos"):
     main([*typed.split(), "--json"])
+short = "eval knn run", "predict head photos", "select photos.lance --num 1 --out x.txt"
+for typed in short:
+    main([*typed.split(), "--json"])
+sys.stderr.isatty = lambda: True
+for typed in short:
+    main([*typed.split(), "--json"])
 """
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     expected = [f"opendino {verb}: importing PyTorch ..." for verb in ("train", "demo", "resume", "continue", "app")]
-    assert ended.stderr.splitlines() == [line for told in expected for line in (told, "opendino: here")]
-    assert [json.loads(line)["error"]["message"] for line in ended.stdout.splitlines()] == ["here"] * 5
+    in_terminal = [f"opendino {verb}: importing PyTorch ..." for verb in ("eval", "predict", "select")]
+    lines = [line for told in (*expected, None, None, None, *in_terminal) for line in (told, "opendino: here") if line]
+    assert ended.stderr.splitlines() == lines
+    assert [json.loads(line)["error"]["message"] for line in ended.stdout.splitlines()] == ["here"] * 11
 
 
 @pytest.mark.parametrize("verb", ["print('x' * 10**6)", "sys.stdout.write('x')", "sys.exit(0)"])

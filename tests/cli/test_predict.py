@@ -12,14 +12,15 @@ from tests.factories import model_of, small_vit
 
 from opendino.cli import main
 from opendino.data.open_source import open_source
-from opendino.models.classifier import Classifier, save
+from opendino.models.classifier import Classifier, given_labels, save
 from opendino.models.feature_tokens import Tokens
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     classifier = Classifier(torch.randn(3, 48), torch.zeros(3), ("ape", "bee, honey", "cat"), Tokens(2))
-    save(tmp_path / "classifier", model_of(small_vit(depth=2)), classifier, {"top1": 50.0})
+    given = {str(tmp_path / "photos/3.png"): "bee, honey"}
+    save(tmp_path / "classifier", model_of(small_vit(depth=2)), classifier, {"top1": 50.0}, given)
     return tmp_path / "classifier"
 
 
@@ -35,6 +36,8 @@ def test_a_row_for_every_readable_image(folder: Path, photos: Path, capsys: pyte
     assert [again.classes[again.label(i)] for i in range(5)] == [row["class"] for row in rows]
     assert {row["class"] for row in rows} <= {"ape", "bee, honey", "cat"}
     assert all(1 / 3 < float(row["probability"]) <= 1 for row in rows)  # the best of three
+    marked = [(row["path"], row["labeled"]) for row in rows if row["labeled"]]
+    assert marked == [(str(photos / "3.png"), "bee, honey")] == [*given_labels(folder).items()]
     assert main(["predict", str(folder), str(photos), "--device", "cpu", "--json"]) == 0
     fields = json.loads(capsys.readouterr().out)
     assert (fields["written"], fields["skipped"]) == (5, 1)

@@ -23,7 +23,7 @@ def test_counts_sizes_depth_and_files_that_cannot_be_used(tmp_path: Path) -> Non
     assert found.facts["images"] == "6 in 2 folders: cats 3, dogs 3"
     assert found.facts["size in pixels"] == "40 × 32 to 56 × 32; most often 40 × 32 (40%)"
     assert found.facts["depth"].startswith("8 bit") and found.facts["channels"] == "3: red, green, blue"
-    assert "values" not in found.facts
+    assert "values" not in found.facts and "recipe" not in found.facts
     assert [key for key, _ in found.bad] == ["dogs/broken.png"] and "web page" in found.bad[0][1]
     assert len(found.examples) == 5
 
@@ -42,6 +42,7 @@ def test_16_bit_images_are_shown_by_the_range_of_the_set(tmp_path: Path) -> None
         tifffile.imwrite(tmp_path / f"{number}.tif", np.full((16, 16), 1000 + 100 * number, np.uint16))
     found = look_at(str(tmp_path))
     assert found.facts["depth"].startswith("16 bit") and "1000 to 1300" in found.facts["values"]
+    assert "microscopy" in found.facts["recipe"]
     brightness = [np.asarray(image).mean() for image, _ in found.examples]
     assert brightness == sorted(brightness) and brightness[0] == 0 and brightness[-1] == 255
 

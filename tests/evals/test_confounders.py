@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 import torch
+from tests.factories import plain_folder
 from torch import Tensor
 
 from opendino.cli import main
@@ -22,6 +23,7 @@ from opendino.evals.confounders import (
     across,
     association,
     balanced_accuracy,
+    evaluate,
     predict,
     readability,
 )
@@ -168,6 +170,31 @@ def test_the_text_says_what_was_found(tmp_path: Path, tiny_model: Path, capsys: 
     text = capsys.readouterr().out
     assert "plate can be read from the features (p ≤ 0.002)" in text
     assert "class (10)" in text and "plate (4)" in text and "class, trained without its plate" in text
+
+
+@pytest.mark.parametrize(
+    ("column", "classes", "kind"),
+    [
+        ("fold", "auto", "sub-folder (2)"),
+        ("fold", "folders", "class (2)"),
+        ("fold", "none", None),
+        ("label", "auto", "class (3)"),
+    ],
+)
+def test_sub_folders_that_nobody_called_classes_are_named_so(
+    tmp_path: Path, tiny_model: Path, column: str, classes: Literal["auto", "folders", "none"], kind: str | None
+) -> None:
+    names = [f"{date}/{number}.png" for date in ("2026-01", "2026-02") for number in range(20)]
+    data = str(plain_folder(tmp_path / "data", *names))
+    rows = [f"{name},{number // 3 % 2},{number % 3}\n" for number, name in enumerate(names)]
+    (tmp_path / "meta.csv").write_text("".join([f"path,plate,{column}\n", *rows]))
+    meta = str(tmp_path / "meta.csv")
+    report = evaluate(Config(str(tiny_model), None, meta, (), classes, data, data, permutations=19, device="cpu"))
+    assert ("2 sub-folders: used as classes; --classes folders" in report.text) == (kind == "sub-folder (2)")
+    if kind is None:
+        assert report.fields["class"] is None and "class" not in report.text
+    else:
+        assert kind in report.text and report.fields["class"]["confirmed"] == kind.startswith("class")
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,13 @@ import gradio as gr
 import numpy as np
 
 from opendino.app.context import NETWORK, Context, Head, bounded, enlarged, handle_errors, session_id
-from opendino.app.image_input import image_input
+from opendino.app.image_input import LOOK, image_input
 from opendino.app.model_cache import encoder_for
 from opendino.visualize import attention, pca
 from opendino.visualize.drawing.pca_colors import fit
 from opendino.visualize.drawing.tile_grid import Sheet
 
-NAME = "Look"
+NAME = LOOK
 
 
 def build(context: Context, head: Head) -> None:
@@ -25,7 +25,7 @@ def build(context: Context, head: Head) -> None:
     )
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
-            picture = image_input(context, "Image", of_server=True).image
+            picture = image_input(context, "Image", of_server=True, clicked=head.look).image
             kind = gr.Radio(["Attention", "PCA"], value="Attention", show_label=False, container=False)
             size = gr.Slider(64, 480, 240, step=16, label="Shorter side of the input (px)")
             mass = gr.Slider(0.1, 1, 0.6, step=0.05, label="Share of the attention to show (the rest is pale)")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from opendino.core.errors import UserError
 from opendino.data.metadata import nearby_csv
@@ -17,6 +18,22 @@ _TABLES = (".parquet", ".lance")
 _OF_HEADS = (classifier.DESCRIPTION, segmentation_head.DESCRIPTION)
 _LOOKED_AT = 2000
 """Number of names within a folder among which an image is looked for."""
+
+
+class ServerImage(NamedTuple):
+    """An image of the server that may be opened.
+
+    Attributes:
+        data: Its folder or archive, as a path.
+        key: Its key there.
+        stack: What the pages of a file are.
+        channel_files: Pattern of file names where each channel has a file of its own; empty without.
+    """
+
+    data: str
+    key: str
+    stack: str = "ask"
+    channel_files: str = ""
 
 
 class Catalog:

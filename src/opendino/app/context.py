@@ -20,6 +20,7 @@ from PIL import Image
 
 from opendino.app.catalog import Catalog
 from opendino.app.model_cache import ModelCache, ShownTable
+from opendino.app.page_words import with_fields
 from opendino.app.run_curves import Reader
 from opendino.app.training_jobs import TrainingJobs
 from opendino.core import log
@@ -37,11 +38,19 @@ _CAPTION_LETTERS = 30
 
 
 class Head(NamedTuple):
-    """The choices that several tabs share: at the top of the page, and the folder of images in the tab Images."""
+    """What several tabs share: the choices at the top of the page, the folder in the tab Images, the image to look at.
+
+    Attributes:
+        model, table, images: Names of the catalog.
+        tabs: The tabs, to switch between them.
+        look: (image, time of the click): a `ServerImage` that the tab Look opens.
+    """
 
     model: gr.Dropdown
     table: gr.Dropdown
     images: gr.Dropdown
+    tabs: gr.Tabs
+    look: gr.State
 
 
 @dataclass(frozen=True)
@@ -161,7 +170,7 @@ def _errors_on_page() -> Iterator[None]:
     try:
         yield
     except (UserError, BadImage) as error:
-        raise gr.Error(html.escape(str(error)), title="", print_exception=False) from None
+        raise gr.Error(html.escape(with_fields(str(error))), title="", print_exception=False) from None
     except gr.Error:
         raise
     except Exception:

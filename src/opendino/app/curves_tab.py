@@ -51,12 +51,15 @@ def build(context: Context, head: Head) -> None:
         return runs, known, gone
 
     def refresh(picked: list[str], before: str, request: gr.Request) -> tuple[Any, Any, str]:
+        listed = json.loads(before)[0] if before else names
+        picked = with_new(picked, listed, list(context.runs(session_id(request))))
         runs, known, gone = read(picked, session_id(request))
         state = json.dumps([list(runs), {name: _fingerprint(columns) for name, columns in known.items()}, gone])
         if state == before:
             return gr.skip(), gr.skip(), before
-        listed = gr.skip() if state.partition("]")[0] == before.partition("]")[0] else gr.update(choices=list(runs))
-        return listed, table({name: runs[name] for name in known}, known, reader, gone), state
+        same = before and listed == list(runs)
+        choices = gr.skip() if same else gr.update(choices=list(runs), value=picked)
+        return choices, table({name: runs[name] for name in known}, known, reader, gone), state
 
     gr.on(
         [timer.tick, chosen.change],
@@ -73,6 +76,18 @@ def build(context: Context, head: Head) -> None:
     def show_charts(picked: list[str], request: gr.Request) -> None:
         runs, known, _ = read(picked, session_id(request))
         chart_grid.build(charts({name: runs[name] for name in known}, known, reader))
+
+
+def with_new(picked: Sequence[str], listed: Sequence[str], runs: Sequence[str]) -> list[str]:
+    """The selected runs and at most four that are not listed yet, newest first, without those that are gone.
+
+    Args:
+        picked: The selected runs.
+        listed: The runs among which they were selected.
+        runs: The runs that there are now, newest first.
+    """
+    new = [name for name in runs if name not in listed][:_SHOWN]
+    return [*new, *(name for name in picked if name in runs and name not in new)]
 
 
 def table(runs: dict[str, Path], columns: Mapping[str, Columns], reader: Reader, errors: Sequence[str] = ()) -> str:

@@ -9,7 +9,10 @@ from typing import Any
 
 import gradio as gr
 
+from opendino.app.catalog import ServerImage
 from opendino.app.context import NETWORK, Context, Head, caption, handle_errors, session_id
+from opendino.app.image_input import open_at_click
+from opendino.app.page_words import STACK
 from opendino.app.train_tab import STACKS
 from opendino.core.errors import UserError
 from opendino.data.image_overview import look_at
@@ -34,24 +37,30 @@ def build(context: Context, head: Head) -> None:
         with gr.Column(scale=2, min_width=280):
             data = head.images
             data.render()
-            stack = gr.Dropdown(list(STACKS), value="ask", label="Pages of a file are (stacks only)")
+            stack = gr.Dropdown(list(STACKS), value="ask", label=f"{STACK} (stacks only)")
             embed = gr.Button("Make a table with the model", variant="primary")
             note = gr.Markdown()
         with gr.Column(scale=5):
             page = gr.HTML(min_height=80)
-            examples = gr.Gallery(label="Examples, spread over the set", columns=6, height=320, object_fit="contain")
+            examples = gr.Gallery(
+                label="Examples, spread over the set (click: look at it)", columns=6, height=320, object_fit="contain",
+                allow_preview=False,
+            )  # fmt: skip
+            shown: gr.State = gr.State([])
 
-    def look(name: str | None, pages: str) -> tuple[str, list[Any]]:
+    def look(name: str | None, pages: str) -> tuple[str, list[Any], list[ServerImage]]:
         known = context.catalog.data()
         if name not in known:
-            return templates.render("images.html", facts={}, bad=[], more=0), []
+            return templates.render("images.html", facts={}, bad=[], more=0), [], []
         if pages not in STACKS:
             raise UserError("The meaning of pages is not among the choices", "Choose one on this page")
         found = look_at(known[name], pages)
         more = max(0, len(found.bad) - _LISTED)
-        return templates.render("images.html", facts=found.facts, bad=found.bad[:_LISTED], more=more), [
-            (picture, caption(key)) for picture, key in found.examples
-        ]
+        return (
+            templates.render("images.html", facts=found.facts, bad=found.bad[:_LISTED], more=more),
+            [(picture, caption(key)) for picture, key in found.examples],
+            [ServerImage(known[name], key, pages) for _, key in found.examples],
+        )
 
     def make_table(
         name: str | None,
@@ -78,7 +87,8 @@ def build(context: Context, head: Head) -> None:
         return gr.update(choices=tables, value=str(out)), text
 
     private: dict[str, Any] = {"api_visibility": "private"}
-    gr.on(None, handle_errors(look), [data, stack], [page, examples], concurrency_limit=1, **private)
+    gr.on(None, handle_errors(look), [data, stack], [page, examples, shown], concurrency_limit=1, **private)
+    open_at_click(head, examples, shown)
     embed.click(handle_errors(make_table), [data, head.model], [head.table, note], **private, **NETWORK)
 
 

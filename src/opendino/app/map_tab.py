@@ -10,6 +10,7 @@ import gradio as gr
 from PIL import Image
 
 from opendino.app.context import NETWORK, Context, Head, bounded, caption, handle_errors
+from opendino.app.image_input import open_at_click
 from opendino.app.model_cache import ShownTable
 from opendino.core.errors import UserError
 from opendino.embeddings.table_groups import CLUSTER, FOLDER, columns_to_color_by, group_names
@@ -33,12 +34,15 @@ def build(context: Context, head: Head) -> None:
         with gr.Column(scale=3, min_width=280):
             by = gr.Dropdown([FOLDER, CLUSTER], value=FOLDER, label="Color by")
             legend = gr.HTML()
-            images = gr.Gallery(label="In the box", columns=3, height=300, object_fit="contain", visible=False)
+            images = gr.Gallery(
+                label="In the box", columns=3, height=300, object_fit="contain", allow_preview=False, visible=False
+            )
+            opened: gr.State = gr.State([])
             listed = gr.Textbox(label="Files in the box", lines=8, max_lines=8, buttons=["copy"], visible=False)
             download = gr.DownloadButton("Download the list (.txt)", visible=False)
 
     def draw(name: str | None, by: str) -> tuple[Any, ...]:
-        hidden = (gr.update(visible=False),) * 3
+        hidden = (*(gr.update(visible=False),) * 3, [])
         if name is None:
             return "", gr.skip(), "<p>No table yet: make one in the tab Images.</p>", *hidden
         shown = context.table(name)
@@ -60,15 +64,18 @@ def build(context: Context, head: Head) -> None:
         text, file = context.file_list(found)
         gallery = [(shown.thumbnail(key), caption(key)) for key in found[:_SHOWN]]
         more = f", the first {_SHOWN} shown" if len(found) > _SHOWN else ""
+        label = f"{len(found):,} images in the box{more} (click: look at it)"
         return (
-            gr.update(value=gallery, label=f"{len(found):,} images in the box{more}", visible=True),
+            gr.update(value=gallery, label=label, visible=True),
             gr.update(value=text, visible=True),
             gr.update(value=str(file), visible=bool(found)),
+            shown.server_images(found[:_SHOWN]),
         )
 
-    selected = [images, listed, download]
+    selected = [images, listed, download, opened]
     private: dict[str, Any] = {"api_visibility": "private"}
     gr.on(None, handle_errors(draw), [head.table, by], [picture, by, legend, *selected], **private, **NETWORK)
+    open_at_click(head, images, opened)
     picture.select(handle_errors(select), head.table, selected, show_progress="hidden", **private)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,11 +16,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from opendino.app.catalog import ServerImage
 from opendino.core import log
 from opendino.embeddings.embedding_table import EmbeddingTable
 from opendino.embeddings.open_table import open_table
 from opendino.embeddings.table_images import TableImages
 from opendino.features.projection import project
+from opendino.models.image_reading import ImageReading
 from opendino.models.load import Model, load
 from opendino.visualize.drawing.image_encoder import ImageEncoder
 
@@ -118,6 +120,13 @@ class ShownTable:
     def files(self) -> TableImages:
         """The images themselves, as the table's model reads them; none if they may not be opened."""
         return TableImages(self.about, None, _THUMBNAIL_AREA_PX)
+
+    def server_images(self, keys: Sequence[str]) -> list[ServerImage]:
+        """Images of the table as the tab Look opens them; none if they may not be opened."""
+        if not self.images:
+            return []
+        reading = ImageReading.of(self.about["preprocessing"])
+        return [ServerImage(self.images, key, reading.stack, reading.channel_files) for key in keys]
 
     def thumbnail(self, key: str) -> Image.Image:
         """A thumbnail; plain gray if the image can no longer be read, or may not be opened."""

@@ -120,6 +120,7 @@ def _launch(page: gr.Blocks, host: str, port: int, guard: Middleware) -> str:
             enable_monitoring=False,
             inbrowser=False,
             quiet=True,
+            i18n=gr.I18n(en={"common.complete": "Done"}),  # gradio 6.31 lacks it and shows the key after an upload
             prevent_thread_lock=True,
         )
     except OSError as error:
@@ -134,14 +135,16 @@ def build(context: Context) -> gr.Blocks:
         data = list(context.catalog.data())
         with gr.Row(equal_height=True, elem_id="head"):
             gr.HTML("<h1>opendino</h1><p>A vision model from your own images, without labels</p>", min_width=240)
-            head = Head(
+            chosen = (
                 gr.Dropdown(models, value=models[0] if models else None, label="Model", min_width=280),
                 gr.Dropdown(tables, value=tables[0] if tables else None, label="Table of images", min_width=280),
                 gr.Dropdown(data, value=data[0] if data else None, label="Images", render=False),
             )
-        with gr.Tabs():
+        look = gr.State(None)
+        with gr.Tabs() as tabs:
+            head = Head(*chosen, tabs, look)
             for tab in TABS:
-                with gr.Tab(tab.NAME):
+                with gr.Tab(tab.NAME, id=tab.NAME):
                     tab.build(context, head)
 
         def list_choices(request: gr.Request) -> tuple[Any, Any]:

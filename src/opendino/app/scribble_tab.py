@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from opendino.app import painting, uploads
+from opendino.app.catalog import ServerImage
 from opendino.app.context import NETWORK, Context, Head, bounded, caption, handle_errors, session_id
 from opendino.app.image_input import image_input
 from opendino.app.painting import BRUSH_NAMES, as_layer, draw_labels, layers, painted_labels
@@ -163,8 +164,7 @@ class _Tab:
 
 def _name(number: int, origin: Any) -> str:
     """A name that is the only one, for an image of the server's folder with that of the image."""
-    of_server = isinstance(origin, tuple | list) and len(origin) == 2
-    stem = PurePosixPath(str(origin[1])).stem if of_server else "upload"
+    stem = PurePosixPath(origin.key).stem if isinstance(origin, ServerImage) else "upload"
     return f"{number:02d}-{re.sub(r'[^A-Za-z0-9_.-]+', '_', stem)[:60]}"
 
 

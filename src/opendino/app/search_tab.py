@@ -7,8 +7,9 @@ from typing import Any
 import gradio as gr
 import numpy as np
 
+from opendino.app.catalog import ServerImage
 from opendino.app.context import NETWORK, Context, Head, bounded, caption, handle_errors, session_id
-from opendino.app.image_input import image_input
+from opendino.app.image_input import image_input, open_at_click
 from opendino.core.errors import UserError
 from opendino.embeddings.embedding_table import EmbeddingTable
 from opendino.models.load import Model
@@ -28,15 +29,17 @@ def build(context: Context, head: Head) -> None:
             number = gr.Slider(1, 60, 12, step=1, label="Number of results")
         with gr.Column(scale=5):
             output = gr.Gallery(
-                label="Nearest neighbors (cosine similarity)", columns=4, height=560, object_fit="contain"
-            )
+                label="Nearest neighbors (cosine similarity; click: look at it)", columns=4, height=560,
+                object_fit="contain", allow_preview=False,
+            )  # fmt: skip
+            found: gr.State = gr.State([])
             note = gr.Markdown()
 
     def search(
         name: str | None, image: np.ndarray | None, k: float, chosen: str | None, request: gr.Request
-    ) -> tuple[list[Any], str]:
+    ) -> tuple[list[Any], str, list[ServerImage]]:
         if image is None:
-            return [], ""
+            return [], "", []
         shown = context.table(name)
         session = session_id(request)
         made_by, network = _model_of(context, shown.table, [chosen, *context.models(session)], session)
@@ -45,20 +48,23 @@ def build(context: Context, head: Head) -> None:
         images = [(shown.thumbnail(key), f"{score:.2f} · {caption(key)}") for key, score in hits]
         how = "exact search" if nearest.exact else "approximate search (index)"
         other = "" if made_by == chosen else ", not the one at the top of the page"
-        return images, (
+        return (
+            images,
             f"{len(hits)} of {len(shown.table):,} images, {how}, with the model that made the table: "
-            f"`{made_by}`{other}.{shown.hint}"
+            f"`{made_by}`{other}.{shown.hint}",
+            shown.server_images(nearest.keys[0]),
         )
 
     gr.on(
         [picture.change, head.table.change, number.change],
         handle_errors(search),
         [head.table, picture, number, head.model],
-        [output, note],
+        [output, note, found],
         trigger_mode="always_last",
         api_visibility="private",
         **NETWORK,
     )
+    open_at_click(head, output, found)
 
 
 def _model_of(context: Context, table: EmbeddingTable, names: list[str | None], session: str) -> tuple[str, Model]:

@@ -10,11 +10,12 @@ import gradio as gr
 
 from opendino.app import chart_grid, uploads
 from opendino.app.context import Context, Head, bounded, handle_errors, session_id
+from opendino.app.page_words import ELSEWHERE, FOLDER_CHOICES, FOLDERS, LONGER, MINUTES, RECIPE, STACK, in_page_words
 from opendino.app.run_curves import Reader
 from opendino.app.training_jobs import TrainingJob
 from opendino.config import read_tree
 from opendino.core import metrics_log
-from opendino.core.accuracy import baseline_text
+from opendino.core.accuracy import baseline_text, knn_title
 from opendino.core.errors import UserError
 from opendino.engine import verdict
 from opendino.existing_runs import cures
@@ -31,7 +32,6 @@ _UPLOADED = "My own images (.zip)"
 _NETWORKS = {"Four convolutions (fast)": "conv4", "Small vision transformer": "vit_tiny/4"}
 _MINUTES, _TRIAL = "Minutes", "A trial of 10 steps"
 _DEFAULT_MINUTES, _SHORTEST, _LONGEST = 20, 0.5, 10_000
-_FOLDERS = {"Not said": "auto", "Classes": "folders", "Dates, batches or other": "none"}
 _RECIPES = ("auto", "microscopy", "aerial", "industrial")
 """Values of --recipe for images of one's own; auto: without it."""
 STACKS = ("ask", "channels", "max", "mean", "images")
@@ -130,13 +130,13 @@ def _inputs(context: Context, head: Head) -> _Inputs:
         length = gr.Radio([_MINUTES, _TRIAL], value=_MINUTES, label="Length")
         minutes = gr.Number(
             _DEFAULT_MINUTES,
-            label=f"Number of minutes, {_SHORTEST} to {_LONGEST:,}",
+            label=f"{MINUTES}, {_SHORTEST} to {_LONGEST:,}",
             minimum=_SHORTEST,
             maximum=_LONGEST,
         )
-        recipe = gr.Dropdown(list(_RECIPES), value="auto", label="Recipe (auto: for any images)")
-        folders = gr.Radio(list(_FOLDERS), value=next(iter(_FOLDERS)), label="Sub-folders are")
-        stack = gr.Dropdown(list(STACKS), value="ask", label="Pages of a file are (stacks only)")
+        recipe = gr.Dropdown(list(_RECIPES), value="auto", label=f"{RECIPE} (auto: for any images)")
+        folders = gr.Radio(list(FOLDER_CHOICES), value=next(iter(FOLDER_CHOICES)), label=FOLDERS)
+        stack = gr.Dropdown(list(STACKS), value="ask", label=f"{STACK} (stacks only)")
     with gr.Column(visible=not data) as small:
         upload = gr.File(label=".zip archive of images", file_types=[".zip"], height=150, visible=False)
         network = gr.Radio(list(_NETWORKS), value=next(iter(_NETWORKS)), label="Network")
@@ -162,12 +162,12 @@ def server_flags(length: str, minutes: Any, folders: str, stack: str, recipe: st
     Raises:
         UserError: A value is not among the choices, or the number of minutes is out of its range.
     """
-    chosen = ((length, [_MINUTES, _TRIAL]), (folders, [*_FOLDERS]), (stack, STACKS), (recipe, _RECIPES))
+    chosen = ((length, [_MINUTES, _TRIAL]), (folders, [*FOLDER_CHOICES]), (stack, STACKS), (recipe, _RECIPES))
     if any(value not in choices for value, choices in chosen):
         raise UserError("A setting is not among the choices", "Choose it on this page")
     duration = ["--steps", "10"] if length == _TRIAL else ["--minutes", f"{bounded(minutes, _SHORTEST, _LONGEST):g}"]
     named = [] if recipe == "auto" else ["--recipe", recipe]
-    return [*duration, *named, "--labels", _FOLDERS[folders], "--stack", stack]
+    return [*duration, *named, "--labels", FOLDER_CHOICES[folders], "--stack", stack]
 
 
 def _data_and_flags(images: str, uploaded: Path | None, network: str) -> tuple[str | Path, list[str]]:
@@ -207,25 +207,29 @@ def draw(training: TrainingJob, running: bool, curves: Reader, model: str = "", 
     if not isinstance(total, int) or not isinstance(batch, int):
         total = batch = 0
     evaluated = next((row for row in reversed(rows) if row.get("knn")), {})
-    title = f"k-NN accuracy after {evaluated.get('step', 0):,} steps:"
+    title = f"{knn_title(evaluated)}, accuracy after {evaluated.get('step', 0):,} steps:"
+    found = verdict.of_rows(rows, total, cures(settings)) if rows and total and not running else None
     said = training.said
     names = {(True, True): "Stopping", (True, False): "Training", (False, True): "Stopped", (False, False): "Done"}
     return templates.render(
         "training.html",
-        failed=training.failed,
+        failed=in_page_words(training.failed),
         state=names[running, training.stopped],
         done=done,
         running=running,
         model=model,
         chosen=chosen,
-        last_line=said[-1].strip().removeprefix("opendino train: ") if said else "starting Python ...",
+        last_line=in_page_words(said[-1].strip().removeprefix("opendino train: ")) if said else "starting Python ...",
         color=curves.color(training.out),
         steps=f"{done:,} of {total:,}" if total else f"{done:,}",
         percent=100 * done / total if total else 0,
         left=_time_left(rows, (total - done) * batch) if running and total else "",
         charts={title: panels.bars(evaluated)} if evaluated else {},
-        baseline=baseline_text(evaluated),
-        verdict=verdict.of_rows(rows, total, cures(settings)) if rows and total and not running else None,
+        baseline=in_page_words(baseline_text(evaluated)),
+        verdict=found,
+        evidence=in_page_words(found.evidence) if found else "",
+        cure=(ELSEWHERE if found.collapse else LONGER) if found and found.cure else "",
+        command=training.command,
         said=said[-40:],
     )
 

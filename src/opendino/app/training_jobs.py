@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import shlex
 import shutil
 import signal
 import subprocess
@@ -30,7 +31,7 @@ class TrainingJob:
     """
 
     def __init__(self, words: Sequence[str], out: Path, session: str, archive: Path | None = None) -> None:
-        self.out, self.session, self.archive = out, session, archive
+        self.out, self.session, self.archive, self._words = out, session, archive, list(words)
         self.stopped, self.began = False, time.monotonic()
         self._stderr = out.with_name(f"{out.name}.stderr")
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -50,6 +51,12 @@ class TrainingJob:
             return self._stderr.read_text("utf-8", "replace").strip().splitlines()
         except FileNotFoundError:  # the job has been removed
             return []
+
+    @property
+    def command(self) -> str:
+        """The command line that repeats it, into a new run folder; an uploaded archive is called images.zip."""
+        words = ("images.zip" if self.archive and word == str(self.archive) else word for word in self._words)
+        return shlex.join(["opendino", *words])
 
     @property
     def failed(self) -> str:

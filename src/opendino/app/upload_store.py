@@ -24,7 +24,7 @@ from opendino.data.decode import SUFFIXES
 from opendino.data.source_files import is_image, suffix
 
 _MAX_FILES = 8  # per request
-_ENDINGS = SUFFIXES | {".zip", ".mp4", ".mov", ".webm", ".mkv", ".avi"}
+_ENDINGS = SUFFIXES | {".zip", ".csv", ".mp4", ".mov", ".webm", ".mkv", ".avi"}
 _MAX_SECONDS, _MAX_IMAGE_SECONDS = 3600, 15
 """Uploads older than the first are deleted. Images are read soon after the upload, so those older than the second are
 deleted once half of the visitor's quota is used: the editor of the tab "Video" uploads several per second."""

@@ -14,7 +14,7 @@ from opendino.data import readers
 from opendino.data.decode import decode
 from opendino.data.intensity import to_pixels
 from opendino.data.picture import picture
-from opendino.data.readers.decoded_image import from_array, numbered
+from opendino.data.readers.decoded_image import DecodedImage, from_array, numbered
 from opendino.data.readers.multi_page_files import Reading, StackQuestion
 from opendino.data.sources.archive import ArchiveSource
 from opendino.datasets import video_frames
@@ -67,13 +67,13 @@ class StackRefused(UserError):
     """An image has several pages, and nobody has said what they are."""
 
 
-def load_image(content: bytes | np.ndarray, stack: str = "ask") -> np.ndarray:
+def load_image(content: bytes | np.ndarray | DecodedImage, stack: str = "ask") -> np.ndarray:
     """Decode an image: `[H W C]` with the values of the file, which `Model.pixels` maps to its range.
 
     Photographs become uint8 RGB, rotated upright by their EXIF tag, of at most `KEPT_AREA_PX` pixels.
 
     Args:
-        content: The file; or a decoded image, e.g. a frame of a video.
+        content: The file; or a decoded image, e.g. a frame of a video or the files of its channels.
         stack: What pages of a file are, see `readers.multi_page_files.Reading`.
 
     Raises:
@@ -81,9 +81,12 @@ def load_image(content: bytes | np.ndarray, stack: str = "ask") -> np.ndarray:
         UserError: The file is not an image, is damaged, or has too many pixels or an extreme aspect ratio.
     """
     try:
-        is_file = isinstance(content, bytes)
-        image = readers.read_science(content, Reading(stack), KEPT_AREA_PX) if is_file else None
-        pixels = decode(content, KEPT_AREA_PX, MAX_PIXELS) if image is None else image.pixels
+        if isinstance(content, DecodedImage):
+            pixels = content.pixels
+        else:
+            is_file = isinstance(content, bytes)
+            image = readers.read_science(content, Reading(stack), KEPT_AREA_PX) if is_file else None
+            pixels = decode(content, KEPT_AREA_PX, MAX_PIXELS) if image is None else image.pixels
     except StackQuestion as error:
         found = str(error).partition("? Choose")[0].removesuffix(": channels, or slices")
         raise StackRefused(f"This is a stack: {found}", "Say below what its pages are") from None

@@ -6,10 +6,12 @@ The file of a verb is VERB_command.py. It has a docstring (its first line is the
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from select import POLLERR, poll
@@ -21,6 +23,7 @@ from opendino.core.errors import UserError, to_user_error, unknown
 
 _SUFFIX = "_command"
 _ALIASES = {"show": "visualize"}
+_LONG = ("app", "continue", "demo", "resume", "train")
 EXTRAS = {
     "app": "app",
     "explore": "explore",
@@ -89,9 +92,8 @@ def _run(argv: list[str] | None) -> int:
         if (text := flag_table.shipped_help(verb, args[1:])) is not None:
             print(text)
             return 0
-        if verb in flag_table.OF_A_RUN:  # their modules import torch
-            say_torch_is_imported(verb)
-        outcome: Outcome | None = importlib.import_module(_module(verb)).run(args[1:])
+        with _saying_that_torch_is_imported(verb):
+            outcome: Outcome | None = importlib.import_module(_module(verb)).run(args[1:])
     except KeyboardInterrupt:
         return _failed(UserError("Interrupted before there was anything to save", exit_code=130), as_json)
     except Exception as error:
@@ -104,10 +106,26 @@ def _run(argv: list[str] | None) -> int:
     return 0
 
 
-def say_torch_is_imported(verb: str) -> None:
-    """Say at once, before the first import of torch, why nothing happens for some seconds."""
-    if "torch" not in sys.modules:
-        log.say(f"opendino {verb}: importing PyTorch ...")
+@contextlib.contextmanager
+def _saying_that_torch_is_imported(verb: str) -> Iterator[None]:
+    """Say at the first import of torch why nothing happens for some seconds: in a terminal; of long verbs anywhere."""
+
+    class Finder:  # asked for every module before it is imported; finds none
+        said = False
+
+        def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
+            if name == "torch" and not self.said:
+                self.said = True
+                log.say(f"opendino {verb}: importing PyTorch ...")
+
+    finder = Finder()
+    if "torch" not in sys.modules and (verb in _LONG or sys.stderr.isatty()):
+        sys.meta_path.insert(0, finder)
+    try:
+        yield
+    finally:  # not earlier: a list that is being searched must not change
+        if finder in sys.meta_path:
+            sys.meta_path.remove(finder)
 
 
 def _has_no_reader(stream: TextIO) -> bool:

@@ -13,7 +13,7 @@ from typing import Annotated
 import tyro
 from msgspec import Meta
 
-from opendino.cli import Outcome, flags, say_torch_is_imported
+from opendino.cli import Outcome, flags
 from opendino.core import log
 from opendino.core.errors import UserError
 from opendino.core.ranges import Checked
@@ -42,7 +42,6 @@ class Config(Checked):
 def run(args: list[str]) -> Outcome:
     """Serve the page until Ctrl-C."""
     config = flags.parse(Config, args, "opendino app", "Train, look and search in the browser.")
-    say_torch_is_imported("app")
     gc.disable()  # garbage collection during the imports takes a fifth of the start-up time and frees nothing
     try:
         importlib.import_module("torch")

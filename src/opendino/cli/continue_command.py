@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from opendino.cli import Outcome, say_torch_is_imported
+from opendino.cli import Outcome
 from opendino.core.errors import UsageError
 
 USAGE = "usage: opendino continue RUN [DATA] [--out NEW] [options of opendino train] [--json]"
@@ -23,7 +23,6 @@ def run(args: list[str]) -> Outcome | None:
         return None
     if not args or args[0].startswith("-"):
         raise UsageError(f"continue takes a run folder first, not {args[0] if args else 'nothing'}", USAGE)
-    say_torch_is_imported("continue")
     from opendino import existing_runs
     from opendino.cli.train_command import parse_from, report, start
 

@@ -18,6 +18,7 @@ from opendino.core import distributed
 from opendino.core.contracts import Source
 from opendino.core.errors import UsageError, UserError
 from opendino.core.ranges import Batch, Checked, Workers
+from opendino.data.video_file import join_every
 from opendino.embeddings import resumable_parts as parts
 from opendino.embeddings import table_files
 from opendino.embeddings.embed_images import Embedder, table_origin
@@ -37,6 +38,8 @@ class Config(Checked):
     out: str
     """Table to write: .parquet, .csv, .npz or .lance. The same command continues an interrupted one; a .lance table is
     updated: only new and changed images are embedded."""
+    every: str = ""
+    """Time between the frames used of videos in DATA: 2s, or all for every frame; default 1s."""
     which: Literal["teacher", "student"] | None = None
     """Network to use: teacher or student; by default the recommended one."""
     patches: bool = False
@@ -54,6 +57,7 @@ class Config(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        join_every(self)
         if self.prune and not self.out.lower().endswith(".lance"):
             raise UsageError("--prune is for .lance tables", "Leave --prune out: other tables hold only DATA")
 

@@ -10,6 +10,7 @@ import tyro
 from opendino.cli import Outcome, flags, table_sheet
 from opendino.core.ranges import Checked
 from opendino.data.image_overview import look_at
+from opendino.data.video_file import join_every
 from opendino.visualize.drawing import tile_grid
 
 _COLUMNS = 4
@@ -25,8 +26,14 @@ class Config(Checked):
     """Images: a folder, a .tar or .zip, a text file of paths, or any other source."""
     stack: str = "ask"
     """What the pages of a file are: ask, channels, max, mean, images, or the number of a page."""
+    every: str = ""
+    """Time between the frames used of videos in DATA: 2s, or all for every frame; default 1s."""
     sheet: str | None = None
     """Also save examples as a picture, by the range of values found: .png, .jpg, .svg, .html ..."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        join_every(self)
 
 
 def run(args: list[str]) -> Outcome:

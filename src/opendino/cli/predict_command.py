@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import tyro
 
 from opendino.cli import Outcome, flags
@@ -18,10 +16,11 @@ from opendino.core import atomic_write, distributed, log
 from opendino.core.errors import UsageError, UserError
 from opendino.core.ranges import Batch, Checked, Workers
 from opendino.data.open_source import list_paths
-from opendino.data.source_files import cell
+from opendino.data.video_file import join_every
 from opendino.features.feature_table import table
+from opendino.features.few_labels import predictions, to_csv
 from opendino.models import segmentation_head
-from opendino.models.classifier import Classifier, load_classifier
+from opendino.models.classifier import given_labels, load_classifier
 
 
 @dataclass(frozen=True)
@@ -33,15 +32,22 @@ class Config(Checked):
     data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
     """Images: a folder, a .tar or .zip, a text file of paths."""
     out: str | None = None
-    """CSV file to write (path, class, probability); by default they are printed. Paths are absolute, or names inside an
-    archive, so the file works as DATA and as --labels. With a segmentation head: a folder for masks, palette PNGs of
-    class numbers; masks that are there are not made again."""
+    """CSV file to write: path, class, probability, and labeled, the label of images that the classifier was trained on;
+    by default it is printed. Paths are absolute, or names inside an archive, so the file works as DATA and as --labels.
+    With a segmentation head: a folder for masks, palette PNGs of class numbers; masks that are there are not made
+    again."""
+    every: str = ""
+    """Time between the frames used of videos in DATA: 2s, or all for every frame; default 1s."""
     batch: Batch = 64
     """Images per forward pass; a segmentation head takes one window of an image at a time."""
     workers: Workers = 4
     """Number of threads that decode images."""
     device: str = "auto"
     """Device: auto, cuda, mps or cpu."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        join_every(self)
 
 
 def run(args: list[str]) -> Outcome:
@@ -62,29 +68,22 @@ def run(args: list[str]) -> Outcome:
             f"{found.features.shape[1]}",
             "Train the classifier again: opendino eval linear MODEL --train DIR --out FOLDER",
         )
-    probabilities, labels = classifier(found.features).softmax(1).max(1)  # [B], [B]
-    rows = [
-        {"path": source.key(index), "class": classifier.classes[label], "probability": round(probability, 6)}
-        for index, label, probability in zip(
-            found.indices.tolist(), labels.tolist(), probabilities.tolist(), strict=True
-        )
-    ]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["path", "class", "probability"])
-    for path, row in zip(list_paths(config.data, [row["path"] for row in rows]), rows, strict=True):
-        writer.writerow([cell(path), cell(row["class"]), row["probability"]])
-    known = classifier.known
+    keys = [source.key(index) for index in found.indices.tolist()]
+    rows = predictions(classifier, found.features, list_paths(config.data, keys), given_labels(config.folder))
+    text, known = to_csv(rows), classifier.known
     done = {"written": len(rows), "skipped": len(found.bad), "seconds": time.monotonic() - began}
     done["classifier"] = known.fields | {"measured": classifier.measured} if known else None
     if not config.out:
-        log.say(_accuracy(classifier))
-        return Outcome(text.getvalue().rstrip("\n"), {"predictions": rows, **done})
-    atomic_write.write(Path(config.out).expanduser(), text.getvalue())
-    counts = torch.bincount(labels, minlength=len(classifier.classes)).tolist()
+        log.say(classifier.accuracy)
+        named = [row | {"path": key} for row, key in zip(rows, keys, strict=True)]
+        return Outcome(text.rstrip("\n"), {"predictions": named, **done})
+    atomic_write.write(Path(config.out).expanduser(), text)
+    counts = Counter(row["class"] for row in rows)
+    given = sum(1 for row in rows if row["labeled"])
     lines = [f"{len(rows):,} images{found.unread} → {config.out}"]
-    lines += [f"  {count:>8,}  {name}" for name, count in zip(classifier.classes, counts, strict=True)]
-    lines.append(_accuracy(classifier))
+    lines += [f"  {counts[name]:>8,}  {name}" for name in classifier.classes]
+    lines += [f"{given:,} of them were given a label: column labeled"] if given else []
+    lines.append(classifier.accuracy)
     return Outcome("\n".join(lines), {"out": config.out, **done})
 
 
@@ -96,11 +95,3 @@ def _masks(config: Config) -> Outcome:
     model, head = segmentation_head.load_head(config.folder)
     found = write_masks(model.to(device), head, config.data, Path(config.out).expanduser(), config.workers)
     return Outcome(*found)
-
-
-def _accuracy(classifier: Classifier) -> str:
-    """What is known about the accuracy of a classifier, in one line."""
-    if classifier.known:
-        how = f", {classifier.measured}" if classifier.measured else ""
-        return f"accuracy of this classifier{how}: {classifier.known.sentence}"
-    return f"accuracy of this classifier is not known: {classifier.measured or 'it was not measured'}"

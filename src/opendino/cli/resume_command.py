@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from opendino.cli import Outcome, say_torch_is_imported
+from opendino.cli import Outcome
 from opendino.core.errors import UsageError
 
 USAGE = "usage: opendino resume RUN [--steps N | --epochs N] [--devices auto|N] [--json]"
@@ -30,7 +30,6 @@ def run(args: list[str]) -> Outcome | None:
     devices = wanted if wanted in (None, "auto") else int(_number("devices", wanted, whole=True))
     steps = None if chosen["steps"] is None else int(_number("steps", chosen["steps"], whole=True))
     epochs = None if chosen["epochs"] is None else _number("epochs", chosen["epochs"])
-    say_torch_is_imported("resume")
     from opendino import existing_runs
     from opendino.cli.train_command import report
     from opendino.engine import launch

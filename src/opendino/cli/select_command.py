@@ -18,7 +18,7 @@ from opendino.core.ranges import Checked, Count, OutOfRange, Seed
 from opendino.data.list_columns import read_list
 from opendino.data.open_source import list_paths
 from opendino.data.source_files import line, unescape
-from opendino.embeddings.diverse_selection import k_center, uncertainty
+from opendino.embeddings.diverse_selection import next_to_label
 from opendino.embeddings.embedding_table import left_out
 from opendino.embeddings.open_table import open_table
 
@@ -71,12 +71,8 @@ def run(args: list[str]) -> Outcome:
             f"--num is {config.num}, and there are {len(keys):,} images{told}{left_out(lost)}",
             f"Choose at most {most}",
         )
-    unsure = None
-    if len(set(names)) > 1:
-        unsure = uncertainty(vectors, [row for row, name in labeled.items() if name], names)
-    weights = None if unsure is None else unsure.to(device)
-    centers = itertools.islice(k_center(vectors.to(device), start, config.seed, weights), config.num)
-    chosen = list(track(centers, "images chosen", config.num))
+    centers, unsure = next_to_label(vectors, labeled, config.seed, device)
+    chosen = list(track(itertools.islice(centers, config.num), "images chosen", config.num))
     atomic_write.write(out, "".join(f"{line(paths[row])}\n" for row, _ in chosen))
     radius = chosen[-1][1]
     text = f"{len(chosen):,} of {len(keys):,} images → {config.out}; every image is within {radius:.3f} of a chosen one"

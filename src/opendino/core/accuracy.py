@@ -110,6 +110,11 @@ def _format(percent: float, num: float | None, balanced: float | None) -> str:
     return text if balanced is None else f"{text}, balanced {balanced:.1f}%"
 
 
+def knn_title(found: Mapping[str, Any]) -> str:
+    """What the k-NN accuracy of an evaluation is called: whether its classes are just sub-folders."""
+    return "k-NN" if folders_confirmed(found) else "k-NN by folders (unconfirmed)"
+
+
 def baseline_text(found: Mapping[str, Any]) -> str:
     """One sentence that says how to read the output of `format_accuracies`; empty if the row lacks the numbers."""
     if not found.get("num_queries") or found.get("majority") is None:

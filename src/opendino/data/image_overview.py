@@ -24,6 +24,7 @@ from opendino.data.readers.multi_page_files import Reading
 _LOOKED_AT = 120
 """Number of images that are decoded."""
 _EXAMPLES, _EXAMPLE_AREA_PX = 12, 240 * 240
+_RECIPES = "microscopy for cells and tissue, aerial for images from above; the default is for photographs"
 _FOLDERS = 12
 """Number of sub-folders that are named."""
 _DEPTHS = {"uint8": "8 bit", "uint16": "16 bit", "float32": "32-bit floating point"}
@@ -67,6 +68,7 @@ def look_at(data: str, stack: str = "ask") -> Overview:
     }
     if not found.photographs:
         facts["values"] = f"{found.ranges()} (99.8 % of the pixels)"
+        facts["recipe"] = _RECIPES
     if hint := _channel_files(files):
         facts["names"] = hint
     if found.notes:

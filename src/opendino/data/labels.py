@@ -119,9 +119,13 @@ def image_finder(keys: Sequence[str]) -> Callable[[str], int | None]:
     return find
 
 
-def _from_list(source: Source, path: str) -> Relabeled:
-    """Labels from a list, see `image_finder`."""
-    find = image_finder([source.key(index) for index in range(len(source))])
+def listed_labels(keys: Sequence[str], path: str) -> dict[int, str]:
+    """Position of an image in `keys` → its class in a list, see `image_finder` and `read_list`.
+
+    Raises:
+        UserError: The list cannot be read, names no classes, or none of the images.
+    """
+    find = image_finder(keys)
     listed = read_list(path, lambda image: find(image) is not None)
     named = {image: name for image, name in listed.items() if name}
     if not named:
@@ -130,9 +134,15 @@ def _from_list(source: Source, path: str) -> Relabeled:
     unmatched = [image for image in named if find(image) is None]
     message = f"{len(unmatched):,} of the {len(named):,} paths in {path} match no image, e.g. "
     if not found:
-        raise UserError(f"{message}{printable(unmatched[0])}", f"Write paths as in the dataset, e.g. {source.key(0)}")
+        raise UserError(f"{message}{printable(unmatched[0])}", f"Write paths as in the dataset, e.g. {keys[0]}")
     if unmatched:
         log.warn(f"{message}{printable(unmatched[0])}; they are ignored")
+    return found
+
+
+def _from_list(source: Source, path: str) -> Relabeled:
+    """Labels from a list."""
+    found = listed_labels([source.key(index) for index in range(len(source))], path)
     classes = tuple(sorted(set(found.values()), key=class_order))
     number = {name: label for label, name in enumerate(classes)}
     labels = np.full(len(source), -1, np.int64)

@@ -128,6 +128,11 @@ def read_columns(path: str, is_known: Callable[[str], bool] = lambda _: False) -
     return found
 
 
+def is_class(column: str) -> bool:
+    """Whether the name of a column says that it holds classes."""
+    return _normalize(column) in _CLASS_NAMES
+
+
 def is_metadata(column: str) -> bool:
     """Whether a column may say how an image was taken: its name is not one of a path, a class, a split or a size."""
     return _normalize(column) not in _CLASS_NAMES | _NO_CLASS_NAMES | _IMAGE_NAMES[0] | _IMAGE_NAMES[1]

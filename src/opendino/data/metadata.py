@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from opendino.core import log
+from opendino.core.contracts import Source
 from opendino.core.errors import UserError
-from opendino.data.labels import image_finder
-from opendino.data.list_columns import is_metadata, read_columns
-from opendino.data.source_files import is_file, printable
+from opendino.data.labels import Relabeled, image_finder
+from opendino.data.list_columns import is_class, is_metadata, read_columns
+from opendino.data.source_files import class_order, is_file, printable
 
 MAX_GROUPS = 50
 """Columns with more values are not taken for groups unless they are named."""
@@ -54,6 +57,18 @@ def group_columns(columns: dict[str, list[str]]) -> list[str]:
         if is_metadata(name) and 2 <= num <= min(MAX_GROUPS, len(known) / 5):
             found.append(name)
     return found
+
+
+def class_column(columns: dict[str, list[str]]) -> str | None:
+    """The first column that holds classes, by its name; None if there is none with two classes."""
+    return next((name for name, values in columns.items() if is_class(name) and len({*values} - {""}) > 1), None)
+
+
+def with_classes(source: Source, names: Sequence[str]) -> Relabeled:
+    """A source whose classes are those of a column: the name of each image's class, "" where unknown."""
+    classes = tuple(sorted({*names} - {""}, key=class_order))
+    number = {name: label for label, name in enumerate(classes)}
+    return Relabeled(source, classes, np.array([number.get(name, -1) for name in names], np.int64))
 
 
 def nearby_csv(data: str) -> list[str]:

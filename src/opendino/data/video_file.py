@@ -94,6 +94,20 @@ def with_every(data: str, every: str) -> str:
     return f"{data}{_OPTION}{every}"
 
 
+def join_every(config: Any) -> None:
+    """Make a setting `every` a part of the setting `data`, so that every command finds the same frames.
+
+    Args:
+        config: A frozen dataclass with these two fields.
+
+    Raises:
+        UsageError: See `with_every`.
+    """
+    if config.every:
+        object.__setattr__(config, "data", with_every(config.data, config.every))
+        object.__setattr__(config, "every", "")
+
+
 def split_every(data: str) -> tuple[str, str]:
     """The path in DATA, and the time between frames that follows it as `?every=2s`; "1s" if none does."""
     path, option, every = data.rpartition(_OPTION)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -10,6 +10,26 @@ from torch import Tensor
 from opendino.features.logistic_regression import with_strength
 
 _STRENGTH = 1.0
+
+
+def next_to_label(
+    vectors: Tensor, labeled: Mapping[int, str], seed: int = 0, device: str | torch.device = "cpu"
+) -> tuple[Iterator[tuple[int, float]], Tensor | None]:
+    """The images to label next: diverse, and with labels of two classes those that a classifier is unsure of first.
+
+    Args:
+        vectors: float32 `[M D]`, L2-normalized, on the CPU.
+        labeled: Row that is labeled already → its class, or "".
+        seed: Random seed for the first row if none is labeled.
+        device: Device of the products.
+
+    Returns:
+        (row, covering radius) as `k_center` yields them, and the uncertainty of every row; None if it was not used.
+    """
+    named = {row: name for row, name in labeled.items() if name}
+    unsure = uncertainty(vectors, [*named], [*named.values()]) if len({*named.values()}) > 1 else None
+    weights = None if unsure is None else unsure.to(device)
+    return k_center(vectors.to(device), list(labeled), seed, weights), unsure
 
 
 @torch.no_grad()

@@ -149,7 +149,7 @@ class RunMonitor:
         if "teacher_entropy" in self._last:
             shown.append(f"entropy {self._last['teacher_entropy']:.2f} ({self._last['entropy_frac']:.0%} of ln K)")
         quality = self.quality if self._evaluated_at else {}  # before the first step it is of the untrained network
-        for kind, title in (("knn", "k-NN"), ("accuracy", "accuracy")):
+        for kind, title in (("knn", accuracy.knn_title(quality)), ("accuracy", "accuracy")):
             shown += [f"{title} {text}" for text in [*accuracy.format_accuracies(quality, kind).values()][:1]]
         if "majority" in quality:
             shown.append(f"(most frequent class {quality['majority']:.1f}%)")

@@ -14,11 +14,13 @@ from torch import Tensor
 
 from opendino.core import distributed
 from opendino.core.accuracy import standard_error
+from opendino.core.contracts import Source
 from opendino.core.errors import UsageError, UserError, unknown
 from opendino.core.progress import track
 from opendino.core.ranges import Batch, Checked, Count, Repeats, Seed, Workers
 from opendino.core.types import Report
-from opendino.data.metadata import group_columns, read_metadata
+from opendino.data.labels import relabel
+from opendino.data.metadata import class_column, group_columns, read_metadata, with_classes
 from opendino.data.sampler import permutation
 from opendino.features.feature_table import table
 from opendino.features.image_stream import skipped_message
@@ -47,6 +49,9 @@ class Config(Checked):
     """CSV with a header and one row per image: path, and columns such as device, session, plate or date."""
     columns: tuple[str, ...] = ()
     """Columns of the CSV to test; default: those with 2 to 50 values, without path, class and split."""
+    classes: Literal["auto", "folders", "none"] = "auto"
+    """folders: sub-folders are classes; none: there are no classes, e.g. sub-folders are dates. auto: the class column
+    of the CSV, else those of DATA; if these are sub-folders, the report says so."""
     train: str | None = None
     """Images to train the probes on; default: the images the run was trained on."""
     val: str | None = None
@@ -117,7 +122,7 @@ def evaluate(config: Config) -> Report:
     device = distributed.device(config.device)
     model = load(config.model, config.which).to(device)
     data = data_of(model, config.train, "Give images: --train DIR")
-    images, notes = _load_images(config, model, data)
+    images, notes, kind = _load_images(config, model, data)
     num_val = int(images.val.sum())
     fields: dict[str, Any] = {
         "labels": config.labels, "num_train": len(images.val) - num_val, "num_val": num_val, "k": config.k,
@@ -132,8 +137,9 @@ def evaluate(config: Config) -> Report:
     ]
     if images.class_names:
         found = {probe: readability(images, images.classes, None, probe, config) for probe in PROBES}
-        fields["class"] = {"num": len(images.class_names)} | {probe: asdict(each) for probe, each in found.items()}
-        lines.append(_row(f"class ({len(images.class_names)})", found))
+        fields["class"] = {"num": len(images.class_names), "confirmed": kind == "class"}
+        fields["class"] |= {probe: asdict(each) for probe, each in found.items()}
+        lines.append(_row(f"{kind} ({len(images.class_names)})", found))
     last: list[str] = []
     for column, groups in images.groups.items():
         strata = images.classes if images.class_names else None
@@ -144,8 +150,8 @@ def evaluate(config: Config) -> Report:
         entry |= {"association": None, "across": None}
         if strata is not None:
             entry |= {"association": association(strata, groups), "across": across(images, column, config.k)}
-            lines += _across_lines(column, entry)
-        last += [_verdict(column, found, config.permutations), *_together(column, entry)]
+            lines += _across_lines(column, entry, kind)
+        last += [_verdict(column, found, config.permutations), *_together(column, entry, kind)]
         fields["columns"][column] = entry
     return Report("\n".join([*lines, *last]), fields)
 
@@ -277,13 +283,13 @@ def _compared(predicted: dict[str, Tensor], classes: Tensor, rows: Tensor) -> di
     return found
 
 
-def _load_images(config: Config, model: Model, data: str) -> tuple[Images, list[str]]:
-    """Features and labels of both sets, and notes for the report."""
+def _load_images(config: Config, model: Model, data: str) -> tuple[Images, list[str], str]:
+    """Features and labels of both sets, notes for the report, and what the classes are: "class" or "sub-folder"."""
     parts = []
     for each in [data] if config.val is None else [data, config.val]:
         source = model.reading.open_images(each)
         columns = read_metadata(config.labels, [source.key(index) for index in range(len(source))])
-        parts.append((source, columns))
+        parts.append((_classified(source, columns, config.classes), columns))
     tables = [table(model, source, batch=config.batch, workers=config.workers) for source, _ in parts]
     bad = sum((each.bad for each in tables), ())
     names = sorted(set().union(*(source.classes for source, _ in parts)))
@@ -300,6 +306,13 @@ def _load_images(config: Config, model: Model, data: str) -> tuple[Images, list[
         for name in parts[0][1]
     }
     notes = [skipped_message(bad)] if bad else []
+    kind = "class"
+    if config.classes == "auto" and len(names) > 1 and any(source.folder_classes for source, _ in parts):
+        kind = "sub-folder"
+        notes.append(
+            f"{len(names)} sub-folders: used as classes; --classes folders if they are classes, --classes none if they "
+            "are dates or batches"
+        )
     groups, group_names = {}, {}
     for name in _chosen(config, values):
         labels, kept = _groups(values[name], val)
@@ -313,7 +326,14 @@ def _load_images(config: Config, model: Model, data: str) -> tuple[Images, list[
             f"Its columns: {', '.join(values)}. Name others with --columns, or list more images",
         )
     features = torch.cat([each.features for each in tables])
-    return Images(features, val, classes, tuple(names) if len(names) > 1 else (), groups, group_names), notes
+    images = Images(features, val, classes, tuple(names) if len(names) > 1 else (), groups, group_names)
+    return images, notes, kind
+
+
+def _classified(source: Source, columns: dict[str, list[str]], classes: str) -> Source:
+    """The images with the classes that `Config.classes` asks for."""
+    column = class_column(columns) if classes == "auto" else None
+    return with_classes(source, columns[column]) if column else relabel(source, classes, seed=0)
 
 
 def _chosen(config: Config, values: dict[str, list[str]]) -> list[str]:
@@ -349,24 +369,24 @@ def _verdict(column: str, found: Mapping[str, Readability], permutations: int) -
     return f"{column} is not shown to be readable (p = {p:.2g}, not below 0.01; the smaller of both, doubled)"
 
 
-def _across_lines(column: str, entry: dict[str, Any]) -> list[str]:
+def _across_lines(column: str, entry: dict[str, Any], kind: str) -> list[str]:
     """Two more rows of the table: the class, trained with and without the image's own group."""
     found = entry["across"]
     if not found:
-        return [f"  no class of {column} is in two groups: the class cannot be tested across them"]
+        return [f"  no {kind} of {column} is in two groups: the {kind} cannot be tested across them"]
     rows = []
     for side in SIDES:
         shown = {p: f"{found[p][side]:.1f}% ± {found[p][f'{side}_standard_error']:.1f}" for p in PROBES}
-        rows.append(f"{f'  class, trained {side} its {column}':<36.36}{shown['linear']:>15}{shown['knn']:>18}")
-    how = "as many training images of each class"
-    return [*rows, f"  ({how}; {found['num']:,} images of {found['classes']} classes that are in several groups)"]
+        rows.append(f"{f'  {kind}, trained {side} its {column}':<36.36}{shown['linear']:>15}{shown['knn']:>18}")
+    how = f"as many training images of each {kind}"
+    return [*rows, f"  ({how}; {found['num']:,} images, of the {found['classes']} that are in several groups)"]
 
 
-def _together(column: str, entry: dict[str, Any]) -> list[str]:
+def _together(column: str, entry: dict[str, Any], kind: str) -> list[str]:
     """A warning where column and class can hardly be told apart."""
     if (entry["association"] or 0) <= 0.5:
         return []
     return [
-        f"{column} and class go together (Cramér's V {entry['association']:.2f}): these images cannot fully show which "
-        "of the two the features describe"
+        f"{column} and {kind} go together (Cramér's V {entry['association']:.2f}): these images cannot fully show "
+        "which of the two the features describe"
     ]

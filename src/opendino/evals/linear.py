@@ -20,10 +20,12 @@ from opendino.core.contracts import Backbone
 from opendino.core.errors import UsageError, UserError
 from opendino.core.ranges import Batch, Checked, Count, NotNegative, Positive, Seed, Workers
 from opendino.core.types import Report
+from opendino.data.open_source import list_paths
 from opendino.data.sampler import permutation
 from opendino.features.baselines import untrained_on
 from opendino.features.classification_metrics import accuracy
 from opendino.features.feature_table import FeatureTable, hold_out, table
+from opendino.features.few_labels import MOST_CROSS_VALIDATED, measured
 from opendino.features.image_stream import skipped_message
 from opendino.features.linear_classifiers import MOMENTUM, train_together
 from opendino.features.logistic_regression import STRENGTHS, CrossValidated, cross_validated
@@ -40,10 +42,7 @@ from opendino.views.settings import view
 
 Candidate = tuple[Tokens, float]
 Candidates = Annotated[tuple[Positive, ...], Meta(min_length=1)]
-MOST_CROSS_VALIDATED = 10_000
-"""Number of labels up to which the classifier is a cross-validated logistic regression; above it takes minutes."""
 _MOST_UNTRAINED = 1000  # labels up to which the untrained network is computed too: another pass over their images
-_LEAST_MEASURED = 10  # labels below which an accuracy would say nothing: its interval would be over 50 points wide
 _CROP = view({"crop.scale": (0.08, 1.0), "color_jitter.p": 0.0, "gray.p": 0.0})  # as in supervised training
 
 
@@ -140,9 +139,16 @@ def evaluate(config: Config) -> Report:
     }  # fmt: skip
     if out:
         about = known | {name: fields[name] for name in ("measured", "protocol", "num_train")}
-        classifier.save(out, model, found.classifier, about)
+        classifier.save(out, model, found.classifier, about, _given(data, train) if solver == "lbfgs" else {})
         lines.append(f"use it: opendino predict {config.out} DATA")
     return Report("\n".join(lines), fields)
+
+
+def _given(data: TrainValFeatures, labeled: FeatureTable) -> dict[str, str]:
+    """Path → label of the labeled images that are files."""
+    paths = list_paths(data.data, [data.source.key(index) for index in labeled.indices.tolist()])
+    names = (labeled.classes[label] for label in labeled.labels.tolist())
+    return {path: name for path, name in zip(paths, names, strict=True) if Path(path).is_absolute()}
 
 
 def _compared(name: str, theirs: Tensor, ours: Tensor, truth: Tensor) -> tuple[list[str], dict[str, Any]]:
@@ -189,7 +195,7 @@ class _Trainer:
 
         fits = {kind: train(rows.features[:, self._columns(kind, rows)]) for kind in kinds}
         tokens, best = min(fits.items(), key=lambda pair: pair[1].loss)
-        found = Classifier(best.weight, best.bias, tuple(self.classes), tokens)
+        found = measured(best, labels, self.classes, tokens)
         by_pixels = train(thumbnail_and_histogram(self.data.source, rows.indices.tolist(), config.workers))
 
         notes = [skipped_message(self.data.bad)] if self.data.bad else []
@@ -200,18 +206,14 @@ class _Trainer:
                 "in the cross-validation its image counts as wrong"
             )
         how = f"standardized; logistic regression, C {best.strength:g} and calibration by cross-validation"
-        known, measured = (
-            None,
-            f"{len(rows)} labels are too few to measure it; {_LEAST_MEASURED} are enough for a figure",
-        )
-        lines = [f"accuracy not known: {measured}"]
+        known, how_measured = found.known, found.measured
+        lines = [f"accuracy not known: {how_measured}"]
         fields: dict[str, Any] = {"C": best.strength}
         fields |= dict.fromkeys(("cross_validated", "log_loss", "pixels", "untrained"))
-        if len(rows) >= _LEAST_MEASURED:
-            known, measured = accuracy(best.scores, labels), f"{best.folds}-fold cross-validation"
+        if known:
             confidence = 100 * float(best.scores.softmax(1).amax(1).mean())
             lines = [
-                f"{measured}: {known.sentence}",
+                f"{how_measured}: {known.sentence}",
                 f"its mean probability for the predicted class: {confidence:.1f}%",
             ]
             fields |= {"cross_validated": known.fields, "log_loss": best.loss}
@@ -225,12 +227,12 @@ class _Trainer:
             val, truth = self.data.val, self.data.val.labels_by(self.classes)
             notes += [note for note in self.data.notes if note not in notes]
             scores = self.scores(found, val)
-            known, measured = accuracy(scores, truth), f"images of {self.data.origin}"
+            known, how_measured = accuracy(scores, truth), f"images of {self.data.origin}"
             features = thumbnail_and_histogram(self.data.val_source, val.indices.tolist(), config.workers)
             pixel_scores = features @ by_pixels.weight.T + by_pixels.bias
             said, fields["pixels"] = _compared(BASELINE, pixel_scores, scores, truth)
-            lines += [f"{measured}: {known.sentence}", *said]
-        return _Found(found, known, measured, notes, how, lines, fields)
+            lines += [f"{how_measured}: {known.sentence}", *said]
+        return _Found(found, known, how_measured, notes, how, lines, fields)
 
     def _untrained(self, tokens: Tokens, rows: FeatureTable) -> Tensor:
         """Features `[M D]` of the same images by the network with random weights."""

@@ -1,12 +1,16 @@
 """Save and load a linear classifier on features: a model folder with `classifier.safetensors`.
 
-The folder of a linear probe also has `classifier.json` with its classes and the tokens it was trained on. The run of a
-supervised method needs none: its classifier uses CLS, and `backbone.json` has the classes.
+The folder of a linear probe also has `classifier.json` with its classes and the tokens it was trained on, and
+`labels.csv` with the images that were labeled, if these are files. The run of a supervised method needs neither: its
+classifier uses CLS, and `backbone.json` has the classes.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -20,11 +24,14 @@ from torch import Tensor
 from opendino.core import atomic_write
 from opendino.core.accuracy import Accuracy
 from opendino.core.errors import UserError
+from opendino.data.list_columns import read_columns
+from opendino.data.source_files import cell, printable
 from opendino.models.description import convert
 from opendino.models.feature_tokens import Tokens
 from opendino.models.load import CLASSIFIER, Model, load, read_classifier, save_backbone
 
 DESCRIPTION = "classifier.json"
+_LABELS = "labels.csv"
 
 
 class _Description(msgspec.Struct, forbid_unknown_fields=True):
@@ -58,12 +65,22 @@ class Classifier:
         """Features `[B D]` → logits float32 `[B C]`."""
         return features.to(self.weight.dtype) @ self.weight.T + self.bias
 
+    @property
+    def accuracy(self) -> str:
+        """What is known about its accuracy, in one line."""
+        if self.known:
+            how = f", {self.measured}" if self.measured else ""
+            return f"accuracy of this classifier{how}: {self.known.sentence}"
+        return f"accuracy of this classifier is not known: {self.measured or 'it was not measured'}"
+
     def to(self, device: str | torch.device) -> Classifier:
         """A copy of this classifier on a device."""
         return replace(self, weight=self.weight.to(device), bias=self.bias.to(device))
 
 
-def save(folder: Path, model: Model, classifier: Classifier, extra: dict[str, Any]) -> None:
+def save(
+    folder: Path, model: Model, classifier: Classifier, extra: dict[str, Any], given: Mapping[str, str] = {}
+) -> None:
     """Write a model folder with network and classifier: it stays valid if the original run continues.
 
     Args:
@@ -71,6 +88,7 @@ def save(folder: Path, model: Model, classifier: Classifier, extra: dict[str, An
         model: The model whose features the classifier uses.
         classifier: The classifier, on any device.
         extra: JSON values to store with it, e.g. the accuracy.
+        given: Absolute path of an image → the label it was trained on, for `given_labels`.
     """
     kept = model.description.get("extra", {})
     save_backbone(folder, {"teacher": model.backbone}, preprocessing=model.preprocessing, extra=kept)
@@ -78,6 +96,22 @@ def save(folder: Path, model: Model, classifier: Classifier, extra: dict[str, An
     atomic_write.write(folder / CLASSIFIER, safetensors.torch.save(state, metadata={"format": "pt"}))
     description = {"format": 1, "classes": classifier.classes, "tokens": asdict(classifier.tokens), "extra": extra}
     atomic_write.write(folder / DESCRIPTION, json.dumps(description, indent=2) + "\n")
+    if given:
+        text = io.StringIO()
+        rows = ((cell(path), cell(label)) for path, label in given.items())
+        csv.writer(text, lineterminator="\n").writerows([("path", "class"), *rows])
+        atomic_write.write(folder / _LABELS, text.getvalue())
+
+
+def given_labels(folder: str | Path) -> dict[str, str]:
+    """Absolute path of an image → the label that a classifier was trained on; empty if they were not stored.
+
+    Raises:
+        UserError: The list cannot be read.
+    """
+    path = Path(folder).expanduser() / _LABELS
+    listed = read_columns(str(path)) if path.is_file() else {}
+    return {printable(image): columns.get("class", "") for image, columns in listed.items()}
 
 
 def load_classifier(folder: str | Path) -> tuple[Model, Classifier]:
