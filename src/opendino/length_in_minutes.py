@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +17,8 @@ from opendino.core import compilation, distributed, log
 from opendino.core.contracts import Source
 from opendino.core.types import Clock
 from opendino.engine.throughput import synchronize
-from opendino.run_parts import build_networks, open_data, prefetch
-from opendino.training import make_views, step
+from opendino.run_parts import build_networks, open_data, with_views
+from opendino.training import step
 
 CPU_MINUTES = 20.0
 """Length of a run on a CPU that was given none: enough for small images, and nobody waits for days unasked."""
@@ -86,15 +87,15 @@ def seconds_per_image(
     waited = num = 0.0
     began = time.monotonic()
     torch.set_num_threads(config.threads)
-    with contextlib.closing(prefetch(config, data, 0, device)) as stream:
+    with contextlib.closing(with_views(config, data, spec, 0, device)) as stream:
         for number in range(config.steps):
             if number == _WARM_UP_STEPS:
                 synchronize(device)
                 began, waited, num = time.monotonic(), 0.0, 0.0
             started = time.monotonic()
-            batches = [next(stream) for _ in range(config.optim.grad_accum_steps)]
+            makers = [make_views for _, make_views in itertools.islice(stream, config.optim.grad_accum_steps)]
             waited += time.monotonic() - started
-            views = (make_views(batch, data, spec, device) for batch in batches)
+            views = (make_views() for make_views in makers)
             clock = Clock(number, config.steps, data.batches.steps_per_epoch)
             with compilation.compiling(config.compile):
                 step(networks.model, networks.optimizer, config.optim, config.batch, clock, views,

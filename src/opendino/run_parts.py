@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import collections
+import contextlib
+import os
 from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,12 +18,19 @@ from opendino import resolve
 from opendino.config import ResolvedConfig
 from opendino.core import distributed
 from opendino.core.contracts import Method, Source
-from opendino.core.types import ViewSpec
+from opendino.core.ranges import cores
+from opendino.core.types import Views, ViewSpec
 from opendino.data import loader
 from opendino.data.cache import DecodedImages
 from opendino.data.decode import working_area_px
 from opendino.data.device_cache import DeviceCache
-from opendino.engine import checkpoint, optim, parallel
+from opendino.engine import checkpoint, optim, parallel, profiler
+from opendino.engine.throughput import uncounted
+from opendino.views import patch_masks
+from opendino.views.multi_crop import multi_crop
+
+MakeViews = Callable[[], Views]
+"""Makes the views of a micro-batch, or waits until they are made."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +79,41 @@ def open_data(
     return TrainingData(images, device_cache, batches)
 
 
-def prefetch(
-    config: ResolvedConfig, data: TrainingData, first_step: int, device: torch.device
-) -> Generator[loader.Batch, None, None]:
-    """The run's micro-batches from `first_step` on, decoded ahead by the loader's workers."""
-    number = config.optim.grad_accum_steps
-    pin = device.type == "cuda"
-    return loader.batches(data.batches, first_step * number, config.steps * number, config.workers, pin)
+def with_views(
+    config: ResolvedConfig, data: TrainingData, spec: ViewSpec, first_step: int, device: torch.device
+) -> Generator[tuple[loader.Batch, MakeViews], None, None]:
+    """The run's micro-batches from `first_step` on, decoded ahead by the loader's workers, and their views.
+
+    Where one thread trains on a CPU of several cores, another one makes the views of the next micro-batch meanwhile.
+    Otherwise they are made when the function is called. Both give the same views.
+    """
+    number, pin = config.optim.grad_accum_steps, device.type == "cuda"
+    stream = loader.batches(data.batches, first_step * number, config.steps * number, config.workers, pin)
+    with contextlib.closing(stream), contextlib.ExitStack() as closing:
+        if not _views_ahead(config, device):
+            yield from ((batch, partial(make_views, batch, data, spec, device)) for batch in stream)
+            return
+        executor = closing.enter_context(ThreadPoolExecutor(1, "views"))
+        ahead = collections.deque[tuple[loader.Batch, MakeViews]]()
+        for batch in stream:
+            ahead.append((batch, executor.submit(make_views, batch, data, spec, device).result))
+            if len(ahead) > 1:
+                yield ahead.popleft()
+        yield from ahead
+
+
+def _views_ahead(config: ResolvedConfig, device: torch.device) -> bool:
+    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    spare_core = device.type == "cpu" and config.threads == 1 and cores() > local_processes
+    return spare_core and not config.compile and not config.profile  # a profile sees one thread
+
+
+def make_views(batch: loader.Batch, data: TrainingData, spec: ViewSpec, device: torch.device) -> Views:
+    """Move a micro-batch of images to the device and make its views there."""
+    with profiler.section("crops"), uncounted():
+        on_device = batch.to(device)
+        if data.device_cache:
+            on_device = data.device_cache.fill(on_device)
+        crops = multi_crop(on_device.canvas, on_device.draws, spec)
+    masks = patch_masks.of_batch(on_device.draws, spec)
+    return Views(crops, on_device.labels, on_device.indices, spec.num_labeled(len(batch.indices)), masks)

@@ -36,10 +36,8 @@ from opendino.engine.run_monitor import Limits, RunMonitor
 from opendino.engine.run_result import Result
 from opendino.engine.throughput import Throughput
 from opendino.online_eval import OnlineEval
-from opendino.run_parts import Networks, TrainingData, build_networks, open_data, prefetch
+from opendino.run_parts import MakeViews, Networks, TrainingData, build_networks, open_data, with_views
 from opendino.snapshots import RunState
-from opendino.views import patch_masks
-from opendino.views.multi_crop import multi_crop
 
 
 @dataclass(frozen=True)
@@ -105,7 +103,7 @@ def run(config: ResolvedConfig, source: Source, folder: Path, device: torch.devi
         # The number of threads may change during the run only if the user did not give it.
         state.threads = threads.to_state(config.threads) if request is None or request.threads == "auto" else None
 
-        stream = closing.enter_context(contextlib.closing(prefetch(config, data, state.step, device)))
+        stream = closing.enter_context(contextlib.closing(with_views(config, data, spec, state.step, device)))
         # The first batch proves that the images can be read; before that nothing is written.
         first_batch = [next(stream)] if state.step < config.steps else []
         if is_main:
@@ -137,7 +135,7 @@ def _write_settings(folder: Path, config: ResolvedConfig, request: Config | None
     log.write_to(folder / "log.txt")
 
 
-def _train(run: _Run, stream: Iterator[loader.Batch], interrupt: Interrupt, lock: RunDirLock) -> None:
+def _train(run: _Run, stream: Iterator[tuple[loader.Batch, MakeViews]], interrupt: Interrupt, lock: RunDirLock) -> None:
     """The training loop, from the step of `run.state` to the last one.
 
     Raises:
@@ -157,12 +155,12 @@ def _train(run: _Run, stream: Iterator[loader.Batch], interrupt: Interrupt, lock
         interrupt.finish_step = True
         for clock in (Clock(n, total, start.steps_per_epoch) for n in range(first_step, total)):
             with run.throughput.waiting(), profiler.section("wait for images"):
-                batches = [next(stream) for _ in range(config.optim.grad_accum_steps)]
+                batches, makers = zip(*itertools.islice(stream, config.optim.grad_accum_steps), strict=True)
             # Stochastic depth draws from torch's generator: seeding it per step makes a resumed run identical.
             torch.manual_seed(_step_seed(config.seed, clock.step, distributed.rank()))
             with compilation.compiling(config.compile), run.throughput.counting():
                 # A generator, so that the crops of only one micro-batch take memory at a time.
-                views = (make_views(batch, run.data, run.spec, run.device) for batch in batches)
+                views = (make_views() for make_views in makers)
                 tensors, numbers = step(
                     networks.model, networks.optimizer, config.optim, config.batch, clock, views, dtype
                 )
@@ -257,17 +255,6 @@ def step(
     means = distributed.all_reduce_mean(metrics.mean(0))
     tensors = dict(zip(names, means, strict=True)) | {"grad_norm": norm, "ok": ok}
     return tensors, outputs[0].numbers | {"lr": lr, "weight_decay": weight_decay}
-
-
-def make_views(batch: loader.Batch, data: TrainingData, spec: ViewSpec, device: torch.device) -> Views:
-    """Move a micro-batch of images to the device and make its views there."""
-    with profiler.section("crops"):
-        on_device = batch.to(device)
-        if data.device_cache:
-            on_device = data.device_cache.fill(on_device)
-        crops = multi_crop(on_device.canvas, on_device.draws, spec)
-    masks = patch_masks.of_batch(on_device.draws, spec)
-    return Views(crops, on_device.labels, on_device.indices, spec.num_labeled(len(batch.indices)), masks)
 
 
 def _evaluate_and_save(run: _Run, done: int, evaluating: bool, saving: bool) -> None:

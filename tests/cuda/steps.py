@@ -23,7 +23,7 @@ from torch.distributed import device_mesh
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from opendino import config as configs
-from opendino import training
+from opendino import run_parts, training
 from opendino.config import Config
 from opendino.core import compilation
 from opendino.core.contracts import Backbone, Method
@@ -133,7 +133,7 @@ def paper_step() -> Watch:
     with fake_device.fake_tensors() as mode:
         fake_device.move(method, mode)
         batch, data = pinned(batch, mode), TrainingData(cast(Any, None), None, cast(Any, None))
-        views = (training.make_views(each, data, spec, DEVICE) for each in [batch])
+        views = (run_parts.make_views(each, data, spec, DEVICE) for each in [batch])
         return _second_step(method, method, settings, views)
 
 
@@ -149,7 +149,7 @@ def all_crops() -> Watch:
         data = TrainingData(cast(Any, None), cache, cast(Any, None))
         batch = pinned(batch, mode)
         with Watch() as watch:
-            training.make_views(batch, data, spec, DEVICE)
+            run_parts.make_views(batch, data, spec, DEVICE)
     return watch
 
 

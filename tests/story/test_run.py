@@ -8,9 +8,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +22,7 @@ from safetensors.torch import load_file
 from tests.factories import checkpoint_tensors, difference, dino_run, noise_folder
 
 import opendino
-from opendino import training
+from opendino import run_parts, training
 from opendino.config import dump
 from opendino.core import compilation
 from opendino.core.errors import UserError
@@ -77,6 +79,24 @@ def test_workers_and_cache_change_nothing(finished: Path, tmp_path: Path, worker
     opendino.train(dino_run(tmp_path / "run", workers=workers, cache=cache))
     assert difference(finished, tmp_path / "run", 10) is None
     assert not (tmp_path / "run" / "cache.bin").exists()
+
+
+@pytest.mark.parametrize("spare", [True, False])
+def test_views_made_in_a_second_thread_are_the_same(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spare: bool
+) -> None:
+    made: set[str] = set()
+
+    def watched(*args: Any) -> Any:
+        made.add(threading.current_thread().name.partition("_")[0])
+        return make_views(*args)
+
+    make_views = run_parts.make_views
+    monkeypatch.setattr(run_parts, "make_views", watched)
+    monkeypatch.setattr(run_parts, "cores", lambda: 2 if spare else 1)
+    run = opendino.train(dino_run(tmp_path / "run")).run
+    assert difference(finished, Path(run), 10) is None
+    assert made == {"views" if spare else "MainThread"}
 
 
 KILLER = """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import resource
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -16,6 +17,23 @@ from torch.utils.flop_counter import flop_registry
 from opendino.core.compilation import compiling
 
 _EVERY_SECONDS = 10.0
+
+
+class _Thread(threading.local):
+    apart = False
+
+
+_thread = _Thread()
+
+
+@contextlib.contextmanager
+def uncounted() -> Iterator[None]:
+    """Context manager for work of this thread that `FlopCounter` leaves out."""
+    _thread.apart = True
+    try:
+        yield
+    finally:
+        _thread.apart = False
 
 
 class FlopCounter(TorchDispatchMode):
@@ -40,7 +58,7 @@ class FlopCounter(TorchDispatchMode):
         """Run an operation and add what it costs."""
         result = func(*args, **(kwargs or {}))
         formula = flop_registry.get(func._overloadpacket)
-        if formula is not None:
+        if formula is not None and not _thread.apart:
             self.total += formula(*args, **(kwargs or {}), out_val=result)
         return result
 
@@ -75,7 +93,7 @@ class Throughput:
 
     @contextlib.contextmanager
     def counting(self) -> Iterator[None]:
-        """Context manager around every step: counts the FLOP of a run's first step (with its crops), then does nothing.
+        """Context manager around every step: counts the FLOP of a run's first step, but not of its views.
 
         The counted step runs without compilation, because the counter does not see compiled code. A resumed run
         takes the count from its checkpoint, so that its steps stay bit-identical to those of an uninterrupted run.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from opendino.data.workers import each
 from opendino.views.crop_resize import crop_resize
 
 CENTER_FRAC = 224 / 256  # crop side as a fraction of the shorter side: the usual "resize to 256, crop 224"
+
+_TOGETHER = 16  # images that are cropped at once
 
 _WARN_FRAC = 0.1  # warn if more than this fraction of images are copies or have a single color
 
@@ -125,6 +128,13 @@ def make(images: DecodedImages, val: DecodedImages | None, num: int, size_px: in
     return EvalSet(*_labeled(*bank), *_labeled(*queries), origin)
 
 
+def _center_square(image: np.ndarray) -> np.ndarray:
+    height, width = image.shape[:2]
+    side = max(1, round(min(height, width) * CENTER_FRAC))
+    top, left = (height - side) // 2, (width - side) // 2
+    return image[top : top + side, left : left + side]
+
+
 def center_crops(source: Source, size_px: int) -> Tensor:
     """Center crops uint8 or uint16 `[M C size size]` of the readable images of a source, in order."""
     images = DecodedImages(source, (2 * size_px) ** 2)
@@ -145,20 +155,23 @@ def _crops(images: DecodedImages, indices: list[int], size_px: int, workers: int
     """Center crops uint8 or uint16 `[M C size size]` and labels int64 `[M]` of this rank's readable images."""
     indices = indices[distributed.rank_slice(len(indices))]
 
-    def crop(index: int) -> Tensor | None:
-        try:
-            canvas, sizes = pad_to_batch([images.read(index)])
-        except BadImage:
-            return None
-        height, width = sizes[0].tolist()
-        side = max(1, round(min(height, width) * CENTER_FRAC))
-        box = torch.tensor([(height - side) // 2, (width - side) // 2, side, side]).view(1, 1, 4)
-        return crop_resize(canvas, box, torch.zeros(1, 1, dtype=torch.bool), size_px)[0, 0]
+    numbers = range(-(-len(indices) // _TOGETHER))
 
-    # Clone: a tensor received from another process keeps a file descriptor open.
-    crops = [c if c is None else c.clone() for c in each(crop, indices, images.in_flight, workers)]
-    kept = [(c, images.source.label(i)) for c, i in zip(crops, indices, strict=True) if c is not None]
+    def crops_of(number: int) -> tuple[Tensor, list[int]]:
+        """Crops of some images, resized together: several times as fast as one by one. And their indices."""
+        squares, kept = list[np.ndarray](), list[int]()
+        for index in indices[number * _TOGETHER : (number + 1) * _TOGETHER]:
+            with contextlib.suppress(BadImage):
+                squares.append(_center_square(images.read(index)))
+                kept.append(index)
+        if not kept:
+            return none, kept
+        canvas, sizes = pad_to_batch(squares)
+        boxes = torch.cat([torch.zeros_like(sizes), sizes], 1)[None]
+        return crop_resize(canvas, boxes, torch.zeros(1, len(kept), dtype=torch.bool), size_px)[0], kept
+
     none = torch.from_numpy(np.empty((0, images.pixel_format.channels, size_px, size_px), images.pixel_format.dtype))
-    return torch.stack([c for c, _ in kept]) if kept else none, torch.from_numpy(
-        np.array([label for _, label in kept], np.int64)
-    )
+    # Clone: a tensor received from another process keeps a file descriptor open.
+    found = [(c.clone(), kept) for c, kept in each(crops_of, numbers, images.in_flight, workers)]
+    labels = [images.source.label(index) for _, kept in found for index in kept]
+    return torch.cat([none, *(c for c, _ in found)]), torch.from_numpy(np.array(labels, np.int64))
