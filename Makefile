@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test check bench docs site lock clean
+.PHONY: setup demo test test-oldest check bench docs site lock clean
 
 setup: .venv/ready
 
@@ -26,6 +26,21 @@ demo: setup
 # One process more than cores: tests often wait for programs that they start.
 test: setup
 	$(BIN)/python -m pytest --numprocesses $$($(BIN)/python -c 'import os; print(os.cpu_count() + 1)') --dist loadfile --no-loadscope-reorder $(ARGS)
+
+# A quick selection of tests with the oldest versions that pyproject.toml allows, in an environment of their own; then PYTHON may be
+# another one: make test-oldest PYTHON=python3.12. VERSIONS=highest takes the newest ones.
+VERSIONS ?= lowest-direct
+QUICK := tests/core tests/models tests/views tests/story/test_golden.py tests/story/test_golden_models.py tests/test_losses.py \
+  tests/test_start.py tests/test_loading.py tests/embeddings tests/interop/test_exporting.py tests/serve
+test-oldest:
+	rm -rf build/$(VERSIONS)
+	$(PYTHON) -m venv build/$(VERSIONS)
+	build/$(VERSIONS)/bin/python -m pip install --quiet uv
+	build/$(VERSIONS)/bin/uv pip install --quiet --python build/$(VERSIONS)/bin/python --resolution $(VERSIONS) \
+	  --editable ".[app,export,medical,science,search,serve,sklearn,streams,video]" \
+	  "fsspec>=2024.2" "hypothesis>=6.100" "pytest>=8.3" "pytest-timeout>=2.3" "scipy>=1.13" \
+	  "torchvision>=0.24"
+	build/$(VERSIONS)/bin/python -m pytest -W default -m "not slow" $(QUICK) $(ARGS)
 
 check: setup
 	$(BIN)/ruff check .

@@ -1,4 +1,7 @@
-"""Writes docs/results.md from the newest benchmarks/results/real_*.json: python docs/results.py"""
+"""Writes docs/results.md from the newest benchmarks/results/real_*.json: python docs/results.py
+
+The section of other results at its end is written by hand and kept.
+"""
 
 from __future__ import annotations
 
@@ -61,4 +64,6 @@ def cell(runs: list[dict], measure: str) -> str:
 
 if __name__ == "__main__":
     files = sorted(RESULTS.glob("real_*.json"), key=lambda path: path.stem.rpartition("_")[2])
-    PAGE.write_text(page(json.loads(files[-1].read_text(encoding="utf-8")), files[-1].name), encoding="utf-8")
+    _, heading, by_hand = PAGE.read_text(encoding="utf-8").partition("\n## Other results\n")
+    made = page(json.loads(files[-1].read_text(encoding="utf-8")), files[-1].name)
+    PAGE.write_text(made + heading + by_hand, encoding="utf-8")

@@ -167,8 +167,12 @@ def test_notebooks_take_what_exists(notebook):
     assert missing("\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")) == []
 
 
-def test_the_file_tree_of_the_readme_is_complete():
-    tree = next(block for block in FENCE.findall((ROOT / "README.md").read_text()) if "src/opendino/" in block)
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 100
+
+
+def test_the_file_tree_of_the_tour_is_complete():
+    tree = next(block for block in FENCE.findall((ROOT / "docs" / "tour.md").read_text()) if "src/opendino/" in block)
     listed = set(re.findall(r"^  ([\w.]+/?) ", tree, re.M))
     there = {
         f"{each.name}/" if each.is_dir() else each.name
@@ -195,7 +199,7 @@ def test_the_layers_in_pages_are_those_that_are_checked():
 def test_extras_are_listed():
     with (ROOT / "pyproject.toml").open("rb") as file:
         extras = set(tomllib.load(file)["project"]["optional-dependencies"])
-    listed = re.findall(r"^\| `pip install \"opendino\[(\w+)\]\"` \|", (ROOT / "README.md").read_text(), re.M)
+    listed = re.findall(r"^\| `pip install \"opendino\[(\w+)\]\"` \|", (ROOT / "docs" / "install.md").read_text(), re.M)
     assert sorted(listed) == sorted(extras - {"dev"})
 
 

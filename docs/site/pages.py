@@ -24,6 +24,7 @@ MOVED = {
     "docs/decisions": "decisions/index.md",
     "examples/first_model.ipynb": "tutorials/first_model.md",
     "examples/own_parts.ipynb": "tutorials/own_parts.md",
+    "examples/colab.ipynb": "tutorials/colab.md",
 }
 """Path in the repository → page."""
 LINK = re.compile(r"\]\((?![a-z]+:)([^)#\s]+)(#[^)\s]*)?\)")

@@ -13,13 +13,13 @@ import numpy as np
 
 from opendino import config as configs
 from opendino.config import Config, ResolvedConfig
-from opendino.core import atomic_write, distributed, duration, registry
+from opendino.core import atomic_write, distributed, duration, metrics_log, registry
 from opendino.core.contracts import Source
 from opendino.core.errors import UsageError, UserError
 from opendino.data import fingerprint
 from opendino.data.held_out import with_held_out
 from opendino.data.sources import python
-from opendino.engine import optim
+from opendino.engine import optim, verdict
 from opendino.engine.run_folder import STARTUP_FILES
 
 _REQUEST = "request.yaml"
@@ -59,6 +59,19 @@ def cures(settings: Mapping[str, Any]) -> Mapping[str, str]:
         return configs.method_config(name).cures if name in registry.names(registry.METHODS) else {}
     except UserError:  # a plug-in that cannot be imported
         return {}
+
+
+def verdict_on(folder: Path, settings: Mapping[str, Any]) -> verdict.Verdict:
+    """The verdict on a run, finished or not.
+
+    Args:
+        folder: The run folder.
+        settings: Its config.yaml.
+
+    Raises:
+        OSError: It has no metrics.jsonl.
+    """
+    return verdict.of_rows(metrics_log.sampled(folder / "metrics.jsonl"), settings["steps"], cures(settings))
 
 
 def _folder(config: Config) -> Path | UserError:

@@ -7,6 +7,7 @@ from typing import Any, TypeGuard, overload
 
 from torch import Tensor
 
+from opendino import sharing
 from opendino.core.contracts import Source
 from opendino.data.decode import SUFFIXES
 from opendino.data.sources import python
@@ -59,12 +60,31 @@ class ImageModel(Model):
         found = table(self, images, batch=batch)
         return EmbeddedImages(self, images, found.indices.tolist(), found.features, found.labels, list(found.bad))
 
+    def push_to_hub(self, repository: str, *, license: str | None = None, private: bool = False) -> str:  # noqa: A002
+        """Upload the model to the Hugging Face Hub, with a model card, see `opendino.sharing.push`.
+
+        Args:
+            repository: USER/NAME; created if it does not exist. `opendino.load("hf:USER/NAME")` loads it again.
+            license: Identifier of the Hub, e.g. "cc-by-4.0".
+            private: Make the repository private if it is created.
+
+        Returns:
+            URL of the repository.
+
+        Raises:
+            UsageError: The name or the license is not valid.
+            UserError: There is no token, or the upload failed.
+        """
+        which = None if sharing.is_exported(Path(self.name).expanduser()) else self.which
+        return sharing.push(self.name, repository, license=license, which=which, private=private)
+
 
 def load(model: str | Path | Result, which: str | None = None, *, classifier: bool = False) -> ImageModel:
     """Load a trained model on the CPU, in eval mode.
 
     Args:
-        model: A run folder or the result of a run, an imported or exported model folder, or `timm:NAME`.
+        model: A run folder or the result of a run, an imported or exported model folder, `timm:NAME`, `hf:USER/NAME` of
+            the Hugging Face Hub, or the http(s) address of an exported folder.
         which: "teacher" or "student". None is the default network: the teacher, except where a student was distilled
             from a frozen teacher.
         classifier: Also load the linear classifier of the default network.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from opendino.cli import Outcome, run_verdict
+from opendino.cli import Outcome
 from opendino.core.errors import UsageError, UserError
 
 USAGE = "usage: opendino doctor RUN [--json]"
@@ -19,6 +19,7 @@ def run(args: list[str]) -> Outcome | None:
     if len(args) != 1 or args[0].startswith("-"):
         raise UsageError(f"doctor takes one run folder, not {' '.join(args) or 'nothing'}", USAGE)
     from opendino.data.metadata import confounders_hint
+    from opendino.existing_runs import verdict_on
 
     folder = Path(args[0]).expanduser()
     if not (folder / "metrics.jsonl").is_file():
@@ -26,7 +27,7 @@ def run(args: list[str]) -> Outcome | None:
             f"'{folder}' is not a run folder: it has no metrics.jsonl", "Start one with: opendino train DATA"
         )
     settings = _settings(folder)
-    found = run_verdict.of(folder, settings)
+    found = verdict_on(folder, settings)
     lines = [f"{found.name}: {found.evidence}"] + ([f"cure: {found.cure}"] if found.cure else [])
     hint = confounders_hint(str(folder), str(settings.get("data", "")), str(settings.get("labels", "")))
     fields = {"verdict": found.name, "evidence": found.evidence, "cure": found.cure}

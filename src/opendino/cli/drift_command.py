@@ -112,15 +112,17 @@ def _most_different(own: Tensor, cosine: Tensor, keys: list[str], num: int) -> l
     ]
 
 
+def significance(p: float, permutations: int, who: str) -> str:
+    """What a p-value says about two sets, e.g. "they may differ (p = 0.031)"."""
+    least = 1 / (1 + permutations)
+    shown = f"p = {p:.3f}" if p > 1.5 * least else f"p ≤ {least:.2g}"
+    if p < _DIFFER:
+        return f"{who} differ ({shown})"
+    return f"{who} may differ ({shown})" if p < _MAY_DIFFER else f"no difference is shown ({shown})"
+
+
 def _summary(config: Config, found: TwoSampleTest, sizes: tuple[int, int], num_shared: int, lost: int) -> list[str]:
-    least = 1 / (1 + config.permutations)
-    p = f"p = {found.p:.3f}" if found.p > 1.5 * least else f"p ≤ {least:.2g}"
-    if found.p < _DIFFER:
-        verdict = f"the tables differ ({p})"
-    elif found.p < _MAY_DIFFER:
-        verdict = f"the tables may differ ({p})"
-    else:
-        verdict = f"no difference is shown ({p})"
+    verdict = significance(found.p, config.permutations, "the tables")
     shared = f"; {num_shared:,} more are in both tables and not compared" if num_shared else ""
     return [
         f"{verdict}: {sizes[0]:,} images of {config.a}, {sizes[1]:,} of {config.b}{shared}{left_out(lost)}",

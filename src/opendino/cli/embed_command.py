@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
+from msgspec import Meta
 
 from opendino.cli import Outcome, flags, run_verdict
 from opendino.core import distributed
@@ -48,6 +49,9 @@ class Config(Checked):
     """Replace an existing table, and delete unfinished parts of another model or other images."""
     prune: bool = False
     """Remove images that are no longer in DATA from a .lance table; by default they are kept and counted."""
+    watch: Annotated[float, Meta(ge=1, le=86_400)] | None = None
+    """Seconds between looks for new images, which are added to a .lance table until Ctrl-C. From 20 new ones it says
+    whether they differ from the others."""
     batch: Batch = 64
     """Images per forward pass."""
     workers: Workers = 4
@@ -60,6 +64,8 @@ class Config(Checked):
         join_every(self)
         if self.prune and not self.out.lower().endswith(".lance"):
             raise UsageError("--prune is for .lance tables", "Leave --prune out: other tables hold only DATA")
+        if self.watch is not None and not self.out.lower().endswith(".lance"):
+            raise UsageError("--watch is for .lance tables", "Name the table --out FILE.lance")
 
 
 def run(args: list[str]) -> Outcome | None:
@@ -104,10 +110,17 @@ def _update_lance(config: Config, began: float) -> Outcome:
         raise UsageError("A .lance table is written by one process", "Run the command without torchrun")
     out = config.out if "://" in config.out else str(Path(config.out).expanduser())
     model = load(config.model, config.which).to(distributed.device(config.device))
-    source = model.reading.open_images(config.data)
     with _resumable():
-        embedder = _embedder(config, model, source)
+        embedder = _embedder(config, model, model.reading.open_images(config.data))
         done = lance_table.update(out, embedder, prune=config.prune, overwrite=config.overwrite)
+        if config.watch:
+            from opendino.cli import embed_watch
+
+            def update() -> lance_table.Updated:
+                source = model.reading.open_images(config.data)
+                return lance_table.update(out, _embedder(config, model, source), only_new=True)
+
+            done.new += embed_watch.rounds(update, out, config.watch)
     parts = [f"{done.added:,} new, {done.changed:,} changed, {done.unchanged:,} unchanged"]
     if done.removed:
         parts.append(f"{done.removed:,} removed")

@@ -32,7 +32,10 @@ _MISSING = {
     "RUN": ("No run was named", "Give a run folder, e.g. runs/photos"),
     "RUN|DATA": ("No run and no images were named", "Give a run folder, or a folder of images, e.g. ~/photos"),
     "TABLE": ("No table was named", "Give a table that opendino embed has written"),
-    "MODEL": ("No model was named", "Give a run folder, an imported or exported model folder, or timm:NAME"),
+    "MODEL": (
+        "No model was named",
+        "Give a run folder, an imported or exported model folder, timm:NAME, or hf:USER/NAME",
+    ),
 }
 
 

@@ -75,10 +75,10 @@ class LanceTable(EmbeddingTable):
 
 @dataclass
 class Updated:
-    """Result of an update, as numbers of images.
+    """Result of an update; changed, unchanged and removed are numbers of images.
 
     Attributes:
-        added: New in the table.
+        new: Keys that are new in the table.
         changed: Embedded again because their content changed.
         unchanged: In the table with the same content.
         removed: Removed from the table because they are no longer in the source.
@@ -86,16 +86,27 @@ class Updated:
         bad: (key, reason) of unreadable images; the table keeps their old rows unless their content changed.
     """
 
-    added: int = 0
+    new: list[str] = field(default_factory=list)
     changed: int = 0
     unchanged: int = 0
     removed: int = 0
     vanished: list[str] = field(default_factory=list)
     bad: Bad = field(default_factory=list)
 
+    @property
+    def added(self) -> int:
+        """Number of images that are new in the table."""
+        return len(self.new)
+
 
 def update(
-    name: str, embedder: Embedder, *, prune: bool = False, overwrite: bool = False, index_from: int = INDEX_FROM
+    name: str,
+    embedder: Embedder,
+    *,
+    prune: bool = False,
+    overwrite: bool = False,
+    only_new: bool = False,
+    index_from: int = INDEX_FROM,
 ) -> Updated:
     """Update a table from a source, or create it: only new and changed images are embedded.
 
@@ -110,6 +121,7 @@ def update(
         embedder: Embeds the images of the table; its `patches` must match an existing table.
         prune: Also remove the rows of images that are no longer in the source.
         overwrite: Replace an existing table; searches use the old one until the first images are committed.
+        only_new: Do not read the images that are in the table, and take them as unchanged.
         index_from: Minimum number of rows for an index.
 
     Raises:
@@ -120,13 +132,16 @@ def update(
     keys = [source.key(index) for index in range(len(source))]
     digests = writer.digests()  # of the rows in the table
     result = Updated(vanished=sorted(digests.keys() - set(keys)))
-    changed, result.unchanged, result.bad = _changed_images(source, keys, digests, embedder.workers)
+    if only_new:
+        changed, result.unchanged = [], len(digests) - len(result.vanished)
+    else:
+        changed, result.unchanged, result.bad = _changed_images(source, keys, digests, embedder.workers)
     todo = sorted([*(index for index, key in enumerate(keys) if key not in digests), *changed])
     recorder = _DigestRecorder(source)
     for part in replace(embedder, source=recorder).parts(todo, _COMMIT):
         for rows in part:
-            replaced = sum(key in digests for key in rows.keys)
-            result.changed, result.added = result.changed + replaced, result.added + len(rows) - replaced
+            new = [key for key in rows.keys if key not in digests]
+            result.new, result.changed = result.new + new, result.changed + len(rows) - len(new)
             result.bad += rows.bad
         outdated = [key for rows in part for key, _ in rows.bad if key in digests]
         writer.commit([rows for rows in part if len(rows)], recorder.digests, outdated)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -34,7 +35,9 @@ def writer(to: str) -> ModuleType:
     return known[to.replace("_", "-")]
 
 
-def export_model(name: str, to: str, out: str, which: str | None, config: Any) -> tuple[Model, float]:
+def export_model(
+    name: str, to: str, out: str, which: str | None, config: Any, facts: Mapping[str, Any] = {}
+) -> tuple[Model, float]:
     """Export a model to another file format. `out` exists only if the export succeeded and its outputs match.
 
     Args:
@@ -43,6 +46,7 @@ def export_model(name: str, to: str, out: str, which: str | None, config: Any) -
         out: File or folder to create; must not exist.
         which: "teacher" or "student"; None for the default network.
         config: `Config` of the export module.
+        facts: JSON values for the model card and, in a folder of ours, for backbone.json; added to those of the model.
 
     Returns:
         The model, and the largest difference between its outputs and those of the exported model.
@@ -59,6 +63,7 @@ def export_model(name: str, to: str, out: str, which: str | None, config: Any) -
     if model.classes and model.which == model.description["networks"][0]:
         model = load(name, which, classifier=True)
     model.backbone.requires_grad_(False)
+    model.description = {**model.description, "extra": {**model.description.get("extra", {}), **facts}}
     try:
         partial = Path(tempfile.mkdtemp(dir=target.absolute().parent, prefix=f".{target.name}.", suffix=".partial"))
         try:

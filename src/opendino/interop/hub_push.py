@@ -8,16 +8,31 @@ from pathlib import Path
 from opendino.core.errors import UsageError, UserError
 from opendino.models.load import DESCRIPTION
 
+CARD = "README.md"
 _NAME = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+
+
+def check(name: str) -> None:
+    """Check the name of a repository, and that there is a token.
+
+    Raises:
+        UsageError: The name is not USER/NAME.
+        UserError: There is no token.
+    """
+    if not _NAME.fullmatch(name):
+        raise UsageError(f"'{name}' is not a repository name", "Write USER/NAME")
+    from huggingface_hub import get_token  # timm requires it
+
+    if get_token() is None:
+        raise UserError("There is no token for the hub", "Set HF_TOKEN, or log in once: hf auth login")
 
 
 def push(folder: str, name: str, private: bool, message: str) -> str:
     """Upload a folder as one commit.
 
     Args:
-        folder: An exported folder, with model card and model. A run folder is refused: it also holds checkpoints and
-            logs.
-        name: Repository, as USER/NAME.
+        folder: An exported folder, with model card and model. Others are refused: a run also holds checkpoints.
+        name: Repository, as USER/NAME, see `check`.
         private: Make the repository private if it is created.
         message: Commit message.
 
@@ -25,24 +40,17 @@ def push(folder: str, name: str, private: bool, message: str) -> str:
         URL of the repository.
 
     Raises:
-        UsageError: The name is not USER/NAME.
-        UserError: There is no such folder or no token, or the upload failed.
+        UserError: There is no such folder, or the upload failed.
     """
-    if not _NAME.fullmatch(name):
-        raise UsageError(f"'{name}' is not a repository name", "Write USER/NAME")
     home = Path(folder).expanduser()
     if not home.is_dir():
         raise UserError(f"There is no folder '{folder}'", "Give a folder written by `opendino export`")
-    if not (home / "README.md").is_file() or not any((home / file).is_file() for file in ("config.json", DESCRIPTION)):
+    if not (home / CARD).is_file() or not any((home / file).is_file() for file in ("config.json", DESCRIPTION)):
         raise UserError(
             f"'{folder}' is not an exported folder", "Make one: opendino export MODEL --to huggingface --out FOLDER"
         )
-    try:
-        from huggingface_hub import HfApi, get_token
-    except ModuleNotFoundError as error:
-        raise UserError("push needs huggingface_hub", 'pip install "opendino[export]"') from error
-    if get_token() is None:
-        raise UserError("There is no token for the hub", "Set HF_TOKEN, or log in once: hf auth login")
+    from huggingface_hub import HfApi
+
     api = HfApi(library_name="opendino")
     try:
         api.create_repo(name, private=private, exist_ok=True)

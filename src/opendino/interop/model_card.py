@@ -22,14 +22,20 @@ def card(model: Model, library: str, loading: str, remarks: str = "") -> str:
     """
     wanted, extra = model.preprocessing, dict(model.description.get("extra", {}))
     millions = sum(weight.numel() for weight in model.backbone.parameters()) / 1e6
+    license_id = extra.pop("license", None)
     facts = [f"- {key}: {_plain(value)}" for key, value in extra.items() if value not in (None, "")]
+    if {"method", "data", "images", "step"} <= extra.keys():
+        sentence = (
+            "Trained by {method} on {images:,} images of {data}, for {step:,} steps; the images are not part of this."
+        )
+        facts = [sentence.format(**extra), "", *facts]
     return "\n".join(
         [
             "---",
             f"library_name: {library}",
             "pipeline_tag: image-feature-extraction",
             "tags: [opendino, self-supervised-learning]",
-            "# license: state it here before you publish",
+            f"license: {license_id}" if license_id else "# license: state it here before you publish",
             "---",
             "",
             f"# {model.backbone.name}",
@@ -54,7 +60,7 @@ def card(model: Model, library: str, loading: str, remarks: str = "") -> str:
             "",
             "## License",
             "",
-            "Not stated. State the license here before you publish these weights.",
+            license_id or "Not stated. State the license here before you publish these weights.",
             "",
         ]
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,6 +17,7 @@ from opendino.models.image_reading import ImageReading
 from opendino.models.vit import SIZES
 
 DESCRIPTION = "backbone.json"
+CLASSIFIER = "classifier.safetensors"
 NETWORKS = ("teacher", "student")
 _MAX_BYTES = 2**24
 
@@ -84,6 +86,11 @@ _REFUSED_OPTIONS = {
     "checkpoint_path", "cache_dir", "features_only", "scriptable", "exportable", "num_classes",
 }  # fmt: skip
 """Arguments of `timm.create_model` that download or read files, or build something other than a feature extractor."""
+
+
+def weights_file(which: str, networks: Iterable[str]) -> str:
+    """File name of a network in a model folder; the first, the default, has the plain name."""
+    return "backbone.safetensors" if which == next(iter(networks)) else f"backbone_{which}.safetensors"
 
 
 def read_description(path: Path) -> dict[str, Any]:

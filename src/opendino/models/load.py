@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,18 +22,18 @@ from opendino.core.types import IMAGENET_MEAN, IMAGENET_STD, Features
 from opendino.data.decode import apply_exif_orientation
 from opendino.data.readers.multi_page_files import describe
 from opendino.models.build import build_on_meta, materialize
-from opendino.models.description import DESCRIPTION, NETWORKS, read_description
+from opendino.models.description import CLASSIFIER, DESCRIPTION, NETWORKS, read_description, weights_file
 from opendino.models.image_reading import ImageReading
+from opendino.models.remote_model import is_remote, local_folder
 from opendino.models.resize import center_crop, resize, to_unit
 from opendino.models.separate_channels import SeparateChannels, network_of
 from opendino.models.weights import check_weights, load_foreign_weights, read_shapes, read_weights, write_weights
 
 T = TypeVar("T")
-CLASSIFIER = "classifier.safetensors"
 ImageInput = Image.Image | str | Path | np.ndarray | Tensor
 Images = ImageInput | Sequence[ImageInput]
 _MAX_ASPECT = 64  # longer images are center-cropped to this aspect ratio before resizing
-_MODEL_KINDS = "A model is a run folder, an imported or exported model folder, or timm:NAME"
+_MODEL_KINDS = "A model is a run folder, an imported or exported model folder, timm:NAME, or hf:USER/NAME"
 
 
 class Model:
@@ -243,7 +243,7 @@ def save_backbone(
     backbone = next(iter(networks.values()))
     for which in NETWORKS:
         if which in networks:
-            write_weights(folder / _file(which, networks), networks[which])
+            write_weights(folder / weights_file(which, networks), networks[which])
         else:
             (folder / f"backbone_{which}.safetensors").unlink(missing_ok=True)
     if classifier is not None:
@@ -266,20 +266,22 @@ def load(model: str | Path, which: str | None = None, *, classifier: bool = Fals
     """Load a trained model on the CPU, in eval mode.
 
     Args:
-        model: A run folder, an imported or exported model folder, or `timm:NAME` for timm's weights.
+        model: A run folder, an imported or exported model folder, `timm:NAME` for timm's weights, `hf:USER/NAME` for a
+            model of the Hugging Face Hub, or the http(s) address of an exported folder.
         which: "teacher" or "student". None is the default network: the teacher, except where a student was distilled
             from a frozen teacher.
         classifier: Also load the linear classifier of the default network.
 
     Raises:
         UsageError: `which` is neither, or timm has no such model.
-        UserError: The folder holds no model, no such network or no classifier, or its files do not match.
+        UserError: The folder holds no model, no such network or no classifier, its files do not match, or it cannot be
+            downloaded.
     """
     if which not in (None, *NETWORKS):
         raise UsageError(f"Unknown network '{which}'", nearest(str(which), NETWORKS))
     if str(model).startswith("timm:"):
         return _load_timm(str(model).removeprefix("timm:"), which, classifier)
-    folder = Path(model).expanduser()
+    folder = local_folder(str(model)) if is_remote(str(model)) else Path(model).expanduser()
     if not folder.is_dir():
         raise UserError(f"There is no folder '{model}'", _MODEL_KINDS)
     if not (folder / DESCRIPTION).is_file():
@@ -288,11 +290,11 @@ def load(model: str | Path, which: str | None = None, *, classifier: bool = Fals
         )
     description = read_description(folder / DESCRIPTION)
     networks = description["networks"]
-    have = [network for network in networks if (folder / _file(network, networks)).is_file()]
+    have = [network for network in networks if (folder / weights_file(network, networks)).is_file()]
     wanted = which or networks[0]
     if wanted not in have:
         raise UserError(f"'{model}' holds no {wanted}", f"It has: {', '.join(have) or 'no weights'}")
-    weights = folder / _file(wanted, networks)
+    weights = folder / weights_file(wanted, networks)
     # The folder may come from anyone: compare shapes on `meta` before memory is allocated.
     shapes = read_shapes(weights)
     on_meta = build_on_meta(description["name"], description["kwargs"], shapes, str(folder / DESCRIPTION))
@@ -317,11 +319,6 @@ def load(model: str | Path, which: str | None = None, *, classifier: bool = Fals
             "Export or import the model again",
         )
     return Model(network, description["preprocessing"], description, linear, wanted)
-
-
-def _file(which: str, networks: Iterable[str]) -> str:
-    """File name of a network in a model folder; the first, the default, has the plain name."""
-    return "backbone.safetensors" if which == next(iter(networks)) else f"backbone_{which}.safetensors"
 
 
 def read_classifier(folder: Path, embed_dim: int) -> nn.Linear:

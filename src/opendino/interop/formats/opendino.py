@@ -33,7 +33,8 @@ def write(model: Model, out: Path, config: Config) -> float:
         classifier=model.classifier,
         classes=model.classes if model.classifier is not None else (),
     )
-    loading = f'import opendino\nmodel = opendino.load("{out.name}")\nfeatures = model.embed("image.jpg")'
+    name = model.description.get("extra", {}).get("repository", out.name)
+    loading = f'import opendino\n\nmodel = opendino.load("{name}")\nfeatures = model.embed("image.jpg")  # [1, D]'
     atomic_write.write(out / "README.md", card(model, "opendino", loading))
     images, again = compare_outputs.random_images(model), load(out)
     with torch.no_grad():
