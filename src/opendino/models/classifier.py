@@ -6,25 +6,22 @@ supervised method needs none: its classifier uses CLS, and `backbone.json` has t
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
-from opendino.core import atomic_write
 from opendino.core.accuracy import Accuracy
 from opendino.core.errors import UserError
-from opendino.models.description import convert
 from opendino.models.feature_tokens import Tokens
-from opendino.models.load import CLASSIFIER, Model, load, read_classifier, save_backbone
+from opendino.models.linear_head import HeadFiles
+from opendino.models.load import CLASSIFIER, Model, load, read_classifier
 
 DESCRIPTION = "classifier.json"
+_FILES = HeadFiles(CLASSIFIER, DESCRIPTION, "classifier", "Train it again")
 
 
 class _Description(msgspec.Struct, forbid_unknown_fields=True):
@@ -72,12 +69,8 @@ def save(folder: Path, model: Model, classifier: Classifier, extra: dict[str, An
         classifier: The classifier, on any device.
         extra: JSON values to store with it, e.g. the accuracy.
     """
-    kept = model.description.get("extra", {})
-    save_backbone(folder, {"teacher": model.backbone}, preprocessing=model.preprocessing, extra=kept)
-    state = {"weight": classifier.weight.cpu().contiguous(), "bias": classifier.bias.cpu().contiguous()}
-    atomic_write.write(folder / CLASSIFIER, safetensors.torch.save(state, metadata={"format": "pt"}))
-    description = {"format": 1, "classes": classifier.classes, "tokens": asdict(classifier.tokens), "extra": extra}
-    atomic_write.write(folder / DESCRIPTION, json.dumps(description, indent=2) + "\n")
+    described = {"classes": classifier.classes, "tokens": asdict(classifier.tokens), "extra": extra}
+    _FILES.save(folder, model, classifier.weight, classifier.bias, described)
 
 
 def load_classifier(folder: str | Path) -> tuple[Model, Classifier]:
@@ -95,12 +88,7 @@ def load_classifier(folder: str | Path) -> tuple[Model, Classifier]:
         raise UserError(
             f"'{folder}' holds no {DESCRIPTION}", "Train a classifier: opendino eval linear MODEL --train DIR --out DIR"
         )
-    try:
-        described = convert(json.loads((home / DESCRIPTION).read_text(encoding="utf-8")), _Description, "", DESCRIPTION)
-        state = safetensors.torch.load_file(home / CLASSIFIER)
-        weight, bias = state["weight"], state["bias"]
-    except (OSError, ValueError, KeyError, RecursionError, safetensors.SafetensorError) as error:
-        raise UserError(f"The classifier in '{folder}' cannot be read: {error}", "Train it again") from error
+    described, weight, bias = _FILES.read(home, _Description)
     classes, tokens = tuple(described.classes), described.tokens
     tokens.check(model.backbone)
     if weight.ndim != 2 or len(weight) != len(classes) or bias.shape != weight.shape[:1]:
