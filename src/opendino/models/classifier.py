@@ -1,11 +1,13 @@
 """Save and load a linear classifier on features: a model folder with `classifier.safetensors`.
 
 The folder of a linear probe also has `classifier.json` with its classes and the tokens it was trained on. The run of a
-supervised method needs none: its classifier uses CLS, and `backbone.json` has the classes.
+supervised method needs none: its classifier uses CLS, and `backbone.json` has the classes. A run of `opendino finetune`
+has a second classifier, of the frozen features, in `frozen/`, and says in `finetuning.json` which of the two is better.
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,13 +16,16 @@ import msgspec
 import torch
 from torch import Tensor
 
+from opendino.core import atomic_write
 from opendino.core.accuracy import Accuracy
 from opendino.core.errors import UserError
+from opendino.models.description import convert
 from opendino.models.feature_tokens import Tokens
 from opendino.models.linear_head import HeadFiles
 from opendino.models.load import CLASSIFIER, Model, load, read_classifier
 
 DESCRIPTION = "classifier.json"
+CHOICE, FROZEN = "finetuning.json", "frozen"
 _FILES = HeadFiles(CLASSIFIER, DESCRIPTION, "classifier", "Train it again")
 
 
@@ -29,6 +34,12 @@ class _Description(msgspec.Struct, forbid_unknown_fields=True):
     tokens: Tokens
     format: Literal[1] = 1
     extra: dict[str, Any] = {}
+
+
+class _Choice(msgspec.Struct, forbid_unknown_fields=True):
+    keep: Literal["finetuned", "frozen"]
+    finetuned: dict[str, Any]
+    format: Literal[1] = 1
 
 
 @dataclass(frozen=True)
@@ -73,17 +84,37 @@ def save(folder: Path, model: Model, classifier: Classifier, extra: dict[str, An
     _FILES.save(folder, model, classifier.weight, classifier.bias, described)
 
 
+def save_choice(run: Path, keep: str, after: dict[str, Any], frozen: tuple[Model, Classifier, dict[str, Any]]) -> None:
+    """Write the second classifier of a run that fine-tuned a model, and which of the two `load_classifier` opens.
+
+    Args:
+        run: The run's folder.
+        keep: "finetuned" or "frozen".
+        after: JSON values about the fine-tuned classifier, as `extra` of `save`.
+        frozen: The model that the run started from, its classifier, and the same values about it.
+    """
+    save(run / FROZEN, *frozen)
+    choice = {"format": 1, "keep": keep, "finetuned": after}
+    atomic_write.write(run / CHOICE, json.dumps(choice, indent=2) + "\n")
+
+
 def load_classifier(folder: str | Path) -> tuple[Model, Classifier]:
     """Load model and classifier on the CPU, from a folder of `save` or the run of a supervised method.
+
+    Of a run that fine-tuned a model it is the better one of two, see `save_choice`.
 
     Raises:
         UserError: The folder holds no classifier, or its files do not match.
     """
-    home = Path(folder).expanduser()
+    home, told = Path(folder).expanduser(), dict[str, Any]()
+    if (home / CHOICE).is_file():
+        choice = _choice(home / CHOICE)
+        told, home = choice.finetuned, home / FROZEN if choice.keep == FROZEN else home
     model = load(home)
     if model.classes:
         linear = read_classifier(home, model.backbone.embed_dim)
-        return model, Classifier(linear.weight.data, linear.bias.data, model.classes, Tokens())
+        weight, bias = linear.weight.data, linear.bias.data
+        return model, Classifier(weight, bias, model.classes, Tokens(), _known(told), str(told.get("measured", "")))
     if not (home / DESCRIPTION).is_file():
         raise UserError(
             f"'{folder}' holds no {DESCRIPTION}", "Train a classifier: opendino eval linear MODEL --train DIR --out DIR"
@@ -98,6 +129,13 @@ def load_classifier(folder: str | Path) -> tuple[Model, Classifier]:
         raise UserError(f"The classifier in '{folder}' holds weights that are NaN or infinite", "Train it again")
     measured = str(described.extra.get("measured", ""))
     return model, Classifier(weight, bias, classes, tokens, _known(described.extra), measured)
+
+
+def _choice(path: Path) -> _Choice:
+    try:
+        return convert(json.loads(path.read_text(encoding="utf-8")), _Choice, "", CHOICE)
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read: {error}", "Remove it to use the fine-tuned network") from error
 
 
 def _known(extra: dict[str, Any]) -> Accuracy | None:
