@@ -57,6 +57,20 @@ def test_a_mask_for_every_readable_image(
     assert "0 masks → " in (said := capsys.readouterr().out) and "2 were there already" in said
 
 
+def test_polygons_are_written_beside_the_masks_also_later(
+    head: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "masks"
+    predict(head, images, out, capsys)
+    before = (out / "a.png").read_bytes()
+    words = ["predict", str(head), str(images), "--out", str(out), "--device", "cpu", "--json", "--polygons"]
+    assert main(words) == 0 and json.loads(capsys.readouterr().out)["written"] == 2
+    found = json.loads((out / "day/b.geojson").read_text())["features"]
+    assert sum(each["properties"]["pixels"] for each in found) == 5 * 9 and (out / "a.png").read_bytes() == before
+    assert all(0.5 <= each["properties"]["mean_probability"] <= 1 for each in found)  # the better one of two
+    assert main(words) == 0 and json.loads(capsys.readouterr().out)["existing"] == 2
+
+
 def test_masks_of_something_else_are_not_mixed_or_overwritten(
     head: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
