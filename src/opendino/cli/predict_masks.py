@@ -50,7 +50,8 @@ def write_masks(
     source = model.reading.open_images(data)
     encoder = patch_encoder(model, head.blocks)
     names = mask_names([source.key(index) for index in range(len(source))])
-    _claim(folder, {"head": fingerprint(model, head), "data": printable(absolute(data)), "classes": list(head.classes)})
+    about = {"head": fingerprint(model, head), "data": printable(absolute(data)), "classes": list(head.classes)}
+    _claim(folder, about | ({"names": list(head.names)} if head.names else {}))
     paths = [[folder / name, *[(folder / name).with_suffix(".geojson")] * polygons] for name in names]
     left = [index for index, wanted in enumerate(paths) if not all(path.is_file() for path in wanted)]
     numbers, colors = np.array(head.classes, np.uint8), mask_files.palette()
@@ -66,7 +67,7 @@ def write_masks(
             pixels_of += labels.flatten().bincount(minlength=len(numbers))
             mask, wanted = numbers[labels.numpy()], paths[left[part.positions[0]]]
             if polygons:
-                told = feature_collection(mask, probability.numpy())
+                told = feature_collection(mask, probability.numpy(), dict(zip(head.classes, head.names, strict=False)))
                 _write(wanted[1], json.dumps(told, separators=(",", ":")).encode())
             _write(wanted[0], mask_files.encode(mask, colors))
     written, existing = len(left) - len(bad), len(source) - len(left)
@@ -78,10 +79,14 @@ def write_masks(
         for number, count in zip(head.classes, pixels_of.tolist(), strict=True)
     }
     fields |= {"measured": head.measured, "seconds": time.monotonic() - began}
+    fields |= {"names": dict(zip(fields["classes"], head.names, strict=True))} if head.names else {}
     lines = [f"{written:,} masks → {printable(str(folder))}" + f", {existing:,} were there already" * bool(existing)]
     if written:
-        shares = fields["classes"].items()
-        lines += [f"  class {number:>3}  {share:5.1f} % of their pixels" for number, share in shares]
+        shares, names = fields["classes"].items(), head.names or [""] * len(numbers)
+        lines += [
+            f"  class {number:>3}  {share:5.1f} % of their pixels  {printable(name)}".rstrip()
+            for (number, share), name in zip(shares, names, strict=True)
+        ]
     lines += [f"note: {skipped_message(bad)}"] * bool(bad)
     return "\n".join([*lines, f"this head: {head.measured or 'not measured'}"]), fields
 

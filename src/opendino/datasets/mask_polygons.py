@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -62,15 +63,16 @@ def outlines(numbered: np.ndarray) -> list[list[Ring]]:
     return found
 
 
-def feature_collection(mask: np.ndarray, probability: np.ndarray) -> dict[str, Any]:
+def feature_collection(mask: np.ndarray, probability: np.ndarray, names: Mapping[int, str] = {}) -> dict[str, Any]:
     """A GeoJSON object with a Feature for each region.
 
-    Its properties are "class", "mean_probability" (of the class, over the pixels of the region) and "pixels". Void
-    pixels are in none.
+    Its properties are "class", "name" if it is known, "mean_probability" (of the class, over the pixels of the region)
+    and "pixels". Void pixels are in none.
 
     Args:
         mask: uint8 `[H W]`, class numbers.
         probability: float `[H W]`, of the class of each pixel.
+        names: What classes are called.
     """
     numbered = regions(mask)
     flat = numbered.ravel()
@@ -80,7 +82,12 @@ def feature_collection(mask: np.ndarray, probability: np.ndarray) -> dict[str, A
     features = [
         {
             "type": "Feature",
-            "properties": {"class": int(number), "mean_probability": round(float(mean), 4), "pixels": int(size)},
+            "properties": {
+                "class": int(number),
+                **({"name": names[int(number)]} if int(number) in names else {}),
+                "mean_probability": round(float(mean), 4),
+                "pixels": int(size),
+            },
             "geometry": {"type": "Polygon", "coordinates": rings},
         }
         for number, mean, size, rings in zip(classes, means, sizes, outlines(numbered), strict=True)

@@ -24,6 +24,7 @@ _FILES = HeadFiles("segmentation.safetensors", DESCRIPTION, "segmentation head",
 class _Description(msgspec.Struct, forbid_unknown_fields=True):
     classes: Annotated[list[Annotated[int, Meta(ge=0, le=254)]], Meta(min_length=2, max_length=255)]
     blocks: Count
+    names: list[str] = []
     format: Literal[1] = 1
     extra: dict[str, Any] = {}
 
@@ -38,6 +39,7 @@ class SegmentationHead:
         classes: The numbers of the K classes in masks, 0 to 254, ascending.
         blocks: Number of last blocks of the network whose patch features are joined.
         measured: How good it is known to be, one line; empty if it was not measured.
+        names: What the K classes are called; empty if nobody said.
     """
 
     weight: Tensor
@@ -45,6 +47,7 @@ class SegmentationHead:
     classes: tuple[int, ...]
     blocks: int
     measured: str = ""
+    names: tuple[str, ...] = ()
 
     def __call__(self, features: Tensor) -> Tensor:
         """Features `[N D]` → scores float32 `[N K]`."""
@@ -61,6 +64,7 @@ def save(folder: Path, model: Model, head: SegmentationHead, extra: dict[str, An
         extra: JSON values to store with it, e.g. its mIoU.
     """
     described = {"classes": head.classes, "blocks": head.blocks, "extra": extra | {"measured": head.measured}}
+    described |= {"names": head.names} if head.names else {}
     _FILES.save(folder, model, head.weight, head.bias, described)
 
 
@@ -80,10 +84,15 @@ def load_head(folder: str | Path) -> tuple[Model, SegmentationHead]:
             f"{num} classes and {width} features of the last {described.blocks} blocks",
             _AGAIN,
         )
+    if len(described.names) not in (0, num):
+        raise UserError(
+            f"The segmentation head in '{folder}' has {len(described.names)} names for {num} classes", _AGAIN
+        )
     if not (weight.isfinite().all() and bias.isfinite().all()):
         raise UserError(f"The segmentation head in '{folder}' holds weights that are NaN or infinite", _AGAIN)
     measured = str(described.extra.get("measured", ""))
-    return model, SegmentationHead(weight.float(), bias.float(), tuple(described.classes), described.blocks, measured)
+    classes, names = tuple(described.classes), tuple(described.names)
+    return model, SegmentationHead(weight.float(), bias.float(), classes, described.blocks, measured, names)
 
 
 def fingerprint(model: Model, head: SegmentationHead) -> str:
