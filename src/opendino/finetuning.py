@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from opendino.models.load import Model, load
 from opendino.recipes import finetune
 from opendino.views.settings import changed
 
+_CONV4_LR = 1.6e-2  # the small network of CPUs learns too slowly at the rate of vision transformers
 _MOST_LABELS = 10_000  # for the classifier of frozen features; with more it takes minutes
 
 
@@ -52,14 +53,17 @@ def settings(model: str | Path, data: str = "") -> Config:
             "intensity": (found,) if isinstance(found, str) else found, "bits": reading.bits,
         }  # fmt: skip
     views = changed(base.views, {"global.size": loaded.preprocessing["image_px"]})
-    return Config(**{**vars(base), "init": str(model), "views": views, **images})
+    optimizer = replace(base.optim, lr=_CONV4_LR) if loaded.backbone.name == "conv4" else base.optim
+    return replace(base, init=str(model), views=views, optim=optimizer, **images)
 
 
 def against_frozen_head(config: ResolvedConfig, folder: Path, device: torch.device) -> dict[str, Any]:
     """Compare a fine-tuned network with a linear classifier of the features it started from, image by image.
 
-    Both classify the labeled images that the run did not train on: those of `val`, or those held out. Both are saved,
-    and `models.classifier.load_classifier` opens the fine-tuned one only if it is better.
+    Both classify the labeled images that the run did not train on: those of `val`, or those held out. The classifier of
+    the fine-tuned network is fitted again, as that of the frozen features is: it was trained on crops, and whole images
+    look different to it (Touvron et al. 2019, arXiv:1906.06423). Both are saved, and
+    `models.classifier.load_classifier` opens the fine-tuned one only if it is better.
 
     Args:
         config: Settings of the run: method `supervised` with `init`.
@@ -77,11 +81,13 @@ def against_frozen_head(config: ResolvedConfig, folder: Path, device: torch.devi
         return {"measure": "classifier", "verdict": "unknown", "keep": "finetuned", "says": says}
     with distributed.single_process():
         log.say("comparing with a classifier of the frozen features on held-out images")
-        tuned = load(folder, classifier=True).to(device)
-        before, after = _frozen(start, tuned.classes, config), _finetuned(tuned, config)
+        tuned = load(folder).to(device)
+        classes, tokens = tuned.classes, tokens_of(protocol_for(start.backbone), start.backbone)[0]
+        before = _fitted(start, classes, tokens, config, "a classifier of the frozen features")
+        after = _fitted(tuned, classes, Tokens(), config, "the fine-tuned network")
     found = _paired(before, after)
     keep = "finetuned" if found and found.direction == 1 else "frozen"
-    save_choice(folder, keep, after.about, (start, before.classifier, before.about))
+    save_choice(folder, keep, (after.classifier, after.about), (start, before.classifier, before.about))
     verdict = {1: "better", 0: "no better", -1: "worse"}[found.direction] if found else "unknown"
     return {
         "measure": "classifier", "verdict": verdict, "keep": keep, **(vars(found) if found else {}),
@@ -128,22 +134,13 @@ def _paired(before: _Measured, after: _Measured) -> Change | None:
     return change(*(each.right[torch.isin(each.indices, both)] for each in (before, after)))
 
 
-def _frozen(model: Model, classes: tuple[str, ...], config: Config) -> _Measured:
-    """The classifier of `eval linear` on the features of the training images."""
-    tokens = tokens_of(protocol_for(model.backbone), model.backbone)[0]
+def _fitted(model: Model, classes: tuple[str, ...], tokens: Tokens, config: Config, name: str) -> _Measured:
+    """The classifier of `eval linear` on the features of the training images, and its answers for held-out ones."""
     source = training_images(_images(model, config), config.hold_out, labeled_only=True)
     some = np.unique(np.linspace(0, len(source) - 1, min(_MOST_LABELS, len(source))).astype(int)).tolist()
     rows = table(model, source, tokens, some)
     fitted = cross_validated(rows.features, rows.labels_by(classes), len(classes))
-    classifier = Classifier(fitted.weight, fitted.bias, classes, tokens)
-    return _measured(classifier, "a classifier of the frozen features", model, config)
-
-
-def _finetuned(model: Model, config: Config) -> _Measured:
-    linear = model.classifier
-    assert linear is not None
-    classifier = Classifier(linear.weight.detach(), linear.bias.detach(), model.classes, Tokens())
-    return _measured(classifier, "the fine-tuned network", model, config)
+    return _measured(Classifier(fitted.weight, fitted.bias, classes, tokens), name, model, config)
 
 
 def _measured(classifier: Classifier, name: str, model: Model, config: Config) -> _Measured:

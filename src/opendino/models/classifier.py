@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import msgspec
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from opendino.core import atomic_write
 from opendino.core.accuracy import Accuracy
@@ -23,8 +23,10 @@ from opendino.models.description import convert
 from opendino.models.feature_tokens import Tokens
 from opendino.models.linear_head import HeadFiles
 from opendino.models.load import CLASSIFIER, Model, load, read_classifier
+from opendino.models.weights import write_weights
 
 DESCRIPTION = "classifier.json"
+_NEVER = -1e4  # the bias of a class without a training image, where -inf is not allowed
 CHOICE, FROZEN = "finetuning.json", "frozen"
 _FILES = HeadFiles(CLASSIFIER, DESCRIPTION, "classifier", "Train it again")
 
@@ -84,17 +86,28 @@ def save(folder: Path, model: Model, classifier: Classifier, extra: dict[str, An
     _FILES.save(folder, model, classifier.weight, classifier.bias, described)
 
 
-def save_choice(run: Path, keep: str, after: dict[str, Any], frozen: tuple[Model, Classifier, dict[str, Any]]) -> None:
-    """Write the second classifier of a run that fine-tuned a model, and which of the two `load_classifier` opens.
+def save_choice(
+    run: Path,
+    keep: str,
+    finetuned: tuple[Classifier, dict[str, Any]],
+    frozen: tuple[Model, Classifier, dict[str, Any]],
+) -> None:
+    """Write the two classifiers of a run that fine-tuned a model, and which of them `load_classifier` opens.
 
     Args:
         run: The run's folder.
         keep: "finetuned" or "frozen".
-        after: JSON values about the fine-tuned classifier, as `extra` of `save`.
+        finetuned: The classifier of the run's network, of CLS, and JSON values about it as `extra` of `save`.
         frozen: The model that the run started from, its classifier, and the same values about it.
     """
+    own, about = finetuned
+    linear = nn.Linear(own.weight.shape[1], len(own.weight))
+    with torch.no_grad():
+        linear.weight.copy_(own.weight)
+        linear.bias.copy_(own.bias.clamp_min(_NEVER))
+    write_weights(run / CLASSIFIER, linear)
     save(run / FROZEN, *frozen)
-    choice = {"format": 1, "keep": keep, "finetuned": after}
+    choice = {"format": 1, "keep": keep, "finetuned": about}
     atomic_write.write(run / CHOICE, json.dumps(choice, indent=2) + "\n")
 
 

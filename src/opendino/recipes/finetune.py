@@ -28,6 +28,6 @@ def config(data: str) -> Config:
         method=supervised.Config(),
         views=changed(supervised.VIEWS, {"global.size": "auto"}),
         optim=optim.Config(
-            lr=2e-3, lr_warmup="10%", layer_decay=0.75, freeze_backbone="20%", weight_decay=0.05, weight_decay_end=0.05
+            lr=1e-3, lr_warmup="10%", layer_decay=0.75, freeze_backbone="20%", weight_decay=0.05, weight_decay_end=0.05
         ),
     )
