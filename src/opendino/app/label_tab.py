@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import itertools
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +14,7 @@ import gradio as gr
 from opendino.app.context import NETWORK, Context, Head, bounded, enlarged, handle_errors
 from opendino.core.errors import UserError
 from opendino.data.source_files import cell
-from opendino.embeddings.diverse_selection import k_center
+from opendino.embeddings.diverse_selection import first_batch
 
 NAME = "Label"
 
@@ -50,7 +49,7 @@ def build(context: Context, head: Head) -> None:
     def start(name: str | None, wanted: float) -> tuple[Any, ...]:
         shown = context.table(name)
         keys, vectors = shown.vectors
-        rows = itertools.islice(k_center(vectors), int(bounded(wanted, 5, 200)))
+        rows = first_batch(vectors, min(len(keys), int(bounded(wanted, 5, 200))))
         chosen = [keys[row] for row, _ in rows]
         state = {"table": name, "keys": chosen, "labels": {}, "at": 0}
         return [shown.thumbnail(key) for key in chosen], *_view(context, state)

@@ -18,7 +18,7 @@ from opendino.core.ranges import Checked, Count, OutOfRange, Seed
 from opendino.data.list_columns import read_list
 from opendino.data.open_source import list_paths
 from opendino.data.source_files import line, unescape
-from opendino.embeddings.diverse_selection import k_center, uncertainty
+from opendino.embeddings.diverse_selection import first_batch, k_center, uncertainty
 from opendino.embeddings.embedding_table import left_out
 from opendino.embeddings.open_table import open_table
 
@@ -32,13 +32,12 @@ class Config(Checked):
     num: Count
     """Number of images to choose."""
     out: str
-    """List to write (.txt, .lst): one absolute path, or name inside an archive, per line. Works as DATA. Its first N
-    images are a good choice of N."""
+    """List to write (.txt, .lst): one absolute path, or name inside an archive, per line. Works as DATA."""
     labeled: str | None = None
     """Images that are already labeled: a CSV of path,class, or a list of paths. The chosen ones differ from these too.
     With classes, images that a classifier of these labels is unsure of come first."""
     seed: Seed = 0
-    """Seed for the choice of the first image; unused with --labeled."""
+    """Seed of the clusters; unused with --labeled."""
     device: str = "auto"
     """Device: auto, cuda, mps or cpu."""
 
@@ -49,9 +48,10 @@ class Config(Checked):
 
 
 def run(args: list[str]) -> Outcome:
-    """Greedy k-center: each image is the one farthest from all images chosen before it (Sener & Savarese 2018).
+    """Choose the first images by cluster, the most typical of each, and the next ones by greedy k-center.
 
-    With classes the distance is multiplied by the uncertainty of a classifier of the labels.
+    That is TypiClust (Hacohen et al. 2022), then Sener & Savarese (2018): each image is the one farthest from all that
+    are labeled or chosen before it. With classes the distance is multiplied by the uncertainty of a classifier.
     """
     config = flags.parse(Config, args, "opendino select", "Choose images of a table to label: diverse, and uncertain.")
     began = time.monotonic()
@@ -75,7 +75,11 @@ def run(args: list[str]) -> Outcome:
     if len(set(names)) > 1:
         unsure = uncertainty(vectors, [row for row, name in labeled.items() if name], names)
     weights = None if unsure is None else unsure.to(device)
-    centers = itertools.islice(k_center(vectors.to(device), start, config.seed, weights), config.num)
+    vectors = vectors.to(device)
+    if start:
+        centers = itertools.islice(k_center(vectors, start, config.seed, weights), config.num)
+    else:
+        centers = first_batch(vectors, config.num, config.seed)
     chosen = list(track(centers, "images chosen", config.num))
     atomic_write.write(out, "".join(f"{line(paths[row])}\n" for row, _ in chosen))
     radius = chosen[-1][1]
