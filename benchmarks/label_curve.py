@@ -26,11 +26,11 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from opendino import cli
-from opendino.embeddings.diverse_selection import k_center, uncertainty
+from opendino.embeddings.diverse_selection import k_center, typical, uncertainty
 from opendino.embeddings.open_table import open_table
 from opendino.features.logistic_regression import cross_validated
 
-_CHOICES = ("random", "uncertainty and diversity")
+_CHOICES = ("random", "k-center, then uncertain", "typical, then uncertain", "typical")
 
 
 class _Images(NamedTuple):
@@ -100,6 +100,8 @@ def _curve(choice: str, train: _Images, val: _Images, labels: list[int], seed: i
     for number in labels:
         if choice == "random":
             chosen = order[:number]
+        elif choice == "typical" or (not chosen and choice.startswith("typical")):
+            chosen = chosen + typical(unit, number - len(chosen), chosen, seed)
         else:
             classes, weights = [train.names[row] for row in chosen], None
             if len(set(classes)) > 1:

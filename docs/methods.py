@@ -15,6 +15,7 @@ PACKAGE, PAGE = "opendino.methods", Path(__file__).with_name("methods.md")
 RESULTS = Path(__file__).parents[1] / "benchmarks/results"
 COMMANDS = {
     "mean_teacher": "opendino train ~/photos --method mean_teacher --labels labels.csv --val ~/photos-val",
+    "supervised": "opendino finetune runs/photos ~/photos --labels labels.csv",
     "distill": "opendino train ~/photos --method distill --method.teacher runs/big --backbone vit_tiny/16",
 }
 IMAGENET = Facts(1_281_167, 375, 1000, 1024, 125_100, 1251, "cuda")
@@ -104,7 +105,7 @@ def measured(name: str) -> dict[str, str]:
     config, _ = module.Config().resolved(IMAGENET)
     spec = module.views(config, resolved(module.VIEWS, IMAGENET)[0])
     found = {"Views": " + ".join(described(group) for group in spec.groups if group.views)}
-    found["Labels in a batch"] = f"{spec.labeled_frac:.0%} at least" if spec.labeled_frac else "none needed"
+    found["Labels in a batch"] = "all" if spec.labeled_frac == 1 else f"{spec.labeled_frac:.0%} at least" if spec.labeled_frac else "none needed"
     if name == "distill":  # needs a trained teacher to be built
         return found | {"Parts of the student": "backbone, head or classifier", "A run leaves": "student"}
     method = module.build(config, lambda role: backbone("vit/16", embed_dim=24, depth=1, num_heads=2))

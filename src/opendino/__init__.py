@@ -13,6 +13,7 @@ __all__ = [
     "Config",
     "continue_run",
     "evaluate",
+    "finetune",
     "load",
     "register_augmentation",
     "register_backbone",
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from opendino.core.contracts import Callback as Callback
     from opendino.loading import load as load
     from opendino.start import continue_run as continue_run
+    from opendino.start import finetune as finetune
     from opendino.start import register_augmentation as register_augmentation
     from opendino.start import register_backbone as register_backbone
     from opendino.start import register_method as register_method
@@ -37,6 +39,7 @@ _PLACES = {
     "Callback": ("opendino.core.contracts", "Callback"),
     "Config": ("opendino.start", "settings"),  # those of the command line; `config.Config` alone has DINO v1's
     "continue_run": ("opendino.start", "continue_run"),
+    "finetune": ("opendino.start", "finetune"),
     "load": ("opendino.loading", "load"),
     "register_augmentation": ("opendino.start", "register_augmentation"),
     "register_backbone": ("opendino.start", "register_backbone"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +17,7 @@ from torch.nn.functional import normalize
 from opendino.core.contracts import Source
 from opendino.core.errors import BadImage, UsageError
 from opendino.data.decode import decode
-from opendino.embeddings.diverse_selection import k_center
+from opendino.embeddings.diverse_selection import first_batch
 from opendino.features.duplicate_threshold import EQUAL, cosine_distribution
 from opendino.features.near_duplicates import near_duplicates
 from opendino.features.nearest_neighbors import nearest
@@ -145,19 +144,19 @@ class EmbeddedImages:
         return Groups([self._hits(group.indices, group.similarity) for group in groups], self._draw)
 
     def select(self, num: int, seed: int = 0) -> Hits:
-        """A diverse selection, for example to label: each image is the farthest from those chosen before it.
+        """A selection to label first: the most typical image of each of `num` clusters, see `first_batch`.
 
         Args:
             num: Number of images, 1 to M.
-            seed: Random seed for the first image.
+            seed: Random seed of the clusters.
 
         Returns:
-            The images in the order of choice; the score is the covering radius so far, the largest distance of any
-            image to its nearest chosen one, 0 to 2.
+            The images, those of large clusters first; the score is the covering radius so far, the largest distance of
+            any image to its nearest chosen one, 0 to 2.
         """
         if not 1 <= num <= len(self):
             raise UsageError(f"num is {num}, and there are {len(self):,} images", f"Choose from 1 to {len(self)}")
-        chosen = list(itertools.islice(k_center(self._unit, seed=seed), num))
+        chosen = list(first_batch(self._unit, num, seed))
         return self._hits([row for row, _ in chosen], [radius for _, radius in chosen])
 
     def _hits(self, rows: Sequence[int], scores: Sequence[float]) -> Hits:

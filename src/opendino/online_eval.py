@@ -18,6 +18,7 @@ from opendino.core.contracts import Backbone, Method
 from opendino.core.types import ViewSpec
 from opendino.data.cache import DecodedImages
 from opendino.data.channel_images import ChannelImages
+from opendino.data.held_out import held_out_labeled
 from opendino.engine.verdict import told_apart_by_color
 from opendino.evals.knn import true_class_ranks
 from opendino.evals.label_free import effective_rank
@@ -51,16 +52,21 @@ class OnlineEval:
         self._init = config.init
         settings = [config.eval_images, config.knn_k, config.val, spec.groups[0].short_px, spec.mean, spec.std]
         self._settings_checksum = {"settings": float(zlib.crc32(repr(settings).encode()))}
-        val = DecodedImages(run_images.open_images(config, config.val), images.max_area_px) if config.val else None
+        held_out = None
+        if config.val:
+            held_out = run_images.open_images(config, config.val)
+        elif spec.labeled_frac:
+            held_out = held_out_labeled(images.source, config.hold_out)
+        val = DecodedImages(held_out, images.max_area_px) if held_out else None
         self._separate = isinstance(images.source, ChannelImages)
         if isinstance(images.source, ChannelImages):  # trained on channels, but judged by whole images
             images = DecodedImages(images.source.source, images.max_area_px)
         self._set = eval_crops.make(images, val, config.eval_images, spec.groups[0].short_px, config.workers)
         self.origin = self._set.origin
         # A method that trains on labels has seen those of the training images, so only held-out ones are a test.
-        self._has_accuracies = self._set.labeled and (config.val is not None or not spec.labeled_frac)
+        self._has_accuracies = self._set.labeled and (val is not None or not spec.labeled_frac)
         if self._set.labeled and not self._has_accuracies:
-            self.origin = "no held-out images (use --val to get accuracies)"
+            self.origin = "no held-out images (use --val or --hold-out to get accuracies)"
         elif self._set.one_class:
             self.origin += ", all of one class: every answer would be right, so no accuracy is shown"
         self._content_counts: dict[str, float] = dict(self._set.content_counts())

@@ -55,7 +55,7 @@ def resolve_config(config: Config, device: torch.device) -> tuple[ResolvedConfig
     if device.type == "mps" and config.bits == "auto":
         config = replace(config, bits=8)  # it has no uint16
     config, is_rgb, found = run_images.resolve_intensity(config, files)
-    source = _by_channel(training_images(relabel(files, config.labels, config.seed), config.hold_out), config)
+    source = _used(relabel(files, config.labels, config.seed), config)
     workers, why_workers = sizing.workers(config.workers, device)
     probe = probe_dataset(source, config.max_bad_frac, workers=workers)
     config, facts, reasons = _method_and_network(config, source, probe.short_side_px, is_rgb, device)
@@ -180,7 +180,7 @@ def _epochs(config: Config) -> tuple[float, str]:
 
 def images(config: Config) -> Source:
     """Open the run's training images, with the fraction of labels that `config.labels` allows; or their channels."""
-    return _by_channel(training_images(all_images(config), config.hold_out), config)
+    return _used(all_images(config), config)
 
 
 def all_images(config: Config) -> Source:
@@ -188,8 +188,10 @@ def all_images(config: Config) -> Source:
     return relabel(run_images.open_images(config, config.data), config.labels, config.seed)
 
 
-def _by_channel(source: Source, config: Config) -> Source:
-    return ChannelImages(source) if config.channel_mode == "separate" else source
+def _used(source: Source, config: Config) -> Source:
+    """What the run trains on of all images: not those held out; each channel by itself if asked for."""
+    used = training_images(source, config.hold_out, config.method.labeled_only)
+    return ChannelImages(used) if config.channel_mode == "separate" else used
 
 
 def check_classes(method: Method, spec: ViewSpec, source: Source) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from opendino import comparison, existing_runs, length_in_minutes, resolve, training
+from opendino import comparison, existing_runs, finetuning, length_in_minutes, resolve, training
 from opendino import config as configs
 from opendino.config import Config, ResolvedConfig
 from opendino.core import compilation, distributed, log, registry
@@ -129,11 +129,38 @@ def continue_run(run: str | Path, data: Data | None = None, **options: Any) -> R
     return train(replace(config, data=_data(data) or config.data), **options)
 
 
+def finetune(model: str | Path, data: Data, *, val: Data | None = None, **options: Any) -> Result:
+    """Fine-tune a model as a classifier, and compare it with a classifier of its frozen features at the end.
+
+    `opendino.finetune("runs/monday", "photos", labels="labels.csv")` is `opendino finetune runs/monday photos --labels
+    labels.csv`. `opendino predict` and `models.classifier.load_classifier` take the better one of the two.
+
+    Args:
+        model: The model, as for `opendino.load`; it is not changed.
+        data: The images, as for `train`; those without a label are not used.
+        val: Labeled images to compare on; None to keep a fifth of the labeled images out of training (`hold_out`).
+        **options: As for `train`; `labels` is a CSV of path,class, or "folders" (default).
+
+    Returns:
+        Result of the run; `Result.against_start` has the comparison, see `finetuning.against_frozen_head`.
+
+    Raises:
+        UserError: There is no such model, no image has a label, or the run cannot start or had to stop.
+    """
+    if val is not None:
+        options = {"hold_out": 0.0, **options}
+    return train(finetuning.settings(model, _data(data) or ""), val=val, **options)
+
+
 def _compared(result: Result, config: ResolvedConfig, folder: Path, device: torch.device) -> Result:
-    """Add the comparison with the run that a continued run started from."""
-    if config.init_networks != "all":
+    """Add the comparison with the run that a continued run, or the model that a fine-tuning run started from."""
+    if finetuning.is_finetuning(config):
+        compare = finetuning.against_frozen_head
+    elif config.init_networks == "all":
+        compare = comparison.against_start
+    else:
         return result
-    found = comparison.against_start(config, folder, device) if distributed.rank() == 0 else None
+    found = compare(config, folder, device) if distributed.rank() == 0 else None
     found = distributed.broadcast_object(found)
     better = found is not None and found["verdict"] == "better"  # by images that the verdict has not seen
     return replace(result, against_start=found, cure="" if better and not result.collapse else result.cure)

@@ -70,8 +70,10 @@ def test_strokes_become_masks_and_a_head_that_predict_uses(visit: Visit, tmp_pat
     panel.get_by_label("Thumbnail 1 of 2").click()
     panel.get_by_text(re.compile("01-upload: red .*pink")).wait_for()
 
+    panel.get_by_label("Names of the classes").fill("disc, left")
+    show(panel, r"01-upload: disc .*, left .*, pink")
     panel.get_by_role("button", name="Export").click()
-    panel.get_by_text("opendino predict head IMAGES").wait_for()
+    panel.get_by_text("--names disc left 'class 2'").wait_for()
     with visit.page.expect_download() as download:
         panel.get_by_role("button", name="Download head").click()
     with zipfile.ZipFile(download.value.path()) as exported:

@@ -23,6 +23,7 @@ from opendino.app import (
     page_words,
     painting,
     run_curves,
+    scribble_tab,
     temperature_tab,
     train_tab,
     video_tracking_tab,
@@ -378,3 +379,11 @@ def test_only_choices_of_the_page_become_flags() -> None:
     for minutes in (0.4, 10_001, None, "1 --init x"):
         with pytest.raises(UserError, match=r"from 0\.5 to 10000"):
             train_tab.server_flags("Minutes", minutes, "Classes", "ask", "auto")
+
+
+def test_names_of_classes_are_those_typed_in_the_order_of_the_colors() -> None:
+    typed = scribble_tab.class_names("background, scratch (deep),,pore")
+    assert typed == {0: "background", 1: "scratch (deep)", 3: "pore"}
+    assert scribble_tab.class_names(None) == {} and scribble_tab.class_names(" , ") == {}
+    hostile = scribble_tab.class_names("--out x `a`<b>\n$c, " + "y" * 99 + "," * 20 + "z")
+    assert hostile == {0: "out x a b c", 1: "y" * 40}

@@ -18,7 +18,8 @@ from opendino.models.segmentation_head import SegmentationHead, save
 
 @pytest.fixture
 def head(tmp_path: Path) -> Path:
-    save(tmp_path / "head", model_of(small_vit()), SegmentationHead(torch.randn(2, 24), torch.zeros(2), (0, 7), 1), {})
+    head = SegmentationHead(torch.randn(2, 24), torch.zeros(2), (0, 7), 1, names=("sky", "bird"))
+    save(tmp_path / "head", model_of(small_vit()), head, {})
     return tmp_path / "head"
 
 
@@ -55,6 +56,23 @@ def test_a_mask_for_every_readable_image(
     assert (out / "a.png").is_file() and (out / "day" / "b.png").stat().st_mtime_ns == before
     assert main(["predict", str(head), str(images), "--out", str(out), "--device", "cpu"]) == 0
     assert "0 masks → " in (said := capsys.readouterr().out) and "2 were there already" in said
+
+
+def test_polygons_are_written_beside_the_masks_also_later(
+    head: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "masks"
+    predict(head, images, out, capsys)
+    before = (out / "a.png").read_bytes()
+    words = ["predict", str(head), str(images), "--out", str(out), "--device", "cpu", "--json", "--polygons"]
+    assert main(words) == 0 and json.loads(capsys.readouterr().out)["written"] == 2
+    found = json.loads((out / "day/b.geojson").read_text())["features"]
+    assert sum(each["properties"]["pixels"] for each in found) == 5 * 9 and (out / "a.png").read_bytes() == before
+    assert all(0.5 <= each["properties"]["mean_probability"] <= 1 for each in found)  # the better one of two
+    called = {(each["properties"]["class"], each["properties"]["name"]) for each in found}
+    assert called <= {(0, "sky"), (7, "bird")}
+    assert json.loads((out / "masks.json").read_text())["names"] == ["sky", "bird"]
+    assert main(words) == 0 and json.loads(capsys.readouterr().out)["existing"] == 2
 
 
 def test_masks_of_something_else_are_not_mixed_or_overwritten(

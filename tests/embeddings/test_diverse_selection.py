@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from opendino.embeddings.diverse_selection import k_center, uncertainty
+from opendino.embeddings.diverse_selection import k_center, typical, uncertainty
 
 
 def test_every_choice_is_the_farthest_and_the_radius_is_that_of_the_rest() -> None:
@@ -36,6 +36,22 @@ def test_what_is_labeled_counts_and_is_not_chosen_again() -> None:
     rows = [row for row, _ in k_center(vectors, start=[0, 3, 4])]
     assert sorted(row // 3 for row in rows[:2]) == [2, 3]
     assert sorted(rows) == [1, 2, 5, 6, 7, 8, 9, 10, 11]
+
+
+def test_the_most_typical_row_of_each_cluster_the_largest_first() -> None:
+    sizes, spread = (40, 30, 20), torch.linspace(0, 0.3, 40)[:, None]
+    clusters = [torch.eye(3)[n] + spread[:size] * torch.eye(3)[(n + 1) % 3] for n, size in enumerate(sizes)]
+    clusters = [normalize(rows, dim=1) for rows in clusters]
+    vectors = torch.cat(clusters)  # on three arcs: the middle of an arc is nearest to its neighbors
+    first = [0, 40, 70]
+    rows = typical(vectors, 3)
+    assert [sum(row >= start for start in first) - 1 for row in rows] == [0, 1, 2]
+    for row, start, own in zip(rows, first, clusters, strict=True):
+        mean = torch.cdist(own, own).topk(min(21, len(own)), largest=False).values.sum(1)
+        assert float(mean[row - start]) == pytest.approx(float(mean.min()), rel=1e-3)
+    more = typical(vectors, 2, start=[5])
+    assert len(more) == 2 and all(row >= 40 for row in more), "the first cluster has a row already"
+    assert len(typical(torch.eye(4).repeat_interleave(3, 0), 9)) == 4, "equal rows are one cluster"
 
 
 def test_the_seed_decides_the_first() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -82,12 +83,15 @@ def test_what_is_written_gives_the_same_head_again_by_the_command(model: Model, 
     scribbled = [halves(name, seed=seed)[0] for seed, name in enumerate("abc")]
     scribbled.insert(1, Scribbled("blank", scribbled[0].image, np.full_like(scribbled[0].strokes, 255)))
     cache = PatchCache()
-    head = write(tmp_path, model, scribbled, cache)
-    assert "opendino eval segmentation head --train scribbles --out head-again" in (tmp_path / "README.txt").read_text()
+    head = write(tmp_path, model, scribbled, cache, {0: "dark side"})
+    readme = (tmp_path / "README.txt").read_text()
+    command = "opendino eval segmentation head --train scribbles --names 'dark side' 'class 1' --out head-again"
+    assert command in readme and "0 dark side\n" in readme
+    assert "--names" not in scribbles.repeating_command(replace(head, names=()))
     found = evaluate(
         Config(
             str(tmp_path / "head"), train=str(tmp_path / "scribbles"), num_images=(1,), num_draws=1, device="cpu",
-            out=str(tmp_path / "again"),
+            out=str(tmp_path / "again"), names=("dark side", "class 1"),
         )
     )  # fmt: skip
     again = load_head(tmp_path / "again")[1]
@@ -95,6 +99,7 @@ def test_what_is_written_gives_the_same_head_again_by_the_command(model: Model, 
         torch.testing.assert_close(again.weight, written.weight)
         torch.testing.assert_close(again.bias, written.bias)
         assert again.classes == written.classes and again.blocks == written.blocks
+        assert again.names == written.names == ("dark side", "class 1")
     assert found.fields["num_train"] == 3
     assert sorted(path.name for path in (tmp_path / "masks").iterdir()) == ["a.png", "b.png", "blank.png", "c.png"]
     stored, _ = mask_files.read(tmp_path / "masks" / "b.png")

@@ -37,6 +37,7 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
         ({"classes": [0, 300, 2]}, "classes"),
         ({"classes": [0, 1]}, r"weights \[3, 48\]"),
         ({"blocks": 1}, "24 features of the last 1 blocks"),
+        ({"names": ["one"]}, "1 names for 3 classes"),
         ({"blocks": 9}, "the last 9 blocks"),
         ({"weights": torch.full((3, 48), torch.nan)}, "NaN"),
     ],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import itertools
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -97,8 +96,8 @@ class _Tab:
         labeled = {row: state["labels"][key] for row, key in enumerate(keys) if key in state["labels"]}
         if len(labeled) == len(keys):
             raise UserError("All images of the table are labeled", "Download the labels")
-        rows, _ = next_to_label(vectors, labeled)
-        chosen = [keys[row] for row, _ in itertools.islice(rows, int(bounded(wanted, 5, 200)))]
+        rows, _ = next_to_label(vectors, labeled, min(len(keys) - len(labeled), int(bounded(wanted, 5, 200))))
+        chosen = [keys[row] for row, _ in rows]
         return [shown.thumbnail(key) for key in chosen], *self._view(state | {"keys": chosen, "at": 0})
 
     def save(self, state: State | None, label: Any) -> tuple[Any, ...]:

@@ -30,10 +30,11 @@ NAME = "Segment"
 
 _MOST_IMAGES, _THUMBNAIL_PX = 20, 240
 State = dict[str, Any]
-"""images: what was painted on so far, `Scribbled`; at: position of the one in the editor."""
+"""images: what was painted on so far, `Scribbled`; at: position of the one in the editor; names: of the classes."""
 _NEXT = """The masks are those of this head, from all strokes. Unpack the file, then
 `opendino predict head IMAGES --out MASKS`. The same head again, from the strokes:
-`opendino eval segmentation head --train scribbles --out head-again`"""
+`{again}`"""
+_MOST_LETTERS = 40
 
 
 def build(context: Context, head: Head) -> None:
@@ -52,6 +53,10 @@ def build(context: Context, head: Head) -> None:
             )  # fmt: skip
         with gr.Column(scale=4, min_width=320):
             editor = painting.editor("Paint here: a color per class", brush_px=12)
+            names = gr.Textbox(
+                label="Names of the classes", max_lines=1, placeholder="background, scratch",
+                info=f"In the order of the colors: {', '.join(BRUSH_NAMES)}",
+            )  # fmt: skip
             start = gr.Button("Show the mask", variant="primary")
         with gr.Column(scale=4, min_width=320):
             result = gr.Image(label="Mask", interactive=False, format="png", height=420, buttons=["fullscreen"])
@@ -62,10 +67,11 @@ def build(context: Context, head: Head) -> None:
     shown = [state, result, images, note, download]
     # progress is not shown on the editor: it would cover what one paints on
     private: dict[str, Any] = {"preprocess": False, "api_visibility": "private", "show_progress_on": result, **NETWORK}
-    image.change(handle_errors(tab.add), [state, editor, image, origin, head.model], [editor, *shown], **private)
-    images.select(handle_errors(tab.go), [state, editor, head.model], [editor, *shown], **private)
-    start.click(handle_errors(tab.segment), [state, editor, head.model], shown, **private)
-    export.click(handle_errors(tab.export), [state, editor, head.model], shown, **private)
+    painted = [state, editor, names]
+    image.change(handle_errors(tab.add), [*painted, image, origin, head.model], [editor, *shown], **private)
+    images.select(handle_errors(tab.go), [*painted, head.model], [editor, *shown], **private)
+    start.click(handle_errors(tab.segment), [*painted, head.model], shown, **private)
+    export.click(handle_errors(tab.export), [*painted, head.model], shown, **private)
 
 
 class _Tab:
@@ -78,6 +84,7 @@ class _Tab:
         self,
         state: State | None,
         painted: Any,
+        names: Any,
         image: np.ndarray | None,
         origin: Any,
         model: str | None,
@@ -86,49 +93,61 @@ class _Tab:
         """Open an image that was chosen, which may be one that was painted on."""
         if image is None:
             return (gr.skip(),) * 6
-        state = self._painted(state, painted) or {"images": []}
+        state = self._painted(state, painted, names) or {"images": [], "names": class_names(names)}
         same = [at for at, each in enumerate(state["images"]) if np.array_equal(each.image, image)]
         if not same and len(state["images"]) == _MOST_IMAGES:
             raise UserError(f"There are {_MOST_IMAGES} images already", "Export, and reload the page to begin again")
         if not same:
             strokes = np.full(image.shape[:2], VOID, np.uint8)
             new = Scribbled(_name(len(state["images"]) + 1, origin), image, strokes)
-            state = {"images": [*state["images"], new]}
+            state = state | {"images": [*state["images"], new]}
         at = same[0] if same else len(state["images"]) - 1
         return self._open(state, at, self._context.model(model, session_id(request)))
 
     def go(
-        self, state: State | None, painted: Any, model: str | None, request: gr.Request, event: gr.SelectData
+        self,
+        state: State | None,
+        painted: Any,
+        names: Any,
+        model: str | None,
+        request: gr.Request,
+        event: gr.SelectData,
     ) -> tuple[Any, ...]:
         """Open an image that was painted on."""
-        if not (state := self._painted(state, painted)):
+        if not (state := self._painted(state, painted, names)):
             return (gr.skip(),) * 6
         at = int(bounded(event.index, 0, len(state["images"]) - 1))
         return self._open(state, at, self._context.model(model, session_id(request)))
 
-    def segment(self, state: State | None, painted: Any, model: str | None, request: gr.Request) -> tuple[Any, ...]:
+    def segment(
+        self, state: State | None, painted: Any, names: Any, model: str | None, request: gr.Request
+    ) -> tuple[Any, ...]:
         """Show the mask of the image in the editor, by a head from all strokes."""
-        if not (state := self._painted(state, painted)):
+        if not (state := self._painted(state, painted, names)):
             raise UserError("No image is chosen", "Choose or upload one")
         return self._view(state, self._context.model(model, session_id(request)))
 
-    def export(self, state: State | None, painted: Any, model: str | None, request: gr.Request) -> tuple[Any, ...]:
+    def export(
+        self, state: State | None, painted: Any, names: Any, model: str | None, request: gr.Request
+    ) -> tuple[Any, ...]:
         """Write the head with everything that repeats it."""
-        if not (state := self._painted(state, painted)):
+        if not (state := self._painted(state, painted, names)):
             raise UserError("No image is chosen", "Choose or upload one")
         network = self._context.model(model, session_id(request))
         out = self._context.temporary_file(".zip")
         with tempfile.TemporaryDirectory(dir=self._context.folder) as folder:
-            found = scribbles.write(Path(folder) / "export", network, state["images"], self._cache)
+            found = scribbles.write(Path(folder) / "export", network, state["images"], self._cache, state["names"])
             shutil.make_archive(str(out.with_suffix("")), "zip", folder, "export")
         current = state["images"][state["at"]]
         mask = scribbles.mask(network, found, current.image, self._cache)
-        return state, _drawn(current, mask + 1), gr.skip(), _NEXT, gr.update(value=str(out), visible=True)
+        told = _NEXT.format(again=scribbles.repeating_command(found))
+        return state, _drawn(current, mask + 1), gr.skip(), told, gr.update(value=str(out), visible=True)
 
-    def _painted(self, state: State | None, painted: Any) -> State | None:
-        """The state with the strokes that are in the editor now."""
+    def _painted(self, state: State | None, painted: Any, names: Any) -> State | None:
+        """The state with the strokes that are in the editor now, and the names."""
         if not state:
             return None
+        state = state | {"names": class_names(names)}
         sent = layers(painted, self._context.upload_folder)
         if not sent:  # the editor is not ready; one that is sends a layer even if nothing is painted
             return state
@@ -137,7 +156,7 @@ class _Tab:
         labels = painted_labels(sent)
         labels = labels if labels.shape == (height, width) else mask_files.resize(labels, height, width)
         images[at] = replace(images[at], strokes=labels - 1)  # uint8: 0, not painted, becomes 255
-        return {"images": images, "at": at}
+        return state | {"images": images}
 
     def _open(self, state: State, at: int, model: Model) -> tuple[Any, ...]:
         """Put an image into the editor."""
@@ -157,9 +176,17 @@ class _Tab:
         mask = scribbles.mask(model, head, current.image, self._cache)
         seconds = time.perf_counter() - began
         shares = np.bincount(mask.ravel(), minlength=max(head.classes) + 1) / mask.size
-        told = ", ".join(f"{BRUSH_NAMES[number]} {100 * shares[number]:.1f} %" for number in head.classes)
+        called = {number: state["names"].get(number, BRUSH_NAMES[number]) for number in head.classes}
+        told = ", ".join(f"{name} {100 * shares[number]:.1f} %" for number, name in called.items())
         note = f"{current.name}: {told} (classes {', '.join(map(str, head.classes))}); {seconds:.2f} s"
         return state, _drawn(current, mask + 1), _gallery(state), note, gr.update(visible=False)
+
+
+def class_names(text: Any) -> dict[int, str]:
+    """Class number → name, from what was typed, separated by commas: not trusted, as they end up in a command."""
+    words = str(text or "").split(",")[: len(BRUSH_NAMES)]
+    cleaned = [" ".join(re.sub(r"[^\w.+()-]+", " ", word).split()).strip(" -")[:_MOST_LETTERS] for word in words]
+    return {number: word for number, word in enumerate(cleaned) if word}
 
 
 def _name(number: int, origin: Any) -> str:

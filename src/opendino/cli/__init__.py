@@ -23,7 +23,7 @@ from opendino.core.errors import UserError, to_user_error, unknown
 
 _SUFFIX = "_command"
 _ALIASES = {"show": "visualize"}
-_LONG = ("app", "continue", "demo", "resume", "train")
+_LONG = ("app", "continue", "demo", "finetune", "resume", "train")
 EXTRAS = {
     "app": "app",
     "explore": "explore",

@@ -38,6 +38,9 @@ class Config(Checked):
     again."""
     every: str = ""
     """Time between the frames used of videos in DATA: 2s, or all for every frame; default 1s."""
+    polygons: bool = False
+    """With a segmentation head: also write the regions of each mask as polygons, NAME.geojson beside NAME.png, with
+    class and mean probability; x and y in pixels from the upper left corner."""
     batch: Batch = 64
     """Images per forward pass; a segmentation head takes one window of an image at a time."""
     workers: Workers = 4
@@ -55,6 +58,8 @@ def run(args: list[str]) -> Outcome:
     config = flags.parse(Config, args, "opendino predict", "Classify or segment images with a trained linear head.")
     if (Path(config.folder).expanduser() / segmentation_head.DESCRIPTION).is_file():
         return _masks(config)
+    if config.polygons:
+        raise UsageError(f"--polygons needs a segmentation head, and {config.folder} is none", "Leave out --polygons")
     began = time.monotonic()
     if config.out and not Path(config.out).expanduser().absolute().parent.is_dir():
         raise UserError(f"There is no folder to write {config.out} into", "Create it, or choose another --out")
@@ -93,5 +98,6 @@ def _masks(config: Config) -> Outcome:
         raise UsageError(f"{config.folder} is a segmentation head: --out is missing", "Name a folder for the masks")
     device = distributed.device(config.device)
     model, head = segmentation_head.load_head(config.folder)
-    found = write_masks(model.to(device), head, config.data, Path(config.out).expanduser(), config.workers)
+    out = Path(config.out).expanduser()
+    found = write_masks(model.to(device), head, config.data, out, config.workers, config.polygons)
     return Outcome(*found)

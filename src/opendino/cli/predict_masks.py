@@ -18,6 +18,7 @@ from opendino.core.errors import UserError
 from opendino.data.open_source import absolute
 from opendino.data.source_files import is_image, printable
 from opendino.datasets import mask_files
+from opendino.datasets.mask_polygons import feature_collection
 from opendino.features.dense_features import patch_encoder
 from opendino.features.image_stream import Bad, encode_images, none_readable, skipped_message
 from opendino.models.load import Model
@@ -27,7 +28,7 @@ _ABOUT = "masks.json"
 
 
 def write_masks(
-    model: Model, head: SegmentationHead, data: str, folder: Path, workers: int
+    model: Model, head: SegmentationHead, data: str, folder: Path, workers: int, polygons: bool = False
 ) -> tuple[str, dict[str, Any]]:
     """Write a mask for every readable image that has none yet.
 
@@ -37,6 +38,7 @@ def write_masks(
         data: DATA.
         folder: Created if absent. `masks.json` in it says which head and DATA its masks are of.
         workers: Number of threads that decode images.
+        polygons: Write the regions of each mask beside it too, see `mask_polygons.feature_collection`.
 
     Returns:
         A text, and fields for `--json`.
@@ -48,19 +50,26 @@ def write_masks(
     source = model.reading.open_images(data)
     encoder = patch_encoder(model, head.blocks)
     names = mask_names([source.key(index) for index in range(len(source))])
-    _claim(folder, {"head": fingerprint(model, head), "data": printable(absolute(data)), "classes": list(head.classes)})
-    left = [index for index, name in enumerate(names) if not (folder / name).is_file()]
+    about = {"head": fingerprint(model, head), "data": printable(absolute(data)), "classes": list(head.classes)}
+    _claim(folder, about | ({"names": list(head.names)} if head.names else {}))
+    paths = [[folder / name, *[(folder / name).with_suffix(".geojson")] * polygons] for name in names]
+    left = [index for index, wanted in enumerate(paths) if not all(path.is_file() for path in wanted)]
     numbers, colors = np.array(head.classes, np.uint8), mask_files.palette()
     pixels_of = torch.zeros(len(numbers), dtype=torch.int64)
 
-    def found(images: list[np.ndarray]) -> Tensor:
-        return encoder.label_maps(images[0], [head])[0]
+    def found(images: list[np.ndarray]) -> tuple[Tensor, Tensor]:
+        return encoder.most_probable(images[0], head)
 
     for part in encode_images(source, left, lambda _, pixels: pixels, found, batch=1, workers=workers):
         bad += part.bad
         if part.output is not None:
-            pixels_of += part.output.flatten().bincount(minlength=len(numbers))
-            _write(folder / names[left[part.positions[0]]], mask_files.encode(numbers[part.output.numpy()], colors))
+            labels, probability = part.output
+            pixels_of += labels.flatten().bincount(minlength=len(numbers))
+            mask, wanted = numbers[labels.numpy()], paths[left[part.positions[0]]]
+            if polygons:
+                told = feature_collection(mask, probability.numpy(), dict(zip(head.classes, head.names, strict=False)))
+                _write(wanted[1], json.dumps(told, separators=(",", ":")).encode())
+            _write(wanted[0], mask_files.encode(mask, colors))
     written, existing = len(left) - len(bad), len(source) - len(left)
     if not written and not existing:
         raise none_readable(len(source), bad)
@@ -70,10 +79,14 @@ def write_masks(
         for number, count in zip(head.classes, pixels_of.tolist(), strict=True)
     }
     fields |= {"measured": head.measured, "seconds": time.monotonic() - began}
+    fields |= {"names": dict(zip(fields["classes"], head.names, strict=True))} if head.names else {}
     lines = [f"{written:,} masks → {printable(str(folder))}" + f", {existing:,} were there already" * bool(existing)]
     if written:
-        shares = fields["classes"].items()
-        lines += [f"  class {number:>3}  {share:5.1f} % of their pixels" for number, share in shares]
+        shares, names = fields["classes"].items(), head.names or [""] * len(numbers)
+        lines += [
+            f"  class {number:>3}  {share:5.1f} % of their pixels  {printable(name)}".rstrip()
+            for (number, share), name in zip(shares, names, strict=True)
+        ]
     lines += [f"note: {skipped_message(bad)}"] * bool(bad)
     return "\n".join([*lines, f"this head: {head.measured or 'not measured'}"]), fields
 

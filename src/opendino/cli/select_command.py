@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,13 +31,12 @@ class Config(Checked):
     num: Count
     """Number of images to choose."""
     out: str
-    """List to write (.txt, .lst): one absolute path, or name inside an archive, per line. Works as DATA. Its first N
-    images are a good choice of N."""
+    """List to write (.txt, .lst): one absolute path, or name inside an archive, per line. Works as DATA."""
     labeled: str | None = None
     """Images that are already labeled: a CSV of path,class, or a list of paths. The chosen ones differ from these too.
     With classes, images that a classifier of these labels is unsure of come first."""
     seed: Seed = 0
-    """Seed for the choice of the first image; unused with --labeled."""
+    """Seed of the clusters; unused with --labeled."""
     device: str = "auto"
     """Device: auto, cuda, mps or cpu."""
 
@@ -49,9 +47,10 @@ class Config(Checked):
 
 
 def run(args: list[str]) -> Outcome:
-    """Greedy k-center: each image is the one farthest from all images chosen before it (Sener & Savarese 2018).
+    """Choose the first images by cluster, the most typical of each, and the next ones by greedy k-center.
 
-    With classes the distance is multiplied by the uncertainty of a classifier of the labels.
+    That is TypiClust (Hacohen et al. 2022), then Sener & Savarese (2018): each image is the one farthest from all that
+    are labeled or chosen before it. With classes the distance is multiplied by the uncertainty of a classifier.
     """
     config = flags.parse(Config, args, "opendino select", "Choose images of a table to label: diverse, and uncertain.")
     began = time.monotonic()
@@ -71,8 +70,8 @@ def run(args: list[str]) -> Outcome:
             f"--num is {config.num}, and there are {len(keys):,} images{told}{left_out(lost)}",
             f"Choose at most {most}",
         )
-    centers, unsure = next_to_label(vectors, labeled, config.seed, device)
-    chosen = list(track(itertools.islice(centers, config.num), "images chosen", config.num))
+    centers, unsure = next_to_label(vectors, labeled, config.num, config.seed, device)
+    chosen = list(track(centers, "images chosen", config.num))
     atomic_write.write(out, "".join(f"{line(paths[row])}\n" for row, _ in chosen))
     radius = chosen[-1][1]
     text = f"{len(chosen):,} of {len(keys):,} images → {config.out}; every image is within {radius:.3f} of a chosen one"

@@ -163,9 +163,11 @@ class MethodConfig(Checked):
     Attributes:
         cures: Kind of collapse → what to change in a run of this method, one line that names its flags; the kinds are
             `engine.collapse_detection.KINDS`. For a kind that is missing, the learning rate is the cure.
+        labeled_only: Whether the method trains on labeled images alone; a run leaves the others out.
     """
 
     cures: ClassVar[Mapping[str, str]] = {}
+    labeled_only: ClassVar[bool] = False
 
     def resolved(self, facts: Facts) -> tuple[MethodConfig, list[str]]:
         """Replace every "auto" by a value; also returns the reasons, one line each."""

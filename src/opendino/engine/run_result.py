@@ -25,7 +25,8 @@ class Result:
         accuracy: Accuracy of the classifiers in percent, for methods that train them.
         effective_rank: Effective rank of the features of the network to use.
         collapse: KIND of the collapse at the end, None if there is none.
-        against_start: Of a continued run: whether it is better than the run before, see `comparison.against_start`.
+        against_start: Of a continued run: whether it is better than the run before, see `comparison.against_start`; of
+            a fine-tuned one: than the frozen features, see `finetuning.against_frozen_head`.
         balanced_accuracy, standard_error: For each entry of `knn`, in percent, see `core.accuracy`.
         accuracy_balanced: Balanced accuracy for each entry of `accuracy`, in percent.
         majority: Percentage of the most frequent class among the query images.

@@ -16,7 +16,6 @@ from torch.nn.functional import cross_entropy
 
 from opendino.core import distributed
 from opendino.core.accuracy import NO_TOP5, Accuracy
-from opendino.core.contracts import Backbone
 from opendino.core.errors import UsageError, UserError
 from opendino.core.ranges import Batch, Checked, Count, NotNegative, Positive, Seed, Workers
 from opendino.core.types import Report
@@ -36,7 +35,7 @@ from opendino.features.train_val_features import LabeledData, TrainValFeatures, 
 from opendino.features.view_features import RandomCrops, view_features
 from opendino.models import classifier
 from opendino.models.classifier import Classifier
-from opendino.models.feature_tokens import Tokens
+from opendino.models.feature_tokens import Tokens, protocol_for, tokens_of
 from opendino.models.load import Model, load
 from opendino.views.settings import view
 
@@ -109,8 +108,8 @@ def evaluate(config: Config) -> Report:
         raise UserError(f"--out '{config.out}' exists already", "Choose another folder")
     device = distributed.device(config.device)
     model = load(config.model, config.which).to(device)
-    protocol = _protocol_for(model.backbone) if config.protocol == "auto" else config.protocol
-    kinds = _kinds(protocol, model.backbone)
+    protocol = protocol_for(model.backbone) if config.protocol == "auto" else config.protocol
+    kinds = tokens_of(protocol, model.backbone)
     all_tokens = Tokens(max(kind.blocks for kind in kinds), any(kind.mean_patch for kind in kinds))
 
     dtype = getattr(torch, config.feature_dtype)
@@ -328,17 +327,3 @@ class _Trainer:
         indices = rows.indices.tolist()
         for features, labels in view_features(self.model, self.data.source, indices, crops, self.all_tokens):
             yield features[0].float(), renumbered[labels]
-
-
-def _protocol_for(backbone: Backbone) -> Literal["vits", "vitb", "resnet"]:
-    """The protocol that DINO used for this kind of backbone."""
-    if backbone.num_layers == 1:
-        return "resnet"
-    return "vitb" if backbone.embed_dim >= 768 else "vits"
-
-
-def _kinds(protocol: str, backbone: Backbone) -> list[Tokens]:
-    """The kinds of features that a protocol compares."""
-    several = Tokens(min(4, backbone.num_layers))
-    kinds = {"vits": [several], "vitb": [Tokens(1, mean_patch=True)], "resnet": [Tokens()]}
-    return kinds.get(protocol) or list(dict.fromkeys([Tokens(), Tokens(1, mean_patch=True), several]))

@@ -63,6 +63,8 @@ class Config(Checked):
     """Numbers of training images to try; all of them are always tried too."""
     num_draws: Repeats = 3
     """Random choices of these images; the figures are their mean."""
+    names: tuple[str, ...] = ()
+    """Names of the classes in the masks of --train, in the order of their numbers, for the head of --out."""
     blocks: Count | None = None
     """Number of last blocks whose patch features are joined; default: 4, or as many as the network has."""
     k: Count = 10
@@ -113,6 +115,9 @@ def evaluate(config: Config) -> Report:
     encoders = {name: patch_encoder(network, blocks) for name, network in networks.items()}
     encoders[_PIXELS] = pixel_encoder(model)
     samples, classes = _samples(train, encoders, config.seed)
+    if len(config.names) not in (0, len(classes)):
+        told = ", ".join(map(str, classes))
+        raise UsageError(f"--names has {len(config.names)} names for the classes {told}", "Give one for each, in order")
     heads = list(_heads(samples, classes, blocks, config))
     counted, measured = _measure(val, encoders, heads, classes, config.boundary_px)
     if val is train:
@@ -135,6 +140,7 @@ def evaluate(config: Config) -> Report:
     if out:
         final = heads[-1].score
         assert isinstance(final, SegmentationHead)
+        final = replace(final, names=config.names)
         if best:
             measured = f"mIoU {_with_error(best)} % from {fields['num_images']} masks, measured on {num_val} images"
             final = replace(final, measured=measured)

@@ -76,15 +76,36 @@ class DenseFeatures:
             uint8 `[S H W]`.
         """
         maps = torch.empty(len(scorers), *self.shape, dtype=torch.uint8)
+        for number, place, scores in self._scores(scorers):
+            maps[number][place] = scores.argmax(0).to(torch.uint8)
+        return maps
+
+    def most_probable(self, scorer: Scorer) -> tuple[Tensor, Tensor]:
+        """The label map of one scorer, uint8 `[H W]`, and the probability of each pixel's class, float32 `[H W]`.
+
+        The probabilities are a softmax of the upsampled scores.
+        """
+        labels, probability = torch.empty(self.shape, dtype=torch.uint8), torch.empty(self.shape)
+        for _, place, scores in self._scores([scorer]):
+            best = scores.max(0)
+            labels[place], probability[place] = best.indices.to(torch.uint8), (best.values - scores.logsumexp(0)).exp()
+        return labels, probability
+
+    def _scores(self, scorers: Sequence[Scorer]) -> Iterator[tuple[int, tuple[slice, slice], Tensor]]:
+        """For each window and scorer: its number, the pixels that the window decides, their scores `[K h w]`."""
         for rows, columns, features in self.windows:
             own = features.flatten(0, 1)
-            inside = (slice(rows.begin - rows.start, None), slice(columns.begin - columns.start, None))
-            for labels, score in zip(maps, scorers, strict=True):
+            place = (
+                slice(rows.begin, min(rows.end, self.shape[0])),
+                slice(columns.begin, min(columns.end, self.shape[1])),
+            )
+            inside = [
+                slice(each.start - span.start, each.stop - span.start)
+                for each, span in zip(place, (rows, columns), strict=True)
+            ]
+            for number, score in enumerate(scorers):
                 scores = score(own).T.unflatten(1, features.shape[:2])  # [K rows columns]
-                best = interpolate(scores[None], self.window, mode="bilinear")[0].argmax(0).to(torch.uint8)
-                part = labels[rows.begin : rows.end, columns.begin : columns.end]
-                part.copy_(best[inside][: part.shape[0], : part.shape[1]])
-        return maps
+                yield number, place, interpolate(scores[None], self.window, mode="bilinear")[0][:, inside[0], inside[1]]
 
     def at(self, points: Tensor) -> Tensor:
         """Features at some pixels, interpolated bilinearly: linear scores of them are those of `label_maps`.
@@ -130,6 +151,10 @@ class DenseEncoder:
     def label_maps(self, pixels: np.ndarray, scorers: Sequence[Scorer]) -> Tensor:
         """See `DenseFeatures.label_maps`, of pixels `[H W C]` decoded as the model reads them."""
         return self._features(pixels).label_maps(scorers)
+
+    def most_probable(self, pixels: np.ndarray, scorer: Scorer) -> tuple[Tensor, Tensor]:
+        """See `DenseFeatures.most_probable`, of pixels `[H W C]` decoded as the model reads them."""
+        return self._features(pixels).most_probable(scorer)
 
     def at(self, pixels: np.ndarray, points: Tensor) -> Tensor:
         """See `DenseFeatures.at`, of pixels `[H W C]` decoded as the model reads them."""

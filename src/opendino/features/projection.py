@@ -75,12 +75,15 @@ def clusters(vectors: Tensor, number: int = 8, seed: int = 0) -> Tensor:
         int64 `[M]` on the CPU: 0 for the largest cluster, then by size.
     """
     generator = torch.Generator().manual_seed(seed)
-    centers = vectors[int(torch.randint(len(vectors), (), generator=generator))][None]  # [k D]
-    while len(centers) < number:
-        distances = (1 - (vectors @ centers.T).amax(1)).clamp_min(0).double().cpu()
+    rows = [int(torch.randint(len(vectors), (), generator=generator))]
+    nearest = vectors @ vectors[rows[0]]  # [M], cosine to the nearest center
+    while len(rows) < number:
+        distances = (1 - nearest).clamp_min(0).double().cpu()
         if float(distances.max()) < 1e-6:
             break
-        centers = torch.cat([centers, vectors[int(torch.multinomial(distances, 1, generator=generator))][None]])
+        rows.append(int(torch.multinomial(distances, 1, generator=generator)))
+        torch.maximum(nearest, vectors @ vectors[rows[-1]], out=nearest)
+    centers = vectors[rows]  # [k D]
     found = (vectors @ centers.T).argmax(1)
     for _ in range(_ITERATIONS):
         sums = torch.zeros_like(centers).index_add_(0, found, vectors)

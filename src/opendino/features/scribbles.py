@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import io
+import shlex
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -36,9 +37,9 @@ _REPEAT = """\
 head/       the network and the head: opendino predict head IMAGES --out MASKS
 scribbles/  the images and the strokes, as class numbers; 255 is not painted
 masks/      the masks of these images by the head, as class numbers
-
+{classes}
 The same head again, from the strokes:
-opendino eval segmentation head --train scribbles --out head-again
+{again}
 """
 
 
@@ -128,12 +129,15 @@ def mask(model: Model, head: SegmentationHead, image: np.ndarray, cache: PatchCa
     return np.array(head.classes, np.uint8)[labels.numpy()]
 
 
-def write(folder: Path, model: Model, scribbled: Sequence[Scribbled], cache: PatchCache) -> SegmentationHead:
+def write(
+    folder: Path, model: Model, scribbled: Sequence[Scribbled], cache: PatchCache, names: Mapping[int, str] = {}
+) -> SegmentationHead:
     """Write the head, the strokes with their images, the masks, and the commands that use and repeat them.
 
     Args:
         folder: Created if absent: head/, scribbles/, masks/ and README.txt are written into it.
         model, scribbled, cache: As for `train`; images without a stroke get a mask too.
+        names: What classes are called, by number; the others are called "class N". Without any the head has no names.
 
     Returns:
         The head.
@@ -142,6 +146,8 @@ def write(folder: Path, model: Model, scribbled: Sequence[Scribbled], cache: Pat
         UserError: Fewer than two classes are painted.
     """
     head = train(model, scribbled, cache)
+    if names:
+        head = replace(head, names=tuple(names.get(number, f"class {number}") for number in head.classes))
     segmentation_head.save(folder / "head", model, head, {"num_train": sum(bool(each.classes) for each in scribbled)})
     for part in ("scribbles/images", "scribbles/masks", "masks"):
         (folder / part).mkdir(parents=True, exist_ok=True)
@@ -153,8 +159,15 @@ def write(folder: Path, model: Model, scribbled: Sequence[Scribbled], cache: Pat
             atomic_write.write(folder / f"scribbles/masks/{each.name}.png", mask_files.encode(each.strokes, colors))
         found = mask(model, head, each.image, cache)
         atomic_write.write(folder / f"masks/{each.name}.png", mask_files.encode(found, colors))
-    atomic_write.write(folder / "README.txt", _REPEAT)
+    told = "".join(f"            {number} {name}\n" for number, name in zip(head.classes, head.names, strict=False))
+    atomic_write.write(folder / "README.txt", _REPEAT.format(classes=told, again=repeating_command(head)))
     return head
+
+
+def repeating_command(head: SegmentationHead) -> str:
+    """The command that makes a head again from what `write` leaves."""
+    names = f" --names {shlex.join(head.names)}" if head.names else ""
+    return f"opendino eval segmentation head --train scribbles{names} --out head-again"
 
 
 def _encoded(model: Model, image: np.ndarray) -> tuple[str, bytes]:

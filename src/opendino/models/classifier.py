@@ -2,7 +2,8 @@
 
 The folder of a linear probe also has `classifier.json` with its classes and the tokens it was trained on, and
 `labels.csv` with the images that were labeled, if these are files. The run of a supervised method needs neither: its
-classifier uses CLS, and `backbone.json` has the classes.
+classifier uses CLS, and `backbone.json` has the classes. A run of `opendino finetune` has a second classifier, of the
+frozen features, in `frozen/`, and says in `finetuning.json` which of the two is better.
 """
 
 from __future__ import annotations
@@ -16,10 +17,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
-import safetensors
-import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from opendino.core import atomic_write
 from opendino.core.accuracy import Accuracy
@@ -28,10 +27,15 @@ from opendino.data.list_columns import read_columns
 from opendino.data.source_files import cell, printable
 from opendino.models.description import convert
 from opendino.models.feature_tokens import Tokens
-from opendino.models.load import CLASSIFIER, Model, load, read_classifier, save_backbone
+from opendino.models.linear_head import HeadFiles
+from opendino.models.load import CLASSIFIER, Model, load, read_classifier
+from opendino.models.weights import write_weights
 
 DESCRIPTION = "classifier.json"
 _LABELS = "labels.csv"
+_NEVER = -1e4  # the bias of a class without a training image, where -inf is not allowed
+CHOICE, FROZEN = "finetuning.json", "frozen"
+_FILES = HeadFiles(CLASSIFIER, DESCRIPTION, "classifier", "Train it again")
 
 
 class _Description(msgspec.Struct, forbid_unknown_fields=True):
@@ -39,6 +43,12 @@ class _Description(msgspec.Struct, forbid_unknown_fields=True):
     tokens: Tokens
     format: Literal[1] = 1
     extra: dict[str, Any] = {}
+
+
+class _Choice(msgspec.Struct, forbid_unknown_fields=True):
+    keep: Literal["finetuned", "frozen"]
+    finetuned: dict[str, Any]
+    format: Literal[1] = 1
 
 
 @dataclass(frozen=True)
@@ -90,12 +100,8 @@ def save(
         extra: JSON values to store with it, e.g. the accuracy.
         given: Absolute path of an image → the label it was trained on, for `given_labels`.
     """
-    kept = model.description.get("extra", {})
-    save_backbone(folder, {"teacher": model.backbone}, preprocessing=model.preprocessing, extra=kept)
-    state = {"weight": classifier.weight.cpu().contiguous(), "bias": classifier.bias.cpu().contiguous()}
-    atomic_write.write(folder / CLASSIFIER, safetensors.torch.save(state, metadata={"format": "pt"}))
-    description = {"format": 1, "classes": classifier.classes, "tokens": asdict(classifier.tokens), "extra": extra}
-    atomic_write.write(folder / DESCRIPTION, json.dumps(description, indent=2) + "\n")
+    described = {"classes": classifier.classes, "tokens": asdict(classifier.tokens), "extra": extra}
+    _FILES.save(folder, model, classifier.weight, classifier.bias, described)
     if given:
         text = io.StringIO()
         rows = ((cell(path), cell(label)) for path, label in given.items())
@@ -114,27 +120,53 @@ def given_labels(folder: str | Path) -> dict[str, str]:
     return {printable(image): columns.get("class", "") for image, columns in listed.items()}
 
 
+def save_choice(
+    run: Path,
+    keep: str,
+    finetuned: tuple[Classifier, dict[str, Any]],
+    frozen: tuple[Model, Classifier, dict[str, Any]],
+) -> None:
+    """Write the two classifiers of a run that fine-tuned a model, and which of them `load_classifier` opens.
+
+    Args:
+        run: The run's folder.
+        keep: "finetuned" or "frozen".
+        finetuned: The classifier of the run's network, of CLS, and JSON values about it as `extra` of `save`.
+        frozen: The model that the run started from, its classifier, and the same values about it.
+    """
+    own, about = finetuned
+    linear = nn.Linear(own.weight.shape[1], len(own.weight))
+    with torch.no_grad():
+        linear.weight.copy_(own.weight)
+        linear.bias.copy_(own.bias.clamp_min(_NEVER))
+    write_weights(run / CLASSIFIER, linear)
+    save(run / FROZEN, *frozen)
+    choice = {"format": 1, "keep": keep, "finetuned": about}
+    atomic_write.write(run / CHOICE, json.dumps(choice, indent=2) + "\n")
+
+
 def load_classifier(folder: str | Path) -> tuple[Model, Classifier]:
     """Load model and classifier on the CPU, from a folder of `save` or the run of a supervised method.
+
+    Of a run that fine-tuned a model it is the better one of two, see `save_choice`.
 
     Raises:
         UserError: The folder holds no classifier, or its files do not match.
     """
-    home = Path(folder).expanduser()
+    home, told = Path(folder).expanduser(), dict[str, Any]()
+    if (home / CHOICE).is_file():
+        choice = _choice(home / CHOICE)
+        told, home = choice.finetuned, home / FROZEN if choice.keep == FROZEN else home
     model = load(home)
     if model.classes:
         linear = read_classifier(home, model.backbone.embed_dim)
-        return model, Classifier(linear.weight.data, linear.bias.data, model.classes, Tokens())
+        weight, bias = linear.weight.data, linear.bias.data
+        return model, Classifier(weight, bias, model.classes, Tokens(), _known(told), str(told.get("measured", "")))
     if not (home / DESCRIPTION).is_file():
         raise UserError(
             f"'{folder}' holds no {DESCRIPTION}", "Train a classifier: opendino eval linear MODEL --train DIR --out DIR"
         )
-    try:
-        described = convert(json.loads((home / DESCRIPTION).read_text(encoding="utf-8")), _Description, "", DESCRIPTION)
-        state = safetensors.torch.load_file(home / CLASSIFIER)
-        weight, bias = state["weight"], state["bias"]
-    except (OSError, ValueError, KeyError, RecursionError, safetensors.SafetensorError) as error:
-        raise UserError(f"The classifier in '{folder}' cannot be read: {error}", "Train it again") from error
+    described, weight, bias = _FILES.read(home, _Description)
     classes, tokens = tuple(described.classes), described.tokens
     tokens.check(model.backbone)
     if weight.ndim != 2 or len(weight) != len(classes) or bias.shape != weight.shape[:1]:
@@ -144,6 +176,13 @@ def load_classifier(folder: str | Path) -> tuple[Model, Classifier]:
         raise UserError(f"The classifier in '{folder}' holds weights that are NaN or infinite", "Train it again")
     measured = str(described.extra.get("measured", ""))
     return model, Classifier(weight, bias, classes, tokens, _known(described.extra), measured)
+
+
+def _choice(path: Path) -> _Choice:
+    try:
+        return convert(json.loads(path.read_text(encoding="utf-8")), _Choice, "", CHOICE)
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read: {error}", "Remove it to use the fine-tuned network") from error
 
 
 def _known(extra: dict[str, Any]) -> Accuracy | None:

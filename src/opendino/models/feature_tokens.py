@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from msgspec import Meta
@@ -48,3 +48,17 @@ class Tokens:
     def __str__(self) -> str:
         cls = "CLS" if self.blocks == 1 else f"CLS of the last {self.blocks} blocks"
         return f"{cls} + mean patch" if self.mean_patch else cls
+
+
+def protocol_for(backbone: Backbone) -> Literal["vits", "vitb", "resnet"]:
+    """The protocol of linear classification that DINO used for this kind of backbone."""
+    if backbone.num_layers == 1:
+        return "resnet"
+    return "vitb" if backbone.embed_dim >= 768 else "vits"
+
+
+def tokens_of(protocol: str, backbone: Backbone) -> list[Tokens]:
+    """The kinds of features that a protocol compares: one each of vits, vitb and resnet, several of "grid"."""
+    several = Tokens(min(4, backbone.num_layers))
+    kinds = {"vits": [several], "vitb": [Tokens(1, mean_patch=True)], "resnet": [Tokens()]}
+    return kinds.get(protocol) or list(dict.fromkeys([Tokens(), Tokens(1, mean_patch=True), several]))

@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
-import safetensors
-import safetensors.torch
 from msgspec import Meta
 from torch import Tensor
 
-from opendino.core import atomic_write
 from opendino.core.errors import UserError
 from opendino.core.ranges import Count
-from opendino.models.description import convert
-from opendino.models.load import Model, load, save_backbone
+from opendino.models.linear_head import HeadFiles
+from opendino.models.load import Model, load
 
-DESCRIPTION, WEIGHTS = "segmentation.json", "segmentation.safetensors"
+DESCRIPTION = "segmentation.json"
+_AGAIN = "Train it again: opendino eval segmentation MODEL --train DIR --out FOLDER"
+_FILES = HeadFiles("segmentation.safetensors", DESCRIPTION, "segmentation head", _AGAIN)
 
 
 class _Description(msgspec.Struct, forbid_unknown_fields=True):
     classes: Annotated[list[Annotated[int, Meta(ge=0, le=254)]], Meta(min_length=2, max_length=255)]
     blocks: Count
+    names: list[str] = []
     format: Literal[1] = 1
     extra: dict[str, Any] = {}
 
@@ -40,6 +39,7 @@ class SegmentationHead:
         classes: The numbers of the K classes in masks, 0 to 254, ascending.
         blocks: Number of last blocks of the network whose patch features are joined.
         measured: How good it is known to be, one line; empty if it was not measured.
+        names: What the K classes are called; empty if nobody said.
     """
 
     weight: Tensor
@@ -47,6 +47,7 @@ class SegmentationHead:
     classes: tuple[int, ...]
     blocks: int
     measured: str = ""
+    names: tuple[str, ...] = ()
 
     def __call__(self, features: Tensor) -> Tensor:
         """Features `[N D]` → scores float32 `[N K]`."""
@@ -62,13 +63,9 @@ def save(folder: Path, model: Model, head: SegmentationHead, extra: dict[str, An
         head: The head, on any device.
         extra: JSON values to store with it, e.g. its mIoU.
     """
-    kept = model.description.get("extra", {})
-    save_backbone(folder, {"teacher": model.backbone}, preprocessing=model.preprocessing, extra=kept)
-    state = {"weight": head.weight.cpu().contiguous(), "bias": head.bias.cpu().contiguous()}
-    atomic_write.write(folder / WEIGHTS, safetensors.torch.save(state, metadata={"format": "pt"}))
-    extra = extra | {"measured": head.measured}
-    description = {"format": 1, "classes": head.classes, "blocks": head.blocks, "extra": extra}
-    atomic_write.write(folder / DESCRIPTION, json.dumps(description, indent=2) + "\n")
+    described = {"classes": head.classes, "blocks": head.blocks, "extra": extra | {"measured": head.measured}}
+    described |= {"names": head.names} if head.names else {}
+    _FILES.save(folder, model, head.weight, head.bias, described)
 
 
 def load_head(folder: str | Path) -> tuple[Model, SegmentationHead]:
@@ -77,25 +74,25 @@ def load_head(folder: str | Path) -> tuple[Model, SegmentationHead]:
     Raises:
         UserError: The folder holds no head, or its files do not match.
     """
-    home, again = Path(folder).expanduser(), "Train it again: opendino eval segmentation MODEL --train DIR --out FOLDER"
+    home = Path(folder).expanduser()
     model = load(home)
-    try:
-        described = convert(json.loads((home / DESCRIPTION).read_text(encoding="utf-8")), _Description, "", DESCRIPTION)
-        state = safetensors.torch.load_file(home / WEIGHTS)
-        weight, bias = state["weight"], state["bias"]
-    except (OSError, ValueError, KeyError, RecursionError, safetensors.SafetensorError) as error:
-        raise UserError(f"The segmentation head in '{folder}' cannot be read: {error}", again) from error
+    described, weight, bias = _FILES.read(home, _Description)
     num, width = len(described.classes), described.blocks * model.backbone.embed_dim
     if described.blocks > model.backbone.num_layers or weight.shape != (num, width) or bias.shape != (num,):
         raise UserError(
             f"The segmentation head in '{folder}' has weights {list(weight.shape)} and biases {list(bias.shape)} for "
             f"{num} classes and {width} features of the last {described.blocks} blocks",
-            again,
+            _AGAIN,
+        )
+    if len(described.names) not in (0, num):
+        raise UserError(
+            f"The segmentation head in '{folder}' has {len(described.names)} names for {num} classes", _AGAIN
         )
     if not (weight.isfinite().all() and bias.isfinite().all()):
-        raise UserError(f"The segmentation head in '{folder}' holds weights that are NaN or infinite", again)
+        raise UserError(f"The segmentation head in '{folder}' holds weights that are NaN or infinite", _AGAIN)
     measured = str(described.extra.get("measured", ""))
-    return model, SegmentationHead(weight.float(), bias.float(), tuple(described.classes), described.blocks, measured)
+    classes, names = tuple(described.classes), tuple(described.names)
+    return model, SegmentationHead(weight.float(), bias.float(), classes, described.blocks, measured, names)
 
 
 def fingerprint(model: Model, head: SegmentationHead) -> str:

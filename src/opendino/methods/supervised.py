@@ -1,0 +1,102 @@
+"""Supervised: a classifier from labels, cross-entropy alone; fine-tunes a trained network with `opendino finetune`.
+
+For: a classifier that starts from a trained network, where the frozen features are not good enough
+Teacher is: none
+Student sees: one view of a labeled image
+Teacher sees: nothing
+Objective: cross-entropy on the labels, with label smoothing
+Against collapse: the labels
+Learns from: labeled images alone
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from opendino.core import auto_values
+from opendino.core.contracts import Backbone, Method, MethodConfig
+from opendino.core.errors import UsageError
+from opendino.core.ranges import CountOrZero, Fraction
+from opendino.core.types import Clock, Facts, StepOutput, ViewGroup, Views, ViewSpec
+from opendino.losses import feature_std, to_float32
+from opendino.views.settings import GlobalView, changed
+
+
+@dataclass(frozen=True)
+class Config(MethodConfig):
+    """Settings of supervised training. Labels are folder names or a CSV file, see `--labels`."""
+
+    label_smoothing: Fraction = 0.1
+    """Label smoothing in [0, 1]: this share of the target is spread over all classes; 0 for none."""
+    num_classes: CountOrZero | Literal["auto"] = "auto"
+    """Number of classes. auto: the classes of the data."""
+
+    labeled_only: ClassVar[bool] = True
+
+    def resolved(self, facts: Facts) -> tuple[ResolvedConfig, list[str]]:
+        """Replace every "auto" by a value; also returns the reasons, one line each."""
+        found = {"num_classes": (facts.num_classes, "the classes of the data")} if self.num_classes == "auto" else {}
+        return auto_values.with_auto_values(ResolvedConfig, self, found)
+
+
+@dataclass(frozen=True)
+class ResolvedConfig(Config):
+    """Settings of supervised training without "auto"."""
+
+    num_classes: CountOrZero = 0
+
+
+# Mild: a class may be a matter of color, or of what a small crop would cut off.
+VIEWS = changed(
+    {"global": GlobalView()}, {"global.crop.scale": (0.5, 1.0), "global.color_jitter.p": 0.0, "global.gray.p": 0.0}
+)
+"""The one view."""
+
+
+def views(config: Config, settings: Mapping[str, Any]) -> ViewSpec:
+    """One view; every image of a batch has a label."""
+    view = settings["global"]
+    assert view.size != "auto"
+    return ViewSpec((ViewGroup("global", view.size, (view,)),), labeled_frac=1.0)
+
+
+def build(config: ResolvedConfig, make_backbone: Callable[[Literal["student", "teacher"]], Backbone]) -> Method:
+    """Build the network with a linear classifier.
+
+    Raises:
+        UsageError: The data has fewer than two classes.
+    """
+    if config.num_classes < 2:
+        raise UsageError(
+            f"supervised needs labels of at least 2 classes, but the data has {config.num_classes} classes",
+            "Sort the images into one folder per class, or use --labels FILE.csv",
+        )
+    return _Supervised(config, make_backbone("student"))
+
+
+class _Supervised(Method):
+    product: ClassVar[tuple[Literal["teacher", "student"], ...]] = ("student",)
+
+    def __init__(self, config: ResolvedConfig, backbone: Backbone) -> None:
+        super().__init__()
+        self.config = config
+        classifier = nn.Linear(backbone.embed_dim, config.num_classes)
+        self.student = nn.ModuleDict({"backbone": backbone, "classifier": classifier})
+        self.teacher = nn.ModuleDict()
+
+    def forward(self, views: Views, clock: Clock) -> StepOutput:
+        embedding = self.student["backbone"]([views.crops["global"][0]])[0]  # [B, D]
+        logits = to_float32(self.student["classifier"](embedding))  # [B, classes]
+        loss = cross_entropy(logits, views.labels, label_smoothing=self.config.label_smoothing)
+        right = (logits.detach().argmax(1) == views.labels).float().mean()
+        metrics = {
+            "loss": loss.detach(),
+            "train_accuracy": 100 * right,
+            "feature_spread": feature_std(embedding.detach()),
+        }
+        return StepOutput(loss, metrics)
