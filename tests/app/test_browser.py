@@ -248,6 +248,8 @@ def test_outliers_are_shown_and_listed(visit: Visit) -> None:
         panel.get_by_role("button", name="Download the list").click()
     names = download.value.path().read_text(encoding="utf-8").split()
     assert len(set(names)) == 20 and set(names) <= {f"{number:02d}.png" for number in range(24)}
+    panel.get_by_text("· lof").first.click()  # and then it is looked at
+    visit.page.get_by_role("tabpanel").filter(visible=True).get_by_text("dark to bright").wait_for()
 
 
 def test_a_zip_bomb_is_not_trained_on(visit: Visit, tmp_path: Path) -> None:

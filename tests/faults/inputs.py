@@ -16,7 +16,7 @@ from tests.factories import noise_image, untimed_lines
 from tests.faults import runs
 from tests.faults.runs import IMAGES, Row, TrackedRun, differs, photos, unreadable
 
-from opendino import training
+from opendino import run_parts
 from opendino.data import cache
 from opendino.data.readers import limits
 from opendino.engine import checkpoint
@@ -116,7 +116,7 @@ def not_finite(home: Path, reference: dict[str, TrackedRun], times: int) -> Iter
 
     def poison(rank: int, step: int) -> None:
         if rank == 1:
-            true, calls = training.multi_crop, []
+            true, calls = run_parts.multi_crop, []
 
             def poisoned(*args: Any) -> Any:
                 crops = true(*args)
@@ -125,7 +125,7 @@ def not_finite(home: Path, reference: dict[str, TrackedRun], times: int) -> Iter
                     crops["local"][0, 0, 0, 0, 0] = float("nan")
                 return crops
 
-            training.multi_crop = poisoned
+            run_parts.multi_crop = poisoned
 
     row = Row("NaN on one of two ranks", "no rank steps, none hangs, the images are named; the run finishes")
     for n in range(times):

@@ -8,6 +8,7 @@ from typing import Any
 import gradio as gr
 
 from opendino.app.context import NETWORK, Context, Head, bounded, caption, handle_errors
+from opendino.app.image_input import open_at_click
 from opendino.embeddings.duplicate_groups import Duplicates, find_duplicates
 from opendino.features.duplicate_threshold import EQUAL
 
@@ -34,26 +35,30 @@ def build(context: Context, head: Head) -> None:
         with gr.Column(scale=5):
             images = gr.Gallery(
                 label="The largest groups: group, cosine to the most similar other", columns=5, height=600,
-                object_fit="contain",
+                object_fit="contain", allow_preview=False,
             )  # fmt: skip
+            opened: gr.State = gr.State([])
 
     def search(name: str | None, automatic: bool, smallest: float) -> tuple[Any, ...]:
         shown = context.table(name)
         keys, vectors = shown.vectors
         found = find_duplicates(keys, vectors, shown.about, None if automatic else bounded(smallest, 0.5, 1))
-        gallery = [(shown.thumbnail(key), caption) for key, caption in captions(found)]
+        members = [*captions(found)]
+        gallery = [(shown.thumbnail(key), caption) for key, caption in members]
         text, file = context.file_list(found.copies)
         return (
             gallery,
             f"{sentence(found, len(keys))}{shown.hint}",
             gr.update(value=text, visible=bool(text)),
             gr.update(value=str(file), visible=bool(text)),
+            shown.server_images([key for key, _ in members]),
         )
 
     private: dict[str, Any] = {"api_visibility": "private"}
     chosen.change(lambda automatic: gr.update(visible=not automatic), chosen, threshold, queue=False, **private)
-    inputs, outputs = [head.table, chosen, threshold], [images, note, copies, download]
+    inputs, outputs = [head.table, chosen, threshold], [images, note, copies, download, opened]
     find.click(handle_errors(search), inputs, outputs, **private, **NETWORK)
+    open_at_click(head, images, opened)
 
 
 def captions(found: Duplicates) -> Iterator[tuple[str, str]]:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import gradio as gr
 
 from opendino.app.context import NETWORK, Context, Head, bounded, caption, handle_errors
+from opendino.app.image_input import open_at_click
 from opendino.core.errors import UserError
 from opendino.features.outlier_scores import most_unusual
 
@@ -34,8 +35,9 @@ def build(context: Context, head: Head) -> None:
         with gr.Column(scale=5):
             images = gr.Gallery(
                 label="Distance to that neighbor (0 to 2), local outlier factor (about 1 is usual)", columns=5,
-                height=600, object_fit="contain",
+                height=600, object_fit="contain", allow_preview=False,
             )  # fmt: skip
+            opened: gr.State = gr.State([])
 
     def search(name: str | None, by: Literal["distance", "lof"], k: float, num: float) -> tuple[Any, ...]:
         shown = context.table(name)
@@ -57,12 +59,14 @@ def build(context: Context, head: Head) -> None:
             f"{sentence}{shown.hint}",
             gr.update(value=text, visible=True),
             gr.update(value=str(file), visible=True),
+            shown.server_images([keys[row] for row in rows]),
         )
 
     find.click(
         handle_errors(search),
         [head.table, measure, neighbors, number],
-        [images, note, files, download],
+        [images, note, files, download, opened],
         api_visibility="private",
         **NETWORK,
     )
+    open_at_click(head, images, opened)
