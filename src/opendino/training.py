@@ -309,7 +309,7 @@ def _finish(run: _Run, began: float) -> Result:
     )
     assert found is not None
     names = ("knn", "accuracy", "effective_rank", "balanced_accuracy", "standard_error", "accuracy_balanced")
-    scores: dict[str, Any] = {name: quality.get(name) for name in (*names, "majority", "num_queries")}
+    scores: dict[str, Any] = {name: quality.get(name) for name in (*names, "majority", "num_queries", "judged_on")}
     return Result(
         run=str(run.folder),
         steps=run.config.steps,

@@ -23,6 +23,7 @@ from tests.factories import checkpoint_tensors, difference, dino_run, noise_fold
 
 import opendino
 from opendino import run_parts, training
+from opendino.cli import train_command
 from opendino.config import dump
 from opendino.core import compilation
 from opendino.core.errors import UserError
@@ -216,6 +217,7 @@ def test_sub_folders_are_classes_only_if_the_user_says_so(tmp_path: Path, labels
     unconfirmed = labels == "auto"
     assert (result.knn is None) == (labels == "none")
     assert ("2 sub-folders: used as classes for the k-NN accuracy below, not for the verdict" in log) == unconfirmed
+    assert ("k-NN by folders (unconfirmed), top-1" in train_command.report(result).text) == unconfirmed
     assert ("folders are told apart by color alone (100%)" in log) == unconfirmed
 
 

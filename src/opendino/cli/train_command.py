@@ -11,7 +11,7 @@ from opendino import config as configs
 from opendino.cli import Outcome, flag_table, flags
 from opendino.config import Config
 from opendino.core import registry
-from opendino.core.accuracy import baseline_text, format_accuracies
+from opendino.core.accuracy import baseline_text, format_accuracies, knn_title
 from opendino.core.errors import UsageError
 
 _RECIPES = "opendino.recipes"
@@ -58,7 +58,8 @@ def report(result: Any) -> Outcome:
         f"data wait {result.data_wait:.0%}, MFU {result.mfu:.0%}, {result.peak_memory_bytes / 2**30:.1f} GiB"
     ]
     if result.knn is not None:
-        lines += [f"{'k-NN on':<12} top-1"] + [f"{name:<12} {text}" for name, text in format_accuracies(found).items()]
+        lines += [f"{knn_title(found)}, top-1"]
+        lines += [f"{name:<12} {text}" for name, text in format_accuracies(found).items()]
     if result.accuracy is not None:
         lines += [f"{'classifier':<12} top-1"]
         lines += [f"{name:<12} {text}" for name, text in format_accuracies(found, "accuracy").items()]

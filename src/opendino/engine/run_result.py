@@ -31,6 +31,7 @@ class Result:
         accuracy_balanced: Balanced accuracy for each entry of `accuracy`, in percent.
         majority: Percentage of the most frequent class among the query images.
         num_queries: Number of query images.
+        judged_on: Counts of the images evaluated on, and "confirmed": 0 if their classes are just sub-folders.
         verdict: "learned", "not shown to learn" or "collapsed (KIND)", see `engine.verdict`.
         evidence: The metrics the verdict is based on, one sentence.
         cure: What to change, one line; empty if nothing.
@@ -53,6 +54,7 @@ class Result:
     accuracy_balanced: dict[str, float] | None
     majority: float | None
     num_queries: int | None
+    judged_on: dict[str, Any] | None
     verdict: str
     evidence: str
     cure: str
