@@ -29,6 +29,7 @@ from opendino.core import accuracy, atomic_write, metrics_log
 from opendino.core.errors import UserError
 from opendino.engine.interrupt import Interrupted
 from opendino.evals import label_free
+from opendino.features import measure_trust
 
 Measured = dict[str, Any]
 """A checkpoint: its measures, its k-NN accuracy in percent ("knn") and the number of queries."""
@@ -42,6 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="measures of the runs; continued if it exists")
     parser.add_argument("--runs", type=int, default=10_000, help="train at most this many")
+    parser.add_argument("--keep", action="store_true", help="write the figures that `opendino eval label-free` quotes")
     parser.add_argument("--images", type=int, default=1000, help="of val, measured on")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -53,6 +55,13 @@ def main() -> None:
             atomic_write.write(args.out, json.dumps(document) + "\n")
     found = table(document["runs"])
     print(text(found), file=sys.stderr)
+    if args.keep:
+        shares = {name: {kind: {key: each[key] for key in ("pairs", "right")} for kind, each in kinds.items()}
+                  for name, kinds in found.items()}  # fmt: skip
+        sets = len({name.partition(",")[0] for name in document["runs"]})
+        kept = {"machine": document["machine"], "date": time.strftime("%Y-%m-%d"), "runs": len(document["runs"]),
+                "sets": sets, "right": shares}  # fmt: skip
+        measure_trust.FOUND.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
     keep({"what": "share of pairs that a label-free measure orders as k-NN does", "machine": document["machine"],
           "date": time.strftime("%Y-%m-%d"), "runs": len(document["runs"]), "right": found}, None)  # fmt: skip
 

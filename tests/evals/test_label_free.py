@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from opendino.evals.label_free import (
     spearman,
     uniformity,
 )
+from opendino.features import measure_trust as trust
 from opendino.views.settings import changed
 
 
@@ -162,3 +164,10 @@ def test_a_folder_without_checkpoints_is_one_line(run: Path, tmp_path: Path) -> 
 def test_values_out_of_range_are_wrong_usage(change: dict[str, int]) -> None:
     with pytest.raises(UsageError):
         Config("model", **change)  # type: ignore[arg-type]
+
+
+def test_a_measure_says_how_often_it_was_right() -> None:
+    for name in (*MEASURES, "crop_match"):
+        told = re.fullmatch(r"as k-NN in (\d+)% of \d+ runs, (\d+)% of \d+ pairs of runs", trust.of(name))
+        assert told and all(0 <= int(share) <= 100 for share in told.groups())
+    assert trust.of("another") == "" and "runs of" in trust.source()

@@ -20,6 +20,7 @@ def run(args: list[str]) -> Outcome | None:
         raise UsageError(f"doctor takes one run folder, not {' '.join(args) or 'nothing'}", USAGE)
     from opendino.data.metadata import confounders_hint
     from opendino.existing_runs import verdict_on
+    from opendino.features import measure_trust
 
     folder = Path(args[0]).expanduser()
     if not (folder / "metrics.jsonl").is_file():
@@ -32,7 +33,11 @@ def run(args: list[str]) -> Outcome | None:
     hint = confounders_hint(str(folder), str(settings.get("data", "")), str(settings.get("labels", "")))
     fields = {"verdict": found.name, "evidence": found.evidence, "cure": found.cure}
     fields |= {"collapse": found.collapse, "confounders": hint or None}
-    return Outcome("\n".join(lines + [f"batch effects: {hint}"] * bool(hint)), fields)
+    if "find each other" in found.evidence:  # what decides without labels
+        trust = measure_trust.of("crop_match")
+        lines += [f"how often crops find each other orders runs {trust}", measure_trust.source()]
+    lines += [f"batch effects: {hint}"] * bool(hint)
+    return Outcome("\n".join(lines), fields)
 
 
 def _settings(folder: Path) -> dict[str, Any]:

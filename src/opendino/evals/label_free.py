@@ -22,6 +22,7 @@ from opendino.core.ranges import Checked, OutOfRange, Seed, Workers
 from opendino.core.types import Report
 from opendino.data.readers.decoded_image import RGB
 from opendino.data.sampler import permutation
+from opendino.features import measure_trust
 from opendino.features.feature_table import table
 from opendino.features.train_val_features import data_of
 from opendino.features.view_features import RandomCrops, view_features
@@ -84,7 +85,10 @@ def evaluate(config: Config) -> Report:
     if not config.all_checkpoints:
         found, bad = _compute_measures(model.to(device), source, indices, config)
         lines = [f"label-free measures of {config.model} {protocol}{_skipped_note(bad)}"]
-        lines += [f"  {name:<16}{_format(found[name]):>10}   {_DESCRIPTIONS[name]}" for name in MEASURES]
+        for name in MEASURES:
+            trust = measure_trust.of(name)
+            lines.append(f"  {name:<16}{_format(found[name]):>10}   {_DESCRIPTIONS[name]}{'; ' * bool(trust)}{trust}")
+        lines.append(measure_trust.source())
         return Report("\n".join(lines), {**found, "num_images": len(indices) - bad, "num_unreadable": bad})
 
     steps = run_checkpoints.steps(config.model)
