@@ -25,7 +25,7 @@ demo: setup
 
 # One process more than cores: tests often wait for programs that they start.
 test: setup
-	$(BIN)/python -m pytest --numprocesses $$($(BIN)/python -c 'import os; print(os.cpu_count() + 1)') --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $$($(BIN)/python -c 'import os; print(os.cpu_count() + 2)') --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # A quick selection of tests with the oldest versions that pyproject.toml allows, in an environment of their own; then PYTHON may be
 # another one: make test-oldest PYTHON=python3.12. VERSIONS=highest takes the newest ones.

@@ -24,7 +24,7 @@ from tests.factories import FAST, SMALL_DINO, dino_run
 from torch import Tensor, nn
 
 import opendino
-from opendino import resolve, training
+from opendino import existing_runs, resolve, training
 from opendino.core import registry
 from opendino.core.errors import BadImage, UsageError, UserError
 from opendino.data.sources import python
@@ -323,6 +323,8 @@ def test_an_augmentation_given_in_python_trains_and_resumes(tmp_path: Path) -> N
     assert any(not torch.equal(value, other[key]) for key, value in one.items())
     shutil.copytree(whole.run, tmp_path / "cut")
     shutil.rmtree(tmp_path / "cut/checkpoints/step_00000006")
+    told = existing_runs.how_to_resume(existing_runs.read_run_config(whole.run), tmp_path)
+    assert 'opendino.register_augmentation("lamp", lamp); opendino.resume(' in told
     opendino.resume(tmp_path / "cut", data=Squares())
     assert all(torch.equal(value, one[key]) for key, value in tensors(tmp_path / "cut").items())
     again = opendino.train(Squares(), out=tmp_path / "off", **given)  # known, and off

@@ -103,13 +103,21 @@ def read_run_config(run: str | Path) -> ResolvedConfig:
 def how_to_resume(config: Config, folder: Path) -> str:
     """The command that resumes a run; the calls in Python if its images, network or method were given there."""
     images = "".join(f", {name}=..." for name in ("data", "val") if python.matches(getattr(config, name) or ""))
-    network, method = config.backbone.removeprefix("python:"), configs.to_tree(config)["method"]
+    tree = configs.to_tree(config)
+    network, method = config.backbone.removeprefix("python:"), tree["method"]
     calls = [f'opendino.register_backbone("{network}", {network})'] if network != config.backbone else []
     if method.get("from") == "Python":
         calls.append(f'opendino.register_method("{method["name"]}", {method["name"]})')
+    given = {name for view in tree["views"].values() for name in view if _from_python(view[name])}
+    calls += [f'opendino.register_augmentation("{name}", {name})' for name in sorted(given)]
     if not calls and not images:
         return f"opendino resume {folder}"
     return "; ".join([*calls, f'opendino.resume("{folder}"{images})'])
+
+
+def _from_python(settings: Any) -> bool:
+    """Whether settings in a tree are those of an augmentation given in Python."""
+    return isinstance(settings, dict) and settings.get("from") == "Python"
 
 
 def save_request(folder: Path, request: Config) -> None:

@@ -10,7 +10,18 @@ import tifffile
 from tests.app.conftest import scene
 
 from opendino.core.errors import UserError
+from opendino.data import image_overview
 from opendino.data.image_overview import look_at
+
+
+def test_every_image_is_looked_at_if_asked_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_overview, "_LOOKED_AT", 3)
+    for each in range(12):
+        scene(each, (32, 32)).save(tmp_path / f"{each}.png")
+    (tmp_path / "broken.png").write_bytes(b"<html>")
+    assert look_at(str(tmp_path)).facts["looked at"] == "3 of 13 images, spread over the set"
+    found = look_at(str(tmp_path), every_image=True)
+    assert found.facts["looked at"].startswith("13 of 13") and [key for key, _ in found.bad] == ["broken.png"]
 
 
 def test_counts_sizes_depth_and_files_that_cannot_be_used(tmp_path: Path) -> None:
@@ -23,6 +34,7 @@ def test_counts_sizes_depth_and_files_that_cannot_be_used(tmp_path: Path) -> Non
     assert found.facts["images"] == "6 in 2 folders: cats 3, dogs 3"
     assert found.facts["size in pixels"] == "40 × 32 to 56 × 32; most often 40 × 32 (40%)"
     assert found.facts["depth"].startswith("8 bit") and found.facts["channels"] == "3: red, green, blue"
+    assert found.facts["looked at"] == "6 of 6 images, spread over the set"
     assert "values" not in found.facts and "recipe" not in found.facts
     assert [key for key, _ in found.bad] == ["dogs/broken.png"] and "web page" in found.bad[0][1]
     assert len(found.examples) == 5

@@ -51,6 +51,18 @@ def test_without_labels_crops_and_entropy_decide(change: dict[str, Any], name: s
     assert "\n" not in found.evidence
 
 
+@pytest.mark.parametrize(("late", "stalled"), [((70.0, 70.1, 70.1), True), ((70.0, 70.5, 72.0), False)])
+def test_what_has_stopped_rising_is_not_told_to_go_on(late: tuple[float, ...], stalled: bool) -> None:
+    rows = run(match=late[-1])
+    for number, found in enumerate((66.0, 68.0, 69.0, *late[:-1]), 1):
+        others = {"untrained": 65.0, "pixels": 52.0, "color": 56.0}
+        rows.insert(-1, {"step": 10 * number, "crop_match": {"teacher": found, **others}})
+    found = of_rows(rows, 100)
+    assert ("it has not risen in the last third of the run" in found.evidence) == stalled
+    assert ("try another method" in found.cure) == stalled and ("Train longer" in found.cure) != stalled
+    assert ("times as many steps" in found.evidence) != stalled
+
+
 def test_what_is_missing_is_said_with_the_pace_so_far() -> None:
     assert "at the start would show it, at the pace so far after about 2.5 times as many steps" in (
         of_rows(run(match=69.0), 100).evidence

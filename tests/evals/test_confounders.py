@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tests.factories import plain_folder
 from torch import Tensor
 
@@ -197,10 +198,22 @@ def test_sub_folders_that_nobody_called_classes_are_named_so(
         assert kind in report.text and report.fields["class"]["confirmed"] == kind.startswith("class")
 
 
+def test_without_a_csv_the_sub_folders_are_the_column(tiny_model: Path, tmp_path: Path) -> None:
+    for number in range(24):
+        name = f"day{number % 2}"
+        (tmp_path / "photos" / name).mkdir(parents=True, exist_ok=True)
+        noise = np.random.default_rng(number).integers(120 * (number % 2), 120 + 120 * (number % 2), (32, 32, 3))
+        Image.fromarray(noise.astype(np.uint8)).save(tmp_path / "photos" / name / f"{number}.png")
+    data = str(tmp_path / "photos")
+    report = evaluate(Config(str(tiny_model), train=data, val=data, permutations=19, device="cpu"))
+    assert list(report.fields["columns"]) == ["folder"] and report.fields["class"] is None
+    assert report.fields["columns"]["folder"]["linear"]["balanced_accuracy"] > 90  # dark and bright ones
+
+
 @pytest.mark.parametrize(
     ("words", "exit_code", "told"),
     [
-        ([], 2, "--labels is missing"),
+        (["--train", "FLAT"], 2, "--labels is missing, and the images are not in sub-folders"),
         (["--labels", "no.csv"], 1, "Cannot read list no.csv"),
         (["--labels", "META", "--columns", "plat"], 2, "plate"),
         (["--labels", "META", "--columns", "constant"], 1, "No column of meta.csv has two values with"),
@@ -212,5 +225,6 @@ def test_mistakes_are_one_line(
 ) -> None:
     data = "toy:plates?n=40"
     meta = written(tmp_path / "meta.csv", data)
-    answer = ask("--train", data, "--device", "cpu", *[meta if word == "META" else word for word in words])
+    named = {"META": meta, "FLAT": str(plain_folder(tmp_path / "flat", "a.png", "b.png"))}
+    answer = ask("--train", data, "--device", "cpu", *[named.get(word, word) for word in words])
     assert answer["exit"] == exit_code and told in answer["error"]["message"] + answer["error"]["hint"]

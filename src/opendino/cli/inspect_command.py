@@ -28,6 +28,8 @@ class Config(Checked):
     """What the pages of a file are: ask, channels, max, mean, images, or the number of a page."""
     every: str = ""
     """Time between the frames used of videos in DATA: 2s, or all for every frame; default 1s."""
+    all_images: bool = False
+    """Look at every image instead of some spread over the set: finds every file that cannot be used."""
     sheet: str | None = None
     """Also save examples as a picture, by the range of values found: .png, .jpg, .svg, .html ..."""
 
@@ -40,7 +42,7 @@ def run(args: list[str]) -> Outcome:
     """Read a sample of the images: sizes, depth, channels, range of values, files that cannot be used."""
     config = flags.parse(Config, args, "opendino inspect", "Say what is in a set of images, before training.")
     sheet = tile_grid.out(config.sheet, tile_grid.PICTURES) if config.sheet else None
-    found = look_at(config.data, config.stack)
+    found = look_at(config.data, config.stack, config.all_images)
     width = max(map(len, found.facts))
     lines = [f"{name:<{width}}  {fact}" for name, fact in found.facts.items()]
     if found.bad:

@@ -45,18 +45,19 @@ class Overview:
     examples: list[tuple[Image.Image, str]]
 
 
-def look_at(data: str, stack: str = "ask") -> Overview:
-    """Read a sample of a set of images.
+def look_at(data: str, stack: str = "ask", every_image: bool = False) -> Overview:
+    """Read a sample of a set of images, or all of them.
 
     Args:
         data: A folder or an archive.
         stack: What pages of a file are, see `readers.multi_page_files.Reading`.
+        every_image: Read all, and so find all files that cannot be used.
 
     Raises:
         UserError: It holds no images, none can be read, or the meaning of its pages is not known.
     """
     files = image_files(open_source(data), Reading(stack))
-    found = survey(files, _LOOKED_AT)
+    found = survey(files, len(files) if every_image else _LOOKED_AT)
     files.intensity, why = found.intensity(("auto",))
     files.pixel_format = PixelFormat(len(found.channels))
     facts = {
@@ -64,7 +65,7 @@ def look_at(data: str, stack: str = "ask") -> Overview:
         "size in pixels": _sizes(found.sizes),
         "depth": f"{_DEPTHS.get(found.dtype, found.dtype)}; range used: {why}",
         "channels": f"{len(found.channels)}: {', '.join(found.channels)}",
-        "looked at": f"{found.num_images:,} of {len(files):,} images, spread over the set",
+        "looked at": f"{found.num_images + len(found.others):,} of {len(files):,} images, spread over the set",
     }
     if not found.photographs:
         facts["values"] = f"{found.ranges()} (99.8 % of the pixels)"

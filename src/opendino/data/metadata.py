@@ -9,7 +9,7 @@ import numpy as np
 
 from opendino.core import log
 from opendino.core.contracts import Source
-from opendino.core.errors import UserError
+from opendino.core.errors import UsageError, UserError
 from opendino.data.labels import Relabeled, image_finder
 from opendino.data.list_columns import is_class, is_metadata, read_columns
 from opendino.data.source_files import class_order, is_file, printable
@@ -62,6 +62,20 @@ def group_columns(columns: dict[str, list[str]]) -> list[str]:
 def class_column(columns: dict[str, list[str]]) -> str | None:
     """The first column that holds classes, by its name; None if there is none with two classes."""
     return next((name for name, values in columns.items() if is_class(name) and len({*values} - {""}) > 1), None)
+
+
+def folder_column(source: Source) -> dict[str, list[str]]:
+    """The sub-folder of each image as the only column, where there is no CSV.
+
+    Raises:
+        UsageError: There are fewer than two.
+    """
+    if len(source.classes) < 2:
+        raise UsageError(
+            "--labels is missing, and the images are not in sub-folders", "Name a CSV with a header: path,device,date"
+        )
+    names = (*source.classes, "")  # the label -1 is unknown
+    return {"folder": [names[source.label(index)] for index in range(len(source))]}
 
 
 def with_classes(source: Source, names: Sequence[str]) -> Relabeled:

@@ -117,7 +117,7 @@ def split_every(data: str) -> tuple[str, str]:
 def described(every: str) -> str:
     """Which frames are used, and how to choose others, for messages."""
     which = "all" if every == "all" else f"the first of every {every}"
-    return f"{which}; add ?every=TIME to the path for others, e.g. ?every=2s"
+    return f"{which}; for others --every 2s, or ?every=2s after the path"
 
 
 class VideoFrames:

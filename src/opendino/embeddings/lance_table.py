@@ -313,7 +313,7 @@ def _check_same(old: LanceTable, origin: Mapping[str, Any], schema: pa.Schema) -
     if old.about["data"] != origin["data"]:
         raise UserError(
             f"{old.name} holds images of {old.about['data']}, not of {origin['data']}",
-            "Use the same DATA as before, or another --out",
+            "Use the same DATA as before, or another --out. For images of several folders give the folder above them",
         )
     if old.about["grid"] != table_schema.about(schema)["grid"]:
         raise UserError(

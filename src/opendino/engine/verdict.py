@@ -38,10 +38,15 @@ EXAMINED = (
 """The metrics that `judge` uses."""
 _STARTS = "start", "untrained"
 _NAMES = {"start": "at the start", "untrained": "untrained network", "pixels": "raw pixels", "color": "color histogram"}
+_FEWEST_TO_STALL = 6  # evaluations
 _CURE = (
     "Train longer (the same command with more --minutes, or opendino resume RUN --epochs N); check with "
     "`opendino visualize crops` that the views do not share a shortcut (constant color, "
     "watermark); try another --optim.lr or a smaller --backbone"
+)
+_OTHER = (
+    "Longer training is not likely to help: try another method (--method swav or lejepa, see `opendino list methods`), "
+    "a higher or lower --optim.lr, or trained weights (--init MODEL); check the views with `opendino visualize crops`"
 )
 _KEEP = "Keep using the weights it started from, or train longer or with a lower --optim.lr"
 """The cure of a run with --init that has not become better."""
@@ -128,7 +133,17 @@ def _cure(columns: Columns) -> str:
     """What to do about a finished run that is not shown to have learned."""
     if _from_trained_weights(columns):
         return _KEEP
-    return _CURE if _by_classes(columns) else f"{_CURE}; give labeled images with --val"
+    cure = _OTHER if _stalled(columns) else _CURE
+    return cure if _by_classes(columns) else f"{cure}; give labeled images with --val"
+
+
+def _stalled(columns: Columns) -> bool:
+    """Whether crop matching rose in the last third of the evaluations by less than a tenth of all it has risen."""
+    name = next((name for name in columns if name.startswith("crop_match.")), None)
+    values = columns[name][1] if name else []
+    if len(values) < _FEWEST_TO_STALL:
+        return False
+    return values[-1] - values[(len(values) - 1) * 2 // 3] < (values[-1] - values[0]) / 10
 
 
 def _even_so(columns: Columns) -> str:
@@ -162,7 +177,9 @@ def _by_crops(columns: Columns) -> tuple[bool, str]:
         rank = columns["effective_rank"][1]
         signs.append(f"the effective rank is {rank[-1]:.1f} ({rank[0]:.1f} at the start)")
     needed = "" if learned or first is None else f"; {MATCH_GAIN:g} points more than at the start would show it"
-    if needed and 1 <= gain < MATCH_GAIN:
+    if needed and _stalled(columns):
+        needed += ", and it has not risen in the last third of the run"
+    elif needed and 1 <= gain < MATCH_GAIN:
         needed += f", at the pace so far after about {max(1.1, MATCH_GAIN / gain):.1f} times as many steps"
     return learned, ", ".join(signs) + needed
 

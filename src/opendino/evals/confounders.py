@@ -15,12 +15,12 @@ from torch import Tensor
 from opendino.core import distributed
 from opendino.core.accuracy import standard_error
 from opendino.core.contracts import Source
-from opendino.core.errors import UsageError, UserError, unknown
+from opendino.core.errors import UserError, unknown
 from opendino.core.progress import track
 from opendino.core.ranges import Batch, Checked, Count, Repeats, Seed, Workers
 from opendino.core.types import Report
 from opendino.data.labels import relabel
-from opendino.data.metadata import class_column, group_columns, read_metadata, with_classes
+from opendino.data.metadata import class_column, folder_column, group_columns, read_metadata, with_classes
 from opendino.data.sampler import permutation
 from opendino.features.feature_table import table
 from opendino.features.image_stream import skipped_message
@@ -46,7 +46,8 @@ class Config(Checked):
     which: Literal["teacher", "student"] | None = None
     """Network to load from a run; default: the method's main network (usually the teacher)."""
     labels: str = ""
-    """CSV with a header and one row per image: path, and columns such as device, session, plate or date."""
+    """CSV with a header and one row per image: path, and columns such as device, session, plate or date; default: the
+    sub-folder of each image is the only column."""
     columns: tuple[str, ...] = ()
     """Columns of the CSV to test; default: those with 2 to 50 values, without path, class and split."""
     classes: Literal["auto", "folders", "none"] = "auto"
@@ -117,8 +118,6 @@ def evaluate(config: Config) -> Report:
     Raises:
         UserError: The model, the images or the CSV cannot be read, or no column has groups.
     """
-    if not config.labels:
-        raise UsageError("--labels is missing", "Name a CSV with a header: path,device,date")
     device = distributed.device(config.device)
     model = load(config.model, config.which).to(device)
     data = data_of(model, config.train, "Give images: --train DIR")
@@ -288,8 +287,11 @@ def _load_images(config: Config, model: Model, data: str) -> tuple[Images, list[
     parts = []
     for each in [data] if config.val is None else [data, config.val]:
         source = model.reading.open_images(each)
-        columns = read_metadata(config.labels, [source.key(index) for index in range(len(source))])
-        parts.append((_classified(source, columns, config.classes), columns))
+        if config.labels:
+            columns = read_metadata(config.labels, [source.key(index) for index in range(len(source))])
+            parts.append((_classified(source, columns, config.classes), columns))
+        else:
+            parts.append((relabel(source, "none", seed=0), folder_column(source)))
     tables = [table(model, source, batch=config.batch, workers=config.workers) for source, _ in parts]
     bad = sum((each.bad for each in tables), ())
     names = sorted(set().union(*(source.classes for source, _ in parts)))
@@ -322,7 +324,8 @@ def _load_images(config: Config, model: Model, data: str) -> tuple[Images, list[
             groups[name], group_names[name] = labels, kept
     if not groups:
         raise UserError(
-            f"No column of {Path(config.labels).name} has two values with {_FEWEST} images or more each in both parts",
+            f"No column of {Path(config.labels).name or 'sub-folders'} has two values with {_FEWEST} images or more "
+            "each in both parts",
             f"Its columns: {', '.join(values)}. Name others with --columns, or list more images",
         )
     features = torch.cat([each.features for each in tables])

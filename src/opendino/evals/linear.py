@@ -41,7 +41,7 @@ from opendino.views.settings import view
 
 Candidate = tuple[Tokens, float]
 Candidates = Annotated[tuple[Positive, ...], Meta(min_length=1)]
-_MOST_UNTRAINED = 1000  # labels up to which the untrained network is computed too: another pass over their images
+_MOST_UNTRAINED = 2000  # labels up to which the untrained network is computed too: another pass over their images
 _CROP = view({"crop.scale": (0.08, 1.0), "color_jitter.p": 0.0, "gray.p": 0.0})  # as in supervised training
 
 
