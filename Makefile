@@ -23,7 +23,7 @@ demo: setup
 	@test ! -e $(RUN) || { echo "$(RUN) exists: make demo RUN=runs/demo-2, or $(BIN)/opendino resume $(RUN)"; exit 1; }
 	$(BIN)/opendino demo --out $(RUN)
 
-# One process more than cores: tests often wait for programs that they start.
+# Two processes more than cores: tests often wait for programs that they start.
 test: setup
 	$(BIN)/python -m pytest --numprocesses $$($(BIN)/python -c 'import os; print(os.cpu_count() + 2)') --dist loadfile --no-loadscope-reorder $(ARGS)
 

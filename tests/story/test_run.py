@@ -202,7 +202,7 @@ def test_learning_from_labels_is_not_judged_on_the_same_images(tmp_path: Path) -
     options = {"backbone": "conv4", "backbone_options": {"width": 4}}
     result = opendino.train(dino_run(tmp_path / "run", method=mean_teacher.Config(), val=None, **options))
     assert result.knn is None and result.accuracy is None and result.effective_rank is not None
-    assert "use --val to get accuracies" in (tmp_path / "run" / "log.txt").read_text()
+    assert "use --val or --hold-out to get accuracies" in (tmp_path / "run" / "log.txt").read_text()
 
 
 @pytest.mark.parametrize("labels", ["auto", "folders", "none"])
