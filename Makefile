@@ -23,9 +23,9 @@ demo: setup
 	@test ! -e $(RUN) || { echo "$(RUN) exists: make demo RUN=runs/demo-2, or $(BIN)/opendino resume $(RUN)"; exit 1; }
 	$(BIN)/opendino demo --out $(RUN)
 
-# Two processes more than cores: tests often wait for programs that they start.
+# One process more than cores: tests often wait for programs that they start.
 test: setup
-	$(BIN)/python -m pytest --numprocesses $$($(BIN)/python -c 'import os; print(os.cpu_count() + 2)') --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $$($(BIN)/python -c 'import os; print(os.cpu_count() + 1)') --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # A quick selection of tests with the oldest versions that pyproject.toml allows, in an environment of their own; then PYTHON may be
 # another one: make test-oldest PYTHON=python3.12. VERSIONS=highest takes the newest ones.

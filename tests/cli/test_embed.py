@@ -55,7 +55,7 @@ def test_frames_of_a_film_are_embedded_and_found_again(
     film, out = tmp_path / "film.mp4", tmp_path / "x.parquet"
     video_frames.write(film, (np.asarray(noise_image(32, 32, seed=number)) for number in range(8)), Fraction(2))
     assert main(["embed", str(folder), str(film), "--every", "2s", "--out", str(out), "--device", "cpu"]) == 0
-    assert "gives 2 frames (the first of every 2s; add ?every=" in " ".join(capsys.readouterr().err.split())
+    assert "gives 2 frames (the first of every 2s; for others --every" in " ".join(capsys.readouterr().err.split())
     assert pq.read_table(out)["key"].to_pylist() == ["film.mp4#00000.000", "film.mp4#00002.000"]
     images = TableImages(table_schema.about(pq.read_schema(out)), ["film.mp4#00002.000"], 32 * 32)
     read = images.read("film.mp4#00002.000")

@@ -105,7 +105,7 @@ def test_a_folder_of_videos_and_images(tmp_path: Path, monkeypatch: pytest.Monke
     assert isinstance(source.read(0), bytes) and np.array_equal(
         source.read(2), VideoFrames(f"{folder}/a/1.mp4", "all").read(20)
     )
-    assert "4 frames of 2 videos in folder" in said[0] and "(the first of every 2s; add ?every=" in said[0]
+    assert "4 frames of 2 videos in folder" in said[0] and "(the first of every 2s; for others --every" in said[0]
     assert "1 video left out" in said[1] and "recording.mp4 cannot be read as a video" in said[1]
     assert len(open_source(folder)) == 11
     assert absolute(f"{folder}?every=2s") == f"{folder}?every=2s"

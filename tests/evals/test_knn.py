@@ -154,6 +154,7 @@ def test_without_val_a_fifth_is_held_out_and_said(model: str, tmp_path: Path) ->
     report = evaluate(Config(model, train=train, k=(1,), device="cpu"))
     assert (report.fields["num_train"], report.fields["num_val"], report.fields["top1"]) == (12, 3, 100)
     assert "a fifth held out" in report.text
+    assert "few queries: `opendino eval linear` tests on every label once" in report.text
 
 
 def test_more_neighbors_than_images_and_fewer_queries_than_neighbors(model: str, tmp_path: Path) -> None:

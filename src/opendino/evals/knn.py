@@ -26,6 +26,8 @@ from opendino.features.train_val_features import LabeledData, TrainValFeatures, 
 from opendino.models.load import load
 
 Weights = Literal["similarity", "uniform"]
+_FEW_QUERIES = 50
+_FEW = "few queries: `opendino eval linear` tests on every label once, by cross-validation"
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,7 @@ def evaluate(config: Config) -> Report:
         *(f"{k:>6}" + "".join(f"{by_k[k][name]:>9.2f}%" for name in columns) for k in config.k),
         *(_baseline_line(name, config.k[0], found) for name, found in baselines.items()),
         *([] if config.multi_label else [baseline_text(first)]),
+        *([_FEW] if config.val is None and len(data.val) < _FEW_QUERIES and not config.multi_label else []),
         *([] if config.baselines else ["beside the untrained network and pixels: --baselines True"]),
     ]
     return Report("\n".join(lines), fields)
