@@ -48,6 +48,6 @@ def config(data: str = DATA) -> Config:
             },
         ),
         optim=optim.Config(lr=1.2e-2, min_lr=1e-5, weight_decay=0.04, weight_decay_end=0.04, clip=3.0),
-        eval_images=3000,
-        eval_every="20%",
+        eval_images=2000,
+        eval_every="34%",
     )
