@@ -18,6 +18,7 @@ from opendino.data.held_out import held_out_labeled, training_images
 from opendino.data.labels import all_labels, relabel
 from opendino.features.classification_metrics import accuracy
 from opendino.features.feature_table import table
+from opendino.features.few_labels import MOST_CROSS_VALIDATED
 from opendino.features.logistic_regression import cross_validated
 from opendino.features.paired_change import Change, change
 from opendino.methods import supervised
@@ -29,7 +30,6 @@ from opendino.recipes import finetune
 from opendino.views.settings import changed
 
 _CONV4_LR = 1.6e-2  # the small network of CPUs learns too slowly at the rate of vision transformers
-_MOST_LABELS = 10_000  # for the classifier of frozen features; with more it takes minutes
 
 
 def settings(model: str | Path, data: str = "") -> Config:
@@ -137,7 +137,7 @@ def _paired(before: _Measured, after: _Measured) -> Change | None:
 def _fitted(model: Model, classes: tuple[str, ...], tokens: Tokens, config: Config, name: str) -> _Measured:
     """The classifier of `eval linear` on the features of the training images, and its answers for held-out ones."""
     source = training_images(_images(model, config), config.hold_out, labeled_only=True)
-    some = np.unique(np.linspace(0, len(source) - 1, min(_MOST_LABELS, len(source))).astype(int)).tolist()
+    some = np.unique(np.linspace(0, len(source) - 1, min(MOST_CROSS_VALIDATED, len(source))).astype(int)).tolist()
     rows = table(model, source, tokens, some)
     fitted = cross_validated(rows.features, rows.labels_by(classes), len(classes))
     return _measured(Classifier(fitted.weight, fitted.bias, classes, tokens), name, model, config)

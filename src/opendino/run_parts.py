@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import os
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -103,8 +102,7 @@ def with_views(
 
 
 def _views_ahead(config: ResolvedConfig, device: torch.device) -> bool:
-    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    spare_core = device.type == "cpu" and config.threads == 1 and cores() > local_processes
+    spare_core = device.type == "cpu" and config.threads == 1 and cores() > distributed.local_world_size()
     return spare_core and not config.compile and not config.profile  # a profile sees one thread
 
 

@@ -67,6 +67,11 @@ def world_size() -> int:
     return dist.get_world_size() if is_distributed() else 1
 
 
+def local_world_size() -> int:
+    """Number of processes of the run on this machine, from LOCAL_WORLD_SIZE, which torchrun sets; 1 without."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def all_reduce_mean(tensor: Tensor) -> Tensor:
     """Elementwise mean over ranks."""
     return all_reduce_sum(tensor) / world_size() if is_distributed() else tensor

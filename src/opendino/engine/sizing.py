@@ -139,7 +139,7 @@ def free_bytes(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     available = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf(available) / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf(available) / distributed.local_world_size()
 
 
 def total_bytes(device: torch.device) -> float:
@@ -149,7 +149,7 @@ def total_bytes(device: torch.device) -> float:
     limit = _CONTAINER_LIMIT.read_text().strip() if _CONTAINER_LIMIT.is_file() else "max"
     machine = float(os.sysconf("SC_PAGE_SIZE")) * os.sysconf("SC_PHYS_PAGES")
     total = min(machine, float(limit)) if limit.isdecimal() else machine
-    return total / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return total / distributed.local_world_size()
 
 
 def check_fits(needed: Memory, device: torch.device) -> None:
@@ -250,7 +250,7 @@ def workers(wanted: int | str, device: torch.device) -> tuple[int, str]:
             hint = f"Use 0 to {ranges.MOST_PROCESSES}, or auto"
             raise UsageError(f"--workers is {wanted:,}, and this machine has {cores} cores", hint)
         return wanted, "as configured"
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    local = distributed.local_world_size()
     if device.type == "cpu":
         return max(1, cores // (4 * local)), f"a quarter of {cores} cores; the rest train"
     number = min(16, max(1, cores // local - 1))

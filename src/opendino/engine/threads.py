@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from opendino.core import distributed
 from opendino.core.errors import UsageError
 from opendino.core.ranges import cores
 
@@ -44,7 +45,7 @@ def choose(wanted: int | str, device: torch.device, workers: int, workload: Call
         return torch.get_num_threads(), f"OMP_NUM_THREADS is {given}"
     if device.type != "cpu":
         return torch.get_num_threads(), f"PyTorch's default; the {device.type} device computes"
-    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    local_processes = distributed.local_world_size()
     most = max(1, cores() // local_processes - workers)
     if most == 1:
         return (
