@@ -148,11 +148,13 @@ def test_outliers_come_first(place: Path, capsys: pytest.CaptureFixture[str]) ->
     distances = [each["distance"] for each in told["outliers"]]
     assert distances == sorted(distances, reverse=True)
     listed = open_source("o.csv")
+    assert told["unusual"] == sum(each["distance"] > told["limit"] for each in told["outliers"])
     assert len(listed) == 18 and Path(listed.key(0)).name == told["outliers"][0]["path"]
     assert Image.open(place / "o.png").convert("RGB").width > 5 * 160
     assert main([*words, "--by", "lof"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    factors = [float(line.split()[1]) for line in lines[2:7]]
+    assert " unusual: local outlier factor above " in lines[1]
+    factors = [float(line.split()[1]) for line in lines[3:8]]
     assert factors == sorted(factors, reverse=True) and lines[-2:] == ["all 18 → o.csv", "→ o.png"]
 
 
@@ -174,7 +176,9 @@ def test_drift_is_found_and_images_of_both_tables_are_not_compared(
     assert lines[0].startswith(
         "the tables differ (p ≤ 0.001): 200 images of a.parquet, 60 of b.parquet; 20 more are in"
     )
-    assert len(lines) == 3 + 1 + 3 + 1 and (place / "d.png").is_file()
+    assert lines[2].startswith("beside it, 3 parts of a.parquet, 60 images each, in the order of the table: ")
+    assert "; 0 of them differ from the rest as much as b.parquet does" in lines[2] and len(told["part_fracs"]) == 3
+    assert len(lines) == 4 + 1 + 3 + 1 and (place / "d.png").is_file()
     write_table(place / "c.parquet", torch.randn(60, 24))
     assert main(["drift", "a.parquet", "c.parquet", "--device", "cpu"]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -55,8 +55,8 @@ def test_equal_features_are_dead_though_the_head_makes_something_of_them() -> No
 @pytest.mark.parametrize(
     ("sick", "name", "said"),
     [
-        ({"entropy_frac": 0.999}, "uniform", "99.9% of ln K"),
-        ({"marginal_frac": 0.01}, "one-hot", "1.0% of ln K"),
+        ({"entropy_frac": 0.999}, "uniform", "99.9% of its maximum, ln K"),
+        ({"marginal_frac": 0.01}, "one-hot", "1.0% of its maximum, ln K"),
         ({"feature_spread": 0.001}, "dead", "0.0010"),
     ],
 )

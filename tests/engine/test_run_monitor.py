@@ -147,11 +147,11 @@ def test_the_line_holds_the_figures_there_are(make: MakeWatch) -> None:
     assert "k-NN" not in watch.line() and "rank" not in watch.line(), "of the network before it was trained"
     watch.record_evaluation(1, {"effective_rank": 12.4, "knn": {"teacher": 43.21}})
     line = watch.line()
-    assert line.startswith("loss 2.000  entropy 2.50 (50% of ln K)  k-NN 43.2%  rank 12  ")
-    assert all(word in line for word in ("images/s", "wait", "MFU", "GiB"))
+    assert line.startswith("loss 2.000  teacher entropy 50% of its maximum  k-NN 43.2%  effective rank 12  ")
+    assert all(word in line for word in ("images/s", "wait", "of peak FLOP/s", "GiB"))
     more = {"balanced_accuracy": {"teacher": 40.0}, "majority": 30.0, "num_queries": 50}
     watch.record_evaluation(2, {"effective_rank": 12.4, "knn": {"teacher": 43.21}} | more)
-    assert "k-NN 43.2% ± 7.0, balanced 40.0%  (most frequent class 30.0%)  rank 12" in watch.line()
+    assert "k-NN 43.2% ± 7.0, balanced 40.0%  (most frequent class 30.0%)  effective rank 12" in watch.line()
     watch.record_evaluation(3, {"knn": {"teacher": 43.21}, "judged_on": {"confirmed": 0}})
     assert "k-NN by folders (unconfirmed) 43.2%" in watch.line()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from opendino.features.neighbor_test import neighbor_test
+from opendino.features.neighbor_test import neighbor_test, own_frac_of_parts
 
 
 def test_shares_by_hand() -> None:
@@ -57,3 +57,13 @@ def test_a_new_cluster_in_a_small_table_is_found() -> None:
 
 def test_more_neighbors_than_images() -> None:
     assert neighbor_test(torch.eye(3)[:1], torch.eye(3)[1:], k=10, permutations=9).own.tolist() == [0, 0.5, 0.5]
+
+
+def test_parts_of_a_film_differ_from_the_rest_and_parts_of_shuffled_images_do_not() -> None:
+    angles = torch.linspace(0, 1.5, 60)
+    film = torch.stack([angles.cos(), angles.sin()], 1)
+    assert own_frac_of_parts(film[:6], 3, 1) == [1.0, 1.0]  # 0 → 1, 1 → 0 or 2, 2 → 1; the same from 3 on
+    parts = own_frac_of_parts(film, 9, 4)
+    assert len(parts) == 6 and min(parts) > 0.7
+    shuffled = own_frac_of_parts(film[torch.randperm(60)], 9, 4)
+    assert max(shuffled) < 0.5

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from opendino.features.outlier_scores import other_neighbors, outlier_scores
+from opendino.features.outlier_scores import other_neighbors, outlier_scores, usual_limit
 
 
 @pytest.mark.parametrize("k", [1, 5, 39])
@@ -33,3 +33,11 @@ def test_distance_finds_the_far_one_and_the_factor_the_one_beside_a_tight_cluste
     distance, factor = outlier_scores(torch.stack([angles.cos(), angles.sin()], 1), 5)
     assert int(distance.argmax()) == 61
     assert distance[60] < distance[30:60].max() and factor[60] > 5 > factor[:60].max()
+
+
+def test_the_usual_limit_of_a_log_normal_measure_and_of_equal_values() -> None:
+    scores = (0.3 * torch.randn(200_000) - 2).exp()
+    assert float((scores > usual_limit(scores)).double().mean()) == pytest.approx(1 / 4300, rel=0.5)
+    scores[:20_000] = 50.0  # a tenth of odd ones moves it little
+    assert usual_limit(scores) < 2 and int((scores > usual_limit(scores)).sum()) >= 20_000
+    assert usual_limit(torch.full((9,), 0.5)) == pytest.approx(0.5) and usual_limit(torch.zeros(9)) < 1e-11

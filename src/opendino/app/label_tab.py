@@ -15,9 +15,8 @@ import torch
 from opendino.app import uploads
 from opendino.app.context import NETWORK, Context, Head, bounded, caption, enlarged, handle_errors
 from opendino.app.model_cache import ShownTable
-from opendino.core import log
 from opendino.core.errors import UserError
-from opendino.data.labels import listed_labels
+from opendino.data.labels import match_labels
 from opendino.data.source_files import cell, class_order
 from opendino.embeddings.diverse_selection import next_to_label
 from opendino.features.few_labels import MOST_CROSS_VALIDATED, measured, predictions, to_csv
@@ -86,7 +85,9 @@ class _Tab:
             return gr.skip(), *self._view(state)
         keys = self._context.table(name).vectors[0]
         state = _of_table(state, name)
-        labels = read_labels(file, keys)
+        labels, unmatched = read_labels(file, keys)
+        if unmatched:
+            gr.Info(f"{unmatched}; the labels of {len(labels):,} images were taken")
         return gr.skip(), *self._view(state | {"labels": state["labels"] | labels})
 
     def choose(self, state: State | None, name: str | None, wanted: float) -> tuple[Any, ...]:
@@ -165,8 +166,8 @@ def _of_table(state: State | None, name: str | None) -> State:
     return state if state and state["table"] == name else {"table": name, "keys": [], "labels": {}, "at": 0}
 
 
-def read_labels(file: Path, keys: list[str]) -> dict[str, str]:
-    """Key → label of the images of a table in an uploaded list, as `--labels` reads it.
+def read_labels(file: Path, keys: list[str]) -> tuple[dict[str, str], str]:
+    """Key → label of the images of a table in an uploaded list, as `--labels` reads it, and what matches no image.
 
     Raises:
         UserError: It is too large, cannot be read, or names none of the images.
@@ -174,11 +175,10 @@ def read_labels(file: Path, keys: list[str]) -> dict[str, str]:
     if file.stat().st_size > _CSV_BYTES:
         raise UserError(f"This file has more than {_CSV_BYTES // 2**20} MB", "Give a CSV of path and class")
     try:
-        with log.muted():
-            found = listed_labels(keys, str(file))
+        found, unmatched = match_labels(keys, str(file))
     except UserError as error:  # without the name under which the server keeps the file
         raise UserError(error.message.replace(str(file), "The list"), error.hint) from None
-    return {keys[row]: label for row, label in found.items()}
+    return {keys[row]: label for row, label in found.items()}, unmatched.replace(str(file), "the list")
 
 
 def predicted(shown: ShownTable, labels: Mapping[str, str]) -> tuple[Classifier, list[dict[str, Any]]]:

@@ -9,7 +9,7 @@ import gradio as gr
 from opendino.app.context import NETWORK, Context, Head, bounded, caption, handle_errors
 from opendino.app.image_input import open_at_click
 from opendino.core.errors import UserError
-from opendino.features.outlier_scores import most_unusual
+from opendino.features.outlier_scores import most_unusual, usual_limit
 
 NAME = "Outliers"
 
@@ -53,7 +53,12 @@ def build(context: Context, head: Head) -> None:
             for row in rows
         ]
         text, file = context.file_list([keys[row] for row in rows])
-        sentence = f"{len(rows)} of {len(keys):,} images; the median distance is {float(distance.median()):.3f}."
+        scores = distance if by == "distance" else factor
+        limit = usual_limit(scores)
+        sentence = (
+            f"{int((scores > limit).sum()):,} of {len(keys):,} images are above the usual range ({limit:.3f}); the "
+            f"median distance is {float(distance.median()):.3f}. The first {len(rows)}:"
+        )
         return (
             gallery,
             f"{sentence}{shown.hint}",

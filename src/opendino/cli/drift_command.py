@@ -17,7 +17,7 @@ from opendino.embeddings.embedding_table import EmbeddingTable, left_out
 from opendino.embeddings.open_table import open_table
 from opendino.features.duplicate_threshold import EQUAL
 from opendino.features.nearest_neighbors import nearest
-from opendino.features.neighbor_test import TwoSampleTest, neighbor_test
+from opendino.features.neighbor_test import TwoSampleTest, neighbor_test, own_frac_of_parts
 from opendino.visualize.drawing import tile_grid
 
 _COLUMNS = 8
@@ -71,6 +71,9 @@ def run(args: list[str]) -> Outcome:
     found = neighbor_test(a, b, config.k, config.permutations, config.seed)
     rows = _most_different(found.own[len(a) :], cosine, keys_b, config.num)
     lines = _summary(config, found, (len(a), len(b)), num_shared, lost)
+    parts = own_frac_of_parts(a, len(b), config.k) if found.p < _MAY_DIFFER and len(a) >= 2 * len(b) else []
+    if parts:
+        lines.append(_beside_parts(config, parts, found, len(b)))
     if found.p < _MAY_DIFFER:
         lines.append(
             f"images of {config.b} that differ most: share of own neighbors, cosine to the nearest of {config.a}"
@@ -86,8 +89,8 @@ def run(args: list[str]) -> Outcome:
     fields = {
         "tables": [config.a, config.b], "images": [len(a), len(b)], "shared": num_shared, "k": config.k,
         "p": found.p, "permutations": config.permutations, "own_frac": list(found.own_frac),
-        "expected_frac": list(found.expected_frac), "different": rows, "left_out": lost, "sheet": config.sheet,
-        "seconds": time.monotonic() - began,
+        "expected_frac": list(found.expected_frac), "part_fracs": parts, "different": rows, "left_out": lost,
+        "sheet": config.sheet, "seconds": time.monotonic() - began,
     }  # fmt: skip
     return Outcome("\n".join(lines), fields)
 
@@ -119,6 +122,16 @@ def significance(p: float, permutations: int, who: str) -> str:
     if p < _DIFFER:
         return f"{who} differ ({shown})"
     return f"{who} may differ ({shown})" if p < _MAY_DIFFER else f"no difference is shown ({shown})"
+
+
+def _beside_parts(config: Config, parts: list[float], found: TwoSampleTest, size: int) -> str:
+    """Neighboring frames of a film differ from the rest of it without a change: is B more than such a part of A?"""
+    higher = sum(part >= found.own_frac[1] for part in parts)
+    return (
+        f"beside it, {len(parts):,} parts of {config.a}, {size:,} images each, in the order of the table: "
+        f"{min(parts):.1%} to {max(parts):.1%} own neighbors; {higher:,} of them differ from the rest as much as "
+        f"{config.b} does" + ("" if not higher else ": images taken together may be all there is to it")
+    )
 
 
 def _summary(config: Config, found: TwoSampleTest, sizes: tuple[int, int], num_shared: int, lost: int) -> list[str]:

@@ -38,7 +38,8 @@ def rounds(update: Callable[[], Updated], name: str, seconds: float) -> list[str
                 added += done.new
                 waiting += done.new
                 if done.new:
-                    log.say(f"{time.strftime('%H:%M:%S')}  {len(done.new):,} new{_unusable(done)}")
+                    missing = f"; compared when there are {LEAST}" if len(waiting) < LEAST else ""
+                    log.say(f"{time.strftime('%H:%M:%S')}  {len(done.new):,} new{_unusable(done)}{missing}")
                 if len(waiting) >= LEAST:
                     log.say(difference(name, waiting))
                     waiting = []

@@ -55,7 +55,8 @@ def report(result: Any) -> Outcome:
     found = dict(result.__dict__)
     lines = [
         f"{result.steps:,} steps, {result.seconds:.0f} s, {result.images_per_second:.3g} images/s, "
-        f"data wait {result.data_wait:.0%}, MFU {result.mfu:.0%}, {result.peak_memory_bytes / 2**30:.1f} GiB"
+        f"waiting for images {result.data_wait:.0%}, {result.mfu:.0%} of peak FLOP/s (MFU), "
+        f"{result.peak_memory_bytes / 2**30:.1f} GiB"
     ]
     if result.knn is not None:
         lines += [f"{knn_title(found)}, top-1"]

@@ -120,7 +120,18 @@ def image_finder(keys: Sequence[str]) -> Callable[[str], int | None]:
 
 
 def listed_labels(keys: Sequence[str], path: str) -> dict[int, str]:
-    """Position of an image in `keys` → its class in a list, see `image_finder` and `read_list`.
+    """The labels of `match_labels`; lines that match no image are counted in a warning."""
+    found, unmatched = match_labels(keys, path)
+    if unmatched:
+        log.warn(f"{unmatched}; they are ignored")
+    return found
+
+
+def match_labels(keys: Sequence[str], path: str) -> tuple[dict[int, str], str]:
+    """Position of an image in `keys` → its class in a list (see `image_finder` and `read_list`), and what is left over.
+
+    Returns:
+        The labels, and a sentence on lines that match no image, "" if there are none.
 
     Raises:
         UserError: The list cannot be read, names no classes, or none of the images.
@@ -135,9 +146,7 @@ def listed_labels(keys: Sequence[str], path: str) -> dict[int, str]:
     message = f"{len(unmatched):,} of the {len(named):,} paths in {path} match no image, e.g. "
     if not found:
         raise UserError(f"{message}{printable(unmatched[0])}", f"Write paths as in the dataset, e.g. {keys[0]}")
-    if unmatched:
-        log.warn(f"{message}{printable(unmatched[0])}; they are ignored")
-    return found
+    return found, f"{message}{printable(unmatched[0])}" if unmatched else ""
 
 
 def _from_list(source: Source, path: str) -> Relabeled:

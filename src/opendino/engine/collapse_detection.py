@@ -95,11 +95,14 @@ def _diagnose(row: Mapping[str, float]) -> tuple[str, str] | None:
     """Kind and evidence."""
     entropy, marginal = row.get("entropy_frac"), row.get("marginal_frac")
     if marginal is not None and marginal < _ONE_HOT_FRAC:
-        return "one-hot", f"one prototype wins for every image: the mean output's entropy is {marginal:.1%} of ln K"
+        return (
+            "one-hot",
+            f"one prototype wins for every image: the mean output's entropy is {marginal:.1%} of its maximum, ln K",
+        )
     if entropy is not None and entropy > _UNIFORM_FRAC:
         return (
             "uniform",
-            f"each image has the same share of every prototype: entropy {entropy:.1%} of ln K",
+            f"each image has the same share of every prototype: entropy {entropy:.1%} of its maximum, ln K",
         )
     for what, least in _DEAD_STD.items():
         spread = row.get(what)

@@ -147,17 +147,19 @@ class RunMonitor:
         """One line of the main metrics, for the progress display."""
         shown = [f"loss {self._last['loss']:.3f}"] if "loss" in self._last else []
         if "teacher_entropy" in self._last:
-            shown.append(f"entropy {self._last['teacher_entropy']:.2f} ({self._last['entropy_frac']:.0%} of ln K)")
+            shown.append(f"teacher entropy {self._last['entropy_frac']:.0%} of its maximum")
         quality = self.quality if self._evaluated_at else {}  # before the first step it is of the untrained network
         for kind, title in (("knn", accuracy.knn_title(quality)), ("accuracy", "accuracy")):
             shown += [f"{title} {text}" for text in [*accuracy.format_accuracies(quality, kind).values()][:1]]
         if "majority" in quality:
             shown.append(f"(most frequent class {quality['majority']:.1f}%)")
         if "effective_rank" in quality:
-            shown.append(f"rank {quality['effective_rank']:.0f}")
+            shown.append(f"effective rank {quality['effective_rank']:.0f}")
         rates = self.rates or self._throughput.summary()
         shown += [f"{rates['images_per_second']:.3g} images/s", f"wait {rates['data_wait']:.0%}"]
-        return "  ".join([*shown, f"MFU {rates['mfu']:.0%}", f"{rates['peak_memory_bytes'] / 2**30:.1f} GiB"])
+        return "  ".join(
+            [*shown, f"{rates['mfu']:.0%} of peak FLOP/s", f"{rates['peak_memory_bytes'] / 2**30:.1f} GiB"]
+        )
 
     def _check_finite(self, row: dict[str, Any], indices: list[Tensor]) -> None:
         self._skipped_in_a_row = 0 if row["ok"] else self._skipped_in_a_row + 1

@@ -171,7 +171,7 @@ def _by_crops(columns: Columns) -> tuple[bool, str]:
             signs.append(f"in color in {color[0]:.1f}% ({_NAMES[first]} {color[1]:.1f}%)")
             learned &= color[1] - color[0] <= COLOR_LOSS
     if entropy := _half_and_end(columns, "entropy_frac"):
-        signs.append(f"the teacher's entropy is {entropy[1]:.1%} of ln K ({entropy[0]:.1%} halfway)")
+        signs.append(f"the teacher's entropy is {entropy[1]:.1%} of its maximum, ln K ({entropy[0]:.1%} halfway)")
         learned &= entropy[1] < UNDECIDED_ENTROPY or entropy[1] <= entropy[0] - 0.002
     if "effective_rank" in columns:
         rank = columns["effective_rank"][1]

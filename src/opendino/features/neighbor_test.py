@@ -66,6 +66,23 @@ def neighbor_test(a: Tensor, b: Tensor, k: int = 10, permutations: int = 1000, s
     return TwoSampleTest(p_value(observed, statistics, generator), shares, expected, own)
 
 
+def own_frac_of_parts(vectors: Tensor, size: int, k: int) -> list[float]:
+    """How alike are images that follow each other? Shares of own neighbors of consecutive parts of one set.
+
+    Args:
+        vectors: float `[M D]` in their order, each with a direction; M ≥ 2 · size.
+        size: Number of images of a part; what is left at the end is no part.
+        k: Number of neighbors, at most M - 1.
+
+    Returns:
+        For each part the mean share of its images' neighbors in the whole set that are of the part, 0 to 1.
+    """
+    rows = other_neighbors(vectors, min(k, len(vectors) - 1))[1].cpu()
+    part = torch.arange(len(vectors)) // size
+    own = (part[rows] == part[:, None]).double().mean(1)
+    return [float(own[start : start + size].mean()) for start in range(0, len(vectors) - size + 1, size)]
+
+
 def _statistics(rows: Tensor, in_b: Tensor, part: Tensor, generator: torch.Generator) -> Tensor:
     """The statistic `[P]` of as many random exchanges as `part` has elements."""
     exchanged = torch.stack([in_b[torch.randperm(len(in_b), generator=generator)] for _ in part])  # [P M]

@@ -51,3 +51,17 @@ def most_unusual(vectors: Tensor, k: int, by: Literal["distance", "lof"]) -> tup
     """Rows in the order of a measure of `outlier_scores`, the most unusual first, and both measures `[M]`."""
     distance, factor = (each.cpu() for each in outlier_scores(vectors, k))
     return (distance if by == "distance" else factor).argsort(descending=True, stable=True).tolist(), distance, factor
+
+
+def usual_limit(scores: Tensor) -> float:
+    """Largest usual value of a measure: its median times exp(3.5 s).
+
+    s is the robust standard deviation of its logarithm: 1.4826 times the median absolute deviation (Iglewicz and
+    Hoaglin 1993). Of a log-normal measure one value in 4,300 is larger.
+
+    Args:
+        scores: float `[M]`, ≥ 0. If half of them are equal, s is 0 and the limit is the median.
+    """
+    log = scores.double().clamp_min(1e-12).log()
+    center = log.median()
+    return float((center + 3.5 * 1.4826 * (log - center).abs().median()).exp())

@@ -93,7 +93,7 @@ PANELS = (
     Panel("Teacher's temperature", {"teacher_temp": "temperature"}),
     Panel("Gradient norm", {"grad_norm": "gradient norm"}, "before clipping", log=True),
     Panel("Throughput", {"images_per_second": "throughput"}, "images/s"),
-    Panel("Fraction of time", {"data_wait": "waiting for images", "mfu": "MFU"}, "0 to 1"),
+    Panel("Fraction of time", {"data_wait": "waiting for images", "mfu": "computing, of peak FLOP/s (MFU)"}, "0 to 1"),
 )
 _NOT_DRAWN = {
     "ok",  # whether the step was not skipped
