@@ -66,6 +66,7 @@ def report(result: Any) -> Outcome:
         lines += [f"{name:<12} {text}" for name, text in format_accuracies(found, "accuracy").items()]
     if comparison := baseline_text(found):
         lines.append(comparison)
+        lines.append("of at most --eval-images images, as large as the crops; `eval knn` takes all, and other k")
     if result.effective_rank is not None:
         lines.append(f"effective rank of the features: {result.effective_rank:.1f}")
     if result.against_start is not None:
