@@ -42,6 +42,7 @@ def run(match: float = 75.0, steps: int = 100, entropy: tuple[float, float] = (0
 def test_without_labels_crops_and_entropy_decide(change: dict[str, Any], name: str) -> None:
     found = of_rows(run(**change), 100)
     assert found.name == name and found.collapse is None and bool(found.cure) == (name == NOT_SHOWN)
+    assert found.by_crops
     plain = "its features are better than" if name == LEARNED else "nothing measured shows better features than"
     assert found.evidence.startswith(
         f"{plain} at the start; after all 100 steps, crops of one image find each other in "

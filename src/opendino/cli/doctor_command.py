@@ -33,7 +33,7 @@ def run(args: list[str]) -> Outcome | None:
     hint = confounders_hint(str(folder), str(settings.get("data", "")), str(settings.get("labels", "")))
     fields = {"verdict": found.name, "evidence": found.evidence, "cure": found.cure}
     fields |= {"collapse": found.collapse, "confounders": hint or None}
-    if "find each other" in found.evidence:  # what decides without labels
+    if found.by_crops:
         trust = measure_trust.of("crop_match")
         lines += [f"how often crops find each other orders runs {trust}", measure_trust.source()]
     lines += [f"batch effects: {hint}"] * bool(hint)

@@ -63,12 +63,14 @@ class Verdict:
         evidence: The metrics it is based on, one sentence.
         cure: What to change, one line; empty if nothing.
         collapse: KIND, one of `collapse_detection.KINDS` or "rank 1"; None if the run is not collapsed.
+        by_crops: Whether crop matching decided: there are no classes, or too few queries.
     """
 
     name: str
     evidence: str
     cure: str = ""
     collapse: str | None = None
+    by_crops: bool = False
 
 
 def of_rows(rows: Sequence[Mapping[str, Any]], total_steps: int, cures: Mapping[str, str] = {}) -> Verdict:
@@ -99,11 +101,11 @@ def judge(columns: Columns, total_steps: int, collapse: Collapse | None) -> Verd
         return Verdict(name, *problem, collapse.name if collapse else None)
     if collapse:
         return Verdict(name, collapse.evidence + _even_so(columns), collapse.cure, collapse.name)
-    learned, evidence = _learned(columns)
+    learned, evidence, by_crops = _learned(columns)
     when = f"after all {total_steps:,} steps" if done >= total_steps else f"after {done:,} of {total_steps:,} steps"
     cure = "" if learned or done < total_steps else _cure(columns)
     name = LEARNED if learned else NOT_SHOWN
-    return Verdict(name, f"{_MEANING[name]}; {when}, {evidence}", cure)
+    return Verdict(name, f"{_MEANING[name]}; {when}, {evidence}", cure, by_crops=by_crops)
 
 
 def told_apart_by_color(percent: float) -> str:
@@ -111,22 +113,22 @@ def told_apart_by_color(percent: float) -> str:
     return f"folders are told apart by color alone ({percent:.0f}%): they may be dates, devices or batches"
 
 
-def _learned(columns: Columns) -> tuple[bool, str]:
-    """Whether the run has learned, and the evidence."""
+def _learned(columns: Columns) -> tuple[bool, str, bool]:
+    """Whether the run has learned, the evidence, and whether it is that of crops."""
     if not _evaluated(columns):
-        return False, "no evaluation shows that it has learned (see --eval-images and --eval-every)"
+        return False, "no evaluation shows that it has learned (see --eval-images and --eval-every)", False
     by_crops, by_classes = _by_crops(columns), _by_classes(columns)
     if by_classes is None:
-        return by_crops
+        return *by_crops, True
     gain, chance, evidence = by_classes
     if _last(columns, "judged_on.confirmed") == 0:
         evidence = f"for information, with sub-folders as classes (--labels folders if they are): {evidence}"
         if color := _last(columns, "judged_on.color"):
             evidence += f"; {told_apart_by_color(color)}"
-        return by_crops[0], f"{by_crops[1]}; {evidence}"
+        return by_crops[0], f"{by_crops[1]}; {evidence}", True
     if KNN_GAIN <= gain <= chance:
-        return by_crops[0], f"{evidence}; {by_crops[1]}"
-    return gain >= KNN_GAIN, evidence
+        return by_crops[0], f"{evidence}; {by_crops[1]}", True
+    return gain >= KNN_GAIN, evidence, False
 
 
 def _cure(columns: Columns) -> str:
@@ -139,8 +141,7 @@ def _cure(columns: Columns) -> str:
 
 def _stalled(columns: Columns) -> bool:
     """Whether crop matching rose in the last third of the evaluations by less than a tenth of all it has risen."""
-    name = next((name for name in columns if name.startswith("crop_match.")), None)
-    values = columns[name][1] if name else []
+    values: Sequence[float] = next((columns[name][1] for name in columns if name.startswith("crop_match.")), [])
     if len(values) < _FEWEST_TO_STALL:
         return False
     return values[-1] - values[(len(values) - 1) * 2 // 3] < (values[-1] - values[0]) / 10
