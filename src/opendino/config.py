@@ -22,6 +22,7 @@ from opendino.core.ranges import (  # fmt: skip
     Count,
     CountOrZero,
     Duration,
+    DurationOrAuto,
     Fraction,
     Mean,
     Positive,
@@ -147,8 +148,9 @@ class Config(Checked):
     """Where to cache decoded images: device (at the start), ram or disk (as they are read). auto: where they fit."""
     max_bad_frac: Fraction = 0.5
     """Stop the run if more than this fraction of the images cannot be read."""
-    eval_every: Duration = "10%"
-    """Interval of the online evaluation (k-NN, effective rank): 10%, 5ep or a number of steps."""
+    eval_every: DurationOrAuto = "auto"
+    """Interval of the online evaluation (k-NN, effective rank): 10%, 5ep or a number of steps. auto: 10%, in short runs
+    more."""
     eval_images: CountOrZero | Literal["auto"] = "auto"
     """Number of images for the online evaluation; 0 turns it off."""
     knn_k: Count = 10
@@ -199,6 +201,7 @@ class ResolvedConfig(Config):
     workers: Annotated[int, Meta(ge=0, le=4096)] = 0
     threads: Annotated[int, Meta(ge=1, le=4096)] = 1
     cache: Literal["device", "ram", "disk", "off"] = "off"
+    eval_every: Duration = "10%"
     eval_images: CountOrZero = 0
 
 

@@ -77,7 +77,9 @@ def resolve_config(config: Config, device: torch.device) -> tuple[ResolvedConfig
         micro_batches, why_micro_batches = _micro_batches(config, spec, facts.batch, dtype, device)
     with waiting("measuring which number of threads is fastest"):
         num_threads, why_threads = threads.choose(config.threads, device, workers, _timed_step(config, spec))
-    num_eval, why_num_eval = _eval_images(config.eval_images, facts.num_images, facts.total_steps * facts.batch)
+    num_trained = facts.total_steps * facts.batch
+    num_eval, why_num_eval = sizing.eval_images(config.eval_images, facts.num_images, num_trained)
+    eval_every, why_eval_every = sizing.eval_every(config.eval_every, num_eval, num_trained)
     precision_name = str(dtype).removeprefix("torch.")
     reasons += [
         f"optim.grad_accum_steps = {micro_batches}: {why_micro_batches}",
@@ -87,11 +89,13 @@ def resolve_config(config: Config, device: torch.device) -> tuple[ResolvedConfig
         f"threads = {num_threads}: {why_threads}",
         f"cache = {cache}: {why_cache}",
         f"eval_images = {num_eval}: {why_num_eval}",
+        f"eval_every = {eval_every}: {why_eval_every}",
     ]
     _log(source, facts, device, reasons)
     resolved = configs.resolved(
         config, batch=facts.batch, steps=facts.total_steps, epochs=None, cache=cache, workers=workers,
-        threads=num_threads, compile=compiling, eval_images=num_eval, precision=precision_name,
+        threads=num_threads, compile=compiling, eval_images=num_eval, eval_every=eval_every,
+        precision=precision_name,
         optim=configs.resolved_optim(config.optim, grad_accum_steps=micro_batches),
     )  # fmt: skip
     return distributed.broadcast_object(resolved), source
@@ -388,13 +392,3 @@ def _settings_of(model: load.Model, config: Config) -> Config:
         if name not in ("image_px", "drop_path", "in_chans")
     }
     return replace(config, backbone=model.backbone.name, backbone_options=options | config.backbone_options)
-
-
-def _eval_images(wanted: int | str, num_images: int, num_trained: int) -> tuple[int, str]:
-    if isinstance(wanted, int):
-        return wanted, "as configured"
-    # Ten evaluations of two networks on one view per image cost about 2% of training on a hundred times as many images.
-    number = min(num_images, max(1_500, min(10_000, num_trained // 100)))
-    if number == num_images:
-        return number, "all images"
-    return number, f"1% of the {num_trained:,} images the run trains on, at least 1,500 and at most 10,000"

@@ -190,3 +190,14 @@ def test_all_memory_is_a_sensible_number(monkeypatch: pytest.MonkeyPatch, tmp_pa
         assert sizing.total_bytes(CPU) == total
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert sizing.total_bytes(CPU) == 250_000
+
+
+@pytest.mark.parametrize(
+    ("wanted", "num_eval", "num_trained", "found"),
+    [
+        ("auto", 1439, 7552, "34%"), ("auto", 1439, 34_000, "20%"), ("auto", 1439, 150_000, "10%"),
+        ("auto", 0, 100, "10%"), ("5ep", 1439, 7552, "5ep"),
+    ],
+)  # fmt: skip
+def test_short_runs_are_evaluated_less_often(wanted: str, num_eval: int, num_trained: int, found: str) -> None:
+    assert sizing.eval_every(wanted, num_eval, num_trained)[0] == found

@@ -63,13 +63,12 @@ Channels = Annotated[int, Meta(ge=1, le=1024)]
 _PerChannel = Meta(min_length=1, max_length=1024, extra={"hint": _divide_by_255_hint})
 Mean = Annotated[tuple[Fraction, ...], _PerChannel]
 Std = Annotated[tuple[Spread, ...], _PerChannel]
-Duration = Annotated[
-    str,
-    Meta(
-        pattern=r"^\s*\d{1,12}(\.\d{1,12})?(ep|EP|%|k|K|m|M)?\s*$",
-        description="a duration: epochs as 10ep, a share of the run as 5%, steps as 1500 or 20k",
-    ),
-]
+_DURATION, _DURATION_IS = (
+    r"\s*\d{1,12}(\.\d{1,12})?(ep|EP|%|k|K|m|M)?\s*",
+    "a duration: epochs as 10ep, a share of the run as 5%, steps as 1500 or 20k",
+)
+Duration = Annotated[str, Meta(pattern=f"^{_DURATION}$", description=_DURATION_IS)]
+DurationOrAuto = Annotated[str, Meta(pattern=f"^(auto|{_DURATION})$", description=f"{_DURATION_IS}, or auto")]
 
 
 class OutOfRange(UsageError):

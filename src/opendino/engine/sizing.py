@@ -255,3 +255,35 @@ def workers(wanted: int | str, device: torch.device) -> tuple[int, str]:
         return max(1, cores // (4 * local)), f"a quarter of {cores} cores; the rest train"
     number = min(16, max(1, cores // local - 1))
     return number, f"{cores} cores for {local} device{'s' * (local > 1)}"
+
+
+def eval_images(wanted: int | str, num_images: int, num_trained: int) -> tuple[int, str]:
+    """Number of images for the online evaluation, and the reason.
+
+    Args:
+        wanted: A number, or "auto".
+        num_images: Size of the dataset.
+        num_trained: Images that the run trains on, counted as often as they are seen.
+    """
+    if isinstance(wanted, int):
+        return wanted, "as configured"
+    # Ten evaluations of two networks on one view per image cost about 2% of training on a hundred times as many images.
+    number = min(num_images, max(1_500, min(10_000, num_trained // 100)))
+    if number == num_images:
+        return number, "all images"
+    return number, f"1% of the {num_trained:,} images the run trains on, at least 1,500 and at most 10,000"
+
+
+def eval_every(wanted: str, num_eval: int, num_trained: int) -> tuple[str, str]:
+    """Interval of the online evaluation, and the reason; "auto" evaluates three to ten times.
+
+    Args:
+        wanted: A duration, or "auto".
+        num_eval: Images of an evaluation, which costs as much as training on a fifth of them.
+        num_trained: Images that the run trains on, counted as often as they are seen.
+    """
+    if wanted != "auto":
+        return wanted, "as configured"
+    number = max(3, min(10, num_trained // (4 * max(1, num_eval))))
+    why = "ten evaluations" if number == 10 else f"{number} evaluations: more would take over 5% of so short a run"
+    return f"{-(-100 // number)}%", why
