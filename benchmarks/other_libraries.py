@@ -110,7 +110,7 @@ def with_torchvision(images: Tensor, spec: ViewSpec) -> Callable[[], Any]:
 
 def with_kornia(images: Tensor, spec: ViewSpec) -> Callable[[], Any]:
     """Those of kornia, batch by batch, of uint8 `[B 3 H W]`."""
-    from kornia import augmentation as k  # pyright: ignore[reportMissingImports]
+    from kornia import augmentation as k
 
     mean, std = torch.tensor(spec.mean), torch.tensor(spec.std)
     made = [
@@ -128,9 +128,9 @@ def with_kornia(images: Tensor, spec: ViewSpec) -> Callable[[], Any]:
 def with_albumentations(images: Sequence[Image.Image], spec: ViewSpec) -> Callable[[], Any]:
     """Those of albumentations, image by image, of RGB images, with as many threads as torch."""
     os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # it would ask a server
-    import albumentations as a  # pyright: ignore[reportMissingImports]
-    import cv2  # pyright: ignore[reportMissingImports]
-    from albumentations.pytorch import ToTensorV2  # pyright: ignore[reportMissingImports]
+    import albumentations as a
+    import cv2
+    from albumentations.pytorch import ToTensorV2
 
     cv2.setNumThreads(torch.get_num_threads())
     made = [
