@@ -76,6 +76,7 @@ class Meter:
             if sum(seconds) > 1:
                 break
         self.found[name] = min(seconds), max(0.0, memory_mib("VmHWM") - before)
+        print(f"{name}: {self.found[name][0]:.3f} s, {self.found[name][1]:.1f} MiB", file=sys.stderr, flush=True)
         return result
 
 
@@ -234,10 +235,10 @@ def measured(part: str, most: int, limit: float) -> dict[str, Any]:
     found: dict[str, list[tuple[int, float, float]]] = {}
     too_long: dict[str, float] = {}
     for size in (size for size in sizes if size <= most):
+        print(f"\n{part} {size:,}", file=sys.stderr, flush=True)
         too_long = {name: at for name, rows in found.items() if (at := expected(rows, size)) > limit}
         for name, (seconds, mib) in in_a_process(function, size, set(too_long)).items():
             found.setdefault(name, []).append((size, round(seconds, 4), round(mib, 1)))
-            print(f"{part} {size:,}: {name}: {seconds:.3f} s, {mib:.1f} MiB", file=sys.stderr, flush=True)
     return {
         name: {
             "sizes": [size for size, _, _ in rows], "seconds": [each for _, each, _ in rows],
@@ -270,7 +271,7 @@ def child(
 
 def expected(rows: list[tuple[int, float, float]], size: int) -> float:
     """Seconds at a larger size, from the growth so far; at least linear growth is assumed."""
-    exponent = max(1.0, slope(rows[-2], rows[-1], 1)) if len(rows) > 1 else 2.0
+    exponent = max(1.0, slope(rows[-2], rows[-1], 1)) if len(rows) > 1 else 1.0
     return rows[-1][1] * (size / rows[-1][0]) ** exponent
 
 
