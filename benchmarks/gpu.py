@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from classic import Files, Pair
+from other_libraries import with_kornia, with_torchvision
 from ours import PAPER, Ours, listed
 from PIL import Image
 from record import keep, machine
@@ -31,7 +32,6 @@ from torch import Tensor
 from opendino import config as configs
 from opendino import training
 from opendino.core.compilation import compiling
-from opendino.core.types import ViewSpec
 from opendino.data import loader
 from opendino.data.cache import DecodedImages
 from opendino.data.decode import working_area_px
@@ -120,38 +120,6 @@ def of_crops(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
             few = batch.canvas[:8]
             found[f"{name}_us_an_image"] = 1e6 * timed(others(few, spec), device) / len(few)
     return found
-
-
-def with_torchvision(images: Tensor, spec: ViewSpec) -> Callable[[], Any]:
-    """The same views, image by image; without solarization, so less work than ours."""
-    from torchvision.transforms import v2
-
-    made = [
-        v2.Compose([
-            v2.RandomResizedCrop(group.size_px, view.crop.scale, interpolation=v2.InterpolationMode.BICUBIC),
-            v2.RandomHorizontalFlip(), v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.2, 0.1)], 0.8),
-            v2.RandomGrayscale(0.2), v2.RandomApply([v2.GaussianBlur(21, (0.1, 2.0))], view.blur.p),
-            v2.ToDtype(torch.float32, scale=True), v2.Normalize(spec.mean, spec.std),
-        ])
-        for group in spec.groups for view in group.views
-    ]  # fmt: skip
-    return lambda: [one(image) for image in images for one in made]
-
-
-def with_kornia(images: Tensor, spec: ViewSpec) -> Callable[[], Any]:
-    """The same views, batch by batch; without solarization and without antialiasing where a crop is reduced."""
-    from kornia import augmentation as k
-
-    mean, std = torch.tensor(spec.mean), torch.tensor(spec.std)
-    made = [
-        torch.nn.Sequential(
-            k.RandomResizedCrop(group.view_px, view.crop.scale, resample="bicubic"),
-            k.RandomHorizontalFlip(), k.ColorJitter(0.4, 0.4, 0.2, 0.1, p=0.8), k.RandomGrayscale(p=0.2),
-            k.RandomGaussianBlur((21, 21), (0.1, 2.0), p=view.blur.p), k.Normalize(mean, std),
-        ).to(images.device)
-        for group in spec.groups for view in group.views
-    ]  # fmt: skip
-    return lambda: [one(images.float() / 255) for one in made]
 
 
 def of_step_vits16(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:

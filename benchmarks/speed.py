@@ -1,54 +1,54 @@
-"""Our training compared with the classic way, in parts and as a whole: loader, crops, loss, step, end to end.
+"""Our training compared with other ways, in parts and as a whole: loader, views, loss, step, files to changed weights.
 
-Run: python benchmarks/speed.py [--images FOLDER] [--only loader step ...] [--device cuda] [--out FILE.json]. Needs
-torchvision. The classic way is benchmarks/classic.py: the same weights, views and loss, checked. The two take
-turns, and the best of several turns counts. A table goes to stderr; the last line of stdout is one JSON document.
+Run: python benchmarks/speed.py [--images FOLDER] [--only loader views ...] [--turns 7] [--out FILE.json], or --help
+Needs torchvision; kornia, albumentations and lightly are measured where they are installed. "classic" is
+benchmarks/classic.py: the semantics of the original with the same weights, views and loss, checked. All ways take turns
+in one process, at the same precision; the table has median and quartiles of the turns after the first. With
+`--threads 1` the time is that of the processor. The table goes to stderr in Markdown; the last line of stdout is one
+JSON document.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import platform
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
 from classic import Files, Pair
-from gpu import with_torchvision
-from ours import PAPER, Ours, listed
+from other_libraries import installed, ways_to_make_views
+from ours import CLOCK, PAPER, Ours, listed
 from PIL import Image
-from record import keep
+from record import keep, machine
 from torch import Tensor
-from torch.nn.functional import interpolate
 from torch.utils.data import default_collate
 
 from opendino import config as configs
 from opendino.config import Config
 from opendino.core.compilation import compiling
-from opendino.core.types import ViewSpec
 from opendino.data import loader
 from opendino.data.cache import DecodedImages
 from opendino.data.decode import working_area_px
 from opendino.data.open_source import open_source
-from opendino.engine import optim, precision
+from opendino.engine import optim
 from opendino.methods import dino
+from opendino.models import build
 from opendino.recipes import demo
-from opendino.views import kernels
-from opendino.views.crop_resize import crop_resize
 from opendino.views.multi_crop import multi_crop
-from opendino.views.sampling import sample_views
 from opendino.views.settings import changed
 
 CPU = torch.device("cpu")
-PARTS = ("loader", "crops", "views", "loss", "step_demo", "step_vits16", "whole_demo", "whole_vits16", "memory")
+PARTS = (
+    "loader", "crops", "views", "loss", "step_demo", "step_vits16", "whole_demo", "whole_vits16", "whole_resnet18",
+    "memory",
+)  # fmt: skip
 
 
 def main() -> None:
@@ -61,29 +61,45 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS[:-1])
     parser.add_argument("--passes", type=int, default=1000, help="of `memory` over the images")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--batch", type=int, default=8, help="of ViT-S/16 steps")
-    parser.add_argument("--precision", default="auto", choices=("auto", "float32", "bfloat16"))
+    parser.add_argument("--turns", type=int, default=5, help="repetitions, after one to warm up")
+    parser.add_argument("--batch", type=int, default=8, help="of steps of ViT-S/16 and ResNet-18")
+    precisions = ("float32", "bfloat16")
+    parser.add_argument("--precision", nargs="+", default=precisions, choices=precisions, help="of steps, of all ways")
     parser.add_argument("--compile", action="store_true", help="ours as with --compile True")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    found: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as home, compiling(args.compile):
         args.images = args.images or made_images(Path(home), *args.size_px)
-        found = {part: globals()[f"of_{part}"](args) for part in args.only}
+        for part in args.only:
+            found[part] = globals()[f"of_{part}"](args)
+            print(*table(part, found[part]), sep="\n", file=sys.stderr, flush=True)
     document = {
-        "what": "seconds of the classic way and of ours, and their ratio",
-        "machine": f"{platform.machine()}, {args.threads} threads, torch {torch.__version__}",
+        "what": "milliseconds per image, of the processor if there is one thread: median and quartiles",
+        "machine": f"{machine()}, {args.threads} threads",
+        "turns": args.turns,
+        "load": os.getloadavg()[0],
         "compiled": args.compile,
         "date": time.strftime("%Y-%m-%d"),
         "parts": found,
     }
-    for part, each in found.items():
-        told = ", ".join(
-            f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in each.items()
-        )
-        print(f"{part:<14}{told}", file=sys.stderr)
     keep(document, args.out)
+
+
+def table(part: str, found: dict[str, Any]) -> Iterator[str]:
+    """The ways of a part as lines of Markdown, and the rest of what it found below."""
+    rows = {name: row for name, row in found.items() if isinstance(row, dict) and "median_ms" in row}
+    if rows:
+        yield f"\n| {part} | ms per image | quartiles | images/s | speed; the first of its kind is 1 |"
+        yield "|---|---|---|---|---|"
+    for name, row in rows.items():
+        low, high = row["quartiles_ms"]
+        cells = [name, f"{row['median_ms']:.4g}", f"{low:.4g} to {high:.4g}", f"{1000 / row['median_ms']:.4g}"]
+        yield f"| {' | '.join(cells)} | {row['times_as_fast']:.2f} |"
+    rest = {name: value for name, value in found.items() if name not in rows}
+    if rest:
+        yield f"{part}: {', '.join(f'{name} {value}' for name, value in rest.items())}"
 
 
 def of_loader(args: argparse.Namespace) -> dict[str, Any]:
@@ -100,7 +116,7 @@ def of_loader(args: argparse.Namespace) -> dict[str, Any]:
     def second() -> None:
         ours[0]
 
-    result = compare(first, second, args.turns, num)
+    result = compare({"classic": first, "ours": second}, args.turns, num)
     torch.set_num_threads(args.threads)
     return result
 
@@ -131,7 +147,7 @@ def of_crops(args: argparse.Namespace) -> dict[str, Any]:
         for image in images:
             classic._crop(image)
 
-    return compare(first, lambda: multi_crop(batch.canvas, batch.draws, spec), args.turns, 16)
+    return compare({"classic": first, "ours": lambda: multi_crop(batch.canvas, batch.draws, spec)}, args.turns, 16)
 
 
 def of_views(args: argparse.Namespace) -> dict[str, Any]:
@@ -142,57 +158,16 @@ def of_views(args: argparse.Namespace) -> dict[str, Any]:
     """
     blurs = {"global.blur.p": 0.2, "second.blur.p": 0.1, "local.blur.p": 0.1}
     small = changed(dino.VIEWS, {"global.size": 64, "local.size": 32, "local.number": 4} | blurs)
-    source, found = open_source(str(args.images)), {}
+    source, found = open_source(str(args.images)), dict[str, Any]()
     for name, num, side, config in (("paper", 16, 256, PAPER), ("small", 64, 128, replace(PAPER, views=small))):
         spec = configs.views(config)
         files = [args.images / source.key(i % len(source)) for i in range(num)]
         images = [Image.open(file).convert("RGB").resize((side, side), Image.Resampling.BICUBIC) for file in files]
         canvas = torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2).contiguous()
-        for what, function in ways_to_make_views(images, canvas, spec).items():
-            found[f"{name}_{what}"] = 1000 * min(timed(function) for _ in range(args.turns + 1)) / num
+        for what, functions in ways_to_make_views(images, canvas, spec).items():
+            rows = compare(functions, args.turns, num)
+            found |= {f"{name} {what}: {way}": row for way, row in rows.items()}
     return found
-
-
-def ways_to_make_views(images: list[Image.Image], canvas: Tensor, spec: ViewSpec) -> dict[str, Callable[[], Any]]:
-    """Functions that make the views of all images, or only their crops."""
-    draws = sample_views(spec, 0, 0, range(len(canvas)), [tuple(canvas.shape[-2:])] * len(canvas))
-    cuts = [
-        (group.view_px, draws[group.name]["crop"]["box"], draws[group.name]["flip"]["flip"]) for group in spec.groups
-    ]
-    classic = Files([], spec)
-
-    def dense(function: Callable[[], Any]) -> None:
-        with mock.patch.object(kernels, "by_index", return_value=False):
-            function()
-
-    def views() -> None:
-        multi_crop(canvas, draws, spec)
-
-    def crops() -> None:
-        for size, box, flip in cuts:
-            crop_resize(canvas, box, flip, size)
-
-    def pillow_crops() -> None:
-        for (height, width), boxes, _ in cuts:
-            for row in boxes.tolist():
-                for image, (top, left, h, w) in zip(images, row, strict=True):
-                    part = image.crop((left, top, left + w, top + h)).resize((width, height), Image.Resampling.BICUBIC)
-                    torch.from_numpy(np.array(part))
-
-    def torch_crops() -> None:
-        last = canvas.contiguous(memory_format=torch.channels_last)
-        for size, boxes, _ in cuts:
-            for row in boxes.tolist():
-                for b, (top, left, h, w) in enumerate(row):
-                    part = last[b : b + 1, :, top : top + h, left : left + w]
-                    interpolate(part, size, mode="bicubic", antialias=True)
-
-    return {
-        "crops": crops, "crops_dense": lambda: dense(crops), "crops_pillow": pillow_crops, "crops_torch": torch_crops,
-        "views": views, "views_dense": lambda: dense(views),
-        "views_pillow": lambda: [classic._crop(image) for image in images],
-        "views_torchvision_v2": with_torchvision(canvas, spec),
-    }  # fmt: skip
 
 
 def timed(function: Callable[[], Any]) -> float:
@@ -235,7 +210,8 @@ def of_loss(args: argparse.Namespace) -> dict[str, Any]:
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
             function()
         kept[f"{name}_saved_mib"] = round(sum(storages.values()) / 2**20)
-    result = compare(lambda: first().backward(), lambda: second().backward(), args.turns, views)
+    ways = {"classic": lambda: first().backward(), "ours": lambda: second().backward()}
+    result = compare(ways, args.turns, views)
     return result | kept | {"saved_share": kept["ours_saved_mib"] / kept["classic_saved_mib"]}
 
 
@@ -261,72 +237,107 @@ def of_whole_vits16(args: argparse.Namespace) -> dict[str, Any]:
     return whole(args, "vit_small/16", PAPER, args.batch, optim.ResolvedConfig())
 
 
+def of_whole_resnet18(args: argparse.Namespace) -> dict[str, Any]:
+    """The same for ResNet-18."""
+    return whole(args, "resnet18", PAPER, args.batch, optim.ResolvedConfig())
+
+
 def steps(
     args: argparse.Namespace, backbone: str, config: Config, batch: int, settings: optim.Config
 ) -> dict[str, Any]:
-    """Both ways on the same views; the losses of the first steps must agree."""
-    ours, dtype = made(args, backbone, config, batch, settings)
-    pair, views = Pair(ours.method), ours.noise()
+    """Both ways on the same views at each precision; the losses of the first steps must agree."""
+    found: dict[str, Any] = {}
+    for name, dtype, ours in at_each_precision(args, backbone, config, batch, settings):
+        pair, views = Pair(ours.method), ours.noise()
 
-    def first() -> float:
-        return ours.classic(pair, listed(views))
+        def first(ours: Ours = ours, pair: Pair = pair, views: Any = views, dtype: torch.dtype = dtype) -> float:
+            return ours.classic(pair, listed(views), dtype)
 
-    def second() -> float:
-        return float(ours.step(views))
+        def second(ours: Ours = ours, views: Any = views) -> float:
+            return float(ours.step(views))
 
-    same = agree(first, second)
-    return compare(first, second, args.turns, batch) | same | {"precision": dtype}
+        found[f"{name} loss_difference"] = agree(first, second)
+        rows = compare({"classic": first, "ours": second}, args.turns, batch)
+        found |= {f"{name}: {way}": row for way, row in rows.items()}
+    return found
 
 
 def whole(
     args: argparse.Namespace, backbone: str, config: Config, batch: int, settings: optim.Config
 ) -> dict[str, Any]:
-    """Files, crops, step."""
-    ours, dtype = made(args, backbone, config, batch, settings)
-    source = open_source(str(args.images))
-    batches = loader.Batches(DecodedImages(source, working_area_px(ours.spec)), ours.spec, 0, batch)
-    files = Files([args.images / source.key(i) for i in range(batch)], ours.spec)
-    pair = Pair(ours.method)
+    """Files, views, step at each precision: the classic way, ours, and lightly's pieces with our network."""
+    source, found = open_source(str(args.images)), dict[str, Any]()
+    for name, dtype, ours in at_each_precision(args, backbone, config, batch, settings):
+        batches = loader.Batches(DecodedImages(source, working_area_px(ours.spec)), ours.spec, 0, batch)
+        paths = [args.images / source.key(i) for i in range(batch)]
+        files, pair = Files(paths, ours.spec), Pair(ours.method)
 
-    def first() -> float:
-        return ours.classic(pair, [torch.stack(view) for view in zip(*(files[i] for i in range(batch)), strict=True)])
+        def first(ours: Ours = ours, pair: Pair = pair, files: Files = files, dtype: torch.dtype = dtype) -> float:
+            return ours.classic(pair, default_collate([files[i] for i in range(batch)]), dtype)
 
-    def second() -> float:
-        item = batches[0]
-        assert isinstance(item, loader.Batch)
-        return float(ours.step(multi_crop(item.canvas, item.draws, ours.spec)))
+        def second(ours: Ours = ours, batches: loader.Batches = batches) -> float:
+            item = batches[0]
+            assert isinstance(item, loader.Batch)
+            return float(ours.step(multi_crop(item.canvas, item.draws, ours.spec)))
 
-    return compare(first, second, args.turns, batch) | {"precision": dtype}
+        ways: dict[str, Callable[[], Any]] = {"classic": first, "ours": second}
+        with installed("lightly"):
+            ways["lightly"] = with_lightly(backbone, config, settings, paths, dtype)
+        found |= {f"{name}: {way}": row for way, row in compare(ways, args.turns, batch).items()}
+    return found
 
 
-def made(
+def with_lightly(
+    backbone: str, config: Config, settings: optim.Config, paths: list[Path], dtype: torch.dtype
+) -> Callable[[], None]:
+    """A step of lightly's pieces from files, with the network and the sizes of ours."""
+    from lightly_dino import LightlyStep, transform
+
+    views, spec = config.views, configs.views(config)
+    make = transform(views, spec.mean, spec.std)
+    step = LightlyStep(lambda: build.backbone(backbone, image_px=spec.groups[0].short_px), config.method, settings)
+
+    def run() -> None:
+        images = [Image.open(path).convert("RGB") for path in paths]
+        step(default_collate([make(image) for image in images]), 1e-4, 0.996, CLOCK.step + 1, dtype)
+
+    return run
+
+
+def at_each_precision(
     args: argparse.Namespace, backbone: str, config: Config, batch: int, settings: optim.Config
-) -> tuple[Ours, str]:
-    """Our side, with prototypes trained from the first step, and the precision it chooses."""
-    dtype, _ = precision.choose(args.precision, CPU)
-    ours = Ours(backbone, replace(config, freeze_last_layer="0"), settings, batch, dtype, CPU)
-    return ours, str(dtype).removeprefix("torch.")
+) -> Iterator[tuple[str, torch.dtype, Ours]]:
+    """Our side, with prototypes trained from the first step, once for each precision."""
+    config = replace(config, method=replace(config.method, freeze_last_layer="0"))
+    for name in args.precision:
+        dtype = getattr(torch, name)
+        yield name, dtype, Ours(backbone, config, settings, batch, dtype, CPU)
 
 
-def agree(first: Callable[[], float], second: Callable[[], float], num: int = 3) -> dict[str, Any]:
-    """The losses of some steps side by side."""
+def agree(first: Callable[[], float], second: Callable[[], float], num: int = 3) -> float:
+    """Largest relative difference of the losses of some steps side by side."""
     pairs = [(first(), second()) for _ in range(num)]
     worst = max(abs(a - b) / abs(a) for a, b in pairs)
-    assert worst < 0.01, f"the two ways have different losses: {pairs}"
-    return {"loss_difference": worst}
+    assert worst < 0.02, f"the two ways have different losses: {pairs}"
+    return worst
 
 
-def compare(first: Callable[[], Any], second: Callable[[], Any], turns: int, images: int) -> dict[str, Any]:
-    """Best of several turns each, after one warm-up turn."""
-    best = [float("inf"), float("inf")]
+def compare(ways: dict[str, Callable[[], Any]], turns: int, images: int) -> dict[str, Any]:
+    """Each way once per turn, in turn, after one to warm up; all are compared with the first way."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(turns + 1):
-        for which, function in enumerate((first, second)):
-            seconds = timed(function)
+        for name, function in ways.items():
+            took = timed(function)
             if turn:
-                best[which] = min(best[which], seconds)
+                seconds[name].append(took)
+    ms = {name: 1000 * np.array(each) / images for name, each in seconds.items()}
+    medians = {name: float(np.median(each)) for name, each in ms.items()}
     return {
-        "classic_seconds": best[0], "ours_seconds": best[1], "ratio": best[0] / best[1],
-        "classic_images_per_second": images / best[0], "ours_images_per_second": images / best[1],
+        name: {
+            "median_ms": medians[name], "quartiles_ms": np.quantile(each, (0.25, 0.75)).tolist(),
+            "all_ms": each.round(4).tolist(), "times_as_fast": next(iter(medians.values())) / medians[name],
+        }
+        for name, each in ms.items()
     }  # fmt: skip
 
 

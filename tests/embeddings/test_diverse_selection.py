@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
+from opendino.embeddings import diverse_selection
 from opendino.embeddings.diverse_selection import k_center, typical, uncertainty
 
 
@@ -79,3 +80,19 @@ def test_a_classifier_is_unsure_between_its_classes() -> None:
     found = uncertainty(vectors, [0, 1, 2, 3, 27, 28, 29, 30], ["a"] * 4 + ["b"] * 4)
     assert found.shape == (31,) and float(found.min()) >= 0 and float(found.max()) <= 1
     assert 12 <= int(found.argmax()) <= 18 and float(found[[0, 30]].max()) < 0.5 < float(found[15])
+
+
+def test_a_large_cluster_is_compared_with_a_sample_of_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[int] = []
+    whole = diverse_selection._typicality
+
+    def counted(vectors: torch.Tensor) -> torch.Tensor:
+        compared.append(len(vectors))
+        return whole(vectors)
+
+    monkeypatch.setattr(diverse_selection, "_MOST_COMPARED", 100)
+    monkeypatch.setattr(diverse_selection, "_typicality", counted)
+    angle = torch.randn(1000, generator=torch.Generator().manual_seed(0)) * 0.2  # densest at 0
+    rows = typical(torch.stack([angle.cos(), angle.sin()], 1), 1)
+    assert compared == [100] and abs(float(angle[rows[0]])) < 0.15
+    assert rows == typical(torch.stack([angle.cos(), angle.sin()], 1), 1), "the seed decides"

@@ -14,6 +14,7 @@ from opendino.features.projection import clusters
 _STRENGTH = 1.0
 _NEIGHBORS, _CHUNK = 20, 1024
 _MOST_CLUSTERS = 500  # as in TypiClust; more take long
+_MOST_COMPARED = 4096  # rows of a cluster: all pairs of a large one would take a time that grows with its square
 
 
 def next_to_label(
@@ -77,7 +78,8 @@ def typical(vectors: Tensor, num: int, start: Sequence[int] = (), seed: int = 0)
     """The most typical row of each cluster, the largest clusters first (TypiClust, Hacohen et al. 2022).
 
     arXiv:2202.02794. There are as many clusters as rows chosen so far and now, so each new one is of a cluster without
-    a chosen row. Typical is a row that is near its neighbors in the cluster, 20 at most.
+    a chosen row. Typical is a row that is near its neighbors in the cluster, 20 at most; of a cluster of more than
+    4,096 rows, a random sample of so many is compared.
 
     Args:
         vectors: float32 `[M D]`, L2-normalized.
@@ -91,7 +93,8 @@ def typical(vectors: Tensor, num: int, start: Sequence[int] = (), seed: int = 0)
     found = clusters(vectors, num + len(start), seed)  # 0 is the largest
     taken = set(found[list(start)].tolist())
     free = [number for number in range(int(found.max()) + 1) if number not in taken][:num]
-    members = [(found == number).nonzero().flatten() for number in free]
+    generator = torch.Generator().manual_seed(seed)
+    members = [_sample((found == number).nonzero().flatten(), generator) for number in free]
     return [int(rows[_typicality(vectors[rows.to(vectors.device)]).argmax()]) for rows in members]
 
 
@@ -112,6 +115,13 @@ def first_batch(vectors: Tensor, num: int, seed: int = 0) -> Iterator[tuple[int,
         torch.maximum(nearest, vectors @ vectors[row], out=nearest)
         yield row, float((2 - 2 * nearest.min().clamp(-1, 1)).sqrt())
     yield from itertools.islice(k_center(vectors, rows), num - len(rows))
+
+
+def _sample(rows: Tensor, generator: torch.Generator) -> Tensor:
+    """At most 4,096 of the rows int64 `[N]`, chosen at random."""
+    if len(rows) <= _MOST_COMPARED:
+        return rows
+    return rows[torch.randperm(len(rows), generator=generator)[:_MOST_COMPARED]]
 
 
 def _typicality(vectors: Tensor) -> Tensor:
