@@ -30,6 +30,7 @@ class Config(Checked):
 def run(args: list[str]) -> Outcome | None:
     """Write to a temporary path, load it in the other library, compare features, and only then move it to --out."""
     from opendino.interop.exporting import export_model, writer, writers
+    from opendino.models.classifier import FROZEN, which_of_two
 
     names = ", ".join(writers())
     usage = f"usage: opendino export MODEL --to NAME --out PATH [flags of NAME] [--json]; NAME is one of {names}"
@@ -51,6 +52,8 @@ def run(args: list[str]) -> Outcome | None:
     )
     if to in _GRAPHS and "images" not in model.preprocessing and not getattr(config, "photographs", False):
         text += "\n" + _input(model.preprocessing)
+    if which := which_of_two(config.model):
+        text += f"\n{which}. For the frozen one: opendino export {config.model}/{FROZEN} --to {to} --out PATH"
     fields = {"path": config.out, "max_difference": difference, "to": to, "fingerprint": model.fingerprint}
     return Outcome(text, fields)
 

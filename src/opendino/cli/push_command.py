@@ -32,6 +32,7 @@ class Config(Checked):
 def run(args: list[str]) -> Outcome:
     """Upload with the token that huggingface_hub finds: HF_TOKEN, or the one of `hf auth login`."""
     config = flags.parse(Config, args, "opendino push", "Upload a model to the Hugging Face Hub, with a model card.")
+    from opendino.models.classifier import FROZEN, which_of_two
     from opendino.sharing import push
 
     run_verdict.warn_unless_learned(config.model)
@@ -40,4 +41,6 @@ def run(args: list[str]) -> Outcome:
         message=config.message,
     )  # fmt: skip
     text = f'{config.model} → {url}\nLoad it anywhere: opendino.load("hf:{config.name}")'
+    if which := which_of_two(config.model):
+        text += f"\n{which}. For the frozen one: opendino push {config.model}/{FROZEN} USER/NAME"
     return Outcome(text, {"path": config.model, "url": url})
