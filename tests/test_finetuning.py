@@ -13,7 +13,7 @@ import torch
 from tests.factories import checkpoint_tensors, difference, model_folder, small_vit
 
 import opendino
-from opendino import existing_runs, finetuning
+from opendino import existing_runs, finetuning, sharing
 from opendino.cli import main
 from opendino.core.errors import UserError
 from opendino.data.fingerprint import key_digests
@@ -97,7 +97,7 @@ def test_a_stopped_run_resumes_exactly_and_compares_again(model: str, tuned: tup
 
 
 def test_predict_and_export_take_the_result(
-    tuned: tuple[Path, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tuned: tuple[Path, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, _ = tuned
     assert main(["predict", str(run), "toy:textures?n=5&size=32", "--json"]) == 0
@@ -112,6 +112,11 @@ def test_predict_and_export_take_the_result(
         assert f"For the frozen one: opendino export {run}/frozen --to opendino --out PATH" in says[keep]
     assert "which `opendino predict` takes too: its classifier has" in says["finetuned"]
     assert "takes the frozen one, because this one is not shown to be better: its classifier" in says["frozen"]
+    monkeypatch.setattr(sharing, "push", lambda *_, **__: "there")
+    assert main(["push", str(run), "me/net"]) == 0
+    assert f"the frozen one: opendino push {run}/frozen USER/NAME" in capsys.readouterr().out
+    assert main(["export", str(run), "--to", "opendino", "--out", str(tmp_path / "again"), "--json"]) == 0
+    assert "`opendino predict` takes the frozen one" in json.loads(capsys.readouterr().out)["note"]
     assert main(["export", str(run / "frozen"), "--to", "opendino", "--out", str(tmp_path / "exported")]) == 0
     assert "fine-tuned" not in capsys.readouterr().out
     assert opendino.load(tmp_path / "exported").fingerprint == opendino.load(run / "frozen").fingerprint

@@ -36,11 +36,12 @@ def run(args: list[str]) -> Outcome:
     from opendino.sharing import push
 
     run_verdict.warn_unless_learned(config.model)
+    note = which_of_two(config.model)
     url = push(
         config.model, config.name, license=config.license, which=config.which, private=config.private,
         message=config.message,
     )  # fmt: skip
     text = f'{config.model} → {url}\nLoad it anywhere: opendino.load("hf:{config.name}")'
-    if which := which_of_two(config.model):
-        text += f"\n{which}. For the frozen one: opendino push {config.model}/{FROZEN} USER/NAME"
+    if note:
+        text += f"\n{note}. For the frozen one: opendino push {config.model}/{FROZEN} USER/NAME"
     return Outcome(text, {"path": config.model, "url": url})
