@@ -37,7 +37,7 @@ test-oldest:
 	$(PYTHON) -m venv build/$(VERSIONS)
 	build/$(VERSIONS)/bin/python -m pip install --quiet uv
 	build/$(VERSIONS)/bin/uv pip install --quiet --python build/$(VERSIONS)/bin/python --resolution $(VERSIONS) \
-	  --editable ".[app,export,medical,science,search,serve,sklearn,streams,video]" \
+	  --editable ".[app,export,finetune,medical,science,search,serve,sklearn,streams,video]" \
 	  "fsspec>=2024.2" "hypothesis>=6.100" "pytest>=8.3" "pytest-timeout>=2.3" "scipy>=1.13" \
 	  "torchvision>=0.24"
 	build/$(VERSIONS)/bin/python -m pytest -W default -m "not slow" $(QUICK) $(ARGS)

@@ -13,7 +13,7 @@ import torch
 from tests.factories import checkpoint_tensors, difference, model_folder, small_vit
 
 import opendino
-from opendino import existing_runs, finetuning
+from opendino import existing_runs, finetuning, sharing
 from opendino.cli import main
 from opendino.core.errors import UserError
 from opendino.data.fingerprint import key_digests
@@ -22,6 +22,7 @@ from opendino.data.labels import Relabeled, all_labels
 from opendino.data.open_source import open_source
 from opendino.data.subset import Subset
 from opendino.features.paired_change import change
+from opendino.methods import supervised
 from opendino.models.classifier import load_classifier
 
 TOY = "toy:textures?n=60&size=32"
@@ -96,15 +97,30 @@ def test_a_stopped_run_resumes_exactly_and_compares_again(model: str, tuned: tup
 
 
 def test_predict_and_export_take_the_result(
-    tuned: tuple[Path, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tuned: tuple[Path, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, _ = tuned
     assert main(["predict", str(run), "toy:textures?n=5&size=32", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["written"] == 5 and found["classifier"]["num_queries"] > 0
-    assert main(["export", str(run), "--to", "opendino", "--out", str(tmp_path / "exported")]) == 0
-    capsys.readouterr()
-    exported, original = (opendino.load(str(path)).classes for path in (tmp_path / "exported", run))
+    choice, says = json.loads((run / "finetuning.json").read_text()), {}
+    for keep in ("finetuned", "frozen"):
+        (run / "finetuning.json").write_text(json.dumps(choice | {"keep": keep}))
+        assert main(["export", str(run), "--to", "opendino", "--out", str(tmp_path / keep)]) == 0
+        says[keep] = capsys.readouterr().out
+        assert opendino.load(tmp_path / keep).fingerprint == opendino.load(run).fingerprint
+        assert f"For the frozen one: opendino export {run}/frozen --to opendino --out PATH" in says[keep]
+    assert "which `opendino predict` takes too: its classifier has" in says["finetuned"]
+    assert "takes the frozen one, because this one is not shown to be better: its classifier" in says["frozen"]
+    monkeypatch.setattr(sharing, "push", lambda *_, **__: "there")
+    assert main(["push", str(run), "me/net"]) == 0
+    assert f"the frozen one: opendino push {run}/frozen USER/NAME" in capsys.readouterr().out
+    assert main(["export", str(run), "--to", "opendino", "--out", str(tmp_path / "again"), "--json"]) == 0
+    assert "`opendino predict` takes the frozen one" in json.loads(capsys.readouterr().out)["note"]
+    assert main(["export", str(run / "frozen"), "--to", "opendino", "--out", str(tmp_path / "exported")]) == 0
+    assert "fine-tuned" not in capsys.readouterr().out
+    assert opendino.load(tmp_path / "exported").fingerprint == opendino.load(run / "frozen").fingerprint
+    exported, original = (opendino.load(str(path)).classes for path in (tmp_path / "frozen", run))
     assert exported == original
 
 
@@ -119,6 +135,25 @@ def test_the_command_names_labels_and_images_to_compare_on(
     assert found["num_images"] == 20 and found["keep"] == "frozen"  # of other classes: neither is ever right
     log = (tmp_path / "run/log.txt").read_text()
     assert "50 of 60 images have no label and are not used" in log and "10 images, 2 classes" in log
+
+
+def test_adapters_train_resume_exactly_and_leave_a_plain_model(model: str, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    given = opendino.load(model).backbone.state_dict()
+    labels, run = listed(tmp_path / "few.csv", 60), tmp_path / "run"
+    method = supervised.Config(lora_rank=2)
+    opendino.finetune(model, TOY, labels=labels, out=str(run), method=method, **QUICK | {"eval_every": "6"})
+    plain = opendino.load(run).backbone.state_dict()
+    assert plain.keys() == given.keys()
+    changed = {key.rpartition(".")[0].rpartition(".")[2] for key in given if not torch.equal(given[key], plain[key])}
+    assert changed == {"qkv", "proj", "fc1", "fc2"}
+    saved = checkpoint_tensors(run, 6)
+    assert len([key for key in saved if key.startswith("optimizer.") and key.endswith("exp_avg")]) == 2 * 8 + 2
+    shutil.copytree(run, tmp_path / "parts")
+    shutil.rmtree(tmp_path / "parts/checkpoints/step_00000006")
+    opendino.resume(tmp_path / "parts")
+    assert difference(run, tmp_path / "parts", 6) is None
+    assert opendino.load(run).fingerprint == opendino.load(tmp_path / "parts").fingerprint
 
 
 def test_without_images_to_compare_on_the_frozen_features_stay(model: str, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from opendino.models.conv4 import Conv4
 
 B, C = 5, 4
 SMALL = supervised.Config()
-OTHER_SETTINGS: dict[str, Any] = {"label_smoothing": 0.3, "num_classes": 11}
+OTHER_SETTINGS: dict[str, Any] = {"label_smoothing": 0.3, "num_classes": 11, "lora_rank": 2}
 """For tests/contracts/test_settings.py: setting → another value."""
 
 

@@ -28,6 +28,7 @@ EXTRAS = {
     "app": "app",
     "explore": "explore",
     "export": "export to other libraries, push",
+    "finetune": "finetune with low-rank adapters",
     "medical": "DICOM and NIfTI images",
     "remote": "images at s3://, gs://, abfs://",
     "science": "compressed TIFF images",

@@ -30,6 +30,7 @@ class Config(Checked):
 def run(args: list[str]) -> Outcome | None:
     """Write to a temporary path, load it in the other library, compare features, and only then move it to --out."""
     from opendino.interop.exporting import export_model, writer, writers
+    from opendino.models.classifier import FROZEN, which_of_two
 
     names = ", ".join(writers())
     usage = f"usage: opendino export MODEL --to NAME --out PATH [flags of NAME] [--json]; NAME is one of {names}"
@@ -44,6 +45,7 @@ def run(args: list[str]) -> Outcome | None:
     module = writer(to)
     kind = make_dataclass("Config", [], bases=(module.Config, Config), frozen=True)
     config: Any = flags.parse(kind, args, f"opendino export --to {to}", (module.__doc__ or "").partition("\n")[0])
+    note = which_of_two(config.model)
     model, difference = export_model(config.model, to, config.out, config.which, config)
     text = (
         f"{model.backbone.name}, the {model.which}, fingerprint {model.fingerprint} → {config.out}\n"
@@ -52,6 +54,9 @@ def run(args: list[str]) -> Outcome | None:
     if to in _GRAPHS and "images" not in model.preprocessing and not getattr(config, "photographs", False):
         text += "\n" + _input(model.preprocessing)
     fields = {"path": config.out, "max_difference": difference, "to": to, "fingerprint": model.fingerprint}
+    if note:
+        note += f". For the frozen one: opendino export {config.model}/{FROZEN} --to {to} --out PATH"
+        text, fields = f"{text}\n{note}", fields | {"note": note}
     return Outcome(text, fields)
 
 

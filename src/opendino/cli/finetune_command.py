@@ -20,7 +20,8 @@ def run(args: list[str]) -> Outcome | None:
             "used.\nA fifth of the labeled images (--hold-out) is kept out of training, or none if --val names others. "
             "At the end the network is compared on them with a linear classifier of the frozen features. `opendino "
             "predict RUN DATA` takes the better one.\nUp to 500 steps are enough for 20,000 labels; with more: --steps "
-            "10000. If it overfits: fewer --steps, a lower --optim.lr. All options: opendino train --help-all"
+            "10000. If it overfits: fewer --steps, a lower --optim.lr. A large network: --method.lora-rank 8 trains "
+            "adapters alone. All options: opendino train --help-all"
         )
         return None
     if not args or args[0].startswith("-"):

@@ -32,12 +32,16 @@ class Config(Checked):
 def run(args: list[str]) -> Outcome:
     """Upload with the token that huggingface_hub finds: HF_TOKEN, or the one of `hf auth login`."""
     config = flags.parse(Config, args, "opendino push", "Upload a model to the Hugging Face Hub, with a model card.")
+    from opendino.models.classifier import FROZEN, which_of_two
     from opendino.sharing import push
 
     run_verdict.warn_unless_learned(config.model)
+    note = which_of_two(config.model)
     url = push(
         config.model, config.name, license=config.license, which=config.which, private=config.private,
         message=config.message,
     )  # fmt: skip
     text = f'{config.model} → {url}\nLoad it anywhere: opendino.load("hf:{config.name}")'
+    if note:
+        text += f"\n{note}. For the frozen one: opendino push {config.model}/{FROZEN} USER/NAME"
     return Outcome(text, {"path": config.model, "url": url})

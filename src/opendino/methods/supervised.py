@@ -24,6 +24,7 @@ from opendino.core.errors import UsageError
 from opendino.core.ranges import CountOrZero, Fraction
 from opendino.core.types import Clock, Facts, StepOutput, ViewGroup, Views, ViewSpec
 from opendino.losses import feature_std, to_float32
+from opendino.models.lora import add_adapters, with_merged_adapters
 from opendino.views.settings import GlobalView, changed
 
 
@@ -35,6 +36,8 @@ class Config(MethodConfig):
     """Label smoothing in [0, 1]: this share of the target is spread over all classes; 0 for none."""
     num_classes: CountOrZero | Literal["auto"] = "auto"
     """Number of classes. auto: the classes of the data."""
+    lora_rank: CountOrZero = 0
+    """Freeze the network and train low-rank adapters (LoRA) of this rank, e.g. 8: less memory. 0: train all weights."""
 
     labeled_only: ClassVar[bool] = True
 
@@ -69,14 +72,18 @@ def build(config: ResolvedConfig, make_backbone: Callable[[Literal["student", "t
     """Build the network with a linear classifier.
 
     Raises:
-        UsageError: The data has fewer than two classes.
+        UsageError: The data has fewer than two classes, or the rank of the adapters is too high.
+        UserError: There are to be adapters, and peft is not installed or the network has no linear layers.
     """
     if config.num_classes < 2:
         raise UsageError(
             f"supervised needs labels of at least 2 classes, but the data has {config.num_classes} classes",
             "Sort the images into one folder per class, or use --labels FILE.csv",
         )
-    return _Supervised(config, make_backbone("student"))
+    backbone = make_backbone("student")
+    if config.lora_rank:
+        add_adapters(backbone, config.lora_rank)
+    return _Supervised(config, backbone)
 
 
 class _Supervised(Method):
@@ -88,6 +95,10 @@ class _Supervised(Method):
         classifier = nn.Linear(backbone.embed_dim, config.num_classes)
         self.student = nn.ModuleDict({"backbone": backbone, "classifier": classifier})
         self.teacher = nn.ModuleDict()
+
+    def networks(self) -> dict[str, nn.ModuleDict]:
+        """The network; adapters are part of its weights, so that everything that reads the run sees a plain model."""
+        return {"student": with_merged_adapters(self.student) if self.config.lora_rank else self.student}
 
     def forward(self, views: Views, clock: Clock) -> StepOutput:
         embedding = self.student["backbone"]([views.crops["global"][0]])[0]  # [B, D]

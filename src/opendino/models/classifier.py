@@ -178,6 +178,34 @@ def load_classifier(folder: str | Path) -> tuple[Model, Classifier]:
     return model, Classifier(weight, bias, classes, tokens, _known(described.extra), measured)
 
 
+def which_of_two(folder: str | Path) -> str:
+    """Whether `load` and `load_classifier` open the same network of a run that fine-tuned a model, and why.
+
+    Returns:
+        A sentence; "" for other folders.
+
+    Raises:
+        UserError: The files about its two classifiers cannot be read.
+    """
+    home = Path(folder).expanduser()
+    if not (home / CHOICE).is_file():
+        return ""
+    choice, frozen = _choice(home / CHOICE), _FILES.read(home / FROZEN, _Description)[0]
+    tuned, start = _known(choice.finetuned), _known(frozen.extra)
+    measured = "no held-out images to compare it on"
+    if tuned and start:
+        measured = (
+            f"its classifier has {tuned.top1:.1f} % on {tuned.num_queries:,} held-out images, that of the frozen "
+            f"features {start.top1:.1f} %"
+        )
+    if choice.keep == FROZEN:
+        return (
+            "This is the fine-tuned network. `opendino predict` takes the frozen one, because this one is not shown to "
+            f"be better: {measured}"
+        )
+    return f"This is the fine-tuned network, which `opendino predict` takes too: {measured}"
+
+
 def _choice(path: Path) -> _Choice:
     try:
         return convert(json.loads(path.read_text(encoding="utf-8")), _Choice, "", CHOICE)

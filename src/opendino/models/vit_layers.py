@@ -184,6 +184,9 @@ class Attention(nn.Module):
 
     def _heads_of_leading(self, tokens: Tensor, shapes: Shapes, num_queries: int) -> list[tuple[Tensor, ...]]:
         """Queries of the first `num_queries` tokens, keys and values of all tokens."""
+        if type(self.qkv) is not nn.Linear:  # with an adapter (models/lora.py) it is more than its weight
+            qkv = [self._heads(batch) for batch in unpack(self.qkv(tokens), shapes)]
+            return [(q[:, :, :num_queries], k, v) for q, k, v in qkv]
         sizes = [self.embed_dim, 2 * self.embed_dim]
         (weight_q, weight_kv), (bias_q, bias_kv) = self.qkv.weight.split(sizes), self.qkv.bias.split(sizes)
         few, few_shapes = leading(tokens, shapes, num_queries)
