@@ -70,7 +70,7 @@ def test_a_finished_run_says_whether_it_has_learned(tmp_path: Path, teacher: flo
     with open(run / "metrics.jsonl", "a") as file:
         file.write(json.dumps(measured) + "\n")
     drawn = drawn_curves({"run": run}, run_curves.Reader())[0]
-    assert word in drawn
+    assert word in drawn and ("On the command line: Train longer" in drawn) == ("not shown" in word)
     assert f"{teacher:.1f}% ± " in drawn and "balanced" in drawn and "30.0%" in drawn and "50 queries" in drawn
 
 
@@ -258,7 +258,7 @@ def test_labels_of_a_list_predict_the_rest(place: Path, tmp_path: Path) -> None:
     (tmp_path / "studio.csv").write_text("\n".join(["image,choice", *lines]))
     labels, unmatched = label_tab.read_labels(tmp_path / "studio.csv", keys)
     assert labels == truth
-    assert unmatched == "1 of the 13 paths in the list match no image, e.g. /data/upload/1/0a1b2c3d-x.png"
+    assert unmatched == "1 of the 13 paths in the list match no image, e.g. x.png"
     classifier, rows = label_tab.predicted(shown, labels)
     assert (
         "on 12 images (95% interval" in classifier.accuracy and "most frequent class gives 66.7%" in classifier.accuracy
@@ -338,6 +338,20 @@ def test_a_training_that_has_not_learned_says_what_to_do(tmp_path: Path) -> None
 )
 def test_flags_become_fields_of_the_page(said: str, on_the_page: str) -> None:
     assert page_words.in_page_words(said).startswith(on_the_page)
+
+
+def test_what_has_no_field_is_said_to_be_for_the_command_line() -> None:
+    fact = 'as of 4 images of 2 files each, one per channel: --channel-files "{id}_w{channel}.tif"'
+    assert page_words.of_images(fact).endswith(
+        "on the command line; start this page with that run, which reads them together"
+    )
+    assert page_words.of_images("8 bit") == "8 bit"
+    assert page_words.of_images("5 pages? Choose --stack max") == "5 pages? Choose “Pages of a file are”: max"
+    assert page_words.verdict_words("k-NN 5 < 9 (see --eval-images)", "Lower --optim.lr") == (
+        "k-NN 5 < 9. On the command line: Lower --optim.lr"
+    )
+    assert page_words.verdict_words("rank 2", "Use other images") == "rank 2. Use other images"
+    assert page_words.verdict_words("rank 2", "") == "rank 2."
 
 
 @pytest.mark.parametrize(
