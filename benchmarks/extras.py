@@ -25,8 +25,10 @@ TRIALS = {
     "core": ["opendino demo --steps 3 --out run"],
     "app": ["serve: 7871/ opendino app run photos --port 7871"],
     "explore": [
-        "opendino embed run photos --out t.parquet",
-        "serve: 7872/ opendino explore t.parquet --port 7872",
+        "opendino embed run photos --out e.parquet",
+        "opendino embed run photos --out e.lance",
+        "serve: 7874/ opendino explore e.lance --port 7874",
+        "serve: 7872/ opendino explore e.parquet --port 7872",
     ],
     "export": ["opendino export run --to onnx --out net.onnx", "opendino export vit --to huggingface --out net"],
     "medical": [
@@ -49,7 +51,7 @@ TRIALS = {
         "d.Dataset.from_dict({'image': p}).cast_column('image', d.Image()).to_parquet('rows.parquet')",
         "opendino inspect rows.parquet",
     ],
-    "umap": ["opendino embed run photos --out t.parquet", "opendino map t.parquet --projection umap --out map.png"],
+    "umap": ["opendino embed run photos --out u.parquet", "opendino map u.parquet --projection umap --out map.png"],
     "video": [
         "python: import av, numpy as np; f = av.open('film.mp4', 'w'); s = f.add_stream('mpeg4', 10); "
         "s.width = s.height = 64; "
