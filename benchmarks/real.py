@@ -27,7 +27,7 @@ from typing import Any, cast
 import numpy as np
 import packs
 import torch
-from record import keep, machine
+from record import keep, machine, weights
 from torch import Tensor, nn
 
 import opendino
@@ -103,7 +103,7 @@ def measured(pack: str, args: argparse.Namespace, home: Path) -> Any:
         told = {name: result[name] for name in ("verdict", "steps") if name in result}
         print(pack, seed, result["knn"], seconds, file=sys.stderr)
         ours = judged(*(model.embed(str(folder)).vectors for folder in (train, val)), sources)
-        yield "ours", [{"seed": seed, **seconds, **told, **ours}]
+        yield "ours", [{"seed": seed, **seconds, **told, **ours, "weights": weights(run)}]
         if args.peer and pack != "fluorescence":  # Pillow reads one of its three channels
             from lightly_dino import train as train_lightly
 

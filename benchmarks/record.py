@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -23,3 +24,8 @@ def machine(device: torch.device | None = None) -> str:
     """The processor, or the GPU if `device` is one, the cores that may be used, and torch."""
     name = torch.cuda.get_device_name(device) if device and device.type == "cuda" else platform.machine()
     return f"{name}, {len(os.sched_getaffinity(0))} cores, torch {torch.__version__}"
+
+
+def weights(run: Path | str) -> str:
+    """SHA-256 of the network that a run leaves: equal where two runs are, bit by bit."""
+    return hashlib.sha256(Path(run, "backbone.safetensors").read_bytes()).hexdigest()

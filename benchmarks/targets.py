@@ -1,7 +1,7 @@
 """Training to published figures on Imagenette: minutes taken and k-NN reached, on one GPU.
 
-Run: python benchmarks/targets.py IMAGENETTE [--only dino_resnet18 ...] [--out FILE.json]. IMAGENETTE has
-train/CLASS/* and val/CLASS/*. Published figures and their settings (batch 256, 200 epochs, one seed):
+Run: python benchmarks/targets.py IMAGENETTE [--only dino_resnet18 ...] [--seed 0] [--epochs 200] [--out FILE.json].
+IMAGENETTE has train/CLASS/* and val/CLASS/*. Published figures and their settings (batch 256, 200 epochs, one seed):
 
 - dino_resnet18: DINO 0.873 (k = 200, T = 0.1) in 75 minutes, byol_resnet18: BYOL 0.705 in 54 minutes; ResNet-18 on
   128 px, lightly's benchmarks, one A6000, float32, PIL crops.
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from record import keep, machine
+from record import keep, machine, weights
 
 import opendino
 from opendino.config import Config
@@ -57,7 +57,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("data", type=Path)
     parser.add_argument("--only", nargs="+", choices=TARGETS, default=TARGETS)
-    parser.add_argument("--steps", type=int, help="instead of 200 epochs, to test the program")
+    parser.add_argument("--epochs", type=float, default=200.0)
+    parser.add_argument("--steps", type=int, help="instead of the epochs, to test the program")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
@@ -68,7 +69,8 @@ def main() -> None:
         "what": "k-NN in percent on Imagenette, and minutes of training",
         "machine": machine(device),
         "date": time.strftime("%Y-%m-%d"),
-        "steps": args.steps or "200 epochs",
+        "steps": args.steps or f"{args.epochs:g} epochs",
+        "seed": args.seed,
         "targets": found,
     }
     keep(document, args.out)
@@ -77,7 +79,7 @@ def main() -> None:
 def reach(target: str, args: argparse.Namespace, out: str) -> dict[str, Any]:
     """One run, and both networks evaluated on all images."""
     published, k, temperature, config = TARGETS[target]
-    val, length = str(args.data / "val"), {"steps": args.steps} if args.steps else {"epochs": 200.0}
+    val, length = str(args.data / "val"), {"steps": args.steps} if args.steps else {"epochs": args.epochs}
     result = opendino.train(replace(config, data=str(args.data / "train"), val=val, seed=args.seed, out=out, **length))
     scores = {}
     for which in ("teacher", "student"):
@@ -86,7 +88,7 @@ def reach(target: str, args: argparse.Namespace, out: str) -> dict[str, Any]:
     told = {
         "published": published, "k": k, "minutes": result.seconds / 60, "images_per_second": result.images_per_second,
         "data_wait": result.data_wait, "mfu": result.mfu, "peak_memory_gib": result.peak_memory_bytes / 2**30,
-        "scores": scores,
+        "scores": scores, "weights": weights(out),
     }  # fmt: skip
     print(target, told, file=sys.stderr)
     return told

@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
 import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +61,25 @@ def test_fiftyone(home: Path) -> None:
             raise
         pytest.skip(f"fiftyone has no database: {error}")
     assert len(names["dataset"]) == 12 and set(names["dataset"].list_brain_runs()) == {"map", "similar"}
+
+
+def test_embedding_atlas(home: Path) -> None:
+    pytest.importorskip("embedding_atlas", reason="embedding-atlas is not installed")
+    (command,) = re.findall(r"^opendino (explore .*)$", PAGE.read_text(encoding="utf-8"), re.M)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = subprocess.Popen([sys.executable, "-m", "opendino", *command.split(), "--port", str(port)])
+    try:
+        page, last = b"", time.monotonic() + 400
+        while not page and server.poll() is None and time.monotonic() < last:
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5) as answer:
+                page = answer.read()
+            time.sleep(0.2)
+        assert b"<html" in page.lower()
+    finally:
+        server.send_signal(signal.SIGTERM)
+        server.wait(60)
 
 
 def test_label_studio(home: Path) -> None:

@@ -70,7 +70,7 @@ def test_a_finished_run_says_whether_it_has_learned(tmp_path: Path, teacher: flo
     with open(run / "metrics.jsonl", "a") as file:
         file.write(json.dumps(measured) + "\n")
     drawn = drawn_curves({"run": run}, run_curves.Reader())[0]
-    assert word in drawn
+    assert word in drawn and ("On the command line: Train longer" in drawn) == ("not shown" in word)
     assert f"{teacher:.1f}% ± " in drawn and "balanced" in drawn and "30.0%" in drawn and "50 queries" in drawn
 
 
@@ -338,6 +338,15 @@ def test_a_training_that_has_not_learned_says_what_to_do(tmp_path: Path) -> None
 )
 def test_flags_become_fields_of_the_page(said: str, on_the_page: str) -> None:
     assert page_words.in_page_words(said).startswith(on_the_page)
+
+
+def test_what_has_no_field_is_said_to_be_for_the_command_line() -> None:
+    fact = page_words.of_images('4 images of 2 files each, one per channel: --channel-files "{id}_w{channel}.tif"')
+    assert fact.endswith("on the command line; start this page with that run, which reads them together")
+    assert page_words.of_images("8 bit; --stack max") == "8 bit; “Pages of a file are”: max"
+    told = page_words.verdict_words("k-NN 5 < 9 (see --eval-images)", "Lower --optim.lr")
+    assert told == "k-NN 5 < 9. On the command line: Lower --optim.lr"
+    assert page_words.verdict_words("rank 2", "Use other images") == "rank 2. Use other images"
 
 
 @pytest.mark.parametrize(

@@ -82,9 +82,11 @@ class Server:
         url: Its address.
         asked: How often each path was asked for.
         ranges: The Range headers that came.
-        trouble: Path → what to do the first times it is asked for: an HTTP code, "truncate", "stall", "trickle", or
-            the address to redirect to.
+        trouble: Path → what to do the first times it is asked for: an HTTP code, "truncate", "stall", "trickle",
+            "endless" (no length, and no end), "overstate" (a length of a terabyte), "understate" (half of the length),
+            or the address to redirect to, with a body that never ends.
         etag: What it calls the content of every file.
+        sent: Bytes of bodies that never end.
         honors_ranges: Whether it answers with a part where asked for one.
     """
 
@@ -93,13 +95,18 @@ class Server:
         self.ranges: list[str] = []
         self.trouble: dict[str, list[int | str]] = {}
         self.honors_ranges, self.etag = True, '"1"'
-        self.closing = threading.Event()
+        self.closing, self.sent = threading.Event(), 0
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
             def log_message(self, *_: object) -> None: ...
+
+            def write_endlessly(self) -> None:
+                self.close_connection = True
+                while not outer.closing.is_set():  # until the client hangs up
+                    outer.sent += self.wfile.write(bytes(2**16))
 
             def do_GET(self) -> None:
                 path = self.path.partition("?")[0]
@@ -110,8 +117,8 @@ class Server:
                 if isinstance(trouble, str) and ":" in trouble:
                     self.send_response(302)
                     self.send_header("Location", trouble)
-                    self.send_header("Content-Length", "0")
                     self.end_headers()
+                    self.write_endlessly()
                     return
                 if isinstance(trouble, int) or not file.is_file():
                     self.send_error(trouble or 404)
@@ -127,10 +134,14 @@ class Server:
                 else:
                     self.send_response(200)
                 self.send_header("ETag", outer.etag)
-                self.send_header("Content-Length", str(len(content) - start))
+                length = {"overstate": 10**12, "understate": len(content) // 2}.get(str(trouble), len(content) - start)
+                if trouble != "endless":
+                    self.send_header("Content-Length", str(length))
                 self.end_headers()
                 content = content[start:]
-                if not trouble:
+                if trouble == "endless":
+                    self.write_endlessly()
+                if trouble in ("", "understate"):
                     self.wfile.write(content)
                     return
                 self.wfile.write(content[: len(content) // 2])

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from opendino.data import download
-from opendino.data.download import Unreachable
+from opendino.data.download import TooLarge, Unreachable
 
 
 def fetched(server: Any, tmp_path: Path) -> bytes:
-    download.download(f"{server.url}/a", tmp_path / "out")
+    download.download(f"{server.url}/a", tmp_path / "out", 300_000)
     return (tmp_path / "out").read_bytes()
 
 
@@ -54,17 +54,37 @@ def test_lasting_trouble(tmp_path: Path, server: Any, content: bytes) -> None:
         fetched(server, tmp_path)
     for url in ("http://", "http://a b/c", "ftp://a/b", "file:///etc/passwd"):
         with pytest.raises(Unreachable):
-            download.download(url, tmp_path / "out")
+            download.download(url, tmp_path / "out", 300_000)
 
 
 def test_redirects_lead_to_web_servers_only(tmp_path: Path, server: Any, content: bytes) -> None:
     server.trouble["/old"] = [f"{server.url}/a", "ftp://127.0.0.1:9/a", "file:///etc/passwd"]
-    download.download(f"{server.url}/old", tmp_path / "out")
+    download.download(f"{server.url}/old", tmp_path / "out", 300_000)
+    assert server.sent < 2**24, "the body of a redirect is not read"
     assert (tmp_path / "out").read_bytes() == content
     for _ in range(2):
         with pytest.raises(Unreachable, match="the server answers 302"):
-            download.download(f"{server.url}/old", tmp_path / "out")
+            download.download(f"{server.url}/old", tmp_path / "out", 300_000)
     assert server.asked == {"/old": 3, "/a": 1}
+
+
+def test_no_more_is_read_than_allowed(tmp_path: Path, server: Any, content: bytes) -> None:
+    out = tmp_path / "out"
+    for lie in ("endless", "overstate", ""):
+        server.trouble["/a"] = [lie]
+        with pytest.raises(TooLarge, match=r"^it is larger than the limit of 0\.2 MiB$"):
+            download.download(f"{server.url}/a", out, 200_000)
+        assert out.stat().st_size == 0 if lie != "endless" else out.stat().st_size <= 200_000
+        server.trouble["/a"] = [lie]
+        assert download.download_optional(f"{server.url}/a", 200_000) is None
+    assert server.asked["/a"] == 6, "what is too large is not tried again"
+    assert server.sent < 2**24
+    server.trouble["/a"] = ["truncate", ""]  # the limit is for the whole file, not for what is left of it
+    with pytest.raises(TooLarge):
+        download.download(f"{server.url}/a", out, 299_999)
+    server.trouble["/a"] = ["understate"]
+    assert fetched(server, tmp_path) == content[:150_000], "the stated length ends it"
+    assert download.download_optional(f"{server.url}/a", 300_000) == content
 
 
 def test_pauses_grow(server: Any, tmp_path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -206,7 +206,8 @@ from opendino.embeddings.embed_images import Rows
 schema = table_schema.arrow(2, (1, 1), {})
 patches = torch.tensor([[[0.5, 1]], [[2, 3]]]).half()
 rows = Rows([0, 1], ["ä/1.png", ""], torch.tensor([[1.0, 2], [3, 4]]), [(5, 6), (7, 8)], patches, [])
-print(table_schema.batch(rows, schema).to_pylist())
+found = table_schema.batch(rows, schema).to_pylist()
+print([row | {"patches": [float(value) for value in row["patches"]]} for row in found])  # old pyarrow: np.float16(0.5)
 print("pandas" in sys.modules)
 """
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import json
 import os
 import threading
 from collections.abc import Iterator
@@ -19,9 +21,20 @@ from opendino.models.load import load
 
 
 class Server(SimpleHTTPRequestHandler):
-    """Hands out files, and keeps what it answered."""
+    """Hands out files, and keeps what it answered; `endless` is a file that has no length and no end."""
 
     answered: list[tuple[str, int]]
+    endless = ""
+
+    def do_GET(self) -> None:
+        if not self.endless or not self.path.endswith(self.endless):
+            super().do_GET()
+            return
+        self.send_response(200)
+        self.end_headers()
+        with contextlib.suppress(ConnectionError):
+            for _ in range(2**14):  # a GiB
+                self.wfile.write(bytes(2**16))
 
     def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
         self.answered.append((self.path.rpartition("/")[2], int(code)))
@@ -67,6 +80,28 @@ def test_what_is_no_model_is_one_line(server: ThreadingHTTPServer, tmp_path: Pat
     (tmp_path / "www/backbone.json").write_text('{"name": "../../secret", "kwargs": {}}')
     with pytest.raises(UserError, match=r"backbone\.json lacks"):
         load(url)
+
+
+def test_weights_larger_than_described_are_refused(
+    server: ThreadingHTTPServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, home = f"http://127.0.0.1:{server.server_address[1]}", tmp_path / "www"
+    model_folder(home, small_vit())
+    for file, limit in (("backbone.json", "16.0"), ("backbone.safetensors", "16.1")):
+        monkeypatch.setattr(Server, "endless", file)
+        with pytest.raises(UserError, match=rf"/{file}' is not downloaded: it is larger than the limit of {limit} MiB"):
+            load(url)
+    monkeypatch.setattr(Server, "endless", "")
+    described = json.loads((home / "backbone.json").read_text())
+    for day, (kwargs, wrong) in enumerate([({"embed_dim": 10**6}, "larger than 4,096"), ({"depth": 2000}, "layers")]):
+        (home / "backbone.json").write_text(json.dumps(described | {"kwargs": described["kwargs"] | kwargs}))
+        os.utime(home / "backbone.json", (4e9 + day, 4e9 + day))
+        with pytest.raises(UserError, match=wrong):
+            load(url)
+    folders = list((tmp_path / "cache/opendino/models").iterdir())
+    assert [sorted(file.name for file in folder.iterdir()) for folder in folders] == [
+        ["backbone.json", "backbone.json.validator"]
+    ]
 
 
 def test_torch_hub_loads_a_model(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import gradio as gr
 
 from opendino.app import chart_grid
 from opendino.app.context import Context, Head, handle_errors, session_id
+from opendino.app.page_words import verdict_words
 from opendino.app.run_curves import Columns, Reader
 from opendino.config import read_tree
 from opendino.core.accuracy import baseline_text, format_accuracies
@@ -145,7 +146,8 @@ def _row(short: str, name: str, run: Path, columns: Columns, left: int) -> dict[
         "loss": last("loss", ".3f"),
         "rank": last("effective_rank", ".1f"),
         "state": word,
-        "verdict": verdict,
+        "verdict": verdict.name if verdict else "",
+        "why": verdict_words(verdict.evidence, verdict.cure) if verdict else "",
     }
     return row | _knn(columns)
 

@@ -12,7 +12,7 @@ import gradio as gr
 from opendino.app.catalog import ServerImage
 from opendino.app.context import NETWORK, Context, Head, caption, handle_errors, session_id
 from opendino.app.image_input import open_at_click
-from opendino.app.page_words import STACK
+from opendino.app.page_words import STACK, of_images, with_fields
 from opendino.app.train_tab import STACKS
 from opendino.core.errors import UserError
 from opendino.data.image_overview import look_at
@@ -56,8 +56,10 @@ def build(context: Context, head: Head) -> None:
             raise UserError("The meaning of pages is not among the choices", "Choose one on this page")
         found = look_at(known[name], pages)
         more = max(0, len(found.bad) - _LISTED)
+        facts = {name: of_images(fact) for name, fact in found.facts.items()}
+        bad = [(key, with_fields(reason)) for key, reason in found.bad[:_LISTED]]
         return (
-            templates.render("images.html", facts=found.facts, bad=found.bad[:_LISTED], more=more),
+            templates.render("images.html", facts=facts, bad=bad, more=more),
             [(picture, caption(key)) for picture, key in found.examples],
             [ServerImage(known[name], key, pages) for _, key in found.examples],
         )

@@ -11,6 +11,7 @@ FOLDER_CHOICES = {"Not said": "auto", "Classes": "folders", "Dates, batches or o
 
 _FIELDS = {"--stack": f"“{STACK}”:", "--recipe": f"“{RECIPE}”:", "--minutes": f"“{MINUTES}”"}
 _FIELDS |= {f"--labels {value}": f"“{FOLDERS}: {name}”" for name, value in FOLDER_CHOICES.items() if value != "auto"}
+_FLAG = re.compile(r"(?<![\w-])--[a-z]")
 _ADVICE = re.compile(r" \((?:see )?--[^()]*\)")
 _ON_THE_COMMAND_LINE = " (Names with -- are settings of the command line, see below.)"
 LONGER = (
@@ -21,6 +22,7 @@ LONGER = (
 """The page's advice for a training that has not learned."""
 ELSEWHERE = "The settings that help are those of the command line, see below."
 """The page's advice for a training that has collapsed."""
+_TOGETHER = " of `opendino train` on the command line; start this page with that run, which reads them together"
 
 
 def with_fields(text: str) -> str:
@@ -30,7 +32,18 @@ def with_fields(text: str) -> str:
     return text
 
 
+def of_images(text: str) -> str:
+    """A fact about a set of images: `with_fields`; for one file per channel, which has no field, where to go."""
+    return with_fields(text) + _TOGETHER * ("--channel-files " in text)
+
+
+def verdict_words(evidence: str, cure: str) -> str:
+    """A verdict on a run, in one line; advice with flags is said to be for the command line."""
+    where = "On the command line: " * bool(_FLAG.search(cure))
+    return f"{_ADVICE.sub('', with_fields(evidence))}. {where}{cure}".strip()
+
+
 def in_page_words(text: str) -> str:
     """A message of a training: `with_fields`, and of other flags it says where they are set."""
     text = _ADVICE.sub("", with_fields(text))
-    return text + _ON_THE_COMMAND_LINE * bool(re.search(r"(?<![\w-])--[a-z]", text))
+    return text + _ON_THE_COMMAND_LINE * bool(_FLAG.search(text))

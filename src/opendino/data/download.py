@@ -1,4 +1,4 @@
-"""Download files from web servers with retries and resume."""
+"""Download files of limited size from web servers, with retries and resume."""
 
 from __future__ import annotations
 
@@ -31,29 +31,42 @@ class Unreachable(Exception):
     """A file that cannot be downloaded; `str(error)` is the reason, in one line."""
 
 
+class TooLarge(Unreachable):
+    """A file that is larger than allowed, or that never ends."""
+
+    def __init__(self, max_bytes: int) -> None:
+        super().__init__(f"it is larger than the limit of {max_bytes / 2**20:,.1f} MiB")
+
+
 def is_remote(name: str) -> bool:
     """Whether a name is an http or https address."""
     return name.lower().startswith(("http://", "https://"))
 
 
-def download(url: str, path: Path) -> str:
+def download(url: str, path: Path, max_bytes: int) -> str:
     """Download a file. An interrupted transfer is resumed where it stopped, if the server supports range requests.
+
+    Args:
+        url: The address.
+        path: The file to write.
+        max_bytes: A larger file is refused: before a byte is read if the server says its size, else at this many bytes.
 
     Returns:
         The validator of the content: its ETag, or else its Last-Modified date; "" if the server sends neither.
 
     Raises:
+        TooLarge: The file has more than `max_bytes`.
         Unreachable: The file is missing or forbidden, or `ATTEMPTS` attempts in a row made no progress.
     """
     with open(path, "wb") as file:
-        return _download(url, file)
+        return _download(url, file, max_bytes)
 
 
-def download_optional(url: str) -> bytes | None:
-    """Content of a small optional file; None if it is missing or cannot be downloaded."""
+def download_optional(url: str, max_bytes: int) -> bytes | None:
+    """Content of an optional file; None if it is missing, larger than `max_bytes`, or cannot be downloaded."""
     content = io.BytesIO()
     try:
-        _download(url, content)
+        _download(url, content, max_bytes)
     except Unreachable:
         return None
     return content.getvalue()
@@ -85,14 +98,14 @@ def one_line(error: Exception) -> str:
     return " ".join(str(reason).split())[:200] or type(error).__name__
 
 
-def _download(url: str, file: BinaryIO) -> str:
+def _download(url: str, file: BinaryIO, max_bytes: int) -> str:
     failures, most, validator, reason = 0, 0, "", ""  # `most`: bytes of the longest attempt so far
     while failures < ATTEMPTS:
         requested_wait_s = 0.0
         try:
             with _open_rest(url, file, validator) as answer:
                 validator = _validator(answer.headers)
-                _copy(answer, file)
+                _copy(answer, file, max_bytes)
             return validator
         except urllib.error.HTTPError as error:
             reason = f"the server answers {error.code} {error.reason}"
@@ -118,7 +131,7 @@ def _download(url: str, file: BinaryIO) -> str:
 
 
 class _HttpRedirects(urllib.request.HTTPRedirectHandler):
-    """Refuses redirects to FTP too; urllib itself refuses those to local files."""
+    """Refuses redirects to FTP too; urllib itself refuses those to local files. Reads nothing of their bodies."""
 
     def redirect_request(
         self,
@@ -129,7 +142,10 @@ class _HttpRedirects(urllib.request.HTTPRedirectHandler):
         headers: http.client.HTTPMessage,
         newurl: str,
     ) -> urllib.request.Request | None:
-        return super().redirect_request(req, fp, code, msg, headers, newurl) if is_remote(newurl) else None
+        if not is_remote(newurl):
+            return None
+        fp.close()  # urllib reads the whole body before it follows, which may never end
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 def _open(url: str, headers: dict[str, str]) -> http.client.HTTPResponse:
@@ -153,12 +169,16 @@ def _open_rest(url: str, file: BinaryIO, validator: str) -> http.client.HTTPResp
     return answer
 
 
-def _copy(answer: http.client.HTTPResponse, file: BinaryIO) -> None:
+def _copy(answer: http.client.HTTPResponse, file: BinaryIO, max_bytes: int) -> None:
     have = file.tell()
     length = answer.headers.get("Content-Length", "")
     whole = have + int(length) if length.isdigit() else 0
+    if whole > max_bytes:
+        raise TooLarge(max_bytes)
     since, seen = time.monotonic(), have
     while piece := answer.read1(_CHUNK_BYTES):
+        if have + len(piece) > max_bytes:  # no size was stated
+            raise TooLarge(max_bytes)
         have += file.write(piece)
         if time.monotonic() - since > TIMEOUT_S:
             if have - seen < LEAST_RATE * TIMEOUT_S:

@@ -152,7 +152,7 @@ def _evict(folder: Path, newest: Path) -> None:
                 status = path.stat()
                 cached.append((status.st_mtime, status.st_size, path))
     total = sum(size for _, size, _ in cached)
-    limit = min(_limit_bytes(), (total + shutil.disk_usage(folder).free) / 2)
+    limit = min(limit_bytes(), (total + shutil.disk_usage(folder).free) / 2)
     for _, size, path in sorted(cached):
         if total <= limit:
             break
@@ -161,9 +161,14 @@ def _evict(folder: Path, newest: Path) -> None:
             total -= size
 
 
-def _limit_bytes() -> float:
+def limit_bytes() -> int:
+    """Size limit of the cache folder in bytes.
+
+    Raises:
+        UsageError: OPENDINO_CACHE_GB is not a number.
+    """
     text = os.environ.get("OPENDINO_CACHE_GB", "")
     try:
-        return float(text or LIMIT_GB) * 1e9
-    except ValueError:
+        return int(float(text or LIMIT_GB) * 1e9)
+    except (ValueError, OverflowError):
         raise UsageError(f"OPENDINO_CACHE_GB is '{text}'", "Set it to a number of gigabytes, e.g. 50") from None

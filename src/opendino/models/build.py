@@ -22,6 +22,8 @@ from opendino.models.vit import SIZES, VisionTransformer
 
 _MAX_MODULES_PER_TENSOR = 12
 """Upper bound on modules per tensor of the weights; every model of timm has fewer."""
+_MAX_MODULES = 4096
+"""Upper bound on modules where the weights are not known yet: more than twice the most of any timm model."""
 _MAX_IMAGE_PX = 16_384
 _MAX_UNSAVED_BYTES = 2**30
 """Upper bound on non-persistent buffers (they are not in the weights file): five times the most of any timm model."""
@@ -79,7 +81,7 @@ def backbone_names() -> list[str]:
     return ["conv4", *(f"{family}/{patch}" for family in SIZES for patch in (16, 8))]
 
 
-def build_on_meta(name: str, kwargs: dict[str, Any], shapes: Mapping[str, Tensor], source: str) -> Backbone:
+def build_on_meta(name: str, kwargs: dict[str, Any], shapes: Mapping[str, Tensor] | None, source: str) -> Backbone:
     """Build an untrusted model description on the device `meta`: shapes without memory for weights.
 
     Compare the result with the shapes of the weights (`models.weights.check_weights`), then `materialize` it.
@@ -88,19 +90,21 @@ def build_on_meta(name: str, kwargs: dict[str, Any], shapes: Mapping[str, Tensor
         name: As for `backbone`.
         kwargs: As for `backbone`.
         shapes: The weights' tensors, possibly on `meta`. Their number limits the depth of the network, their sizes
-            limit its width.
+            limit its width. None if they are not known yet: fixed limits.
         source: Name of the description, for errors.
 
     Raises:
         UserError: The network cannot be built, or it is deeper or wider than its weights.
     """
-    max_modules = 100 + _MAX_MODULES_PER_TENSOR * len(shapes)
-    sides = {side for tensor in shapes.values() if tensor.numel() for side in tensor.shape}
+    known = shapes or {}
+    max_modules = _MAX_MODULES if shapes is None else 100 + _MAX_MODULES_PER_TENSOR * len(known)
+    sides = {side for tensor in known.values() if tensor.numel() for side in tensor.shape}
     for option, value in kwargs.items():
         limit = _MAX_IMAGE_PX if option in ("image_px", "img_size") else max(max_modules, 4096)
         if too_large := [number for number in _whole_numbers(value) if abs(number) > limit and number not in sides]:
             raise UserError(
-                f"{source}: {option:.60} is {too_large[0]:.6g}, larger than anything in its weights",
+                f"{source}: {option:.60} is {too_large[0]:.6g}, larger than "
+                + (f"{limit:,}" if shapes is None else "anything in its weights"),
                 "Use the description that was published with the weights",
             )
     try:
@@ -110,7 +114,12 @@ def build_on_meta(name: str, kwargs: dict[str, Any], shapes: Mapping[str, Tensor
         raise UserError(f"{source}: {error.message}", error.hint) from error
     except _TooManyModulesError as error:
         raise UserError(
-            f"{source} describes a '{name}' of many more layers than the {len(shapes)} tensors of its weights",
+            f"{source} describes a '{name}' of "
+            + (
+                f"more than {_MAX_MODULES:,} layers"
+                if shapes is None
+                else f"many more layers than the {len(known)} tensors of its weights"
+            ),
             "Use the description that was published with the weights",
         ) from error
     except Exception as error:  # torch and timm raise many types for invalid sizes

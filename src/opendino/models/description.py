@@ -19,7 +19,8 @@ from opendino.models.vit import SIZES
 DESCRIPTION = "backbone.json"
 CLASSIFIER = "classifier.safetensors"
 NETWORKS = ("teacher", "student")
-_MAX_BYTES = 2**24
+MAX_BYTES = 2**24
+"""Limit of backbone.json, and of the header of a .safetensors file."""
 
 NetworkName = Annotated[str, Meta(pattern=r"^(timm:|python:)?[A-Za-z0-9_.-]{1,150}(/[0-9]{1,5}(x[0-9]{1,5})?)?$")]
 DropRate = Annotated[float, Meta(ge=0, lt=1)]
@@ -101,9 +102,9 @@ def read_description(path: Path) -> dict[str, Any]:
     """
     try:
         with open(path, "rb") as file:
-            content = file.read(_MAX_BYTES + 1)
-        if len(content) > _MAX_BYTES:
-            raise UserError(f"{path} is larger than {_MAX_BYTES >> 20} MiB and not a model's description")
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise UserError(f"{path} is larger than {MAX_BYTES >> 20} MiB and not a model's description")
         found = msgspec.json.decode(content)
     except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path} is not a model's description: {error}") from error

@@ -7,13 +7,17 @@ import http.client
 import re
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from opendino.core import atomic_write
 from opendino.core.errors import UsageError, UserError, first_line
 from opendino.data import download, mmap_table
-from opendino.models.description import CLASSIFIER, DESCRIPTION, read_description, weights_file
+from opendino.models.build import build_on_meta
+from opendino.models.description import CLASSIFIER, DESCRIPTION, MAX_BYTES, read_description, weights_file
 
 HUB = "hf:"
+MAX_WEIGHTS_BYTES = 64 * 2**30
+"""Limit of any file of weights: twice the largest network of timm, of 6.7 billion float32 numbers."""
 _REPOSITORY = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", re.ASCII)
 
 
@@ -34,7 +38,8 @@ def local_folder(model: str) -> Path:
 
     Raises:
         UsageError: The name is not of this form.
-        UserError: It cannot be downloaded, or is no model of opendino.
+        UserError: It cannot be downloaded, is no model of opendino, or a file of an address is larger than its
+            description needs.
     """
     return _from_hub(model) if model.startswith(HUB) else _from_server(model.rstrip("/"))
 
@@ -64,29 +69,49 @@ def _from_hub(model: str) -> Path:
 def _from_server(url: str) -> Path:
     folder = mmap_table.cache_folder() / "models" / hashlib.sha256(url.encode()).hexdigest()[:32]
     folder.mkdir(parents=True, exist_ok=True)
-    _update(url, folder, DESCRIPTION)
+    if not _is_current(url, folder, DESCRIPTION):
+        _download(url, folder, DESCRIPTION, MAX_BYTES)
     described = read_description(folder / DESCRIPTION)
     networks = described["networks"]
     for file in [weights_file(which, networks) for which in networks] + [CLASSIFIER] * bool(described.get("classes")):
-        _update(url, folder, file)
+        if not _is_current(url, folder, file):
+            _download(url, folder, file, _max_weights_bytes(described, file == CLASSIFIER, f"{url}/{DESCRIPTION}"))
     return folder
 
 
-def _update(url: str, folder: Path, file: str) -> None:
-    """Download a file unless the server says that the one here is the same, or does not answer."""
+def _max_weights_bytes(described: dict[str, Any], classifier: bool, source: str) -> int:
+    """The most that a file of the described weights may have: each number as float64, and the header."""
+    on_meta = build_on_meta(described["name"], described["kwargs"], None, source)
+    if classifier:
+        numbers = (on_meta.embed_dim + 1) * len(described["classes"])
+    else:
+        numbers = sum(tensor.numel() for tensor in on_meta.state_dict().values())
+    return min(8 * numbers + MAX_BYTES, MAX_WEIGHTS_BYTES)
+
+
+def _is_current(url: str, folder: Path, file: str) -> bool:
+    """Whether the server says that the file here is the same, or does not answer."""
     address, path, note = f"{url}/{file}", folder / file, folder / f"{file}.validator"
     try:
         known = note.read_text(encoding="utf-8") if path.is_file() and note.is_file() else ""
-        if known and download.current_validator(address, known) == known:
-            return
+        return bool(known) and download.current_validator(address, known) == known
     except (OSError, ValueError, http.client.HTTPException):
-        return
+        return True
+
+
+def _download(url: str, folder: Path, file: str, max_bytes: int) -> None:
+    address = f"{url}/{file}"
     try:
         # In a folder of its own: another process may download the same file.
         with tempfile.TemporaryDirectory(dir=folder) as partial:
-            validator = download.download(address, Path(partial, file))
-            Path(partial, file).replace(path)
-            atomic_write.write(note, validator)
+            validator = download.download(address, Path(partial, file), max_bytes)
+            Path(partial, file).replace(folder / file)
+            atomic_write.write(folder / f"{file}.validator", validator)
+    except download.TooLarge as error:
+        raise UserError(
+            f"'{address}' is not downloaded: {error}",
+            f"The limit follows from {DESCRIPTION}. Give the address of a folder of `opendino export`",
+        ) from error
     except download.Unreachable as error:
         raise UserError(
             f"'{address}' could not be downloaded: {error}", "Give the address of a folder of `opendino export`"

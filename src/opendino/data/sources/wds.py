@@ -6,8 +6,9 @@ numbers, a file `classes.txt` beside the shards gives their names, one per line.
 `?names=first-dot` or `?names=last-dot` at the end says where the name of a sample ends.
 
 Shards on a server or in a bucket are downloaded whole, when they are needed, into a cache folder of limited size
-(OPENDINO_CACHE_GB, 50). A failed download is tried again with growing pauses; after that, the images of the shard count
-as unreadable for ten minutes. Buckets need the extra `remote`.
+(OPENDINO_CACHE_GB, 50); a shard of a web server that is larger than the folder may be is refused. A failed download is
+tried again with growing pauses; after that, the images of the shard count as unreadable for ten minutes. Buckets need
+the extra `remote`.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ from opendino.core.contracts import Source
 from opendino.core.errors import UsageError
 from opendino.data import remote_files
 from opendino.data.download import Unreachable, download, download_optional, is_remote
-from opendino.data.download_cache import cached_file, forget_changed, stamp
+from opendino.data.download_cache import cached_file, forget_changed, limit_bytes, stamp
 from opendino.data.shard_index import NameRule
 from opendino.data.shards import Shards
-from opendino.data.source_files import detect_layout, exists, is_folder, is_hidden, printable, suffix
+from opendino.data.source_files import MAX_BYTES, detect_layout, exists, is_folder, is_hidden, printable, suffix
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RULE = re.compile(r"[?&]names=([^&]*)$")
@@ -113,7 +114,9 @@ class _FileStore:
         """The local file; a remote shard is downloaded first."""
         if not _is_remote_shard(shard):
             return Path(shard)
-        return cached_file(shard, partial(download if is_remote(shard) else remote_files.fetch, shard))
+        if is_remote(shard):
+            return cached_file(shard, partial(download, shard, max_bytes=limit_bytes()))
+        return cached_file(shard, partial(remote_files.fetch, shard))
 
     def prefetch(self, shards: Sequence[str]) -> None:
         """Download remote shards in a background thread, one after the other."""
@@ -141,7 +144,7 @@ def _download_small(shard: str, beside: Callable[[str], str]) -> bytes | None:
     """Content of a small file beside a remote shard; None if it is missing or cannot be downloaded."""
     if is_remote(shard):
         address, mark, query = shard.partition("?")
-        return download_optional(f"{beside(address)}{mark}{query}")
+        return download_optional(f"{beside(address)}{mark}{query}", MAX_BYTES)
     with contextlib.suppress(Unreachable):
         return remote_files.read(beside(shard))
     return None
