@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +11,7 @@ import torch
 
 from opendino.core.errors import UsageError
 from opendino.engine import precision
+from opendino.views import kernels
 
 CPU = torch.device("cpu")
 
@@ -43,3 +46,21 @@ def test_products_inside_the_context_have_that_precision_and_weights_keep_theirs
             assert layer(torch.randn(2, 3)).dtype == dtype
     with precision.autocast(CPU, torch.float64):  # no half precision, no autocast
         assert layer.double()(torch.randn(2, 3, dtype=torch.float64)).dtype == torch.float64
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_thread_that_makes_views_does_not_change_the_gradient(dtype: torch.dtype) -> None:
+    weight, inputs = torch.randn(32, 32, requires_grad=True), torch.randn(2, 8, 32)
+
+    def gradient(between: Callable[[], None]) -> torch.Tensor:
+        with precision.autocast(torch.device("cpu"), dtype):
+            first = torch.nn.functional.linear(inputs[0], weight)
+            between()
+            second = torch.nn.functional.linear(inputs[1], weight)
+        return torch.autograd.grad(first.float().square().sum() + second.float().square().sum(), weight)[0]
+
+    def make_views() -> None:
+        with ThreadPoolExecutor(1) as other:
+            other.submit(kernels.product, torch.ones(2, 2), torch.ones(2, 2)).result()
+
+    assert torch.equal(gradient(lambda: None), gradient(make_views))
