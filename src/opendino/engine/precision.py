@@ -47,9 +47,9 @@ def choose(precision: Precision, device: torch.device) -> tuple[torch.dtype, str
 def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager[object]:
     """Context manager for the forward pass: autocast to a 16-bit dtype, nothing for float32.
 
-    On a CPU weights are converted at each use. The cache of converted weights belongs to all threads, and is emptied when
-    any of them leaves an autocast context, such as the one that makes views: then gradients of a weight that is used twice
-    would be added in another precision from run to run.
+    On a CPU weights are converted at each use. The cache of converted weights belongs to all threads, and is emptied
+    when any of them leaves an autocast context, such as the one that makes views: then the gradients of a weight that
+    is used twice would be added in another precision from run to run.
     """
     if dtype.itemsize != 2:
         return contextlib.nullcontext()
