@@ -313,8 +313,8 @@ def _check_same(old: LanceTable, origin: Mapping[str, Any], schema: pa.Schema) -
     if old.about["data"] != origin["data"]:
         raise UserError(
             f"{old.name} holds images of {old.about['data']}, not of {origin['data']}",
-            "Use the same DATA as before, or another --out. For several folders in one table give the folder above "
-            "them, or a text file of paths, to which more can be added later",
+            "Use the same DATA as before, or another --out. For several folders in a table give the folder above them, "
+            "or a text file of paths, to which more can be added later",
         )
     if old.about["grid"] != table_schema.about(schema)["grid"]:
         raise UserError(
