@@ -101,6 +101,21 @@ def test_another_folder_is_new_even_if_its_names_are_the_same(
     assert found["new"]["num_images"] == is_held_out(key_digests(open_source(tuesday)), 0.2).sum()
 
 
+def test_in_the_folder_above_the_old_images_are_still_old(grown: tuple[str, str], tmp_path: Path) -> None:
+    run, folder = grown
+    root = Path(folder).parent
+    camera(root / "tuesday", range(60))
+    config = existing_runs.read_run_config(Path(run))
+    everything = open_source(str(root))
+    held = is_held_out(key_digests(everything), 0.2)
+    of_monday = np.array([everything.key(row).startswith("camera/") for row in range(len(everything))])
+    found = comparison._held_out(replace(config, data=str(root), hold_out=0.2), Path(run), config, everything)
+    assert {name: len(source) for name, source in found.items()} == {
+        "new": (held & ~of_monday).sum(), "old": (held & of_monday).sum(),
+    }  # fmt: skip
+    assert held[of_monday].any() and held[~of_monday].any()
+
+
 def test_a_run_of_another_method_or_no_run_is_refused(grown: tuple[str, str], tmp_path: Path) -> None:
     run, folder = grown
     with pytest.raises(UserError, match="is no run folder"):

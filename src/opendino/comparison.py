@@ -92,9 +92,15 @@ def _held_out(config: ResolvedConfig, init: Path, earlier: ResolvedConfig, today
     """Images that the run did not train on: "new", and "old" ones, which the run before it had."""
     digests, known = key_digests(today), existing_runs.read_keys(init)
     held = is_held_out(digests, config.hold_out)
-    path, _ = split_every(earlier.data)
-    if split_every(config.data)[0] != path and exists(path):  # another folder: equal names are not the same images
+    path, now = split_every(earlier.data)[0], split_every(config.data)[0]
+    if now != path and exists(path):  # another folder: equal names are not the same images
         before = resolve.all_images(earlier)
+        if Path(path).is_dir() and Path(path).is_relative_to(
+            now
+        ):  # the folder above it: the old images are among these
+            names = {f"{Path(path).relative_to(now).as_posix()}/{before.key(i)}" for i in range(len(before))}
+            is_old = np.array([today.key(i) in names for i in range(len(today))])
+            return {"new": _subset(today, held & ~is_old), "old": _subset(today, held & is_old)}
         old = is_held_out(key_digests(before), config.hold_out)
         return {"new": _subset(today, held), "old": _subset(before, old)}
     is_old = np.zeros(len(held), bool) if known is None else np.isin(digests, known)

@@ -116,7 +116,7 @@ class Config(Checked):
     steps: Count | None = None
     """Length in optimizer steps; set this, epochs or minutes."""
     minutes: Positive | None = None
-    """Length in minutes, evaluations included; converted to steps once, by timing a few steps at the start."""
+    """Length in minutes with evaluations, without start-up and report; converted to steps once, by timing a few."""
     batch: Batch | Literal["auto"] = "auto"
     """Images per optimizer step over all devices; the learning rate scales with it."""
     mean: Mean = IMAGENET_MEAN

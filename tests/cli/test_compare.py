@@ -54,6 +54,13 @@ def test_with_labels_neighbors_decide_and_baselines_stand_beside(
     assert blind["change"]["after"] == pytest.approx(blind["top1"]) and untrained["change"]["num_images"] == 20
 
 
+def test_labels_may_come_from_a_list(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = [f"{kind}/{number}.png" for kind in ("along", "across") for number in range(12)]
+    (place / "labels.csv").write_text("path,class\n" + "".join(f"{name},{name[:2]}\n" for name in names[:20]))
+    told = compare(place, capsys, "--train", str(place / "train"), "--labels", str(place / "labels.csv"), "-k", "3")
+    assert told["num_images"] < 5 and told["models"][str(place / "seeing")]["majority"] < 100
+
+
 def test_without_labels_crops_decide(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     told = compare(place, capsys, "--data", str(place / "val"))
     assert told["measure"] == "crops" and [*told["models"]] == [str(place / "seeing"), str(place / "blind")]

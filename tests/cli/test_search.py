@@ -182,9 +182,9 @@ def test_drift_is_found_and_images_of_both_tables_are_not_compared(
     write_table(place / "c.parquet", torch.randn(60, 24))
     assert main(["drift", "a.parquet", "c.parquet", "--device", "cpu"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("no difference is shown") and lines[2:] == [
-        "single odd images: opendino outliers c.parquet"
-    ]
+    assert lines[0].startswith("no difference is shown") and lines[2].endswith(
+        "may not show; single odd images: opendino outliers c.parquet"
+    )
 
 
 def test_select_writes_a_list_that_is_data(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -43,7 +43,7 @@ def test_without_labels_crops_and_entropy_decide(change: dict[str, Any], name: s
     found = of_rows(run(**change), 100)
     assert found.name == name and found.collapse is None and bool(found.cure) == (name == NOT_SHOWN)
     assert found.by_crops
-    plain = "its features are better than" if name == LEARNED else "nothing measured shows better features than"
+    plain = "its features are better than" if name == LEARNED else "not enough shows better features than"
     assert found.evidence.startswith(
         f"{plain} at the start; after all 100 steps, crops of one image find each other in "
     )
@@ -71,11 +71,11 @@ def test_what_has_stopped_rising_is_not_told_to_go_on(late: tuple[float, ...], s
 
 
 def test_what_is_missing_is_said_with_the_pace_so_far() -> None:
-    assert "at the start would show it, at the pace so far after about 2.5 times as many steps" in (
+    assert "at the start would show learning, at the pace so far after about 2.5 times as many steps" in (
         of_rows(run(match=69.0), 100).evidence
     )
     standing = of_rows(run(match=65.5), 100).evidence
-    assert standing.endswith("10 points more than at the start would show it")
+    assert "chance 50%; 10 points more than at the start would show learning)" in standing
 
 
 @pytest.mark.parametrize(("after", "name"), [(92.1, LEARNED), (91.9, NOT_SHOWN)])

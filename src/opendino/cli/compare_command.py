@@ -38,6 +38,8 @@ class Config(Checked):
     """Labeled images to search for neighbors."""
     val: str | None = None
     """Labeled images to classify; default: a fifth of --train is held out."""
+    labels: str = "auto"
+    """Labels of --train and --val: folders (sub-folders are classes) or a CSV of path,class."""
     data: str | None = None
     """Images without labels, instead of --train: do two crops of an image find each other?"""
     k: Annotated[Count, tyro.conf.arg(aliases=["-k"])] = 10
@@ -114,7 +116,7 @@ def _features(config: Config, models: Sequence[Model]) -> Iterator[tuple[str, Tr
     for number, (name, model) in enumerate(zip(config.models, models, strict=True)):
         model.to(device)
         data = train_val_features(
-            model, LabeledData(config.train, config.val), batch=config.batch, workers=config.workers
+            model, LabeledData(config.train, config.val, config.labels), batch=config.batch, workers=config.workers
         )
         yield name, data
         if number == 0 and config.baselines:

@@ -81,7 +81,10 @@ def run(args: list[str]) -> Outcome:
         lines.append(f"{'own':>6}{'cosine':>9}")
         lines += [f"{row['own']:>6.0%}{row['score']:>9.4f}  {row['path']}" for row in rows]
     else:  # some image always differs most: a list would look like a finding
-        lines.append(f"single odd images: opendino outliers {config.b}")
+        lines.append(
+            "changes that training ignores on purpose (brightness, contrast, position) may not show; "
+            f"single odd images: opendino outliers {config.b}"
+        )
     if sheet:
         tiles = [(row["path"], f"own {row['own']:.0%}  {row['score']:.3f}") for row in rows]
         table_sheet.save(table_sheet.in_rows(tiles, _COLUMNS), tables[1].about, sheet)

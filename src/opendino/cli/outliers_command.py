@@ -73,7 +73,7 @@ def run(args: list[str]) -> Outcome:
         f"{len(keys):,} images{left_out(lost)}: distance to neighbor {config.k} of unit vectors (0 to 2, median "
         f"{float(distance.median()):.4f}) and local outlier factor (about 1 is usual)",
         f"{num_unusual:,} unusual: {_NAMES[config.by]} above {limit:.4f}, 3.5 robust standard deviations of its "
-        "logarithm above the median; look at them, no rule knows which of them matter",
+        "logarithm above the median; no rule knows which of them matter. The list has the farthest, unusual or not",
         f"{'distance':>9}{'lof':>8}",
         *(f"{row['distance']:>9.4f}{row['lof']:>8.2f}  {row['path']}" for row in rows[: config.num]),
     ]

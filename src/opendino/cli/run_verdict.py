@@ -19,5 +19,6 @@ def warn_unless_learned(model: str) -> None:
     settings = read_tree(folder / "config.yaml")
     if isinstance(settings.get("steps"), int) and (name := verdict_on(folder, settings).name) != "learned":
         log.warn(
-            f"{model} is {name}: its features may be no better than an untrained network's; opendino doctor {model}"
+            f"{model} is {name}: its features may be no better than an untrained network's. Labels decide "
+            f"(opendino eval linear); the evidence so far: opendino doctor {model}"
         )

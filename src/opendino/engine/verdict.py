@@ -19,7 +19,7 @@ from opendino.engine.collapse_detection import CURE, Collapse, Monitor
 LEARNED, NOT_SHOWN = "learned", "not shown to learn"
 _MEANING = {
     LEARNED: "its features are better than at the start",
-    NOT_SHOWN: "nothing measured shows better features than at the start",
+    NOT_SHOWN: "not enough shows better features than at the start",
 }
 KNN_GAIN = 2.0
 """Points of k-NN accuracy above the start below which a run has not learned, however many queries there are."""
@@ -160,13 +160,16 @@ def _by_crops(columns: Columns) -> tuple[bool, str]:
     """Whether the run has learned by the measures that need no labels, and the evidence."""
     scores = {name: _last(columns, name) for name in columns if name.startswith("crop_match.")}
     match = {name.partition(".")[2]: score for name, score in scores.items() if score is not None}
-    signs, learned, gain = [], False, 0.0
+    signs, learned = [], False
     if (first := next((name for name in _STARTS if name in match), None)) is not None:
         best, *_ = match
         others = ", ".join(f"{_NAMES[name]} {match[name]:.1f}%" for name in (first, "pixels", "color") if name in match)
-        signs.append(f"crops of one image find each other in {match[best]:.1f}% of comparisons ({others}; chance 50%)")
         gain = match[best] - match[first]
         learned = gain >= MATCH_GAIN
+        signs.append(
+            f"crops of one image find each other in {match[best]:.1f}% of comparisons "
+            f"({others}; chance 50%{_missing(columns, gain)})"
+        )
         color = [_last(columns, f"crop_match_color.{name}") for name in (best, first)]
         if color[0] is not None and color[1] is not None:
             signs.append(f"in color in {color[0]:.1f}% ({_NAMES[first]} {color[1]:.1f}%)")
@@ -177,12 +180,19 @@ def _by_crops(columns: Columns) -> tuple[bool, str]:
     if "effective_rank" in columns:
         rank = columns["effective_rank"][1]
         signs.append(f"the effective rank is {rank[-1]:.1f} ({rank[0]:.1f} at the start)")
-    needed = "" if learned or first is None else f"; {MATCH_GAIN:g} points more than at the start would show it"
-    if needed and _stalled(columns):
-        needed += ", and it has not risen in the last third of the run"
-    elif needed and 1 <= gain < MATCH_GAIN:
-        needed += f", at the pace so far after about {max(1.1, MATCH_GAIN / gain):.1f} times as many steps"
-    return learned, ", ".join(signs) + needed
+    return learned, ", ".join(signs)
+
+
+def _missing(columns: Columns, gain: float) -> str:
+    """How far crop matching, which rose by `gain` points, is from showing that a run has learned; empty if it does."""
+    if gain >= MATCH_GAIN:
+        return ""
+    needed = f"; {MATCH_GAIN:g} points more than at the start would show learning"
+    if _stalled(columns):
+        return f"{needed}, and it has not risen in the last third of the run"
+    if gain < 1:
+        return needed
+    return f"{needed}, at the pace so far after about {max(1.1, MATCH_GAIN / gain):.1f} times as many steps"
 
 
 def _by_classes(columns: Columns) -> tuple[float, float, str] | None:

@@ -325,8 +325,9 @@ def _load_images(config: Config, model: Model, data: str) -> tuple[Images, list[
     if not groups:
         raise UserError(
             f"No column of {Path(config.labels).name or 'sub-folders'} has two values with {_FEWEST} images or more "
-            "each in both parts",
-            f"Its columns: {', '.join(values)}. Name others with --columns, or list more images",
+            f"each to train on and {_FEWEST} to test on",
+            f"Its columns: {', '.join(values)}. Name others with --columns, or list more images: without --val a fifth "
+            f"is tested on, so a value needs about {5 * _FEWEST} images",
         )
     features = torch.cat([each.features for each in tables])
     images = Images(features, val, classes, tuple(names) if len(names) > 1 else (), groups, group_names)
@@ -382,7 +383,7 @@ def _across_lines(column: str, entry: dict[str, Any], kind: str) -> list[str]:
         shown = {p: f"{found[p][side]:.1f}% ± {found[p][f'{side}_standard_error']:.1f}" for p in PROBES}
         rows.append(f"{f'  {kind}, trained {side} its {column}':<36.36}{shown['linear']:>15}{shown['knn']:>18}")
     how = f"as many training images of each {kind}"
-    return [*rows, f"  ({how}; {found['num']:,} images, of the {found['classes']} that are in several groups)"]
+    return [*rows, f"  ({how}; {found['num']:,} images of the {found['classes']} of these that are in several groups)"]
 
 
 def _together(column: str, entry: dict[str, Any], kind: str) -> list[str]:

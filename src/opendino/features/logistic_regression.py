@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +23,7 @@ _FOLDS, _FEW_FOLDS, _FEW = 5, 10, 1000
 _TEMPERATURES = tuple(1.1**n for n in range(-15, 36))  # 0.24 to 28
 _MAX_ITERATIONS = 500
 _ROUGH, _CLEAR_RISE = 1e-4, 1.01
+_SMALL = 2_000_000  # values of all features
 
 
 @dataclass(frozen=True)
@@ -68,22 +70,35 @@ def cross_validated(
         seed: Of the random folds.
         groups: int64 `[M]`, two values or more: rows of one group, such as pixels of one image, stay in one fold.
     """
-    fold, num_folds = folds(labels, seed) if groups is None else group_folds(groups, seed)
-    standardized, mean, std = _standardize(features)
-    reduced, basis = _reduce(standardized)  # [M R]: the penalty does not change under rotation
-    held_out = _held_out_scores(reduced, labels, num_classes, fold, strengths)  # [S M C]
-    losses = _losses(torch.stack([scores / _temperature(scores, labels) for scores in held_out]), labels)  # [S M]
-    best = _choose(losses, strengths)
-    others = [_choose(losses[:, fold != number], strengths) for number in range(num_folds)]
-    scores = held_out[torch.tensor(others)[fold], torch.arange(len(labels))]
-    temperature = _temperature(scores, labels)
-    weight, bias = fit(reduced, labels, num_classes, strengths[best])
-    weight = weight @ basis.T / std
-    bias = bias - weight @ mean
-    return CrossValidated(
-        (weight / temperature).float(), (bias / temperature).float(), strengths[best], float(losses[best].mean()),
-        (scores / temperature).float(), num_folds,
-    )  # fmt: skip
+    with _few_threads(features):
+        fold, num_folds = folds(labels, seed) if groups is None else group_folds(groups, seed)
+        standardized, mean, std = _standardize(features)
+        reduced, basis = _reduce(standardized)  # [M R]: the penalty does not change under rotation
+        held_out = _held_out_scores(reduced, labels, num_classes, fold, strengths)  # [S M C]
+        losses = _losses(torch.stack([scores / _temperature(scores, labels) for scores in held_out]), labels)  # [S M]
+        best = _choose(losses, strengths)
+        others = [_choose(losses[:, fold != number], strengths) for number in range(num_folds)]
+        scores = held_out[torch.tensor(others)[fold], torch.arange(len(labels))]
+        temperature = _temperature(scores, labels)
+        weight, bias = fit(reduced, labels, num_classes, strengths[best])
+        weight = weight @ basis.T / std
+        bias = bias - weight @ mean
+        return CrossValidated(
+            (weight / temperature).float(), (bias / temperature).float(), strengths[best], float(losses[best].mean()),
+            (scores / temperature).float(), num_folds,
+        )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _few_threads(features: Tensor) -> Iterator[None]:
+    """One thread where the products are small: more gain nothing, and wait for each other on a busy machine."""
+    before = torch.get_num_threads()
+    if features.numel() < _SMALL:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def with_strength(features: Tensor, labels: Tensor, num_classes: int, strength: float) -> tuple[Tensor, Tensor]:
