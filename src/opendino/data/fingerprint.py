@@ -30,8 +30,8 @@ def sample(source: Source) -> dict[str, Any]:
 
 def key_digests(source: Source) -> np.ndarray:
     """64-bit digests of all keys, uint64 `[N]` in the order of the source, to tell which images of a folder are new."""
-    digests = (_digest(source.key(index)) for index in range(len(source)))
-    return np.frombuffer(b"".join(digests), "<u8")
+    digests = (int.from_bytes(_digest(source.key(index)), "little") for index in range(len(source)))
+    return np.fromiter(digests, np.uint64, len(source))
 
 
 def check(
