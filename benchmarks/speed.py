@@ -217,8 +217,7 @@ def of_loss(args: argparse.Namespace) -> dict[str, Any]:
 
 def of_step_demo(args: argparse.Namespace) -> dict[str, Any]:
     """A training step of the demo on prepared views."""
-    config = demo.config()
-    return steps(args, config.backbone, config, config.batch, config.optim)
+    return steps(args, *demo_parts())
 
 
 def of_step_vits16(args: argparse.Namespace) -> dict[str, Any]:
@@ -228,8 +227,15 @@ def of_step_vits16(args: argparse.Namespace) -> dict[str, Any]:
 
 def of_whole_demo(args: argparse.Namespace) -> dict[str, Any]:
     """From files to updated weights, the demo's recipe; in one process, so that no work is hidden."""
+    return whole(args, *demo_parts())
+
+
+def demo_parts() -> tuple[str, Config, int, optim.ResolvedConfig]:
+    """Network, settings, batch and optimizer of the demo, with the centering of the classic way."""
     config = demo.config()
-    return whole(args, config.backbone, config, config.batch, config.optim)
+    config = replace(config, method=replace(config.method, centering="mean"))
+    assert isinstance(config.batch, int)
+    return config.backbone, config, config.batch, configs.resolved_optim(config.optim, grad_accum_steps=1)
 
 
 def of_whole_vits16(args: argparse.Namespace) -> dict[str, Any]:
@@ -243,7 +249,7 @@ def of_whole_resnet18(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def steps(
-    args: argparse.Namespace, backbone: str, config: Config, batch: int, settings: optim.Config
+    args: argparse.Namespace, backbone: str, config: Config, batch: int, settings: optim.ResolvedConfig
 ) -> dict[str, Any]:
     """Both ways on the same views at each precision; the losses of the first steps must agree."""
     found: dict[str, Any] = {}
@@ -263,7 +269,7 @@ def steps(
 
 
 def whole(
-    args: argparse.Namespace, backbone: str, config: Config, batch: int, settings: optim.Config
+    args: argparse.Namespace, backbone: str, config: Config, batch: int, settings: optim.ResolvedConfig
 ) -> dict[str, Any]:
     """Files, views, step at each precision: the classic way, ours, and lightly's pieces with our network."""
     source, found = open_source(str(args.images)), dict[str, Any]()
@@ -288,7 +294,7 @@ def whole(
 
 
 def with_lightly(
-    backbone: str, config: Config, settings: optim.Config, paths: list[Path], dtype: torch.dtype
+    backbone: str, config: Config, settings: optim.ResolvedConfig, paths: list[Path], dtype: torch.dtype
 ) -> Callable[[], None]:
     """A step of lightly's pieces from files, with the network and the sizes of ours."""
     from lightly_dino import LightlyStep, transform
@@ -305,7 +311,7 @@ def with_lightly(
 
 
 def at_each_precision(
-    args: argparse.Namespace, backbone: str, config: Config, batch: int, settings: optim.Config
+    args: argparse.Namespace, backbone: str, config: Config, batch: int, settings: optim.ResolvedConfig
 ) -> Iterator[tuple[str, torch.dtype, Ours]]:
     """Our side, with prototypes trained from the first step, once for each precision."""
     config = replace(config, method=replace(config.method, freeze_last_layer="0"))
