@@ -45,15 +45,8 @@ def choose(precision: Precision, device: torch.device) -> tuple[torch.dtype, str
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager[object]:
-    """Context manager for the forward pass: autocast to a 16-bit dtype, nothing for float32.
-
-    On a CPU weights are converted at each use. The cache of converted weights belongs to all threads, and is emptied
-    when any of them leaves an autocast context, such as the one that makes views: then the gradients of a weight that
-    is used twice would be added in another precision from run to run.
-    """
-    if dtype.itemsize != 2:
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype, cache_enabled=device.type != "cpu")
+    """Context manager for the forward pass: autocast to a 16-bit dtype, nothing for float32."""
+    return torch.autocast(device.type, dtype) if dtype.itemsize == 2 else contextlib.nullcontext()
 
 
 def _seconds(dtype: torch.dtype) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 import numpy as np
@@ -31,8 +32,19 @@ def product_dtype(device: torch.device) -> torch.dtype:
 
 def product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     """`a @ b` in the precision of the inputs, also inside autocast."""
-    with torch.autocast(a.device.type, enabled=False):
+    with full_precision(a.device):
         return torch.matmul(a, b, out=out)
+
+
+def full_precision(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Context manager that turns autocast off, if it is on.
+
+    It is off where views are made in a thread of their own. There it must not be touched: whoever leaves an autocast
+    context empties the cache of converted weights of all threads, and then the gradients of a weight that the training
+    thread uses twice are added in another precision.
+    """
+    on = torch.is_autocast_enabled(device.type)
+    return torch.autocast(device.type, enabled=False) if on else contextlib.nullcontext()
 
 
 def by_kind_(images: Tensor, kind: Tensor, function: Callable[[Tensor, NDArray[np.int64]], Tensor]) -> None:

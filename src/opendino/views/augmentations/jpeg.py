@@ -14,6 +14,7 @@ from torch import Tensor
 
 from opendino.core.ranges import ASCENDING, Checked, Fraction
 from opendino.views.counter_rng import Numbers
+from opendino.views.kernels import full_precision
 
 ORDER = 80
 Quality = Annotated[int, Meta(ge=1, le=100)]
@@ -71,7 +72,7 @@ def apply(x: Tensor, parameters: dict[str, Tensor], configs: tuple[Config, ...])
     blocks = planes.unflatten(-1, (-1, 8)).unflatten(-3, (-1, 8)).transpose(-3, -2)  # [V B C rows columns 8 8]
     dct = _dct(x)
     step = table[:, :, :, None, None].clamp(min=1)
-    with torch.autocast(x.device.type, enabled=False):
+    with full_precision(x.device):
         blocks = dct.mT @ ((dct @ blocks @ dct.mT / step).round() * step) @ dct
     planes = blocks.transpose(-3, -2).flatten(-4, -3).flatten(-2)[..., :height, :width].round().clamp(-128, 127)
     pixels = _to_rgb(planes) if channels == 3 else planes + 128
