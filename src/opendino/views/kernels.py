@@ -39,9 +39,9 @@ def product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
 def full_precision(device: torch.device) -> contextlib.AbstractContextManager[object]:
     """Context manager that turns autocast off, if it is on.
 
-    It is off where views are made in a thread of their own. There it must not be touched: whoever leaves an autocast
-    context empties the cache of converted weights of all threads, and then the gradients of a weight that the training
-    thread uses twice are added in another precision.
+    It is off where views are made in a thread of their own. There it must not be touched: leaving an autocast context
+    empties the cache of converted weights of all threads, and then the gradients of a weight that the training thread
+    uses twice are added in another precision.
     """
     on = torch.is_autocast_enabled(device.type)
     return torch.autocast(device.type, enabled=False) if on else contextlib.nullcontext()
