@@ -274,3 +274,19 @@ def _same_weights(model: VisionTransformer, **options: object) -> VisionTransfor
     twin = small(**options)
     twin.load_state_dict(model.state_dict())
     return twin
+
+
+def test_attention_in_16_bits_is_attention() -> None:
+    """On a CPU it is written out; both are good to bfloat16's 8 bits."""
+    inputs = torch.randn(3, 2, 3, 40, 8, dtype=torch.float64)
+    expected, found = (
+        [each.clone().to(dtype).requires_grad_() for each in inputs] for dtype in (torch.float64, torch.bfloat16)
+    )
+    towards = torch.randn(2, 3, 40, 8, dtype=torch.float64)
+    outputs = [vit_layers.attention(*expected), vit_layers.attention(*found)]
+    torch.testing.assert_close(outputs[1].double(), outputs[0], rtol=0, atol=0.02)
+    for output in outputs:
+        (output.double() * towards).sum().backward()
+    for ours, theirs in zip(found, expected, strict=True):
+        assert (ours.grad - theirs.grad).norm() < 0.02 * theirs.grad.norm()
+    assert "flash" not in str(outputs[1].grad_fn).lower()
