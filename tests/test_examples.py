@@ -28,7 +28,7 @@ def test_a_notebook_runs_in_jupyter(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     import nbformat
     from nbclient import NotebookClient
 
-    monkeypatch.setenv("STEPS", "4")
+    monkeypatch.setenv("STEPS", "2")
     assert code_cells("first_model")
     notebook = nbformat.read(EXAMPLES / "first_model.ipynb", as_version=4)
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()

@@ -19,7 +19,6 @@ from tests.factories import difference, dino_run, metric_rows
 from tests.methods.test_ibot import CLOCK, SMALL, VIT, method, views
 from tests.story.test_run import KILLER
 from torch import Tensor
-from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
 import opendino
 from opendino import config as configs
@@ -27,17 +26,12 @@ from opendino import resolve
 from opendino.config import Config
 from opendino.core import metrics_log
 from opendino.core.errors import UserError
-from opendino.core.types import Views
 from opendino.engine import optim, parallel
 from opendino.engine.verdict import of_rows
 from opendino.methods import ibot
-from opendino.models.build import backbone
 from opendino.models.load import load
 from opendino.models.run_checkpoints import load_step
 from opendino.training import step
-from opendino.views import patch_masks
-from opendino.views.multi_crop import multi_crop
-from opendino.views.sampling import sample_views
 from opendino.views.settings import changed
 from opendino.visualize.drawing import panels
 
@@ -150,40 +144,6 @@ def test_two_processes_together_are_the_run_of_one(tmp_path: Path) -> None:
             for key, value in expected.items():
                 torch.testing.assert_close(found[key], value, **EXACT)
             assert json.loads((tmp_path / f"{how} {rank}.json").read_text()) == pytest.approx(losses, abs=1e-10)
-
-
-# ---- a GPU that is not there
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["cuda", "cpu"])
-def test_a_step_of_vit_small_on_fake_tensors_asks_for_no_value(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted = ibot.views(ibot.Config(), ibot.VIEWS)
-    settings, draws = optim.ResolvedConfig(), sample_views(wanted, 0, 0, range(2), [(256, 256)] * 2)
-    with torch.device("meta"):  # initial weights are not needed, and drawing them asks for values
-        on_meta = ibot.build(ibot.Config(), lambda role: backbone("vit_small/16", drop_path=0.1))
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        device = torch.device(name)
-        made = on_meta.to_empty(device=device).train()
-        optimizer = optim.build(settings, made.student)
-        if name == "cuda":  # its backward pass needs a driver; the pass on the fake CPU has the same operations
-
-            def fill_gradients(_: Tensor) -> None:
-                for parameter in made.student.parameters():
-                    parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
-
-            monkeypatch.setattr(Tensor, "backward", fill_gradients)
-        there = {group: each.map(lambda x: mode.from_tensor(x).to(device)) for group, each in draws.items()}
-        canvas = torch.empty(2, 3, 256, 256, dtype=torch.uint8, device=device)
-        crops, masks = multi_crop(canvas, there, wanted), patch_masks.of_batch(there, wanted)
-        assert masks["global"].indices.shape == (2 * 59,)
-        seen = Views(crops, torch.zeros(2, dtype=torch.int64, device=device), torch.arange(2), masks=masks)
-        tensors, _ = step(made, optimizer, settings, 2, CLOCK, [seen])
-        assert tensors["patch_loss"].device.type == name
-        with pytest.raises(DataDependentOutputException):
-            tensors["patch_loss"].item()
-        with pytest.raises(DynamicOutputShapeException):
-            crops["global"][masks["global"].where.any(2)]
 
 
 def main(folder: Path) -> int:

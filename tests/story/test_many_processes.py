@@ -38,8 +38,8 @@ RATES = {
 }  # batch norm over eight images is steep: a larger step would amplify rounding
 SMALL_VIEWS = {"global.size": 32, "local.size": 16, "local.number": 2}
 CASES = [
-    *itertools.product((2,), ("dino", "byol"), WAYS), (2, "swav", "ddp"), (2, "lejepa", "fsdp"),
-    (4, "dino", "fsdp"), (4, "byol", "ddp"),
+    *itertools.product((2,), ("dino",), WAYS), (2, "byol", "ddp"), (2, "swav", "ddp"), (2, "lejepa", "fsdp"),
+    (4, "dino", "fsdp"),
 ]  # fmt: skip
 
 

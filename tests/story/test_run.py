@@ -29,6 +29,8 @@ from opendino.core import compilation
 from opendino.core.errors import UserError
 from opendino.engine import checkpoint, optim
 from opendino.methods import dino, distill, mean_teacher
+from opendino.recipes import demo
+from opendino.views.settings import changed
 
 TIMED = ("images_per_second", "data_wait", "mfu", "peak_memory_bytes", "seconds")
 
@@ -340,7 +342,10 @@ def test_accumulation_is_the_same_run(tmp_path: Path) -> None:
 @pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler")
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 def test_compiled_it_is_the_same_run_and_goes_on_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    one_block: dict[str, Any] = {"backbone_options": {"embed_dim": 24, "depth": 1, "num_heads": 2}, "drop_path": 0.0}
+    one_block: dict[str, Any] = {  # and no local crops: each rate and each size is compiled anew
+        "backbone_options": {"embed_dim": 24, "depth": 1, "num_heads": 2}, "drop_path": 0.0,
+        "views": changed(demo.config().views, {"local.number": 0}),
+    }  # fmt: skip
     eager, whole = (
         Path(opendino.train(dino_run(tmp_path / name, compile=name == "whole", **one_block)).run)
         for name in ("eager", "whole")
