@@ -49,6 +49,11 @@ def test_crops_of_a_small_network_keep_the_detail(
         assert resolved(module.VIEWS, facts(short, convolutional=True))[0]["global"].size == sizes[0]
 
 
+def test_a_scale_without_effect_is_not_printed() -> None:
+    _, reasons = resolved(changed(AUTO, {"all.crop.fixed": True}), facts(128, convolutional=True))
+    assert "crop.scale" not in " ".join(reasons) and "global.size" in " ".join(reasons)
+
+
 def test_other_networks_keep_the_views_of_the_paper() -> None:
     found, _ = resolved(AUTO, facts(128, convolutional=False))
     assert (found["global"].size, found["local"].size) == (96, 48)  # a CPU stops at 96; 96/224 of it, in sixteens

@@ -248,6 +248,8 @@ def resolved(views: Mapping[str, View], facts: Facts) -> tuple[dict[str, View], 
 def _used(views: Mapping[str, View], name: str) -> bool:
     """Whether a setting has an effect: its augmentation is active, or it is what turns that off."""
     group, augmentation, *field = name.split(".")
+    if [augmentation, *field] == ["crop", "scale"] and _value(views, f"{group}.crop.fixed"):
+        return False  # crops are cut without resizing
     return not field or field == ["p"] or active(views[group], augmentation)
 
 
