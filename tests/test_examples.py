@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from tests.factories import noise_folder
 
+from opendino.core import registry
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
@@ -48,6 +50,7 @@ def test_own_data_network_and_callback(
         exec(cell, names)
     assert names["run"].steps == 2 and names["model"].embed([names["source"].read(0)]).shape == (1, 512)
     assert capsys.readouterr().out.count("'teacher'") >= 2
+    del registry._added[registry.BACKBONES]["python:network"]  # other tests know no network
 
 
 @pytest.mark.slow
