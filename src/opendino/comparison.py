@@ -95,15 +95,14 @@ def _held_out(config: ResolvedConfig, init: Path, earlier: ResolvedConfig, today
     path, now = split_every(earlier.data)[0], split_every(config.data)[0]
     if now != path and exists(path):  # another folder: equal names are not the same images
         before = resolve.all_images(earlier)
-        if Path(path).is_dir() and Path(path).is_relative_to(
-            now
-        ):  # the folder above it: the old images are among these
-            names = {f"{Path(path).relative_to(now).as_posix()}/{before.key(i)}" for i in range(len(before))}
-            is_old = np.array([today.key(i) in names for i in range(len(today))])
-            return {"new": _subset(today, held & ~is_old), "old": _subset(today, held & is_old)}
-        old = is_held_out(key_digests(before), config.hold_out)
-        return {"new": _subset(today, held), "old": _subset(before, old)}
-    is_old = np.zeros(len(held), bool) if known is None else np.isin(digests, known)
+        if not (Path(path).is_dir() and Path(path).is_relative_to(now)):
+            old = is_held_out(key_digests(before), config.hold_out)
+            return {"new": _subset(today, held), "old": _subset(before, old)}
+        # The folder above it: the old images are among these, by longer names.
+        names = {f"{Path(path).relative_to(now).as_posix()}/{before.key(i)}" for i in range(len(before))}
+        is_old = np.array([today.key(i) in names for i in range(len(today))])
+    else:
+        is_old = np.zeros(len(held), bool) if known is None else np.isin(digests, known)
     return {"new": _subset(today, held & ~is_old), "old": _subset(today, held & is_old)}
 
 

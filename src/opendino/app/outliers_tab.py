@@ -9,7 +9,7 @@ import gradio as gr
 from opendino.app.context import NETWORK, Context, Head, bounded, caption, handle_errors
 from opendino.app.image_input import open_at_click
 from opendino.core.errors import UserError
-from opendino.features.outlier_scores import most_unusual, usual_limit
+from opendino.features.outlier_scores import most_unusual, num_unusual
 
 NAME = "Outliers"
 
@@ -53,10 +53,9 @@ def build(context: Context, head: Head) -> None:
             for row in rows
         ]
         text, file = context.file_list([keys[row] for row in rows])
-        scores = distance if by == "distance" else factor
-        limit = usual_limit(scores)
+        unusual, limit = num_unusual(distance, factor, by)
         sentence = (
-            f"{int((scores > limit).sum()):,} of {len(keys):,} images are above the usual range ({limit:.3f}); the "
+            f"{unusual:,} of {len(keys):,} images are above the usual range ({limit:.3f}); the "
             f"median distance is {float(distance.median()):.3f}. The first {len(rows)}:"
         )
         return (

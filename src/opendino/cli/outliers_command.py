@@ -18,7 +18,7 @@ from opendino.data.open_source import list_paths
 from opendino.data.source_files import cell
 from opendino.embeddings.embedding_table import left_out
 from opendino.embeddings.open_table import open_table
-from opendino.features.outlier_scores import most_unusual, usual_limit
+from opendino.features.outlier_scores import most_unusual, num_unusual
 from opendino.visualize.drawing import tile_grid
 
 _COLUMNS = 8
@@ -66,13 +66,11 @@ def run(args: list[str]) -> Outcome:
         {"path": keys[row], "distance": round(float(distance[row]), 6), "lof": round(float(factor[row]), 4)}
         for row in order
     ]
-    measure = distance if config.by == "distance" else factor
-    limit = usual_limit(measure)
-    num_unusual = int((measure > limit).sum())
+    unusual, limit = num_unusual(distance, factor, config.by)
     lines = [
         f"{len(keys):,} images{left_out(lost)}: distance to neighbor {config.k} of unit vectors (0 to 2, median "
         f"{float(distance.median()):.4f}) and local outlier factor (about 1 is usual)",
-        f"{num_unusual:,} unusual: {_NAMES[config.by]} above {limit:.4f}, 3.5 robust standard deviations of its "
+        f"{unusual:,} unusual: {_NAMES[config.by]} above {limit:.4f}, 3.5 robust standard deviations of its "
         "logarithm above the median; no rule knows which of them matter. The list has the farthest, unusual or not",
         f"{'distance':>9}{'lof':>8}",
         *(f"{row['distance']:>9.4f}{row['lof']:>8.2f}  {row['path']}" for row in rows[: config.num]),
@@ -85,7 +83,7 @@ def run(args: list[str]) -> Outcome:
         table_sheet.save(table_sheet.in_rows(tiles, _COLUMNS), table.about, sheet)
         lines.append(f"→ {config.sheet}")
     fields = {
-        "table": config.table, "images": len(keys), "k": config.k, "by": config.by, "unusual": num_unusual,
+        "table": config.table, "images": len(keys), "k": config.k, "by": config.by, "unusual": unusual,
         "limit": limit, "outliers": rows[: config.num],
         "median_distance": float(distance.median()), "left_out": lost, "out": config.out, "sheet": config.sheet,
         "seconds": time.monotonic() - began,

@@ -53,6 +53,13 @@ def most_unusual(vectors: Tensor, k: int, by: Literal["distance", "lof"]) -> tup
     return (distance if by == "distance" else factor).argsort(descending=True, stable=True).tolist(), distance, factor
 
 
+def num_unusual(distance: Tensor, factor: Tensor, by: Literal["distance", "lof"]) -> tuple[int, float]:
+    """Number of images above the `usual_limit` of a measure of `most_unusual`, and the limit."""
+    scores = distance if by == "distance" else factor
+    limit = usual_limit(scores)
+    return int((scores > limit).sum()), limit
+
+
 def usual_limit(scores: Tensor) -> float:
     """Largest usual value of a measure: its median times exp(3.5 s).
 
