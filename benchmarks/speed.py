@@ -324,7 +324,7 @@ def agree(first: Callable[[], float], second: Callable[[], float], num: int = 3)
     """Largest relative difference of the losses of some steps side by side."""
     pairs = [(first(), second()) for _ in range(num)]
     worst = max(abs(a - b) / abs(a) for a, b in pairs)
-    assert worst < 0.02, f"the two ways have different losses: {pairs}"
+    assert worst < 0.01, f"the two ways have different losses: {pairs}"
     return worst
 
 
