@@ -82,3 +82,11 @@ def test_counts_are_torchs(name: str) -> None:
     with FlopCounterMode(display=False) as torchs:
         network([images])[0].sum().backward()
     assert own.total == torchs.get_total_flops() > 1e6
+
+
+def test_the_peak_is_measured_once_and_draws_no_random_numbers() -> None:
+    peak_flops.cache_clear()
+    before = torch.get_rng_state()
+    first = peak_flops(CPU, torch.float32)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert peak_flops(CPU, torch.float32) == first

@@ -35,7 +35,7 @@ def settings(model: Path, out: Path, **changes: object) -> Config:
     views = changed(dino.VIEWS, {"global.size": 16, "local.size": 8, "local.number": 2})
     base = Config(
         data=TOY, init=str(model), backbone="auto", steps=6, batch=16, workers=0, method=method, views=views,
-        out=str(out),
+        out=str(out), report=False,
         optim=optim.Config(freeze_backbone="1"), checkpoint_every="1", keep_checkpoints=20,
     )  # fmt: skip
     return replace(base, **changes)

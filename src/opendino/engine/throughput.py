@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import resource
 import sys
 import threading
@@ -154,10 +155,13 @@ class Throughput:
         }
 
 
+@functools.cache
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     """FLOP/s of one large matrix product, best of five (a multiplication and an addition count as two)."""
     side = 8192 if device.type == "cuda" else 1024
-    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    # Measured once a process: a later run there must draw the same random numbers as the first.
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     times = []
     for _ in range(5):
         synchronize(device)
