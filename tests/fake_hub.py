@@ -26,6 +26,8 @@ class Hub(BaseHTTPRequestHandler):
 
     heard: list[Request]
     files: dict[str, bytes]
+    claimed: dict[str, int]
+    """Sizes that are said of files, instead of theirs."""
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -52,7 +54,9 @@ class Hub(BaseHTTPRequestHandler):
             entries = [{"type": "file", "path": name, "size": len(b), "oid": SHA} for name, b in self.files.items()]
             self.answer(entries)
         elif path.startswith("/api/models/me/net"):
-            self.answer({"id": "me/net", "sha": SHA, "siblings": [{"rfilename": name} for name in self.files]})
+            sizes = {name: len(content) for name, content in self.files.items()} | self.claimed
+            siblings = [{"rfilename": name, "size": sizes[name]} for name in self.files]
+            self.answer({"id": "me/net", "sha": SHA, "siblings": siblings})
         else:
             self.answer({"error": "Repository not found"}, 404)
 
@@ -90,7 +94,7 @@ class Hub(BaseHTTPRequestHandler):
 @contextlib.contextmanager
 def running(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Request]]:
     """Let huggingface_hub use an empty hub and an empty cache, with a token; what the hub is asked."""
-    Hub.heard, Hub.files = [], {}
+    Hub.heard, Hub.files, Hub.claimed = [], {}, {}
     with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_address[1]}"

@@ -72,3 +72,29 @@ def test_wrong_names_are_one_line(hub: list[fake_hub.Request], tmp_path: Path) -
     Path(home, "README.md").write_text("# a card")
     with pytest.raises(UsageError, match="exported already"):
         sharing.push(home, "me/net", license="mit")
+
+
+def test_a_file_larger_than_described_is_not_downloaded(hub: list[fake_hub.Request], tmp_path: Path) -> None:
+    sharing.push(model_folder(tmp_path / "model", small_vit()), "me/net", license="mit")
+    for file, size in (("backbone.json", 2**25), ("backbone.safetensors", 2**40)):
+        fake_hub.Hub.claimed = {file: size}
+        hub.clear()
+        with pytest.raises(
+            UserError, match=rf"me/net/{file}' is not downloaded: .* larger than the limit of 16\.\d MiB"
+        ):
+            load("hf:me/net")
+        assert not [path for path, _, _ in hub if path.endswith(f"/{file}")]
+    fake_hub.Hub.claimed = {}
+    load("hf:me/net")
+
+
+def test_without_the_hub_the_last_files_are_used(
+    hub: list[fake_hub.Request], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = model_folder(tmp_path / "model", small_vit())
+    sharing.push(home, "me/net", license="mit")
+    load("hf:me/net")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert torch.equal(load("hf:me/net").embed(noise_image()), load(home).embed(noise_image()))
+    with pytest.raises(UserError, match="could not be downloaded"):
+        load("hf:nobody/net")

@@ -38,8 +38,7 @@ def local_folder(model: str) -> Path:
 
     Raises:
         UsageError: The name is not of this form.
-        UserError: It cannot be downloaded, is no model of opendino, or a file of an address is larger than its
-            description needs.
+        UserError: It cannot be downloaded, is no model of opendino, or a file is larger than its description needs.
     """
     return _from_hub(model) if model.startswith(HUB) else _from_server(model.rstrip("/"))
 
@@ -50,20 +49,63 @@ def _from_hub(model: str) -> Path:
     match = _REPOSITORY.fullmatch(model.removeprefix(HUB))
     if not match:
         raise UsageError(f"'{model}' is not a repository", "Write hf:USER/NAME or hf:USER/NAME@REVISION")
-    files = [DESCRIPTION, "backbone*.safetensors", CLASSIFIER]
+    where: dict[str, Any] = {"repo_id": match[1], "revision": match[2], "library_name": "opendino"}
     try:
-        folder = Path(snapshot_download(match[1], revision=match[2], allow_patterns=files, library_name="opendino"))
+        sizes = _hub_sizes(**where)
+        where["local_files_only"] = sizes is None
+        _check_size(model, DESCRIPTION, sizes, MAX_BYTES)
+        folder = Path(snapshot_download(**where, allow_patterns=[DESCRIPTION]))
+        if not (folder / DESCRIPTION).is_file():
+            raise UserError(
+                f"'{model}' holds no {DESCRIPTION}",
+                f"A model of timm is timm:hf-hub:{match[1]}; download one of transformers, and: opendino import FOLDER",
+            )
+        described = read_description(folder / DESCRIPTION)
+        files = _files(described, f"{model}/{DESCRIPTION}")
+        for file, most in files.items():
+            _check_size(model, file, sizes, most)
+        return Path(snapshot_download(**where, allow_patterns=[DESCRIPTION, *files]))
+    except UserError:
+        raise
     except Exception as error:  # HTTP errors, and network errors that differ between client versions
         raise UserError(
             f"'{model}' could not be downloaded: {first_line(error).rstrip('.')}",
             "Check the name and the network; a private repository needs HF_TOKEN",
         ) from error
-    if not (folder / DESCRIPTION).is_file():
-        raise UserError(
-            f"'{model}' holds no {DESCRIPTION}",
-            f"A model of timm is timm:hf-hub:{match[1]}; download one of transformers, then: opendino import FOLDER",
-        )
-    return folder
+
+
+def _hub_sizes(repo_id: str, revision: str | None, library_name: str) -> dict[str, int] | None:
+    """Bytes of each file of a repository; None if the Hub does not answer, but the files of the last time are here."""
+    from huggingface_hub import HfApi, try_to_load_from_cache
+
+    try:
+        info = HfApi(library_name=library_name).model_info(repo_id, revision=revision, files_metadata=True)
+    except Exception:
+        if isinstance(try_to_load_from_cache(repo_id, DESCRIPTION, revision=revision), str):
+            return None
+        raise
+    return {file.rfilename: file.size or 0 for file in info.siblings or []}
+
+
+def _check_size(model: str, file: str, sizes: dict[str, int] | None, max_bytes: int) -> None:
+    if sizes is not None and sizes.get(file, 0) > max_bytes:
+        raise _too_large(f"{model}/{file}", download.TooLarge(max_bytes))
+
+
+def _files(described: dict[str, Any], source: str) -> dict[str, int]:
+    """Names of the files of weights of a description, and the most bytes that each may have.
+
+    Each number may be a float64; the header has a limit of its own.
+    """
+    networks = described["networks"]
+    on_meta = build_on_meta(described["name"], described["kwargs"], None, source)
+    numbers = {
+        weights_file(which, networks): sum(tensor.numel() for tensor in on_meta.state_dict().values())
+        for which in networks
+    }
+    if classes := described.get("classes"):
+        numbers[CLASSIFIER] = (on_meta.embed_dim + 1) * len(classes)
+    return {file: min(8 * number + MAX_BYTES, MAX_WEIGHTS_BYTES) for file, number in numbers.items()}
 
 
 def _from_server(url: str) -> Path:
@@ -72,21 +114,10 @@ def _from_server(url: str) -> Path:
     if not _is_current(url, folder, DESCRIPTION):
         _download(url, folder, DESCRIPTION, MAX_BYTES)
     described = read_description(folder / DESCRIPTION)
-    networks = described["networks"]
-    for file in [weights_file(which, networks) for which in networks] + [CLASSIFIER] * bool(described.get("classes")):
+    for file, most in _files(described, f"{url}/{DESCRIPTION}").items():
         if not _is_current(url, folder, file):
-            _download(url, folder, file, _max_weights_bytes(described, file == CLASSIFIER, f"{url}/{DESCRIPTION}"))
+            _download(url, folder, file, most)
     return folder
-
-
-def _max_weights_bytes(described: dict[str, Any], classifier: bool, source: str) -> int:
-    """The most that a file of the described weights may have: each number as float64, and the header."""
-    on_meta = build_on_meta(described["name"], described["kwargs"], None, source)
-    if classifier:
-        numbers = (on_meta.embed_dim + 1) * len(described["classes"])
-    else:
-        numbers = sum(tensor.numel() for tensor in on_meta.state_dict().values())
-    return min(8 * numbers + MAX_BYTES, MAX_WEIGHTS_BYTES)
 
 
 def _is_current(url: str, folder: Path, file: str) -> bool:
@@ -108,11 +139,15 @@ def _download(url: str, folder: Path, file: str, max_bytes: int) -> None:
             Path(partial, file).replace(folder / file)
             atomic_write.write(folder / f"{file}.validator", validator)
     except download.TooLarge as error:
-        raise UserError(
-            f"'{address}' is not downloaded: {error}",
-            f"The limit follows from {DESCRIPTION}. Give the address of a folder of `opendino export`",
-        ) from error
+        raise _too_large(address, error) from error
     except download.Unreachable as error:
         raise UserError(
             f"'{address}' could not be downloaded: {error}", "Give the address of a folder of `opendino export`"
         ) from error
+
+
+def _too_large(address: str, error: download.TooLarge) -> UserError:
+    return UserError(
+        f"'{address}' is not downloaded: {error}",
+        f"The limit follows from {DESCRIPTION}. Give a folder that `opendino export` or `opendino push` wrote",
+    )
