@@ -287,7 +287,7 @@ def test_a_method_from_python_trains_and_is_named_in_the_run(tmp_path: Path) -> 
     row = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[-1])
     assert row
     registry._added[registry.METHODS].clear()
-    with pytest.raises(UserError, match=r"came from Python, which is not here\. Register it again"):
+    with pytest.raises(UserError, match=r"Python \(opendino_simsiam\.py\), which .* --import opendino_simsiam"):
         opendino.resume(tmp_path / "run", steps=8)
 
 

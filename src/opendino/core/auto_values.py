@@ -27,6 +27,14 @@ def backbone(device: str) -> tuple[str, str]:
     return "vit_small/16", f"a {device} device"
 
 
+def patch_px(short_side_px: int) -> tuple[int, str]:
+    """Side of a ViT's patches in pixels, and why: 16 as in the paper, less where images have few patches across."""
+    value = next((side for side in (16, 8) if short_side_px >= _PATCHES_ACROSS * side), 4)
+    finer = f"; /{value // 2} sees more detail in four times the time" if value > 4 else ""
+    return value, f"no patch size was given, images of about {short_side_px} px{finer}"
+
+
+_PATCHES_ACROSS = 6
 CONV4_OPTIONS = {"width": 16}
 """In the same time a network of half the usual width sees more images, and learns more (docs/log.md)."""
 
