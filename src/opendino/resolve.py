@@ -160,11 +160,8 @@ def _with_backbone(config: Config, device: torch.device, short_side_px: int) -> 
     if model and model.backbone.name.partition("/")[0] == config.backbone:
         config = replace(config, backbone="auto")  # with the patch size of the model
     if config.backbone in SIZES:
-        patch, why = auto_values.patch_px(short_side_px)
-        config, reasons = (
-            replace(config, backbone=f"{config.backbone}/{patch}"),
-            [f"backbone = {config.backbone}/{patch}: {why}"],
-        )
+        name, why = auto_values.vit(config.backbone, short_side_px)
+        config, reasons = replace(config, backbone=name), [f"backbone = {name}: {why}"]
     if model:
         config = _settings_of(model, config)
         return config, False, [*reasons, f"backbone = {config.backbone}: starts from {config.init}"]
