@@ -24,8 +24,8 @@ from tests.factories import FAST, SMALL_DINO, dino_run
 from torch import Tensor, nn
 
 import opendino
-from opendino import existing_runs, resolve, training
-from opendino.core import registry
+from opendino import existing_runs, online_eval, resolve, training
+from opendino.core import progress, registry
 from opendino.core.errors import BadImage, UsageError, UserError
 from opendino.data.sources import python
 from opendino.engine import checkpoint
@@ -75,6 +75,13 @@ def test_every_part_of_the_start_that_may_take_long_is_named(tmp_path: Path, mon
         named.append(what)
         yield
 
+    class Bar(progress.Progress):
+        def close(self) -> None:
+            shown.append((self._what, self._total, self._done))
+            super().close()
+
+    shown: list[tuple[str, int | None, int]] = []
+    monkeypatch.setattr(online_eval, "Progress", Bar)
     for module in (resolve, training):
         monkeypatch.setattr(module, "waiting", waiting)
     opendino.train(dino_run(tmp_path / "run", steps=1))
@@ -86,8 +93,11 @@ def test_every_part_of_the_start_that_may_take_long_is_named(tmp_path: Path, mon
         "measuring",
         "building",
         "reading",
-        "evaluating",
-        "evaluating",
+    ]
+    # An evaluation counts the images: all of them are announced, and all are embedded.
+    assert [(what, done == total) for what, total, done in shown] == [
+        ("images, evaluating the network before training", True),
+        ("images, evaluating", True),
     ]
 
 
