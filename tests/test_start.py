@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import importlib.util
 import json
@@ -20,12 +19,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.factories import FAST, SMALL_DINO, dino_run
+from tests.factories import FAST, SMALL_DINO
 from torch import Tensor, nn
 
 import opendino
-from opendino import existing_runs, online_eval, resolve, training
-from opendino.core import progress, registry
+from opendino import existing_runs
+from opendino.core import registry
 from opendino.core.errors import BadImage, UsageError, UserError
 from opendino.data.sources import python
 from opendino.engine import checkpoint
@@ -65,40 +64,6 @@ def tensors(run: str | Path) -> dict[str, Tensor]:
     newest = checkpoint.newest(Path(run))
     assert newest
     return load_file(newest / "tensors.safetensors")
-
-
-def test_every_part_of_the_start_that_may_take_long_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    named: list[str] = []
-
-    @contextlib.contextmanager
-    def waiting(what: str) -> Iterator[None]:
-        named.append(what)
-        yield
-
-    class Bar(progress.Progress):
-        def close(self) -> None:
-            shown.append((self._what, self._total, self._done))
-            super().close()
-
-    shown: list[tuple[str, int | None, int]] = []
-    monkeypatch.setattr(online_eval, "Progress", Bar)
-    for module in (resolve, training):
-        monkeypatch.setattr(module, "waiting", waiting)
-    opendino.train(dino_run(tmp_path / "run", steps=1))
-    parts = [text.split()[0] for text in named]
-    assert parts == [
-        "finding",
-        "measuring",
-        "measuring",
-        "measuring",
-        "building",
-        "reading",
-    ]
-    # An evaluation counts the images: all of them are announced, and all are embedded.
-    assert [(what, done == total) for what, total, done in shown] == [
-        ("images, evaluating the network before training", True),
-        ("images, evaluating", True),
-    ]
 
 
 def test_a_dataset_a_network_and_callbacks_train_and_resume(tmp_path: Path) -> None:
