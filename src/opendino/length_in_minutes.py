@@ -69,8 +69,8 @@ def in_epochs(config: Config, device: torch.device) -> Config:
     if config.eval_images != asked:
         log.say(
             f"  eval_images = {config.eval_images} instead of {wanted:,}: evaluations take about "
-            f"{cost * computing:.0f} s in all, more would leave little of so short a run. Accuracies have larger standard errors, and the "
-            f"verdict is more often open; --eval-images {wanted} takes the time"
+            f"{cost * computing:.0f} s in all, more would leave little of so short a run. Accuracies have larger "
+            f"standard errors, and the verdict is more often open; --eval-images {wanted} takes the time"
         )
     return config
 
