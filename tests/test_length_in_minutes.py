@@ -37,6 +37,23 @@ def test_minutes_become_steps_of_the_measured_time(tmp_path: Path, monkeypatch: 
     assert any("1 min at 20 images/s" in line for line in said)
 
 
+def test_a_short_run_evaluates_on_fewer_images_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(length_in_minutes, "seconds_per_image", lambda *_: (0.02, 0.0))
+    data = "toy:textures?n=2000&size=32"
+    asked = replace(dino_run(tmp_path / "run", data), steps=None, minutes=1.0, eval_images="auto")
+    found = length_in_minutes.in_epochs(asked, torch.device("cpu"))
+    assert isinstance(found.epochs, float) and found.eval_images == pytest.approx(270, abs=15)  # a tenth of 2,700
+    # 9 x 270 + 20 x 256 forward passes, each a tenth of a training image's 0.02 s
+    assert 2000 * found.epochs * 0.02 + (9 * 270 + 20 * 256) * 0.002 == pytest.approx(60, rel=0.1)
+    assert "instead of 1,500" in " ".join(capsys.readouterr().err.split())
+    for same in (replace(asked, eval_images=1500), replace(asked, minutes=20.0)):
+        found = length_in_minutes.in_epochs(same, torch.device("cpu"))
+        assert found.eval_images == same.eval_images and "instead of" not in capsys.readouterr().err
+        assert 2000 * found.epochs * 0.02 == pytest.approx(0.9 * 60 * (same.minutes or 0), rel=0.1)  # pyright: ignore
+
+
 def test_without_a_length_a_run_takes_twenty_minutes_of_a_cpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,7 +15,7 @@ from tyro.conf import Positional
 
 from opendino.core import registry
 from opendino.core.contracts import MethodConfig
-from opendino.core.errors import UsageError, UserError, nearest
+from opendino.core.errors import UsageError, nearest
 from opendino.core.ranges import (  # fmt: skip
     Batch,
     Checked,
@@ -95,7 +95,7 @@ class Config(Checked):
     hold_out: Fraction = 0.0
     """Fraction of the images kept out of training, chosen by name; `opendino continue` compares models on them."""
     backbone: str = "vit_small/16"
-    """vit_tiny|small|base/PATCH, any timm name (resnet50), or resnet18/3x3 (timm ResNet, stem for small images).
+    """vit_tiny|small|base, with /PATCH in px or without, any timm name (resnet50), or resnet18/3x3 (for small images).
     auto: chosen from the image size and the device."""
     backbone_options: dict[str, Option] = field(default_factory=dict)
     """Extra keyword arguments of the backbone's constructor, e.g. num_registers 4."""
@@ -328,8 +328,7 @@ def from_tree(tree: dict[str, Any], base: Config | None = None) -> Config:
         raise UsageError(f"method.name is {name!r}, not a name", "Write, for example, name: dino")
     plugin = method.get("from")
     if plugin is not None and name not in registry.names(registry.METHODS):
-        hint = "Register it again: opendino.register_method" if plugin == "Python" else f"Install {str(plugin)[:100]}"
-        raise UserError(f"The method '{str(name)[:100]}' came from {str(plugin)[:100]}, which is not here", hint)
+        raise registry.not_here("method", str(name), plugin)
     tree["method"] = {key: value for key, value in method.items() if key not in ("name", "from")}
     if base is None:
         if not isinstance(tree.get("data"), str):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import time
 from collections.abc import Mapping
 from dataclasses import fields, replace
@@ -101,23 +102,30 @@ def read_run_config(run: str | Path) -> ResolvedConfig:
 
 
 def how_to_resume(config: Config, folder: Path) -> str:
-    """The command that resumes a run; the calls in Python if its images, network or method were given there."""
+    """The command that resumes a run; the calls in Python if its images were given there, or a part without a file."""
     images = "".join(f", {name}=..." for name in ("data", "val") if python.matches(getattr(config, name) or ""))
-    tree = configs.to_tree(config)
-    network, method = config.backbone.removeprefix("python:"), tree["method"]
-    calls = [f'opendino.register_backbone("{network}", {network})'] if network != config.backbone else []
-    if method.get("from") == "Python":
-        calls.append(f'opendino.register_method("{method["name"]}", {method["name"]})')
-    given = {name for view in tree["views"].values() for name in view if _from_python(view[name])}
-    calls += [f'opendino.register_augmentation("{name}", {name})' for name in sorted(given)]
-    if not calls and not images:
-        return f"opendino resume {folder}"
+    parts = given_in_python(config)
+    files = [
+        registry.source_file(package, name) if name in registry.names(package) else None for package, name in parts
+    ]
+    if not images and all(files):
+        options = dict.fromkeys(f" --import {shlex.quote(str(file))}" for file in files)
+        return f"opendino resume {folder}{''.join(options)}"
+    calls = []
+    for package, name in parts:
+        kind, bare = registry.GROUPS[package].rpartition(".")[2].rstrip("s"), name.removeprefix("python:")
+        calls.append(f'opendino.register_{kind}("{bare}", {bare})')
     return "; ".join([*calls, f'opendino.resume("{folder}"{images})'])
 
 
-def _from_python(settings: Any) -> bool:
-    """Whether settings in a tree are those of an augmentation given in Python."""
-    return isinstance(settings, dict) and settings.get("from") == "Python"
+def given_in_python(config: Config) -> list[tuple[str, str]]:
+    """(package of `core.registry`, name) of the network, method and augmentations of a run that Python objects gave."""
+    tree = configs.to_tree(config)
+    network = [(registry.BACKBONES, config.backbone)] if config.backbone.startswith("python:") else []
+    used = [(registry.METHODS, tree["method"]["name"])]
+    names = {name for view in tree["views"].values() for name, value in view.items() if isinstance(value, dict)}
+    used += [(registry.AUGMENTATIONS, name) for name in sorted(names)]
+    return network + [each for each in used if registry.is_from_python(registry.origin(*each))]
 
 
 def save_request(folder: Path, request: Config) -> None:
@@ -295,7 +303,7 @@ def _differences(before: dict[str, Any], after: dict[str, Any], prefix: str = ""
     found = []
     for name in dict.fromkeys((*before, *after)):
         old, new = before.get(name), after.get(name)
-        if not prefix and name in _OF_THE_CALL:
+        if (not prefix and name in _OF_THE_CALL) or name == "from":
             continue
         if isinstance(old, dict) and isinstance(new, dict) and name != "backbone_options":
             found += _differences(old, new, f"{prefix}{name}.")

@@ -16,6 +16,7 @@ from opendino.config import Config, ResolvedConfig
 from opendino.core import compilation, distributed, log
 from opendino.core.contracts import Source
 from opendino.core.types import Clock
+from opendino.engine import sizing
 from opendino.engine.throughput import synchronize
 from opendino.run_parts import build_networks, open_data, with_views
 from opendino.training import step
@@ -25,6 +26,7 @@ CPU_MINUTES = 20.0
 _WARM_UP_STEPS = 2  # the first ones allocate memory and compile
 _MEASURED_FRAC, _MEASURED_SECONDS = 0.05, (2.0, 20.0)  # of the run, at least and at most
 _TRAINING_FRAC = 0.9  # of the time; the rest is for evaluations, checkpoints and the report
+_LEAST_TRAINING_FRAC = 0.5  # in runs so short that evaluations take more than a tenth
 
 
 def in_epochs(config: Config, device: torch.device) -> Config:
@@ -40,7 +42,7 @@ def in_epochs(config: Config, device: torch.device) -> Config:
     minutes = CPU_MINUTES if config.epochs == "auto" and device.type == "cpu" else config.minutes
     if minutes is None:
         return config
-    began = time.monotonic()
+    began, asked = time.monotonic(), config.eval_images
     default = "" if config.minutes else ", the default on a cpu; --minutes changes it"
     low, high = _MEASURED_SECONDS
     with log.muted():
@@ -49,14 +51,28 @@ def in_epochs(config: Config, device: torch.device) -> Config:
     with log.muted():
         limit = min(high, max(low, _MEASURED_FRAC * 60 * minutes))
         computing, waiting = seconds_per_image(trial, source, device, limit)
-    seconds = _TRAINING_FRAC * (60 * minutes - (time.monotonic() - began))
-    epochs = _epochs(seconds, computing, waiting, len(source), cached=trial.cache != "off")
-    epochs = distributed.broadcast_object(max(epochs, trial.batch / len(source)))
+    left, cached = 60 * minutes - (time.monotonic() - began), trial.cache != "off"
+    epochs = _epochs(_TRAINING_FRAC * left, computing, waiting, len(source), cached)
+    num_trained = round(max(0, epochs) * len(source))
+    wanted, _ = sizing.eval_images(config.eval_images, len(source), num_trained)
+    num_eval, cost = sizing.affordable_eval_images(wanted, num_trained)
+    if config.eval_images == "auto" and num_eval < wanted:
+        seconds = max(_LEAST_TRAINING_FRAC * left, min(_TRAINING_FRAC * left, left - cost * computing))
+        epochs = _epochs(seconds, computing, waiting, len(source), cached)
+        config = replace(config, eval_images=num_eval)
+    config = replace(config, minutes=None, epochs=max(epochs, trial.batch / len(source)))
+    config = distributed.broadcast_object(config)
     log.say(
-        f"  epochs = {epochs:.3g}: {minutes:g} min at {1 / computing:,.0f} images/s "
-        f"({1 / (computing + waiting):,.0f} while they are decoded), a tenth of it for evaluations and checkpoints"
+        f"  epochs = {config.epochs:.3g}: {minutes:g} min at {1 / computing:,.0f} images/s "
+        f"({1 / (computing + waiting):,.0f} while they are decoded), the rest for evaluations and checkpoints"
     )
-    return replace(config, minutes=None, epochs=epochs)
+    if config.eval_images != asked:
+        log.say(
+            f"  eval_images = {config.eval_images} instead of {wanted:,}: evaluations take about "
+            f"{cost * computing:.0f} s in all, more would leave little of so short a run. Accuracies have larger "
+            f"standard errors, and the verdict is more often open; --eval-images {wanted} takes the time"
+        )
+    return config
 
 
 def _epochs(seconds: float, computing: float, waiting: float, num_images: int, cached: bool) -> float:

@@ -15,10 +15,12 @@ from opendino.config import ResolvedConfig
 from opendino.core import distributed, log
 from opendino.core.accuracy import BALANCED, Accuracy, standard_error
 from opendino.core.contracts import Backbone, Method
+from opendino.core.progress import Progress
 from opendino.core.types import ViewSpec
 from opendino.data.cache import DecodedImages
 from opendino.data.channel_images import ChannelImages
 from opendino.data.held_out import held_out_labeled
+from opendino.engine import precision
 from opendino.engine.verdict import told_apart_by_color
 from opendino.evals.knn import true_class_ranks
 from opendino.evals.label_free import effective_rank
@@ -29,6 +31,7 @@ from opendino.features.pixel_baseline import color_histogram
 from opendino.models.separate_channels import SeparateChannels
 
 _BY_COLOR_FRAC = 0.75  # of the errors of the most frequent class that color must mend for a warning
+_BATCH = 64  # images per forward pass
 Scores = dict[str, dict[str, float]]
 
 
@@ -36,6 +39,7 @@ class OnlineEval:
     """Evaluates a run's networks by k-NN and crop matching, next to raw pixels and the initial network.
 
     The images are split over the ranks, and all ranks get the same scores. Collective: every rank must make every call.
+    Features are computed in the precision of the run, and compared in float32.
 
     Args:
         config: Settings of the run.
@@ -49,7 +53,7 @@ class OnlineEval:
 
     def __init__(self, config: ResolvedConfig, images: DecodedImages, spec: ViewSpec, device: torch.device) -> None:
         self._spec, self._device, self._k, self._classes = spec, device, config.knn_k, images.source.classes
-        self._init = config.init
+        self._init, self._dtype = config.init, getattr(torch, config.precision)
         settings = [config.eval_images, config.knn_k, config.val, spec.groups[0].short_px, spec.mean, spec.std]
         self._settings_checksum = {"settings": float(zlib.crc32(repr(settings).encode()))}
         held_out = None
@@ -124,6 +128,12 @@ class OnlineEval:
                 "crop_match": {},
                 "crop_match_color": {},
             }
+        what = "images, evaluating" + " the network before training" * first_time
+        with Progress(what, self._num_to_embed(method, first_time)) as self._progress:
+            self._num_embedded = 0
+            return self._evaluate(method, baselines, first_time)
+
+    def _evaluate(self, method: Method, baselines: Scores, first_time: bool) -> tuple[dict[str, Any], Scores]:
         networks = method.networks()
         main_network = next(iter(networks))
         bank = self._features(networks[main_network], self._set.bank)
@@ -153,8 +163,7 @@ class OnlineEval:
                 matched[kind][other] = match_rate(*(describe(crops) for crops in pairs))
         if not self._has_accuracies:
             return matched
-        has_frozen_teacher = "teacher" not in method.product and "backbone" in method.teacher
-        frozen = {"teacher": method.teacher} if has_frozen_teacher else {}
+        frozen = {"teacher": method.teacher} if _has_frozen_teacher(method) else {}
         scores = self._scores(method, frozen | {name: initial}, {})
         pixels = (distributed.all_gather_rows(features.pixels(crops)) for crops in (self._set.bank, self._set.queries))
         _record(scores, "knn", "pixels", self._knn(*pixels))
@@ -164,9 +173,10 @@ class OnlineEval:
         """A copy of the network before its first step, with BatchNorm statistics of the images if it is untrained."""
         backbone = copy.deepcopy(cast(Backbone, method.student["backbone"]))
         if not self._init:
-            features.recalibrate_batch_norm(
-                self._for_images(backbone), self._first_crops(512), self._spec.mean, self._spec.std, self._device
-            )
+            with precision.autocast(self._device, self._dtype):
+                features.recalibrate_batch_norm(
+                    self._for_images(backbone), self._first_crops(512), self._spec.mean, self._spec.std, self._device
+                )
         return nn.ModuleDict({"backbone": backbone})
 
     @functools.cached_property
@@ -211,8 +221,21 @@ class OnlineEval:
 
     def _features(self, network: nn.ModuleDict, crops: Tensor) -> Tensor:
         backbone = self._for_images(cast(Backbone, network["backbone"]))
-        local = features.extract(backbone, crops, self._spec.mean, self._spec.std, self._device)
-        return distributed.all_gather_rows(local)
+        local = []
+        for part in crops.split(_BATCH):
+            with precision.autocast(self._device, self._dtype):
+                local.append(features.extract(backbone, part, self._spec.mean, self._spec.std, self._device, _BATCH))
+            self._num_embedded += len(part)
+            self._progress.update(self._num_embedded)
+        return distributed.all_gather_rows(torch.cat(local))
+
+    def _num_to_embed(self, method: Method, first_time: bool) -> int:
+        """Number of images that this rank passes through networks, each time counted."""
+        bank, labeled = len(self._set.bank), (len(self._set.bank) + len(self._set.queries)) * self._has_accuracies
+        mine = [crops[:, distributed.rank_slice(crops.shape[1])] for crops in self._crop_pairs.values()]
+        pairs = sum(crops.shape[:2].numel() for crops in mine)
+        of_run = max(bank, labeled) + (len(method.networks()) - 1) * labeled + pairs
+        return of_run + first_time * (pairs + labeled * (1 + _has_frozen_teacher(method)))
 
     def _for_images(self, backbone: Backbone) -> Backbone:
         """The network as it is used: a network of one channel for all channels of an image."""
@@ -226,6 +249,10 @@ class OnlineEval:
     @torch.no_grad()
     def _accuracy(self, classifier: nn.Module, queries: Tensor) -> Accuracy:
         return accuracy(classifier(queries.to(self._device)).cpu(), self._set.query_labels)
+
+
+def _has_frozen_teacher(method: Method) -> bool:
+    return "teacher" not in method.product and "backbone" in method.teacher
 
 
 def _record(scores: Scores, kind: str, name: str, found: Accuracy) -> None:

@@ -31,6 +31,7 @@ from opendino.engine.activation_checkpointing import checkpoint_activations
 from opendino.models import build, load
 from opendino.models.adapt import adapt
 from opendino.models.separate_channels import network_of
+from opendino.models.vit import SIZES
 from opendino.models.vit_layers import drop_on_subset
 
 _SMALL_NETWORK = 15_000_000  # parameters
@@ -109,7 +110,7 @@ def _method_and_network(
     Returns:
         The settings, what is known about the run, and the reasons for the log, one line each.
     """
-    config, convolutional, reasons = _with_backbone(config, device)
+    config, convolutional, reasons = _with_backbone(config, device, short_side_px)
     epochs, why_epochs = _epochs(config)
     seen = math.inf if config.steps else epochs * len(source)
     batch, why_batch = sizing.batch(config.batch, len(source), seen, device)
@@ -152,13 +153,18 @@ def absolute_paths(config: Config) -> Config:
     )  # fmt: skip
 
 
-def _with_backbone(config: Config, device: torch.device) -> tuple[Config, bool, list[str]]:
+def _with_backbone(config: Config, device: torch.device, short_side_px: int) -> tuple[Config, bool, list[str]]:
     """The config with its backbone, whether "auto" chose the small convolutional one, and the reasons."""
-    if config.init:
-        config = _settings_of(load.load(config.init), config)
-        return config, False, [f"backbone = {config.backbone}: starts from {config.init}"]
-    reasons = []
-    convolutional = False
+    reasons, convolutional = list[str](), False
+    model = load.load(config.init) if config.init else None
+    if model and model.backbone.name.partition("/")[0] == config.backbone:
+        config = replace(config, backbone="auto")  # with the patch size of the model
+    if config.backbone in SIZES:
+        name, why = auto_values.vit(config.backbone, short_side_px)
+        config, reasons = replace(config, backbone=name), [f"backbone = {name}: {why}"]
+    if model:
+        config = _settings_of(model, config)
+        return config, False, [*reasons, f"backbone = {config.backbone}: starts from {config.init}"]
     if config.backbone == "auto":
         name, why = auto_values.backbone(device.type)
         convolutional = name == "conv4"

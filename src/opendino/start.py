@@ -22,6 +22,8 @@ from opendino.core.errors import UsageError, UserError
 from opendino.data.sources import python
 from opendino.engine import checkpoint, launch, parallel
 from opendino.engine.run_result import Result
+from opendino.models.description import DESCRIPTION, read_description
+from opendino.models.load import check_backbone
 from opendino.snapshots import RunState
 from opendino.training import Start
 from opendino.views import settings as view_settings
@@ -82,6 +84,7 @@ def train(
         UsageError: Unknown or contradictory settings.
         UserError: The run cannot start (nothing is left behind), or had to stop (its last state is saved).
     """
+    _refuse_in_import()
     log.write_to(None)  # a run that did not start leaves no messages to the next one
     if "loss" in changes:
         raise UsageError("There is no setting 'loss'", f"A loss belongs to a method: method=a module, see {_OWN_PARTS}")
@@ -96,7 +99,7 @@ def train(
     given = {name: value for name, value in given.items() if value is not None}
     config = _with_settings(data, method, given) if isinstance(data, Config) else settings(data, method=method, **given)
     if launch.number(config.devices, config.device) > 1:
-        _refuse_objects([*callbacks, *augmentations], config)
+        check_sendable(config, [*callbacks, *augmentations])
         with tempfile.TemporaryDirectory() as home:
             (Path(home) / "settings.yaml").write_text(configs.dump(config), encoding="utf-8")
             return Result(**launch.command("train", "--config", f"{home}/settings.yaml"))
@@ -192,6 +195,7 @@ def resume(
     Raises:
         UserError: There is no such run, its data has changed, or it had to stop again.
     """
+    _refuse_in_import()
     config = existing_runs.read_run_config(run)
     for name, again, before in (("data", _data(data), config.data), ("val", _data(val), config.val)):
         if again is not None and again != before:
@@ -199,7 +203,7 @@ def resume(
                 f"{name} is {again}, and the run's is {before}", "Pass the images that the run started with"
             )
     if launch.number(config.devices if devices is None else devices, config.device) > 1:
-        _refuse_objects(callbacks, config)
+        check_sendable(config, callbacks)
         given = {"--steps": steps, "--epochs": epochs, "--devices": devices}
         flags = [word for flag, value in given.items() if value is not None for word in (flag, str(value))]
         return Result(**launch.command("resume", str(run), *flags))
@@ -283,17 +287,31 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def _refuse_objects(objects: Sequence[Any], config: Config) -> None:
-    """New processes cannot get objects of a script.
+def check_sendable(config: Config, objects: Sequence[Any] = ()) -> None:
+    """New processes cannot get objects of this one.
 
     Raises:
         UsageError: There are objects, or something given in Python.
     """
-    named = (config.data, config.val, config.backbone)
-    if objects or any(name and name.startswith("python:") for name in named):
+    datasets = any(python.matches(name or "") for name in (config.data, config.val))
+    if objects or datasets or existing_runs.given_in_python(config):
         raise UsageError(
-            "What is given in Python (dataset, network, augmentation, callback) cannot be sent to several processes",
-            "Use devices=1, or start the script with torchrun",
+            "What is given in Python (dataset, network, method, augmentation, callback) cannot be sent to several "
+            "processes",
+            "Use devices=1, or start the script or `-m opendino` with torchrun",
+        )
+
+
+def _refuse_in_import() -> None:
+    """A script that `--import` runs for the parts in it must not train again.
+
+    Raises:
+        UserError: It would.
+    """
+    if registry.importing:
+        raise UserError(
+            f"{registry.importing[-1]} starts a run when it is imported",
+            'Put its calls of opendino below a line: if __name__ == "__main__":',
         )
 
 
@@ -301,6 +319,8 @@ def _resume(
     folder: Path, device: torch.device, start: Start, steps: int | None = None, epochs: float | None = None
 ) -> Result:
     config = existing_runs.read_run_config(folder)
+    if (folder / DESCRIPTION).is_file():
+        check_backbone(read_description(folder / DESCRIPTION))
     path, state = distributed.broadcast_object(checkpoint.newest(folder)), RunState()
     if path is not None:
         state = RunState(**checkpoint.state(path))

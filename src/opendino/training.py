@@ -264,8 +264,7 @@ def _evaluate_and_save(run: _Run, done: int, evaluating: bool, saving: bool) -> 
     with run.throughput.paused():
         method = run.networks.full_method()
         if run.online_eval and evaluating:
-            with waiting("evaluating" if done else "evaluating the network before training"):
-                quality, run.state.baselines = run.online_eval(method, run.state.baselines)
+            quality, run.state.baselines = run.online_eval(method, run.state.baselines)
             run.monitor.record_evaluation(done, quality)
             for callback in run.callbacks:
                 callback.on_evaluate(done, quality)

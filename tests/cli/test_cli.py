@@ -68,7 +68,7 @@ MISTAKES = {
     "train photos --method dinosaur": (2, "Unknown method 'dinosaur'", "dino"),
     "train photos --backbone resnet5": (2, "Unknown backbone 'resnet5'", "resnet50"),
     "train photos --backbone vit_huge/16": (2, "vit_huge/16", "vit_"),
-    "train photos --backbone vit_small": (2, "'vit_small' lacks a patch size", "vit_small/16"),
+    "train photos --backbone vit_small/x": (2, "'vit_small/x' lacks a patch size", "vit_small/16"),
     "train toy:clouds": (2, "clouds", "textures"),
     "train photos --batch many": (2, "'many'", "a whole number from 1"),
     "train photos --epochs ten": (2, "'ten'", "a number above 0"),

@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -176,15 +177,43 @@ def test_drift_is_found_and_images_of_both_tables_are_not_compared(
     assert lines[0].startswith(
         "the tables differ (p ≤ 0.001): 200 images of a.parquet, 60 of b.parquet; 20 more are in"
     )
+    assert lines[2].startswith(
+        "brightness, contrast and sharpness are not compared: the images of a.parquet are not at "
+    )
+    lines.pop(2)
     assert lines[2].startswith("beside it, 3 parts of a.parquet, 60 images each, in the order of the table: ")
     assert "; 0 of them differ from the rest as much as b.parquet does" in lines[2] and len(told["part_fracs"]) == 3
     assert len(lines) == 4 + 1 + 3 + 1 and (place / "d.png").is_file()
     write_table(place / "c.parquet", torch.randn(60, 24))
     assert main(["drift", "a.parquet", "c.parquet", "--device", "cpu"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("no difference is shown") and lines[2].endswith(
-        "may not show; single odd images: opendino outliers c.parquet"
+    assert lines[0].startswith("no difference is shown") and lines[-1].endswith(
+        "may not show in vectors; single odd images: opendino outliers c.parquet"
     )
+
+
+def test_drift_reads_the_images_and_sees_that_a_fifth_is_brighter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for folder, num in (("old", 200), ("new", 100), ("same", 100)):
+        (tmp_path / folder).mkdir()
+        for n in range(num):
+            pixels = rng.normal(110 + 8 * rng.normal(), 20, (12, 12)) * (1.35 if folder == "new" and n % 5 == 0 else 1)
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(tmp_path / folder / f"{n}.png")
+        write_table(tmp_path / f"{folder}.parquet", torch.randn(num, 24), data=str(tmp_path / folder))
+    words = ["--device", "cpu", "--permutations", "400"]
+    assert main(["drift", "old.parquet", "new.parquet", *words, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    brightness = told["appearance"][0]
+    assert told["p"] > 0.01 > brightness["p"] == pytest.approx(3 / 401) and brightness["name"] == "brightness"
+    assert brightness["b"]["p90"] > brightness["a"]["p90"] + 0.05 and brightness["a"]["mean"] == pytest.approx(
+        0.43, abs=0.01
+    )
+    assert main(["drift", "old.parquet", "same.parquet", *words]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("bright", "contrast", "sharp"))]
+    assert len(lines) == 3 and all("no difference is shown" in line for line in lines)
 
 
 def test_select_writes_a_list_that_is_data(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

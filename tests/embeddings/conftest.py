@@ -14,7 +14,7 @@ from opendino.core.contracts import Source
 from opendino.data.open_source import open_source
 from opendino.embeddings import embed_images, lance_table, table_schema
 from opendino.embeddings.embed_images import Embedder
-from opendino.models.load import Model
+from opendino.models.load import Model, preprocessing
 
 
 def small_embedder(model: Model, source: Source, folder: Path, **options: Any) -> Embedder:
@@ -40,12 +40,19 @@ def brought_up_to_date(tmp_path: Path) -> Callable[..., lance_table.Updated]:
     return update
 
 
-def write_table(path: Path, vectors: Tensor) -> None:
-    """Vectors with the keys 0.png, 1.png …, as `.parquet` or `.lance`."""
+def write_table(path: Path, vectors: Tensor, data: str = "nowhere") -> None:
+    """Vectors with the keys 0.png, 1.png … of the images in `data`, as `.parquet` or `.lance`."""
     import lancedb
     import pyarrow.parquet
 
-    about = {"model": "small", "which": None, "fingerprint": "0", "preprocessing": {}, "data": "nowhere", "images": 0}
+    about = {
+        "model": "small",
+        "which": None,
+        "fingerprint": "0",
+        "preprocessing": preprocessing(16),
+        "data": data,
+        "images": 0,
+    }
     columns = table_schema.arrow(vectors.shape[1], None, about)
 
     def batches() -> Any:

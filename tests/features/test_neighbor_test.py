@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from opendino.features.neighbor_test import neighbor_test, own_frac_of_parts
+from opendino.features.outlier_scores import other_neighbors
 
 
 def test_shares_by_hand() -> None:
@@ -62,8 +63,22 @@ def test_more_neighbors_than_images() -> None:
 def test_parts_of_a_film_differ_from_the_rest_and_parts_of_shuffled_images_do_not() -> None:
     angles = torch.linspace(0, 1.5, 60)
     film = torch.stack([angles.cos(), angles.sin()], 1)
-    assert own_frac_of_parts(film[:6], 3, 1) == [1.0, 1.0]  # 0 → 1, 1 → 0 or 2, 2 → 1; the same from 3 on
-    parts = own_frac_of_parts(film, 9, 4)
+    assert own_frac_of_parts(other_neighbors(film[:6], 1)[1], 6, 3) == [
+        1.0,
+        1.0,
+    ]  # 0 → 1, 1 → 0 or 2, 2 → 1; the same from 3 on
+    parts = own_frac_of_parts(other_neighbors(film, 4)[1], 60, 9)
     assert len(parts) == 6 and min(parts) > 0.7
-    shuffled = own_frac_of_parts(film[torch.randperm(60)], 9, 4)
+    shuffled = own_frac_of_parts(other_neighbors(film[torch.randperm(60)], 4)[1], 60, 9)
     assert max(shuffled) < 0.5
+
+
+def test_a_part_is_compared_as_the_second_set_is() -> None:
+    """The first set in the order of a film, then a second one that goes on like it: no part has neighbors in it."""
+    torch.manual_seed(0)
+    a, b = torch.randn(40, 8), torch.randn(10, 8)
+    found = neighbor_test(a, b, 5, 9)
+    parts = own_frac_of_parts(found.neighbors, 40, 10)
+    for start, share in zip(range(0, 40, 10), parts, strict=True):  # as if that part were the second set
+        rest = torch.cat([a[:start], a[start + 10 :], b])
+        assert share == pytest.approx(neighbor_test(rest, a[start : start + 10], 5, 9).own_frac[1])

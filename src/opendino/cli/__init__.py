@@ -17,7 +17,7 @@ from importlib.metadata import version
 from select import POLLERR, poll
 from typing import Any, TextIO
 
-from opendino.cli import flag_table
+from opendino.cli import flag_table, own_parts
 from opendino.core import log, registry, slurm
 from opendino.core.errors import UserError, to_user_error, unknown
 
@@ -90,6 +90,9 @@ def _run(argv: list[str] | None) -> int:
         verb = _ALIASES.get(args[0], args[0])
         if verb not in verbs():
             raise unknown("verb", verb, verbs())
+        args, files = own_parts.take(args)
+        with _saying_that_torch_is_imported(verb):
+            own_parts.add(files)
         if (text := flag_table.shipped_help(verb, args[1:])) is not None:
             print(text)
             return 0
@@ -162,12 +165,13 @@ def _help() -> str:
     lines = [
         "opendino: train a vision model on a folder of unlabeled images.",
         "",
-        "usage: opendino VERB ... [--json]",
+        "usage: opendino VERB ... [--json] [--import FILE.py]",
         "",
     ]
     lines += [f"  {verb:<11} {registry.summary('opendino.cli', verb + _SUFFIX)}" for verb in verbs()]
     lines += ["", "Some need an extra, e.g. pip install 'opendino[app]':", ""]
     lines += [f"  {name:<11} {what}" for name, what in EXTRAS.items()]
+    lines += ["", "--import FILE.py runs a file of yours, for the networks, method and augmentation that it defines."]
     return "\n".join([*lines, "", "`opendino VERB --help` shows the options of a verb. Start with: opendino demo"])
 
 

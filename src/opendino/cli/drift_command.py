@@ -6,21 +6,27 @@ import time
 from dataclasses import dataclass
 from typing import Annotated
 
+import torch
 import tyro
 from torch import Tensor
 
 from opendino.cli import Outcome, flags, run_verdict, table_sheet
 from opendino.core import distributed
 from opendino.core.errors import UserError
+from opendino.core.progress import track
 from opendino.core.ranges import Checked, Count, Repeats, Seed
 from opendino.embeddings.embedding_table import EmbeddingTable, left_out
 from opendino.embeddings.open_table import open_table
+from opendino.embeddings.table_images import TableImages
+from opendino.features.appearance import APPEARANCE, appearance, distributions_differ
 from opendino.features.duplicate_threshold import EQUAL
 from opendino.features.nearest_neighbors import nearest
 from opendino.features.neighbor_test import TwoSampleTest, neighbor_test, own_frac_of_parts
 from opendino.visualize.drawing import tile_grid
 
 _COLUMNS = 8
+_MOST_READ = 1000  # images of a table that are read to compare how they look
+_AREA_PX = 256 * 256
 _DIFFER, _MAY_DIFFER = 0.01, 0.1
 """P-values below which tables differ, or may differ."""
 
@@ -71,7 +77,9 @@ def run(args: list[str]) -> Outcome:
     found = neighbor_test(a, b, config.k, config.permutations, config.seed)
     rows = _most_different(found.own[len(a) :], cosine, keys_b, config.num)
     lines = _summary(config, found, (len(a), len(b)), num_shared, lost)
-    parts = own_frac_of_parts(a, len(b), config.k) if found.p < _MAY_DIFFER and len(a) >= 2 * len(b) else []
+    looks, told = _compare_appearance(config, tables, (keys_a, keys_b))
+    lines += told
+    parts = own_frac_of_parts(found.neighbors, len(a), len(b)) if found.p < _MAY_DIFFER and len(a) >= 2 * len(b) else []
     if parts:
         lines.append(_beside_parts(config, parts, found, len(b)))
     if found.p < _MAY_DIFFER:
@@ -82,7 +90,7 @@ def run(args: list[str]) -> Outcome:
         lines += [f"{row['own']:>6.0%}{row['score']:>9.4f}  {row['path']}" for row in rows]
     else:  # some image always differs most: a list would look like a finding
         lines.append(
-            "changes that training ignores on purpose (brightness, contrast, position) may not show; "
+            "changes that training ignores on purpose (light, position) may not show in vectors; "
             f"single odd images: opendino outliers {config.b}"
         )
     if sheet:
@@ -92,10 +100,52 @@ def run(args: list[str]) -> Outcome:
     fields = {
         "tables": [config.a, config.b], "images": [len(a), len(b)], "shared": num_shared, "k": config.k,
         "p": found.p, "permutations": config.permutations, "own_frac": list(found.own_frac),
-        "expected_frac": list(found.expected_frac), "part_fracs": parts, "different": rows, "left_out": lost,
-        "sheet": config.sheet, "seconds": time.monotonic() - began,
+        "expected_frac": list(found.expected_frac), "part_fracs": parts, "appearance": looks, "different": rows,
+        "left_out": lost, "sheet": config.sheet, "seconds": time.monotonic() - began,
     }  # fmt: skip
     return Outcome("\n".join(lines), fields)
+
+
+def _compare_appearance(
+    config: Config, tables: tuple[EmbeddingTable, EmbeddingTable], keys: tuple[list[str], list[str]]
+) -> tuple[list[dict], list[str]]:
+    """Test whether brightness, contrast and sharpness differ, which vectors of a trained network hardly show.
+
+    The images are read again. The p-values are corrected for the number of tests (Bonferroni).
+
+    Returns:
+        One dict per measurement, and lines for people; no dicts if images cannot be read.
+    """
+    values: list[Tensor] = []
+    for table, its_keys, name in zip(tables, keys, (config.a, config.b), strict=True):
+        order = torch.randperm(len(its_keys), generator=torch.Generator().manual_seed(config.seed))
+        some = [its_keys[row] for row in order[:_MOST_READ].tolist()]
+        images = TableImages(table.about, some, _AREA_PX)
+        read = (images.read(key) for key in track(some, "images read"))
+        found = [appearance(image) for image in read if image is not None]
+        if not found:
+            data = table.about["data"]
+            line = f"brightness, contrast and sharpness are not compared: the images of {name} are not at {data}"
+            return [], [line]
+        values.append(torch.tensor(found, dtype=torch.float64))  # [images, 3]
+    a, b = values
+    rows, lines = [], [f"how {len(a):,} and {len(b):,} of the images look: mean (10th to 90th percentile)"]
+    for number, name in enumerate(APPEARANCE):
+        p = distributions_differ(a[:, number], b[:, number], config.permutations, config.seed)
+        p = min(1.0, len(APPEARANCE) * p)
+        rows.append({"name": name, "p": p} | {which: _spread(each[:, number]) for which, each in (("a", a), ("b", b))})
+        shown = [
+            f"{each['mean']:.3f} ({each['p10']:.3f} to {each['p90']:.3f})" for each in (rows[-1]["a"], rows[-1]["b"])
+        ]
+        lines.append(
+            f"{name:<10} {' and '.join(shown)}: {significance(p, config.permutations, 'they', len(APPEARANCE))}"
+        )
+    return rows, lines
+
+
+def _spread(values: Tensor) -> dict[str, float]:
+    low, high = values.quantile(torch.tensor([0.1, 0.9], dtype=values.dtype)).tolist()
+    return {"mean": float(values.mean()), "p10": low, "p90": high}
 
 
 def _check_same_model(a: EmbeddingTable, b: EmbeddingTable) -> None:
@@ -118,9 +168,9 @@ def _most_different(own: Tensor, cosine: Tensor, keys: list[str], num: int) -> l
     ]
 
 
-def significance(p: float, permutations: int, who: str) -> str:
-    """What a p-value says about two sets, e.g. "they may differ (p = 0.031)"."""
-    least = 1 / (1 + permutations)
+def significance(p: float, permutations: int, who: str, tests: int = 1) -> str:
+    """What a p-value, corrected for a number of tests, says about two sets, e.g. "they may differ (p = 0.031)"."""
+    least = tests / (1 + permutations)
     shown = f"p = {p:.3f}" if p > 1.5 * least else f"p ≤ {least:.2g}"
     if p < _DIFFER:
         return f"{who} differ ({shown})"

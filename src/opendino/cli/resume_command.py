@@ -34,12 +34,13 @@ def run(args: list[str]) -> Outcome | None:
     from opendino.cli.train_command import report
     from opendino.engine import launch
     from opendino.engine.run_result import Result
-    from opendino.start import resume
+    from opendino.start import check_sendable, resume
 
     config = existing_runs.read_run_config(args[0])
     number = launch.number(config.devices if devices is None else devices, config.device)
     if number == 1:
         return report(resume(args[0], steps=steps, epochs=epochs, devices=1))
+    check_sendable(config)
     return report(Result(**launch.together(number, _resume, Path(args[0]), steps, epochs)))
 
 

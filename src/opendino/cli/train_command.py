@@ -34,11 +34,12 @@ def start(config: Config) -> Any:
     from opendino import existing_runs
     from opendino.engine import launch
     from opendino.engine.run_result import Result
-    from opendino.start import train
+    from opendino.start import check_sendable, train
 
     number = launch.number(config.devices, config.device)
     if number == 1:
         return train(config)
+    check_sendable(config)
     # The folder is chosen here, so that all processes use the same one, and a restarted process resumes in it.
     config = replace(config, out=str(existing_runs.folder(config)), resume=True)
     return Result(**launch.together(number, _train, config))

@@ -55,11 +55,12 @@ class Progress:
         if now - self._last_shown < _REFRESH_SECONDS and self._patience:
             return
         self._last_shown = now
-        text = text or f"{self._what}, {self._rate(now):,.1f}/s"
+        rate = f"{self._rate(now):,.1f}/s"
+        on_bar, text = text or f"{self._what}, {rate}", text or rate  # a line names what is counted before the number
         if self._task is None and now - self._start >= self._patience:
-            self._open(text)
+            self._open(on_bar)
         if self._task is not None:
-            self._task.update(done, text)
+            self._task.update(done, on_bar)
         elif self._show and (at_end or now - self._last_line > _LINE_SECONDS):
             self._last_line = now
             of = f"/{self._total}  {text}  {self._time_left()} left" if self._total else f"  {text}"

@@ -11,8 +11,12 @@ import ast
 import functools
 import importlib
 import importlib.util
+import inspect
 import pkgutil
+import re
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from opendino.core.errors import UsageError, UserError, first_line, unknown
@@ -32,6 +36,8 @@ METHOD_QUESTIONS = (
 )  # fmt: skip
 """Fields in the docstring of every method, one line each; docs/methods.md is generated from them."""
 _added: dict[str, dict[str, Any]] = {package: {} for package in GROUPS}
+importing: list[str] = []
+"""Files that `--import` is running now: a script must not start a run meanwhile."""
 
 
 def names(package: str) -> list[str]:
@@ -88,13 +94,50 @@ def add(package: str, name: str, thing: Any) -> None:
 
 
 def origin(package: str, name: str) -> str:
-    """Where a name that is not ours comes from, e.g. "my-package 0.1"; empty for our own names."""
+    """Where a name that is not ours comes from: "my-package 0.1", "Python (networks.py)", "Python"; empty for ours."""
     if name in own_names(package):
         return ""
     if name in _added.get(package, {}):
-        return "Python"
+        file = source_file(package, name)
+        return f"Python ({file.name})" if file else "Python"
     found = _plugins(package)[name].dist
     return f"{found.name} {found.version}" if found else _plugins(package)[name].value
+
+
+def is_from_python(where: object) -> bool:
+    """Whether an `origin` is that of an object given in Python."""
+    return isinstance(where, str) and re.fullmatch(r"Python( \(.*\))?", where) is not None
+
+
+def source_file(package: str, name: str) -> Path | None:
+    """The file where `--import` finds an object given in Python by its name; None if no file does, as in a notebook."""
+    thing = _added[package][name]
+    try:
+        file = Path(inspect.getsourcefile(thing) or "")
+    except (TypeError, OSError):  # no function, class or module, or one that no file defines
+        return None
+    at_top = file.stem if isinstance(thing, ModuleType) else getattr(thing, "__qualname__", "")
+    return file if file.suffix == ".py" and file.is_file() and at_top == name.removeprefix("python:") else None
+
+
+def not_here(kind: str, name: str, where: object) -> UserError:
+    """The error for a part that a run names and that this process does not know.
+
+    Args:
+        kind: "backbone", "method" or "augmentation".
+        name: The name; may come from a stranger's run, as `where` may.
+        where: Its `origin` in the process that trained.
+    """
+    name = name.removeprefix("python:")[:100]
+    where = "".join(letter for letter in str(where)[:100] if letter.isprintable())
+    hint = f"Install {where}"
+    if is_from_python(where):
+        found = re.search(r"\(([\w.-]+\.py)\)$", where)
+        hint = (
+            f"Add to the command: --import {found[1] if found else 'FILE.py'}, the file that defines {name}; or in "
+            f'Python, before: opendino.register_{kind}("{name}", {name})'
+        )
+    return UserError(f"The {kind} '{name}' came from {where}, which is not here", hint)
 
 
 def summary(package: str, name: str) -> str:

@@ -15,9 +15,11 @@ from opendino.core.contracts import Backbone, Method
 from opendino.core.errors import UsageError, UserError
 from opendino.core.types import ViewSpec
 from opendino.engine.parallel import Parallel
+from opendino.features.crop_matching import NUM_IMAGES
 
 _REFUSE_FACTOR = 4
 _CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
+_FEWEST_EVAL_IMAGES = 200
 _MARGIN = 1.25  # for the head, the teacher and temporary tensors of a step
 
 
@@ -272,6 +274,23 @@ def eval_images(wanted: int | str, num_images: int, num_trained: int) -> tuple[i
     if number == num_images:
         return number, "all images"
     return number, f"1% of the {num_trained:,} images the run trains on, at least 1,500 and at most 10,000"
+
+
+def affordable_eval_images(num_eval: int, num_trained: float) -> tuple[int, float]:
+    """Fewer images for the online evaluations of a run whose time is limited, and what they cost.
+
+    Args:
+        num_eval: Images of an evaluation if time is not limited.
+        num_trained: Images that the run trains on in its time, counted as often as they are seen.
+
+    Returns:
+        At most a tenth of the images of training, but 200: the standard error of an accuracy is then up to 3.5 points.
+        And as training on how many images four evaluations cost, the one before training included.
+    """
+    number = min(num_eval, max(_FEWEST_EVAL_IMAGES, round(num_trained / 10)))
+    # Before training three networks (student, teacher, initial), then two; crops are matched by one network, at first
+    # by two, in gray and in color. One view without gradients costs about a tenth of a training image.
+    return number, (9 * number + 5 * 4 * min(NUM_IMAGES, number)) / 10
 
 
 def eval_every(wanted: str, num_eval: int, num_trained: int) -> tuple[str, str]:

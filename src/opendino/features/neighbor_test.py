@@ -23,12 +23,14 @@ class TwoSampleTest:
         own_frac: For each of the two sets, the mean share of its images' neighbors that are of the same set, 0 to 1.
         expected_frac: What the two shares would be on average if the sets did not differ.
         own: float `[A + B]`, the share for each image.
+        neighbors: int64 `[A + B k]`, the neighbors of each image among both.
     """
 
     p: float
     own_frac: tuple[float, float]
     expected_frac: tuple[float, float]
     own: Tensor
+    neighbors: Tensor
 
 
 @torch.no_grad()
@@ -63,24 +65,24 @@ def neighbor_test(a: Tensor, b: Tensor, k: int = 10, permutations: int = 1000, s
     shares = (float(own[~in_b].double().mean()), float(own[in_b].double().mean()))
     others = len(pooled) - 1
     expected = ((len(a) - 1) / others, (len(b) - 1) / others)
-    return TwoSampleTest(p_value(observed, statistics, generator), shares, expected, own)
+    return TwoSampleTest(p_value(observed, statistics, generator), shares, expected, own, rows)
 
 
-def own_frac_of_parts(vectors: Tensor, size: int, k: int) -> list[float]:
-    """How alike are images that follow each other? Shares of own neighbors of consecutive parts of one set.
+def own_frac_of_parts(neighbors: Tensor, num: int, size: int) -> list[float]:
+    """How alike are images that follow each other? Shares of own neighbors of consecutive parts of the first set.
 
     Args:
-        vectors: float `[M D]` in their order, each with a direction; M ≥ 2 · size.
+        neighbors: From `TwoSampleTest`, the images in their order: a part is compared as the second set is.
+        num: A, number of images of the first set; A ≥ size.
         size: Number of images of a part; what is left at the end is no part.
-        k: Number of neighbors, at most M - 1.
 
     Returns:
-        For each part the mean share of its images' neighbors in the whole set that are of the part, 0 to 1.
+        For each part the mean share of its images' neighbors among both sets that are of the part, 0 to 1.
     """
-    rows = other_neighbors(vectors, min(k, len(vectors) - 1))[1].cpu()
-    part = torch.arange(len(vectors)) // size
-    own = (part[rows] == part[:, None]).double().mean(1)
-    return [float(own[start : start + size].mean()) for start in range(0, len(vectors) - size + 1, size)]
+    part = torch.arange(len(neighbors)) // size
+    part[num:] = -1
+    own = (part[neighbors[:num]] == part[:num, None]).double().mean(1)
+    return [float(own[start : start + size].mean()) for start in range(0, num - size + 1, size)]
 
 
 def _statistics(rows: Tensor, in_b: Tensor, part: Tensor, generator: torch.Generator) -> Tensor:

@@ -62,9 +62,7 @@ def backbone(
     if name in registry.names(registry.BACKBONES):
         return from_factory(name, registry.load(registry.BACKBONES, name), kwargs)
     if name.startswith("python:"):
-        bare = name.removeprefix("python:")
-        hint = f'Name the function that builds it again, before: opendino.register_backbone("{bare}", {bare})'
-        raise UserError(f"The network '{name}' was passed from Python, and is not known here", hint)
+        raise registry.not_here("backbone", name, "Python")
     from opendino.models.timm_backbone import TimmBackbone
 
     return TimmBackbone(name.removeprefix("timm:"), image_px=image_px, drop_path=drop_path, **kwargs)

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from opendino.core import atomic_write
+from opendino.core import atomic_write, registry
 from opendino.core.contracts import Backbone
 from opendino.core.errors import BadImage, UsageError, UserError, nearest
 from opendino.core.types import IMAGENET_MEAN, IMAGENET_STD, Features
@@ -257,7 +257,7 @@ def save_backbone(
         "networks": list(networks),
         "classes": list(classes) or [str(n) for n in range(classifier.out_features)] if classifier is not None else [],
         "versions": {"opendino": version("opendino"), "torch": torch.__version__},
-        "extra": dict(extra or {}),
+        "extra": dict(extra or {}) | _origin(backbone.name),
     }
     atomic_write.write(folder / DESCRIPTION, json.dumps(description, indent=2, allow_nan=False).encode() + b"\n")
 
@@ -289,6 +289,7 @@ def load(model: str | Path, which: str | None = None, *, classifier: bool = Fals
             f"'{model}' holds no {DESCRIPTION}", f"{_MODEL_KINDS}; a run writes it with its first checkpoint"
         )
     description = read_description(folder / DESCRIPTION)
+    check_backbone(description)
     networks = description["networks"]
     have = [network for network in networks if (folder / weights_file(network, networks)).is_file()]
     wanted = which or networks[0]
@@ -319,6 +320,26 @@ def load(model: str | Path, which: str | None = None, *, classifier: bool = Fals
             "Export or import the model again",
         )
     return Model(network, description["preprocessing"], description, linear, wanted)
+
+
+def check_backbone(description: Mapping[str, Any]) -> None:
+    """Check that the network of a model is known, if it is one of another package or given in Python.
+
+    Args:
+        description: From `description.read_description`.
+
+    Raises:
+        UserError: It is not; the hint says how to name it.
+    """
+    name, where = description["name"], description.get("extra", {}).get("from")
+    if where and name not in registry.names(registry.BACKBONES):
+        raise registry.not_here("backbone", name, where)
+
+
+def _origin(name: str) -> dict[str, str]:
+    """Where a network that is not ours comes from, as {"from": origin}; {} for ours and those of timm."""
+    given = name in registry.names(registry.BACKBONES)
+    return {"from": registry.origin(registry.BACKBONES, name)} if given else {}
 
 
 def read_classifier(folder: Path, embed_dim: int) -> nn.Linear:

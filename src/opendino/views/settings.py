@@ -190,9 +190,7 @@ def without_origins(group: Mapping[str, Any]) -> dict[str, Any]:
     for name, settings in group.items():
         if isinstance(settings, dict) and (where := settings.get("from")) is not None:
             if name not in AUGMENTATIONS:
-                where = str(where)[:100]
-                hint = "Register it again: opendino.register_augmentation" if where == "Python" else f"Install {where}"
-                raise UserError(f"The augmentation '{name[:100]}' came from {where}, which is not here", hint)
+                raise registry.not_here("augmentation", name, where)
             found[name] = {key: value for key, value in settings.items() if key != "from"}
     return found
 

@@ -225,7 +225,5 @@ def _views(
 
 
 def _title(n: int, done: dict[str, Any]) -> str:
-    """Title of a final view: its number, group and augmentations, two per line."""
-    names = list(done["augmentations"].values())
-    lines = [", ".join(names[start : start + 2]) for start in range(0, len(names), 2)]
-    return "\n".join([f"{n} {done['group']}", *lines])
+    """Title of a final view: its number and group, and its augmentations."""
+    return f"{n} {done['group']}\n{', '.join(done['augmentations'].values())}"

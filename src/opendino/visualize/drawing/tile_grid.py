@@ -53,8 +53,11 @@ class Sheet:
         self._heights = [max((tile.image.height for tile in row if tile), default=0) for row in rows]
         self.width = sum(self._widths) + _GAP_PX * (len(self._widths) + 1)
         self.font_px = max(11, round(self.width / 66))  # 8 pt if printed 17 cm wide
-        lines = [max((len(tile.title.splitlines()) for tile in row if tile), default=0) for row in rows]
-        self._heads = [round(1.25 * self.font_px * number) for number in lines]
+        self._titles = [
+            [self._lines(tile, width) if tile else [] for tile, width in zip(row, self._widths, strict=False)]
+            for row in rows
+        ]
+        self._heads = [round(1.25 * self.font_px * max(map(len, row), default=0)) for row in self._titles]
         self.height = sum(self._heights) + sum(self._heads) + _GAP_PX * (len(rows) + 1)
 
     def image(self) -> Image.Image:
@@ -93,12 +96,11 @@ class Sheet:
 
     def _placed_tiles(self) -> Iterator[tuple[int, int, list[tuple[float, str]], Image.Image]]:
         """(left, top, title lines, image) of every tile, in pixels. A title line is (baseline, text that fits)."""
-        font, y = ImageFont.load_default(self.font_px), _GAP_PX
-        for row, head, height in zip(self.rows, self._heads, self._heights, strict=True):
+        y = _GAP_PX
+        for row, row_titles, head, height in zip(self.rows, self._titles, self._heads, self._heights, strict=True):
             x, y = _GAP_PX, y + head
-            for tile, width in zip(row, self._widths, strict=False):
+            for tile, titles, width in zip(row, row_titles, self._widths, strict=False):
                 if tile:
-                    titles = [_shorten(line, font, width) for line in tile.title.splitlines()]
                     above = range(len(titles) - 1, -1, -1)  # the last line is directly above the image
                     lines = [
                         (y - (0.35 + 1.25 * n) * self.font_px, text) for n, text in zip(above, titles, strict=True)
@@ -106,6 +108,20 @@ class Sheet:
                     yield x, y, lines, tile.image
                 x += width + _GAP_PX
             y += height + _GAP_PX
+
+    def _lines(self, tile: Tile, width: int) -> list[str]:
+        """The title of a tile in lines that fit its column: wrapped between words, a path or a long word shortened."""
+        font, lines = ImageFont.load_default(self.font_px), []
+        for line in tile.title.splitlines():
+            words = [line] if "/" in line or is_image(line) else line.split()
+            start = len(lines)
+            for word in words:
+                joined = f"{lines[-1]} {word}" if len(lines) > start else word
+                if len(lines) > start and font.getlength(joined) <= width:
+                    lines[-1] = joined
+                else:
+                    lines.append(_shorten(word, font, width))
+        return lines
 
 
 def out(text: str, endings: Sequence[str]) -> Path:
