@@ -21,6 +21,7 @@ from opendino.data.open_source import open_source
 from opendino.data.readers.decoded_image import RGB, numbered
 from opendino.data.readers.multi_page_files import Reading, describe
 from opendino.data.source_files import SPLITS, exists, printable
+from opendino.datasets.labeled_pixels import MASKS, LabeledPixels
 from opendino.models import load
 from opendino.models.image_reading import ImageReading
 
@@ -34,7 +35,8 @@ def open_images(config: Config, data: str) -> ImageFiles:
     found = intensity.parse(config.intensity)
     known = found if isinstance(found, Intensity) or found in ("full", "per-image") else "full"
     reading = Reading(config.stack, tuple(map(str, config.channels)))
-    files = image_files(open_source(data), reading, config.channel_files or "", cast(Range, known))
+    source = LabeledPixels(data) if config.labels == MASKS else open_source(data)
+    files = image_files(source, reading, config.channel_files or "", cast(Range, known))
     files.pixel_format = PixelFormat(len(config.mean), 8 if config.bits == "auto" else config.bits)
     return files
 
