@@ -16,7 +16,7 @@ from opendino import run_images
 from opendino.config import Config, ResolvedConfig
 from opendino.core import auto_values, compilation, distributed, log, ranges, registry
 from opendino.core.contracts import Backbone, Method, Source
-from opendino.core.errors import UsageError, UserError, first_line
+from opendino.core.errors import UserError, first_line
 from opendino.core.progress import waiting
 from opendino.core.types import Facts, ViewSpec
 from opendino.data.cache import decide as decide_cache
@@ -26,10 +26,8 @@ from opendino.data.decode import working_area_px
 from opendino.data.held_out import training_images
 from opendino.data.labels import relabel
 from opendino.data.open_source import absolute
-from opendino.datasets.labeled_pixels import MASKS
 from opendino.engine import batch_size_finder, precision, sizing, threads
 from opendino.engine.activation_checkpointing import checkpoint_activations
-from opendino.methods import supervised
 from opendino.models import build, load
 from opendino.models.adapt import adapt
 from opendino.models.separate_channels import network_of
@@ -51,9 +49,7 @@ def resolve_config(config: Config, device: torch.device) -> tuple[ResolvedConfig
     Raises:
         UserError: The images cannot be trained on, or settings contradict each other.
     """
-    config = absolute_paths(config)
-    if config.labels == MASKS:
-        config = _for_masks(config)
+    config = run_images.with_masks(absolute_paths(config))
     with waiting("finding the images"):
         files = run_images.open_images(config, config.data)
     if device.type == "mps" and config.bits == "auto":
@@ -103,20 +99,6 @@ def resolve_config(config: Config, device: torch.device) -> tuple[ResolvedConfig
         optim=configs.resolved_optim(config.optim, grad_accum_steps=micro_batches),
     )  # fmt: skip
     return distributed.broadcast_object(resolved), source
-
-
-def _for_masks(config: Config) -> Config:
-    """Settings of a run with masks as labels: there are no classes of images to evaluate on during training.
-
-    Raises:
-        UsageError: The method does not train on labels alone.
-    """
-    if not isinstance(config.method, supervised.Config):
-        raise UsageError(
-            f"--labels {MASKS} with the method {configs.method_name(config)}",
-            "Fine-tune a trained model: opendino finetune MODEL DIR --labels masks",
-        )
-    return replace(config, eval_images=0)
 
 
 def _method_and_network(
