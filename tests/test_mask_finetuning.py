@@ -14,6 +14,7 @@ from tests.factories import checkpoint_tensors, difference, model_folder, small_
 
 import opendino
 from opendino.cli import main
+from opendino.config import Config
 from opendino.core.errors import UsageError, UserError
 from opendino.core.types import ViewGroup, ViewSpec
 from opendino.data.fingerprint import key_digests
@@ -21,6 +22,8 @@ from opendino.data.held_out import is_held_out
 from opendino.datasets.labeled_pixels import LabeledPixels
 from opendino.methods.supervised import balanced_cross_entropy
 from opendino.models import segmentation_head
+from opendino.models.classifier import which_of_two
+from opendino.resolve import absolute_paths
 from opendino.views.multi_crop import crop_labels, multi_crop
 from opendino.views.sampling import sample_views
 from opendino.views.settings import GlobalView, changed
@@ -51,6 +54,8 @@ def test_masks_rise_above_the_frozen_features(tuned: tuple[Path, Any]) -> None:
     assert model.fingerprint == opendino.load(expected).fingerprint
     assert head.measured.startswith(f"{found['keep']} network: mean mIoU of an image")
     assert opendino.load(run).classes == (), "a classifier of pixels is none of images"
+    assert which_of_two(run) == f"This is the fine-tuned network. `opendino predict` takes {head.measured}"
+    assert opendino.load(run / "frozen").fingerprint == opendino.load(run.parent / "model").fingerprint
 
 
 def test_a_stopped_run_resumes_exactly(tuned: tuple[Path, Any], tmp_path: Path) -> None:
@@ -133,6 +138,12 @@ def test_classes_sizes_and_images_without_a_mask(tmp_path: Path, capsys: pytest.
         found.canvas(["b"], torch.tensor([[20, 30]]), 10**6)
     with pytest.raises(UserError, match="have 1 classes, and two are needed"):
         LabeledPixels(folder(tmp_path / "one", {"a": np.ones((20, 30), np.uint8)}))
+
+
+def test_a_folder_masks_beside_the_user_is_no_list_of_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "masks").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert absolute_paths(Config(TOY, labels="masks")).labels == "masks"
 
 
 def test_what_does_not_go_with_masks(tuned: tuple[Path, Any], tmp_path: Path) -> None:

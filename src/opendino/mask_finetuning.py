@@ -21,6 +21,7 @@ from opendino.features.dense_features import patch_encoder, usual_blocks
 from opendino.features.masked_images import MaskedImages
 from opendino.features.paired_change import Change, change
 from opendino.models import segmentation_head
+from opendino.models.classifier import FROZEN
 from opendino.models.load import Model
 from opendino.models.segmentation_head import SegmentationHead
 
@@ -30,7 +31,7 @@ def against_frozen_head(config: ResolvedConfig, folder: Path, start: Model, tune
 
     Both get a head as `opendino eval segmentation` makes it, from the masks that the run was trained on: the run's own
     classifier is not used, because it was trained on crops. The better network with its head is saved in `head/`, the
-    frozen one unless the fine-tuned one is shown to be better.
+    frozen one unless the fine-tuned one is shown to be better; the frozen one also in `frozen/`.
 
     Args:
         config: Settings of the run.
@@ -52,12 +53,15 @@ def against_frozen_head(config: ResolvedConfig, folder: Path, start: Model, tune
         heads.append(Head((name, "linear", len(images)), images, SegmentationHead(weight, bias, classes, blocks)))
     found = _compared(val, encoders, heads, classes) if len(val) else None
     keep = "finetuned" if found and found.direction == 1 else "frozen"
-    head = heads[list(samples).index(keep)].score
-    assert isinstance(head, SegmentationHead)
-    score = {"miou": found.after if keep == "finetuned" else found.before} if found else {}
-    measured = f"mean mIoU of an image {score['miou']:.1f} % on {len(val):,} held-out images" if score else ""
-    head = replace(head, measured=f"{keep} network: {measured}" if measured else "")
-    segmentation_head.save(folder / segmentation_head.OF_RUN, {"frozen": start, "finetuned": tuned}[keep], head, score)
+    networks = {"frozen": start, "finetuned": tuned}
+    for place, name in ((FROZEN, "frozen"), (segmentation_head.OF_RUN, keep)):
+        head = heads[list(samples).index(name)].score
+        assert isinstance(head, SegmentationHead)
+        score = {"miou": found.before if name == "frozen" else found.after} if found else {}
+        if score:
+            measured = f"mean mIoU of an image {score['miou']:.1f} % on {len(val):,} held-out images"
+            head = replace(head, measured=f"{name} network: {measured}")
+        segmentation_head.save(folder / place, networks[name], head, score)
     verdict = {1: "better", 0: "no better", -1: "worse"}[found.direction] if found else "unknown"
     return {
         "measure": "segmentation", "verdict": verdict, "keep": keep, **(vars(found) if found else {}),
