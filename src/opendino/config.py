@@ -68,8 +68,8 @@ class Config(Checked):
     val: str | None = None
     """Labeled images for the k-NN accuracy during training; default: part of DATA, if it has class folders."""
     labels: str = "auto"
-    """Labels to use: none, folders (sub-folders are classes), 10% (of each class), or a CSV of path,class. auto: those
-    of DATA; sub-folders give a k-NN accuracy, but do not decide whether the run has learned."""
+    """Labels to use: none, folders (sub-folders are classes), 10% (of each class), a CSV of path,class, or masks. auto:
+    those of DATA; sub-folders give a k-NN accuracy, but do not decide whether the run has learned."""
     channels: tuple[ChannelNumber | str, ...] = ()
     """Channels to use, by number from 0 or by name, in this order, e.g. 0 2 4; default: all."""
     stack: Annotated[str, Meta(pattern=r"^(ask|channels|max|mean|images|[0-9]{1,5})$", description=STACKS)] = "ask"

@@ -10,12 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from opendino import mask_finetuning
 from opendino.config import Config, ResolvedConfig
 from opendino.core import distributed, log
 from opendino.core.contracts import Source
 from opendino.core.errors import UserError
 from opendino.data.held_out import held_out_labeled, training_images
 from opendino.data.labels import all_labels, relabel
+from opendino.datasets.labeled_pixels import MASKS
 from opendino.features.classification_metrics import accuracy
 from opendino.features.feature_table import table
 from opendino.features.few_labels import MOST_CROSS_VALIDATED
@@ -65,20 +67,25 @@ def against_frozen_head(config: ResolvedConfig, folder: Path, device: torch.devi
     look different to it (Touvron et al. 2019, arXiv:1906.06423). Both are saved, and
     `models.classifier.load_classifier` opens the fine-tuned one only if it is better.
 
+    With masks as labels two segmentation heads are compared, see `mask_finetuning`.
+
     Args:
         config: Settings of the run: method `supervised` with `init`.
         folder: The run's folder.
         device: Where to run the networks.
 
     Returns:
-        "measure" ("classifier"), "verdict" (better, no better, worse, unknown), "keep" (finetuned, frozen), fields of
-        `Change` ("before" is the frozen one), and a sentence "says".
+        "measure" ("classifier" or "segmentation"), "verdict" (better, no better, worse, unknown), "keep" (finetuned,
+        frozen), fields of `Change` ("before" is the frozen one), and a sentence "says".
     """
     try:
         start = load(config.init or "").to(device)
     except UserError:
         says = f"Cannot say whether it is better than its frozen features: {config.init} is not there"
         return {"measure": "classifier", "verdict": "unknown", "keep": "finetuned", "says": says}
+    if config.labels == MASKS:
+        with distributed.single_process():
+            return mask_finetuning.against_frozen_head(config, folder, start, load(folder).to(device))
     with distributed.single_process():
         log.say("comparing with a classifier of the frozen features on held-out images")
         tuned = load(folder).to(device)
@@ -131,7 +138,8 @@ def _paired(before: _Measured, after: _Measured) -> Change | None:
     both = torch.from_numpy(np.intersect1d(before.indices.numpy(), after.indices.numpy()))
     if not len(both):
         return None
-    return change(*(each.right[torch.isin(each.indices, both)] for each in (before, after)))
+    was, now = (each.right[torch.isin(each.indices, both)] for each in (before, after))
+    return change(was, now)
 
 
 def _fitted(model: Model, classes: tuple[str, ...], tokens: Tokens, config: Config, name: str) -> _Measured:

@@ -26,6 +26,7 @@ from opendino.data.decode import working_area_px
 from opendino.data.held_out import training_images
 from opendino.data.labels import relabel
 from opendino.data.open_source import absolute
+from opendino.datasets.labeled_pixels import MASKS
 from opendino.engine import batch_size_finder, precision, sizing, threads
 from opendino.engine.activation_checkpointing import checkpoint_activations
 from opendino.models import build, load
@@ -50,7 +51,7 @@ def resolve_config(config: Config, device: torch.device) -> tuple[ResolvedConfig
     Raises:
         UserError: The images cannot be trained on, or settings contradict each other.
     """
-    config = absolute_paths(config)
+    config = run_images.with_masks(absolute_paths(config))
     with waiting("finding the images"):
         files = run_images.open_images(config, config.data)
     if device.type == "mps" and config.bits == "auto":
@@ -148,7 +149,7 @@ def _log(source: Source, facts: Facts, device: torch.device, reasons: list[str])
 def absolute_paths(config: Config) -> Config:
     """Make all paths absolute, so that a run can be resumed from any working directory."""
     return replace(
-        config, data=absolute(config.data), labels=absolute(config.labels),
+        config, data=absolute(config.data), labels=config.labels if config.labels == MASKS else absolute(config.labels),
         val=absolute(config.val) if config.val else None, init=absolute(config.init) if config.init else None,
     )  # fmt: skip
 

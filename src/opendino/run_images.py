@@ -9,9 +9,10 @@ from typing import Any, cast
 
 import msgspec
 
+from opendino import config as configs
 from opendino.config import Config
 from opendino.core import log
-from opendino.core.errors import UserError
+from opendino.core.errors import UsageError, UserError
 from opendino.core.types import IMAGENET_MEAN, IMAGENET_STD, PixelFormat, ViewSpec
 from opendino.data import channel_file_names, intensity
 from opendino.data.image_files import ImageFiles, image_files
@@ -21,6 +22,8 @@ from opendino.data.open_source import open_source
 from opendino.data.readers.decoded_image import RGB, numbered
 from opendino.data.readers.multi_page_files import Reading, describe
 from opendino.data.source_files import SPLITS, exists, printable
+from opendino.datasets.labeled_pixels import MASKS, LabeledPixels
+from opendino.methods import supervised
 from opendino.models import load
 from opendino.models.image_reading import ImageReading
 
@@ -34,9 +37,26 @@ def open_images(config: Config, data: str) -> ImageFiles:
     found = intensity.parse(config.intensity)
     known = found if isinstance(found, Intensity) or found in ("full", "per-image") else "full"
     reading = Reading(config.stack, tuple(map(str, config.channels)))
-    files = image_files(open_source(data), reading, config.channel_files or "", cast(Range, known))
+    source = LabeledPixels(data) if config.labels == MASKS else open_source(data)
+    files = image_files(source, reading, config.channel_files or "", cast(Range, known))
     files.pixel_format = PixelFormat(len(config.mean), 8 if config.bits == "auto" else config.bits)
     return files
+
+
+def with_masks(config: Config) -> Config:
+    """Settings of a run whose labels may be masks: then there are no classes of images to evaluate on.
+
+    Raises:
+        UsageError: The labels are masks, and the method does not train on labels alone.
+    """
+    if config.labels != MASKS:
+        return config
+    if not isinstance(config.method, supervised.Config):
+        raise UsageError(
+            f"--labels {MASKS} with the method {configs.method_name(config)}",
+            "Fine-tune a trained model: opendino finetune MODEL DIR --labels masks",
+        )
+    return replace(config, eval_images=0)
 
 
 def channel_names(config: Config) -> tuple[str, ...]:

@@ -23,10 +23,13 @@ from opendino.data import loader
 from opendino.data.cache import DecodedImages
 from opendino.data.decode import working_area_px
 from opendino.data.device_cache import DeviceCache
+from opendino.data.held_out import with_held_out
+from opendino.data.image_files import ImageFiles
+from opendino.datasets.labeled_pixels import LabeledPixels
 from opendino.engine import checkpoint, optim, parallel, profiler
 from opendino.engine.throughput import uncounted
 from opendino.views import patch_masks
-from opendino.views.multi_crop import multi_crop
+from opendino.views.multi_crop import crop_labels, multi_crop
 
 MakeViews = Callable[[], Views]
 """Makes the views of a micro-batch, or waits until they are made."""
@@ -44,11 +47,12 @@ class Networks:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The training images. Every random choice is a function of (seed, epoch, image)."""
+    """The training images. Every random choice is a function of (seed, epoch, image). `masks`: if these are labels."""
 
     images: DecodedImages
     device_cache: DeviceCache | None
     batches: loader.Batches
+    masks: LabeledPixels | None
 
 
 def build_networks(config: ResolvedConfig, spec: ViewSpec, source: Source, device: torch.device, new: bool) -> Networks:
@@ -75,7 +79,9 @@ def open_data(
         device_cache or images, spec, config.seed, config.batch, config.optim.grad_accum_steps, distributed.rank(),
         distributed.world_size(),
     )  # fmt: skip
-    return TrainingData(images, device_cache, batches)
+    whole = with_held_out(source)
+    files = whole.source if isinstance(whole, ImageFiles) else None
+    return TrainingData(images, device_cache, batches, files if isinstance(files, LabeledPixels) else None)
 
 
 def with_views(
@@ -113,5 +119,11 @@ def make_views(batch: loader.Batch, data: TrainingData, spec: ViewSpec, device: 
         if data.device_cache:
             on_device = data.device_cache.fill(on_device)
         crops = multi_crop(on_device.canvas, on_device.draws, spec)
+        pixel_labels = {}
+        if data.masks:
+            keys = [data.images.source.key(int(index)) for index in batch.indices]
+            canvas = data.masks.canvas(keys, batch.sizes, data.images.max_area_px)
+            pixel_labels = crop_labels(canvas.to(device), on_device.draws, spec)
     masks = patch_masks.of_batch(on_device.draws, spec)
-    return Views(crops, on_device.labels, on_device.indices, spec.num_labeled(len(batch.indices)), masks)
+    num_labeled = spec.num_labeled(len(batch.indices))
+    return Views(crops, on_device.labels, on_device.indices, num_labeled, masks, pixel_labels)

@@ -18,6 +18,7 @@ from opendino.config import ResolvedConfig
 from opendino.core import distributed
 from opendino.core.contracts import Backbone, Method
 from opendino.core.types import ViewSpec
+from opendino.datasets.labeled_pixels import MASKS
 from opendino.engine import checkpoint
 from opendino.models import load
 
@@ -85,8 +86,9 @@ def prepare_write(
     Returns:
         Writes the exported model and then the checkpoint.
     """
-    separate = config.channel_mode == "separate"  # a classifier of one channel is of no use for joined features
-    saved_parts = ("backbone",) if separate else ("backbone", "classifier")  # heads are only in the checkpoint
+    # A classifier of one channel is of no use for joined features, and one of pixels none for images.
+    only_features = config.channel_mode == "separate" or config.labels == MASKS
+    saved_parts = ("backbone",) if only_features else ("backbone", "classifier")  # heads are only in the checkpoint
     networks = copy.deepcopy(
         {name: {part: net[part] for part in saved_parts if part in net} for name, net in method.networks().items()}
     )
@@ -101,7 +103,7 @@ def prepare_write(
             preprocessing=run_images.preprocessing(config, spec),
             extra={"method": configs.method_name(config), "data": config.data, "step": state.step},
             classifier=cast(nn.Linear | None, networks[method.product[0]].get("classifier")),
-            classes=method.classes or classes,
+            classes=() if config.labels == MASKS else method.classes or classes,
         )
         checkpoint.save(folder, tensors, dataclasses.asdict(state), config.keep_checkpoints)
 

@@ -135,6 +135,8 @@ def continue_run(run: str | Path, data: Data | None = None, **options: Any) -> R
 def finetune(model: str | Path, data: Data, *, val: Data | None = None, **options: Any) -> Result:
     """Fine-tune a model as a classifier, and compare it with a classifier of its frozen features at the end.
 
+    With `labels="masks"` it is trained for segmentation, and compared with a segmentation head.
+
     `opendino.finetune("runs/monday", "photos", labels="labels.csv")` is `opendino finetune runs/monday photos --labels
     labels.csv`. `opendino predict` and `models.classifier.load_classifier` take the better one of the two.
 
@@ -142,7 +144,7 @@ def finetune(model: str | Path, data: Data, *, val: Data | None = None, **option
         model: The model, as for `opendino.load`; it is not changed.
         data: The images, as for `train`; those without a label are not used.
         val: Labeled images to compare on; None to keep a fifth of the labeled images out of training (`hold_out`).
-        **options: As for `train`; `labels` is a CSV of path,class, or "folders" (default).
+        **options: As for `train`; `labels` is a CSV of path,class, "masks", or "folders" (default).
 
     Returns:
         Result of the run; `Result.against_start` has the comparison, see `finetuning.against_frozen_head`.

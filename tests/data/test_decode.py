@@ -191,7 +191,7 @@ def test_a_jpeg_is_what_pillow_makes_of_it_to_the_bit(quality: int, subsampling:
     picture = Image.fromarray(noise).resize((203, 118), Image.Resampling.BICUBIC)
     data = encoded(picture, "JPEG", quality=quality, subsampling=subsampling)
     with Image.open(io.BytesIO(data)) as image:
-        size = module._working_size(image.size, max_area_px)
+        size = module.working_size(image.size, max_area_px)
         image.draft(None, size)
         expected = image.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0) if image.size != size else image
         assert (decode(data, max_area_px) == np.array(expected)).all()

@@ -1,4 +1,4 @@
-"""Fine-tune a model as a classifier: opendino finetune MODEL DATA [--labels FILE.csv] [--val DIR] [--out RUN]"""
+"""Fine-tune a model: opendino finetune MODEL DATA [--labels FILE.csv or masks] [--val DIR] [--out RUN]"""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ def run(args: list[str]) -> Outcome | None:
             f"{USAGE} [--json]\n\nA new run starts from the network of MODEL and trains it as a classifier of the "
             "labeled images of DATA: first the classifier alone, then all of the network, the lower layers at lower "
             "rates. Labels are the sub-folders of DATA, or --labels FILE.csv of path,class; images without one are not "
-            "used.\nA fifth of the labeled images (--hold-out) is kept out of training, or none if --val names others. "
-            "At the end the network is compared on them with a linear classifier of the frozen features. `opendino "
-            "predict RUN DATA` takes the better one.\nUp to 500 steps are enough for 20,000 labels; with more: --steps "
-            "10000. If it overfits: fewer --steps, a lower --optim.lr. A large network: --method.lora-rank 8 trains "
-            "adapters alone. All options: opendino train --help-all"
+            "used. With --labels masks it is trained for segmentation: DATA has images/ and masks/, as for `opendino "
+            "eval segmentation`.\nA fifth of the labeled images (--hold-out) is kept out of training, or none if --val "
+            "names others. At the end the network is compared on them with a linear classifier, or segmentation head, "
+            "of the frozen features. `opendino predict RUN DATA` takes the better one.\nUp to 500 steps are enough for "
+            "20,000 labels; with more: --steps 10000. If it overfits: fewer --steps, a lower --optim.lr. A large "
+            "network: --method.lora-rank 8 trains adapters alone. All options: opendino train --help-all"
         )
         return None
     if not args or args[0].startswith("-"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -56,8 +56,9 @@ class Config(Checked):
 def run(args: list[str]) -> Outcome:
     """Predict the most probable class of every readable image, or of each of its pixels."""
     config = flags.parse(Config, args, "opendino predict", "Classify or segment images with a trained linear head.")
-    if (Path(config.folder).expanduser() / segmentation_head.DESCRIPTION).is_file():
-        return _masks(config)
+    for folder in (config.folder, str(Path(config.folder) / segmentation_head.OF_RUN)):
+        if (Path(folder).expanduser() / segmentation_head.DESCRIPTION).is_file():
+            return _masks(replace(config, folder=folder))
     if config.polygons:
         raise UsageError(f"--polygons needs a segmentation head, and {config.folder} is none", "Leave out --polygons")
     began = time.monotonic()

@@ -148,6 +148,8 @@ class Views:
         indices: int64 `[B]`, positions in the source; on the CPU.
         num_labeled: This many images, the first of the batch, have a label; see `ViewSpec.labeled_frac`.
         masks: Group name → its masked patches; groups without masks are absent.
+        pixel_labels: Group name → uint8 `[V B H W]`, the class of every pixel of its views, 255 for pixels to ignore;
+            empty unless the labels are masks.
     """
 
     crops: dict[str, Tensor]
@@ -155,6 +157,7 @@ class Views:
     indices: Tensor
     num_labeled: int = 0
     masks: dict[str, PatchMasks] = field(default_factory=dict)
+    pixel_labels: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

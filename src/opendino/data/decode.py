@@ -70,7 +70,7 @@ def decode(
     if (image := read(data, reading, max_pixels)) is not None:
         return _shrunk(to_pixels(image, intensity, pixel_format), max_area_px, pixel_format)
     with photograph.opened(data, max_pixels) as image:
-        size = _working_size(image.size, max_area_px)
+        size = working_size(image.size, max_area_px)
         image.draft(None, size)  # a JPEG is decoded at 1/2, 1/4 or 1/8 scale, but never below `size`
         pixels = photograph.fast_jpeg(data, image)  # [H W 3], or None where Pillow decodes
         if pixels is None:
@@ -162,7 +162,8 @@ def working_area_px(spec: ViewSpec) -> int:
     return max(_FIXED_AREA_PX if crop.fixed else math.ceil(area / crop.scale[0] - 1e-6) for area, crop in views)
 
 
-def _working_size(size: tuple[int, int], max_area_px: int | None) -> tuple[int, int]:
+def working_size(size: tuple[int, int], max_area_px: int | None) -> tuple[int, int]:
+    """Width and height of an image of some width and height after `decode`."""
     if max_area_px is None:
         return size
     scale = min(math.sqrt(max_area_px / (size[0] * size[1])), _MAX_ELONGATION * math.sqrt(max_area_px) / max(size))
@@ -178,7 +179,7 @@ def _shrunk(array: np.ndarray, max_area_px: int | None, pixel_format: PixelForma
     if not pixel_format.fits(array):
         raise BadImage(f"array of {array.dtype} {list(array.shape)}, not {pixel_format}")
     size = (array.shape[1], array.shape[0])
-    target = _working_size(size, max_area_px)
+    target = working_size(size, max_area_px)
     if target == size:
         return np.require(array, requirements=["C", "W"])
     if pixel_format == _RGB:

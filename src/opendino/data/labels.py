@@ -63,8 +63,8 @@ def relabel(source: Source, labels: str, seed: int) -> Source:
 
     Args:
         source: The images.
-        labels: "auto" or "folders", those of the source; "none"; a share such as "10%", sampled from each class, at
-            least one image; or a CSV file with path and class. All other images become unlabeled.
+        labels: "auto", "folders" or "masks", those of the source; "none"; a share such as "10%", sampled from each
+            class, at least one image; or a CSV file with path and class. All other images become unlabeled.
         seed: Seed for sampling the share.
 
     Raises:
@@ -72,7 +72,7 @@ def relabel(source: Source, labels: str, seed: int) -> Source:
         UserError: The CSV cannot be read or matches no image, or the source has no classes and "folders" or a share is
             given.
     """
-    if labels == "auto" or (labels == "folders" and source.classes):
+    if labels in ("auto", "masks") or (labels == "folders" and source.classes):
         return source
     if labels == "none":
         return Relabeled(source, (), np.full(len(source), -1, np.int64))

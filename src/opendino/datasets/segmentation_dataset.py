@@ -47,6 +47,11 @@ class SegmentationDataset(Source):
         """Name of the file without its suffix."""
         return self._keys[index]
 
+    def subset(self, indices: Sequence[int]) -> SegmentationDataset:
+        """Some of the images with their masks, in that order."""
+        keys = [self._keys[index] for index in indices]
+        return SegmentationDataset(keys, lambda i: self._read(indices[i]), lambda i: self._numbers(indices[i]))
+
     def label(self, index: int) -> int:
         """-1: there are no classes."""
         return -1

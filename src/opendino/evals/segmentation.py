@@ -86,7 +86,7 @@ Setting = tuple[str, str, int]
 
 
 @dataclass(frozen=True)
-class _Head:
+class Head:
     """A head and the training images it has seen."""
 
     setting: Setting
@@ -114,12 +114,12 @@ def evaluate(config: Config) -> Report:
     networks = {model.which: model, "untrained": _untrained(model, train, config.seed).to(device)}
     encoders = {name: patch_encoder(network, blocks) for name, network in networks.items()}
     encoders[_PIXELS] = pixel_encoder(model)
-    samples, classes = _samples(train, encoders, config.seed)
+    samples, classes = samples_of(train, encoders, config.seed)
     if len(config.names) not in (0, len(classes)):
         told = ", ".join(map(str, classes))
         raise UsageError(f"--names has {len(config.names)} names for the classes {told}", "Give one for each, in order")
     heads = list(_heads(samples, classes, blocks, config))
-    counted, measured = _measure(val, encoders, heads, classes, config.boundary_px)
+    counted, measured = measure(val, encoders, heads, classes, config.boundary_px)
     if val is train:
         measured &= torch.stack([~torch.isin(torch.arange(len(val)), head.images) for head in heads])
     found = _scores(heads, counted, measured, config.seed)
@@ -177,7 +177,7 @@ def _untrained(model: Model, images: MaskedImages, seed: int) -> Model:
     return found
 
 
-def _samples(
+def samples_of(
     train: MaskedImages, encoders: dict[str, DenseEncoder], seed: int
 ) -> tuple[dict[str, PixelSamples], tuple[int, ...]]:
     """Labeled pixels with each kind of features, and the class numbers that occur.
@@ -204,7 +204,7 @@ def _samples(
     return {name: PixelSamples(torch.cat(own), *rest) for name, own in features.items()}, tuple(classes.tolist())
 
 
-def _heads(samples: dict[str, PixelSamples], classes: tuple[int, ...], blocks: int, config: Config) -> Iterator[_Head]:
+def _heads(samples: dict[str, PixelSamples], classes: tuple[int, ...], blocks: int, config: Config) -> Iterator[Head]:
     """Heads on each choice of images and each kind of features; the last is the linear one of the network on all."""
     images = next(iter(samples.values())).images.unique()
     choices: list[Tensor] = []
@@ -216,9 +216,9 @@ def _heads(samples: dict[str, PixelSamples], classes: tuple[int, ...], blocks: i
     for draw, chosen in [*enumerate(choices, 1), (0, images)]:
         for features, own in reversed(samples.items()):
             rows = own.balanced(chosen, config.seed + draw)
-            yield _Head((features, "k-NN", len(chosen)), chosen, _neighbors(rows, len(classes), config.k))
+            yield Head((features, "k-NN", len(chosen)), chosen, _neighbors(rows, len(classes), config.k))
             weight, bias = rows.linear(len(classes), config.seed)
-            yield _Head((features, "linear", len(chosen)), chosen, SegmentationHead(weight, bias, classes, blocks))
+            yield Head((features, "linear", len(chosen)), chosen, SegmentationHead(weight, bias, classes, blocks))
 
 
 def _neighbors(rows: PixelSamples, num_classes: int, k: int) -> Scorer:
@@ -227,10 +227,10 @@ def _neighbors(rows: PixelSamples, num_classes: int, k: int) -> Scorer:
     return lambda features: votes[nearest(rows.features, features, min(k, len(votes)))[1]].mean(1)
 
 
-def _measure(
+def measure(
     val: MaskedImages,
     encoders: dict[str, DenseEncoder],
-    heads: Sequence[_Head],
+    heads: Sequence[Head],
     classes: tuple[int, ...],
     boundary_px: int,
 ) -> tuple[Tensor, Tensor]:
@@ -256,7 +256,7 @@ def _measure(
     return counted, measured
 
 
-def _scores(heads: Sequence[_Head], counted: Tensor, measured: Tensor, seed: int) -> dict[Setting, SegmentationScores]:
+def _scores(heads: Sequence[Head], counted: Tensor, measured: Tensor, seed: int) -> dict[Setting, SegmentationScores]:
     """Figures of each setting whose heads are measured, the mean of their draws."""
     found = {}
     for setting in sorted({head.setting for head in heads}, key=lambda each: each[2]):

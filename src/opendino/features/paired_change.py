@@ -42,10 +42,15 @@ class Change:
         )
 
 
-def change(before: Tensor, after: Tensor) -> Change:
-    """Compare the scores of two models on the same images, float `[N]` in 0 … 1, image by image."""
+def change(before: Tensor, after: Tensor, whole: bool = True) -> Change:
+    """Compare the scores of two models on the same images, image by image.
+
+    Args:
+        before, after: float `[N]` in 0 … 1.
+        whole: Whether a score is mostly 0 or 1: an answer that is right or wrong.
+    """
     num = len(before)
     spread = float((after - before).std()) if num > 1 else math.inf
     # If no answer changes, the spread is zero; as if one did, so that few images do not seem to prove equality.
-    error = max(spread, 1 / math.sqrt(num)) / math.sqrt(num)
+    error = max(spread, whole / math.sqrt(num)) / math.sqrt(num)
     return Change(100 * float(before.mean()), 100 * float(after.mean()), 100 * error, num)

@@ -1,4 +1,5 @@
 """Supervised: a classifier from labels, cross-entropy alone; fine-tunes a trained network with `opendino finetune`.
+With masks as labels it classifies every pixel.
 
 For: a classifier that starts from a trained network, where the frozen features are not good enough
 Teacher is: none
@@ -15,8 +16,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from torch import nn
-from torch.nn.functional import cross_entropy
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, interpolate
 
 from opendino.core import auto_values
 from opendino.core.contracts import Backbone, Method, MethodConfig
@@ -26,6 +28,9 @@ from opendino.core.types import Clock, Facts, StepOutput, ViewGroup, Views, View
 from opendino.losses import feature_std, to_float32
 from opendino.models.lora import add_adapters, with_merged_adapters
 from opendino.views.settings import GlobalView, changed
+
+IGNORED = 255
+"""Class of pixels to ignore, as in masks."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +106,8 @@ class _Supervised(Method):
         return {"student": with_merged_adapters(self.student) if self.config.lora_rank else self.student}
 
     def forward(self, views: Views, clock: Clock) -> StepOutput:
+        if views.pixel_labels:
+            return self._pixels(views.crops["global"][0], views.pixel_labels["global"][0].long())
         embedding = self.student["backbone"]([views.crops["global"][0]])[0]  # [B, D]
         logits = to_float32(self.student["classifier"](embedding))  # [B, classes]
         loss = cross_entropy(logits, views.labels, label_smoothing=self.config.label_smoothing)
@@ -111,3 +118,38 @@ class _Supervised(Method):
             "feature_spread": feature_std(embedding.detach()),
         }
         return StepOutput(loss, metrics)
+
+    def _pixels(self, images: Tensor, labels: Tensor) -> StepOutput:
+        """Classify the pixels of images `[B C H W]` from their patches; labels `[B H W]`."""
+        found = self.student["backbone"]([images], tokens=True)[0]
+        scores = to_float32(self.student["classifier"](found.patches))  # [B, N, classes]
+        scores = scores.mT.unflatten(2, found.grid)
+        scores = interpolate(scores, images.shape[-2:], mode="bilinear")  # as a segmentation head does
+        loss = balanced_cross_entropy(scores, labels, self.config.label_smoothing)
+        known = labels != IGNORED
+        right = ((scores.detach().argmax(1) == labels) & known).sum() / known.sum().clamp_min(1)
+        metrics = {
+            "loss": loss.detach(),
+            "train_accuracy": 100 * right,
+            "feature_spread": feature_std(found.patches.detach().flatten(0, 1)),
+        }
+        return StepOutput(loss, metrics)
+
+
+def balanced_cross_entropy(scores: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
+    """Cross-entropy of pixels: its mean over those of each class, and then over the classes that occur.
+
+    Args:
+        scores: float `[B K H W]`.
+        labels: int64 `[B H W]`, classes 0 to K - 1; 255 for pixels to ignore.
+        label_smoothing: This share of the target is spread over all classes.
+
+    Returns:
+        Scalar; 0 if all pixels are to be ignored.
+    """
+    losses = cross_entropy(scores, labels, ignore_index=IGNORED, label_smoothing=label_smoothing, reduction="none")
+    classes = torch.where(labels == IGNORED, scores.shape[1], labels).flatten()  # [B * H * W]
+    number = scores.new_zeros(scores.shape[1] + 1)
+    sums = number.scatter_add(0, classes, losses.flatten())[:-1]
+    counts = number.scatter_add(0, classes, torch.ones_like(losses).flatten())[:-1]
+    return (sums / counts.clamp_min(1)).sum() / (counts > 0).sum().clamp_min(1)

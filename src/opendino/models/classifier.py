@@ -25,6 +25,7 @@ from opendino.core.accuracy import Accuracy
 from opendino.core.errors import UserError
 from opendino.data.list_columns import read_columns
 from opendino.data.source_files import cell, printable
+from opendino.models import segmentation_head
 from opendino.models.description import convert
 from opendino.models.feature_tokens import Tokens
 from opendino.models.linear_head import HeadFiles
@@ -188,6 +189,9 @@ def which_of_two(folder: str | Path) -> str:
         UserError: The files about its two classifiers cannot be read.
     """
     home = Path(folder).expanduser()
+    if (home / segmentation_head.OF_RUN).is_dir():
+        kept = segmentation_head.load_head(home / segmentation_head.OF_RUN)[1]
+        return f"This is the fine-tuned network. `opendino predict` takes {kept.measured or 'the frozen network'}"
     if not (home / CHOICE).is_file():
         return ""
     choice, frozen = _choice(home / CHOICE), _FILES.read(home / FROZEN, _Description)[0]

@@ -17,6 +17,8 @@ from opendino.models.linear_head import HeadFiles
 from opendino.models.load import Model, load
 
 DESCRIPTION = "segmentation.json"
+OF_RUN = "head"
+"""Folder in a run that fine-tuned a model from masks: the better network and its head."""
 _AGAIN = "Train it again: opendino eval segmentation MODEL --train DIR --out FOLDER"
 _FILES = HeadFiles("segmentation.safetensors", DESCRIPTION, "segmentation head", _AGAIN)
 

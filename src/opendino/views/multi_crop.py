@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from opendino.core.compilation import compiled
+from opendino.core.errors import UsageError
 from opendino.core.types import ViewSpec
 from opendino.views import functional, kernels
 from opendino.views.placement import Placement
@@ -38,20 +39,52 @@ def multi_crop(canvas: Tensor, draws: dict[str, ViewParameters], spec: ViewSpec)
         if not group.views:
             continue
         parameters = draws[group.name]
-        box = parameters["crop"]["box"]
-        none = torch.zeros_like(box[..., 0], dtype=torch.bool)
-        placement, pixel_steps = Placement(box, none, none), {}
-        for name, values in parameters.items():
-            if name in ("crop", "mask"):  # the mask is for the network, see `patch_masks`
-                continue
-            module = AUGMENTATIONS[name]
-            if hasattr(module, "place"):
-                placement = module.place(placement, values)
-            else:
-                pixel_steps[name] = values, tuple(getattr(view, name) for view in group.views)
-        x = placement.cut(canvas, group.view_px)  # [V, B, C, H, W]
+        pixel_steps = {
+            name: (values, tuple(getattr(view, name) for view in group.views))
+            for name, values in parameters.items()
+            # the mask is for the network, see `patch_masks`
+            if name not in ("crop", "mask") and not hasattr(AUGMENTATIONS[name], "place")
+        }
+        x = _placement(parameters).cut(canvas, group.view_px)  # [V, B, C, H, W]
         views[group.name] = _augment(x, pixel_steps, spec.mean, spec.std)
     return views
+
+
+def crop_labels(canvas: Tensor, draws: dict[str, ViewParameters], spec: ViewSpec) -> dict[str, Tensor]:
+    """The class of every pixel of the views: label maps cut where `multi_crop` cuts the images.
+
+    Args:
+        canvas: uint8 `[B Sy Sx]`, each label map in the top left corner of its canvas.
+        draws: As for `multi_crop`.
+        spec: Sizes of the crops.
+
+    Returns:
+        Group name → uint8 `[V B *view_px]`.
+
+    Raises:
+        UsageError: The views are rotated by any angle, which label maps cannot be.
+    """
+    if any("rotation" in parameters for parameters in draws.values()):
+        raise UsageError(
+            "Views of images with masks cannot be rotated by any angle",
+            "Use --views.all.rotation.p 0, and quarter turns: --views.all.quarter_turns.p 1",
+        )
+    return {
+        group.name: _placement(draws[group.name]).cut_labels(canvas, group.view_px)
+        for group in spec.groups
+        if group.views
+    }
+
+
+def _placement(parameters: ViewParameters) -> Placement:
+    """Where the crops of a group read their pixels."""
+    box = parameters["crop"]["box"]
+    none = torch.zeros_like(box[..., 0], dtype=torch.bool)
+    placement = Placement(box, none, none)
+    for name, values in parameters.items():
+        if name not in ("crop", "mask") and hasattr(AUGMENTATIONS[name], "place"):
+            placement = AUGMENTATIONS[name].place(placement, values)
+    return placement
 
 
 @compiled
