@@ -1,11 +1,11 @@
 """How time and memory grow with the number of files, table rows, logged steps, prototypes, images and views.
 
 Run: python benchmarks/growth.py [--only files tables ...] [--figure FILE.svg] [--out FILE.json], or --help
-Needs `opendino[search]` for tables; five minutes of one core, and 4 GB of disk for a while. Each size runs in a process
-of its own, with one thread; seconds are of the processor, memory is the peak above what the process had before. The
-exponent is the slope between the two largest sizes on logarithmic axes: 1 is linear, 2 quadratic. An operation that
-would take longer than `--limit` at the next size is not run there. A table in Markdown goes to stderr; the last line
-of stdout is one JSON document, from which `--redraw FILE.json` draws table and figure again.
+Needs `opendino[search]` for tables; five minutes of one core (with `--limit 120` thirty), and 4 GB of disk for a while.
+Each size runs in a process of its own, with one thread; seconds are of the processor, memory is the peak above what the
+process had before. The exponent is the slope between the two largest sizes on logarithmic axes: 1 is linear, 2
+quadratic. What would take longer than `--limit` at the next size is not run there. A table in Markdown goes
+to stderr; the last line of stdout is one JSON document, from which `--redraw FILE.json` draws table and figure again.
 """
 
 from __future__ import annotations

@@ -102,7 +102,7 @@ def cross_entropy(rows: Tensor, prototypes: Tensor, targets: Tensor, temperature
     H(q, p) with p = softmax(x) is (Σ_k q)·logsumexp(x) - Σ_k q·x, which is linear in q. So the targets of each student
     view are summed first, and its logits are computed once. The gradient, (Σ_k q)·p - q, is computed in the forward
     pass, for a few views at a time: no logits are stored for the backward pass, where plain autograd stores several
-    tensors of the size of all logits.
+    tensors of the size of all logits. The backward pass overwrites it, so a second one is an error of torch.
 
     Args:
         rows: `[V_s B D]`, output of the student's bottleneck, float32 or float64.
@@ -148,7 +148,7 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         d_rows, d_prototypes = ctx.saved_tensors
-        return d_rows.mul_(grads[0]), d_prototypes.mul_(grads[0]), None, None, None  # torch refuses a second pass
+        return d_rows.mul_(grads[0]), d_prototypes.mul_(grads[0]), None, None, None
 
 
 @compiled
