@@ -234,14 +234,6 @@ def test_the_loss_is_the_mean_over_pairs_of_different_views(
         torch.testing.assert_close(our_gradient, gradient, rtol=1e-12, atol=1e-12)
 
 
-def test_a_second_backward_pass_is_refused() -> None:  # the first one overwrites the gradient
-    rows = torch.randn(2, B, 6, requires_grad=True)
-    loss = dino.cross_entropy(rows, torch.randn(K, 6), torch.rand(2, B, K), 0.3, same_views=True)
-    loss.backward(retain_graph=True)
-    with pytest.raises(RuntimeError, match="inplace"):
-        loss.backward()
-
-
 def test_the_loss_stores_a_third_of_plain_autograd_and_no_logits() -> None:
     # 32 images in 2 + 8 views against 65,536 prototypes: what autograd holds between forward and backward.
     views, batch, num, width = 10, 32, 65536, 8
