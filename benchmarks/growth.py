@@ -1,11 +1,11 @@
 """How time and memory grow with the number of files, table rows, logged steps, prototypes, images and views.
 
 Run: python benchmarks/growth.py [--only files tables ...] [--figure FILE.svg] [--out FILE.json], or --help
-Needs `opendino[search]` for tables; half an hour on one core, and 4 GB of disk for a while. Each size runs in a process
-of its own, with one thread; seconds are of the processor, memory is the peak above what the process had before. The
-exponent is the slope between the two largest sizes on logarithmic axes: 1 is linear, 2 quadratic. An operation that
-would take longer than `--limit` at the next size is not run there. A table in Markdown goes to stderr; the last line
-of stdout is one JSON document, from which `--redraw FILE.json` draws table and figure again.
+Needs `opendino[search]` for tables; five minutes of one core (with `--limit 120` thirty), and 4 GB of disk for a while.
+Each size runs in a process of its own, with one thread; seconds are of the processor, memory is the peak above what the
+process had before. The exponent is the slope between the two largest sizes on logarithmic axes: 1 is linear, 2
+quadratic. What would take longer than `--limit` at the next size is not run there. A table in Markdown goes
+to stderr; the last line of stdout is one JSON document, from which `--redraw FILE.json` draws table and figure again.
 """
 
 from __future__ import annotations
@@ -211,7 +211,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--most", type=int, default=10**6, help="largest size")
-    parser.add_argument("--limit", type=float, default=120.0, help="seconds that one operation may take at a size")
+    parser.add_argument("--limit", type=float, default=30.0, help="seconds that one operation may take at a size")
     parser.add_argument("--figure", type=Path, help="draw it: .svg, .png, .pdf or .html")
     parser.add_argument("--redraw", type=Path, help="an earlier result to draw; nothing is measured")
     parser.add_argument("--out", type=Path)

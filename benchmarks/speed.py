@@ -1,25 +1,27 @@
 """Our training compared with other ways, in parts and as a whole: loader, views, loss, step, files to changed weights.
 
 Run: python benchmarks/speed.py [--images FOLDER] [--only loader views ...] [--turns 7] [--out FILE.json], or --help
-Needs torchvision; kornia, albumentations and lightly are measured where they are installed. "classic" is
-benchmarks/classic.py: the semantics of the original with the same weights, views and loss, checked. All ways take turns
-in one process, at the same precision; the table has median and quartiles of the turns after the first. With
-`--threads 1` the time is that of the processor. The table goes to stderr in Markdown; the last line of stdout is one
-JSON document.
+Needs torchvision; kornia, albumentations and lightly are measured where they are installed, lightly-train where
+`--lightly-train` names the Python of an environment with it and timm. "classic" is benchmarks/classic.py: the semantics
+of the original with the same weights, views and loss, checked. All ways take turns at the same precision, lightly-train
+in a process of its own; the table has median and quartiles of the turns after the first. With `--threads 1` the time is
+that of the processor. The table goes to stderr in Markdown; the last line of stdout is one JSON document.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import lightly_train_dino
 import numpy as np
 import torch
 from classic import Files, Pair
@@ -45,6 +47,7 @@ from opendino.views.multi_crop import multi_crop
 from opendino.views.settings import changed
 
 CPU = torch.device("cpu")
+Way = Callable[[], Any] | lightly_train_dino.Steps
 PARTS = (
     "loader", "crops", "views", "loss", "step_demo", "step_vits16", "whole_demo", "whole_vits16", "whole_resnet18",
     "memory",
@@ -66,6 +69,7 @@ def main() -> None:
     precisions = ("float32", "bfloat16")
     parser.add_argument("--precision", nargs="+", default=precisions, choices=precisions, help="of steps, of all ways")
     parser.add_argument("--compile", action="store_true", help="ours as with --compile True")
+    parser.add_argument("--lightly-train", type=Path, metavar="PYTHON", help="of an environment with it")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -170,8 +174,10 @@ def of_views(args: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
-def timed(function: Callable[[], Any]) -> float:
+def timed(function: Way) -> float:
     """Seconds; of one thread, its CPU time, which other work on the machine hardly changes."""
+    if isinstance(function, lightly_train_dino.Steps):  # a process of its own has a clock of its own
+        return function.seconds()
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     began = clock()
     function()
@@ -286,10 +292,15 @@ def whole(
             assert isinstance(item, loader.Batch)
             return float(ours.step(multi_crop(item.canvas, item.draws, ours.spec)))
 
-        ways: dict[str, Callable[[], Any]] = {"classic": first, "ours": second}
+        ways: dict[str, Way] = {"classic": first, "ours": second}
         with installed("lightly"):
             ways["lightly"] = with_lightly(backbone, config, settings, paths, dtype)
-        found |= {f"{name}: {way}": row for way, row in compare(ways, args.turns, batch).items()}
+        with contextlib.ExitStack() as stack:
+            if args.lightly_train and backbone in lightly_train_dino.NETWORKS:
+                other = lightly_train_dino.Steps(args.lightly_train, backbone, args.images, batch, args.threads, name)
+                ways["lightly-train"] = other
+                stack.callback(other.end)
+            found |= {f"{name}: {way}": row for way, row in compare(ways, args.turns, batch).items()}
     return found
 
 
@@ -328,7 +339,7 @@ def agree(first: Callable[[], float], second: Callable[[], float], num: int = 3)
     return worst
 
 
-def compare(ways: dict[str, Callable[[], Any]], turns: int, images: int) -> dict[str, Any]:
+def compare(ways: Mapping[str, Way], turns: int, images: int) -> dict[str, Any]:
     """Each way once per turn, in turn, after one to warm up; all are compared with the first way."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(turns + 1):

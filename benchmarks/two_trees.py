@@ -1,11 +1,11 @@
 """The training step of DINO in two checkouts, in turns: what a change of the code costs.
 
 Run: python benchmarks/two_trees.py BEFORE AFTER [--backbone vit_small/16] [--batch 8] [--turns 15] [--threads 1]
-[--device cpu] [--decode FOLDER]. BEFORE and AFTER are folders with src/opendino, e.g. git worktrees. Each has a process
-that waits while the other works. A step draws the parameters of the views, cuts them and trains; with --decode it reads
-256 images of a folder and decodes them to working size instead. The last line of stdout is one JSON document: the
-medians in ms, and the median over turns of the ratio after / before with its quartiles. --cpu-time counts the time of
-the processor, for a machine that others use too.
+[--device cpu] [--precision bfloat16] [--decode FOLDER]. BEFORE and AFTER are folders with src/opendino, e.g. git
+worktrees. Each has a process that waits while the other works. A step draws the parameters of the views, cuts them and
+trains; with --decode it reads 256 images of a folder and decodes them to working size instead. The last line of stdout
+is one JSON document: the medians in ms, and the median over turns of the ratio after / before with its quartiles.
+--cpu-time counts the time of the processor, for a machine that others use too.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--decode", default="", metavar="FOLDER", help="decode its images instead of training")
     parser.add_argument("--cpu-time", action="store_true")
     options = parser.parse_args()
@@ -56,6 +57,7 @@ def start(tree: Path, options: argparse.Namespace) -> Any:
     """A process that makes steps with the code of a tree."""
     clock = "process_time" if options.cpu_time else "perf_counter"
     task = [options.backbone, str(options.batch), str(options.steps), str(options.threads), options.device, clock]
+    task.append(options.precision)
     function = "work"
     if options.decode:
         task, function = [options.decode, str(options.steps), clock], "decode"
@@ -72,7 +74,7 @@ def turn(tree: Any) -> float:
     return float(tree.stdout.readline())
 
 
-def work(backbone: str, batch: str, steps: str, threads: str, device: str, clock: str) -> None:
+def work(backbone: str, batch: str, steps: str, threads: str, device: str, clock: str, precision: str) -> None:
     """Make some steps for each line of stdin, and print the seconds they took."""
     import torch
 
@@ -87,10 +89,11 @@ def work(backbone: str, batch: str, steps: str, threads: str, device: str, clock
 
     torch.manual_seed(0)
     torch.set_num_threads(int(threads))
-    number, where = int(batch), torch.device(device)
+    number, where, dtype = int(batch), torch.device(device), getattr(torch, precision)
     config = configs.Config(data="", backbone=backbone, method=dino.Config(freeze_last_layer="0"))
     spec, settings = configs.views(config), optim.ResolvedConfig()
-    method = dino.build(config.method, lambda role: build.backbone(backbone)).to(where).train()
+    method = dino.build(config.method, lambda role: build.backbone(backbone)).train()
+    method.to(where).to(memory_format=torch.channels_last)
     optimizer = optim.build(settings, method.student)
     canvas = torch.randint(0, 256, (number, 3, 256, 256), dtype=torch.uint8, device=where)
     done, now = 0, getattr(time, clock)
@@ -100,7 +103,7 @@ def work(backbone: str, batch: str, steps: str, threads: str, device: str, clock
             draws = sample_views(spec, 0, done, range(number), [(256, 256)] * number)
             crops = multi_crop(canvas, {name: each.to(where) for name, each in draws.items()}, spec)
             views = Views(crops, torch.full((number,), -1, device=where), torch.arange(number))
-            tensors, _ = step(method, optimizer, settings, number, Clock(done, 1000, 100), [views])
+            tensors, _ = step(method, optimizer, settings, number, Clock(done, 1000, 100), [views], dtype)
             done += 1
         float(tensors["loss"])  # wait for the device
         print(now() - began, flush=True)

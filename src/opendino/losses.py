@@ -102,7 +102,7 @@ def cross_entropy(rows: Tensor, prototypes: Tensor, targets: Tensor, temperature
     H(q, p) with p = softmax(x) is (Σ_k q)·logsumexp(x) - Σ_k q·x, which is linear in q. So the targets of each student
     view are summed first, and its logits are computed once. The gradient, (Σ_k q)·p - q, is computed in the forward
     pass, for a few views at a time: no logits are stored for the backward pass, where plain autograd stores several
-    tensors of the size of all logits.
+    tensors of the size of all logits. The backward pass overwrites it, so a second one is an error of torch.
 
     Args:
         rows: `[V_s B D]`, output of the student's bottleneck, float32 or float64.
@@ -127,7 +127,7 @@ class _CrossEntropy(torch.autograd.Function):
         weight, total = prototypes.to(half), targets.sum(0)
         num_pairs = num_views * len(targets) - len(targets) * same_views
         share, step = 1 / (num_pairs * batch), max(1, _ROWS_AT_ONCE // batch)
-        loss, d_rows, d_prototypes = rows.new_zeros(()), torch.empty_like(rows), torch.zeros_like(prototypes)
+        loss, d_rows, d_prototypes = rows.new_zeros(()), torch.empty_like(rows), None
         with torch.autocast(device, enabled=False):
             for first in range(0, num_views, step):
                 part = rows[first : first + step].to(half)  # [v, B, D] with v ≤ step
@@ -140,14 +140,15 @@ class _CrossEntropy(torch.autograd.Function):
                 terms, gradient = _loss_and_gradient(part @ weight.mT, target_sum, temperature, share)
                 loss += terms
                 d_rows[first : first + step] = gradient @ weight
-                d_prototypes += gradient.flatten(0, 1).mT @ part.flatten(0, 1)
+                product = gradient.flatten(0, 1).mT @ part.flatten(0, 1)
+                d_prototypes = product.to(prototypes.dtype) if d_prototypes is None else d_prototypes.add_(product)
         ctx.save_for_backward(d_rows, d_prototypes)
         return loss * share
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         d_rows, d_prototypes = ctx.saved_tensors
-        return grads[0] * d_rows, grads[0] * d_prototypes, None, None, None
+        return d_rows.mul_(grads[0]), d_prototypes.mul_(grads[0]), None, None, None
 
 
 @compiled

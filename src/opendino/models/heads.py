@@ -89,7 +89,7 @@ class Prototypes(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The prototypes g · v / |v|, `[K D]`."""
-        return self.weight_v * (self.weight_g / self.weight_v.norm(dim=1, keepdim=True))
+        return torch._weight_norm(self.weight_v, self.weight_g, 0)  # pyright: ignore[reportPrivateImportUsage]
 
 
 class MLPHead(nn.Sequential):
