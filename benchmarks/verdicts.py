@@ -35,7 +35,7 @@ from opendino.engine.collapse_detection import SIGNS
 from opendino.engine.interrupt import Interrupted
 from opendino.experiments import collapse
 from opendino.methods import byol
-from opendino.recipes import demo
+from opendino.recipes import demo, small
 from opendino.views.settings import changed
 
 _TOYS, _PACKS = (
@@ -83,7 +83,8 @@ def plan() -> list[Run]:
         runs.append(Run(images, "ViT", 0, images not in _FIT, {"vit": True, "lr": 2e-3}))
         runs.append(Run(images, "few steps", 0, images not in _FIT, {"steps": 12}))
     for images in ("textures", "steel96", "eurosat64", "leaf96", "bloodcells"):
-        runs += [Run(images, "default settings", seed, True, {"default": True}) for seed in range(3, 7)]
+        steps = 150 if images == "textures" else 400
+        runs += [Run(images, "default settings", seed, True, {"default": True, "steps": steps}) for seed in range(3, 7)]
     runs += [Run(images, "good rate", n % 2, n % 2 > 0, {}) for n, images in enumerate(_BAD_IMAGES)]
     random.Random(0).shuffle(runs)  # so that the runs of a stopped benchmark are a fair sample
     return runs
@@ -180,9 +181,9 @@ def config_of(run: Run, home: Path) -> Config:
     data, val = _images(run.images, run.seed, home)
     base = demo.config(data)
     if "default" in changes:  # as without flags on a CPU, but shorter; for textures the demo's settings
-        own, labels = (base, "auto") if run.images in _TOYS else (Config(data, minutes=3.0), "folders")
+        own, labels = (base, "auto") if run.images in _TOYS else (small.config(data), "folders")
         return replace(
-            own, val=val, labels=labels, seed=run.seed, threads=1, workers=0, eval_every="100%",
+            own, val=val, labels=labels, steps=changes["steps"], epochs=None, seed=run.seed, threads=1, workers=0, eval_every="100%",
             checkpoint_every="100%", report=False,
         )  # fmt: skip
     method, views = replace(collapse.METHOD, **changes.get("method", {})), changed(base.views, _VIEWS)
