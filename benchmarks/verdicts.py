@@ -183,8 +183,8 @@ def config_of(run: Run, home: Path) -> Config:
     if "default" in changes:  # as without flags on a CPU, but shorter; for textures the demo's settings
         own, labels = (base, "auto") if run.images in _TOYS else (small.config(data), "folders")
         return replace(
-            own, val=val, labels=labels, steps=changes["steps"], epochs=None, seed=run.seed, threads=1, workers=0, eval_every="100%",
-            checkpoint_every="100%", report=False,
+            own, val=val, labels=labels, steps=changes["steps"], epochs=None, seed=run.seed, threads=1, workers=0,
+            eval_every="100%", checkpoint_every="100%", report=False,
         )  # fmt: skip
     method, views = replace(collapse.METHOD, **changes.get("method", {})), changed(base.views, _VIEWS)
     if "byol" in changes:

@@ -393,9 +393,6 @@ def _settings_of(model: load.Model, config: Config) -> Config:
         config = replace(config, mean=mean, std=std)
     if config.backbone != "auto":
         return config
-    options = {
-        name: value
-        for name, value in model.backbone.kwargs.items()
-        if name not in ("image_px", "drop_path", "in_chans")
-    }
+    of_the_run = ("image_px", "drop_path", "in_chans")
+    options = {name: value for name, value in model.backbone.kwargs.items() if name not in of_the_run}
     return replace(config, backbone=model.backbone.name, backbone_options=options | config.backbone_options)

@@ -153,10 +153,10 @@ def _given(data: TrainValFeatures, labeled: FeatureTable) -> dict[str, str]:
 def _compared(name: str, theirs: Tensor, ours: Tensor, truth: Tensor) -> tuple[list[str], dict[str, Any]]:
     """From scores `[M C]` of a baseline and the network: two lines on which is better, and the baseline's accuracy."""
     found = accuracy(theirs, truth)
-    right = [(scores.argmax(1) == truth).float().cpu() for scores in (theirs, ours)]
+    before, after = ((scores.argmax(1) == truth).float().cpu() for scores in (theirs, ours))
     lines = [
         f"{name}, the same classifier: {found.sentence}",
-        f"  the network against it, image by image: {change(*right).against}",
+        f"  the network against it, image by image: {change(before, after).against}",
     ]
     return lines, found.fields
 
