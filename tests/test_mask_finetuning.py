@@ -83,6 +83,7 @@ def test_a_worse_network_is_not_handed_out(tuned: tuple[Path, Any], tmp_path: Pa
     result = opendino.finetune(tuned[0].parent / "model", TOY, out=str(tmp_path / "run"), **options)
     found = result.against_start
     assert found is not None and (found["verdict"], found["keep"]) == ("no better", "frozen")
+    assert result.cure == "", "what to use is known"
     assert "Not shown to be better" in found["says"] and found["says"].endswith("takes the frozen features")
     assert segmentation_head.load_head(tmp_path / "run/head")[1].measured.startswith("frozen network")
 

@@ -167,8 +167,9 @@ def _compared(result: Result, config: ResolvedConfig, folder: Path, device: torc
         return result
     found = compare(config, folder, device) if distributed.rank() == 0 else None
     found = distributed.broadcast_object(found)
-    better = found is not None and found["verdict"] == "better"  # by images that the verdict has not seen
-    return replace(result, against_start=found, cure="" if better and not result.collapse else result.cure)
+    # By images that the verdict has not seen; of masks it has seen nothing.
+    decides = found is not None and (found["verdict"] == "better" or found.get("measure") == "segmentation")
+    return replace(result, against_start=found, cure="" if decides and not result.collapse else result.cure)
 
 
 def resume(
