@@ -83,8 +83,8 @@ def plan() -> list[Run]:
         runs.append(Run(images, "ViT", 0, images not in _FIT, {"vit": True, "lr": 2e-3}))
         runs.append(Run(images, "few steps", 0, images not in _FIT, {"steps": 12}))
     for images in ("textures", "steel96", "eurosat64", "leaf96", "bloodcells"):
-        steps = 150 if images == "textures" else 400
-        runs += [Run(images, "default settings", seed, True, {"default": True, "steps": steps}) for seed in range(3, 7)]
+        steps, seeds = (150, range(3, 15)) if images == "textures" else (400, range(3, 7))
+        runs += [Run(images, "default settings", seed, True, {"default": True, "steps": steps}) for seed in seeds]
     runs += [Run(images, "good rate", n % 2, n % 2 > 0, {}) for n, images in enumerate(_BAD_IMAGES)]
     random.Random(0).shuffle(runs)  # so that the runs of a stopped benchmark are a fair sample
     return runs
