@@ -207,6 +207,10 @@ def test_tokens_of_a_network_become_patches(num: int, registers: int, grid: tupl
     ("factory", "said"),
     [
         (lambda: nn.Conv2d(5, 2, 1), "accepts no images of 3 channels"),
+        (
+            lambda: nn.Conv2d(1, 2, 1),
+            "takes images of 1 channel, and these have 3",
+        ),
         (lambda: "resnet", "built a str"),
         (lambda size: nn.Identity(), "cannot be built with no options"),
         (lambda: nn.Flatten(0), r"returns a tensor \[6144\]"),

@@ -10,7 +10,7 @@ import pytest
 from opendino.core.errors import BadImage, UsageError, UserError
 from opendino.core.types import PixelFormat
 from opendino.data.intensity import Intensity, parse, read_csv, to_pixels
-from opendino.data.readers.decoded_image import DecodedImage, from_array
+from opendino.data.readers.decoded_image import RGB, DecodedImage, from_array
 
 
 def image(values: object, dtype: str, nodata: float | None = None, bits: int | None = None) -> DecodedImage:
@@ -69,6 +69,17 @@ def test_a_file_without_a_set_has_the_range_of_its_type() -> None:
     assert Intensity.of_file(image([[[np.nan]]], "f4")) == Intensity((0,), (1,))
     own = Intensity.of_image(image([[[10, 7], [30, 7]]], "u2"))
     assert own.low == pytest.approx((10.02, 7)) and own.high == pytest.approx((29.98, 14))
+
+
+def test_a_dark_image_of_16_bits_is_no_photograph() -> None:
+    pixels = np.zeros((4, 4, 3), np.uint16)
+    pixels[0, 0] = 4095  # 12 bits in 16
+    with pytest.raises(BadImage, match="its values end at 4,095 of 65,535: as a photograph it would be black"):
+        to_pixels(from_array(pixels, RGB))
+    assert to_pixels(from_array(pixels, RGB), Intensity((0.0,), (4095.0,))).max() == 255
+    pixels[0, 0] = 4096
+    assert to_pixels(from_array(pixels, RGB)).max() == 16
+    assert to_pixels(from_array(pixels.clip(0, 100).astype(np.uint8), RGB)).max() == 100
 
 
 def test_gray_becomes_rgb_and_other_counts_are_refused() -> None:

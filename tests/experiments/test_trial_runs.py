@@ -11,6 +11,7 @@ import pytest
 from tests.factories import plain_image
 
 from opendino.config import Config
+from opendino.core.errors import UserError
 from opendino.experiments import _trial_runs
 from opendino.experiments._trial_runs import TrialRun, run
 
@@ -69,3 +70,28 @@ def test_an_unfinished_run_of_the_same_settings_goes_on(tmp_path: Path, started:
     (tmp_path / "lab/runs/as-it-is-seed0/metrics.jsonl").unlink()
     run([trial], tmp_path / "lab", 1)
     assert started == ["train", "resume"]
+
+
+def test_what_is_done_and_what_came_of_it_is_said(
+    tmp_path: Path, started: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(_trial_runs.log, "say", said.append)
+    data = images(tmp_path / "images", 0)
+    run([TrialRun("as it is", Config(data, steps=10, seed=seed, batch=8)) for seed in (0, 1)], tmp_path / "lab", 2)
+    assert said[0].startswith("2 runs of 20 steps in all, 2 at a time")
+    assert sorted(said[1:]) == [f"as-it-is-seed{n}: step 10; effective rank {m}.0" for n, m in ((0, 2), (1, 3))]
+
+
+def test_a_run_that_fails_stops_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+
+    def fail(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        calls.append(command[3])
+        return subprocess.CompletedProcess(command, 1, "", "out of memory")
+
+    monkeypatch.setattr(_trial_runs.subprocess, "run", fail)
+    data = images(tmp_path / "images", 0)
+    with pytest.raises(UserError, match=r"failed: .*out of memory"):
+        run([TrialRun("s", Config(data, steps=10, seed=seed, batch=8)) for seed in range(9)], tmp_path / "lab", 1)
+    assert len(calls) <= 2

@@ -45,7 +45,7 @@ def test_a_fifth_is_held_out_and_the_rest_is_the_bank() -> None:
     made = make(images(50), None, 30, 8)
     assert (made.bank.shape, made.queries.shape) == ((24, 3, 8, 8), (6, 3, 8, 8))
     assert made.labeled
-    assert "held out" in made.origin
+    assert made.origin == "a fifth of these images, against the others"
     bank, queries = numbers(made.bank), numbers(made.queries)
     assert len(set(bank + queries)) == 30
     assert made.bank_labels.tolist() == [i % 2 for i in bank]

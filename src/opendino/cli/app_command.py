@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import gc
 import importlib
@@ -53,6 +54,7 @@ def run(args: list[str]) -> Outcome:
         raise UserError("The web page needs Gradio", 'pip install "opendino[app]"') from None
     finally:
         gc.freeze()
+        atexit.register(gc.unfreeze)  # what is frozen at the exit looks like a leak to Triton, which prints it
         gc.enable()
     from opendino.core import distributed
     from opendino.engine.interrupt import Interrupt

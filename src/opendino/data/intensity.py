@@ -163,6 +163,22 @@ def range_of(image: DecodedImage, intensity: Range) -> Intensity:
     return Intensity.full(image) if intensity == "full" else Intensity.of_image(image)
 
 
+def check_bright(image: DecodedImage) -> None:
+    """Check that an image of more than 8 bits, whose set is not known, uses enough of its range to be a photograph.
+
+    Raises:
+        BadImage: Its largest value is at most a sixteenth of what its type can hold: 12 bits stored in 16, or darker.
+    """
+    high = image.value_range[1]
+    if image.pixels.dtype.kind != "u" or high <= 255 or not image.pixels.size:
+        return
+    if (most := int(image.pixels.max())) * 16 <= high:
+        raise BadImage(
+            f"its values end at {most:,} of {high:,.0f}: as a photograph it would be black. A model that is trained on "
+            "such images knows their range"
+        )
+
+
 def to_pixels(
     image: DecodedImage,
     intensity: Range | None = None,
@@ -176,7 +192,7 @@ def to_pixels(
         pixel_format: Number of channels, and uint8 or uint16.
 
     Raises:
-        BadImage: It has another number of channels.
+        BadImage: It has another number of channels, or would be black, see `check_bright`.
     """
     channels, wanted = image.pixels.shape[2], pixel_format.channels
     becomes_gray = channels == 1 and pixel_format == PixelFormat()
@@ -184,6 +200,8 @@ def to_pixels(
         numbers = " ".join(map(str, range(min(wanted, 12))))
         hint = f": choose {wanted} of them, e.g. --channels {numbers}" if channels > wanted else f", not {wanted}"
         raise BadImage(f"{describe(image.channels)}{hint}"[:240])
+    if intensity is None:
+        check_bright(image)
     used = Intensity.of_file(image) if intensity is None else range_of(image, intensity)
     pixels = used.to_uint8(image) if pixel_format.bits == 8 else used.to_uint16(image)
     return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], wanted)))

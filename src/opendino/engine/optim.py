@@ -81,7 +81,7 @@ def _auto_lr(name: str, facts: Facts) -> tuple[float, str]:
             _CONV_ADAMW_LR * 256 / facts.batch,
             f"per 256 images; a step of {facts.batch} takes {_CONV_ADAMW_LR:g}, best for the small network",
         )
-    return _BASE_LR[name], f"the published rate for {name}"
+    return _BASE_LR[name], f"the rate of the paper for {name}"
 
 
 class AdamW(EagerOptimizer, torch.optim.AdamW):

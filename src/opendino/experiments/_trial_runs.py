@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -17,9 +17,12 @@ from opendino import config as configs
 from opendino.config import Config
 from opendino.core import atomic_write, log, metrics_log
 from opendino.core.errors import UserError
+from opendino.core.progress import Progress
 from opendino.core.ranges import cores
 from opendino.data import fingerprint
 from opendino.data.open_source import open_source
+
+_REFRESH_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -66,8 +69,22 @@ def run(trials: Sequence[TrialRun], folder: Path, jobs: int) -> list[list[dict[s
         )
         return _train(trial, settings, folder / "runs" / trial.name, jobs)
 
-    with ThreadPoolExecutor(jobs) as pool:
-        return list(pool.map(train, trials))
+    total = sum(trial.config.steps or 0 for trial in trials)
+    log.say(f"{len(trials)} runs of {total:,} steps in all, {jobs} at a time; finished ones in {folder}/runs are kept")
+    with ThreadPoolExecutor(jobs) as pool, Progress("steps", total, _steps_done(trials, folder)) as shown:
+        running = [pool.submit(train, trial) for trial in trials]
+        try:
+            while (state := wait(running, _REFRESH_SECONDS, FIRST_EXCEPTION)).not_done:
+                if any(each.exception() for each in state.done):
+                    break
+                shown.update(_steps_done(trials, folder))
+        finally:  # after Ctrl-C or a failure no other run starts
+            pool.shutdown(cancel_futures=True)
+        return [each.result() for each in running]
+
+
+def _steps_done(trials: Sequence[TrialRun], folder: Path) -> int:
+    return sum(rows[-1]["step"] for trial in trials if (rows := _rows(folder / "runs" / trial.name)))
 
 
 def _train(trial: TrialRun, settings: str, out: Path, jobs: int) -> list[dict[str, Any]]:
@@ -90,8 +107,19 @@ def _train(trial: TrialRun, settings: str, out: Path, jobs: int) -> list[dict[st
     if done.returncode:
         raise UserError(f"The run {out} failed: {done.stderr.strip().splitlines()[-1:]}", f"See {out}/log.txt")
     rows = _rows(out)
-    log.say(f"{trial.name}: {rows[-1]}")
+    log.say(f"{trial.name}: {_summary(rows[-1])}")
     return rows
+
+
+def _summary(row: dict[str, Any]) -> str:
+    """The last row of a run's metrics in words."""
+    words = [f"effective rank {row['effective_rank']:.1f}"] if "effective_rank" in row else []
+    if knn := row.get("knn"):
+        words = [
+            f"k-NN {', '.join(f'{name} {value:.1f} %' for name, value in knn.items() if value is not None)}",
+            *words,
+        ]
+    return "; ".join([f"step {row['step']}", *words])
 
 
 def _rows(out: Path) -> list[dict[str, Any]]:

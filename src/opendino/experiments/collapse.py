@@ -85,7 +85,7 @@ class Config(Checked):
     jobs: Workers = 2
     """Number of runs at a time."""
     only: tuple[str, ...] = field(default=())
-    """Settings to run, by name; empty for all."""
+    """Settings to run, by name; empty for all. A wrong name lists them."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

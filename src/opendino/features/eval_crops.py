@@ -111,12 +111,11 @@ def make(images: DecodedImages, val: DecodedImages | None, num: int, size_px: in
     order = _some(images, num)
     if not images.source.classes or (val is not None and not val.source.classes):
         bank, labels = _crops(images, order, size_px, workers)
-        return EvalSet(
-            bank, distributed.all_gather_rows(torch.full_like(labels, -1)), bank[:0], labels[:0], "no labels"
-        )
+        unlabeled = distributed.all_gather_rows(torch.full_like(labels, -1))
+        return EvalSet(bank, unlabeled, bank[:0], labels[:0], "crops of training images: there are no labels")
     if val is None:
         cut = -(-len(order) // 5)
-        queries, origin = _crops(images, order[:cut], size_px, workers), "training images held out from the bank"
+        queries, origin = _crops(images, order[:cut], size_px, workers), "a fifth of these images, against the others"
         bank = _crops(images, order[cut:], size_px, workers)
     else:
         queries = _crops(val, _some(val, max(1, num // 4)), size_px, workers)

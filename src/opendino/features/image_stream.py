@@ -134,7 +134,10 @@ def check_finite(*features: Tensor) -> None:
 def none_readable(num: int, bad: Sequence[tuple[str, str]]) -> UserError:
     """The error for `num` images of which none is readable; `bad` has (key, reason) of one or more."""
     example = f", e.g. {bad[0][0]}: {bad[0][1]}" if bad else ""
-    return UserError(f"None of the {num} images can be read{example}", "Check that the images are intact")
+    return UserError(
+        f"None of the {num} images can be read{example}",
+        "Give images of the kind that the model was trained on, and check that they are intact",
+    )
 
 
 def skipped_message(bad: Sequence[tuple[str, str]]) -> str:

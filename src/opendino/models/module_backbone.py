@@ -81,23 +81,32 @@ class ModuleBackbone(Backbone):
         return Features(output.mean(1), output[:, :extra], output[:, extra:], (side, side))
 
     def _probe(self) -> int:
-        was_training, errors = self.module.training, []
-        weight = next(self.module.parameters(), torch.zeros(()))
+        was_training = self.module.training
         self.module.eval()
-        for side in _PROBE_PX:
-            image = torch.zeros(2, self.in_chans, side, side, device=weight.device, dtype=weight.dtype)
-            try:
-                with torch.no_grad():
-                    output = self.module(image)
-            except (RuntimeError, ValueError, TypeError, AssertionError) as error:
-                errors.append(f"{side} px: {first_line(error)}")
-                continue
+        output, error = self._tried(self.in_chans)
+        if not error:
             self.module.train(was_training)
             return self._features(output).cls.shape[1]
+        if self.in_chans == 3 and not self._tried(1)[1]:
+            raise UserError(
+                f"'{self.name}' takes images of 1 channel, and these have 3: gray images of 8 bits are read as RGB",
+                "Give its first layer 3 input channels; the three of a gray image are equal",
+            )
         raise UserError(
-            f"'{self.name}' accepts no images of {self.in_chans} channels ({errors[-1]:.200})",
-            "Give a network for images",
+            f"'{self.name}' accepts no images of {self.in_chans} channels ({error:.200})", "Give a network for images"
         )
+
+    def _tried(self, channels: int) -> tuple[Any, str]:
+        """What the module returns for black images of one of some sizes, or the error for the smallest."""
+        weight, errors = next(self.module.parameters(), torch.zeros(())), []
+        for side in _PROBE_PX:
+            image = torch.zeros(2, channels, side, side, device=weight.device, dtype=weight.dtype)
+            try:
+                with torch.no_grad():
+                    return self.module(image), ""
+            except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+                errors.append(f"{side} px: {first_line(error)}")
+        return None, errors[0]
 
 
 def from_factory(name: str, factory: Callable[..., Any], kwargs: dict[str, Any]) -> Backbone:

@@ -183,12 +183,9 @@ def square(image: Image.Image | None, side_px: int) -> Image.Image:
 
 
 def end_of_path(path: str, fits: Callable[[str], bool]) -> str:
-    """A path, shortened in front to what fits: folders go first, then the beginning of the file's name."""
-    _, *parts = path.split("/")
-    folders = (f"…/{'/'.join(parts[start:])}" for start in range(len(parts)))
-    name = path.rpartition("/")[2]
-    ends = (f"…{name[start:]}" for start in range(1, len(name)))
-    return next((each for each in (path, *folders, *ends) if fits(each)), "…")
+    """A path, shortened in front to what fits: the end of its folder often tells more than that there is one."""
+    ends = (f"…{path[start:]}" for start in range(1, len(path)))
+    return next((each for each in (path, *ends) if fits(each)), "…")
 
 
 def _shorten(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, max_width: int) -> str:
