@@ -172,7 +172,7 @@ def test_large_images_are_cut_into_tiles_that_cover_them(tmp_path: Path) -> None
 @pytest.mark.parametrize("kind", ["turned", "deep", "transparent"])
 def test_tiles_are_parts_of_what_the_whole_image_shows(kind: str) -> None:
     values = np.linspace(0, 4000, 34 * 30, dtype=np.uint16).reshape(34, 30)
-    image = Image.fromarray(values if kind == "deep" else (values >> 4).astype(np.uint8))
+    image = Image.fromarray(values * 4 if kind == "deep" else (values >> 4).astype(np.uint8))
     exif = Image.Exif()
     if kind == "turned":
         exif[0x0112] = 6
