@@ -34,7 +34,7 @@ class ModuleBackbone(Backbone):
         super().__init__()
         self.module, self.name, self.kwargs = module, name, kwargs
         self.in_chans = int(kwargs.get("in_chans", 3))
-        self.embed_dim = self._probe()
+        self.embed_dim, self.cls_name = self._probe()
 
     def forward(
         self, images: Sequence[Tensor], masks: Sequence[Tensor | None] | None = None, tokens: bool = False
@@ -80,7 +80,8 @@ class ModuleBackbone(Backbone):
         extra = output.shape[1] - side * side
         return Features(output.mean(1), output[:, :extra], output[:, extra:], (side, side))
 
-    def _probe(self) -> int:
+    def _probe(self) -> tuple[int, str]:
+        """D, and what the image feature is called."""
         was_training, errors = self.module.training, []
         weight = next(self.module.parameters(), torch.zeros(()))
         self.module.eval()
@@ -93,7 +94,8 @@ class ModuleBackbone(Backbone):
                 errors.append(f"{side} px: {first_line(error)}")
                 continue
             self.module.train(was_training)
-            return self._features(output).cls.shape[1]
+            found = self._features(output)
+            return found.cls.shape[1], "global average" if found.patches.shape[1] else "output"
         raise UserError(
             f"'{self.name}' accepts no images of {self.in_chans} channels ({errors[-1]:.200})",
             "Give a network for images",
