@@ -50,7 +50,7 @@ class Config(Checked):
     """Network to load from a run; default: the method's main network (usually the teacher)."""
     labels: str = ""
     """CSV with a header and one row per image: path, and columns such as device, session, plate or date; default: the
-    sub-folder of each image is the only column."""
+    sub-folder of each image is the only column; images beside the sub-folders are left out."""
     columns: tuple[str, ...] = ()
     """Columns of the CSV to test; default: those with 2 to 50 values, without path, class and split."""
     classes: Literal["auto", "folders", "none"] = "auto"
@@ -59,7 +59,7 @@ class Config(Checked):
     train: str | None = None
     """Images to train the probes on; default: the images the run was trained on."""
     val: str | None = None
-    """Images to test the probes on; default: a fifth of --train is held out."""
+    """Images to test the probes on, other ones than --train; default: a fifth of --train is held out."""
     k: Annotated[Count, tyro.conf.arg(aliases=["-k"])] = 10
     """Number of neighbors of the k-NN."""
     permutations: Repeats = 1000
