@@ -194,7 +194,7 @@ def test_of_many_labels_some_train_the_untrained_network(model: str, monkeypatch
     monkeypatch.setattr("opendino.evals.linear._MOST_UNTRAINED", 50)
     report = evaluate(Config(model, C=(1.0,), device="cpu"))
     assert report.fields["untrained"]["num_queries"] == 50 and report.fields["num_queries"] == 120
-    assert "untrained network, both trained on 50 of the labels, the same classifier: " in report.text
+    assert "untrained network, the same classifier, both on 50 of the labels: " in report.text
 
 
 def test_with_val_both_figures_are_given(model: str, tmp_path: Path) -> None:

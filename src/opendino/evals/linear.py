@@ -161,18 +161,19 @@ class _Baseline:
     name: str
     known: Accuracy
     change: Change
+    trained: str = ""  # how both were trained, if not like the classifier
 
     @classmethod
-    def of(cls, name: str, theirs: Tensor, ours: Tensor, truth: Tensor) -> _Baseline:
+    def of(cls, name: str, theirs: Tensor, ours: Tensor, truth: Tensor, trained: str = "") -> _Baseline:
         """From scores `[M C]` of the baseline and of the network."""
         before, after = ((scores.argmax(1) == truth).float().cpu() for scores in (theirs, ours))
-        return cls(name, accuracy(theirs, truth), change(before, after))
+        return cls(name, accuracy(theirs, truth), change(before, after), trained)
 
     @property
     def lines(self) -> list[str]:
         """Its accuracy, and whether the network is better."""
         return [
-            f"{self.name}, the same classifier: {self.known.sentence}",
+            f"{self.name}, the same classifier{self.trained}: {self.known.sentence}",
             f"  the network against it, image by image: {self.change.against}",
         ]
 
@@ -263,13 +264,13 @@ class _Trainer:
         train: Callable[[FeatureTable, Tensor], CrossValidated],
     ) -> _Baseline:
         """The same network with random weights; of many labels some, which bounds what it costs."""
-        name = "untrained network"
+        trained = ""
         if len(rows) > _MOST_UNTRAINED:
             some = torch.from_numpy(permutation(len(rows), self.config.seed, 0))[:_MOST_UNTRAINED].sort().values
-            rows, name = rows[some], f"untrained network, both trained on {_MOST_UNTRAINED:,} of the labels"
+            rows, trained = rows[some], f", both on {_MOST_UNTRAINED:,} of the labels"
             scores = train(rows, rows.features[:, self._columns(tokens, rows)]).scores
         theirs = train(rows, self._untrained(tokens, rows)).scores
-        return _Baseline.of(name, theirs, scores, rows.labels_by(self.classes))
+        return _Baseline.of("untrained network", theirs, scores, rows.labels_by(self.classes), trained)
 
     def _untrained(self, tokens: Tokens, rows: FeatureTable) -> Tensor:
         """Features `[M D]` of the same images by the network with random weights."""
