@@ -48,12 +48,12 @@ def test_micrographs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     rng, rows = np.random.default_rng(0), [["path", "plate"]]
     for folder in ("cells/plate1", "cells/plate2", "labeled/a", "labeled/b", "checked/a", "checked/b"):
         Path(folder).mkdir(parents=True)
-        for number in range(8):
+        for number in range(40 if folder.startswith("cells") else 8):
             path = Path(folder, f"{number + 10 * folder.startswith('checked'):02}.tif")
             pixels = rng.integers(0, 4000, (5, 36, 36), np.uint16)
             tifffile.imwrite(path, pixels, photometric="minisblack")
             rows.append([f"{path.parent.name}/{path.name}", f"plate{number % 2}"])
     with open("plates.csv", "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(rows)
-    assert len(run("micrographs.md", capsys)) == 9
+    assert len(run("micrographs.md", capsys)) == 10
     assert [name for name in ("crops.png", "map.png", "odd.png", "pca.png") if not Path(name).exists()] == []

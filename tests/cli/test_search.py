@@ -207,13 +207,26 @@ def test_drift_reads_the_images_and_sees_that_a_fifth_is_brighter(
     assert main(["drift", "old.parquet", "new.parquet", *words, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     brightness = told["appearance"][0]
-    assert told["p"] > 0.01 > brightness["p"] == pytest.approx(3 / 401) and brightness["name"] == "brightness"
+    assert told["p"] > 0.01 > brightness["p"] and brightness["name"] == "brightness"
+    assert all(int(row["path"].removesuffix(".png")) % 5 == 0 for row in brightness["different"][:5])
+    values = [row["value"] for row in brightness["different"]]
+    assert len(values) == 40 and values == sorted(values, reverse=True)
     assert brightness["b"]["p90"] > brightness["a"]["p90"] + 0.05 and brightness["a"]["mean"] == pytest.approx(
         0.43, abs=0.01
     )
-    assert main(["drift", "old.parquet", "same.parquet", *words]) == 0
+    assert main(["drift", "old.parquet", "new.parquet", *words, "--sheet", "new.svg", "--num", "3"]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[0].startswith("the images differ in brightness")
+    assert "in the vectors no difference is shown (p = " in out[0]
+    listed = next(line for line in out if line.startswith("  brightest of new.parquet: "))
+    assert listed.count("(") == 3 and all(f"{row['path']} (" in listed for row in brightness["different"][:3])
+    drawn = (tmp_path / "new.svg").read_text()
+    assert f"brightness {values[0]:.3f}" in drawn and "no finding" not in drawn
+    assert main(["drift", "old.parquet", "same.parquet", *words, "--sheet", "same.svg"]) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("bright", "contrast", "sharp"))]
     assert len(lines) == 3 and all("no difference is shown" in line for line in lines)
+    titles = " ".join(re.findall("<text[^>]*>([^<]*)", (tmp_path / "same.svg").read_text()))
+    assert titles.startswith("no difference is shown (p = ") and "these are no finding" in titles
 
 
 def test_select_writes_a_list_that_is_data(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

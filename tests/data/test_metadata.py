@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from opendino.core.errors import UserError
-from opendino.data.metadata import confounders_hint, group_columns, known_metadata, read_metadata
+from opendino.core.errors import UsageError, UserError
+from opendino.data.metadata import confounders_hint, folder_column, group_columns, known_metadata, read_metadata
 from opendino.data.open_source import open_source
 
 
@@ -68,3 +68,11 @@ def test_the_csv_of_a_run_is_found_and_the_hint_is_a_command(photos: Path, tmp_p
     assert hint.startswith("device in ") and hint.endswith(f"opendino eval confounders runs/one --labels {csv}")
     (tmp_path / "labels.csv").write_text("path,label\nphotos/a/0.png,a\n")
     assert confounders_hint("runs/one", str(photos), "all") == ""
+
+
+def test_an_image_beside_the_sub_folders_has_none(photos: Path) -> None:
+    assert folder_column(open_source(str(photos))) == {"folder": ["a"] * 10 + ["b"] * 10}
+    (photos / "a/0.png").rename(photos / "line.png")
+    assert folder_column(open_source(str(photos))) == {"folder": ["a"] * 9 + ["b"] * 10 + [""]}
+    with pytest.raises(UsageError, match="not in two sub-folders or more"):
+        folder_column(open_source(str(photos / "a")))

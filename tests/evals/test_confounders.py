@@ -16,18 +16,8 @@ from torch import Tensor
 
 from opendino.cli import main
 from opendino.data.sources import toy
-from opendino.evals.confounders import (
-    PROBES,
-    Config,
-    Images,
-    Probe,
-    across,
-    association,
-    balanced_accuracy,
-    evaluate,
-    predict,
-    readability,
-)
+from opendino.evals.confounders import PROBES, Config, Images, Probe, across, evaluate, predict, readability
+from opendino.features.classification_metrics import association, balanced_accuracy
 
 EVAL = "confounders"
 SETTINGS = Config("model", permutations=199)
@@ -186,11 +176,11 @@ def test_sub_folders_that_nobody_called_classes_are_named_so(
     tmp_path: Path, tiny_model: Path, column: str, classes: Literal["auto", "folders", "none"], kind: str | None
 ) -> None:
     names = [f"{date}/{number}.png" for date in ("2026-01", "2026-02") for number in range(20)]
-    data = str(plain_folder(tmp_path / "data", *names))
+    train, val = (str(plain_folder(tmp_path / place, *names)) for place in ("train", "val"))
     rows = [f"{name},{number // 3 % 2},{number % 3}\n" for number, name in enumerate(names)]
     (tmp_path / "meta.csv").write_text("".join([f"path,plate,{column}\n", *rows]))
     meta = str(tmp_path / "meta.csv")
-    report = evaluate(Config(str(tiny_model), None, meta, (), classes, data, data, permutations=19, device="cpu"))
+    report = evaluate(Config(str(tiny_model), None, meta, (), classes, train, val, permutations=19, device="cpu"))
     assert ("2 sub-folders: used as classes; --classes folders" in report.text) == (kind == "sub-folder (2)")
     if kind is None:
         assert report.fields["class"] is None and "class" not in report.text
@@ -199,21 +189,28 @@ def test_sub_folders_that_nobody_called_classes_are_named_so(
 
 
 def test_without_a_csv_the_sub_folders_are_the_column(tiny_model: Path, tmp_path: Path) -> None:
-    for number in range(24):
-        name = f"day{number % 2}"
-        (tmp_path / "photos" / name).mkdir(parents=True, exist_ok=True)
+    for number in range(48):
+        folder = tmp_path / ("photos", "checked")[number // 24] / f"day{number % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
         noise = np.random.default_rng(number).integers(120 * (number % 2), 120 + 120 * (number % 2), (32, 32, 3))
-        Image.fromarray(noise.astype(np.uint8)).save(tmp_path / "photos" / name / f"{number}.png")
-    data = str(tmp_path / "photos")
-    report = evaluate(Config(str(tiny_model), train=data, val=data, permutations=19, device="cpu"))
+        Image.fromarray(noise.astype(np.uint8)).save(folder / f"{number}.png")
+    train, val = str(tmp_path / "photos"), str(tmp_path / "checked")
+    config = Config(str(tiny_model), train=train, val=val, classes="none", permutations=19, device="cpu")
+    report = evaluate(config)
     assert list(report.fields["columns"]) == ["folder"] and report.fields["class"] is None
     assert report.fields["columns"]["folder"]["linear"]["balanced_accuracy"] > 90  # dark and bright ones
+    for name in ("photos/line.png", "checked/odd.png"):  # beside the sub-folders
+        Image.new("RGB", (32, 32)).save(tmp_path / name)
+    beside = evaluate(config)
+    assert beside.fields["columns"] == report.fields["columns"] and beside.fields["num_val"] == 24
+    assert f"1 images of {train} are in no sub-folder and are left out: line.png" in beside.text
+    assert f"1 images of {val} are in no sub-folder and are left out: odd.png" in beside.text
 
 
 @pytest.mark.parametrize(
     ("words", "exit_code", "told"),
     [
-        (["--train", "FLAT"], 2, "--labels is missing, and the images are not in sub-folders"),
+        (["--train", "FLAT"], 2, "--labels is missing, and the images are not in two sub-folders or more"),
         (["--labels", "no.csv"], 1, "Cannot read list no.csv"),
         (["--labels", "META", "--columns", "plat"], 2, "plate"),
         (["--labels", "META", "--columns", "constant"], 1, "No column of meta.csv has two values with"),

@@ -188,13 +188,14 @@ def test_labels_come_from_a_csv_too_several_a_picture(model: str, tmp_path: Path
     rows = []
     for number in range(12):
         names = ["dark;small", "bright", "bright; small"][number % 3]
-        picture(tmp_path / f"{number}.png", 30 if "dark" in names else 200)
+        picture(tmp_path / f"{number}.png", (30, 200, 120)[number % 3])
         rows.append((f"{number}.png", names))
-    with open(tmp_path / "list.csv", "w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows([("path", "labels"), *rows])
-    data = str(tmp_path / "list.csv")
-    report = evaluate(Config(model, train=data, val=data, k=(1, 4), multi_label=True, device="cpu"))
-    assert report.fields["mAP"] == pytest.approx(100, abs=1e-9)  # every picture finds itself
+    train, val = str(tmp_path / "train.csv"), str(tmp_path / "val.csv")
+    for path, own in ((train, rows[:6]), (val, rows[6:])):
+        with open(path, "w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows([("path", "labels"), *own])
+    report = evaluate(Config(model, train=train, val=val, k=(1, 4), multi_label=True, device="cpu"))
+    assert report.fields["mAP"] == pytest.approx(100, abs=1e-9)  # every picture finds one of its gray
     assert "3 labels" in report.text and report.fields["by_k"].keys() == {"1", "4"}
 
 

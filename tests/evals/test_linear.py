@@ -140,7 +140,7 @@ def test_val_does_not_choose(model: str) -> None:
     # The classifier does not depend on --val.
     chosen = [
         evaluate(Config(model, train=TOY, val=val, solver="sgd", epochs=3, device="cpu")).fields["candidates"]
-        for val in (TOY, "toy:textures?n=30&size=16&split=val&seed=9")
+        for val in (f"{TOY}&seed=3", "toy:textures?n=30&size=16&split=val&seed=9")
     ]
     assert chosen[0] == chosen[1]
 
@@ -149,6 +149,7 @@ def test_crops_are_resampled_every_epoch(model: str) -> None:
     config = Config(model, epochs=2, lr=(0.3,), augment=True, batch=32, workers=1, device="cpu")
     report = evaluate(config)
     assert "random crops and flips" in report.text and report.fields["top1"] >= 0
+    assert f"opendino eval knn {model} --train {TOY} --baselines True" in report.text
     assert evaluate(config).fields == report.fields
 
 
@@ -178,12 +179,22 @@ def test_few_labels_are_cross_validated_and_all_used(
     for baseline in ("pixels", "untrained"):
         change = f"{fields['top1'] - fields[baseline]['top1']:+.1f} ± "
         assert f"the network against it, image by image: {change}" in report.text
+    assert bool(fields["caution"]) == ("points: may be chance" in report.text or "points: worse" in report.text)
+    assert f"caution: {fields['caution']}; more labels" in report.text.splitlines()[-2]
     # What is saved is what predict says, with the interval.
     opened = load_classifier(out)[1]
     assert opened.known is not None and opened.known.top1 == fields["top1"]
     assert main(["predict", out, TOY, "--device", "cpu"]) == 0
     told = capsys.readouterr().err
     assert "10-fold cross-validation" in told and f"{fields['top1']:.1f}% on 29 images (95% interval" in told
+    assert told.rstrip().endswith(f"; {fields['caution']}")
+
+
+def test_of_many_labels_some_train_the_untrained_network(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("opendino.evals.linear._MOST_UNTRAINED", 50)
+    report = evaluate(Config(model, C=(1.0,), device="cpu"))
+    assert report.fields["untrained"]["num_queries"] == 50 and report.fields["num_queries"] == 120
+    assert "untrained network, the same classifier, both on 50 of the labels: " in report.text
 
 
 def test_with_val_both_figures_are_given(model: str, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from opendino.features.feature_table import hold_out, table
 from opendino.features.train_val_features import LabeledData, train_val_features
 from opendino.features.view_features import RandomCrops, view_features
 from opendino.models.build import backbone
+from opendino.models.conv4 import Conv4
 from opendino.models.feature_tokens import Tokens
 from opendino.models.load import Model
 from opendino.views.settings import view
@@ -102,7 +103,8 @@ def test_tokens_lie_side_by_side() -> None:
         (Tokens(3, True), [*cls, mean]),
     ):
         torch.testing.assert_close(tokens(model.backbone, images), torch.cat(wanted, 1), rtol=0, atol=1e-6)
-    assert str(Tokens(3, True)) == "CLS of the last 3 blocks + mean patch"
+    assert Tokens(3, True).of(small_vit()) == "CLS of the last 3 blocks + mean patch"
+    assert Tokens().of(Conv4(width=2)) == "global average"
     with pytest.raises(UserError, match="last 4 blocks were asked for and vit/8 has 3 blocks"):
         table(model, open_source("toy:textures?n=3&size=16"), Tokens(4))
     with pytest.raises(UserError, match="conv4 has one output"):

@@ -18,7 +18,7 @@ from opendino.core.ranges import Checked, Count, Repeats, Seed
 from opendino.embeddings.embedding_table import EmbeddingTable, left_out
 from opendino.embeddings.open_table import open_table
 from opendino.embeddings.table_images import TableImages
-from opendino.features.appearance import APPEARANCE, appearance, distributions_differ
+from opendino.features.appearance import APPEARANCE, PERMUTATIONS, appearance, appearance_test
 from opendino.features.duplicate_threshold import EQUAL
 from opendino.features.nearest_neighbors import nearest
 from opendino.features.neighbor_test import TwoSampleTest, neighbor_test, own_frac_of_parts
@@ -27,6 +27,8 @@ from opendino.visualize.drawing import tile_grid
 _COLUMNS = 8
 _MOST_READ = 1000  # images of a table that are read to compare how they look
 _AREA_PX = 256 * 256
+_ENDS = (("darkest", "brightest"), ("of least contrast", "of most contrast"), ("blurriest", "sharpest"))
+_PRINTED = 8  # images of a measurement; the others are in --json and on the sheet
 _DIFFER, _MAY_DIFFER = 0.01, 0.1
 """P-values below which tables differ, or may differ."""
 
@@ -46,7 +48,8 @@ class Config(Checked):
     num: Count = 40
     """Number of images to print and to draw."""
     sheet: str | None = None
-    """Also save the images of TABLE_B that differ most as a picture: .png, .jpg, .svg, .html ..."""
+    """Also save the images of TABLE_B that differ most as a picture: .png, .jpg, .svg, .html ... Its title says whether
+    a difference is shown."""
     seed: Seed = 0
     """Random seed of the exchanges."""
     device: str = "auto"
@@ -76,9 +79,11 @@ def run(args: list[str]) -> Outcome:
     keys_b = [key for key, kept in zip(keys_b, new.tolist(), strict=True) if kept]
     found = neighbor_test(a, b, config.k, config.permutations, config.seed)
     rows = _most_different(found.own[len(a) :], cosine, keys_b, config.num)
-    lines = _summary(config, found, (len(a), len(b)), num_shared, lost)
     looks, told = _compare_appearance(config, tables, (keys_a, keys_b))
-    lines += told
+    shown = [each for each in looks if each["p"] < _MAY_DIFFER]
+    verdict = _verdict(found.p, shown, config.permutations)
+    lines = _summary(config, found, (len(a), len(b)), f"{num_shared:,} more are in both tables" if num_shared else "")
+    lines = [f"{verdict}: {lines[0]}{left_out(lost)}", *lines[1:], *told]
     parts = own_frac_of_parts(found.neighbors, len(a), len(b)) if found.p < _MAY_DIFFER and len(a) >= 2 * len(b) else []
     if parts:
         lines.append(_beside_parts(config, parts, found, len(b)))
@@ -88,14 +93,18 @@ def run(args: list[str]) -> Outcome:
         )
         lines.append(f"{'own':>6}{'cosine':>9}")
         lines += [f"{row['own']:>6.0%}{row['score']:>9.4f}  {row['path']}" for row in rows]
-    else:  # some image always differs most: a list would look like a finding
+    elif not shown:  # some image always differs most: a list would look like a finding
         lines.append(
-            "changes that training ignores on purpose (light, position) may not show in vectors; "
+            "changes that training ignores on purpose (position, color) may not show in vectors; "
             f"single odd images: opendino outliers {config.b}"
         )
     if sheet:
         tiles = [(row["path"], f"own {row['own']:.0%}  {row['score']:.3f}") for row in rows]
-        table_sheet.save(table_sheet.in_rows(tiles, _COLUMNS), tables[1].about, sheet)
+        groups = [tiles] if found.p < _MAY_DIFFER or not shown else []
+        groups += [[(row["path"], f"{each['name']} {row['value']:.3f}") for row in each["different"]] for each in shown]
+        places = [row for group in groups for row in table_sheet.in_rows(group, _COLUMNS)]
+        none = "" if found.p < _MAY_DIFFER or shown else ". Some images always differ most: these are no finding"
+        table_sheet.save(places, tables[1].about, sheet, verdict + none)
         lines.append(f"→ {config.sheet}")
     fields = {
         "tables": [config.a, config.b], "images": [len(a), len(b)], "shared": num_shared, "k": config.k,
@@ -111,36 +120,51 @@ def _compare_appearance(
 ) -> tuple[list[dict], list[str]]:
     """Test whether brightness, contrast and sharpness differ, which vectors of a trained network hardly show.
 
-    The images are read again. The p-values are corrected for the number of tests (Bonferroni).
+    The images are read again. One test of all three, see `appearance_test`.
 
     Returns:
         One dict per measurement, and lines for people; no dicts if images cannot be read.
     """
     values: list[Tensor] = []
+    names: list[str] = []  # of the images of B
     for table, its_keys, name in zip(tables, keys, (config.a, config.b), strict=True):
         order = torch.randperm(len(its_keys), generator=torch.Generator().manual_seed(config.seed))
         some = [its_keys[row] for row in order[:_MOST_READ].tolist()]
         images = TableImages(table.about, some, _AREA_PX)
-        read = (images.read(key) for key in track(some, "images read"))
-        found = [appearance(image) for image in read if image is not None]
+        read = ((key, images.read(key)) for key in track(some, "images read"))
+        found = {key: appearance(image) for key, image in read if image is not None}
         if not found:
             data = table.about["data"]
             line = f"brightness, contrast and sharpness are not compared: the images of {name} are not at {data}"
             return [], [line]
-        values.append(torch.tensor(found, dtype=torch.float64))  # [images, 3]
+        values.append(torch.tensor([*found.values()], dtype=torch.float64))  # [images, 3]
+        names = [*found]
     a, b = values
+    test = appearance_test(a, b, seed=config.seed)
     rows, lines = [], [f"how {len(a):,} and {len(b):,} of the images look: mean (10th to 90th percentile)"]
-    for number, name in enumerate(APPEARANCE):
-        p = distributions_differ(a[:, number], b[:, number], config.permutations, config.seed)
-        p = min(1.0, len(APPEARANCE) * p)
-        rows.append({"name": name, "p": p} | {which: _spread(each[:, number]) for which, each in (("a", a), ("b", b))})
-        shown = [
-            f"{each['mean']:.3f} ({each['p10']:.3f} to {each['p90']:.3f})" for each in (rows[-1]["a"], rows[-1]["b"])
-        ]
-        lines.append(
-            f"{name:<10} {' and '.join(shown)}: {significance(p, config.permutations, 'they', len(APPEARANCE))}"
-        )
+    for number, (name, p, high) in enumerate(zip(APPEARANCE, test.p, test.high, strict=True)):
+        of_a, of_b = _spread(a[:, number]), _spread(b[:, number])
+        order = b[:, number].argsort(descending=high, stable=True)[: config.num].tolist()
+        most = [{"path": names[row], "value": round(float(b[row, number]), 6)} for row in order]
+        differs = p < _MAY_DIFFER
+        rows.append({"name": name, "p": p, "a": of_a, "b": of_b, "different": most if differs else []})
+        figures = [f"{each['mean']:.3f} ({each['p10']:.3f} to {each['p90']:.3f})" for each in (of_a, of_b)]
+        lines.append(f"{name:<10} {' and '.join(figures)}: {significance(p, PERMUTATIONS, 'they')}")
+        if differs:
+            listed = ", ".join(f"{row['path']} ({row['value']:.3f})" for row in most[:_PRINTED])
+            lines.append(f"  {_ENDS[number][high]} of {config.b}: {listed}")
     return rows, lines
+
+
+def _verdict(p: float, shown: list[dict], permutations: int) -> str:
+    """What the vectors and the looks of the images say."""
+    of_vectors = significance(p, permutations, "the tables")
+    if not shown:
+        return of_vectors
+    least = min(shown, key=lambda each: each["p"])
+    names = ", ".join(each["name"] for each in shown)
+    looks = significance(least["p"], PERMUTATIONS, "the images", f" in {names}")
+    return f"{of_vectors}; {looks}" if p < _MAY_DIFFER else f"{looks}; in the vectors {of_vectors}"
 
 
 def _spread(values: Tensor) -> dict[str, float]:
@@ -168,13 +192,13 @@ def _most_different(own: Tensor, cosine: Tensor, keys: list[str], num: int) -> l
     ]
 
 
-def significance(p: float, permutations: int, who: str, tests: int = 1) -> str:
-    """What a p-value, corrected for a number of tests, says about two sets, e.g. "they may differ (p = 0.031)"."""
-    least = tests / (1 + permutations)
+def significance(p: float, permutations: int, who: str, what: str = "") -> str:
+    """What a p-value says about two sets, e.g. "they may differ (p = 0.031)"; `what` is e.g. " in brightness"."""
+    least = 1 / (1 + permutations)
     shown = f"p = {p:.3f}" if p > 1.5 * least else f"p ≤ {least:.2g}"
     if p < _DIFFER:
-        return f"{who} differ ({shown})"
-    return f"{who} may differ ({shown})" if p < _MAY_DIFFER else f"no difference is shown ({shown})"
+        return f"{who} differ{what} ({shown})"
+    return f"{who} may differ{what} ({shown})" if p < _MAY_DIFFER else f"no difference is shown ({shown})"
 
 
 def _beside_parts(config: Config, parts: list[float], found: TwoSampleTest, size: int) -> str:
@@ -187,11 +211,10 @@ def _beside_parts(config: Config, parts: list[float], found: TwoSampleTest, size
     )
 
 
-def _summary(config: Config, found: TwoSampleTest, sizes: tuple[int, int], num_shared: int, lost: int) -> list[str]:
-    verdict = significance(found.p, config.permutations, "the tables")
-    shared = f"; {num_shared:,} more are in both tables and not compared" if num_shared else ""
+def _summary(config: Config, found: TwoSampleTest, sizes: tuple[int, int], shared: str) -> list[str]:
+    beside = f"; {shared} and not compared" if shared else ""
     return [
-        f"{verdict}: {sizes[0]:,} images of {config.a}, {sizes[1]:,} of {config.b}{shared}{left_out(lost)}",
+        f"{sizes[0]:,} images of {config.a}, {sizes[1]:,} of {config.b}{beside}",
         f"of the {config.k} nearest neighbors among both, {found.own_frac[0]:.1%} are own for {config.a} (no "
         f"difference: {found.expected_frac[0]:.1%}) and {found.own_frac[1]:.1%} for {config.b} "
         f"({found.expected_frac[1]:.1%})",

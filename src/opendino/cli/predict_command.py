@@ -78,7 +78,7 @@ def run(args: list[str]) -> Outcome:
     rows = predictions(classifier, found.features, list_paths(config.data, keys), given_labels(config.folder))
     text, known = to_csv(rows), classifier.known
     done = {"written": len(rows), "skipped": len(found.bad), "seconds": time.monotonic() - began}
-    done["classifier"] = known.fields | {"measured": classifier.measured} if known else None
+    done["classifier"] = known and known.fields | {"measured": classifier.measured, "caution": classifier.caution}
     if not config.out:
         log.say(classifier.accuracy)
         named = [row | {"path": key} for row, key in zip(rows, keys, strict=True)]

@@ -24,13 +24,16 @@ def tile(image: Image.Image | None, title: str) -> Tile:
     return Tile(tile_grid.square(image, SIDE_PX), title)
 
 
-def save(rows: Iterable[Iterable[tuple[str, str] | None]], about: Mapping[str, Any], out: Path) -> None:
+def save(
+    rows: Iterable[Iterable[tuple[str, str] | None]], about: Mapping[str, Any], out: Path, title: str = ""
+) -> None:
     """Draw rows of images of a table.
 
     Args:
         rows: For each tile the key of the image and the line above its path; None leaves a gap.
         about: Of the table, see `TableImages`.
         out: File to write, see `tile_grid.out`.
+        title: What stands above all tiles.
     """
     listed = [list(row) for row in rows]
     images = TableImages(about, (each[0] for row in listed for each in row if each), AREA_PX)
@@ -38,7 +41,7 @@ def save(rows: Iterable[Iterable[tuple[str, str] | None]], about: Mapping[str, A
     def drawn(key: str, text: str) -> Tile:
         return tile(images.read(key), f"{text}\n{key}")
 
-    tile_grid.Sheet([[drawn(*each) if each else None for each in row] for row in listed]).save(out)
+    tile_grid.Sheet([[drawn(*each) if each else None for each in row] for row in listed], title).save(out)
 
 
 def in_rows(tiles: Sequence[T], columns: int) -> list[Sequence[T]]:

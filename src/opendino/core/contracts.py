@@ -75,9 +75,11 @@ class Backbone(nn.Module, abc.ABC):
         mask_token: float `[1 1 D]`, what `forward` replaces masked patches by; None until `learn_mask_token`.
             Only training needs it: it is in no exported model.
         in_chans: C, number of channels of the images.
+        cls_name: What `Features.cls` is called in reports: "CLS" for a token, "global average" for a pooled output.
     """
 
     in_chans: int = 3
+    cls_name: str = "CLS"
     embed_dim: int
     name: str
     kwargs: dict[str, object]

@@ -12,7 +12,7 @@ from opendino.core.contracts import Source
 from opendino.core.errors import UsageError, UserError
 from opendino.data.labels import Relabeled, image_finder
 from opendino.data.list_columns import is_class, is_metadata, read_columns
-from opendino.data.source_files import class_order, is_file, printable
+from opendino.data.source_files import FolderClasses, class_order, is_file, printable
 
 MAX_GROUPS = 50
 """Columns with more values are not taken for groups unless they are named."""
@@ -65,17 +65,24 @@ def class_column(columns: dict[str, list[str]]) -> str | None:
 
 
 def folder_column(source: Source) -> dict[str, list[str]]:
-    """The sub-folder of each image as the only column, where there is no CSV.
+    """The sub-folder of each image as the only column, where there is no CSV; "" for images beside the sub-folders.
 
     Raises:
         UsageError: There are fewer than two.
     """
-    if len(source.classes) < 2:
+    names = [*source.classes, ""]  # the label -1 is unknown
+    folders = [names[source.label(index)] for index in range(len(source))]
+    if not source.classes:  # a source has no classes if one image is beside the sub-folders
+        keys = [source.key(index) for index in range(len(source))]
+        classes = FolderClasses.of(key for key in keys if "/" in key)
+        names = [*classes.names, ""]
+        folders = [names[classes.label(key)] if "/" in key else "" for key in keys]
+    if len(names) < 3:
         raise UsageError(
-            "--labels is missing, and the images are not in sub-folders", "Name a CSV with a header: path,device,date"
+            "--labels is missing, and the images are not in two sub-folders or more",
+            "Name a CSV with a header: path,device,date",
         )
-    names = (*source.classes, "")  # the label -1 is unknown
-    return {"folder": [names[source.label(index)] for index in range(len(source))]}
+    return {"folder": folders}
 
 
 def with_classes(source: Source, names: Sequence[str]) -> Relabeled:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,7 +13,6 @@ import tyro
 from torch import Tensor
 
 from opendino.core import distributed
-from opendino.core.accuracy import standard_error
 from opendino.core.contracts import Source
 from opendino.core.errors import UserError, unknown
 from opendino.core.progress import track
@@ -22,6 +21,8 @@ from opendino.core.types import Report
 from opendino.data.labels import relabel
 from opendino.data.metadata import class_column, folder_column, group_columns, read_metadata, with_classes
 from opendino.data.sampler import permutation
+from opendino.data.train_val_overlap import only_in_val
+from opendino.features.classification_metrics import association, balanced_accuracy
 from opendino.features.feature_table import table
 from opendino.features.image_stream import skipped_message
 from opendino.features.linear_discriminant import linear_discriminant
@@ -35,6 +36,8 @@ _FEWEST = 5  # images of a group, in training and in validation, to train on it 
 Probe = Literal["linear", "knn"]
 PROBES: tuple[Probe, Probe] = ("linear", "knn")
 SIDES = ("with", "without")
+_Part = tuple[Source, dict[str, list[str]], list[int]]
+"""Images with their classes, columns, and positions of the images to use."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class Config(Checked):
     """Network to load from a run; default: the method's main network (usually the teacher)."""
     labels: str = ""
     """CSV with a header and one row per image: path, and columns such as device, session, plate or date; default: the
-    sub-folder of each image is the only column."""
+    sub-folder of each image is the only column; images beside the sub-folders are left out."""
     columns: tuple[str, ...] = ()
     """Columns of the CSV to test; default: those with 2 to 50 values, without path, class and split."""
     classes: Literal["auto", "folders", "none"] = "auto"
@@ -56,7 +59,7 @@ class Config(Checked):
     train: str | None = None
     """Images to train the probes on; default: the images the run was trained on."""
     val: str | None = None
-    """Images to test the probes on; default: a fifth of --train is held out."""
+    """Images to test the probes on, other ones than --train; default: a fifth of --train is held out."""
     k: Annotated[Count, tyro.conf.arg(aliases=["-k"])] = 10
     """Number of neighbors of the k-NN."""
     permutations: Repeats = 1000
@@ -207,25 +210,6 @@ def predict(features: Tensor, labels: Tensor, rows: tuple[Tensor, Tensor], probe
     return votes.argmax(1)
 
 
-def balanced_accuracy(predicted: Tensor, truth: Tensor) -> tuple[float, float]:
-    """Mean of the recalls in percent, and its standard error in percentage points, of labels int64 `[Q]`."""
-    found, counts = truth.unique(return_counts=True)
-    recalls = [100 * float((predicted[truth == label] == label).double().mean()) for label in found]
-    errors = [standard_error(recall, num) for recall, num in zip(recalls, counts.tolist(), strict=True)]
-    return sum(recalls) / len(recalls), math.hypot(*errors) / len(recalls)
-
-
-def association(one: Tensor, other: Tensor) -> float:
-    """Cramér's V of two labelings int64 `[M]`, -1 unknown: 0 if independent, 1 if one follows from the other."""
-    known = (one >= 0) & (other >= 0)
-    (_, rows), (_, columns) = (each[known].unique(return_inverse=True) for each in (one, other))
-    num = int(rows.max()) + 1, int(columns.max()) + 1
-    counts = torch.bincount(rows * num[1] + columns, minlength=num[0] * num[1]).view(num).double()
-    expected = counts.sum(1, keepdim=True) * counts.sum(0) / counts.sum()
-    squared = float(((counts - expected) ** 2 / expected).sum() / counts.sum())
-    return math.sqrt(squared / (min(num) - 1)) if min(num) > 1 else 0.0
-
-
 def across(images: Images, column: str, k: int) -> dict[str, Any] | None:
     """Read the class of each validation image by probes trained with and without images of its own group.
 
@@ -284,17 +268,12 @@ def _compared(predicted: dict[str, Tensor], classes: Tensor, rows: Tensor) -> di
 
 def _load_images(config: Config, model: Model, data: str) -> tuple[Images, list[str], str]:
     """Features and labels of both sets, notes for the report, and what the classes are: "class" or "sub-folder"."""
-    parts = []
-    for each in [data] if config.val is None else [data, config.val]:
-        source = model.reading.open_images(each)
-        if config.labels:
-            columns = read_metadata(config.labels, [source.key(index) for index in range(len(source))])
-            parts.append((_classified(source, columns, config.classes), columns))
-        else:
-            parts.append((relabel(source, "none", seed=0), folder_column(source)))
-    tables = [table(model, source, batch=config.batch, workers=config.workers) for source, _ in parts]
+    parts, notes = _opened(config, model, data)
+    tables = [
+        table(model, source, indices=rows, batch=config.batch, workers=config.workers) for source, _, rows in parts
+    ]
     bad = sum((each.bad for each in tables), ())
-    names = sorted(set().union(*(source.classes for source, _ in parts)))
+    names = sorted(set().union(*(source.classes for source, _, _ in parts)))
     classes = torch.cat([each.labels_by(names) for each in tables])
     if config.val is None:
         val = torch.zeros(len(classes), dtype=torch.bool)
@@ -303,13 +282,13 @@ def _load_images(config: Config, model: Model, data: str) -> tuple[Images, list[
         val = torch.arange(len(classes)) >= len(tables[0])
     values = {
         name: [
-            columns[name][i] for (_, columns), each in zip(parts, tables, strict=True) for i in each.indices.tolist()
+            columns[name][i] for (_, columns, _), each in zip(parts, tables, strict=True) for i in each.indices.tolist()
         ]
         for name in parts[0][1]
     }
-    notes = [skipped_message(bad)] if bad else []
+    notes += [skipped_message(bad)] if bad else []
     kind = "class"
-    if config.classes == "auto" and len(names) > 1 and any(source.folder_classes for source, _ in parts):
+    if config.classes == "auto" and len(names) > 1 and any(source.folder_classes for source, _, _ in parts):
         kind = "sub-folder"
         notes.append(
             f"{len(names)} sub-folders: used as classes; --classes folders if they are classes, --classes none if they "
@@ -332,6 +311,30 @@ def _load_images(config: Config, model: Model, data: str) -> tuple[Images, list[
     features = torch.cat([each.features for each in tables])
     images = Images(features, val, classes, tuple(names) if len(names) > 1 else (), groups, group_names)
     return images, notes, kind
+
+
+def _opened(config: Config, model: Model, data: str) -> tuple[list[_Part], list[str]]:
+    """The images to train on, and those of --val if given; notes on images that are left out."""
+    opened = [(each, model.reading.open_images(each)) for each in [data, *([config.val] if config.val else [])]]
+    keys = [[source.key(index) for index in range(len(source))] for _, source in opened]
+    parts, notes = list[_Part](), list[str]()
+    for (name, source), own in zip(opened, keys, strict=True):
+        rows = only_in_val((data, keys[0]), (name, own)) if parts else list(range(len(own)))
+        if config.labels:
+            columns = read_metadata(config.labels, own)
+            parts.append((_classified(source, columns, config.classes), columns, rows))
+        else:
+            columns = folder_column(source)
+            parts.append((relabel(source, "none", seed=0), columns, [i for i in rows if columns["folder"][i]]))
+            notes += _left_out(name, [own[i] for i in rows if not columns["folder"][i]])
+    return parts, notes
+
+
+def _left_out(data: str, keys: Sequence[str]) -> list[str]:
+    """A note on images that are in no sub-folder, if there are any; frames of a film have its name."""
+    files = list(dict.fromkeys(key.partition("#")[0] for key in keys))
+    named = ", ".join(files[:3]) + (f" and {len(files) - 3:,} more files" if len(files) > 3 else "")
+    return [f"{len(keys):,} images of {data} are in no sub-folder and are left out: {named}"] if keys else []
 
 
 def _classified(source: Source, columns: dict[str, list[str]], classes: str) -> Source:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -28,7 +28,7 @@ from opendino.features.few_labels import MOST_CROSS_VALIDATED, measured
 from opendino.features.image_stream import skipped_message
 from opendino.features.linear_classifiers import MOMENTUM, train_together
 from opendino.features.logistic_regression import STRENGTHS, CrossValidated, cross_validated
-from opendino.features.paired_change import change
+from opendino.features.paired_change import Change, change
 from opendino.features.pixel_baseline import NAME as BASELINE
 from opendino.features.pixel_baseline import thumbnail_and_histogram
 from opendino.features.train_val_features import LabeledData, TrainValFeatures, train_val_features
@@ -41,7 +41,7 @@ from opendino.views.settings import view
 
 Candidate = tuple[Tokens, float]
 Candidates = Annotated[tuple[Positive, ...], Meta(min_length=1)]
-_MOST_UNTRAINED = 2000  # labels up to which the untrained network is computed too: another pass over their images
+_MOST_UNTRAINED = 2000  # labels with which the untrained network is trained: another pass over their images
 _CROP = view({"crop.scale": (0.08, 1.0), "color_jitter.p": 0.0, "gray.p": 0.0})  # as in supervised training
 
 
@@ -60,8 +60,8 @@ class Config(Checked):
     val: str | None = None
     """Labeled validation images; default: --train is cross-validated, or for sgd a fifth of it held out."""
     protocol: Literal["auto", "vits", "vitb", "resnet", "grid"] = "auto"
-    """Features to classify: vits: CLS of the last 4 blocks; vitb: CLS and mean patch of the last block; resnet: pooled
-    feature map, or CLS; grid: try all three; auto: chosen from the backbone."""
+    """Features to classify: vits: CLS of the last 4 blocks; vitb: CLS and mean patch of the last block; resnet: global
+    average of the feature map, or CLS; grid: try all three; auto: chosen from the backbone."""
     solver: Literal["auto", "lbfgs", "sgd"] = "auto"
     """lbfgs: standardized, calibrated logistic regression, C chosen by cross-validation; sgd: as in DINO, for many
     labels. auto: lbfgs up to 10,000 labels."""
@@ -123,22 +123,26 @@ def evaluate(config: Config) -> Report:
     trainer = _Trainer(config, model, data, all_tokens, classes, device)
     found = trainer.by_lbfgs(train, kinds) if solver == "lbfgs" else trainer.by_sgd(kinds)
 
+    trained = found.classifier
     lines = [
         f"linear classifier of {config.model}: {len(train):,} images of {data.data}, {len(classes)} classes",
         *found.notes,
-        f"protocol {protocol}: {found.classifier.tokens} of {model.backbone.name}, {found.how}",
+        f"protocol {protocol}: {trained.tokens.of(model.backbone)} of {model.backbone.name}, {found.how}",
         *found.lines,
     ]
-    known = found.known.fields if found.known else {"top1": None, "top5": None}
+    known = trained.known.fields if trained.known else {"top1": None, "top5": None}
     fields = {
-        **known, "measured": found.measured, "protocol": protocol, "tokens": str(found.classifier.tokens),
+        **known, "measured": trained.measured, "caution": trained.caution, "protocol": protocol,
+        "tokens": trained.tokens.of(model.backbone),
         "solver": solver, "augment": config.augment, "num_classes": len(classes), "num_train": len(train),
         "num_val": 0 if solver == "lbfgs" and config.val is None else len(data.val),
         "num_unreadable": len(data.bad), "notes": found.notes, **found.fields, "out": config.out,
     }  # fmt: skip
+    if trained.caution:
+        lines.append(f"caution: {trained.caution}; more labels or a longer training may show that it is")
     if out:
-        about = known | {name: fields[name] for name in ("measured", "protocol", "num_train")}
-        classifier.save(out, model, found.classifier, about, _given(data, train) if solver == "lbfgs" else {})
+        about = known | {name: fields[name] for name in ("measured", "caution", "protocol", "num_train")}
+        classifier.save(out, model, trained, about, _given(data, train) if solver == "lbfgs" else {})
         lines.append(f"use it: opendino predict {config.out} DATA")
     return Report("\n".join(lines), fields)
 
@@ -150,24 +154,42 @@ def _given(data: TrainValFeatures, labeled: FeatureTable) -> dict[str, str]:
     return {path: name for path, name in zip(paths, names, strict=True) if Path(path).is_absolute()}
 
 
-def _compared(name: str, theirs: Tensor, ours: Tensor, truth: Tensor) -> tuple[list[str], dict[str, Any]]:
-    """From scores `[M C]` of a baseline and the network: two lines on which is better, and the baseline's accuracy."""
-    found = accuracy(theirs, truth)
-    before, after = ((scores.argmax(1) == truth).float().cpu() for scores in (theirs, ours))
-    lines = [
-        f"{name}, the same classifier: {found.sentence}",
-        f"  the network against it, image by image: {change(before, after).against}",
-    ]
-    return lines, found.fields
+@dataclass(frozen=True)
+class _Baseline:
+    """A baseline with the same classifier: its accuracy, and the network against it on the same images."""
+
+    name: str
+    known: Accuracy
+    change: Change
+    trained: str = ""  # how both were trained, if not like the classifier
+
+    @classmethod
+    def of(cls, name: str, theirs: Tensor, ours: Tensor, truth: Tensor, trained: str = "") -> _Baseline:
+        """From scores `[M C]` of the baseline and of the network."""
+        before, after = ((scores.argmax(1) == truth).float().cpu() for scores in (theirs, ours))
+        return cls(name, accuracy(theirs, truth), change(before, after), trained)
+
+    @property
+    def lines(self) -> list[str]:
+        """Its accuracy, and whether the network is better."""
+        return [
+            f"{self.name}, the same classifier{self.trained}: {self.known.sentence}",
+            f"  the network against it, image by image: {self.change.against}",
+        ]
+
+
+def _caution(baselines: Sequence[_Baseline]) -> str:
+    """The baselines that the network is not shown to beat, in a clause; empty if there are none."""
+    names = [f"{each.name} ({each.known.top1:.1f}%)" for each in baselines if each.change.direction < 1]
+    told = f"the network is not shown to be better than {' or '.join(names)} with the same classifier"
+    return told if names else ""
 
 
 @dataclass(frozen=True)
 class _Found:
-    """A trained classifier; its accuracy or None, and how that was measured or why not; what to report about it."""
+    """A trained classifier, and what to report about it."""
 
     classifier: Classifier
-    known: Accuracy | None
-    measured: str
     notes: list[str]
     how: str
     lines: list[str]
@@ -189,13 +211,15 @@ class _Trainer:
         """Logistic regression on all rows; features and C chosen, and accuracy measured, by cross-validation."""
         config, labels = self.config, rows.labels_by(self.classes)
 
-        def train(features: Tensor) -> CrossValidated:
-            return cross_validated(features, labels, len(self.classes), sorted(config.C), config.seed)
+        def train(own: FeatureTable, features: Tensor) -> CrossValidated:
+            return cross_validated(
+                features, own.labels_by(self.classes), len(self.classes), sorted(config.C), config.seed
+            )
 
-        fits = {kind: train(rows.features[:, self._columns(kind, rows)]) for kind in kinds}
+        fits = {kind: train(rows, rows.features[:, self._columns(kind, rows)]) for kind in kinds}
         tokens, best = min(fits.items(), key=lambda pair: pair[1].loss)
         found = measured(best, labels, self.classes, tokens)
-        by_pixels = train(thumbnail_and_histogram(self.data.source, rows.indices.tolist(), config.workers))
+        by_pixels = train(rows, thumbnail_and_histogram(self.data.source, rows.indices.tolist(), config.workers))
 
         notes = [skipped_message(self.data.bad)] if self.data.bad else []
         single = [name for name, number in zip(self.classes, labels.bincount(), strict=True) if number < 2]
@@ -205,33 +229,48 @@ class _Trainer:
                 "in the cross-validation its image counts as wrong"
             )
         how = f"standardized; logistic regression, C {best.strength:g} and calibration by cross-validation"
-        known, how_measured = found.known, found.measured
-        lines = [f"accuracy not known: {how_measured}"]
+        lines = [f"accuracy not known: {found.measured}"]
         fields: dict[str, Any] = {"C": best.strength}
         fields |= dict.fromkeys(("cross_validated", "log_loss", "pixels", "untrained"))
-        if known:
+        baselines: dict[str, _Baseline] = {}
+        if found.known:
             confidence = 100 * float(best.scores.softmax(1).amax(1).mean())
+            baselines = {
+                "pixels": _Baseline.of(BASELINE, by_pixels.scores, best.scores, labels),
+                "untrained": self._beside_untrained(rows, tokens, best.scores, train),
+            }
             lines = [
-                f"{how_measured}: {known.sentence}",
+                f"{found.measured}: {found.known.sentence}",
                 f"its mean probability for the predicted class: {confidence:.1f}%",
+                *(line for each in baselines.values() for line in each.lines),
             ]
-            fields |= {"cross_validated": known.fields, "log_loss": best.loss}
-            baselines = {"pixels": (BASELINE, by_pixels.scores)}
-            if len(rows) <= _MOST_UNTRAINED:
-                baselines["untrained"] = "untrained network", train(self._untrained(tokens, rows)).scores
-            for key, (name, scores) in baselines.items():
-                said, fields[key] = _compared(name, scores, best.scores, labels)
-                lines += said
+            fields |= {"cross_validated": found.known.fields, "log_loss": best.loss}
         if config.val is not None:
             val, truth = self.data.val, self.data.val.labels_by(self.classes)
             notes += [note for note in self.data.notes if note not in notes]
             scores = self.scores(found, val)
-            known, how_measured = accuracy(scores, truth), f"images of {self.data.origin}"
+            found = replace(found, known=accuracy(scores, truth), measured=f"images of {self.data.origin}")
             features = thumbnail_and_histogram(self.data.val_source, val.indices.tolist(), config.workers)
-            pixel_scores = features @ by_pixels.weight.T + by_pixels.bias
-            said, fields["pixels"] = _compared(BASELINE, pixel_scores, scores, truth)
-            lines += [f"{how_measured}: {known.sentence}", *said]
-        return _Found(found, known, how_measured, notes, how, lines, fields)
+            baselines["pixels"] = _Baseline.of(BASELINE, features @ by_pixels.weight.T + by_pixels.bias, scores, truth)
+            lines += [f"{found.measured}: {accuracy(scores, truth).sentence}", *baselines["pixels"].lines]
+        fields |= {key: each.known.fields for key, each in baselines.items()}
+        return _Found(replace(found, caution=_caution([*baselines.values()])), notes, how, lines, fields)
+
+    def _beside_untrained(
+        self,
+        rows: FeatureTable,
+        tokens: Tokens,
+        scores: Tensor,
+        train: Callable[[FeatureTable, Tensor], CrossValidated],
+    ) -> _Baseline:
+        """The same network with random weights; of many labels some, which bounds what it costs."""
+        trained = ""
+        if len(rows) > _MOST_UNTRAINED:
+            some = torch.from_numpy(permutation(len(rows), self.config.seed, 0))[:_MOST_UNTRAINED].sort().values
+            rows, trained = rows[some], f", both on {_MOST_UNTRAINED:,} of the labels"
+            scores = train(rows, rows.features[:, self._columns(tokens, rows)]).scores
+        theirs = train(rows, self._untrained(tokens, rows)).scores
+        return _Baseline.of("untrained network", theirs, scores, rows.labels_by(self.classes), trained)
 
     def _untrained(self, tokens: Tokens, rows: FeatureTable) -> Tensor:
         """Features `[M D]` of the same images by the network with random weights."""
@@ -247,6 +286,7 @@ class _Trainer:
         tokens, lr = max(zip(merits, candidates, strict=True), key=lambda pair: pair[0])[1]
         final = self.train(train, [(tokens, lr)])[0]
         known = accuracy(self.scores(final, val), val.labels_by(self.classes))
+        final = replace(final, known=known, measured=f"images of {self.data.origin}")
         notes = self.data.notes + ([NO_TOP5] if known.top5 is None else [])
         how = (
             f"{'random crops and flips' if config.augment else 'center crops'}; SGD, momentum {MOMENTUM}, cosine over "
@@ -254,17 +294,21 @@ class _Trainer:
         )
         if len(candidates) > 1:
             how += f", chosen on a tenth of the training images, then trained on all; {len(candidates)} candidates"
-        measured = f"images of {self.data.origin}"
-        lines = [f"{measured}: {known.sentence}" + (f"; top-5 {known.top5:.2f}%" if known.top5 is not None else "")]
+        lines = [
+            f"{final.measured}: {known.sentence}" + (f"; top-5 {known.top5:.2f}%" if known.top5 is not None else ""),
+            f"beside the untrained network and pixels: opendino eval knn {config.model} --train {self.data.data}"
+            f"{f' --labels {config.labels}' if config.labels != 'auto' else ''}"
+            f"{f' --val {config.val}' if config.val else ''} --baselines True",
+        ]
         fields = {
             "lr": lr, "epochs": config.epochs,
             "candidates": [
-                {"tokens": str(kind), "strength": x, "top1": merit[0]}
+                {"tokens": kind.of(self.model.backbone), "strength": x, "top1": merit[0]}
                 for (kind, x), merit in zip(candidates, merits, strict=True)
                 if len(candidates) > 1
             ],
         }  # fmt: skip
-        return _Found(final, known, measured, notes, how, lines, fields)
+        return _Found(final, notes, how, lines, fields)
 
     def merits(self, rows: FeatureTable, candidates: list[Candidate]) -> list[tuple[float, float]]:
         """(top-1, -loss) of each candidate on a held-out tenth of the rows, trained on the rest; higher is better."""

@@ -19,6 +19,7 @@ from opendino.core import distributed
 from opendino.core.errors import UsageError, UserError
 from opendino.core.ranges import Checked, Count, CountOrZero, Repeats, Seed, Workers
 from opendino.core.types import Report
+from opendino.data.train_val_overlap import only_in_val
 from opendino.datasets.mask_files import VOID
 from opendino.datasets.segmentation_dataset import open_segmentation_dataset
 from opendino.features.crop_features import recalibrate_batch_norm
@@ -157,12 +158,10 @@ def _images(model: Model, config: Config) -> tuple[MaskedImages, MaskedImages]:
     train = MaskedImages(model, open_segmentation_dataset(config.train, "train"), config.workers)
     if config.val is None:
         return train, train
-    val = MaskedImages(model, open_segmentation_dataset(config.val, "val"), config.workers)
-    names = [{images.dataset.key(index) for index in range(len(images))} for images in (train, val)]
-    if config.val == config.train and names[0] & names[1]:
-        raise UsageError(
-            f"--val and --train are both {config.train}", "Leave --val out: heads are measured on images they lack"
-        )
+    val = open_segmentation_dataset(config.val, "val")
+    train_keys, keys = ([images.key(index) for index in range(len(images))] for images in (train.dataset, val))
+    kept = only_in_val((config.train, train_keys), (config.val, keys))
+    val = MaskedImages(model, val if len(kept) == len(val) else val.subset(kept), config.workers)
     return train, val
 
 

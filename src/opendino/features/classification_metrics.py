@@ -1,4 +1,4 @@
-"""Accuracy of class scores."""
+"""Accuracy of class scores, and agreement of two labelings."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from opendino.core.accuracy import Accuracy
+from opendino.core.accuracy import Accuracy, standard_error
 
 
 def true_class_rank(scores: Tensor, truth: Tensor) -> Tensor:
@@ -63,3 +63,22 @@ def accuracy_of(ranks: Tensor, truth: Tensor, num_classes: int, most: int = 5) -
 def majority(truth: Tensor) -> float:
     """Share of the most frequent class in percent; NaN if `truth` is empty."""
     return 100 * int(truth.unique(return_counts=True)[1].max()) / len(truth) if len(truth) else math.nan
+
+
+def balanced_accuracy(predicted: Tensor, truth: Tensor) -> tuple[float, float]:
+    """Mean of the recalls in percent, and its standard error in percentage points, of labels int64 `[Q]`."""
+    found, counts = truth.unique(return_counts=True)
+    recalls = [100 * float((predicted[truth == label] == label).double().mean()) for label in found]
+    errors = [standard_error(recall, num) for recall, num in zip(recalls, counts.tolist(), strict=True)]
+    return sum(recalls) / len(recalls), math.hypot(*errors) / len(recalls)
+
+
+def association(one: Tensor, other: Tensor) -> float:
+    """Cramér's V of two labelings int64 `[M]`, -1 unknown: 0 if independent, 1 if one follows from the other."""
+    known = (one >= 0) & (other >= 0)
+    (_, rows), (_, columns) = (each[known].unique(return_inverse=True) for each in (one, other))
+    num = int(rows.max()) + 1, int(columns.max()) + 1
+    counts = torch.bincount(rows * num[1] + columns, minlength=num[0] * num[1]).view(num).double()
+    expected = counts.sum(1, keepdim=True) * counts.sum(0) / counts.sum()
+    squared = float(((counts - expected) ** 2 / expected).sum() / counts.sum())
+    return math.sqrt(squared / (min(num) - 1)) if min(num) > 1 else 0.0

@@ -32,7 +32,7 @@ class Change:
     @property
     def against(self) -> str:
         """The difference in points, its standard error, and what it shows."""
-        verdict = {1: "better", -1: "worse", 0: "no difference shown"}[self.direction]
+        verdict = {1: "better", -1: "worse", 0: "may be chance, less than two standard errors"}[self.direction]
         return f"{self.after - self.before:+.1f} ± {self.standard_error:.1f} points: {verdict}"
 
     def __str__(self) -> str:

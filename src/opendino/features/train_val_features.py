@@ -11,6 +11,7 @@ from torch import Tensor
 from opendino.core.contracts import Source
 from opendino.core.errors import UserError
 from opendino.data.labels import all_labels, relabel
+from opendino.data.train_val_overlap import only_in_val
 from opendino.features.feature_table import FeatureTable, hold_out, table
 from opendino.features.image_stream import skipped_message
 from opendino.models.feature_tokens import Tokens
@@ -23,7 +24,8 @@ class LabeledData:
 
     Attributes:
         train: DATA; None for the training data of the model.
-        val: DATA with labels of its own; None to hold out a fifth of `train`, the same images every time.
+        val: DATA with labels of its own, of which images that are in `train` too are not used; None to hold out a fifth
+            of `train`, the same images every time.
         labels: The labels of `train`, see `data.labels.relabel`: "auto" for those of DATA, or a CSV of path,class.
     """
 
@@ -97,29 +99,24 @@ def train_val_features(
         tokens, batch, workers, dtype: As for `table`.
 
     Raises:
-        UserError: There are no such images, none can be read, none has a class, or there is one class only.
+        UserError: There are no such images, none can be read, none has a class, there is one class only, or all images
+            of `val` are in `train` too.
     """
-
-    def read_features(data: str, labels: str) -> tuple[Source, FeatureTable]:
-        source = relabel(model.reading.open_images(data), labels, seed=0)
-        labeled = np.flatnonzero(all_labels(source) >= 0).tolist()
-        if not labeled:
-            raise UserError(
-                f"{data} names no classes", "Give folders named by their class, or --labels FILE.csv of path,class"
-            )
-        return source, table(model, source, tokens, labeled, batch=batch, workers=workers, dtype=dtype)
-
     data = data_of(model, wanted.train, "Give labeled images: --train DIR")
-    source, train_table = read_features(data, wanted.labels)
+    (source, train_rows), (val_source, val_rows) = _labeled_images(model, wanted, data)
+
+    def features(source: Source, rows: list[int]) -> FeatureTable:
+        return table(model, source, tokens, rows, batch=batch, workers=workers, dtype=dtype)
+
+    train_table = features(source, train_rows)
     bad, train_table = train_table.bad, train_table.labeled()
     if len(train_table) and len(train_table.labels.unique()) < 2:
         raise UserError(
             f"All labeled images of {data} are {train_table.classes[train_table.labels[0]]}",
             "A classifier needs two classes: give images of two classes or more",
         )
-    val_source = source
     if wanted.val is not None:
-        val_source, val_table = read_features(wanted.val, "auto")
+        val_table = features(val_source, val_rows)
         bad, val_table, origin = bad + val_table.bad, val_table.labeled(), wanted.val
     else:
         train_table, val_table = hold_out(train_table, 1 / 5)
@@ -130,6 +127,24 @@ def train_val_features(
                 f"There are too few images with a class in {name}", "Training and validation need one each at least"
             )
     return TrainValFeatures(train_table, val_table, source, val_source, data, origin, bad)
+
+
+def _labeled_images(model: Model, wanted: LabeledData, data: str) -> list[tuple[Source, list[int]]]:
+    """The sources to train on and to test on, each with the positions of its labeled images; none to hold some out."""
+    found: list[tuple[Source, list[int]]] = []
+    for name, labels in ((data, wanted.labels), (wanted.val, "auto")):
+        if name is None:
+            return [*found, (found[0][0], [])]
+        source = relabel(model.reading.open_images(name), labels, seed=0)
+        labeled = np.flatnonzero(all_labels(source) >= 0).tolist()
+        if not labeled:
+            raise UserError(
+                f"{name} names no classes", "Give folders named by their class, or --labels FILE.csv of path,class"
+            )
+        found.append((source, labeled))
+    keys, val_keys = ([source.key(row) for row in rows] for source, rows in found)
+    val_source, rows = found[1]
+    return [found[0], (val_source, [rows[n] for n in only_in_val((data, keys), (str(wanted.val), val_keys))])]
 
 
 def data_of(model: Model, data: str | None, advice: str) -> str:

@@ -63,6 +63,7 @@ class Classifier:
         tokens: Tokens of the network that form its input features.
         known: Measured accuracy; None if it was not measured.
         measured: How `known` was measured, or why it was not; empty for classifiers of older versions and of runs.
+        caution: The simple baselines that it is not shown to beat, in a clause; empty if there are none.
     """
 
     weight: Tensor
@@ -71,6 +72,7 @@ class Classifier:
     tokens: Tokens
     known: Accuracy | None = None
     measured: str = ""
+    caution: str = ""
 
     def __call__(self, features: Tensor) -> Tensor:
         """Features `[B D]` → logits float32 `[B C]`."""
@@ -81,7 +83,9 @@ class Classifier:
         """What is known about its accuracy, in one line."""
         if self.known:
             how = f", {self.measured}" if self.measured else ""
-            return f"accuracy of this classifier{how}: {self.known.sentence}"
+            return f"accuracy of this classifier{how}: {self.known.sentence}" + (
+                f"; {self.caution}" if self.caution else ""
+            )
         return f"accuracy of this classifier is not known: {self.measured or 'it was not measured'}"
 
     def to(self, device: str | torch.device) -> Classifier:
@@ -175,8 +179,8 @@ def load_classifier(folder: str | Path) -> tuple[Model, Classifier]:
         raise UserError(f"The classifier in '{folder}' has shapes that do not match: {shapes}", "Train it again")
     if not weight.isfinite().all() or bias.isnan().any():  # -inf is the bias of a class without an image
         raise UserError(f"The classifier in '{folder}' holds weights that are NaN or infinite", "Train it again")
-    measured = str(described.extra.get("measured", ""))
-    return model, Classifier(weight, bias, classes, tokens, _known(described.extra), measured)
+    measured, caution = (str(described.extra.get(name, "")) for name in ("measured", "caution"))
+    return model, Classifier(weight, bias, classes, tokens, _known(described.extra), measured, caution)
 
 
 def which_of_two(folder: str | Path) -> str:

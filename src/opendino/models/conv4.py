@@ -20,6 +20,8 @@ class Conv4(Backbone):
         in_chans: C, number of input channels.
     """
 
+    cls_name = "global average"
+
     def __init__(self, *, width: int = 32, in_chans: int = 3) -> None:
         super().__init__()
         self.embed_dim, self.name, self.kwargs = 8 * width, "conv4", {"width": width, "in_chans": in_chans}

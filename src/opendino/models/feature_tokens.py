@@ -45,8 +45,9 @@ class Tokens:
                 f"The last {self.blocks} blocks were asked for and {backbone.name} has {has}", f"Use at most {depth}"
             )
 
-    def __str__(self) -> str:
-        cls = "CLS" if self.blocks == 1 else f"CLS of the last {self.blocks} blocks"
+    def of(self, backbone: Backbone) -> str:
+        """What they are called in reports, e.g. "CLS of the last 4 blocks" or "global average"."""
+        cls = backbone.cls_name + (f" of the last {self.blocks} blocks" if self.blocks > 1 else "")
         return f"{cls} + mean patch" if self.mean_patch else cls
 
 

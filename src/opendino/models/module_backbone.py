@@ -34,7 +34,7 @@ class ModuleBackbone(Backbone):
         super().__init__()
         self.module, self.name, self.kwargs = module, name, kwargs
         self.in_chans = int(kwargs.get("in_chans", 3))
-        self.embed_dim = self._probe()
+        self.embed_dim, self.cls_name = self._probe()
 
     def forward(
         self, images: Sequence[Tensor], masks: Sequence[Tensor | None] | None = None, tokens: bool = False
@@ -80,13 +80,15 @@ class ModuleBackbone(Backbone):
         extra = output.shape[1] - side * side
         return Features(output.mean(1), output[:, :extra], output[:, extra:], (side, side))
 
-    def _probe(self) -> int:
+    def _probe(self) -> tuple[int, str]:
+        """D, and what the image feature is called."""
         was_training = self.module.training
         self.module.eval()
         output, error = self._tried(self.in_chans)
         if not error:
             self.module.train(was_training)
-            return self._features(output).cls.shape[1]
+            found = self._features(output)
+            return found.cls.shape[1], "global average" if found.patches.shape[1] else "output"
         if self.in_chans == 3 and not self._tried(1)[1]:
             raise UserError(
                 f"'{self.name}' takes images of 1 channel, and these have 3: gray images of 8 bits are read as RGB",

@@ -23,7 +23,7 @@ class SeparateChannels(Backbone):
         super().__init__()
         assert inner.in_chans == 1, inner.in_chans
         self.inner, self.in_chans, self.embed_dim = inner, channels, channels * inner.embed_dim
-        self.name, self.kwargs = inner.name, inner.kwargs
+        self.name, self.kwargs, self.cls_name = inner.name, inner.kwargs, inner.cls_name
 
     def forward(
         self, images: Sequence[Tensor], masks: Sequence[Tensor | None] | None = None, tokens: bool = False

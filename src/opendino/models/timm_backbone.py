@@ -74,6 +74,7 @@ class TimmBackbone(Backbone):
             _resample_as(position_resampling, self.model, name)
             self.kwargs["position_resampling"] = position_resampling
         self.embed_dim = int(getattr(self.model, "head_hidden_size", None) or self.model.num_features)
+        self.cls_name = "CLS" if getattr(self.model, "global_pool", "") == "token" else "global average"
 
     def forward(
         self, images: Sequence[Tensor], masks: Sequence[Tensor | None] | None = None, tokens: bool = False

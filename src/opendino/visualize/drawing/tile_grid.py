@@ -44,9 +44,10 @@ class Sheet:
 
     Args:
         rows: Rows of tiles, at least one tile in total.
+        title: What stands above all of them.
     """
 
-    def __init__(self, rows: Sequence[Sequence[Tile | None]]) -> None:
+    def __init__(self, rows: Sequence[Sequence[Tile | None]], title: str = "") -> None:
         self.rows = rows
         columns = zip_longest(*rows)
         self._widths = [max((tile.image.width for tile in column if tile), default=0) for column in columns]
@@ -54,16 +55,20 @@ class Sheet:
         self.width = sum(self._widths) + _GAP_PX * (len(self._widths) + 1)
         self.font_px = max(11, round(self.width / 66))  # 8 pt if printed 17 cm wide
         self._titles = [
-            [self._lines(tile, width) if tile else [] for tile, width in zip(row, self._widths, strict=False)]
+            [self._wrapped(tile.title, width) if tile else [] for tile, width in zip(row, self._widths, strict=False)]
             for row in rows
         ]
         self._heads = [round(1.25 * self.font_px * max(map(len, row), default=0)) for row in self._titles]
-        self.height = sum(self._heights) + sum(self._heads) + _GAP_PX * (len(rows) + 1)
+        self._title = self._wrapped(title, self.width - 2 * _GAP_PX)
+        self._top = round(1.25 * self.font_px * len(self._title)) + _GAP_PX * bool(title)
+        self.height = self._top + sum(self._heights) + sum(self._heads) + _GAP_PX * (len(rows) + 1)
 
     def image(self) -> Image.Image:
         """The sheet as an RGB image on white."""
         sheet = Image.new("RGB", (self.width, self.height), "white")
         draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(self.font_px)
+        for baseline, line in self.title_lines():
+            draw.text((_GAP_PX, baseline), line, "black", font, anchor="ls")
         for x, y, lines, tile_image in self._placed_tiles():
             sheet.paste(tile_image, (x, y))
             for baseline, line in lines:
@@ -94,9 +99,13 @@ class Sheet:
             self.image().save(content, format_name, **options.get(suffix, {}))
             atomic_write.write(path, content.getvalue())
 
+    def title_lines(self) -> list[tuple[float, str]]:
+        """(baseline, text that fits) of the lines above all tiles."""
+        return [(_GAP_PX + (0.9 + 1.25 * n) * self.font_px, text) for n, text in enumerate(self._title)]
+
     def _placed_tiles(self) -> Iterator[tuple[int, int, list[tuple[float, str]], Image.Image]]:
         """(left, top, title lines, image) of every tile, in pixels. A title line is (baseline, text that fits)."""
-        y = _GAP_PX
+        y = self._top + _GAP_PX
         for row, row_titles, head, height in zip(self.rows, self._titles, self._heads, self._heights, strict=True):
             x, y = _GAP_PX, y + head
             for tile, titles, width in zip(row, row_titles, self._widths, strict=False):
@@ -109,10 +118,10 @@ class Sheet:
                 x += width + _GAP_PX
             y += height + _GAP_PX
 
-    def _lines(self, tile: Tile, width: int) -> list[str]:
-        """The title of a tile in lines that fit its column: wrapped between words, a path or a long word shortened."""
+    def _wrapped(self, text: str, width: int) -> list[str]:
+        """A title in lines that fit a width: wrapped between words, a path or a long word shortened."""
         font, lines = ImageFont.load_default(self.font_px), []
-        for line in tile.title.splitlines():
+        for line in text.splitlines():
             words = [line] if "/" in line or is_image(line) else line.split()
             start = len(lines)
             for word in words:
