@@ -114,6 +114,7 @@ def test_where_crops_cannot_tell_images_apart_labels_are_the_way() -> None:
     assert "50.9% (untrained network) → 52.9%" in found.evidence and "below 50% the crops of" in found.evidence
     assert "would show" not in found.evidence and "opendino eval linear RUN --train labels.csv" in found.cure
     assert of_rows(halves(61.0), 100).name == LEARNED
+    assert "At the pace so far" in of_rows(halves(58.0), 100).evidence
     labeled = halves(52.9, knn={"teacher": 80.0, "untrained": 50.0}, num_queries=500)
     assert of_rows(labeled, 100).name == LEARNED
     few = of_rows(halves(52.9, knn={"teacher": 60.0, "untrained": 50.0}, num_queries=50), 100)

@@ -30,8 +30,9 @@ RANK_ONE = 1.05
 """Effective rank below which the features of all images lie on one line."""
 _FELL = 1.0
 """Points below the start from which the evidence says that training lowered a measure; it decides no verdict."""
-_NEAR_CHANCE = 55.0
-"""Percent of crop matching: where no network and no baseline has more, it cannot tell networks apart."""
+_NEAR_CHANCE, _BELOW_CHANCE = 60.0, 45.0
+"""Percent of crop matching: where no network and no baseline has more than the first, it cannot tell images apart; less
+than the second is below chance."""
 EXAMINED = (
     "loss", "ok", "entropy_frac", "effective_rank", "crop_match", "crop_match_color", "knn", "balanced_accuracy",
     "majority", "num_queries", "judged_on",
@@ -213,10 +214,10 @@ def _by_crops(columns: Columns, when: str) -> _Finding:
     color = _pair(columns, "crop_match_color", first, best)
     in_color = f"in color {color[0]:.1f}% → {color[1]:.1f}%" if color else ""
     learned, judgment = gain >= MATCH_GAIN, _judgment(gain, chance, MATCH_GAIN)
-    if max(match.values()) <= _NEAR_CHANCE and not learned:
+    if max(match.values()) <= _NEAR_CHANCE and gain < MATCH_GAIN / 2:  # a larger gain may still become enough
         nothing = "without labels nothing can be said of these images: half of an image does not tell which one it is"
         below = "below 50% the crops of one image differ more than those of two, as opposite halves of one object do"
-        lowest = f"; {below}" * (min(match.values()) < 100 - _NEAR_CHANCE)
+        lowest = f"; {below}" * (min(match.values()) < _BELOW_CHANCE)
         return _Finding(False, nothing, (_sentence(f"{change} ({meaning}{lowest})"),), gain, chance, blind=True)
     entropy = _half_and_end(columns, "entropy_frac")
     if learned and color and color[0] - color[1] > COLOR_LOSS:
