@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +71,21 @@ def against_start(config: ResolvedConfig, folder: Path, device: torch.device) ->
     return {
         "measure": measure, "verdict": verdict, "before": first.before, "after": first.after,
         **{name: each.__dict__ for name, each in changes.items()},
-        "says": f"{summary} ({_MEASURES[measure]}: {figures}{seen}). Before: {init}, after: {folder}",
+        "says": f"{summary} ({_MEASURES[measure]}: {figures}{seen}). {_before_and_after(init, folder)}",
     }  # fmt: skip
+
+
+def _before_and_after(init: Path, folder: Path) -> str:
+    """Both folders written in the same way: below the current folder without it, if both are there."""
+    here, paths = Path.cwd(), [init.absolute(), folder.absolute()]
+    if all(path.is_relative_to(here) for path in paths):
+        paths = [path.relative_to(here) for path in paths]
+    return f"Before: {paths[0]}, after: {paths[1]}"
+
+
+def decides(found: Mapping[str, Any] | None) -> bool:
+    """Whether what `against_start` returned is the answer of a continued run, and its verdict only explains."""
+    return found is not None and found["measure"] in _MEASURES and found["verdict"] != "unknown"
 
 
 def _verdict(changes: dict[str, Change]) -> tuple[str, str]:
