@@ -147,8 +147,8 @@ def test_held_out_images_stay_so_in_a_larger_folder_and_share() -> None:
 def test_both_folders_are_written_in_the_same_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     day1, day2 = tmp_path / "runs/day1", Path("runs/day2")
-    assert comparison._before_and_after(day1, day2) == "Before: runs/day1, after: runs/day2"
-    assert comparison._before_and_after(Path("/other"), day2) == f"Before: /other, after: {tmp_path / day2}"
+    assert comparison._written_alike(day1, day2) == [Path("runs/day1"), day2]
+    assert comparison._written_alike(Path("/other"), day2) == [Path("/other"), tmp_path / day2]
 
 
 def test_the_verdict_needs_two_standard_errors() -> None:

@@ -65,22 +65,21 @@ def against_start(config: ResolvedConfig, folder: Path, device: torch.device) ->
         return {"measure": measure, "verdict": "unknown", "says": "Cannot say whether it is better: no held-out images"}
     verdict, summary = _verdict(changes)
     trained = "old" in changes and not earlier.hold_out
-    seen = f"; the old ones are kept out of the new run only: {init} was trained on them" if trained else ""
+    before, after = _written_alike(init, folder)
+    seen = f"; the old ones are kept out of the new run only: {before} was trained on them" if trained else ""
     figures = "; ".join(f"{each} {name} images" for name, each in changes.items())
     first = next(iter(changes.values()))
     return {
         "measure": measure, "verdict": verdict, "before": first.before, "after": first.after,
         **{name: each.__dict__ for name, each in changes.items()},
-        "says": f"{summary} ({_MEASURES[measure]}: {figures}{seen}). {_before_and_after(init, folder)}",
+        "says": f"{summary} ({_MEASURES[measure]}: {figures}{seen}). Before: {before}, after: {after}",
     }  # fmt: skip
 
 
-def _before_and_after(init: Path, folder: Path) -> str:
-    """Both folders written in the same way: below the current folder without it, if both are there."""
-    here, paths = Path.cwd(), [init.absolute(), folder.absolute()]
-    if all(path.is_relative_to(here) for path in paths):
-        paths = [path.relative_to(here) for path in paths]
-    return f"Before: {paths[0]}, after: {paths[1]}"
+def _written_alike(*folders: Path) -> list[Path]:
+    """The folders by relative paths if all are in the current folder, else by absolute ones."""
+    here, paths = Path.cwd(), [folder.absolute() for folder in folders]
+    return [path.relative_to(here) for path in paths] if all(path.is_relative_to(here) for path in paths) else paths
 
 
 def decides(found: Mapping[str, Any] | None) -> bool:

@@ -6,7 +6,7 @@ no change here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -170,8 +170,7 @@ def charts(runs: Mapping[str, Columns], colors: Mapping[str, str] | None = None)
             single run has it too; by default it has the color of its network.
     """
     panels = [*PANELS, *_own_panels(runs.values())]
-    if all(_has_teacher(columns) for columns in runs.values()):
-        panels = [replace(panel, **_OF_TEACHER.get(next(iter(panel.metrics)), {})) for panel in panels]
+    panels = [_in_words(panel, runs.values()) for panel in panels]
     if len(runs) == 1:
         ((run, columns),) = runs.items()
         own = colors[run] if colors else None
@@ -181,6 +180,13 @@ def charts(runs: Mapping[str, Columns], colors: Mapping[str, str] | None = None)
         split = [each for panel in panels for each in _one_per_metric(panel)]
         found = [Chart(panel, dict(_lines_of_runs(panel, runs, colors))) for panel in split]
     return [chart for chart in found if chart.lines]
+
+
+def _in_words(panel: Panel, runs: Iterable[Columns]) -> Panel:
+    """The panel in the words of `_OF_TEACHER` if they hold for all runs that it shows."""
+    first = next(iter(panel.metrics))
+    shown = [_has_teacher(columns) for columns in runs if _keys(columns, first)]
+    return replace(panel, **_OF_TEACHER[first]) if first in _OF_TEACHER and all(shown) else panel
 
 
 def _has_teacher(columns: Columns) -> bool:
@@ -225,13 +231,13 @@ def _lines_of_runs(panel: Panel, runs: Mapping[str, Columns], colors: Mapping[st
             yield run, line(columns[key], colors[run])
     # The network at the start does not change during a run.
     starts = {
-        run: (NETWORKS[name][0], line(columns[key], pale(colors[run])))
+        run: (name, line(columns[key], pale(colors[run])))
         for run, columns in runs.items() for name in _STARTS if (key := f"{metric}.{name}") in columns
     }  # fmt: skip
     if len(starts) > 1 and len({(name, float(each.values[-1])) for name, each in starts.values()}) == 1:
         name, longest = max(starts.values(), key=lambda start: start[1].steps[-1])
-        yield name, longest._replace(color=COLORS[-1])
-    else:
+        yield NETWORKS[name][0], longest._replace(color=COLORS[-1])
+    else:  # short: a legend has one line
         yield from ((f"{run} {name}", each) for run, (name, each) in starts.items())
 
 
