@@ -16,6 +16,7 @@ from tests.factories import checkpoint_tensors, difference, dino_run
 import opendino
 from opendino import comparison, existing_runs
 from opendino.cli import main
+from opendino.cli.train_command import report
 from opendino.core.errors import UsageError, UserError
 from opendino.data.fingerprint import key_digests
 from opendino.data.held_out import is_held_out
@@ -65,6 +66,10 @@ def test_a_continued_run_starts_from_all_networks_and_keeps_images_out(grown: tu
     assert found is not None and found["measure"] == "crops"
     assert found["new"]["num_images"] + found["old"]["num_images"] == kept_out
     assert f"Before: {run}, after: {tmp_path / 'new'}" in found["says"] and "was trained on them" in found["says"]
+
+    for verdict, one_answer in (("no better", True), ("unknown", False)):
+        lines = report(replace(result, against_start=found | {"verdict": verdict})).text.splitlines()
+        assert any(line.startswith("the run's own evaluation (") for line in lines) == one_answer
 
     again = existing_runs.continued(tmp_path / "new")  # the day after: as long, as gentle, the same images kept out
     assert (again.steps, again.optim.lr, again.hold_out) == (config.steps, config.optim.lr, config.hold_out)
@@ -137,6 +142,13 @@ def test_held_out_images_stay_so_in_a_larger_folder_and_share() -> None:
     few, many = is_held_out(digests, 0.1), is_held_out(digests, 0.3)
     assert 150 < few.sum() < 250 and not (few & ~many).any()
     assert (is_held_out(digests[:500], 0.1) == few[:500]).all()
+
+
+def test_both_folders_are_written_in_the_same_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    day1, day2 = tmp_path / "runs/day1", Path("runs/day2")
+    assert comparison._written_alike(day1, day2) == [Path("runs/day1"), day2]
+    assert comparison._written_alike(Path("/other"), day2) == [Path("/other"), tmp_path / day2]
 
 
 def test_the_verdict_needs_two_standard_errors() -> None:

@@ -31,7 +31,7 @@ def test_minutes_become_steps_of_the_measured_time(tmp_path: Path, monkeypatch: 
     threads = torch.get_num_threads()
     found = length_in_minutes.in_epochs(
         replace(dino_run(tmp_path / "run"), steps=None, minutes=1.0), torch.device("cpu")
-    )
+    ).config
     assert found.minutes is None and torch.get_num_threads() == threads
     assert isinstance(found.epochs, float) and 10 < found.epochs <= 0.9 * 60 / (48 * 0.05)
     assert any("1 min at 20 images/s" in line for line in said)
@@ -43,13 +43,13 @@ def test_a_short_run_evaluates_on_fewer_images_and_says_so(
     monkeypatch.setattr(length_in_minutes, "seconds_per_image", lambda *_: (0.02, 0.0))
     data = "toy:textures?n=2000&size=32"
     asked = replace(dino_run(tmp_path / "run", data), steps=None, minutes=1.0, eval_images="auto")
-    found = length_in_minutes.in_epochs(asked, torch.device("cpu"))
+    found = length_in_minutes.in_epochs(asked, torch.device("cpu")).config
     assert isinstance(found.epochs, float) and found.eval_images == pytest.approx(270, abs=15)  # a tenth of 2,700
     # 9 x 270 + 20 x 256 forward passes, each a tenth of a training image's 0.02 s
     assert 2000 * found.epochs * 0.02 + (9 * 270 + 20 * 256) * 0.002 == pytest.approx(60, rel=0.1)
     assert "instead of 1,500" in " ".join(capsys.readouterr().err.split())
     for same in (replace(asked, eval_images=1500), replace(asked, minutes=20.0)):
-        found = length_in_minutes.in_epochs(same, torch.device("cpu"))
+        found = length_in_minutes.in_epochs(same, torch.device("cpu")).config
         assert found.eval_images == same.eval_images and "instead of" not in capsys.readouterr().err
         assert 2000 * found.epochs * 0.02 == pytest.approx(0.9 * 60 * (same.minutes or 0), rel=0.1)  # pyright: ignore
 
@@ -59,11 +59,20 @@ def test_without_a_length_a_run_takes_twenty_minutes_of_a_cpu(
 ) -> None:
     monkeypatch.setattr(length_in_minutes, "seconds_per_image", lambda *_: (0.05, 0.0))
     asked = replace(dino_run(tmp_path / "run"), steps=None, epochs="auto")
-    found = length_in_minutes.in_epochs(asked, torch.device("cpu"))
+    found = length_in_minutes.in_epochs(asked, torch.device("cpu")).config
     assert isinstance(found.epochs, float) and found.epochs == pytest.approx(0.9 * 1200 / (48 * 0.05), rel=0.05)
     assert "20 min, the default on a cpu; --minutes changes it" in capsys.readouterr().err
-    assert length_in_minutes.in_epochs(asked, torch.device("cuda")) is asked
-    assert length_in_minutes.in_epochs(replace(asked, epochs=3.0), torch.device("cpu")).epochs == 3.0
+    assert length_in_minutes.in_epochs(asked, torch.device("cuda")).config is asked
+    assert length_in_minutes.in_epochs(replace(asked, epochs=3.0), torch.device("cpu")).config.epochs == 3.0
+
+
+def test_a_run_that_took_longer_says_why() -> None:
+    planned = length_in_minutes.Planned(dino_run(Path("run")), minutes=3.0, images_per_second=177.0, began=1000.0)
+    assert planned.overtime(118.0, 1000 + 180) == "" and planned.overtime(118.0, 1000 + 190) == ""
+    slow, late = (planned.overtime(speed, 1000 + 260) for speed in (118.0, 176.0))
+    assert slow.startswith("the run took 4.3 instead of 3 min: it trained at 118 instead of 177 images/s")
+    assert "other programs" in slow and "evaluations" in late and "images/s" not in late
+    assert length_in_minutes.Planned(planned.config).overtime(1.0, 1e9) == ""
 
 
 def test_a_run_of_some_minutes_stores_its_steps_and_resumes_exactly(

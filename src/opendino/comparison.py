@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,14 +65,26 @@ def against_start(config: ResolvedConfig, folder: Path, device: torch.device) ->
         return {"measure": measure, "verdict": "unknown", "says": "Cannot say whether it is better: no held-out images"}
     verdict, summary = _verdict(changes)
     trained = "old" in changes and not earlier.hold_out
-    seen = f"; the old ones are kept out of the new run only: {init} was trained on them" if trained else ""
+    before, after = _written_alike(init, folder)
+    seen = f"; the old ones are kept out of the new run only: {before} was trained on them" if trained else ""
     figures = "; ".join(f"{each} {name} images" for name, each in changes.items())
     first = next(iter(changes.values()))
     return {
         "measure": measure, "verdict": verdict, "before": first.before, "after": first.after,
         **{name: each.__dict__ for name, each in changes.items()},
-        "says": f"{summary} ({_MEASURES[measure]}: {figures}{seen}). Before: {init}, after: {folder}",
+        "says": f"{summary} ({_MEASURES[measure]}: {figures}{seen}). Before: {before}, after: {after}",
     }  # fmt: skip
+
+
+def _written_alike(*folders: Path) -> list[Path]:
+    """The folders by relative paths if all are in the current folder, else by absolute ones."""
+    here, paths = Path.cwd(), [folder.absolute() for folder in folders]
+    return [path.relative_to(here) for path in paths] if all(path.is_relative_to(here) for path in paths) else paths
+
+
+def decides(found: Mapping[str, Any] | None) -> bool:
+    """Whether what `against_start` returned is the answer of a continued run, and its verdict only explains."""
+    return found is not None and found["measure"] in _MEASURES and found["verdict"] != "unknown"
 
 
 def _verdict(changes: dict[str, Change]) -> tuple[str, str]:

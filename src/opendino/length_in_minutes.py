@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -27,13 +27,47 @@ _WARM_UP_STEPS = 2  # the first ones allocate memory and compile
 _MEASURED_FRAC, _MEASURED_SECONDS = 0.05, (2.0, 20.0)  # of the run, at least and at most
 _TRAINING_FRAC = 0.9  # of the time; the rest is for evaluations, checkpoints and the report
 _LEAST_TRAINING_FRAC = 0.5  # in runs so short that evaluations take more than a tenth
+_LONGER, _SLOWER = 1.1, 0.9  # of what was planned, from which the end of a run says so
 
 
-def in_epochs(config: Config, device: torch.device) -> Config:
+@dataclass(frozen=True)
+class Planned:
+    """A run whose length is known.
+
+    Attributes:
+        config: Its settings, with a length in epochs or steps.
+        minutes: How long it should take; None if that was not asked.
+        images_per_second: Mean speed of training with which that was computed.
+        began: When, on `time.monotonic`.
+    """
+
+    config: Config
+    minutes: float | None = None
+    images_per_second: float = 0.0
+    began: float = 0.0
+
+    def overtime(self, images_per_second: float, now: float) -> str:
+        """That a finished run took longer than planned, and why; empty if it did not.
+
+        Args:
+            images_per_second: Mean speed with which it has trained.
+            now: On `time.monotonic`.
+        """
+        taken = (now - self.began) / 60
+        if self.minutes is None or taken < _LONGER * self.minutes:
+            return ""
+        why = "evaluations, checkpoints and the report took longer than planned"
+        if images_per_second < _SLOWER * self.images_per_second:
+            speeds = f"{images_per_second:,.0f} instead of {self.images_per_second:,.0f} images/s"
+            why = f"it trained at {speeds}, as timed before the run: did other programs use this machine?"
+        return f"the run took {taken:.1f} instead of {self.minutes:g} min: {why}"
+
+
+def in_epochs(config: Config, device: torch.device) -> Planned:
     """Replace a length in minutes, or "auto" on a CPU, by one in epochs; the same on every rank.
 
     Args:
-        config: As the user gave it; another length is returned as it is.
+        config: As the user gave it; another length stays as it is.
         device: This process's device.
 
     Raises:
@@ -41,7 +75,7 @@ def in_epochs(config: Config, device: torch.device) -> Config:
     """
     minutes = CPU_MINUTES if config.epochs == "auto" and device.type == "cpu" else config.minutes
     if minutes is None:
-        return config
+        return Planned(config)
     began, asked = time.monotonic(), config.eval_images
     default = "" if config.minutes else ", the default on a cpu; --minutes changes it"
     low, high = _MEASURED_SECONDS
@@ -52,7 +86,8 @@ def in_epochs(config: Config, device: torch.device) -> Config:
         limit = min(high, max(low, _MEASURED_FRAC * 60 * minutes))
         computing, waiting = seconds_per_image(trial, source, device, limit)
     left, cached = 60 * minutes - (time.monotonic() - began), trial.cache != "off"
-    epochs = _epochs(_TRAINING_FRAC * left, computing, waiting, len(source), cached)
+    seconds = _TRAINING_FRAC * left
+    epochs = _epochs(seconds, computing, waiting, len(source), cached)
     num_trained = round(max(0, epochs) * len(source))
     wanted, _ = sizing.eval_images(config.eval_images, len(source), num_trained)
     num_eval, cost = sizing.affordable_eval_images(wanted, num_trained)
@@ -72,7 +107,7 @@ def in_epochs(config: Config, device: torch.device) -> Config:
             f"{cost * computing:.0f} s in all, more would leave little of so short a run. Accuracies have larger "
             f"standard errors, and the verdict is more often open; --eval-images {wanted} takes the time"
         )
-    return config
+    return Planned(config, minutes, max(0, epochs) * len(source) / max(1e-9, seconds), began)
 
 
 def _epochs(seconds: float, computing: float, waiting: float, num_images: int, cached: bool) -> float:

@@ -87,8 +87,9 @@ class OnlineEval:
         if config.labels != "auto" or config.val or not only_folders:
             return {"confirmed": 1}
         log.say(
-            f"{len(self._classes)} sub-folders: used as classes for the k-NN accuracy below, not for the verdict; "
-            "--labels folders if they are classes, --labels none if they are dates or batches"
+            f"{len(self._classes)} sub-folders: k-NN accuracy with them as classes is shown at the end, for "
+            "information only. Near chance is good if they are dates or batches (--labels none leaves it out); if they "
+            "are classes, --labels folders lets it decide the verdict"
         )
         crops = self._set.bank, self._set.queries
         found = self._knn(*(distributed.all_gather_rows(color_histogram(each)) for each in crops))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -108,10 +109,12 @@ def train(
         if distributed.broadcast_object((folder / "config.yaml").is_file()):
             lengths = existing_runs.requested_length(folder, request)
             return _resume(folder, device, Start(request, callbacks, resuming=True), **lengths)
-        resolved, source = resolve.resolve_config(length_in_minutes.in_epochs(request, device), device)
-        return _compared(
-            training.run(resolved, source, folder, device, Start(request, callbacks)), resolved, folder, device
-        )
+        planned = length_in_minutes.in_epochs(request, device)
+        resolved, source = resolve.resolve_config(planned.config, device)
+        result = training.run(resolved, source, folder, device, Start(request, callbacks))
+        if text := planned.overtime(result.images_per_second, time.monotonic()):
+            log.say(text)
+        return _compared(result, resolved, folder, device)
 
 
 def continue_run(run: str | Path, data: Data | None = None, **options: Any) -> Result:
@@ -167,8 +170,9 @@ def _compared(result: Result, config: ResolvedConfig, folder: Path, device: torc
         return result
     found = compare(config, folder, device) if distributed.rank() == 0 else None
     found = distributed.broadcast_object(found)
-    # By images that the verdict has not seen; of masks it has seen nothing.
-    decides = found is not None and (found["verdict"] == "better" or found.get("measure") == "segmentation")
+    assert found is not None
+    # By images that the verdict has not seen; of masks it has seen nothing. The comparison says itself what to keep.
+    decides = comparison.decides(found) or found["verdict"] == "better" or found["measure"] == "segmentation"
     return replace(result, against_start=found, cure="" if decides and not result.collapse else result.cure)
 
 

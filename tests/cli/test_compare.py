@@ -76,6 +76,22 @@ def test_the_text_says_what_differs(place: Path, capsys: pytest.CaptureFixture[s
     assert "against" not in first and second.endswith("points: may be chance, less than two standard errors")
 
 
+def test_each_network_has_its_untrained_row_and_runs_say_what_they_are(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Path(model_folder(tmp_path / "wide", Conv4(width=12), 24))
+    (run / "config.yaml").write_text("data: photos\nsteps: 1200\nmethod: {name: lejepa}\n")
+    (run / "metrics.jsonl").write_text('{"step": 1200, "loss": 3.0}\n')
+    names = [str(place / "seeing"), str(place / "blind"), str(run)]
+    data = ["--train", str(place / "train"), "-k", "3", "--device", "cpu", "--workers", "1"]
+    assert main(["compare", *names, *data]) == 0
+    lines = capsys.readouterr().out.splitlines()[1:]
+    about = [line.split("  ")[0] for line in lines]
+    assert about[3:5] == [f"untrained network of {names[0]}", f"untrained network of {names[2]}"] and len(lines) == 6
+    assert "lejepa  1,200 steps  not shown to learn  " in lines[2] and "steps" not in lines[0] + lines[3]
+    assert len({line.index("%") for line in lines}) == 1, "one column"
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

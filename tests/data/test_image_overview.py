@@ -9,9 +9,10 @@ import pytest
 import tifffile
 from tests.app.conftest import scene
 
+from opendino.cli import inspect_command
 from opendino.core.errors import UserError
 from opendino.data import image_overview
-from opendino.data.image_overview import look_at
+from opendino.data.image_overview import look_at, recommended_recipe
 
 
 def test_every_image_is_looked_at_if_asked_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,7 +36,7 @@ def test_counts_sizes_depth_and_files_that_cannot_be_used(tmp_path: Path) -> Non
     assert found.facts["size in pixels"] == "40 × 32 to 56 × 32; most often 40 × 32 (40%)"
     assert found.facts["depth"].startswith("8 bit") and found.facts["channels"] == "3: red, green, blue"
     assert found.facts["looked at"] == "6 of 6 images, spread over the set"
-    assert "values" not in found.facts and "recipe" not in found.facts
+    assert "values" not in found.facts and "recipe" not in found.facts and found.recipe == "auto"
     assert [key for key, _ in found.bad] == ["dogs/broken.png"] and "web page" in found.bad[0][1]
     assert len(found.examples) == 5
 
@@ -54,7 +55,8 @@ def test_16_bit_images_are_shown_by_the_range_of_the_set(tmp_path: Path) -> None
         tifffile.imwrite(tmp_path / f"{number}.tif", np.full((16, 16), 1000 + 100 * number, np.uint16))
     found = look_at(str(tmp_path))
     assert found.facts["depth"].startswith("16 bit") and "1000 to 1300" in found.facts["values"]
-    assert "microscopy" in found.facts["recipe"]
+    assert inspect_command.run([str(tmp_path)]).text.endswith(f"opendino train {tmp_path} --recipe microscopy")
+    assert found.recipe == "microscopy" == recommended_recipe(str(tmp_path)) and "microscopy" in found.facts["recipe"]
     brightness = [np.asarray(image).mean() for image, _ in found.examples]
     assert brightness == sorted(brightness) and brightness[0] == 0 and brightness[-1] == 255
 
@@ -63,6 +65,7 @@ def test_pages_of_unknown_meaning_are_a_question(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "stack.tif", np.zeros((5, 16, 16), np.uint16), photometric="minisblack")
     with pytest.raises(UserError, match="--stack"):
         look_at(str(tmp_path))
+    assert recommended_recipe(str(tmp_path)) == "auto" and recommended_recipe(str(tmp_path), "max") == "microscopy"
     assert look_at(str(tmp_path), "max").facts["images"] == "1"
 
 

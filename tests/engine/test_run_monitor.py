@@ -152,8 +152,9 @@ def test_the_line_holds_the_figures_there_are(make: MakeWatch) -> None:
     more = {"balanced_accuracy": {"teacher": 40.0}, "majority": 30.0, "num_queries": 50}
     watch.record_evaluation(2, {"effective_rank": 12.4, "knn": {"teacher": 43.21}} | more)
     assert "k-NN 43.2% ± 7.0, balanced 40.0%  (most frequent class 30.0%)  effective rank 12" in watch.line()
-    watch.record_evaluation(3, {"knn": {"teacher": 43.21}, "judged_on": {"confirmed": 0}})
-    assert "k-NN by folders (unconfirmed) 43.2%" in watch.line()
+    unconfirmed = {"knn": {"teacher": 43.21}, "majority": 30.0, "judged_on": {"confirmed": 0}}
+    watch.record_evaluation(3, {"effective_rank": 12.4} | unconfirmed)
+    assert "43.2%" not in watch.line() and "frequent" not in watch.line() and "effective rank 12" in watch.line()
 
 
 def test_speed_has_rows_of_its_own_every_ten_seconds(

@@ -43,19 +43,16 @@ def test_without_labels_crops_and_entropy_decide(change: dict[str, Any], name: s
     found = of_rows(run(**change), 100)
     assert found.name == name and found.collapse is None and bool(found.cure) == (name == NOT_SHOWN)
     assert found.by_crops
-    plain = "its features are better than" if name == LEARNED else "not enough shows better features than"
-    assert found.evidence.startswith(
-        f"{plain} at the start; after all 100 steps, crops of one image find each other in "
-    )
+    first, _, rest = found.evidence.partition(". ")
+    assert first.startswith("crop matching 65.0% (untrained network) → ") and "% after all 100 steps: " in first
+    assert len(first.split()) <= 25 and "\n" not in found.evidence
     for said in (
-        "untrained network 65.0%",
-        "raw pixels 52.0%",
-        "color histogram 56.0%",
-        "of its maximum, ln K",
+        "how often two crops of one image find each other; chance 50%, raw pixels 52.0%, color histogram 56.0%",
+        "of its maximum, ln K (halfway ",
+        "0% is certain of one answer, 100% has no opinion",
         "5.0 at the start",
     ):
-        assert said in found.evidence
-    assert "\n" not in found.evidence
+        assert said in rest
 
 
 @pytest.mark.parametrize(("late", "stalled"), [((70.0, 70.1, 70.1), True), ((70.0, 70.5, 72.0), False)])
@@ -65,23 +62,78 @@ def test_what_has_stopped_rising_is_not_told_to_go_on(late: tuple[float, ...], s
         others = {"untrained": 65.0, "pixels": 52.0, "color": 56.0}
         rows.insert(-1, {"step": 10 * number, "crop_match": {"teacher": found, **others}})
     found = of_rows(rows, 100)
-    assert ("it has not risen in the last third of the run" in found.evidence) == stalled
-    assert ("try another method" in found.cure) == stalled and ("Train longer" in found.cure) != stalled
+    assert ("It has not risen in the last third of the run" in found.evidence) == stalled
+    assert ("opendino list recipes" in found.cure) == stalled and ("Train longer" in found.cure) != stalled
     assert ("times as many steps" in found.evidence) != stalled
 
 
 def test_what_is_missing_is_said_with_the_pace_so_far() -> None:
-    assert "at the start would show learning, at the pace so far after about 2.5 times as many steps" in (
-        of_rows(run(match=69.0), 100).evidence
+    rising = of_rows(run(match=69.0), 100).evidence
+    assert (
+        ": a gain of 4.0 points, 10 points would show learning. At the pace so far that takes about 2.5 times" in rising
     )
     standing = of_rows(run(match=65.5), 100).evidence
-    assert "chance 50%; 10 points more than at the start would show learning)" in standing
+    assert ": no change, 10 points would show learning. Crop matching is" in standing
+
+
+@pytest.mark.parametrize(
+    ("rows", "fell"),
+    [
+        (run(match=60.0, judged_on=SEEN), "fell by 5.0 points, which may be chance (±13"),
+        (run(match=40.0, judged_on=SEEN | {"images": 900}), "fell by 25.0 points, more than chance explains (±8"),
+        (run(match=60.0), "fell by 5.0 points. "),
+        (run(knn={"teacher": 40.0, "untrained": 50.0}, num_queries=50), "fell by 10.0 points, which may be chance"),
+        (run(knn={"teacher": 40.0, "start": 50.0}, num_queries=5000), "fell by 10.0 points, more than chance explains"),
+    ],
+)
+def test_what_training_lowered_is_not_told_to_go_on(rows: list[Any], fell: str) -> None:
+    found = of_rows(rows, 100)
+    assert found.name == NOT_SHOWN and fell in found.evidence
+    assert "rain longer" not in found.cure and "lower --optim.lr" in found.cure.replace("a third of", "lower")
+    assert ("Keep using the weights it started from" in found.cure) == ("start" in str(rows[-1]))
+
+
+def test_no_cure_sends_from_one_method_to_another_and_back() -> None:
+    for match in (60.0, 65.0, 69.0):
+        assert "--method" not in of_rows(run(match), 100).cure
+
+
+def halves(teacher: float, **last: Any) -> list[Any]:
+    """A run on images of one centered object each."""
+    match = {"untrained": 50.9, "pixels": 36.7, "color": 53.6}
+    rows = run(**last)
+    for row in (row for row in rows if "crop_match" in row):
+        row["crop_match"] = {"teacher": teacher, **match}
+    return rows
+
+
+def test_where_crops_cannot_tell_images_apart_labels_are_the_way() -> None:
+    found = of_rows(halves(52.9), 100)
+    assert found.name == NOT_SHOWN and not found.by_crops
+    assert found.evidence.startswith("without labels nothing can be said of these images: half of an image does not ")
+    assert "50.9% (untrained network) → 52.9%" in found.evidence and "below 50% the crops of" in found.evidence
+    assert "would show" not in found.evidence and "opendino eval linear RUN --train labels.csv" in found.cure
+    assert of_rows(halves(61.0), 100).name == LEARNED
+    assert "At the pace so far" in of_rows(halves(58.0), 100).evidence
+    labeled = halves(52.9, knn={"teacher": 80.0, "untrained": 50.0}, num_queries=500)
+    assert of_rows(labeled, 100).name == LEARNED
+    few = of_rows(halves(52.9, knn={"teacher": 60.0, "untrained": 50.0}, num_queries=50), 100)
+    assert few.name == NOT_SHOWN and few.evidence.startswith("k-NN accuracy 50.0%") and "Train longer" in few.cure
+
+
+def test_a_method_without_a_teacher_has_targets() -> None:
+    rows = run()
+    for row in (row for row in rows if "crop_match" in row):
+        row["crop_match"] = {"student": row["crop_match"]["teacher"], "untrained": 65.0}
+    evidence = of_rows(rows, 100).evidence
+    assert "The target's entropy" in evidence and "teacher" not in evidence
 
 
 @pytest.mark.parametrize(("after", "name"), [(92.1, LEARNED), (91.9, NOT_SHOWN)])
 def test_what_forgets_color_is_not_shown_to_learn(after: float, name: str) -> None:
     found = of_rows(run(crop_match_color={"teacher": after, "untrained": 93.0}), 100)
-    assert found.name == name and f"in color in {after}% (untrained network 93.0%)" in found.evidence
+    assert found.name == name and f"in color 93.0% → {after}%" in found.evidence
+    assert ("forgets color" in found.evidence.partition(". ")[0]) == (name == NOT_SHOWN)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +152,8 @@ def test_with_labels_knn_decides(teacher: float, num: int | None, match: float, 
     knn = {"teacher": teacher, "student": 99.0, first: 50.0, "pixels": 99.0}
     found = of_rows(run(match, knn=knn, num_queries=num, majority=30.0), 100)
     assert found.name == name
-    assert f"{teacher:.1f}%" in found.evidence and "50.0%" in found.evidence
+    assert f"k-NN accuracy 50.0% ({'at the start' if first == 'start' else 'untrained network'}) → " in found.evidence
+    assert f"→ {teacher:.1f}% after all 100 steps: " in found.evidence
     assert ("Keep using the weights it started from" in found.cure) == (name == NOT_SHOWN and first == "start")
     for part in (f"{num or 0:,} queries", "most frequent class: 30.0%"):
         assert (part in found.evidence) == bool(num)
@@ -108,7 +161,8 @@ def test_with_labels_knn_decides(teacher: float, num: int | None, match: float, 
 
 def test_to_answer_the_most_frequent_class_more_often_is_not_learning() -> None:
     knn = {"knn": {"teacher": 90.0, "untrained": 70.0}, "balanced_accuracy": {"teacher": 50.0, "untrained": 60.0}}
-    assert of_rows(run(**knn, num_queries=1000, majority=90.0), 100).name == NOT_SHOWN
+    found = of_rows(run(**knn, num_queries=1000, majority=90.0), 100)
+    assert found.name == NOT_SHOWN and "but balanced accuracy has not risen" in found.evidence.partition(". ")[0]
 
 
 @pytest.mark.parametrize(("teacher", "match", "name"), [(90.0, 60.0, NOT_SHOWN), (10.0, 75.0, LEARNED)])
@@ -116,7 +170,7 @@ def test_folders_that_nobody_called_classes_do_not_decide(teacher: float, match:
     knn = {"knn": {"teacher": teacher, "untrained": 50.0}, "num_queries": 1000, "majority": 30.0}
     found = of_rows(run(match, **knn, judged_on=SEEN | {"confirmed": 0, "color": 94.0}), 100)
     assert found.name == name
-    assert "crops of one image" in found.evidence and f"{teacher:.1f}%" in found.evidence
+    assert found.evidence.startswith("crop matching") and f"{teacher:.1f}%" in found.evidence
     assert "--labels folders" in found.evidence and "by color alone (94%)" in found.evidence
     confirmed = of_rows(run(match, **knn, judged_on=SEEN | {"confirmed": 1}), 100)
     assert confirmed.name == (NOT_SHOWN if name == LEARNED else LEARNED), "with classes k-NN decides"
@@ -133,7 +187,7 @@ def test_nothing_measured_shows_nothing() -> None:
 def test_an_unfinished_run_is_judged_so_far_and_needs_no_cure() -> None:
     assert of_rows(run(), 1000).name == LEARNED
     found = of_rows(run(60.0), 1000)
-    assert found.name == NOT_SHOWN and "; after 100 of 1,000 steps, " in found.evidence and not found.cure
+    assert found.name == NOT_SHOWN and "% after 100 of 1,000 steps: " in found.evidence and not found.cure
 
 
 @pytest.mark.parametrize(
@@ -159,7 +213,8 @@ def test_a_collapsed_run_with_better_features_says_both(teacher: float, num: int
     rows = [row | ({"entropy_frac": 0.999} if "loss" in row else {}) for row in run(99.0, **scores)]
     found = of_rows(rows, 100)
     assert found.name == "collapsed (uniform)"
-    assert (f"even so, k-NN is {teacher:.1f}%" in found.evidence) == said
+    even_so = f". Even so, k-NN accuracy 50.0% (untrained network) → {teacher:.1f}%"
+    assert (even_so in found.evidence) == said
 
 
 @pytest.mark.parametrize("total", [100, 1000])

@@ -75,7 +75,7 @@ def test_the_run_sees_images_as_the_model_did_and_resumes_without_it(model: Path
     assert description["preprocessing"]["mean"] == [0.5, 0.5, 0.5]
     assert (description["name"], description["kwargs"]["depth"]) == ("vit/4", 2)
     assert whole.knn is not None and {"start", "pixels"} < whole.knn.keys() and "untrained" not in whole.knn
-    assert whole.against_start is None and f"at the start: {whole.knn['start']:.1f}%" in whole.evidence
+    assert whole.against_start is None and f"{whole.knn['start']:.1f}% (at the start) → " in whole.evidence
 
     train(settings(model, tmp_path / "parts"))
     for checkpoint in sorted((tmp_path / "parts" / "checkpoints").iterdir())[4:]:
@@ -99,8 +99,8 @@ def test_without_labels_crops_are_compared_with_the_start(model: Path, tmp_path:
     for index in range(48):
         Image.fromarray(source.read(index)).save(tmp_path / "flat" / f"{index}.png")
     result = train(settings(model, tmp_path / "run", data=str(tmp_path / "flat")))
-    assert result.knn is None and "crops of one image" in result.evidence
-    assert "at the start " in result.evidence and "untrained" not in result.evidence
+    assert result.knn is None and result.evidence.startswith("crop matching ")
+    assert "% (at the start) → " in result.evidence and "untrained" not in result.evidence
 
 
 def test_the_command_line_takes_the_recipe_for_it(

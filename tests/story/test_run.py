@@ -218,7 +218,7 @@ def test_sub_folders_are_classes_only_if_the_user_says_so(tmp_path: Path, labels
     log = (tmp_path / "run" / "log.txt").read_text()
     unconfirmed = labels == "auto"
     assert (result.knn is None) == (labels == "none")
-    assert ("2 sub-folders: used as classes for the k-NN accuracy below, not for the verdict" in log) == unconfirmed
+    assert ("2 sub-folders: k-NN accuracy with them as classes is shown at the end" in log) == unconfirmed
     assert ("k-NN by folders (unconfirmed), top-1" in train_command.report(result).text) == unconfirmed
     assert ("folders are told apart by color alone (100%)" in log) == unconfirmed
 

@@ -15,7 +15,7 @@ from opendino.app.context import Context, Head, handle_errors, session_id
 from opendino.app.page_words import verdict_words
 from opendino.app.run_curves import Columns, Reader
 from opendino.config import read_tree
-from opendino.core.accuracy import baseline_text, format_accuracies
+from opendino.core.accuracy import baseline_text, folders_confirmed, format_accuracies
 from opendino.core.errors import UserError
 from opendino.engine.collapse_detection import Monitor
 from opendino.engine.verdict import LEARNED, Verdict, judge
@@ -30,6 +30,7 @@ _SHOWN = 4
 _LEGEND = 48
 """Number of letters that fit in the legend below a plot."""
 _TAIL_BYTES = 2**18
+_CONFIRMED = "judged_on.confirmed"
 _ALIVE_SECONDS = 60
 
 
@@ -161,7 +162,11 @@ def _knn(columns: Columns) -> dict[str, str]:
         of_kind = {key.partition(".")[2]: each for key, each in columns.items() if key.startswith(f"{kind}.")}
         # Step 0 is the network before training.
         found[kind] = {name: float(each.values[-1]) for name, each in of_kind.items() if each.steps[-1]}
-    return {"accuracy": next(iter(format_accuracies(found).values()), ""), "baseline": baseline_text(found)}
+    found["judged_on"] = {"confirmed": columns[_CONFIRMED].values[-1]} if _CONFIRMED in columns else {}
+    accuracy = next(iter(format_accuracies(found).values()), "")
+    if accuracy and not folders_confirmed(found):
+        accuracy += " by folders (unconfirmed)"
+    return {"accuracy": accuracy, "baseline": baseline_text(found)}
 
 
 def state(run: Path, done: int, total: int, columns: Columns, cures: Mapping[str, str]) -> tuple[str, Verdict | None]:

@@ -39,8 +39,12 @@ def of_images(text: str) -> str:
 
 def verdict_words(evidence: str, cure: str) -> str:
     """A verdict on a run, in one line; advice with flags is said to be for the command line."""
-    where = "On the command line: " * bool(_FLAG.search(cure))
-    return f"{_ADVICE.sub('', with_fields(evidence))}. {where}{cure}".strip()
+    return f"{_ADVICE.sub('', with_fields(evidence))}. {cure_words(cure)}".strip()
+
+
+def cure_words(cure: str) -> str:
+    """Advice, said to be for the command line if it has flags."""
+    return "On the command line: " * bool(_FLAG.search(cure)) + cure
 
 
 def in_page_words(text: str) -> str:

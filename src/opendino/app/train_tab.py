@@ -10,13 +10,24 @@ import gradio as gr
 
 from opendino.app import chart_grid, uploads
 from opendino.app.context import Context, Head, bounded, handle_errors, session_id
-from opendino.app.page_words import ELSEWHERE, FOLDER_CHOICES, FOLDERS, LONGER, MINUTES, RECIPE, STACK, in_page_words
+from opendino.app.page_words import (
+    ELSEWHERE,
+    FOLDER_CHOICES,
+    FOLDERS,
+    LONGER,
+    MINUTES,
+    RECIPE,
+    STACK,
+    cure_words,
+    in_page_words,
+)
 from opendino.app.run_curves import Reader
 from opendino.app.training_jobs import TrainingJob
 from opendino.config import read_tree
 from opendino.core import metrics_log
 from opendino.core.accuracy import baseline_text, knn_title
 from opendino.core.errors import UserError
+from opendino.data.image_overview import recommended_recipe
 from opendino.engine import verdict
 from opendino.existing_runs import cures
 from opendino.visualize.drawing import panels, templates
@@ -150,6 +161,11 @@ def _inputs(context: Context, head: Head) -> _Inputs:
         )
 
     private: dict[str, Any] = {"api_visibility": "private"}
+
+    def recommended(name: str | None, pages: str) -> Any:
+        return recommended_recipe(data[name], pages) if name in data and pages in STACKS else gr.skip()
+
+    gr.on(None, handle_errors(recommended), [images, stack], recipe, show_progress="hidden", **private)
     head.images.change(lambda name: name, head.images, images, queue=False, **private)
     images.change(choose, images, [own, small, upload], queue=False, **private)
     length.change(lambda kind: gr.update(visible=kind == _MINUTES), length, minutes, queue=False, **private)
@@ -209,6 +225,7 @@ def draw(training: TrainingJob, running: bool, curves: Reader, model: str = "", 
     evaluated = next((row for row in reversed(rows) if row.get("knn")), {})
     title = f"{knn_title(evaluated)}, accuracy after {evaluated.get('step', 0):,} steps:"
     found = verdict.of_rows(rows, total, cures(settings)) if rows and total and not running else None
+    longer = found is not None and found.cure.startswith(verdict.LONGER)
     said = training.said
     names = {(True, True): "Stopping", (True, False): "Training", (False, True): "Stopped", (False, False): "Done"}
     return templates.render(
@@ -228,7 +245,7 @@ def draw(training: TrainingJob, running: bool, curves: Reader, model: str = "", 
         baseline=in_page_words(baseline_text(evaluated)),
         verdict=found,
         evidence=in_page_words(found.evidence) if found else "",
-        cure=(ELSEWHERE if found.collapse else LONGER) if found and found.cure else "",
+        cure=LONGER if longer else ELSEWHERE if found and found.collapse else cure_words(found.cure) if found else "",
         command=training.command,
         said=said[-40:],
     )

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import tyro
 from torch import Tensor
 
+from opendino import existing_runs
 from opendino.cli import Outcome, flags
 from opendino.comparison import MOST_COMPARED, crop_scores, evenly_spaced
+from opendino.config import read_tree
 from opendino.core import distributed
 from opendino.core.accuracy import Accuracy
 from opendino.core.errors import UsageError, UserError
 from opendino.core.ranges import Batch, Checked, Count, Workers
 from opendino.evals.knn import true_class_ranks
-from opendino.features.baselines import baseline_features
+from opendino.features.baselines import UNTRAINED, baseline_features, untrained_features
 from opendino.features.classification_metrics import accuracy_of
 from opendino.features.feature_table import table
 from opendino.features.paired_change import Change, change
@@ -45,7 +48,7 @@ class Config(Checked):
     k: Annotated[Count, tyro.conf.arg(aliases=["-k"])] = 10
     """Number of neighbors."""
     baselines: bool = True
-    """With --train: also the first network untrained, and pixels with a color histogram."""
+    """With --train: also each network untrained, and pixels with a color histogram."""
     batch: Batch = 64
     """Images per batch; lower it if memory runs out."""
     workers: Workers = 4
@@ -86,11 +89,14 @@ def run(args: list[str]) -> Outcome:
     began = time.monotonic()
     models = [load(name) for name in config.models]  # all now: a missing one is an error before any is evaluated
     rows = [*(_by_labels if config.train else _by_crops)(config, models)]
-    width = max(len(row.name) for row in rows)
-    lines = [_heading(config, rows), *(f"{row.name:<{width}}  {row.shown}{_difference(row)}" for row in rows)]
+    runs = {name: run for name in config.models if (run := _run(name))}
+    lines = [_heading(config, rows), *_table(rows, runs)]
     fields = {
         "measure": "knn" if config.train else "crops", "k": config.k, "num_images": len(rows[0].scores),
-        "models": {row.name: row.fields | ({"change": row.change.__dict__} if row.change else {}) for row in rows},
+        "models": {
+            row.name: row.fields | runs.get(row.name, {}) | ({"change": row.change.__dict__} if row.change else {})
+            for row in rows
+        },
         "seconds": time.monotonic() - began,
     }  # fmt: skip
     return Outcome("\n".join(lines), fields)
@@ -112,16 +118,56 @@ def _by_labels(config: Config, models: Sequence[Model]) -> Iterator[_Row]:
 
 
 def _features(config: Config, models: Sequence[Model]) -> Iterator[tuple[str, TrainValFeatures]]:
-    device, baselines = distributed.device(config.device), {}
+    device, baselines = distributed.device(config.device), dict[str, TrainValFeatures]()
+    networks, untrained = [_network(model) for model in models], dict[str, TrainValFeatures]()
     for number, (name, model) in enumerate(zip(config.models, models, strict=True)):
         model.to(device)
         data = train_val_features(
             model, LabeledData(config.train, config.val, config.labels), batch=config.batch, workers=config.workers
         )
         yield name, data
-        if number == 0 and config.baselines:
+        if not config.baselines or networks.index(networks[number]) < number:
+            continue
+        of = f"{UNTRAINED} of {name}" if len({*networks}) > 1 else UNTRAINED
+        if number == 0:
             baselines = baseline_features(model, data, config.batch, config.workers)
-    yield from baselines.items()
+            untrained[of] = baselines.pop(UNTRAINED)
+        else:
+            untrained[of] = untrained_features(model, data, config.batch, config.workers)
+    yield from (untrained | baselines).items()
+
+
+def _network(model: Model) -> str:
+    """What decides the features of a model before it is trained: its tensors' shapes, and how images are prepared."""
+    shapes = {name: tuple(each.shape) for name, each in model.backbone.state_dict().items()}
+    return repr((model.backbone.name, shapes, model.preprocessing))
+
+
+def _run(name: str) -> dict[str, Any]:
+    """Method, steps and verdict of a run folder; nothing for other models."""
+    folder = Path(name).expanduser()
+    if not ((folder / "metrics.jsonl").is_file() and (folder / "config.yaml").is_file()):
+        return {}
+    settings = read_tree(folder / "config.yaml")
+    method = settings.get("method")
+    if not isinstance(settings.get("steps"), int) or not isinstance(method, dict):
+        return {}
+    found = existing_runs.verdict_on(folder, settings)
+    return {"method": str(method.get("name")), "steps": settings["steps"], "verdict": found.name}
+
+
+def _table(rows: Sequence[_Row], runs: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A line per model; if there are runs among them, with method, steps and verdict."""
+    columns = [[row.name for row in rows]]
+    if runs:
+        of_rows = [runs.get(row.name, {"method": "", "steps": "", "verdict": ""}) for row in rows]
+        columns += [[each["method"] for each in of_rows]]
+        columns += [[f"{each['steps']:,} steps" if each["steps"] else "" for each in of_rows]]
+        columns += [[each["verdict"] for each in of_rows]]
+    widths = [max(map(len, column)) for column in columns]
+    cells = zip(*columns, strict=True)
+    starts = ["  ".join(f"{text:<{width}}" for text, width in zip(each, widths, strict=True)) for each in cells]
+    return [f"{start}  {row.shown}{_difference(row)}" for start, row in zip(starts, rows, strict=True)]
 
 
 def _by_crops(config: Config, models: Sequence[Model]) -> Iterator[_Row]:

@@ -52,5 +52,6 @@ def run(args: list[str]) -> Outcome:
         tiles = [table_sheet.tile(image, key) for image, key in found.examples]
         tile_grid.Sheet(table_sheet.in_rows(tiles, _COLUMNS)).save(sheet)
         lines.append(f"→ {config.sheet}")
-    lines.append(f"next: opendino visualize crops {config.data}, or opendino train {config.data}")
+    command = config.data if found.recipe == "auto" else f"{config.data} --recipe {found.recipe}"
+    lines.append(f"next: opendino visualize crops {command}, or opendino train {command}")
     return Outcome("\n".join(lines), {"data": config.data, **asdict(found) | {"examples": len(found.examples)}})

@@ -15,6 +15,7 @@ from opendino.core.accuracy import baseline_text, format_accuracies, knn_title
 from opendino.core.errors import UsageError
 
 _RECIPES = "opendino.recipes"
+_OWN_EVALUATION = "the run's own evaluation (a sample of old and new images together, with a higher bar) alone: "
 
 
 def run(args: list[str]) -> Outcome | None:
@@ -53,6 +54,8 @@ def _train(config: Config) -> dict[str, Any]:
 
 def report(result: Any) -> Outcome:
     """Summary of a finished run, as text and as fields."""
+    from opendino.comparison import decides
+
     found = dict(result.__dict__)
     lines = [
         f"{result.steps:,} steps, {result.seconds:.0f} s, {result.images_per_second:.3g} images/s, "
@@ -73,7 +76,7 @@ def report(result: Any) -> Outcome:
     if result.against_start is not None:
         lines.append(result.against_start["says"])
     lines += [
-        f"{result.verdict}: {result.evidence}",
+        f"{_OWN_EVALUATION if decides(result.against_start) else ''}{result.verdict}: {result.evidence}",
         *([f"cure: {result.cure}"] if result.cure else []),
         f"run folder: {result.run}{', with report.html' * (Path(result.run) / 'report.html').is_file()}",
         f"from Python: opendino.load('{result.run}').embed(images)",

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from opendino.core.errors import BadImage
+from opendino.core.errors import BadImage, UserError
 from opendino.core.types import PixelFormat
 from opendino.data import channel_file_names
 from opendino.data.dataset_probe import sample_indices
 from opendino.data.decode import decode
 from opendino.data.image_files import ImageFiles, image_files
-from opendino.data.image_survey import survey
+from opendino.data.image_survey import has_only_photographs, survey
 from opendino.data.labels import all_labels
 from opendino.data.open_source import open_source
 from opendino.data.picture import picture
@@ -24,7 +24,9 @@ from opendino.data.readers.multi_page_files import Reading
 _LOOKED_AT = 120
 """Number of images that are decoded."""
 _EXAMPLES, _EXAMPLE_AREA_PX = 12, 240 * 240
-_RECIPES = "microscopy for cells and tissue, aerial for images from above; the default is for photographs"
+RECIPE = "microscopy"
+"""The recipe of images that are no photographs: 16 bit, other channels, values that are measured."""
+_RECIPES = f"{RECIPE} (cells, tissue); aerial for images from above; the default is for photographs"
 _FOLDERS = 12
 """Number of sub-folders that are named."""
 _DEPTHS = {"uint8": "8 bit", "uint16": "16 bit", "float32": "32-bit floating point"}
@@ -38,11 +40,13 @@ class Overview:
         facts: Name → what was found, a line each.
         bad: Key and reason of images among those looked at that cannot be used.
         examples: Images with their keys, spaced evenly over the set.
+        recipe: The recipe to train with; auto: the default one.
     """
 
     facts: dict[str, str]
     bad: tuple[tuple[str, str], ...]
     examples: list[tuple[Image.Image, str]]
+    recipe: str = "auto"
 
 
 def look_at(data: str, stack: str = "ask", every_image: bool = False) -> Overview:
@@ -74,7 +78,20 @@ def look_at(data: str, stack: str = "ask", every_image: bool = False) -> Overvie
         facts["names"] = hint
     if found.notes:
         facts["notes"] = "; ".join(found.notes)
-    return Overview(facts, found.others, _examples(files, found.channels))
+    recipe = "auto" if found.photographs else RECIPE
+    return Overview(facts, found.others, _examples(files, found.channels), recipe)
+
+
+def recommended_recipe(data: str, stack: str = "ask") -> str:
+    """The recipe for a set of images, from a few of them; arguments as for `look_at`.
+
+    "auto" also where they cannot be read: training on them says why.
+    """
+    try:
+        files = image_files(open_source(data), Reading(stack))
+        return "auto" if has_only_photographs(files) else RECIPE
+    except UserError:
+        return "auto"
 
 
 def _channel_files(files: ImageFiles) -> str:

@@ -149,10 +149,11 @@ class RunMonitor:
         if "teacher_entropy" in self._last:
             shown.append(f"teacher entropy {self._last['entropy_frac']:.0%} of its maximum")
         quality = self.quality if self._evaluated_at else {}  # before the first step it is of the untrained network
-        for kind, title in (("knn", accuracy.knn_title(quality)), ("accuracy", "accuracy")):
-            shown += [f"{title} {text}" for text in [*accuracy.format_accuracies(quality, kind).values()][:1]]
-        if "majority" in quality:
-            shown.append(f"(most frequent class {quality['majority']:.1f}%)")
+        if accuracy.folders_confirmed(quality):  # of dates or batches nobody wants a high accuracy
+            for kind, title in (("knn", "k-NN"), ("accuracy", "accuracy")):
+                shown += [f"{title} {text}" for text in [*accuracy.format_accuracies(quality, kind).values()][:1]]
+            if "majority" in quality:
+                shown.append(f"(most frequent class {quality['majority']:.1f}%)")
         if "effective_rank" in quality:
             shown.append(f"effective rank {quality['effective_rank']:.0f}")
         rates = self.rates or self._throughput.summary()

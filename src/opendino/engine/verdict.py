@@ -15,12 +15,9 @@ from typing import Any
 
 from opendino.core import accuracy
 from opendino.engine.collapse_detection import CURE, Collapse, Monitor
+from opendino.features.crop_matching import NUM_IMAGES
 
 LEARNED, NOT_SHOWN = "learned", "not shown to learn"
-_MEANING = {
-    LEARNED: "its features are better than at the start",
-    NOT_SHOWN: "not enough shows better features than at the start",
-}
 KNN_GAIN = 2.0
 """Points of k-NN accuracy above the start below which a run has not learned, however many queries there are."""
 MATCH_GAIN = 10.0
@@ -31,6 +28,11 @@ UNDECIDED_ENTROPY = 0.98
 """A teacher with this share of ln K or more, and not falling, has no opinion about any image."""
 RANK_ONE = 1.05
 """Effective rank below which the features of all images lie on one line."""
+_FELL = 1.0
+"""Points below the start from which the evidence says that training lowered a measure; it decides no verdict."""
+_NEAR_CHANCE, _BELOW_CHANCE = 60.0, 45.0
+"""Percent of crop matching: where no network and no baseline has more than the first, it cannot tell images apart; less
+than the second is below chance."""
 EXAMINED = (
     "loss", "ok", "entropy_frac", "effective_rank", "crop_match", "crop_match_color", "knn", "balanced_accuracy",
     "majority", "num_queries", "judged_on",
@@ -39,17 +41,27 @@ EXAMINED = (
 _STARTS = "start", "untrained"
 _NAMES = {"start": "at the start", "untrained": "untrained network", "pixels": "raw pixels", "color": "color histogram"}
 _FEWEST_TO_STALL = 6  # evaluations
+LONGER = "Train longer"
+"""How the cure of a run starts that more steps may help."""
 _CURE = (
-    "Train longer (the same command with more --minutes, or opendino resume RUN --epochs N); check with "
+    f"{LONGER} (the same command with more --minutes, or opendino resume RUN --epochs N); check with "
     "`opendino visualize crops` that the views do not share a shortcut (constant color, "
     "watermark); try another --optim.lr or a smaller --backbone"
 )
+_RECIPE = "the recipe for such images (`opendino list recipes`) if this is another one"
 _OTHER = (
-    "Longer training is not likely to help: try another method (--method swav or lejepa, see `opendino list methods`), "
-    "a higher or lower --optim.lr, or trained weights (--init MODEL); check the views with `opendino visualize crops`"
+    f"Longer training is not likely to help: try a higher or lower --optim.lr, {_RECIPE}, or trained weights (--init "
+    "MODEL); check the views with `opendino visualize crops`"
 )
-_KEEP = "Keep using the weights it started from, or train longer or with a lower --optim.lr"
+_LOWERED = (
+    f"Longer training is not likely to help: try a third of --optim.lr, or {_RECIPE}; until then use the untrained "
+    "network or trained weights as they are (timm:NAME)"
+)
+_KEEP, _TRY = "Keep using the weights it started from", "train again with a lower --optim.lr"
 """The cure of a run with --init that has not become better."""
+_LABEL = (
+    "Label about 50 images and compare: opendino eval linear RUN --train labels.csv (a line path,class for each image)"
+)
 Columns = Mapping[str, tuple[Any, ...]]
 """Metric name (nested: "knn.teacher") → (steps, values, ...), as `core.metrics_log.columns` returns it."""
 
@@ -60,7 +72,7 @@ class Verdict:
 
     Attributes:
         name: "learned", "not shown to learn" or "collapsed (KIND)".
-        evidence: The metrics it is based on, one sentence.
+        evidence: The metrics it is based on, one line: the deciding fact in the first sentence, the rest after it.
         cure: What to change, one line; empty if nothing.
         collapse: KIND, one of `collapse_detection.KINDS` or "rank 1"; None if the run is not collapsed.
         by_crops: Whether crop matching decided: there are no classes, or too few queries.
@@ -71,6 +83,31 @@ class Verdict:
     cure: str = ""
     collapse: str | None = None
     by_crops: bool = False
+
+
+@dataclass(frozen=True)
+class _Finding:
+    """What one measure says.
+
+    Attributes:
+        learned: Whether it shows that the run has learned.
+        fact: What was before, what is after, and what that means; no full stop.
+        rest: More sentences, without full stops.
+        gain: Points above the start.
+        chance: Points that chance explains; 0 if not known.
+        blind: Whether it cannot tell networks apart on these images.
+    """
+
+    learned: bool
+    fact: str
+    rest: tuple[str, ...] = ()
+    gain: float = 0.0
+    chance: float = 0.0
+    blind: bool = False
+
+    @property
+    def text(self) -> str:
+        return ". ".join([self.fact, *self.rest])
 
 
 def of_rows(rows: Sequence[Mapping[str, Any]], total_steps: int, cures: Mapping[str, str] = {}) -> Verdict:
@@ -99,13 +136,13 @@ def judge(columns: Columns, total_steps: int, collapse: Collapse | None) -> Verd
     name = f"collapsed ({collapse.name})" if collapse else NOT_SHOWN
     if problem := _useless_images(columns) or _skipped_steps(columns):
         return Verdict(name, *problem, collapse.name if collapse else None)
-    if collapse:
-        return Verdict(name, collapse.evidence + _even_so(columns), collapse.cure, collapse.name)
-    learned, evidence, by_crops = _learned(columns)
     when = f"after all {total_steps:,} steps" if done >= total_steps else f"after {done:,} of {total_steps:,} steps"
-    cure = "" if learned or done < total_steps else _cure(columns)
-    name = LEARNED if learned else NOT_SHOWN
-    return Verdict(name, f"{_MEANING[name]}; {when}, {evidence}", cure, by_crops=by_crops)
+    if collapse:
+        return Verdict(name, collapse.evidence + _even_so(columns, when), collapse.cure, collapse.name)
+    found, others, by_crops = _deciding(columns, when)
+    cure = "" if found.learned or done < total_steps else _cure(columns, found)
+    evidence = ". ".join([found.text, *others])
+    return Verdict(LEARNED if found.learned else NOT_SHOWN, evidence, cure, by_crops=by_crops)
 
 
 def told_apart_by_color(percent: float) -> str:
@@ -113,30 +150,35 @@ def told_apart_by_color(percent: float) -> str:
     return f"folders are told apart by color alone ({percent:.0f}%): they may be dates, devices or batches"
 
 
-def _learned(columns: Columns) -> tuple[bool, str, bool]:
-    """Whether the run has learned, the evidence, and whether it is that of crops."""
+def _deciding(columns: Columns, when: str) -> tuple[_Finding, list[str], bool]:
+    """The finding that decides, what other measures say, and whether crops decide."""
     if not _evaluated(columns):
-        return False, "no evaluation shows that it has learned (see --eval-images and --eval-every)", False
-    by_crops, by_classes = _by_crops(columns), _by_classes(columns)
+        nothing = f"no evaluation {when} shows that it has learned (see --eval-images and --eval-every)"
+        return _Finding(False, nothing), [], False
+    by_crops, by_classes, others = _by_crops(columns, when), _by_classes(columns, when), _by_teacher(columns)
     if by_classes is None:
-        return *by_crops, True
-    gain, chance, evidence = by_classes
+        return by_crops, others, not by_crops.blind
     if _last(columns, "judged_on.confirmed") == 0:
-        evidence = f"for information, with sub-folders as classes (--labels folders if they are): {evidence}"
+        others.append(f"For information, with sub-folders as classes (--labels folders if they are): {by_classes.text}")
         if color := _last(columns, "judged_on.color"):
-            evidence += f"; {told_apart_by_color(color)}"
-        return by_crops[0], f"{by_crops[1]}; {evidence}", True
-    if KNN_GAIN <= gain <= chance:
-        return by_crops[0], f"{evidence}; {by_crops[1]}", True
-    return gain >= KNN_GAIN, evidence, False
+            others.append(_sentence(told_apart_by_color(color)))
+        return by_crops, others, not by_crops.blind
+    if KNN_GAIN <= by_classes.gain <= by_classes.chance and not by_crops.blind:
+        return by_crops, [*others, by_classes.text], True
+    return by_classes, others, False
 
 
-def _cure(columns: Columns) -> str:
+def _cure(columns: Columns, found: _Finding) -> str:
     """What to do about a finished run that is not shown to have learned."""
+    if found.blind:
+        return _LABEL
+    fell = found.gain <= -_FELL
     if _from_trained_weights(columns):
-        return _KEEP
+        return f"{_KEEP}, or {_TRY}" if fell else f"{_KEEP}, or train longer, or {_TRY}"
+    if fell:
+        return _LOWERED
     cure = _OTHER if _stalled(columns) else _CURE
-    return cure if _by_classes(columns) else f"{cure}; give labeled images with --val"
+    return cure if _by_classes(columns, "") else f"{cure}; give labeled images with --val"
 
 
 def _stalled(columns: Columns) -> bool:
@@ -147,56 +189,92 @@ def _stalled(columns: Columns) -> bool:
     return values[-1] - values[(len(values) - 1) * 2 // 3] < (values[-1] - values[0]) / 10
 
 
-def _even_so(columns: Columns) -> str:
+def _even_so(columns: Columns, when: str) -> str:
     """That a collapsed run's features are better than at its start, to be added to the evidence; empty if not."""
-    by_classes = _by_classes(columns)
-    if by_classes is None or _last(columns, "judged_on.confirmed") == 0:
+    found = _by_classes(columns, when)
+    if found is None or _last(columns, "judged_on.confirmed") == 0:
         return ""
-    gain, chance, evidence = by_classes
-    return f"; even so, {evidence}" if gain >= KNN_GAIN and gain > chance else ""
+    return f". Even so, {found.text}" if found.gain >= KNN_GAIN and found.gain > found.chance else ""
 
 
-def _by_crops(columns: Columns) -> tuple[bool, str]:
-    """Whether the run has learned by the measures that need no labels, and the evidence."""
+def _by_crops(columns: Columns, when: str) -> _Finding:
+    """What the measures say that need no labels."""
     scores = {name: _last(columns, name) for name in columns if name.startswith("crop_match.")}
     match = {name.partition(".")[2]: score for name, score in scores.items() if score is not None}
-    signs, learned = [], False
-    if (first := next((name for name in _STARTS if name in match), None)) is not None:
-        best, *_ = match
-        others = ", ".join(f"{_NAMES[name]} {match[name]:.1f}%" for name in (first, "pixels", "color") if name in match)
-        gain = match[best] - match[first]
-        learned = gain >= MATCH_GAIN
-        signs.append(
-            f"crops of one image find each other in {match[best]:.1f}% of comparisons "
-            f"({others}; chance 50%{_missing(columns, gain)})"
-        )
-        color = [_last(columns, f"crop_match_color.{name}") for name in (best, first)]
-        if color[0] is not None and color[1] is not None:
-            signs.append(f"in color in {color[0]:.1f}% ({_NAMES[first]} {color[1]:.1f}%)")
-            learned &= color[1] - color[0] <= COLOR_LOSS
+    first = next((name for name in _STARTS if name in match), None)
+    if first is None:
+        return _Finding(False, f"nothing was measured {when} that shows learning without labels")
+    best, *_ = match
+    before, after = match[first], match[best]
+    gain, num = after - before, min(NUM_IMAGES, int(_last(columns, "judged_on.images") or 0))
+    chance = accuracy.chance_of_difference(before, after, num)
+    change = f"crop matching {before:.1f}% ({_NAMES[first]}) → {after:.1f}% {when}"
+    others = [f"{_NAMES[name]} {match[name]:.1f}%" for name in ("pixels", "color") if name in match]
+    meaning = f"how often two crops of one image find each other; {', '.join(['chance 50%', *others])}"
+    color = _pair(columns, "crop_match_color", first, best)
+    in_color = f"in color {color[0]:.1f}% → {color[1]:.1f}%" if color else ""
+    learned, judgment = gain >= MATCH_GAIN, _judgment(gain, chance, MATCH_GAIN)
+    if max(match.values()) <= _NEAR_CHANCE and gain < MATCH_GAIN / 2:  # a larger gain may still become enough
+        nothing = "without labels nothing can be said of these images: half of an image does not tell which one it is"
+        below = "below 50% the crops of one image differ more than those of two, as opposite halves of one object do"
+        lowest = f"; {below}" * (min(match.values()) < _BELOW_CHANCE)
+        return _Finding(False, nothing, (_sentence(f"{change} ({meaning}{lowest})"),), gain, chance, blind=True)
+    entropy = _half_and_end(columns, "entropy_frac")
+    if learned and color and color[0] - color[1] > COLOR_LOSS:
+        learned, judgment, in_color = False, f"{judgment}, but {in_color}: it forgets color", ""
+    elif learned and entropy and entropy[1] >= UNDECIDED_ENTROPY and entropy[1] > entropy[0] - 0.002:
+        learned, judgment = False, f"{judgment}, but {_whose(columns)} has no opinion about any image"
+    rest = [*_pace(columns, gain), f"Crop matching is {meaning}{f'; {in_color}' if in_color else ''}"]
+    return _Finding(learned, f"{change}: {judgment}", tuple(rest), gain, chance)
+
+
+def _by_teacher(columns: Columns) -> list[str]:
+    """Sentences about the teacher's entropy and the effective rank."""
+    found = []
     if entropy := _half_and_end(columns, "entropy_frac"):
-        signs.append(f"the teacher's entropy is {entropy[1]:.1%} of its maximum, ln K ({entropy[0]:.1%} halfway)")
-        learned &= entropy[1] < UNDECIDED_ENTROPY or entropy[1] <= entropy[0] - 0.002
+        found.append(
+            f"{_sentence(_whose(columns))}'s entropy is {entropy[1]:.1%} of its maximum, ln K (halfway "
+            f"{entropy[0]:.1%}; 0% is certain of one answer, 100% has no opinion; between is healthy)"
+        )
     if "effective_rank" in columns:
         rank = columns["effective_rank"][1]
-        signs.append(f"the effective rank is {rank[-1]:.1f} ({rank[0]:.1f} at the start)")
-    return learned, ", ".join(signs)
+        found.append(f"The effective rank is {rank[-1]:.1f} ({rank[0]:.1f} at the start)")
+    return found
 
 
-def _missing(columns: Columns, gain: float) -> str:
+def _whose(columns: Columns) -> str:
+    """Whose entropy a run measures: a method without a teacher computes targets from the student."""
+    return "the teacher" if any(name.endswith(".teacher") for name in columns) else "the target"
+
+
+def _judgment(gain: float, chance: float, needed: float) -> str:
+    """A change of so many points in words."""
+    if gain <= -_FELL:
+        return f"it fell by {-gain:.1f} points{_against_chance(gain, chance)}"
+    if gain < needed:
+        return f"{f'a gain of {gain:.1f} points' if gain >= 1 else 'no change'}, {needed:g} points would show learning"
+    return f"a gain of {gain:.1f} points"
+
+
+def _against_chance(gain: float, chance: float) -> str:
+    if not chance:
+        return ""
+    return f", {'more than chance explains' if abs(gain) > chance else 'which may be chance'} (±{chance:.1f})"
+
+
+def _pace(columns: Columns, gain: float) -> list[str]:
     """How far crop matching, which rose by `gain` points, is from showing that a run has learned; empty if it does."""
     if gain >= MATCH_GAIN:
-        return ""
-    needed = f"; {MATCH_GAIN:g} points more than at the start would show learning"
+        return []
     if _stalled(columns):
-        return f"{needed}, and it has not risen in the last third of the run"
+        return ["It has not risen in the last third of the run"]
     if gain < 1:
-        return needed
-    return f"{needed}, at the pace so far after about {max(1.1, MATCH_GAIN / gain):.1f} times as many steps"
+        return []
+    return [f"At the pace so far that takes about {max(1.1, MATCH_GAIN / gain):.1f} times as many steps"]
 
 
-def _by_classes(columns: Columns) -> tuple[float, float, str] | None:
-    """Gain of k-NN accuracy over the start, what chance explains of it, and the evidence; None without classes.
+def _by_classes(columns: Columns, when: str) -> _Finding | None:
+    """What k-NN accuracy says; None without classes.
 
     The gain is 0 at most where balanced accuracy has not risen: then one class is only answered more often.
     """
@@ -205,18 +283,29 @@ def _by_classes(columns: Columns) -> tuple[float, float, str] | None:
     if first is None:
         return None
     best, num = names[0], int(_last(columns, "num_queries") or 0)
-    row: dict[str, Any] = {"num_queries": num}
-    for kind in ("knn", "balanced_accuracy"):
-        row[kind] = {name: value for name in (best, first) if (value := _last(columns, f"{kind}.{name}")) is not None}
-    after, before, balanced = row["knn"][best], row["knn"][first], row["balanced_accuracy"]
-    chance = accuracy.chance_of_difference(before, after, num)
-    shown = accuracy.format_accuracies(row)
-    evidence = f"k-NN is {shown[best]} ({_NAMES[first]}: {shown[first]})"
-    if num:
-        evidence += f", on {num:,} queries (differences up to {chance:.1f} points may be chance; "
-        evidence += f"most frequent class: {_last(columns, 'majority') or 0:.1f}%)"
-    gain = after - before
-    return min(gain, 0.0) if len(balanced) == 2 and balanced[best] <= balanced[first] else gain, chance, evidence
+    before, after = (float(columns[f"knn.{name}"][1][-1]) for name in (first, best))
+    balanced = _pair(columns, "balanced_accuracy", first, best)
+    chance, gain = accuracy.chance_of_difference(before, after, num), after - before
+    judgment = _judgment(gain, chance, KNN_GAIN)
+    if gain >= KNN_GAIN:
+        judgment += _against_chance(gain, chance)
+    rest = [f"On {num:,} queries (most frequent class: {_last(columns, 'majority') or 0:.1f}%)"] if num else []
+    if balanced:
+        rest.append(f"Balanced accuracy {balanced[0]:.1f}% → {balanced[1]:.1f}%")
+        if balanced[1] <= balanced[0] and gain > 0:
+            gain, judgment = 0.0, f"{judgment}, but balanced accuracy has not risen: one class is answered more often"
+    fact = f"k-NN accuracy {before:.1f}% ({_NAMES[first]}) → {after:.1f}% {when}: {judgment}"
+    return _Finding(gain >= KNN_GAIN and gain > chance, fact, tuple(rest), gain, chance)
+
+
+def _pair(columns: Columns, kind: str, first: str, best: str) -> tuple[float, float] | None:
+    """The last values of a metric per network: of the network at the start, and of the one to use; None without."""
+    before, after = (_last(columns, f"{kind}.{name}") for name in (first, best))
+    return None if before is None or after is None else (before, after)
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:]
 
 
 def _useless_images(columns: Columns) -> tuple[str, str] | None:

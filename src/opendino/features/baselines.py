@@ -13,6 +13,7 @@ from opendino.features.train_val_features import TrainValFeatures
 from opendino.models.load import Model
 from opendino.models.untrained import untrained
 
+UNTRAINED = "untrained network"
 _BATCH_NORM_IMAGES = 512
 
 
@@ -24,6 +25,17 @@ def baseline_features(model: Model, data: TrainValFeatures, batch: int, workers:
         data: Its features of labeled images.
         batch, workers: As for `feature_table.table`.
     """
+
+    def by_pixels(part: FeatureTable, validation: bool) -> FeatureTable:
+        source = data.val_source if validation else data.source
+        return replace(part, features=thumbnail_and_histogram(source, part.indices.tolist(), workers))
+
+    pixels = replace(data, train=by_pixels(data.train, False), val=by_pixels(data.val, True))
+    return {UNTRAINED: untrained_features(model, data, batch, workers), NAME: pixels}
+
+
+def untrained_features(model: Model, data: TrainValFeatures, batch: int, workers: int) -> TrainValFeatures:
+    """The images of `data` with features of the untrained network; arguments as for `baseline_features`."""
     fresh = untrained_on(model, data.source, data.train.indices.tolist(), batch=batch, workers=workers)
 
     def by_network(part: FeatureTable, validation: bool) -> FeatureTable:
@@ -31,14 +43,7 @@ def baseline_features(model: Model, data: TrainValFeatures, batch: int, workers:
         found = table(fresh, source, indices=part.indices.tolist(), batch=batch, workers=workers)
         return replace(part, features=found.features)
 
-    def by_pixels(part: FeatureTable, validation: bool) -> FeatureTable:
-        source = data.val_source if validation else data.source
-        return replace(part, features=thumbnail_and_histogram(source, part.indices.tolist(), workers))
-
-    return {
-        name: replace(data, train=features(data.train, False), val=features(data.val, True))
-        for name, features in (("untrained network", by_network), (NAME, by_pixels))
-    }
+    return replace(data, train=by_network(data.train, False), val=by_network(data.val, True))
 
 
 def untrained_on(

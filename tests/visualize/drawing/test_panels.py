@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from opendino.visualize.drawing import panels
+from opendino.visualize.drawing import line_charts, panels
 from opendino.visualize.drawing.style import COLORS
 
 
@@ -28,6 +28,41 @@ def test_one_run_shows_all_networks_and_several_the_one_to_use() -> None:
     assert (list(loss.lines), list(knn.lines)) == (["a"], ["teacher", "student"])
     _, knn = panels.charts({"a": columns, "b": columns})
     assert {name: line.values.tolist() for name, line in knn.lines.items()} == {"a": [1, 2], "b": [1, 2]}
+
+
+def test_several_runs_show_what_they_started_from() -> None:
+    """The caption says to end above it. Equal runs share the line."""
+
+    def networks(untrained: float) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        return {"knn.teacher": column(1, 2), "knn.untrained": column(untrained, untrained)}
+
+    (knn,) = panels.charts({"a": networks(1), "b": networks(1)})
+    assert [*knn.lines] == ["a", "b", "untrained network"] and "untrained network" in knn.panel.caption
+    (knn,) = panels.charts({"a": networks(1), "b": networks(3)})
+    assert [*knn.lines] == ["a", "b", "a untrained", "b untrained"]
+    assert len({line.color for line in knn.lines.values()}) == 4
+
+
+def test_without_a_teacher_or_a_cross_entropy_no_text_speaks_of_them() -> None:
+    simsiam = {"loss": column(1, 0), "feature_spread": column(1, 1), "knn.student": column(3, 4)}
+    swav = simsiam | {"entropy_frac": column(1, 1)}
+    byol = simsiam | {"momentum": column(1, 1), "knn.teacher": column(3, 4)}
+    dino = byol | swav
+    texts = [
+        " ".join(
+            f"{each.panel.title} {each.panel.label} {each.panel.caption}" for each in panels.charts({"a": columns})
+        )
+        for columns in (simsiam, swav, byol, dino)
+    ]
+    assert ["nats" in text for text in texts] == [False, False, False, True]
+    assert ["teacher" in text for text in texts] == [False, False, False, True]
+    both = panels.charts({"a": dino, "b": simsiam})
+    assert both[0].panel.label == "" and any(chart.panel.title.startswith("Teacher's entropy") for chart in both)
+
+
+def test_names_of_lines_fit_in_a_legend() -> None:
+    names = [name for panel in panels.PANELS for name in panel.metrics.values()]
+    assert max(map(len, [*names, *(name for name, _ in panels.NETWORKS.values())])) <= line_charts._NAME_LETTERS
 
 
 def test_several_runs_have_a_chart_per_metric() -> None:

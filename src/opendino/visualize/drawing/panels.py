@@ -6,14 +6,14 @@ no change here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from opendino.core import accuracy, metrics_log
-from opendino.visualize.drawing.style import COLORS, color
+from opendino.visualize.drawing.style import COLORS, color, pale
 
 Columns = Mapping[str, Sequence[np.ndarray]]
 """Metric ("knn.teacher" for a metric per network) → (steps, values), or a `metrics_log.Column`."""
@@ -42,14 +42,13 @@ PANELS = (
     Panel(
         "Loss",
         {"loss": "loss"},
-        "nats",
-        caption="How far the student is from the teacher on other crops. Good: falls, then levels off.",
+        caption="What training lowers. Good: falls, then levels off; by itself it says nothing about the features.",
     ),
     Panel(
         "k-NN",
         {"knn": ""},
         "top-1 accuracy (%)",
-        caption="Held-out images named by their neighbors. Good: the teacher ends well above the untrained network.",
+        caption="Held-out images named by their neighbors. Good: ends well above the untrained network.",
     ),
     Panel(
         "Classifier",
@@ -70,13 +69,13 @@ PANELS = (
         caption="Number of directions that the features use. 1 is a collapse; more is no sign of learning by itself.",
     ),
     Panel(
-        "Teacher's entropy",
+        "Entropy of targets",
         {"entropy_frac": "of an image", "marginal_frac": "of the mean"},
         "fraction of ln K",
-        caption="How undecided the teacher is. Good: the mean stays near 1 and an image falls below it.",
+        caption="How undecided the targets are. Good: the mean stays near 1 and an image falls below it.",
     ),
     Panel(
-        "KL(teacher ‖ student)",
+        "KL(target ‖ student)",
         {"kl": "KL"},
         "nats",
         caption="The part of the loss that the student can reduce. Good: falls but stays above 0.",
@@ -93,8 +92,25 @@ PANELS = (
     Panel("Teacher's temperature", {"teacher_temp": "temperature"}),
     Panel("Gradient norm", {"grad_norm": "gradient norm"}, "before clipping", log=True),
     Panel("Throughput", {"images_per_second": "throughput"}, "images/s"),
-    Panel("Fraction of time", {"data_wait": "waiting for images", "mfu": "computing, of peak FLOP/s (MFU)"}, "0 to 1"),
+    Panel(
+        "Fraction of time",
+        {"data_wait": "waiting for images", "mfu": "computing (MFU)"},
+        "0 to 1",
+        caption="Waiting for images: good near 0. Computing (MFU): FLOP/s of training by those of the device.",
+    ),
 )
+_OF_TEACHER = {
+    "loss": {
+        "label": "nats",
+        "caption": "How far the student is from the teacher on other crops. Good: falls, then levels off.",
+    },
+    "entropy_frac": {
+        "title": "Teacher's entropy",
+        "caption": "How undecided the teacher is. Good: the mean stays near 1 and an image falls below it.",
+    },
+    "kl": {"title": "KL(teacher ‖ student)"},
+}
+"""First metric of a panel → its words where the targets of a cross-entropy are the outputs of a teacher."""
 _NOT_DRAWN = {
     "ok",  # whether the step was not skipped
     "teacher_entropy",  # entropy_frac times ln K
@@ -113,6 +129,7 @@ NETWORKS = {
 }
 """Network or baseline in the metrics → (its name in charts and tables, its color)."""
 
+_STARTS = "start", "untrained"
 _BUCKETS = 500
 """A line is drawn with at most this many points."""
 
@@ -145,7 +162,7 @@ def charts(runs: Mapping[str, Columns], colors: Mapping[str, str] | None = None)
     """The charts of the metrics that at least one run has.
 
     One run: all lines of a panel, and every network and baseline. Several runs: one chart per metric, with one line per
-    run, of its main network (the first).
+    run, of its main network (the first), and one of the network at its start, which equal runs share.
 
     Args:
         runs: Name of the run → its metrics.
@@ -153,6 +170,7 @@ def charts(runs: Mapping[str, Columns], colors: Mapping[str, str] | None = None)
             single run has it too; by default it has the color of its network.
     """
     panels = [*PANELS, *_own_panels(runs.values())]
+    panels = [_in_words(panel, runs.values()) for panel in panels]
     if len(runs) == 1:
         ((run, columns),) = runs.items()
         own = colors[run] if colors else None
@@ -162,6 +180,19 @@ def charts(runs: Mapping[str, Columns], colors: Mapping[str, str] | None = None)
         split = [each for panel in panels for each in _one_per_metric(panel)]
         found = [Chart(panel, dict(_lines_of_runs(panel, runs, colors))) for panel in split]
     return [chart for chart in found if chart.lines]
+
+
+def _in_words(panel: Panel, runs: Iterable[Columns]) -> Panel:
+    """The panel in the words of `_OF_TEACHER` if they hold for all runs that it shows."""
+    first = next(iter(panel.metrics))
+    shown = [_has_teacher(columns) for columns in runs if _keys(columns, first)]
+    return replace(panel, **_OF_TEACHER[first]) if first in _OF_TEACHER and all(shown) else panel
+
+
+def _has_teacher(columns: Columns) -> bool:
+    """Whether the loss of a run is a cross-entropy with a teacher."""
+    names = {name.partition(".")[2] or name for name in columns}
+    return "entropy_frac" in names and bool(names & {"teacher", "momentum", "teacher_temp"})
 
 
 def _own_panels(runs: Any) -> Iterator[Panel]:
@@ -198,6 +229,16 @@ def _lines_of_runs(panel: Panel, runs: Mapping[str, Columns], colors: Mapping[st
     for run, columns in runs.items():
         for key in _keys(columns, metric)[:1]:
             yield run, line(columns[key], colors[run])
+    # The network at the start does not change during a run.
+    starts = {
+        run: (name, line(columns[key], pale(colors[run])))
+        for run, columns in runs.items() for name in _STARTS if (key := f"{metric}.{name}") in columns
+    }  # fmt: skip
+    if len(starts) > 1 and len({(name, float(each.values[-1])) for name, each in starts.values()}) == 1:
+        name, longest = max(starts.values(), key=lambda start: start[1].steps[-1])
+        yield NETWORKS[name][0], longest._replace(color=COLORS[-1])
+    else:  # short: a legend has one line
+        yield from ((f"{run} {name}", each) for run, (name, each) in starts.items())
 
 
 def _keys(columns: Columns, metric: str) -> list[str]:

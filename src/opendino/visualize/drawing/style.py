@@ -42,8 +42,11 @@ _LOCK = threading.RLock()  # matplotlib's settings are global
 def color(number: int) -> str:
     """Color number `number`, from 0: the palette, then a lighter palette, then the same again."""
     color = COLORS[number % len(COLORS)]
-    if number // len(COLORS) % 2 == 0:
-        return color
+    return color if number // len(COLORS) % 2 == 0 else pale(color)
+
+
+def pale(color: str) -> str:
+    """A color "#RRGGBB" halfway to white."""
     channels = (int(color[i : i + 2], 16) for i in (1, 3, 5))
     return "#" + "".join(f"{round(channel + 0.5 * (255 - channel)):02X}" for channel in channels)
 
