@@ -137,6 +137,16 @@ def test_what_forgets_color_is_not_shown_to_learn(after: float, name: str) -> No
 
 
 @pytest.mark.parametrize(
+    ("gray", "after", "name"),
+    [(68.0, 80.1, LEARNED), (68.0, 79.9, NOT_SHOWN), (63.9, 90.0, NOT_SHOWN)],  # of 65 and 73 % at the start
+)
+def test_what_learns_color_has_learned_unless_it_forgets_shapes(gray: float, after: float, name: str) -> None:
+    found = of_rows(run(match=gray, crop_match_color={"teacher": after, "untrained": 73.0}), 100)
+    assert found.name == name
+    assert ("and in color 73.0% → 80.1%, a gain of 7.1 points" in found.evidence.partition(". ")[0]) == (name == LEARNED)
+
+
+@pytest.mark.parametrize(
     ("teacher", "num", "match", "name"),
     [
         (80, 50, 60.0, LEARNED),

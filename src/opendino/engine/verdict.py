@@ -22,6 +22,8 @@ KNN_GAIN = 2.0
 """Points of k-NN accuracy above the start below which a run has not learned, however many queries there are."""
 MATCH_GAIN = 10.0
 """Points of crop matching above the start that a run needs to be called learned without classes."""
+COLOR_GAIN = 7.0
+"""Points of crop matching in color that show learning too, unless it fell in gray: color may tell images apart."""
 COLOR_LOSS = 1.0
 """Points of crop matching in color that a run may lose: where classes differ in color, they are lost with it."""
 UNDECIDED_ENTROPY = 0.98
@@ -214,7 +216,12 @@ def _by_crops(columns: Columns, when: str) -> _Finding:
     color = _pair(columns, "crop_match_color", first, best)
     in_color = f"in color {color[0]:.1f}% → {color[1]:.1f}%" if color else ""
     learned, judgment = gain >= MATCH_GAIN, _judgment(gain, chance, MATCH_GAIN)
-    if max(match.values()) <= _NEAR_CHANCE and gain < MATCH_GAIN / 2:  # a larger gain may still become enough
+    by_color = color is not None and color[1] - color[0] >= COLOR_GAIN and -_FELL < gain < MATCH_GAIN
+    if color and by_color:
+        judgment = f"{gain:+.1f} points, and {in_color}, a gain of {color[1] - color[0]:.1f} points"
+        learned, in_color = True, ""
+    # A larger gain may still become enough.
+    if max(match.values()) <= _NEAR_CHANCE and gain < MATCH_GAIN / 2 and not by_color:
         nothing = "without labels nothing can be said of these images: half of an image does not tell which one it is"
         below = "below 50% the crops of one image differ more than those of two, as opposite halves of one object do"
         lowest = f"; {below}" * (min(match.values()) < _BELOW_CHANCE)
@@ -224,7 +231,8 @@ def _by_crops(columns: Columns, when: str) -> _Finding:
         learned, judgment, in_color = False, f"{judgment}, but {in_color}: it forgets color", ""
     elif learned and entropy and entropy[1] >= UNDECIDED_ENTROPY and entropy[1] > entropy[0] - 0.002:
         learned, judgment = False, f"{judgment}, but {_whose(columns)} has no opinion about any image"
-    rest = [*_pace(columns, gain), f"Crop matching is {meaning}{f'; {in_color}' if in_color else ''}"]
+    pace = [] if by_color else _pace(columns, gain)
+    rest = [*pace, f"Crop matching is {meaning}{f'; {in_color}' if in_color else ''}"]
     return _Finding(learned, f"{change}: {judgment}", tuple(rest), gain, chance)
 
 
