@@ -33,7 +33,7 @@ class Result:
         num_queries: Number of query images.
         judged_on: Counts of the images evaluated on, and "confirmed": 0 if their classes are just sub-folders.
         verdict: "learned", "not shown to learn" or "collapsed (KIND)", see `engine.verdict`.
-        evidence: The metrics the verdict is based on, one sentence.
+        evidence: The metrics the verdict is based on, the deciding fact in the first sentence.
         cure: What to change, one line; empty if nothing.
     """
 
