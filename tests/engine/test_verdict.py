@@ -142,8 +142,8 @@ def test_what_forgets_color_is_not_shown_to_learn(after: float, name: str) -> No
 )
 def test_what_learns_color_has_learned_unless_it_forgets_shapes(gray: float, after: float, name: str) -> None:
     found = of_rows(run(match=gray, crop_match_color={"teacher": after, "untrained": 73.0}), 100)
-    assert found.name == name
-    assert ("and in color 73.0% → 80.1%, a gain of 7.1 points" in found.evidence.partition(". ")[0]) == (name == LEARNED)
+    said = "and in color 73.0% → 80.1%, a gain of 7.1 points" in found.evidence.partition(". ")[0]
+    assert (found.name, said) == (name, name == LEARNED)
 
 
 @pytest.mark.parametrize(
