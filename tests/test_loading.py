@@ -126,11 +126,13 @@ def test_datasets_are_taken_as_in_training(model: ImageModel) -> None:
 
 
 def test_evaluations_are_functions(model: ImageModel, tmp_path: Path) -> None:
+    train, val = tmp_path / "train", tmp_path / "val"
     for name, color in (("red", (200, 9, 9)), ("blue", (9, 9, 200))):
-        (tmp_path / name).mkdir()
-        for number in range(6):
-            Image.new("RGB", (24, 24), color).save(tmp_path / name / f"{number}.png")
-    report = opendino.evaluate.knn(model, train=tmp_path, val=str(tmp_path), k=[3], device="cpu")
+        for folder in (train / name, val / name):
+            folder.mkdir(parents=True)
+            for number in range(6):
+                Image.new("RGB", (24, 24), color).save(folder / f"{number}.png")
+    report = opendino.evaluate.knn(model, train=train, val=str(val), k=[3], device="cpu")
     assert report.fields["top1"] == 100 and repr(report) == report.text
     assert {"knn", "linear", "label_free"} <= set(dir(opendino.evaluate))
     assert "opendino eval label-free --help" in (opendino.evaluate.label_free.__doc__ or "")

@@ -132,7 +132,7 @@ def paper_step() -> Watch:
     batch = read_batch(spec, 64, IMAGES)
     with fake_device.fake_tensors() as mode:
         fake_device.move(method, mode)
-        batch, data = pinned(batch, mode), TrainingData(cast(Any, None), None, cast(Any, None))
+        batch, data = pinned(batch, mode), TrainingData(cast(Any, None), None, cast(Any, None), None)
         views = (run_parts.make_views(each, data, spec, DEVICE) for each in [batch])
         return _second_step(method, method, settings, views)
 
@@ -146,7 +146,7 @@ def all_crops() -> Watch:
         mode.allow_non_fake_inputs = True
         cache = DeviceCache(DecodedImages(open_source(IMAGES), None), DEVICE, workers=0)
         mode.allow_non_fake_inputs = False
-        data = TrainingData(cast(Any, None), cache, cast(Any, None))
+        data = TrainingData(cast(Any, None), cache, cast(Any, None), None)
         batch = pinned(batch, mode)
         with Watch() as watch:
             run_parts.make_views(batch, data, spec, DEVICE)
