@@ -78,8 +78,8 @@ def test_what_is_done_and_what_came_of_it_is_said(
     said: list[str] = []
     monkeypatch.setattr(_trial_runs.log, "say", said.append)
     data = images(tmp_path / "images", 0)
-    run([TrialRun("as it is", Config(data, steps=10, seed=seed, batch=8)) for seed in (0, 1)], tmp_path / "lab", 2)
-    assert said[0].startswith("2 runs of 20 steps in all, 2 at a time")
+    run([TrialRun("as it is", Config(data, steps=10, seed=seed, batch=8)) for seed in (0, 1)], tmp_path / "lab", 1)
+    assert said[0].startswith("2 runs of 20 steps in all, 1 at a time")
     assert sorted(said[1:]) == [f"as-it-is-seed{n}: step 10; effective rank {m}.0" for n, m in ((0, 2), (1, 3))]
 
 
