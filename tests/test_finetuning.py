@@ -193,5 +193,5 @@ def test_the_network_is_kept_only_if_it_is_better() -> None:
         before, after = torch.full((100,), 0.5).double(), torch.full((100,), right).double()
         found = change(before, after)
         name = {1: "better", 0: "no better", -1: "worse"}[found.direction]
-        says = finetuning._says(name, found, Path("run"))
+        says = finetuning._says(found, Path("run"))
         assert says.startswith(verdict) and ("takes the fine-tuned network" in says) == (name == "better")

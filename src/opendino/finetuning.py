@@ -16,8 +16,7 @@ from opendino.core import distributed, log
 from opendino.core.contracts import Source
 from opendino.core.errors import UserError
 from opendino.data.held_out import held_out_labeled, training_images
-from opendino.data.labels import all_labels, relabel
-from opendino.datasets.labeled_pixels import MASKS
+from opendino.data.labels import MASKS, all_labels, relabel
 from opendino.features.classification_metrics import accuracy
 from opendino.features.feature_table import table
 from opendino.features.few_labels import MOST_CROSS_VALIDATED
@@ -93,27 +92,23 @@ def against_frozen_head(config: ResolvedConfig, folder: Path, device: torch.devi
         before = _fitted(start, classes, tokens, config, "a classifier of the frozen features")
         after = _fitted(tuned, classes, Tokens(), config, "the fine-tuned network")
     found = _paired(before, after)
-    keep = "finetuned" if found and found.direction == 1 else "frozen"
+    verdict = found.verdict if found else "unknown"
+    keep = "finetuned" if verdict == "better" else "frozen"
     save_choice(folder, keep, (after.classifier, after.about), (start, before.classifier, before.about))
-    verdict = {1: "better", 0: "no better", -1: "worse"}[found.direction] if found else "unknown"
     return {
         "measure": "classifier", "verdict": verdict, "keep": keep, **(vars(found) if found else {}),
-        "says": _says(verdict, found, folder),
+        "says": _says(found, folder),
     }  # fmt: skip
 
 
-def _says(verdict: str, found: Change | None, folder: Path) -> str:
+def _says(found: Change | None, folder: Path) -> str:
     """What came out, and what `predict` takes."""
     frozen = f"`opendino predict {folder} DATA` takes the classifier of the frozen features ({folder}/frozen)"
     if found is None:
         return f"No labeled images were kept out to compare with the frozen features: {frozen}. Give --val DIR"
-    figures = (
-        f"accuracy {found.after:.1f} %, frozen {found.before:.1f} %, difference {found.after - found.before:+.1f} ± "
-        f"{found.standard_error:.1f} points on {found.num_images:,} held-out images"
-    )
-    summary = {"better": "Better", "no better": "Not shown to be better", "worse": "Worse"}[verdict]
-    taken = f"`opendino predict {folder} DATA` takes the fine-tuned network" if verdict == "better" else frozen
-    return f"{summary} than a classifier of the frozen features ({figures}): {taken}"
+    figures = f"accuracy {found.after:.1f} %, frozen {found.before:.1f} %, {found.difference}"
+    taken = f"`opendino predict {folder} DATA` takes the fine-tuned network" if found.verdict == "better" else frozen
+    return f"{found.summary} than a classifier of the frozen features ({figures}): {taken}"
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,8 @@ def against_frozen_head(config: ResolvedConfig, folder: Path, start: Model, tune
         weight, bias = rows.balanced(images, config.seed).linear(len(classes), config.seed)
         heads.append(Head((name, "linear", len(images)), images, SegmentationHead(weight, bias, classes, blocks)))
     found = _compared(val, encoders, heads, classes) if len(val) else None
-    keep = "finetuned" if found and found.direction == 1 else "frozen"
+    verdict = found.verdict if found else "unknown"
+    keep = "finetuned" if verdict == "better" else "frozen"
     networks = {"frozen": start, "finetuned": tuned}
     for place, name in ((FROZEN, "frozen"), (segmentation_head.OF_RUN, keep)):
         head = heads[list(samples).index(name)].score
@@ -62,10 +63,9 @@ def against_frozen_head(config: ResolvedConfig, folder: Path, start: Model, tune
             measured = f"mean mIoU of an image {score['miou']:.1f} % on {len(val):,} held-out images"
             head = replace(head, measured=f"{name} network: {measured}")
         segmentation_head.save(folder / place, networks[name], head, score)
-    verdict = {1: "better", 0: "no better", -1: "worse"}[found.direction] if found else "unknown"
     return {
         "measure": "segmentation", "verdict": verdict, "keep": keep, **(vars(found) if found else {}),
-        "says": _says(verdict, found, folder),
+        "says": _says(found, folder),
     }  # fmt: skip
 
 
@@ -87,15 +87,11 @@ def _compared(val: MaskedImages, encoders: dict[str, Any], heads: list[Head], cl
     return change(before, after, whole=False)
 
 
-def _says(verdict: str, found: Change | None, folder: Path) -> str:
+def _says(found: Change | None, folder: Path) -> str:
     """What came out, and what `predict` takes."""
     taken = f"`opendino predict {folder} DATA --out MASKS` takes the"
     if found is None:
         return f"No images with masks were kept out to compare on: {taken} frozen features. Give --val DIR"
-    figures = (
-        f"mIoU of an image {found.after:.1f} %, frozen {found.before:.1f} %, difference "
-        f"{found.after - found.before:+.1f} ± {found.standard_error:.1f} points on {found.num_images:,} held-out images"
-    )
-    summary = {"better": "Better", "no better": "Not shown to be better", "worse": "Worse"}[verdict]
-    network = "fine-tuned network" if verdict == "better" else "frozen features"
-    return f"{summary} than a segmentation head on the frozen features ({figures}): {taken} {network}"
+    figures = f"mIoU of an image {found.after:.1f} %, frozen {found.before:.1f} %, {found.difference}"
+    network = "fine-tuned network" if found.verdict == "better" else "frozen features"
+    return f"{found.summary} than a segmentation head on the frozen features ({figures}): {taken} {network}"

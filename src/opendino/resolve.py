@@ -24,9 +24,8 @@ from opendino.data.channel_images import ChannelImages
 from opendino.data.dataset_probe import probe_dataset
 from opendino.data.decode import working_area_px
 from opendino.data.held_out import training_images
-from opendino.data.labels import relabel
+from opendino.data.labels import MASKS, relabel
 from opendino.data.open_source import absolute
-from opendino.datasets.labeled_pixels import MASKS
 from opendino.engine import batch_size_finder, precision, sizing, threads
 from opendino.engine.activation_checkpointing import checkpoint_activations
 from opendino.models import build, load

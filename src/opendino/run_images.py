@@ -18,11 +18,12 @@ from opendino.data import channel_file_names, intensity
 from opendino.data.image_files import ImageFiles, image_files
 from opendino.data.image_survey import Survey, has_only_photographs, survey
 from opendino.data.intensity import Intensity, Range
+from opendino.data.labels import MASKS
 from opendino.data.open_source import open_source
 from opendino.data.readers.decoded_image import RGB, numbered
 from opendino.data.readers.multi_page_files import Reading, describe
 from opendino.data.source_files import SPLITS, exists, printable
-from opendino.datasets.labeled_pixels import MASKS, LabeledPixels
+from opendino.datasets.labeled_pixels import LabeledPixels
 from opendino.methods import supervised
 from opendino.models import load
 from opendino.models.image_reading import ImageReading

@@ -18,7 +18,7 @@ from opendino.config import ResolvedConfig
 from opendino.core import distributed
 from opendino.core.contracts import Backbone, Method
 from opendino.core.types import ViewSpec
-from opendino.datasets.labeled_pixels import MASKS
+from opendino.data.labels import MASKS
 from opendino.engine import checkpoint
 from opendino.models import load
 

@@ -202,7 +202,9 @@ def to_pixels(
         raise BadImage(f"{describe(image.channels)}{hint}"[:240])
     if intensity is None:
         check_bright(image)
-    used = Intensity.of_file(image) if intensity is None else range_of(image, intensity)
+        used = Intensity.of_file(image)
+    else:
+        used = range_of(image, intensity)
     pixels = used.to_uint8(image) if pixel_format.bits == 8 else used.to_uint16(image)
     return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], wanted)))
 

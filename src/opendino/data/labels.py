@@ -13,6 +13,9 @@ from opendino.core.errors import UsageError, UserError
 from opendino.data.list_columns import read_list
 from opendino.data.source_files import class_order, is_file, printable
 
+MASKS = "masks"
+"""The value of the setting `labels` where masks are the labels, see `datasets.labeled_pixels`."""
+
 
 @final
 class Relabeled(Source):
@@ -72,7 +75,7 @@ def relabel(source: Source, labels: str, seed: int) -> Source:
         UserError: The CSV cannot be read or matches no image, or the source has no classes and "folders" or a share is
             given.
     """
-    if labels in ("auto", "masks") or (labels == "folders" and source.classes):
+    if labels in ("auto", MASKS) or (labels == "folders" and source.classes):
         return source
     if labels == "none":
         return Relabeled(source, (), np.full(len(source), -1, np.int64))

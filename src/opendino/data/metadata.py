@@ -70,9 +70,10 @@ def folder_column(source: Source) -> dict[str, list[str]]:
     Raises:
         UsageError: There are fewer than two.
     """
-    names = [*source.classes, ""]  # the label -1 is unknown
-    folders = [names[source.label(index)] for index in range(len(source))]
-    if not source.classes:  # a source has no classes if one image is beside the sub-folders
+    if source.classes:
+        names = [*source.classes, ""]  # the label -1 is unknown
+        folders = [names[source.label(index)] for index in range(len(source))]
+    else:  # a source has no classes if one image is beside the sub-folders
         keys = [source.key(index) for index in range(len(source))]
         classes = FolderClasses.of(key for key in keys if "/" in key)
         names = [*classes.names, ""]

@@ -16,8 +16,6 @@ from opendino.data.decode import working_size
 from opendino.datasets.mask_files import VOID
 from opendino.datasets.segmentation_dataset import open_segmentation_dataset
 
-MASKS = "masks"
-"""The value of the setting `labels`."""
 _HINT = f"Masks are PNGs of class numbers 0 to {VOID - 1} at the size of the image; {VOID} is ignored"
 
 

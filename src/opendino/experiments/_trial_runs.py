@@ -71,20 +71,25 @@ def run(trials: Sequence[TrialRun], folder: Path, jobs: int) -> list[list[dict[s
 
     total = sum(trial.config.steps or 0 for trial in trials)
     log.say(f"{len(trials)} runs of {total:,} steps in all, {jobs} at a time; finished ones in {folder}/runs are kept")
-    with ThreadPoolExecutor(jobs) as pool, Progress("steps", total, _steps_done(trials, folder)) as shown:
+    done = sum(_steps_done(folder, trial) for trial in trials)
+    with ThreadPoolExecutor(jobs) as pool, Progress("steps", total, done) as shown:
         running = [pool.submit(train, trial) for trial in trials]
         try:
             while (state := wait(running, _REFRESH_SECONDS, FIRST_EXCEPTION)).not_done:
                 if any(each.exception() for each in state.done):
                     break
-                shown.update(_steps_done(trials, folder))
+                # Metrics of ended runs are not read again.
+                pairs = [(trial, each.done()) for trial, each in zip(trials, running, strict=True)]
+                ended = sum(trial.config.steps or 0 for trial, over in pairs if over)
+                shown.update(ended + sum(_steps_done(folder, trial) for trial, over in pairs if not over))
         finally:  # after Ctrl-C or a failure no other run starts
             pool.shutdown(cancel_futures=True)
         return [each.result() for each in running]
 
 
-def _steps_done(trials: Sequence[TrialRun], folder: Path) -> int:
-    return sum(rows[-1]["step"] for trial in trials if (rows := _rows(folder / "runs" / trial.name)))
+def _steps_done(folder: Path, trial: TrialRun) -> int:
+    rows = _rows(folder / "runs" / trial.name)
+    return rows[-1]["step"] if rows else 0
 
 
 def _train(trial: TrialRun, settings: str, out: Path, jobs: int) -> list[dict[str, Any]]:

@@ -30,6 +30,22 @@ class Change:
         return 0 if abs(difference) <= 2 * self.standard_error else int(math.copysign(1, difference))
 
     @property
+    def verdict(self) -> str:
+        """In words: "better", "no better" or "worse"."""
+        return {1: "better", 0: "no better", -1: "worse"}[self.direction]
+
+    @property
+    def summary(self) -> str:
+        """The verdict as the beginning of a sentence; "than" follows."""
+        return {1: "Better", 0: "Not shown to be better", -1: "Worse"}[self.direction]
+
+    @property
+    def difference(self) -> str:
+        """The difference in points, its standard error, and the number of images."""
+        points = f"{self.after - self.before:+.1f} ± {self.standard_error:.1f} points"
+        return f"difference {points} on {self.num_images:,} held-out images"
+
+    @property
     def against(self) -> str:
         """The difference in points, its standard error, and what it shows."""
         verdict = {1: "better", -1: "worse", 0: "may be chance, less than two standard errors"}[self.direction]
