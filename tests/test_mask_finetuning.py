@@ -13,12 +13,14 @@ from PIL import Image
 from tests.factories import checkpoint_tensors, difference, model_folder, small_vit
 
 import opendino
+from opendino import existing_runs, finetuning
 from opendino.cli import main
 from opendino.config import Config
 from opendino.core.errors import UsageError, UserError
 from opendino.core.types import ViewGroup, ViewSpec
 from opendino.data.fingerprint import key_digests
 from opendino.data.held_out import is_held_out
+from opendino.data.labels import WORDS
 from opendino.datasets.labeled_pixels import LabeledPixels
 from opendino.methods.supervised import balanced_cross_entropy
 from opendino.models import segmentation_head
@@ -141,10 +143,20 @@ def test_classes_sizes_and_images_without_a_mask(tmp_path: Path, capsys: pytest.
         LabeledPixels(folder(tmp_path / "one", {"a": np.ones((20, 30), np.uint8)}))
 
 
-def test_a_folder_masks_beside_the_user_is_no_list_of_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "masks").mkdir()
+def test_a_model_that_is_gone_leaves_nothing_to_compare(tuned: tuple[Path, Any], tmp_path: Path) -> None:
+    config = existing_runs.read_run_config(tuned[0])
+    gone = type(config)(**vars(config) | {"init": str(tmp_path / "gone")})
+    found = finetuning.against_frozen_head(gone, tuned[0], torch.device("cpu"))
+    assert (found["measure"], found["verdict"]) == ("segmentation", "unknown") and "is not there" in found["says"]
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_a_folder_beside_the_user_is_no_list_of_labels(
+    word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / word).mkdir()
     monkeypatch.chdir(tmp_path)
-    assert absolute_paths(Config(TOY, labels="masks")).labels == "masks"
+    assert absolute_paths(Config(TOY, labels=word)).labels == word
 
 
 def test_what_does_not_go_with_masks(tuned: tuple[Path, Any], tmp_path: Path) -> None:

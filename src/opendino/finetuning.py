@@ -81,7 +81,8 @@ def against_frozen_head(config: ResolvedConfig, folder: Path, device: torch.devi
         start = load(config.init or "").to(device)
     except UserError:
         says = f"Cannot say whether it is better than its frozen features: {config.init} is not there"
-        return {"measure": "classifier", "verdict": "unknown", "keep": "finetuned", "says": says}
+        measure = "segmentation" if config.labels == MASKS else "classifier"
+        return {"measure": measure, "verdict": "unknown", "keep": "finetuned", "says": says}
     if config.labels == MASKS:
         with distributed.single_process():
             return mask_finetuning.against_frozen_head(config, folder, start, load(folder).to(device))

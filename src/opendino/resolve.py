@@ -24,7 +24,7 @@ from opendino.data.channel_images import ChannelImages
 from opendino.data.dataset_probe import probe_dataset
 from opendino.data.decode import working_area_px
 from opendino.data.held_out import training_images
-from opendino.data.labels import MASKS, relabel
+from opendino.data.labels import WORDS, relabel
 from opendino.data.open_source import absolute
 from opendino.engine import batch_size_finder, precision, sizing, threads
 from opendino.engine.activation_checkpointing import checkpoint_activations
@@ -148,7 +148,7 @@ def _log(source: Source, facts: Facts, device: torch.device, reasons: list[str])
 def absolute_paths(config: Config) -> Config:
     """Make all paths absolute, so that a run can be resumed from any working directory."""
     return replace(
-        config, data=absolute(config.data), labels=config.labels if config.labels == MASKS else absolute(config.labels),
+        config, data=absolute(config.data), labels=config.labels if config.labels in WORDS else absolute(config.labels),
         val=absolute(config.val) if config.val else None, init=absolute(config.init) if config.init else None,
     )  # fmt: skip
 

@@ -15,6 +15,8 @@ from opendino.data.source_files import class_order, is_file, printable
 
 MASKS = "masks"
 """The value of the setting `labels` where masks are the labels, see `datasets.labeled_pixels`."""
+WORDS = ("auto", "folders", "none", MASKS)
+"""Values of the setting `labels` that are never a file, even where a file or folder has that name."""
 
 
 @final
@@ -79,7 +81,7 @@ def relabel(source: Source, labels: str, seed: int) -> Source:
         return source
     if labels == "none":
         return Relabeled(source, (), np.full(len(source), -1, np.int64))
-    if is_file(labels):
+    if labels != "folders" and is_file(labels):
         return _from_list(source, labels)
     try:
         number, unit = duration.parse(labels)
