@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from tests.app.conftest import row, write_run
 
-from opendino.app import chart_grid, curves_tab, run_curves
+from opendino.app import chart_grid, curves_tab, pace, run_curves
 from opendino.core import metrics_log
 from opendino.core.errors import UserError
 from opendino.visualize.drawing import panels
@@ -127,6 +129,16 @@ def test_a_plot_has_every_point_and_the_range_of_what_is_averaged() -> None:
     assert found["color_map"] == {"a <b>": "#123456"} and found["y_title"] == "nats"
 
 
+def test_a_long_line_is_a_few_ranges_to_its_last_step() -> None:
+    values = np.sin(np.arange(5000.0))
+    values[[7, 4321]] = -8, 9
+    values[100:200] = np.nan
+    line = panels.line((np.arange(5000), values), "#123456")
+    points = chart_grid.options(panels.Chart(panels.PANELS[0], {"a": line}))["value"]
+    assert 200 < len(points) <= 250 and points["value"].isna().sum() == 0
+    assert points["value"].agg(["min", "max"]).tolist() == [-8, 9] and points["step"].iloc[-1] == line.steps[-1]
+
+
 def test_a_plot_with_other_colors_is_another_plot() -> None:
     """Gradio draws the old numbers in new colors where a plot keeps its key."""
 
@@ -155,3 +167,31 @@ def test_new_runs_are_selected_and_a_choice_is_kept() -> None:
     assert curves_tab.with_new(["b"], ["a", "b", "c"], ["new", "a", "b", "c"]) == ["new", "b"]
     assert curves_tab.with_new(["b", "gone"], ["b", "gone"], ["b"]) == ["b"]
     assert curves_tab.with_new([], [], [*"abcdef"]) == [*"abcd"], "as many as at first"
+
+
+def test_an_expensive_drawing_waits_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, spent = [100.0], [0.0]
+    monkeypatch.setattr(pace, "time", SimpleNamespace(monotonic=lambda: now[0], thread_time=lambda: spent[0]))
+    drawing = pace.Pace()
+    assert drawing.due()
+    with drawing.counted():
+        spent[0] += 0.5
+    assert not drawing.due()
+    now[0] += 0.5 / pace.SHARE
+    assert drawing.due()
+    for _ in range(3):  # three people at once
+        with drawing.counted():
+            spent[0] += 0.1
+    now[0] += 0.29 / pace.SHARE
+    assert not drawing.due()
+    now[0] += 0.02 / pace.SHARE
+    assert drawing.due()
+
+
+def test_settings_and_state_follow_their_files(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    write_run(run, 100, 40)
+    assert run_curves.settings(run) is run_curves.settings(run)
+    (run / "config.yaml").write_text("steps: 7\n", encoding="utf-8")
+    os.utime(run / "config.yaml", ns=(1, 1))
+    assert run_curves.settings(run) == {"steps": 7}

@@ -31,7 +31,7 @@ ROWS = {
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, object]]:
     out = tmp_path_factory.mktemp("faults") / "found.json"
-    command = [sys.executable, "-W", "ignore", "-m", "tests.faults", "--kills", "2", "--times", "1", "--out", str(out)]
+    command = [sys.executable, "-W", "ignore", "-m", "tests.faults", "--kills", "1", "--times", "1", "--out", str(out)]
     command += ["--steps", "18", "--no-report", "--only", *dict.fromkeys(ROWS.values())]
     ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert out.exists(), ended.stderr[-3000:]

@@ -1,7 +1,8 @@
-"""Tab "Curves": state and metrics of runs, updated every two seconds."""
+"""Tab "Curves": state and metrics of runs. While it is open the table is updated, and the charts as `Pace` allows."""
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -10,14 +11,14 @@ from typing import Any
 
 import gradio as gr
 
-from opendino.app import chart_grid
+from opendino.app import chart_grid, run_curves
 from opendino.app.context import Context, Head, handle_errors, session_id
+from opendino.app.pace import Pace
 from opendino.app.page_words import verdict_words
 from opendino.app.run_curves import Columns, Reader
-from opendino.config import read_tree
 from opendino.core.accuracy import baseline_text, folders_confirmed, format_accuracies
 from opendino.core.errors import UserError
-from opendino.engine.collapse_detection import Monitor
+from opendino.engine.collapse_detection import Collapse, Monitor
 from opendino.engine.verdict import LEARNED, Verdict, judge
 from opendino.existing_runs import cures
 from opendino.visualize.drawing import panels, templates
@@ -32,15 +33,17 @@ _LEGEND = 48
 _TAIL_BYTES = 2**18
 _CONFIRMED = "judged_on.confirmed"
 _ALIVE_SECONDS = 60
+_SECONDS = 5
+"""Between updates. Each takes the browser 0.3 s, because Gradio copies all numbers of all charts for it."""
 
 
 def build(context: Context, head: Head) -> None:
     """Build the tab."""
-    reader, seen = context.curves, gr.State("")
+    reader, seen, drawn, pace = context.curves, gr.State(""), gr.State(""), Pace()
     names = list(context.catalog.runs())
     chosen = gr.CheckboxGroup(names, value=names[:_SHOWN], label="Runs (newest first)")
     page = gr.HTML(min_height=60)
-    timer = gr.Timer(2)
+    timer = gr.Timer(_SECONDS, active=False)
 
     def read(picked: list[str], session: str) -> tuple[dict[str, Path], dict[str, Columns], list[str]]:
         """The runs that the page may show, the metrics of the selected ones, and the errors."""
@@ -52,32 +55,39 @@ def build(context: Context, head: Head) -> None:
                 gone.append(str(error))
         return runs, known, gone
 
-    def refresh(picked: list[str], before: str, request: gr.Request) -> tuple[Any, Any, str]:
+    def refresh(picked: list[str], before: str, shown: str, request: gr.Request) -> tuple[Any, Any, str, str]:
         listed = json.loads(before)[0] if before else names
         picked = with_new(picked, listed, list(context.runs(session_id(request))))
         runs, known, gone = read(picked, session_id(request))
         state = json.dumps([list(runs), {name: _fingerprint(columns) for name, columns in known.items()}, gone])
+        if pace.due() or not shown or [*json.loads(shown)[1]] != [*known]:
+            shown = state
         if state == before:
-            return gr.skip(), gr.skip(), before
+            return gr.skip(), gr.skip(), before, shown
         same = before and listed == list(runs)
         choices = gr.skip() if same else gr.update(choices=list(runs), value=picked)
-        return choices, table({name: runs[name] for name in known}, known, reader, gone), state
+        return choices, table({name: runs[name] for name in known}, known, reader, gone), state, shown
 
+    def turn(event: gr.SelectData) -> gr.Timer:
+        return gr.Timer(active=event.value == NAME)
+
+    head.tabs.select(handle_errors(turn), None, timer, show_progress="hidden", api_visibility="private")
     gr.on(
-        [timer.tick, chosen.change],
+        [head.tabs.select, timer.tick, chosen.change],
         handle_errors(refresh),
-        [chosen, seen],
-        [chosen, page, seen],
+        [chosen, seen, drawn],
+        [chosen, page, seen, drawn],
         show_progress="hidden",
         concurrency_limit=4,
         api_visibility="private",
     )
 
-    @gr.render([chosen], [seen.change], show_progress="hidden", concurrency_limit=4)
+    @gr.render([chosen], [drawn.change], show_progress="hidden", concurrency_limit=4)
     @handle_errors
     def show_charts(picked: list[str], request: gr.Request) -> None:
-        runs, known, _ = read(picked, session_id(request))
-        chart_grid.build(charts({name: runs[name] for name in known}, known, reader))
+        with pace.counted():
+            runs, known, _ = read(picked, session_id(request))
+            chart_grid.build(charts({name: runs[name] for name in known}, known, reader))
 
 
 def with_new(picked: Sequence[str], listed: Sequence[str], runs: Sequence[str]) -> list[str]:
@@ -134,7 +144,7 @@ def _row(short: str, name: str, run: Path, columns: Columns, left: int) -> dict[
 
     done, total, verdict = _last_step(columns), 0, None
     try:
-        settings = read_tree(run / "config.yaml")
+        settings = run_curves.settings(run)
         total = _total(settings)
         word, verdict = state(run, done, total, columns, cures(settings))
     except (UserError, OSError) as error:
@@ -180,10 +190,23 @@ def state(run: Path, done: int, total: int, columns: Columns, cures: Mapping[str
         cures: Of its method, see `existing_runs.cures`.
     """
     path = run / "metrics.jsonl"
+    about = path.stat()
+    collapse = _collapse(path, (about.st_size, about.st_mtime_ns), total, tuple(cures.items()))
+    finished = total > 0 and done >= total
+    if collapse is not None or finished:
+        found = judge(columns, total, collapse)
+        word = "finished," if finished else ""
+        return (f"{word} {LEARNED}", None) if found.name == LEARNED else (word, found)
+    return "running" if time.time() - about.st_mtime < _ALIVE_SECONDS else "stopped", None
+
+
+@functools.lru_cache(maxsize=64)
+def _collapse(path: Path, version: tuple[int, int], total: int, cures: tuple[tuple[str, str], ...]) -> Collapse | None:
+    """What the last rows of a run show; they are read again only if the file has changed."""
     with open(path, "rb") as file:
-        file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
+        file.seek(max(0, version[0] - _TAIL_BYTES))
         lines = file.read().splitlines()
-    monitor, collapse = Monitor(total or 10**9, cures), None
+    monitor, collapse = Monitor(total or 10**9, dict(cures)), None
     for line in lines:
         try:
             row = json.loads(line)
@@ -191,12 +214,7 @@ def state(run: Path, done: int, total: int, columns: Columns, cures: Mapping[str
             continue
         if isinstance(row, dict) and "loss" in row:
             collapse = monitor.watch(row)
-    finished = total > 0 and done >= total
-    if collapse is not None or finished:
-        found = judge(columns, total, collapse)
-        word = "finished," if finished else ""
-        return (f"{word} {LEARNED}", None) if found.name == LEARNED else (word, found)
-    return "running" if time.time() - path.stat().st_mtime < _ALIVE_SECONDS else "stopped", None
+    return collapse
 
 
 def _total(settings: Mapping[str, Any]) -> int:

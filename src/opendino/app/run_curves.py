@@ -1,12 +1,15 @@
-"""Reads the metrics of runs as they grow, and gives each run one color in all charts of the page."""
+"""Reads the settings of runs and their metrics as they grow, and gives each run one color in all charts of the page."""
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from opendino.config import read_tree
 from opendino.core import metrics_log
 from opendino.core.errors import UserError
 from opendino.engine.verdict import EXAMINED
@@ -16,6 +19,21 @@ _TICK_BYTES = 2**25
 """Bytes read per run and update; a long run is complete after a few updates."""
 _NAMES = [*dict.fromkeys([*(metric for panel in panels.PANELS for metric in panel.metrics), *EXAMINED])]
 Columns = Mapping[str, metrics_log.Column]
+
+
+def settings(run: Path) -> dict[str, Any]:
+    """The settings of a run; they are read again only if the file has changed.
+
+    Raises:
+        UserError: They cannot be read.
+        OSError: There are none.
+    """
+    return _settings(run, (run / "config.yaml").stat().st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=64)
+def _settings(run: Path, changed_ns: int) -> dict[str, Any]:
+    return read_tree(run / "config.yaml")
 
 
 @dataclass

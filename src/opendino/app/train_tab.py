@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
-from opendino.app import chart_grid, uploads
+from opendino.app import chart_grid, run_curves, uploads
 from opendino.app.context import Context, Head, bounded, handle_errors, session_id
+from opendino.app.pace import Pace
 from opendino.app.page_words import (
     ELSEWHERE,
     FOLDER_CHOICES,
@@ -23,7 +24,6 @@ from opendino.app.page_words import (
 )
 from opendino.app.run_curves import Reader
 from opendino.app.training_jobs import TrainingJob
-from opendino.config import read_tree
 from opendino.core import metrics_log
 from opendino.core.accuracy import baseline_text, knn_title
 from opendino.core.errors import UserError
@@ -61,8 +61,9 @@ def build(context: Context, head: Head) -> None:
         with gr.Column(scale=5):
             page = gr.HTML("<p>Nothing is running.</p>", min_height=80)
             charts, measured = gr.Column(), gr.State(0)
-    timer = gr.Timer(1)  # active at first: a training may be running already
+    timer = gr.Timer(3)  # active at first: a training may be running already
     buttons = [start, stop, timer]
+    pace, chart_pace = Pace(), Pace()
 
     def begin(values: dict[Any, Any], request: gr.Request) -> tuple[Any, ...]:
         chosen, data = values[inputs.images], context.catalog.data()
@@ -83,11 +84,15 @@ def build(context: Context, head: Head) -> None:
         if training is None:
             return "<p>Nothing is running.</p>", *_buttons(running=False), gr.skip(), 0
         running = training.running  # read before the metrics: if it has ended, they are complete
+        if running and not pace.due():
+            return (gr.skip(),) * len(outputs)
         model, choices = "", gr.skip()
         if not running:
             model, chosen, choices = _finished(context, training, chosen, session_id(request))
-        drawn = draw(training, running, context.curves, model, model == chosen)
-        return drawn, *_buttons(running), choices, _size(training)
+        with pace.counted():
+            drawn = draw(training, running, context.curves, model, model == chosen)
+        grown = _size(training) if chart_pace.due() or not running else gr.skip()
+        return drawn, *_buttons(running), choices, grown
 
     def halt(request: gr.Request) -> None:
         if training := context.jobs.latest(session_id(request)):
@@ -105,9 +110,10 @@ def build(context: Context, head: Head) -> None:
         @handle_errors
         def show_charts(request: gr.Request) -> None:
             if (training := context.jobs.latest(session_id(request))) and _size(training):
-                columns = panels.of_file(training.out / "metrics.jsonl")
-                name = "this training"
-                chart_grid.build(panels.charts({name: columns}, {name: context.curves.color(training.out)}))
+                with chart_pace.counted():
+                    columns = panels.of_file(training.out / "metrics.jsonl")
+                    name = "this training"
+                    chart_grid.build(panels.charts({name: columns}, {name: context.curves.color(training.out)}))
 
 
 def _finished(context: Context, training: TrainingJob, chosen: str | None, session: str) -> tuple[str, str | None, Any]:
@@ -254,7 +260,7 @@ def draw(training: TrainingJob, running: bool, curves: Reader, model: str = "", 
 def _settings(run: Path) -> dict[str, Any]:
     """The settings of a run; none before it has chosen them."""
     try:
-        return read_tree(run / "config.yaml")
+        return run_curves.settings(run)
     except (UserError, OSError):
         return {}
 
