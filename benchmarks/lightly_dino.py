@@ -70,26 +70,28 @@ class LightlyStep:
 
 
 def transform(views: Mapping[str, Any], mean: Sequence[float], std: Sequence[float]) -> DINOTransform:
-    """The transform of lightly with the sizes, scales and blur of the views of a run."""
-    large, small = views["global"], views["local"]
+    """The transform of lightly with the sizes, scales, blur and colors of the views of a run."""
+    large, small, colors = views["global"], views["local"], views["global"].color_jitter
     return DINOTransform(
         global_crop_size=large.size, global_crop_scale=large.crop.scale, local_crop_size=small.size,
-        local_crop_scale=small.crop.scale, n_local_views=small.number,
-        gaussian_blur=(large.blur.p, views["second"].blur.p, small.blur.p), normalize={"mean": mean, "std": std},
+        local_crop_scale=small.crop.scale, n_local_views=small.number, cj_prob=colors.p, cj_strength=1.0,
+        cj_bright=colors.brightness, cj_contrast=colors.contrast, cj_sat=colors.saturation, cj_hue=colors.hue,
+        random_gray_scale=large.gray.p, gaussian_blur=(large.blur.p, views["second"].blur.p, small.blur.p),
+        solarization_prob=views["second"].solarize.p, normalize={"mean": mean, "std": std},
     )  # fmt: skip
 
 
-def train(run: Path, folder: Path, seed: int, seconds: float) -> tuple[nn.Module, int]:
-    """Train for about as many processor seconds, reading images as lightly does: by Pillow, view by view.
+def train(run: Path, folder: Path, seed: int, seconds: float) -> tuple[nn.Module, dict[str, Any]]:
+    """Train for about as many processor seconds at the run's precision, reading images as lightly does, view by view.
 
     Args:
-        run: A run of ours, for network, sizes and scales of views, batch, prototypes and learning rate.
+        run: A run of ours, for network, views, batch, prototypes, precision and learning rate.
         folder: Training images, by class.
         seed: For weights, order and views.
         seconds: Of the processor, with everything; the length in steps is fixed by timing the first ones.
 
     Returns:
-        The teacher, and its number of steps.
+        The teacher, and "steps" and "processor seconds".
     """
     began = time.process_time()
     config = read_run_config(run)
@@ -100,6 +102,7 @@ def train(run: Path, folder: Path, seed: int, seconds: float) -> tuple[nn.Module
     )
     images = ImageFolder(str(folder), transform(config.views, config.mean, config.std))
     peak = config.optim.lr * config.batch / 256
+    dtype = getattr(torch, config.precision)
     loader = DataLoader(images, config.batch, shuffle=True, drop_last=True)
     steps, batches = 0, iter(())
     for number in count():
@@ -107,7 +110,8 @@ def train(run: Path, folder: Path, seed: int, seconds: float) -> tuple[nn.Module
             per_step = (time.process_time() - began) / TIMED_STEPS
             steps = max(TIMED_STEPS, int(seconds / per_step))
         if steps and number >= steps:
-            return step.teacher.eval(), steps
+            taken = {"steps": steps, "processor seconds": time.process_time() - began}
+            return step.teacher.eval(), taken
         try:
             crops, _ = next(batches)
         except StopIteration:
@@ -117,5 +121,5 @@ def train(run: Path, folder: Path, seed: int, seconds: float) -> tuple[nn.Module
         share, warm_up = number / total, max(TIMED_STEPS, total // 10)
         rate = peak * (number + 1) / warm_up if number < warm_up else peak * (1 + math.cos(math.pi * share)) / 2
         momentum = method.momentum_end - (method.momentum_end - method.momentum) * (1 + math.cos(math.pi * share)) / 2
-        step(crops, rate, momentum, number // len(loader))
+        step(crops, rate, momentum, number // len(loader), dtype)
     raise AssertionError

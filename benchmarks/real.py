@@ -1,11 +1,13 @@
-"""Real images: the default command beside pixels, color + LBP, the untrained network, and lightly's DINO pieces.
+"""Real images: the default command beside pixels, color + LBP, the untrained network, lightly's pieces, lightly-train.
 
 Run: OPENDINO_DATA=DIR python benchmarks/real.py [--packs steel96 eurosat64 ...] [--seeds 3] [--minutes 20]
-[--train "--recipe small ..."] [--peer] [--out FILE.json]. DIR has the packs as folders or .tar.gz. Ours is
-`opendino train PACK/train --val PACK/val --labels folders --minutes M --seed S` in a process of its own; lightly's
-(--peer, needs `pip install lightly`) is its loss, head and transform on the same network, crops and images for the same
-processor seconds. Color + LBP needs `pip install scikit-image`. The last line of stdout is one JSON document, which is
-also written to FILE.json after each run; a table goes to stderr. Fluorescence means its four large phases.
+[--train "--recipe small ..."] [--lightly] [--lightly-train PYTHON] [--out FILE.json]. DIR has the packs as folders or
+.tar.gz. Ours is `opendino train PACK/train --val PACK/val --labels folders --minutes M --seed S` in a process of its
+own. The others train the same network for the same processor seconds on the same images and crops: lightly's loss, head
+and transform (needs `pip install lightly`), and lightly-train's DINO in an environment of its own. They read images of
+8 bits, so those of 16 bits are given to them as PNG files of our range. Color + LBP needs `pip install scikit-image`.
+The last line of stdout is one JSON document, which is also written to FILE.json after each run; a table goes to
+stderr. Fluorescence means its four large phases.
 """
 
 from __future__ import annotations
@@ -19,22 +21,25 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, cast
 
+import lightly_train_run
 import numpy as np
 import packs
 import torch
+from PIL import Image
 from record import keep, machine, weights
 from torch import Tensor, nn
 
 import opendino
 from opendino.core.accuracy import standard_error
 from opendino.core.contracts import Source
-from opendino.data import readers
+from opendino.data import intensity, readers
 from opendino.data.open_source import open_source
+from opendino.existing_runs import read_run_config
 from opendino.features.baselines import untrained_on
 from opendino.features.feature_table import table
 from opendino.features.logistic_regression import cross_validated
@@ -44,7 +49,7 @@ from opendino.models.load import Model
 PACKS = ("steel96", "eurosat64", "leaf96", "fluorescence", "bloodcells")
 PHASES = ("G1", "G2", "Prophase", "S_phase")
 K, DRAWS = 10, 5
-MEASURES = ("knn", "balanced", "linear", "5 a class", "20 a class")
+MEASURES = ("knn", "knn scaled", "balanced", "linear", "5 a class", "20 a class")
 
 
 def main() -> None:
@@ -56,14 +61,16 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=20.0, help="of a run (default 20); 0: the run's own default")
     parser.add_argument("--train", default="", metavar="FLAGS", help="further flags of `opendino train`")
     parser.add_argument("--part-of-train", action="store_true", help="judge on every fifth training image, for tuning")
-    parser.add_argument("--peer", action="store_true", help="also lightly's pieces, for as long")
+    parser.add_argument("--lightly", action="store_true", help="also lightly's pieces, for as long")
+    parser.add_argument("--lightly-train", type=Path, metavar="PYTHON", help="also lightly-train, of that environment")
     parser.add_argument("--no-classic", action="store_true", help="leave out pixels and color + LBP")
     parser.add_argument("--out", type=Path, help="also write the JSON document here, after each run")
     args = parser.parse_args()
     torch.set_num_threads(1)
     document: dict[str, Any] = {
-        "what": "accuracy in percent on val: k-NN (k = 10, cosine), its mean over classes, a linear classifier on all "
-        "labels, and on 5 and 20 labels a class (mean of 5 draws); wall and processor seconds of the training command",
+        "what": "accuracy in percent on val: k-NN (k = 10, cosine) of the vectors as they are, and of vectors scaled "
+        "by mean and deviation of train; of the scaled ones the mean over classes, a linear classifier on all labels, "
+        "and on 5 and 20 labels a class (mean of 5 draws); wall and processor seconds of the training command",
         "machine": f"{machine()}, OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', 'unset')}",
         "date": time.strftime("%Y-%m-%d"),
         "command": f"python benchmarks/real.py {shlex.join(sys.argv[1:])}",
@@ -104,16 +111,41 @@ def measured(pack: str, args: argparse.Namespace, home: Path) -> Any:
         print(pack, seed, result["knn"], seconds, file=sys.stderr)
         ours = judged(*(model.embed(str(folder)).vectors for folder in (train, val)), sources)
         yield "ours", [{"seed": seed, **seconds, **told, **ours, "weights": weights(run)}]
-        if args.peer and pack != "fluorescence":  # Pillow reads one of its three channels
-            from lightly_dino import train as train_lightly
-
-            began = time.process_time()
-            model.backbone, steps = train_lightly(run, train, seed, seconds["processor seconds"])
-            spent = {"processor seconds": time.process_time() - began, "steps": steps}
+        for name, (network, about) in opponents(args, run, train, seed, seconds["processor seconds"]):
+            model.backbone = network
             theirs = judged(*(model.embed(str(folder)).vectors for folder in (train, val)), sources)
-            yield "lightly", [{"seed": seed, **spent, **theirs}]
+            yield name, [{"seed": seed, **about, **theirs}]
         vectors = untrained_vectors(model, train, val, seed)
         yield "untrained", [{"seed": seed, **judged(*vectors, sources)}]
+
+
+def opponents(
+    args: argparse.Namespace, run: Path, train: Path, seed: int, seconds: float
+) -> Iterator[tuple[str, tuple[nn.Module, dict[str, Any]]]]:
+    """Networks that others train with the settings of a run and the same images: (name, (network, what it took))."""
+    if args.lightly or args.lightly_train:
+        train = eight_bits(run, train)
+    if args.lightly:
+        from lightly_dino import train as train_lightly
+
+        yield "lightly", train_lightly(run, train, seed, seconds)
+    if args.lightly_train:
+        yield "lightly-train", lightly_train_run.train(args.lightly_train, run, train, seed, seconds)
+
+
+def eight_bits(run: Path, train: Path) -> Path:
+    """The folder itself, or one of PNG files if its images have 16 bits, with the range of values of the run."""
+    found = intensity.parse(read_run_config(run).intensity)
+    if not isinstance(found, intensity.Intensity):
+        return train  # they have 8 bits
+    low, high = np.array(found.low), np.array(found.high)
+    to = train.with_name("train of 8 bits")
+    for path in train.glob("*/*"):
+        pixels = np.asarray(readers.read(path.read_bytes()).pixels).astype(np.float64)
+        part = to / path.parent.name / f"{path.stem}.png"
+        part.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((255 * (pixels - low) / (high - low)).round().clip(0, 255).astype(np.uint8)).save(part)
+    return to
 
 
 def untrained_vectors(model: Model, train: Path, val: Path, seed: int) -> list[Tensor]:
@@ -173,27 +205,33 @@ def color_and_lbp(image: np.ndarray) -> np.ndarray:
 
 
 def judged(train: Tensor, val: Tensor, sources: tuple[Source, Source]) -> dict[str, Any]:
-    """Accuracies of vectors that are scaled by the mean and deviation of train."""
+    """Accuracies of vectors; all but "knn" of vectors that are scaled by the mean and deviation of train."""
     classes = sources[0].classes
     labels, truth = (  # val may lack a class
         torch.tensor([classes.index(source.classes[source.label(index)]) for index in range(len(source))])
         for source in sources
     )
+    as_they_are = percent(voted(train, labels, val) == truth)
     center, scale = train.mean(0), train.std(0).clamp_min(1e-9)
     train, val = (train - center) / scale, (val - center) / scale
-    votes = labels[nearest(train, val, K)[1]]
-    right = nn.functional.one_hot(votes, len(classes)).sum(1).argmax(1) == truth
+    right = voted(train, labels, val) == truth
     found = {
-        "knn": percent(right),
+        "knn": as_they_are,
+        "knn scaled": percent(right),
         "balanced": mean(percent(right[truth == label]) for label in truth.unique().tolist()),
         "queries": len(truth),
-        "standard error": standard_error(percent(right), len(truth)),
+        "standard error": standard_error(as_they_are, len(truth)),
         "linear": linear(train, labels, val, truth),
     }
     for number in (5, 20):
         draws = [drawn(labels, number, seed) for seed in range(DRAWS)]
         found[f"{number} a class"] = mean(linear(train[rows], labels[rows], val, truth) for rows in draws)
     return found
+
+
+def voted(train: Tensor, labels: Tensor, val: Tensor) -> Tensor:
+    """The most frequent label among the nearest of `train`, for each of `val`."""
+    return nn.functional.one_hot(labels[nearest(train, val, K)[1]], int(labels.max()) + 1).sum(1).argmax(1)
 
 
 def drawn(labels: Tensor, number: int, seed: int) -> Tensor:

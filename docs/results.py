@@ -13,10 +13,11 @@ PAGE = Path(__file__).with_name("results.md")
 RESULTS = Path(__file__).parents[1] / "benchmarks/results"
 WAYS = {
     "pixels": "raw pixels, 32×32", "color+LBP": "color and texture (LBP) by hand", "untrained": "untrained network",
-    "lightly": "lightly's pieces, same network and processor time", "ours": "opendino, default command",
+    "lightly": "lightly's pieces, same network and processor time",
+    "lightly-train": "lightly-train, same network and processor time", "ours": "opendino, default command",
 }  # fmt: skip
 MEASURES = {
-    "knn": "k-NN", "balanced": "balanced", "linear": "linear", "5 a class": "5 labels a class",
+    "knn": "k-NN", "knn scaled": "k-NN, scaled", "balanced": "balanced", "linear": "linear", "5 a class": "5 labels a class",
     "20 a class": "20 labels a class",
 }  # fmt: skip
 
@@ -26,9 +27,10 @@ def page(found: dict, name: str) -> str:
     lines = [
         "# Results on real images",
         "",
-        "Accuracy in percent on images held out of training: k-NN (k = 10, cosine), its mean over the classes, a linear",
-        "classifier on all labels of the training images, and on 5 and 20 labels a class (mean of 5 draws). ± is the",
-        "standard error over seeds, and where there is one row, over the queries. Training sees no labels.",
+        "Accuracy in percent on images held out of training: k-NN (k = 10, cosine) of the vectors as they are and of",
+        "vectors scaled by mean and deviation of the training images; of the scaled ones the mean over the classes, a",
+        "linear classifier on all labels of the training images, and on 5 and 20 labels a class (mean of 5 draws). ± is",
+        "the standard error over seeds, and where there is one row, over the queries. Training sees no labels.",
         "",
         f"{found['machine']}, {found['date']} ([file](../benchmarks/results/{name})):",
         *([found["note"][0].upper() + found["note"][1:] + "."] if "note" in found else []),
