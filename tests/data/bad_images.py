@@ -91,6 +91,14 @@ def png_of(width: int, height: int, content: bytes) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", content) + chunk(b"IEND", b"")
 
 
+def packed_zeros(megabytes: int) -> bytes:
+    """zlib data of so many zeros, made at once: the same deflate block of 1 MiB again and again."""
+    deflate = zlib.compressobj(9, zlib.DEFLATED, -15)
+    block = deflate.compress(bytes(2**20)) + deflate.flush(zlib.Z_FULL_FLUSH)
+    adler = (megabytes * 2**20) % 65521 << 16 | 1
+    return b"\x78\xda" + block * megabytes + b"\x03\x00" + struct.pack(">I", adler)
+
+
 @functools.cache
 def bombs() -> dict[str, bytes]:
     """Decompression bombs: small files that claim or decompress to more than the memory."""
@@ -112,7 +120,7 @@ def bombs() -> dict[str, bytes]:
     bomb["bad-bomb.jp2"] = whole[:place] + struct.pack(">II", 2**31 - 1, 2**31 - 1) + whole[place + 8 :]
     bomb["bad-bomb.ppm"] = b"P6 99999999 99999999 255\n" + bytes(100)
     bomb["bad-bomb.tga"] = bytes([0, 0, 2, *[0] * 9]) + struct.pack("<HH", 65535, 65535) + bytes([24, 0]) + bytes(100)
-    text = zlib.compress(bytes(200 * 2**20))  # a note of 200 MB in 200 kB
+    text = packed_zeros(200)  # a note of 200 MB in 200 kB
     body = b"note\0\0" + text
     chunk = struct.pack(">I", len(body)) + b"zTXt" + body + struct.pack(">I", zlib.crc32(b"zTXt" + body))
     whole = encoded(picture(), "PNG")

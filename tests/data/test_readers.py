@@ -12,13 +12,12 @@ import tarfile
 import time
 import warnings
 import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
-from tests.data import readers_table
+from tests.data import bad_images, readers_table
 from tests.data.array_variants import nifti
 from tests.data.tiff_variants import tiff
 from tests.data.variants import Variant, result
@@ -92,7 +91,7 @@ def test_damaged_files_give_pixels_or_a_reason(caplog: pytest.LogCaptureFixture)
 
 def test_a_zlib_strip_does_not_unpack_to_more_than_its_part(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = tiff(np.zeros((20, 20), np.uint16), photometric="minisblack", compression="zlib")
-    bomb = zlib.compress(bytes(400 * 2**20))
+    bomb = bad_images.packed_zeros(400)
     changed = bytearray(whole) + bomb
     for code, value in ((273, len(whole)), (279, len(bomb))):
         with tifffile.TiffFile(io.BytesIO(whole)) as file:
