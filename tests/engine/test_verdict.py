@@ -55,6 +55,13 @@ def test_without_labels_crops_and_entropy_decide(change: dict[str, Any], name: s
         assert said in rest
 
 
+@pytest.mark.parametrize("pixels", [80.0, 79.9, None])
+def test_pixels_that_are_as_good_are_pointed_out(pixels: float | None) -> None:
+    knn = {"teacher": 80.0, "untrained": 50.0} | ({} if pixels is None else {"pixels": pixels})
+    found = of_rows(run(knn=knn, num_queries=500), 100)
+    assert found.name == LEARNED and ("Raw pixels reach 80.0%" in found.evidence) == (pixels == 80)
+
+
 @pytest.mark.parametrize(("late", "stalled"), [((70.0, 70.1, 70.1), True), ((70.0, 70.5, 72.0), False)])
 def test_what_has_stopped_rising_is_not_told_to_go_on(late: tuple[float, ...], stalled: bool) -> None:
     rows = run(match=late[-1])

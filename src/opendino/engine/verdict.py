@@ -302,6 +302,8 @@ def _by_classes(columns: Columns, when: str) -> _Finding | None:
         rest.append(f"Balanced accuracy {balanced[0]:.1f}% → {balanced[1]:.1f}%")
         if balanced[1] <= balanced[0] and gain > 0:
             gain, judgment = 0.0, f"{judgment}, but balanced accuracy has not risen: one class is answered more often"
+    if (pixels := _last(columns, "knn.pixels")) is not None and pixels >= after:
+        rest.append(f"Raw pixels reach {pixels:.1f}%: the views may change what tells these classes apart, e.g. light")
     fact = f"k-NN accuracy {before:.1f}% ({_NAMES[first]}) → {after:.1f}% {when}: {judgment}"
     return _Finding(gain >= KNN_GAIN and gain > chance, fact, tuple(rest), gain, chance)
 
