@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from tests.factories import difference, dino_run
 
 import opendino
-from opendino import existing_runs, length_in_minutes
+from opendino import existing_runs, length_in_minutes, resolve
 from opendino.cli import main, train_command
 from opendino.core import log
 from opendino.core.errors import UsageError
@@ -22,6 +24,38 @@ def test_only_the_first_epoch_waits_for_images_that_are_cached() -> None:
     assert epochs(60, 0.01, 0.04, 100, cached=False) == pytest.approx(12)
     assert epochs(60, 0.01, 0.04, 100, cached=True) == pytest.approx(1 + 55)
     assert epochs(2.5, 0.01, 0.04, 100, cached=True) == pytest.approx(0.5)
+
+
+def test_steps_are_timed_apart_from_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decoding takes 3 s of the processor that trains, views 1 s and a step of 16 images 4 s."""
+    now = [0.0]
+
+    def with_views(*_: object) -> Iterator[tuple[str, Callable[[], None]]]:
+        for number in range(1000):
+            now[0] += 3
+            yield f"batch {number}", make_views
+
+    def views_of(batches: Iterable[str], *_: object) -> Iterator[tuple[str, Callable[[], None]]]:
+        for batch in batches:
+            assert batch in ("batch 0", "batch 1"), "of the first images"
+            yield batch, make_views
+
+    def make_views() -> None:
+        now[0] += 1
+
+    def step(_model: object, _optimizer: object, _settings: object, _batch: int, _clock: object, views, *_) -> None:  # type: ignore[no-untyped-def]
+        list(views)
+        now[0] += 4
+
+    config = replace(dino_run(tmp_path / "run"), steps=100)
+    resolved, source = resolve.resolve_config(config, torch.device("cpu"))
+    monkeypatch.setattr(length_in_minutes, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    for name, fake in (("with_views", with_views), ("views_of", views_of), ("step", step)):
+        monkeypatch.setattr(length_in_minutes, name, fake)
+    found = length_in_minutes.seconds_per_image(replace(resolved, cache="ram"), source, torch.device("cpu"), 100)
+    assert found == pytest.approx((5 / resolved.batch, 3 / resolved.batch))
+    found = length_in_minutes.seconds_per_image(replace(resolved, cache="off"), source, torch.device("cpu"), 100)
+    assert found == pytest.approx((8 / resolved.batch, 0))
 
 
 def test_minutes_become_steps_of_the_measured_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,14 +17,16 @@ from opendino.config import Config, ResolvedConfig
 from opendino.core import compilation, distributed, log
 from opendino.core.contracts import Source
 from opendino.core.types import Clock
+from opendino.data.loader import Batch
 from opendino.engine import sizing
 from opendino.engine.throughput import synchronize
-from opendino.run_parts import build_networks, open_data, with_views
+from opendino.run_parts import MakeViews, build_networks, open_data, views_of, with_views
 from opendino.training import step
 
 CPU_MINUTES = 20.0
 """Length of a run on a CPU that was given none: enough for small images, and nobody waits for days unasked."""
 _WARM_UP_STEPS = 2  # the first ones allocate memory and compile
+_KEPT_STEPS = 2  # whose images are trained on again, to time steps without decoding
 _MEASURED_FRAC, _MEASURED_SECONDS = 0.05, (2.0, 20.0)  # of the run, at least and at most
 _TRAINING_FRAC = 0.9  # of the time; the rest is for evaluations, checkpoints and the report
 _LEAST_TRAINING_FRAC = 0.5  # in runs so short that evaluations take more than a tenth
@@ -121,7 +124,10 @@ def _epochs(seconds: float, computing: float, waiting: float, num_images: int, c
 def seconds_per_image(
     config: ResolvedConfig, source: Source, device: torch.device, seconds: float
 ) -> tuple[float, float]:
-    """Time some steps of a run that are then discarded.
+    """Time some steps of a run that are then discarded: on images as they are decoded, and again on the first of them.
+
+    Decoding may take the time of the processor that trains, so that what a step takes later, from a cache, cannot be
+    told from the first ones.
 
     Args:
         config: Settings of the run.
@@ -130,31 +136,40 @@ def seconds_per_image(
         seconds: How long to measure, after the warm-up.
 
     Returns:
-        Seconds per image of a step, and of waiting for images.
+        Seconds per image of a step, and how many more while images are decoded; 0 without a cache, where they always
+        are.
     """
     spec, before = configs.views(config), torch.get_num_threads()
     networks = build_networks(config, spec, source, device, new=False)  # random weights take the same time
     data = open_data(replace(config, cache="off"), spec, source, Path(), device)
-    waited = num = 0.0
-    began = time.monotonic()
-    torch.set_num_threads(config.threads)
-    with contextlib.closing(with_views(config, data, spec, 0, device)) as stream:
+
+    def timed(stream: Iterator[tuple[Batch, MakeViews]]) -> float:
+        began, num = time.monotonic(), 0
         for number in range(config.steps):
             if number == _WARM_UP_STEPS:
                 synchronize(device)
-                began, waited, num = time.monotonic(), 0.0, 0.0
-            started = time.monotonic()
-            makers = [make_views for _, make_views in itertools.islice(stream, config.optim.grad_accum_steps)]
-            waited += time.monotonic() - started
-            views = (make_views() for make_views in makers)
+                began, num = time.monotonic(), 0
+            views = (make_views() for _, make_views in itertools.islice(stream, config.optim.grad_accum_steps))
             clock = Clock(number, config.steps, data.batches.steps_per_epoch)
             with compilation.compiling(config.compile):
                 step(networks.model, networks.optimizer, config.optim, config.batch, clock, views,
                      getattr(torch, config.precision))  # fmt: skip
             num += config.batch
             synchronize(device)
-            if distributed.any_true(number > _WARM_UP_STEPS and time.monotonic() - began > seconds):
+            if distributed.any_true(number > _WARM_UP_STEPS and time.monotonic() - began > seconds / 2):
                 break
-    torch.set_num_threads(before)
-    taken = time.monotonic() - began
-    return (taken - waited) / num, waited / num
+        return (time.monotonic() - began) / num
+
+    torch.set_num_threads(config.threads)
+    try:
+        with contextlib.closing(with_views(config, data, spec, 0, device)) as stream:
+            first = list(itertools.islice(stream, _KEPT_STEPS * config.optim.grad_accum_steps))
+            decoding = timed(itertools.chain(first, stream))
+        if config.cache == "off":
+            return decoding, 0.0
+        decoded = itertools.cycle([batch for batch, _ in first])
+        with contextlib.closing(views_of(decoded, config, data, spec, device)) as stream:
+            computing = timed(stream)
+        return computing, max(0.0, decoding - computing)
+    finally:
+        torch.set_num_threads(before)

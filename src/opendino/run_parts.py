@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -87,20 +87,27 @@ def open_data(
 def with_views(
     config: ResolvedConfig, data: TrainingData, spec: ViewSpec, first_step: int, device: torch.device
 ) -> Generator[tuple[loader.Batch, MakeViews], None, None]:
-    """The run's micro-batches from `first_step` on, decoded ahead by the loader's workers, and their views.
+    """The run's micro-batches from `first_step` on, decoded ahead by the loader's workers, and their views."""
+    number, pin = config.optim.grad_accum_steps, device.type == "cuda"
+    stream = loader.batches(data.batches, first_step * number, config.steps * number, config.workers, pin)
+    with contextlib.closing(stream), contextlib.closing(views_of(stream, config, data, spec, device)) as found:
+        yield from found
+
+
+def views_of(
+    batches: Iterable[loader.Batch], config: ResolvedConfig, data: TrainingData, spec: ViewSpec, device: torch.device
+) -> Generator[tuple[loader.Batch, MakeViews], None, None]:
+    """Micro-batches and functions that return their views.
 
     Where one thread trains on a CPU of several cores, another one makes the views of the next micro-batch meanwhile.
     Otherwise they are made when the function is called. Both give the same views.
     """
-    number, pin = config.optim.grad_accum_steps, device.type == "cuda"
-    stream = loader.batches(data.batches, first_step * number, config.steps * number, config.workers, pin)
-    with contextlib.closing(stream), contextlib.ExitStack() as closing:
-        if not _views_ahead(config, device):
-            yield from ((batch, partial(make_views, batch, data, spec, device)) for batch in stream)
-            return
-        executor = closing.enter_context(ThreadPoolExecutor(1, "views"))
+    if not _views_ahead(config, device):
+        yield from ((batch, partial(make_views, batch, data, spec, device)) for batch in batches)
+        return
+    with ThreadPoolExecutor(1, "views") as executor:
         ahead = collections.deque[tuple[loader.Batch, MakeViews]]()
-        for batch in stream:
+        for batch in batches:
             ahead.append((batch, executor.submit(make_views, batch, data, spec, device).result))
             if len(ahead) > 1:
                 yield ahead.popleft()
