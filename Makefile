@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-oldest check bench docs site lock clean
+.PHONY: setup demo demo-real test test-oldest check bench docs site lock clean
 
 setup: .venv/ready
 
@@ -22,6 +22,11 @@ RUN ?= runs/demo
 demo: setup
 	@test ! -e $(RUN) || { echo "$(RUN) exists: make demo RUN=runs/demo-2, or $(BIN)/opendino resume $(RUN)"; exit 1; }
 	$(BIN)/opendino demo --out $(RUN)
+
+# The same for three minutes on a folder of your own images: make demo-real DATA=photos
+demo-real: setup
+	@test -n "$(DATA)" || { echo "Name a folder of images: make demo-real DATA=photos"; exit 1; }
+	$(BIN)/opendino train $(DATA) --minutes 3
 
 # One process more than cores: tests often wait for programs that they start.
 test: setup

@@ -65,7 +65,7 @@ def cell(runs: list[dict], measure: str) -> str:
 
 
 if __name__ == "__main__":
-    files = sorted(RESULTS.glob("real_*.json"), key=lambda path: path.stem.rpartition("_")[2])
+    files = sorted(RESULTS.glob("real_*.json"), key=lambda path: (path.stem.rpartition("_")[2], path.name))
     _, heading, by_hand = PAGE.read_text(encoding="utf-8").partition("\n## Other results\n")
     made = page(json.loads(files[-1].read_text(encoding="utf-8")), files[-1].name)
     PAGE.write_text(made + heading + by_hand, encoding="utf-8")
