@@ -33,7 +33,7 @@ _LEGEND = 48
 _TAIL_BYTES = 2**18
 _CONFIRMED = "judged_on.confirmed"
 _ALIVE_SECONDS = 60
-_SECONDS = 5
+_SECONDS = 10
 """Between updates. Each takes the browser 0.3 s, because Gradio copies all numbers of all charts for it."""
 
 

@@ -61,7 +61,7 @@ def build(context: Context, head: Head) -> None:
         with gr.Column(scale=5):
             page = gr.HTML("<p>Nothing is running.</p>", min_height=80)
             charts, measured = gr.Column(), gr.State(0)
-    timer = gr.Timer(3)  # active at first: a training may be running already
+    timer = gr.Timer(5)  # active at first: a training may be running already
     buttons = [start, stop, timer]
     pace, chart_pace = Pace(), Pace()
 
