@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 from unittest import mock
 
 NETWORKS = {"vit_small/16": "timm/vit_small_patch16_224", "resnet18": "torchvision/resnet18"}
@@ -38,11 +38,9 @@ class Steps:
     def __init__(self, python: Path, network: str, images: Path, batch: int, threads: int, dtype: str) -> None:
         clock = "process_time" if threads == 1 else "perf_counter"
         task = [NETWORKS[network], str(images.absolute()), str(batch), str(threads), PRECISIONS[dtype], clock]
-        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-        environment |= {"OMP_NUM_THREADS": str(threads), "LIGHTLY_TRAIN_EVENTS_DISABLED": "1"}
         self._process = subprocess.Popen(
             [str(python), "-W", "ignore", __file__, *task], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env=environment,
+            env=environment(threads),
         )  # fmt: skip
 
     def seconds(self) -> float:
@@ -60,10 +58,22 @@ class Steps:
         self._process.communicate()
 
 
+def environment(threads: int) -> dict[str, str]:
+    """Environment variables of a process of lightly-train."""
+    ours = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return ours | {"OMP_NUM_THREADS": str(threads), "LIGHTLY_TRAIN_EVENTS_DISABLED": "1"}
+
+
+def answers_alone() -> TextIO:
+    """Standard output for answers; whatever else is printed there from now on goes to standard error."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    return answers
+
+
 def work(network: str, images: str, batch: str, threads: str, precision: str, clock: str) -> None:
     """Train until stdin ends."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what it prints is no answer
+    answers = answers_alone()
     with tempfile.TemporaryDirectory() as home:
         os.environ["LIGHTLY_TRAIN_CACHE_DIR"] = f"{home}/cache"
         import cv2

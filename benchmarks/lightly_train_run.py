@@ -8,7 +8,6 @@ first, from which the number of steps follows. The exported network is its teach
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import subprocess
@@ -19,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightly_train_dino import PRECISIONS, answers_alone, environment
 from torch import Tensor, nn
 
 TIMED_STEPS = 20
-PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-mixed"}
 
 
 def train(python: Path, run: Path, folder: Path, seed: int, seconds: float) -> tuple[nn.Module, dict[str, Any]]:
@@ -45,7 +44,7 @@ def train(python: Path, run: Path, folder: Path, seed: int, seconds: float) -> t
     large, small, second = config.views["global"], config.views["local"], config.views["second"]
     colors = {name: getattr(large.color_jitter, name) for name in ("brightness", "contrast", "saturation", "hue")}
     task = {
-        "data": str(folder.absolute()), "seed": seed, "seconds": seconds, "widths": config.backbone_options["width"],
+        "data": str(folder.absolute()), "seed": seed, "seconds": seconds, "width": config.backbone_options["width"],
         "batch": config.batch, "precision": PRECISIONS[config.precision], "lr": config.optim.lr,
         "method": {
             "output_dim": config.method.out_dim, "hidden_dim": config.method.hidden_dim,
@@ -68,11 +67,9 @@ def train(python: Path, run: Path, folder: Path, seed: int, seconds: float) -> t
             },
         },
     }  # fmt: skip
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    environment |= {"OMP_NUM_THREADS": "1", "LIGHTLY_TRAIN_EVENTS_DISABLED": "1"}
     with tempfile.TemporaryDirectory() as home:
         command = [str(python), "-W", "ignore", __file__, json.dumps(task), home]
-        ended = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+        ended = subprocess.run(command, env=environment(1), stdout=subprocess.PIPE, text=True, check=True)
         network = backbone(config.backbone, image_px=large.size, **config.backbone_options)
         network.load_state_dict(torch.load(Path(home, "teacher.pt"), weights_only=True))
     return network.eval(), json.loads(ended.stdout.splitlines()[-1])
@@ -121,7 +118,7 @@ def work(task: dict[str, Any], home: Path) -> dict[str, Any]:
 
     def run(name: str, steps: int) -> float:
         seed_everything(task["seed"])
-        network, began = Conv4(task["widths"]), time.process_time()
+        network, began = Conv4(task["width"]), time.process_time()
         lightly_train.pretrain(
             out=str(home / name), data=task["data"], model=network, method="dino", epochs=10**6,
             batch_size=task["batch"], num_workers=0, accelerator="cpu", devices=1, precision=task["precision"],
@@ -129,8 +126,7 @@ def work(task: dict[str, Any], home: Path) -> dict[str, Any]:
             transform_args=task["transform"], trainer_args={"max_steps": steps},
         )  # fmt: skip
         taken = time.process_time() - began
-        torch.save({name: value for name, value in network.state_dict().items() if name.startswith("net.")},
-                   home / "teacher.pt")  # fmt: skip
+        torch.save(network.state_dict(), home / "teacher.pt")
         return taken
 
     start = run("start", 1)
@@ -140,8 +136,5 @@ def work(task: dict[str, Any], home: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    answers = os.fdopen(os.dup(1), "w")
-    with contextlib.redirect_stdout(sys.stderr):
-        os.dup2(2, 1)  # what it prints is no answer
-        found = work(json.loads(sys.argv[1]), Path(sys.argv[2]))
-    print(json.dumps(found), file=answers, flush=True)
+    answers = answers_alone()
+    print(json.dumps(work(json.loads(sys.argv[1]), Path(sys.argv[2]))), file=answers, flush=True)

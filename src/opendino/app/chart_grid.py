@@ -60,9 +60,10 @@ def _legend(names: list[str]) -> list[str]:
 
 def _points(name: str, line: Line) -> pd.DataFrame:
     """The points of a line; where it stands for a range, minimum and maximum: Gradio's plots have no bands."""
-    first = np.arange(0, len(line.steps), -(-len(line.steps) // _POINTS) or 1)
+    size = max(1, -(-len(line.steps) // _POINTS))
+    first = np.arange(0, len(line.steps), size)
     low, high = np.fmin.reduceat(line.low, first), np.fmax.reduceat(line.high, first)
     values = np.stack([low, np.where(high == low, np.nan, high)], axis=1).ravel()
-    steps = np.repeat(line.steps[[*(first[1:] - 1), -1]], 2)  # the last of each part
-    known = np.isfinite(values)
+    last = np.minimum(first + size, len(line.steps)) - 1
+    steps, known = np.repeat(line.steps[last], 2), np.isfinite(values)
     return pd.DataFrame({"step": steps[known], "value": values[known], "line": name})

@@ -81,7 +81,7 @@ def relabel(source: Source, labels: str, seed: int) -> Source:
         return source
     if labels == "none":
         return Relabeled(source, (), np.full(len(source), -1, np.int64))
-    if labels != "folders" and is_file(labels):
+    if labels not in WORDS and is_file(labels):
         return _from_list(source, labels)
     try:
         number, unit = duration.parse(labels)
