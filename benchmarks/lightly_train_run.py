@@ -87,19 +87,21 @@ class Conv4(nn.Module):
             layers += [nn.Conv2d(before, after, 3, 1 if block == 0 else 2, 1, bias=False), nn.BatchNorm2d(after)]
             layers += [nn.ReLU(inplace=True)]
             before = after
-        self.net, self._width = nn.Sequential(*layers), before
+        self.net, self._width = nn.Sequential(*layers), 12 * width
 
     def get_model(self) -> nn.Module:
         """The network that is exported."""
         return self
 
     def forward_features(self, x: Tensor) -> dict[str, Tensor]:
-        """`[B 3 H W]` → the last feature map."""
-        return {"features": self.net(x)}
+        """`[B 3 H W]` → the maps of the last two blocks."""
+        third = self.net[:9](x)
+        return {"features": self.net[9:](third), "third": third}
 
     def forward_pool(self, x: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The global average, `[B D 1 1]`."""
-        return {"pooled_features": x["features"].mean((2, 3), keepdim=True)}
+        """Roots of the averages, `[B D 1 1]`."""
+        averages = [x[name].float().mean((2, 3), keepdim=True) for name in ("third", "features")]
+        return {"pooled_features": (torch.cat(averages, 1) + 1e-4).sqrt()}
 
     def feature_dim(self) -> int:
         """D."""

@@ -21,6 +21,7 @@ from opendino.cli.train_command import parse
 from opendino.config import Config
 from opendino.core.errors import BadImage, UserError
 from opendino.engine import sizing, threads
+from opendino.methods import dino
 from opendino.models import build
 from opendino.recipes import demo, small
 from opendino.views.settings import changed
@@ -37,11 +38,21 @@ def test_on_a_cpu_a_small_convolutional_network_is_trained(side: int, size: int)
     assert config.optim.lr * config.batch / 256 == pytest.approx(3e-3)
 
 
+def test_the_small_network_has_its_settings_however_it_is_chosen(tmp_path: Path) -> None:
+    data = "toy:colorful?n=100&size=64"
+    by_itself, _ = resolve.resolve_config(replace(small.config(data), workers=0, epochs=None, steps=8), CPU)
+    assert isinstance(by_itself.method, dino.Config) and by_itself.method.out_dim == 256
+    model = model_folder(tmp_path / "model", build.backbone("conv4", width=16), image_px=64)
+    for chosen in ({"backbone": "conv4", "backbone_options": {"width": 16}}, {"init": model}):
+        found, _ = resolve.resolve_config(replace(small.config(data), workers=0, epochs=None, steps=8, **chosen), CPU)
+        assert (found.method, found.views, found.optim) == (by_itself.method, by_itself.views, by_itself.optim)
+
+
 def test_a_gpu_and_what_was_asked_for_are_as_before() -> None:
     gpu = resolve._with_backbone(small.config("x"), torch.device("cuda"), 64)
-    assert (gpu[0].backbone, gpu[1], gpu[0].drop_path) == ("vit_small/16", False, 0.1)
+    assert (gpu[0].backbone, gpu[0].drop_path) == ("vit_small/16", 0.1)
     asked = resolve._with_backbone(replace(small.config("x"), backbone="resnet18/3x3"), CPU, 64)
-    assert (asked[0].backbone, asked[1]) == ("resnet18/3x3", False)
+    assert asked[0].backbone == "resnet18/3x3"
     config, _ = resolve.resolve_config(replace(parse(["toy:textures?n=40&size=32", "--epochs", "3"]), workers=0), CPU)
     assert config.steps == 3 * (40 // config.batch)
 
@@ -49,14 +60,14 @@ def test_a_gpu_and_what_was_asked_for_are_as_before() -> None:
 @pytest.mark.parametrize(("side", "patch"), [(300, 16), (96, 16), (64, 8), (32, 4)])
 def test_a_vit_without_a_patch_size_gets_one_for_the_images(side: int, patch: int) -> None:
     asked = replace(small.config("x"), backbone="vit_tiny")
-    config, _, (reason,) = resolve._with_backbone(asked, CPU, side)
+    config, (reason,) = resolve._with_backbone(asked, CPU, side)
     assert config.backbone == f"vit_tiny/{patch}"
     assert reason.startswith(f"backbone = vit_tiny/{patch}: no patch size was given, images of about {side} px")
 
 
 def test_a_vit_that_starts_from_a_model_has_its_patch_size(tmp_path: Path) -> None:
     model = model_folder(tmp_path / "model", build.backbone("vit_tiny/8", image_px=32, depth=1), image_px=32)
-    config, _, _ = resolve._with_backbone(replace(small.config("x"), backbone="vit_tiny", init=model), CPU, 300)
+    config, _ = resolve._with_backbone(replace(small.config("x"), backbone="vit_tiny", init=model), CPU, 300)
     assert config.backbone == "vit_tiny/8" and config.backbone_options["depth"] == 1
 
 

@@ -110,7 +110,7 @@ def _method_and_network(
     Returns:
         The settings, what is known about the run, and the reasons for the log, one line each.
     """
-    config, convolutional, reasons = _with_backbone(config, device, short_side_px)
+    config, reasons = _with_backbone(config, device, short_side_px)
     epochs, why_epochs = _epochs(config)
     seen = math.inf if config.steps else epochs * len(source)
     batch, why_batch = sizing.batch(config.batch, len(source), seen, device)
@@ -118,7 +118,7 @@ def _method_and_network(
     steps = config.steps or max(1, round(epochs * steps_per_epoch))
     facts = Facts(
         len(source), short_side_px, len(source.classes), batch, steps, steps_per_epoch, device.type,
-        build.patch_px(config.backbone), convolutional, is_rgb,
+        build.patch_px(config.backbone), config.backbone == "conv4", is_rgb,
     )  # fmt: skip
     config, why_parts = configs.resolve_parts(config, facts)
     reasons += [f"epochs = {epochs:.3g}: {why_epochs}", *why_parts, f"batch = {batch}: {why_batch}"]
@@ -153,9 +153,9 @@ def absolute_paths(config: Config) -> Config:
     )  # fmt: skip
 
 
-def _with_backbone(config: Config, device: torch.device, short_side_px: int) -> tuple[Config, bool, list[str]]:
-    """The config with its backbone, whether "auto" chose the small convolutional one, and the reasons."""
-    reasons, convolutional = list[str](), False
+def _with_backbone(config: Config, device: torch.device, short_side_px: int) -> tuple[Config, list[str]]:
+    """The config with its backbone, and the reasons."""
+    reasons = list[str]()
     model = load.load(config.init) if config.init else None
     if model and model.backbone.name.partition("/")[0] == config.backbone:
         config = replace(config, backbone="auto")  # with the patch size of the model
@@ -164,11 +164,10 @@ def _with_backbone(config: Config, device: torch.device, short_side_px: int) -> 
         config, reasons = replace(config, backbone=name), [f"backbone = {name}: {why}"]
     if model:
         config = _settings_of(model, config)
-        return config, False, [*reasons, f"backbone = {config.backbone}: starts from {config.init}"]
+        return config, [*reasons, f"backbone = {config.backbone}: starts from {config.init}"]
     if config.backbone == "auto":
         name, why = auto_values.backbone(device.type)
-        convolutional = name == "conv4"
-        options = auto_values.CONV4_OPTIONS if convolutional else {}
+        options = auto_values.CONV4_OPTIONS if name == "conv4" else {}
         config = replace(config, backbone=name, backbone_options={**options, **config.backbone_options})
         reasons.append(f"backbone = {name}: {why}")
     plugin = config.backbone in registry.names(registry.BACKBONES)
@@ -176,7 +175,7 @@ def _with_backbone(config: Config, device: torch.device, short_side_px: int) -> 
         config = replace(config, drop_path=0.0)
         why = "a network of another package sets its own" if plugin else "conv4 has no residual branches to drop"
         reasons.append(f"drop_path = 0: {why}")
-    return config, convolutional, reasons
+    return config, reasons
 
 
 def _epochs(config: Config) -> tuple[float, str]:

@@ -181,14 +181,14 @@ def test_weights_that_are_no_numbers(tmp_path: Path, wrong: float) -> None:
 
 def test_a_classifier_is_held_against_the_network(tmp_path: Path) -> None:
     save_backbone(
-        tmp_path, {"teacher": backbone("conv4", width=4)}, preprocessing=preprocessing(16), classifier=nn.Linear(32, 3)
+        tmp_path, {"teacher": backbone("conv4", width=4)}, preprocessing=preprocessing(16), classifier=nn.Linear(48, 3)
     )
     assert load(tmp_path, classifier=True).classifier is not None
     for state, said in (
-        ({"weight": torch.full((3, 32), torch.nan), "bias": torch.zeros(3)}, "not finite"),
+        ({"weight": torch.full((3, 48), torch.nan), "bias": torch.zeros(3)}, "not finite"),
         ({"weight": torch.zeros(10**9, 0), "bias": torch.zeros(0)}, "in another shape"),
         ({"weight": torch.zeros(()), "bias": torch.zeros(3)}, "in another shape"),
-        ({"weight": torch.zeros(2, 32), "bias": torch.zeros(2)}, "names 3 classes for a classifier of 2"),
+        ({"weight": torch.zeros(2, 48), "bias": torch.zeros(2)}, "names 3 classes for a classifier of 2"),
     ):
         safetensors.torch.save_file(state, tmp_path / "classifier.safetensors")
         with pytest.raises(UserError, match=said):

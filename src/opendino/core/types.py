@@ -213,7 +213,7 @@ class Facts:
         total_steps, steps_per_epoch: Length of the run and of an epoch in optimizer steps.
         device: "cpu", "cuda" or "mps".
         patch_px: View sizes must be multiples of this; 16 for networks without such a constraint.
-        convolutional: Whether "auto" selected a small convolutional network (small images on a CPU).
+        convolutional: Whether the network is the small convolutional one, `conv4`, as "auto" selects on a CPU.
         is_rgb: Whether the channels are red, green and blue.
     """
 

@@ -52,7 +52,8 @@ def without_colors(
     if not removed:
         return dict(views), []
     off = ", ".join(f"{name}.p = 0" for name in sorted(removed))
-    on = ", channel_jitter and noise on" if any(".channel_jitter." in name for name in values) else ""
+    jittered = any(".channel_jitter." in name for name in values)
+    on = ", channel_jitter and noise on (neither with --views.all.color-jitter.p 0)" if jittered else ""
     number = "1 channel" if channels == 1 else f"{channels} channels"
     return changed(views, values), [f"all: {off}{on}: {number}, not red, green and blue"]
 
