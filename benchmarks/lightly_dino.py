@@ -39,15 +39,16 @@ class LightlyStep:
         self.student, self._optim, self._method = make_network(), optim, method
         self._student_head, self.teacher, self._teacher_head = self._head(), deepcopy(self.student), self._head()
         self._teacher_head.load_state_dict(self._student_head.state_dict())
-        self._loss = DINOLoss(output_dim=method.out_dim, teacher_temp=method.teacher_temp, warmup_teacher_temp_epochs=0)
+        self._loss = DINOLoss(output_dim=method.out_dim)  # its temperatures, for its centering by a mean
         self._parameters = [*self.student.parameters(), *self._student_head.parameters()]
         self._optimizer = torch.optim.AdamW(self._parameters, weight_decay=optim.weight_decay)
 
     def _head(self) -> nn.Module:
         method = self._method
         return DINOProjectionHead(
-            self.student.embed_dim, method.hidden_dim, method.bottleneck_dim, method.out_dim, freeze_last_layer=1
-        )
+            self.student.embed_dim, method.hidden_dim, method.bottleneck_dim, method.out_dim, freeze_last_layer=1,
+            batch_norm=method.head_batch_norm,
+        )  # fmt: skip
 
     def __call__(
         self, crops: list[Tensor], rate: float, momentum: float, epoch: int, dtype: torch.dtype = torch.float32

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -15,8 +16,10 @@ from tests.factories import difference, dino_run
 import opendino
 from opendino import existing_runs, length_in_minutes, resolve
 from opendino.cli import main, train_command
+from opendino.config import ResolvedConfig
 from opendino.core import log
 from opendino.core.errors import UsageError
+from opendino.recipes import small
 
 
 def test_only_the_first_epoch_waits_for_images_that_are_cached() -> None:
@@ -98,6 +101,28 @@ def test_without_a_length_a_run_takes_twenty_minutes_of_a_cpu(
     assert "20 min, the default on a cpu; --minutes changes it" in capsys.readouterr().err
     assert length_in_minutes.in_epochs(asked, torch.device("cuda")).config is asked
     assert length_in_minutes.in_epochs(replace(asked, epochs=3.0), torch.device("cpu")).config.epochs == 3.0
+
+
+@pytest.mark.parametrize(
+    ("minutes", "given", "width"),
+    [(20.0, {}, 32), (10.0, {}, 16), (20.0, {"backbone": "conv4", "backbone_options": {"width": 16}}, 16)],
+)
+def test_with_time_for_many_steps_the_small_network_is_wider(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, minutes: float, given: dict[str, Any], width: int
+) -> None:
+    timed: list[int] = []
+
+    def seconds_per_image(config: ResolvedConfig, *_: object) -> tuple[float, float]:
+        timed.append(config.backbone_options["width"])
+        return timed[-1] / 16 * 0.004, 0.0  # 0.26 s for a step of 64
+
+    monkeypatch.setattr(length_in_minutes, "seconds_per_image", seconds_per_image)
+    asked = replace(small.config("toy:textures?n=640&size=32"), epochs=None, minutes=minutes, workers=0, **given)
+    found = length_in_minutes.in_epochs(replace(asked, out=str(tmp_path)), torch.device("cpu")).config
+    assert timed == ([16, 32] if width == 32 else [16])
+    assert found.backbone_options.get("width", 16) == width
+    assert isinstance(found.epochs, float)
+    assert found.epochs * 640 == pytest.approx(0.9 * 60 * minutes / (width / 16 * 0.004), rel=0.05)
 
 
 def test_a_run_that_took_longer_says_why() -> None:

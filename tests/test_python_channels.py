@@ -94,7 +94,7 @@ def test_a_dataset_of_any_channels_trains_and_embeds(channels: int, tmp_path: Pa
         low, high = model.reading.intensity[::2], model.reading.intensity[1::2]
         assert max(low) < 200 and high[-1] > 2800, "the range of the whole set"
     features = model.embed(dataset[3][0])
-    assert features.shape == (1, 16) and features.isfinite().all()
+    assert features.shape == (1, 24) and features.isfinite().all()
     assert not torch.equal(features, model.embed(dataset[2][0]))
 
 

@@ -14,7 +14,7 @@ import torch
 from opendino import config as configs
 from opendino import resolve
 from opendino.config import Config, ResolvedConfig
-from opendino.core import compilation, distributed, log
+from opendino.core import auto_values, compilation, distributed, log
 from opendino.core.contracts import Source
 from opendino.core.types import Clock
 from opendino.data.loader import Batch
@@ -29,6 +29,7 @@ _WARM_UP_STEPS = 2  # the first ones allocate memory and compile
 _KEPT_STEPS = 2  # whose images are trained on again, to time steps without decoding
 _MEASURED_FRAC, _MEASURED_SECONDS = 0.05, (2.0, 20.0)  # of the run, at least and at most
 _TRAINING_FRAC = 0.9  # of the time; the rest is for evaluations, checkpoints and the report
+_MANY_STEPS = 3000  # from which a network of twice the width learns more in the same time (docs/log.md)
 _LEAST_TRAINING_FRAC = 0.5  # in runs so short that evaluations take more than a tenth
 _LONGER, _SLOWER = 1.1, 0.9  # of what was planned, from which the end of a run says so
 
@@ -85,9 +86,19 @@ def in_epochs(config: Config, device: torch.device) -> Planned:
     with log.muted():
         trial, source = resolve.resolve_config(replace(config, minutes=None, epochs="auto"), device)
     log.say(f"timing a few steps, to train for {minutes:g} min{default}")
+    limit = min(high, max(low, _MEASURED_FRAC * 60 * minutes))
     with log.muted():
-        limit = min(high, max(low, _MEASURED_FRAC * 60 * minutes))
         computing, waiting = seconds_per_image(trial, source, device, limit)
+    steps = _TRAINING_FRAC * 60 * minutes / (computing * trial.batch)
+    small = config.backbone == "auto" and trial.backbone == "conv4" and not config.init
+    if small and "width" not in config.backbone_options and distributed.any_true(steps > _MANY_STEPS):
+        width = 2 * auto_values.CONV4_WIDTH
+        why = f"there is time for {steps:,.0f} steps of width {width // 2}, more than it learns from"
+        log.say(f"  backbone_options.width = {width}: {why}")
+        config = replace(config, backbone_options={**config.backbone_options, "width": width})
+        with log.muted():
+            trial, source = resolve.resolve_config(replace(config, minutes=None, epochs="auto"), device)
+            computing, waiting = seconds_per_image(trial, source, device, limit)
     left, cached = 60 * minutes - (time.monotonic() - began), trial.cache != "off"
     seconds = _TRAINING_FRAC * left
     epochs = _epochs(seconds, computing, waiting, len(source), cached)

@@ -167,7 +167,7 @@ def _with_backbone(config: Config, device: torch.device, short_side_px: int) -> 
         return config, [*reasons, f"backbone = {config.backbone}: starts from {config.init}"]
     if config.backbone == "auto":
         name, why = auto_values.backbone(device.type)
-        options = auto_values.CONV4_OPTIONS if name == "conv4" else {}
+        options = {"width": auto_values.CONV4_WIDTH} if name == "conv4" else {}
         config = replace(config, backbone=name, backbone_options={**options, **config.backbone_options})
         reasons.append(f"backbone = {name}: {why}")
     plugin = config.backbone in registry.names(registry.BACKBONES)

@@ -30,7 +30,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 Image.fromarray(pixels).convert("RGB").resize((24, 24)).save(place / split / name / f"{number}.png")
     torch.manual_seed(0)
     seeing, blind = Conv4(width=8), Conv4(width=8)
-    torch.nn.init.zeros_(blind.get_parameter("net.9.weight"))
+    torch.nn.init.zeros_(blind.get_parameter("net.6.weight"))
     model_folder(place / "seeing", seeing, 24)
     model_folder(place / "blind", blind, 24)
     return place

@@ -258,7 +258,7 @@ def test_every_accuracy_comes_with_its_baseline(model: str, tmp_path: Path, opti
 @pytest.mark.parametrize("options", [{}, {"shots": 3, "tries": 2}, {"multi_label": True}])
 def test_baselines_stand_beside_it_when_asked_for(tmp_path: Path, options: dict[str, Any]) -> None:
     learned = Conv4(width=2)
-    torch.nn.init.zeros_(learned.get_parameter("net.9.weight"))  # the last convolution: all features become equal
+    torch.nn.init.zeros_(learned.get_parameter("net.6.weight"))  # the third convolution: all features become equal
     model = model_folder(tmp_path / "model", learned)
     train, val = folders(tmp_path / "train", {"a": 8, "b": 8}), folders(tmp_path / "val", {"a": 4, "b": 4})
     report = evaluate(Config(model, train=train, val=val, k=(3,), device="cpu", baselines=True, **options))

@@ -35,8 +35,9 @@ def vit(size: str, short_side_px: int) -> tuple[str, str]:
     return f"{size}/{value}", f"no patch size was given, images of about {short_side_px} px{finer}"
 
 
-CONV4_OPTIONS = {"width": 16}
-"""In the same time a network of half the usual width sees more images, and learns more (docs/log.md)."""
+CONV4_WIDTH = 16
+"""In ten minutes a network of half the usual width sees more images, and learns more (docs/log.md). A longer run is for
+the usual one (length_in_minutes.py)."""
 
 
 def size_px(facts: Facts) -> tuple[int, str]:
