@@ -191,7 +191,7 @@ def test_teacher_and_student_of_separate_channels_see_one_each(tmp_path: Path) -
     expected = load(tmp_path).backbone.inner([one])[0]
     torch.testing.assert_close(frozen([one])[0], expected, rtol=0, atol=1e-5)
     together = method(str(tmp_path), own | {"images": FIVE["images"]})
-    assert together.student["head"].out_features == 5 * 16, "all channels at once: their features are joined"
+    assert together.student["head"].out_features == 5 * 24, "all channels at once: their features are joined"
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ def test_distillation_leaves_the_student_and_the_teacher_as_it_was(finished: Pat
     assert model.description["networks"] == ["student"] and model.backbone.name == "conv4"
     assert model.backbone.state_dict().keys() == load_file(run / "backbone.safetensors").keys()
     assert not (run / "backbone_student.safetensors").exists()
-    assert model.embed(Image.new("RGB", (40, 40))).shape == (1, 32)
+    assert model.embed(Image.new("RGB", (40, 40))).shape == (1, 48)
     with pytest.raises(UserError, match="holds no teacher"):
         opendino.load(run, which="teacher")
     assert list(result.knn) == ["student", "teacher", "untrained", "pixels"]
