@@ -237,10 +237,10 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def assert_equal_to_rounding(ours: Seen, theirs: Seen, first: dict[str, Tensor], share: float = 1e-3) -> None:
     # float32 sums in another order: logits are at most 1/τ_s = 10, so a loss is good to some 1e-6, a gradient to a
-    # relative 1e-5 (its terms cancel), a little less after six steps that each build on the last. A wrong scale, a
-    # missing rank or a wrong share shows in the first digits.
+    # relative 1e-5 (its terms cancel), less after six steps that each build on the last, and because conv4 takes roots,
+    # with slopes up to 50. A wrong scale, a missing rank or a wrong share shows in the first digits.
     for mine, other in zip(ours[0], theirs[0], strict=True):
-        assert mine["loss"] == pytest.approx(other["loss"], abs=2e-5)
+        assert mine["loss"] == pytest.approx(other["loss"], abs=1e-4)
         assert mine["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-3)
     assert ours[1].keys() == theirs[1].keys()
     for key, value in theirs[1].items():

@@ -25,7 +25,7 @@ CONV: dict[str, Any] = {"backbone": "conv4", "backbone_options": {"width": 8}, "
 RUNS: dict[str, dict[str, Any]] = {
     "learned": {**CONV, "method": mean_teacher.Config(), "steps": 40, "labels": "folders", "eval_images": 800},
     "not shown to learn": {**CONV, "steps": 12},
-    "collapsed (one-hot)": {**CONV, "steps": 40, "method": dino.Config(**SMALL, centering="none", teacher_temp=0.04)},
+    "collapsed (one-hot)": {**CONV, "steps": 80, "method": dino.Config(**SMALL, centering="none", teacher_temp=0.02)},
 }
 
 
@@ -33,7 +33,7 @@ def tinted(folder: Path, seed: int) -> str:
     """Two classes of noise, a little red or a little blue, of any brightness: a network learns them, if told."""
     rng = np.random.default_rng(seed)
     for number in range(200):
-        tint = (16, 0, 0) if number % 2 else (0, 0, 16)
+        tint = (6, 0, 0) if number % 2 else (0, 0, 6)
         image = rng.integers(20, 200) + rng.integers(-40, 41, (32, 32, 3)) + np.array(tint)
         path = folder / ("blue", "red")[number % 2] / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)

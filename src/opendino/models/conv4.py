@@ -58,6 +58,7 @@ class Conv4(Backbone):
         """The features as `cls`; as `patches` those of each position of the last map; no registers."""
         third, fourth = maps = self._maps(images)
         cells = torch.cat([avg_pool2d(third, 2, ceil_mode=True), fourth], 1)  # [B D h w]
+        cells = cells.to(torch.promote_types(cells.dtype, torch.float32))
         patches = _root(cells).flatten(2).transpose(1, 2)  # [B h·w D]
         return Features(_average(maps), patches[:, :0], patches, (cells.shape[2], cells.shape[3]))
 
@@ -68,14 +69,11 @@ class Conv4(Backbone):
 
 
 def _average(maps: Sequence[Tensor]) -> Tensor:
-    """Roots of the averages over all positions, `[B D_i H_i W_i]` → `[B ΣD_i]`."""
-    return _root(torch.cat([_float32(each).mean((2, 3)) for each in maps], 1))
+    """Roots of the averages over all positions, `[B D_i H_i W_i]` → `[B ΣD_i]`, float32 at least."""
+    wide = torch.promote_types(maps[0].dtype, torch.float32)
+    return _root(torch.cat([each.mean((2, 3), dtype=wide) for each in maps], 1))
 
 
 def _root(activations: Tensor) -> Tensor:
-    """Square roots, in float32 at least."""
-    return (_float32(activations) + _LEAST).sqrt()
-
-
-def _float32(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    """Square roots, finite also in their slopes; the activations are not negative."""
+    return (activations + _LEAST).sqrt()
