@@ -96,8 +96,8 @@ def in_epochs(config: Config, device: torch.device) -> Planned:
         why = f"there is time for {steps:,.0f} steps of width {width // 2}, more than it learns from"
         log.say(f"  backbone_options.width = {width}: {why}")
         config = replace(config, backbone_options={**config.backbone_options, "width": width})
+        trial = replace(trial, backbone_options={**trial.backbone_options, "width": width})
         with log.muted():
-            trial, source = resolve.resolve_config(replace(config, minutes=None, epochs="auto"), device)
             computing, waiting = seconds_per_image(trial, source, device, limit)
     left, cached = 60 * minutes - (time.monotonic() - began), trial.cache != "off"
     seconds = _TRAINING_FRAC * left
