@@ -63,6 +63,7 @@ def steps(name: str, network: str, settings: optim.ResolvedConfig, device: torch
 CASES = [(name, "vit", optim.ResolvedConfig()) for name in NAMES] + [
     ("dino", "resnet18", optim.ResolvedConfig(name="lars")),
     ("dino", "conv4", optim.ResolvedConfig(name="sgd", clip_by="global")),
+    ("dino", "conv4", optim.ResolvedConfig(name="muon")),
     ("byol", "resnet18", optim.ResolvedConfig(name="lars")),
 ]
 

@@ -91,6 +91,8 @@ def cases() -> list[Case]:
         Case("distill", "conv4", "adamw", ("whole",)),
         Case("dino", "vit", "adamw", ("ddp",)),
         Case("dino", "vit", "lars", ("fsdp",)),
+        Case("dino", "vit", "muon"),
+        Case("dino", "conv4", "muon"),
         Case("byol", "resnet", "lars", ("ddp",)),  # its BatchNorm is not synchronized: torch's waits in each layer
     ]
 

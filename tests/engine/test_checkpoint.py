@@ -59,7 +59,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", ["adamw", "sgd", "lars"])
+@pytest.mark.parametrize("name", ["adamw", "muon", "sgd", "lars"])
 def test_everything_comes_back_bit_for_bit(tmp_path: Path, name: str) -> None:
     made, optimizer = trained(name)
     state = {"step": 7, "bad": {"ü.png": "torn"}, "baselines": {"pixels": 0.1}, "images": [3, 4]}

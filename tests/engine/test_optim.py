@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from opendino.core.errors import UsageError
 from opendino.core.types import Clock, Facts
-from opendino.engine import learning_rate, optim
+from opendino.engine import learning_rate, optim, optimizers
 from opendino.methods import dino
 from opendino.models import build
 
-NAMES = ("adamw", "sgd", "lars")
+NAMES = ("adamw", "muon", "sgd", "lars")
 
 
 def network() -> nn.Module:
@@ -116,6 +116,62 @@ def test_a_good_step_moves_every_weight_that_has_a_gradient_and_no_other(name: s
     optim.step(optimizer, torch.tensor(True))
     moved = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
     assert moved == before.keys() - {"2.weight"}
+
+
+def orthogonal(matrix: Tensor) -> Tensor:
+    """U f(S) Vᵀ of a matrix U S Vᵀ of norm 1: five times f(s) = as + bs³ + cs⁵."""
+    u, s, vh = torch.linalg.svd(matrix / (matrix.norm() + 1e-7), full_matrices=False)
+    for _ in range(5):
+        s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+    return u * s @ vh
+
+
+def test_muon_follows_its_formula_for_matrices_and_is_adamw_for_the_rest() -> None:
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.wide, self.kernel = nn.Linear(7, 5), nn.Conv2d(2, 19, 3, bias=False)
+            self.other, self.prototypes = nn.Linear(7, 5, bias=False), nn.Parameter(torch.randn(4, 3))
+
+    model = Network().double()
+    config = optim.ResolvedConfig(name="muon", lr=0.1, lr_warmup="0", weight_decay=0.3)
+    optimizer = optim.build(config, model)
+    learning_rate.set_lr_and_weight_decay(optimizer, config, Clock(5, 10, 1), batch=256)
+    lr, decay = (optimizer.param_groups[0][name] for name in ("lr", "weight_decay"))
+    rest = [nn.Parameter(p.detach().clone()) for p in (model.prototypes, model.wide.bias)]
+    adamw = torch.optim.AdamW(
+        [{"params": rest[:1], "weight_decay": decay}, {"params": rest[1:], "weight_decay": 0}], lr
+    )
+    matrices = {name: p.detach().clone() for name, p in model.named_parameters() if "weight" in name}
+    speeds = {name: torch.zeros_like(p) for name, p in matrices.items()}
+    assert len(matrices) == 3
+    for _ in range(3):
+        give_gradients(model)
+        for p, q in zip(rest, (model.prototypes, model.wide.bias), strict=True):
+            p.grad = q.grad.clone()
+        for name, weight in matrices.items():
+            g = model.get_parameter(name).grad
+            speeds[name] = 0.95 * speeds[name] + 0.05 * g
+            update = orthogonal((0.95 * speeds[name] + 0.05 * g).flatten(1))
+            size = max(len(weight), weight[0].numel()) ** 0.5
+            matrices[name] = weight - lr * (decay * weight + 0.6 * size * update.view_as(weight))
+        optim.step(optimizer, torch.tensor(True))
+        adamw.step()
+        for name, weight in matrices.items():
+            torch.testing.assert_close(model.get_parameter(name).detach(), weight, rtol=1e-11, atol=1e-11)
+        torch.testing.assert_close([model.prototypes, model.wide.bias], rest, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("shape", [(1, 1), (4, 4), (3, 50), (50, 3)])
+def test_newton_schulz_keeps_directions_and_makes_their_sizes_alike(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    made = optimizers.newton_schulz(torch.randn(6, *shape, dtype=dtype) * torch.logspace(-6, 6, 6)[:, None, None])
+    assert made.dtype == dtype
+    sizes = torch.linalg.svdvals(made)
+    assert float(sizes.median()) > 0.3 and float(sizes.max()) < 1.3
+    assert torch.equal(
+        optimizers.newton_schulz(torch.zeros(2, *shape, dtype=dtype)), torch.zeros(2, *shape, dtype=dtype)
+    )
 
 
 def test_lars_follows_its_formula() -> None:

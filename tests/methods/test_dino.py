@@ -344,7 +344,7 @@ def test_the_teacher_temperature_changes_per_epoch_or_per_step() -> None:
     assert path(sharpening=False) == [SMALL.student_temp] * 20
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "lars"])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon", "sgd", "lars"])
 @pytest.mark.parametrize(("duration", "frozen"), [("0", 0), ("2", 2), ("1ep", 5), ("10%", 2)])
 def test_the_prototypes_are_frozen_for_the_given_steps(duration: str, frozen: int, optimizer: str) -> None:
     made = method(freeze_last_layer=duration, norm_last_layer=False)

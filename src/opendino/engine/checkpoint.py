@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from opendino.core import atomic_write, distributed
 from opendino.core.contracts import Method
 from opendino.core.errors import UserError
-from opendino.engine import optim
+from opendino.engine import optimizers
 from opendino.models.run_checkpoints import folders
 from opendino.models.weights import load_weights
 
@@ -46,7 +46,7 @@ def snapshot(method: Method, optimizer: torch.optim.Optimizer) -> dict[str, Tens
             if isinstance(value, Tensor):
                 moment = value.shape == local_param.shape  # else a scalar such as AdamW's "step"
                 tensors[f"optimizer.{index}.{key}"] = (
-                    distributed.from_local_shard(optim.full_parameter(local_param), value) if moment else value
+                    distributed.from_local_shard(optimizers.full_parameter(local_param), value) if moment else value
                 )
     copies = {}
     for key, value in tensors.items():
@@ -158,7 +158,7 @@ def load(path: Path, method: Method, optimizer: torch.optim.Optimizer) -> dict[s
         if key.startswith("optimizer."):
             _, index, name = key.split(".", 2)
             local_param = parameters[int(index)]
-            parameter = optim.full_parameter(local_param)
+            parameter = optimizers.full_parameter(local_param)
             if value.shape == parameter.shape:
                 # Fused optimizers require moments with the memory layout (strides) of their parameter.
                 local_value = distributed.local_tensor(distributed.shard_like(parameter, value))

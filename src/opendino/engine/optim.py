@@ -1,12 +1,10 @@
-"""Optimizers, their settings, parameter groups, and gradient clipping.
+"""Settings of the optimizer, its parameter groups, its step, and gradient clipping.
 
 The host never waits for the device: a step with a non-finite loss is skipped on the device itself (`found_inf`).
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -14,18 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from opendino.core import auto_values, distributed, duration
-from opendino.core.compilation import EagerOptimizer
 from opendino.core.contracts import Backbone
 from opendino.core.ranges import Checked, Duration, FractionAboveZero, NotNegative, Positive, Width
 from opendino.core.types import Facts
+from opendino.engine.optimizers import LARS, SGD, AdamW, Muon, full_parameter, norms
 
 
 @dataclass(frozen=True)
 class Config(Checked):
     """Settings of the optimizer. Defaults are those of DINO v1 for ViTs."""
 
-    name: Literal["adamw", "sgd", "lars"] = "adamw"
-    """Optimizer: adamw for ViTs and most networks, sgd or lars for ResNets."""
+    name: Literal["auto", "adamw", "muon", "sgd", "lars"] = "adamw"
+    """Optimizer: adamw for ViTs, muon for small ConvNets, sgd or lars for ResNets. auto: muon for conv4, else adamw."""
     lr: Positive | Literal["auto"] = 5e-4
     """Peak learning rate for a batch of 256, scaled linearly with the batch. auto: from optimizer and network."""
     min_lr: NotNegative = 1e-6
@@ -50,8 +48,12 @@ class Config(Checked):
     def resolved(self, facts: Facts) -> tuple[Config, list[str]]:
         """Replace "auto" values and cap warm-up and freeze at 20% of the run; returns the reasons for the log too."""
         found: dict[str, tuple[Any, str]] = {}
+        name = self.name
+        if name == "auto":
+            name, why = ("muon", "learns in fewer steps") if facts.convolutional else ("adamw", "as in the paper")
+            found["name"] = name, why
         if self.lr == "auto":
-            found["lr"] = _auto_lr(self.name, facts)
+            found["lr"] = _auto_lr(name, facts)
         if self.weight_decay_end == "auto":
             end = self.weight_decay if facts.convolutional else 0.4
             found["weight_decay_end"] = end, "constant, as in the demo" if facts.convolutional else "as in the paper"
@@ -63,99 +65,31 @@ class Config(Checked):
 class ResolvedConfig(Config):
     """Settings of the optimizer without "auto"."""
 
+    name: Literal["adamw", "muon", "sgd", "lars"] = "adamw"
     lr: Positive = 5e-4
     weight_decay_end: NotNegative = 0.4
     grad_accum_steps: Width = 1
 
 
-_BASE_LR = {"adamw": 5e-4, "sgd": 0.03, "lars": 0.3}
-"""DINO v1's published learning rates for a batch of 256."""
-_CONV_ADAMW_LR = 3e-3
+_BASE_LR = {"adamw": 5e-4, "muon": 5e-4, "sgd": 0.03, "lars": 0.3}
+"""DINO v1's published learning rates for a batch of 256; Muon's updates have about the size of AdamW's."""
+_CONV_LR = 3e-3
 """Best learning rate of the demo's convolutional network with AdamW, at batch sizes of 32 to 64 (not per 256)."""
 
 
 def _auto_lr(name: str, facts: Facts) -> tuple[float, str]:
     """The `auto` learning rate for a batch of 256, and the reason."""
-    if facts.convolutional and name == "adamw":
+    if facts.convolutional and name in ("adamw", "muon"):
         return (
-            _CONV_ADAMW_LR * 256 / facts.batch,
-            f"per 256 images; a step of {facts.batch} takes {_CONV_ADAMW_LR:g}, best for the small network",
+            _CONV_LR * 256 / facts.batch,
+            f"per 256 images; a step of {facts.batch} takes {_CONV_LR:g}, best for the small network",
         )
     return _BASE_LR[name], f"the rate of the paper for {name}"
 
 
-class AdamW(EagerOptimizer, torch.optim.AdamW):
-    """AdamW of torch (Loshchilov and Hutter 2019, arXiv:1711.05101)."""
-
-    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
-
-
-class SGD(EagerOptimizer, torch.optim.SGD):
-    """SGD of torch, with momentum."""
-
-    step = torch.no_grad()(inspect.unwrap(torch.optim.SGD.step))
-
-
-class LARS(EagerOptimizer):
-    """LARS: SGD with momentum and a trust ratio per tensor (You et al. 2017, arXiv:1708.03888), as in DINO v1.
-
-    For tensors with two or more dimensions: g ← g + wd·p, then g ← g · eta·‖p‖/‖g‖ if both norms are above 0.
-    For all tensors: v ← momentum·v + g, then p ← p - lr·v. Biases and norms get neither weight decay nor trust ratio.
-
-    Args:
-        params: Parameters or parameter groups.
-        lr: Learning rate.
-        momentum: Momentum of the velocity v.
-        eta: Trust coefficient.
-    """
-
-    _step_supports_amp_scaling = True  # `found_inf` is honored, see step()
-
-    def __init__(self, params: Iterable[Any], lr: float, momentum: float = 0.9, eta: float = 0.001) -> None:
-        super().__init__(params, {"lr": lr, "momentum": momentum, "eta": eta, "weight_decay": 0.0})
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Update every parameter that has a gradient; skipped on the device if `found_inf` is set and above 0."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            params: list[Tensor] = [p for p in group["params"] if p.grad is not None]
-            updates = {p: cast(Tensor, p.grad) for p in params}
-            scaled = [p for p in params if p.ndim > 1]
-            if scaled:
-                updates |= zip(scaled, self._scaled_gradients(scaled, group), strict=True)
-            for p in params:
-                if not self.state[p]:
-                    self.state[p]["velocity"] = torch.zeros_like(p)
-            if params:  # one kernel for all; it reads `found_inf` on the device
-                torch._fused_sgd_(  # pyright: ignore[reportPrivateImportUsage]
-                    params, [updates[p] for p in params], [self.state[p]["velocity"] for p in params],
-                    weight_decay=0.0, momentum=group["momentum"], lr=group["lr"], dampening=0.0, nesterov=False,
-                    maximize=False, is_first_step=False, found_inf=getattr(self, "found_inf", None),
-                )  # fmt: skip
-        return loss
-
-    def _scaled_gradients(self, params: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
-        """Gradients with weight decay, times their trust ratios."""
-        updates = list(torch._foreach_mul(params, group["weight_decay"]))  # pyright: ignore[reportPrivateImportUsage]
-        torch._foreach_add_(updates, [cast(Tensor, p.grad) for p in params])  # pyright: ignore[reportPrivateImportUsage]
-        sharded = any(full_parameter(cast(nn.Parameter, p)) is not p for p in params)
-        p_norms, g_norms = _norms(params, sharded), _norms(updates, sharded)
-        ratios = torch.where((p_norms > 0) & (g_norms > 0), group["eta"] * p_norms / g_norms, 1.0)
-        torch._foreach_mul_(updates, ratios.unbind())  # pyright: ignore[reportPrivateImportUsage]
-        return updates
-
-
-def _norms(tensors: list[Tensor], sharded: bool) -> Tensor:
-    """L2 norms of tensors, `[number]`; if `sharded`, of the full tensors of these shards (collective)."""
-    norms = torch.stack(torch._foreach_norm(tensors))  # pyright: ignore[reportPrivateImportUsage]
-    return distributed.all_reduce_sum(norms.square()).sqrt() if sharded else norms
-
-
-def param_groups(student: nn.Module, layer_decay: float = 1.0, separate_backbone: bool = False) -> list[dict[str, Any]]:
+def param_groups(
+    student: nn.Module, layer_decay: float = 1.0, separate_backbone: bool = False, orthogonal: bool = False
+) -> list[dict[str, Any]]:
     """Split trainable parameters into groups with weight decay and without (biases and one-dimensional parameters).
 
     Args:
@@ -164,34 +98,43 @@ def param_groups(student: nn.Module, layer_decay: float = 1.0, separate_backbone
             the stage above it, the last one at this fraction of the head's (Clark et al. 2020, ELECTRA; Bao et al.
             2022, BEiT).
         separate_backbone: Give the backbone separate groups even without layer decay.
+        orthogonal: Give the weights of linear layers and convolutions separate groups, for `Muon`; prototypes and
+            position embeddings are not among them.
 
     Returns:
         Parameter groups with the extra keys "share" (factor on the learning rate), "backbone" (whether they belong to
-        the backbone) and "decayed" (whether weight decay applies).
+        the backbone), "decayed" (whether weight decay applies) and "orthogonal".
     """
     depth: dict[str, int] = {}  # below the head
     if separate_backbone or layer_decay < 1:
         stages = cast(Backbone, cast(nn.ModuleDict, student)["backbone"]).stages()
         depth = {f"backbone.{name}": len(stages) - i for i, stage in enumerate(stages) for name in stage}
-    groups: dict[tuple[float, bool, bool], list[nn.Parameter]] = {}
+    layers = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    matrices = {id(layer.weight) for layer in student.modules() if isinstance(layer, layers)} if orthogonal else set()
+    groups: dict[tuple[float, bool, bool, bool], list[nn.Parameter]] = {}
     for name, parameter in student.named_parameters():
         if parameter.requires_grad:
             decayed = not (name.endswith(".bias") or parameter.ndim == 1)
-            key = layer_decay ** depth.get(name, 0), name in depth, decayed
+            key = layer_decay ** depth.get(name, 0), name in depth, decayed, id(parameter) in matrices
             groups.setdefault(key, []).append(parameter)
+    names = ("share", "backbone", "decayed", "orthogonal")
     return [
-        {"params": groups[key], "share": key[0], "backbone": key[1], "decayed": key[2], "weight_decay": 0.0}
+        {"params": groups[key], **dict(zip(names, key, strict=True)), "weight_decay": 0.0}
         for key in sorted(groups, reverse=True)
     ]
 
 
 def build(config: Config, student: nn.Module) -> torch.optim.Optimizer:
     """Build the optimizer of a student; `learning_rate.set_lr_and_weight_decay` is called before each step."""
-    groups = param_groups(student, config.layer_decay, separate_backbone=duration.parse(config.freeze_backbone)[0] > 0)
+    groups = param_groups(
+        student, config.layer_decay, duration.parse(config.freeze_backbone)[0] > 0, orthogonal=config.name == "muon"
+    )
     for group in groups:
         group["params"] = [_local_parameter(parameter) for parameter in group["params"]]
     if config.name == "adamw":
         return AdamW(groups, lr=0.0, fused=True)
+    if config.name == "muon":
+        return Muon(groups, lr=0.0)
     if config.name == "sgd":
         sgd = SGD(groups, lr=0.0, momentum=0.9, fused=True)
         # Create the momentum buffers now, not in the first step, for two reasons: torch's fused SGD requires all or
@@ -202,11 +145,6 @@ def build(config: Config, student: nn.Module) -> torch.optim.Optimizer:
                 sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         return sgd
     return LARS(groups, lr=0.0)
-
-
-def full_parameter(parameter: nn.Parameter) -> nn.Parameter:
-    """The student's parameter of an optimizer parameter: the same one, or the DTensor it is a local shard of (FSDP)."""
-    return getattr(parameter, "full_parameter", parameter)
 
 
 def _local_parameter(parameter: nn.Parameter) -> nn.Parameter:
@@ -232,11 +170,11 @@ def clip(student: nn.Module, max_norm: float, by: Literal["tensor", "global"]) -
     """
     found = [p.grad for p in student.parameters() if p.grad is not None]
     grads = [distributed.local_tensor(grad) for grad in found]
-    norms = _norms(grads, any(distributed.is_sharded(grad) for grad in found))
-    total = torch.linalg.vector_norm(norms)
+    each = norms(grads, any(distributed.is_sharded(grad) for grad in found))
+    total = torch.linalg.vector_norm(each)
     if max_norm > 0:
         # As in DINO v1, including its 1e-6: g · min(1, c / (‖g‖ + 1e-6)).
-        scale = (max_norm / ((norms if by == "tensor" else total) + 1e-6)).clamp(max=1.0)
+        scale = (max_norm / ((each if by == "tensor" else total) + 1e-6)).clamp(max=1.0)
         torch._foreach_mul_(grads, scale.unbind() if by == "tensor" else scale)  # pyright: ignore[reportPrivateImportUsage]
     return total
 

@@ -21,7 +21,7 @@ def config(data: str = DATA) -> Config:
         backbone="conv4",
         backbone_options={"width": 16},
         drop_path=0.0,
-        steps=150,
+        steps=100,
         batch=64,
         devices=1,
         method=dino.Config(
@@ -47,7 +47,7 @@ def config(data: str = DATA) -> Config:
                 "local.blur.p": 0.1,
             },
         ),
-        optim=optim.Config(lr=1.2e-2, min_lr=1e-5, weight_decay=0.04, weight_decay_end=0.04, clip=3.0),
+        optim=optim.Config(name="muon", lr=1.2e-2, min_lr=1e-5, weight_decay=0.04, weight_decay_end=0.04, clip=3.0),
         eval_images=2000,
         eval_every="34%",
     )

@@ -48,5 +48,5 @@ def config(data: str) -> Config:
                 "second.solarize.p": "auto",
             },
         ),
-        optim=optim.Config(lr="auto", weight_decay_end="auto"),
+        optim=optim.Config(name="auto", lr="auto", weight_decay_end="auto"),
     )
