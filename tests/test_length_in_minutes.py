@@ -105,7 +105,7 @@ def test_without_a_length_a_run_takes_twenty_minutes_of_a_cpu(
 
 @pytest.mark.parametrize(
     ("minutes", "given", "width"),
-    [(20.0, {}, 32), (10.0, {}, 16), (20.0, {"backbone": "conv4", "backbone_options": {"width": 16}}, 16)],
+    [(20.0, {}, 32), (5.0, {}, 16), (20.0, {"backbone": "conv4", "backbone_options": {"width": 16}}, 16)],
 )
 def test_with_time_for_many_steps_the_small_network_is_wider(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, minutes: float, given: dict[str, Any], width: int

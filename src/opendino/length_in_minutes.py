@@ -29,7 +29,7 @@ _WARM_UP_STEPS = 2  # the first ones allocate memory and compile
 _KEPT_STEPS = 2  # whose images are trained on again, to time steps without decoding
 _MEASURED_FRAC, _MEASURED_SECONDS = 0.05, (2.0, 20.0)  # of the run, at least and at most
 _TRAINING_FRAC = 0.9  # of the time; the rest is for evaluations, checkpoints and the report
-_MANY_STEPS = 3000  # from which a network of twice the width learns more in the same time (docs/log.md)
+_MANY_STEPS = 1500  # from which a network of twice the width learns more in the same time (docs/log.md)
 _LEAST_TRAINING_FRAC = 0.5  # in runs so short that evaluations take more than a tenth
 _LONGER, _SLOWER = 1.1, 0.9  # of what was planned, from which the end of a run says so
 

@@ -36,8 +36,8 @@ def vit(size: str, short_side_px: int) -> tuple[str, str]:
 
 
 CONV4_WIDTH = 16
-"""In ten minutes a network of half the usual width sees more images, and learns more (docs/log.md). A longer run is for
-the usual one (length_in_minutes.py)."""
+"""In its first 1,500 steps a network of half the usual width learns as much in the same time (docs/log.md); a longer
+run is for the usual one (length_in_minutes.py)."""
 
 
 def size_px(facts: Facts) -> tuple[int, str]:

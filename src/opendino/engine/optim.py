@@ -74,7 +74,7 @@ class ResolvedConfig(Config):
 _BASE_LR = {"adamw": 5e-4, "muon": 5e-4, "sgd": 0.03, "lars": 0.3}
 """DINO v1's published learning rates for a batch of 256; Muon's updates have about the size of AdamW's."""
 _CONV_LR = 3e-3
-"""Best learning rate of the demo's convolutional network with AdamW, at batch sizes of 32 to 64 (not per 256)."""
+"""Best learning rate of the demo's convolutional network, at batch sizes of 32 to 64 (not per 256)."""
 
 
 def _auto_lr(name: str, facts: Facts) -> tuple[float, str]:
