@@ -49,6 +49,14 @@ def test_brightness_and_contrast_that_the_user_set_stay() -> None:
     assert "color_jitter" not in reasons[0]
 
 
+def test_changes_of_channels_that_the_user_set_stay() -> None:
+    views = changed(dino.VIEWS, {"all.channel_jitter.brightness": 0.0, "local.channel_jitter.contrast": 0.7})
+    found, _ = without_colors(views, dino.VIEWS, 5)
+    for group, contrast in (("global", 0.4), ("second", 0.4), ("local", 0.7)):
+        jitter = found[group].channel_jitter
+        assert (jitter.p, jitter.brightness, jitter.contrast) == (0.8, 0.0, contrast)
+
+
 def test_any_orientation_flips_and_turns_all_views_that_are_square() -> None:
     views, reasons = in_any_orientation(changed(dino.VIEWS, {"local.size": (48, 96), "second.vertical_flip.p": 0.1}))
     assert [views[group].quarter_turns.p for group in ("global", "second", "local")] == [1, 1, 0]

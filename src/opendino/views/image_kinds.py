@@ -45,8 +45,9 @@ def without_colors(
             values[f"{group}.{name}.p"] = 0.0
             removed.add(name)
             if name == "color_jitter" and not active(view, "channel_jitter"):
-                jitter = {name: getattr(settings, name) for name in ("p", "brightness", "contrast")}
-                values |= {f"{group}.channel_jitter.{name}": value for name, value in jitter.items()}
+                given, default = view.channel_jitter, defaults[group].channel_jitter
+                free = [each for each in fields(default) if getattr(given, each.name) == getattr(default, each.name)]
+                values |= {f"{group}.channel_jitter.{each.name}": getattr(settings, each.name) for each in free}
             if name == "color_jitter" and not active(view, "noise"):
                 values |= {f"{group}.{name}": value for name, value in _NOISE.items()}
     if not removed:
