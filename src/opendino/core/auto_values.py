@@ -64,7 +64,8 @@ def colors(facts: Facts) -> tuple[dict[str, float], str]:
     """Strength of the color augmentations by name of the setting, and why.
 
     Those of the paper are for a thousand kinds of objects, whose color says little. They cost 6 to 10 points on leaves
-    and cells, whose color and brightness say a lot (docs/log.md); measured for small networks only.
+    and cells, whose color and brightness say a lot (docs/log.md); changes of measured channels cost cells 3 points even
+    if they are slight. Measured for small networks only.
     """
     if not facts.convolutional:
         return {
@@ -74,9 +75,9 @@ def colors(facts: Facts) -> tuple[dict[str, float], str]:
         }, "as in the paper"  # fmt: skip
     return {
         "color_jitter.brightness": 0.1, "color_jitter.contrast": 0.1, "color_jitter.saturation": 0.1,
-        "color_jitter.hue": 0.02, "gray.p": 0.05, "solarize.p": 0.0, "channel_jitter.brightness": 0.1,
-        "channel_jitter.contrast": 0.1,
-    }, "keeps colors, convolutional network"  # fmt: skip
+        "color_jitter.hue": 0.02, "gray.p": 0.05, "solarize.p": 0.0, "channel_jitter.brightness": 0.0,
+        "channel_jitter.contrast": 0.0,
+    }, "keeps colors and brightness, convolutional network"  # fmt: skip
 
 
 def _detail(facts: Facts) -> tuple[int, int, tuple[float, float], tuple[float, float]]:

@@ -1,8 +1,8 @@
 """Aerial and satellite images: any bands and bits, no side is up, a pixel is always as many meters.
 
 Command: `opendino train FOLDER --recipe aerial`
-As `small`, with flips and quarter turns, crops that are not resized, and slight changes of each band instead of colors:
-the color of land says what it is.
+As `small`, with flips and quarter turns, crops that are not resized, and changes of each band instead of colors, none
+of them with the small network of a CPU: the color of land says what it is.
 Cost: as `small`, for each band beyond three about 1 % more in the network, and as many more bytes in cache and
 transfer; 16 bits take twice the bytes of 8. Cut scenes into tiles first.
 Accuracy of `small` on eurosat64: docs/results.md; of this recipe none is measured yet.

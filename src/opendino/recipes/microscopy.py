@@ -1,8 +1,8 @@
 """Micrographs: any channels and bits, no side is up, objects keep their size in pixels.
 
 Command: `opendino train FOLDER --recipe microscopy`
-As `small`, with flips and quarter turns, crops that are not resized, and changes of brightness, contrast and noise of
-each channel instead of colors: stains and exposures vary by channel, and the size of a cell says something.
+As `small`, with flips and quarter turns, crops that are not resized, noise, and with a ViT changes of brightness and
+contrast of each channel instead of colors: stains and exposures vary by channel, and the size of a cell says something.
 Cost: as `small`, for each channel beyond three about 1 % more in the network, and as many more bytes in cache and
 transfer; 16 bits take twice the bytes of 8. Images are cached at full size, up to 16 million pixels: cut larger ones,
 or those of many objects, into tiles first. Four phases of cells of 40 px with three channels, 400 steps of 64 on a CPU:
