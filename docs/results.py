@@ -1,4 +1,6 @@
-"""Writes docs/results.md from the newest benchmarks/results/real_*.json: python docs/results.py
+"""Writes docs/results.md from two records of benchmarks/results: python docs/results.py
+
+They are the newest real_*.json and the newest real_opponents_*.json, with lightly's pieces and lightly-train.
 
 The section of other results at its end is written by hand and kept.
 """
@@ -22,16 +24,20 @@ MEASURES = {
 }  # fmt: skip
 
 
-def page(found: dict, name: str) -> str:
-    """The whole page."""
+HEAD = """# Results on real images
+
+Accuracy in percent on images held out of training: k-NN (k = 10, cosine) of the vectors as they are and of
+vectors scaled by mean and deviation of the training images; of the scaled ones the mean over the classes, a
+linear classifier on all labels of the training images, and on 5 and 20 labels a class (mean of 5 draws). ± is the
+larger one of the standard errors over queries and over seeds. Training sees no labels.
+
+"""
+
+
+def record(path: Path) -> str:
+    """The tables of a record."""
+    found, name = json.loads(path.read_text(encoding="utf-8")), path.name
     lines = [
-        "# Results on real images",
-        "",
-        "Accuracy in percent on images held out of training: k-NN (k = 10, cosine) of the vectors as they are and of",
-        "vectors scaled by mean and deviation of the training images; of the scaled ones the mean over the classes, a",
-        "linear classifier on all labels of the training images, and on 5 and 20 labels a class (mean of 5 draws). ± is the",
-        "larger one of the standard errors over queries and over seeds. Training sees no labels.",
-        "",
         f"{found['machine']}, {found['date']} ([file](../benchmarks/results/{name})):",
         *([found["note"][0].upper() + found["note"][1:] + "."] if "note" in found else []),
         "",
@@ -65,7 +71,10 @@ def cell(runs: list[dict], measure: str) -> str:
 
 
 if __name__ == "__main__":
-    files = sorted(RESULTS.glob("real_*.json"), key=lambda path: (path.stem.rpartition("_")[2], path.name))
+    opponents = set(RESULTS.glob("real_opponents_*.json"))
+    newest = [
+        max(files, key=lambda path: (path.stem.rpartition("_")[2], path.name))
+        for files in (set(RESULTS.glob("real_*.json")) - opponents, opponents)
+    ]
     _, heading, by_hand = PAGE.read_text(encoding="utf-8").partition("\n## Other results\n")
-    made = page(json.loads(files[-1].read_text(encoding="utf-8")), files[-1].name)
-    PAGE.write_text(made + heading + by_hand, encoding="utf-8")
+    PAGE.write_text(HEAD + "\n".join(map(record, newest)) + heading + by_hand, encoding="utf-8")
