@@ -62,10 +62,7 @@ class Muon(AdamW):
         params: list[Tensor] = [p for p in group["params"] if p.grad is not None]
         if not params:
             return
-        for p in params:
-            if not self.state[p]:
-                self.state[p]["velocity"] = torch.zeros_like(p)
-        velocities: list[Tensor] = [self.state[p]["velocity"] for p in params]
+        velocities = _velocities(self, params)
         void = getattr(self, "found_inf", params[0].new_zeros(())) > 0
         # A skipped step has its velocities as gradients, which leaves them as they are, and a rate of 0.
         grads = [torch.where(void, v, cast(Tensor, p.grad)) for p, v in zip(params, velocities, strict=True)]
@@ -73,8 +70,9 @@ class Muon(AdamW):
         torch._foreach_lerp_(grads, velocities, self.MOMENTUM)  # pyright: ignore[reportPrivateImportUsage]
         rate = (~void).to(params[0].dtype) * group["lr"]
         torch._foreach_mul_(params, 1 - rate * group["weight_decay"])  # pyright: ignore[reportPrivateImportUsage]
-        torch._foreach_mul_(found := _orthogonal(params, grads), rate * self.SCALE)  # pyright: ignore[reportPrivateImportUsage]
-        torch._foreach_sub_(params, found)  # pyright: ignore[reportPrivateImportUsage]
+        updates = _orthogonal(params, grads)
+        torch._foreach_mul_(updates, rate * self.SCALE)  # pyright: ignore[reportPrivateImportUsage]
+        torch._foreach_sub_(params, updates)  # pyright: ignore[reportPrivateImportUsage]
 
 
 def _orthogonal(params: list[Tensor], updates: list[Tensor]) -> list[Tensor]:
@@ -153,12 +151,9 @@ class LARS(EagerOptimizer):
             scaled = [p for p in params if p.ndim > 1]
             if scaled:
                 updates |= zip(scaled, self._scaled_gradients(scaled, group), strict=True)
-            for p in params:
-                if not self.state[p]:
-                    self.state[p]["velocity"] = torch.zeros_like(p)
             if params:  # one kernel for all; it reads `found_inf` on the device
                 torch._fused_sgd_(  # pyright: ignore[reportPrivateImportUsage]
-                    params, [updates[p] for p in params], [self.state[p]["velocity"] for p in params],
+                    params, [updates[p] for p in params], _velocities(self, params),
                     weight_decay=0.0, momentum=group["momentum"], lr=group["lr"], dampening=0.0, nesterov=False,
                     maximize=False, is_first_step=False, found_inf=getattr(self, "found_inf", None),
                 )  # fmt: skip
@@ -173,6 +168,14 @@ class LARS(EagerOptimizer):
         ratios = torch.where((p_norms > 0) & (g_norms > 0), group["eta"] * p_norms / g_norms, 1.0)
         torch._foreach_mul_(updates, ratios.unbind())  # pyright: ignore[reportPrivateImportUsage]
         return updates
+
+
+def _velocities(optimizer: torch.optim.Optimizer, params: list[Tensor]) -> list[Tensor]:
+    """The moving averages of gradients of these parameters; 0 in the first step."""
+    for p in params:
+        if not optimizer.state[p]:
+            optimizer.state[p]["velocity"] = torch.zeros_like(p)
+    return [optimizer.state[p]["velocity"] for p in params]
 
 
 def norms(tensors: list[Tensor], sharded: bool) -> Tensor:

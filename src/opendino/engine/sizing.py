@@ -132,7 +132,7 @@ def memory(method: Method, optimizer: str, activations: float, sharded: bool) ->
     trained = sum(p.nbytes for p in method.parameters() if p.requires_grad)
     copies = 2 if world > 1 and not sharded else 1
     num_shards = world if sharded else 1
-    moments = (2 if optimizer in ("auto", "adamw") else 1) * trained
+    moments = (2 if optimizer == "adamw" else 1) * trained
     return Memory(weights / num_shards, copies * trained / num_shards, moments / num_shards, activations)
 
 

@@ -38,16 +38,15 @@ def without_colors(
             colorless = name == "color_jitter" and not (settings.hue or settings.saturation)
             if not settings.p or colorless:
                 continue
-            if _set_by_user(settings, getattr(defaults[group], name)):
+            if _given(settings, getattr(defaults[group], name)):
                 if channels != 3:
                     raise _refused(group, name, channels)
                 continue
             values[f"{group}.{name}.p"] = 0.0
             removed.add(name)
             if name == "color_jitter" and not active(view, "channel_jitter"):
-                given, default = view.channel_jitter, defaults[group].channel_jitter
-                free = [each for each in fields(default) if getattr(given, each.name) == getattr(default, each.name)]
-                values |= {f"{group}.channel_jitter.{each.name}": getattr(settings, each.name) for each in free}
+                taken = {"p", "brightness", "contrast"} - _given(view.channel_jitter, defaults[group].channel_jitter)
+                values |= {f"{group}.channel_jitter.{each}": getattr(settings, each) for each in taken}
             if name == "color_jitter" and not active(view, "noise"):
                 values |= {f"{group}.{name}": value for name, value in _NOISE.items()}
     if not removed:
@@ -78,11 +77,10 @@ def in_any_orientation(views: Mapping[str, View]) -> tuple[dict[str, View], list
     return changed(views, values), [f"all: {' and '.join(names)} on: --orientation any"]
 
 
-def _set_by_user(settings: Any, default: Any) -> bool:
-    """Whether any field is neither "auto" nor its default."""
-    return any(
-        getattr(settings, field.name) not in ("auto", getattr(default, field.name)) for field in fields(settings)
-    )
+def _given(settings: Any, default: Any) -> set[str]:
+    """Names of the fields that the user has set: they are neither "auto" nor their default."""
+    names = [field.name for field in fields(settings)]
+    return {name for name in names if getattr(settings, name) not in ("auto", getattr(default, name))}
 
 
 def _refused(group: str, name: str, channels: int) -> UsageError:
