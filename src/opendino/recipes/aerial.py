@@ -1,11 +1,12 @@
 """Aerial and satellite images: any bands and bits, no side is up, a pixel is always as many meters.
 
 Command: `opendino train FOLDER --recipe aerial`
-As `small`, with flips and quarter turns, crops that are not resized, and changes of each band instead of colors, none
-of them with the small network of a CPU: the color of land says what it is.
+As `small`, with flips and quarter turns, crops that are not resized, and no inversion (solarize). Bands that are not
+red, green and blue are changed each for itself, and not at all with the small network of a CPU.
 Cost: as `small`, for each band beyond three about 1 % more in the network, and as many more bytes in cache and
 transfer; 16 bits take twice the bytes of 8. Cut scenes into tiles first.
-Accuracy of `small` on eurosat64: docs/results.md; of this recipe none is measured yet.
+Accuracy: docs/results.md has `small` on eurosat64; 700 steps of 64 of this recipe on a CPU have a k-NN of 77.9 ± 2.1 %
+of 375 held out of the training images there, 71.5 % without changes of color (docs/log.md).
 """
 
 from __future__ import annotations
@@ -20,13 +21,5 @@ from opendino.views.settings import changed
 def config(data: str) -> Config:
     """The settings for `data`."""
     base = small.config(data)
-    views = {
-        "all.crop.fixed": True,
-        "all.color_jitter.p": 0.0,
-        "all.gray.p": 0.0,
-        "all.solarize.p": 0.0,
-        "all.channel_jitter.p": 0.8,
-        "all.channel_jitter.brightness": "auto",
-        "all.channel_jitter.contrast": "auto",
-    }
-    return replace(base, orientation="any", views=changed(base.views, views))
+    views = changed(base.views, {"all.crop.fixed": True, "all.solarize.p": 0.0})
+    return replace(base, orientation="any", views=views)
