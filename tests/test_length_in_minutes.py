@@ -19,6 +19,7 @@ from opendino.cli import main, train_command
 from opendino.config import ResolvedConfig
 from opendino.core import log
 from opendino.core.errors import UsageError
+from opendino.core.types import Clock
 from opendino.recipes import small
 
 
@@ -29,8 +30,9 @@ def test_only_the_first_epoch_waits_for_images_that_are_cached() -> None:
     assert epochs(2.5, 0.01, 0.04, 100, cached=True) == pytest.approx(0.5)
 
 
-def test_steps_are_timed_apart_from_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Decoding takes 3 s of the processor that trains, views 1 s and a step of 16 images 4 s."""
+@pytest.mark.parametrize("asleep", [range(0), range(3, 4), range(9, 12)])
+def test_steps_are_timed_apart_from_decoding(asleep: range, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decoding takes 3 s of the processor that trains, views 1 s and a step of 16 images 4 s; some take 1,000 more."""
     now = [0.0]
 
     def with_views(*_: object) -> Iterator[tuple[str, Callable[[], None]]]:
@@ -46,9 +48,9 @@ def test_steps_are_timed_apart_from_decoding(tmp_path: Path, monkeypatch: pytest
     def make_views() -> None:
         now[0] += 1
 
-    def step(_model: object, _optimizer: object, _settings: object, _batch: int, _clock: object, views, *_) -> None:  # type: ignore[no-untyped-def]
+    def step(_model: object, _optimizer: object, _settings: object, _batch: int, clock: Clock, views, *_) -> None:  # type: ignore[no-untyped-def]
         list(views)
-        now[0] += 4
+        now[0] += 1004 if clock.step in asleep else 4
 
     config = replace(dino_run(tmp_path / "run"), steps=100)
     resolved, source = resolve.resolve_config(config, torch.device("cpu"))
