@@ -170,10 +170,10 @@ def seconds_per_image(
             synchronize(device)
             if distributed.any_true(number > _WARM_UP_STEPS and time.monotonic() - began > seconds / 4):
                 parts.append((time.monotonic() - began) / num)
-                began, num = time.monotonic(), 0
                 if len(parts) == 2:
                     break
-        return min(parts, default=(time.monotonic() - began) / max(1, num))
+                began, num = time.monotonic(), 0
+        return min(parts or [(time.monotonic() - began) / num])
 
     torch.set_num_threads(config.threads)
     try:

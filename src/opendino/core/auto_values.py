@@ -64,9 +64,9 @@ def colors(facts: Facts) -> tuple[dict[str, float], str]:
     """Strength of the color augmentations by name of the setting, and why.
 
     Those of the paper are for a thousand kinds of objects, whose color says little. They cost leaves 3 points
-    and cells 6, whose color and brightness say a lot. With half of the changes of brightness, contrast and hue leaves
-    lose nothing, and land gains 4 points over a fifth of all (docs/log.md). Changes of measured channels cost cells 3
-    points even if they are slight. Measured for small networks only.
+    and cells 6, whose color and brightness say a lot. With half of its brightness, contrast and hue, land gains
+    5 points over about a quarter of it, and leaves lose no more than chance explains (docs/log.md). Changes of measured
+    channels cost cells 3 points even if they are slight. Measured for small networks only.
     """
     if not facts.convolutional:
         return {

@@ -2,7 +2,7 @@
 
 Command: `opendino train FOLDER --recipe aerial`
 As `small`, with flips and quarter turns, crops that are not resized, and no inversion (solarize). Bands that are not
-red, green and blue are changed each for itself, and not at all with the small network of a CPU.
+red, green and blue get noise, and with a ViT changes of brightness and contrast, each for itself.
 Cost: as `small`, for each band beyond three about 1 % more in the network, and as many more bytes in cache and
 transfer; 16 bits take twice the bytes of 8. Cut scenes into tiles first.
 Accuracy: docs/results.md has `small` on eurosat64; 700 steps of 64 of this recipe on a CPU have a k-NN of 77.9 ± 2.1 %
