@@ -31,7 +31,7 @@ import numpy as np
 import packs
 import torch
 from PIL import Image
-from record import keep, machine, weights
+from record import joules, keep, machine, weights
 from torch import Tensor, nn
 
 import opendino
@@ -70,7 +70,8 @@ def main() -> None:
     document: dict[str, Any] = {
         "what": "accuracy in percent on val: k-NN (k = 10, cosine) of the vectors as they are, and of vectors scaled "
         "by mean and deviation of train; of the scaled ones the mean over classes, a linear classifier on all labels, "
-        "and on 5 and 20 labels a class (mean of 5 draws); wall and processor seconds of the training command",
+        "and on 5 and 20 labels a class (mean of 5 draws); wall and processor seconds of the training command, "
+        "and the joules of all processors where the machine tells them",
         "machine": f"{machine()}, OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', 'unset')}",
         "date": time.strftime("%Y-%m-%d"),
         "command": f"python benchmarks/real.py {shlex.join(sys.argv[1:])}",
@@ -103,9 +104,12 @@ def measured(pack: str, args: argparse.Namespace, home: Path) -> Any:
             "--seed", str(seed), "--out", str(run), "--report", "False", "--json", *shlex.split(args.train),
         ]  # fmt: skip
         command += ["--minutes", f"{args.minutes:g}"] if args.minutes else []
-        spent, began = cpu_seconds(), time.monotonic()
+        spent, began, energy = cpu_seconds(), time.monotonic(), joules()
         ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         seconds = {"seconds": time.monotonic() - began, "processor seconds": cpu_seconds() - spent}
+        after = joules()
+        if energy is not None and after is not None and after > energy:  # the counter starts again at times
+            seconds["joules"] = after - energy
         model, result = opendino.load(str(run)), json.loads(ended.stdout.splitlines()[-1])
         told = {name: result[name] for name in ("verdict", "steps") if name in result}
         print(pack, seed, result["knn"], seconds, file=sys.stderr)

@@ -1,6 +1,7 @@
 """Training to published figures on Imagenette: minutes taken and k-NN reached, on one GPU.
 
-Run: python benchmarks/targets.py IMAGENETTE [--only dino_resnet18 ...] [--seed 0] [--epochs 200] [--out FILE.json].
+Run: python benchmarks/targets.py IMAGENETTE [--only dino_resnet18 ...] [--seed 0] [--epochs 200 | --minutes M]
+[--out FILE.json].
 IMAGENETTE has train/CLASS/* and val/CLASS/*. Published figures and their settings (batch 256, 200 epochs, one seed):
 
 - dino_resnet18: DINO 0.873 (k = 200, T = 0.1) in 75 minutes, byol_resnet18: BYOL 0.705 in 54 minutes; ResNet-18 on
@@ -58,6 +59,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--only", nargs="+", choices=TARGETS, default=TARGETS)
     parser.add_argument("--epochs", type=float, default=200.0)
+    parser.add_argument("--minutes", type=float, help="of each run, instead of the epochs")
     parser.add_argument("--steps", type=int, help="instead of the epochs, to test the program")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
@@ -69,26 +71,34 @@ def main() -> None:
         "what": "k-NN in percent on Imagenette, and minutes of training",
         "machine": machine(device),
         "date": time.strftime("%Y-%m-%d"),
-        "steps": args.steps or f"{args.epochs:g} epochs",
+        "length": length(args),
         "seed": args.seed,
         "targets": found,
     }
     keep(document, args.out)
 
 
+def length(args: argparse.Namespace) -> dict[str, float]:
+    """Of a run: the one field of its settings that says how long it trains."""
+    if args.steps:
+        return {"steps": args.steps}
+    return {"minutes": args.minutes} if args.minutes else {"epochs": args.epochs}
+
+
 def reach(target: str, args: argparse.Namespace, out: str) -> dict[str, Any]:
     """One run, and both networks evaluated on all images."""
     published, k, temperature, config = TARGETS[target]
-    val, length = str(args.data / "val"), {"steps": args.steps} if args.steps else {"epochs": args.epochs}
-    result = opendino.train(replace(config, data=str(args.data / "train"), val=val, seed=args.seed, out=out, **length))
+    val = str(args.data / "val")
+    config = replace(config, data=str(args.data / "train"), val=val, seed=args.seed, out=out, **length(args))
+    result = opendino.train(config)
     scores = {}
     for which in ("teacher", "student"):
         report = knn.evaluate(knn.Config(out, which=which, val=val, k=(20, 200), temperature=temperature))
         scores[which] = {k: row["top1"] for k, row in report.fields["by_k"].items()}
     told = {
-        "published": published, "k": k, "minutes": result.seconds / 60, "images_per_second": result.images_per_second,
-        "data_wait": result.data_wait, "mfu": result.mfu, "peak_memory_gib": result.peak_memory_bytes / 2**30,
-        "scores": scores, "weights": weights(out),
+        "published": published, "k": k, "steps": result.steps, "minutes": result.seconds / 60,
+        "images_per_second": result.images_per_second, "data_wait": result.data_wait, "mfu": result.mfu,
+        "peak_memory_gib": result.peak_memory_bytes / 2**30, "scores": scores, "weights": weights(out),
     }  # fmt: skip
     print(target, told, file=sys.stderr)
     return told

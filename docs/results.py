@@ -1,8 +1,7 @@
-"""Writes docs/results.md from two records of benchmarks/results: python docs/results.py
+"""Writes docs/results.md and docs/figures/real.svg from two records of benchmarks/results: python docs/results.py
 
-They are the newest real_*.json and the newest real_opponents_*.json, with lightly's pieces and lightly-train.
-
-The section of other results at its end is written by hand and kept.
+They are the newest real_*.json, which the figure shows, and the newest real_opponents_*.json, with lightly's pieces
+and lightly-train. The section of other results at the page's end is written by hand and kept.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 PAGE = Path(__file__).with_name("results.md")
+FIGURE = Path(__file__).with_name("figures") / "real.svg"
 RESULTS = Path(__file__).parents[1] / "benchmarks/results"
 WAYS = {
     "pixels": "raw pixels, 32×32", "color+LBP": "color and texture (LBP) by hand", "untrained": "untrained network",
@@ -21,6 +21,16 @@ WAYS = {
 MEASURES = {
     "knn": "k-NN", "knn scaled": "k-NN, scaled", "balanced": "balanced", "linear": "linear", "5 a class": "5 labels a class",
     "20 a class": "20 labels a class",
+}  # fmt: skip
+WIDTH, ROW, LEFT, RIGHT, TOP = 780, 44, 180, 60, 40
+# Okabe and Ito's colors, told apart by the color-blind too.
+DOTS = {
+    "pixels": ("#000000", "raw pixels"), "color+LBP": ("#E69F00", "color and texture by hand"),
+    "untrained": ("#999999", "same network, untrained"), "ours": ("#0072B2", "opendino, 20 minutes"),
+}  # fmt: skip
+IMAGES = {
+    "steel96": "steel surfaces, gray", "eurosat64": "satellite, RGB", "leaf96": "tomato leaves, RGB",
+    "fluorescence": "cells, 3 channels, 16 bit", "bloodcells": "blood cells, RGB",
 }  # fmt: skip
 
 
@@ -70,11 +80,44 @@ def cell(runs: list[dict], measure: str) -> str:
     return f"{mean(values):.1f} ± {max(seeds, mean(run['standard error'] for run in runs)):.1f}"
 
 
+def picture(path: Path) -> str:
+    """A record as SVG: a row for each set of images, a dot for each way, at the better of its two k-NN accuracies."""
+    packs = json.loads(path.read_text(encoding="utf-8"))["packs"]
+    height = TOP + ROW * len(packs) + 40
+
+    def x(percent: float) -> float:
+        return LEFT + percent / 100 * (WIDTH - LEFT - RIGHT)
+
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="sans-serif" font-size="13">',
+        f'<rect width="{WIDTH}" height="{height}" fill="white"/>',
+    ]
+    for percent in range(0, 101, 20):
+        parts.append(f'<line x1="{x(percent):.0f}" x2="{x(percent):.0f}" y1="{TOP}" y2="{height - 34}" stroke="#ddd"/>')
+        parts.append(f'<text x="{x(percent):.0f}" y="{height - 16}" text-anchor="middle">{percent}</text>')
+    at = 16.0
+    for color, label in DOTS.values():
+        parts.append(f'<circle cx="{at}" cy="16" r="6" fill="{color}"/><text x="{at + 11}" y="20.5">{label}</text>')
+        at += 7.2 * len(label) + 38
+    for row, (pack, ways) in enumerate(packs.items()):
+        y = TOP + ROW * (row + 0.5)
+        parts.append(f'<text x="{LEFT - 12}" y="{y + 4.5:.1f}" text-anchor="end">{IMAGES[pack]}</text>')
+        best = {
+            way: max(mean(run[measure] for run in ways[way]) for measure in ("knn", "knn scaled")) for way in DOTS
+        }
+        for number, (way, (color, _)) in enumerate(DOTS.items()):
+            parts.append(f'<circle cx="{x(best[way]):.1f}" cy="{y + 7 * (number - 1.5):.1f}" r="6" fill="{color}"/>')
+        ours = f'{y + 4.5:.1f}" fill="{DOTS["ours"][0]}">{best["ours"]:.1f} %'
+        parts.append(f'<text x="{WIDTH - RIGHT + 12}" y="{ours}</text>')
+    return "\n".join([*parts, "</svg>"]) + "\n"
+
+
 if __name__ == "__main__":
     opponents = set(RESULTS.glob("real_opponents_*.json"))
     newest = [
         max(files, key=lambda path: (path.stem.rpartition("_")[2], path.name))
         for files in (set(RESULTS.glob("real_*.json")) - opponents, opponents)
     ]
+    FIGURE.write_text(picture(newest[0]), encoding="utf-8")
     _, heading, by_hand = PAGE.read_text(encoding="utf-8").partition("\n## Other results\n")
     PAGE.write_text(HEAD + "\n".join(map(record, newest)) + heading + by_hand, encoding="utf-8")
