@@ -56,12 +56,11 @@ check: setup
 bench: setup
 	$(BIN)/python benchmarks/demo.py $(ARGS)
 
-# The pages of methods and results, and the tables of flags; and the figure of the README, from a run of the demo.
+# The pages of methods and results with the figure of the README, and the tables of flags.
 docs: setup
 	$(BIN)/python docs/methods.py
 	$(BIN)/python docs/flag_tables.py
 	$(BIN)/python docs/results.py
-	test ! -e $(RUN) || $(BIN)/python docs/figures/curve.py $(RUN) docs/figures/demo.svg
 
 # Everything below docs/, the help of the commands and the names of Python as pages: build/site/index.html. A link that leads
 # nowhere, or a page that the menu lacks, is an error.

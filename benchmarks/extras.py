@@ -31,6 +31,10 @@ TRIALS = {
         "serve: 7872/ opendino explore e.parquet --port 7872",
     ],
     "export": ["opendino export run --to onnx --out net.onnx", "opendino export vit --to huggingface --out net"],
+    "finetune": [
+        "python: open('labels.csv', 'w').write('path,class\\n' + ''.join(f'{i}.png,{i % 2}\\n' for i in range(24)))",
+        "opendino finetune vit photos --labels labels.csv --method.lora-rank 8 --steps 2 --out tuned",
+    ],
     "medical": [
         "python: import shutil, pydicom.data as d; shutil.copy(d.get_testdata_file('CT_small.dcm'), 'scans/a.dcm')",
         "python: import nibabel as n, numpy as np; n.save(n.Nifti1Image(np.eye(32), np.eye(4)), 'scans/b.nii.gz')",

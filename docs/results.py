@@ -22,6 +22,7 @@ MEASURES = {
     "knn": "k-NN", "knn scaled": "k-NN, scaled", "balanced": "balanced", "linear": "linear", "5 a class": "5 labels a class",
     "20 a class": "20 labels a class",
 }  # fmt: skip
+HEADINGS = "The default command, and no training", "Beside lightly's pieces and lightly-train"
 WIDTH, ROW, LEFT, RIGHT, TOP = 780, 44, 180, 60, 40
 # Okabe and Ito's colors, told apart by the color-blind too.
 DOTS = {
@@ -39,15 +40,32 @@ HEAD = """# Results on real images
 Accuracy in percent on images held out of training: k-NN (k = 10, cosine) of the vectors as they are and of
 vectors scaled by mean and deviation of the training images; of the scaled ones the mean over the classes, a
 linear classifier on all labels of the training images, and on 5 and 20 labels a class (mean of 5 draws). ± is the
-larger one of the standard errors over queries and over seeds. Training sees no labels.
+larger one of the standard errors over queries and over seeds. Training sees no labels. By hand means mean and deviation of each
+channel and local binary patterns (LBP) of 8 points at 1 px and 16 at 2 px; raw pixels are all channels at 32×32.
+
+## The images
+
+`OPENDINO_DATA=DIR` names a folder with these sets, as `DIR/steel96/train/CLASS/*` and `DIR/steel96/val/CLASS/*`. They are not ours to hand
+out; this is how each was made. An image is in `val` if the first eight hexadecimal digits of the SHA-256 of its file name, as a number,
+are a multiple of 5 (bloodcells: of 4; leaf96: of what the file name calls a leaf, or of twenty shots of a camera that follow each other).
+
+| set | images, train + val | from (GitHub) | how |
+|---|---|---|---|
+| steel96 | surfaces of rolled steel, 6 kinds of defects, gray, 1,439 + 360 | NEU-DET (K. Song, Y. Yan): siddhartamukherjee/NEU-DET-Steel-Surface-Defect-Detection | 200 px made 128 (Lanczos), JPEG of quality 85 |
+| eurosat64 | land from a satellite, 10 uses, RGB, 2,156 + 544 | EuroSAT (Helber et al. 2019): DerrickLJH2000/EuroSAT-HyperSpectral-Image-Classification | original files of 64 px, of each class the 270 whose names have the smallest SHA-256 |
+| leaf96 | tomato leaves, nine diseases and healthy, RGB, 1,272 + 327 | PlantVillage (Hughes and Salathé 2015): MarcoCaruso02/plantvillage | at most 160 of a class, 256 px made 96, JPEG of quality 85 |
+| fluorescence | single cells, bright field, DNA stain and dark field, 16 bit, 1,392 + 328 | imaging flow cytometry (Blasi et al. 2016): minh-doan/MLCP | cells of 40 px cut from montages; four of seven phases: G1, G2, Prophase, S |
+| bloodcells | white blood cells of two devices, 5 kinds, RGB, 298 + 102 | Zheng et al. 2018: zxaoyou/segmentation_WBC | squares of 1.4 times the box of a cell, 96 px, PNG |
 
 """
 
 
-def record(path: Path) -> str:
+def record(path: Path, heading: str) -> str:
     """The tables of a record."""
     found, name = json.loads(path.read_text(encoding="utf-8")), path.name
     lines = [
+        f"## {heading}",
+        "",
         f"{found['machine']}, {found['date']} ([file](../benchmarks/results/{name})):",
         *([found["note"][0].upper() + found["note"][1:] + "."] if "note" in found else []),
         "",
@@ -59,7 +77,7 @@ def record(path: Path) -> str:
     for pack, ways in found["packs"].items():
         rows = {way: ways[way] for way in WAYS if way in ways}
         seeds = ", ".join(str(run["seed"]) for run in rows["ours"])
-        lines += [f"## {pack}, {rows['ours'][0]['queries']} queries, seeds {seeds}", ""]
+        lines += [f"### {pack}, {rows['ours'][0]['queries']} queries, seeds {seeds}", ""]
         lines += [f"| | {' | '.join(MEASURES.values())} | processor minutes |", f"|---|{'---|' * (len(MEASURES) + 1)}"]
         for way, runs in rows.items():
             cells = [cell(runs, measure) for measure in MEASURES]
@@ -120,4 +138,4 @@ if __name__ == "__main__":
     ]
     FIGURE.write_text(picture(newest[0]), encoding="utf-8")
     _, heading, by_hand = PAGE.read_text(encoding="utf-8").partition("\n## Other results\n")
-    PAGE.write_text(HEAD + "\n".join(map(record, newest)) + heading + by_hand, encoding="utf-8")
+    PAGE.write_text(HEAD + "\n".join(map(record, newest, HEADINGS)) + heading + by_hand, encoding="utf-8")

@@ -49,7 +49,7 @@ def test_micrographs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     for folder in ("cells/plate1", "cells/plate2", "labeled/a", "labeled/b", "checked/a", "checked/b"):
         Path(folder).mkdir(parents=True)
         for number in range(40 if folder.startswith("cells") else 8):
-            path = Path(folder, f"{number + 10 * folder.startswith('checked'):02}.tif")
+            path = Path(folder, f"a{number + 10 * folder.startswith('checked'):02}.tif")
             pixels = rng.integers(0, 4000, (5, 36, 36), np.uint16)
             tifffile.imwrite(path, pixels, photometric="minisblack")
             rows.append([f"{path.parent.name}/{path.name}", f"plate{number % 2}"])
