@@ -14,7 +14,7 @@ from tests.factories import plain_folder
 from opendino.core.errors import UsageError, UserError
 from opendino.core.types import ViewGroup, ViewSpec
 from opendino.data.cache import DecodedImages
-from opendino.data.labels import all_labels, relabel
+from opendino.data.labels import all_labels, match_labels, relabel
 from opendino.data.loader import Batches
 from opendino.data.open_source import open_source
 from opendino.views.settings import view
@@ -67,13 +67,33 @@ def test_another_seed_draws_another_share() -> None:
     assert not np.array_equal(all_labels(relabel(source, "10%", 0)), all_labels(relabel(source, "10%", 1)))
 
 
-def test_a_csv_names_classes_by_key_or_by_a_unique_file_name(tmp_path: Path) -> None:
+@pytest.mark.parametrize("third", ["3.png", "3", "elsewhere/b/3.png", "/home/me/b/3.png", "C:\\b\\3.png"])
+def test_a_csv_names_classes_by_key_or_by_a_unique_file_name(tmp_path: Path, third: str) -> None:
     source = open_source(plain_folder(tmp_path / "photos", "a/1.png", "a/2.png", "b/3.png", "4.png"))
     listed = tmp_path / "labels.csv"
-    listed.write_text("path,class\na/1.png,dog\nelsewhere/3.png,cat\n4.png,\n")
+    listed.write_text(f"path,class\na/1.png,dog\n{third},cat\n4.png,\n")
     some = relabel(source, str(listed), 0)
     assert some.classes == ("cat", "dog")
     assert {some.key(i): some.label(i) for i in range(4)} == {"4.png": -1, "a/1.png": 1, "a/2.png": -1, "b/3.png": 0}
+
+
+def test_a_line_for_another_folder_names_no_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = open_source(plain_folder(tmp_path / "photos", "cat/5.png", "cat/6.png", "cat/7.png"))
+    listed = tmp_path / "labels.csv"
+    listed.write_text("path,class\ncat/5.png,cat\ndog/5.png,dog\ncat/6.png,cat\ndog/6.png,dog\ndog/7.png,dog\n")
+    some = relabel(source, str(listed), 0)
+    assert some.classes == ("cat",) and all_labels(some).tolist() == [0, 0, -1]
+    assert "3 of the 5 paths" in capsys.readouterr().err
+
+
+def test_the_key_of_an_image_counts_before_other_paths_to_it(tmp_path: Path) -> None:
+    keys, listed = ["cat/5.png", "cat/6.png"], tmp_path / "labels.csv"
+    listed.write_text("path,class\nold/cat/5.png,dog\ncat/5.png,cat\n6.png,cat\n/x/cat/6.png,cat\n")
+    found, unmatched = match_labels(keys, str(listed))
+    assert found == {0: "cat", 1: "cat"} and unmatched.startswith("1 of the 4 paths")
+    listed.write_text("path,class\nold/cat/5.png,dog\nnew/cat/5.png,cat\n")
+    with pytest.raises(UserError, match=r"different things about cat/5\.png, as old/cat/5\.png and as new/cat/5\.png"):
+        match_labels(keys, str(listed))
 
 
 def test_a_folder_called_unlabeled_has_no_class(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def test_values_are_those_of_the_images(photos: Path) -> None:
 
 
 def test_images_that_the_csv_lacks_have_no_value(photos: Path) -> None:
-    (photos.parent / "few.csv").write_text("path,device\n3.png,x\nelsewhere/4.png,y\nphotos/no.png,z\n")
+    (photos.parent / "few.csv").write_text("path,device\n3.png,x\nelsewhere/a/4.png,y\nphotos/no.png,z\n")
     found = read_metadata(str(photos.parent / "few.csv"), keys(photos))
     assert sorted(found["device"]) == [""] * 18 + ["x", "y"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import final
+from typing import TypeVar, final
 
 import numpy as np
 
@@ -17,6 +17,9 @@ MASKS = "masks"
 """The value of the setting `labels` where masks are the labels, see `datasets.labeled_pixels`."""
 WORDS = ("auto", "folders", "none", MASKS)
 """Values of the setting `labels` that are never a file, even where a file or folder has that name."""
+
+
+_Said = TypeVar("_Said")
 
 
 @final
@@ -107,21 +110,55 @@ def relabel(source: Source, labels: str, seed: int) -> Source:
 def image_finder(keys: Sequence[str]) -> Callable[[str], int | None]:
     """A function that finds the image that a list names: path → index, None if there is none.
 
-    A path is matched to the keys; then, if only one image has that file name, by file name.
+    A path is matched to the keys. If it is none of them, it is the only image with that file name, with or without its
+    suffix, whose folders do not contradict: `/home/me/photos/cat/5.jpg`, `cat/5` and `5.jpg` may name `cat/5.jpg`,
+    `dog/5.jpg` does not.
     """
     by_key = {key: index for index, key in enumerate(keys)}
-    files: dict[str, list[int]] = {}
-    for key, index in by_key.items():
+    files: dict[str, list[str]] = {}
+    for key in keys:
         name = key.rpartition("/")[2]
         for each in {name, name.rpartition(".")[0] or name}:
-            files.setdefault(each, []).append(index)
+            files.setdefault(each, []).append(key)
 
     def find(image: str) -> int | None:
         index = _by_key(by_key, image)
-        same_file = files.get(image.replace("\\", "/").rpartition("/")[2], [])
-        return same_file[0] if index is None and len(same_file) == 1 else index
+        folders, _, name = image.replace("\\", "/").rpartition("/")
+        same_file = [key for key in files.get(name, []) if _agree(folders, key.rpartition("/")[0])]
+        return by_key[same_file[0]] if index is None and len(same_file) == 1 else index
 
     return find
+
+
+def _agree(one: str, other: str) -> bool:
+    """Whether one path of folders is the end of the other."""
+    ends = zip(one.split("/")[::-1], other.split("/")[::-1], strict=False)
+    return not (one and other) or all(a == b for a, b in ends)
+
+
+def matched(keys: Sequence[str], listed: dict[str, _Said], path: str) -> tuple[dict[int, _Said], list[str]]:
+    """Position in `keys` → what a list says about that image; and the paths that name no image.
+
+    Where several paths lead to an image, the one that is its key counts.
+
+    Raises:
+        UserError: Two paths lead to one image and say different things about it.
+    """
+    find, known = image_finder(keys), set(keys)
+    found, paths, unmatched = dict[int, _Said](), dict[int, str](), list[str]()
+    for image in sorted(listed, key=lambda image: printable(image) not in known):
+        index = find(image)
+        if index is None or (index in found and printable(paths[index]) == keys[index] != printable(image)):
+            unmatched.append(image)
+        elif index in found and found[index] != listed[image]:
+            raise UserError(
+                f"{printable(path)} says different things about {keys[index]}, as {printable(paths[index])} and as "
+                f"{printable(image)}",
+                f"Write paths as in the dataset, e.g. {keys[index]}",
+            )
+        else:
+            found[index], paths[index] = listed[image], image
+    return found, unmatched
 
 
 def listed_labels(keys: Sequence[str], path: str) -> dict[int, str]:
@@ -146,8 +183,7 @@ def match_labels(keys: Sequence[str], path: str) -> tuple[dict[int, str], str]:
     named = {image: name for image, name in listed.items() if name}
     if not named:
         raise UserError(f"{path} names no classes", "Write lines of path,class")
-    found = {index: name for image, name in named.items() if (index := find(image)) is not None}
-    unmatched = [image for image in named if find(image) is None]
+    found, unmatched = matched(keys, named, path)
     message = f"{len(unmatched):,} of the {len(named):,} paths in {path} match no image, e.g. "
     if not found:
         raise UserError(f"{message}{printable(unmatched[0])}", f"Write paths as in the dataset, e.g. {keys[0]}")

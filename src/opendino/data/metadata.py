@@ -10,7 +10,7 @@ import numpy as np
 from opendino.core import log
 from opendino.core.contracts import Source
 from opendino.core.errors import UsageError, UserError
-from opendino.data.labels import Relabeled, image_finder
+from opendino.data.labels import Relabeled, image_finder, matched
 from opendino.data.list_columns import is_class, is_metadata, read_columns
 from opendino.data.source_files import FolderClasses, class_order, is_file, printable
 
@@ -35,7 +35,7 @@ def read_metadata(path: str, keys: Sequence[str]) -> dict[str, list[str]]:
     """
     find = image_finder(keys)
     listed = read_columns(path, lambda image: find(image) is not None)
-    found = {index: values for image, values in listed.items() if (index := find(image)) is not None}
+    found, _ = matched(keys, listed, path)
     if not found:
         raise UserError(
             f"None of the {len(listed):,} paths in {printable(path)} is an image of the set, e.g. "
