@@ -8,7 +8,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import tifffile
 import torch
 from tests.factories import checkpoint_tensors, difference, model_folder, small_vit
 
@@ -195,3 +197,20 @@ def test_the_network_is_kept_only_if_it_is_better() -> None:
         name = {1: "better", 0: "no better", -1: "worse"}[found.direction]
         says = finetuning._says(found, Path("run"))
         assert says.startswith(verdict) and ("takes the fine-tuned network" in says) == (name == "better")
+
+
+@pytest.mark.parametrize("channels", [1, 3, 5])
+def test_a_model_of_photographs_is_tuned_on_images_of_16_bits(model: str, tmp_path: Path, channels: int) -> None:
+    rng = np.random.default_rng(0)
+    for number in range(24):
+        path = tmp_path / "cells" / "ab"[number % 2] / f"{number}.tif"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 3000, (channels, 32, 32), np.uint16)
+        tifffile.imwrite(path, pixels, photometric="minisblack", planarconfig="separate" if channels > 1 else None)
+    run = tmp_path / "run"
+    found = opendino.finetune(model, str(tmp_path / "cells"), labels="folders", out=str(run), stack="channels", **QUICK)
+    assert found.against_start["num_images"] > 0
+    tuned, frozen = opendino.load(run), opendino.load(run / "frozen")
+    assert frozen.reading == tuned.reading and len(frozen.preprocessing["mean"]) == channels
+    assert frozen.preprocessing["mean"] == tuned.preprocessing["mean"]
+    assert frozen.embed(str(tmp_path / "cells")).vectors.isfinite().all()

@@ -23,6 +23,8 @@ from opendino.features.few_labels import MOST_CROSS_VALIDATED
 from opendino.features.logistic_regression import cross_validated
 from opendino.features.paired_change import Change, change
 from opendino.methods import supervised
+from opendino.models import build
+from opendino.models.adapt import adapt
 from opendino.models.classifier import Classifier, save_choice
 from opendino.models.feature_tokens import Tokens, protocol_for, tokens_of
 from opendino.models.image_reading import ImageReading
@@ -77,18 +79,20 @@ def against_frozen_head(config: ResolvedConfig, folder: Path, device: torch.devi
         "measure" ("classifier" or "segmentation"), "verdict" (better, no better, worse, unknown), "keep" (finetuned,
         frozen), fields of `Change` ("before" is the frozen one), and a sentence "says".
     """
+    tuned = load(folder)
     try:
-        start = load(config.init or "").to(device)
+        start = load(config.init or "")
     except UserError:
         says = f"Cannot say whether it is better than its frozen features: {config.init} is not there"
         measure = "segmentation" if config.labels == MASKS else "classifier"
         return {"measure": measure, "verdict": "unknown", "keep": "finetuned", "says": says}
+    start = _reading_as(tuned, start, str(config.init)).to(device)
     if config.labels == MASKS:
         with distributed.single_process():
-            return mask_finetuning.against_frozen_head(config, folder, start, load(folder).to(device))
+            return mask_finetuning.against_frozen_head(config, folder, start, tuned.to(device))
     with distributed.single_process():
         log.say("comparing with a classifier of the frozen features on held-out images")
-        tuned = load(folder).to(device)
+        tuned = tuned.to(device)
         classes, tokens = tuned.classes, tokens_of(protocol_for(start.backbone), start.backbone)[0]
         before = _fitted(start, classes, tokens, config, "a classifier of the frozen features")
         after = _fitted(tuned, classes, Tokens(), config, "the fine-tuned network")
@@ -100,6 +104,25 @@ def against_frozen_head(config: ResolvedConfig, folder: Path, device: torch.devi
         "measure": "classifier", "verdict": verdict, "keep": keep, **(vars(found) if found else {}),
         "says": _says(found, folder),
     }  # fmt: skip
+
+
+def _reading_as(tuned: Model, start: Model, name: str) -> Model:
+    """The model that a run starts from, with images read and normalized as by the run, and a network for their channels.
+
+    A model of photographs cannot read images of 16 bits or of five channels, but a run may start from it.
+    """
+    if tuned.reading == start.reading:
+        return start
+    network, channels = start.backbone, len(tuned.preprocessing["mean"])
+    if channels != len(start.preprocessing["mean"]):
+        options = {key: value for key, value in network.kwargs.items() if key not in ("image_px", "in_chans")}
+        image_px = start.preprocessing["image_px"]
+        wider = build.backbone(network.name, image_px=image_px, in_chans=channels, **options)
+        adapt(network, wider, name)
+        network = wider
+    read = {key: tuned.preprocessing.get(key) for key in ("mean", "std", "images")}
+    preprocessing = {key: value for key, value in (start.preprocessing | read).items() if value is not None}
+    return Model(network, preprocessing, start.description)
 
 
 def _says(found: Change | None, folder: Path) -> str:
