@@ -107,7 +107,7 @@ def against_frozen_head(config: ResolvedConfig, folder: Path, device: torch.devi
 
 
 def _reading_as(tuned: Model, start: Model, name: str) -> Model:
-    """The model that a run starts from, with images read and normalized as by the run, and a network for their channels.
+    """The model that a run starts from, with images read as the run reads them, and a network for their channels.
 
     A model of photographs cannot read images of 16 bits or of five channels, but a run may start from it.
     """
@@ -115,13 +115,14 @@ def _reading_as(tuned: Model, start: Model, name: str) -> Model:
         return start
     network, channels = start.backbone, len(tuned.preprocessing["mean"])
     if channels != len(start.preprocessing["mean"]):
-        options = {key: value for key, value in network.kwargs.items() if key not in ("image_px", "in_chans")}
+        options: dict[str, Any] = {key: value for key, value in network.kwargs.items() if key not in ("image_px", "in_chans")}
         image_px = start.preprocessing["image_px"]
         wider = build.backbone(network.name, image_px=image_px, in_chans=channels, **options)
         adapt(network, wider, name)
         network = wider
-    read = {key: tuned.preprocessing.get(key) for key in ("mean", "std", "images")}
-    preprocessing = {key: value for key, value in (start.preprocessing | read).items() if value is not None}
+    of_the_run = ("mean", "std", "images")
+    kept = {key: value for key, value in start.preprocessing.items() if key not in of_the_run}
+    preprocessing = kept | {key: value for key, value in tuned.preprocessing.items() if key in of_the_run}
     return Model(network, preprocessing, start.description)
 
 
