@@ -115,9 +115,8 @@ def _reading_as(tuned: Model, start: Model, name: str) -> Model:
         return start
     network, channels = start.backbone, len(tuned.preprocessing["mean"])
     if channels != len(start.preprocessing["mean"]):
-        options: dict[str, Any] = {key: value for key, value in network.kwargs.items() if key not in ("image_px", "in_chans")}
-        image_px = start.preprocessing["image_px"]
-        wider = build.backbone(network.name, image_px=image_px, in_chans=channels, **options)
+        options: dict[str, Any] = {**network.kwargs, "image_px": start.preprocessing["image_px"], "in_chans": channels}
+        wider = build.backbone(network.name, **options)
         adapt(network, wider, name)
         network = wider
     of_the_run = ("mean", "std", "images")

@@ -14,6 +14,7 @@ from PIL import Image
 
 from opendino.core.contracts import Source
 from opendino.core.errors import BadImage, UsageError, UserError
+from opendino.core.types import PixelFormat
 from opendino.data import readers
 from opendino.data.image_files import image_files
 from opendino.data.image_survey import has_only_photographs, survey
@@ -258,3 +259,29 @@ def test_real_packs_are_surveyed(pack: str, data_folder: Path, tmp_path: Path) -
     if pack == "fluorescence":  # the ranges in the pack's README
         assert np.allclose(found.high, (989, 1400, 278), rtol=0.25)
         assert readers.read(source.source.read(0)).pixels.shape == (40, 40, 3)  # pyright: ignore[reportArgumentType]
+
+
+def test_photographs_among_deeper_images_are_refused_not_black() -> None:
+    files = {f"{number}.tif": tiff(gray(500 * number)) for number in range(6)}
+    images = image_files(Files(files | {f"p{number}.png": png(gray(90, dtype="u1")) for number in range(3)}), Reading())
+    found = survey(images)
+    assert (found.dtype, found.num_images, found.photographs) == ("uint16", 6, False)
+    assert [key for key, _ in found.others] == ["p0.png", "p1.png", "p2.png"] and "8 bits" in found.others[0][1]
+    images.intensity, _ = found.intensity(["auto"])
+    images.pixel_format = PixelFormat(1, 16)
+    assert images.read(3).max() > 30_000
+    with pytest.raises(BadImage, match=r"8 bits, but the range of the set ends at 26\d\d"):
+        images.read(6)
+
+
+def test_dark_deep_images_among_photographs_are_refused_not_black() -> None:
+    color = np.repeat(gray(90, dtype="u1")[..., None], 3, 2)
+    files = {f"{number}.png": png(color) for number in range(6)}
+    deep = {"dark.tif": tiff(gray(3000)), "bright.tif": tiff(gray(60_000))}
+    images = image_files(Files(files | deep), Reading())
+    found = survey(images)
+    assert found.photographs and found.channels == ("red", "green", "blue") and found.intensity(["auto"])[0] == "full"
+    assert [key for key, _ in found.others] == ["dark.tif"] and "it would be black" in found.others[0][1]
+    with pytest.raises(BadImage, match="as a photograph it would be black"):
+        images.read(6)
+    assert np.asarray(images.read(7)).max() > 230

@@ -19,7 +19,7 @@ from opendino.core.progress import track
 from opendino.data import readers
 from opendino.data.dataset_probe import sample_indices
 from opendino.data.image_files import ImageFiles
-from opendino.data.intensity import Intensity, Range, parse, read_csv
+from opendino.data.intensity import Intensity, Range, check_bright, parse, read_csv
 from opendino.data.readers.decoded_image import RGB, DecodedImage, from_array
 from opendino.data.readers.multi_page_files import StackQuestion, describe
 
@@ -189,6 +189,7 @@ def survey(source: ImageFiles, num: int = NUM_IMAGES, seed: int = 0) -> Survey:
         raise UserError(
             f"None of {len(others)} images can be read, e.g. {others[0][0]}: {others[0][1]}", "Convert them"
         )
+    only_photographs = _of_one_depth(found, others) or only_photographs
     if only_photographs:  # as in `has_only_photographs`: then all are trained on as RGB
         found = [(key, _as_rgb(image)) for key, image in found]
     return _summary(found, others, sizes)
@@ -230,6 +231,29 @@ def _thinned(image: DecodedImage, rng: np.random.Generator) -> DecodedImage:
     pixels = np.ascontiguousarray(image.pixels.reshape(-1, channels)[chosen][None])
     missing = None if image.nodata is None else image.nodata.reshape(-1, channels)[chosen][None]
     return DecodedImage(pixels, image.channels, image.value_range, missing, image.notes)
+
+
+def _of_one_depth(found: list[tuple[str, DecodedImage]], others: list[tuple[str, str]]) -> bool:
+    """Keep the more frequent ones if some images are photographs and some deeper; return whether photographs stay.
+
+    One range of values cannot serve both: `to_pixels` refuses an image of 8 bits in a set of deeper ones, and in a set
+    of photographs a deeper one that would be black. Those join `others`.
+    """
+    photographs = [each for each in found if each[1].is_photograph]
+    deeper = [each for each in found if each[1].pixels.dtype != np.uint8]
+    if not photographs or not deeper:
+        return False
+    if len(photographs) <= len(deeper):
+        others += [(key, "8 bits, most have more") for key, _ in photographs]
+        found[:] = [each for each in found if not each[1].is_photograph]
+        return False
+    for key, image in deeper:
+        try:
+            check_bright(image)
+        except BadImage as error:
+            others.append((key, str(error)))
+    found[:] = photographs
+    return True
 
 
 def _as_rgb(image: DecodedImage) -> DecodedImage:

@@ -179,6 +179,10 @@ def check_bright(image: DecodedImage) -> None:
         )
 
 
+_MUCH_DEEPER = 2 * 255
+"""Where the range of a set ends above this, an image of 8 bits is of another kind."""
+
+
 def to_pixels(
     image: DecodedImage,
     intensity: Range | None = None,
@@ -192,7 +196,8 @@ def to_pixels(
         pixel_format: Number of channels, and uint8 or uint16.
 
     Raises:
-        BadImage: It has another number of channels, or would be black, see `check_bright`.
+        BadImage: It has another number of channels, or would be black: see `check_bright`, or it has 8 bits in a set of
+            deeper images.
     """
     channels, wanted = image.pixels.shape[2], pixel_format.channels
     becomes_gray = channels == 1 and pixel_format == PixelFormat()
@@ -200,11 +205,11 @@ def to_pixels(
         numbers = " ".join(map(str, range(min(wanted, 12))))
         hint = f": choose {wanted} of them, e.g. --channels {numbers}" if channels > wanted else f", not {wanted}"
         raise BadImage(f"{describe(image.channels)}{hint}"[:240])
-    if intensity is None:
+    if intensity is None or (intensity == "full" and pixel_format == PixelFormat()):  # photographs
         check_bright(image)
-        used = Intensity.of_file(image)
-    else:
-        used = range_of(image, intensity)
+    used = Intensity.of_file(image) if intensity is None else range_of(image, intensity)
+    if image.pixels.dtype == np.uint8 and isinstance(intensity, Intensity) and max(intensity.high) > _MUCH_DEEPER:
+        raise BadImage(f"8 bits, but the range of the set ends at {max(intensity.high):g}: it would be black")
     pixels = used.to_uint8(image) if pixel_format.bits == 8 else used.to_uint16(image)
     return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], wanted)))
 
