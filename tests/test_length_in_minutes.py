@@ -127,6 +127,41 @@ def test_with_time_for_many_steps_the_small_network_is_wider(
     assert found.epochs * 640 == pytest.approx(0.9 * 60 * minutes / (width / 16 * 0.004), rel=0.05)
 
 
+def test_it_times_the_batch_that_the_run_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    timed: list[int] = []
+
+    def seconds_per_image(config: ResolvedConfig, *_: object) -> tuple[float, float]:
+        timed.append(config.batch)
+        return 0.05 if config.batch == 64 else 0.04, 0.0
+
+    monkeypatch.setattr(length_in_minutes, "seconds_per_image", seconds_per_image)
+    asked = replace(small.config("toy:textures?n=6400&size=32"), epochs=None, minutes=20.0, workers=0)
+    found = length_in_minutes.in_epochs(replace(asked, out=str(tmp_path)), torch.device("cpu")).config
+    assert timed == [64, 32], "21,600 images of a step of 64 would be 337 steps"
+    assert isinstance(found.epochs, float) and found.epochs * 6400 == pytest.approx(0.9 * 1200 / 0.04, rel=0.05)
+
+
+def test_images_that_were_decoded_ahead_do_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+
+    def with_views(*_: object) -> Iterator[tuple[str, Callable[[], None]]]:
+        for number in range(1000):
+            now[0] += 3 * (number >= 10)  # of two batches kept, and of four workers with two each
+            yield f"batch {number}", lambda: None
+
+    def step(*arguments: Any) -> None:
+        list(arguments[5])
+        now[0] += 4
+
+    resolved, source = resolve.resolve_config(replace(dino_run(tmp_path / "run"), steps=100), torch.device("cpu"))
+    monkeypatch.setattr(length_in_minutes, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    for name, fake in (("with_views", with_views), ("step", step)):
+        monkeypatch.setattr(length_in_minutes, name, fake)
+    config = replace(resolved, cache="off", workers=4)
+    found = length_in_minutes.seconds_per_image(config, source, torch.device("cpu"), 400)
+    assert found == pytest.approx((7 / resolved.batch, 0))
+
+
 def test_a_run_that_took_longer_says_why() -> None:
     planned = length_in_minutes.Planned(dino_run(Path("run")), minutes=3.0, images_per_second=177.0, began=1000.0)
     assert planned.overtime(118.0, 1000 + 180) == "" and planned.overtime(118.0, 1000 + 190) == ""

@@ -31,6 +31,7 @@ _MEASURED_FRAC, _MEASURED_SECONDS = 0.05, (2.0, 20.0)  # of the run, at least an
 _TRAINING_FRAC = 0.9  # of the time; the rest is for evaluations, checkpoints and the report
 _MANY_STEPS = 1500  # from which a network of twice the width learns more in the same time (docs/log.md)
 _LEAST_TRAINING_FRAC = 0.5  # in runs so short that evaluations take more than a tenth
+_MOST_EPOCHS = 1e6  # as the setting allows: of a handful of images overnight
 _LONGER, _SLOWER = 1.1, 0.9  # of what was planned, from which the end of a run says so
 
 
@@ -89,14 +90,17 @@ def in_epochs(config: Config, device: torch.device) -> Planned:
     limit = min(high, max(low, _MEASURED_FRAC * 60 * minutes))
     with log.muted():
         computing, waiting = seconds_per_image(trial, source, device, limit)
-    steps = _TRAINING_FRAC * 60 * minutes / (computing * trial.batch)
+    seen = distributed.broadcast_object(_TRAINING_FRAC * 60 * minutes / computing)
+    timed, trial = trial, _of_that_length(trial, config, seen, len(source), device)
+    steps = seen / trial.batch
     small = config.backbone == "auto" and trial.backbone == "conv4" and not config.init
-    if small and "width" not in config.backbone_options and distributed.any_true(steps > _MANY_STEPS):
+    if small and "width" not in config.backbone_options and steps > _MANY_STEPS:
         width = 2 * auto_values.CONV4_WIDTH
         why = f"there is time for {steps:,.0f} steps of width {width // 2}, more than it learns from"
         log.say(f"  backbone_options.width = {width}: {why}")
         config = replace(config, backbone_options={**config.backbone_options, "width": width})
         trial = replace(trial, backbone_options={**trial.backbone_options, "width": width})
+    if trial != timed:
         with log.muted():
             computing, waiting = seconds_per_image(trial, source, device, limit)
     left, cached = 60 * minutes - (time.monotonic() - began), trial.cache != "off"
@@ -109,7 +113,7 @@ def in_epochs(config: Config, device: torch.device) -> Planned:
         seconds = max(_LEAST_TRAINING_FRAC * left, min(_TRAINING_FRAC * left, left - cost * computing))
         epochs = _epochs(seconds, computing, waiting, len(source), cached)
         config = replace(config, eval_images=num_eval)
-    config = replace(config, minutes=None, epochs=max(epochs, trial.batch / len(source)))
+    config = replace(config, minutes=None, epochs=min(max(epochs, trial.batch / len(source)), _MOST_EPOCHS))
     config = distributed.broadcast_object(config)
     log.say(
         f"  epochs = {config.epochs:.3g}: {minutes:g} min at {1 / computing:,.0f} images/s "
@@ -122,6 +126,18 @@ def in_epochs(config: Config, device: torch.device) -> Planned:
             f"standard errors, and the verdict is more often open; --eval-images {wanted} takes the time"
         )
     return Planned(config, minutes, max(0, epochs) * len(source) / max(1e-9, seconds), began)
+
+
+def _of_that_length(
+    trial: ResolvedConfig, config: Config, seen: float, num_images: int, device: torch.device
+) -> ResolvedConfig:
+    """The settings of a trial with the batch and the compiler of a run that sees `seen` images, where they are auto."""
+    batch, _ = sizing.batch(config.batch, num_images, seen, device)
+    compiled, _ = compilation.choose(config.compile, device, round(seen / batch))
+    accumulated = max(1, trial.optim.grad_accum_steps * batch // trial.batch)
+    if config.optim.grad_accum_steps != "auto":
+        accumulated = trial.optim.grad_accum_steps
+    return replace(trial, batch=batch, compile=compiled, optim=replace(trial.optim, grad_accum_steps=accumulated))
 
 
 def _epochs(seconds: float, computing: float, waiting: float, num_images: int, cached: bool) -> float:
@@ -154,13 +170,17 @@ def seconds_per_image(
     networks = build_networks(config, spec, source, device, new=False)  # random weights take the same time
     data = open_data(replace(config, cache="off"), spec, source, Path(), device)
 
-    def timed(stream: Iterator[tuple[Batch, MakeViews]]) -> float:
-        """Seconds per image in the faster one of two parts: other programs, or a computer that sleeps, delay one."""
-        began, num, parts = time.monotonic(), 0, list[float]()
+    def timed(stream: Iterator[tuple[Batch, MakeViews]], ready: int = 0) -> float:
+        """Seconds per image in the faster one of two parts: other programs, or a computer that sleeps, delay one.
+
+        The first `ready` steps do not count, unless they take as long as a part: their images are decoded already.
+        """
+        began, num, parts, warm = time.monotonic(), 0, list[float](), False
         for number in range(config.steps):
-            if number == _WARM_UP_STEPS:
+            late = number >= ready or time.monotonic() - began > seconds / 4
+            if not warm and distributed.any_true(number >= _WARM_UP_STEPS and late):
                 synchronize(device)
-                began, num = time.monotonic(), 0
+                began, num, warm = time.monotonic(), 0, True
             views = (make_views() for _, make_views in itertools.islice(stream, config.optim.grad_accum_steps))
             clock = Clock(number, config.steps, data.batches.steps_per_epoch)
             with compilation.compiling(config.compile):
@@ -168,7 +188,7 @@ def seconds_per_image(
                      getattr(torch, config.precision))  # fmt: skip
             num += config.batch
             synchronize(device)
-            if distributed.any_true(number > _WARM_UP_STEPS and time.monotonic() - began > seconds / 4):
+            if distributed.any_true(warm and time.monotonic() - began > seconds / 4):
                 parts.append((time.monotonic() - began) / num)
                 if len(parts) == 2:
                     break
@@ -179,7 +199,8 @@ def seconds_per_image(
     try:
         with contextlib.closing(with_views(config, data, spec, 0, device)) as stream:
             first = list(itertools.islice(stream, _KEPT_STEPS * config.optim.grad_accum_steps))
-            decoding = timed(itertools.chain(first, stream))
+            ready = 2 * config.workers // config.optim.grad_accum_steps  # that the workers have decoded ahead
+            decoding = timed(itertools.chain(first, stream), _KEPT_STEPS + ready)
         if config.cache == "off":
             return decoding, 0.0
         decoded = itertools.cycle([batch for batch, _ in first])

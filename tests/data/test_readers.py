@@ -18,12 +18,13 @@ import numpy as np
 import pytest
 import tifffile
 from tests.data import bad_images, readers_table
-from tests.data.array_variants import nifti
+from tests.data.array_variants import dicom, nifti
 from tests.data.tiff_variants import tiff
 from tests.data.variants import Variant, result
 
 from opendino.core.errors import BadImage, UserError
 from opendino.data import readers
+from opendino.data.decode import decode
 from opendino.data.image_files import image_files
 from opendino.data.image_survey import survey
 from opendino.data.open_source import open_source
@@ -46,6 +47,19 @@ def test_equal_to_the_reference_or_refused(variant: Variant) -> None:
         warnings.simplefilter("error")
         outcome = result(variant)
     assert outcome.startswith("refused" if isinstance(variant.expected, str) else "equal"), outcome
+
+
+@pytest.mark.parametrize(("entries", "nominal", "top"), [("<u2", 16, 65535), ("<u2", 8, 255), ("u1", 8, 255)])
+def test_the_colors_of_a_palette_have_the_range_of_the_palette(entries: str, nominal: int, top: int) -> None:
+    palette = np.linspace(0, 0.9 * top, 256).astype(entries)
+    tags: dict[str, object] = {"PhotometricInterpretation": "PALETTE COLOR"}
+    for number, color in enumerate(("Red", "Green", "Blue")):
+        tags[f"{color}PaletteColorLookupTableDescriptor"] = [256, 0, nominal]
+        tags[f"{color}PaletteColorLookupTableData"] = np.roll(palette, number).tobytes()
+    data = dicom(8, **tags)
+    image = readers.read(data)
+    assert image.value_range == (0, top) and image.channels == ("red", "green", "blue")
+    assert 200 < decode(data).max() <= 0.9 * 255 + 1
 
 
 def test_the_table_notices_a_difference() -> None:

@@ -52,6 +52,8 @@ def test_a_batch_that_was_asked_for_is_taken_or_refused(monkeypatch: pytest.Monk
     monkeypatch.setattr(distributed, "world_size", lambda: 4)
     with pytest.raises(UserError, match="A batch of 30 is not divisible by 4 processes"):
         sizing.batch(30, 30, 1e6, CPU)
+    with pytest.raises(UserError, match=r"has 3 images, fewer than the 4 processes .*--devices 3 or less"):
+        sizing.batch("auto", 3, 1e6, CPU)
 
 
 def test_parts_that_were_asked_for_must_divide_the_share_of_a_rank(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,6 +49,11 @@ def batch(wanted: int | str, num_images: int, seen: float, device: torch.device)
                 f"A batch of {wanted} is not divisible by {world} processes", f"Use --batch with a multiple of {world}"
             )
         return wanted, "as configured"
+    if world > num_images:
+        raise UserError(
+            f"The dataset has {num_images} images, fewer than the {world} processes that train on it",
+            f"Use --devices {num_images} or less",
+        )
     limit = 256 if device.type == "cuda" else 64
     limit = min(limit * world, max(2, num_images // 4), max(32, seen / 480))
     size = world

@@ -71,7 +71,11 @@ def _image(dataset: Any, reading: Reading, max_pixels: int) -> DecodedImage:
         )
     values = _frames(dataset, reading.page, frames)  # [N H W C]
     if photometric in _COLOR:
-        names, value_range = RGB, (0.0, float(2 ** int(_value(dataset, "BitsStored", bits)) - 1))
+        stored = int(_value(dataset, "BitsStored", bits))
+        if photometric == "PALETTE COLOR":  # the indices have few bits, the colors those of the palette, or of its type
+            stored = int(dataset.RedPaletteColorLookupTableDescriptor[2])
+            stored = stored if values.max(initial=0) < 2**stored else 8 * values.dtype.itemsize
+        names, value_range = RGB, (0.0, 2.0**stored - 1)
     else:
         names = GRAY
         values, value_range = _rescaled(dataset, values, photometric == "MONOCHROME1")
