@@ -52,6 +52,29 @@ def test_a_picture_is_shrunk_to_what_a_page_shows() -> None:
     assert large.shape == (1385, 1847, 3)  # 4:3 within 1600² pixels
 
 
+def test_gray_of_16_bits_keeps_its_values() -> None:
+    values = np.arange(300, 300 + 48 * 64, dtype=np.uint16).reshape(48, 64)
+    kept = uploads.load_image(encoded(Image.fromarray(values)))
+    assert kept.dtype == np.uint16 and (kept[..., 0] == values).all()
+
+
+@pytest.mark.parametrize(("shape", "dtype"), [((2048, 2048), "u2"), ((5, 1700, 1700), "u2"), ((1700, 1700), "f4")])
+def test_a_large_image_of_science_is_shrunk_not_refused(shape: tuple[int, ...], dtype: str) -> None:
+    file = io.BytesIO()
+    tifffile.imwrite(file, np.full(shape, 700, dtype), photometric="minisblack")
+    kept = uploads.load_image(file.getvalue(), "channels")
+    assert kept.shape == (1600, 1600, 5 if len(shape) == 3 else 1) and kept.dtype == dtype and (kept == 700).all()
+
+
+def test_missing_values_are_not_mixed_with_others_when_shrunk() -> None:
+    values = np.random.default_rng(0).random((1700, 1700), np.float32)
+    values[::7, ::5] = np.nan
+    file = io.BytesIO()
+    np.save(file, values)
+    kept = uploads.load_image(file.getvalue())
+    assert kept.shape == (1600, 1600, 1) and 0.02 < np.isnan(kept).mean() < 0.04  # 1 of 35
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [

@@ -11,7 +11,7 @@ from PIL import Image
 from opendino.core.errors import BadImage, UserError
 from opendino.core.types import PixelFormat
 from opendino.data import readers
-from opendino.data.decode import decode
+from opendino.data.decode import decode, working_size
 from opendino.data.intensity import to_pixels
 from opendino.data.picture import picture
 from opendino.data.readers.decoded_image import DecodedImage, from_array, numbered
@@ -70,7 +70,7 @@ class StackRefused(UserError):
 def load_image(content: bytes | np.ndarray | DecodedImage, stack: str = "ask") -> np.ndarray:
     """Decode an image: `[H W C]` with the values of the file, which `Model.pixels` maps to its range.
 
-    Photographs become uint8 RGB, rotated upright by their EXIF tag, of at most `KEPT_AREA_PX` pixels.
+    Images are shrunk to at most `KEPT_AREA_PX` pixels. Photographs become uint8 RGB, rotated upright by their EXIF tag.
 
     Args:
         content: The file; or a decoded image, e.g. a frame of a video or the files of its channels.
@@ -81,12 +81,14 @@ def load_image(content: bytes | np.ndarray | DecodedImage, stack: str = "ask") -
         UserError: The file is not an image, is damaged, or has too many pixels or an extreme aspect ratio.
     """
     try:
-        if isinstance(content, DecodedImage):
-            pixels = content.pixels
+        image = content if isinstance(content, DecodedImage) else None
+        if isinstance(content, bytes):
+            image = readers.read_unless_photograph(content, Reading(stack), MAX_PIXELS)
+        if image is not None:
+            pixels = _kept(image)
         else:
-            is_file = isinstance(content, bytes)
-            image = readers.read_science(content, Reading(stack), KEPT_AREA_PX) if is_file else None
-            pixels = decode(content, KEPT_AREA_PX, MAX_PIXELS) if image is None else image.pixels
+            assert not isinstance(content, DecodedImage)
+            pixels = decode(content, KEPT_AREA_PX, MAX_PIXELS)
     except StackQuestion as error:
         found = str(error).partition("? Choose")[0].removesuffix(": channels, or slices")
         raise StackRefused(f"This is a stack: {found}", "Say below what its pages are") from None
@@ -95,6 +97,20 @@ def load_image(content: bytes | np.ndarray | DecodedImage, stack: str = "ask") -
     if max(pixels.shape[:2]) > _MAX_ASPECT_RATIO * min(pixels.shape[:2]):
         raise UserError(f"The aspect ratio of this image is more than {_MAX_ASPECT_RATIO}:1", "Crop it")
     return pixels
+
+
+def _kept(image: DecodedImage) -> np.ndarray:
+    """The values of an image, shrunk; where some are missing they are not mixed with others."""
+    size, dtype = (image.pixels.shape[1], image.pixels.shape[0]), image.pixels.dtype
+    target = working_size(size, KEPT_AREA_PX)
+    if target == size:
+        return image.pixels
+    how = Image.Resampling.BICUBIC if image.nodata is None else Image.Resampling.NEAREST
+    planes = [
+        Image.fromarray(plane.astype(np.float32)).resize(target, how) for plane in np.moveaxis(image.pixels, 2, 0)
+    ]
+    shrunk = np.stack([np.asarray(plane) for plane in planes], 2)
+    return np.rint(shrunk).clip(0, np.iinfo(dtype).max).astype(dtype) if dtype.kind == "u" else shrunk
 
 
 def preview(pixels: np.ndarray) -> Image.Image:

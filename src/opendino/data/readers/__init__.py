@@ -82,8 +82,15 @@ def read(data: bytes, reading: Reading | None = None, max_pixels: int = MAX_PIXE
     return photograph.read(data, max_pixels).select(reading or Reading()) if image is None else image
 
 
-def read_unless_photograph(data: bytes, reading: Reading | None = None) -> DecodedImage | None:
+def read_unless_photograph(
+    data: bytes, reading: Reading | None = None, max_pixels: int = MAX_PIXELS
+) -> DecodedImage | None:
     """Read an image file; None, without decoding it, if it is an 8-bit photograph all of whose channels are wanted.
+
+    Args:
+        data: The file.
+        reading: What pages are, and which channels to keep.
+        max_pixels: Images of more pixels are refused before memory is allocated for them.
 
     Raises:
         BadImage: As for `read_science`.
@@ -91,9 +98,9 @@ def read_unless_photograph(data: bytes, reading: Reading | None = None) -> Decod
     from opendino.data.readers import photograph
 
     if reading is not None and reading.channels:
-        return read(data, reading)
-    image = read_science(data, reading)
-    return photograph.read(data) if image is None and photograph.may_be_deep(data) else image
+        return read(data, reading, max_pixels)
+    image = read_science(data, reading, max_pixels)
+    return photograph.read(data, max_pixels) if image is None and photograph.may_be_deep(data) else image
 
 
 def count(data: bytes) -> int:
