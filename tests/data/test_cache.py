@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from opendino.core import machine_memory
 from opendino.core.contracts import Source
 from opendino.core.errors import BadImage, UserError
 from opendino.data import cache
@@ -234,7 +235,7 @@ def test_without_a_cache_nothing_is_kept(tmp_path: Path) -> None:
 def test_decisions(
     monkeypatch: pytest.MonkeyPatch, asked: Cache, epochs: float, bytes_per_image: int, decided: str
 ) -> None:
-    monkeypatch.setattr(cache, "_free_ram_bytes", lambda: 1000.0)
+    monkeypatch.setattr(machine_memory, "free_bytes", lambda: 1000.0)
     monkeypatch.setattr(cache, "_free_disk_bytes", lambda out: 1e9)
     found, why = cache.decide(asked, 10, bytes_per_image, epochs)
     assert found == decided
@@ -242,7 +243,7 @@ def test_decisions(
 
 
 def test_a_small_set_goes_to_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache, "_free_ram_bytes", lambda: 1000.0)
+    monkeypatch.setattr(machine_memory, "free_bytes", lambda: 1000.0)
     assert cache.decide("auto", 10, 25, 2, gpu_bytes=2500)[0] == "device"
     assert cache.decide("auto", 10, 25, 2, gpu_bytes=2499)[0] == "ram"
     assert cache.decide("auto", 10, 25, 1, gpu_bytes=2500)[0] == "off"
@@ -252,13 +253,9 @@ def test_a_small_set_goes_to_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_too_little_ram_is_refused_with_a_hint(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache, "_free_ram_bytes", lambda: 3.0 * 2**30)
+    monkeypatch.setattr(machine_memory, "free_bytes", lambda: 3.0 * 2**30)
     with pytest.raises(UserError, match=r"needs 4\.0 GiB and 3\.0 GiB are free\. Use --cache disk"):
         cache.decide("ram", 4, 2**30, 10)
-
-
-def test_free_memory_is_a_sensible_number() -> None:
-    assert 2**20 < cache._free_ram_bytes() < 2**50
 
 
 def test_a_disk_that_can_hold_but_little_of_it_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

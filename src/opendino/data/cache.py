@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from opendino.core import atomic_write, log
+from opendino.core import atomic_write, log, machine_memory
 from opendino.core.contracts import Source
 from opendino.core.errors import UserError
 from opendino.data import fingerprint
@@ -217,7 +217,7 @@ def decide(
     Raises:
         UserError: The images do not fit into the chosen cache ("disk": less than a quarter of them fits).
     """
-    needed, free = num_images * bytes_per_image, _free_ram_bytes()
+    needed, free = num_images * bytes_per_image, machine_memory.free_bytes()
     size = f"{num_images:,} images of about {bytes_per_image / 1024:.0f} KiB"
     # DeviceCache concatenates chunks: for a moment every image is on the device twice.
     required, available = (2 * needed, gpu_bytes or free) if cache == "device" else (needed, free)
@@ -249,11 +249,3 @@ def _free_disk_bytes(out: str | None) -> float:
     folder = Path(out or ".").expanduser().absolute()
     usage = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.is_dir()))
     return max(0.0, usage.free - _LEFT_FREE * usage.total)
-
-
-def _free_ram_bytes() -> float:
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            return next(float(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        return float(os.sysconf("SC_PAGE_SIZE")) * os.sysconf("SC_PHYS_PAGES") / 2

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from opendino.core import distributed, ranges
+from opendino.core import distributed, machine_memory, ranges
 from opendino.core.contracts import Backbone, Method
 from opendino.core.errors import UsageError, UserError
 from opendino.core.types import ViewSpec
@@ -18,7 +16,6 @@ from opendino.engine.parallel import Parallel
 from opendino.features.crop_matching import NUM_IMAGES
 
 _REFUSE_FACTOR = 4
-_CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
 _FEWEST_EVAL_IMAGES = 200
 _MARGIN = 1.25  # for the head, the teacher and temporary tensors of a step
 
@@ -145,18 +142,14 @@ def free_bytes(device: torch.device) -> float:
     """Free memory in bytes: of the GPU, or this process's share of the machine's."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    available = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf(available) / distributed.local_world_size()
+    return machine_memory.free_bytes()
 
 
 def total_bytes(device: torch.device) -> float:
     """Total memory in bytes: of the GPU, or this process's share of the machine's or its container's."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[1]
-    limit = _CONTAINER_LIMIT.read_text().strip() if _CONTAINER_LIMIT.is_file() else "max"
-    machine = float(os.sysconf("SC_PAGE_SIZE")) * os.sysconf("SC_PHYS_PAGES")
-    total = min(machine, float(limit)) if limit.isdecimal() else machine
-    return total / distributed.local_world_size()
+    return machine_memory.total_bytes()
 
 
 def check_fits(needed: Memory, device: torch.device) -> None:
@@ -229,7 +222,7 @@ def micro_batches(wanted: int | str, batch: int, image_bytes: float, device: tor
     if device.type == "cuda":
         free, what = 0.6 * torch.cuda.mem_get_info(device)[0], "60% of the free GPU memory"
     else:
-        free, what = 0.25 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "a quarter of the memory"
+        free, what = 0.25 * machine_memory.total_bytes(), "a quarter of the memory"
     num_micro_batches = next(
         n
         for n in range(1, local_batch + 1)
