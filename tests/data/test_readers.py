@@ -62,6 +62,20 @@ def test_the_colors_of_a_palette_have_the_range_of_the_palette(entries: str, nom
     assert 200 < decode(data).max() <= 0.9 * 255 + 1
 
 
+@pytest.mark.parametrize(
+    ("dtype", "missing", "text"), [("f4", np.nan, "nan"), ("i2", -9999, "-9999"), ("u2", 3, "-9999")]
+)
+@pytest.mark.parametrize("stack", ["max", "mean"])
+def test_missing_pixels_of_one_page_are_taken_from_the_other(dtype: str, missing: float, text: str, stack: str) -> None:
+    pages = np.full((2, 20, 20), 7, dtype)
+    pages[0, :5] = missing
+    file = io.BytesIO()
+    tifffile.imwrite(file, pages, photometric="minisblack", metadata=None, extratags=[(42113, 2, 0, text, True)])
+    found = readers.read(file.getvalue(), Reading(stack))
+    there = 7 if text == "nan" or dtype == "i2" or stack == "max" else 5  # in u2 nothing is missing
+    assert (found.pixels[:5] == there).all() and (found.pixels[5:] == 7).all()
+
+
 def test_the_table_notices_a_difference() -> None:
     right = next(variant for variant in VARIANTS if variant.name == "tiff u2 < 1 channels")
     wrong = Variant("x", right.data, right.expected + 1)

@@ -74,3 +74,10 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     (root / "masks" / "a.png").write_bytes(b"no image")
     with pytest.raises(BadImage):
         open_segmentation_dataset(str(root)).mask(0)
+
+
+def test_two_images_for_one_mask_are_refused(tmp_path: Path) -> None:
+    root = write(tmp_path, ("images", "masks"), {"1": np.zeros((4, 6), np.uint8)})
+    Image.new("RGB", (6, 4)).save(root / "images" / "1.png")
+    with pytest.raises(UserError, match=r"has 1\.jpg and 1\.png, and one mask 1\.png cannot be that of both"):
+        open_segmentation_dataset(str(root))

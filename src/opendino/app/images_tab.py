@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from opendino.app.catalog import ServerImage
-from opendino.app.context import NETWORK, Context, Head, caption, handle_errors, session_id
+from opendino.app.context import Context, Head, caption, handle_errors, session_id
 from opendino.app.image_input import open_at_click
 from opendino.app.page_words import STACK, of_images, with_fields
 from opendino.app.train_tab import STACKS
@@ -79,7 +80,9 @@ def build(context: Context, head: Head) -> None:
         origin = table_origin(network, source, name=path, which=None, data=known[name])
         context.out.mkdir(parents=True, exist_ok=True)
         images, run = Path(known[name]).stem, Path(path).name.replace(":", "-")
-        out = context.out / f"{run if run.startswith(images) else f'{images}-{run}'}.parquet"
+        # A folder or run of the same name elsewhere gets a table of its own.
+        mark = blake2b(f"{known[name]}\0{network.fingerprint}".encode(), digest_size=3).hexdigest()
+        out = context.out / f"{run if run.startswith(f'{images}-') else f'{images}-{run}'}-{mark}.parquet"
         embedder = _Watched(network, source, origin, progress=progress)
         done = resumable_parts.write(out, embedder, overwrite=True)
         assert done is not None
@@ -91,7 +94,8 @@ def build(context: Context, head: Head) -> None:
     private: dict[str, Any] = {"api_visibility": "private"}
     gr.on(None, handle_errors(look), [data, stack], [page, examples, shown], concurrency_limit=1, **private)
     open_at_click(head, examples, shown)
-    embed.click(handle_errors(make_table), [data, head.model], [head.table, note], **private, **NETWORK)
+    alone: dict[str, Any] = {"concurrency_id": "table", "concurrency_limit": 1}  # two would write the same parts
+    embed.click(handle_errors(make_table), [data, head.model], [head.table, note], **private, **alone)
 
 
 @dataclass(frozen=True)

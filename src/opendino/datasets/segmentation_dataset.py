@@ -127,7 +127,16 @@ def _with_polygons(folder: Path, file: Path) -> SegmentationDataset:
 
 
 def _paired(root: Path, image_folder: Path, mask_folder: Path, split: str) -> SegmentationDataset:
-    images = {path.stem: path for path in image_folder.iterdir() if is_image(path.name) and not is_hidden(path.name)}
+    images: dict[str, Path] = {}
+    for path in sorted(image_folder.iterdir()):
+        if is_image(path.name) and not is_hidden(path.name):
+            if other := images.get(path.stem):
+                raise UserError(
+                    f"{printable(str(image_folder))} has {printable(other.name)} and {printable(path.name)}, and one "
+                    f"mask {printable(path.stem)}.png cannot be that of both",
+                    "Rename or remove one of them",
+                )
+            images[path.stem] = path
     stems = sorted(path.stem for path in mask_folder.glob("*.png") if path.stem in images)
     without_mask = sorted(images.keys() - stems)
     listed = root / "ImageSets" / "Segmentation" / f"{split}.txt"

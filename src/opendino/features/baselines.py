@@ -58,7 +58,10 @@ def untrained_on(
         seed: Of the weights.
         batch, workers: As for `feature_table.table`.
     """
+    some = indices[:_BATCH_NORM_IMAGES]
+    if len(some) % batch == 1:  # no variance from one image
+        some = some[: len(some) - 1] or some
     found = untrained(model, seed).to(next(model.backbone.parameters()).device)
     with measuring_batch_norm(found.backbone):
-        table(found, source, indices=indices[:_BATCH_NORM_IMAGES], batch=batch, workers=workers)
+        table(found, source, indices=some, batch=batch, workers=workers)
     return found

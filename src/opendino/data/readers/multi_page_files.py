@@ -89,6 +89,8 @@ def combine(
     if len(planes) == 1:
         return planes[0], names
     if reading.stack in ("max", "mean"):
+        if nodata is not None and (np.isnan(nodata) or not _holds(planes.dtype, nodata)):
+            nodata = None  # NaN is missing anyway, and no value of this type can be the other
         valid = np.ma.masked_invalid(planes, copy=False) if nodata is None else np.ma.masked_values(planes, nodata)
         fill = np.nan if nodata is None else nodata
         if reading.stack == "max":
@@ -102,6 +104,13 @@ def combine(
     else:
         names = tuple(map(str, range(num)))
     return planes.transpose(1, 2, 0, 3).reshape(height, width, num * channels), names
+
+
+def _holds(dtype: np.dtype, value: float) -> bool:
+    """Whether an array of this type can hold a value."""
+    if dtype.kind not in "iu":
+        return True
+    return float(value).is_integer() and np.iinfo(dtype).min <= value <= np.iinfo(dtype).max
 
 
 def choose_channels(names: tuple[str, ...], wanted: tuple[str, ...]) -> list[int]:
