@@ -168,9 +168,7 @@ def _compared(result: Result, config: ResolvedConfig, folder: Path, device: torc
         compare = comparison.against_start
     else:
         return result
-    found = compare(config, folder, device) if distributed.rank() == 0 else None
-    found = distributed.broadcast_object(found)
-    assert found is not None
+    found = distributed.on_first_rank(lambda: compare(config, folder, device))
     # By images that the verdict has not seen; of masks it has seen nothing. The comparison says itself what to keep.
     decides = comparison.decides(found) or found["verdict"] == "better" or found["measure"] == "segmentation"
     return replace(result, against_start=found, cure="" if decides and not result.collapse else result.cure)

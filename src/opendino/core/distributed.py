@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from datetime import timedelta
 from typing import Any, TypeVar, cast
 
 import torch
@@ -140,6 +141,20 @@ def broadcast_object(value: T) -> T:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def on_first_rank(work: Callable[[], T]) -> T:
+    """What `work` returns on rank 0, on every rank. The others wait for it for up to a day.
+
+    Ordinary collectives give up after ten minutes (NCCL) or thirty (gloo), sooner than a comparison of models ends.
+    """
+    if not is_distributed():
+        return work()
+    group: Any = dist.new_group(backend="gloo", timeout=timedelta(days=1))
+    box = [work() if rank() == 0 else None]
+    dist.broadcast_object_list(box, src=0, group=group)
+    dist.destroy_process_group(group)
+    return cast(T, box[0])
 
 
 def rank_slice(number: int) -> slice:
