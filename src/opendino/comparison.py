@@ -17,7 +17,7 @@ from opendino.core.contracts import Source
 from opendino.data.fingerprint import key_digests
 from opendino.data.held_out import is_held_out, training_images
 from opendino.data.source_files import exists
-from opendino.data.subset import Subset
+from opendino.data.subset import Subset, evenly_spaced
 from opendino.data.video_file import split_every
 from opendino.evals.knn import true_class_ranks
 from opendino.features.crop_features import extract
@@ -57,7 +57,7 @@ def against_start(config: ResolvedConfig, folder: Path, device: torch.device) ->
         earlier, today = existing_runs.read_run_config(init), resolve.all_images(config)
         held_out = _held_out(config, init, earlier, today)
         sets = {name: source for name, source in held_out.items() if len(source) > 1}
-        bank = evenly_spaced(training_images(today, config.hold_out), _MOST_BANK) if by_labels else None
+        bank = thinned(training_images(today, config.hold_out), _MOST_BANK) if by_labels else None
         scores = [_scores(model, sets, bank, config.knn_k) for model in models]
     changes = {name: change(scores[0][name], scores[1][name]) for name in sets if len(scores[0][name]) > 1}
     measure = "knn" if by_labels else "crops"
@@ -120,14 +120,12 @@ def _held_out(config: ResolvedConfig, init: Path, earlier: ResolvedConfig, today
 
 
 def _subset(source: Source, chosen: np.ndarray) -> Source:
-    return evenly_spaced(Subset(source, np.flatnonzero(chosen).tolist()), MOST_COMPARED)
+    return thinned(Subset(source, np.flatnonzero(chosen).tolist()), MOST_COMPARED)
 
 
-def evenly_spaced(source: Source, most: int) -> Source:
+def thinned(source: Source, most: int) -> Source:
     """At most that many images, evenly spaced."""
-    return Subset(
-        source, np.unique(np.linspace(0, max(0, len(source) - 1), min(most, len(source))).astype(int)).tolist()
-    )
+    return Subset(source, evenly_spaced(len(source), most))
 
 
 def _scores(model: Model, sets: dict[str, Source], bank: Source | None, k: int) -> dict[str, Tensor]:

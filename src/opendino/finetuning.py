@@ -17,6 +17,7 @@ from opendino.core.contracts import Source
 from opendino.core.errors import UserError
 from opendino.data.held_out import held_out_labeled, training_images
 from opendino.data.labels import MASKS, all_labels, relabel
+from opendino.data.subset import evenly_spaced
 from opendino.features.classification_metrics import accuracy
 from opendino.features.feature_table import table
 from opendino.features.few_labels import MOST_CROSS_VALIDATED
@@ -164,7 +165,7 @@ def _paired(before: _Measured, after: _Measured) -> Change | None:
 def _fitted(model: Model, classes: tuple[str, ...], tokens: Tokens, config: Config, name: str) -> _Measured:
     """The classifier of `eval linear` on the features of the training images, and its answers for held-out ones."""
     source = training_images(_images(model, config), config.hold_out, labeled_only=True)
-    some = np.unique(np.linspace(0, len(source) - 1, min(MOST_CROSS_VALIDATED, len(source))).astype(int)).tolist()
+    some = evenly_spaced(len(source), MOST_CROSS_VALIDATED)
     rows = table(model, source, tokens, some)
     fitted = cross_validated(rows.features, rows.labels_by(classes), len(classes))
     return _measured(Classifier(fitted.weight, fitted.bias, classes, tokens), name, model, config)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from opendino import existing_runs
 from opendino.cli import Outcome, flags
-from opendino.comparison import MOST_COMPARED, crop_scores, evenly_spaced
+from opendino.comparison import MOST_COMPARED, crop_scores, thinned
 from opendino.config import read_tree
 from opendino.core import distributed
 from opendino.core.accuracy import Accuracy
@@ -175,7 +175,7 @@ def _by_crops(config: Config, models: Sequence[Model]) -> Iterator[_Row]:
     device, first = distributed.device(config.device), None
     for name, model in zip(config.models, models, strict=True):
         model.to(device)
-        images = evenly_spaced(model.reading.open_images(config.data), MOST_COMPARED)
+        images = thinned(model.reading.open_images(config.data), MOST_COMPARED)
         scores = crop_scores(model, images)
         if not len(scores):
             table(model, images)  # the reason, if none can be read

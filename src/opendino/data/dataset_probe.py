@@ -11,6 +11,7 @@ from opendino.core.contracts import Source
 from opendino.core.errors import BadImage, UserError
 from opendino.data.cache import DecodedImages
 from opendino.data.decode import MAX_PIXELS
+from opendino.data.subset import evenly_spaced
 from opendino.data.workers import each
 
 _FEW = 100
@@ -76,14 +77,12 @@ def probe_dataset(source: Source, max_bad_frac: float, num: int = 32, workers: i
 
 def sample_indices(source: Source, num: int) -> list[int]:
     """About `num` indices spaced evenly over a source; if it has shards, over four of them."""
-
-    def evenly(count: int, num: int) -> np.ndarray:
-        return np.unique(np.linspace(0, count - 1, num).round().astype(int))
-
     if len(source.shard_sizes) == 0:
-        return evenly(len(source), num).tolist()
+        return evenly_spaced(len(source), num)
     # Few shards, because each one that is touched may have to be downloaded.
-    shards = evenly(len(source.shard_sizes), 4)
+    shards = evenly_spaced(len(source.shard_sizes), 4)
     starts = np.cumsum(source.shard_sizes) - source.shard_sizes
-    indices = [starts[shard] + evenly(int(source.shard_sizes[shard]), num // len(shards)) for shard in shards]
-    return np.concatenate(indices).tolist()
+    each = num // len(shards)
+    return [
+        int(starts[shard]) + index for shard in shards for index in evenly_spaced(int(source.shard_sizes[shard]), each)
+    ]

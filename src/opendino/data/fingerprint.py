@@ -12,6 +12,7 @@ import numpy as np
 from opendino.core import log
 from opendino.core.contracts import Source
 from opendino.core.errors import BadImage, UserError
+from opendino.data.subset import evenly_spaced
 
 _NAMES, _CONTENTS, _UNREADABLE = 1000, 32, -1
 
@@ -23,7 +24,7 @@ def sample(source: Source) -> dict[str, Any]:
         {"images": [number of images, checksum of 1000 keys and labels], "contents": [checksums of 32 images]}; the
         sampled images are spaced evenly.
     """
-    named = "\n".join(f"{source.key(i)} {source.label(i)}" for i in _evenly_spaced(len(source), _NAMES))
+    named = "\n".join(f"{source.key(i)} {source.label(i)}" for i in evenly_spaced(len(source), _NAMES))
     checksum = zlib.crc32(named.encode("utf-8", "surrogateescape"))
     return {"images": [len(source), checksum], "contents": _contents(source)}
 
@@ -88,9 +89,4 @@ def _contents(source: Source) -> list[int]:
         except BadImage:
             return _UNREADABLE
 
-    return [checksum(index) for index in _evenly_spaced(len(source), _CONTENTS)]
-
-
-def _evenly_spaced(count: int, num: int) -> list[int]:
-    """At most `num` indices from 0 to `count` - 1, evenly spaced."""
-    return np.unique(np.linspace(0, count - 1, num).round().astype(int)).tolist() if count else []
+    return [checksum(index) for index in evenly_spaced(len(source), _CONTENTS)]

@@ -7,7 +7,7 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -86,24 +86,6 @@ class Intensity:
         """The numbers LOW HIGH of each channel, as `parse` reads them."""
         return tuple(bound for pair in zip(self.low, self.high, strict=True) for bound in pair)
 
-    def to_json(self) -> dict[str, list[float]]:
-        """Plain numbers for config.yaml and a model's preprocessing; `from_json` is the inverse."""
-        return {"low": list(self.low), "high": list(self.high)}
-
-    @staticmethod
-    def from_json(value: dict[str, Any]) -> Intensity:
-        """The intensity that `to_json` gave.
-
-        Raises:
-            UsageError: It has other keys or values.
-        """
-        try:
-            return Intensity(tuple(map(float, value["low"])), tuple(map(float, value["high"])))
-        except (KeyError, TypeError, ValueError) as error:
-            if isinstance(error, UsageError):
-                raise
-            raise UsageError(f"intensity is {value!s:.80}", "Give low and high, a list of numbers each") from None
-
     def to_uint8(self, image: DecodedImage) -> np.ndarray:
         """Map an image to uint8 `[H W C]`; missing pixels become 0. 8-bit images of range 0..255 are unchanged.
 
@@ -119,14 +101,6 @@ class Intensity:
             BadImage: The image has another number of channels.
         """
         return self._mapped(image, np.dtype(np.uint16))
-
-    def to_float(self, image: DecodedImage) -> np.ndarray:
-        """Map an image to float32 `[H W C]` in [0, 1]; missing pixels become 0.
-
-        Raises:
-            BadImage: The image has another number of channels.
-        """
-        return self._mapped(image, np.dtype(np.float32))
 
     def _mapped(self, image: DecodedImage, dtype: np.dtype) -> np.ndarray:
         channels = image.pixels.shape[2]

@@ -44,3 +44,8 @@ class Subset(Source):
     def prefetch(self, indices: np.ndarray) -> None:
         """Let the source prefetch these images."""
         self.source.prefetch(np.asarray(self.indices)[indices])
+
+
+def evenly_spaced(count: int, num: int) -> list[int]:
+    """At most `num` indices from 0 to `count` - 1, in order, at even distances."""
+    return np.unique(np.linspace(0, count - 1, min(num, count)).round().astype(int)).tolist()

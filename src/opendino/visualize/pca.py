@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 from torch import Tensor
 
 from opendino.core.types import Report
+from opendino.data.subset import evenly_spaced
 from opendino.features.image_stream import Bad, none_readable, skipped_message
 from opendino.visualize.drawing import tile_grid
 from opendino.visualize.drawing.image_encoder import ImagesConfig, encode_each, write_each
@@ -48,7 +48,7 @@ def show(config: Config) -> Report:
     """
     source, encoder, path = config.open(MOST)
     began, bad = time.monotonic(), Bad()
-    sample = np.unique(np.linspace(0, len(source) - 1, min(len(source), _FITTED)).round().astype(int)).tolist()
+    sample = evenly_spaced(len(source), _FITTED)
     encode = partial(encode_each, encoder, encoder.patches, source, bad)
     fitted = {index: (image, patches) for index, image, patches in encode(sample)}
     if not fitted:

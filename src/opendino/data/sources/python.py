@@ -26,6 +26,7 @@ from opendino.core.errors import BadImage, UsageError, UserError
 from opendino.data.decode import apply_exif_orientation
 from opendino.data.readers import photograph
 from opendino.data.readers.decoded_image import clean_name
+from opendino.data.subset import evenly_spaced
 
 _PREFIX = "python:"
 _IMAGE_NAMES = ("image", "img", "pixel_values")
@@ -110,7 +111,7 @@ def register(dataset: Any) -> str:
     source = dataset if isinstance(dataset, Source) else PythonSource(dataset)
     kind = type(dataset).__name__.lower()
     seen = zlib.crc32(f"{len(source)} {source.classes}".encode())
-    for index in np.unique(np.linspace(0, len(source) - 1, 8).astype(int)).tolist():
+    for index in evenly_spaced(len(source), 8):
         try:
             seen = zlib.crc32(f"{source.key(index)} {source.checksum(index)}".encode(), seen)
         except BadImage:
