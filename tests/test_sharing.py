@@ -37,6 +37,10 @@ def test_a_run_goes_to_the_hub_and_comes_back_with_its_verdict(hub: list[fake_hu
         "- verdict: collapsed (one-hot)", "- command: opendino train", "## License\n\ncc-by-4.0",
     ):  # fmt: skip
         assert part in card, part
+    (run / "README.md").write_text("notes of the user")
+    sharing.push(str(run), "me/net", license="cc-by-4.0")
+    assert set(fake_hub.Hub.files) == {"README.md", "backbone.json", "backbone.safetensors"}, "nothing else of a run"
+    assert "notes of the user" not in fake_hub.Hub.files["README.md"].decode()
     again = opendino.load("hf:me/net")
     assert again.description["extra"]["verdict"] == "collapsed (one-hot)"
     assert torch.equal(again.embed(noise_image()), load(run).embed(noise_image()))

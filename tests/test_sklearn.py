@@ -78,7 +78,13 @@ def test_scikit_learns_own_checks_pass(model: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("images", "says"), [("photo.png", "X is a str"), (7, "X is a int"), (np.zeros((3, 5)), r"shape \[3, 5\]")]
+    ("images", "says"),
+    [
+        ("photo.png", "X is a str"),
+        (7, "X is a int"),
+        (np.zeros((3, 5)), r"shape \[3, 5\]"),
+        (np.zeros((9, 9, 3), np.uint8), r"looks like one image\. Give \[image\]"),
+    ],
 )
 def test_what_is_not_a_list_of_images_is_refused(model: str, images: object, says: str) -> None:
     with pytest.raises(UsageError, match=says):

@@ -66,15 +66,17 @@ def push(
 
 
 def is_exported(folder: Path) -> bool:
-    """Whether a folder was written by `opendino export` and has a model card."""
-    return (folder / hub_push.CARD).is_file()
+    """Whether a folder was written by `opendino export` and has a model card; a run may have a README.md too."""
+    return (folder / hub_push.CARD).is_file() and not (folder / "config.yaml").exists()
 
 
 def about_run(folder: Path) -> dict[str, Any]:
     """What a card says of a run: data, number of images, verdict with its evidence, and the command, without paths."""
     settings = existing_runs.read_run_config(folder)
     verdict = existing_runs.verdict_on(folder, configs.to_tree(settings))
-    data = settings.data if ":" in settings.data else Path(settings.data).name
+    scheme, _, rest = settings.data.rpartition(":")  # folder:/home/me/photos, wds:/home/me/{0..9}.tar
+    public = settings.data.startswith(("hf:", "toy:")) or "://" in settings.data
+    data = settings.data if public else f"{scheme}{':' * bool(scheme)}{Path(rest).name}"
     words = ["opendino", "train", data, "--method", configs.method_name(settings), "--backbone", settings.backbone]
     words += ["--steps", str(settings.steps), "--batch", str(settings.batch)]
     keys = existing_runs.read_keys(folder)

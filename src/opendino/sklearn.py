@@ -93,6 +93,8 @@ def _sequence(images: Any) -> Sequence[Any]:
         images = images[:, 0]  # a column of paths, as ColumnTransformer passes it
     if isinstance(images, np.ndarray) and images.dtype.kind not in "OUS" and images.ndim not in (3, 4):
         raise UsageError(f"X is an array of shape {list(images.shape)}", "Give images as [N H W C], or a list of paths")
+    if isinstance(images, np.ndarray) and images.ndim == 3 and images.shape[2] <= 4:
+        raise UsageError(f"X is an array of shape {list(images.shape)}, which looks like one image", "Give [image]")
     if isinstance(images, str) or not isinstance(images, Sequence | np.ndarray):
         raise UsageError(f"X is a {type(images).__name__}", "Give a list of paths or images, or an array [N H W C]")
     return list(images)

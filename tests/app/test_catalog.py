@@ -122,6 +122,9 @@ def test_folders_and_archives_of_images_are_told_from_folders_of_runs(place: Pat
     catalog = Catalog([*map(str, names), str(tmp_path / "drawn")])
     assert list(catalog.data()) == [str(place / "photos"), str(tmp_path / "photos.zip")]
     assert str(drawn) in catalog.runs()
+    scene(1).save(tmp_path / "drawn/map.png")  # and of a table, beside the runs
+    catalog = Catalog([str(tmp_path / "drawn")])
+    assert list(catalog.data()) == [] and str(drawn) in catalog.runs()
 
 
 def test_a_csv_beside_the_images_is_read_only_within_what_was_named(tmp_path: Path) -> None:

@@ -100,3 +100,5 @@ def test_names_of_masks() -> None:
     keys = ["a.jpg", "b/a.jpg", "c.png", "c.tif", "/etc/x.png", "../y.png", "well.B2", "z.tar/0.jpg"]
     wanted = ["a.png", "b/a.png", "c.png.png", "c.tif.png", "etc/x.png", "y.png", "well.B2.png", "z.tar/0.png"]
     assert mask_names(keys) == wanted
+    same = mask_names(["x.jpg", "../x.jpg", "/b/x.jpg", "b/x.jpg", "a.jpg", "a.tif", "a.jpg.png"])
+    assert len(set(same)) == 7 and all(name.endswith(".png") for name in same)

@@ -245,6 +245,13 @@ def test_select_writes_a_list_that_is_data(place: Path, capsys: pytest.CaptureFi
     told = json.loads(capsys.readouterr().out)
     assert told["labeled"] == 2
     assert {each["path"] for each in told["chosen"]} == {f"{n}.png" for n in (0, 3, 4, 5, 6, 7, 8)}
+    (place / "labeled.txt").write_text("elsewhere/1.png\nother.png\n")
+    assert main([*words, "--json"]) == 0
+    output = capsys.readouterr()
+    assert (
+        json.loads(output.out)["labeled"] == 1 and "1 of the 2 images in labeled.txt are not in the table" in output.err
+    )
+    assert main([*words, "--out", "labeled.txt"]) == 2 and "choose another name" in capsys.readouterr().err
 
 
 def test_with_classes_the_next_images_are_those_a_classifier_is_unsure_of(

@@ -144,6 +144,11 @@ def test_files_per_channel_that_do_not_fit() -> None:
         image_files(Files(NAMES), Reading(), "{id}_ch{channel}.tif")
     with pytest.raises(UserError, match=r"No files have the channel 'w9'\. Found: 1 2 10"):
         image_files(Files(NAMES), Reading(channels=("w9",)), "{id}_w{channel}_*.tif")
+    for wanted, reason in ((("0", "1"), "the channel '0'"), (("1", "1"), "A channel is named twice: 1 1")):
+        with pytest.raises(UserError, match=reason):  # the names are numbers: 0 is not the first of them
+            image_files(Files(NAMES), Reading(channels=wanted), "{id}_w{channel}_*.tif")
+    stains = Files({"a_DAPI.tif": tiff(gray(0)), "a_GFP.tif": tiff(gray(5))})
+    assert image_files(stains, Reading(channels=("1", "0")), "{id}_{channel}.tif").image(0).channels == ("GFP", "DAPI")
     with pytest.raises(UserError, match="are both channel 1 of a"):
         image_files(Files({"a_w1_x.tif": b"", "a_w1_y.tif": b""}), Reading(), "{id}_w{channel}_*.tif")
     odd = Files({"a_w1.tif": tiff(gray(0)), "a_w2.tif": tiff(gray(0, side=9)), "b_w1.tif": tiff(gray(0)),

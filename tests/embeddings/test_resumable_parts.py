@@ -17,7 +17,7 @@ from PIL import Image
 from tests.factories import model_folder, small_vit
 
 from opendino.core.contracts import Source
-from opendino.core.errors import UsageError, UserError
+from opendino.core.errors import BadImage, UsageError, UserError
 from opendino.data.open_source import open_source
 from opendino.data.sources.toy import ToySource
 from opendino.embeddings import embed_images, resumable_parts, table_files, table_schema
@@ -208,6 +208,25 @@ def test_a_damaged_part_is_named(model: Model, tmp_path: Path, monkeypatch: pyte
         write(model, ToySource(n=70), out)
     part.unlink()
     assert write(model, ToySource(n=70), out).written == 70
+
+
+def test_parts_of_a_disk_that_was_away_are_read_again(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last of three parts is mostly unreadable when it is made; the others stay."""
+
+    class Away(Counted):
+        def read(self, index: int) -> bytes | np.ndarray:
+            if index >= 2 * PART + 2:
+                raise BadImage("cannot be read: Input/output error")
+            return super().read(index)
+
+    out, source = tmp_path / "x.parquet", ToySource(n=2 * PART + 12)
+    cut_off(model, Away(source), out, monkeypatch)
+    again = Counted(source)
+    done = write(model, again, out)
+    assert done.written == len(source) and not done.bad
+    assert sorted(again.seen) == list(range(2 * PART, len(source)))
 
 
 def test_where_nothing_can_be_read_nothing_is_left(model: Model, tmp_path: Path) -> None:

@@ -57,8 +57,11 @@ def test_empty_features_and_nan_resemble_nothing() -> None:
     assert [group.indices for group in near_duplicates(features, 0.5)] == [(4, 5)]
 
 
-def test_all_the_same_is_one_group_with_cosine_one() -> None:
-    (group,) = near_duplicates(torch.ones(300, 5), 1 - 1e-6, chunk=64)
+@pytest.mark.parametrize("threshold", [1 - 1e-6, 1.0])
+def test_all_the_same_is_one_group_with_cosine_one(threshold: float) -> None:
+    (group,) = near_duplicates(
+        torch.randn(1, 5, generator=torch.Generator().manual_seed(3)).expand(300, 5), threshold, 64
+    )
     assert group.indices == tuple(range(300))
     assert group.similarity == pytest.approx([1.0] * 300, abs=1e-6)
     assert max(group.similarity) <= 1

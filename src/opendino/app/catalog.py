@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -123,6 +124,10 @@ def _is_data(path: Path) -> bool:
         return path.suffix not in _TABLES
     if path.suffix in _TABLES:
         return False
+    with os.scandir(path) as entries:
+        inside = [Path(each.path) for each in itertools.islice(entries, _LOOKED_AT) if each.is_dir()]
+    if any(is_run(child) or (child / DESCRIPTION).is_file() for child in inside):
+        return False  # a folder of runs, although a picture was saved there
     seen = 0
     for folder, folders, files in os.walk(path):
         here = Path(folder)

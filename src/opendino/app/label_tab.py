@@ -30,7 +30,8 @@ _MOST_LETTERS, _MOST_BUTTONS, _MOST_ROWS = 100, 50, 200
 _CSV_BYTES = 16 * 2**20
 _COLUMNS = ["image", "class", "probability", "label given"]
 State = dict[str, Any]
-"""table: its name; keys: chosen images; labels: key → label; at: position of the image shown."""
+"""table: its name; data: where its images are; keys: chosen images; labels: key → label; at: position of the image
+shown; kept: data → labels of images of other tables, until one of these is chosen again."""
 
 
 def build(context: Context, head: Head) -> None:
@@ -83,18 +84,21 @@ class _Tab:
         file = uploads.resolve_upload(raw, self._context.upload_folder)
         if file is None:
             return gr.skip(), *self._view(state)
-        keys = self._context.table(name).vectors[0]
-        state = _of_table(state, name)
+        shown = self._context.table(name)
+        keys, state = shown.vectors[0], _of_table(state, name, shown.table.about["data"])
         labels, unmatched = read_labels(file, keys)
         if unmatched:
             gr.Info(f"{unmatched}; the labels of {len(labels):,} images were taken")
         return gr.skip(), *self._view(state | {"labels": state["labels"] | labels})
 
     def choose(self, state: State | None, name: str | None, wanted: float) -> tuple[Any, ...]:
-        """Choose the next images to label; labels of this table are kept."""
-        shown, state = self._context.table(name), _of_table(state, name)
+        """Choose the next images to label; all labels are kept."""
+        shown = self._context.table(name)
+        state = _of_table(state, name, shown.table.about["data"])
         keys, vectors = shown.vectors
         labeled = {row: state["labels"][key] for row, key in enumerate(keys) if key in state["labels"]}
+        if others := sum(map(len, state["kept"].values())):
+            gr.Info(f"{others:,} labels of images of another table are kept until that table is chosen again")
         if len(labeled) == len(keys):
             raise UserError("All images of the table are labeled", "Download the labels")
         rows, _ = next_to_label(vectors, labeled, min(len(keys) - len(labeled), int(bounded(wanted, 5, 200))))
@@ -161,9 +165,14 @@ class _Tab:
         )
 
 
-def _of_table(state: State | None, name: str | None) -> State:
-    """The state if it is of this table, else an empty one."""
-    return state if state and state["table"] == name else {"table": name, "keys": [], "labels": {}, "at": 0}
+def _of_table(state: State | None, name: str | None, data: str) -> State:
+    """The state for a table of images of `data`, with the labels that they have already."""
+    if state and state["table"] == name:
+        return state
+    kept = dict(state["kept"]) | {state["data"]: state["labels"]} if state else {}
+    labels = kept.pop(data, {})
+    kept = {other: found for other, found in kept.items() if found}
+    return {"table": name, "data": data, "keys": [], "labels": labels, "at": 0, "kept": kept}
 
 
 def read_labels(file: Path, keys: list[str]) -> tuple[dict[str, str], str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import gradio as gr
@@ -70,8 +71,9 @@ def build(context: Context, head: Head) -> None:
 def _model_of(context: Context, table: EmbeddingTable, names: list[str | None], session: str) -> tuple[str, Model]:
     """Name and model of the one among `names` that made a table, found by its fingerprint."""
     for name in dict.fromkeys(names):
-        if name is not None and (found := context.model(name, session)).fingerprint == table.about["fingerprint"]:
-            return name, found
+        with contextlib.suppress(UserError):  # one that cannot be loaded did not make it, or cannot search in it
+            if name is not None and (found := context.model(name, session)).fingerprint == table.about["fingerprint"]:
+                return name, found
     made_by = table.about["model"]
     raise UserError(
         f"{table.name} was made by {made_by}, which is not open", f"Run: opendino app {made_by} {table.name}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections import Counter
@@ -94,12 +95,16 @@ def write_masks(
 def mask_names(keys: Sequence[str]) -> list[str]:
     """A relative path for the mask of each image: that of the image with `.png` as its suffix.
 
-    Two images that differ in nothing but the suffix keep it: `a.jpg.png` and `a.tif.png`.
+    Two images that differ in nothing but the suffix keep it: `a.jpg.png` and `a.tif.png`. Where names are still
+    the same, as of `/b/x.jpg` and `b/x.jpg`, each has a digest of its key before the suffix.
     """
     plain = ["/".join(part for part in PurePosixPath(key).parts if part not in ("/", "..")) for key in keys]
     stems = [str(PurePosixPath(name).with_suffix("")) if is_image(name) else name for name in plain]
     times = Counter(stems)
-    return [f"{stem if times[stem] == 1 else name}.png" for stem, name in zip(stems, plain, strict=True)]
+    names = [stem if times[stem] == 1 else name for stem, name in zip(stems, plain, strict=True)]
+    times = Counter(names)
+    digests = (hashlib.blake2b(key.encode(), digest_size=4).hexdigest() for key in keys)
+    return [f"{name}{f'-{digest}' if times[name] > 1 else ''}.png" for name, digest in zip(names, digests, strict=True)]
 
 
 def _claim(folder: Path, about: dict[str, Any]) -> None:

@@ -10,13 +10,14 @@ from typing import Annotated, Any
 import tyro
 
 from opendino.cli import Outcome, flags
-from opendino.core import atomic_write, distributed
+from opendino.core import atomic_write, distributed, log
 from opendino.core.errors import UserError
 from opendino.core.progress import track
 from opendino.core.ranges import Checked, Count, OutOfRange, Seed
+from opendino.data.labels import image_finder
 from opendino.data.list_columns import read_list
 from opendino.data.open_source import list_paths
-from opendino.data.source_files import line, unescape
+from opendino.data.source_files import line, printable, unescape
 from opendino.embeddings.diverse_selection import next_to_label
 from opendino.embeddings.embedding_table import left_out
 from opendino.embeddings.open_table import open_table
@@ -44,6 +45,8 @@ class Config(Checked):
         super().__post_init__()
         if not self.out.lower().endswith((".txt", ".lst")):
             raise OutOfRange("out", self.out, "End its name in .txt: a list of paths, which works as DATA")
+        if self.labeled and Path(self.labeled).expanduser().absolute() == Path(self.out).expanduser().absolute():
+            raise OutOfRange("out", self.out, "It is the list of labeled images: choose another name")
 
 
 def run(args: list[str]) -> Outcome:
@@ -104,10 +107,18 @@ def _labeled(path: str, keys: list[str], paths: list[str]) -> dict[int, str]:
         UserError: The list cannot be read, or none of its images is in the table.
     """
     row = {unescape(name): number for names in (paths, keys) for number, name in enumerate(names)}
-    folder = Path(path).expanduser().absolute().parent
-    named = read_list(str(Path(path).expanduser()), lambda name: name in row or str(folder / name) in row)
-    found = [(row.get(name, row.get(str(folder / name))), label) for name, label in named.items()]
-    rows = {number: label for number, label in found if number is not None}
+    folder, by_file = Path(path).expanduser().absolute().parent, image_finder(keys)
+
+    def find(name: str) -> int | None:
+        return row.get(name, row.get(str(folder / name), by_file(name)))
+
+    named = read_list(str(Path(path).expanduser()), lambda name: find(name) is not None)
+    rows = {number: label for name, label in named.items() if (number := find(name)) is not None}
+    lost = [name for name in named if find(name) is None]
     if not rows:
         raise UserError(f"None of the {len(named)} images in {path} is in the table", "Write one key or path per line")
+    if lost:
+        log.warn(
+            f"{len(lost):,} of the {len(named):,} images in {path} are not in the table, e.g. {printable(lost[0])}"
+        )
     return dict(sorted(rows.items()))

@@ -286,16 +286,20 @@ def _grouped(source: Source, pattern: str) -> tuple[dict[str, dict[str, int]], l
 
 
 def _chosen(found: list[str], wanted: tuple[str, ...]) -> list[str]:
-    """The channels to keep, by name or else by number.
+    """The channels to keep, by name; or by number, if no name is a number itself: w1 is not the first but channel 1.
 
     Raises:
-        UserError: There is no such channel.
+        UserError: There is no such channel, or one is named twice.
     """
-    chosen = []
+    numbered = not any(name.isdecimal() for name in found)
+    chosen = list[str]()
     for each in wanted:
-        if each not in found and not (each.isdecimal() and int(each) < len(found)):
+        by_number = numbered and each.isdecimal() and int(each) < len(found)
+        if each not in found and not by_number:
             raise UserError(f"No files have the channel '{each:.40}'", f"Found: {' '.join(found[:20])}")
         chosen.append(each if each in found else found[int(each)])
+    if len(set(chosen)) < len(chosen):
+        raise UserError(f"A channel is named twice: {' '.join(chosen)}", f"Found: {' '.join(found[:20])}")
     return chosen or found
 
 

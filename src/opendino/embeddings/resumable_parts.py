@@ -31,6 +31,7 @@ from opendino.embeddings.embed_images import Embedder, Rows, concatenate
 from opendino.features.image_stream import Bad, none_readable
 
 _PART_IMAGES = 512
+_MANY_BAD = 0.1  # of a part's images
 _PART_BYTES = 2**25
 _FORMAT = 1
 _ABOUT = "about.json"
@@ -142,7 +143,9 @@ class _Parts:
 def _embed_missing(parts: _Parts, embedder: Embedder) -> int:
     """Write the parts that do not exist; returns their number of images, over all ranks."""
     paths = parts.paths
-    missing = distributed.broadcast_object([number for number, path in enumerate(paths) if not path.is_file()])
+    missing = distributed.broadcast_object(
+        [number for number, path in enumerate(paths) if not path.is_file() or _many_bad(path, len(parts.spans[number]))]
+    )
     if len(missing) < len(paths):
         log.say(f"{len(paths) - len(missing)} of {len(paths)} parts exist already, continuing")
     # Ranks take the missing parts in turn.
@@ -227,6 +230,12 @@ def _read(path: Path) -> Rows:
 
 def _read_bad(part: Any) -> Bad:
     return [(key, reason) for key, reason in json.loads(part.metadata()["bad"])]
+
+
+def _many_bad(path: Path, num: int) -> bool:
+    """Whether so many of a part's images could not be read that their disk may have been away."""
+    with _open(path) as part:
+        return len(_read_bad(part)) > _MANY_BAD * num
 
 
 def _open(path: Path) -> Any:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from opendino.core.progress import track
+from opendino.features.duplicate_threshold import EQUAL
 
 
 @dataclass(frozen=True)
@@ -33,13 +34,13 @@ def near_duplicates(features: Tensor, threshold: float, chunk: int = 2048) -> li
 
     Args:
         features: float `[M D]`, of any norm; vectors of zeros or with NaN match nothing.
-        threshold: Cosine in (-1, 1].
+        threshold: Cosine in (-1, 1]; of equal vectors it is 1 up to rounding, so 1 means `EQUAL`.
         chunk: Side of a tile.
 
     Returns:
         Groups, ordered by their first member.
     """
-    features = normalize(features, dim=1).nan_to_num(0)
+    features, threshold = normalize(features, dim=1).nan_to_num(0), min(threshold, EQUAL)
     parent = torch.arange(len(features), device=features.device)
     nearest = torch.full((len(features),), -2.0, device=features.device, dtype=features.dtype)
     for top in track(range(0, len(features), chunk), "images compared", len(features), chunk):

@@ -45,7 +45,8 @@ def push(folder: str, name: str, private: bool, message: str) -> str:
     home = Path(folder).expanduser()
     if not home.is_dir():
         raise UserError(f"There is no folder '{folder}'", "Give a folder written by `opendino export`")
-    if not (home / CARD).is_file() or not any((home / file).is_file() for file in ("config.json", DESCRIPTION)):
+    exported = (home / CARD).is_file() and not (home / "config.yaml").exists()  # a run has one, and much else
+    if not exported or not any((home / file).is_file() for file in ("config.json", DESCRIPTION)):
         raise UserError(
             f"'{folder}' is not an exported folder", "Make one: opendino export MODEL --to huggingface --out FOLDER"
         )
