@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from tests.factories import checkpoint_tensors, difference, model_folder, small_vit
+from tests.factories import checkpoint_tensors, difference, model_folder, plain_folder, small_vit
 
 import opendino
 from opendino import existing_runs, finetuning, sharing
@@ -137,6 +137,24 @@ def test_the_command_names_labels_and_images_to_compare_on(
     assert found["num_images"] == 20 and found["keep"] == "frozen"  # of other classes: neither is ever right
     log = (tmp_path / "run/log.txt").read_text()
     assert "50 of 60 images have no label and are not used" in log and "10 images, 2 classes" in log
+
+
+@pytest.mark.parametrize(("shared", "tested"), [(12, 8), (20, 0)])
+def test_images_of_val_that_are_trained_on_are_not_tested_on(
+    model: str, tmp_path: Path, shared: int, tested: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [f"{'ab'[number % 2]}/{number}.png" for number in range(24)]
+    train = plain_folder(tmp_path / "train", *names)
+    val = plain_folder(tmp_path / "val", *[f"{'ab'[number % 2]}/v{number}.png" for number in range(20 - shared)])
+    for name in names[:shared]:
+        (val / name).parent.mkdir(parents=True, exist_ok=True)
+        (val / name).symlink_to(train / name)
+    options = QUICK | {"steps": 1, "batch": 4}
+    found = opendino.finetune(model, str(train), labels="folders", val=str(val), out=str(tmp_path / "run"), **options)
+    if tested:
+        assert found.against_start["num_images"] == tested
+    else:
+        assert found.against_start["verdict"] == "unknown" and "are in --train" in capsys.readouterr().err
 
 
 def test_adapters_train_resume_exactly_and_leave_a_plain_model(model: str, tmp_path: Path) -> None:

@@ -252,7 +252,7 @@ def change_length(
 
     Learning rate, weight decay and teacher momentum are functions of step and length: after step `done` they follow the
     schedules of a run of the new length. Durations given in percent of the run (warm-ups, freezes) may already be over,
-    so they keep their length in steps.
+    so they keep their length in steps; in a run that becomes shorter those that are not over shrink with it.
 
     Args:
         config: Settings of the run.
@@ -281,11 +281,29 @@ def change_length(
         )
     before, per_epoch = config.steps, num_images // config.batch
     method, optim = (_shares_to_steps(part, before, per_epoch) for part in (config.method, config.optim))
+    if steps < before:
+        method, optim = (_shorter(part, steps, before, per_epoch, done) for part in (method, optim))
     message = (
         f"{steps:,} steps (was {before:,}): from step {done:,} on learning rate, weight decay and the teacher's "
-        f"momentum follow the schedules of a run of {steps:,} steps; warm-ups keep their length"
+        f"momentum follow the schedules of a run of {steps:,} steps; warm-ups "
+        + ("keep their length" if steps > before else "that are not over become shorter in proportion")
     )
     return replace(config, steps=steps, method=method, optim=optim), message
+
+
+def _durations(part: Any) -> list[str]:
+    """Names of the settings of a Config that are durations."""
+    return [field.name for field in dataclasses.fields(part) if str(field.type).startswith("Duration")]
+
+
+def _shorter(part: Any, steps: int, before: int, steps_per_epoch: int, done: int) -> Any:
+    """A Config whose durations that are not over after `done` steps are shorter by as much as the run."""
+    found = {}
+    for name in _durations(part):
+        length = duration.steps(getattr(part, name), total_steps=before, steps_per_epoch=steps_per_epoch)
+        if length > done:
+            found[name] = str(max(done, length * steps // before))
+    return replace(part, **found)
 
 
 def _shares_to_steps(part: Any, total_steps: int, steps_per_epoch: int) -> Any:

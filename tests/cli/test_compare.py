@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,21 @@ def test_labels_may_come_from_a_list(place: Path, capsys: pytest.CaptureFixture[
     (place / "labels.csv").write_text("path,class\n" + "".join(f"{name},{name[:2]}\n" for name in names[:20]))
     told = compare(place, capsys, "--train", str(place / "train"), "--labels", str(place / "labels.csv"), "-k", "3")
     assert told["num_images"] < 5 and told["models"][str(place / "seeing")]["majority"] < 100
+
+
+def test_the_list_also_names_the_images_to_test_on(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The sub-folders of these are dates, and say nothing of the class."""
+    days = place / "days"
+    lines = [f"{kind}/{number}.png,{kind}" for kind in ("along", "across") for number in range(12)]
+    for number in range(20):
+        kind, day = ("along", "across")[number % 2], f"day{number // 10}"
+        (days / day).mkdir(parents=True, exist_ok=True)
+        shutil.copy(place / "val" / kind / f"{number // 2}.png", days / day / f"v{number}.png")
+        lines.append(f"{day}/v{number}.png,{kind}")
+    (place / "both.csv").write_text("\n".join(["path,class", *lines]))
+    words = ["--train", str(place / "train"), "--val", str(days), "--labels", str(place / "both.csv"), "-k", "3"]
+    told = compare(place, capsys, *words)
+    assert told["models"][str(place / "seeing")]["top1"] >= 90 and told["num_images"] == 20
 
 
 def test_without_labels_crops_decide(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ from tests.factories import plain_folder
 from opendino.core.errors import UsageError, UserError
 from opendino.core.types import ViewGroup, ViewSpec
 from opendino.data.cache import DecodedImages
-from opendino.data.labels import all_labels, match_labels, relabel
+from opendino.data.labels import all_labels, labels_for_val, match_labels, relabel
 from opendino.data.loader import Batches
 from opendino.data.open_source import open_source
 from opendino.views.settings import view
@@ -94,6 +94,17 @@ def test_the_key_of_an_image_counts_before_other_paths_to_it(tmp_path: Path) -> 
     listed.write_text("path,class\nold/cat/5.png,dog\nnew/cat/5.png,cat\n")
     with pytest.raises(UserError, match=r"different things about cat/5\.png, as old/cat/5\.png and as new/cat/5\.png"):
         match_labels(keys, str(listed))
+
+
+def test_a_list_is_that_of_the_images_to_test_on_if_it_names_them_alone(tmp_path: Path) -> None:
+    train, val = (open_source(plain_folder(tmp_path / name, *names)) for name, names in (
+        ("train", ("a/1.png", "b/2.png")), ("val", ("2024/7.png", "2025/8.png", "a/1.png"))
+    ))  # fmt: skip
+    listed = tmp_path / "labels.csv"
+    for lines, found in (("a/1.png,x", "auto"), ("a/1.png,x\n2024/7.png,y", str(listed)), ("7.png,x", "auto")):
+        listed.write_text(f"path,class\n{lines}\n")
+        assert labels_for_val(str(listed), train, val) == found
+    assert labels_for_val("folders", train, val) == labels_for_val("10%", train, val) == "auto"
 
 
 def test_a_folder_called_unlabeled_has_no_class(tmp_path: Path) -> None:

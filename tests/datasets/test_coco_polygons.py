@@ -47,6 +47,20 @@ def test_slanted_and_self_crossing_polygons(tmp_path: Path) -> None:
     assert sorted(np.unique(crowd)) == [0, 255]
 
 
+def test_a_crowd_of_official_files_is_void(tmp_path: Path) -> None:
+    runs = {"counts": [7, 3, 38], "size": [6, 8]}  # rows 1 to 3 of the second column
+    crowd = polygon(BOX, iscrowd=1) | {"segmentation": runs}
+    found = CocoPolygons(write(tmp_path, [polygon(TRIANGLE), crowd])).mask("a.jpg")
+    assert (found == 255).sum() == 3 and (found[1:4, 1] == 255).all() and found[0, 0] == 1
+    for wrong, told in (
+        ({"counts": "x1"}, "neither polygons nor"),
+        ({"counts": [7, 3]}, "10 pixels in an image of 8 x 6"),
+    ):
+        crowd = polygon(BOX, iscrowd=1) | {"segmentation": wrong}
+        with pytest.raises(BadImage, match=told):
+            CocoPolygons(write(tmp_path, [crowd])).mask("a.jpg")
+
+
 @pytest.mark.parametrize("wrong", [{"counts": "x", "size": [6, 8]}, [[1, 2, 3, 4]], [["a"] * 6], None, [[1e9] * 6]])
 def test_other_annotations_are_refused(wrong: object, tmp_path: Path) -> None:
     found = CocoPolygons(write(tmp_path, [polygon(BOX) | {"segmentation": wrong}]))

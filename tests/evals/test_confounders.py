@@ -188,6 +188,27 @@ def test_sub_folders_that_nobody_called_classes_are_named_so(
         assert kind in report.text and report.fields["class"]["confirmed"] == kind.startswith("class")
 
 
+@pytest.mark.parametrize("classes", ["a", ""])
+def test_both_parts_have_the_classes_of_one_column(tiny_model: Path, tmp_path: Path, classes: str) -> None:
+    """The images to test on are all of one class, or of none, and their sub-folders are dates."""
+    rows = ["path,class,device"]
+    for number in range(48):
+        part, day = ("photos", "checked")[number // 24], f"day{number % 3 % 2}"
+        name = f"{day}/{part}{number}.png"
+        (tmp_path / part / day).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32), (number * 5, 0, 0)).save(tmp_path / part / name)
+        rows.append(f"{name},{'ab'[number % 2] if part == 'photos' else classes},{'xy'[number // 2 % 2]}")
+    (tmp_path / "meta.csv").write_text("\n".join(rows))
+    report = evaluate(
+        Config(
+            str(tiny_model), labels=str(tmp_path / "meta.csv"), train=str(tmp_path / "photos"), val=str(tmp_path / "checked"),
+            permutations=19, device="cpu",
+        )
+    )  # fmt: skip
+    assert list(report.fields["columns"]) == ["device"] and "day0" not in report.text
+    assert (report.fields["class"] is None) == (classes == "")
+
+
 def test_without_a_csv_the_sub_folders_are_the_column(tiny_model: Path, tmp_path: Path) -> None:
     for number in range(48):
         folder = tmp_path / ("photos", "checked")[number // 24] / f"day{number % 2}"

@@ -78,6 +78,16 @@ def test_copies_without_numbers_go_by_name_and_the_folder_may_lie_deeper(ask: As
     assert answer["queries"] == 3 and answer["skipped"] == 1  # neither nobody.png nor 8.png has an original
 
 
+def test_numbered_originals_that_are_not_copydays_go_by_name(ask: Ask, tmp_path: Path) -> None:
+    for block in ("original", "jpeg"):
+        for number in range(5):
+            folder = tmp_path / "data" / block
+            folder.mkdir(parents=True, exist_ok=True)
+            pattern_image(number).save(folder / f"{number + 1:04}.png")
+    answer = ask(tmp_path / "data", "--mode", "copydays")
+    assert answer["queries"] == 5 and answer["mAP"] == pytest.approx(100)  # 0001 is no copy of 0002
+
+
 def test_only_the_first_results_count() -> None:
     database = torch.eye(30)
     queries = torch.linspace(1, 0.1, 30).repeat(2, 1)

@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+from tests.factories import plain_folder
 
 from opendino.cli import main
-from opendino.core.errors import UsageError
+from opendino.core.errors import UsageError, UserError
 from opendino.experiments import defaults
 
 
@@ -24,6 +25,12 @@ def test_every_run_sees_as_many_images_and_differs_in_what_its_factor_says() -> 
     assert planned["momentum-0.95-seed1"].method.momentum_end == 1.0
     assert planned["K-4096-seed0"].method.out_dim == 4096
     assert planned["batch-16-seed0"].batch == 16
+
+
+def test_images_without_classes_are_refused_before_the_runs(tmp_path: Path) -> None:
+    plain_folder(tmp_path, "1.png", "2.png")
+    with pytest.raises(UserError, match="has no classes"):
+        defaults.conduct(defaults.Config(data=str(tmp_path), out=str(tmp_path / "out")))
 
 
 @pytest.mark.slow

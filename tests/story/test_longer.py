@@ -145,3 +145,15 @@ def test_what_auto_stands_for_is_no_difference(tmp_path: Path) -> None:
     asked = small_run(tmp_path / "run", batch="auto", workers="auto", threads="auto", resume=True)
     opendino.train(asked)
     assert opendino.train(asked).steps == 10
+
+
+@pytest.mark.parametrize(
+    ("warmup", "done", "becomes"), [("6", 2, "3"), ("6", 4, "4"), ("2", 3, "2"), ("2ep", 2, "3"), ("60%", 2, "3")]
+)
+def test_a_shorter_run_does_not_end_in_its_warm_up(finished: Path, warmup: str, done: int, becomes: str) -> None:
+    config = existing_runs.read_run_config(finished)
+    config = replace(config, optim=replace(config.optim, lr_warmup=warmup))
+    shorter, says = existing_runs.change_length(config, PER_EPOCH * config.batch, done, steps=5)
+    assert shorter.optim.lr_warmup == becomes and "shorter in proportion" in says
+    longer, says = existing_runs.change_length(config, PER_EPOCH * config.batch, done, steps=50)
+    assert longer.optim.lr_warmup == {"60%": "6"}.get(warmup, warmup) and "keep their length" in says

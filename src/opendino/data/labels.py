@@ -107,6 +107,18 @@ def relabel(source: Source, labels: str, seed: int) -> Source:
     return Relabeled(source, source.classes, kept)
 
 
+def labels_for_val(labels: str, train: Source, val: Source) -> str:
+    """The setting `labels` for the images to test on: a list that names some of them by keys of theirs, else "auto".
+
+    A key that an image to train on has too does not count: nothing says which of the two the list means.
+    """
+    if labels in WORDS or not is_file(labels):
+        return "auto"
+    own = {val.key(index) for index in range(len(val))} - {train.key(index) for index in range(len(train))}
+    listed = read_list(labels, lambda image: printable(image) in own)
+    return labels if any(printable(image) in own for image in listed) else "auto"
+
+
 def image_finder(keys: Sequence[str]) -> Callable[[str], int | None]:
     """A function that finds the image that a list names: path → index, None if there is none.
 

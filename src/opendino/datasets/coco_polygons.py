@@ -34,6 +34,12 @@ class _Annotation(msgspec.Struct):
     iscrowd: int = 0
 
 
+class _Runs(msgspec.Struct):
+    """Lengths of runs of pixels outside and inside in turns, down the columns."""
+
+    counts: list[Annotated[int, Meta(ge=0, le=MAX_PIXELS)]]
+
+
 class _Category(msgspec.Struct):
     id: int
 
@@ -87,6 +93,9 @@ class CocoPolygons:
             raise BadImage(f"{width} x {height} pixels, more than {MAX_PIXELS // 10**6} million")
         found = np.zeros((height, width), np.uint8)
         for number, polygons in self._polygons.get(file_name, []):
+            if number == VOID and isinstance(polygons, dict):
+                found[_crowd(polygons, height, width)] = VOID
+                continue
             try:
                 rings = msgspec.convert(polygons, list[Annotated[list[_Coordinate], Meta(min_length=6)]])
             except msgspec.ValidationError as error:
@@ -94,6 +103,21 @@ class CocoPolygons:
             for ring in rings:
                 _fill(found, np.array(ring[: len(ring) // 2 * 2]).reshape(-1, 2), number)
         return found
+
+
+def _crowd(runs: dict[str, Any], height: int, width: int) -> np.ndarray:
+    """Where a crowd is, bool `[H W]`, which official files give by lengths of runs.
+
+    Raises:
+        BadImage: They are compressed, or do not cover the image.
+    """
+    try:
+        counts = msgspec.convert(runs, _Runs).counts
+    except msgspec.ValidationError as error:
+        raise BadImage(f"a crowd is neither polygons nor a list of counts: {error}") from error
+    if sum(counts) != height * width:
+        raise BadImage(f"a crowd of {sum(counts):,} pixels in an image of {width} x {height}")
+    return np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(width, height).T
 
 
 def _fill(mask: np.ndarray, ring: np.ndarray, number: int) -> None:

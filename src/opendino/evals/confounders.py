@@ -309,7 +309,8 @@ def _load_images(config: Config, model: Model, data: str) -> tuple[Images, list[
             f"is tested on, so a value needs about {5 * _FEWEST} images",
         )
     features = torch.cat([each.features for each in tables])
-    images = Images(features, val, classes, tuple(names) if len(names) > 1 else (), groups, group_names)
+    judged = len(names) > 1 and all((classes[part] >= 0).any() for part in (val, ~val))
+    images = Images(features, val, classes, tuple(names) if judged else (), groups, group_names)
     return images, notes, kind
 
 
@@ -318,11 +319,15 @@ def _opened(config: Config, model: Model, data: str) -> tuple[list[_Part], list[
     opened = [(each, model.reading.open_images(each)) for each in [data, *([config.val] if config.val else [])]]
     keys = [[source.key(index) for index in range(len(source))] for _, source in opened]
     parts, notes = list[_Part](), list[str]()
-    for (name, source), own in zip(opened, keys, strict=True):
+    columns_of = [read_metadata(config.labels, own) for own in keys] if config.labels else []
+    both = {name: [value for columns in columns_of for value in columns[name]] for name in (columns_of or [{}])[0]}
+    column = class_column(both) if config.classes == "auto" else None  # one for both, or their classes would differ
+    for number, ((name, source), own) in enumerate(zip(opened, keys, strict=True)):
         rows = only_in_val((data, keys[0]), (name, own)) if parts else list(range(len(own)))
         if config.labels:
-            columns = read_metadata(config.labels, own)
-            parts.append((_classified(source, columns, config.classes), columns, rows))
+            columns = columns_of[number]
+            classes = with_classes(source, columns[column]) if column else relabel(source, config.classes, seed=0)
+            parts.append((classes, columns, rows))
         else:
             columns = folder_column(source)
             parts.append((relabel(source, "none", seed=0), columns, [i for i in rows if columns["folder"][i]]))
@@ -335,12 +340,6 @@ def _left_out(data: str, keys: Sequence[str]) -> list[str]:
     files = list(dict.fromkeys(key.partition("#")[0] for key in keys))
     named = ", ".join(files[:3]) + (f" and {len(files) - 3:,} more files" if len(files) > 3 else "")
     return [f"{len(keys):,} images of {data} are in no sub-folder and are left out: {named}"] if keys else []
-
-
-def _classified(source: Source, columns: dict[str, list[str]], classes: str) -> Source:
-    """The images with the classes that `Config.classes` asks for."""
-    column = class_column(columns) if classes == "auto" else None
-    return with_classes(source, columns[column]) if column else relabel(source, classes, seed=0)
 
 
 def _chosen(config: Config, values: dict[str, list[str]]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import PurePosixPath
 from statistics import mean
 from typing import Annotated, Any, Literal
@@ -131,14 +132,17 @@ def _copydays(config: Config, source: Source, blocks: dict[str, list[int]], desc
     row = {listed[kept]: row for row, kept in enumerate(images.kept)}
     originals = [index for index in blocks.pop("original") if index in row]
     database, bad = _with_distractors(config, images.features[[row[index] for index in originals], 0], describe)
+    stems = [PurePosixPath(source.key(index)).stem for index in originals]
+    numbered = all(stem.isdigit() and len(stem) > 2 and stem.endswith("00") for stem in stems)
+    copy_key = partial(_copy_key, source, numbered=numbered)
     originals_by_key: dict[str, list[int]] = {}
     for number, index in enumerate(originals):
-        originals_by_key.setdefault(_copy_key(source, index), []).append(number)
+        originals_by_key.setdefault(copy_key(index), []).append(number)
     found: dict[str, list[float]] = {}
     for block, copies in blocks.items():
-        queried = [index for index in copies if index in row and _copy_key(source, index) in originals_by_key]
+        queried = [index for index in copies if index in row and copy_key(index) in originals_by_key]
         if queried:
-            positives = [originals_by_key[_copy_key(source, index)] for index in queried]
+            positives = [originals_by_key[copy_key(index)] for index in queried]
             queries = images.features[[row[index] for index in queried], 0]
             found[block] = copy_precision(queries, database, positives.__getitem__)
     if not found:
@@ -149,10 +153,10 @@ def _copydays(config: Config, source: Source, blocks: dict[str, list[int]], desc
     return _report(config, "Copydays", found, len(originals), len(database), images.bad + bad, describe.protocol)
 
 
-def _copy_key(source: Source, index: int) -> str:
-    """Key shared by an original and its copies: the number without its last two digits (Copydays), else the name."""
+def _copy_key(source: Source, index: int, numbered: bool) -> str:
+    """What an original and its copies share: the name, of Copydays (`numbered`) without its last two digits."""
     stem = PurePosixPath(source.key(index)).stem
-    return stem[:-2] if stem.isdigit() and len(stem) > 2 else stem
+    return stem[:-2] if numbered else stem
 
 
 def _augment(config: Config, source: Source, describe: Describe) -> Report:

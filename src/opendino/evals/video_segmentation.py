@@ -71,6 +71,7 @@ def evaluate(config: Config) -> Report:
     device = distributed.device(config.device)
     videos = _open_videos(config)
     model = load(config.model, config.which).to(device)
+    model.reading.check_frames(config.model)
     began, notes, found = time.monotonic(), [], {}
     for video in videos:
         found[video.name] = _segment(video, model, config, notes)

@@ -16,9 +16,10 @@ from typing import Any
 from opendino.config import Config as RunConfig
 from opendino.core import atomic_write
 from opendino.core.accuracy import baseline_text
-from opendino.core.errors import unknown
+from opendino.core.errors import UserError, unknown
 from opendino.core.ranges import Checked, Count, Repeats, Workers
 from opendino.core.types import Report
+from opendino.data.open_source import open_source
 from opendino.engine.collapse_detection import Monitor
 from opendino.experiments._trial_runs import TrialRun, run
 from opendino.recipes import demo
@@ -98,7 +99,14 @@ def trials(config: Config) -> list[TrialRun]:
 
 
 def conduct(config: Config) -> Report:
-    """Run and compare all settings; writes table.md and result.json to the folder."""
+    """Run and compare all settings; writes table.md and result.json to the folder.
+
+    Raises:
+        UserError: The images have no classes to measure with.
+    """
+    if not open_source(config.val or config.data).classes:
+        hint = "The experiment compares by k-NN accuracy: give folders of classes"
+        raise UserError(f"{config.val or config.data} has no classes", hint)
     folder, planned = Path(config.out), trials(config)
     rows = run(planned, folder, config.jobs)
     values = iter(zip(planned, rows, strict=True))

@@ -76,6 +76,8 @@ def balanced_accuracy(predicted: Tensor, truth: Tensor) -> tuple[float, float]:
 def association(one: Tensor, other: Tensor) -> float:
     """Cramér's V of two labelings int64 `[M]`, -1 unknown: 0 if independent, 1 if one follows from the other."""
     known = (one >= 0) & (other >= 0)
+    if not known.any():
+        return 0.0
     (_, rows), (_, columns) = (each[known].unique(return_inverse=True) for each in (one, other))
     num = int(rows.max()) + 1, int(columns.max()) + 1
     counts = torch.bincount(rows * num[1] + columns, minlength=num[0] * num[1]).view(num).double()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from opendino.core.contracts import Source
 from opendino.core.errors import UserError
-from opendino.data.labels import all_labels, relabel
+from opendino.data.labels import all_labels, labels_for_val, relabel
 from opendino.data.train_val_overlap import only_in_val
 from opendino.features.feature_table import FeatureTable, hold_out, table
 from opendino.features.image_stream import skipped_message
@@ -132,10 +132,11 @@ def train_val_features(
 def _labeled_images(model: Model, wanted: LabeledData, data: str) -> list[tuple[Source, list[int]]]:
     """The sources to train on and to test on, each with the positions of its labeled images; none to hold some out."""
     found: list[tuple[Source, list[int]]] = []
-    for name, labels in ((data, wanted.labels), (wanted.val, "auto")):
+    for name, labels in ((data, wanted.labels), (wanted.val, "")):
         if name is None:
             return [*found, (found[0][0], [])]
-        source = relabel(model.reading.open_images(name), labels, seed=0)
+        opened = model.reading.open_images(name)
+        source = relabel(opened, labels or labels_for_val(wanted.labels, found[0][0], opened), seed=0)
         labeled = np.flatnonzero(all_labels(source) >= 0).tolist()
         if not labeled:
             raise UserError(

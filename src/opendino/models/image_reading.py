@@ -11,7 +11,7 @@ from msgspec import Meta
 from PIL import Image
 
 from opendino.core.contracts import Source
-from opendino.core.errors import BadImage
+from opendino.core.errors import BadImage, UserError
 from opendino.core.types import PixelFormat
 from opendino.data import readers
 from opendino.data.decode import decode
@@ -21,7 +21,7 @@ from opendino.data.open_source import open_source
 from opendino.data.picture import picture
 from opendino.data.readers.decoded_image import RGB, DecodedImage, from_array, numbered
 from opendino.data.readers.limits import MAX_PIXELS
-from opendino.data.readers.multi_page_files import Reading, check_channels
+from opendino.data.readers.multi_page_files import Reading, check_channels, describe
 
 _Bound = Annotated[float, Meta(ge=-3.4e38, le=3.4e38)]
 _Name = Annotated[str, Meta(max_length=100)]
@@ -82,6 +82,22 @@ class ImageReading(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def pixel_format(self) -> PixelFormat:
         """Format of decoded images: uint8 RGB, or `bits` where the channels have names."""
         return PixelFormat(len(self.names), self.bits) if self.names else PixelFormat()
+
+    def check_frames(self, model: str) -> None:
+        """Check that a model sees frames of videos as they are read: 8-bit RGB.
+
+        Args:
+            model: Its name, for the error.
+
+        Raises:
+            UserError: It was trained on images with channels or a range of their own.
+        """
+        if self != ImageReading():
+            raise UserError(
+                f"'{model}' was trained on {describe(self.channel_names)} with a range of their own, and frames are "
+                "8-bit RGB",
+                "Use a model of photographs; `opendino visualize pca` and `correspondence` read other images",
+            )
 
     def open_images(self, data: str) -> Source:
         """Open DATA as the model reads it.

@@ -8,6 +8,7 @@ import safetensors
 
 from opendino.core.errors import UserError
 from opendino.models.load import Model, load
+from opendino.models.separate_channels import network_of
 from opendino.models.weights import load_foreign_weights
 
 
@@ -56,5 +57,5 @@ def load_step(run: str | Path, step: int, which: str | None = None) -> Model:
             state = {name: file.get_tensor(prefix + name) for name in names if name != "mask_token"}
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(f"{path} cannot be read: {error}", "Delete this checkpoint to evaluate the others") from error
-    load_foreign_weights(model.backbone, state, str(path))
+    load_foreign_weights(network_of(model.backbone), state, str(path))
     return model

@@ -72,7 +72,9 @@ def show(config: Config) -> Report:
     if path.resolve() == video.resolve():
         raise UsageError(f"--out {config.out} is the input video", "Choose another --out")
     rate = video_frames.rate(video) or Fraction(config.fps).limit_denominator(1001)
-    encoder = ImageEncoder(load(config.model, config.which).to(distributed.device(config.device)), config.size_px)
+    model = load(config.model, config.which)
+    model.reading.check_frames(config.model)
+    encoder = ImageEncoder(model.to(distributed.device(config.device)), config.size_px)
     began, bad = time.monotonic(), Bad()
     if config.kind == "pca":
         sample = [image for _, image in _evenly_spaced(_frames(video, encoder, Bad()), _FITTED)]
