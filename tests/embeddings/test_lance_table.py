@@ -11,6 +11,7 @@ import torch
 from tests.embeddings.conftest import small_embedder
 from tests.factories import model_of, noise_image, small_vit
 
+from opendino.app.model_cache import ModelCache
 from opendino.core.contracts import Source
 from opendino.core.errors import UserError
 from opendino.data.open_source import open_source
@@ -18,6 +19,7 @@ from opendino.embeddings import lance_table
 from opendino.embeddings.embed_images import Embedder
 from opendino.embeddings.open_table import open_table
 
+lancedb = pytest.importorskip("lancedb")
 Update = Callable[..., lance_table.Updated]
 
 
@@ -87,6 +89,30 @@ def test_only_new_and_changed_images_are_embedded(
     done = brought_up_to_date(photos, prune=True)
     assert (done.removed, done.vanished) == (1, [])
     assert rows(photos).keys() == after.keys() - {"7.png"}
+
+
+def test_an_open_table_sees_what_another_process_adds(photos: Path, brought_up_to_date: Update) -> None:
+    brought_up_to_date(photos)
+    opened, name = open_table(str(photos.parent / "photos.lance")), photos.parent / "photos.lance"
+    num, keys, cache = len(opened), opened.normalized()[0], ModelCache(torch.device("cpu"), lambda data: None)
+    shown = cache.table(str(name))
+    noise_image(seed=35).save(photos / "later.png")
+    brought_up_to_date(photos)
+    assert len(opened) == num + 1 and set(opened.normalized()[0]) - set(keys) == {"later.png"}
+    vector = opened.normalized()[1][opened.normalized()[0].index("later.png")]
+    assert opened.nearest(vector[None], 1).keys == [["later.png"]]
+    assert cache.table(str(name)) is not shown and len(cache.table(str(name)).vectors[0]) == num + 1
+
+
+def test_a_full_disk_is_not_called_a_damaged_table(
+    photos: Path, brought_up_to_date: Update, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    brought_up_to_date(photos)
+    noise_image(seed=35).save(photos / "later.png")
+    full = RuntimeError("lance error: IO error: No space left on device")
+    monkeypatch.setattr(lancedb.table.LanceTable, "merge_insert", lambda *_: (_ for _ in ()).throw(full))
+    with pytest.raises(UserError, match=r"cannot be written: .*No space left.*Free space"):
+        brought_up_to_date(photos)
 
 
 def source_index(source: Source, key: str) -> int:

@@ -59,7 +59,8 @@ class ModelCache:
         Raises:
             UserError: The table cannot be opened.
         """
-        return self._get(name, "", lambda: self._with_images(open_table(name)))
+        # Of a .lance table only the folder of its versions changes with every update.
+        return self._get(name, "_versions" * name.endswith(".lance"), lambda: self._with_images(open_table(name)))
 
     def _with_images(self, table: EmbeddingTable) -> ShownTable:
         data = table.about["data"]

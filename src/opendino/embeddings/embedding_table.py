@@ -138,6 +138,24 @@ def check_model(table: EmbeddingTable, model: Model, name: str) -> None:
 
 
 @contextlib.contextmanager
+def writable(name: str) -> Iterator[None]:
+    """Convert exceptions of LanceDB about a table that cannot be written to a `UserError`; the table itself is intact.
+
+    Raises:
+        UserError: The block raised such an exception.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"{name} cannot be written: {first_line(error)[:200].rstrip('.')}",
+            "Free space on its disk, or wait for other commands that write it; then run the same command again",
+        ) from error
+
+
+@contextlib.contextmanager
 def readable(name: str) -> Iterator[None]:
     """Convert exceptions of pyarrow and LanceDB about an unreadable table to a `UserError`.
 

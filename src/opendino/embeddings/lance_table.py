@@ -17,7 +17,7 @@ from opendino.core.errors import BadImage, UserError
 from opendino.data.source_files import exists, is_folder
 from opendino.embeddings import table_schema
 from opendino.embeddings.embed_images import Embedder, Rows
-from opendino.embeddings.embedding_table import STRETCH, EmbeddingTable, SearchResult, check_model, readable
+from opendino.embeddings.embedding_table import STRETCH, EmbeddingTable, SearchResult, check_model, readable, writable
 from opendino.features.image_stream import Bad, none_readable, read_ahead
 
 if TYPE_CHECKING:
@@ -50,10 +50,16 @@ class LanceTable(EmbeddingTable):
             super().__init__(name, table_schema.about(self._table.schema))
 
     def __len__(self) -> int:
-        return self._table.count_rows()
+        return self._latest().count_rows()
+
+    def _latest(self) -> Any:
+        """The table with what other processes have added; old versions are removed after an hour."""
+        with readable(self.name):
+            self._table.checkout_latest()
+        return self._table
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """See `EmbeddingTable`."""
+        """See `EmbeddingTable`. The rows are those that `len` counted last, whatever is added while they are read."""
         return iter(self._table.search().select(["key", "vector"]).to_batches(STRETCH))
 
     def search(self, queries: Tensor, k: int, exact: bool) -> SearchResult:
@@ -61,11 +67,12 @@ class LanceTable(EmbeddingTable):
 
         LanceDB itself rejects vectors with NaN, and never returns zero vectors.
         """
-        exact = exact or not _indices(self._table)
+        table = self._latest()
+        exact = exact or not _indices(table)
         keys: list[list[str]] = []
         scores: list[list[float]] = []
         for query in queries.numpy():
-            request = self._table.search(query, vector_column_name="vector").distance_type("cosine").limit(k)
+            request = table.search(query, vector_column_name="vector").distance_type("cosine").limit(k)
             request = request.bypass_vector_index() if exact else request.nprobes(_NPROBES).refine_factor(_REFINE)
             found = request.select(["key", "_distance"]).to_arrow()
             keys.append(found["key"].to_pylist())
@@ -147,7 +154,7 @@ def update(
         writer.commit([rows for rows in part if len(rows)], recorder.digests, outdated)
     if writer.table is None:
         raise none_readable(len(keys), result.bad)
-    with readable(name):
+    with writable(name):
         if prune:
             _delete(writer.table, result.vanished)
             result.removed, result.vanished = len(result.vanished), []
@@ -203,7 +210,7 @@ class _Writer:
             outdated: Keys of the rows to delete.
         """
         record_batches = [self._record_batch(rows, digests) for rows in batches]
-        with readable(self._name):
+        with writable(self._name):
             if record_batches:
                 table = table_schema.pyarrow().Table.from_batches(record_batches)
                 if self.table is None:
