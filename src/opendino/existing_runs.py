@@ -196,7 +196,7 @@ def continued(run: str | Path) -> Config:
     before = read_run_config(run)
     request = read_request(Path(run).expanduser()) or before
     again = before.init_networks == "all"
-    settled = {"freeze_last_layer": "0", "teacher_temp_warmup": "0"}
+    settled = {"freeze_last_layer": "0", "teacher_temp_warmup": "0", "consistency_rampup": "0"}
     known = {field.name for field in fields(before.method)}
     optimizer = optim.Config(**{field.name: getattr(before.optim, field.name) for field in fields(optim.Config)})
     return Config(

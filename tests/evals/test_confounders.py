@@ -201,8 +201,8 @@ def test_both_parts_have_the_classes_of_one_column(tiny_model: Path, tmp_path: P
     (tmp_path / "meta.csv").write_text("\n".join(rows))
     report = evaluate(
         Config(
-            str(tiny_model), labels=str(tmp_path / "meta.csv"), train=str(tmp_path / "photos"), val=str(tmp_path / "checked"),
-            permutations=19, device="cpu",
+            str(tiny_model), labels=str(tmp_path / "meta.csv"), train=str(tmp_path / "photos"),
+            val=str(tmp_path / "checked"), permutations=19, device="cpu",
         )
     )  # fmt: skip
     assert list(report.fields["columns"]) == ["device"] and "day0" not in report.text

@@ -15,7 +15,7 @@ from opendino.methods import distill
 from opendino.methods.distill import feature_distance, soft_cross_entropy
 from opendino.models.build import backbone
 from opendino.models.conv4 import Conv4
-from opendino.models.load import load, preprocessing, save_backbone
+from opendino.models.load import Model, load, preprocessing, save_backbone
 
 EXACT = {"rtol": 0, "atol": 1e-10}
 B, CLASSES = 6, 3
@@ -130,6 +130,14 @@ def test_the_teachers_logits_need_a_classifier(tmp_path: Path) -> None:
     save_backbone(tmp_path, {"teacher": Conv4(width=4)}, preprocessing=preprocessing(32))
     with pytest.raises(UserError, match="was not trained to classify"):
         method(str(tmp_path), objective="logits")
+
+
+def test_classes_without_names_are_numbers_and_not_those_of_the_images(tmp_path: Path) -> None:
+    model = Model(Conv4(width=4), preprocessing(32), {}, nn.Linear(Conv4(width=4).embed_dim, 5))  # as of timm
+    made = distill._Distillation(distill.Config(teacher="x", objective="logits"), model, Conv4(width=2))
+    assert made.classes == ("0", "1", "2", "3", "4")
+    taught = distill.Config(teacher="x", objective="logits", label_weight=0.5)
+    assert distill._Distillation(taught, model, Conv4(width=2)).classes == ()  # those of the images, which it learns
 
 
 def test_a_teacher_must_be_named_and_exist(tmp_path: Path) -> None:

@@ -92,6 +92,11 @@ def test_weight_and_momentum_follow_the_papers_ramps() -> None:
     )
 
 
+def test_a_continued_run_keeps_its_averaged_teacher() -> None:
+    trained, clock = method(consistency_rampup="0"), Clock(0, 1000, 10)
+    assert (trained.rampup(clock), trained.ema_momentum(clock)) == (1.0, 0.999)
+
+
 def test_without_labels_it_says_how_to_give_some() -> None:
     config, _ = mean_teacher.Config().resolved(Facts(100, 64, 0, 16, 100, 6))
     with pytest.raises(UsageError, match=r"0 classes.*--labels FILE\.csv"):

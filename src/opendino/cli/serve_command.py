@@ -17,7 +17,7 @@ from opendino.core.errors import UserError
 from opendino.core.ranges import Batch, Checked, Count, Workers
 from opendino.embeddings.embedding_table import EmbeddingTable, check_model
 from opendino.embeddings.open_table import open_table
-from opendino.models.classifier import Classifier, load_classifier
+from opendino.models.classifier import FROZEN, Classifier, load_classifier
 from opendino.models.load import CLASSIFIER, Model, load
 
 
@@ -86,6 +86,14 @@ def _opened(config: Config) -> tuple[Model, Classifier | None, EmbeddingTable | 
     if (folder / CLASSIFIER).is_file():
         model, classifier = load_classifier(folder)
         classifier = classifier.to(device)
+        tuned = load(folder)
+        if tuned.fingerprint != model.fingerprint:  # fine-tuning was not shown to be better
+            log.say(f"/embed and /predict use the frozen features, {folder}/{FROZEN}, as `opendino predict` does")
+            if table and table.about["fingerprint"] == tuned.fingerprint:
+                raise UserError(
+                    f"{table.name} holds vectors of the fine-tuned network, and {config.model} serves the frozen one",
+                    f"Embed the images with {folder}/{FROZEN} into another table, or serve without --table",
+                )
     else:
         model, classifier = load(config.model, table.about["which"] if table else None), None
     if table:

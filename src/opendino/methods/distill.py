@@ -109,6 +109,8 @@ class _Distillation(Method):
         self.student = nn.ModuleDict({"backbone": student})
         if model.classifier is not None:
             self.teacher["classifier"], self.classes = model.classifier, model.classes
+            if not self.classes and not config.label_weight:  # of timm; the classes of the images are others
+                self.classes = tuple(map(str, range(model.classifier.out_features)))
             self.student["classifier"] = nn.Linear(student.embed_dim, model.classifier.out_features)
         else:
             self.student["head"] = nn.Linear(student.embed_dim, frozen.embed_dim)

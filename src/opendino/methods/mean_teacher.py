@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from opendino.core import auto_values
+from opendino.core import auto_values, duration
 from opendino.core.contracts import Backbone, Method, MethodConfig
 from opendino.core.errors import UsageError
 from opendino.core.ranges import CountOrZero, Duration, Fraction, FractionAboveZero, NotNegative
@@ -43,7 +43,8 @@ class Config(MethodConfig):
     consistency: NotNegative = 10.0
     """Weight of the consistency loss; 10 equals the paper's 100 for 10 classes, as its code divides by their number."""
     consistency_rampup: Duration = "20%"
-    """Ramp-up time of the consistency weight, exp(-5 (1 - t)²); longer if training is unstable at the start."""
+    """Ramp-up time of the consistency weight, exp(-5 (1 - t)²); longer if training is unstable at the start. 0, as in a
+    continued run: from the first step the teacher is an average with momentum_end."""
     momentum: Fraction = 0.99
     """EMA momentum of the teacher during the ramp-up; in the first steps 1 - 1/(step + 1), a plain average."""
     momentum_end: Fraction | Literal["auto"] = "auto"
@@ -157,15 +158,24 @@ class _MeanTeacher(Method):
 
     def rampup(self, clock: Clock) -> float:
         """Current factor of the consistency weight, exp(-5) … 1."""
+        if self._settled:
+            return 1.0
         return math.exp(-5 * (1 - min(1.0, clock.step / self._rampup_steps(clock))) ** 2)
 
     def ema_momentum(self, clock: Clock) -> float:
         """Current EMA momentum of the teacher."""
+        if self._settled:
+            return self.config.momentum_end
         after_rampup = clock.step >= self._rampup_steps(clock)
         return min(1 - 1 / (clock.step + 1), self.config.momentum_end if after_rampup else self.config.momentum)
 
     def _rampup_steps(self, clock: Clock) -> int:
         return max(1, clock.in_steps(self.config.consistency_rampup))
+
+    @property
+    def _settled(self) -> bool:
+        """Whether there is no ramp-up: the teacher is an average already."""
+        return duration.parse(self.config.consistency_rampup)[0] == 0
 
 
 def consistency(logits: Tensor, target: Tensor) -> Tensor:
