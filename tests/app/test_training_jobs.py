@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -96,7 +97,10 @@ def test_a_session_takes_its_uploads_and_its_runs_along(folder: Path, tmp_path: 
     assert jobs.runs("one") == {}
 
 
-def test_a_training_on_images_of_the_server_is_everybodys_and_outlives_a_session(folder: Path) -> None:
+def test_a_training_on_images_of_the_server_is_everybodys_and_outlives_a_session(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training_jobs, "_GRACE_SECONDS", 0.0)
     jobs = TrainingJobs(folder, False, folder.with_name("server"), 2)
     training = jobs.start_on_server_images("one", "/images/cells", ["--labels", "none"])
     assert jobs.latest("one") is training and jobs.latest("two") is training
@@ -111,3 +115,4 @@ def test_a_training_on_images_of_the_server_is_everybodys_and_outlives_a_session
     jobs.close_all()
     assert not training.running and jobs.latest("one") is None
     assert (training.out / "backbone.json").is_file()  # its run is kept
+    assert training._process.returncode != -signal.SIGKILL, "it had the time that it needed"

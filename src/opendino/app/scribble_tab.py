@@ -16,7 +16,7 @@ from PIL import Image
 
 from opendino.app import painting, uploads
 from opendino.app.catalog import ServerImage
-from opendino.app.context import NETWORK, Context, Head, bounded, caption, handle_errors, session_id
+from opendino.app.context import Context, Head, bounded, caption, handle_errors, session_id
 from opendino.app.image_input import image_input
 from opendino.app.painting import BRUSH_NAMES, as_layer, draw_labels, layers, painted_labels
 from opendino.core.errors import UserError
@@ -66,7 +66,9 @@ def build(context: Context, head: Head) -> None:
     tab = _Tab(context, PatchCache())
     shown = [state, result, images, note, download]
     # progress is not shown on the editor: it would cover what one paints on
-    private: dict[str, Any] = {"preprocess": False, "api_visibility": "private", "show_progress_on": result, **NETWORK}
+    private: dict[str, Any] = {"preprocess": False, "api_visibility": "private", "show_progress_on": result}
+    # One event at a time: each takes the state as the one before left it.
+    private |= {"concurrency_id": "segment", "concurrency_limit": 1}
     painted = [state, editor, names]
     image.change(handle_errors(tab.add), [*painted, image, origin, head.model], [editor, *shown], **private)
     images.select(handle_errors(tab.go), [*painted, head.model], [editor, *shown], **private)

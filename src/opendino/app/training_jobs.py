@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import shlex
 import shutil
@@ -13,6 +14,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from opendino.core import log
 from opendino.core.errors import UserError
 from opendino.models.load import DESCRIPTION
 
@@ -74,11 +76,20 @@ class TrainingJob:
             self.stopped = True
             self._process.send_signal(signal.SIGTERM)
 
-    def end(self) -> None:
-        """Wait for the process to exit, and kill it if it does not."""
+    def end(self, patient: bool = False) -> None:
+        """Wait for the process to exit, and kill it if it does not.
+
+        Args:
+            patient: Wait until it has finished its step, or its evaluation, and saved, however long that takes; Ctrl-C
+                kills it.
+        """
         try:
             self._process.wait(_GRACE_SECONDS)
         except subprocess.TimeoutExpired:
+            if patient:
+                log.say(f"waiting for the training in {self.out} to save; Ctrl-C ends it without")
+                with contextlib.suppress(KeyboardInterrupt):
+                    self._process.wait()
             self._process.kill()
             self._process.wait()
         self._stderr.unlink(missing_ok=True)
@@ -185,6 +196,7 @@ class TrainingJobs:
         for training in closed:
             training.ask_to_stop()
         for training in closed:
-            training.end()
-            if not self._keep and training.out.parent == self._folder:
+            of_session = training.out.parent == self._folder
+            training.end(patient=not of_session)
+            if not self._keep and of_session:
                 shutil.rmtree(training.out, ignore_errors=True)

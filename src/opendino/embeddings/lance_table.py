@@ -59,7 +59,7 @@ class LanceTable(EmbeddingTable):
         return self._table
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """See `EmbeddingTable`. The rows are those that `len` counted last, whatever is added while they are read."""
+        """See `EmbeddingTable`. The rows are those that `len` counted last, also while others are added."""
         return iter(self._table.search().select(["key", "vector"]).to_batches(STRETCH))
 
     def search(self, queries: Tensor, k: int, exact: bool) -> SearchResult:
