@@ -13,6 +13,7 @@ import transformers
 from torch import nn
 
 from opendino.core.errors import UserError
+from opendino.interop.formats import huggingface
 from opendino.interop.importing import import_model
 from opendino.models.timm_backbone import TimmBackbone
 from opendino.models.vit import VisionTransformer
@@ -130,9 +131,27 @@ def test_a_key_too_many_or_too_few_is_refused(tmp_path: Path) -> None:
             import_model(str(home), str(tmp_path / "ours"))
 
 
+@pytest.mark.parametrize(
+    ("processor", "found"),
+    [
+        ({"size": 224, "crop_pct": 0.875}, {"image_px": 224, "resize_px": 256}),
+        ({"size": {"shortest_edge": 384}, "crop_pct": 0.875}, {"image_px": 384, "resize_px": 384}),
+        ({"size": {"height": 32, "width": 32}}, {"image_px": 32, "resize_px": 32, "mean": [0.5] * 3}),
+        ({"size": 32, "do_normalize": False}, {"mean": [0.0] * 3, "std": [1.0] * 3}),
+    ],
+)
+def test_images_are_prepared_as_the_processor_says(
+    tmp_path: Path, processor: dict[str, Any], found: dict[str, Any]
+) -> None:
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
+    read = huggingface._preprocessing(tmp_path)
+    assert read is not None and {key: read[key] for key in found} == found
+
+
 def test_a_broken_processor_is_one_line(tmp_path: Path) -> None:
     home = folder(tmp_path / "hf", transformers.ViTModel(transformers.ViTConfig(**TINY)))
-    for content in ("[]", "{", '{"size": {}}', '{"resample": 77}'):
+    not_square = '{"size": {"height": 224, "width": 112}}'
+    for content in ("[]", "{", '{"size": {}}', '{"resample": 77}', not_square, '{"do_rescale": false}'):
         (home / "preprocessor_config.json").write_text(content)
         with pytest.raises(UserError, match="cannot be used"):
             import_model(str(home), str(tmp_path / "ours"))

@@ -322,13 +322,19 @@ def _preprocessing(path: Path) -> dict[str, Any] | None:
         resize_px = size if isinstance(size, int) else size.get("shortest_edge") or size["height"]
         image_px = crop if isinstance(crop, int) else crop.get("height") or crop["shortest_edge"]
         image_px = int(image_px) if processor.get("do_center_crop", False) else int(resize_px)
-        half = [0.5, 0.5, 0.5]
+        if isinstance(size, dict) and size.get("height") != size.get("width"):
+            raise ValueError(f"it resizes to {size['height']} × {size['width']} pixels, and only squares are supported")
+        if not processor.get("do_rescale", True) or abs(processor.get("rescale_factor", 1 / 255) - 1 / 255) > 1e-6:
+            raise ValueError("it does not scale values to 0 to 1")
+        if "crop_pct" in processor and int(resize_px) < 384:  # as ConvNeXt's: resized to more, then cropped
+            resize_px = int(resize_px / processor["crop_pct"])
+        half, normalized = [0.5, 0.5, 0.5], processor.get("do_normalize", True)
         return {
             "image_px": image_px,
             "resize_px": int(resize_px),
             "interpolation": Image.Resampling(processor.get("resample", 2)).name.lower(),
-            "mean": [float(value) for value in processor.get("image_mean", half)],
-            "std": [float(value) for value in processor.get("image_std", half)],
+            "mean": [float(value) for value in processor.get("image_mean", half)] if normalized else [0.0] * 3,
+            "std": [float(value) for value in processor.get("image_std", half)] if normalized else [1.0] * 3,
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"'{file}' cannot be used: {error}", "Download it again") from error

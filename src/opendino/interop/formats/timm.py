@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from opendino.core import log
 from opendino.core.errors import UserError, first_line
 from opendino.core.ranges import Checked
 from opendino.interop import architectures, compare_outputs, timm_folder
@@ -60,6 +61,12 @@ def read(checkpoint: Checkpoint) -> Imported:
         for option in ("img_size", "in_chans", "num_classes", "drop_path_rate", "global_pool"):
             options.pop(option, None)
         wanted = described_preprocessing(described) if described else published_preprocessing(str(name))
+        if not config:
+            mean, std = (" ".join(f"{value:g}" for value in wanted[key]) for key in ("mean", "std"))
+            log.warn(
+                f"{source} does not say how its images were normalized: as for timm's {name}, mean {mean}, std {std}. "
+                "If that is wrong, change both in backbone.json"
+            )
         if wanted["interpolation"] not in _INTERPOLATIONS:
             raise UserError(
                 f"{source} needs the interpolation {wanted['interpolation']!r}",
