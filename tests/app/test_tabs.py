@@ -116,6 +116,15 @@ def test_a_disc_is_tracked(place: Path) -> None:
     assert (inside & disc).sum() / (inside | disc).sum() > 0.6
 
 
+def test_labels_stay_when_another_table_is_chosen() -> None:
+    state = label_tab._of_table(None, "one.parquet", "photos") | {"labels": {"1.png": "cat"}}
+    better = label_tab._of_table(state, "two.parquet", "photos")
+    assert better["labels"] == {"1.png": "cat"} and better["keys"] == []
+    other = label_tab._of_table(better, "cells.parquet", "cells")
+    assert other["labels"] == {} and other["kept"] == {"photos": {"1.png": "cat"}}, "the same name may be another image"
+    assert label_tab._of_table(other, "one.parquet", "photos")["labels"] == {"1.png": "cat"}
+
+
 def test_labels_of_a_list_predict_the_rest(place: Path, tmp_path: Path) -> None:
     shown = model_cache.ModelCache(torch.device("cpu")).table(str(place / "photos.parquet"))
     keys = shown.vectors[0]
