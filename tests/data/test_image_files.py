@@ -19,7 +19,7 @@ from opendino.data import readers
 from opendino.data.image_files import image_files
 from opendino.data.image_survey import has_only_photographs, survey
 from opendino.data.intensity import Intensity
-from opendino.data.open_source import open_source
+from opendino.data.open_source import list_paths, not_files, open_source
 from opendino.data.readers.decoded_image import DecodedImage
 from opendino.data.readers.multi_page_files import Reading
 
@@ -290,3 +290,10 @@ def test_dark_deep_images_among_photographs_are_refused_not_black() -> None:
     with pytest.raises(BadImage, match="as a photograph it would be black"):
         images.read(6)
     assert np.asarray(images.read(7)).max() > 230
+
+
+def test_a_list_of_pages_says_that_it_is_no_data(tmp_path: Path) -> None:
+    (tmp_path / "a.tif").write_bytes(tiff(gray(0)))
+    data = str(tmp_path)
+    assert not_files(list_paths(data, ["a.tif"])) == not_files([]) == not_files(["in.tar/a.tif"]) == ""
+    assert "a.tif#3 is no file: it is a page" in not_files(list_paths(data, ["a.tif#3"]))

@@ -14,7 +14,7 @@ from opendino.cli import Outcome, flags, table_sheet
 from opendino.core import atomic_write, distributed
 from opendino.core.errors import UserError
 from opendino.core.ranges import Checked, Count
-from opendino.data.open_source import list_paths
+from opendino.data.open_source import list_paths, not_files
 from opendino.data.source_files import cell
 from opendino.embeddings.embedding_table import left_out
 from opendino.embeddings.open_table import open_table
@@ -78,6 +78,8 @@ def run(args: list[str]) -> Outcome:
     if out:
         atomic_write.write(out, _table_text(rows, table.about["data"]))
         lines.append(f"all {len(rows):,} → {config.out}")
+        if told := not_files(list_paths(table.about["data"], [rows[0]["path"]])):
+            lines.append(f"note: {told}")
     if sheet:
         tiles = [(row["path"], f"{row['distance']:.3f}  lof {row['lof']:.2f}") for row in rows[: config.num]]
         table_sheet.save(table_sheet.in_rows(tiles, _COLUMNS), table.about, sheet)

@@ -16,7 +16,7 @@ from opendino.core.progress import track
 from opendino.core.ranges import Checked, Count, OutOfRange, Seed
 from opendino.data.labels import image_finder
 from opendino.data.list_columns import read_list
-from opendino.data.open_source import list_paths
+from opendino.data.open_source import list_paths, not_files
 from opendino.data.source_files import line, printable, unescape
 from opendino.embeddings.diverse_selection import next_to_label
 from opendino.embeddings.embedding_table import left_out
@@ -79,6 +79,8 @@ def run(args: list[str]) -> Outcome:
     radius = chosen[-1][1]
     text = f"{len(chosen):,} of {len(keys):,} images → {config.out}; every image is within {radius:.3f} of a chosen one"
     text += f" (distance of unit vectors, 0 to 2){left_out(lost)}"
+    if told := not_files([paths[row] for row, _ in chosen]):
+        text += f"\nnote: {told}"
     rows: list[dict[str, Any]] = [{"path": keys[row], "radius": round(radius, 6)} for row, radius in chosen]
     if unsure is not None:
         for row, told in zip((row for row, _ in chosen), rows, strict=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from opendino.core import registry
@@ -82,6 +82,13 @@ def list_paths(data: str, keys: Iterable[str]) -> list[str]:
     else:
         return list(keys)  # no separate files
     return [printable(os.path.join(folder, unescape(key))) for key in keys]  # noqa: PTH118 - perhaps a million
+
+
+def not_files(paths: Sequence[str]) -> str:
+    """What to say of a list that `list_paths` made if its images are no files, so that it is not DATA; else ""."""
+    if not paths or not os.path.isabs(paths[0]) or os.path.lexists(unescape(paths[0])):  # noqa: PTH117
+        return ""
+    return f"{paths[0]} is no file: it is a page, a frame, several files or gone, so the list does not work as DATA"
 
 
 def _expand_user(data: str) -> str:
