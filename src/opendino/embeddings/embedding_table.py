@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import contextlib
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -137,37 +138,22 @@ def check_model(table: EmbeddingTable, model: Model, name: str) -> None:
         )
 
 
-@contextlib.contextmanager
-def writable(name: str) -> Iterator[None]:
-    """Convert exceptions of LanceDB about a table that cannot be written to a `UserError`; the table itself is intact.
+def readable(name: str) -> AbstractContextManager[None]:
+    """A block in which exceptions of pyarrow and LanceDB become a `UserError` about a table that cannot be read."""
+    return _in_one_line(f"{name} cannot be read", "It is damaged or not a table: create it again with opendino embed")
 
-    Raises:
-        UserError: The block raised such an exception.
-    """
-    try:
-        yield
-    except UserError:
-        raise
-    except (OSError, RuntimeError, ValueError) as error:
-        raise UserError(
-            f"{name} cannot be written: {first_line(error)[:200].rstrip('.')}",
-            "Free space on its disk, or wait for other commands that write it; then run the same command again",
-        ) from error
+
+def writable(name: str) -> AbstractContextManager[None]:
+    """A block in which exceptions of LanceDB become a `UserError` about a table that cannot be written but is intact."""
+    hint = "Free space on its disk, or wait for other commands that write it; then run the same command again"
+    return _in_one_line(f"{name} cannot be written", hint)
 
 
 @contextlib.contextmanager
-def readable(name: str) -> Iterator[None]:
-    """Convert exceptions of pyarrow and LanceDB about an unreadable table to a `UserError`.
-
-    Raises:
-        UserError: The block raised such an exception.
-    """
+def _in_one_line(says: str, hint: str) -> Iterator[None]:
     try:
         yield
     except UserError:
         raise
     except (OSError, RuntimeError, ValueError, KeyError) as error:
-        raise UserError(
-            f"{name} cannot be read: {first_line(error)[:200].rstrip('.')}",
-            "It is damaged or not a table: create it again with opendino embed",
-        ) from error
+        raise UserError(f"{says}: {first_line(error)[:200].rstrip('.')}", hint) from error
