@@ -18,7 +18,8 @@ from opendino.core import auto_values, compilation, distributed, log, ranges, re
 from opendino.core.contracts import Backbone, Method, Source
 from opendino.core.errors import UserError, first_line
 from opendino.core.progress import waiting
-from opendino.core.types import Facts, ViewSpec
+from opendino.core.types import IMAGENET_MEAN, IMAGENET_STD, Facts, ViewSpec
+from opendino.data import fingerprint
 from opendino.data.cache import decide as decide_cache
 from opendino.data.channel_images import ChannelImages
 from opendino.data.dataset_probe import probe_dataset
@@ -55,11 +56,16 @@ def resolve_config(config: Config, device: torch.device) -> tuple[ResolvedConfig
         files = run_images.open_images(config, config.data)
     if device.type == "mps" and config.bits == "auto":
         config = replace(config, bits=8)  # it has no uint16
+    given = (config.mean, config.std) != (IMAGENET_MEAN, IMAGENET_STD)
     config, is_rgb, found = run_images.resolve_intensity(config, files)
     source = _used(relabel(files, config.labels, config.seed), config)
+    check_same_images(source)
     workers, why_workers = sizing.workers(config.workers, device)
     probe = probe_dataset(source, config.max_bad_frac, workers=workers)
-    config, facts, reasons = _method_and_network(config, source, probe.short_side_px, is_rgb, device)
+    surveyed = config.mean, config.std
+    config, facts, reasons = _method_and_network(config, source, probe.short_side_px, is_rgb, device, given)
+    if (config.mean, config.std) != surveyed:  # those of the model that the run starts from
+        found = [line for line in found if not line.startswith("mean = ")]
     reasons = found + reasons
     with waiting("measuring which precision is fastest"):
         dtype, why_dtype = precision.choose(config.precision, device)
@@ -103,14 +109,16 @@ def resolve_config(config: Config, device: torch.device) -> tuple[ResolvedConfig
 
 
 def _method_and_network(
-    config: Config, source: Source, short_side_px: int, is_rgb: bool, device: torch.device
+    config: Config, source: Source, short_side_px: int, is_rgb: bool, device: torch.device, given: bool
 ) -> tuple[Config, Facts, list[str]]:
     """Choose the backbone, the length and the batch, and from them the settings of method and optimizer.
+
+    With `given` the user has set mean and std, which then are not those of the model that the run starts from.
 
     Returns:
         The settings, what is known about the run, and the reasons for the log, one line each.
     """
-    config, reasons = _with_backbone(config, device, short_side_px)
+    config, reasons = _with_backbone(config, device, short_side_px, given)
     epochs, why_epochs = _epochs(config)
     seen = math.inf if config.steps else epochs * len(source)
     batch, why_batch = sizing.batch(config.batch, len(source), seen, device)
@@ -153,7 +161,9 @@ def absolute_paths(config: Config) -> Config:
     )  # fmt: skip
 
 
-def _with_backbone(config: Config, device: torch.device, short_side_px: int) -> tuple[Config, list[str]]:
+def _with_backbone(
+    config: Config, device: torch.device, short_side_px: int, given: bool = False
+) -> tuple[Config, list[str]]:
     """The config with its backbone, and the reasons."""
     reasons = list[str]()
     model = load.load(config.init) if config.init else None
@@ -163,7 +173,7 @@ def _with_backbone(config: Config, device: torch.device, short_side_px: int) -> 
         name, why = auto_values.vit(config.backbone, short_side_px)
         config, reasons = replace(config, backbone=name), [f"backbone = {name}: {why}"]
     if model:
-        config = _settings_of(model, config)
+        config = _settings_of(model, config, given)
         return config, [*reasons, f"backbone = {config.backbone}: starts from {config.init}"]
     if config.backbone == "auto":
         name, why = auto_values.backbone(device.type)
@@ -221,6 +231,21 @@ def check_classes(method: Method, spec: ViewSpec, source: Source) -> None:
         )
 
 
+def check_same_images(source: Source) -> None:
+    """Check that all processes of a run have found the same images (collective).
+
+    Raises:
+        UserError: They have not: each scans the folder for itself, and it is changing.
+    """
+    if distributed.is_distributed():
+        found = distributed.all_gather_object([fingerprint.names(source)])
+        if any(each != found[0] for each in found):
+            raise UserError(
+                "The processes of the run have found different images: the folder is changing",
+                "Start again when no images arrive, or give a list of paths",
+            )
+
+
 def rescale(config: ResolvedConfig, world: int, device: torch.device) -> ResolvedConfig:
     """Settings of a run resumed on another number of devices: the same batch, in micro-batches that fit.
 
@@ -239,7 +264,7 @@ def rescale(config: ResolvedConfig, world: int, device: torch.device) -> Resolve
     before, local_batch = config.optim.grad_accum_steps, config.batch // distributed.world_size()
     micro_batches = distributed.broadcast_object(before if before >= fewest and local_batch % before == 0 else fewest)
     log.say(
-        f"Resuming on {distributed.world_size()} devices (was {world}): "
+        f"Resuming on {distributed.world_size()} devices{f' (was {world})' * bool(world)}: "
         f"{micro_batches} micro-batches per step (was {before})"
     )
     return replace(config, optim=replace(config.optim, grad_accum_steps=micro_batches))
@@ -384,10 +409,10 @@ def first_backbone(config: Config, spec: ViewSpec, role: str) -> Backbone:
     return network
 
 
-def _settings_of(model: load.Model, config: Config) -> Config:
-    """Take normalization, if the channels are as many, and, with backbone = auto, the backbone from the model."""
+def _settings_of(model: load.Model, config: Config, given: bool) -> Config:
+    """Take normalization, if not `given` and the channels are as many, and, if auto, the backbone from the model."""
     mean, std = (tuple(model.preprocessing[name]) for name in ("mean", "std"))
-    if len(mean) == len(config.mean):
+    if not given and len(mean) == len(config.mean):
         config = replace(config, mean=mean, std=std)
     if config.backbone != "auto":
         return config

@@ -106,7 +106,7 @@ def resolve_intensity(config: Config, files: ImageFiles) -> tuple[Config, bool, 
     found = survey(files)
     for line in found.describe():
         log.say(f"  {line}")
-    if not config.channels and _has_names(found):
+    if not config.channels and not found.photographs and _has_names(found):
         config = replace(config, channels=found.channels)
         files.reading = replace(files.reading, channels=found.channels)
     files.intensity, why = found.intensity(config.intensity)

@@ -332,7 +332,10 @@ def _resume(
         config = resolve.rescale(config, state.world, device)
     elif any((folder / "checkpoints").glob("step_*")):
         raise UserError(f"'{folder}' has no readable checkpoint", "Start a new run with another --out")
+    elif config.batch % (config.optim.grad_accum_steps * distributed.world_size()):
+        config = resolve.rescale(config, 0, device)  # it was killed before it saved on how many devices it ran
     source = resolve.images(config)
+    resolve.check_same_images(source)
     if path is not None:
         existing_runs.check_images(folder, config, source, state.fingerprint)
     config, message = existing_runs.change_length(config, len(source), state.step, steps, epochs)

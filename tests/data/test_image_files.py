@@ -12,10 +12,13 @@ import pytest
 import tifffile
 from PIL import Image
 
+from opendino import run_images
+from opendino.config import Config
 from opendino.core.contracts import Source
 from opendino.core.errors import BadImage, UsageError, UserError
 from opendino.core.types import PixelFormat
 from opendino.data import readers
+from opendino.data.decode import decode
 from opendino.data.image_files import image_files
 from opendino.data.image_survey import has_only_photographs, survey
 from opendino.data.intensity import Intensity
@@ -297,3 +300,19 @@ def test_a_list_of_pages_says_that_it_is_no_data(tmp_path: Path) -> None:
     data = str(tmp_path)
     assert not_files(list_paths(data, ["a.tif"])) == not_files([]) == not_files(["in.tar/a.tif"]) == ""
     assert "a.tif#3 is no file: it is a page" in not_files(list_paths(data, ["a.tif#3"]))
+
+
+@pytest.mark.parametrize("colors", [1, 3])
+def test_a_deep_image_among_photographs_changes_nothing_for_them(tmp_path: Path, colors: int) -> None:
+    """In a run too, which finds channels and range of its images first."""
+    for number in range(8):
+        pixels = gray(20 * number, dtype="u1")
+        pixels = np.repeat(pixels[..., None], 3, 2) if number < colors else pixels
+        (tmp_path / f"{number}.png").write_bytes(png(pixels))
+    (tmp_path / "deep.tif").write_bytes(tiff(gray(60_000)))
+    files = image_files(open_source(str(tmp_path)), Reading())
+    config, is_rgb, _ = run_images.resolve_intensity(Config(data=str(tmp_path)), files)
+    assert is_rgb and config.channels == () and config.bits == 8
+    for index in range(len(files)):
+        data = files.read(index)
+        assert decode(data, reading=files.reading, intensity=files.intensity).shape == (12, 12, 3), files.key(index)

@@ -24,9 +24,13 @@ def sample(source: Source) -> dict[str, Any]:
         {"images": [number of images, checksum of 1000 keys and labels], "contents": [checksums of 32 images]}; the
         sampled images are spaced evenly.
     """
+    return {"images": names(source), "contents": _contents(source)}
+
+
+def names(source: Source) -> list[int]:
+    """The number of images, and a checksum of 1000 keys and labels."""
     named = "\n".join(f"{source.key(i)} {source.label(i)}" for i in evenly_spaced(len(source), _NAMES))
-    checksum = zlib.crc32(named.encode("utf-8", "surrogateescape"))
-    return {"images": [len(source), checksum], "contents": _contents(source)}
+    return [len(source), zlib.crc32(named.encode("utf-8", "surrogateescape"))]
 
 
 def key_digests(source: Source) -> np.ndarray:

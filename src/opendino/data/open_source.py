@@ -57,7 +57,8 @@ def absolute(data: str) -> str:
     matches = bool(scheme) and registry.load(_SOURCES, scheme[1]).matches(rest)
     if not (matches or "{" in path or (exists(path) and (not scheme or "." in path))):
         return data
-    return before + "::".join(map(os.path.abspath, path.split("::"))) + mark + options
+    paths = [path] if exists(path) else path.split("::")
+    return before + "::".join(map(os.path.abspath, paths)) + mark + options
 
 
 def list_paths(data: str, keys: Iterable[str]) -> list[str]:
@@ -72,7 +73,7 @@ def list_paths(data: str, keys: Iterable[str]) -> list[str]:
     """
     data = _expand_user(data)
     scheme = _SCHEME.match(data) if not exists(data) else None
-    if scheme and scheme[1] in ("folder", "listing"):
+    if scheme and scheme[1] in ("folder", "file_list"):
         data = _expand_user(data[scheme.end() :])
     data, _ = split_every(data)
     if detect_layout(data) == "images":

@@ -34,6 +34,10 @@ def suffix(name: str) -> str:
     return name[dot:].lower() if dot > name.rfind("/") else ""
 
 
+VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"})
+"""Suffixes of videos, in lower case."""
+
+
 def is_image(name: str) -> bool:
     """Whether a file name has the suffix of an image, in upper or lower case."""
     return suffix(name) in SUFFIXES
@@ -60,7 +64,7 @@ def is_file(path: str) -> bool:
 def detect_layout(path: str) -> Literal["images", "shards", "tables", ""]:
     """Which kind of dataset is in a folder: images, .tar shards, or Parquet or Arrow tables; "" if it is not a folder.
 
-    A folder with shards or tables that also contains an image or a folder counts as a folder of images.
+    A folder with shards or tables that also contains an image, a video or a folder counts as a folder of images.
     """
     if not is_folder(path):
         return ""
@@ -71,7 +75,7 @@ def detect_layout(path: str) -> Literal["images", "shards", "tables", ""]:
         for entry in entries:
             if not is_hidden(entry.name):
                 endings.add(suffix(entry.name))
-                if is_image(entry.name) or entry.is_dir():
+                if is_image(entry.name) or suffix(entry.name) in VIDEO_SUFFIXES or entry.is_dir():
                     return "images"
     return "shards" if ".tar" in endings else "tables" if endings & {".parquet", ".arrow"} else "images"
 

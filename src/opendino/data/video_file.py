@@ -24,10 +24,7 @@ from opendino.core.errors import BadImage, UsageError, UserError
 from opendino.core.ranges import shown
 from opendino.data import mmap_table as index
 from opendino.data.readers.limits import MAX_PIXELS
-from opendino.data.source_files import exists, printable, suffix
-
-SUFFIXES = frozenset({".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"})
-"""Suffixes of video files, in lower case."""
+from opendino.data.source_files import VIDEO_SUFFIXES, exists, printable, suffix
 
 _EVERY = re.compile(r"all|(\d+(?:\.\d+)?)s", re.ASCII)
 _OPTION = "?every="
@@ -40,7 +37,7 @@ _HINT = "Give a video file or a folder of frames"
 
 def is_video(name: str) -> bool:
     """Whether a file name has the suffix of a video, in upper or lower case."""
-    return suffix(name) in SUFFIXES
+    return suffix(name) in VIDEO_SUFFIXES
 
 
 def pyav() -> ModuleType:

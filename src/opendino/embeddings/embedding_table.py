@@ -144,7 +144,7 @@ def readable(name: str) -> AbstractContextManager[None]:
 
 
 def writable(name: str) -> AbstractContextManager[None]:
-    """A block in which exceptions of LanceDB become a `UserError` about a table that cannot be written but is intact."""
+    """A block in which exceptions of LanceDB become a `UserError` about an intact table that cannot be written."""
     hint = "Free space on its disk, or wait for other commands that write it; then run the same command again"
     return _in_one_line(f"{name} cannot be written", hint)
 

@@ -16,7 +16,13 @@ from opendino.core.errors import UserError
 
 def write_weights(path: Path, network: nn.Module) -> None:
     """Write the state dict of a network to a .safetensors file, atomically."""
-    state = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
+    state, stored = dict[str, Tensor](), set[int]()
+    for key, value in network.state_dict().items():
+        kept = value.detach().cpu().contiguous()
+        if kept.untyped_storage().data_ptr() in stored:  # weights that are tied; safetensors refuses shared memory
+            kept = kept.clone()
+        stored.add(kept.untyped_storage().data_ptr())
+        state[key] = kept
     atomic_write.write(path, safetensors.torch.save(state, metadata={"format": "pt"}))
 
 

@@ -22,6 +22,7 @@ from opendino.data import mmap_table as index
 from opendino.data.decode import SUFFIXES
 from opendino.data.mmap_table import Names
 from opendino.data.source_files import (
+    VIDEO_SUFFIXES,
     FolderClasses,
     detect_layout,
     is_hidden,
@@ -32,7 +33,6 @@ from opendino.data.source_files import (
     read_regular,
     suffix,
 )
-from opendino.data.video_file import SUFFIXES as VIDEO_SUFFIXES
 from opendino.data.video_file import VideoFrames, described, is_video, split_every
 
 _THREADS = 8
@@ -202,6 +202,7 @@ def _walk(root: str) -> tuple[list[str], Counter[str], dict[str, tuple[int, int,
     with ThreadPoolExecutor(_THREADS) as pool:  # network disks have a high latency but answer in parallel
         while folders or links:
             if not folders:  # links last, so that a folder reached in two ways is listed under its real name
+                links.sort()  # of two links to one folder the first by name counts, in any order they were found
                 folders = [links.pop(0)]
             level, folders = folders, []
             found = list(pool.map(partial(_scan, root), level))

@@ -26,6 +26,7 @@ from opendino.core.errors import BadImage, UsageError, UserError
 from opendino.data.decode import apply_exif_orientation
 from opendino.data.readers import photograph
 from opendino.data.readers.decoded_image import clean_name
+from opendino.data.source_files import class_order
 from opendino.data.subset import evenly_spaced
 
 _PREFIX = "python:"
@@ -75,10 +76,11 @@ class PythonSource(Source):
             BadImage: The item has no image, or it is not clear which axis is that of the channels.
         """
         try:
-            item = self._dataset[index]
-        except (OSError, ValueError, RuntimeError) as error:
+            return _pixels(_image(self._dataset[index]), self._channels)
+        except BadImage:
+            raise
+        except Exception as error:  # a dataset may raise anything, also when a lazily opened file is decoded
             raise BadImage(f"{type(error).__name__}: {str(error)[:200]}") from error
-        return _pixels(_image(item), self._channels)
 
 
 def matches(data: str) -> bool:
@@ -212,6 +214,17 @@ def _labels(dataset: Any) -> tuple[np.ndarray, tuple[str, ...]]:
     values, given = _values(dataset), getattr(dataset, "classes", None)
     if values is None:
         return np.zeros(0, np.int64), ()
+    values = [value.item() if getattr(value, "ndim", None) == 0 else value for value in values]
+    if all(isinstance(value, str | None) for value in values):
+        found: tuple[str, ...] = tuple(sorted({*values} - {None}, key=class_order))
+        if len(found) > max(50, len(values) // 2):
+            log.warn(f"the labels of the dataset are {len(found):,} texts for {len(values):,} images: not used")
+            return np.zeros(0, np.int64), ()
+        number = {name: label for label, name in enumerate(found)}
+        return np.array([number.get(value, -1) for value in values], np.int64), found
+    if odd := [value for value in values if not isinstance(value, int | None)]:
+        log.warn(f"the labels of the dataset are no classes, e.g. {str(odd[0])[:40]}: not used")
+        return np.zeros(0, np.int64), ()
     numbers = np.array([-1 if value is None else int(value) for value in values], np.int64)
     names = tuple(map(str, given)) if isinstance(given, Sequence) and not isinstance(given, str) else ()
     feature = getattr(dataset, "features", None)
@@ -234,14 +247,23 @@ def _values(dataset: Any) -> Sequence[Any] | None:
     if isinstance(columns, list):
         found = next((name for name in _LABEL_NAMES if name in columns), None)
         return dataset[found] if found else None
-    first = dataset[0]
+    first = next((item for index in range(min(len(dataset), 10)) if (item := _item(dataset, index)) is not None), None)
     label = _label_of_item(first)
     if label is None or label(first) is None:
         return None
     if len(dataset) > _MOST_READ_FOR_LABELS:
         log.warn(f"the labels of {len(dataset):,} items are not read; give the dataset a list `targets` to use them")
         return None
-    return [label(dataset[index]) for index in range(len(dataset))]
+    items = (_item(dataset, index) for index in range(len(dataset)))
+    return [None if item is None else label(item) for item in items]
+
+
+def _item(dataset: Any, index: int) -> Any:
+    """An item of a dataset, None if it cannot be read; then it is counted where its image is wanted."""
+    try:
+        return dataset[index]
+    except Exception:  # a dataset may raise anything
+        return None
 
 
 def _label_of_item(item: Any) -> Callable[[Any], Any] | None:
