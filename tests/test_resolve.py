@@ -71,6 +71,14 @@ def test_a_vit_that_starts_from_a_model_has_its_patch_size(tmp_path: Path) -> No
     assert config.backbone == "vit_tiny/8" and config.backbone_options["depth"] == 1
 
 
+@pytest.mark.parametrize("given", [False, True])
+def test_given_statistics_are_kept_with_a_model_to_start_from(tmp_path: Path, given: bool) -> None:
+    model = model_folder(tmp_path / "model", build.backbone("vit_tiny/8", image_px=32, depth=1), image_px=32)
+    own = replace(small.config("x"), init=model, mean=(0.5,) * 3, std=(0.25,) * 3)
+    config, _ = resolve._with_backbone(own, CPU, 300, given)
+    assert (config.mean == (0.5,) * 3) == given and (config.std == (0.25,) * 3) == given
+
+
 def with_network(backbone: str, options: dict[str, Any], local_px: int = 16) -> Config:
     config = demo.config("toy:textures?n=16&size=32")
     views = changed(config.views, {"local.number": 1, "local.size": local_px})

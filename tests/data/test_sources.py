@@ -18,7 +18,8 @@ from opendino.core.errors import BadImage, UsageError, UserError
 from opendino.core.types import ViewGroup, ViewSpec
 from opendino.data.cache import DecodedImages
 from opendino.data.loader import Batches
-from opendino.data.open_source import open_source
+from opendino.data.open_source import absolute, list_paths, open_source
+from opendino.data.source_files import detect_layout
 from opendino.data.sources import toy
 from opendino.data.sources.archive import ArchiveSource
 from opendino.data.sources.folder import FolderSource
@@ -357,3 +358,32 @@ def test_files_that_come_and_go_while_a_run_reads(tmp_path: Path) -> None:
     assert not {gone, changed} & set(second.indices.tolist())
     assert len(second.indices) == 4 and len(data.images) == 8
     assert data[0].indices.equal(first.indices)
+
+
+def test_a_folder_with_colons_stays_one_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place_files(tmp_path / "set::2024", "a.png")
+    monkeypatch.chdir(tmp_path)
+    assert absolute("set::2024") == str(tmp_path / "set::2024") and len(open_source(absolute("set::2024"))) == 1
+
+
+def test_videos_beside_a_table_are_images(tmp_path: Path) -> None:
+    for name in ("clip.mp4", "metadata.parquet"):
+        (tmp_path / name).write_bytes(b"x")
+    assert detect_layout(str(tmp_path)) == "images"
+    (tmp_path / "clip.mp4").unlink()
+    assert detect_layout(str(tmp_path)) == "tables"
+
+
+def test_of_two_links_to_a_folder_the_first_by_name_counts(tmp_path: Path) -> None:
+    place_files(tmp_path / "elsewhere", "a.png")
+    for name in ("z", "b", "m"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        (tmp_path / "set" / name / "link").symlink_to(tmp_path / "elsewhere")
+    source = open_source(str(tmp_path / "set"))
+    assert [source.key(index) for index in range(len(source))] == ["b/link/a.png"]
+
+
+def test_paths_of_a_list_with_its_scheme_are_absolute(tmp_path: Path) -> None:
+    place_files(tmp_path, "a.png")
+    (tmp_path / "list.txt").write_text("a.png\n")
+    assert list_paths(f"file_list:{tmp_path / 'list.txt'}", ["a.png"]) == [str(tmp_path / "a.png")]

@@ -17,7 +17,7 @@ from opendino.core.contracts import Backbone
 from opendino.core.errors import UsageError, UserError
 from opendino.models.build import backbone
 from opendino.models.load import Model, load, preprocessing, save_backbone
-from opendino.models.weights import load_weights
+from opendino.models.weights import load_weights, read_weights, write_weights
 
 
 def two_blocks(seed: int = 0, **options: object) -> Backbone:
@@ -237,3 +237,11 @@ def test_timm_weights_come_with_their_preprocessing(monkeypatch: pytest.MonkeyPa
     assert set(asked) == {True}
     assert model.embed(noise_image()).shape == (1, 64)
     assert model.preprocessing["image_px"] == 160
+
+
+def test_tied_weights_are_written(tmp_path: Path) -> None:
+    network = torch.nn.ModuleDict({"one": torch.nn.Linear(3, 3), "other": torch.nn.Linear(3, 3)})
+    network["other"].weight = network["one"].weight
+    write_weights(tmp_path / "tied.safetensors", network)
+    found = read_weights(tmp_path / "tied.safetensors")
+    assert torch.equal(found["one.weight"], found["other.weight"]) and len(found) == 4
