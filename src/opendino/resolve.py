@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import Any, Literal, cast
 
 import torch
-from torch import nn
 
 from opendino import config as configs
 from opendino import run_images
@@ -59,7 +58,7 @@ def resolve_config(config: Config, device: torch.device) -> tuple[ResolvedConfig
     given = (config.mean, config.std) != (IMAGENET_MEAN, IMAGENET_STD)
     config, is_rgb, found = run_images.resolve_intensity(config, files)
     source = _used(relabel(files, config.labels, config.seed), config)
-    check_same_images(source)
+    fingerprint.check_same_on_all_ranks(source)
     workers, why_workers = sizing.workers(config.workers, device)
     probe = probe_dataset(source, config.max_bad_frac, workers=workers)
     surveyed = config.mean, config.std
@@ -211,39 +210,6 @@ def _used(source: Source, config: Config) -> Source:
     """What the run trains on of all images: not those held out; each channel by itself if asked for."""
     used = training_images(source, config.hold_out, config.method.labeled_only)
     return ChannelImages(used) if config.channel_mode == "separate" else used
-
-
-def check_classes(method: Method, spec: ViewSpec, source: Source) -> None:
-    """Check that the classes of the data are those of the teacher's classifier, if the method trains on labels.
-
-    Raises:
-        UserError: They are not.
-    """
-    if not spec.labeled_frac or "classifier" not in method.student:
-        return
-    teacher_classes = method.classes or source.classes
-    number = cast(nn.Linear, method.student["classifier"]).out_features
-    if len(source.classes) != number or teacher_classes != source.classes:
-        raise UserError(
-            f"The teacher's classifier has {number} classes ({', '.join(teacher_classes[:3])}, ...), "
-            f"but the images have {len(source.classes)} ({', '.join(source.classes[:3])}, ...)",
-            "Give the images' classes the teacher's names, or train without labels: --method.label-weight 0",
-        )
-
-
-def check_same_images(source: Source) -> None:
-    """Check that all processes of a run have found the same images (collective).
-
-    Raises:
-        UserError: They have not: each scans the folder for itself, and it is changing.
-    """
-    if distributed.is_distributed():
-        found = distributed.all_gather_object([fingerprint.names(source)])
-        if any(each != found[0] for each in found):
-            raise UserError(
-                "The processes of the run have found different images: the folder is changing",
-                "Start again when no images arrive, or give a list of paths",
-            )
 
 
 def rescale(config: ResolvedConfig, world: int, device: torch.device) -> ResolvedConfig:

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import msgspec
+from torch import nn
 
 from opendino import config as configs
 from opendino.config import Config
 from opendino.core import log
+from opendino.core.contracts import Method, Source
 from opendino.core.errors import UsageError, UserError
 from opendino.core.types import IMAGENET_MEAN, IMAGENET_STD, PixelFormat, ViewSpec
 from opendino.data import channel_file_names, intensity
@@ -162,4 +164,22 @@ def _check_statistics(config: Config, channels: tuple[str, ...]) -> None:
         raise UserError(
             f"mean and std have {len(config.mean)} values, and the images have {describe(channels)}",
             "Give one value per channel, or none: then those of the images are used",
+        )
+
+
+def check_classes(method: Method, spec: ViewSpec, source: Source) -> None:
+    """Check that the classes of the data are those of the teacher's classifier, if the method trains on labels.
+
+    Raises:
+        UserError: They are not.
+    """
+    if not spec.labeled_frac or "classifier" not in method.student:
+        return
+    teacher_classes = method.classes or source.classes
+    number = cast(nn.Linear, method.student["classifier"]).out_features
+    if len(source.classes) != number or teacher_classes != source.classes:
+        raise UserError(
+            f"The teacher's classifier has {number} classes ({', '.join(teacher_classes[:3])}, ...), "
+            f"but the images have {len(source.classes)} ({', '.join(source.classes[:3])}, ...)",
+            "Give the images' classes the teacher's names, or train without labels: --method.label-weight 0",
         )

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from opendino import resolve
+from opendino import resolve, run_images
 from opendino.config import ResolvedConfig
 from opendino.core import distributed
 from opendino.core.contracts import Method, Source
@@ -63,7 +63,7 @@ def build_networks(config: ResolvedConfig, spec: ViewSpec, source: Source, devic
     method = resolve.make_method(config, spec, make)
     if new and init_all:
         checkpoint.load_networks(Path(config.init or ""), method)
-    resolve.check_classes(method, spec, source)
+    run_images.check_classes(method, spec, source)
     how = resolve.choose_parallel(config, spec, method, device)
     model, full_method = parallel.prepare_distributed(method.train(), device, how, config.sync_batch_norm)
     return Networks(method, model, full_method, optim.build(config.optim, method.student))

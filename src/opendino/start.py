@@ -20,6 +20,7 @@ from opendino.config import Config, ResolvedConfig
 from opendino.core import compilation, distributed, log, registry
 from opendino.core.contracts import Callback, Source
 from opendino.core.errors import UsageError, UserError
+from opendino.data import fingerprint
 from opendino.data.sources import python
 from opendino.engine import checkpoint, launch, parallel
 from opendino.engine.run_result import Result
@@ -335,7 +336,7 @@ def _resume(
     elif config.batch % (config.optim.grad_accum_steps * distributed.world_size()):
         config = resolve.rescale(config, 0, device)  # it was killed before it saved on how many devices it ran
     source = resolve.images(config)
-    resolve.check_same_images(source)
+    fingerprint.check_same_on_all_ranks(source)
     if path is not None:
         existing_runs.check_images(folder, config, source, state.fingerprint)
     config, message = existing_runs.change_length(config, len(source), state.step, steps, epochs)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from opendino.core import log
+from opendino.core import distributed, log
 from opendino.core.contracts import Source
 from opendino.core.errors import BadImage, UserError
 from opendino.data.subset import evenly_spaced
@@ -31,6 +31,21 @@ def names(source: Source) -> list[int]:
     """The number of images, and a checksum of 1000 keys and labels."""
     named = "\n".join(f"{source.key(i)} {source.label(i)}" for i in evenly_spaced(len(source), _NAMES))
     return [len(source), zlib.crc32(named.encode("utf-8", "surrogateescape"))]
+
+
+def check_same_on_all_ranks(source: Source) -> None:
+    """Check that all processes of a run have found the same images (collective).
+
+    Raises:
+        UserError: They have not: each scans the folder for itself, and it is changing.
+    """
+    if distributed.is_distributed():
+        found = distributed.all_gather_object([names(source)])
+        if any(each != found[0] for each in found):
+            raise UserError(
+                "The processes of the run have found different images: the folder is changing",
+                "Start again when no images arrive, or give a list of paths",
+            )
 
 
 def key_digests(source: Source) -> np.ndarray:
