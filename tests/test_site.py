@@ -100,7 +100,7 @@ def test_a_reader_without_a_network_finds_a_page_also_on_a_phone(site: Path) -> 
         page = chromium.new_page()
         page.on("request", lambda request: requests.append(request.url))
         page.goto(f"{site.as_uri()}/index.html")  # from its folder: search has no worker
-        figure = page.get_by_role("img", name=re.compile("k-NN accuracy of teacher"))
+        figure = page.get_by_role("img", name=re.compile("k-NN accuracy on five sets"))
         assert figure.evaluate("each => each.naturalWidth") > 0
         page.locator(".md-search__input").click()
         page.keyboard.type("copy-detection")

@@ -141,12 +141,12 @@ def check_bright(image: DecodedImage) -> None:
     """Check that an image of more than 8 bits, whose set is not known, uses enough of its range to be a photograph.
 
     Raises:
-        BadImage: Its largest value is at most a sixteenth of what its type can hold: 12 bits stored in 16, or darker.
+        BadImage: Its largest value is above 0 and at most a sixteenth of what its type can hold: 12 bits stored in 16.
     """
     high = image.value_range[1]
     if image.pixels.dtype.kind != "u" or high <= 255 or not image.pixels.size:
         return
-    if (most := int(image.pixels.max())) * 16 <= high:
+    if 0 < (most := int(image.pixels.max())) * 16 <= high:  # an image of zeros is black in any range
         raise BadImage(
             f"its values end at {most:,} of {high:,.0f}: as a photograph it would be black. A model that is trained on "
             "such images knows their range"
