@@ -14,6 +14,7 @@ from opendino.data.sources import python
 from opendino.embedded_images import EmbeddedImages
 from opendino.engine.run_result import Result
 from opendino.features.feature_table import table
+from opendino.interop import hub_push
 from opendino.models import load as models
 from opendino.models.load import ImageInput, Images, Model
 
@@ -75,7 +76,7 @@ class ImageModel(Model):
             UsageError: The name or the license is not valid.
             UserError: There is no token, or the upload failed.
         """
-        which = None if sharing.is_exported(Path(self.name).expanduser()) else self.which
+        which = None if hub_push.is_exported(Path(self.name).expanduser()) else self.which
         return sharing.push(self.name, repository, license=license, which=which, private=private)
 
 

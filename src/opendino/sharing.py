@@ -53,7 +53,7 @@ def push(
         )
     hub_push.check(repository)
     folder = Path(model).expanduser()
-    if is_exported(folder):
+    if hub_push.is_exported(folder):
         if license or which:
             raise UsageError(f"'{model}' was exported already", f"State the license in its {hub_push.CARD}")
         return hub_push.push(model, repository, private, message)
@@ -63,11 +63,6 @@ def push(
         out = str(Path(place, "model"))
         export_model(model, "opendino", out, which, writer("opendino").Config(), facts)
         return hub_push.push(out, repository, private, message)
-
-
-def is_exported(folder: Path) -> bool:
-    """Whether a folder was written by `opendino export` and has a model card; a run may have a README.md too."""
-    return (folder / hub_push.CARD).is_file() and not (folder / "config.yaml").exists()
 
 
 def about_run(folder: Path) -> dict[str, Any]:

@@ -115,8 +115,9 @@ def _labeled(path: str, keys: list[str], paths: list[str]) -> dict[int, str]:
         return row.get(name, row.get(str(folder / name), by_file(name)))
 
     named = read_list(str(Path(path).expanduser()), lambda name: find(name) is not None)
-    rows = {number: label for name, label in named.items() if (number := find(name)) is not None}
-    lost = [name for name in named if find(name) is None]
+    numbers = {name: find(name) for name in named}
+    rows = {number: named[name] for name, number in numbers.items() if number is not None}
+    lost = [name for name, number in numbers.items() if number is None]
     if not rows:
         raise UserError(f"None of the {len(named)} images in {path} is in the table", "Write one key or path per line")
     if lost:

@@ -148,15 +148,23 @@ def _agree(one: str, other: str) -> bool:
     return not (one and other) or all(a == b for a, b in ends)
 
 
-def matched(keys: Sequence[str], listed: dict[str, _Said], path: str) -> tuple[dict[int, _Said], list[str]]:
+def matched(
+    keys: Sequence[str], find: Callable[[str], int | None], listed: dict[str, _Said], path: str
+) -> tuple[dict[int, _Said], list[str]]:
     """Position in `keys` → what a list says about that image; and the paths that name no image.
 
     Where several paths lead to an image, the one that is its key counts.
 
+    Args:
+        keys: Keys of the images.
+        find: From `image_finder(keys)`, with which the list was read.
+        listed: Path of an image → what the list says.
+        path: The list, for errors.
+
     Raises:
         UserError: Two paths lead to one image and say different things about it.
     """
-    find, known = image_finder(keys), set(keys)
+    known = set(keys)
     found, paths, unmatched = dict[int, _Said](), dict[int, str](), list[str]()
     for image in sorted(listed, key=lambda image: printable(image) not in known):
         index = find(image)
@@ -195,7 +203,7 @@ def match_labels(keys: Sequence[str], path: str) -> tuple[dict[int, str], str]:
     named = {image: name for image, name in listed.items() if name}
     if not named:
         raise UserError(f"{path} names no classes", "Write lines of path,class")
-    found, unmatched = matched(keys, named, path)
+    found, unmatched = matched(keys, find, named, path)
     message = f"{len(unmatched):,} of the {len(named):,} paths in {path} match no image, e.g. "
     if not found:
         raise UserError(f"{message}{printable(unmatched[0])}", f"Write paths as in the dataset, e.g. {keys[0]}")

@@ -35,7 +35,7 @@ def read_metadata(path: str, keys: Sequence[str]) -> dict[str, list[str]]:
     """
     find = image_finder(keys)
     listed = read_columns(path, lambda image: find(image) is not None)
-    found, _ = matched(keys, listed, path)
+    found, _ = matched(keys, find, listed, path)
     if not found:
         raise UserError(
             f"None of the {len(listed):,} paths in {printable(path)} is an image of the set, e.g. "

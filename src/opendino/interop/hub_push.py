@@ -27,6 +27,11 @@ def check(name: str) -> None:
         raise UserError("There is no token for the hub", "Set HF_TOKEN, or log in once: hf auth login")
 
 
+def is_exported(folder: Path) -> bool:
+    """Whether a folder was written by `opendino export` and has a model card; a run may have a README.md too."""
+    return (folder / CARD).is_file() and not (folder / "config.yaml").exists()
+
+
 def push(folder: str, name: str, private: bool, message: str) -> str:
     """Upload a folder as one commit.
 
@@ -45,8 +50,7 @@ def push(folder: str, name: str, private: bool, message: str) -> str:
     home = Path(folder).expanduser()
     if not home.is_dir():
         raise UserError(f"There is no folder '{folder}'", "Give a folder written by `opendino export`")
-    exported = (home / CARD).is_file() and not (home / "config.yaml").exists()  # a run has one, and much else
-    if not exported or not any((home / file).is_file() for file in ("config.json", DESCRIPTION)):
+    if not is_exported(home) or not any((home / file).is_file() for file in ("config.json", DESCRIPTION)):
         raise UserError(
             f"'{folder}' is not an exported folder", "Make one: opendino export MODEL --to huggingface --out FOLDER"
         )
