@@ -14,11 +14,11 @@ from opendino import mask_finetuning
 from opendino.config import Config, ResolvedConfig
 from opendino.core import distributed, log
 from opendino.core.contracts import Source
-from opendino.core.errors import UsageError, UserError
+from opendino.core.errors import UserError
 from opendino.data.held_out import held_out_labeled, training_images
 from opendino.data.labels import MASKS, all_labels, labels_for_val, relabel
 from opendino.data.subset import Subset, evenly_spaced
-from opendino.data.train_val_overlap import only_in_val
+from opendino.data.train_val_overlap import only_in_val_at_the_end
 from opendino.features.classification_metrics import accuracy
 from opendino.features.feature_table import table
 from opendino.features.few_labels import MOST_CROSS_VALIDATED
@@ -197,11 +197,7 @@ def _held_out(model: Model, config: Config) -> Source | None:
     if not (all_labels(val) >= 0).any():
         return None
     keys, val_keys = ([source.key(index) for index in range(len(source))] for source in (train, val))
-    try:
-        kept = only_in_val((config.data, keys), (config.val, val_keys))
-    except UsageError as error:  # at the end of a run, which stays
-        log.warn(str(error))
-        return None
+    kept = only_in_val_at_the_end((config.data, keys), (config.val, val_keys))
     val = val if len(kept) == len(val) else Subset(val, kept)
     return training_images(val, 0, labeled_only=True) if (all_labels(val) >= 0).any() else None
 

@@ -11,10 +11,9 @@ from torch import Tensor
 
 from opendino.config import ResolvedConfig
 from opendino.core import log
-from opendino.core.errors import UsageError
 from opendino.data.fingerprint import key_digests
 from opendino.data.held_out import is_held_out
-from opendino.data.train_val_overlap import only_in_val
+from opendino.data.train_val_overlap import only_in_val_at_the_end
 from opendino.datasets.labeled_pixels import LabeledPixels
 from opendino.datasets.mask_metrics import class_iou
 from opendino.datasets.segmentation_dataset import SegmentationDataset, open_segmentation_dataset
@@ -77,11 +76,7 @@ def _parts(config: ResolvedConfig) -> tuple[SegmentationDataset, SegmentationDat
     if config.val is not None:
         val = open_segmentation_dataset(config.val, "val")
         keys, val_keys = ([each.key(index) for index in range(len(each))] for each in (images.dataset, val))
-        try:
-            return images.dataset, val.subset(only_in_val((config.data, keys), (config.val, val_keys)))
-        except UsageError as error:  # at the end of a run, which stays
-            log.warn(str(error))
-            return images.dataset, val.subset([])
+        return images.dataset, val.subset(only_in_val_at_the_end((config.data, keys), (config.val, val_keys)))
     held = is_held_out(key_digests(images), config.hold_out)
     train, val = (images.dataset.subset(np.flatnonzero(part).tolist()) for part in (~held, held))
     return train, val

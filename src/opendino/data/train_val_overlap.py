@@ -42,6 +42,15 @@ def only_in_val(train: tuple[str, Iterable[str]], val: tuple[str, Sequence[str]]
     return kept
 
 
+def only_in_val_at_the_end(train: tuple[str, Iterable[str]], val: tuple[str, Sequence[str]]) -> list[int]:
+    """As `only_in_val`, for the end of a run, which stays: if all are trained on, a warning, and none."""
+    try:
+        return only_in_val(train, val)
+    except UsageError as error:
+        log.warn(str(error))
+        return []
+
+
 def _identities(data: str, keys: Iterable[str]) -> list[str]:
     paths = list_paths(data, keys)
     if paths and Path(paths[0]).is_absolute():
